@@ -1,0 +1,78 @@
+"""Files that are named by their checksum, and how one is written so that a reader never sees half of it."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CHUNK_BYTES = 1 << 20
+
+
+class ContractError(Exception):
+    """A file, manifest or model that is not what its release says it is. The message names it and what to do."""
+
+
+class Frozen(BaseModel):
+    """Base of every record in the contract: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRef(Frozen):
+    """One immutable file: where it lies and what it must hash to.
+
+    `run_id` is the MLflow run whose artifact it is (empty: `path` is relative to the manifest that names it).
+    """
+
+    run_id: str = ""
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def describe(path: Path, name: str, run_id: str = "") -> FileRef:
+    """The reference to the file at `path`, called `name` inside its release."""
+    return FileRef(run_id=run_id, path=name, sha256=sha256_file(path), bytes=path.stat().st_size)
+
+
+def verify(path: Path, ref: FileRef) -> Path:
+    """The path itself, once its size and sha256 equal the reference's. Raises ContractError naming what differs."""
+    if not path.is_file():
+        raise ContractError(f"{ref.path}: the file is missing ({path}); fetch the release again")
+    size = path.stat().st_size
+    if size != ref.bytes:
+        raise ContractError(f"{ref.path}: {size} bytes where the manifest says {ref.bytes}; the file is truncated or replaced")
+    found = sha256_file(path)
+    if found != ref.sha256:
+        raise ContractError(f"{ref.path}: sha256 {found[:12]}… where the manifest says {ref.sha256[:12]}…; the file is corrupt")
+    return path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` and renames it into place at the end: readers see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""The two manifests a release consists of: the encoder version and the index version. JSON on disk, frozen in memory."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from serving.contract.files import ContractError, FileRef, Frozen
+from serving.contract.preprocess import PreprocessSpec
+
+Scalar = str | int | float | bool | None
+
+
+class Variant(Frozen):
+    """One ONNX file of a tower. `fingerprint` binds its bytes to the preprocessing; see `fingerprint`."""
+
+    file: FileRef
+    fingerprint: str
+
+
+class EncoderManifest(Frozen):
+    """One encoder version: towers that share one embedding space. File name: `encoder.json`.
+
+    `towers[tower][variant]`, tower in teacher/student/text, variant in fp32/fp16/int8. `document` and `query` name the
+    "tower.variant" that embeds the catalogue and the one that embeds shoppers' photos. `golden` is an .npz with
+    `pixels` uint8 (n, size, size, 3), `tokens` int64 (n, context) when there is a text tower, and one float32 (n, dim)
+    array per "tower.variant".
+    """
+
+    format: Literal[1] = 1
+    name: str
+    dim: int = Field(gt=0)
+    preprocess: PreprocessSpec
+    towers: dict[str, dict[str, Variant]]
+    document: str
+    query: str
+    tokenizer: FileRef | None = None
+    golden: FileRef
+    recipe: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+
+    def variant(self, name: str) -> Variant:
+        """The variant called "tower.variant"."""
+        tower, _, variant = name.partition(".")
+        try:
+            return self.towers[tower][variant]
+        except KeyError:
+            known = sorted(f"{t}.{v}" for t, vs in self.towers.items() for v in vs)
+            raise ContractError(f"encoder {self.name} has no {name!r}; it has {', '.join(known)}") from None
+
+
+class EncoderRef(Frozen):
+    """The encoder version an index version needs, by registry version and by content."""
+
+    name: str
+    version: str
+    run_id: str
+    manifest: FileRef
+    document: str
+    document_fingerprint: str
+    query: str
+    query_fingerprint: str
+    dim: int
+
+
+class SnapshotRef(Frozen):
+    """A published snapshot. `content_sha256` covers the rows, not when or where they were copied."""
+
+    id: str
+    uri: str
+    rows: int
+    content_sha256: str
+
+
+class Segment(Frozen):
+    """One immutable piece of a shard.
+
+    base, delta: `index` is a FAISS file over positions 0..rows-1 and `table` a Parquet file whose row i describes position i
+    (columns: see serving/contract/segments.py). tombstones: no `index`; `table` has one int64 column `key`.
+    A key in a tombstone segment is hidden in every segment of the shard with a smaller `sequence`.
+    """
+
+    kind: Literal["base", "delta", "tombstones"]
+    shard: int
+    sequence: int
+    rows: int
+    family: str = ""
+    index: FileRef | None = None
+    table: FileRef
+
+
+class Gate(Frozen):
+    """A named check: what was measured, what was asked for, and whether it held."""
+
+    name: str
+    value: float
+    threshold: float
+    passed: bool
+    reason: str
+
+
+class Counts(Frozen):
+    """Where every product of the catalogue went. Reconciled: catalogue == embedded + quarantined; servable == embedded."""
+
+    catalogue: int
+    embedded: int
+    quarantined: int
+    indexed: int
+    tombstoned: int = 0
+    servable: int
+
+
+class IndexManifest(Frozen):
+    """One index version: the release. File name: `manifest.json`. Whoever holds it can answer, and prove with what."""
+
+    format: Literal[1] = 1
+    id: str
+    created_at: str
+    encoder: EncoderRef
+    snapshot: SnapshotRef
+    shards: int
+    segments: tuple[Segment, ...]
+    search: dict[str, Scalar]
+    ranker: dict[str, Any] = {}
+    counts: Counts
+    golden: FileRef
+    gates: tuple[Gate, ...] = ()
+    parent: str = ""
+    content_key: str = ""
+
+    def files(self) -> list[FileRef]:
+        """Every file the release consists of, besides the encoder's own."""
+        parts = [f for s in self.segments for f in (s.index, s.table) if f is not None]
+        return [*parts, self.golden]
+
+
+ManifestT = TypeVar("ManifestT", IndexManifest, EncoderManifest)
+
+
+def read_manifest(path: Path, kind: type[ManifestT]) -> ManifestT:
+    """The manifest in a JSON file. Raises ContractError with the first thing that is wrong with it."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ContractError(f"{path}: no such manifest") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "the file"
+        raise ContractError(f"{path}: not a {kind.__name__}: {where}: {first['msg']}") from None
+
+
+def fingerprint(onnx_sha256: str, preprocess: PreprocessSpec) -> str:
+    """sha256 over an ONNX file's own sha256 and its preprocessing spec: what a vector was made with."""
+    spec = json.dumps(preprocess.model_dump(), sort_keys=True)
+    return hashlib.sha256(f"{onnx_sha256}\n{spec}".encode()).hexdigest()

@@ -1,0 +1,150 @@
+"""From image bytes to the pixels an encoder takes. The same function for training, batch, serving and evaluation.
+
+The contract, by kind of image: EXIF orientation is applied; CMYK, palette, 16-bit and grey become 8-bit RGB; transparency lies
+on white; of an animation the first frame counts. Reduced JPEG decoding and area resampling are part of the contract, since they
+change pixels by 0.4-0.6 grey levels (docs/performance.md).
+"""
+
+import io
+import warnings
+from typing import Literal
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
+
+from serving.contract.files import Frozen
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+ORIENTATION_TAG = 0x0112
+WHITE = (255, 255, 255)
+
+
+class ImageRejected(Exception):
+    """Bytes that are not an acceptable image. `reason` is a short code for counting, the message one sentence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class PreprocessSpec(Frozen):
+    """How a picture becomes `size` x `size` pixels.
+
+    squash: both sides to `size`; crop: the shorter side to `size`, then the centre; pad: the longer side, then white borders.
+    """
+
+    format: Literal[1] = 1
+    size: int = Field(gt=0, le=1024)
+    fit: Literal["squash", "crop", "pad"] = "squash"
+
+
+class ImageLimits(Frozen):
+    """What is refused before any pixel is decoded."""
+
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 64_000_000
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS) -> np.ndarray:
+    """Pixels (size, size, 3) uint8 RGB of encoded image bytes.
+
+    Raises ImageRejected with a reason: empty, too_many_bytes, not_an_image, format, too_many_pixels, truncated.
+    """
+    if not data:
+        raise ImageRejected("empty", "the image has no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageRejected("too_many_bytes", f"the image has {len(data)} bytes; at most {limits.max_bytes} are accepted")
+    picture = _open(data, limits)
+    try:
+        orientation = picture.getexif().get(ORIENTATION_TAG, 1)
+        width, height = picture.size
+        least = _target(height, width, spec)
+        pixels = _pixels(data, picture, orientation, least)
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        raise ImageRejected("truncated", f"the image is truncated or damaged: {error}") from None
+    return _frame(pixels, spec)
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """The image with its header read and nothing decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise ImageRejected("not_an_image", "the bytes are not an image in a known format") from None
+    except Image.DecompressionBombError as error:
+        raise ImageRejected("too_many_pixels", str(error)) from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise ImageRejected("truncated", f"the image's header is damaged: {error}") from None
+    if picture.format not in FORMATS:
+        raise ImageRejected("format", f"images of format {picture.format} are not accepted; send one of {', '.join(FORMATS)}")
+    width, height = picture.size
+    if width * height > limits.max_pixels:
+        detail = f"the image is {width} x {height}; at most {limits.max_pixels} pixels are accepted"
+        raise ImageRejected("too_many_pixels", detail)
+    return picture
+
+
+def _pixels(data: bytes, picture: Image.Image, orientation: int, least: tuple[int, int]) -> np.ndarray:
+    """Upright RGB pixels (h, w, 3) uint8; a JPEG is decoded no larger than needed to cover `least` = (height, width)."""
+    if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+        if orientation == 1:
+            return pixels
+        picture = Image.fromarray(pixels)
+    else:
+        picture.seek(0)
+        picture = _to_rgb(picture)
+    picture.getexif()[ORIENTATION_TAG] = orientation
+    return np.asarray(ImageOps.exif_transpose(picture))
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        wide = np.asarray(picture).astype(np.int64)
+        return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (*WHITE, 255))
+        return Image.alpha_composite(ground, layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _target(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
+    """The (height, width) that a whole picture is resized to."""
+    if spec.fit == "squash":
+        return spec.size, spec.size
+    scale = spec.size / (min if spec.fit == "crop" else max)(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _frame(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+    """The picture in its frame (size, size, 3), contiguous. A crop is cut before it is resized: no strip grows huge."""
+    h, w = pixels.shape[:2]
+    if spec.fit == "crop":
+        side = min(h, w)
+        top, left = (h - side) // 2, (w - side) // 2
+        return _resize(pixels[top : top + side, left : left + side], spec.size, spec.size)
+    resized = _resize(pixels, *_target(h, w, spec))
+    if spec.fit == "squash":
+        return resized
+    frame = np.full((spec.size, spec.size, 3), WHITE, np.uint8)
+    h, w = resized.shape[:2]
+    top, left = (spec.size - h) // 2, (spec.size - w) // 2
+    frame[top : top + h, left : left + w] = resized
+    return frame
+
+
+def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    h, w = pixels.shape[:2]
+    if (h, w) == (height, width):
+        return np.ascontiguousarray(pixels)
+    shrinks = height <= h and width <= w
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -1,0 +1,25 @@
+"""The handful of errors a step may raise on purpose. Their message is one sentence: what, value, expected, what next."""
+
+
+class VitrineError(Exception):
+    """Something a person must mend; the message says what and how."""
+
+
+class SettingsError(VitrineError):
+    """A setting that is missing or makes no sense."""
+
+
+class CatalogError(VitrineError):
+    """The catalogue, or a snapshot of it, is not usable as it is."""
+
+
+class ValidationFailed(VitrineError):
+    """A Great Expectations suite failed; the message names the expectation, the observed value and sample ids."""
+
+
+class TrainingError(VitrineError):
+    """Training cannot start or go on (empty class, NaN loss, damaged checkpoint, missing weights)."""
+
+
+class GateFailed(VitrineError):
+    """A version did not pass its gates; nothing was promoted."""

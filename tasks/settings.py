@@ -1,0 +1,111 @@
+"""Process settings: from the environment (prefix VITRINE_) or a `.env` file, else a default that works on one laptop."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from tasks.errors import SettingsError
+
+PREFIX = "VITRINE_"
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def _secret(default: str = "") -> Any:
+    return field(default=default, metadata={"secret": True})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting, typed. `vitrine settings` prints them with where each came from."""
+
+    home: Path = PROJECT / ".vitrine"
+    """Everything a run makes lies below it."""
+    store: str = ""
+    """Root of snapshots and embeddings: a local folder or s3://bucket/prefix. Empty: <home>/data."""
+    catalog: str = ""
+    """sqlite:///file, postgresql://…, or a folder with products.csv|parquet. Empty: the sample at <home>/catalog/catalog.db."""
+    mlflow_uri: str = "http://127.0.0.1:5000"
+    airflow_url: str = "http://127.0.0.1:8080"
+    airflow_user: str = "admin"
+    airflow_password: str = _secret()
+    serving_urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
+    """Replicas that a promotion waits for, separated by commas. Empty: none."""
+    admin_token: str = _secret()
+    """What serving's admin routes ask for. Empty: those routes are closed."""
+    encoder_preset: str = "demo"
+    shards: int = 2
+    recall_target: float = 0.95
+    """Least recall@10 of the index against exact search, on photos."""
+    spark_master: str = "local[2]"
+    redis_url: str = _secret()
+    image_hosts: tuple[str, ...] = ()
+    """Hosts that https:// image URIs may name. Empty: no image is fetched over the network."""
+    approval: bool = False
+    """Whether a promotion waits for a person in the Airflow UI."""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> "Settings":
+        """Settings from `environ` (default: the process's), then the `.env` file, then the defaults."""
+        return cls(**{name: value for name, (value, _) in read_settings(environ, dotenv).items()})
+
+    @property
+    def store_uri(self) -> str:
+        return self.store.rstrip("/") or str(self.home / "data")
+
+    @property
+    def catalog_uri(self) -> str:
+        return self.catalog or f"sqlite:///{self.home / 'catalog' / 'catalog.db'}"
+
+
+def read_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> dict[str, tuple[Any, str]]:
+    """Each setting's value and its source: "environment", ".env" or "default"."""
+    environ = os.environ if environ is None else environ
+    from_file = _read_dotenv(PROJECT / ".env" if dotenv is None else dotenv)
+    known = {f.name: f for f in fields(Settings)}
+    result: dict[str, tuple[Any, str]] = {}
+    for name, spec in known.items():
+        key = PREFIX + name.upper()
+        for source, values in (("environment", environ), (".env", from_file)):
+            if key in values:
+                result[name] = (_parse(key, values[key], spec.default), source)
+                break
+        else:
+            result[name] = (spec.default, "default")
+    return result
+
+
+def masked(name: str, value: Any) -> str:
+    """A setting's value as it may be shown: secrets and passwords inside URLs hidden."""
+    spec = next(f for f in fields(Settings) if f.name == name)
+    text = ", ".join(value) if isinstance(value, tuple) else str(value)
+    if spec.metadata.get("secret") and text:
+        return "********"
+    parts = urlsplit(text)
+    if parts.password:
+        netloc = parts.netloc.replace(f":{parts.password}@", ":********@")
+        return urlunsplit(parts._replace(netloc=netloc))
+    return text
+
+
+def _parse(key: str, text: str, default: Any) -> Any:
+    try:
+        if isinstance(default, bool):
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[text.lower()]
+        if isinstance(default, tuple):
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        if isinstance(default, Path):
+            return Path(text).expanduser().resolve()
+        return type(default)(text)
+    except (KeyError, ValueError):
+        raise SettingsError(f"{key}={text!r} is not a {type(default).__name__}") from None
+
+
+def _read_dotenv(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    lines = (line.strip() for line in path.read_text().splitlines())
+    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    return {key.strip(): value.strip().strip("'\"") for key, value in pairs}

@@ -1,0 +1,121 @@
+"""Files by uri, the same for a local folder and for s3://: what is written is seen whole or not at all.
+
+S3 settings come from the environment as for every AWS tool (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …); an endpoint implies
+path-style addresses, as MinIO and moto want.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+CHUNK_BYTES = 1 << 20
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The Arrow file system of a uri (a plain path, file:// or s3://) and the path inside it."""
+    if uri.startswith("s3://"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        options: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"}
+        if endpoint:
+            scheme, _, host = endpoint.partition("://")
+            options |= {"endpoint_override": host, "scheme": scheme, "force_virtual_addressing": False}
+        return pafs.S3FileSystem(**options), uri[len("s3://") :]
+    return pafs.LocalFileSystem(), str(local_path(uri))
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local uri."""
+    return Path(uri[len("file://") :] if uri.startswith("file://") else uri).absolute()
+
+
+def join(uri: str, *parts: str) -> str:
+    """A uri below another."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    return fs.get_file_info(path).type == pafs.FileType.File
+
+
+def listing(uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
+    """Uris of the files below a folder, sorted; [] when there is no such folder."""
+    fs, path = filesystem(uri)
+    found = fs.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
+    scheme = "s3://" if uri.startswith("s3://") else ""
+    return sorted(scheme + f.path for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
+
+
+def size(uri: str) -> int:
+    fs, path = filesystem(uri)
+    return fs.get_file_info(path).size
+
+
+def read_bytes(uri: str) -> bytes:
+    fs, path = filesystem(uri)
+    with fs.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def read_json(uri: str) -> Any:
+    return json.loads(read_bytes(uri))
+
+
+@contextmanager
+def writer(uri: str) -> Iterator[pa.NativeFile]:
+    """An output stream whose file appears at `uri`, whole, when the block ends well, and never when it does not."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, pafs.S3FileSystem):
+        # An S3 object appears when its upload completes; a stream that is dropped would complete it, so spool it first.
+        with tempfile.NamedTemporaryFile() as spool:
+            with pa.OSFile(spool.name, "wb") as stream:
+                yield stream
+            with pa.OSFile(spool.name, "rb") as source, fs.open_output_stream(path) as target:
+                while chunk := source.read(CHUNK_BYTES):
+                    target.write(chunk)
+        return
+    target_path = Path(path)
+    target_path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target_path.with_name(f".{target_path.name}.{os.getpid()}.tmp")
+    try:
+        with pa.OSFile(str(temporary), "wb") as stream:
+            yield stream
+        descriptor = os.open(temporary, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        temporary.replace(target_path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    with writer(uri) as stream:
+        stream.write(data)
+
+
+def write_json(uri: str, value: Any) -> None:
+    write_bytes(uri, json.dumps(value, indent=1, sort_keys=True).encode())
+
+
+def delete(uri: str) -> None:
+    fs, path = filesystem(uri)
+    if exists(uri):
+        fs.delete_file(path)
+
+
+def sha256(uri: str) -> str:
+    """Hex sha256 of a file's bytes, streamed."""
+    fs, path = filesystem(uri)
+    digest = hashlib.sha256()
+    with fs.open_input_stream(path) as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

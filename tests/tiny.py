@@ -1,0 +1,64 @@
+"""A tiny encoder version made without training: for tests that need a real ONNX file and a real manifest, in milliseconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from serving.contract.encoder import OnnxEncoder
+from serving.contract.files import describe, written_whole
+from serving.contract.manifest import EncoderManifest, Variant, fingerprint
+from serving.contract.preprocess import PreprocessSpec
+
+
+def tiny_encoder(folder: Path, dim: int = 16, size: int = 32, seed: int = 0) -> EncoderManifest:
+    """Writes encoder.json, student.fp32.onnx and golden.npz: an 8x8 average pool, one random projection, unit length."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = PreprocessSpec(size=size)
+    model = folder / "student.fp32.onnx"
+    onnx.save(_graph(dim, size, seed), model)
+    print_ = fingerprint(describe(model, model.name).sha256, spec)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
+    np.savez(
+        folder / "golden.npz", **{"pixels": pixels, "student.fp32": OnnxEncoder(model, "student.fp32", print_).encode(pixels)}
+    )
+    manifest = EncoderManifest(
+        name="tiny",
+        dim=dim,
+        preprocess=spec,
+        towers={"student": {"fp32": Variant(file=describe(model, model.name), fingerprint=print_)}},
+        document="student.fp32",
+        query="student.fp32",
+        golden=describe(folder / "golden.npz", "golden.npz"),
+    )
+    with written_whole(folder / "encoder.json") as path:
+        path.write_text(json.dumps(manifest.model_dump(), indent=1))
+    return manifest
+
+
+def _graph(dim: int, size: int, seed: int) -> onnx.ModelProto:
+    cells = 8
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((cells * cells * 3, dim)).astype(np.float32)
+    step = size // cells
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["float", "scale"], ["unit"]),
+        helper.make_node("Sub", ["unit", "half"], ["centred"]),
+        helper.make_node("Transpose", ["centred"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["nchw"], ["pooled"], kernel_shape=[step, step], strides=[step, step]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["projected"]),
+        helper.make_node("LpNormalization", ["projected"], ["embedding"], axis=1, p=2),
+    ]
+    constants = {"scale": np.float32(255), "half": np.float32(0.45), "weight": weight}
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", size, size, 3])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", dim])],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
