@@ -1,0 +1,54 @@
+# One door for people and for CI. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo up down test lint unit slow clean e2e screenshots spark-cluster venv
+
+PYTHON ?= python3
+HARDWARE ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+# A uv of the project's own, so that nothing outside this folder is touched.
+UV := $(shell command -v uv 2>/dev/null || echo build/uv/bin/uv)
+STAMP := $(VENV)/.installed-$(HARDWARE)
+export CATALOG
+
+help: ## this list
+	@grep -hE '^[a-z0-9%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+demo: $(STAMP) java ## from a fresh clone to a running visual search (CATALOG=<folder> takes your own catalogue)
+	@$(BIN)/python -m tasks.demo demo
+
+up: $(STAMP) java ## the same, and stay up until Ctrl-C
+	@$(BIN)/python -m tasks.demo up
+
+down: ## stop everything that demo or up started, and nothing else
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tasks.demo down; else echo "nothing was started from here"; fi
+
+test: $(STAMP) java lint ## lint, types and all tests
+	@$(BIN)/python -m pytest -q
+
+unit: $(STAMP) ## the quick tests: no servers, no Spark, no Airflow
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+lint: $(STAMP) ## style and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench-%: $(STAMP) ## one benchmark, e.g. make bench-index; prints a table, writes build/bench/<name>.json
+	@mkdir -p build/bench && $(BIN)/python -m tests.benchmarks.bench_$* $(ARGS)
+
+venv: $(STAMP) ## only the virtual environment
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or 3.12 is needed, this is %d.%d" % sys.version_info[:2] if not (3, 11) <= sys.version_info < (3, 13) else 0)'
+	@if [ "$(UV)" = build/uv/bin/uv ] && [ ! -x $(UV) ]; then echo "installing uv into build/uv"; $(PYTHON) -m venv build/uv && build/uv/bin/pip install -q uv; fi
+	@[ -x $(BIN)/python ] || $(UV) venv -q --python $(PYTHON) $(VENV)
+	@echo "installing the packages of constraints.txt into $(VENV) (1-3 minutes the first time)"
+	@VIRTUAL_ENV=$(VENV) $(UV) pip install -q -c constraints.txt -e '.[$(HARDWARE),serving,pipeline,dev]'
+	@touch $@
+
+.PHONY: java
+java:
+	@.ci/need-java
+
+clean: down ## remove the virtual environment, builds and everything a run made
+	rm -rf $(VENV) build .vitrine

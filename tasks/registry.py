@@ -1,0 +1,222 @@
+"""MLflow: runs, artifacts, and the two registered models with their aliases. The only module of the pipeline that talks to it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.contract.encoder import EncoderFolder
+from serving.contract.files import describe, verify
+from serving.contract.manifest import EncoderRef, IndexManifest, read_manifest
+from tasks.errors import VitrineError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ENCODER_MODEL = "product-encoder"
+INDEX_MODEL = "product-index"
+ENCODER_PATH = "encoder"
+INDEX_PATH = "index"
+RUN_KEY = "vitrine.run_key"
+METRIC_BATCH = 200
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered model version."""
+
+    model: str
+    version: str
+    run_id: str
+    tags: dict[str, str]
+    aliases: tuple[str, ...]
+    description: str
+    created_ms: int
+
+
+class Run:
+    """An open MLflow run. Metrics are sent in batches; `flush` sends what is waiting."""
+
+    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+        self.client, self.run_id = client, run_id
+        self.waiting: list[Any] = []
+
+    def metric(self, name: str, value: float, step: int = 0) -> None:
+        from mlflow.entities import Metric
+
+        self.waiting.append(Metric(name, float(value), int(time.time() * 1000), step))
+        if len(self.waiting) >= METRIC_BATCH:
+            self.flush()
+
+    def metrics(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.metric(name, value)
+
+    def params(self, values: dict[str, Any]) -> None:
+        """Logs parameters; one that is already logged with another value is an error of MLflow's."""
+        from mlflow.entities import Param
+
+        self.client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in values.items()])
+
+    def tag(self, name: str, value: str) -> None:
+        self.client.set_tag(self.run_id, name, value)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        self.client.log_artifact(self.run_id, str(path), folder or None)
+
+    def artifacts(self, path: Path, folder: str = "") -> None:
+        self.client.log_artifacts(self.run_id, str(path), folder or None)
+
+    def flush(self) -> None:
+        if self.waiting:
+            self.client.log_batch(self.run_id, metrics=self.waiting)
+            self.waiting = []
+
+
+class Registry:
+    """The tracking server at `uri`; `cache` is where fetched encoder versions and index manifests are kept, by version."""
+
+    def __init__(self, uri: str, cache: Path) -> None:
+        from mlflow import MlflowClient
+
+        self.uri, self.cache = uri, cache
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    @contextmanager
+    def run(self, experiment: str, key: str, name: str, tags: dict[str, str] | None = None) -> Iterator[Run]:
+        """The run with this key in the experiment: the one a killed attempt left behind, or a new one."""
+        run_id = self._find_run(experiment, key) or self._new_run(experiment, key, name)
+        run = Run(self.client, run_id)
+        for tag, value in (tags or {}).items():
+            run.tag(tag, value)
+        try:
+            yield run
+        except BaseException:
+            run.flush()
+            self.client.set_terminated(run_id, "FAILED")
+            raise
+        run.flush()
+        self.client.set_terminated(run_id, "FINISHED")
+
+    def _experiment_id(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        try:
+            return self.client.create_experiment(name)
+        except MlflowException:  # another task made it in the meantime
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return found.experiment_id
+
+    def _find_run(self, experiment: str, key: str) -> str | None:
+        runs = self.client.search_runs([self._experiment_id(experiment)], f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    def _new_run(self, experiment: str, key: str, name: str) -> str:
+        run = self.client.create_run(self._experiment_id(experiment), run_name=name, tags={RUN_KEY: key})
+        return run.info.run_id
+
+    def register(self, model: str, run_id: str, path: str, tags: dict[str, str], description: str) -> Version:
+        """The version of `model` made from this run's artifacts: registered once, however often it is asked for."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        for version in self.versions(model):
+            if version.run_id == run_id:
+                return version
+        source = f"{self.client.get_run(run_id).info.artifact_uri}/{path}"
+        made = self.client.create_model_version(model, source, run_id, tags=tags, description=description)
+        return self.version(model, str(made.version))
+
+    def versions(self, model: str) -> list[Version]:
+        """All versions, newest first; [] when the model does not exist."""
+        found = self.client.search_model_versions(f"name = '{model}'", order_by=["version_number DESC"])
+        return [self.version(model, str(v.version)) for v in found]
+
+    def version(self, model: str, version: str) -> Version:
+        found = self.client.get_model_version(model, version)
+        return Version(
+            model, str(found.version), found.run_id, dict(found.tags), tuple(found.aliases), found.description or "",
+            found.creation_timestamp,
+        )  # fmt: skip
+
+    def alias(self, model: str, alias: str) -> Version | None:
+        """The version an alias names, or None."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_model_version_by_alias(model, alias)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return self.version(model, str(found.version))
+
+    def set_alias(self, model: str, alias: str, version: str) -> None:
+        self.client.set_registered_model_alias(model, alias, version)
+
+    def tag_version(self, model: str, version: str, tag: str, value: str) -> None:
+        self.client.set_model_version_tag(model, version, tag, value)
+
+    def fetch(self, run_id: str, path: str, into: Path) -> Path:
+        """An artifact (file or folder) of a run, downloaded below `into`."""
+        from mlflow.artifacts import download_artifacts
+
+        into.mkdir(parents=True, exist_ok=True)
+        return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(into), tracking_uri=self.uri))
+
+    def encoder_folder(self, version: str) -> Path:
+        """The files of an encoder version, fetched once and verified every time."""
+        found = self.version(ENCODER_MODEL, version)
+        folder = self.cache / "encoders" / found.run_id / ENCODER_PATH
+        if not (folder / "encoder.json").is_file():
+            self.fetch(found.run_id, ENCODER_PATH, folder.parent)
+        opened = EncoderFolder(folder)
+        for variants in opened.manifest.towers.values():
+            for variant in variants.values():
+                verify(folder / variant.file.path, variant.file)
+        return folder
+
+    def encoder_ref(self, version: str) -> EncoderRef:
+        """The reference an index version carries for this encoder version."""
+        found = self.version(ENCODER_MODEL, version)
+        folder = self.encoder_folder(version)
+        manifest = EncoderFolder(folder).manifest
+        return EncoderRef(
+            name=manifest.name,
+            version=version,
+            run_id=found.run_id,
+            manifest=describe(folder / "encoder.json", f"{ENCODER_PATH}/encoder.json", found.run_id),
+            document=manifest.document,
+            document_fingerprint=manifest.variant(manifest.document).fingerprint,
+            query=manifest.query,
+            query_fingerprint=manifest.variant(manifest.query).fingerprint,
+            dim=manifest.dim,
+        )
+
+    def index_manifest(self, version: str) -> IndexManifest:
+        """The manifest of an index version."""
+        found = self.version(INDEX_MODEL, version)
+        folder = self.cache / "manifests" / found.run_id
+        path = folder / INDEX_PATH / "manifest.json"
+        if not path.is_file():
+            self.fetch(found.run_id, f"{INDEX_PATH}/manifest.json", folder)
+        return read_manifest(path, IndexManifest)
+
+    def require_alias(self, model: str, alias: str) -> Version:
+        """The version an alias names. Raises VitrineError saying which DAG makes one."""
+        found = self.alias(model, alias)
+        if found is None:
+            maker = "train_encoder" if model == ENCODER_MODEL else "rebuild_index"
+            raise VitrineError(f"{model} has no version called {alias!r}; run the DAG {maker} first")
+        return found
