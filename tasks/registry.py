@@ -146,8 +146,8 @@ class Registry:
     def version(self, model: str, version: str) -> Version:
         found = self.client.get_model_version(model, version)
         return Version(
-            model, str(found.version), found.run_id, dict(found.tags), tuple(found.aliases), found.description or "",
-            found.creation_timestamp,
+            model, str(found.version), str(found.run_id), dict(found.tags), tuple(found.aliases), found.description or "",
+            int(found.creation_timestamp or 0),
         )  # fmt: skip
 
     def alias(self, model: str, alias: str) -> Version | None:

@@ -1,0 +1,128 @@
+"""## rebuild_index: the whole catalogue into a new index version
+
+**When**: nightly at 02:00 UTC, and whenever a new encoder becomes champion (then every product is embedded again).
+
+**In**: the catalogue, the champion encoder. **Out**: a version of `product-index` in MLflow, called `candidate` when it
+passes its gates (asset: product-index), which starts `promote_index`.
+
+If neither the catalogue, the encoder nor the index settings changed since the live version, nothing is built.
+
+**When it fails**: the log of the red task says in one sentence what is wrong. Clear that task: what was embedded stays
+embedded, built shards stay built. The live version is not touched.
+"""
+
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException
+
+from dags.assets import ENCODER, INDEX
+from dags.running import DEFAULTS, clear_failure, run_key
+
+
+@dag(
+    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 2 * * *", timezone="UTC"), assets=[ENCODER]),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULTS,
+    doc_md=__doc__,
+    tags=["vitrine", "index"],
+)
+def rebuild_index() -> None:
+    @task
+    def take_snapshot() -> dict:
+        from tasks.steps import common
+
+        with clear_failure():
+            return common.snapshot(run_key())
+
+    @task
+    def choose_encoder() -> dict:
+        from tasks.steps import indexing
+
+        with clear_failure():
+            return indexing.choose_encoder()
+
+    @task.short_circuit
+    def something_changed(snapshot: dict, encoder: dict) -> bool:
+        from tasks.steps import indexing
+
+        return indexing.something_changed(snapshot, encoder)
+
+    @task
+    def validate_snapshot(snapshot: dict) -> dict:
+        from tasks.steps import indexing
+
+        with clear_failure():
+            return indexing.validate_snapshot(snapshot, run_key())
+
+    @task(retries=3)
+    def embed(snapshot: dict, encoder: dict) -> dict:
+        from tasks.steps import indexing
+
+        with clear_failure():
+            return indexing.embed(snapshot, encoder, run_key())
+
+    @task
+    def validate_embeddings(snapshot: dict, embedded: dict) -> dict:
+        from tasks.steps import indexing
+
+        with clear_failure():
+            return indexing.validate_embeddings(snapshot, embedded, run_key())
+
+    @task
+    def train_template(embedded: dict) -> dict:
+        from tasks.steps import indexing
+
+        with clear_failure():
+            return indexing.template(embedded, run_key())
+
+    @task
+    def list_shards(template: dict) -> list[int]:
+        from tasks.steps import indexing
+
+        return indexing.shard_numbers(template)
+
+    @task(retries=3)
+    def build_shard(shard: int, snapshot: dict, embedded: dict, template: dict) -> dict:
+        from tasks.steps import indexing
+
+        with clear_failure():
+            return indexing.shard(shard, snapshot, embedded, template, run_key())
+
+    @task
+    def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict]) -> dict:
+        from tasks.steps import indexing
+
+        with clear_failure():
+            return indexing.tune(snapshot, encoder, template, list(shards), run_key())
+
+    @task
+    def register_version(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], tuned: dict) -> dict:
+        from tasks.steps import indexing
+
+        with clear_failure():
+            return indexing.register(snapshot, encoder, embedded, list(shards), tuned, run_key())
+
+    @task(outlets=[INDEX])
+    def publish_candidate(registered: dict) -> dict:
+        from tasks.steps import indexing
+
+        if not registered["passed"]:
+            raise AirflowFailException(registered["summary"])
+        indexing.publish(registered)
+        get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
+        return registered
+
+    snapshot, encoder = take_snapshot(), choose_encoder()
+    changed = something_changed(snapshot, encoder)
+    valid = validate_snapshot(snapshot)
+    embedded = embed(snapshot, encoder)
+    checked = validate_embeddings(snapshot, embedded)
+    template = train_template(embedded)
+    shards = build_shard.partial(snapshot=snapshot, embedded=embedded, template=template).expand(shard=list_shards(template))
+    tuned = tune(snapshot, encoder, template, shards)
+    changed >> valid >> embedded
+    checked >> template
+    publish_candidate(register_version(snapshot, encoder, embedded, shards, tuned))
+
+
+rebuild_index()

@@ -1,0 +1,35 @@
+"""What every DAG shares: defaults, the key of a run, and how a step's failure is told to Airflow."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import get_current_context
+from airflow.sdk.exceptions import AirflowFailException
+
+DEFAULTS: dict[str, Any] = {
+    "owner": "vitrine",
+    "retries": 1,
+    "retry_delay": timedelta(seconds=20),
+    "execution_timeout": timedelta(hours=6),
+}
+
+
+def run_key() -> str:
+    """Names this DAG run in paths and in MLflow: the same in every task and every retry of the run."""
+    run = get_current_context()["dag_run"]
+    return f"{run.dag_id}." + re.sub(r"[^A-Za-z0-9]+", "-", run.run_id).strip("-")
+
+
+@contextmanager
+def clear_failure() -> Iterator[None]:
+    """Turns an error that a person must mend into a failure without retries; anything else keeps its retries."""
+    from serving.contract.files import ContractError
+    from tasks.errors import VitrineError
+
+    try:
+        yield
+    except (VitrineError, ContractError) as error:
+        raise AirflowFailException(str(error)) from error

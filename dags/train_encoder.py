@@ -1,0 +1,105 @@
+"""## train_encoder: retrain, distil, export, and only promote what is better
+
+**When**: weekly, or by hand with the form's parameters.
+
+**In**: the catalogue with its labelled photos. **Out**: a version of `product-encoder` in MLflow, `challenger`, and
+`champion` if it passes its gates against the present champion on the same photos (asset: product-encoder).
+
+A training that was done before (same data, same recipe) is not done again: its version is judged as it is.
+
+**When it fails**: the log of the red task says in one sentence what is wrong. Clear that task: finished steps are kept,
+training resumes from its last checkpoint. Nothing here touches what serves.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from dags.assets import ENCODER
+from dags.running import DEFAULTS, clear_failure, run_key
+
+
+@dag(
+    schedule=CronTriggerTimetable("0 3 * * 0", timezone="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULTS,
+    doc_md=__doc__,
+    tags=["vitrine", "encoder"],
+    params={
+        "preset": Param("", type="string", title="Preset", description="Empty: the setting VITRINE_ENCODER_PRESET"),
+        "force": Param(False, type="boolean", title="Train again", description="Even if it was trained before"),
+    },
+)
+def train_encoder() -> None:
+    @task
+    def take_snapshot() -> dict:
+        from tasks.steps import common
+
+        with clear_failure():
+            return common.snapshot(run_key())
+
+    @task
+    def plan_training(snapshot: dict) -> dict:
+        from tasks.steps import training
+
+        params = get_current_context()["params"]
+        with clear_failure():
+            return training.plan(snapshot, params["preset"], params["force"], run_key())
+
+    @task.branch
+    def train_or_reuse(plan: dict) -> str:
+        return "judge" if plan["existing"] else "train_teacher"
+
+    @task(execution_timeout=timedelta(days=2), retries=2)
+    def train_teacher(snapshot: dict, plan: dict) -> dict:
+        from tasks.steps import training
+
+        with clear_failure():
+            return training.teacher(snapshot, plan, run_key())
+
+    @task(execution_timeout=timedelta(days=2), retries=2)
+    def distil_student(snapshot: dict, plan: dict, teacher: dict) -> dict:
+        from tasks.steps import training
+
+        with clear_failure():
+            return training.student(snapshot, plan, teacher, run_key())
+
+    @task
+    def export_encoder(snapshot: dict, plan: dict, teacher: dict, student: dict) -> str:
+        from tasks.steps import training
+
+        with clear_failure():
+            return training.export(snapshot, plan, teacher, student, run_key())
+
+    @task(trigger_rule="none_failed_min_one_success")
+    def judge(snapshot: dict, plan: dict, exported: str | None) -> dict:
+        from tasks.steps import training
+
+        with clear_failure():
+            return training.judge(snapshot, plan["existing"] or exported, run_key())
+
+    @task(outlets=[ENCODER])
+    def promote_champion(decision: dict) -> dict:
+        from tasks.steps import training
+
+        if not decision["promote"]:
+            raise AirflowSkipException(decision["summary"])
+        with clear_failure():
+            training.promote(decision)
+        get_current_context()["outlet_events"][ENCODER].extra = {"version": decision["version"]}
+        return decision
+
+    snapshot = take_snapshot()
+    plan = plan_training(snapshot)
+    choice = train_or_reuse(plan)
+    teacher = train_teacher(snapshot, plan)
+    student = distil_student(snapshot, plan, teacher)
+    exported = export_encoder(snapshot, plan, teacher, student)
+    decision = judge(snapshot, plan, exported)
+    choice >> [teacher, decision]
+    promote_champion(decision)
+
+
+train_encoder()

@@ -1,0 +1,91 @@
+"""Airflow's REST API, as far as the terminal needs it: trigger a DAG, see its runs and their tasks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from tasks.errors import VitrineError
+
+FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """One task instance: `map_index` is -1 unless mapped; `duration_s` is None until it ran."""
+
+    task: str
+    map_index: int
+    state: str
+    duration_s: float | None
+
+    @property
+    def label(self) -> str:
+        return self.task if self.map_index < 0 else f"{self.task}[{self.map_index}]"
+
+
+class Airflow:
+    """A client of the API server at `url`; a token is fetched at the first call and again when it expires."""
+
+    def __init__(self, url: str, user: str, password: str) -> None:
+        self.url, self.user, self.password = url.rstrip("/"), user, password
+        self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def call(self, method: str, path: str, **options: Any) -> Any:
+        """The JSON answer of an /api/v2 call. Raises VitrineError with Airflow's own words when it refuses."""
+        answer = self.client.request(method, f"/api/v2{path}", **options)
+        if answer.status_code == 401:
+            self._log_in()
+            answer = self.client.request(method, f"/api/v2{path}", **options)
+        if answer.is_error:
+            raise VitrineError(f"Airflow refused {method} {path}: {answer.status_code} {answer.text[:300]}")
+        return answer.json() if answer.content else None
+
+    def _log_in(self) -> None:
+        answer = self.client.post("/auth/token", json={"username": self.user, "password": self.password})
+        if answer.is_error:
+            raise VitrineError(f"Airflow at {self.url} does not accept the user {self.user!r}: {answer.status_code}")
+        self.client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+
+    def dags(self) -> set[str]:
+        return {d["dag_id"] for d in self.call("GET", "/dags", params={"limit": 100})["dags"]}
+
+    def import_errors(self) -> list[str]:
+        found = self.call("GET", "/importErrors")["import_errors"]
+        return [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in found]
+
+    def trigger(self, dag: str, conf: dict[str, Any] | None = None) -> str:
+        """Starts a run by hand and gives its id."""
+        return self.call("POST", f"/dags/{dag}/dagRuns", json={"logical_date": None, "conf": conf or {}})["dag_run_id"]
+
+    def runs(self, dag: str) -> list[dict[str, Any]]:
+        """The newest runs first: dag_run_id, state, run_type, start_date, end_date, …"""
+        return self.call("GET", f"/dags/{dag}/dagRuns", params={"order_by": "-id", "limit": 20})["dag_runs"]
+
+    def run(self, dag: str, run_id: str) -> dict[str, Any]:
+        return self.call("GET", f"/dags/{dag}/dagRuns/{run_id}")
+
+    def tasks(self, dag: str, run_id: str) -> list[TaskState]:
+        found = self.call("GET", f"/dags/{dag}/dagRuns/{run_id}/taskInstances", params={"limit": 200})["task_instances"]
+        order = sorted(found, key=lambda t: (t["start_date"] or "9", t["task_id"], t["map_index"]))
+        return [TaskState(t["task_id"], t["map_index"], t["state"] or "waiting", t["duration"]) for t in order]
+
+    def result(self, dag: str, run_id: str, task: str) -> Any:
+        """What a task returned."""
+        path = f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/xcomEntries/return_value"
+        return self.call("GET", path, params={"deserialize": "true"})["value"]
+
+    def log(self, dag: str, run_id: str, task: str, attempt: int = 1, map_index: int = -1) -> str:
+        """A task's log as text."""
+        path = f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/logs/{attempt}"
+        content = self.call("GET", path, params={"map_index": map_index, "full_content": "true"})["content"]
+        return "\n".join(text for line in content for text in _texts(line))
+
+
+def _texts(line: Any) -> list[str]:
+    """The lines of one structured log record: its message, then the exceptions it carries."""
+    if not isinstance(line, dict):
+        return [str(line)]
+    errors = [f"{e.get('exc_type')}: {e.get('exc_value')}" for e in line.get("error_detail") or []]
+    event = str(line.get("event", ""))
+    return errors if event.startswith("::") and errors else [event, *errors]

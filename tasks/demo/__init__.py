@@ -1,0 +1,1 @@
+"""`make demo`: the real services on this machine, the chain of DAGs followed in the terminal, and the answers shown."""

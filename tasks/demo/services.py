@@ -1,0 +1,282 @@
+"""The services of one machine: started once, found again by their pid file, and stopped with everything they started."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+
+from tasks.errors import VitrineError
+from tasks.settings import PROJECT, Settings
+
+START_LIMIT_S = 240
+STOP_LIMIT_S = 20
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process: its command, what it needs in the environment, and the url that answers once it is up."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    health: str
+
+    @property
+    def digest(self) -> str:
+        """Changes when the service would have to be started differently."""
+        return sha256(json.dumps([self.command, self.environment], sort_keys=True).encode()).hexdigest()
+
+
+def secret(path: Path) -> str:
+    """A random secret of this home, made once, readable by its owner only."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(24))
+    return path.read_text().strip()
+
+
+def all_services(settings: Settings) -> list[Service]:
+    """MLflow, Airflow and one serving replica, as the settings want them."""
+    return [mlflow_service(settings), serving_service(settings), airflow_service(settings)]
+
+
+def process_environment(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables, so that every process of the demo sees the same."""
+    return {
+        "VITRINE_HOME": str(settings.home),
+        "VITRINE_STORE": settings.store_uri,
+        "VITRINE_CATALOG": settings.catalog_uri,
+        "VITRINE_MLFLOW_URI": settings.mlflow_uri,
+        "VITRINE_AIRFLOW_URL": settings.airflow_url,
+        "VITRINE_AIRFLOW_USER": settings.airflow_user,
+        "VITRINE_AIRFLOW_PASSWORD": settings.airflow_password,
+        "VITRINE_SERVING_URLS": ",".join(settings.serving_urls),
+        "VITRINE_ADMIN_TOKEN": settings.admin_token,
+        "VITRINE_ENCODER_PRESET": settings.encoder_preset,
+        "VITRINE_SHARDS": str(settings.shards),
+        "VITRINE_RECALL_TARGET": str(settings.recall_target),
+        "VITRINE_SPARK_MASTER": settings.spark_master,
+        "VITRINE_IMAGE_HOSTS": ",".join(settings.image_hosts),
+        "VITRINE_APPROVAL": "1" if settings.approval else "0",
+        "VITRINE_PROGRESS_DIR": str(settings.home / "progress"),
+        "GX_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "PYTHONPATH": str(PROJECT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def mlflow_service(settings: Settings) -> Service:
+    host, port = _address(settings.mlflow_uri)
+    folder = settings.home / "mlflow"
+    command = (
+        sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+        "--registry-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+        "--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts",
+    )  # fmt: skip
+    environment = process_environment(settings) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return Service("mlflow", command, environment, f"{settings.mlflow_uri}/health")
+
+
+def airflow_service(settings: Settings) -> Service:
+    host, port = _address(settings.airflow_url)
+    folder = settings.home / "airflow"
+    options = {
+        "CORE__DAGS_FOLDER": PROJECT / "dags",
+        "CORE__PLUGINS_FOLDER": PROJECT / "plugins",
+        "CORE__LOAD_EXAMPLES": False,
+        "CORE__EXECUTOR": "LocalExecutor",
+        "CORE__PARALLELISM": 4,
+        "CORE__DAGS_ARE_PAUSED_AT_CREATION": False,
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{settings.airflow_user}:admin,operator:op,viewer:viewer",
+        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": folder / "passwords.json",
+        "CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_url}/execution/",
+        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}",
+        "API__HOST": host,
+        "API__PORT": port,
+        "API__BASE_URL": settings.airflow_url,
+        "API__WORKERS": 1,
+        "API__SECRET_KEY": secret(folder / "api.secret"),
+        "API_AUTH__JWT_SECRET": secret(folder / "jwt.secret"),
+        "DAG_PROCESSOR__REFRESH_INTERVAL": 10,
+        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 10,
+        "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": 1,
+        "LOGGING__LOGGING_LEVEL": "INFO",
+        "USAGE_DATA_COLLECTION__ENABLED": False,
+    }
+    environment = process_environment(settings) | {"AIRFLOW_HOME": str(folder)}
+    environment |= {f"AIRFLOW__{name}": str(value) for name, value in options.items()}
+    _write_passwords(folder / "passwords.json", settings)
+    command = (sys.executable, "-m", "airflow", "standalone")
+    return Service("airflow", command, environment, f"{settings.airflow_url}/api/v2/monitor/health")
+
+
+def serving_service(settings: Settings) -> Service:
+    host, port = _address(settings.serving_urls[0])
+    environment = process_environment(settings) | {
+        "VITRINE_HOST": host,
+        "VITRINE_PORT": str(port),
+        "VITRINE_CACHE": str(settings.home / "serving" / "cache"),
+    }
+    command = (sys.executable, "-m", "serving.main")
+    return Service("serving", command, environment, f"{settings.serving_urls[0]}/healthz")
+
+
+def _write_passwords(path: Path, settings: Settings) -> None:
+    """The password file of Airflow's simple auth manager: the admin's is ours, the others' are made once."""
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    wanted = known | {settings.airflow_user: settings.airflow_password}
+    for user in ("operator", "viewer"):
+        wanted.setdefault(user, secrets.token_urlsafe(12))
+    if wanted != known:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(wanted))
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or 80
+
+
+class Supervisor:
+    """Starts, finds and stops services; their pid files and logs lie below `home`."""
+
+    def __init__(self, home: Path) -> None:
+        self.pids, self.logs = home / "run", home / "logs"
+
+    def start(self, service: Service) -> bool:
+        """Starts the service unless it runs already as wanted. True when it was started now."""
+        record = self._record(service.name)
+        if record is not None:
+            if record["digest"] == service.digest:
+                return False
+            self.stop(service.name)
+        host, port = _address(service.health)
+        if _in_use(host, port):
+            raise VitrineError(
+                f"port {port} on {host} is in use by another program, so {service.name} cannot start: "
+                f"stop that program, or choose another port with {_setting_of(service.name)}"
+            )
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with (self.logs / f"{service.name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                service.command, env=_clean_environment() | service.environment, cwd=PROJECT,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.pids.mkdir(parents=True, exist_ok=True)
+        created = psutil.Process(process.pid).create_time()
+        (self.pids / f"{service.name}.json").write_text(
+            json.dumps({"pid": process.pid, "created": created, "digest": service.digest})
+        )
+        return True
+
+    def wait(self, service: Service, tick: Callable[[], None] = lambda: None) -> None:
+        """Returns when the service answers. Raises VitrineError with the end of its log when it dies or takes too long."""
+        limit = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < limit:
+            if self._record(service.name) is None:
+                raise VitrineError(f"{service.name} stopped while starting; the end of its log:\n{self.log_tail(service.name)}")
+            if _answers(service.health):
+                return
+            tick()
+            time.sleep(0.5)
+        raise VitrineError(f"{service.name} did not answer at {service.health} within {START_LIMIT_S} s; see {self.logs}")
+
+    def running(self) -> list[str]:
+        """Names of the services that were started from this home and are alive."""
+        return [p.stem for p in sorted(self.pids.glob("*.json")) if self._record(p.stem) is not None]
+
+    def stop(self, name: str) -> bool:
+        """Ends a service and every process that it started. True when there was one to end."""
+        record = self._record(name)
+        if record is None:
+            return False
+        root = psutil.Process(record["pid"])
+        family = [root, *root.children(recursive=True), *_same_session(record["pid"])]
+        family = list({p.pid: p for p in family}.values())
+        _signal(family, signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=STOP_LIMIT_S)
+        _signal(alive, signal.SIGKILL)
+        psutil.wait_procs(alive, timeout=5)
+        (self.pids / f"{name}.json").unlink(missing_ok=True)
+        return True
+
+    def log_tail(self, name: str, lines: int = 15) -> str:
+        path = self.logs / f"{name}.log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.is_file() else "(no log)"
+
+    def _record(self, name: str) -> dict | None:
+        """The pid file's content while that very process lives; a stale file is removed."""
+        path = self.pids / f"{name}.json"
+        if not path.is_file():
+            return None
+        record = json.loads(path.read_text())
+        try:
+            process = psutil.Process(record["pid"])
+            alive = abs(process.create_time() - record["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
+            path.unlink(missing_ok=True)
+            return None
+        return record
+
+
+def _same_session(session: int) -> list[psutil.Process]:
+    """Processes whose session leader is `session`: orphans of the service included."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session:
+                found.append(process)
+        except (ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def _signal(processes: Iterable[psutil.Process], number: int) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _clean_environment() -> dict[str, str]:
+    """This process's environment without settings of another Airflow, MLflow or Vitrine."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW_", "MLFLOW_", "VITRINE_"))}
+
+
+def _in_use(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _setting_of(name: str) -> str:
+    return {"mlflow": "VITRINE_MLFLOW_URI", "airflow": "VITRINE_AIRFLOW_URL", "serving": "VITRINE_SERVING_URLS"}[name]
