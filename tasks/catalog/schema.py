@@ -1,0 +1,109 @@
+"""The columns of a snapshot, and how a source's columns become them."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serving.contract.keys import product_keys
+from tasks.errors import CatalogError
+
+UPDATED_AT = pa.timestamp("us", tz="UTC")
+EPOCH = pa.scalar(0, pa.int64()).cast(pa.timestamp("us")).cast(UPDATED_AT)
+
+PRODUCT_SCHEMA = pa.schema([
+    ("product_id", pa.string()), ("key", pa.int64()), ("title", pa.string()), ("description", pa.string()),
+    ("brand", pa.string()), ("category", pa.list_(pa.string())), ("price", pa.float64()), ("currency", pa.string()),
+    ("in_stock", pa.bool_()), ("popularity", pa.float32()), ("priority", pa.bool_()), ("image_uri", pa.string()),
+    ("updated_at", UPDATED_AT),
+])  # fmt: skip
+PHOTO_SCHEMA = pa.schema([("photo_uri", pa.string()), ("product_id", pa.string()), ("split", pa.string())])
+
+ALIASES = {"image": "image_uri", "photo": "photo_uri"}
+REQUIRED = ("product_id", "title", "image_uri")
+SPLITS = ("train", "val", "test")
+DEFAULTS = {
+    "description": "", "brand": "", "price": None, "currency": "", "in_stock": True, "popularity": 0.0, "priority": False,
+}  # fmt: skip
+
+
+def to_products(batch: pa.RecordBatch, where: str) -> pa.Table:
+    """A source's batch as snapshot rows (PRODUCT_SCHEMA, then the other columns as they are). Raises CatalogError."""
+    table = _renamed(batch, where, REQUIRED)
+    for name in REQUIRED:
+        empty = pc.or_kleene(pc.is_null(table[name]), pc.equal(table[name].cast(pa.string()), ""))
+        if pc.any(empty).as_py():
+            row = pc.index(empty, True).as_py()
+            known = table["product_id"][row].as_py()
+            raise CatalogError(f"{where}: product {known!r} has no {name}; every product needs product_id, title and image")
+    table = _with_category(table)
+    columns = {"product_id": table["product_id"].cast(pa.string())}
+    columns["key"] = pa.array(product_keys(columns["product_id"].to_pylist()))
+    for field in PRODUCT_SCHEMA:
+        if field.name in columns:
+            continue
+        if field.name in table.column_names:
+            columns[field.name] = _cast(table[field.name], field, where)
+        elif field.name == "updated_at":
+            columns[field.name] = pa.repeat(EPOCH, len(table))
+        else:
+            columns[field.name] = pa.repeat(pa.scalar(DEFAULTS[field.name], field.type), len(table))
+    carried = {n: table[n] for n in table.column_names if n not in columns}
+    return pa.table(columns | carried).select([*PRODUCT_SCHEMA.names, *sorted(carried)])
+
+
+def to_photos(batch: pa.RecordBatch, where: str) -> pa.Table:
+    """A source's batch as photo rows (PHOTO_SCHEMA). Raises CatalogError for a column or split that is not known."""
+    table = _renamed(batch, where, ("photo_uri", "product_id"))
+    if "split" not in table.column_names:
+        table = table.append_column("split", pa.repeat(pa.scalar("train"), len(table)))
+    table = table.select(PHOTO_SCHEMA.names).cast(PHOTO_SCHEMA)
+    strange = pc.invert(pc.is_in(table["split"], pa.array(SPLITS)))
+    if pc.any(strange).as_py():
+        found = table["split"][pc.index(strange, True).as_py()].as_py()
+        raise CatalogError(f"{where}: split {found!r} is not one of {', '.join(SPLITS)}")
+    return table
+
+
+def _renamed(batch: pa.RecordBatch, where: str, required: tuple[str, ...]) -> pa.Table:
+    table = pa.Table.from_batches([batch])
+    table = table.rename_columns([ALIASES.get(n, n) if ALIASES.get(n, n) not in table.column_names else n for n in table.column_names])
+    missing = [n for n in required if n not in table.column_names]
+    if missing:
+        shown = ", ".join(_as_people_say(n) for n in missing)
+        raise CatalogError(f"{where}: the column {shown} is missing; found {', '.join(batch.schema.names)}")
+    return table
+
+
+def _as_people_say(name: str) -> str:
+    return next((short for short, full in ALIASES.items() if full == name), name)
+
+
+def _with_category(table: pa.Table) -> pa.Table:
+    """`category` as a list from general to specific: text is split at ">", and a `department` goes first."""
+    if "category" not in table.column_names:
+        empty = pa.array([[]] * len(table), pa.list_(pa.string()))
+        return table.append_column("category", empty)
+    column = table["category"]
+    if pa.types.is_list(column.type):
+        return table
+    parts = [[p.strip() for p in (text or "").split(">") if p.strip()] for text in column.cast(pa.string()).to_pylist()]
+    if "department" in table.column_names:
+        departments = table["department"].to_pylist()
+        parts = [[d, *p] if d and d not in p else p for d, p in zip(departments, parts, strict=True)]
+    place = table.column_names.index("category")
+    return table.set_column(place, "category", pa.array(parts, pa.list_(pa.string())))
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArray:
+    try:
+        if field.name == "updated_at" and pa.types.is_string(column.type):
+            naive = pc.strptime(pc.utf8_slice_codeunits(pc.replace_substring(column, "T", " "), 0, 19), "%Y-%m-%d %H:%M:%S", "us")
+            return naive.cast(UPDATED_AT)
+        if field.name == "updated_at" and pa.types.is_timestamp(column.type) and column.type.tz is None:
+            return column.cast(pa.timestamp("us")).cast(UPDATED_AT)
+        if pa.types.is_boolean(field.type) and not pa.types.is_boolean(column.type):
+            return pc.not_equal(column.cast(pa.int64()), 0)
+        cast = column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise CatalogError(f"{where}: the column {field.name} does not read as {field.type}: {error}") from None
+    default = DEFAULTS.get(field.name)
+    return cast if default is None else pc.fill_null(cast, pa.scalar(default, field.type))
