@@ -65,7 +65,9 @@ def to_photos(batch: pa.RecordBatch, where: str) -> pa.Table:
 
 def _renamed(batch: pa.RecordBatch, where: str, required: tuple[str, ...]) -> pa.Table:
     table = pa.Table.from_batches([batch])
-    table = table.rename_columns([ALIASES.get(n, n) if ALIASES.get(n, n) not in table.column_names else n for n in table.column_names])
+    table = table.rename_columns(
+        [ALIASES.get(n, n) if ALIASES.get(n, n) not in table.column_names else n for n in table.column_names]
+    )
     missing = [n for n in required if n not in table.column_names]
     if missing:
         shown = ", ".join(_as_people_say(n) for n in missing)

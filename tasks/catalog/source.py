@@ -36,7 +36,9 @@ def open_source(uri: str) -> Iterator[Source]:
     if uri.startswith("sqlite:///"):
         path = Path(uri[len("sqlite:///") :])
         if not path.is_file():
-            raise CatalogError(f"{uri}: there is no such database; make one with: vitrine catalog sample, or vitrine catalog load")
+            raise CatalogError(
+                f"{uri}: there is no such database; make one with: vitrine catalog sample, or vitrine catalog load"
+            )
         from adbc_driver_sqlite import dbapi
 
         with dbapi.connect(f"file:{path}?mode=ro") as connection:

@@ -1,0 +1,91 @@
+"""Reading a picture's bytes from where its uri says, and from nowhere else."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, ImageRejected
+from tasks import storage
+
+HTTP_TIMEOUT_S = 10.0
+
+
+def read_image(uri: str, root: str, hosts: tuple[str, ...] = (), limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """The bytes of the picture at `uri`; undecoded.
+
+    A relative uri lies below `root` (a folder or s3:// prefix); so must a file:// one. s3:// is read with the process's own
+    credentials; https:// only from `hosts`. Raises ImageRejected with a reason: outside_root, missing, too_many_bytes,
+    forbidden_host, forbidden_scheme, timeout, unreadable.
+    """
+    scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
+    if scheme in ("http", "https"):
+        return _fetch(uri, hosts, limits)
+    if scheme == "s3" or (not scheme and root.startswith("s3://")):
+        return _read_object(uri if scheme else _inside_prefix(uri, root), limits)
+    if scheme not in ("", "file"):
+        raise ImageRejected("forbidden_scheme", f"{uri}: pictures are read from files, s3:// or https://, not {scheme}://")
+    path = resolve(uri, root)
+    try:
+        size = path.stat().st_size
+        if size > limits.max_bytes:
+            raise ImageRejected("too_many_bytes", f"{uri}: {size} bytes; at most {limits.max_bytes} are accepted")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ImageRejected("missing", f"{uri}: there is no such file below {root}") from None
+    except OSError as error:
+        raise ImageRejected("unreadable", f"{uri}: {error.strerror or error}") from None
+
+
+def resolve(uri: str, root: str) -> Path:
+    """The real path of a local uri, links followed. Raises ImageRejected(outside_root) when it leaves the root."""
+    text = unquote(uri[len("file://") :]) if uri.startswith("file://") else uri
+    base = storage.local_path(root).resolve()
+    try:
+        path = (base / text).resolve()
+    except (OSError, ValueError) as error:
+        raise ImageRejected("unreadable", f"{uri!r}: {error}") from None
+    if not path.is_relative_to(base):
+        raise ImageRejected("outside_root", f"{uri}: lies outside the catalogue's folder {base}")
+    return path
+
+
+def _inside_prefix(uri: str, root: str) -> str:
+    if uri.startswith("/") or ".." in uri.split("/"):
+        raise ImageRejected("outside_root", f"{uri}: lies outside the catalogue's folder {root}")
+    return storage.join(root, uri)
+
+
+def _read_object(uri: str, limits: ImageLimits) -> bytes:
+    try:
+        size = storage.size(uri)
+        if size is None:
+            raise FileNotFoundError
+        if size > limits.max_bytes:
+            raise ImageRejected("too_many_bytes", f"{uri}: {size} bytes; at most {limits.max_bytes} are accepted")
+        return storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise ImageRejected("missing", f"{uri}: there is no such object") from None
+    except OSError as error:
+        raise ImageRejected("unreadable", f"{uri}: {error}") from None
+
+
+def _fetch(uri: str, hosts: tuple[str, ...], limits: ImageLimits) -> bytes:
+    """An https picture from an allowed host: no redirects, a size cap while it streams, a time limit."""
+    import httpx
+
+    parts = urlsplit(uri)
+    if parts.scheme != "https" or (parts.hostname or "") not in hosts:
+        raise ImageRejected("forbidden_host", f"{uri}: pictures are fetched by https from {', '.join(hosts) or 'no host'} only")
+    try:
+        with httpx.stream("GET", uri, timeout=HTTP_TIMEOUT_S, follow_redirects=False) as answer:
+            if answer.status_code != 200:
+                raise ImageRejected("missing", f"{uri}: the host answered {answer.status_code}")
+            data = bytearray()
+            for chunk in answer.iter_bytes():
+                data += chunk
+                if len(data) > limits.max_bytes:
+                    raise ImageRejected("too_many_bytes", f"{uri}: more than {limits.max_bytes} bytes")
+            return bytes(data)
+    except httpx.TimeoutException:
+        raise ImageRejected("timeout", f"{uri}: no answer within {HTTP_TIMEOUT_S:.0f} s") from None
+    except httpx.HTTPError as error:
+        raise ImageRejected("unreadable", f"{uri}: {error}") from None
