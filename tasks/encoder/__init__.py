@@ -1,0 +1,1 @@
+"""Encoders: data, teacher, student, export, quantising, evaluation, gates. Imports torch; import it inside a step."""

@@ -1,0 +1,90 @@
+"""Checkpoints: one safetensors file of weights and one JSON file beside it that says what they are and proves them whole."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from serving.contract.files import ContractError, FileRef, describe, verify, written_whole
+from tasks.errors import TrainingError
+
+WEIGHTS, RECORD = "weights.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and plain values."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Writes the checkpoint; it exists once its JSON does. Tensors that share memory are written each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / WEIGHTS) as temporary:
+        save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary)
+    record = {"weights": describe(folder / WEIGHTS, WEIGHTS).model_dump(), "values": values}
+    with written_whole(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(record))
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The checkpoint in a folder, its checksum verified; None when there is none. Raises TrainingError when it is damaged."""
+    if not (folder / RECORD).is_file():
+        return None
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        verify(folder / WEIGHTS, FileRef(**record["weights"]))
+        return Checkpoint(load_file(folder / WEIGHTS), record["values"])
+    except (ContractError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"the checkpoint in {folder} is damaged ({error}); delete that folder to start again") from None
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint below `folder` (step-<number>), or None."""
+    for candidate in sorted(folder.glob("step-*"), reverse=True):
+        found = load_checkpoint(candidate)
+        if found is not None:
+            return found
+    return None
+
+
+def keep_only(folder: Path, step: int) -> None:
+    """Removes the checkpoints below `folder` of other steps."""
+    for old in folder.glob("step-*"):
+        if old.name != step_name(step):
+            shutil.rmtree(old)
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as named tensors: "optimizer.<parameter number>.<name>"."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts named tensors (see `optimizer_tensors`) back."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".", 2)
+            state.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def with_prefix(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{prefix}.{k}": v for k, v in module.state_dict().items()}
+
+
+def without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(f"{prefix}.")}

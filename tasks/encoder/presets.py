@@ -1,0 +1,159 @@
+"""What an encoder is and how it is trained, as frozen records; the presets are functions that give one."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from serving.contract.preprocess import PreprocessSpec
+from tasks.encoder.augment import Augmentation
+from tasks.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Which network. Exactly one of `open_clip` (a model of its list) and `timm` (a model of timm's, or our own) is set.
+
+    `pretrained`: an open_clip tag, "timm" for timm's own weights, a local checkpoint file, or empty for random weights.
+    """
+
+    open_clip: str = ""
+    timm: str = ""
+    pretrained: str = ""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text transformer of a custom model; ignored for open_clip's own models, which bring theirs."""
+
+    context: int = 16
+    width: int = 64
+    heads: int = 4
+    layers: int = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one tower is trained. `steps` are optimizer steps; each sees `accumulate` batches of products x pictures."""
+
+    steps: int
+    products: int = 32
+    """Products in a batch (fewer when the catalogue has fewer)."""
+    pictures: int = 4
+    """Pictures of each product in a batch: the product's own, and its photos."""
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warm_up: float = 0.1
+    """Share of the steps with a rising learning rate; a cosine to zero follows."""
+    clip: float = 1.0
+    ema_decay: float = 0.98
+    accumulate: int = 1
+    checkpoint_every: int = 100
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """One encoder version's recipe, whole. The same config, data and seed give the same encoder."""
+
+    name: str
+    dim: int
+    preprocess: PreprocessSpec
+    cache_size: int
+    """Side of the decoded pictures that augmentation crops from."""
+    teacher: TowerConfig
+    student: TowerConfig
+    teacher_recipe: Recipe
+    student_recipe: Recipe
+    text: TextConfig = field(default_factory=TextConfig)
+    pair_temperature: float = 0.1
+    text_weight: float = 0.2
+    alpha: float = 0.3
+    """Share of the task loss in the student's loss; the rest is KL to the teacher's similarities."""
+    kl_temperature: float = 0.1
+    cosine_weight: float = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    seed: int = 7
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the log and for the recipe's key."""
+        return asdict(self) | {"preprocess": self.preprocess.model_dump()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
+        """The config that `as_dict` gave, out of a dict that may hold more (an encoder manifest's recipe)."""
+        names = {f.name for f in fields(cls)}
+        return TypeAdapter(cls).validate_python({k: v for k, v in values.items() if k in names})
+
+
+def demo() -> EncoderConfig:
+    """Minutes on two cores, from random weights (docs/performance.md has the measured recall of this recipe)."""
+    return EncoderConfig(
+        name="demo",
+        dim=128,
+        preprocess=PreprocessSpec(size=48, fit="squash"),
+        cache_size=64,
+        teacher=TowerConfig(timm="vitrine_residual_w32"),
+        student=TowerConfig(timm="vitrine_residual_w16"),
+        teacher_recipe=Recipe(steps=400),
+        student_recipe=Recipe(steps=300),
+    )
+
+
+def tiny() -> EncoderConfig:
+    """Seconds: for tests of everything around the training."""
+    few = Recipe(steps=6, products=4, pictures=3, checkpoint_every=2)
+    return replace(
+        demo(),
+        name="tiny",
+        dim=16,
+        preprocess=PreprocessSpec(size=24),
+        cache_size=32,
+        teacher=TowerConfig(timm="vitrine_residual_w8"),
+        student=TowerConfig(timm="vitrine_residual_w8"),
+        teacher_recipe=few,
+        student_recipe=few,
+        text=TextConfig(context=12, width=16, heads=2, layers=1),
+        precision="fp32",
+    )
+
+
+def _large(name: str, teacher: TowerConfig, student: TowerConfig) -> EncoderConfig:
+    teacher_recipe = Recipe(steps=4000, products=64, pictures=4, learning_rate=1e-5, weight_decay=0.1, ema_decay=0.999)
+    return EncoderConfig(
+        name=name,
+        dim=512,
+        preprocess=PreprocessSpec(size=224, fit="crop"),
+        cache_size=256,
+        teacher=teacher,
+        student=student,
+        teacher_recipe=teacher_recipe,
+        student_recipe=replace(teacher_recipe, steps=8000, learning_rate=5e-4),
+    )
+
+
+def vit_b16() -> EncoderConfig:
+    """CLIP ViT-B-16 fine-tuned on the shop's photos, with a MobileCLIP-class student. Wants a GPU and pretrained weights."""
+    return _large("vit_b16", TowerConfig(open_clip="ViT-B-16", pretrained="openai"), TowerConfig(timm="fastvit_mci0"))
+
+
+def vit_b32() -> EncoderConfig:
+    """CLIP ViT-B-32 with a ViT-tiny student: the quickest of the real pairs."""
+    return _large("vit_b32", TowerConfig(open_clip="ViT-B-32", pretrained="openai"), TowerConfig(timm="vit_tiny_patch16_224"))
+
+
+def resnet50_student() -> EncoderConfig:
+    """CLIP ViT-B-16 with a ResNet-50 student, the document's pair."""
+    return _large("resnet50_student", TowerConfig(open_clip="ViT-B-16", pretrained="openai"), TowerConfig(timm="resnet50"))
+
+
+PRESETS: dict[str, Callable[[], EncoderConfig]] = {f.__name__: f for f in (demo, tiny, vit_b16, vit_b32, resnet50_student)}
+
+
+def preset(name: str) -> EncoderConfig:
+    """The preset of this name. Raises TrainingError listing the names there are."""
+    try:
+        return PRESETS[name]()
+    except KeyError:
+        raise TrainingError(f"there is no encoder preset {name!r}; choose one of {', '.join(sorted(PRESETS))}") from None

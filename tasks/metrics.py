@@ -1,0 +1,69 @@
+"""Retrieval metrics as pure functions of ranks, with bootstrap intervals. A rank is 1 for the best; ties count against it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its bootstrap 95 % interval, over `n` queries."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def ranks(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """The rank (nq,) int64 of each query's relevant column in `similarity` (nq, nb) float.
+
+    Every other column that is as similar or more counts before it, so a constant encoder gets the worst rank, not the best.
+    A column of -inf (a product without a picture) gives rank nb.
+    """
+    own = similarity[np.arange(len(similarity)), relevant][:, None]
+    return np.maximum((similarity >= own).sum(axis=1), 1).astype(np.int64)
+
+
+def best_by_group(similarity: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    """The best similarity (nq, count) of each query to any column of a group; -inf for a group without columns."""
+    best = np.full((len(similarity), count), -np.inf, similarity.dtype)
+    np.maximum.at(best.T, groups, similarity.T)
+    return best
+
+
+def recall_at(rank: np.ndarray, k: int) -> float:
+    """The share of queries whose product is among the first k; 0 for no queries."""
+    return float((rank <= k).mean()) if len(rank) else 0.0
+
+
+def mean_reciprocal_rank(rank: np.ndarray) -> float:
+    """The mean of 1/rank. With one relevant product a query, mean average precision is the same number."""
+    return float((1.0 / rank).mean()) if len(rank) else 0.0
+
+
+def interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """The mean of per-query values (n,) with its percentile bootstrap interval."""
+    if not len(values):
+        return Interval(0.0, 0.0, 0.0, 0)
+    means = _resampled_means(np.asarray(values, np.float64), seed)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(np.mean(values)), float(low), float(high), len(values))
+
+
+def paired_difference(candidate: np.ndarray, other: np.ndarray, seed: int = 0) -> Interval:
+    """The mean of candidate - other over the same queries, with its paired bootstrap interval."""
+    if len(candidate) != len(other):
+        raise ValueError(f"paired values need equal lengths, got {len(candidate)} and {len(other)}")
+    return interval(np.asarray(candidate, np.float64) - np.asarray(other, np.float64), seed)
+
+
+def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    n = len(values)
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        means[i] = values[rng.integers(0, n, n)].mean()
+    return means
