@@ -1,0 +1,63 @@
+"""The files of a segment: a FAISS index over positions, and the Parquet table whose row i describes position i."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serving.contract.files import ContractError, written_whole
+
+if TYPE_CHECKING:
+    import faiss
+
+ROW_COLUMNS = (
+    "key", "product_id", "title", "brand", "category", "price", "currency", "in_stock", "popularity", "image_uri", "updated_at",
+)  # fmt: skip
+"""Columns every row table has, in this order; columns the catalogue carries besides follow them."""
+
+
+def write_rows(path: Path, table: pa.Table) -> None:
+    """Writes a segment's row table, or a tombstone segment's keys. The same table gives the same bytes."""
+    with written_whole(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd", store_schema=False)
+
+
+def read_rows(path: Path) -> pa.Table:
+    """A segment's row table. Raises ContractError when the file is not one."""
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ContractError(f"{path.name}: not a readable Parquet file: {error}") from None
+
+
+def write_index(path: Path, index: "faiss.Index") -> None:
+    import faiss
+
+    with written_whole(path) as temporary:
+        faiss.write_index(index, str(temporary))
+
+
+def read_index(path: Path, dim: int, rows: int) -> "faiss.Index":
+    """A segment's FAISS index, memory-mapped where its family allows. Raises ContractError when it is not as described."""
+    import faiss
+
+    try:
+        index = faiss.downcast_index(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
+    except RuntimeError as error:
+        raise ContractError(f"{path.name}: FAISS cannot read it: {str(error).splitlines()[0]}") from None
+    if index.d != dim:
+        raise ContractError(f"{path.name}: vectors of dimension {index.d}, where the encoder gives {dim}")
+    if index.ntotal != rows:
+        raise ContractError(f"{path.name}: {index.ntotal} vectors, where the manifest says {rows}")
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise ContractError(f"{path.name}: its metric is not the inner product")
+    return index
+
+
+def unit_float32(vectors: np.ndarray) -> np.ndarray:
+    """Stored float16 vectors (n, d) as unit float32 rows. A zero row stays zero."""
+    wide = vectors.astype(np.float32)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.ascontiguousarray(wide / np.where(norms > 0, norms, 1))

@@ -1,0 +1,47 @@
+"""Golden answers: what a version answered when it was made, which every load must answer again."""
+
+from pathlib import Path
+
+import numpy as np
+
+from serving.contract.files import ContractError, written_whole
+from serving.searcher import Searcher
+
+TOP = 10
+MAX_DIFFERENCE = 1e-4
+
+
+def write_golden(path: Path, searcher: Searcher, vectors: np.ndarray) -> None:
+    """Writes `vectors` (n, d) float32 with the `keys` (n, 10) int64 and `similarity` (n, 10) float32 found for them."""
+    found = searcher.search(vectors, TOP)
+    keys = _keys(searcher, found.rows)
+    with written_whole(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, vectors=vectors, keys=keys, similarity=found.similarity)
+
+
+def check_golden(path: Path, searcher: Searcher) -> None:
+    """Raises ContractError unless the searcher gives the golden answers again: similarities within 1e-4, keys up to ties."""
+    golden = np.load(path, allow_pickle=False)
+    vectors, expected = golden["vectors"], golden["similarity"]
+    if vectors.shape[1] != searcher.dim:
+        raise ContractError(f"golden answers have dimension {vectors.shape[1]}, the index has {searcher.dim}")
+    found = searcher.search(vectors, TOP)
+    there, was = found.rows >= 0, golden["keys"] >= 0
+    if not np.array_equal(there, was):
+        raise ContractError("golden answers are not reproduced: another number of products is found")
+    difference = float(np.abs(found.similarity - expected)[was].max(initial=0.0))
+    if difference > MAX_DIFFERENCE:
+        raise ContractError(f"golden answers are not reproduced: similarities differ by {difference:.2g} (> {MAX_DIFFERENCE:g})")
+    keys = _keys(searcher, found.rows)
+    for row in range(len(keys)):
+        moved = [
+            k
+            for k, s in zip(golden["keys"][row], expected[row], strict=True)
+            if k not in keys[row] and s > expected[row].min() + MAX_DIFFERENCE
+        ]
+        if moved:
+            raise ContractError(f"golden answers are not reproduced: query {row} no longer finds key {moved[0]}")
+
+
+def _keys(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
+    return np.where(rows < 0, -1, searcher.features.key[np.maximum(rows, 0)])

@@ -1,0 +1,69 @@
+"""The Spark session, and one job shape: a list of chunks, each worked on by whichever Python worker is free."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from tasks.settings import PROJECT
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+TASK_RETRIES = 4
+
+
+@contextmanager
+def session(master: str, work: Path, options: dict[str, str] | None = None) -> Iterator["SparkSession"]:
+    """A quiet Spark session on `master` (local[n], spark://…), its scratch files below `work`; stopped at the end."""
+    from pyspark.sql import SparkSession
+
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    path = os.environ.get("PYTHONPATH", "")
+    if str(PROJECT) not in path.split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(PROJECT), path) if p)
+    (work / "spark").mkdir(parents=True, exist_ok=True)
+    threads = master[6:-1] if master.startswith("local[") else ""
+    builder = SparkSession.builder.master(f"local[{threads},{TASK_RETRIES}]" if threads else master).appName("vitrine")
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.memory": "1g",
+        "spark.local.dir": str(work / "spark"),
+        "spark.sql.warehouse.dir": str(work / "spark" / "warehouse"),
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "1",
+        "spark.task.maxFailures": str(TASK_RETRIES),
+        "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
+        "spark.python.worker.reuse": "true",
+        **(options or {}),
+    }
+    for name, value in settings.items():
+        builder = builder.config(name, value)
+    spark = builder.getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    try:
+        yield spark
+    finally:
+        spark.stop()
+
+
+def for_each_chunk(spark: "SparkSession", chunks: list[str], work: Callable[[str], None]) -> int:
+    """Runs `work(chunk)` once for every chunk uri, one Spark task each, so that a lost worker costs one chunk. Gives how many."""
+    if not chunks:
+        return 0
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for chunk in batch.column(0).to_pylist():
+                work(chunk)
+                yield pa.RecordBatch.from_arrays([pa.array([chunk])], names=["chunk"])
+
+    rows: Any = spark.sparkContext.parallelize([(c,) for c in chunks], len(chunks))
+    return spark.createDataFrame(rows, "chunk string").mapInArrow(run, "chunk string").count()
