@@ -5,6 +5,7 @@ measured in tests/benchmarks/bench_encoder.py and never shipped.
 """
 
 import contextlib
+import io
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def quantise_static(source: Path, target: Path, calibration: np.ndarray, method:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as scratch, _quiet_logging():
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantize_static(
@@ -117,12 +118,13 @@ def _recall_measure(folder: Path, training: TrainingSet, config: EncoderConfig, 
 
 
 @contextlib.contextmanager
-def _quiet_logging() -> Iterator[None]:
-    """ONNX Runtime's quantiser warns through the root logger about shapes it does not need."""
+def _quiet() -> Iterator[None]:
+    """ONNX Runtime's quantiser warns through the root logger about shapes it does not need, and prints its thresholds."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         root.setLevel(level)
