@@ -1,0 +1,45 @@
+"""What a replica is told from outside: VITRINE_ variables, typed, with defaults that work on one machine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "VITRINE_"
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """A replica's settings. `release`: a folder written by `vitrine release export`, instead of MLflow."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    mlflow_uri: str = "http://127.0.0.1:5000"
+    release: str = ""
+    cache: Path = Path(".vitrine/serving/cache")
+    poll_s: float = 2.0
+    threads: int = 1
+    workers: int = 2
+    """Requests that are worked on at once; more wait, up to `queue`, and beyond that are answered 503."""
+    queue: int = 64
+    image_root: str = ""
+    """Folder below which product pictures lie, for showing them. Empty: the snapshot's own root, where it is a local folder."""
+    admin_token: str = ""
+    notice: str = ""
+    """A line the search page shows, such as that the data is generated."""
+    max_image_bytes: int = 10 * 2**20
+    max_image_pixels: int = 50_000_000
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str]) -> "ServingSettings":
+        """Settings from the environment; a value that does not parse is a ValueError naming the variable."""
+        values: dict[str, Any] = {}
+        for spec in fields(cls):
+            text = environ.get(PREFIX + spec.name.upper())
+            if text is None:
+                continue
+            try:
+                values[spec.name] = type(spec.default)(text)
+            except ValueError:
+                raise ValueError(f"{PREFIX}{spec.name.upper()}={text!r} is not a {type(spec.default).__name__}") from None
+        return cls(**values)

@@ -1,0 +1,63 @@
+"""Putting a version together: its manifest, and the golden answers every load must reproduce."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from serving.contract.files import FileRef, describe
+from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar, Segment, SnapshotRef
+from serving.golden import write_golden
+from serving.searcher import Searcher
+from tasks.catalog.snapshot import Snapshot
+from tasks.embed.job import Embedded
+from tasks.index.build import BuiltShard, IndexConfig
+
+GOLDEN_QUERIES = 16
+EMPTY_SHA = "0" * 64
+
+
+def content_key(snapshot_content: str, document_fingerprint: str, query_fingerprint: str, config: IndexConfig) -> str:
+    """Names what an index is made from: equal keys would give equal answers."""
+    parts = [snapshot_content, document_fingerprint, query_fingerprint, json.dumps(config.__dict__, sort_keys=True)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def base_segment(built: BuiltShard, run_id: str, path: str) -> Segment:
+    """The manifest's record of a built shard whose files are artifacts of `run_id` below `path`."""
+    index, table = (
+        ref.model_copy(update={"run_id": run_id, "path": f"{path}/{ref.path}"}) for ref in (built.index_ref(), built.table_ref())
+    )
+    return Segment(kind="base", shard=built.shard, sequence=0, rows=built.rows, family=built.family, index=index, table=table)
+
+
+def draft(
+    name: str, created_at: str, encoder: EncoderRef, snapshot: Snapshot, segments: list[Segment], search: dict[str, Scalar],
+    embedded: Embedded, shards: int, key: str,
+) -> IndexManifest:  # fmt: skip
+    """The manifest before its golden answers and gates exist."""
+    indexed = sum(s.rows for s in segments)
+    counts = Counts(
+        catalogue=snapshot.rows, embedded=embedded.embedded, quarantined=embedded.quarantined, indexed=indexed, servable=indexed
+    )
+    reference = SnapshotRef(id=snapshot.id, uri=snapshot.uri, rows=snapshot.rows, content_sha256=snapshot.content_sha256)
+    return IndexManifest(
+        id=name, created_at=created_at, encoder=encoder, snapshot=reference, shards=shards, segments=tuple(segments), search=search,
+        counts=counts, golden=FileRef(path="golden.npz", sha256=EMPTY_SHA, bytes=0), content_key=key,
+    )  # fmt: skip
+
+
+def with_golden(
+    manifest: IndexManifest, searcher: Searcher, queries: np.ndarray, folder: Path, run_id: str, path: str
+) -> IndexManifest:
+    """The manifest with golden answers to a few of the queries (nq, d), written to `folder`/golden.npz."""
+    chosen = queries[np.linspace(0, len(queries) - 1, min(GOLDEN_QUERIES, len(queries))).astype(int)]
+    write_golden(folder / "golden.npz", searcher, chosen)
+    return manifest.model_copy(update={"golden": describe(folder / "golden.npz", f"{path}/golden.npz", run_id)})
+
+
+def local_files(folders: dict[str, Path]) -> Callable[[FileRef], Path]:
+    """Finds segment files in the folders they were built in, by file name."""
+    return lambda ref: folders[Path(ref.path).name]

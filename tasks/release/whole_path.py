@@ -1,0 +1,94 @@
+"""The whole path, measured with the very code that serves: photo bytes -> pixels -> query vector -> index -> ranker."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serving.contract.encoder import EncoderFolder
+from serving.contract.preprocess import ImageRejected, decode
+from serving.release import Release
+from tasks.catalog.snapshot import Snapshot, photo_table
+from tasks.embed.images import read_image
+from tasks.progress import Progress
+
+MAX_PHOTOS = 2000
+TOP = 20
+
+
+@dataclass(frozen=True)
+class Query:
+    """A held-out photo: where it is, and the product it shows."""
+
+    photo_uri: str
+    product_id: str
+
+
+@dataclass(frozen=True)
+class WholePath:
+    """Per photo, in order: the rank of its product in the answer (0 best, -1 not there) and the milliseconds it took.
+
+    `vectors` (n, d) float32 are the photos' query vectors; `unreadable` photos are left out.
+    """
+
+    queries: list[Query]
+    ranks: np.ndarray
+    ms: np.ndarray
+    vectors: np.ndarray
+    answers: list[list[str]]
+    unreadable: int
+
+
+def held_out(snapshot: Snapshot, limit: int = MAX_PHOTOS) -> list[Query]:
+    """The photos to ask: split val, else test; evenly thinned to `limit`. None when the snapshot has no such photos."""
+    photos = photo_table(snapshot.uri)
+    for split in ("val", "test"):
+        chosen = photos.filter(pc.equal(photos["split"], split))
+        if len(chosen):
+            break
+    if len(chosen) > limit:
+        chosen = chosen.take(pa.array(np.linspace(0, len(chosen) - 1, limit).astype(int)))
+    rows = chosen.to_pylist()
+    return [Query(r["photo_uri"], r["product_id"]) for r in rows]
+
+
+def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: str = "ask the index") -> WholePath:
+    """Asks every photo, one at a time as shoppers do."""
+    kept, ranks, ms, vectors, answers = [], [], [], [], []
+    features = release.searcher.features
+    release.warm()
+    with Progress(name, len(queries), "photos") as progress:
+        for query in queries:
+            progress.add()
+            try:
+                data = read_image(query.photo_uri, snapshot.image_root)
+                began = time.perf_counter()
+                vector, _ = release.encode_photo(data)
+            except ImageRejected:
+                continue
+            ranked = release.answer(vector, TOP).ranked
+            ms.append(1e3 * (time.perf_counter() - began))
+            ids = [r["product_id"] for r in features.take(ranked.rows, ["product_id"])]
+            ranks.append(ids.index(query.product_id) if query.product_id in ids else -1)
+            kept.append(query)
+            vectors.append(vector)
+            answers.append(ids)
+    stacked = np.stack(vectors) if vectors else np.zeros((0, release.searcher.dim), np.float32)
+    return WholePath(kept, np.array(ranks, np.int64), np.array(ms), stacked, answers, len(queries) - len(kept))
+
+
+def query_vectors(encoders: EncoderFolder, name: str, snapshot: Snapshot, queries: list[Query]) -> np.ndarray:
+    """Query vectors (n, d) float32 of the photos that can be read, by the variant `name`, one at a time as when serving."""
+    encoder = encoders.open(name)
+    vectors = []
+    with Progress("encode photos", len(queries), "photos") as progress:
+        for query in queries:
+            progress.add()
+            try:
+                pixels = decode(read_image(query.photo_uri, snapshot.image_root), encoders.manifest.preprocess)
+            except ImageRejected:
+                continue
+            vectors.append(encoder.encode(pixels[None])[0])
+    return np.stack(vectors) if vectors else np.zeros((0, encoders.manifest.dim), np.float32)

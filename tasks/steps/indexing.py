@@ -1,0 +1,233 @@
+"""The steps of rebuild_index."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from serving.contract.files import FileRef, verify, written_whole
+from serving.contract.manifest import EncoderRef, IndexManifest
+from tasks import storage
+from tasks.errors import VitrineError
+from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH
+from tasks.settings import Settings
+from tasks.steps.common import as_snapshot, registry, settings, work_folder
+
+log = logging.getLogger(__name__)
+
+EXPERIMENT = "indexes"
+
+
+def choose_encoder() -> dict[str, Any]:
+    """The champion, as the reference that every later step uses."""
+    models = registry()
+    return models.encoder_ref(models.require_alias(ENCODER_MODEL, "champion").version).model_dump()
+
+
+def something_changed(snapshot: dict, encoder: dict) -> bool:
+    """False when the live version was made from the same rows, encoder and index settings."""
+    models = registry()
+    live = models.alias(INDEX_MODEL, "live")
+    if live is None:
+        return True
+    same = models.index_manifest(live.version).content_key == _content_key(snapshot, encoder)
+    log.info(
+        "index version %s is live; the catalogue, the encoder and the settings %s",
+        live.version,
+        "are its own" if same else "differ",
+    )
+    return not same
+
+
+def validate_snapshot(snapshot: dict, run_key: str) -> dict[str, Any]:
+    """Great Expectations on the snapshot, against the one the live version was made from where it has the same source."""
+    from tasks.catalog.snapshot import read_snapshot
+    from tasks.validate.suites import validate_snapshot as validate
+
+    models = registry()
+    live = models.alias(INDEX_MODEL, "live")
+    previous = None
+    if live is not None:
+        uri = models.index_manifest(live.version).snapshot.uri
+        previous = read_snapshot(uri) if storage.exists(storage.join(uri, "_manifest.json")) else None
+        if previous is not None and previous.source != snapshot["source"]:
+            previous = None
+    return validate(as_snapshot(snapshot), previous, work_folder(run_key) / "data_docs" / "snapshot").record()
+
+
+def embed(snapshot: dict, encoder: dict, run_key: str) -> dict[str, Any]:
+    from tasks.embed.job import EmbedConfig, embed_snapshot
+
+    chosen = settings()
+    config = EmbedConfig(spark_master=chosen.spark_master, shards=chosen.shards, hosts=chosen.image_hosts)
+    folder = registry().encoder_folder(encoder["version"])
+    work = work_folder(run_key) / "embed"
+    return dataclasses.asdict(
+        embed_snapshot(as_snapshot(snapshot), folder, encoder["version"], chosen.store_uri, run_key, work, config)
+    )
+
+
+def validate_embeddings(snapshot: dict, embedded: dict, run_key: str) -> dict[str, Any]:
+    from tasks.embed.job import Embedded
+    from tasks.validate.suites import validate_embeddings as validate
+
+    docs = work_folder(run_key) / "data_docs" / "embeddings"
+    return validate(Embedded(**embedded), as_snapshot(snapshot), docs).record()
+
+
+def template(embedded: dict, run_key: str) -> dict[str, Any]:
+    from tasks.index.build import train_template
+
+    made = train_template(embedded["vectors_uri"], _config(settings()), work_folder(run_key) / "index")
+    log.info("index family %s (%s) for %d vectors in %d shards", made.family, made.factory, made.rows, made.shards)
+    return dataclasses.asdict(made)
+
+
+def shard_numbers(template: dict) -> list[int]:
+    return list(range(template["shards"]))
+
+
+def shard(number: int, snapshot: dict, embedded: dict, template: dict, run_key: str) -> dict[str, Any]:
+    from tasks.index.build import Template, build_shard
+
+    folder = work_folder(run_key) / "index" / f"shard-{number:05d}"
+    built = build_shard(embedded["vectors_uri"], snapshot["uri"], Template(**template), number, folder)
+    return dataclasses.asdict(built)
+
+
+def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_key: str) -> dict[str, Any]:
+    """Search parameters, chosen on held-out photos through the code that serves."""
+    from serving.contract.encoder import EncoderFolder
+    from serving.searcher import Searcher
+    from tasks.index.tune import LEAST_QUERIES
+    from tasks.index.tune import tune as choose
+    from tasks.release.whole_path import held_out, query_vectors
+
+    whole = as_snapshot(snapshot)
+    queries = held_out(whole)
+    if len(queries) < LEAST_QUERIES:
+        raise VitrineError(
+            f"{len(queries)} labelled photos are held out (split val or test) and at least {LEAST_QUERIES} are needed: "
+            "recall is measured on shoppers' photos; add some to the catalogue's photos"
+        )
+    folder = EncoderFolder(registry().encoder_folder(encoder["version"]))
+    xq = query_vectors(folder, encoder["query"], whole, queries)
+    manifest = _draft(snapshot, encoder, None, shards, {"family": template["family"]}, run_key)
+    searcher = Searcher.open(manifest, _locate(shards, run_key))
+    tuned = choose(searcher, xq, template["family"], settings().recall_target)
+    for trial in tuned.trials:
+        log.info("%s recall@10 %.3f p50 %.2f ms: %s", trial["params"], trial["recall_at_10"], trial["p50_ms"], trial["verdict"])
+    return dataclasses.asdict(tuned)
+
+
+def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], tuned: dict, run_key: str) -> dict[str, Any]:
+    """Puts the version together, measures the whole path against the live version, and registers it with its gate report."""
+    from serving.release import Release
+    from serving.searcher import Searcher
+    from tasks.index.assemble import with_golden
+    from tasks.release.gates import Policy, decide, index_gates
+    from tasks.release.measuring import measure_live, measured
+    from tasks.release.whole_path import held_out, query_vectors
+
+    models, whole = registry(), as_snapshot(snapshot)
+    queries = held_out(whole)
+    encoder_folder = models.encoder_folder(encoder["version"])
+    folder = work_folder(run_key) / "index"
+    with models.run(EXPERIMENT, run_key, f"index {snapshot['id']}") as run:
+        locate = _locate(shards, run_key)
+        manifest = _draft(snapshot, encoder, embedded, shards, tuned["search"], run_key, run.run_id)
+        from serving.contract.encoder import EncoderFolder
+
+        golden = query_vectors(EncoderFolder(encoder_folder), encoder["query"], whole, queries[:64])
+        manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
+        release = Release.open("candidate", manifest, encoder_folder, locate)
+        candidate = measured(release, whole, queries)
+        live = measure_live(models, settings().home / "serving" / "gate-cache", whole, queries)
+        gates = index_gates(candidate, live, Policy(exact_recall=settings().recall_target))
+        decision = decide(gates)
+        for gate in gates:
+            log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)
+        manifest = manifest.model_copy(update={"gates": gates})
+        _publish(run, manifest, gates, tuned, shards, folder)
+        run.params({"snapshot": snapshot["id"], "encoder_version": encoder["version"], "family": tuned["search"]["family"]})
+        run.metrics({g.name: g.value for g in gates})
+        run.metrics({"recall_at_1": candidate.recall_at_1, "recall_at_10": candidate.recall_at_10, "p50_ms": candidate.p50_ms})
+        docs = work_folder(run_key) / "data_docs"
+        if docs.is_dir():
+            run.artifacts(docs, "data_docs")
+        tags = {
+            "encoder_version": encoder["version"], "snapshot": snapshot["id"], "verdict": "passed" if decision.passed else "failed",
+            "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": run_key,
+        }  # fmt: skip
+        text = (
+            f"{manifest.counts.servable} products, {len(shards)} shards of {tuned['search']['family']}, encoder version "
+            f"{encoder['version']}: Recall@1 {candidate.recall_at_1:.3f}, Recall@10 {candidate.recall_at_10:.3f} on "
+            f"{candidate.photos} held-out photos; {decision.summary}"
+        )
+        version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, tags, text).version
+    return {"version": version, "passed": decision.passed, "summary": f"index version {version}: {text}"}
+
+
+def publish(registered: dict) -> None:
+    registry().set_alias(INDEX_MODEL, "candidate", registered["version"])
+
+
+def _publish(run: Any, manifest: IndexManifest, gates: Any, tuned: dict, shards: list[dict], folder: Path) -> None:
+    """The run's artifacts: segments first, the manifest last, so that what has a manifest is whole."""
+    for built in shards:
+        for part in (built["index"], built["table"]):
+            run.artifact(Path(built["folder"]) / part["path"], INDEX_PATH)
+    run.artifact(folder / "golden.npz", INDEX_PATH)
+    for name, content in {
+        "gates.json": json.dumps([g.model_dump() for g in gates], indent=1),
+        "tuning.json": json.dumps(tuned, indent=1),
+        "manifest.json": manifest.model_dump_json(indent=1),
+    }.items():
+        with written_whole(folder / name) as path:
+            path.write_text(content)
+        run.artifact(folder / name, INDEX_PATH)
+
+
+def _draft(
+    snapshot: dict, encoder: dict, embedded: dict | None, shards: list[dict], search: dict, run_key: str, run_id: str = ""
+) -> IndexManifest:
+    from tasks.embed.job import Embedded
+    from tasks.index.assemble import base_segment, draft
+    from tasks.index.build import BuiltShard
+
+    whole = as_snapshot(snapshot)
+    segments = [base_segment(BuiltShard(**s), run_id, INDEX_PATH) for s in shards]
+    rows = sum(s.rows for s in segments)
+    counted = Embedded(**embedded) if embedded else Embedded(run_key, "", "", "", 0, 0, rows, rows, 0, 0, 0, {})
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    reference = EncoderRef.model_validate(encoder)
+    key = _content_key(snapshot, encoder)
+    return draft(run_key, created, reference, whole, segments, search, counted, len(shards), key)
+
+
+def _locate(shards: list[dict], run_key: str) -> Callable[[FileRef], Path]:
+    """Finds a built shard's files, and the golden answers, where this run made them; verified."""
+    folders = {part["path"]: Path(s["folder"]) for s in shards for part in (s["index"], s["table"])}
+    home = work_folder(run_key) / "index"
+
+    def locate(ref: FileRef) -> Path:
+        name = Path(ref.path).name
+        return verify(folders.get(name, home) / name, ref)
+
+    return locate
+
+
+def _content_key(snapshot: dict, encoder: dict) -> str:
+    from tasks.index.assemble import content_key
+
+    prints = (encoder["document_fingerprint"], encoder["query_fingerprint"])
+    return content_key(snapshot["content_sha256"], *prints, _config(settings()))
+
+
+def _config(chosen: Settings) -> Any:
+    from tasks.index.build import IndexConfig
+
+    return IndexConfig(shards=chosen.shards, recall_target=chosen.recall_target)
