@@ -5,7 +5,8 @@ returned, and while k matching rows are there, k are returned: where an approxim
 that segment are compared exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 
-from serving.contract.files import FileRef
+from serving.contract.files import ContractError, FileRef
 from serving.contract.manifest import IndexManifest, Scalar, Segment
 from serving.contract.segments import read_index, read_rows
 from serving.features import Features
@@ -44,10 +45,13 @@ class OpenSegment:
 
 
 class Searcher:
-    """An index version opened for search. Immutable: several threads may search at once."""
+    """An index version opened for search. Immutable: several threads may search at once.
 
-    def __init__(self, manifest: IndexManifest, segments: list[OpenSegment], features: Features) -> None:
-        self.manifest, self.segments, self.features = manifest, segments, features
+    `threads` bounds the OpenMP threads that one search may use: one, where many requests are answered side by side.
+    """
+
+    def __init__(self, manifest: IndexManifest, segments: list[OpenSegment], features: Features, threads: int = 1) -> None:
+        self.manifest, self.segments, self.features, self.threads = manifest, segments, features, threads
         self.dim = manifest.encoder.dim
         self.params = dict(manifest.search)
         self.rows = features.rows
@@ -55,8 +59,11 @@ class Searcher:
         self.live_rows = self.rows - sum(hidden)
 
     @classmethod
-    def open(cls, manifest: IndexManifest, locate: Callable[[FileRef], Path]) -> "Searcher":
+    def open(cls, manifest: IndexManifest, locate: Callable[[FileRef], Path], threads: int = 1) -> "Searcher":
         """Opens every segment; `locate` gives a file's verified local path. Raises ContractError for what does not fit."""
+        missing = sorted(set(range(manifest.shards)) - {s.shard for s in manifest.segments if s.kind == "base"})
+        if missing:
+            raise ContractError(f"index {manifest.id}: shard {missing[0]} of {manifest.shards} has no base segment in the manifest")
         parts: list[OpenSegment] = []
         tables: list[pa.Table] = []
         start = 0
@@ -70,18 +77,21 @@ class Searcher:
             parts.append(OpenSegment(index, start, len(table), alive))
             tables.append(table)
             start += len(table)
-        return cls(manifest, parts, Features(pa.concat_tables(tables, promote_options="default")))
+        return cls(manifest, parts, Features(pa.concat_tables(tables, promote_options="default")), threads)
 
     def search(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None) -> Found:
         """The k nearest live rows of unit queries xq (nq, d) float32, among `allowed` (rows,) bool when given.
 
-        `params` replaces the manifest's search parameters (for tuning).
+        `params` replaces the manifest's search parameters (for tuning). Raises ValueError for queries or a filter that do not fit.
         """
-        found = [self._search_segment(s, xq, k, allowed, params or self.params) for s in self.segments]
+        xq = self._checked(xq, allowed)
+        with omp_threads(self.threads):
+            found = [self._search_segment(s, xq, k, allowed, params or self.params) for s in self.segments]
         return merge(found, k) if found else _nothing(len(xq), k)
 
     def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
         """The same by comparing every matching row with the vectors the index stores."""
+        xq = self._checked(xq, allowed)
         found = []
         for segment in self.segments:
             mask = _mask(segment, allowed)
@@ -98,6 +108,15 @@ class Searcher:
         """Which rows are live: (rows,) bool."""
         parts = [np.ones(s.rows, bool) if s.alive is None else s.alive for s in self.segments]
         return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+    def _checked(self, xq: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+        if xq.ndim != 2 or xq.shape[1] != self.dim:
+            raise ValueError(f"queries of shape {xq.shape}, where (nq, {self.dim}) is expected")
+        if not np.isfinite(xq).all():
+            raise ValueError("a query vector holds NaN or infinity")
+        if allowed is not None and (allowed.shape != (self.rows,) or allowed.dtype != bool):
+            raise ValueError(f"a filter of shape {allowed.shape}, {allowed.dtype}, where ({self.rows},) bool is expected")
+        return np.ascontiguousarray(xq, np.float32)
 
     def _search_segment(
         self, segment: OpenSegment, xq: np.ndarray, k: int, allowed: np.ndarray | None, params: dict[str, Scalar]
@@ -116,6 +135,17 @@ class Searcher:
             exact = _exact(segment, xq[short], wanted, every)
             similarity[short], positions[short] = exact.similarity, exact.rows - segment.start
         return Found(similarity, np.where(positions < 0, -1, positions + segment.start))
+
+
+@contextmanager
+def omp_threads(count: int) -> Iterator[None]:
+    """FAISS on this many OpenMP threads within the block; the setting belongs to the calling thread alone."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def merge(found: list[Found], k: int) -> Found:
@@ -156,8 +186,9 @@ def _mask(segment: OpenSegment, allowed: np.ndarray | None) -> np.ndarray | None
 
 def _prepare(index: Any) -> None:
     """Lets stored vectors be read back by position where the family keeps them in lists."""
-    if isinstance(index, faiss.IndexIVF) and index.ntotal:
-        index.make_direct_map(True)
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    if isinstance(inner, faiss.IndexIVF) and inner.ntotal:
+        inner.make_direct_map(True)
 
 
 def _vectors(index: Any, positions: np.ndarray) -> np.ndarray:

@@ -38,8 +38,9 @@ class ServingSettings:
             text = environ.get(PREFIX + spec.name.upper())
             if text is None:
                 continue
+            kind: Any = type(spec.default)
             try:
-                values[spec.name] = type(spec.default)(text)
+                values[spec.name] = kind(text)
             except ValueError:
-                raise ValueError(f"{PREFIX}{spec.name.upper()}={text!r} is not a {type(spec.default).__name__}") from None
+                raise ValueError(f"{PREFIX}{spec.name.upper()}={text!r} is not a {kind.__name__}") from None
         return cls(**values)

@@ -69,7 +69,7 @@ class MlflowSource:
             raise
 
     def manifest(self, version: str) -> IndexManifest:
-        run = self.client.get_model_version(MODEL, version).run_id
+        run = str(self.client.get_model_version(MODEL, version).run_id)
         return read_manifest(self._download(run, "index/manifest.json", self.cache / "manifests" / run), IndexManifest)
 
     def encoder(self, manifest: IndexManifest) -> Path:

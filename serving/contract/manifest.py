@@ -72,6 +72,7 @@ class SnapshotRef(Frozen):
     uri: str
     rows: int
     content_sha256: str
+    image_root: str = ""
 
 
 class Segment(Frozen):

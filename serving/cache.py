@@ -1,0 +1,36 @@
+"""A small cache in the process: least recently used goes first, and nothing is older than its time to live."""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+
+class Cache:
+    """At most `entries` values, each for at most `ttl_s` seconds. Safe for several threads. `hits` and `misses` count."""
+
+    def __init__(self, entries: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.entries, self.ttl_s, self.clock = entries, ttl_s, clock
+        self.kept: OrderedDict[str, tuple[float, Any]] = OrderedDict()
+        self.lock = threading.Lock()
+        self.hits = self.misses = 0
+
+    def get(self, key: str) -> Any:
+        """The value kept under a key, or None."""
+        with self.lock:
+            found = self.kept.get(key)
+            if found is None or found[0] < self.clock():
+                self.kept.pop(key, None)
+                self.misses += 1
+                return None
+            self.kept.move_to_end(key)
+            self.hits += 1
+            return found[1]
+
+    def put(self, key: str, value: Any) -> None:
+        with self.lock:
+            self.kept[key] = (self.clock() + self.ttl_s, value)
+            self.kept.move_to_end(key)
+            while len(self.kept) > self.entries:
+                self.kept.popitem(last=False)

@@ -1,0 +1,16 @@
+"""Showing a product's own picture: a local file below the catalogue's root, or nothing."""
+
+from pathlib import Path
+
+SHOWN = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
+
+
+def picture_path(uri: str, root: str) -> Path | None:
+    """The file of a local picture; None when it lies elsewhere, outside the root, or is not a picture by its name."""
+    if "://" in uri.removeprefix("file://") or "://" in root or not root:
+        return None
+    base = Path(root).resolve()
+    path = (base / uri.removeprefix("file://")).resolve()
+    if not path.is_relative_to(base) or path.suffix.lower() not in SHOWN or not path.is_file():
+        return None
+    return path
