@@ -1,12 +1,20 @@
 """A catalogue small enough to train on in seconds: coloured squares, each product with two train photos and one held out."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from serving.contract.manifest import EncoderManifest
 from tasks.catalog.snapshot import Snapshot, take_snapshot
+from tasks.encoder.export import export_encoder
+from tasks.encoder.loop import quiet
+from tasks.encoder.presets import EncoderConfig, preset
+from tasks.encoder.student import distil_student
+from tasks.encoder.teacher import train_teacher
+from tasks.encoder.trained import TrainedTower
 
 PRODUCTS = 12
 
@@ -40,3 +48,25 @@ def _picture(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     folder = tmp_path_factory.mktemp("catalogue")
     return take_snapshot(str(draw_catalogue(folder / "shop")), str(folder / "snapshots"), "one")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A tiny encoder version, trained and exported once for all tests."""
+
+    config: EncoderConfig
+    teacher: TrainedTower
+    student: TrainedTower
+    manifest: EncoderManifest
+    work: Path
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def exported(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    place = tmp_path_factory.mktemp("encoder")
+    config, work, folder = preset("tiny"), place / "work", place / "encoder"
+    teacher = train_teacher(snapshot.uri, config, work, quiet)
+    student = distil_student(snapshot.uri, teacher, config, work, quiet)
+    manifest = export_encoder(snapshot.uri, teacher, student, config, work, folder)
+    return Exported(config, teacher, student, manifest, work, folder)

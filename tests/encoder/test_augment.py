@@ -4,7 +4,9 @@ import torch
 
 from tasks.encoder.augment import Augmentation, augment, plain
 
-STILL = Augmentation(least_area=1.0, aspect=1.0, rotation=0.0, flip=False, brightness=0, contrast=0, saturation=0, tint=0, erase=0)
+STILL = Augmentation(
+    least_area=1.0, aspect=1.0, rotation=0.0, flip=False, brightness=0, contrast=0, saturation=0, tint=0, erase=0
+)
 
 
 def pictures(n: int = 4, size: int = 32) -> torch.Tensor:
