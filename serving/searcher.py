@@ -63,7 +63,9 @@ class Searcher:
         """Opens every segment; `locate` gives a file's verified local path. Raises ContractError for what does not fit."""
         missing = sorted(set(range(manifest.shards)) - {s.shard for s in manifest.segments if s.kind == "base"})
         if missing:
-            raise ContractError(f"index {manifest.id}: shard {missing[0]} of {manifest.shards} has no base segment in the manifest")
+            raise ContractError(
+                f"index {manifest.id}: shard {missing[0]} of {manifest.shards} has no base segment in the manifest"
+            )
         parts: list[OpenSegment] = []
         tables: list[pa.Table] = []
         start = 0

@@ -44,7 +44,7 @@ def read_index(path: Path, dim: int, rows: int) -> "faiss.Index":
     import faiss
 
     try:
-        index = faiss.downcast_index(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # owns its memory: what downcast_index gives does not
     except RuntimeError as error:
         raise ContractError(f"{path.name}: FAISS cannot read it: {str(error).splitlines()[0]}") from None
     if index.d != dim:
