@@ -1,0 +1,74 @@
+"""Loading a catalogue folder into a database, all of it or nothing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.catalog.schema import to_photos, to_products
+from tasks.catalog.source import FolderSource, split_image_root
+from tasks.errors import CatalogError
+
+
+def load_folder(folder: Path, database_uri: str) -> dict[str, int]:
+    """Replaces the tables `products` and `photos` with the folder's, in one transaction; gives the row counts.
+
+    Pictures stay where they are: their paths become absolute file:// uris only for PostgreSQL's `image_root`; for SQLite they are
+    made relative to the database's folder. Raises CatalogError for an unusable folder before anything is written.
+    """
+    source = FolderSource(folder)
+    products = pa.concat_tables([_flat(to_products(b, source.name)) for b in source.products()], promote_options="default")
+    photos = [to_photos(b, source.name) for b in source.photos()]
+    labelled = pa.concat_tables(photos) if photos else None
+    if database_uri.startswith("sqlite:///"):
+        path = Path(database_uri[len("sqlite:///") :])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = _prefix(folder, path.parent)
+        products = _below(products, "image_uri", prefix)
+        labelled = _below(labelled, "photo_uri", prefix) if labelled is not None else None
+        from adbc_driver_sqlite import dbapi
+
+        connect = dbapi.connect(f"file:{path}")
+    elif database_uri.startswith(("postgresql://", "postgres://")):
+        from adbc_driver_postgresql import dbapi as postgres
+
+        connect = postgres.connect(split_image_root(database_uri)[0])
+    else:
+        raise CatalogError(f"{database_uri}: not a database; give sqlite:///file or postgresql://…")
+    with connect as connection:
+        _replace(connection, "products", products)
+        if labelled is not None:
+            _replace(connection, "photos", labelled)
+        connection.commit()
+    return {"products": len(products), "photos": len(labelled) if labelled is not None else 0}
+
+
+def _replace(connection: Any, table: str, rows: pa.Table) -> None:
+    with connection.cursor() as cursor:
+        cursor.adbc_ingest(table, rows.to_reader(), mode="replace")
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """Columns as a database holds them: the category path as text, the time as text, no key."""
+    category = pc.binary_join(table["category"], " > ")
+    updated = pc.strftime(table["updated_at"], "%Y-%m-%d %H:%M:%S", locale="C")
+    table = table.set_column(table.column_names.index("category"), "category", category)
+    table = table.set_column(table.column_names.index("updated_at"), "updated_at", updated)
+    flags = [n for n in ("in_stock", "priority") if n in table.column_names]
+    for name in flags:
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.int64()))
+    return table.drop_columns(["key"])
+
+
+def _prefix(folder: Path, base: Path) -> str:
+    try:
+        return str(folder.resolve().relative_to(base.resolve()))
+    except ValueError:
+        raise CatalogError(f"{folder} must lie below {base}, the database's folder, so that its pictures can be found") from None
+
+
+def _below(table: pa.Table, column: str, prefix: str) -> pa.Table:
+    texts: Iterator[str] = (t if "://" in t or prefix == "." else f"{prefix}/{t}" for t in table[column].to_pylist())
+    return table.set_column(table.column_names.index(column), column, pa.array(list(texts), pa.string()))
