@@ -3,11 +3,14 @@
 import numpy as np
 import torch
 
+from serving.contract.preprocess import PreprocessSpec
 from tasks.encoder.augment import plain
 from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.towers import ImageEncoder, build_teacher
 
 BINS = 8
+HISTOGRAM_SPEC = PreprocessSpec(size=224)
+"""Colours are counted on pictures of the usual size: at an encoder's 48 pixels the baseline would look worse than it is."""
 BATCH = 64
 
 

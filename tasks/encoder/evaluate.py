@@ -11,7 +11,7 @@ import numpy as np
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import Frozen, written_whole
 from serving.contract.manifest import EncoderManifest
-from tasks.encoder.baselines import colour_histograms, encode_eager, untrained_encoder
+from tasks.encoder.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
 from tasks.encoder.photos import Photos, Pixels, TrainingSet, cached_pixels, read_training_set
 from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.vectors import encode
@@ -100,7 +100,7 @@ def evaluate_encoder(folder: Path, snapshot_uri: str, work: Path, baselines: boo
     pairs = [(q, manifest.document, xq[q], xb[manifest.document]) for q in image_names]
     pairs += [(n, n, xq[n], xb[n]) for n in document_names if n != manifest.document]
     if baselines:
-        pairs += _baselines(manifest, held_out)
+        pairs += _baselines(manifest, held_out, work)
     found: dict[str, Any] = {}
     reports = [_measure(q, d, queries @ documents.T, held_out, found) for q, d, queries, documents in pairs]
     metrics = dict(manifest.metrics)
@@ -138,11 +138,16 @@ def _categories(held_out: HeldOut) -> tuple[str, ...]:
     return tuple(held_out.training.categories[p] for p in rows)
 
 
-def _baselines(manifest: EncoderManifest, held_out: HeldOut) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
+def _baselines(manifest: EncoderManifest, held_out: HeldOut, work: Path) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
     queries, documents = held_out.queries.array, held_out.documents.array
+    training, photos = held_out.training, held_out.photos
+    colours = [
+        colour_histograms(cached_pixels(uris, training.root, HISTOGRAM_SPEC, work / "pixels", name).array)
+        for uris, name in ((photos.uris, "query"), (training.image_uris, "document"))
+    ]
     fresh = untrained_encoder(EncoderConfig.from_dict(manifest.recipe))
     return [
-        (HISTOGRAM, HISTOGRAM, colour_histograms(queries), colour_histograms(documents)),
+        (HISTOGRAM, HISTOGRAM, colours[0], colours[1]),
         (UNTRAINED, UNTRAINED, encode_eager(fresh, queries), encode_eager(fresh, documents)),
     ]
 

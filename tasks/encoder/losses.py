@@ -31,14 +31,23 @@ def text_loss(images: Tensor, texts: Tensor, image_products: Tensor, text_produc
     return (to_text - per_text.mean()) / 2
 
 
-def imitation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) over in-batch similarity distributions: each row's softmax against the teacher's vectors.
+def search_loss(queries: Tensor, documents: Tensor, places: Tensor, temperature: float) -> Tensor:
+    """Cross entropy of finding each query's own document (row `places[i]` of `documents`); rows with -1 do not count."""
+    known = places >= 0
+    if not bool(known.any()):
+        return queries.float().sum() * 0.0
+    logits = queries[known].float() @ documents.float().T / temperature
+    return functional.cross_entropy(logits, places[known])
+
+
+def imitation_loss(student: Tensor, teacher: Tensor, documents: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) over similarity distributions: each row's softmax against the teacher's vectors `documents`.
 
     The student's row is measured against the teacher's vectors, as at search time. Scaled by temperature squared
     (Hinton et al. 2015) would undo the small temperature used here, so it is not.
     """
-    target = functional.log_softmax(teacher.float() @ teacher.float().T / temperature, dim=1)
-    found = functional.log_softmax(student.float() @ teacher.float().T / temperature, dim=1)
+    target = functional.log_softmax(teacher.float() @ documents.float().T / temperature, dim=1)
+    found = functional.log_softmax(student.float() @ documents.float().T / temperature, dim=1)
     return functional.kl_div(found, target, reduction="batchmean", log_target=True)
 
 

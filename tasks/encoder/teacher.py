@@ -39,7 +39,8 @@ def train_teacher(snapshot_uri: str, config: EncoderConfig, work: Path, log: Met
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
         pixels = torch.from_numpy(batch.pixels).to(where)
         products = torch.from_numpy(batch.products).to(where)
-        pictures = augment(pixels, config.preprocess.size, recipe.augmentation, generator)
+        size = recipe.size_at(number // recipe.accumulate, config.preprocess.size)
+        pictures = augment(pixels, size, recipe.augmentation, generator)
         with torch.autocast(where.type, torch.bfloat16, enabled=config.precision == "bf16"):
             images = teacher.image(pictures)
             pair = pair_loss(images, products, config.pair_temperature)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tasks.encoder.losses import cosine_loss, imitation_loss, pair_loss, text_loss
+from tasks.encoder.losses import cosine_loss, imitation_loss, pair_loss, search_loss, text_loss
 
 
 def unit(n: int, d: int = 8, seed: int = 0) -> torch.Tensor:
@@ -51,7 +51,15 @@ def test_the_text_loss_is_least_where_each_picture_meets_its_own_title() -> None
 
 def test_imitating_exactly_costs_nothing() -> None:
     teacher = unit(5)
-    assert float(imitation_loss(teacher, teacher, 0.1)) == pytest.approx(0.0, abs=1e-6)
+    assert float(imitation_loss(teacher, teacher, teacher, 0.1)) == pytest.approx(0.0, abs=1e-6)
     assert float(cosine_loss(teacher, teacher)) == pytest.approx(0.0, abs=1e-6)
-    assert float(imitation_loss(unit(5, seed=1), teacher, 0.1)) > 0.1
+    assert float(imitation_loss(unit(5, seed=1), teacher, teacher, 0.1)) > 0.1
     assert float(cosine_loss(-teacher, teacher)) == pytest.approx(2.0, abs=1e-6)
+
+
+def test_searching_costs_little_where_each_query_lies_on_its_own_document() -> None:
+    documents = torch.eye(4, 8)
+    places = torch.tensor([2, 0, -1])
+    assert float(search_loss(documents[[2, 0, 1]], documents, places, 0.1)) < 0.01
+    assert float(search_loss(documents[[1, 3, 1]], documents, places, 0.1)) > 5
+    assert float(search_loss(documents[:1], documents, torch.tensor([-1]), 0.1)) == 0.0

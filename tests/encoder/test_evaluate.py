@@ -1,0 +1,147 @@
+"""The evaluation of an exported version, and the gates that follow from it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.catalog.snapshot import Snapshot, take_snapshot
+from tasks.encoder.baselines import colour_histograms
+from tasks.encoder.evaluate import EncoderReport, PairReport, Recall, evaluate_encoder
+from tasks.encoder.gates import EncoderPolicy, encoder_gates
+from tasks.errors import TrainingError
+from tests.encoder.conftest import PRODUCTS, Exported, draw_catalogue
+
+
+@pytest.fixture(scope="module")
+def report(snapshot: Snapshot, exported: Exported) -> EncoderReport:
+    return evaluate_encoder(exported.folder, snapshot.uri, exported.work)
+
+
+def test_every_variant_and_both_baselines_are_measured_on_every_held_out_photo(report: EncoderReport, exported: Exported) -> None:
+    queries = {p.query for p in report.pairs}
+    assert {"teacher.fp32", "student.fp32", "colour_histogram", "untrained"} <= queries
+    assert exported.manifest.query in queries
+    for pair in report.pairs:
+        assert len(pair.ranks) == len(report.photos) == PRODUCTS
+        assert all(1 <= r <= PRODUCTS for r in pair.ranks)
+        for k, figure in ((1, "recall_at_1"), (5, "recall_at_5"), (10, "recall_at_10")):
+            found = pair.recall[figure]
+            assert found.value == pytest.approx(np.mean([r <= k for r in pair.ranks]))
+            assert found.low <= found.value <= found.high
+
+
+def test_a_histogram_finds_flat_colours(report: EncoderReport) -> None:
+    pair = report.pair("colour_histogram")
+    assert pair is not None
+    assert pair.recall["recall_at_1"].value > 0.8
+
+
+def test_the_raw_results_hold_what_came_back(report: EncoderReport, exported: Exported) -> None:
+    raw = np.load(next((exported.work / "raw").glob("*.npz")))
+    ranks, best = raw["teacher.fp32.on.teacher.fp32.ranks"], raw["teacher.fp32.on.teacher.fp32.best"]
+    assert best.shape == (PRODUCTS, 10)
+    pair = report.pair("teacher.fp32")
+    assert pair is not None
+    assert tuple(ranks.tolist()) == pair.ranks
+
+
+def test_twice_gives_the_same_report_and_it_survives_json(report: EncoderReport, snapshot: Snapshot, exported: Exported) -> None:
+    assert evaluate_encoder(exported.folder, snapshot.uri, exported.work) == report
+    assert EncoderReport.model_validate_json(report.model_dump_json()) == report
+    assert report.flat()["teacher.fp32.on.teacher.fp32.recall_at_1"] >= 0
+
+
+def test_without_held_out_photos_there_is_nothing_to_measure(exported: Exported, tmp_path: Path) -> None:
+    folder = draw_catalogue(tmp_path / "shop", products=3)
+    photos = folder / "photos.csv"
+    photos.write_text(photos.read_text().replace(",val", ",train"))
+    found = take_snapshot(str(folder), str(tmp_path / "snapshots"), "one")
+    with pytest.raises(TrainingError, match="has no held-out photos"):
+        evaluate_encoder(exported.folder, found.uri, tmp_path / "work")
+
+
+def test_histograms_are_unit_vectors_of_eight_levels() -> None:
+    black_and_white = np.zeros((1, 4, 4, 3), np.uint8)
+    black_and_white[0, :, 2:] = 255
+    found = colour_histograms(black_and_white)
+    assert found.shape == (1, 512)
+    assert found[0, 0] == pytest.approx(np.sqrt(0.5))
+    assert found[0, 511] == pytest.approx(np.sqrt(0.5))
+
+
+def made(ranks: dict[str, list[int]], query: str = "student.fp32", **metrics: float) -> EncoderReport:
+    """A report with these ranks; photos come by turns from the categories a and b."""
+    pairs = []
+    for name, found in ranks.items():
+        document = "teacher.fp32" if "." in name else name
+        shares = {f"recall_at_{k}": float(np.mean([r <= k for r in found])) for k in (1, 5, 10)}
+        recall = {f: Recall(value=v, low=v, high=v) for f, v in shares.items()}
+        pairs.append(PairReport(query=name, document=document, recall=recall, mrr=0.5, slices={}, ranks=tuple(found)))
+    n = len(next(iter(ranks.values())))
+    good = {"teacher.fp32.parity_max_difference": 1e-6, "teacher.parameters": 400.0, "student.parameters": 100.0}
+    return EncoderReport(
+        encoder="made",
+        query=query,
+        document="teacher.fp32",
+        content_sha256="0" * 64,
+        split="val",
+        products=50,
+        photos=tuple(f"{i}.jpg" for i in range(n)),
+        categories=tuple("ab"[i % 2] for i in range(n)),
+        pairs=tuple(pairs),
+        metrics=good | metrics,
+    )
+
+
+GOOD = [1] * 90 + [30] * 10
+POOR = [1] * 5 + [30] * 95
+BASE = {"teacher.fp32": GOOD, "student.fp32": GOOD, "colour_histogram": POOR, "untrained": POOR}
+
+
+@pytest.mark.parametrize(
+    ("change", "metrics", "query", "failing"),
+    [
+        ({}, {}, "student.fp32", set()),
+        ({"student.fp32": [1] * 84 + [30] * 16}, {}, "student.fp32", {"student_recall"}),
+        ({"student.int8": [1] * 88 + [30] * 12}, {}, "student.int8", {"int8_recall"}),
+        ({"colour_histogram": GOOD}, {}, "student.fp32", {f"beats_colour_histogram_recall_at_{k}" for k in (1, 10)}),
+        ({"untrained": [1] * 95 + [30] * 5}, {}, "student.fp32", {f"beats_untrained_recall_at_{k}" for k in (1, 10)}),
+        ({}, {"student.fp32.parity_max_difference": 0.01}, "student.fp32", {"parity"}),
+        ({}, {"student.parameters": 200.0}, "student.fp32", {"student_size"}),
+    ],
+)
+def test_each_gate_fails_for_its_own_reason(
+    change: dict[str, list[int]], metrics: dict[str, float], query: str, failing: set[str]
+) -> None:
+    gates = encoder_gates(made(BASE | change, query, **metrics), None, EncoderPolicy())
+    assert {g.name for g in gates if not g.passed} == failing
+    assert all(g.reason for g in gates)
+
+
+def test_a_candidate_worse_than_the_champion_is_held_back() -> None:
+    champion = made(BASE)
+    slightly = made(BASE | {"student.fp32": [1] * 89 + [30] * 11})
+    worse = made(BASE | {"student.fp32": [1] * 87 + [30] * 13})
+    policy = EncoderPolicy(student_share=0.9)
+    assert all(g.passed for g in encoder_gates(slightly, champion, policy))
+    failed = {g.name for g in encoder_gates(worse, champion, policy) if not g.passed}
+    assert failed == {"champion_recall"}
+    lenient = replace(policy, champion_margin=0.05)
+    assert all(g.passed for g in encoder_gates(worse, champion, lenient))
+
+
+def test_a_category_that_got_much_worse_fails_though_the_whole_did_not() -> None:
+    champion = made(BASE | {"student.fp32": [1, 30] * 50})
+    candidate = made(BASE | {"student.fp32": [1 if i % 2 or i < 70 else 30 for i in range(100)]})
+    failed = [g for g in encoder_gates(candidate, champion, EncoderPolicy(student_share=0)) if not g.passed]
+    assert [g.name for g in failed] == ["champion_slices"]
+    assert "worst category, a" in failed[0].reason
+
+
+def test_a_champion_measured_on_other_photos_is_no_measure() -> None:
+    champion = made(BASE).model_copy(update={"photos": tuple(f"other-{i}.jpg" for i in range(100))})
+    failed = [g for g in encoder_gates(made(BASE), champion, EncoderPolicy()) if not g.passed]
+    assert [g.name for g in failed] == ["champion_recall"]
+    assert "none of these photos" in failed[0].reason

@@ -1,0 +1,88 @@
+"""Building towers: open_clip's own, ours, and what is said when weights are missing."""
+
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
+from tasks.encoder.towers import build_student, build_teacher, parameters
+from tasks.errors import TrainingError
+
+
+def with_teacher(**tower: str) -> EncoderConfig:
+    return replace(preset("tiny"), teacher=TowerConfig(**tower))
+
+
+def test_the_demo_teacher_is_an_open_clip_model_of_our_tower() -> None:
+    teacher = build_teacher(preset("demo"))
+    assert isinstance(teacher.model, open_clip.CLIP)
+    assert isinstance(teacher.model.visual, open_clip.timm_model.TimmModel)
+    student = build_student(preset("demo"))
+    assert parameters(teacher.image) >= 3.9 * parameters(student)
+    with torch.no_grad():
+        vectors = teacher.eval().image(torch.rand(3, 3, 48, 48))
+        texts = teacher.text(open_clip.SimpleTokenizer()(["a red mug", "a bag"], context_length=teacher.context()))
+    assert vectors.shape == (3, 128)
+    assert texts.shape == (2, 128)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+
+
+def test_the_same_seed_gives_the_same_start() -> None:
+    a, b = build_student(preset("tiny")).state_dict(), build_student(preset("tiny")).state_dict()
+    other = build_student(replace(preset("tiny"), seed=8)).state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], other[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("tower", "message"),
+    [
+        ({"open_clip": "ViT-B-17"}, "open_clip has no model 'ViT-B-17'"),
+        ({"open_clip": "RN50", "pretrained": "nobody"}, "open_clip has no weights 'nobody' for RN50; it has openai"),
+        ({"open_clip": "RN50", "pretrained": "gone.safetensors"}, "the checkpoint gone.safetensors of RN50 does not exist"),
+        ({"timm": "vitrine_residual_w8", "pretrained": "gone.safetensors"}, "the checkpoint gone.safetensors does not exist"),
+    ],
+)
+def test_what_is_missing_is_one_sentence(tower: dict[str, str], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        build_teacher(with_teacher(**tower))
+
+
+def test_an_unknown_student_is_one_sentence() -> None:
+    with pytest.raises(TrainingError, match=r"the student 'resnet5000' cannot be built: .*name a timm model"):
+        build_student(replace(preset("tiny"), student=TowerConfig(timm="resnet5000")))
+
+
+def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the hub client waits between its attempts
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(TrainingError, match=r"weights could not be downloaded .*set `pretrained` to a local checkpoint"):
+        build_teacher(with_teacher(open_clip="RN50", pretrained="yfcc15m"))
+
+
+def test_a_checkpoint_that_is_not_one_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    for tower in ({"open_clip": "RN50"}, {"timm": "vitrine_residual_w8"}):
+        with pytest.raises(TrainingError, match=r"broken.safetensors"):
+            build_teacher(with_teacher(**tower, pretrained=str(tmp_path / "broken.safetensors")))
+
+
+def test_a_local_checkpoint_is_where_training_starts(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {k: torch.full_like(v, 0.25) for k, v in build_teacher(preset("tiny")).model.state_dict().items()}
+    save_file(state, tmp_path / "start.safetensors")
+    teacher = build_teacher(with_teacher(timm="vitrine_residual_w8", pretrained=str(tmp_path / "start.safetensors")))
+    assert float(teacher.model.visual.head.proj.weight.detach().mean()) == 0.25
