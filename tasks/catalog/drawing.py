@@ -43,13 +43,13 @@ class Look:
 def paint_product(look: Look) -> Image.Image:
     """The product alone on a transparent ground, CANVAS x CANVAS RGBA."""
     parts = KINDS[look.kind].draw(look.a, look.b)
-    inks = {
+    inks: dict[str, Image.Image | tuple[int, int, int]] = {
         "body": _pattern(look), "accent": COLOURS[look.accent], "dark": (34, 32, 34), "light": (246, 244, 238), "metal": (176, 180, 186),
     }  # fmt: skip
     picture = Image.new("RGBA", (CANVAS, CANVAS), (0, 0, 0, 0))
     draw = ImageDraw.Draw(picture)
     for part in parts:
-        ink = (0, 0, 0, 0) if part.ink == "clear" else inks[part.ink]
+        ink: Image.Image | tuple[int, ...] = (0, 0, 0, 0) if part.ink == "clear" else inks[part.ink]
         if isinstance(ink, Image.Image):
             mask = Image.new("L", (CANVAS, CANVAS))
             _outline(ImageDraw.Draw(mask), part, 255)
@@ -179,7 +179,7 @@ def _place(rng: np.random.Generator) -> Image.Image:
     base = np.array([rng.integers(70, 230)] * 3, np.float32) + rng.uniform(-32, 32, 3)
     y, x = _grid(SIDE)
     kind = rng.integers(5)
-    tone = np.ones((SIDE, SIDE), np.float32)
+    tone: np.ndarray = np.ones((SIDE, SIDE), np.float32)
     if kind == 1:
         board = SIDE / rng.uniform(3, 7)
         tone = 0.86 + 0.14 * np.sin(x / board * math.pi) ** 2 + 0.05 * np.sin(y / 9 + (x // board) * 2)

@@ -72,7 +72,7 @@ def _looks(config: SampleConfig) -> Iterator[Look]:
     """A look per product; no two products of a kind share colours, pattern and nearly the same proportions."""
     rng = np.random.default_rng(config.seed)
     names = list(COLOURS)
-    seen = set()
+    seen: set[tuple] = set()
     for number in range(config.products):
         kind = number % len(KINDS)
         while True:

@@ -116,7 +116,7 @@ def _look(spark, snapshot: Snapshot, chunks: str, looks_uri: str, settings: work
     with Progress("look at pictures", len(products), "pictures") as progress:
         for_each_chunk(spark, waiting, partial(_look_chunk, config=settings))
         progress.set(len(products))
-    return pa.concat_tables([_read(o) for o in outs])
+    return pa.concat_tables([read_table(o) for o in outs])
 
 
 def _todo(looked: pa.Table, store: EmbeddingStore) -> pa.Table:
@@ -197,7 +197,7 @@ def _known_looks(uri: str) -> pa.Table:
     files = storage.listing(uri, ".parquet")
     if not files:
         return schema.empty_table()
-    table = pa.concat_tables([_read(f).select(schema.names) for f in files])
+    table = pa.concat_tables([read_table(f).select(schema.names) for f in files])
     newest = table.group_by("image_uri", use_threads=False).aggregate([(n, "last") for n in schema.names[1:]])
     return newest.rename_columns([n.removesuffix("_last") for n in newest.column_names]).select(schema.names)
 
@@ -217,7 +217,7 @@ def _remember(looked: pa.Table, uri: str, run_key: str) -> None:
             storage.delete(file)
 
 
-def _read(uri: str) -> pa.Table:
+def read_table(uri: str) -> pa.Table:
     fs, path = storage.filesystem(uri)
     return pq.read_table(path, filesystem=fs)
 

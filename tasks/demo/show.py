@@ -1,0 +1,168 @@
+"""What the demo shows at its end: held-out photos sent to the running replica, and how often it is right, beside two baselines."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from serving.contract.encoder import EncoderFolder
+from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
+from tasks.catalog.snapshot import Snapshot, product_table, read_snapshot
+from tasks.embed.images import read_image
+from tasks.errors import VitrineError
+from tasks.index.metrics import hit_at
+from tasks.registry import INDEX_MODEL, Registry
+from tasks.release.whole_path import Query, held_out
+from tasks.settings import Settings
+
+PHOTOS = 400
+SHOWN = 8
+READY_LIMIT_S = 120
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table of recalls."""
+
+    name: str
+    recall_at_1: float
+    recall_at_10: float
+
+
+def show_answers(settings: Settings, console: Console) -> list[Line]:
+    """Asks the replica, prints a table of answers and one of recalls; gives the latter."""
+    registry = Registry(settings.mlflow_uri, settings.home / "cache")
+    live = registry.require_alias(INDEX_MODEL, "live")
+    manifest = registry.index_manifest(live.version)
+    url = settings.serving_urls[0]
+    _wait_until_live(url, live.version)
+    snapshot = read_snapshot(manifest.snapshot.uri)
+    queries = held_out(snapshot, PHOTOS)
+    answers, times = _ask(url, snapshot, queries, console)
+    console.print(_answer_table(answers[:: max(len(answers) // SHOWN, 1)][:SHOWN], snapshot))
+    ranks = np.array([_rank(found, q.product_id) for q, found in answers])
+    folder = registry.encoder_folder(manifest.encoder.version)
+    with console.status("measuring the two baselines on the same photos"):
+        baselines = _baselines(folder, snapshot, [q for q, _ in answers])
+    lines = [Line(f"Vitrine, index version {live.version}", hit_at(ranks, 1), hit_at(ranks, 10)), *baselines]
+    console.print(_recall_table(lines, len(answers), snapshot.rows))
+    p50, p99 = np.percentile(times, [50, 99])
+    console.print(f"answers took {p50:.0f} ms (p50) and {p99:.0f} ms (p99) over HTTP, one at a time")
+    return lines
+
+
+def _wait_until_live(url: str, version: str) -> None:
+    end = time.monotonic() + READY_LIMIT_S
+    said = "no answer"
+    while time.monotonic() < end:
+        try:
+            state = httpx.get(f"{url}/v1/version", timeout=5, trust_env=False).json()
+            if state["live"] and state["live"]["version"] == version:
+                return
+            said = f"it serves {state['live']['version'] if state['live'] else 'nothing'}; slots: {state['slots']}"
+        except httpx.HTTPError as error:
+            said = type(error).__name__
+        time.sleep(0.5)
+    raise VitrineError(f"{url} does not serve index version {version} after {READY_LIMIT_S} s: {said}")
+
+
+def _ask(
+    url: str, snapshot: Snapshot, queries: list[Query], console: Console
+) -> tuple[list[tuple[Query, list[dict]]], list[float]]:
+    answers, times = [], []
+    with httpx.Client(timeout=30, trust_env=False) as client, Bar(console=console, transient=True) as bar:
+        task = bar.add_task("sending held-out photos", total=len(queries))
+        for query in queries:
+            bar.advance(task)
+            try:
+                data = read_image(query.photo_uri, snapshot.image_root)
+            except ImageRejected:
+                continue
+            began = time.perf_counter()
+            answer = client.post(f"{url}/v1/search", files={"image": ("photo.jpg", data)}, data={"k": "10"})
+            times.append(1e3 * (time.perf_counter() - began))
+            if answer.status_code != 200:
+                raise VitrineError(f"{query.photo_uri}: the replica answered {answer.status_code}: {answer.text[:200]}")
+            answers.append((query, answer.json()["results"]))
+    return answers, times
+
+
+def _rank(found: list[dict], product_id: str) -> int:
+    return next((n for n, r in enumerate(found) if r["product_id"] == product_id), -1)
+
+
+def _baselines(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Line]:
+    """A colour-histogram search, and the encoder before its training, on the same photos and products."""
+    from tasks.encoder.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
+    from tasks.encoder.presets import EncoderConfig
+
+    manifest = EncoderFolder(folder).manifest
+    products = product_table(snapshot.uri, ["product_id", "image_uri"])
+    encoder = untrained_encoder(EncoderConfig.from_dict(manifest.recipe))
+    lines = []
+    for name, spec, encode in (
+        ("colour histogram (8x8x8, Hellinger)", HISTOGRAM_SPEC, colour_histograms),
+        ("the encoder, untrained", manifest.preprocess, lambda p: encode_eager(encoder, p)),
+    ):
+        xb, kept = _encoded(products["image_uri"].to_pylist(), snapshot, spec, encode)
+        xq, asked = _encoded([q.photo_uri for q in queries], snapshot, spec, encode)
+        ids = np.array(products["product_id"].to_pylist())[kept]
+        wanted = np.array([q.product_id for q in queries])[asked]
+        order = np.argsort(-(xq @ xb.T), axis=1, kind="stable")[:, :10]
+        hits = ids[order] == wanted[:, None]
+        ranks = np.where(hits.any(axis=1), hits.argmax(axis=1), -1)
+        lines.append(Line(name, hit_at(ranks, 1), hit_at(ranks, 10)))
+    return lines
+
+
+def _encoded(
+    uris: list[str], snapshot: Snapshot, spec: PreprocessSpec, encode: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (n, d) of the pictures that can be read, and which those are; a bounded number of pictures at a time."""
+    vectors, pixels, kept = [], [], []
+    for place, uri in enumerate(uris):
+        try:
+            pixels.append(decode(read_image(uri, snapshot.image_root), spec))
+            kept.append(place)
+        except ImageRejected:
+            continue
+        if len(pixels) == BLOCK:
+            vectors.append(encode(np.stack(pixels)))
+            pixels = []
+    if pixels:
+        vectors.append(encode(np.stack(pixels)))
+    return np.concatenate(vectors), np.array(kept)
+
+
+def _answer_table(answers: list[tuple[Query, list[dict]]], snapshot: Snapshot) -> Table:
+    rows = product_table(snapshot.uri, ["product_id", "title"]).to_pylist()
+    titles = {r["product_id"]: r["title"] for r in rows}
+    table = Table(title="held-out photos and what was found", title_justify="left", show_edge=False)
+    for column in ("the photo shows", "best match", "similarity", "right product at"):
+        table.add_column(column, justify="right" if column in ("similarity", "right product at") else "left")
+    for query, found in answers:
+        rank = _rank(found, query.product_id)
+        title, similarity = (str(found[0]["title"]), float(found[0]["similarity"])) if found else ("nothing", 0.0)
+        place = f"[green]{rank + 1}[/]" if rank >= 0 else "[red]not in 10[/]"
+        table.add_row(titles[query.product_id], title, f"{similarity:.3f}", place)
+    return table
+
+
+def _recall_table(lines: list[Line], photos: int, products: int) -> Table:
+    title = f"recall on {photos} held-out photos against {products} products"
+    table = Table(title=title, title_justify="left", show_edge=False)
+    table.add_column("search")
+    table.add_column("Recall@1", justify="right")
+    table.add_column("Recall@10", justify="right")
+    best = max(lines, key=lambda line: line.recall_at_10)
+    for line in lines:
+        style = "bold" if line is best else ""
+        table.add_row(line.name, f"{line.recall_at_1:.3f}", f"{line.recall_at_10:.3f}", style=style)
+    return table

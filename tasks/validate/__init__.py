@@ -1,0 +1,1 @@
+"""Great Expectations: what a snapshot and its embeddings must be like, and the data docs that show it."""

@@ -1,0 +1,115 @@
+"""Running Great Expectations over frames: one checkpoint, data docs as HTML, and one sentence per failure."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+log = logging.getLogger(__name__)
+
+SHOWN_IDS = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One expectation by its GX class name, with its arguments; `frame` is the frame it looks at."""
+
+    frame: str
+    expectation: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The outcome: how many expectations held, each failure as one sentence, and where the HTML is."""
+
+    name: str
+    checked: int
+    failures: tuple[str, ...]
+    docs: str
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def record(self) -> dict[str, Any]:
+        return {"name": self.name, "checked": self.checked, "failures": list(self.failures), "docs": self.docs}
+
+
+def run_checks(
+    name: str, frames: dict[str, pd.DataFrame], checks: Sequence[Check], docs: Path, id_column: str = ""
+) -> Validation:
+    """Runs the checks and writes data docs to `docs`/index.html. Raises nothing for a failed check: it is in the result."""
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import great_expectations as gx
+        import great_expectations.expectations as gxe
+
+        logging.getLogger("great_expectations").setLevel(logging.WARNING)
+        context = gx.get_context(mode="ephemeral")
+        context.variables.progress_bars = {"globally": False}  # type: ignore[assignment, unused-ignore]
+        docs.mkdir(parents=True, exist_ok=True)
+        site = {
+            "class_name": "SiteBuilder",
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.absolute())},
+        }
+        for known in list(context.get_site_names()):
+            context.delete_data_docs_site(known)
+        context.add_data_docs_site("vitrine", site)  # type: ignore[arg-type, unused-ignore]
+        source = context.data_sources.add_pandas(name)
+        failures: list[str] = []
+        checked = 0
+        for frame, data in frames.items():
+            wanted = [getattr(gxe, c.expectation)(**c.arguments) for c in checks if c.frame == frame]
+            suite = context.suites.add(gx.ExpectationSuite(name=f"{name} {frame}", expectations=wanted))
+            batch = source.add_dataframe_asset(frame).add_batch_definition_whole_dataframe("whole")
+            definition = context.validation_definitions.add(
+                gx.ValidationDefinition(name=f"{name} {frame}", data=batch, suite=suite)
+            )
+            has_ids = id_column and id_column in data.columns
+            extra = {"unexpected_index_column_names": [id_column]} if has_ids else {}
+            form: Any = {"result_format": "COMPLETE" if has_ids else "SUMMARY", **extra}
+            result = definition.run(batch_parameters={"dataframe": data}, result_format=form)
+            _keep(context, result)
+            checked += len(result.results)
+            failures += [_sentence(r, id_column) for r in result.results if not r.success]
+        context.build_data_docs()
+    return Validation(name, checked, tuple(failures), str(docs / "index.html"))
+
+
+def _keep(context: Any, result: Any) -> None:
+    """Stores a result so that the data docs show it."""
+    from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier
+
+    identifier = ValidationResultIdentifier(
+        expectation_suite_identifier=ExpectationSuiteIdentifier(name=result.suite_name),
+        run_id=result.meta["run_id"],
+        batch_identifier=result.batch_id or "whole",
+    )
+    context.validation_results_store.set(identifier, result)
+
+
+def _sentence(result: Any, id_column: str) -> str:
+    config = result.expectation_config
+    found = result.result
+    if result.exception_info and "exception_message" in str(result.exception_info) and not found:
+        return f"{config.type}: could not be checked: {result.exception_info}"
+    limits = {k: v for k, v in config.kwargs.items() if k not in ("batch_id", "column") and v is not None}
+    column = config.kwargs.get("column", "")
+    observed = found.get("observed_value")
+    if observed is None:
+        observed = f"{found.get('unexpected_count')} unexpected values, such as {found.get('partial_unexpected_list', [])[:3]}"
+    ids = [
+        str(i[id_column])
+        for i in (found.get("unexpected_index_list") or [])[:SHOWN_IDS]
+        if isinstance(i, dict) and id_column in i
+    ]
+    named = f" (products {', '.join(ids)})" if ids else ""
+    return f"{config.type} {column} {limits}: observed {observed}{named}"
