@@ -105,7 +105,7 @@ def evaluate_encoder(folder: Path, snapshot_uri: str, work: Path, baselines: boo
     reports = [_measure(q, d, queries @ documents.T, held_out, found) for q, d, queries, documents in pairs]
     metrics = dict(manifest.metrics)
     usable = held_out.queries.usable
-    raw = work / "raw" / f"{manifest.golden.sha256[:12]}-{held_out.training.content_sha256[:12]}.npz"
+    raw = raw_results(work, manifest, held_out.training.content_sha256)
     with written_whole(raw) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **found)
     return EncoderReport(
@@ -120,6 +120,11 @@ def evaluate_encoder(folder: Path, snapshot_uri: str, work: Path, baselines: boo
         pairs=tuple(reports),
         metrics=metrics,
     )
+
+
+def raw_results(work: Path, manifest: EncoderManifest, content_sha256: str) -> Path:
+    """Where an evaluation leaves, per "query.on.document" pair, `ranks` (nq,), `best` product rows and `similarity` (nq, 10)."""
+    return work / "raw" / f"{manifest.golden.sha256[:12]}-{content_sha256[:12]}.npz"
 
 
 def _held_out(snapshot_uri: str, manifest: EncoderManifest, work: Path) -> HeldOut:

@@ -21,10 +21,12 @@ from tasks.encoder.quantize import quantised
 from tasks.encoder.teacher import title_tokens
 from tasks.encoder.tokenizer import write_tokenizer
 from tasks.encoder.towers import ImageEncoder, parameters
-from tasks.encoder.trained import TrainedTower, restore_student, restore_teacher
+from tasks.encoder.trained import TrainedTower, load_tower, restore_student, restore_teacher
 from tasks.errors import TrainingError
 
 OPSET = 18
+CURVES = "training.json"
+"""The loss of every step, by tower: for the report page."""
 GOLDEN_PICTURES = 16
 GOLDEN_TEXTS = 8
 PARITY_PICTURES = 64
@@ -90,6 +92,8 @@ def export_encoder(
         "student.parameters": float(parameters(image_student)),
     }
     write_tokenizer(folder / "tokenizer.json", context)
+    curves = {t.tower: load_tower(t).values["loss"] for t in (teacher, student)}
+    (folder / CURVES).write_text(json.dumps(curves))
     golden = _golden(folder, names, config, samples)
     np.savez(folder / "golden.npz", **golden)
     manifest = _manifest(folder, names, config, training, metrics, {"teacher": teacher, "student": student})

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.encoder.baselines import colour_histograms
 from tasks.encoder.evaluate import EncoderReport, PairReport, Recall, evaluate_encoder
 from tasks.encoder.gates import EncoderPolicy, encoder_gates
+from tasks.encoder.report import write_report
 from tasks.errors import TrainingError
 from tests.encoder.conftest import PRODUCTS, Exported, draw_catalogue
 
@@ -145,3 +147,22 @@ def test_a_champion_measured_on_other_photos_is_no_measure() -> None:
     failed = [g for g in encoder_gates(made(BASE), champion, EncoderPolicy()) if not g.passed]
     assert [g.name for g in failed] == ["champion_recall"]
     assert "none of these photos" in failed[0].reason
+
+
+def test_the_report_page_shows_the_failures_and_the_card_names_the_figures(
+    report: EncoderReport, snapshot: Snapshot, exported: Exported, tmp_path: Path
+) -> None:
+    gates = encoder_gates(report, None, EncoderPolicy())
+    page = write_report(exported.folder, report, gates, snapshot.uri, exported.work, tmp_path / "report")
+    assert {p.name for p in page.parent.iterdir()} == {"report.html", "training.png", "recall.png", "report.json", "card.md"}
+    text = page.read_text()
+    served = report.pair(report.query)
+    assert served is not None
+    assert text.count("the photo</figcaption>") == min(12, sum(r > 1 for r in served.ranks))
+    assert f"rank {max(served.ranks)} of {PRODUCTS}" in text
+    for name in ("training.png", "recall.png"):
+        with Image.open(page.parent / name) as picture:
+            assert picture.size[0] > 400
+    card = (page.parent / "card.md").read_text()
+    assert f"{served.recall['recall_at_10'].value:.3f}" in card
+    assert all(g.reason in card for g in gates)

@@ -27,7 +27,7 @@ def test_the_folder_is_an_encoder_version(exported: Exported) -> None:
     assert manifest.query in ("student.int8", "student.fp32")
     assert set(manifest.towers) == {"teacher", "student", "text"}
     assert manifest.recipe["alpha"] == exported.config.alpha
-    names = {"encoder.json", "golden.npz", "tokenizer.json"} | {
+    names = {"encoder.json", "golden.npz", "tokenizer.json", "training.json"} | {
         f"{t}.{v}.onnx" for t, variants in manifest.towers.items() for v in variants
     }
     assert {p.name for p in exported.folder.iterdir()} == names

@@ -1,0 +1,156 @@
+"""The report of an evaluation: a page with curves, recall by category and the failures, its charts as PNG, and the model card."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from serving.contract.manifest import EncoderManifest, Gate, read_manifest
+from serving.contract.preprocess import PreprocessSpec
+from tasks.encoder.card import card
+from tasks.encoder.evaluate import EncoderReport, PairReport, raw_results
+from tasks.encoder.export import CURVES
+from tasks.encoder.photos import TrainingSet, read_pixels, read_training_set
+
+FAILURES = 12
+SHOWN = 5
+THUMBNAIL = PreprocessSpec(size=112, fit="pad")
+STYLE = """body{font:15px system-ui;margin:2rem auto;max-width:70rem;color:#222}table{border-collapse:collapse}
+td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}td.n{text-align:right}
+.bad{color:#a00}.ok{color:#070}img{display:block}figure{display:inline-block;margin:.2rem .4rem;width:112px;font-size:12px}"""
+
+
+def write_report(
+    folder: Path, report: EncoderReport, gates: tuple[Gate, ...], snapshot_uri: str, work: Path, target: Path
+) -> Path:
+    """Writes report.html, training.png, recall.png, report.json and card.md into `target`; gives the page's path.
+
+    `work` is the folder that the evaluation was given: its raw results name what came back. The page holds its pictures, so
+    that it can be sent as one file.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    manifest = read_manifest(folder / "encoder.json", EncoderManifest)
+    curves: dict[str, list[float]] = json.loads((folder / CURVES).read_text())
+    charts = {"training.png": _training_chart(curves), "recall.png": _recall_chart(report)}
+    for name, data in charts.items():
+        (target / name).write_bytes(data)
+    (target / "report.json").write_text(report.model_dump_json(indent=1))
+    (target / "card.md").write_text(card(manifest, report, gates))
+    training = read_training_set(snapshot_uri)
+    parts = [
+        f"<h1>Encoder {html.escape(report.encoder)}</h1>",
+        f"<p>{len(report.photos)} held-out photos ({report.split}) against {report.products} products. "
+        f"Documents by {report.document}, queries by {report.query}.</p>",
+        "<h2>Gates</h2>",
+        _gate_table(gates),
+        "<h2>Recall, with 95 % bootstrap intervals</h2>",
+        _recall_table(report),
+        *(f'<p><img src="{_uri(data, "png")}" alt="{name}"></p>' for name, data in charts.items()),
+        f"<h2>Failures of {report.query}, the worst first</h2>",
+        _gallery(report, training, raw_results(work, manifest, report.content_sha256)),
+    ]
+    page = target / "report.html"
+    body = "\n".join(parts)
+    page.write_text(
+        f"<!doctype html><meta charset=utf-8><title>Encoder {html.escape(report.encoder)}</title><style>{STYLE}</style>{body}"
+    )
+    return page
+
+
+def _gate_table(gates: tuple[Gate, ...]) -> str:
+    rows = "".join(
+        f'<tr><td class="{"ok" if g.passed else "bad"}">{"passed" if g.passed else "failed"}</td>'
+        f"<td>{html.escape(g.name)}</td><td>{html.escape(g.reason)}</td></tr>"
+        for g in gates
+    )
+    return f"<table><tr><th>verdict<th>gate<th>measured</tr>{rows}</table>"
+
+
+def _recall_table(report: EncoderReport) -> str:
+    rows = []
+    for pair in report.pairs:
+        figures = "".join(f'<td class="n">{r.value:.3f} ({r.low:.3f} to {r.high:.3f})</td>' for r in pair.recall.values())
+        rows.append(f'<tr><td>{pair.query}<td>{pair.document}{figures}<td class="n">{pair.mrr:.3f}</tr>')
+    return f"<table><tr><th>queries<th>documents<th>Recall@1<th>Recall@5<th>Recall@10<th>MRR = mAP</tr>{''.join(rows)}</table>"
+
+
+def _gallery(report: EncoderReport, training: TrainingSet, raw: Path) -> str:
+    """The photos whose product came last: the photo, what came back, and what should have."""
+    pair = _served(report)
+    best = np.load(raw)[f"{pair.query}.on.{pair.document}.best"]
+    worst = np.argsort(-np.asarray(pair.ranks), kind="stable")[:FAILURES].tolist()
+    order = [i for i in worst if pair.ranks[i] > 1]
+    right = dict(zip(training.held_out().uris, training.held_out().products.tolist(), strict=True))
+    rows = []
+    for i in order:
+        photo = report.photos[i]
+        wanted, came = right[photo], [int(p) for p in best[i][:SHOWN]]
+        pictures = [(photo, "the photo"), (training.image_uris[wanted], f"should be: {training.titles[wanted]}")]
+        pictures += [(training.image_uris[p], f"{n}. {training.titles[p]}") for n, p in enumerate(came, 1)]
+        figures = "".join(
+            f'<figure><img width=112 src="{_picture(uri, training.root)}"><figcaption>{html.escape(text)}</figcaption></figure>'
+            for uri, text in pictures
+        )
+        rows.append(f"<p>rank {pair.ranks[i]} of {report.products}<br>{figures}</p>")
+    return "".join(rows) or "<p>None: every photo found its product first.</p>"
+
+
+def _served(report: EncoderReport) -> PairReport:
+    pair = report.pair(report.query)
+    assert pair is not None, "every evaluation measures the version's own query encoder"
+    return pair
+
+
+def _picture(uri: str, root: str) -> str:
+    pixels = next(read_pixels([uri], root, THUMBNAIL))
+    if pixels is None:
+        return ""
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG", quality=85)
+    return _uri(data.getvalue(), "jpeg")
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _training_chart(curves: dict[str, list[float]]) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for place, (tower, loss) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        window = max(1, len(loss) // 40)
+        smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
+        place.plot(loss, color="#bbb", linewidth=0.7)
+        place.plot(np.arange(len(smooth)) + window // 2, smooth, color="#06c")
+        place.set(title=f"{tower}: loss", xlabel="step")
+    return _png(figure)
+
+
+def _recall_chart(report: EncoderReport) -> bytes:
+    from matplotlib.figure import Figure
+
+    slices = _served(report).slices
+    names = sorted(slices, key=lambda n: slices[n]["recall_at_10"]) or ["all"]
+    figure = Figure(figsize=(9, 1.2 + 0.35 * len(names)), layout="constrained")
+    place = figure.subplots()
+    whole = {k: r.value for k, r in _served(report).recall.items()}
+    for offset, figure_name in ((-0.2, "recall_at_1"), (0.2, "recall_at_10")):
+        values = [slices.get(n, whole)[figure_name] for n in names]
+        place.barh(np.arange(len(names)) + offset, values, height=0.38, label=figure_name.replace("recall_at_", "Recall@"))
+    labels = [f"{n} ({slices[n]['photos']:.0f} photos)" if n in slices else n for n in names]
+    place.set(yticks=range(len(names)), yticklabels=labels, xlim=(0, 1), title=f"Recall of {report.query} by category")
+    place.legend(loc="lower right")
+    return _png(figure)
+
+
+def _png(figure: object) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    data = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(data)  # type: ignore[arg-type]
+    return data.getvalue()
