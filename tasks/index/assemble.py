@@ -43,7 +43,11 @@ def draft(
         catalogue=snapshot.rows, embedded=embedded.embedded, quarantined=embedded.quarantined, indexed=indexed, servable=indexed
     )
     reference = SnapshotRef(
-        id=snapshot.id, uri=snapshot.uri, rows=snapshot.rows, content_sha256=snapshot.content_sha256, image_root=snapshot.image_root
+        id=snapshot.id,
+        uri=snapshot.uri,
+        rows=snapshot.rows,
+        content_sha256=snapshot.content_sha256,
+        image_root=snapshot.image_root,
     )
     return IndexManifest(
         id=name, created_at=created_at, encoder=encoder, snapshot=reference, shards=shards, segments=tuple(segments), search=search,

@@ -1,21 +1,33 @@
 """One template for all shards, then each shard's base segment from it. Built twice from the same input, the same bytes."""
 
+import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serving.contract.files import FileRef, describe, verify, written_whole
+from serving.contract.files import ContractError, FileRef, describe, verify, written_whole
 from serving.contract.keys import shard_of
 from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
+from serving.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
-from tasks.index.families import choose_family, lists_for
-from tasks.index.vectors import shard_batches
+from tasks.index.families import FAMILIES, choose_family, lists_for
+from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts
 from tasks.progress import Progress
+
+OPQ_ROUNDS, OPQ_VECTORS = 8, 20_000
+"""FAISS's own 50 rounds over 65,536 vectors take minutes and gained nothing that a tuned nprobe does not."""
+SCALAR_LEAST = 256
+DRIFT_LIMIT = 0.02
+"""A template is used again while vectors lie at most this much farther (cosine) from their coarse centroid than at its training."""
+DRIFT_SAMPLE = 20_000
+LEFT_OUT = ("description", "priority")
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,11 @@ class IndexConfig:
 
 @dataclass(frozen=True)
 class Template:
-    """A trained, empty index that every shard starts from; `file` is empty for families without training."""
+    """A trained, empty index that every shard starts from; `file` is empty for families without training.
+
+    `fit` is the mean cosine of training vectors to their coarse centroid (0: no lists); `reason` says whether it was trained
+    or taken over, and why.
+    """
 
     family: str
     factory: str
@@ -42,11 +58,14 @@ class Template:
     rows: int
     file: str = ""
     sha256: str = ""
+    vectors_uri: str = ""
+    fit: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class BuiltShard:
-    """A shard's base segment as local files; `sha256` and `bytes` as in the manifest."""
+    """A shard's base segment as local files; `index` and `table` as FileRef in the manifest, `source` names what it is made of."""
 
     shard: int
     rows: int
@@ -54,6 +73,7 @@ class BuiltShard:
     folder: str
     index: dict
     table: dict
+    source: str = ""
 
     def index_ref(self) -> FileRef:
         return FileRef(**self.index)
@@ -62,100 +82,103 @@ class BuiltShard:
         return FileRef(**self.table)
 
 
-def train_template(vectors_uri: str, config: IndexConfig, folder: Path) -> Template:
-    """Trains what the family trains on a sample of all shards. Raises VitrineError when there is too little to train on."""
+def train_template(
+    vectors_uri: str, config: IndexConfig, folder: Path, previous: Template | None = None, ram_bytes: float = math.inf
+) -> Template:
+    """Trains what the family trains on a sample of all shards, or takes `previous` over while its centroids still fit.
+
+    `ram_bytes` bounds the vectors of all shards together. Raises VitrineError when there is too little to train on.
+    """
     import faiss
 
-    counts, dim = _counts(vectors_uri, config.shards)
+    counts, dim = shard_counts(vectors_uri, config.shards)
     rows = sum(counts)
     if rows == 0:
         raise VitrineError("no product has a vector, so there is nothing to index; look at the quarantine of the embedding step")
-    family = choose_family(max(counts), config.family)
-    factory = family.factory(dim, lists_for(max(counts)))
+    family = choose_family(max(counts), config.family, dim, ram_bytes / config.shards)
+    nlist = lists_for(max(counts))
+    made = Template(family.name, family.factory(dim, nlist), dim, config.shards, rows, vectors_uri=vectors_uri)
     if not family.trained:
-        return Template(family.name, factory, dim, config.shards, rows)
-    sample = _sample(vectors_uri, config, counts)
-    least = family.per_list * lists_for(max(counts)) if family.per_list else 256
+        return _with(made, reason=f"{family.name} needs no training")
+    refused = ""
+    if previous is not None:
+        refused = _refuse_reuse(previous, made, config)
+        if not refused:
+            return _with(previous, rows=rows, vectors_uri=vectors_uri, reason="taken over: its centroids still fit")
+    sample = sample_vectors(vectors_uri, config.shards, config.sample, config.seed)
+    least = max(family.per_list * nlist, SCALAR_LEAST)
     if len(sample) < least:
         raise VitrineError(
-            f"{factory} needs at least {least} training vectors and there are {len(sample)}: use the family flat for so few"
+            f"{made.factory} needs at least {least} training vectors and there are {len(sample)}: use the family flat for so few"
         )
-    index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    index.train(sample)
+    index = faiss.index_factory(dim, made.factory, faiss.METRIC_INNER_PRODUCT)
+    _quicken(index)
+    with Progress("train the template", 1, "templates") as progress:
+        index.train(sample)
+        progress.add()
     path = folder / "template.faiss"
     write_index(path, index)
-    return Template(family.name, factory, dim, config.shards, rows, str(path), describe(path, path.name).sha256)
+    fit = coarse_fit(index, sample[:DRIFT_SAMPLE])
+    why = f"trained on {len(sample)} vectors" + (f": {refused}" if refused else "")
+    return _with(made, file=str(path), sha256=describe(path, path.name).sha256, fit=fit, reason=why)
 
 
-def build_shard(
-    vectors_uri: str, snapshot_uri: str, template: Template, shard: int, folder: Path, extra_columns: tuple[str, ...] = ()
-) -> BuiltShard:
+def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: int, folder: Path) -> BuiltShard:
     """The base segment of a shard, in `folder`: position i of the index is row i of the table, both in order of key.
 
-    What was built whole by an attempt before is verified and kept.
+    What an earlier attempt built whole from the same input is verified and kept; anything else is built again.
     """
-    done = folder / "built.json"
-    if done.is_file():
-        kept = BuiltShard(**json.loads(done.read_text()))
-        verify(folder / kept.index_ref().path, kept.index_ref())
-        verify(folder / kept.table_ref().path, kept.table_ref())
+    source = hashlib.sha256("\n".join([vectors_uri, snapshot_uri, template.factory, template.sha256]).encode()).hexdigest()
+    kept = _kept(folder, source)
+    if kept is not None:
         return kept
-    index = _empty(template)
     keys = []
-    total = _counts(vectors_uri, template.shards)[0][shard]
-    with Progress(f"add vectors, shard {shard}", total, "vectors") as progress:
+    total = shard_counts(vectors_uri, template.shards)[0][shard]
+    index = _empty(template)
+    # A graph's links depend on the order in which threads insert, so it is built by one.
+    threads = 1 if FAMILIES[template.family].sequential else _all_threads()
+    with Progress(f"add vectors, shard {shard}", total, "vectors") as progress, omp_threads(threads):
         for block, vectors in shard_batches(vectors_uri, shard):
-            _check(vectors, block, template.dim)
+            check_vectors(vectors, block, template.dim)
             index.add(vectors)
             keys.append(block)
             progress.add(len(block))
-    table = _rows(snapshot_uri, np.concatenate(keys) if keys else np.zeros(0, np.int64), shard, template.shards)
+    key = np.concatenate(keys) if keys else np.zeros(0, np.int64)
+    _check_keys(key, shard, template.shards)
+    table = rows_of(snapshot_uri, key, shard, template.shards)
     folder.mkdir(parents=True, exist_ok=True)
     faiss_path, rows_path = folder / f"base-{shard:05d}.faiss", folder / f"base-{shard:05d}.parquet"
     write_index(faiss_path, index)
     write_rows(rows_path, table)
-    built = BuiltShard(
-        shard,
-        len(table),
-        template.family,
-        str(folder),
-        describe(faiss_path, faiss_path.name).model_dump(),
-        describe(rows_path, rows_path.name).model_dump(),
-    )
-    with written_whole(done) as path:
+    refs = [describe(p, p.name).model_dump() for p in (faiss_path, rows_path)]
+    built = BuiltShard(shard, len(table), template.family, str(folder), *refs, source)
+    with written_whole(folder / "built.json") as path:
         path.write_text(json.dumps(asdict(built)))
     return built
 
 
-def _empty(template: Template):  # type: ignore[no-untyped-def]  # a FAISS index
+def coarse_fit(index: Any, vectors: np.ndarray) -> float:
+    """Mean similarity of vectors (n, d) to the nearest centroid of an index's coarse quantiser; 0 for a family without lists."""
     import faiss
 
-    if not template.file:
-        return faiss.index_factory(template.dim, template.factory, faiss.METRIC_INNER_PRODUCT)
-    path = Path(template.file)
-    verify(path, FileRef(path=path.name, sha256=template.sha256, bytes=path.stat().st_size))
-    return faiss.read_index(str(path))
+    view = faiss.downcast_index(index)  # owns nothing: `index` must stay referenced
+    if isinstance(view, faiss.IndexRefine):
+        return coarse_fit(view.base_index, vectors)
+    if isinstance(view, faiss.IndexPreTransform):
+        return coarse_fit(view.index, faiss.downcast_VectorTransform(view.chain.at(0)).apply(vectors))
+    if not isinstance(view, faiss.IndexIVF) or not len(vectors):
+        return 0.0
+    return float(view.quantizer.search(np.ascontiguousarray(vectors), 1)[0].mean())
 
 
-def _check(vectors: np.ndarray, keys: np.ndarray, dim: int) -> None:
-    if vectors.shape[1] != dim:
-        raise VitrineError(
-            f"vectors of dimension {vectors.shape[1]}, the template has {dim}: embeddings of two encoders are mixed"
-        )
-    bad = ~np.isfinite(vectors).all(axis=1) | (np.abs(np.linalg.norm(vectors, axis=1) - 1) > 1e-2)
-    if bad.any():
-        raise VitrineError(f"{int(bad.sum())} vectors are NaN or not of unit length, the first that of key {keys[bad][0]}")
-
-
-def _rows(snapshot_uri: str, keys: np.ndarray, shard: int, shards: int) -> pa.Table:
-    """The row table of a shard: the snapshot's rows with these keys, in their order."""
+def rows_of(snapshot_uri: str, keys: np.ndarray, shard: int, shards: int) -> pa.Table:
+    """The row table of a shard: the snapshot's rows with these keys, in their order. Raises VitrineError for an unknown key."""
     parts = []
     for batch in product_batches(snapshot_uri):
         table = pa.Table.from_batches([batch])
-        parts.append(table.filter(pa.array(shard_of(table["key"].to_numpy(), shards) == shard)))
+        kept = [*ROW_COLUMNS, *(n for n in table.column_names if n not in ROW_COLUMNS and n not in LEFT_OUT)]
+        parts.append(table.select(kept).filter(pa.array(shard_of(table["key"].to_numpy(), shards) == shard)))
     table = pa.concat_tables(parts).combine_chunks()
-    carried = [n for n in table.column_names if n not in ROW_COLUMNS and n not in ("description", "priority")]
-    table = table.select([*ROW_COLUMNS, *carried])
     places = pc.index_in(pa.array(keys), table["key"])
     if places.null_count:
         lost = keys[pc.is_null(places).to_numpy(zero_copy_only=False)][0]
@@ -163,32 +186,71 @@ def _rows(snapshot_uri: str, keys: np.ndarray, shard: int, shards: int) -> pa.Ta
     return table.take(places).combine_chunks()
 
 
-def _counts(vectors_uri: str, shards: int) -> tuple[list[int], int]:
-    """Vectors per shard, and their dimension."""
-    import pyarrow.parquet as pq
-
-    from tasks import storage
-    from tasks.index.vectors import shard_uri
-
-    counts, dim = [], 0
-    for shard in range(shards):
-        total = 0
-        for uri in storage.listing(shard_uri(vectors_uri, shard), ".parquet"):
-            fs, path = storage.filesystem(uri)
-            with fs.open_input_file(path) as stream:
-                file = pq.ParquetFile(stream)
-                total += file.metadata.num_rows
-                dim = file.schema_arrow.field("vector").type.list_size
-        counts.append(total)
-    return counts, dim
+def _refuse_reuse(previous: Template, wanted: Template, config: IndexConfig) -> str:
+    """Why a template cannot be used again; "" when it can."""
+    same = ("family", "factory", "dim", "shards")
+    for name in same:
+        if getattr(previous, name) != getattr(wanted, name):
+            return f"its {name} {getattr(previous, name)} is now {getattr(wanted, name)}"
+    if not Path(previous.file).is_file():
+        return "its file is gone"
+    sample = sample_vectors(wanted.vectors_uri, wanted.shards, DRIFT_SAMPLE, config.seed)
+    fit = coarse_fit(_empty(previous), sample)
+    if fit < previous.fit - DRIFT_LIMIT:
+        return f"the mean cosine to the centroids fell from {previous.fit:.3f} to {fit:.3f} (limit {DRIFT_LIMIT})"
+    return ""
 
 
-def _sample(vectors_uri: str, config: IndexConfig, counts: list[int]) -> np.ndarray:
-    """About `config.sample` vectors from all shards, chosen by seed."""
-    share = min(1.0, config.sample / max(sum(counts), 1))
-    rng = np.random.default_rng(config.seed)
-    parts = []
-    for shard in range(config.shards):
-        for _, vectors in shard_batches(vectors_uri, shard):
-            parts.append(vectors[rng.random(len(vectors)) < share])
-    return np.concatenate(parts)
+def _with(template: Template, **changes: Any) -> Template:
+    return Template(**(asdict(template) | changes))
+
+
+def _quicken(index: Any) -> None:
+    """Shorter OPQ training."""
+    import faiss
+
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        transform = faiss.downcast_VectorTransform(index.chain.at(0))
+        transform.niter, transform.max_train_points = OPQ_ROUNDS, OPQ_VECTORS
+
+
+def _kept(folder: Path, source: str) -> BuiltShard | None:
+    """What is in the folder already, when it is whole and of the same source."""
+    done = folder / "built.json"
+    if not done.is_file():
+        return None
+    kept = BuiltShard(**json.loads(done.read_text()) | {"folder": str(folder)})
+    try:
+        for ref in (kept.index_ref(), kept.table_ref()):
+            verify(folder / ref.path, ref)
+    except ContractError:
+        return None
+    return kept if kept.source == source else None
+
+
+def _all_threads() -> int:
+    import faiss
+
+    return faiss.omp_get_max_threads()
+
+
+def _empty(template: Template) -> Any:
+    """The index that vectors are added to."""
+    import faiss
+
+    if not template.file:
+        return faiss.index_factory(template.dim, template.factory, faiss.METRIC_INNER_PRODUCT)
+    path = Path(template.file)
+    verify(path, FileRef(path=path.name, sha256=template.sha256, bytes=path.stat().st_size if path.is_file() else 0))
+    return faiss.read_index(str(path))
+
+
+def _check_keys(keys: np.ndarray, shard: int, shards: int) -> None:
+    if (np.diff(keys) <= 0).any():
+        again = keys[1:][np.diff(keys) <= 0][0]
+        raise VitrineError(
+            f"shard {shard}: key {again} occurs twice or out of order in the vectors; run the embedding step again"
+        )
+    if (shard_of(keys, shards) != shard).any():
+        raise VitrineError(f"shard {shard}: it holds vectors of other shards; they were written for another number of shards")

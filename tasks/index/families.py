@@ -101,7 +101,9 @@ FAMILIES = {
             _scan("fs", "fp16"),
             39,
         ),
-        Family("ivf_rabitq", lambda d, n: f"{_ivf(n)},RaBitQ", _probes(*WIDE), lambda d: d / 8 + 24, _scan("pq"), 39, exact=False),
+        Family(
+            "ivf_rabitq", lambda d, n: f"{_ivf(n)},RaBitQ", _probes(*WIDE), lambda d: d / 8 + 24, _scan("pq"), 39, exact=False
+        ),
         Family(
             "ivf_rabitq_sq8",
             lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQ8)",

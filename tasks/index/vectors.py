@@ -1,13 +1,15 @@
-"""The vectors of one shard, as the embedding step left them: Parquet sorted by key."""
+"""The vectors of the shards, as the embedding step left them: Parquet sorted by key."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 
 from serving.contract.segments import unit_float32
 from tasks import storage
+from tasks.errors import VitrineError
 
 BATCH_ROWS = 50_000
 
@@ -16,14 +18,61 @@ def shard_uri(vectors_uri: str, shard: int) -> str:
     return storage.join(vectors_uri, f"shard={shard}")
 
 
-def shard_batches(vectors_uri: str, shard: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Keys (n,) int64 and unit vectors (n, d) float32 of a shard, in order of key, at most 50,000 rows at a time."""
+def shard_batches(vectors_uri: str, shard: int, unit: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Keys (n,) int64 and vectors (n, d) of a shard, in order of key, at most 50,000 rows at a time.
+
+    Unit float32 vectors, or with `unit` false the stored float16 ones as they are.
+    """
     uri = shard_uri(vectors_uri, shard)
     fs, _ = storage.filesystem(uri)
     files = [f.removeprefix("s3://") for f in storage.listing(uri, ".parquet")]
-    for batch in pads.dataset(files, filesystem=fs).to_batches(columns=["key", "vector"], batch_size=BATCH_ROWS):
-        if batch.num_rows:
-            yield batch["key"].to_numpy(), unit_float32(matrix(batch["vector"]))
+    for file in files:  # one after the other: reading ahead would hold several parts in memory
+        for batch in pads.dataset(file, filesystem=fs).to_batches(
+            columns=["key", "vector"], batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=0
+        ):
+            if batch.num_rows:
+                vectors = matrix(batch["vector"])
+                yield batch["key"].to_numpy(), unit_float32(vectors) if unit else vectors
+
+
+def shard_counts(vectors_uri: str, shards: int) -> tuple[list[int], int]:
+    """Vectors per shard, and their dimension (0 when there is none)."""
+    counts, dim = [], 0
+    for shard in range(shards):
+        total = 0
+        for uri in storage.listing(shard_uri(vectors_uri, shard), ".parquet"):
+            fs, path = storage.filesystem(uri)
+            with fs.open_input_file(path) as stream:
+                file = pq.ParquetFile(stream)
+                total += file.metadata.num_rows
+                dim = file.schema_arrow.field("vector").type.list_size
+        counts.append(total)
+    return counts, dim
+
+
+def sample_vectors(vectors_uri: str, shards: int, wanted: int, seed: int) -> np.ndarray:
+    """About `wanted` checked vectors (n, d) float32 from all shards, chosen by seed."""
+    counts, dim = shard_counts(vectors_uri, shards)
+    share = min(1.0, wanted / max(sum(counts), 1))
+    rng = np.random.default_rng(seed)
+    parts = [np.zeros((0, dim), np.float32)]
+    for shard in range(shards):
+        for keys, vectors in shard_batches(vectors_uri, shard):
+            chosen = rng.random(len(vectors)) < share
+            check_vectors(vectors[chosen], keys[chosen], dim)
+            parts.append(vectors[chosen])
+    return np.concatenate(parts)
+
+
+def check_vectors(vectors: np.ndarray, keys: np.ndarray, dim: int) -> None:
+    """Raises VitrineError for another dimension, NaN, or a vector without length, naming the first key."""
+    if vectors.shape[1] != dim:
+        raise VitrineError(
+            f"vectors of dimension {vectors.shape[1]}, the template has {dim}: embeddings of two encoders are mixed"
+        )
+    bad = ~np.isfinite(vectors).all(axis=1) | (np.abs(np.linalg.norm(vectors, axis=1) - 1) > 1e-2)
+    if bad.any():
+        raise VitrineError(f"{int(bad.sum())} vectors are NaN or not of unit length, the first that of key {keys[bad][0]}")
 
 
 def matrix(column: pa.FixedSizeListArray) -> np.ndarray:

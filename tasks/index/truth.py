@@ -1,0 +1,61 @@
+"""Exact answers to the tuning queries, from the encoder's own vectors: computed once per (vectors, queries) and kept."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from serving.contract.files import written_whole
+from tasks.index.vectors import shard_batches, shard_counts
+from tasks.progress import Progress
+
+DEPTH = 100
+"""Kept beyond the 10 that count, so that products as similar as the tenth count as well."""
+TIE = 1e-4
+"""Similarities this close are one: float16 storage moves them by about as much."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The nearest products of each query, best first: `keys` (nq, depth) int64, -1 none; `similarity` float32, -inf none."""
+
+    keys: np.ndarray
+    similarity: np.ndarray
+
+
+def exact_truth(vectors_uri: str, shards: int, xq: np.ndarray, folder: Path, depth: int = DEPTH) -> Truth:
+    """The exact nearest of unit queries xq (nq, d) among all shards' vectors, read in streams; kept in `folder` by its input."""
+    import faiss
+
+    counts, _ = shard_counts(vectors_uri, shards)
+    name = hashlib.sha256(f"{vectors_uri} {counts} {depth} {xq.shape}".encode() + np.ascontiguousarray(xq).tobytes()).hexdigest()
+    path = folder / f"truth-{name[:24]}.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as kept:
+            return Truth(kept["keys"], kept["similarity"])
+    heap = faiss.ResultHeap(len(xq), depth, keep_max=True)
+    with Progress("compare exactly", sum(counts), "vectors") as progress:
+        for shard in range(shards):
+            for keys, vectors in shard_batches(vectors_uri, shard):
+                D, I = faiss.knn(xq, vectors, min(depth, len(keys)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
+                heap.add_result(D, keys[I])
+                progress.add(len(keys))
+    heap.finalize()
+    there = np.finfo(np.float32).min < heap.D
+    truth = Truth(np.where(there, heap.I, -1), np.where(there, heap.D, -np.inf).astype(np.float32))
+    with written_whole(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, keys=truth.keys, similarity=truth.similarity)
+    return truth
+
+
+def recall_of(found: np.ndarray, truth: Truth, k: int) -> float:
+    """Mean share of the true k nearest among found keys (nq, any) int64, -1 none; what ties with the k-th counts as well.
+
+    Judged by key, since a coded index's similarities are estimates.
+    """
+    wanted = (truth.keys[:, :k] >= 0).sum(axis=1)
+    last = truth.similarity[np.arange(len(found)), np.maximum(wanted - 1, 0)]
+    right = np.where((truth.keys >= 0) & (truth.similarity >= last[:, None] - TIE), truth.keys, -2)
+    hits = np.array([np.isin(f[f >= 0], r).sum() for f, r in zip(found, right, strict=True)])
+    return float(np.mean(np.where(wanted > 0, np.minimum(hits, wanted) / np.maximum(wanted, 1), 1.0)))

@@ -1,0 +1,91 @@
+"""Every family: built from the same template, searched through the Searcher, held to the same promises."""
+
+import numpy as np
+import pytest
+
+from serving.searcher import Searcher
+from tasks.errors import VitrineError
+from tasks.index.families import FAMILIES, choose_family, code_count, lists_for
+from tests.index.shop import Shop, brute_force, build_all, clustered, manifest_of
+
+APPROXIMATE = [n for n in FAMILIES if n != "flat"]
+K = 10
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_finds_nearly_what_exact_search_finds(name: str, wide_shop: Shop, searchers: dict[str, Searcher]) -> None:
+    xq = clustered(np.random.default_rng(3), 50, 32)
+    searcher = searchers[name]
+    truth = np.argsort(-(xq @ wide_shop.vectors.T), axis=1)[:, :K]
+    found = searcher.features.key[searcher.search(xq, 100).rows]
+    recall = np.mean([len(set(wide_shop.keys[t]) & set(f)) / K for t, f in zip(truth, found, strict=True)])
+    assert recall >= (0.99 if FAMILIES[name].exact else 0.8)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.01, 0.001])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_filter_never_leaks_and_never_comes_back_short(
+    name: str, share: float, wide_shop: Shop, searchers: dict[str, Searcher]
+) -> None:
+    searcher = searchers[name]
+    allowed = np.random.default_rng(5).random(searcher.rows) < share
+    xq = clustered(np.random.default_rng(6), 8, 32)
+    found = searcher.search(xq, 20, allowed, params=dict(FAMILIES[name].grid[0]))
+    there = found.rows >= 0
+    assert (there.sum(axis=1) == min(20, int(allowed.sum()))).all()
+    assert allowed[found.rows[there]].all()
+    assert all(len(set(r[r >= 0])) == (r >= 0).sum() for r in found.rows)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_stored_vector_is_near_the_one_that_was_added(name: str, wide_shop: Shop, searchers: dict[str, Searcher]) -> None:
+    searcher = searchers[name]
+    place = {k: i for i, k in enumerate(wide_shop.keys)}
+    for row in (0, 17, searcher.rows - 1):
+        own = wide_shop.vectors[place[searcher.features.key[row]]]
+        stored = searcher.vector(row)
+        cosine = stored @ own / np.linalg.norm(stored)
+        assert cosine >= (0.999 if FAMILIES[name].exact else 0.7)
+
+
+@pytest.mark.parametrize("name", ["ivf_fs_sq8", "ivf_rabitq", "hnsw_sq8"])
+def test_the_same_input_gives_the_same_bytes(name: str, wide_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> None:
+    sums = []
+    for _ in range(2):
+        template, built = build_all(wide_shop, tmp_path_factory.mktemp("twice"), name)
+        sums.append((template.sha256, [(b.index["sha256"], b.table["sha256"]) for b in built]))
+    assert sums[0] == sums[1]
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if not n.startswith("hnsw")])
+def test_the_memory_formula_is_within_a_quarter_of_the_file(name: str, wide_shop: Shop, searchers: dict[str, Searcher]) -> None:
+    searcher = searchers[name]
+    whole = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
+    template_share = 2 * 1024 * 4 * 32 + 200_000  # coarse centroids and code books, which 12,000 small vectors do not outweigh
+    assert FAMILIES[name].bytes_per_vector(32) * searcher.rows == pytest.approx(whole, rel=0.25, abs=template_share)
+
+
+def test_brute_force_agrees_with_flat(wide_shop: Shop, searchers: dict[str, Searcher]) -> None:
+    xq = clustered(np.random.default_rng(9), 20, 32)
+    np.testing.assert_allclose(searchers["flat"].search(xq, K).similarity, brute_force(wide_shop.vectors, xq, K), atol=1e-5)
+
+
+def test_a_family_is_chosen_by_size_and_memory() -> None:
+    assert choose_family(2_000).name == "flat"
+    assert choose_family(1_000_000).name == "ivf_fs_sq8"
+    assert choose_family(1_000_000, d=512, ram_bytes=200 * 2**20).name == "ivf_pq"
+    with pytest.raises(VitrineError, match="no index family holds 1000000 vectors of dimension 512 in 10 MiB"):
+        choose_family(1_000_000, d=512, ram_bytes=10 * 2**20)
+    with pytest.raises(VitrineError, match="'annoy' is not known"):
+        choose_family(10, "annoy")
+
+
+def test_lists_and_codes_fit_the_data() -> None:
+    assert [lists_for(n) for n in (0, 100, 1_000_000, 10_000_000)] == [16, 32, 4096, 16384]
+    assert [code_count(d, 8) for d in (512, 100, 7)] == [64, 10, 1]
+
+
+def test_manifest_fits_the_shop(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("one")
+    _, built = build_all(shop, folder)
+    assert manifest_of(shop, built).counts.servable == len(shop.ids)

@@ -1,0 +1,91 @@
+"""Tuning: exact truth, the cheapest point within the budget, and a clear refusal."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.searcher import Searcher
+from tasks.errors import GateFailed
+from tasks.index.truth import DEPTH, Truth, exact_truth, recall_of
+from tasks.index.tune import keys_of, stored_truth, tune
+from tests.index.shop import Shop, brute_force, clustered, open_shop
+
+
+@pytest.fixture(scope="module")
+def xq() -> np.ndarray:
+    return clustered(np.random.default_rng(3), 40, 32)
+
+
+def test_the_truth_is_brute_force_and_is_kept(wide_shop: Shop, xq: np.ndarray, tmp_path: Path) -> None:
+    truth = exact_truth(wide_shop.vectors_uri, wide_shop.shards, xq, tmp_path)
+    np.testing.assert_allclose(truth.similarity, brute_force(wide_shop.vectors, xq, DEPTH), atol=1e-5)
+    (file,) = tmp_path.iterdir()
+    before = file.stat().st_mtime_ns
+    again = exact_truth(wide_shop.vectors_uri, wide_shop.shards, xq, tmp_path)
+    assert (again.keys == truth.keys).all()
+    assert file.stat().st_mtime_ns == before
+    exact_truth(wide_shop.vectors_uri, wide_shop.shards, xq[:5], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2, "other queries have another truth"
+
+
+def test_truth_of_fewer_products_than_its_depth_ends_in_nothing(shop: Shop, xq: np.ndarray, tmp_path: Path) -> None:
+    truth = exact_truth(shop.vectors_uri, shop.shards, xq, tmp_path, depth=700)
+    assert ((truth.keys >= 0).sum(axis=1) == 600).all()
+    assert np.isneginf(truth.similarity[:, 600:]).all()
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [([[1, 2]], 1.0), ([[2, 1]], 1.0), ([[1, 9]], 0.5), ([[1, 3]], 1.0), ([[-1, -1]], 0.0), ([[9, 8, 1, 2]], 1.0)],
+)
+def test_recall_counts_ties_and_ignores_order(found: list[list[int]], expected: float) -> None:
+    truth = Truth(np.array([[1, 2, 3, 4]]), np.array([[0.9, 0.5, 0.5, 0.1]], np.float32))
+    assert recall_of(np.array(found), truth, 2) == expected
+
+
+def test_the_cheapest_point_that_reaches_the_target_is_chosen(
+    wide_shop: Shop, searchers: dict[str, Searcher], xq: np.ndarray, tmp_path: Path
+) -> None:
+    searcher = searchers["ivf_fs_sq8"]
+    truth = exact_truth(wide_shop.vectors_uri, wide_shop.shards, xq, tmp_path)
+    tuned = tune(searcher, xq, "ivf_fs_sq8", 0.95, truth)
+    good = [t for t in tuned.trials if t["recall_at_10"] >= 0.95]
+    assert tuned.chosen == good[0]
+    assert tuned.chosen["verdict"].startswith("chosen")
+    assert all(t["verdict"] for t in tuned.trials)
+    assert sum(t["pareto"] for t in tuned.trials) >= 1
+    found = searcher.search(xq, 500, params=tuned.search)
+    assert recall_of(keys_of(searcher, found.rows[:, :10]), truth, 10) == tuned.chosen["recall_at_10"]
+
+
+def test_the_choice_is_the_same_again(wide_shop: Shop, searchers: dict[str, Searcher], xq: np.ndarray, tmp_path: Path) -> None:
+    searcher = searchers["ivf_rabitq_sq8"]
+    assert len({str(tune(searcher, xq, "ivf_rabitq_sq8", 0.9).search) for _ in range(2)}) == 1
+
+
+def test_a_coded_family_knows_a_good_candidate_list_from_a_good_answer(
+    wide_shop: Shop, searchers: dict[str, Searcher], xq: np.ndarray, tmp_path: Path
+) -> None:
+    searcher = searchers["ivf_pq"]
+    truth = exact_truth(wide_shop.vectors_uri, wide_shop.shards, xq, tmp_path)
+    with pytest.raises(GateFailed, match=r"no parameters of ivf_pq reach recall@10 0\.950") as refusal:
+        tune(searcher, xq, "ivf_pq", 0.95, truth)
+    assert "choose another family" in str(refusal.value)
+    tuned = tune(searcher, xq, "ivf_pq", 0.2, truth)
+    assert max(t["within_candidates"] for t in tuned.trials) > 0.95 > max(t["recall_at_10"] for t in tuned.trials)
+
+
+def test_a_budget_that_nothing_keeps_is_refused(shop: Shop, xq: np.ndarray, tmp_path: Path) -> None:
+    searcher = open_shop(shop, tmp_path)
+    with pytest.raises(GateFailed, match=r"p99 1e-06 ms"):
+        tune(searcher, xq, "flat", 0.95, p99_ms=1e-6)
+    with pytest.raises(GateFailed, match=r"0 MiB are allowed"):
+        tune(searcher, xq, "flat", 0.95, ram_bytes=1000)
+
+
+def test_flat_needs_no_parameters_and_is_exact(shop: Shop, xq: np.ndarray, tmp_path: Path) -> None:
+    searcher = open_shop(shop, tmp_path)
+    tuned = tune(searcher, xq, "flat", 1.0, stored_truth(searcher, xq))
+    assert tuned.search == {"family": "flat", "candidates": 500}
+    assert tuned.chosen["recall_at_10"] == 1.0
