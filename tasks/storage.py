@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,14 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         if endpoint:
             scheme, _, host = endpoint.partition("://")
             options |= {"endpoint_override": host, "scheme": scheme, "force_virtual_addressing": False}
-        return pafs.S3FileSystem(**options), uri[len("s3://") :]
+        return _object_store(os.getpid(), **options), uri[len("s3://") :]
     return pafs.LocalFileSystem(), str(local_path(uri))
+
+
+@cache
+def _object_store(_process: int, **options: Any) -> pafs.FileSystem:
+    """One client per process and setting: it holds the connections, and does not survive a fork."""
+    return pafs.S3FileSystem(**options)
 
 
 def local_path(uri: str) -> Path:
@@ -57,6 +64,16 @@ def listing(uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
 def size(uri: str) -> int:
     fs, path = filesystem(uri)
     return fs.get_file_info(path).size
+
+
+def stamp(uri: str) -> str | None:
+    """Size and modification time of a file, as one word that changes when the file does; None when there is none."""
+    fs, path = filesystem(uri)
+    try:
+        info = fs.get_file_info(path)
+    except OSError:
+        return None
+    return f"{info.size}-{info.mtime_ns}" if info.type == pafs.FileType.File else None
 
 
 def read_bytes(uri: str) -> bytes:

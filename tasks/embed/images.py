@@ -35,6 +35,19 @@ def read_image(uri: str, root: str, hosts: tuple[str, ...] = (), limits: ImageLi
         raise ImageRejected("unreadable", f"{uri}: {error.strerror or error}") from None
 
 
+def stamp(uri: str, root: str) -> str | None:
+    """What tells that a picture did not change without reading it: its size and time. None where only reading tells.
+
+    Raises what `read_image` raises for a uri that leaves the root; a missing file has no stamp.
+    """
+    scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
+    if scheme in ("http", "https"):
+        return None
+    if scheme == "s3" or (not scheme and root.startswith("s3://")):
+        return storage.stamp(uri if scheme else _inside_prefix(uri, root))
+    return storage.stamp(str(resolve(uri, root))) if scheme in ("", "file") else None
+
+
 def resolve(uri: str, root: str) -> Path:
     """The real path of a local uri, links followed. Raises ImageRejected(outside_root) when it leaves the root."""
     text = unquote(uri[len("file://") :]) if uri.startswith("file://") else uri

@@ -2,10 +2,11 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 TASK_RETRIES = 4
+LOGGING = """\
+rootLogger.level = error
+rootLogger.appenderRef.stderr.ref = stderr
+appender.stderr.type = Console
+appender.stderr.name = stderr
+appender.stderr.target = SYSTEM_ERR
+appender.stderr.layout.type = PatternLayout
+appender.stderr.layout.pattern = %d{yy/MM/dd HH:mm:ss} %p %c{1}: %m%n%ex
+"""
 
 
 @contextmanager
@@ -28,6 +38,8 @@ def session(master: str, work: Path, options: dict[str, str] | None = None) -> I
     if str(PROJECT) not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(PROJECT), path) if p)
     (work / "spark").mkdir(parents=True, exist_ok=True)
+    logging = work / "spark" / "log4j2.properties"
+    logging.write_text(LOGGING)
     threads = master[6:-1] if master.startswith("local[") else ""
     builder = SparkSession.builder.master(f"local[{threads},{TASK_RETRIES}]" if threads else master).appName("vitrine")
     settings = {
@@ -36,6 +48,8 @@ def session(master: str, work: Path, options: dict[str, str] | None = None) -> I
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.memory": "1g",
+        # The JVM only hands out chunks: the quick compiler alone starts it sooner.
+        "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -Dlog4j2.configurationFile={logging.absolute().as_uri()}",
         "spark.local.dir": str(work / "spark"),
         "spark.sql.warehouse.dir": str(work / "spark" / "warehouse"),
         "spark.sql.execution.arrow.maxRecordsPerBatch": "1",
@@ -61,9 +75,11 @@ def for_each_chunk(spark: "SparkSession", chunks: list[str], work: Callable[[str
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            for chunk in batch.column(0).to_pylist():
-                work(chunk)
-                yield pa.RecordBatch.from_arrays([pa.array([chunk])], names=["chunk"])
+            for number in batch.column(0).to_pylist():
+                work(chunks[number])
+            yield batch
 
-    rows: Any = spark.sparkContext.parallelize([(c,) for c in chunks], len(chunks))
-    return spark.createDataFrame(rows, "chunk string").mapInArrow(run, "chunk string").count()
+    with warnings.catch_warnings():
+        # pyspark 4.3 warns of pandas 3 wherever Arrow is used; no pandas object is made here.
+        warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
+        return spark.range(0, len(chunks), 1, len(chunks)).mapInArrow(run, "id long").count()

@@ -5,21 +5,26 @@ file says everything about a chunk. Part names follow from the images in them: t
 """
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import storage
+from tasks.errors import VitrineError
 
 SHA_TYPE = pa.binary(32)
+LASTING = frozenset({"empty", "too_many_bytes", "not_an_image", "format", "too_many_pixels", "truncated"})
+"""Reasons that lie in the bytes themselves: such an image is tried again only when its bytes change."""
+READERS = 16
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One finished chunk: its part file ("" when nothing in it was usable) and what was rejected."""
+    """One finished chunk: its part file (no rows: no file) and what was rejected ({sha256, image_uri, reason, detail})."""
 
     name: str
     rows: int
@@ -43,48 +48,64 @@ class EmbeddingStore:
         ])  # fmt: skip
 
     def write(self, table: pa.Table, rejected: list[dict[str, str]], run: str) -> Commit:
-        """Publishes a chunk's vectors (rows of `schema`) and its rejected images ({sha256, reason, detail, image_uri})."""
-        members = sorted([*table["image_sha256"].to_pylist(), *(bytes.fromhex(r["sha256"]) for r in rejected)])
-        name = f"part-{hashlib.sha256(b''.join(members)).hexdigest()[:20]}"
+        """Publishes a chunk's vectors (rows of `schema`) and its rejected images; the commit file comes last."""
+        name = part_name([*table["image_sha256"].to_pylist(), *(bytes.fromhex(r["sha256"]) for r in rejected)])
         digest, size = "", 0
         if len(table):
-            uri = storage.join(self.uri, f"{name}.parquet")
-            with storage.writer(uri) as stream:
-                pq.write_table(table.cast(self.schema), stream, compression="none")
-            digest, size = storage.sha256(uri), storage.size(uri)
+            sink = pa.BufferOutputStream()
+            pq.write_table(table.cast(self.schema), sink, compression="none")
+            data = sink.getvalue()
+            digest, size = hashlib.sha256(data).hexdigest(), len(data)
+            storage.write_bytes(self._part_uri(name), data)
         commit = Commit(name, len(table), digest, size, run, rejected)
-        storage.write_json(storage.join(self.uri, "_commits", f"{name}.json"), commit.__dict__)
+        storage.write_json(self._commit_uri(name), asdict(commit))
         return commit
+
+    def committed(self, name: str) -> Commit | None:
+        """The commit of a chunk, if it is finished."""
+        uri = self._commit_uri(name)
+        return Commit(**storage.read_json(uri)) if storage.exists(uri) else None
 
     def commits(self) -> list[Commit]:
         """Every finished chunk, in order of name."""
-        return [Commit(**storage.read_json(uri)) for uri in storage.listing(storage.join(self.uri, "_commits"), ".json")]
+        uris = storage.listing(storage.join(self.uri, "_commits"), ".json")
+        with ThreadPoolExecutor(READERS) as pool:
+            return [Commit(**record) for record in pool.map(storage.read_json, uris)]
 
     def part(self, commit: Commit, columns: list[str] | None = None) -> pa.Table:
-        """A part's rows. Raises ValueError when its size is not the committed one (a damaged store)."""
-        uri = storage.join(self.uri, f"{commit.name}.parquet")
-        if storage.size(uri) != commit.bytes:
-            raise ValueError(
-                f"{uri}: {storage.size(uri)} bytes, committed were {commit.bytes}; delete its commit file to embed again"
-            )
-        fs, path = storage.filesystem(uri)
-        return pq.read_table(path, filesystem=fs, columns=columns, memory_map=False)
+        """A part's rows. Raises VitrineError when it is not the part that was committed.
 
-    def known(self) -> pa.Array:
-        """The sha256 of every embedded image, in the order of `commits`."""
-        parts = [self.part(c, ["image_sha256"])["image_sha256"].combine_chunks() for c in self.commits() if c.rows]
+        Reading vectors checks the whole file's sha256; reading other columns only its size, and touches only their bytes.
+        """
+        uri = self._part_uri(commit.name)
+        again = f"delete {self._commit_uri(commit.name)} to embed its images again"
+        found = storage.size(uri) if storage.exists(uri) else None
+        if found != commit.bytes:
+            raise VitrineError(
+                f"{uri}: {found if found is not None else 'no'} bytes where {commit.bytes} were committed; {again}"
+            )
+        if columns is not None and "vector" not in columns:
+            fs, path = storage.filesystem(uri)
+            with fs.open_input_file(path) as stream:
+                return pq.read_table(stream, columns=columns)
+        data = storage.read_bytes(uri)
+        if hashlib.sha256(data).hexdigest() != commit.sha256:
+            raise VitrineError(f"{uri}: its sha256 is not {commit.sha256[:12]}…, the committed one: the file is corrupt; {again}")
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+
+    def known(self, commits: Sequence[Commit] | None = None) -> pa.Array:
+        """The sha256 of every embedded image, in the order of the commits (default: all)."""
+        chosen = [c for c in (self.commits() if commits is None else commits) if c.rows]
+        with ThreadPoolExecutor(READERS) as pool:
+            parts = list(pool.map(lambda c: self.part(c, ["image_sha256"])["image_sha256"].combine_chunks(), chosen))
         return pa.concat_arrays(parts) if parts else pa.array([], SHA_TYPE)
 
-    def rejected(self) -> dict[str, dict[str, Any]]:
-        """Rejected images by hex sha256."""
-        return {r["sha256"]: r for c in self.commits() for r in c.rejected}
-
-    def vectors(self, wanted: pa.Array) -> np.ndarray:
+    def vectors(self, wanted: pa.Array, commits: Sequence[Commit] | None = None) -> np.ndarray:
         """Vectors (n, dim) float16 of the images `wanted` (n,), in their order. Raises KeyError for one that is not there."""
         found = np.zeros((len(wanted), self.dim), np.float16)
         missing = np.ones(len(wanted), bool)
         places = _Places(wanted)
-        for commit in self.commits():
+        for commit in self.commits() if commits is None else commits:
             if not commit.rows:
                 continue
             table = self.part(commit, ["image_sha256", "vector"])
@@ -97,6 +118,23 @@ class EmbeddingStore:
         if missing.any():
             raise KeyError(f"image {wanted[int(np.flatnonzero(missing)[0])].as_py().hex()} has no vector in {self.uri}")
         return found
+
+    def _part_uri(self, name: str) -> str:
+        return storage.join(self.uri, f"{name}.parquet")
+
+    def _commit_uri(self, name: str) -> str:
+        return storage.join(self.uri, "_commits", f"{name}.json")
+
+
+def part_name(members: Iterable[bytes]) -> str:
+    """The name of the part that a chunk of these images makes, in whatever order they come."""
+    return f"part-{hashlib.sha256(b''.join(sorted(members))).hexdigest()[:20]}"
+
+
+def rejected_images(commits: Iterable[Commit], lasting: bool = False) -> dict[bytes, dict[str, str]]:
+    """Rejected images by sha256; with `lasting`, only those whose bytes are the reason."""
+    rows = (r for c in commits for r in c.rejected)
+    return {bytes.fromhex(r["sha256"]): r for r in rows if not lasting or r["reason"] in LASTING}
 
 
 class _Places:

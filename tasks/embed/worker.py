@@ -1,9 +1,11 @@
 """What one Spark worker does with one chunk. Nothing here knows of Spark: chunks come as files and go as files."""
 
 import hashlib
+import io
 import os
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,17 +13,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from serving.contract.encoder import EncoderFolder, OnnxEncoder
 from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
 from tasks import storage
-from tasks.embed.images import read_image, resolve
-from tasks.embed.store import SHA_TYPE, EmbeddingStore
+from tasks.embed.images import read_image, stamp
+from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name
 
 LOOKED = pa.schema([
-    ("key", pa.int64()), ("image_uri", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", SHA_TYPE),
+    ("key", pa.int64()), ("image_uri", pa.string()), ("stamp", pa.string()), ("sha256", SHA_TYPE),
     ("reason", pa.string()), ("detail", pa.string()),
 ])  # fmt: skip
+LOOKERS = 16
+"""Looking waits for disks and networks, not for the processor."""
+AHEAD = 2
+"""Batches decoded ahead of the encoder, so that neither waits and memory stays bounded."""
 
 
 @dataclass(frozen=True)
@@ -41,78 +48,101 @@ class WorkerConfig:
     tally: str
 
 
-def look(chunk: str, out: str, config: WorkerConfig) -> None:
-    """Finds each picture's sha256: without reading it when its size and time are those of the last look.
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: pixels (size, size, 3) uint8, and what it measured before."""
 
-    Chunk: key, image_uri, known_size, known_mtime_ns, known_sha256. Writes LOOKED rows; an unreadable picture has a reason.
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+def look(chunk: str, out: str, config: WorkerConfig) -> None:
+    """Finds each picture's sha256: without reading it when its stamp is that of the last look.
+
+    Chunk: key, image_uri, known_stamp, known_sha256. Writes LOOKED rows; an unreadable picture has a reason.
     """
     table = _read(chunk)
-    with ThreadPoolExecutor(config.decoders) as pool:
+    with ThreadPoolExecutor(LOOKERS) as pool:
         rows = list(pool.map(lambda row: _look(row, config), table.to_pylist()))
     with storage.writer(out) as stream:
         pq.write_table(pa.Table.from_pylist(rows, LOOKED), stream)
 
 
 def _look(row: dict, config: WorkerConfig) -> dict:
-    uri = row["image_uri"]
-    found = {"key": row["key"], "image_uri": uri, "size": -1, "mtime_ns": -1, "sha256": None, "reason": None, "detail": None}
+    uri = row["image_uri"] or ""
+    found = {"key": row["key"], "image_uri": uri, "stamp": None, "sha256": None, "reason": None, "detail": None}
     try:
-        stamp = _stamp(uri, config.image_root)
-        if stamp is not None:
-            found["size"], found["mtime_ns"] = stamp
-            if row["known_sha256"] is not None and stamp == (row["known_size"], row["known_mtime_ns"]):
-                return found | {"sha256": row["known_sha256"]}
-        data = read_image(uri, config.image_root, config.hosts)
-        return found | {"sha256": hashlib.sha256(data).digest()}
+        if not uri:
+            raise ImageRejected("missing", "the product has no picture")
+        found["stamp"] = stamp(uri, config.image_root)
+        if found["stamp"] is not None and found["stamp"] == row["known_stamp"]:
+            return found | {"sha256": row["known_sha256"]}
+        return found | {"sha256": hashlib.sha256(read_image(uri, config.image_root, config.hosts)).digest()}
     except ImageRejected as error:
         return found | {"reason": error.reason, "detail": str(error)}
 
 
-def _stamp(uri: str, root: str) -> tuple[int, int] | None:
-    """(bytes, modification time in ns) of a local picture; None where only reading tells."""
-    if "://" in uri and not uri.startswith("file://"):
-        return None
-    if root.startswith("s3://"):
-        return None
-    try:
-        status = resolve(uri, root).stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
 def embed(chunk: str, config: WorkerConfig) -> None:
-    """Embeds a chunk (image_sha256, image_uri) and commits it: its vectors, and its rejected pictures with their reasons."""
-    table = _read(chunk)
+    """Embeds a chunk (image_sha256, image_uri) and commits it: its vectors, and its rejected pictures with their reasons.
+
+    A chunk that this run has committed before is left as it is.
+    """
+    rows = _read(chunk).to_pylist()
+    store = EmbeddingStore(config.store_uri, config.dim)
+    before = store.committed(part_name(r["image_sha256"] for r in rows))
+    if before is not None and before.run == config.run:
+        return
     encoder = _encoder(config)
     spec = _folder(config).manifest.preprocess
     good: list[tuple[bytes, int, int]] = []
-    vectors: list[np.ndarray] = []
+    vectors: list[np.ndarray] = [np.zeros((0, config.dim), np.float16)]
     rejected: list[dict[str, str]] = []
     with ThreadPoolExecutor(config.decoders) as pool:
-        # Decoding runs ahead of the encoder by at most two batches, so a chunk of any length stays in bounded memory.
-        for rows in _batches(table.to_pylist(), config.batch):
-            waiting = [pool.submit(_pixels, r, spec, config) for r in rows]
+        for batch, jobs in _decoded(pool, rows, spec, config):
+            # Always a full batch: a vector must not depend on how many neighbours its picture had.
             pixels = np.zeros((config.batch, spec.size, spec.size, 3), np.uint8)
-            members: list[tuple[bytes, int, int]] = []
-            for row, job in zip(rows, waiting, strict=True):
+            filled = 0
+            for row, job in zip(batch, jobs, strict=True):
                 try:
-                    pixels[len(members)] = job.result()
-                    members.append((row["image_sha256"], spec.size, spec.size))
+                    picture = job.result()
                 except ImageRejected as error:
                     detail = {"sha256": row["image_sha256"].hex(), "image_uri": row["image_uri"]}
                     rejected.append(detail | {"reason": error.reason, "detail": str(error)})
-            if members:
-                # Always a full batch: a vector must not depend on how many neighbours its picture had.
-                vectors.append(encoder.encode(pixels)[: len(members)].astype(np.float16))
-                good += members
-            _tally(chunk, len(rows), config)
-    store = EmbeddingStore(config.store_uri, config.dim)
-    matrix = np.concatenate(vectors) if vectors else np.zeros((0, config.dim), np.float16)
-    store.write(_rows(good, matrix, store.schema), rejected, config.run)
+                    continue
+                pixels[filled] = picture.pixels
+                filled += 1
+                good.append((row["image_sha256"], picture.width, picture.height))
+            if filled:
+                vectors.append(encoder.encode(pixels)[:filled].astype(np.float16))
+            _tally(chunk, len(batch), config)
+    store.write(_table(good, np.concatenate(vectors), store.schema), rejected, config.run)
 
 
-def _rows(good: list[tuple[bytes, int, int]], matrix: np.ndarray, schema: pa.Schema) -> pa.Table:
+Decoded = tuple[list[dict], list["Future[Picture]"]]
+
+
+def _decoded(pool: ThreadPoolExecutor, rows: list[dict], spec: PreprocessSpec, config: WorkerConfig) -> Iterator[Decoded]:
+    """Batches of rows with their pictures on the way: while one is encoded, the next AHEAD are being decoded."""
+    waiting: deque[Decoded] = deque()
+    for start in range(0, len(rows), config.batch):
+        batch = rows[start : start + config.batch]
+        waiting.append((batch, [pool.submit(_picture, row, spec, config) for row in batch]))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _picture(row: dict, spec: PreprocessSpec, config: WorkerConfig) -> Picture:
+    data = read_image(row["image_uri"], config.image_root, config.hosts)
+    if hashlib.sha256(data).digest() != row["image_sha256"]:
+        raise ImageRejected("changed", f"{row['image_uri']}: its bytes changed while the job ran; the next run takes it")
+    pixels = decode(data, spec)
+    with Image.open(io.BytesIO(data)) as header:
+        return Picture(pixels, *header.size)
+
+
+def _table(good: list[tuple[bytes, int, int]], matrix: np.ndarray, schema: pa.Schema) -> pa.Table:
     lists = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
     now = pa.array([datetime.now(UTC)] * len(good), schema.field("embedded_at").type)
     return pa.table({
@@ -120,18 +150,6 @@ def _rows(good: list[tuple[bytes, int, int]], matrix: np.ndarray, schema: pa.Sch
         "width": pa.array([g[1] for g in good], pa.int32()), "height": pa.array([g[2] for g in good], pa.int32()),
         "embedded_at": now,
     })  # fmt: skip
-
-
-def _pixels(row: dict, spec: PreprocessSpec, config: WorkerConfig) -> np.ndarray:
-    data = read_image(row["image_uri"], config.image_root, config.hosts)
-    if hashlib.sha256(data).digest() != row["image_sha256"]:
-        raise ImageRejected("changed", f"{row['image_uri']}: its bytes changed while the job ran; the next run takes it")
-    return decode(data, spec)
-
-
-def _batches(rows: list[dict], size: int) -> Iterator[list[dict]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def _read(uri: str) -> pa.Table:

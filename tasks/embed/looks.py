@@ -1,0 +1,77 @@
+"""What each picture's sha256 was when it was last looked at: a stamp (size and time) that still holds saves reading it."""
+
+import hashlib
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks import storage
+from tasks.catalog.snapshot import Snapshot, product_table
+from tasks.embed import worker
+
+CHUNK_ROWS = 20_000
+SCHEMA = pa.schema([("image_uri", pa.string()), ("stamp", pa.string()), ("sha256", pa.binary(32))])
+
+ForEach = Callable[[list[str], Callable[[str], None]], None]
+
+
+def look_at(snapshot: Snapshot, work_uri: str, looks_uri: str, config: worker.WorkerConfig, for_each: ForEach) -> pa.Table:
+    """worker.LOOKED rows of all products: what each picture's sha256 is, or why it has none.
+
+    Chunks that were looked at before a kill are not looked at again.
+    """
+    products = product_table(snapshot.uri, ["key", "image_uri"])
+    known = remembered(looks_uri, snapshot.image_root)
+    places = pc.index_in(products["image_uri"], known["image_uri"])
+    for column in ("stamp", "sha256"):
+        products = products.append_column(f"known_{column}", known[column].take(places))
+    starts = range(0, len(products), CHUNK_ROWS)
+    outs = [storage.join(work_uri, f"looked-{number:06d}.parquet") for number in range(len(starts))]
+    waiting = []
+    for start, out in zip(starts, outs, strict=True):
+        if not storage.exists(out):
+            waiting.append(out.replace("/looked-", "/look-"))
+            with storage.writer(waiting[-1]) as stream:
+                pq.write_table(products.slice(start, CHUNK_ROWS), stream)
+
+    def work(chunk: str) -> None:
+        worker.look(chunk, chunk.replace("/look-", "/looked-"), config)
+
+    for_each(waiting, work)
+    return pa.concat_tables([_read(out) for out in outs])
+
+
+def remembered(looks_uri: str, root: str) -> pa.Table:
+    """The newest look at each uri below `root`, as SCHEMA."""
+    tables = [_read(file) for file in storage.listing(_place(looks_uri, root), ".parquet")]
+    if not tables:
+        return SCHEMA.empty_table()
+    newest = pa.concat_tables(tables).group_by("image_uri", use_threads=False).aggregate([("stamp", "last"), ("sha256", "last")])
+    return pa.table({"image_uri": newest["image_uri"], "stamp": newest["stamp_last"], "sha256": newest["sha256_last"]})
+
+
+def remember(looked: pa.Table, looks_uri: str, root: str, run_key: str) -> None:
+    """Keeps the looks for the next run, in one file that holds and then replaces the older ones."""
+    place = _place(looks_uri, root)
+    before = storage.listing(place, ".parquet")
+    good = looked.filter(pc.and_(pc.is_valid(looked["sha256"]), pc.is_valid(looked["stamp"]))).select(SCHEMA.names)
+    old = remembered(looks_uri, root)
+    merged = pa.concat_tables([old.filter(pc.invert(pc.is_in(old["image_uri"], good["image_uri"]))), good])
+    name = storage.join(place, f"looks-{run_key}.parquet")
+    with storage.writer(name) as stream:
+        pq.write_table(merged, stream)
+    for file in before:
+        if file != name:
+            storage.delete(file)
+
+
+def _place(looks_uri: str, root: str) -> str:
+    """Relative uris mean nothing without their root, so each root has a folder of its own."""
+    return storage.join(looks_uri, hashlib.sha256(root.encode()).hexdigest()[:16])
+
+
+def _read(uri: str) -> pa.Table:
+    fs, path = storage.filesystem(uri)
+    return pq.read_table(path, filesystem=fs)
