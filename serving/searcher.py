@@ -20,12 +20,14 @@ from serving.contract.manifest import IndexManifest, Scalar, Segment
 from serving.contract.segments import read_index, read_rows
 from serving.features import Features
 
-EXACT_SHARE = 0.02
+EXACT_SHARE = 0.03
 """At or below this share of matching rows they are compared exactly: as fast as the index there, and complete
 (measured: 0.11-0.13 ms at <= 1 % of 100k x 128, docs/performance.md)."""
 EXACT_BLOCK = 65_536
 EFFORT = ("nprobe", "ef")
 WIDER = (8, 64)
+"""How much wider a query looks whose lists or neighbours held too few rows."""
+MOST_WIDENED = 16
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Searcher:
                 continue
             table = read_rows(locate(segment.table))
             index = read_index(locate(segment.index), manifest.encoder.dim, len(table))
-            _prepare(index)
+            prepare(index)
             alive = _alive(segment, table["key"].to_numpy(), manifest.segments, locate)
             parts.append(OpenSegment(index, start, len(table), alive))
             tables.append(table)
@@ -106,7 +108,7 @@ class Searcher:
     def vector(self, row: int) -> np.ndarray:
         """The stored vector (d,) float32 of a row."""
         segment = next(s for s in self.segments if s.start <= row < s.start + s.rows)
-        return _vectors(segment.index, np.array([row - segment.start]))[0]
+        return stored_vectors(segment.index, np.array([row - segment.start]))[0]
 
     def live(self) -> np.ndarray:
         """Which rows are live: (rows,) bool."""
@@ -132,12 +134,14 @@ class Searcher:
         if mask is not None and matching <= max(EXACT_SHARE * segment.rows, k):
             return _exact(segment, xq, k, np.flatnonzero(mask))
         wanted = min(k, matching)
+        # Where a filter keeps one row in f, the k nearest matching ones lie about f times as many lists away.
+        params = widened(params, min(round(segment.rows / matching), MOST_WIDENED))
         similarity, positions = segment.index.search(xq, wanted, params=_parameters(segment.index, params, mask))
-        for wider in _widened(params):
+        for factor in WIDER:
             short = np.flatnonzero((positions < 0).any(axis=1))
             if not len(short):
                 break
-            chosen = _parameters(segment.index, wider, mask)
+            chosen = _parameters(segment.index, widened(params, factor), mask)
             similarity[short], positions[short] = segment.index.search(xq[short], wanted, params=chosen)
         short = np.flatnonzero((positions < 0).any(axis=1))
         if len(short):
@@ -194,14 +198,14 @@ def _mask(segment: OpenSegment, allowed: np.ndarray | None) -> np.ndarray | None
     return part if segment.alive is None else part & segment.alive
 
 
-def _prepare(index: Any) -> None:
+def prepare(index: Any) -> None:
     """Lets stored vectors be read back by position where the family keeps them in lists."""
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
     if isinstance(inner, faiss.IndexIVF) and inner.ntotal:
         inner.make_direct_map(True)
 
 
-def _vectors(index: Any, positions: np.ndarray) -> np.ndarray:
+def stored_vectors(index: Any, positions: np.ndarray) -> np.ndarray:
     """Stored vectors (n, d) float32; of a refined index, the finer ones."""
     store = faiss.downcast_index(index.refine_index) if isinstance(index, faiss.IndexRefine) else index
     if isinstance(store, faiss.IndexHNSW):
@@ -213,7 +217,7 @@ def _exact(segment: OpenSegment, xq: np.ndarray, k: int, positions: np.ndarray) 
     heap = faiss.ResultHeap(len(xq), k, keep_max=True)
     for start in range(0, len(positions), EXACT_BLOCK):
         block = positions[start : start + EXACT_BLOCK]
-        D, I = faiss.knn(xq, _vectors(segment.index, block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
+        D, I = faiss.knn(xq, stored_vectors(segment.index, block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
         heap.add_result(D, np.where(I < 0, -1, block[I]))
     heap.finalize()
     return Found(heap.D, np.where(heap.I < 0, -1, heap.I + segment.start))
@@ -244,10 +248,9 @@ def _family_parameters(index: Any, params: dict[str, Scalar], selector: Any) -> 
     return faiss.SearchParameters(**chosen)
 
 
-def _widened(params: dict[str, Scalar]) -> Iterator[dict[str, Scalar]]:
-    """The same parameters with an effort of 8 and 64 times: for a query whose lists or neighbours hold too few rows."""
-    for factor in WIDER:
-        yield {n: int(v or 0) * factor if n in EFFORT else v for n, v in params.items()}
+def widened(params: dict[str, Scalar], factor: int) -> dict[str, Scalar]:
+    """The same parameters with `factor` times the lists to probe or neighbours to follow."""
+    return {n: int(v or 0) * factor if n in EFFORT else v for n, v in params.items()}
 
 
 def _nothing(nq: int, k: int) -> Found:

@@ -134,7 +134,7 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
         return kept
     keys = []
     total = shard_counts(vectors_uri, template.shards)[0][shard]
-    index = _empty(template)
+    index = empty_index(template)
     # A graph's links depend on the order in which threads insert, so it is built by one.
     threads = 1 if FAMILIES[template.family].sequential else _all_threads()
     with Progress(f"add vectors, shard {shard}", total, "vectors") as progress, omp_threads(threads):
@@ -150,8 +150,8 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
     faiss_path, rows_path = folder / f"base-{shard:05d}.faiss", folder / f"base-{shard:05d}.parquet"
     write_index(faiss_path, index)
     write_rows(rows_path, table)
-    refs = [describe(p, p.name).model_dump() for p in (faiss_path, rows_path)]
-    built = BuiltShard(shard, len(table), template.family, str(folder), *refs, source)
+    index_ref, table_ref = (describe(p, p.name).model_dump() for p in (faiss_path, rows_path))
+    built = BuiltShard(shard, len(table), template.family, str(folder), index_ref, table_ref, source)
     with written_whole(folder / "built.json") as path:
         path.write_text(json.dumps(asdict(built)))
     return built
@@ -195,7 +195,7 @@ def _refuse_reuse(previous: Template, wanted: Template, config: IndexConfig) -> 
     if not Path(previous.file).is_file():
         return "its file is gone"
     sample = sample_vectors(wanted.vectors_uri, wanted.shards, DRIFT_SAMPLE, config.seed)
-    fit = coarse_fit(_empty(previous), sample)
+    fit = coarse_fit(empty_index(previous), sample)
     if fit < previous.fit - DRIFT_LIMIT:
         return f"the mean cosine to the centroids fell from {previous.fit:.3f} to {fit:.3f} (limit {DRIFT_LIMIT})"
     return ""
@@ -235,7 +235,7 @@ def _all_threads() -> int:
     return faiss.omp_get_max_threads()
 
 
-def _empty(template: Template) -> Any:
+def empty_index(template: Template) -> Any:
     """The index that vectors are added to."""
     import faiss
 

@@ -69,7 +69,7 @@ def _graph(params: dict[str, Scalar], candidates: int, rows_per_list: float) -> 
 
 WIDE = (4, 8, 16, 32, 64, 128, 256)
 REFINED = tuple(p for kf in (1, 2, 4, 8) for p in _probes(*WIDE, k_factor=kf))
-EFS = tuple({"ef": v} for v in (32, 64, 128, 256, 512, 1024))
+EFS: tuple[dict[str, Scalar], ...] = tuple({"ef": v} for v in (32, 64, 128, 256, 512, 1024))
 
 FAMILIES = {
     f.name: f

@@ -1,6 +1,6 @@
 """A small embedded shop: a real snapshot and real shard vectors, without pictures or an encoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,9 @@ class Shop:
     folder: Path
     snapshot: Snapshot
     vectors_uri: str
-    ids: list[str]
-    keys: np.ndarray
-    vectors: np.ndarray
+    ids: list[str] = field(repr=False)
+    keys: np.ndarray = field(repr=False)
+    vectors: np.ndarray = field(repr=False)
     shards: int
 
     @property

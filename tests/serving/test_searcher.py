@@ -1,0 +1,100 @@
+"""The searcher's promises that do not depend on a family."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from serving.searcher import Found, Searcher, merge, omp_threads
+from tests.index.shop import Shop, brute_force, clustered, make_shop, open_shop
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Searcher]:
+    shop = make_shop(tmp_path_factory.mktemp("shop"), n=300, shards=4)
+    return shop, open_shop(shop, tmp_path_factory.mktemp("built"))
+
+
+def test_four_shards_answer_like_one_table(opened: tuple[Shop, Searcher]) -> None:
+    shop, searcher = opened
+    xq = clustered(np.random.default_rng(1), 10, 32)
+    np.testing.assert_allclose(searcher.search(xq, 25).similarity, brute_force(shop.vectors, xq, 25), atol=1e-5)
+    np.testing.assert_allclose(searcher.exact(xq, 25).similarity, brute_force(shop.vectors, xq, 25), atol=1e-5)
+
+
+def test_asking_for_more_than_there_is_gives_all_then_nothing(opened: tuple[Shop, Searcher]) -> None:
+    _, searcher = opened
+    found = searcher.search(clustered(np.random.default_rng(1), 2, 32), 320)
+    assert ((found.rows >= 0).sum(axis=1) == 300).all()
+    assert (found.rows[:, 300:] == -1).all()
+    assert np.isneginf(found.similarity[:, 300:]).all()
+
+
+def test_a_filter_that_allows_nothing_finds_nothing(opened: tuple[Shop, Searcher]) -> None:
+    _, searcher = opened
+    found = searcher.search(clustered(np.random.default_rng(1), 2, 32), 5, np.zeros(300, bool))
+    assert (found.rows == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("xq", "allowed", "message"),
+    [
+        (np.zeros((1, 16), np.float32), None, "where (nq, 32) is expected"),
+        (np.zeros(32, np.float32), None, "where (nq, 32) is expected"),
+        (np.full((1, 32), np.nan, np.float32), None, "NaN or infinity"),
+        (np.zeros((1, 32), np.float32), np.ones(299, bool), "where (300,) bool is expected"),
+        (np.zeros((1, 32), np.float32), np.ones(300, int), "where (300,) bool is expected"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    xq: np.ndarray, allowed: np.ndarray | None, message: str, opened: tuple[Shop, Searcher]
+) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        opened[1].search(xq, 5, allowed)
+
+
+def test_threads_search_at_once_and_agree(opened: tuple[Shop, Searcher]) -> None:
+    _, searcher = opened
+    xq = clustered(np.random.default_rng(2), 64, 32)
+    allowed = np.random.default_rng(3).random(300) < 0.5
+    alone = [searcher.search(q[None], 10, allowed).rows for q in xq]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda q: searcher.search(q[None], 10, allowed).rows, xq))
+    assert all((a == b).all() for a, b in zip(alone, together, strict=True))
+
+
+def test_a_search_leaves_the_thread_setting_as_it_was(opened: tuple[Shop, Searcher]) -> None:
+    with omp_threads(2):
+        opened[1].search(clustered(np.random.default_rng(2), 1, 32), 10)
+        assert faiss.omp_get_max_threads() == 2
+
+
+def test_the_callers_arrays_are_not_changed(opened: tuple[Shop, Searcher]) -> None:
+    xq = clustered(np.random.default_rng(2), 3, 32)
+    allowed = np.ones(300, bool)
+    before = xq.copy()
+    opened[1].search(xq, 10, allowed)
+    assert (xq == before).all()
+    assert allowed.all()
+
+
+def test_merging_is_stable_for_equal_similarities() -> None:
+    a = Found(np.array([[0.9, 0.5]], np.float32), np.array([[4, 1]]))
+    b = Found(np.array([[0.9, 0.5, -np.inf]], np.float32), np.array([[2, 7, -1]]))
+    for parts in ([a, b], [b, a]):
+        assert merge(parts, 4).rows.tolist() == [[2, 4, 1, 7]]
+    assert merge([a], 3).rows.tolist() == [[4, 1, -1]]
+
+
+def test_an_index_stays_readable_after_its_opener_is_gone(tmp_path: Path) -> None:
+    """FAISS's downcast gives a view that does not own its memory; segments must."""
+    import gc
+
+    shop = make_shop(tmp_path / "shop", n=200)
+    searchers = [open_shop(shop, tmp_path / f"built{n}") for n in range(3)]
+    gc.collect()
+    xq = clustered(np.random.default_rng(1), 4, 32)
+    assert all(s.index.thisown for searcher in searchers for s in searcher.segments)
+    np.testing.assert_array_equal(searchers[0].search(xq, 10).rows, searchers[2].search(xq, 10).rows)
