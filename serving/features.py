@@ -16,6 +16,7 @@ class Features:
         self.table = table.combine_chunks()
         self.rows = len(table)
         self.key = _numpy(self.table["key"])
+        self.by_key = np.argsort(self.key, kind="stable")
         self.in_stock = _numpy(pc.fill_null(self.table["in_stock"], True))
         self.popularity = _numpy(pc.fill_null(self.table["popularity"], 0.0)).astype(np.float32)
         self.price = _numpy(pc.fill_null(self.table["price"].cast(pa.float64()), float("nan")))
@@ -23,6 +24,12 @@ class Features:
         self.leaf, self.leaves = _codes(pc.binary_join(self.table["category"], " > "))
         first = pc.list_slice(self.table["category"], 0, 1)
         self.top, self.tops = _codes(pc.binary_join(first, ""))
+
+    def rows_of(self, key: int) -> np.ndarray:
+        """Handles of every row with this key, oldest segment first; a key may be in a base and in later deltas."""
+        low = np.searchsorted(self.key, key, sorter=self.by_key)
+        high = np.searchsorted(self.key, key, side="right", sorter=self.by_key)
+        return np.sort(self.by_key[low:high])
 
     def take(self, handles: np.ndarray, columns: list[str]) -> list[dict]:
         """The named columns of some rows, as one dict a row."""

@@ -1,33 +1,50 @@
 """What Prometheus reads: one registry per app, so that two apps in one process do not share counters."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serving.cache import Caches
+from serving.slots import STATES, Slots
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 class Metrics:
-    """Counters and histograms of a replica."""
+    """Counters, gauges and histograms of a replica."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "vitrine_requests_total", "Requests by route and status", ["route", "status"], registry=self.registry
-        )
+        own: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("vitrine_requests_total", "Requests by route and status", ["route", "status"], **own)
         self.phases = Histogram(
-            "vitrine_phase_seconds", "Time per phase of a search", ["phase", "version"], buckets=BUCKETS_S, registry=self.registry
+            "vitrine_phase_seconds", "Time per phase of a search", ["phase", "version"], buckets=BUCKETS_S, **own
         )
-        self.rejected = Counter("vitrine_rejected_total", "Images refused, by reason", ["reason"], registry=self.registry)
-        self.cache = Counter("vitrine_cache_total", "Cache look-ups", ["cache", "outcome"], registry=self.registry)
-        self.live = Gauge(
-            "vitrine_live_version", "1 for the index version that serves", ["version", "slot"], registry=self.registry
-        )
-        self.busy = Gauge("vitrine_busy", "Searches being worked on or waiting", registry=self.registry)
+        self.rejected = Counter("vitrine_rejected_total", "Images refused, by reason", ["reason"], **own)
+        self.cache = Gauge("vitrine_cache_lookups", "Cache look-ups since the start", ["cache", "outcome"], **own)
+        self.live = Gauge("vitrine_live_version", "1 for the index version that serves", ["version", "slot"], **own)
+        self.state = Gauge("vitrine_slot_state", "1 for the state a slot is in", ["slot", "state"], **own)
+        self.flips = Gauge("vitrine_flips", "Times another version went live since the start", **own)
+        self.failures = Gauge("vitrine_load_failures", "Versions that could not be loaded since the start", **own)
+        self.registry_ok = Gauge("vitrine_registry_ok", "Whether the registry answered the last time it was asked", **own)
+        self.busy = Gauge("vitrine_busy", "Searches being worked on or waiting", **own)
 
-    def search(self, timings_ms: dict[str, float], version: str, cached: list[str], photo: bool) -> None:
+    def search(self, timings_ms: dict[str, float], version: str) -> None:
         for phase, ms in timings_ms.items():
             self.phases.labels(phase, version).observe(ms / 1e3)
-        if photo:
-            self.cache.labels("embedding", "hit" if "embedding" in cached else "miss").inc()
 
-    def text(self) -> bytes:
+    def text(self, slots: Slots, caches: Caches) -> bytes:
+        """Everything, in Prometheus's text format, with the state of slots and caches as it is now."""
+        self.live.clear()
+        if slots.live is not None:
+            self.live.labels(slots.live.version, slots.live_slot).set(1)
+        for name, slot in slots.slots.items():
+            for state in STATES:
+                self.state.labels(name, state).set(int(slot.state == state))
+        self.flips.set(slots.flips)
+        self.failures.set(slots.failures)
+        self.registry_ok.set(int(not slots.error))
+        for name, cache in caches:
+            self.cache.labels(name, "hit").set(cache.hits)
+            self.cache.labels(name, "miss").set(cache.misses)
         return generate_latest(self.registry)

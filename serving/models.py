@@ -19,19 +19,23 @@ class Filter(Wire):
 
     brand: list[str] = Field(default=[], examples=[["Norda"]])
     category: list[str] = Field(default=[], description="names at any level of the category path", examples=[["Shoes"]])
-    min_price: float | None = None
-    max_price: float | None = None
+    min_price: float | None = Field(default=None, allow_inf_nan=False)
+    max_price: float | None = Field(default=None, allow_inf_nan=False)
     in_stock: bool | None = None
 
 
 class SearchRequest(Wire):
     """A search by exactly one of: a photo (base64), a product already in the catalogue, or a query vector."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"product_id": "P000001", "k": 20, "filter": {"in_stock": True}, "explain": True}]}
+    )
+
     image: str | None = Field(default=None, description="encoded image bytes, base64")
     product_id: str | None = None
-    vector: list[float] | None = None
+    vector: list[float] | None = Field(default=None, description="a unit vector of the encoder's dimension", max_length=4096)
     k: int = Field(default=20, ge=1, le=200)
-    candidates: int = Field(default=500, ge=1, le=2000)
+    candidates: int | None = Field(default=None, ge=1, le=2000, description="how many to rank; by default the version's own, 500")
     filter: Filter | None = None
     user: User | None = None
     explain: bool = False
@@ -95,6 +99,12 @@ class SearchAnswer(Wire):
     timings_ms: dict[str, float]
 
 
+class BatchRequest(Wire):
+    """Several searches, answered by one and the same version."""
+
+    searches: list[SearchRequest] = Field(min_length=1, max_length=32)
+
+
 class Problem(Wire):
     """An error, as RFC 9457 (problem+json) writes it: one useful sentence in `detail`."""
 
@@ -104,3 +114,9 @@ class Problem(Wire):
     detail: str
     reason: str = ""
     request_id: str = ""
+
+
+class BatchAnswer(Wire):
+    """One answer, or one problem, for each search of a batch, in their order."""
+
+    answers: list[SearchAnswer | Problem]

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from serving.contract.files import Frozen
 from serving.features import Features
@@ -29,12 +31,15 @@ class RankerConfig(Frozen):
     bury: dict[str, float] = {}
 
 
+Weight = Annotated[float, Field(ge=0, le=1)]
+
+
 class User(Frozen):
     """What is known of who asks: preferred brands and categories, each with a weight in [0, 1], and a usual price."""
 
-    brands: dict[str, float] = {}
-    categories: dict[str, float] = {}
-    price: float | None = None
+    brands: dict[str, Weight] = {}
+    categories: dict[str, Weight] = {}
+    price: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

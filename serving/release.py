@@ -13,7 +13,7 @@ from serving.contract.manifest import IndexManifest
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.golden import check_golden
 from serving.ranker import Ranked, RankerConfig, User, rank
-from serving.searcher import Searcher
+from serving.searcher import Found, Searcher
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Release:
         self.query, self.searcher = query, searcher
         self.preprocess = encoders.manifest.preprocess
         self.ranker = RankerConfig.model_validate(manifest.ranker)
+        self.identity = f"{version}|{manifest.id}|{query.fingerprint}"
         self.candidates = int(manifest.search.get("candidates") or 500)
 
     @classmethod
@@ -73,11 +74,19 @@ class Release:
     ) -> Answer:
         """The k best products for a unit query vector (d,): candidates from the index, then the ranker."""
         began = time.perf_counter()
-        found = self.searcher.search(vector[None], max(candidates or self.candidates, k), allowed)
+        found = self.retrieve(vector, max(candidates or self.candidates, k), allowed)
         retrieved = time.perf_counter()
-        ranked = rank(found.rows[0], found.similarity[0], self.searcher.features, self.ranker, k, user)
+        ranked = self.rank(found, k, user)
         done = time.perf_counter()
         return Answer(ranked, {"retrieve": 1e3 * (retrieved - began), "rank": 1e3 * (done - retrieved)})
+
+    def retrieve(self, vector: np.ndarray, candidates: int, allowed: np.ndarray | None = None) -> Found:
+        """The first phase: the nearest rows of one unit query vector (d,)."""
+        return self.searcher.search(vector[None], candidates, allowed)
+
+    def rank(self, found: Found, k: int, user: User | None = None) -> Ranked:
+        """The second phase: the k best of one query's candidates."""
+        return rank(found.rows[0], found.similarity[0], self.searcher.features, self.ranker, k, user)
 
     def warm(self, rounds: int = 3) -> None:
         """Runs a few made-up queries, so that the first shopper does not pay for page faults and lazy set-up."""

@@ -17,11 +17,17 @@ class ServingSettings:
     mlflow_uri: str = "http://127.0.0.1:5000"
     release: str = ""
     cache: Path = Path(".vitrine/serving/cache")
+    cache_bytes: int = 20 * 2**30
+    """What fetched files may take on disk; the least recently used go first, never those of the versions in use."""
     poll_s: float = 2.0
     threads: int = 1
     workers: int = 2
     """Requests that are worked on at once; more wait, up to `queue`, and beyond that are answered 503."""
     queue: int = 64
+    deadline_s: float = 5.0
+    """A search that waited longer than this for a worker is answered 503 instead of being worked on."""
+    body_s: float = 20.0
+    """A body that has not arrived whole after this long is answered 408."""
     image_root: str = ""
     """Folder below which product pictures lie, for showing them. Empty: the snapshot's own root, where it is a local folder."""
     admin_token: str = ""

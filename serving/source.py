@@ -1,14 +1,21 @@
 """Where versions come from: the MLflow registry, or a folder that holds an exported release. One small protocol."""
 
 import json
+import os
 import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from serving.contract.files import ContractError, FileRef, sha256_file, verify
-from serving.contract.manifest import IndexManifest, read_manifest
+from serving.contract.manifest import EncoderManifest, IndexManifest, read_manifest
 
 MODEL = "product-index"
+RECENT = 3
+"""Versions whose files are never removed from the cache: both slots and one on its way."""
 
 
 class VersionSource(Protocol):
@@ -50,13 +57,17 @@ class FolderSource:
 
 
 class MlflowSource:
-    """The registry at `uri`, through mlflow-skinny; files are kept in `cache` by their sha256 and fetched once."""
+    """The registry at `uri`, through mlflow-skinny; files are kept in `cache` by their sha256 and fetched once.
 
-    def __init__(self, uri: str, cache: Path) -> None:
+    The cache takes at most `limit_bytes`: the least recently used files go first, never those of the last few versions asked for.
+    """
+
+    def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30) -> None:
         from mlflow import MlflowClient  # type: ignore[attr-defined, unused-ignore]
 
-        self.uri, self.cache = uri, cache
+        self.uri, self.cache, self.limit_bytes = uri, cache, limit_bytes
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self.recent: deque[set[str]] = deque(maxlen=RECENT)
 
     def resolve(self, alias: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -70,13 +81,17 @@ class MlflowSource:
 
     def manifest(self, version: str) -> IndexManifest:
         run = str(self.client.get_model_version(MODEL, version).run_id)
-        return read_manifest(self._download(run, "index/manifest.json", self.cache / "manifests" / run), IndexManifest)
+        with self._incoming() as folder:
+            manifest = read_manifest(self._download(run, "index/manifest.json", folder), IndexManifest)
+        self.recent.append({f.sha256 for f in manifest.files()})
+        return manifest
 
     def encoder(self, manifest: IndexManifest) -> Path:
         wanted = manifest.encoder
         folder = self.cache / "encoders" / wanted.manifest.sha256
-        if not (folder / "encoder.json").is_file():
-            incoming = self.cache / "incoming" / wanted.run_id
+        if folder.is_dir() and _whole(folder, wanted.manifest):
+            return folder
+        with self._incoming() as incoming:
             found = self._download(wanted.run_id, "encoder", incoming)
             verify(found / "encoder.json", wanted.manifest)
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,18 +101,51 @@ class MlflowSource:
 
     def fetch(self, ref: FileRef) -> Path:
         path = self.cache / "files" / ref.sha256
-        if path.is_file() and sha256_file(path) == ref.sha256:
+        if path.is_file() and path.stat().st_size == ref.bytes and sha256_file(path) == ref.sha256:
+            os.utime(path)
             return path
-        found = self._download(ref.run_id, ref.path, self.cache / "incoming" / ref.sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found.replace(path)
+        with self._incoming() as incoming:
+            found = verify(self._download(ref.run_id, ref.path, incoming), ref)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found.replace(path)
+        self._make_room()
         return path
+
+    def _make_room(self) -> None:
+        """Removes the least recently used files over the limit. A file that is mapped stays readable until it is closed."""
+        files = sorted((self.cache / "files").iterdir(), key=lambda p: p.stat().st_mtime)
+        total = sum(p.stat().st_size for p in files)
+        for path in files:
+            if total <= self.limit_bytes:
+                return
+            if not any(path.name in used for used in self.recent):
+                total -= path.stat().st_size
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _incoming(self) -> Iterator[Path]:
+        """A folder for what is on its way, on the cache's own disk; what a killed process left in one is never looked at."""
+        (self.cache / "incoming").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.cache / "incoming") as folder:
+            yield Path(folder)
 
     def _download(self, run: str, artifact: str, into: Path) -> Path:
         from mlflow.artifacts import download_artifacts
 
-        into.mkdir(parents=True, exist_ok=True)
         try:
             return Path(download_artifacts(run_id=run, artifact_path=artifact, dst_path=str(into), tracking_uri=self.uri))
         except Exception as error:  # MLflow raises many unrelated classes when an artifact is not there
             raise ContractError(f"{artifact} of run {run} cannot be fetched: {str(error).splitlines()[0]}") from None
+
+
+def _whole(folder: Path, manifest: FileRef) -> bool:
+    """Whether a kept encoder version has every file as its manifest says."""
+    try:
+        verify(folder / "encoder.json", manifest)
+        found = read_manifest(folder / "encoder.json", EncoderManifest)
+        files = [v.file for variants in found.towers.values() for v in variants.values()]
+        for ref in [*files, found.golden, *([found.tokenizer] if found.tokenizer else [])]:
+            verify(folder / ref.path, ref)
+    except ContractError:
+        return False
+    return True

@@ -1,32 +1,59 @@
 """Reading a request's body without ever holding more of it than is allowed."""
 
+import asyncio
 import json
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from serving.contract.preprocess import ImageRejected
+
+Result = TypeVar("Result")
 
 JSON_OVERHEAD = 1.4
 """base64 makes 4 bytes of 3; the rest is room for the other fields."""
 FORM_FIELDS = ("k", "candidates", "explain")
 
 
-async def read_upload(request: Request, max_image_bytes: int) -> tuple[bytes | None, dict[str, Any]]:
-    """The photo's bytes (None when the body is JSON) and the other fields. Raises ImageRejected or ValueError."""
+class InMemory(MultiPartParser):
+    """Keeps uploads in memory, which their limit allows: a container with a read-only file system has nowhere to spool."""
+
+    spool_max_size = 0  # of a SpooledTemporaryFile: never rolled over to disk
+
+
+async def read_upload(request: Request, max_image_bytes: int, limit_s: float) -> tuple[bytes | None, dict[str, Any]]:
+    """The photo's bytes (None when the body is JSON) and the other fields.
+
+    Raises ImageRejected, ValueError, or HTTPException(408) when the body takes longer than `limit_s` to arrive.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    limit = int(max_image_bytes * JSON_OVERHEAD) + 65_536
     if kind == "application/json":
-        return None, _object(await _body(request, limit))
+        return None, await read_json(request, max_image_bytes, limit_s)
     if kind != "multipart/form-data":
         raise ImageRejected("format", "send the photo as multipart/form-data (field image), or a JSON object")
-    _bound(request, limit)
+    _bound(request, _body_limit(max_image_bytes))
+    parser = InMemory(request.headers, request.stream(), max_files=1, max_fields=10)
     try:
-        form = await request.form(max_files=1, max_fields=10)
+        form = await _in_time(parser.parse(), limit_s)
     except MultiPartException as error:
         raise ValueError(f"the multipart body cannot be read: {error.message}") from None
+    except (KeyError, UnicodeDecodeError):  # a part without a boundary, a name, or a known charset
+        raise ValueError("the multipart body cannot be read: its headers are damaged") from None
+    except BaseException:  # refused midway, cut off or too slow: Starlette closes its files for its own errors only
+        for file in parser._files_to_close_on_error:
+            file.close()
+        raise
+    try:
+        return await _photo_and_fields(form, max_image_bytes)
+    finally:
+        await form.close()
+
+
+async def _photo_and_fields(form: FormData, max_image_bytes: int) -> tuple[bytes, dict[str, Any]]:
     image = form.get("image")
     if not isinstance(image, UploadFile):
         raise ValueError("the field image is missing: send the photo's bytes as a file")
@@ -37,14 +64,35 @@ async def read_upload(request: Request, max_image_bytes: int) -> tuple[bytes | N
     return data, fields
 
 
+async def read_json(request: Request, max_image_bytes: int, limit_s: float) -> dict[str, Any]:
+    """The body as a JSON object. Raises as `read_upload`."""
+    _bound(request, _body_limit(max_image_bytes))
+    return _object(await _in_time(request.body(), limit_s))
+
+
+def _body_limit(max_image_bytes: int) -> int:
+    return int(max_image_bytes * JSON_OVERHEAD) + 65_536
+
+
+async def _in_time(reading: Coroutine[Any, Any, Result], limit_s: float) -> Result:
+    try:
+        return await asyncio.wait_for(reading, limit_s)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive whole within {limit_s:g} s") from None
+
+
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise ValueError("the body is not JSON") from None
     if not isinstance(value, dict):
         raise ValueError("the body is not a JSON object")
     return value
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _bound(request: Request, limit: int) -> None:
@@ -63,8 +111,3 @@ def _bound(request: Request, limit: int) -> None:
         return message
 
     request._receive = receive
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    _bound(request, limit)
-    return await request.body()

@@ -1,0 +1,41 @@
+"""One small release for the serving tests of a module, and a replica of it in this process."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from serving.app import create_app
+from serving.settings import ServingSettings
+from tests.releases import add_version, make_release
+
+TOKEN = "the admin's token"
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with versions 1 and 2 (another encoder); copied by whoever changes it."""
+    home = tmp_path_factory.mktemp("release")
+    snapshot = make_release(home)
+    add_version(home, snapshot, "2", seed=1)
+    return home
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made / "release", tmp_path / "release")
+    return tmp_path
+
+
+@pytest.fixture
+def client(home: Path) -> Iterator[TestClient]:
+    settings = ServingSettings(
+        release=str(home / "release"), admin_token=TOKEN, poll_s=0.05, notice="sample data", max_image_bytes=2**20
+    )
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        for _ in range(400):
+            if client.get("/readyz").status_code == 200:
+                break
+        yield client
