@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 CHUNK_BYTES = 1 << 20
 
@@ -84,6 +85,13 @@ def read_bytes(uri: str) -> bytes:
 
 def read_json(uri: str) -> Any:
     return json.loads(read_bytes(uri))
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file, whole."""
+    fs, path = filesystem(uri)
+    with fs.open_input_file(path) as stream:
+        return pq.read_table(stream, columns=columns)
 
 
 @contextmanager

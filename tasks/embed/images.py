@@ -25,6 +25,8 @@ def read_image(uri: str, root: str, hosts: tuple[str, ...] = (), limits: ImageLi
         raise ImageRejected("forbidden_scheme", f"{uri}: pictures are read from files, s3:// or https://, not {scheme}://")
     path = resolve(uri, root)
     try:
+        if path.is_dir():
+            raise ImageRejected("unreadable", f"{uri}: is a folder, not a picture")
         size = path.stat().st_size
         if size > limits.max_bytes:
             raise ImageRejected("too_many_bytes", f"{uri}: {size} bytes; at most {limits.max_bytes} are accepted")

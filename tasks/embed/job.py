@@ -22,6 +22,7 @@ from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, rejected_images
 from tasks.embed.tally import watched
 from tasks.errors import VitrineError
+from tasks.storage import read_table as read_table
 
 log = logging.getLogger(__name__)
 

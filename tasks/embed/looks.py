@@ -40,12 +40,12 @@ def look_at(snapshot: Snapshot, work_uri: str, looks_uri: str, config: worker.Wo
         worker.look(chunk, chunk.replace("/look-", "/looked-"), config)
 
     for_each(waiting, work)
-    return pa.concat_tables([_read(out) for out in outs])
+    return pa.concat_tables([storage.read_table(out) for out in outs])
 
 
 def remembered(looks_uri: str, root: str) -> pa.Table:
     """The newest look at each uri below `root`, as SCHEMA."""
-    tables = [_read(file) for file in storage.listing(_place(looks_uri, root), ".parquet")]
+    tables = [storage.read_table(file) for file in storage.listing(_place(looks_uri, root), ".parquet")]
     if not tables:
         return SCHEMA.empty_table()
     newest = pa.concat_tables(tables).group_by("image_uri", use_threads=False).aggregate([("stamp", "last"), ("sha256", "last")])
@@ -70,8 +70,3 @@ def remember(looked: pa.Table, looks_uri: str, root: str, run_key: str) -> None:
 def _place(looks_uri: str, root: str) -> str:
     """Relative uris mean nothing without their root, so each root has a folder of its own."""
     return storage.join(looks_uri, hashlib.sha256(root.encode()).hexdigest()[:16])
-
-
-def _read(uri: str) -> pa.Table:
-    fs, path = storage.filesystem(uri)
-    return pq.read_table(path, filesystem=fs)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 TASK_RETRIES = 4
+PANDAS_WARNING = "PySpark does not yet fully support pandas"
+"""What pyspark 4.3 says of pandas 3 wherever Arrow is used; no pandas object is made here, so it is not shown."""
 LOGGING = """\
 rootLogger.level = error
 rootLogger.appenderRef.stderr.ref = stderr
@@ -30,7 +32,9 @@ appender.stderr.layout.pattern = %d{yy/MM/dd HH:mm:ss} %p %c{1}: %m%n%ex
 @contextmanager
 def session(master: str, work: Path, options: dict[str, str] | None = None) -> Iterator["SparkSession"]:
     """A quiet Spark session on `master` (local[n], spark://…), its scratch files below `work`; stopped at the end."""
-    from pyspark.sql import SparkSession
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", PANDAS_WARNING, FutureWarning)
+        from pyspark.sql import SparkSession
 
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -55,6 +59,7 @@ def session(master: str, work: Path, options: dict[str, str] | None = None) -> I
         "spark.sql.execution.arrow.maxRecordsPerBatch": "1",
         "spark.task.maxFailures": str(TASK_RETRIES),
         "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
+        "spark.executorEnv.PYTHONWARNINGS": f"ignore:{PANDAS_WARNING}:FutureWarning",
         "spark.python.worker.reuse": "true",
         **(options or {}),
     }
@@ -80,6 +85,5 @@ def for_each_chunk(spark: "SparkSession", chunks: list[str], work: Callable[[str
             yield batch
 
     with warnings.catch_warnings():
-        # pyspark 4.3 warns of pandas 3 wherever Arrow is used; no pandas object is made here.
-        warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
+        warnings.filterwarnings("ignore", PANDAS_WARNING, FutureWarning)
         return spark.range(0, len(chunks), 1, len(chunks)).mapInArrow(run, "id long").count()

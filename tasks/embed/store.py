@@ -85,9 +85,7 @@ class EmbeddingStore:
                 f"{uri}: {found if found is not None else 'no'} bytes where {commit.bytes} were committed; {again}"
             )
         if columns is not None and "vector" not in columns:
-            fs, path = storage.filesystem(uri)
-            with fs.open_input_file(path) as stream:
-                return pq.read_table(stream, columns=columns)
+            return storage.read_table(uri, columns)
         data = storage.read_bytes(uri)
         if hashlib.sha256(data).hexdigest() != commit.sha256:
             raise VitrineError(f"{uri}: its sha256 is not {commit.sha256[:12]}…, the committed one: the file is corrupt; {again}")

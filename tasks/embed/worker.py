@@ -62,7 +62,7 @@ def look(chunk: str, out: str, config: WorkerConfig) -> None:
 
     Chunk: key, image_uri, known_stamp, known_sha256. Writes LOOKED rows; an unreadable picture has a reason.
     """
-    table = _read(chunk)
+    table = storage.read_table(chunk)
     with ThreadPoolExecutor(LOOKERS) as pool:
         rows = list(pool.map(lambda row: _look(row, config), table.to_pylist()))
     with storage.writer(out) as stream:
@@ -88,7 +88,7 @@ def embed(chunk: str, config: WorkerConfig) -> None:
 
     A chunk that this run has committed before is left as it is.
     """
-    rows = _read(chunk).to_pylist()
+    rows = storage.read_table(chunk).to_pylist()
     store = EmbeddingStore(config.store_uri, config.dim)
     before = store.committed(part_name(r["image_sha256"] for r in rows))
     if before is not None and before.run == config.run:
@@ -150,11 +150,6 @@ def _table(good: list[tuple[bytes, int, int]], matrix: np.ndarray, schema: pa.Sc
         "width": pa.array([g[1] for g in good], pa.int32()), "height": pa.array([g[2] for g in good], pa.int32()),
         "embedded_at": now,
     })  # fmt: skip
-
-
-def _read(uri: str) -> pa.Table:
-    fs, path = storage.filesystem(uri)
-    return pq.read_table(path, filesystem=fs)
 
 
 _FOLDERS: dict[str, EncoderFolder] = {}
