@@ -86,6 +86,16 @@ def quantise_static(source: Path, target: Path, calibration: np.ndarray, method:
         )
 
 
+def quantise_dynamic(source: Path, target: Path) -> None:
+    """Writes a dynamically quantised copy (MatMul and Gemm weights in int8): for comparison; see the module's docstring."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            str(source), str(target), per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"]
+        )
+
+
 def _reader(calibration: np.ndarray) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
