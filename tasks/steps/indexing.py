@@ -102,6 +102,7 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     """Search parameters, chosen on held-out photos through the code that serves."""
     from serving.contract.encoder import EncoderFolder
     from serving.searcher import Searcher
+    from tasks.index.truth import exact_truth
     from tasks.index.tune import LEAST_QUERIES
     from tasks.index.tune import tune as choose
     from tasks.release.whole_path import held_out, query_vectors
@@ -117,7 +118,8 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     xq = query_vectors(folder, encoder["query"], whole, queries)
     manifest = _draft(snapshot, encoder, None, shards, {"family": template["family"]}, run_key)
     searcher = Searcher.open(manifest, _locate(shards, run_key))
-    tuned = choose(searcher, xq, template["family"], settings().recall_target)
+    truth = exact_truth(template["vectors_uri"], template["shards"], xq, work_folder(run_key) / "index")
+    tuned = choose(searcher, xq, template["family"], settings().recall_target, truth)
     for trial in tuned.trials:
         log.info("%s recall@10 %.3f p50 %.2f ms: %s", trial["params"], trial["recall_at_10"], trial["p50_ms"], trial["verdict"])
     return dataclasses.asdict(tuned)
