@@ -20,6 +20,8 @@ PANDAS_WARNING = "PySpark does not yet fully support pandas"
 """What pyspark 4.3 says of pandas 3 wherever Arrow is used; no pandas object is made here, so it is not shown."""
 LOGGING = """\
 rootLogger.level = error
+logger.gateway.name = org.apache.spark.api.python.PythonGatewayServer
+logger.gateway.level = error
 rootLogger.appenderRef.stderr.ref = stderr
 appender.stderr.type = Console
 appender.stderr.name = stderr
@@ -32,9 +34,7 @@ appender.stderr.layout.pattern = %d{yy/MM/dd HH:mm:ss} %p %c{1}: %m%n%ex
 @contextmanager
 def session(master: str, work: Path, options: dict[str, str] | None = None) -> Iterator["SparkSession"]:
     """A quiet Spark session on `master` (local[n], spark://…), its scratch files below `work`; stopped at the end."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", PANDAS_WARNING, FutureWarning)
-        from pyspark.sql import SparkSession
+    from pyspark.sql import SparkSession
 
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -65,7 +65,9 @@ def session(master: str, work: Path, options: dict[str, str] | None = None) -> I
     }
     for name, value in settings.items():
         builder = builder.config(name, value)
-    spark = builder.getOrCreate()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", PANDAS_WARNING, FutureWarning)
+        spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     try:
         yield spark

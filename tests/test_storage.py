@@ -1,0 +1,111 @@
+"""Files by uri: whole or not at all, on a local folder and on a real S3 server over HTTP."""
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks import storage
+from tests.servers import s3_server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["local", "file", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param != "s3":
+        return str(tmp_path / "store") if request.param == "local" else (tmp_path / "store").as_uri()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("server"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    return f"s3://shop/{tmp_path.name}"
+
+
+def test_what_is_written_is_read_back_with_its_size_and_checksum(root: str) -> None:
+    uri = storage.join(root, "a", "b.bin")
+    data = bytes(range(256)) * 20_000  # more than one chunk
+    storage.write_bytes(uri, data)
+    assert storage.read_bytes(uri) == data
+    assert storage.size(uri) == len(data)
+    import hashlib
+
+    assert storage.sha256(uri) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_that_is_not_there(root: str) -> None:
+    uri = storage.join(root, "none")
+    assert not storage.exists(uri)
+    assert storage.stamp(uri) is None
+    assert storage.listing(uri) == []
+    storage.delete(uri)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(uri)
+
+
+def test_a_writer_that_fails_leaves_nothing(root: str) -> None:
+    uri = storage.join(root, "half.bin")
+
+    def fail() -> None:
+        with storage.writer(uri) as stream:
+            stream.write(b"x" * 3_000_000)
+            raise RuntimeError("the process has a bad day")
+
+    with pytest.raises(RuntimeError, match="bad day"):
+        fail()
+    assert not storage.exists(uri)
+    assert storage.listing(root) == []
+
+
+def test_a_file_that_is_replaced_is_never_half_of_each(root: str) -> None:
+    uri = storage.join(root, "x.json")
+    storage.write_json(uri, {"n": 1})
+    before = storage.stamp(uri)
+    storage.write_json(uri, {"n": 22})
+    assert storage.read_json(uri) == {"n": 22}
+    assert storage.stamp(uri) != before
+    assert storage.listing(root) == [storage.listing(root, ".json")[0]]
+
+
+def test_a_listing_is_sorted_filtered_and_readable(root: str) -> None:
+    for name in ("b.json", "a.json", "c.txt", "deep/d.json"):
+        storage.write_bytes(storage.join(root, name), name.encode())
+    names = [uri.rsplit("/", 1)[1] for uri in storage.listing(root, ".json")]
+    assert names == ["a.json", "b.json"]
+    everything = storage.listing(root, recursive=True)
+    assert [storage.read_bytes(u).decode().rsplit("/", 1)[-1] for u in everything] == ["a.json", "b.json", "c.txt", "d.json"]
+    storage.delete(everything[0])
+    assert len(storage.listing(root, recursive=True)) == 3
+
+
+def test_parquet_goes_through_the_same_door(root: str) -> None:
+    uri = storage.join(root, "t.parquet")
+    table = pa.table({"a": [1, 2, 3], "b": ["x", "y", "z"]})
+    with storage.writer(uri) as stream:
+        pq.write_table(table, stream)
+    assert storage.read_table(uri).equals(table)
+    assert storage.read_table(uri, ["b"]).column_names == ["b"]
+
+
+def test_a_writer_killed_in_the_middle_leaves_no_file(tmp_path: Path) -> None:
+    code = """
+        import os, signal, sys
+        from tasks import storage
+        with storage.writer(sys.argv[1]) as stream:
+            stream.write(b"x" * 3_000_000)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    uri = str(tmp_path / "half.bin")
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code), uri]).returncode == -9
+    assert not storage.exists(uri)
+    assert storage.listing(str(tmp_path), ".bin") == []
+    storage.write_bytes(uri, b"whole")
+    assert storage.read_bytes(uri) == b"whole"
