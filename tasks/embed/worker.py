@@ -137,9 +137,14 @@ def _picture(row: dict, spec: PreprocessSpec, config: WorkerConfig) -> Picture:
     data = read_image(row["image_uri"], config.image_root, config.hosts)
     if hashlib.sha256(data).digest() != row["image_sha256"]:
         raise ImageRejected("changed", f"{row['image_uri']}: its bytes changed while the job ran; the next run takes it")
-    pixels = decode(data, spec)
-    with Image.open(io.BytesIO(data)) as header:
-        return Picture(pixels, *header.size)
+    try:
+        pixels = decode(data, spec)
+        with Image.open(io.BytesIO(data)) as header:
+            return Picture(pixels, *header.size)
+    except ImageRejected:
+        raise
+    except Exception as error:  # a decoder's own fault: the picture is named and tried again next run, the job goes on
+        raise ImageRejected("undecodable", f"{row['image_uri']}: {type(error).__name__}: {error}") from None
 
 
 def _table(good: list[tuple[bytes, int, int]], matrix: np.ndarray, schema: pa.Schema) -> pa.Table:
