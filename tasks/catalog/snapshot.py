@@ -147,14 +147,20 @@ def _write_products(source: Source, writer: _Writer) -> dict[str, int]:
 
 
 def _write_photos(source: Source, writer: _Writer, keys: dict[str, int]) -> int:
-    count = 0
+    """Writes the labelled photos, ordered by uri whatever the source's order was; gives how many there are."""
+    known_ids = pa.array(list(keys), pa.string())
+    batches = []
     for batch in source.photos():
         table = to_photos(batch, source.name)
-        known = pc.is_in(table["product_id"], pa.array(list(keys), pa.string()))
+        known = pc.is_in(table["product_id"], known_ids)
         if not pc.all(known).as_py():
             row = pc.index(known, False).as_py()
             photo, product = table["photo_uri"][row].as_py(), table["product_id"][row].as_py()
             raise CatalogError(f"{source.name}: photo {photo!r} shows product {product!r}, which is not in the catalogue")
-        writer.write("photos", table)
-        count += len(table)
-    return count
+        batches.append(table)
+    if not batches:
+        return 0
+    photos = pa.concat_tables(batches).sort_by([("photo_uri", "ascending"), ("product_id", "ascending")])
+    for start in range(0, len(photos), PART_ROWS):
+        writer.write("photos", photos.slice(start, PART_ROWS).combine_chunks())
+    return len(photos)

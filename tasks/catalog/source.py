@@ -80,7 +80,7 @@ class DatabaseSource:
         return self._read(f"SELECT * FROM products ORDER BY {order}", "products")
 
     def photos(self) -> Iterator[pa.RecordBatch]:
-        return self._read("SELECT * FROM photos ORDER BY 1", "photos")
+        return self._read("SELECT * FROM photos", "photos")
 
     def _read(self, query: str, table: str) -> Iterator[pa.RecordBatch]:
         with self.connection.cursor() as cursor:

@@ -79,7 +79,11 @@ class Follower:
         if failed is None:
             return f"{dag} failed; look at it in Airflow: {self.airflow.url}"
         log = self.airflow.log(dag, run_id, failed.task, map_index=failed.map_index).strip().splitlines()
-        return f"{dag}, task {failed.label} failed; the end of its log:\n" + "\n".join(log[-25:])
+        told = [line for line in log if line.startswith("AirflowFailException: ")]
+        if told:
+            return f"{dag}, task {failed.label}: {told[-1].removeprefix('AirflowFailException: ')}"
+        end = "\n".join(line for line in log[-25:] if not line.startswith("::"))
+        return f"{dag}, task {failed.label} failed; the end of its log:\n{end}"
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ def airflow_service(settings: Settings) -> Service:
         "API__SECRET_KEY": secret(folder / "api.secret"),
         "API_AUTH__JWT_SECRET": secret(folder / "jwt.secret"),
         "DAG_PROCESSOR__REFRESH_INTERVAL": 10,
-        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 10,
+        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 30,
         "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": 1,
         "LOGGING__LOGGING_LEVEL": "INFO",
         "USAGE_DATA_COLLECTION__ENABLED": False,
@@ -161,6 +161,7 @@ class Supervisor:
 
     def __init__(self, home: Path) -> None:
         self.pids, self.logs = home / "run", home / "logs"
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, service: Service) -> bool:
         """Starts the service unless it runs already as wanted. True when it was started now."""
@@ -182,6 +183,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.pids.mkdir(parents=True, exist_ok=True)
+        self.children[service.name] = process
         created = psutil.Process(process.pid).create_time()
         (self.pids / f"{service.name}.json").write_text(
             json.dumps({"pid": process.pid, "created": created, "digest": service.digest})
@@ -193,6 +195,7 @@ class Supervisor:
         limit = time.monotonic() + START_LIMIT_S
         while time.monotonic() < limit:
             if self._record(service.name) is None:
+                self._reap(service.name)
                 raise VitrineError(f"{service.name} stopped while starting; the end of its log:\n{self.log_tail(service.name)}")
             if _answers(service.health):
                 return
@@ -216,8 +219,15 @@ class Supervisor:
         _, alive = psutil.wait_procs(family, timeout=STOP_LIMIT_S)
         _signal(alive, signal.SIGKILL)
         psutil.wait_procs(alive, timeout=5)
+        self._reap(name)
         (self.pids / f"{name}.json").unlink(missing_ok=True)
         return True
+
+    def _reap(self, name: str) -> None:
+        """Takes leave of an ended child, where it was this process that started it."""
+        child = self.children.pop(name, None)
+        if child is not None:
+            child.wait(STOP_LIMIT_S)
 
     def log_tail(self, name: str, lines: int = 15) -> str:
         path = self.logs / f"{name}.log"

@@ -1,0 +1,126 @@
+"""The preprocessing contract: what each kind of picture becomes, and what is refused."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.contract.preprocess import ImageLimits, ImageRejected, PreprocessSpec, decode
+
+SPEC = PreprocessSpec(size=64)
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.fixture
+def scene() -> Image.Image:
+    """Left half red, right half blue, a green top-left corner: any turn or mirror shows."""
+    pixels = np.zeros((96, 160, 3), np.uint8)
+    pixels[:, :80], pixels[:, 80:], pixels[:24, :40] = (200, 20, 20), (20, 20, 200), (20, 200, 20)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("size", [(1, 1), (12_000, 7), (7, 3000), (64, 64), (50, 90)])
+def test_every_size_becomes_the_frame(fit: str, size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size, (10, 200, 30))
+    for kind in ("PNG", "JPEG"):
+        pixels = decode(encoded(picture, kind), PreprocessSpec(size=64, fit=fit))
+        assert pixels.shape == (64, 64, 3)
+        assert pixels.dtype == np.uint8
+        assert pixels.flags.c_contiguous
+        if fit != "pad" or max(size) < 100:  # a strip of one row is thinner than the frame's middle
+            assert np.abs(pixels[32, 32].astype(int) - (10, 200, 30)).max() < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_jpeg_and_png_alike(scene: Image.Image, orientation: int) -> None:
+    turn = {
+        1: [], 2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90], 7: [Image.Transpose.TRANSVERSE], 8: [Image.Transpose.ROTATE_270],
+    }[orientation]  # fmt: skip
+    stored = scene
+    for step in turn:
+        stored = stored.transpose(step)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    expected = decode(encoded(scene, "PNG"), SPEC).astype(int)
+    for kind, options in (("JPEG", {"quality": 100, "subsampling": 0}), ("PNG", {})):
+        found = decode(encoded(stored, kind, exif=exif, **options), SPEC).astype(int)
+        assert np.abs(found - expected).mean() < 3
+
+
+def test_colour_modes_become_rgb(scene: Image.Image) -> None:
+    plain = decode(encoded(scene, "PNG"), SPEC).astype(int)
+    for kind, picture in (
+        ("JPEG", scene.convert("CMYK")), ("PNG", scene.convert("P")), ("GIF", scene), ("WEBP", scene), ("BMP", scene), ("TIFF", scene),
+    ):  # fmt: skip
+        found = decode(encoded(picture, kind, **({"lossless": True} if kind == "WEBP" else {})), SPEC).astype(int)
+        assert np.abs(found - plain).mean() < 6, kind
+    grey = decode(encoded(scene.convert("L"), "JPEG"), SPEC)
+    assert (grey[..., 0] == grey[..., 1]).all()
+
+
+def test_transparency_lies_on_white_and_16_bit_keeps_its_brightness() -> None:
+    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    assert (decode(encoded(clear, "PNG"), SPEC) == 255).all()
+    deep = Image.fromarray(np.full((20, 20), 128 << 8, np.uint16))
+    assert (decode(encoded(deep, "PNG"), SPEC) == 128).all()
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (20, 20), c) for c in ((250, 0, 0), (0, 0, 250))]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
+    assert decode(data, SPEC)[0, 0, 0] > 240
+
+
+def test_a_crop_keeps_the_middle_and_a_pad_keeps_everything() -> None:
+    wide = np.zeros((30, 90, 3), np.uint8)
+    wide[:, 30:60] = 255
+    data = encoded(Image.fromarray(wide), "PNG")
+    assert decode(data, PreprocessSpec(size=30, fit="crop")).mean() > 250
+    padded = decode(data, PreprocessSpec(size=30, fit="pad"))
+    assert (padded[:10] == 255).all()
+    assert (padded[15, :9] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"not a picture at all", "not_an_image"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 40, "not_an_image"),
+        (b"x" * 3000, "too_many_bytes"),
+    ],
+)
+def test_bytes_that_are_no_picture_are_refused_with_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageRejected) as caught:
+        decode(data, SPEC, ImageLimits(max_bytes=2000))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP"])
+def test_a_truncated_picture_is_refused_at_any_length(kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encoded(noise, kind)
+    for share in (0.02, 0.3, 0.6, 0.9):
+        with pytest.raises(ImageRejected):
+            decode(data[: int(len(data) * share)], SPEC)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
+    with pytest.raises(ImageRejected) as caught:
+        decode(data, SPEC)
+    assert caught.value.reason == "too_many_pixels"
+
+
+def test_other_formats_are_refused_by_name() -> None:
+    with pytest.raises(ImageRejected, match="PPM") as caught:
+        decode(encoded(Image.new("RGB", (4, 4)), "PPM"), SPEC)
+    assert caught.value.reason == "format"

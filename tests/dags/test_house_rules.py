@@ -1,0 +1,111 @@
+"""What holds for every DAG file: it is light, documented, owned, bounded and tagged."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.settings import PROJECT
+
+DAGS = ("train_encoder", "rebuild_index", "promote_index")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "faiss",
+    "pyspark",
+    "mlflow",
+    "great_expectations",
+    "open_clip",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "cv2",
+)
+
+CODE = """
+import json, sys, time, warnings
+warnings.simplefilter("ignore")
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in %r:
+            raise ImportError(f"{name} must not be imported by a DAG file")
+sys.meta_path.insert(0, Block())
+import airflow.sdk  # Airflow's own start is not the file's
+from airflow.sdk import DAG
+import importlib, importlib.util
+found = {}
+for name in %r:
+    began = time.perf_counter()
+    module = importlib.import_module(f"dags.{name}")
+    took = time.perf_counter() - began
+    dag = next(v for v in vars(module).values() if isinstance(v, DAG)) if any(isinstance(v, DAG) for v in vars(module).values()) else None
+    if dag is None:
+        dag = getattr(module, name)()
+    found[name] = {
+        "seconds": took, "dag_id": dag.dag_id, "doc": dag.doc_md or "", "tags": sorted(dag.tags), "catchup": dag.catchup,
+        "max_active_runs": dag.max_active_runs,
+        "tasks": {t.task_id: {"owner": t.owner, "retries": t.retries, "timeout": bool(t.execution_timeout),
+                              "upstream": sorted(t.upstream_task_ids)} for t in dag.tasks},
+    }
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def dags(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Every DAG as a fresh process sees it, with the heavy packages blocked."""
+    import json
+
+    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow")), "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CODE % (HEAVY, DAGS)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=PROJECT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", DAGS)
+def test_a_dag_is_light_documented_owned_and_bounded(dags: dict, name: str) -> None:
+    dag = dags[name]
+    assert dag["dag_id"] == name
+    assert dag["seconds"] < 2, f"{name} takes {dag['seconds']:.1f} s to load"
+    assert f"## {name}" in dag["doc"]
+    assert "**When" in dag["doc"]
+    assert "fails**" in dag["doc"]
+    assert "vitrine" in dag["tags"]
+    assert dag["catchup"] is False
+    assert dag["max_active_runs"] == 1
+    for task in dag["tasks"].values():
+        assert task["owner"] == "vitrine"
+        assert task["retries"] >= 0
+        assert task["timeout"]
+
+
+def test_the_order_of_rebuild_index_is_its_story(dags: dict) -> None:
+    tasks = dags["rebuild_index"]["tasks"]
+    assert "something_changed" in tasks["validate_snapshot"]["upstream"]
+    assert "validate_snapshot" in tasks["embed"]["upstream"]
+    assert "embed" in tasks["validate_embeddings"]["upstream"]
+    assert "validate_embeddings" in tasks["train_template"]["upstream"]
+    assert {"build_shard"} <= set(tasks["tune"]["upstream"])
+    assert tasks["publish_candidate"]["upstream"] == ["register_version"]
+
+
+def test_a_flip_comes_after_the_shadow_check_and_a_champion_after_its_judge(dags: dict) -> None:
+    assert "shadow_check" in dags["promote_index"]["tasks"]["flip"]["upstream"]
+    assert "warm_slot" in dags["promote_index"]["tasks"]["shadow_check"]["upstream"]
+    assert dags["train_encoder"]["tasks"]["promote_champion"]["upstream"] == ["judge"]
+
+
+def test_tasks_never_import_airflow() -> None:
+    for path in (Path(PROJECT) / "tasks").rglob("*.py"):
+        text = path.read_text()
+        assert "import airflow" not in text, path
+        assert "from airflow" not in text, path

@@ -1,0 +1,114 @@
+"""Blue-green over hand-written aliases and real replicas' words: which slot, who follows, and back again."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from tasks.errors import VitrineError
+from tasks.registry import Version
+from tasks.release.promotion import Plan, choose_slot, flip, rollback, warm
+from tasks.release.replicas import Replica
+
+
+@dataclass
+class Aliases:
+    """A registry's aliases, in memory; `dies_after` sets kill the promotion at that point."""
+
+    held: dict[str, str] = field(default_factory=dict)
+    dies_after: int = 10**9
+    sets: int = 0
+
+    def alias(self, model: str, alias: str) -> Version | None:
+        version = self.held.get(alias)
+        return Version(model, version, "run", {}, (), "", 0) if version else None
+
+    def set_alias(self, model: str, alias: str, version: str) -> None:
+        if self.sets >= self.dies_after:
+            raise KeyboardInterrupt
+        self.sets += 1
+        self.held[alias] = version
+
+
+class Following(Replica):
+    """A replica that does what the aliases say at once, unless it is stuck or cannot load a version."""
+
+    def __init__(self, aliases: Aliases, url: str = "http://a", broken: str = "", stuck: bool = False) -> None:
+        super().__init__(url)
+        object.__setattr__(self, "parts", (aliases, broken, stuck))
+
+    def version(self) -> dict:
+        aliases, broken, stuck = self.parts  # type: ignore[attr-defined]
+        slots = {}
+        for slot in ("blue", "green"):
+            version = aliases.held.get(slot, "")
+            failed = bool(version) and version == broken
+            slots[slot] = {
+                "version": "" if stuck else version,
+                "state": "failed" if failed else "ready" if version else "empty",
+                "reason": "checksum differs" if failed else "",
+            }
+        live = aliases.held.get("live")
+        return {"live": {"version": live} if live and not stuck else None, "slots": slots}
+
+
+def promote(aliases: Aliases, replicas: list[Replica], version: str) -> Plan:
+    plan = choose_slot(aliases, version)
+    warm(aliases, replicas, plan, 1)
+    flip(aliases, replicas, plan, 1)
+    return plan
+
+
+def test_versions_alternate_between_the_slots() -> None:
+    aliases = Aliases()
+    replicas: list[Replica] = [Following(aliases)]
+    assert promote(aliases, replicas, "1").slot == "blue"
+    assert promote(aliases, replicas, "2").slot == "green"
+    assert promote(aliases, replicas, "3").slot == "blue"
+    assert aliases.held == {"blue": "3", "green": "2", "live": "3", "previous": "2"}
+
+
+def test_rolling_back_and_forth() -> None:
+    aliases = Aliases()
+    replicas: list[Replica] = [Following(aliases)]
+    with pytest.raises(VitrineError, match="no previous version"):
+        rollback(aliases, replicas, 1)
+    promote(aliases, replicas, "1")
+    promote(aliases, replicas, "2")
+    plan, _ = rollback(aliases, replicas, 1)
+    assert (plan.version, aliases.held["live"], aliases.held["previous"]) == ("1", "1", "2")
+
+
+def test_a_version_that_a_replica_cannot_load_never_goes_live_and_the_replica_is_named() -> None:
+    aliases = Aliases()
+    promote(aliases, [Following(aliases)], "1")
+    replicas: list[Replica] = [Following(aliases), Following(aliases, "http://b", broken="2")]
+    with pytest.raises(VitrineError, match="http://b: failed: checksum differs"):
+        promote(aliases, replicas, "2")
+    assert aliases.held["live"] == "1"
+
+
+def test_a_straggler_is_named() -> None:
+    aliases = Aliases()
+    replicas: list[Replica] = [Following(aliases), Following(aliases, "http://slow", stuck=True)]
+    with pytest.raises(VitrineError, match="1 of 2 replicas did not follow within 0 s: http://slow: blue holds version none"):
+        warm(aliases, replicas, choose_slot(aliases, "1"), 0)
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_a_promotion_killed_anywhere_is_finished_by_the_next_run(steps: int) -> None:
+    aliases = Aliases()
+    replicas: list[Replica] = [Following(aliases)]
+    promote(aliases, replicas, "1")
+    aliases.dies_after = aliases.sets + steps
+    try:
+        promote(aliases, replicas, "2")
+    except KeyboardInterrupt:
+        assert aliases.held["live"] in ("1", "2")
+    aliases.dies_after = 10**9
+    promote(aliases, replicas, "2")
+    assert (aliases.held["live"], aliases.held["green"], aliases.held["previous"]) == ("2", "2", "1")
+
+
+def test_a_live_alias_without_its_slot_is_refused() -> None:
+    with pytest.raises(VitrineError, match="neither blue nor green"):
+        choose_slot(Aliases({"live": "5"}), "6")
