@@ -6,8 +6,7 @@ import pyarrow.compute as pc
 from serving.contract.keys import product_key
 from tasks import storage
 from tasks.catalog.snapshot import product_batches
-from tasks.embed.job import read_table
-from tasks.embed.store import EmbeddingStore
+from tasks.embed.store import Commit, EmbeddingStore
 from tasks.errors import VitrineError
 from tasks.index.vectors import shard_uri
 from tasks.registry import INDEX_MODEL, Registry
@@ -29,12 +28,10 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
     steps.append(("picture", row["image_uri"]))
     run_key = found.tags.get("run_key", manifest.id)
     store_root = manifest.snapshot.uri.rsplit("/snapshots/", 1)[0]
-    vectors = read_table(storage.join(shard_uri(storage.join(store_root, "vectors", run_key), shard), "part-00000.parquet"))
-    place = pc.index(vectors["key"], key).as_py()
-    if place < 0:
+    sha = _image_sha(shard_uri(storage.join(store_root, "vectors", run_key), shard), key)
+    if sha is None:
         reason = _quarantined(storage.join(store_root, "quarantine", f"{run_key}.parquet"), key)
         raise VitrineError(f"product {product_id!r} has no vector in index version {found.version}: {reason}")
-    sha = vectors["image_sha256"][place].as_py()
     steps.append(("image sha256", sha.hex()))
     encoder = manifest.encoder
     folder = storage.join(store_root, "embeddings", encoder.name, f"v{encoder.version}-{encoder.document_fingerprint[:12]}")
@@ -64,8 +61,18 @@ def _snapshot_row(uri: str, product_id: str) -> dict | None:
     return None
 
 
+def _image_sha(uri: str, key: int) -> bytes | None:
+    """The image that a key's vector was made of, from a shard's parts."""
+    for part in storage.listing(uri, ".parquet"):
+        table = storage.read_table(part, ["key", "image_sha256"])
+        place = pc.index(table["key"], key).as_py()
+        if place >= 0:
+            return table["image_sha256"][place].as_py()
+    return None
+
+
 def _quarantined(uri: str, key: int) -> str:
-    table = read_table(uri)
+    table = storage.read_table(uri)
     place = pc.index(table["key"], key).as_py()
     return (
         f"in quarantine, {table['reason'][place].as_py()}: {table['detail'][place].as_py()}"
@@ -74,5 +81,5 @@ def _quarantined(uri: str, key: int) -> str:
     )
 
 
-def _holds(store: EmbeddingStore, commit, sha: bytes) -> bool:  # type: ignore[no-untyped-def]
+def _holds(store: EmbeddingStore, commit: Commit, sha: bytes) -> bool:
     return pc.index(store.part(commit, ["image_sha256"])["image_sha256"], sha).as_py() >= 0

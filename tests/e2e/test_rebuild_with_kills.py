@@ -1,0 +1,184 @@
+"""The real Airflow, MLflow and a replica: rebuild and promote, with tasks killed in the middle.
+
+The encoder is the tiny one, registered by hand: what is tried here is the pipeline, not the training.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tasks.airflow import Airflow
+from tasks.demo.services import Service, Supervisor, all_services
+from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
+from tasks.settings import Settings
+from tests.catalogs import small_catalog
+from tests.conftest import free_port
+from tests.tiny import tiny_encoder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+LIMIT_S = 600
+
+
+class Stack:
+    """MLflow, Airflow and a replica of their own, with a champion encoder."""
+
+    def __init__(self, home: Path) -> None:
+        urls = [f"http://127.0.0.1:{free_port()}" for _ in range(3)]
+        self.settings = replace(
+            Settings(), home=home, catalog=str(small_catalog(home / "shop", products=40)), mlflow_uri=urls[0], airflow_url=urls[1],
+            serving_urls=(urls[2],), airflow_password="admin-for-a-test", admin_token="token-for-a-test",
+        )  # fmt: skip
+        self.supervisor = Supervisor(home)
+        self.services: list[Service] = all_services(self.settings)
+        self.registry = Registry(self.settings.mlflow_uri, home / "test-cache")
+        self.airflow = Airflow(self.settings.airflow_url, self.settings.airflow_user, self.settings.airflow_password)
+
+    def start(self) -> None:
+        for service in self.services:
+            self.supervisor.start(service)
+        for service in self.services:
+            self.supervisor.wait(service)
+        folder = self.settings.home / "tiny"
+        tiny_encoder(folder)
+        with self.registry.run("encoders", "tiny", "tiny") as run:
+            run.artifacts(folder, ENCODER_PATH)
+            version = self.registry.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, {}, "tiny").version
+        self.registry.set_alias(ENCODER_MODEL, "champion", version)
+        until(lambda: {"rebuild_index", "promote_index"} <= self.airflow.dags(), "the DAGs are parsed")
+
+    def stop(self) -> None:
+        for service in self.services:
+            self.supervisor.stop(service.name)
+
+    def finished(self, dag: str, run_id: str) -> str:
+        until(lambda: self.airflow.run(dag, run_id)["state"] in ("success", "failed"), f"{dag} ends")
+        return self.airflow.run(dag, run_id)["state"]
+
+
+def until(holds, what: str) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + LIMIT_S
+    while not holds():
+        assert time.monotonic() < end, f"waited {LIMIT_S} s in vain: {what}"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+
+
+def kill_running_task(stack: Stack, run_id: str, task: str) -> None:
+    """SIGKILLs the process that works on a task of rebuild_index, as soon as the task runs."""
+
+    def running() -> bool:
+        return any(t.task == task and t.state == "running" for t in stack.airflow.tasks("rebuild_index", run_id))
+
+    until(running, f"{task} runs")
+    root = stack.supervisor._record("airflow")
+    assert root is not None
+    # A running task is a process without children-to-be: the supervisor's child that imports the DAG file.
+    until(lambda: _task_processes(root["pid"]) != [], "the task has a process")
+    for process in _task_processes(root["pid"]):
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def _task_processes(root: int) -> list[psutil.Process]:
+    """The children of the workers' supervisors: the processes that execute task code."""
+    found = []
+    for process in psutil.Process(root).children(recursive=True):
+        try:
+            if "airflow worker" in " ".join(process.cmdline()) and not any(
+                "worker" in " ".join(c.cmdline()) for c in process.children()
+            ):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def segments(stack: Stack, version: str) -> list[tuple]:
+    manifest = stack.registry.index_manifest(version)
+    return [(s.shard, s.rows, s.index.sha256 if s.index else "", s.table.sha256) for s in manifest.segments]
+
+
+def test_a_killed_task_is_run_again_and_the_version_is_the_same(stack: Stack) -> None:
+    run_id = stack.airflow.trigger("rebuild_index")
+    kill_running_task(stack, run_id, "embed")
+    kill_running_task(stack, run_id, "build_shard")
+    _clear_failed(stack, run_id)
+    assert stack.finished("rebuild_index", run_id) == "success"
+    killed = stack.airflow.result("rebuild_index", run_id, "register_version")["version"]
+    embedded = stack.airflow.result("rebuild_index", run_id, "embed")
+    assert (embedded["catalogue"], embedded["embedded"], embedded["quarantined"]) == (40, 40, 0)
+
+    until(lambda: _live(stack) == killed, "the version is promoted and served")
+    answer = httpx.post(
+        f"{stack.settings.serving_urls[0]}/v1/search",
+        files={"image": (stack.settings.home / "shop" / "photos" / "7-2.jpg").read_bytes()},
+        trust_env=False,
+    ).json()
+    assert answer["results"][0]["product_id"] == "p007"
+    assert answer["version"]["index"] == killed
+
+    # The same catalogue and encoder again, without a kill: a copy of the whole stack's input in another store.
+    from tasks.catalog.snapshot import take_snapshot
+    from tasks.embed.job import EmbedConfig, embed_snapshot
+    from tasks.index.build import IndexConfig, build_shard, train_template
+
+    other = stack.settings.home / "undisturbed"
+    snapshot = take_snapshot(stack.settings.catalog_uri, str(other / "snapshots"), "again")
+    config = EmbedConfig(shards=stack.settings.shards)
+    version = stack.registry.require_alias(ENCODER_MODEL, "champion").version
+    folder = stack.registry.encoder_folder(version)
+    vectors = embed_snapshot(snapshot, folder, version, str(other), "again", other / "work", config).vectors_uri
+    template = train_template(vectors, IndexConfig(shards=stack.settings.shards), other)
+    built = [build_shard(vectors, snapshot.uri, template, n, other / f"shard-{n}") for n in range(stack.settings.shards)]
+    assert segments(stack, killed) == [(b.shard, b.rows, b.index_ref().sha256, b.table_ref().sha256) for b in built]
+
+
+def test_an_unchanged_catalogue_builds_nothing(stack: Stack) -> None:
+    before = [v.version for v in stack.registry.versions(INDEX_MODEL)]
+    run_id = stack.airflow.trigger("rebuild_index")
+    assert stack.finished("rebuild_index", run_id) == "success"
+    states = {t.task: t.state for t in stack.airflow.tasks("rebuild_index", run_id)}
+    assert states["something_changed"] == "success"
+    assert states["embed"] == states["publish_candidate"] == "skipped"
+    assert [v.version for v in stack.registry.versions(INDEX_MODEL)] == before
+
+
+def test_a_restarted_replica_serves_the_same_version(stack: Stack) -> None:
+    live = _live(stack)
+    serving = next(s for s in stack.services if s.name == "serving")
+    assert stack.supervisor.stop("serving")
+    stack.supervisor.start(serving)
+    stack.supervisor.wait(serving)
+    until(lambda: _live(stack) == live, "the replica serves again")
+
+
+def _clear_failed(stack: Stack, run_id: str) -> None:
+    """What a person does in the UI when a task's retries are used up; a task that retries by itself needs none."""
+    failed = [t.task for t in stack.airflow.tasks("rebuild_index", run_id) if t.state == "failed"]
+    if failed:
+        body = {"dry_run": False, "dag_run_id": run_id, "task_ids": failed, "only_failed": True, "include_downstream": True}
+        stack.airflow.call("POST", "/dags/rebuild_index/clearTaskInstances", json=body)
+
+
+def _live(stack: Stack) -> str:
+    try:
+        state = httpx.get(f"{stack.settings.serving_urls[0]}/v1/version", timeout=5, trust_env=False).json()
+    except httpx.HTTPError:
+        return ""
+    return state["live"]["version"] if state["live"] else ""
