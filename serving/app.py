@@ -82,14 +82,15 @@ def _source(settings: ServingSettings) -> VersionSource:
 
 
 def _describe_search(app: FastAPI) -> None:
-    """Adds the search request, which the route reads by hand, to the OpenAPI document."""
+    """Adds the bodies that routes read by hand to the OpenAPI document."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = make()
-            own = SearchRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            schema["components"]["schemas"] |= own.pop("$defs", {}) | {"SearchRequest": own}
+            for model in (SearchRequest, BatchRequest):
+                own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schema["components"]["schemas"] |= own.pop("$defs", {}) | {model.__name__: own}
         assert app.openapi_schema is not None
         return app.openapi_schema
 
@@ -136,7 +137,7 @@ def _search_routes(app: FastAPI, replica: Replica) -> None:
         openapi_extra={
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": BatchRequest.model_json_schema()}},
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/BatchRequest"}}},
             }
         },
     )

@@ -1,6 +1,8 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
 let lastQuery = null; // a File, or the id of a product
+let asked = 0;
+let idleSlot = "";
 
 async function showVersion() {
   try {
@@ -8,6 +10,8 @@ async function showVersion() {
     $("notice").textContent = state.notice || "";
     $("notice").hidden = !state.notice;
     const live = state.live;
+    idleSlot = ["blue", "green"].find((n) => live && n !== live.slot && state.slots[n].state === "ready") || "";
+    $("both").disabled = !idleSlot;
     $("version").textContent = live
       ? `index version ${live.version} (${live.slot}) · ${live.products.toLocaleString("en")} products · encoder version ${live.encoder}, ${live.query}`
       : "no index version is live yet";
@@ -24,35 +28,57 @@ function filter() {
   return Object.keys(wanted).length ? wanted : null;
 }
 
-async function ask(query) {
-  lastQuery = query;
-  say("Searching …");
+function requestFor(query) {
   const wanted = filter();
-  let request;
   if (query instanceof File) {
     const body = new FormData();
     body.set("image", query);
     body.set("explain", "true");
     if (wanted) body.set("filter", JSON.stringify(wanted));
-    request = { method: "POST", body };
-  } else {
-    const body = { product_id: query, explain: true };
-    if (wanted) body.filter = wanted;
-    request = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+    return { method: "POST", body };
   }
-  try {
-    const response = await fetch("/v1/search", request);
-    const answer = await response.json();
-    if (!response.ok) { say(answer.detail || `The server answered ${response.status}.`, true); $("results").replaceChildren(); return; }
-    show(answer);
-  } catch { say("The server does not answer. Is it running?", true); }
+  const body = { product_id: query, explain: true };
+  if (wanted) body.filter = wanted;
+  return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
 }
 
-function show(answer) {
+async function answerOf(query, slot) {
+  const request = requestFor(query);
+  if (slot) request.headers = { ...request.headers, Authorization: `Bearer ${$("token").value}` };
+  const response = await fetch("/v1/search" + (slot ? `?slot=${slot}` : ""), request);
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.detail || `The server answered ${response.status}.`);
+  return answer;
+}
+
+async function ask(query) {
+  lastQuery = query;
+  const number = ++asked; // a late answer to an earlier question is not shown
+  say("Searching …");
+  try {
+    const slot = $("both").checked ? idleSlot : "";
+    const [answer, other] = await Promise.all([answerOf(query, ""), slot ? answerOf(query, slot) : null]);
+    if (number === asked) show(answer, other);
+  } catch (error) {
+    if (number !== asked) return;
+    say(error instanceof TypeError ? "The server does not answer. Is it running?" : error.message, true);
+    $("results").replaceChildren(); $("candidate").replaceChildren();
+  }
+}
+
+function show(answer, other) {
   const n = answer.results.length;
-  say(n ? `${n} products, answered by index version ${answer.version.index} in ${answer.timings_ms.total.toFixed(1)} ms`
+  const from = answer.cached.includes("response") ? ", remembered" : "";
+  say(n ? `${n} products, answered by index version ${answer.version.index} in ${answer.timings_ms.total.toFixed(1)} ms${from}`
         : "No product passes these filters.");
-  $("results").replaceChildren(...answer.results.map(card));
+  $("sides").classList.toggle("two", Boolean(other));
+  $("other").hidden = $("live-title").hidden = !other;
+  $("results").replaceChildren(...cards(answer, other));
+  $("candidate").replaceChildren(...(other ? cards(other, answer) : []));
+  if (other) {
+    $("live-title").textContent = `Live: version ${answer.version.index}, encoder ${answer.version.encoder}`;
+    $("candidate-title").textContent = `Candidate: version ${other.version.index}, encoder ${other.version.encoder}`;
+  }
   $("timings").replaceChildren(...Object.entries(answer.timings_ms).map(([phase, ms]) => {
     const row = document.createElement("div");
     const name = document.createElement("dt"); name.textContent = phase;
@@ -62,6 +88,16 @@ function show(answer) {
   }));
   suggest("categories", answer.results.flatMap((r) => r.category));
   suggest("brands", answer.results.map((r) => r.brand));
+}
+
+// Beside another answer, what only this one shows is marked.
+function cards(answer, other) {
+  const shared = other && new Set(other.results.map((r) => r.product_id));
+  return answer.results.map((result) => {
+    const item = card(result);
+    if (shared && !shared.has(result.product_id)) item.firstChild.classList.add("only");
+    return item;
+  });
 }
 
 function card(result) {
@@ -87,7 +123,7 @@ function card(result) {
 
 function why(result) {
   const parts = [`looks ${(100 * result.similarity).toFixed(0)} % alike`];
-  if (result.reasons && result.reasons.category > 0.01) parts.push(`likely ${result.category.at(-1)}`);
+  if (result.reasons && result.reasons.category > 0.025) parts.push(`likely ${result.category.at(-1)}`);
   if (result.reasons && result.reasons.affinity > 0) parts.push("what you like");
   return parts.join(" · ");
 }
@@ -119,8 +155,10 @@ $("drop").addEventListener("keydown", (e) => { if (e.key === "Enter" || e.key ==
 for (const kind of ["dragover", "dragenter"]) document.addEventListener(kind, (e) => { e.preventDefault(); $("drop").classList.add("over"); });
 for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, (e) => { e.preventDefault(); $("drop").classList.remove("over"); });
 document.addEventListener("drop", (e) => take(e.dataTransfer.files[0]));
-document.addEventListener("paste", (e) => take([...e.clipboardData.files][0]));
+document.addEventListener("paste", (e) => { if (e.clipboardData.files.length) take(e.clipboardData.files[0]); });
 $("filters").addEventListener("change", () => { if (lastQuery) ask(lastQuery); });
+$("both").addEventListener("change", () => { if (lastQuery) ask(lastQuery); });
+$("token").addEventListener("change", () => { if (lastQuery && $("both").checked) ask(lastQuery); });
 $("filters").addEventListener("submit", (e) => e.preventDefault());
 showVersion();
 setInterval(showVersion, 10000);

@@ -48,7 +48,7 @@ def test_the_same_photo_again_is_not_encoded_again(client: TestClient, photo: by
     first = client.post("/v1/search", files={"image": photo}).json()
     second = client.post("/v1/search", files={"image": photo}).json()
     assert first["cached"] == []
-    assert second["cached"] == ["embedding"]
+    assert second["cached"] == ["response"]
     assert "encode" not in second["timings_ms"]
     assert [r["product_id"] for r in first["results"]] == [r["product_id"] for r in second["results"]]
 
