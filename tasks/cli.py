@@ -113,6 +113,18 @@ def release_show() -> None:
         console.print(f"{replica.url}  live: {live}; {slots}")
 
 
+@release.command("export")
+def release_export(
+    folder: Annotated[Path, typer.Argument(help="where to write it; a replica serves it with VITRINE_RELEASE=<folder>")],
+    version: Annotated[str, typer.Option(help="an index version; default: live")] = "",
+) -> None:
+    """Write an index version with everything it needs into a folder that a replica can serve without MLflow."""
+    from tasks.release.export import export_release
+
+    made = export_release(_registry(), folder, version)
+    console.print(f"index version {made} in {folder}; serve it with VITRINE_RELEASE={folder} vitrine-serve")
+
+
 @release.command("rollback")
 def release_rollback() -> None:
     """Go back to the version that was live before."""

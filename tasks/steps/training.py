@@ -77,6 +77,7 @@ def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
     """Measures a version and the champion on the same photos and decides; the reasons go to MLflow and the log."""
     from tasks.encoder.evaluate import evaluate_encoder
     from tasks.encoder.gates import EncoderPolicy, encoder_gates
+    from tasks.encoder.report import write_report
 
     models = registry()
     champion = models.alias(ENCODER_MODEL, "champion")
@@ -97,10 +98,10 @@ def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
     models.set_alias(ENCODER_MODEL, "challenger", version)
     found = models.version(ENCODER_MODEL, version)
     folder = work_folder(run_key)
-    (folder / "evaluation.json").write_text(report.model_dump_json(indent=1))
+    write_report(models.encoder_folder(version), report, gates, snapshot["uri"], _work(), folder / "report")
     with models.run(EXPERIMENT, f"{run_key}.judge", f"judge version {version}", {"encoder_run": found.run_id}) as run:
         run.metrics(report.flat())
-        run.artifact(folder / "evaluation.json")
+        run.artifacts(folder / "report", "report")
     models.tag_version(ENCODER_MODEL, version, "verdict", "failed: " + "; ".join(g.name for g in failed) if failed else "passed")
     serving = report.pair(report.query)
     recall = (

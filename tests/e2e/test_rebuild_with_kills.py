@@ -89,23 +89,21 @@ def kill_running_task(stack: Stack, run_id: str, task: str) -> None:
     until(running, f"{task} runs")
     root = stack.supervisor._record("airflow")
     assert root is not None
-    # A running task is a process without children-to-be: the supervisor's child that imports the DAG file.
     until(lambda: _task_processes(root["pid"]) != [], "the task has a process")
     for process in _task_processes(root["pid"]):
         os.kill(process.pid, signal.SIGKILL)
 
 
 def _task_processes(root: int) -> list[psutil.Process]:
-    """The children of the workers' supervisors: the processes that execute task code."""
+    """The processes that execute task code: titled "airflow worker -- <id>", unlike the executor's own workers."""
     found = []
     for process in psutil.Process(root).children(recursive=True):
         try:
-            if "airflow worker" in " ".join(process.cmdline()) and not any(
-                "worker" in " ".join(c.cmdline()) for c in process.children()
-            ):
-                found.append(process)
+            title = " ".join(process.cmdline())
         except psutil.NoSuchProcess:
             continue
+        if title.startswith("airflow worker -- ") and "LocalExecutor" not in title:
+            found.append(process)
     return found
 
 

@@ -1,0 +1,28 @@
+"""An index version as a folder of its own: what a sealed container serves without any registry."""
+
+import json
+import shutil
+from pathlib import Path
+
+from serving.contract.files import verify, written_whole
+from tasks.registry import INDEX_MODEL, Registry
+
+
+def export_release(registry: Registry, folder: Path, version: str = "") -> str:
+    """Writes the layout of serving.source.FolderSource, `aliases.json` last; gives the version (default: what is live)."""
+    found = registry.version(INDEX_MODEL, version) if version else registry.require_alias(INDEX_MODEL, "live")
+    manifest = registry.index_manifest(found.version)
+    files = folder / "files"
+    files.mkdir(parents=True, exist_ok=True)
+    for ref in manifest.files():
+        if not (files / ref.sha256).is_file():
+            verify(registry.fetch(ref.run_id, ref.path, folder / "incoming"), ref).replace(files / ref.sha256)
+    encoder = folder / "encoders" / manifest.encoder.manifest.sha256
+    shutil.copytree(registry.encoder_folder(manifest.encoder.version), encoder, dirs_exist_ok=True)
+    (folder / found.version).mkdir(exist_ok=True)
+    with written_whole(folder / found.version / "manifest.json") as path:
+        path.write_text(manifest.model_dump_json(indent=1))
+    shutil.rmtree(folder / "incoming", ignore_errors=True)
+    with written_whole(folder / "aliases.json") as path:
+        path.write_text(json.dumps({"live": found.version, "blue": found.version}))
+    return found.version
