@@ -1,7 +1,7 @@
 # One door for people and for CI. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint unit slow clean e2e screenshots spark-cluster venv
+.PHONY: help demo up down test lint unit clean e2e spark-cluster venv
 
 PYTHON ?= python3
 HARDWARE ?= cpu
@@ -32,6 +32,12 @@ unit: $(STAMP) ## the quick tests: no servers, no Spark, no Airflow
 
 lint: $(STAMP) ## style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+spark-cluster: $(STAMP) java ## a Spark master and two workers on this machine, until Ctrl-C
+	@$(BIN)/python -m tasks.embed.cluster
+
+e2e: $(STAMP) java ## the longer proofs over the real Airflow
+	@$(BIN)/python -m pytest -q tests/e2e
 
 bench-%: $(STAMP) ## one benchmark, e.g. make bench-index; prints a table, writes build/bench/<name>.json
 	@mkdir -p build/bench && $(BIN)/python -m tests.benchmarks.bench_$* $(ARGS)
