@@ -1,5 +1,6 @@
 """MLflow: runs, artifacts, and the two registered models with their aliases. The only module of the pipeline that talks to it."""
 
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,12 +176,23 @@ class Registry:
         into.mkdir(parents=True, exist_ok=True)
         return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(into), tracking_uri=self.uri))
 
+    def _fetch_whole(self, run_id: str, path: str, target: Path) -> None:
+        """Fetches an artifact to `target`, which appears whole or not at all, also when two processes fetch it at once."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target.parent) as folder:
+            found = self.fetch(run_id, path, Path(folder))
+            try:
+                found.replace(target)
+            except OSError:
+                if not target.exists():
+                    raise
+
     def encoder_folder(self, version: str) -> Path:
         """The files of an encoder version, fetched once and verified every time."""
         found = self.version(ENCODER_MODEL, version)
-        folder = self.cache / "encoders" / found.run_id / ENCODER_PATH
-        if not (folder / "encoder.json").is_file():
-            self.fetch(found.run_id, ENCODER_PATH, folder.parent)
+        folder = self.cache / "encoders" / found.run_id
+        if not folder.is_dir():
+            self._fetch_whole(found.run_id, ENCODER_PATH, folder)
         opened = EncoderFolder(folder)
         for variants in opened.manifest.towers.values():
             for variant in variants.values():
@@ -207,10 +219,9 @@ class Registry:
     def index_manifest(self, version: str) -> IndexManifest:
         """The manifest of an index version."""
         found = self.version(INDEX_MODEL, version)
-        folder = self.cache / "manifests" / found.run_id
-        path = folder / INDEX_PATH / "manifest.json"
+        path = self.cache / "manifests" / found.run_id / "manifest.json"
         if not path.is_file():
-            self.fetch(found.run_id, f"{INDEX_PATH}/manifest.json", folder)
+            self._fetch_whole(found.run_id, f"{INDEX_PATH}/manifest.json", path)
         return read_manifest(path, IndexManifest)
 
     def require_alias(self, model: str, alias: str) -> Version:
