@@ -1,5 +1,6 @@
 """MLflow: runs, artifacts, and the two registered models with their aliases. The only module of the pipeline that talks to it."""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -80,6 +81,8 @@ class Registry:
     """The tracking server at `uri`; `cache` is where fetched encoder versions and index manifests are kept, by version."""
 
     def __init__(self, uri: str, cache: Path) -> None:
+        # MLflow draws a bar for every file it fetches, unless it is told not to before it is imported.
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
 
         self.uri, self.cache = uri, cache

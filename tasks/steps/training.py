@@ -75,10 +75,6 @@ def export(snapshot: dict, plan: dict, teacher: dict, student: dict, run_key: st
 
 def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
     """Measures a version and the champion on the same photos and decides; the reasons go to MLflow and the log."""
-    from tasks.encoder.evaluate import evaluate_encoder
-    from tasks.encoder.gates import EncoderPolicy, encoder_gates
-    from tasks.encoder.report import write_report
-
     models = registry()
     champion = models.alias(ENCODER_MODEL, "champion")
     if champion is not None and champion.version == version:
@@ -87,6 +83,10 @@ def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
         )
         log.info("%s", summary)
         return {"version": version, "promote": False, "summary": summary}
+    from tasks.encoder.evaluate import evaluate_encoder
+    from tasks.encoder.gates import EncoderPolicy, encoder_gates
+    from tasks.encoder.report import write_report
+
     report = evaluate_encoder(models.encoder_folder(version), snapshot["uri"], _work(), baselines=True)
     other = None
     if champion is not None:
