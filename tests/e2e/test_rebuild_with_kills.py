@@ -55,6 +55,7 @@ class Stack:
         until(lambda: {"rebuild_index", "promote_index"} <= self.airflow.dags(), "the DAGs are parsed")
 
     def stop(self) -> None:
+        self.airflow.client.close()
         for service in self.services:
             self.supervisor.stop(service.name)
 
