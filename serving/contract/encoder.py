@@ -16,6 +16,7 @@ class OnnxEncoder:
     def __init__(self, path: Path, name: str, fingerprint: str, threads: int = 1) -> None:
         import onnxruntime as ort
 
+        ort.disable_telemetry_events()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
