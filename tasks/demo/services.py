@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
+from tasks.catalog.sample import NOTICE
 from tasks.errors import VitrineError
 from tasks.settings import PROJECT, Settings
 
@@ -134,6 +135,7 @@ def serving_service(settings: Settings) -> Service:
         "VITRINE_HOST": host,
         "VITRINE_PORT": str(port),
         "VITRINE_CACHE": str(settings.home / "serving" / "cache"),
+        "VITRINE_NOTICE": "" if settings.catalog else NOTICE,
     }
     command = (sys.executable, "-m", "serving.main")
     return Service("serving", command, environment, f"{settings.serving_urls[0]}/healthz")
