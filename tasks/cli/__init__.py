@@ -1,0 +1,30 @@
+"""`vitrine`: the catalogue, searches, index versions and where an answer comes from, on the command line."""
+
+import sys
+
+import typer
+
+from serving.contract.files import ContractError
+from tasks.cli import catalog, index, release, search, settings, trace
+from tasks.cli.output import console
+from tasks.errors import VitrineError
+
+app = typer.Typer(help="Keeps a shop's visual search fresh, fast and right.", no_args_is_help=True, add_completion=False)
+app.command()(search.search)
+app.command()(trace.trace)
+app.command()(settings.settings)
+app.add_typer(catalog.app, name="catalog")
+app.add_typer(index.app, name="index")
+app.add_typer(release.app, name="release")
+
+
+def main() -> None:
+    """Runs the command; what a person must mend is one sentence, not a traceback."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    try:
+        app()
+    except (VitrineError, ContractError) as error:
+        console.print(f"[bold red]vitrine:[/] {error}")
+        sys.exit(1)

@@ -1,0 +1,39 @@
+"""`vitrine catalog`: draw a sample catalogue, or load your own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tasks.cli.output import console
+from tasks.settings import Settings
+
+app = typer.Typer(help="The catalogue: draw a sample, or load your own.", no_args_is_help=True)
+
+
+@app.command("sample")
+def sample(
+    folder: Annotated[Path, typer.Argument(help="where to draw it")],
+    products: Annotated[int, typer.Option(min=1, help="how many products")] = 2000,
+    photos: Annotated[int, typer.Option(min=1, help="shopper photos of each")] = 3,
+    seed: Annotated[int, typer.Option(help="the same seed draws the same catalogue")] = 7,
+) -> None:
+    """Draw a sample catalogue (generated test data): products.csv, photos.csv and their pictures."""
+    from tasks.catalog.sample import SampleConfig, draw_sample
+
+    with console.status(f"drawing {products} products"):
+        made = draw_sample(SampleConfig(products, photos, seed), folder)
+    console.print(f"{made.products} products and {made.photos} photos, drawn by code as test data, in {made.folder}")
+
+
+@app.command("load")
+def load(
+    folder: Annotated[Path, typer.Argument(help="a folder with products.csv or .parquet, and optionally photos.csv")],
+    database: Annotated[str, typer.Option(help="sqlite:///file or postgresql://…; default: the setting VITRINE_CATALOG")] = "",
+) -> None:
+    """Load a catalogue folder into a database, replacing what is there."""
+    from tasks.catalog.load import load_folder
+
+    uri = database or Settings.load().catalog_uri
+    counts = load_folder(folder, uri)
+    console.print(f"{counts['products']} products and {counts['photos']} photos in {uri}")

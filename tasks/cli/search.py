@@ -1,0 +1,44 @@
+"""`vitrine search`: one photo, asked of a running replica."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tasks.cli.output import console
+from tasks.errors import VitrineError
+from tasks.settings import Settings
+
+
+def search(
+    photo: Annotated[Path, typer.Argument(help="a picture file")],
+    k: Annotated[int, typer.Option(help="how many products", min=1, max=200)] = 10,
+    explain: Annotated[bool, typer.Option("--explain", help="show each term of the scores")] = False,
+) -> None:
+    """Ask the running replica which products a photo shows."""
+    import httpx
+
+    url = Settings.load().serving_urls[0]
+    if not photo.is_file():
+        raise VitrineError(f"{photo}: there is no such file")
+    try:
+        fields = {"k": str(k), "explain": str(explain).lower()}
+        answer = httpx.post(f"{url}/v1/search", files={"image": photo.read_bytes()}, data=fields, timeout=30, trust_env=False)
+    except httpx.HTTPError:
+        raise VitrineError(f"no replica answers at {url}; start one with: make up") from None
+    body = answer.json()
+    if answer.is_error:
+        raise VitrineError(body["detail"])
+    table = Table(show_edge=False)
+    for column in ("", "product", "title", "price", "similarity", "score"):
+        table.add_column(column, justify="right" if column in ("", "price", "similarity", "score") else "left")
+    for place, row in enumerate(body["results"], 1):
+        price = f"{row['price']:.2f} {row['currency']}" if row["price"] is not None else ""
+        why = "\n" + ", ".join(f"{n} {v:+.3f}" for n, v in row["reasons"].items()) if explain else ""
+        table.add_row(str(place), row["product_id"], row["title"] + why, price, f"{row['similarity']:.3f}", f"{row['score']:.3f}")
+    console.print(table)
+    version, total = body["version"], body["timings_ms"]["total"]
+    console.print(
+        f"index version {version['index']}, encoder version {version['encoder']} ({version['tower']}.{version['variant']}), {total} ms"
+    )

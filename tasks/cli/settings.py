@@ -1,0 +1,16 @@
+"""`vitrine settings`: what is set, and where."""
+
+from rich.table import Table
+
+from tasks.cli.output import console
+from tasks.settings import masked, read_settings
+
+
+def settings() -> None:
+    """Every setting, its value and where it came from; secrets masked."""
+    table = Table(show_edge=False)
+    for column in ("setting", "value", "from"):
+        table.add_column(column)
+    for name, (value, source) in read_settings().items():
+        table.add_row(f"VITRINE_{name.upper()}", masked(name, value), source)
+    console.print(table)
