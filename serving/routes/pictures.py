@@ -1,0 +1,37 @@
+"""The page, and the products' own pictures."""
+
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from serving.models import Problem
+from serving.pictures import picture_path
+from serving.problems import Refused
+from serving.queries import row_of
+from serving.replica import Replica
+from serving.routes.described import PROBLEMS
+from serving.routes.search import Slot, chosen
+
+STATIC = Path(__file__).parents[1] / "static"
+
+
+def picture_routes(app: FastAPI, replica: Replica) -> None:
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/v1/images/{product_id:path}", response_class=FileResponse, responses={404: {"model": Problem}, **PROBLEMS})
+    async def picture(request: Request, product_id: str, slot: Slot = "") -> FileResponse:
+        """A product's own picture, where it is a local file."""
+        release = chosen(replica, request, slot)
+        row = row_of(release.searcher, product_id)
+        uri = release.searcher.features.take([row], ["image_uri"])[0]["image_uri"]  # type: ignore[arg-type]
+        path = picture_path(uri, replica.settings.image_root or release.manifest.snapshot.image_root)
+        if path is None:
+            raise Refused(404, f"the picture of product {product_id!r} cannot be shown from here", "no_picture")
+        headers = {"Cache-Control": "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
+        return FileResponse(path, headers=headers)
