@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from serving.fetching import Fetcher
 from serving.problems import handle_errors
 from serving.replica import Replica
 from serving.routes.described import describe_bodies
@@ -17,9 +18,12 @@ from serving.settings import ServingSettings
 from serving.source import FolderSource, MlflowSource, VersionSource
 
 
-def create_app(settings: ServingSettings, source: VersionSource | None = None) -> FastAPI:
-    """The application; everything is opened when it starts and closed when it stops."""
-    replica = Replica(settings, source or _source(settings))
+def create_app(settings: ServingSettings, source: VersionSource | None = None, fetcher: Fetcher | None = None) -> FastAPI:
+    """The application; everything is opened when it starts and closed when it stops. Raises ValueError for settings that do not fit.
+
+    `source` and `fetcher` replace what the settings name.
+    """
+    replica = Replica(settings, source or _source(settings), fetcher)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -31,7 +35,7 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None) -
         title="Vitrine", version="1", summary="A shopper's photo in, the products that match best out.", lifespan=lifespan
     )
     app.state.replica = replica
-    handle_errors(app, replica.metrics)
+    handle_errors(app, replica.metrics, replica.tracing)
     search_routes(app, replica)
     picture_routes(app, replica)
     state_routes(app, replica)

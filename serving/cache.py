@@ -1,24 +1,41 @@
-"""Small caches in the process: least recently used goes first, and nothing is older than its time to live."""
+"""What a replica remembers: in its own memory by default, in a Redis that replicas share by setting. A failure is a miss."""
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+EMBEDDING_S, CANDIDATES_S, RESPONSE_S = 24 * 3600.0, 3600.0, 3600.0
 
 
-class Cache:
-    """At most `entries` values, each for at most `ttl_s` seconds. Safe for several threads. `hits` and `misses` count."""
+class Cache(Protocol):
+    """Values by key. `hits`, `misses` and `errors` count look-ups; a look-up that failed is a miss and an error."""
+
+    hits: int
+    misses: int
+    errors: int
+
+    def get(self, key: str) -> Any:
+        """The value kept under a key, or None."""
+        ...
+
+    def put(self, key: str, value: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class LocalCache:
+    """At most `entries` values, each for at most `ttl_s` seconds; the least recently used goes first. Safe for several threads."""
 
     def __init__(self, entries: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.entries, self.ttl_s, self.clock = entries, ttl_s, clock
         self.kept: OrderedDict[str, tuple[float, Any]] = OrderedDict()
         self.lock = threading.Lock()
-        self.hits = self.misses = 0
+        self.hits = self.misses = self.errors = 0
 
     def get(self, key: str) -> Any:
-        """The value kept under a key, or None."""
         with self.lock:
             found = self.kept.get(key)
             if found is None or found[0] < self.clock():
@@ -36,17 +53,24 @@ class Cache:
             while len(self.kept) > self.entries:
                 self.kept.popitem(last=False)
 
+    def close(self) -> None:
+        self.kept.clear()
+
 
 @dataclass(frozen=True)
 class Caches:
-    """What a replica remembers. Every key names the versions that its value depends on; nothing personal is kept.
+    """The three of the document's table. Every key names the versions that its value depends on; nothing personal is kept.
 
     Entries: an embedding is d floats; a candidate list 500 rows (6 kB); a response about 10 kB.
     """
 
-    embedding: Cache = field(default_factory=lambda: Cache(10_000, 24 * 3600.0))
-    candidates: Cache = field(default_factory=lambda: Cache(2_000, 3600.0))
-    response: Cache = field(default_factory=lambda: Cache(2_000, 3600.0))
+    embedding: Cache = field(default_factory=lambda: LocalCache(10_000, EMBEDDING_S))
+    candidates: Cache = field(default_factory=lambda: LocalCache(2_000, CANDIDATES_S))
+    response: Cache = field(default_factory=lambda: LocalCache(2_000, RESPONSE_S))
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[tuple[str, Cache]]:
         return iter((("embedding", self.embedding), ("candidates", self.candidates), ("response", self.response)))
+
+    def close(self) -> None:
+        for _, cache in self:
+            cache.close()

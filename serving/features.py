@@ -1,15 +1,47 @@
 """What is known of every row of an index version, column by column, so that ranking 500 rows is a few array operations."""
 
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+Kind = Literal["text", "names", "number", "flag", "time"]
+BETWEEN = "\x1f"
+LEVELS = " > "
+PALETTE = "palette"
+"""The column of palettes (serving/contract/palette.py); a version without it has no colour term."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A column of text, or of lists of names: `codes` (n,) int32 into `values`; code 0 is "nothing known".
+
+    `values` holds each text, or each list joined by " > ".
+    """
+
+    codes: np.ndarray
+    values: list[str]
+    parts: list[list[str]]
+
+    @cached_property
+    def having(self) -> dict[str, list[int]]:
+        """The codes that a name belongs to: the text itself, the whole path, or any level of it."""
+        found: dict[str, list[int]] = {}
+        for code, (value, parts) in enumerate(zip(self.values, self.parts, strict=True)):
+            for name in {value, *parts} - {""}:
+                found.setdefault(name, []).append(code)
+        return found
 
 
 class Features:
     """Columns over all rows of a version; a row is addressed by its handle 0..n-1.
 
-    `in_stock` bool, `popularity` float32, `price` float64 (NaN: unknown), `brand`, `leaf` and `top` int32 codes into `brands`,
-    `leaves` and `tops` (code 0 is "none"); everything else through `take`.
+    `in_stock` bool, `popularity` float32, `price` float64 (NaN: unknown), `brand` and `category` coded; `palette` (n, 13) uint8
+    where the version has it (zeros: unknown); other columns by name.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -20,10 +52,44 @@ class Features:
         self.in_stock = _numpy(pc.fill_null(self.table["in_stock"], True))
         self.popularity = _numpy(pc.fill_null(self.table["popularity"], 0.0)).astype(np.float32)
         self.price = _numpy(pc.fill_null(self.table["price"].cast(pa.float64()), float("nan")))
-        self.brand, self.brands = _codes(self.table["brand"])
-        self.leaf, self.leaves = _codes(pc.binary_join(self.table["category"], " > "))
-        first = pc.list_slice(self.table["category"], 0, 1)
-        self.top, self.tops = _codes(pc.binary_join(first, ""))
+        self.kept: dict[str, Coded] = {}
+        self.known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.lock = threading.Lock()
+        self.palette = _bytes(self.table[PALETTE]) if PALETTE in self.table.column_names else None
+        self.brand, self.category = self.coded("brand"), self.coded("category")
+
+    def kind(self, name: str) -> Kind | None:
+        """What a column holds; None when there is no such column or nothing can be asked of it."""
+        if name not in self.table.column_names:
+            return None
+        kind = self.table.schema.field(name).type
+        if _is_text(kind):
+            return "text"
+        if pa.types.is_list(kind) and _is_text(kind.value_type):
+            return "names"
+        if pa.types.is_boolean(kind):
+            return "flag"
+        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+            return "time"
+        return "number" if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) else None
+
+    def askable(self) -> list[str]:
+        """The columns that a filter or a rule may name."""
+        return [n for n in self.table.column_names if self.kind(n)]
+
+    def coded(self, name: str) -> Coded:
+        """A column of text or names by codes. The first call makes them (about a second for ten million rows); they are kept."""
+        with self.lock:
+            if name not in self.kept:
+                self.kept[name] = _coded(self.table[name])
+            return self.kept[name]
+
+    def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A column of numbers, flags or times (in microseconds), and which of them are known: (n,) and (n,) bool. Kept."""
+        with self.lock:
+            if name not in self.known:
+                self.known[name] = _values(self.table[name])
+            return self.known[name]
 
     def rows_of(self, key: int) -> np.ndarray:
         """Handles of every row with this key, oldest segment first; a key may be in a base and in later deltas."""
@@ -36,12 +102,40 @@ class Features:
         return self.table.select(columns).take(pa.array(handles)).to_pylist()
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def _numpy(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """Codes (n,) int32 and their names; empty and missing values are code 0, named ""."""
-    filled = pc.fill_null(column, "")
+def _bytes(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of fixed-size binary (n, width) uint8; zeros where it is null."""
+    width = column.type.byte_width
+    filled = pc.fill_null(column, pa.scalar(bytes(width), column.type))
+    chunks = [np.frombuffer(c.buffers()[1], np.uint8, len(c) * width, c.offset * width) for c in filled.chunks]
+    return np.concatenate([np.zeros(0, np.uint8), *chunks]).reshape(-1, width)
+
+
+def _values(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        column = column.cast(pa.timestamp("us", getattr(kind, "tz", None))).cast(pa.int64())
+    elif pa.types.is_decimal(kind):
+        column = column.cast(pa.float64())
+    known = _numpy(pc.is_valid(column))
+    zero = pa.scalar(False) if pa.types.is_boolean(column.type) else pa.scalar(0).cast(column.type)
+    values = _numpy(pc.fill_null(column, zero))
+    return values, known & ~np.isnan(values) if values.dtype.kind == "f" else known
+
+
+def _coded(column: pa.ChunkedArray) -> Coded:
+    """Empty and missing values are code 0, named ""."""
+    lists = pa.types.is_list(column.type)
+    text = pc.binary_join(pc.fill_null(column, []) if column.null_count else column, BETWEEN) if lists else column
+    filled = pc.fill_null(text, "").cast(pa.string())
     encoded = pa.concat_arrays([pa.array([""]), *filled.chunks]).dictionary_encode()
-    return encoded.indices.to_numpy()[1:].astype(np.int32), encoded.dictionary.to_pylist()
+    values = encoded.dictionary.to_pylist()
+    parts = [v.split(BETWEEN) if lists else [v] for v in values]
+    return Coded(encoded.indices.to_numpy()[1:].astype(np.int32), [LEVELS.join(p) for p in parts], parts)

@@ -1,11 +1,11 @@
 """`vitrine-serve`: one replica."""
 
-import logging
 import os
 import sys
 
 import typer
 
+from serving import logs
 from serving.settings import ServingSettings
 
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
@@ -18,18 +18,23 @@ def serve() -> None:
 
     from serving.app import create_app
 
-    # The registry is asked every few seconds anyway: a call that fails is better given up at once than retried for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
     for name, value in MLFLOW_PATIENCE.items():
         os.environ.setdefault(name, value)
     try:
         settings = ServingSettings.load(os.environ)
+        app = create_app(settings)
     except ValueError as error:
         sys.exit(str(error))
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=10)
+    logs.set_up(settings.log)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=10,
+    )
 
 
 def main() -> None:

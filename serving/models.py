@@ -5,7 +5,11 @@ import binascii
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from serving.filters import Filter
 from serving.ranker import User
+
+MOST_WORDS = 1000
+PHOTO_SHA256 = "^[0-9a-f]{64}$"
 
 
 class Wire(BaseModel):
@@ -14,49 +18,63 @@ class Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Filter(Wire):
-    """Which products may be in the answer; every named condition must hold."""
+class Asker(User):
+    """Who asks: preferences as they are given here, over those that the feature store has under `id`."""
 
-    brand: list[str] = Field(default=[], examples=[["Norda"]])
-    category: list[str] = Field(default=[], description="names at any level of the category path", examples=[["Shoes"]])
-    min_price: float | None = Field(default=None, allow_inf_nan=False)
-    max_price: float | None = Field(default=None, allow_inf_nan=False)
-    in_stock: bool | None = None
+    id: str = Field(default="", max_length=200, examples=["u-1234"])
 
 
 class SearchRequest(Wire):
-    """A search by exactly one of: a photo (base64), a product already in the catalogue, or a query vector."""
+    """A search by exactly one of: a photo, words, a product already in the catalogue, or a query vector; or photo and words mixed."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"product_id": "P000001", "k": 20, "filter": {"in_stock": True}, "explain": True}]}
+        json_schema_extra={
+            "examples": [
+                {"product_id": "P000001", "k": 20, "filter": {"in_stock": True}, "explain": True},
+                {"text": "a red mug with a handle", "filter": {"price": {"lte": 20}}},
+                {"image": "/9j/4AAQSkZJRg…", "text": "the same in blue", "text_weight": 0.3},
+                {"product_id": "P000001", "user": {"brands": {"Norda": 0.8}, "price": 25}},
+            ]
+        }
     )
 
     image: str | None = Field(default=None, description="encoded image bytes, base64")
-    product_id: str | None = None
+    image_url: str | None = Field(
+        default=None, max_length=2000, description="where the photo lies; only where this replica's settings allow its host"
+    )
+    text: str | None = Field(
+        default=None, max_length=MOST_WORDS, pattern=r"\S", description="words, where the encoder has a text tower"
+    )
+    text_weight: float = Field(default=0.5, ge=0, le=1, description="of a photo with words: how much the words count")
+    product_id: str | None = Field(default=None, max_length=1000)
     vector: list[float] | None = Field(default=None, description="a unit vector of the encoder's dimension", max_length=4096)
     k: int = Field(default=20, ge=1, le=200)
     candidates: int | None = Field(default=None, ge=1, le=2000, description="how many to rank; by default the version's own, 500")
     filter: Filter | None = None
-    user: User | None = None
+    user: Asker | None = None
     explain: bool = False
 
     @model_validator(mode="after")
     def _one_query(self) -> "SearchRequest":
-        given = [n for n in ("image", "product_id", "vector") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of image, product_id, vector (given: {', '.join(given) or 'none'})")
+        names = ("image", "image_url", "text", "product_id", "vector")
+        given = [n for n in names if getattr(self, n) is not None]
+        if len(given) != 1 and given not in (["image", "text"], ["image_url", "text"]):
+            shown = ", ".join(given) or "none"
+            raise ValueError(
+                f"give exactly one of image, image_url, text, product_id, vector, or a photo and text (given: {shown})"
+            )
         return self
 
     def image_bytes(self) -> bytes:
         """The photo's bytes. Raises ValueError when `image` is not base64."""
         try:
             return base64.b64decode(self.image or "", validate=True)
-        except binascii.Error:
+        except (binascii.Error, ValueError):
             raise ValueError("image is not base64") from None
 
 
 class Result(Wire):
-    """One product of the answer. `reasons`: each term of its score, when `explain` was asked for."""
+    """One product of the answer. With `explain`: `reasons`, each term of its score, and `notes`, what a rule did to its place."""
 
     product_id: str
     score: float
@@ -69,6 +87,7 @@ class Result(Wire):
     currency: str
     in_stock: bool
     reasons: dict[str, float] | None = None
+    notes: list[str] | None = None
 
 
 class VersionOf(Wire):
@@ -91,6 +110,28 @@ class Coverage(Wire):
 class SearchAnswer(Wire):
     """The answer to a search, from one version throughout."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "request_id": "4f0c2d6a9be14c1b",
+                    "version": {"index": "7", "encoder": "3", "tower": "student", "variant": "int8", "manifest": "scheduled__2026-11-24"},
+                    "results": [
+                        {
+                            "product_id": "P000001", "score": 0.914, "similarity": 0.861, "title": "Norda mug", "brand": "Norda",
+                            "category": ["Home", "Mugs"], "image_url": "/v1/images/P000001", "price": 12.5, "currency": "EUR",
+                            "in_stock": True, "notes": [],
+                            "reasons": {"similarity": 0.861, "category": 0.041, "popularity": 0.0, "in_stock": 0.005, "colour": 0.007},
+                        }
+                    ],
+                    "coverage": {"shards_ok": 2, "shards_total": 2},
+                    "cached": [],
+                    "timings_ms": {"decode": 1.1, "encode": 4.0, "retrieve": 1.2, "rank": 0.4, "total": 6.9},
+                }
+            ]
+        }
+    )  # fmt: skip
+
     request_id: str
     version: VersionOf
     results: list[Result]
@@ -107,6 +148,17 @@ class BatchRequest(Wire):
 
 class Problem(Wire):
     """An error, as RFC 9457 (problem+json) writes it: one useful sentence in `detail`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank", "title": "Cannot be answered", "status": 422, "reason": "query", "request_id": "4f0c2d6a",
+                    "detail": "filter: this index version has no column 'colour' to ask; it has product_id, title, brand, category",
+                }
+            ]
+        }
+    )  # fmt: skip
 
     type: str = "about:blank"
     title: str

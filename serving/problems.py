@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 import uuid
 from typing import Any
 
@@ -13,18 +14,23 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import logs
 from serving.contract.preprocess import ImageRejected
 from serving.metrics import Metrics
 from serving.models import Problem
+from serving.phases import DeadlinePassed
 from serving.queries import QueryError
+from serving.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
 TITLES = {
     401: "Unauthorized", 404: "Not found", 405: "Not allowed", 408: "Too slow", 413: "Too large", 415: "Not supported",
-    422: "Cannot be answered", 500: "Our fault", 503: "Not now",
+    422: "Cannot be answered", 429: "Too often", 500: "Our fault", 503: "Not now", 504: "Too late",
 }  # fmt: skip
 IMAGE_STATUS = {"too_many_bytes": 413, "too_many_pixels": 413, "format": 415, "not_an_image": 415}
+UNTOLD = ("/healthz", "/readyz", "/metrics", "/static", "/v1/version")
+"""Routes that machines ask every few seconds: counted, and neither logged nor traced."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -36,39 +42,53 @@ class Refused(Exception):
         self.status, self.reason, self.headers = status, reason, headers or {}
 
 
-class RequestIds:
-    """ASGI middleware: every answer carries `X-Request-Id` (the caller's own where it is a plain word) and is counted."""
+class Requests:
+    """ASGI middleware: every answer carries `X-Request-Id` (the caller's own where it is a plain word), is counted, logged, traced."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
+        self.app, self.metrics, self.tracing = app, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
         request_id = asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex[:16]
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        started = False
+        scope.setdefault("state", {}).update(request_id=request_id, phases=[])
+        logs.request_id.set(request_id)
+        at, began = time.time(), time.perf_counter()
+        status = 0
 
         async def named(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
-                route = getattr(scope.get("route"), "path", "other")
-                self.metrics.requests.labels(route, str(message["status"])).inc()
             await send(message)
 
         try:
             await self.app(scope, receive, named)
         except Exception as error:  # what nobody foresaw is ours; the caller gets a sentence, the log the rest
             log.error("request %s failed", request_id, exc_info=error)
-            if started:
+            if status:
                 raise
             detail = "the search failed for a reason of ours; the log has it under this request id"
             await problem(Request(scope), 500, detail, "internal")(scope, receive, named)
+        finally:
+            self._tell(scope, headers, status, at, time.perf_counter() - began)
+
+    def _tell(self, scope: Scope, headers: Headers, status: int, at: float, took_s: float) -> None:
+        """Counts, logs and traces a request that is over; status 0: the caller went away first."""
+        route = getattr(scope.get("route"), "path", "other")
+        self.metrics.request(route, status, took_s)
+        if route in UNTOLD:
+            return
+        fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * took_s, 2)}
+        log.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
+        attributes = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status}
+        attributes["vitrine.request_id"] = scope["state"]["request_id"]
+        self.tracing.record(f"{scope['method']} {route}", headers, at, took_s, attributes, scope["state"]["phases"])
 
 
 def problem(request: Request, status: int, detail: str, reason: str = "", headers: dict[str, str] | None = None) -> JSONResponse:
@@ -87,9 +107,9 @@ def sentence_of(errors: Any) -> str:
     return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
-def handle_errors(app: FastAPI, metrics: Metrics) -> None:
+def handle_errors(app: FastAPI, metrics: Metrics, tracing: Tracing) -> None:
     """Every error becomes problem+json."""
-    app.add_middleware(RequestIds, metrics=metrics)
+    app.add_middleware(Requests, metrics=metrics, tracing=tracing)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
@@ -98,6 +118,10 @@ def handle_errors(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(QueryError)
     async def query_error(request: Request, error: QueryError) -> JSONResponse:
         return problem(request, error.status, str(error), "query")
+
+    @app.exception_handler(DeadlinePassed)
+    async def too_late(request: Request, error: DeadlinePassed) -> JSONResponse:
+        return problem(request, 504, str(error), "deadline")
 
     @app.exception_handler(ImageRejected)
     async def rejected(request: Request, error: ImageRejected) -> JSONResponse:

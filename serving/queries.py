@@ -1,19 +1,23 @@
 """From a request to an answer: the work of one search, done in a worker thread on one release."""
 
-import time
+import json
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from serving.cache import Cache, Caches
+from serving.cache import Caches
 from serving.contract.keys import product_key
 from serving.contract.preprocess import ImageLimits
 from serving.features import Features
-from serving.models import Coverage, Filter, Result, SearchAnswer, SearchRequest, VersionOf
-from serving.ranker import Ranked
-from serving.release import Release
+from serving.filters import FilterError
+from serving.models import Asker, Coverage, Result, SearchAnswer, SearchRequest, VersionOf
+from serving.phases import Phases
+from serving.profiles import Profiles
+from serving.ranker import Ranked, User
+from serving.release import Asked, Release
 from serving.searcher import Found, Searcher
 
 SHOWN = ["product_id", "title", "brand", "category", "price", "currency", "in_stock"]
@@ -29,30 +33,45 @@ class QueryError(Exception):
 
 
 @dataclass(frozen=True)
+class Means:
+    """What all searches of a replica use."""
+
+    limits: ImageLimits
+    caches: Caches
+    profiles: Profiles
+
+
+@dataclass(frozen=True)
 class Query:
-    """What is asked, before anything is computed: the photo's bytes (None: product or vector), and a key for caches.
+    """What is asked, before anything is computed: the photo by its bytes or only its sha256, and a key for caches.
 
     `key` names the query and everything else that the answer depends on besides the versions.
     """
 
     request: SearchRequest
     photo: bytes | None
-    source: str
+    photo_sha256: str
     key: str
 
     @classmethod
-    def of(cls, request: SearchRequest, photo: bytes | None) -> "Query":
+    def of(cls, request: SearchRequest, photo: bytes | None = None, photo_sha256: str = "") -> "Query":
         """Raises ValueError when the photo in the request is not base64."""
-        if photo is None and request.image is not None:
+        if photo is None and request.image is not None and not photo_sha256:
             photo = request.image_bytes()
-        if photo is not None:
-            source = "photo:" + sha256(photo).hexdigest()
-        elif request.product_id is not None:
-            source = "product:" + request.product_id
-        else:
-            source = "vector:" + sha256(np.array(request.vector, np.float64).tobytes()).hexdigest()
-        rest = request.model_dump_json(exclude={"image", "vector", "product_id", "user"})
-        return cls(request, photo, source, f"{source}|{rest}")
+        sha = sha256(photo).hexdigest() if photo is not None else photo_sha256
+        source = {
+            "photo": sha,
+            "text": request.text,
+            "weight": request.text_weight if sha and request.text is not None else None,
+            "product": request.product_id,
+            "vector": None if request.vector is None else sha256(np.array(request.vector, np.float64).tobytes()).hexdigest(),
+            "k": request.k,
+            "candidates": request.candidates,
+            "filter": request.filter.canonical() if request.filter else "",
+            "explain": request.explain,
+        }
+        key = sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
+        return cls(request, photo, sha, key)
 
     @property
     def personal(self) -> bool:
@@ -64,26 +83,23 @@ def etag(release: Release, query: Query) -> str:
     return '"' + sha256(f"{release.identity}|{query.key}".encode()).hexdigest()[:32] + '"'
 
 
-def search(release: Release, query: Query, limits: ImageLimits, caches: Caches, request_id: str) -> SearchAnswer:
-    """Answers a search from one release throughout. Raises QueryError or ImageRejected."""
-    began = time.perf_counter()
-    request = query.request
+def search(release: Release, query: Query, means: Means, phases: Phases, request_id: str) -> SearchAnswer:
+    """Answers a search from one release throughout. Raises QueryError, FilterError, ImageRejected or DeadlinePassed."""
+    request, caches = query.request, means.caches
+    cached: list[str] = []
     kept = None if query.personal else caches.response.get(f"{release.identity}|{query.key}")
     if kept is not None:
-        spent = {"total": round(1e3 * (time.perf_counter() - began), 3)}
-        answer: SearchAnswer = kept.model_copy(update={"request_id": request_id, "cached": ["response"], "timings_ms": spent})
-        return answer
-    timings: dict[str, float] = {}
-    cached: list[str] = []
-    vector, own = _query_vector(release, query, limits, caches.embedding, timings, cached)
-    retrieving = time.perf_counter()
-    found = _candidates(release, query, vector, request.k + (own is not None), caches.candidates, cached)
-    ranking = time.perf_counter()
-    ranked = release.rank(found, request.k + (own is not None), request.user)
-    shaping = time.perf_counter()
-    results = _results(ranked, release.searcher.features, own, request)
-    done = time.perf_counter()
-    timings |= {"retrieve": 1e3 * (ranking - retrieving), "rank": 1e3 * (shaping - ranking), "total": 1e3 * (done - began)}
+        changed = {"request_id": request_id, "cached": ["response"], "timings_ms": phases.timings_ms()}
+        return kept.model_copy(update=changed)
+    user = _user(request.user, means.profiles)
+    asked = _asked(release, query, means, phases, cached)
+    own = request.product_id
+    k = request.k + (own is not None)
+    with phases.phase("retrieve"):
+        found = _candidates(release, request, asked.vector, k, caches, cached)
+    with phases.phase("rank"):
+        ranked = release.rank(found, k, user, asked.colours)
+        results = _results(ranked, release.searcher.features, own, request)
     shards = release.manifest.shards
     answer = SearchAnswer(
         request_id=request_id,
@@ -91,7 +107,7 @@ def search(release: Release, query: Query, limits: ImageLimits, caches: Caches, 
         results=results,
         coverage=Coverage(shards_ok=shards, shards_total=shards),
         cached=cached,
-        timings_ms={name: round(ms, 3) for name, ms in timings.items()},
+        timings_ms=phases.timings_ms(),
     )
     if not query.personal:
         caches.response.put(f"{release.identity}|{query.key}", answer)
@@ -102,24 +118,6 @@ def version_of(release: Release) -> VersionOf:
     tower, _, variant = release.manifest.encoder.query.partition(".")
     encoder = release.manifest.encoder.version
     return VersionOf(index=release.version, encoder=encoder, tower=tower, variant=variant, manifest=release.manifest.id)
-
-
-def matching(features: Features, wanted: Filter) -> np.ndarray:
-    """Which rows (n,) bool a filter lets through. A name that occurs nowhere lets nothing through."""
-    mask = np.ones(features.rows, bool)
-    if wanted.brand:
-        mask &= np.isin(features.brand, _codes(features.brands, wanted.brand))
-    if wanted.category:
-        names = set(wanted.category)
-        codes = [n for n, path in enumerate(features.leaves) if names & set(path.split(" > "))]
-        mask &= np.isin(features.leaf, codes)
-    if wanted.min_price is not None:
-        mask &= features.price >= wanted.min_price
-    if wanted.max_price is not None:
-        mask &= features.price <= wanted.max_price
-    if wanted.in_stock is not None:
-        mask &= features.in_stock == wanted.in_stock
-    return mask
 
 
 def row_of(searcher: Searcher, product_id: str) -> int:
@@ -135,40 +133,78 @@ def _live(searcher: Searcher, row: int) -> bool:
     return segment.alive is None or bool(segment.alive[row - segment.start])
 
 
-def _query_vector(
-    release: Release, query: Query, limits: ImageLimits, vectors: Cache, timings: dict[str, float], cached: list[str]
-) -> tuple[np.ndarray, str | None]:
-    """The unit query vector (d,), and the product it is of when that one is not to be in the answer."""
+def _user(asker: Asker | None, profiles: Profiles) -> User | None:
+    """The user's preferences: what the request says, over what the feature store knows."""
+    if asker is None or not asker.id:
+        return asker
+    known = profiles.read(asker.id) or User()
+    return known.model_copy(update=asker.model_dump(exclude={"id"}, exclude_unset=True))
+
+
+def _asked(release: Release, query: Query, means: Means, phases: Phases, cached: list[str]) -> Asked:
     request = query.request
-    if query.photo is None and request.product_id is not None:
-        return release.searcher.vector(row_of(release.searcher, request.product_id)), request.product_id
-    if query.photo is None:
+    if request.product_id is not None:
+        row = row_of(release.searcher, request.product_id)
+        colours = release.searcher.features.palette
+        return Asked(release.searcher.vector(row), None if colours is None else colours[row])
+    if request.vector is not None:
         with np.errstate(over="ignore"):
-            return _checked(np.array(request.vector, np.float32), release.searcher.dim), None
-    key = f"{release.query.fingerprint}|{query.source}"
-    kept = vectors.get(key)
+            return Asked(_checked(np.array(request.vector, np.float32), release.searcher.dim))
+    photo = _of_photo(release, query, means, phases, cached) if query.photo_sha256 else None
+    words = _of_words(release, request.text, means.caches, phases, cached) if request.text is not None else None
+    if photo is None or words is None:
+        found = photo or words
+        assert found is not None
+        return found
+    mixed = (1 - request.text_weight) * photo.vector + request.text_weight * words.vector
+    length = float(np.linalg.norm(mixed))
+    if length < 1e-6:
+        raise QueryError("the photo and the words are opposite to each other and cancel out; change text_weight")
+    return Asked(mixed / np.float32(length), photo.colours)
+
+
+def _of_photo(release: Release, query: Query, means: Means, phases: Phases, cached: list[str]) -> Asked:
+    key = f"{release.query.fingerprint}|{release.searcher.features.palette is not None}|{query.photo_sha256}"
+    kept: Asked | None = means.caches.embedding.get(key)
     if kept is not None:
         cached.append("embedding")
-        return kept, None
-    vector, spent = release.encode_photo(query.photo, limits)
-    timings |= spent
-    vectors.put(key, vector)
-    return vector, None
+        return kept
+    if query.photo is None:
+        raise QueryError("this photo is not known here (any more); send it with POST /v1/search", 404)
+    asked = release.encode_photo(query.photo, means.limits, phases)
+    means.caches.embedding.put(key, asked)
+    return asked
 
 
-def _candidates(release: Release, query: Query, vector: np.ndarray, k: int, kept: Cache, cached: list[str]) -> Found:
+def _of_words(release: Release, text: str, caches: Caches, phases: Phases, cached: list[str]) -> Asked:
+    if release.words is None:
+        encoder = release.manifest.encoder
+        raise QueryError(f"encoder version {encoder.version} has no text tower; search with a photo, a product or a vector")
+    key = f"{release.words.fingerprint}|text|{sha256(text.encode()).hexdigest()}"
+    kept: Asked | None = caches.embedding.get(key)
+    if kept is not None:
+        cached.append("embedding")
+        return kept
+    with phases.phase("encode"):
+        asked = Asked(release.words.encode(text))
+    caches.embedding.put(key, asked)
+    return asked
+
+
+def _candidates(release: Release, request: SearchRequest, vector: np.ndarray, k: int, caches: Caches, cached: list[str]) -> Found:
     """The first phase, remembered by the vector, the version, the filter and how many were asked for."""
-    request = query.request
     wanted = max(request.candidates or release.candidates, k)
-    rest = request.filter.model_dump_json() if request.filter else ""
-    key = f"{release.identity}|{sha256(vector.tobytes()).hexdigest()}|{wanted}|{rest}"
-    found: Found | None = kept.get(key)
+    rest = request.filter.canonical() if request.filter else ""
+    key = f"{release.identity}|{sha256(vector.tobytes()).hexdigest()}|{wanted}|{sha256(rest.encode()).hexdigest()[:32]}"
+    found: Found | None = caches.candidates.get(key)
     if found is not None:
         cached.append("candidates")
         return found
-    allowed = matching(release.searcher.features, request.filter) if request.filter else None
-    found = release.retrieve(vector, wanted, allowed)
-    kept.put(key, found)
+    try:
+        found = release.retrieve(vector, wanted, request.filter)
+    except FilterError as error:
+        raise QueryError(str(error)) from None
+    caches.candidates.put(key, found)
     return found
 
 
@@ -187,19 +223,21 @@ def _results(ranked: Ranked, features: Features, own: str | None, request: Searc
     for place, row in enumerate(rows):
         if row["product_id"] == own:
             continue
-        reasons = {n: round(float(t[place]), 5) for n, t in ranked.terms.items()} if request.explain else None
+        explained: dict[str, Any] = {}
+        if request.explain:
+            note = ranked.notes.get(place)
+            explained = {
+                "reasons": {n: round(float(t[place]), 5) for n, t in ranked.terms.items()},
+                "notes": [note] if note else [],
+            }
         price = row["price"] if row["price"] == row["price"] else None
         results.append(
             Result(
                 score=round(float(ranked.score[place]), 6),
                 similarity=round(float(ranked.similarity[place]), 6),
                 image_url=f"/v1/images/{quote(row['product_id'], safe='')}",
-                reasons=reasons,
+                **explained,
                 **(row | {"price": price, "category": row["category"] or []}),
             )
         )
     return results[: request.k]
-
-
-def _codes(names: list[str], wanted: list[str]) -> list[int]:
-    return [n for n, name in enumerate(names) if name in set(wanted)]

@@ -1,41 +1,58 @@
-"""An index version, opened whole: its query encoder, its searcher and its ranker. Opened means verified."""
+"""An index version, opened whole: its query encoders, its searcher and its ranker. Opened means verified.
 
-import time
+A query passes three phases: encode (a photo or words to `Asked`), retrieve (candidates from all segments), rank.
+"""
+
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from serving.contract.encoder import EncoderFolder, OnnxEncoder
 from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest
+from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
+from serving.filters import Filter, FilterError, matching
 from serving.golden import check_golden
+from serving.phases import Phases
 from serving.ranker import Ranked, RankerConfig, User, rank
 from serving.searcher import Found, Searcher
+from serving.words import TextEncoder
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The ranked rows for one query and how long each phase took, in milliseconds."""
+class Asked:
+    """A query as the phases need it: its unit vector (d,) float32, and the palette (13,) uint8 of its picture if it has one."""
 
-    ranked: Ranked
-    timings_ms: dict[str, float]
+    vector: np.ndarray
+    colours: np.ndarray | None = None
 
 
 class Release:
-    """Everything that answers a query, all of one version."""
+    """Everything that answers a query, all of one version. `words` is None where the encoder version has no text tower."""
 
     def __init__(
-        self, version: str, manifest: IndexManifest, encoders: EncoderFolder, query: OnnxEncoder, searcher: Searcher
+        self,
+        version: str,
+        manifest: IndexManifest,
+        encoders: EncoderFolder,
+        query: OnnxEncoder,
+        searcher: Searcher,
+        words: TextEncoder | None = None,
     ) -> None:
         self.version, self.manifest, self.encoders = version, manifest, encoders
-        self.query, self.searcher = query, searcher
+        self.query, self.searcher, self.words = query, searcher, words
         self.preprocess = encoders.manifest.preprocess
-        self.ranker = RankerConfig.model_validate(manifest.ranker)
-        self.identity = f"{version}|{manifest.id}|{query.fingerprint}"
+        self.ranker = _ranker(manifest, searcher)
+        content = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:16]
+        self.identity = f"{version}|{manifest.id}|{content}|{query.fingerprint}|{self.ranker.digest()}"
         self.candidates = int(manifest.search.get("candidates") or 500)
+        require = self.ranker.rules.require
+        self.required = matching(searcher.features, require) if require else None
 
     @classmethod
     def open(
@@ -58,39 +75,54 @@ class Release:
             )
         searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref))
         check_golden(verify(locate(manifest.golden), manifest.golden), searcher)
-        return cls(version, manifest, encoders, query, searcher)
+        return cls(version, manifest, encoders, query, searcher, TextEncoder.open(encoders, threads))
 
-    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, dict[str, float]]:
-        """The query vector (d,) float32 of a photo's bytes, with decode and encode times. Raises ImageRejected."""
-        began = time.perf_counter()
-        pixels = decode(data, self.preprocess, limits)
-        decoded = time.perf_counter()
-        vector = self.query.encode(pixels[None])[0]
-        encoded = time.perf_counter()
-        return vector, {"decode": 1e3 * (decoded - began), "encode": 1e3 * (encoded - decoded)}
+    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, phases: Phases | None = None) -> Asked:
+        """The query of a photo's bytes: phases decode and encode. Raises ImageRejected."""
+        phases = phases or Phases()
+        with phases.phase("decode"):
+            pixels = decode(data, self.preprocess, limits)
+            colours = palette(pixels) if self.searcher.features.palette is not None else None
+        with phases.phase("encode"):
+            return Asked(self.query.encode(pixels[None])[0], colours)
 
-    def answer(
-        self, vector: np.ndarray, k: int = 20, candidates: int = 0, allowed: np.ndarray | None = None, user: User | None = None
-    ) -> Answer:
-        """The k best products for a unit query vector (d,): candidates from the index, then the ranker."""
-        began = time.perf_counter()
-        found = self.retrieve(vector, max(candidates or self.candidates, k), allowed)
-        retrieved = time.perf_counter()
-        ranked = self.rank(found, k, user)
-        done = time.perf_counter()
-        return Answer(ranked, {"retrieve": 1e3 * (retrieved - began), "rank": 1e3 * (done - retrieved)})
+    def allowed(self, wanted: Filter | None) -> np.ndarray | None:
+        """Which rows (n,) bool may be in an answer: what the rules require, and the filter. None: all. Raises FilterError."""
+        if wanted is None:
+            return self.required
+        mask = matching(self.searcher.features, wanted)
+        return mask if self.required is None else mask & self.required
 
-    def retrieve(self, vector: np.ndarray, candidates: int, allowed: np.ndarray | None = None) -> Found:
-        """The first phase: the nearest rows of one unit query vector (d,)."""
-        return self.searcher.search(vector[None], candidates, allowed)
+    def retrieve(self, vector: np.ndarray, candidates: int, wanted: Filter | None = None) -> Found:
+        """The first phase: the nearest rows of one unit query vector (d,) that may be in the answer."""
+        return self.searcher.search(vector[None], candidates, self.allowed(wanted))
 
-    def rank(self, found: Found, k: int, user: User | None = None) -> Ranked:
+    def rank(self, found: Found, k: int, user: User | None = None, colours: np.ndarray | None = None) -> Ranked:
         """The second phase: the k best of one query's candidates."""
-        return rank(found.rows[0], found.similarity[0], self.searcher.features, self.ranker, k, user)
+        return rank(found.rows[0], found.similarity[0], self.searcher.features, self.ranker, k, user, colours)
+
+    def answer(self, asked: Asked, k: int = 20) -> Ranked:
+        """Both phases, with the version's own number of candidates."""
+        return self.rank(self.retrieve(asked.vector, max(self.candidates, k)), k, None, asked.colours)
 
     def warm(self, rounds: int = 3) -> None:
         """Runs a few made-up queries, so that the first shopper does not pay for page faults and lazy set-up."""
         size = self.preprocess.size
         for n in range(rounds):
-            vector = self.query.encode(np.full((1, size, size, 3), 40 * n, np.uint8))[0]
-            self.answer(vector)
+            pixels = np.full((1, size, size, 3), 40 * n, np.uint8)
+            self.answer(Asked(self.query.encode(pixels)[0], palette(pixels[0])))
+            if self.words is not None:
+                self.words.encode("a warm word")
+
+
+def _ranker(manifest: IndexManifest, searcher: Searcher) -> RankerConfig:
+    """The manifest's weights and rules, once they fit its columns. Raises ContractError."""
+    try:
+        config = RankerConfig.model_validate(manifest.ranker)
+        config.rules.check(searcher.features)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ContractError(f"index {manifest.id}: ranker: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+    except FilterError as error:
+        raise ContractError(f"index {manifest.id}: ranker: {error}") from None
+    return config

@@ -1,38 +1,52 @@
 """What one serving process holds: its slots, its workers, its caches and its counters."""
 
 import asyncio
-import hmac
+import contextvars
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
+from serving.access import Access, read_keys
 from serving.cache import Caches
 from serving.contract.preprocess import ImageLimits
+from serving.fetching import Fetcher
 from serving.metrics import Metrics
+from serving.phases import DeadlinePassed, Phases
 from serving.problems import Refused
+from serving.profiles import NoProfiles, Profiles, RedisProfiles
+from serving.queries import Means
 from serving.release import Release
 from serving.settings import ServingSettings
 from serving.slots import Slots
 from serving.source import VersionSource
+from serving.tracing import tracing_to
 
 Result = TypeVar("Result")
 
 LOADER_POLL_S = 0.2
+FETCHERS = 4
+PROFILE_TIMEOUT_S = 0.05
 
 
 class Replica:
     """Opened by `start`, closed by `close`; in between it follows the aliases and works on searches."""
 
-    def __init__(self, settings: ServingSettings, source: VersionSource) -> None:
+    def __init__(self, settings: ServingSettings, source: VersionSource, fetcher: Fetcher | None = None) -> None:
         self.settings = settings
         self.slots = Slots(source, settings.threads)
         self.metrics = Metrics()
-        self.caches = Caches()
+        self.access = Access(settings.admin_token, read_keys(settings.api_keys))
+        self.tracing = tracing_to(settings.otel_endpoint)
         self.limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+        self.means = Means(self.limits, _caches(settings), _profiles(settings))
+        self.fetcher = fetcher or Fetcher(settings.query_hosts, settings.max_image_bytes)
         self.pool = ThreadPoolExecutor(settings.workers, "search")
-        self.waiting = 0
+        self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
+        self.waiting = self.uploading = 0
+        self.counting = threading.Lock()
         self.stop = threading.Event()
         self.watchers = [
             threading.Thread(target=self._repeat, args=(self.slots.follow, settings.poll_s), name="follow", daemon=True),
@@ -48,25 +62,63 @@ class Replica:
         for watcher in self.watchers:
             watcher.join(10)
         self.pool.shutdown(wait=False, cancel_futures=True)
+        self.fetchers.shutdown(wait=False, cancel_futures=True)
+        self.means.caches.close()
+        self.tracing.close()
 
-    async def work(self, call: Callable[[], Result]) -> Result:
-        """Runs a call in the pool. Raises Refused(503) when too many wait already, or when this one waited for too long."""
+    def phases(self, timeout_ms: str = "") -> Phases:
+        """The phases of a search that begins now; a caller may give it less time than the setting does, never more."""
+        limit_s = self.settings.deadline_s
+        if timeout_ms.isdecimal():
+            limit_s = min(limit_s, int(timeout_ms[:9]) / 1e3)
+        return Phases(time.monotonic() + limit_s)
+
+    @contextmanager
+    def upload(self) -> Iterator[None]:
+        """Holds a place for a body that is on its way in. Raises Refused(503) when there is none."""
+        if self.uploading >= self.settings.uploads:
+            raise _overloaded("too many photos are on their way in; try again in a second")
+        self.uploading += 1
+        try:
+            yield
+        finally:
+            self.uploading -= 1
+
+    async def work(self, call: Callable[[], Result], phases: Phases) -> Result:
+        """Runs a call in the pool. Raises Refused(503) when too many wait already, DeadlinePassed when the time is over."""
         if self.waiting >= self.settings.workers + self.settings.queue:
             raise _overloaded("too many searches are waiting; try again in a second")
-        latest = time.monotonic() + self.settings.deadline_s
+        self._count(1)
+        context = contextvars.copy_context()
 
         def in_time() -> Result:
-            if time.monotonic() > latest:
-                raise _overloaded(f"the search waited longer than {self.settings.deadline_s:g} s; try again in a second")
-            return call()
+            phases.check("work")
+            return context.run(call)
 
-        self.waiting += 1
-        self.metrics.busy.set(self.waiting)
+        future = self.pool.submit(in_time)
+        future.add_done_callback(lambda _: self._count(-1))  # a call that is given up goes on until its next phase
+        return await self._until(asyncio.wrap_future(future), phases)
+
+    async def fetch(self, url: str, phases: Phases) -> bytes:
+        """A photo by its address, while workers do other things. Raises ImageRejected or DeadlinePassed."""
+
+        def fetch() -> bytes:
+            with phases.phase("fetch"):
+                return self.fetcher.fetch(url)
+
+        return await self._until(asyncio.get_running_loop().run_in_executor(self.fetchers, fetch), phases)
+
+    async def _until(self, future: "asyncio.Future[Result]", phases: Phases) -> Result:
+        assert phases.latest is not None
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.pool, in_time)
-        finally:
-            self.waiting -= 1
-            self.metrics.busy.set(self.waiting)
+            return await asyncio.wait_for(future, max(0.0, phases.latest - time.monotonic()))
+        except TimeoutError:
+            raise DeadlinePassed("the answer was not ready in the time this request had; try again, or ask for less") from None
+
+    def _count(self, change: int) -> None:
+        with self.counting:
+            self.waiting += change
+        self.metrics.busy.set(self.waiting)
 
     def release(self, slot: str = "") -> Release:
         """The release to answer with. Raises Refused(503) when there is none."""
@@ -76,15 +128,6 @@ class Replica:
             raise Refused(503, what, "not_ready", {"Retry-After": "5"})
         return found
 
-    def check_admin(self, authorization: str) -> None:
-        """Raises Refused unless the bearer token is the admin token (compared in constant time)."""
-        token = authorization.removeprefix("Bearer ").strip()
-        wanted = self.settings.admin_token
-        if not wanted or not hmac.compare_digest(token.encode(), wanted.encode()):
-            raise Refused(
-                401, "this needs the admin token: Authorization: Bearer …", "unauthorized", {"WWW-Authenticate": "Bearer"}
-            )
-
     def _repeat(self, call: Callable[[], object], every_s: float) -> None:
         while not self.stop.is_set():
             call()
@@ -93,3 +136,19 @@ class Replica:
 
 def _overloaded(detail: str) -> Refused:
     return Refused(503, detail, "overloaded", {"Retry-After": "1"})
+
+
+def _caches(settings: ServingSettings) -> Caches:
+    if not settings.cache_url:
+        return Caches()
+    from serving.shared_cache import shared_caches
+
+    return shared_caches(settings.cache_url)
+
+
+def _profiles(settings: ServingSettings) -> Profiles:
+    if not settings.profiles_url:
+        return NoProfiles()
+    from serving.shared_cache import connect
+
+    return RedisProfiles(connect(settings.profiles_url, PROFILE_TIMEOUT_S))

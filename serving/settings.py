@@ -25,12 +25,27 @@ class ServingSettings:
     """Requests that are worked on at once; more wait, up to `queue`, and beyond that are answered 503."""
     queue: int = 64
     deadline_s: float = 5.0
-    """A search that waited longer than this for a worker is answered 503 instead of being worked on."""
+    """From the whole body to the answer; what takes longer is answered 504, and no further phase of it begins."""
     body_s: float = 20.0
     """A body that has not arrived whole after this long is answered 408."""
+    uploads: int = 128
+    """Bodies that may be on their way in at once; beyond that, 503."""
     image_root: str = ""
     """Folder below which product pictures lie, for showing them. Empty: the snapshot's own root, where it is a local folder."""
     admin_token: str = ""
+    """What the admin routes ask for. Empty: those routes are closed."""
+    api_keys: str = ""
+    """A JSON file of API keys as their sha256 (`vitrine key` makes them). Empty: everybody may search."""
+    query_hosts: tuple[str, ...] = ()
+    """Hosts that `image_url` may name, separated by commas. Empty: no photo is fetched by address."""
+    cache_url: str = ""
+    """redis:// of the caches that replicas share. Empty: each replica remembers for itself."""
+    profiles_url: str = ""
+    """redis:// of the feature store that knows users. Empty: only what a request says of its user counts."""
+    otel_endpoint: str = ""
+    """Where traces go, such as http://127.0.0.1:4318/v1/traces. Empty: nowhere."""
+    log: str = "json"
+    """json: one object a line; text: for people."""
     notice: str = ""
     """A line the search page shows, such as that the data is generated."""
     max_image_bytes: int = 10 * 2**20
@@ -46,7 +61,7 @@ class ServingSettings:
                 continue
             kind: Any = type(spec.default)
             try:
-                values[spec.name] = kind(text)
+                values[spec.name] = tuple(p.strip() for p in text.split(",") if p.strip()) if kind is tuple else kind(text)
             except ValueError:
                 raise ValueError(f"{PREFIX}{spec.name.upper()}={text!r} is not a {kind.__name__}") from None
         return cls(**values)

@@ -16,7 +16,8 @@ Result = TypeVar("Result")
 
 JSON_OVERHEAD = 1.4
 """base64 makes 4 bytes of 3; the rest is room for the other fields."""
-FORM_FIELDS = ("k", "candidates", "explain")
+FORM_FIELDS = ("k", "candidates", "explain", "text", "text_weight")
+JSON_FIELDS = ("filter", "user")
 
 
 class InMemory(MultiPartParser):
@@ -59,15 +60,14 @@ async def _photo_and_fields(form: FormData, max_image_bytes: int) -> tuple[bytes
         raise ValueError("the field image is missing: send the photo's bytes as a file")
     data = await image.read(max_image_bytes + 1)
     fields: dict[str, Any] = {n: form[n] for n in FORM_FIELDS if n in form}
-    if form.get("filter"):
-        fields["filter"] = _object(str(form["filter"]).encode())
+    fields |= {n: json_object(str(form[n]).encode(), f"the field {n}") for n in JSON_FIELDS if form.get(n)}
     return data, fields
 
 
 async def read_json(request: Request, max_image_bytes: int, limit_s: float) -> dict[str, Any]:
     """The body as a JSON object. Raises as `read_upload`."""
     _bound(request, _body_limit(max_image_bytes))
-    return _object(await _in_time(request.body(), limit_s))
+    return json_object(await _in_time(request.body(), limit_s))
 
 
 def _body_limit(max_image_bytes: int) -> int:
@@ -81,13 +81,14 @@ async def _in_time(reading: Coroutine[Any, Any, Result], limit_s: float) -> Resu
         raise HTTPException(408, f"the body did not arrive whole within {limit_s:g} s") from None
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def json_object(data: bytes, what: str = "the body") -> dict[str, Any]:
+    """The JSON object in some bytes. Raises ValueError saying that `what` is none."""
     try:
         value = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise ValueError("the body is not JSON") from None
+        raise ValueError(f"{what} is not JSON") from None
     if not isinstance(value, dict):
-        raise ValueError("the body is not a JSON object")
+        raise ValueError(f"{what} is not a JSON object")
     return value
 
 

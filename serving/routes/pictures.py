@@ -6,12 +6,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-from serving.models import Problem
 from serving.pictures import picture_path
 from serving.problems import Refused
 from serving.queries import row_of
 from serving.replica import Replica
-from serving.routes.described import PROBLEMS
+from serving.routes.described import problems
 from serving.routes.search import Slot, chosen
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -24,7 +23,7 @@ def picture_routes(app: FastAPI, replica: Replica) -> None:
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
-    @app.get("/v1/images/{product_id:path}", response_class=FileResponse, responses={404: {"model": Problem}, **PROBLEMS})
+    @app.get("/v1/images/{product_id:path}", response_class=FileResponse, responses=problems(401, 404, 422, 503))
     async def picture(request: Request, product_id: str, slot: Slot = "") -> FileResponse:
         """A product's own picture, where it is a local file."""
         release = chosen(replica, request, slot)

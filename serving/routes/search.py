@@ -1,7 +1,8 @@
 """Searching: one query, several at once, and what looks like a product."""
 
-from functools import partial
+import asyncio
 from typing import Annotated
+from urllib.parse import urlencode
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
@@ -9,78 +10,166 @@ from pydantic import ValidationError
 
 from serving import queries
 from serving.contract.preprocess import ImageRejected
-from serving.models import BatchAnswer, BatchRequest, Problem, SearchAnswer, SearchRequest
-from serving.problems import TITLES, sentence_of
+from serving.filters import Filter
+from serving.models import MOST_WORDS, PHOTO_SHA256, BatchAnswer, BatchRequest, Problem, SearchAnswer, SearchRequest
+from serving.phases import DeadlinePassed
+from serving.problems import IMAGE_STATUS, TITLES, Refused, sentence_of
 from serving.queries import QueryError
 from serving.release import Release
 from serving.replica import Replica
-from serving.routes.described import BATCH_BODY, PHOTO_BODY, PROBLEMS, body
-from serving.uploads import read_json, read_upload
+from serving.routes.described import BATCH_BODY, NOT_THERE, PHOTO_BODY, PROBLEMS, SECURITY, body
+from serving.uploads import json_object, read_json, read_upload
 
 FRESH_S = 60
 """How long a CDN may answer by itself. Short, as a flip does not reach it; afterwards the ETag asks whether anything changed."""
-SHARED = f"public, max-age={FRESH_S}, stale-while-revalidate={FRESH_S}"
 OWN = "private, no-store"
 
 Slot = Annotated[str, Query(description="a slot instead of what is live; needs the admin token", pattern="^(blue|green|)$")]
+Number = Annotated[int, Query(ge=1, le=200, description="how many products")]
+Candidates = Annotated[int | None, Query(ge=1, le=2000, description="how many to rank; by default the version's own, 500")]
+Wanted = Annotated[
+    str,
+    Query(
+        description="a Filter as JSON",
+        examples=['{"in_stock": true}'],
+        json_schema_extra={"contentMediaType": "application/json"},
+    ),
+]
+Explain = Annotated[bool, Query(description="with each term of each result's score")]
 
 
 def chosen(replica: Replica, request: Request, slot: str) -> Release:
     """The live release, or a slot's own for an admin. Raises Refused."""
     if slot:
-        replica.check_admin(request.headers.get("authorization", ""))
+        replica.access.check_admin(request.headers.get("authorization", ""))
     return replica.release(slot)
 
 
 def search_routes(app: FastAPI, replica: Replica) -> None:
-    async def answer(request: Request, slot: str, wanted: SearchRequest, photo: bytes | None) -> Response:
-        release = chosen(replica, request, slot)
-        query = queries.Query.of(wanted, photo)
-        shared = not query.personal and not slot
-        headers = {"Cache-Control": SHARED if shared else OWN, "Vary": "Accept-Encoding"}
-        if shared:
-            headers["ETag"] = queries.etag(release, query)
-            if request.headers.get("if-none-match") == headers["ETag"]:
-                return Response(status_code=304, headers=headers)
-        request_id = request.state.request_id
-        found = await replica.work(lambda: queries.search(release, query, replica.limits, replica.caches, request_id))
-        replica.metrics.search(found.timings_ms, found.version.index)
-        headers["Server-Timing"] = ", ".join(f"{name};dur={ms}" for name, ms in found.timings_ms.items())
-        return Response(found.model_dump_json(), media_type="application/json", headers=headers)
+    def admit(request: Request, searches: int = 1) -> None:
+        replica.access.check_key(request.headers.get("x-api-key", ""), searches)
 
-    @app.post("/v1/search", response_model=SearchAnswer, responses=PROBLEMS, openapi_extra=body(PHOTO_BODY))
-    async def search(request: Request, slot: Slot = "") -> Response:
-        """Search by a photo (multipart field `image`, or base64 in JSON), a product or a vector."""
-        photo, fields = await read_upload(request, replica.limits.max_bytes, replica.settings.body_s)
-        wanted = SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {}))
-        return await answer(request, slot, wanted, photo)
-
-    @app.post("/v1/search/batch", response_model=BatchAnswer, responses=PROBLEMS, openapi_extra=body(BATCH_BODY))
-    async def batch(request: Request, slot: Slot = "") -> Response:
-        """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
-        fields = await read_json(request, replica.limits.max_bytes, replica.settings.body_s)
-        searches = BatchRequest.model_validate(fields).searches
-        release = chosen(replica, request, slot)
-        answers = [await replica.work(partial(one, request, release, s, n)) for n, s in enumerate(searches)]
-        content = BatchAnswer(answers=answers)
-        return Response(content.model_dump_json(), media_type="application/json", headers={"Cache-Control": OWN})
-
-    def one(request: Request, release: Release, wanted: SearchRequest, number: int) -> SearchAnswer | Problem:
-        request_id = f"{request.state.request_id}.{number}"
-        try:
-            found = queries.search(release, queries.Query.of(wanted, None), replica.limits, replica.caches, request_id)
-        except (QueryError, ImageRejected, ValueError) as error:
-            detail = sentence_of(error.errors()) if isinstance(error, ValidationError) else str(error)
-            status = error.status if isinstance(error, QueryError) else 422
-            return Problem(title=TITLES[status], status=status, detail=detail, request_id=request_id)
+    async def found_for(request: Request, release: Release, query: queries.Query, number: str = "") -> SearchAnswer:
+        """The answer to one query, fetched, computed, counted. Raises what a search raises."""
+        phases = replica.phases(request.headers.get("x-timeout-ms", ""))
+        request.state.phases.append(phases)
+        if query.request.image_url is not None:
+            photo = await replica.fetch(query.request.image_url, phases)
+            query = queries.Query.of(query.request, photo)
+        request_id = request.state.request_id + number
+        found = await replica.work(lambda: queries.search(release, query, replica.means, phases, request_id), phases)
         replica.metrics.search(found.timings_ms, found.version.index)
         return found
 
-    @app.get(
-        "/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses={404: {"model": Problem}, **PROBLEMS}
-    )
+    def told(found: SearchAnswer, headers: dict[str, str]) -> Response:
+        timings = ", ".join(f"{name};dur={ms}" for name, ms in found.timings_ms.items())
+        return Response(found.model_dump_json(), media_type="application/json", headers=headers | {"Server-Timing": timings})
+
+    async def cacheable(request: Request, release: Release, query: queries.Query, slot: str) -> Response:
+        """The answer to a GET: with an ETag, and for everybody unless it is a slot's or this replica asks for keys."""
+        if slot:
+            return told(await found_for(request, release, query), {"Cache-Control": OWN})
+        reach = "public" if replica.access.open else "private"
+        headers = {"Cache-Control": f"{reach}, max-age={FRESH_S}, stale-while-revalidate={FRESH_S}", "Vary": "Accept-Encoding"}
+        headers["ETag"] = queries.etag(release, query)
+        if headers["ETag"] in [t.strip().removeprefix("W/") for t in request.headers.get("if-none-match", "").split(",")]:
+            return Response(status_code=304, headers=headers)
+        return told(await found_for(request, release, query), headers)
+
+    @app.post("/v1/search", response_model=SearchAnswer, responses=NOT_THERE, openapi_extra=SECURITY | body(PHOTO_BODY))
+    async def search(request: Request, slot: Slot = "") -> Response:
+        """Search by a photo (multipart field `image`, or base64 in JSON), words, a product or a vector; or a photo and words mixed.
+
+        A photo's answer that is not personal names the address where caches may keep it, in `Content-Location`.
+        """
+        admit(request)
+        with replica.upload():
+            photo, fields = await read_upload(request, replica.limits.max_bytes, replica.settings.body_s)
+        wanted = SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {}))
+        release, query = chosen(replica, request, slot), queries.Query.of(wanted, photo)
+        headers = {"Cache-Control": OWN}
+        if query.photo is not None and wanted.text is None and not query.personal and not slot:
+            headers["Content-Location"] = "/v1/search?" + urlencode(_as_get(query))
+        return told(await found_for(request, release, query), headers)
+
+    @app.get("/v1/search", response_model=SearchAnswer, responses=NOT_THERE, openapi_extra=SECURITY)
+    async def ask(
+        request: Request,
+        photo: Annotated[
+            str, Query(pattern=f"{PHOTO_SHA256}|^$", description="the sha256 of a photo that was posted lately")
+        ] = "",
+        text: Annotated[str | None, Query(max_length=MOST_WORDS, pattern=r"\S")] = None,
+        product_id: Annotated[str | None, Query(max_length=1000)] = None,
+        k: Number = 20,
+        candidates: Candidates = None,
+        filter: Wanted = "",
+        explain: Explain = False,
+        slot: Slot = "",
+    ) -> Response:
+        """The form of a search that caches and CDNs may keep: by words, a product, or the sha256 of a photo that is known here."""
+        admit(request)
+        if sum((bool(photo), text is not None, product_id is not None)) != 1:
+            raise ValueError("give exactly one of photo (its sha256), text, product_id")
+        wanted = SearchRequest(
+            image="" if photo else None, text=text, product_id=product_id, k=k, candidates=candidates, explain=explain,
+            filter=Filter.model_validate(json_object(filter.encode(), "filter")) if filter else None,
+        )  # fmt: skip
+        return await cacheable(request, chosen(replica, request, slot), queries.Query.of(wanted, photo_sha256=photo), slot)
+
+    @app.post("/v1/search/batch", response_model=BatchAnswer, responses=PROBLEMS, openapi_extra=SECURITY | body(BATCH_BODY))
+    async def batch(request: Request, slot: Slot = "") -> Response:
+        """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
+        admit(request, 0)
+        with replica.upload():
+            fields = await read_json(request, replica.limits.max_bytes, replica.settings.body_s)
+        searches = BatchRequest.model_validate(fields).searches
+        admit(request, len(searches))
+        release = chosen(replica, request, slot)
+        places = asyncio.Semaphore(replica.settings.workers)
+
+        async def one(number: int, wanted: SearchRequest) -> SearchAnswer | Problem:
+            async with places:
+                try:
+                    return await found_for(request, release, queries.Query.of(wanted), f".{number}")
+                except (QueryError, ImageRejected, DeadlinePassed, Refused, ValueError) as error:
+                    return _problem(error, f"{request.state.request_id}.{number}")
+
+        content = BatchAnswer(answers=list(await asyncio.gather(*(one(n, s) for n, s in enumerate(searches)))))
+        return Response(content.model_dump_json(), media_type="application/json", headers={"Cache-Control": OWN})
+
+    @app.get("/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses=NOT_THERE, openapi_extra=SECURITY)
     async def similar(
-        request: Request, product_id: str, k: Annotated[int, Query(ge=1, le=200)] = 20, slot: Slot = ""
+        request: Request,
+        product_id: str,
+        k: Number = 20,
+        candidates: Candidates = None,
+        filter: Wanted = "",
+        explain: Explain = False,
+        slot: Slot = "",
     ) -> Response:
         """Products that look like one of the catalogue."""
-        return await answer(request, slot, SearchRequest(product_id=product_id, k=k), None)
+        return await ask(request, "", None, product_id, k, candidates, filter, explain, slot)
+
+
+def _as_get(query: queries.Query) -> dict[str, str]:
+    """The same question as parameters of GET /v1/search."""
+    wanted = query.request
+    found = {"photo": query.photo_sha256, "k": str(wanted.k)}
+    if wanted.candidates:
+        found["candidates"] = str(wanted.candidates)
+    if wanted.filter:
+        found["filter"] = wanted.filter.model_dump_json()
+    return found | ({"explain": "true"} if wanted.explain else {})
+
+
+def _problem(error: Exception, request_id: str) -> Problem:
+    """What one search of a batch is answered when it fails alone."""
+    detail = sentence_of(error.errors()) if isinstance(error, ValidationError) else str(error)
+    status = 422
+    if isinstance(error, QueryError | Refused):
+        status = error.status
+    elif isinstance(error, ImageRejected):
+        status = IMAGE_STATUS.get(error.reason, 422)
+    elif isinstance(error, DeadlinePassed):
+        status = 504
+    return Problem(title=TITLES[status], status=status, detail=detail, request_id=request_id)

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 
 from serving.replica import Replica
-from serving.routes.described import PROBLEMS
+from serving.routes.described import problems
 
 
 def state_routes(app: FastAPI, replica: Replica) -> None:
@@ -35,7 +35,7 @@ def state_routes(app: FastAPI, replica: Replica) -> None:
         """The process is alive."""
         return {"status": "alive"}
 
-    @app.get("/readyz", responses=PROBLEMS)
+    @app.get("/readyz", responses=problems(503))
     async def readyz() -> dict[str, str]:
         """A version is loaded, verified, and has reproduced its golden answers."""
         return {"status": "ready", "version": replica.release().version}
@@ -43,4 +43,4 @@ def state_routes(app: FastAPI, replica: Replica) -> None:
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Prometheus metrics."""
-        return Response(replica.metrics.text(replica.slots, replica.caches), media_type="text/plain; version=0.0.4")
+        return Response(replica.metrics.text(replica.slots, replica.means), media_type="text/plain; version=0.0.4")

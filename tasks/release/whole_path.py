@@ -65,15 +65,15 @@ def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: st
             try:
                 data = read_image(query.photo_uri, snapshot.image_root)
                 began = time.perf_counter()
-                vector, _ = release.encode_photo(data)
+                asked = release.encode_photo(data)
             except ImageRejected:
                 continue
-            ranked = release.answer(vector, TOP).ranked
+            ranked = release.answer(asked, TOP)
             ms.append(1e3 * (time.perf_counter() - began))
             ids = [r["product_id"] for r in features.take(ranked.rows, ["product_id"])]
             ranks.append(ids.index(query.product_id) if query.product_id in ids else -1)
             kept.append(query)
-            vectors.append(vector)
+            vectors.append(asked.vector)
             answers.append(ids)
     stacked = np.stack(vectors) if vectors else np.zeros((0, release.searcher.dim), np.float32)
     return WholePath(kept, np.array(ranks, np.int64), np.array(ms), stacked, answers, len(queries) - len(kept))

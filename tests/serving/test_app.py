@@ -54,7 +54,7 @@ def test_the_same_photo_again_is_not_encoded_again(client: TestClient, photo: by
 
 
 def test_a_filter_is_exact_and_never_leaves_the_answer_short(client: TestClient, photo: bytes) -> None:
-    wanted = {"brand": ["brand 1"], "min_price": 12, "in_stock": True}
+    wanted = {"brand": ["brand 1"], "price": {"gte": 12}, "in_stock": True}
     body = client.post("/v1/search", files={"image": photo}, data={"filter": json.dumps(wanted)}).json()
     found = {r["product_id"] for r in body["results"]}
     expected = {f"p{n:03d}" for n in range(12) if n % 3 == 1 and 10 + n >= 12 and n % 5 != 0}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.cache import Cache
+from serving.cache import LocalCache
 from serving.pictures import picture_path
 from serving.settings import ServingSettings
 
@@ -27,7 +27,7 @@ HEAVY = (
 
 def test_the_least_recently_used_goes_first_and_nothing_outlives_its_time() -> None:
     now = [0.0]
-    cache = Cache(2, 10.0, lambda: now[0])
+    cache = LocalCache(2, 10.0, lambda: now[0])
     cache.put("a", 1)
     cache.put("b", 2)
     assert cache.get("a") == 1

@@ -1,0 +1,147 @@
+"""Fetching a photo by its address, where that is enabled: allowed hosts only, resolved once, and never from a private network.
+
+The connection goes to the very address that was checked, so that a name which resolves otherwise a moment later changes nothing.
+Every redirect is a new address and is checked like the first.
+"""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from serving.contract.preprocess import ImageRejected
+
+REDIRECTS = (301, 302, 303, 307, 308)
+PORTS = {"https": 443, "http": 80}
+CHUNK_BYTES = 65_536
+
+Resolve = Callable[[str, int], list[str]]
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """The addresses a name has now. Raises OSError."""
+    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Fetches from `hosts` ("name" or "name:port"; empty: from nowhere). `schemes` and `private` are widened by tests alone."""
+
+    hosts: tuple[str, ...] = ()
+    max_bytes: int = 10 * 2**20
+    timeout_s: float = 5.0
+    most_redirects: int = 3
+    schemes: tuple[str, ...] = ("https",)
+    private: bool = False
+    resolve: Resolve = resolve
+
+    def fetch(self, url: str) -> bytes:
+        """The bytes at an address; undecoded.
+
+        Raises ImageRejected with a reason: not_enabled, forbidden_host, forbidden_address, redirects, too_many_bytes, timeout,
+        unreachable.
+        """
+        if not self.hosts:
+            raise ImageRejected("not_enabled", "this replica fetches no photos by address; send the photo's bytes")
+        latest = time.monotonic() + self.timeout_s
+        for _ in range(self.most_redirects + 1):
+            parts = self._allowed(url)
+            try:
+                found = self._get(parts, self._address(parts), latest)
+            except (OSError, http.client.HTTPException) as error:
+                if time.monotonic() >= latest or isinstance(error, TimeoutError):
+                    raise ImageRejected(
+                        "timeout", f"{parts.hostname} did not give the photo within {self.timeout_s:g} s"
+                    ) from None
+                raise ImageRejected("unreachable", f"the photo cannot be fetched from {parts.hostname}: {error}") from None
+            if isinstance(found, bytes):
+                return found
+            url = urljoin(url, found)
+        raise ImageRejected("redirects", f"the address leads through more than {self.most_redirects} others")
+
+    def _allowed(self, url: str) -> SplitResult:
+        try:
+            parts = urlsplit(url)
+            port = parts.port or PORTS.get(parts.scheme, 0)
+        except ValueError:
+            raise ImageRejected("forbidden_host", "image_url is not an address") from None
+        host = (parts.hostname or "").lower()
+        names = {f"{host}:{port}"} | ({host} if port == PORTS.get(parts.scheme) else set())
+        if parts.scheme not in self.schemes or parts.username or not names & {h.lower() for h in self.hosts}:
+            where = f"{parts.scheme or 'no scheme'}://{host or 'nowhere'}"
+            raise ImageRejected(
+                "forbidden_host",
+                f"photos are fetched by {' or '.join(self.schemes)} from the allowed hosts only, not from {where}",
+            )
+        return parts._replace(netloc=f"{parts.hostname}:{port}" if ":" not in host else f"[{host}]:{port}")
+
+    def _address(self, parts: SplitResult) -> str:
+        """One of the host's addresses, once all of them are public."""
+        assert parts.hostname is not None
+        addresses = self.resolve(parts.hostname, parts.port or 0)
+        if not addresses:
+            raise OSError("its name has no address")
+        for address in addresses:
+            if not self.private and not _public(address):
+                raise ImageRejected("forbidden_address", f"{parts.hostname} lies in a private network ({address})")
+        return addresses[0]
+
+    def _get(self, parts: SplitResult, address: str, latest: float) -> bytes | str:
+        """The body, or where a redirect leads. Whatever the host does, the connection ends when the time is over."""
+        assert parts.hostname is not None
+        left = max(0.001, latest - time.monotonic())
+        connection = _Pinned(parts.hostname, parts.port or 0, address, parts.scheme == "https", left)
+        ending = threading.Timer(left, connection.cut)
+        ending.start()
+        try:
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", path, headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "vitrine"})
+            answer = connection.getresponse()
+            if answer.status in REDIRECTS:
+                return answer.getheader("Location") or ""
+            if answer.status != 200:
+                raise ImageRejected("unreachable", f"{parts.hostname} answered {answer.status} instead of a photo")
+            data = bytearray()
+            while chunk := answer.read(CHUNK_BYTES):
+                data += chunk
+                if len(data) > self.max_bytes:
+                    raise ImageRejected("too_many_bytes", f"the photo has more than {self.max_bytes} bytes")
+            if answer.length:  # the connection was cut midway
+                raise OSError(f"{answer.length} bytes are missing")
+            return bytes(data)
+        finally:
+            ending.cancel()
+            connection.close()
+
+
+class _Pinned(http.client.HTTPConnection):
+    """A connection to `address` that speaks to `host`: its name is sent, and its certificate is checked."""
+
+    def __init__(self, host: str, port: int, address: str, secure: bool, timeout_s: float) -> None:
+        super().__init__(host, port, timeout=timeout_s)
+        self.address, self.secure = address, secure
+
+    def connect(self) -> None:
+        self.sock = socket.create_connection((self.address, self.port), self.timeout)
+        if self.secure:
+            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+
+    def cut(self) -> None:
+        """Ends the connection from another thread."""
+        sock = self.sock
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # it is closed already
+
+
+def _public(address: str) -> bool:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
+    return found.is_global and not found.is_multicast and (mapped is None or mapped.is_global)
