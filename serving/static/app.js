@@ -23,7 +23,7 @@ function filter() {
   const wanted = {};
   if (form.get("category")) wanted.category = [form.get("category")];
   if (form.get("brand")) wanted.brand = [form.get("brand")];
-  if (form.get("max_price")) wanted.max_price = Number(form.get("max_price"));
+  if (form.get("max_price")) wanted.price = { lte: Number(form.get("max_price")) };
   if (form.get("in_stock")) wanted.in_stock = true;
   return Object.keys(wanted).length ? wanted : null;
 }
