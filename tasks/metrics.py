@@ -44,26 +44,26 @@ def mean_reciprocal_rank(rank: np.ndarray) -> float:
     return float((1.0 / rank).mean()) if len(rank) else 0.0
 
 
-def interval(values: np.ndarray, seed: int = 0) -> Interval:
+def interval(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """The mean of per-query values (n,) with its percentile bootstrap interval."""
     if not len(values):
         return Interval(0.0, 0.0, 0.0, 0)
-    means = _resampled_means(np.asarray(values, np.float64), seed)
+    means = _resampled_means(np.asarray(values, np.float64), seed, resamples)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(np.mean(values)), float(low), float(high), len(values))
 
 
-def paired_difference(candidate: np.ndarray, other: np.ndarray, seed: int = 0) -> Interval:
-    """The mean of candidate - other over the same queries, with its paired bootstrap interval."""
-    if len(candidate) != len(other):
-        raise ValueError(f"paired values need equal lengths, got {len(candidate)} and {len(other)}")
-    return interval(np.asarray(candidate, np.float64) - np.asarray(other, np.float64), seed)
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """The mean of a - b (n,) over the same queries with its paired bootstrap interval: queries are drawn, never halves of one.
+
+    Raises ValueError when the two are not measured on the same number of queries.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"paired values need equal lengths, got {len(a)} and {len(b)}")
+    return interval(np.asarray(a, np.float64) - np.asarray(b, np.float64), seed, resamples)
 
 
-def _resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
+def _resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     n = len(values)
-    means = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        means[i] = values[rng.integers(0, n, n)].mean()
-    return means
+    return np.asarray([values[rng.integers(0, n, n)].mean() for _ in range(resamples)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.metrics import best_by_group, interval, mean_reciprocal_rank, paired_difference, ranks, recall_at
+from tasks.metrics import best_by_group, interval, mean_reciprocal_rank, paired_bootstrap, ranks, recall_at
 
 
 def test_a_rank_is_the_place_in_the_sorted_list() -> None:
@@ -52,14 +52,14 @@ def test_the_interval_is_the_textbook_one_for_a_share() -> None:
     assert found.high == pytest.approx(0.3 + half, abs=0.005)
 
 
-def test_a_paired_difference_sees_what_unpaired_figures_cannot() -> None:
+def test_a_paired_bootstrap_sees_what_unpaired_figures_cannot() -> None:
     base = np.random.default_rng(3).random(300) < 0.5
     better = base | (np.arange(300) % 20 == 0)
-    found = paired_difference(better, base)
+    found = paired_bootstrap(better, base)
     assert found.value == pytest.approx(float(better.mean() - base.mean()))
     assert found.low > 0 > interval(base).low - interval(better).high
     with pytest.raises(ValueError, match="equal lengths"):
-        paired_difference(base, base[:10])
+        paired_bootstrap(base, base[:10])
 
 
 def test_the_best_of_a_group() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from serving.contract.manifest import Gate
 from tasks.encoder.evaluate import HISTOGRAM, UNTRAINED, EncoderReport, PairReport
-from tasks.metrics import paired_difference
+from tasks.metrics import paired_bootstrap
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _against_champion(report: EncoderReport, champion: EncoderReport, policy: En
         reason = "the champion was measured on none of these photos; evaluate it on this snapshot"
         return [Gate(name="champion_recall", value=0.0, threshold=0.0, passed=False, reason=reason)]
     a, b = np.asarray([ours[p] for p in common]), np.asarray([theirs[p] for p in common])
-    difference = paired_difference(a, b)
+    difference = paired_bootstrap(a, b)
     what = (
         f"Recall@10 less the champion's on {len(common)} photos (95 %: {difference.low:+.3f} to {difference.high:+.3f}), at least"
     )
