@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.contract.encoder import EncoderFolder
-from serving.contract.files import describe, verify
+from serving.contract.files import FileRef, describe, verify
 from serving.contract.manifest import EncoderRef, IndexManifest, read_manifest
 from tasks.errors import VitrineError
 
@@ -22,6 +22,21 @@ INDEX_MODEL = "product-index"
 ENCODER_PATH = "encoder"
 INDEX_PATH = "index"
 RUN_KEY = "vitrine.run_key"
+ORIGIN_NAME = "airflow.run"
+ORIGIN_URL = "airflow.url"
+ABOUT = {
+    ENCODER_MODEL: (
+        "Encoder versions: each turns pictures (and words) into unit vectors of one space. `champion` is what the catalogue is "
+        "embedded with; moving it to another version starts the DAG `rebuild_index`, which embeds every product again. "
+        "`challenger` is the version that was judged last."
+    ),
+    INDEX_MODEL: (
+        "Index versions: each is a release, a manifest of verified segments together with the encoder version it needs. `live` is "
+        "what shoppers get and names the same version as `blue` or `green`, the two slots of every replica; `candidate` passed its "
+        "gates and waits for `promote_index`; `previous` is where a rollback goes. Move these with `vitrine release` or the board "
+        "in Airflow, not here."
+    ),
+}
 METRIC_BATCH = 200
 
 
@@ -36,6 +51,18 @@ class Version:
     aliases: tuple[str, ...]
     description: str
     created_ms: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run or a version was made, for whoever looks at it in MLflow: the name of the place and its address."""
+
+    name: str
+    url: str
+
+    @property
+    def markdown(self) -> str:
+        return f"[{self.name}]({self.url})"
 
 
 class Run:
@@ -78,14 +105,18 @@ class Run:
 
 
 class Registry:
-    """The tracking server at `uri`; `cache` is where fetched encoder versions and index manifests are kept, by version."""
+    """The tracking server at `uri`; `cache` is where fetched encoder versions and index manifests are kept, by version.
 
-    def __init__(self, uri: str, cache: Path) -> None:
+    `page` is where a browser reaches the same server (default: `uri`). `origin`, the DAG run that works here, is written into
+    every run and version that is made.
+    """
+
+    def __init__(self, uri: str, cache: Path, page: str = "", origin: Origin | None = None) -> None:
         # MLflow draws a bar for every file it fetches, unless it is told not to before it is imported.
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
 
-        self.uri, self.cache = uri, cache
+        self.uri, self.cache, self.page, self.origin = uri, cache, (page or uri).rstrip("/"), origin
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     @contextmanager
@@ -93,7 +124,7 @@ class Registry:
         """The run with this key in the experiment: the one a killed attempt left behind, or a new one."""
         run_id = self._find_run(experiment, key) or self._new_run(experiment, key, name)
         run = Run(self.client, run_id)
-        for tag, value in (tags or {}).items():
+        for tag, value in (self._origin_tags() | (tags or {})).items():
             run.tag(tag, value)
         try:
             yield run
@@ -131,7 +162,7 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.create_registered_model(model)
+            self.client.create_registered_model(model, {"made_by": "vitrine"}, ABOUT[model])
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -139,20 +170,67 @@ class Registry:
             if version.run_id == run_id:
                 return version
         source = f"{self.client.get_run(run_id).info.artifact_uri}/{path}"
-        made = self.client.create_model_version(model, source, run_id, tags=tags, description=description)
+        links = [*([self.origin] if self.origin else []), Origin("MLflow run", self.run_url(run_id))]
+        text = f"{description}\n\nMade by {' · '.join(link.markdown for link in links)}"
+        made = self.client.create_model_version(model, source, run_id, tags=self._origin_tags() | tags, description=text)
         return self.version(model, str(made.version))
 
-    def versions(self, model: str) -> list[Version]:
-        """All versions, newest first; [] when the model does not exist."""
-        found = self.client.search_model_versions(f"name = '{model}'", order_by=["version_number DESC"])
-        return [self.version(model, str(v.version)) for v in found]
+    def _origin_tags(self) -> dict[str, str]:
+        return {ORIGIN_NAME: self.origin.name, ORIGIN_URL: self.origin.url} if self.origin else {}
+
+    def run_url(self, run_id: str) -> str:
+        """Where a person sees a run."""
+        return f"{self.page}/#/runs/{run_id}"
+
+    def artifact_url(self, run_id: str, path: str) -> str:
+        """Where a person sees an artifact of a run."""
+        return f"{self.page}/#/runs/{run_id}/artifactPath/{path}"
+
+    def version_url(self, model: str, version: str) -> str:
+        """Where a person sees a model version."""
+        return f"{self.page}/#/models/{model}/versions/{version}"
+
+    def versions(self, model: str, limit: int = 0) -> list[Version]:
+        """All versions (or the newest `limit`), newest first; [] when the model does not exist. Two calls per 1000 versions."""
+        held: dict[str, list[str]] = {}
+        for alias, version in self.aliases(model).items():
+            held.setdefault(version, []).append(alias)
+        made: list[Version] = []
+        page: str | None = ""
+        while page is not None and (not limit or len(made) < limit):
+            found = self.client.search_model_versions(
+                f"name = '{model}'",
+                max_results=min(limit or 1000, 1000),
+                order_by=["version_number DESC"],
+                page_token=page or None,
+            )
+            made += [_version(model, v, tuple(sorted(held.get(str(v.version), [])))) for v in found]
+            page = found.token or None
+        return made[:limit] if limit else made
+
+    def aliases(self, model: str) -> dict[str, str]:
+        """Every alias of a model and the version it names; {} when the model does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_registered_model(model)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+        return {alias: str(version) for alias, version in found.aliases.items()}
 
     def version(self, model: str, version: str) -> Version:
-        found = self.client.get_model_version(model, version)
-        return Version(
-            model, str(found.version), str(found.run_id), dict(found.tags), tuple(found.aliases), found.description or "",
-            int(found.creation_timestamp or 0),
-        )  # fmt: skip
+        """One version. Raises VitrineError when there is none of that number."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_model_version(model, version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise VitrineError(f"{model} has no version {version!r}; see: vitrine release list") from None
+            raise
+        return _version(model, found, tuple(sorted(found.aliases)))
 
     def alias(self, model: str, alias: str) -> Version | None:
         """The version an alias names, or None."""
@@ -178,6 +256,22 @@ class Registry:
 
         into.mkdir(parents=True, exist_ok=True)
         return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(into), tracking_uri=self.uri))
+
+    def file(self, ref: FileRef) -> Path:
+        """A file of an index version, fetched once (by its sha256) and verified. Raises ContractError when it is damaged."""
+        path = self.cache / "files" / ref.sha256
+        if not path.is_file():
+            self._fetch_whole(ref.run_id, ref.path, path)
+        return verify(path, ref)
+
+    def run_key(self, run_id: str) -> str:
+        """The key under which a run was made ("" when it has none or is gone)."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.get_run(run_id).data.tags.get(RUN_KEY, ""))
+        except MlflowException:
+            return ""
 
     def _fetch_whole(self, run_id: str, path: str, target: Path) -> None:
         """Fetches an artifact to `target`, which appears whole or not at all, also when two processes fetch it at once."""
@@ -221,7 +315,10 @@ class Registry:
 
     def index_manifest(self, version: str) -> IndexManifest:
         """The manifest of an index version."""
-        found = self.version(INDEX_MODEL, version)
+        return self.manifest_of(self.version(INDEX_MODEL, version))
+
+    def manifest_of(self, found: Version) -> IndexManifest:
+        """The manifest of an index version that was read already; fetched once, as a version never changes."""
         path = self.cache / "manifests" / found.run_id / "manifest.json"
         if not path.is_file():
             self._fetch_whole(found.run_id, f"{INDEX_PATH}/manifest.json", path)
@@ -234,3 +331,11 @@ class Registry:
             maker = "train_encoder" if model == ENCODER_MODEL else "rebuild_index"
             raise VitrineError(f"{model} has no version called {alias!r}; run the DAG {maker} first")
         return found
+
+
+def _version(model: str, found: Any, aliases: tuple[str, ...]) -> Version:
+    """MLflow's model version as ours; a search's answer does not carry the aliases."""
+    return Version(
+        model, str(found.version), str(found.run_id), dict(found.tags), aliases, found.description or "",
+        int(found.creation_timestamp or 0),
+    )  # fmt: skip

@@ -28,13 +28,19 @@ class Settings:
     catalog: str = ""
     """sqlite:///file, postgresql://…, or a folder with products.csv|parquet. Empty: the sample at <home>/catalog/catalog.db."""
     mlflow_uri: str = "http://127.0.0.1:5000"
+    mlflow_page: str = ""
+    """Where a person's browser reaches MLflow, for links. Empty: the same as mlflow_uri."""
     airflow_url: str = "http://127.0.0.1:8080"
+    airflow_page: str = ""
+    """Where a person's browser reaches Airflow, for links. Empty: the same as airflow_url."""
     airflow_user: str = "admin"
     airflow_password: str = _secret()
     serving_urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
     """Replicas that a promotion waits for, separated by commas. Empty: none."""
     admin_token: str = _secret()
     """What serving's admin routes ask for. Empty: those routes are closed."""
+    webhook_secret: str = _secret()
+    """Signs MLflow's messages about a moved champion. Empty: Airflow accepts none and finds the move by polling."""
     encoder_preset: str = "demo"
     shards: int = 2
     recall_target: float = 0.95

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from serving.contract.files import ContractError
-from tasks.cli import catalog, index, release, search, settings, trace
+from tasks.cli import catalog, index, release, search, settings, trace, webhook
 from tasks.cli.output import console
 from tasks.errors import VitrineError
 
@@ -13,6 +13,7 @@ app = typer.Typer(help="Keeps a shop's visual search fresh, fast and right.", no
 app.command()(search.search)
 app.command()(trace.trace)
 app.command()(settings.settings)
+app.command()(webhook.webhook)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(index.app, name="index")
 app.add_typer(release.app, name="release")

@@ -14,4 +14,4 @@ def open_registry() -> Any:
     from tasks.registry import Registry
 
     chosen = Settings.load()
-    return Registry(chosen.mlflow_uri, chosen.home / "cache")
+    return Registry(chosen.mlflow_uri, chosen.home / "cache", chosen.mlflow_page)

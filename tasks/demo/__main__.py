@@ -50,6 +50,7 @@ def demo_settings(settings: Settings, catalog: str) -> Settings:
         settings,
         airflow_password=settings.airflow_password or secret(settings.home / "airflow" / "admin.password"),
         admin_token=settings.admin_token or secret(settings.home / "serving" / "admin.token"),
+        webhook_secret=settings.webhook_secret or secret(settings.home / "airflow" / "webhook.secret"),
     )
 
 
@@ -58,6 +59,8 @@ def run(settings: Settings, console: Console) -> None:
     from tasks.demo.chain import run_chain
     from tasks.demo.services import Supervisor, all_services
     from tasks.demo.show import show_answers
+    from tasks.registry import Registry
+    from tasks.webhook import register_webhook
 
     began = time.monotonic()
     console.rule("[bold]Vitrine[/] demo", align="left")
@@ -74,6 +77,7 @@ def run(settings: Settings, console: Console) -> None:
         with console.status(f"waiting for {service.name}"):
             supervisor.wait(service)
         console.print(f"  [green]✓[/] {service.name:<10} {_origin(service.health)}")
+    register_webhook(Registry(settings.mlflow_uri, settings.home / "cache"), settings.airflow_url, settings.webhook_secret)
     run_chain(settings, console)
     show_answers(settings, console)
     console.rule(align="left")

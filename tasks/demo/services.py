@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -49,6 +50,11 @@ def secret(path: Path) -> str:
     return path.read_text().strip()
 
 
+def fernet_key(text: str) -> str:
+    """A key as MLflow wants one (32 bytes, base64), always the same from the same secret: another could not read what is stored."""
+    return urlsafe_b64encode(sha256(text.encode()).digest()).decode()
+
+
 def all_services(settings: Settings) -> list[Service]:
     """MLflow, Airflow and one serving replica, as the settings want them."""
     return [mlflow_service(settings), serving_service(settings), airflow_service(settings)]
@@ -61,11 +67,14 @@ def process_environment(settings: Settings) -> dict[str, str]:
         "VITRINE_STORE": settings.store_uri,
         "VITRINE_CATALOG": settings.catalog_uri,
         "VITRINE_MLFLOW_URI": settings.mlflow_uri,
+        "VITRINE_MLFLOW_PAGE": settings.mlflow_page,
         "VITRINE_AIRFLOW_URL": settings.airflow_url,
+        "VITRINE_AIRFLOW_PAGE": settings.airflow_page,
         "VITRINE_AIRFLOW_USER": settings.airflow_user,
         "VITRINE_AIRFLOW_PASSWORD": settings.airflow_password,
         "VITRINE_SERVING_URLS": ",".join(settings.serving_urls),
         "VITRINE_ADMIN_TOKEN": settings.admin_token,
+        "VITRINE_WEBHOOK_SECRET": settings.webhook_secret,
         "VITRINE_ENCODER_PRESET": settings.encoder_preset,
         "VITRINE_SHARDS": str(settings.shards),
         "VITRINE_RECALL_TARGET": str(settings.recall_target),
@@ -92,7 +101,14 @@ def mlflow_service(settings: Settings) -> Service:
         "--registry-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
         "--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts",
     )  # fmt: skip
-    environment = process_environment(settings) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = process_environment(settings) | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # Its message about a moved champion goes to Airflow on this machine, and its secret is kept encrypted.
+        "MLFLOW_WEBHOOK_CACHE_TTL": "5",
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": fernet_key(secret(folder / "webhooks.secret")),
+    }
     return Service("mlflow", command, environment, f"{settings.mlflow_uri}/health")
 
 

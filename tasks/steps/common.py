@@ -1,11 +1,14 @@
 """What the steps of all pipelines share: settings, the registry, a run's work folder, and the snapshot."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import quote
 
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, take_snapshot
-from tasks.registry import Registry
+from tasks.registry import Origin, Registry
 from tasks.settings import Settings
 
 
@@ -15,7 +18,18 @@ def settings() -> Settings:
 
 def registry(chosen: Settings | None = None) -> Registry:
     chosen = chosen or settings()
-    return Registry(chosen.mlflow_uri, chosen.home / "cache")
+    return Registry(chosen.mlflow_uri, chosen.home / "cache", chosen.mlflow_page, origin(chosen, os.environ))
+
+
+def origin(chosen: Settings, environ: Mapping[str, str]) -> Origin | None:
+    """The DAG run that this process works for, as Airflow tells its tasks; None outside of Airflow."""
+    dag, run = environ.get("AIRFLOW_CTX_DAG_ID", ""), environ.get("AIRFLOW_CTX_DAG_RUN_ID", "")
+    return Origin(f"{dag}, {run}", dag_run_url(chosen, dag, run)) if dag and run else None
+
+
+def dag_run_url(chosen: Settings, dag: str, run: str) -> str:
+    """Where a person sees a DAG run."""
+    return f"{(chosen.airflow_page or chosen.airflow_url).rstrip('/')}/dags/{dag}/runs/{quote(run, safe='')}"
 
 
 def work_folder(run_key: str) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.settings import PROJECT
 
-DAGS = ("train_encoder", "rebuild_index", "promote_index")
+DAGS = ("train_encoder", "rebuild_index", "promote_index", "watch_champion")
 HEAVY = (
     "torch",
     "torchvision",

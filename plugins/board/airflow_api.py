@@ -1,0 +1,66 @@
+"""Airflow's own REST API, called inside the API server with the user's own token: Airflow checks, records and answers."""
+
+import os
+from typing import Any
+
+import httpx
+from fastapi import HTTPException
+
+ORIGIN = "http://airflow.internal"
+"""Only names the scheme: the call never leaves the process."""
+
+
+class AsUser:
+    """Airflow's /api/v2 as one user."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    async def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """The JSON answer. A refusal of Airflow's becomes ours, with its status and its words."""
+        from airflow.api_fastapi.app import API_ROOT_PATH, cached_app
+
+        app = cached_app(apps=os.environ.get("AIRFLOW_API_APPS", "all"))
+        root = API_ROOT_PATH.removesuffix("/")
+        transport = httpx.ASGITransport(app=app, root_path=root)
+        headers = {"Authorization": f"Bearer {self.token}"}
+        async with httpx.AsyncClient(transport=transport, base_url=ORIGIN, headers=headers) as client:
+            answer = await client.request(method, f"{root}/api/v2{path}", **options)
+        if answer.is_error:
+            raise HTTPException(answer.status_code, _words(answer))
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def trigger(self, dag: str, conf: dict[str, Any], note: str) -> str:
+        """Starts a run of a DAG and gives its id."""
+        body = {"logical_date": None, "conf": conf, "note": note}
+        return str((await self.call("POST", f"/dags/{dag}/dagRuns", json=body))["dag_run_id"])
+
+    async def runs(self, dag: str, limit: int) -> list[dict[str, Any]]:
+        """The newest runs of a DAG; [] when the DAG is not there or not for this user."""
+        try:
+            found = await self.call("GET", f"/dags/{dag}/dagRuns", params={"order_by": "-run_after", "limit": limit})
+        except HTTPException as refused:
+            if refused.status_code in (403, 404):
+                return []
+            raise
+        return [
+            {
+                "dag": dag, "run": r["dag_run_id"], "state": r["state"], "began": r["start_date"] or r["run_after"], "ended": r["end_date"],
+                "by": r.get("triggering_user_name") or r["run_type"], "conf": r.get("conf") or {},
+            }
+            for r in found["dag_runs"]
+        ]  # fmt: skip
+
+    async def waiting(self, dag: str, run: str) -> list[dict[str, str]]:
+        """What of a run waits for a person: the task, its subject, and whether it is an approval."""
+        found = await self.call("GET", f"/dags/{dag}/dagRuns/{run}/hitlDetails", params={"response_received": "false"})
+        return [{"task": h["task_instance"]["task_id"], "subject": h["subject"]} for h in found["hitl_details"]]
+
+
+def _words(answer: httpx.Response) -> str:
+    try:
+        detail = answer.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return f"Airflow answered {answer.status_code}"
+    return detail if isinstance(detail, str) else str(detail)

@@ -1,0 +1,162 @@
+"""The board's routes. Every one asks Airflow who is there; the rules live in `tasks`, what happens happens in DAGs."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from airflow.api_fastapi.app import get_auth_manager
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from plugins.board.access import ACTIONS, Reader, may_act, meant, operator, reader, token_of
+from plugins.board.airflow_api import AsUser
+from serving.contract.files import ContractError
+from tasks.board.read import Board
+from tasks.errors import VitrineError
+
+STATIC = Path(__file__).parent / "static"
+FILES = {"board.css": "text/css", "board.js": "text/javascript", "draw.js": "text/javascript", "icon.svg": "image/svg+xml"}
+DAGS = ("promote_index", "rollback_index", "rebuild_index", "refresh_index")
+RUNS = 6
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+}
+
+VersionNumber = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+
+
+class Promote(BaseModel):
+    """Which version is to go live."""
+
+    version: VersionNumber
+
+
+def create_app(open_board: Callable[[], Board]) -> FastAPI:
+    """The application; `open_board` is called at the first request that needs the registry."""
+    app = FastAPI(title="Vitrine release board", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(reader)])
+    held: list[Board] = []
+
+    def board() -> Board:
+        if not held:
+            held.append(open_board())
+        return held[0]
+
+    _page_routes(app)
+    _data_routes(app, board)
+    _action_routes(app, board)
+
+    @app.middleware("http")
+    async def add_headers(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        """One sentence as JSON; a person who opens the page without a session is sent to log in."""
+        if error.status_code == 401 and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(get_auth_manager().get_url_login(next_url=str(request.url)))
+        return JSONResponse({"detail": error.detail}, error.status_code)
+
+    @app.exception_handler(VitrineError)
+    @app.exception_handler(ContractError)
+    async def not_possible(request: Request, error: Exception) -> Response:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    return app
+
+
+def _page_routes(app: FastAPI) -> None:
+    @app.get("/")
+    def page() -> FileResponse:
+        return FileResponse(STATIC / "board.html", media_type="text/html; charset=utf-8")
+
+    @app.get("/static/{name}")
+    def static(name: str) -> FileResponse:
+        if name not in FILES:
+            raise HTTPException(404, f"the board has no file {name!r}")
+        return FileResponse(STATIC / name, media_type=FILES[name])
+
+
+def _data_routes(app: FastAPI, board: Callable[[], Board]) -> None:
+    @app.get("/data")
+    def data(user: Reader) -> Response:
+        """Versions, slots, replicas, charts, lineage of what is live, and what this user may do."""
+        found = board().read(datetime.now(UTC)) | {
+            "user": user.get_name(),
+            "may": {action: may_act(user, action) for action in ACTIONS},
+            "dags": ACTIONS,
+        }
+        return _json(found)
+
+    @app.get("/runs")
+    async def runs(request: Request) -> Response:
+        """The newest runs of the release DAGs, and what of them waits for a person, as Airflow shows them to this user."""
+        airflow = AsUser(token_of(request))
+        found = [run for dag in DAGS for run in await airflow.runs(dag, RUNS)]
+        for run in found:
+            run["waiting"] = await airflow.waiting(run["dag"], run["run"]) if run["state"] == "running" else []
+        return _json({"runs": sorted(found, key=lambda r: r["began"] or "", reverse=True)})
+
+    @app.get("/lineage/{version}")
+    def lineage(version: VersionNumber) -> Response:
+        """What one version rests on."""
+        return _json({"lineage": board().lineage(version)})
+
+    @app.get("/trace")
+    def trace(product: Annotated[str, Query(min_length=1, max_length=200)], version: str = "") -> Response:
+        """What a product's place in a version (default: live) rests on."""
+        from tasks.release.trace import trace_product
+
+        steps = trace_product(board().registry, product, version)
+        return _json({"steps": [{"what": what, "name": name} for what, name in steps]})
+
+
+def _action_routes(app: FastAPI, board: Callable[[], Board]) -> None:
+    async def start(request: Request, action: str, conf: dict[str, Any], note: str) -> Response:
+        airflow, dag = AsUser(token_of(request)), ACTIONS[action]
+        active = next((r for r in await airflow.runs(dag, 1) if r["state"] in ("queued", "running")), None)
+        if active is not None:
+            raise HTTPException(409, f"{dag} is under way already, started by {active['by']}: wait for run {active['run']}")
+        return _json({"dag": dag, "run": await airflow.trigger(dag, conf, note)}, 202)
+
+    def checked(version: str) -> str:
+        from tasks.release.verdict import refusal
+
+        registry = board().registry
+        if why := refusal(registry.version("product-index", version), registry.index_manifest(version)):
+            raise HTTPException(409, why)
+        return version
+
+    acts = [Depends(meant)]
+
+    @app.post("/actions/promote", dependencies=[*acts, Depends(operator("promote"))])
+    async def promote(request: Request, wanted: Promote) -> Response:
+        """Starts `promote_index` for one version, as this user."""
+        from starlette.concurrency import run_in_threadpool
+
+        version = await run_in_threadpool(checked, wanted.version)
+        return await start(request, "promote", {"version": version}, f"promote index version {version}, from the release board")
+
+    @app.post("/actions/rollback", dependencies=[*acts, Depends(operator("rollback"))])
+    async def rollback(request: Request) -> Response:
+        """Starts `rollback_index`, as this user."""
+        return await start(request, "rollback", {}, "roll back, from the release board")
+
+    @app.post("/actions/rebuild", dependencies=[*acts, Depends(operator("rebuild"))])
+    async def rebuild(request: Request) -> Response:
+        """Starts `rebuild_index`, as this user."""
+        return await start(request, "rebuild", {}, "rebuild, from the release board")
+
+
+def _json(content: dict[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(content, default=str), status, media_type="application/json")

@@ -1,0 +1,69 @@
+"""What Vitrine adds to Airflow: the release board, links to the other places where a version is looked at, MLflow's hook."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from airflow.plugins_manager import AirflowPlugin
+
+from plugins.board.task_links import LINKS
+from tasks.settings import Settings
+
+SETTINGS = Settings.load()
+
+
+class Later:
+    """An application that is made at its first request: only the API server pays for it, not every worker that loads plugins."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+        self.app: Any = None
+        self.lock = asyncio.Lock()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async with self.lock:
+            if self.app is None:
+                self.app = await asyncio.to_thread(self.make)
+        await self.app(scope, receive, send)
+
+
+def make_board() -> Any:
+    from plugins.board.app import create_app
+    from tasks.board.read import Board
+    from tasks.steps.common import registry
+    from tasks.steps.promoting import replicas_of
+
+    return create_app(lambda: Board(lambda: registry(SETTINGS), replicas_of(SETTINGS)))
+
+
+def make_hook() -> Any:
+    from plugins.board.hook import create_hook
+
+    return create_hook(SETTINGS)
+
+
+def outside() -> list[dict[str, str]]:
+    """Pages of other servers: they open in a tab of their own, as they do not let themselves be framed."""
+    pages = [
+        ("MLflow", SETTINGS.mlflow_page or SETTINGS.mlflow_uri),
+        *(("Search page", url) for url in SETTINGS.serving_urls[:1]),
+    ]
+    return [{"name": name, "href": url, "destination": "nav", "category": "browse"} for name, url in pages]
+
+
+class VitrinePlugin(AirflowPlugin):
+    """Registers; holds no rules."""
+
+    name = "vitrine"
+    fastapi_apps = [
+        {"app": Later(make_board), "url_prefix": "/vitrine", "name": "Vitrine release board"},
+        {"app": Later(make_hook), "url_prefix": "/vitrine-hook", "name": "Vitrine hook for MLflow"},
+    ]
+    external_views = [
+        {
+            "name": "Releases", "href": "/vitrine/", "destination": "nav", "nav_top_level": True, "url_route": "releases",
+            "icon": "/vitrine/static/icon.svg",
+        },
+        *outside(),
+    ]  # fmt: skip
+    global_operator_extra_links = LINKS

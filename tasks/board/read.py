@@ -1,0 +1,100 @@
+"""Reads the registry and the replicas once, and puts the board together."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from serving.contract.files import ContractError
+from tasks.board.lineage import lineage
+from tasks.board.replicas import SLOTS, ask, replica_lines
+from tasks.board.timeline import Made, links, series, timeline
+from tasks.errors import VitrineError
+from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry, Version
+from tasks.release.replicas import Replica
+
+SHOWN = 60
+FETCHES = 8
+CHARTS = (
+    ("photo_recall", "Recall@10, photo to answer", "share"),
+    ("exact_recall", "Recall@10 against exact search", "share"),
+    ("p99_ms", "p99 of one photo, bytes to answer", "ms"),
+)
+
+
+class Board:
+    """One registry and the replicas; manifests are read once, as a version never changes. Safe to call from several threads."""
+
+    def __init__(self, open_registry: Callable[[], Registry], replicas: Sequence[Replica]) -> None:
+        self.open_registry, self.replicas = open_registry, replicas
+        self.held: Registry | None = None
+        self.lock = threading.Lock()
+
+    @property
+    def registry(self) -> Registry:
+        with self.lock:
+            if self.held is None:
+                self.held = self.open_registry()
+            return self.held
+
+    def read(self, now: datetime) -> dict[str, Any]:
+        """Everything the page shows at once, JSON-able. Raises VitrineError when the registry does not answer."""
+        registry = self.registry
+        with ThreadPoolExecutor(FETCHES) as pool:
+            told = pool.submit(ask, self.replicas)
+            try:
+                versions = registry.versions(INDEX_MODEL, SHOWN)
+                encoders = registry.versions(ENCODER_MODEL, SHOWN)
+                aliases = registry.aliases(INDEX_MODEL)
+                champion = registry.aliases(ENCODER_MODEL).get("champion", "")
+            except Exception as error:  # MLflow raises many unrelated classes when its server is away
+                raise VitrineError(f"MLflow at {registry.uri} does not answer: {_first_line(error)}") from None
+            made = list(pool.map(self._made, versions))
+        live = aliases.get("live", "")
+        entries = timeline(made, registry)
+        shown = next((m for m in made if m.version.version == live), None)
+        return {
+            "read_at": now.isoformat(timespec="seconds"),
+            "live": live,
+            "previous": aliases.get("previous", ""),
+            "candidate": aliases.get("candidate", ""),
+            "slots": {slot: aliases.get(slot, "") for slot in SLOTS},
+            "champion": champion,
+            "replicas": [asdict(line) for line in replica_lines(told.result(), live)],
+            "versions": [asdict(entry) for entry in entries],
+            "encoders": [_encoder(version, registry) for version in encoders],
+            "charts": [
+                {"gate": gate, "title": title, "unit": unit, "points": points}
+                for gate, title, unit in CHARTS
+                if (points := series(entries, gate))
+            ],
+            "lineage": [asdict(x) for x in lineage(shown.version, shown.manifest, registry)] if shown and shown.manifest else [],
+        }  # fmt: skip
+
+    def lineage(self, version: str) -> list[dict[str, str]]:
+        """The lineage of one version. Raises VitrineError or ContractError when it is not there or not whole."""
+        found = self.registry.version(INDEX_MODEL, version)
+        return [asdict(link) for link in lineage(found, self.registry.index_manifest(version), self.registry)]
+
+    def _made(self, version: Version) -> Made:
+        try:
+            return Made(version, self.registry.manifest_of(version))
+        except ContractError as error:
+            return Made(version, None, str(error))
+        except Exception as error:  # the artifact store may have lost it; the board says so and shows the others
+            return Made(version, None, f"its manifest cannot be fetched: {_first_line(error)}")
+
+
+def _encoder(version: Version, registry: Registry) -> dict[str, Any]:
+    return {
+        "version": version.version, "aliases": version.aliases, "created_ms": version.created_ms,
+        "verdict": version.tags.get("verdict", ""), "preset": version.tags.get("preset", ""),
+        "description": version.description.split("\n\nMade by ")[0], "links": links(version, registry),
+    }  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

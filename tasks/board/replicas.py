@@ -1,0 +1,81 @@
+"""What every replica holds right now, and which of them do not follow."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from tasks.release.replicas import Replica
+
+SLOTS = ("blue", "green")
+
+
+@dataclass(frozen=True)
+class SlotLine:
+    """One slot of one replica. `state` is one of empty, loading, ready, failed; `reason` says why it failed."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+    since: str
+    products: int
+    live: bool
+
+
+@dataclass(frozen=True)
+class ReplicaLine:
+    """One replica: the version it serves ("" none) and its slots. `problem` is one sentence, "" when all is as it should be."""
+
+    url: str
+    answers: bool
+    live: str
+    problem: str
+    slots: tuple[SlotLine, ...]
+
+
+def ask(replicas: Sequence[Replica]) -> list[tuple[str, dict[str, Any] | str]]:
+    """Every replica's own words, all asked at once; a sentence instead where one does not answer."""
+
+    def one(replica: Replica) -> tuple[str, dict[str, Any] | str]:
+        try:
+            return replica.url, replica.version()
+        except (httpx.HTTPError, ValueError) as error:
+            return replica.url, f"no answer ({type(error).__name__})"
+
+    if not replicas:
+        return []
+    with ThreadPoolExecutor(min(len(replicas), 32)) as pool:
+        return list(pool.map(one, replicas))
+
+
+def replica_lines(told: Sequence[tuple[str, dict[str, Any] | str]], live: str) -> list[ReplicaLine]:
+    """One line per replica; `live` is the version that every one of them should serve ("" when nothing is live yet)."""
+    return [_line(url, state, live) for url, state in told]
+
+
+def _line(url: str, state: dict[str, Any] | str, wanted: str) -> ReplicaLine:
+    if isinstance(state, str):
+        return ReplicaLine(url, False, "", state, ())
+    serves = state["live"]["version"] if state.get("live") else ""
+    live_slot = state["live"]["slot"] if state.get("live") else ""
+    slots = tuple(
+        SlotLine(
+            name, s.get("version", ""), s.get("state", "empty"), s.get("reason", ""), s.get("since", ""), int(s.get("products", 0)),
+            name == live_slot,
+        )
+        for name in SLOTS
+        if (s := state.get("slots", {}).get(name)) is not None
+    )  # fmt: skip
+    return ReplicaLine(url, True, serves, _problem(state, serves, wanted, slots), slots)
+
+
+def _problem(state: dict[str, Any], serves: str, wanted: str, slots: Sequence[SlotLine]) -> str:
+    if wanted and serves != wanted:
+        return f"serves {'version ' + serves if serves else 'nothing'}, live is version {wanted}"
+    broken = next((s for s in slots if s.state == "failed"), None)
+    if broken is not None:
+        return f"{broken.name} could not load version {broken.version}: {broken.reason}"
+    return str(state.get("error", ""))

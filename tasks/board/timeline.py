@@ -1,0 +1,147 @@
+"""Index versions as a timeline: what each is, what its gates said, and what may be done with it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from serving.contract.manifest import IndexManifest
+from tasks.registry import INDEX_MODEL, Registry, Version
+from tasks.release.verdict import refusal, verdict
+
+STATUSES = {
+    "live": "shoppers get it",
+    "previous": "a rollback goes here",
+    "failed": "a gate did not hold",
+    "candidate": "passed its gates, waits for promotion",
+    "broken": "its manifest cannot be read",
+    "kept": "was not promoted, or was replaced",
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A registered version with its manifest; `problem` says why there is none."""
+
+    version: Version
+    manifest: IndexManifest | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class GateLine:
+    """One gate as it is shown."""
+
+    name: str
+    value: float
+    threshold: float
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version on the timeline. Times are epoch milliseconds; `delta_share` is the share of rows that are not in a base."""
+
+    version: str
+    status: str
+    meaning: str
+    aliases: tuple[str, ...]
+    created_ms: int
+    description: str
+    problem: str
+    encoder: str
+    snapshot: str
+    products: int
+    quarantined: int
+    segments: int
+    delta_share: float
+    bytes: int
+    family: str
+    gates: tuple[GateLine, ...]
+    failed_gates: tuple[str, ...]
+    may_promote: bool
+    links: dict[str, str]
+
+
+def timeline(made: Iterable[Made], registry: Registry) -> list[Entry]:
+    """Every version, newest first as they come. `registry` only makes the addresses."""
+    return [_entry(one, registry) for one in made]
+
+
+def status(version: Version, manifest: IndexManifest | None, problem: str = "") -> str:
+    """One of STATUSES: what a version is right now, the most important first."""
+    if "live" in version.aliases:
+        return "live"
+    if problem:
+        return "broken"
+    if verdict(version, manifest) == "failed":
+        return "failed"
+    for alias in ("previous", "candidate"):
+        if alias in version.aliases:
+            return alias
+    return "kept"
+
+
+def kind(manifest: IndexManifest) -> str:
+    """ "whole" for a version of bases only, "delta" for one with changes on top of its bases."""
+    return "whole" if all(s.kind == "base" for s in manifest.segments) else "delta"
+
+
+def delta_share(manifest: IndexManifest) -> float:
+    """The share of vectors that lie in deltas rather than in a base."""
+    rows = {"base": 0, "delta": 0, "tombstones": 0}
+    for segment in manifest.segments:
+        rows[segment.kind] += segment.rows
+    return rows["delta"] / max(rows["base"] + rows["delta"], 1)
+
+
+def _entry(made: Made, registry: Registry) -> Entry:
+    version, manifest = made.version, made.manifest
+    now = status(version, manifest, made.problem)
+    gates = tuple(GateLine(g.name, g.value, g.threshold, g.passed, g.reason) for g in manifest.gates) if manifest else ()
+    return Entry(
+        version=version.version,
+        status=now,
+        meaning=STATUSES[now],
+        aliases=version.aliases,
+        created_ms=version.created_ms,
+        description=version.description.split("\n\nMade by ")[0],
+        problem=made.problem,
+        encoder=manifest.encoder.version if manifest else version.tags.get("encoder_version", ""),
+        snapshot=manifest.snapshot.id if manifest else version.tags.get("snapshot", ""),
+        products=manifest.counts.servable if manifest else 0,
+        quarantined=manifest.counts.quarantined if manifest else 0,
+        segments=len(manifest.segments) if manifest else 0,
+        delta_share=delta_share(manifest) if manifest else 0.0,
+        bytes=sum(f.bytes for f in manifest.files()) if manifest else 0,
+        family=str(manifest.search.get("family", "")) if manifest else "",
+        gates=gates,
+        failed_gates=tuple(g.name for g in gates if not g.passed),
+        may_promote=manifest is not None and not refusal(version, manifest),
+        links=links(version, registry),
+    )
+
+
+def links(version: Version, registry: Registry) -> dict[str, str]:
+    """Where a person follows a version: its model page, its run, its data docs, the DAG run that made it."""
+    found = {
+        "Model version": registry.version_url(version.model, version.version),
+        "MLflow run": registry.run_url(version.run_id),
+    }
+    if version.model == INDEX_MODEL:
+        found["Data docs"] = registry.artifact_url(version.run_id, "data_docs")
+    if version.tags.get("airflow.url"):
+        found["DAG run"] = version.tags["airflow.url"]
+    return found
+
+
+def series(entries: Sequence[Entry], gate: str) -> list[dict[str, object]]:
+    """The points of one gate's value over versions, oldest first; versions that were not measured for it are left out."""
+    points = []
+    for entry in reversed(entries):
+        line = next((g for g in entry.gates if g.name == gate), None)
+        if line is not None:
+            points.append({
+                "version": entry.version, "value": line.value, "threshold": line.threshold, "passed": line.passed,
+                "live": entry.status == "live",
+            })  # fmt: skip
+    return points

@@ -1,0 +1,72 @@
+"""A real Airflow API server with the project's DAGs and plugins, and one user of each role; no scheduler, so nothing runs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+
+from tasks.demo.services import Service, Supervisor, airflow_service
+from tasks.settings import PROJECT, Settings
+
+ROLES = {"admin": "admin", "operator": "op", "someone": "user", "viewer": "viewer", "nobody": ""}
+"""The users of the tests and their roles in Airflow's simple auth manager; nobody may log in and has no permission."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running API server."""
+
+    url: str
+    settings: Settings
+    environment: dict[str, str]
+
+    def token(self, user: str) -> str:
+        answer = httpx.post(f"{self.url}/auth/token", json={"username": user, "password": user}, timeout=60, trust_env=False)
+        return str(answer.raise_for_status().json()["access_token"])
+
+    def client(self, user: str = "") -> httpx.Client:
+        """A client that presents this user's token, or none at all."""
+        headers = {"Authorization": f"Bearer {self.token(user)}"} if user else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Airflow's, with a user of every role; passwords are the names."""
+    service = airflow_service(settings)
+    users = ",".join(f"{name}:{role}" for name, role in ROLES.items())
+    passwords = settings.home / "airflow" / "test-passwords.json"
+    passwords.write_text("{" + ",".join(f'"{name}": "{name}"' for name in ROLES) + "}")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW_", "MLFLOW_", "VITRINE_"))}
+    return kept | service.environment | {
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": users,
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+    }  # fmt: skip
+
+
+@contextmanager
+def api_server(settings: Settings) -> Iterator[Server]:
+    """The database made, the DAGs read once, the API server up."""
+    (settings.home / "airflow").mkdir(parents=True, exist_ok=True)
+    environ = environment(settings)
+    for command in (["db", "migrate"], ["dags", "reserialize"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", *command], env=environ, cwd=PROJECT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"airflow {' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    service = Service(
+        "airflow-api",
+        (sys.executable, "-m", "airflow", "api-server", "--host", "127.0.0.1", "--port", settings.airflow_url.rsplit(":", 1)[1]),
+        environ,
+        f"{settings.airflow_url}/api/v2/version",
+    )
+    supervisor = Supervisor(settings.home)
+    supervisor.start(service)
+    try:
+        supervisor.wait(service)
+        yield Server(settings.airflow_url, settings, environ)
+    finally:
+        supervisor.stop(service.name)

@@ -1,0 +1,185 @@
+"""The board in a real browser, inside Airflow's own page, over the real API server, MLflow and replicas."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import which
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.plugins.conftest import Stack
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, FrameLocator, Page
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=which("chromium"), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def settled(stack: Stack) -> Stack:
+    """No release DAG is under way, and the aliases are as at the start."""
+    _, previous, _, live, candidate = stack.versions
+    stack.shop.point(blue=live, green=previous, live=live, previous=previous, candidate=candidate)
+    with stack.server.client("admin") as client:
+        for dag in ("promote_index", "rebuild_index", "rollback_index"):
+            for run in client.get(f"/api/v2/dags/{dag}/dagRuns").json().get("dag_runs", []):
+                client.patch(f"/api/v2/dags/{dag}/dagRuns/{run['dag_run_id']}", json={"state": "failed"})
+    return stack
+
+
+def visit(browser: "Browser", stack: Stack, user: str, **options: Any) -> "Page":
+    """The board alone, as this user; a script error fails the test."""
+    context = browser.new_context(viewport=options.pop("viewport", {"width": 1280, "height": 900}), **options)
+    context.add_cookies([{"name": "_token", "value": stack.server.token(user), "url": stack.server.url}])
+    page = context.new_page()
+    page.on("pageerror", lambda error: pytest.fail(f"the page's script failed: {error}"))
+    page.goto(f"{stack.server.url}/vitrine/")
+    page.wait_for_selector("body[data-ready]")
+    return page
+
+
+def test_it_is_a_page_of_airflow_and_its_links_leave_the_frame(browser: "Browser", settled: Stack) -> None:
+    _, _, _, live, _ = settled.versions
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.add_cookies([{"name": "_token", "value": settled.server.token("operator"), "url": settled.server.url}])
+    page = context.new_page()
+    page.goto(settled.server.url)
+    page.get_by_role("link", name="Releases").click()
+    board: FrameLocator = page.frame_locator("iframe")
+    board.locator("#live .headline b").wait_for()
+    assert board.locator("#live .headline b").inner_text() == f"Version {live}"
+    board.locator(f"#version-{live} summary").click()
+    with context.expect_page() as opened:
+        board.locator(f"#version-{live} .links a", has_text="MLflow run").click()
+    assert opened.value.url.startswith(f"{settled.server.settings.mlflow_uri}/#/runs/")
+    context.close()
+
+
+def test_the_state_of_everything_is_on_one_page(browser: "Browser", settled: Stack, tmp_path: Path) -> None:
+    older, previous, failed, live, candidate = settled.versions
+    page = visit(browser, settled, "operator")
+    assert page.locator("#live .headline b").inner_text() == f"Version {live}"
+    page.get_by_text("on all 2 replicas").wait_for()
+    assert [c.inner_text() for c in page.locator("#versions > li > .row > h3").all()] == [
+        f"Version {n}" for n in (candidate, live, failed, previous, older)
+    ]
+    assert "photo_recall" in page.locator(f"#version-{failed} .problem").inner_text()
+    assert page.locator(f"#version-{failed} button").count() == 0
+    page.locator(f"#version-{candidate} summary").click()
+    page.locator(f"#version-{candidate} .chain li").nth(6).wait_for()
+    gates = page.locator(f"#version-{candidate} tbody tr").all_inner_texts()
+    assert len(gates) == 5
+    assert "0.94" in gates[1]
+    assert "catalogue" in page.locator(f"#version-{candidate} .chain").inner_text()
+    charts = page.locator("svg.chart")
+    assert charts.count() == 3
+    assert charts.nth(0).locator("circle.failed").count() == 1
+    assert f"version {live}: 0.934, passed" in str(charts.nth(0).get_attribute("aria-label"))
+    page.screenshot(path=tmp_path / "board.png", full_page=True)
+    assert (tmp_path / "board.png").stat().st_size > 30_000
+    page.context.close()
+
+
+def test_promoting_by_keyboard_asks_first_and_shows_the_result(browser: "Browser", settled: Stack) -> None:
+    """Airflow's scheduler does not run here: the test ends the run and moves the aliases as the DAG does."""
+    _, _, _, live, candidate = settled.versions
+    page = visit(browser, settled, "operator")
+    button = page.locator(f"#version-{candidate}").get_by_role("button", name="Promote")
+    button.focus()
+    page.keyboard.press("Enter")
+    assert f"instead of version {live}" in page.locator("#confirm").inner_text()
+    page.keyboard.press("Escape")
+    assert not page.locator("#confirm").is_visible()
+    assert page.locator("#runs tr", has_text=f"version {candidate}").locator(".queued").count() == 0
+    button.focus()
+    page.keyboard.press("Enter")
+    page.locator("#confirm-yes").press("Enter")
+    page.get_by_text("promote_index is under way").wait_for()
+    row = page.locator("#runs tbody tr").first
+    row.locator(".queued").wait_for()
+    assert f"version {candidate}" in row.inner_text()
+    assert "operator" in row.inner_text()
+
+    settled.shop.point(green=candidate, previous=live, live=candidate)
+    with settled.server.client("admin") as client:
+        run = client.get("/api/v2/dags/promote_index/dagRuns", params={"order_by": "-id"}).json()["dag_runs"][0]["dag_run_id"]
+        client.patch(f"/api/v2/dags/promote_index/dagRuns/{run}", json={"state": "success"})
+    page.get_by_text(f"is done. Version {candidate} is live.").wait_for()
+    assert page.locator("#live .headline b").inner_text() == f"Version {candidate}"
+    assert page.get_by_role("button", name=f"Roll back to version {live}").is_enabled()
+    page.context.close()
+
+
+def test_a_refusal_of_the_server_is_shown_in_its_words(browser: "Browser", settled: Stack) -> None:
+    page = visit(browser, settled, "operator")
+    with settled.server.client("operator") as client:
+        assert client.post("/vitrine/actions/rebuild").status_code == 202
+    page.get_by_role("button", name="Rebuild").click()
+    page.locator("#confirm-yes").click()
+    page.get_by_text("rebuild_index is under way already, started by operator").wait_for()
+    page.context.close()
+
+
+def test_a_viewer_sees_everything_and_can_press_nothing(browser: "Browser", settled: Stack) -> None:
+    page = visit(browser, settled, "viewer")
+    buttons = page.locator("#live button, #versions button")
+    assert buttons.count() >= 4
+    assert all(b.is_disabled() for b in buttons.all())
+    assert "an operator acts" in page.locator("#who").inner_text()
+    page.context.close()
+
+
+def test_a_replica_that_is_down_is_seen_and_so_is_its_return(browser: "Browser", settled: Stack) -> None:
+    from tests.registered import Running
+
+    lost = settled.replicas[1]
+    lost.stop()
+    page = visit(browser, settled, "viewer")
+    page.get_by_text("1 of 2 replicas need a look").wait_for()
+    assert "no answer (ConnectError)" in page.locator("#replicas").inner_text()
+    page.context.close()
+    settled.replicas[1] = Running(settled.server.settings.mlflow_uri, settled.shop.home / "replica-1", lost.port)
+    page = visit(browser, settled, "viewer")
+    page.get_by_text("on all 2 replicas").wait_for(timeout=20_000)
+    page.context.close()
+
+
+def test_it_fits_a_phone_in_the_dark(browser: "Browser", settled: Stack) -> None:
+    page = visit(browser, settled, "operator", viewport={"width": 390, "height": 800}, color_scheme="dark")
+    for summary in page.locator("#versions summary").all():
+        summary.click()
+    page.locator(".chain li").nth(10).wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert sum(int(c) for c in ground[4:-1].split(",")) < 150
+    page.context.close()
+
+
+def test_before_the_first_version_it_says_how_one_comes_about(browser: "Browser", settled: Stack) -> None:
+    page = visit(browser, settled, "operator")
+    empty = {
+        "versions": [],
+        "live": "",
+        "previous": "",
+        "candidate": "",
+        "slots": {"blue": "", "green": ""},
+        "charts": [],
+        "lineage": [],
+    }
+    page.route("**/vitrine/data", lambda route: route.fulfill(json=route.fetch().json() | empty))
+    page.get_by_role("button", name="Refresh").click()
+    page.get_by_text("Nothing is live yet").wait_for()
+    assert "train_encoder" in page.locator("#live").inner_text()
+    assert page.get_by_role("button", name="Build the first version").is_enabled()
+    page.context.close()

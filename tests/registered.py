@@ -1,0 +1,131 @@
+"""Index versions of a whole small shop in a real MLflow, registered as the pipeline does, and real replicas that serve them."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from serving.app import create_app
+from serving.contract.files import FileRef
+from serving.contract.manifest import Gate, IndexManifest
+from serving.settings import ServingSettings
+from tasks.catalog.snapshot import Snapshot, take_snapshot
+from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, INDEX_PATH, Registry
+from tests.catalogs import small_catalog
+from tests.conftest import free_port
+from tests.releases import add_version
+
+TOKEN = "token-for-a-test"
+
+
+def good_gates(recall: float = 0.93, p99_ms: float = 21.0) -> tuple[Gate, ...]:
+    """Gates as the pipeline writes them; the p99 over 200 ms fails."""
+    rows = [
+        ("exact_recall", 0.992, 0.95, True, "recall@10 against exact search, on photos: 0.992, asked for at least 0.95"),
+        (
+            "photo_recall",
+            recall,
+            0.9,
+            recall >= 0.9,
+            f"Recall@10 of the whole path, live has 0.92: {recall}, asked for at least 0.9",
+        ),
+        ("p99_ms", p99_ms, 200.0, p99_ms <= 200, f"one photo, bytes to answer, p99 in ms: {p99_ms}, asked for at most 200"),
+        ("reconciled", 0.0, 0.0, True, "products that went missing: 0, asked for at most 0"),
+        ("servable", 12.0, 1.0, True, "products that can be found: 12, asked for at least 1"),
+    ]
+    return tuple(Gate(name=n, value=v, threshold=t, passed=p, reason=r) for n, v, t, p, r in rows)
+
+
+class Shop:
+    """A catalogue of a few products below `home`, whose versions are built here and registered at `registry`."""
+
+    def __init__(self, home: Path, registry: Registry, products: int = 12) -> None:
+        self.home, self.registry = home, registry
+        self.catalog = small_catalog(home / "shop", products)
+        self.built = 0
+
+    def snapshot(self, name: str) -> Snapshot:
+        return take_snapshot(str(self.catalog), str(self.home / "data" / "snapshots"), name)
+
+    def encoder(self, seed: int = 0) -> str:
+        """Registers the tiny encoder of this seed as an encoder version; gives its number."""
+        from tests.tiny import tiny_encoder
+
+        folder = self.home / "tiny" / str(seed)
+        tiny_encoder(folder, seed=seed)
+        with self.registry.run("encoders", f"{self.home}-tiny-{seed}", "tiny") as run:
+            run.artifacts(folder, ENCODER_PATH)
+            return self.registry.register(
+                ENCODER_MODEL, run.run_id, ENCODER_PATH, {"preset": "tiny", "verdict": "passed"}, "tiny"
+            ).version
+
+    def version(self, gates: tuple[Gate, ...] | None = None, seed: int = 0, snapshot: Snapshot | None = None) -> str:
+        """Builds, uploads and registers one index version with these gates; gives its number."""
+        self.built += 1
+        name, gates = f"made-{self.built}", good_gates() if gates is None else gates
+        taken = snapshot or self.snapshot(name)
+        encoder = self.registry.encoder_ref(self.encoder(seed))
+        built = add_version(self.home, taken, name, seed)
+        with self.registry.run("indexes", f"{self.home}-{name}", f"index {taken.id}") as run:
+            manifest = self._upload(built, run.run_id).model_copy(update={"encoder": encoder, "gates": gates})
+            path = self.home / "work" / name / "manifest.json"
+            path.write_text(manifest.model_dump_json())
+            self.registry.client.log_artifact(run.run_id, str(path), INDEX_PATH)
+            run.metrics({g.name: g.value for g in gates})
+            tags = {
+                "encoder_version": encoder.version, "snapshot": taken.id, "products": str(manifest.counts.servable),
+                "verdict": "passed" if all(g.passed for g in gates) else "failed", "run_key": name,
+            }  # fmt: skip
+            text = f"{manifest.counts.servable} products of a test's shop"
+            return self.registry.register(INDEX_MODEL, run.run_id, INDEX_PATH, tags, text).version
+
+    def _upload(self, manifest: IndexManifest, run_id: str) -> IndexManifest:
+        """The manifest with its files as artifacts of a run."""
+
+        def moved(ref: FileRef) -> FileRef:
+            source = self.home / "release" / "files" / ref.sha256
+            self.registry.client.log_artifact(run_id, str(source), INDEX_PATH)
+            return ref.model_copy(update={"run_id": run_id, "path": f"{INDEX_PATH}/{ref.sha256}"})
+
+        segments = tuple(
+            s.model_copy(update={"table": moved(s.table), "index": moved(s.index) if s.index else None})
+            for s in manifest.segments
+        )
+        return manifest.model_copy(update={"segments": segments, "golden": moved(manifest.golden)})
+
+    def point(self, **aliases: str) -> None:
+        for alias, version in aliases.items():
+            self.registry.set_alias(INDEX_MODEL, alias, version)
+
+
+class Running:
+    """A real replica in this process, on a loopback port; `stop` takes it away as a crash would: the port is closed."""
+
+    def __init__(self, mlflow_uri: str, cache: Path, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        app = create_app(ServingSettings(mlflow_uri=mlflow_uri, cache=cache, poll_s=0.2, admin_token=TOKEN))
+        self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", ws="none"))
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        until = time.monotonic() + 20
+        while not self.server.started and time.monotonic() < until:
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+
+
+@contextmanager
+def replicas(mlflow_uri: str, home: Path, count: int) -> Iterator[list[Running]]:
+    """Real replicas that follow the aliases at `mlflow_uri`."""
+    started = [Running(mlflow_uri, home / f"replica-{n}") for n in range(count)]
+    try:
+        yield started
+    finally:
+        for one in started:
+            one.stop()
