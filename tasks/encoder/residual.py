@@ -62,6 +62,12 @@ class ResidualNet(nn.Module):
 
 
 @register_model
+def vitrine_residual_w48(pretrained: bool = False, **kwargs: Any) -> ResidualNet:
+    """The teacher's tower of the preset `small`: 3.7M parameters."""
+    return ResidualNet(width=48, num_classes=kwargs.get("num_classes", 0))
+
+
+@register_model
 def vitrine_residual_w32(pretrained: bool = False, **kwargs: Any) -> ResidualNet:
     """The demo teacher's tower: 1.6M parameters."""
     return ResidualNet(width=32, num_classes=kwargs.get("num_classes", 0))

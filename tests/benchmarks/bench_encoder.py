@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_encoder [--models demo_teacher demo_student ViT-B-32 RN50 …] [--catalogue FOLDER]
 
 Every runtime takes its turn within each round, so that ratios are of runs side by side; the median over rounds counts.
-Weights are random unless `--catalogue` is given: then the demo pair is trained on it and its recall, size and time are
+Weights are random unless `--catalogue` is given: then the pair of `--preset` is trained on it and its recall, size and time are
 printed beside. Prints a table and writes JSON.
 """
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--catalogue", default="")
+    parser.add_argument("--preset", default="small", help="the pair that --catalogue trains")
     parser.add_argument("--out", type=Path, default=Path("bench_encoder.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -62,7 +63,7 @@ def main() -> None:
         )
     result = {"threads": args.threads, "rows": [asdict(r) for r in rows]}
     if args.catalogue:
-        result["pair"] = bench_pair(args.catalogue)
+        result["pair"] = bench_pair(args.catalogue, args.preset)
     args.out.write_text(json.dumps(result, indent=1))
     print(f"written to {args.out}")
 
@@ -141,8 +142,8 @@ def timed(runtimes: dict[str, Run], batch: np.ndarray, rounds: int) -> dict[str,
     return {name: statistics.median(values) for name, values in spent.items()}
 
 
-def bench_pair(catalogue: str) -> dict[str, float]:
-    """Trains the demo pair on a catalogue folder and measures it through its exported files."""
+def bench_pair(catalogue: str, name: str) -> dict[str, float]:
+    """Trains the pair of a preset on a catalogue folder and measures it through its exported files."""
     from tasks.catalog.snapshot import take_snapshot
     from tasks.encoder.evaluate import evaluate_encoder
     from tasks.encoder.export import export_encoder
@@ -150,7 +151,7 @@ def bench_pair(catalogue: str) -> dict[str, float]:
     from tasks.encoder.student import distil_student
     from tasks.encoder.teacher import train_teacher
 
-    config: EncoderConfig = preset("demo")
+    config: EncoderConfig = preset(name)
     with tempfile.TemporaryDirectory() as scratch:
         work, folder = Path(scratch) / "work", Path(scratch) / "encoder"
         snapshot = take_snapshot(catalogue, f"{scratch}/snapshots", "bench")
