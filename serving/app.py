@@ -11,6 +11,7 @@ from serving.fetching import Fetcher
 from serving.problems import handle_errors
 from serving.replica import Replica
 from serving.routes.described import describe_bodies
+from serving.routes.operating import operating_routes
 from serving.routes.pictures import picture_routes
 from serving.routes.search import search_routes
 from serving.routes.state import state_routes
@@ -39,6 +40,7 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
     search_routes(app, replica)
     picture_routes(app, replica)
     state_routes(app, replica)
+    operating_routes(app, replica)
     describe_bodies(app)
     return app
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serving.live_recall import Tally
 from serving.queries import Means
 from serving.slots import STATES, Slots
 
@@ -30,6 +31,11 @@ class Metrics:
         self.flips = Gauge("vitrine_flips", "Times another version went live since the start", **own)
         self.failures = Gauge("vitrine_load_failures", "Versions that could not be loaded since the start", **own)
         self.registry_ok = Gauge("vitrine_registry_ok", "Whether the registry answered the last time it was asked", **own)
+        self.recalled = Gauge(
+            "vitrine_live_recall_queries", "Samples that were asked again exactly, since the start", ["version"], **own
+        )
+        self.recall = Gauge("vitrine_live_recall_sum", "The sum of their recalls at 10", ["version"], **own)
+        self.samples = Gauge("vitrine_samples", "Searches kept as samples right now", **own)
         self.busy = Gauge("vitrine_busy", "Searches being worked on or waiting", **own)
 
     def request(self, route: str, status: int, took_s: float) -> None:
@@ -40,8 +46,12 @@ class Metrics:
         for phase, ms in timings_ms.items():
             self.phases.labels(phase, version).observe(ms / 1e3)
 
-    def text(self, slots: Slots, means: Means) -> bytes:
+    def text(self, slots: Slots, means: Means, recall: dict[str, Tally]) -> bytes:
         """Everything, in Prometheus's text format, with the state of slots and caches as it is now."""
+        for version, tally in recall.items():
+            self.recalled.labels(version).set(tally.queries)
+            self.recall.labels(version).set(tally.recall)
+        self.samples.set(len(means.samples.ring))
         self.live.clear()
         if slots.live is not None:
             self.live.labels(slots.live.version, slots.live_slot).set(1)

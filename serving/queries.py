@@ -18,6 +18,7 @@ from serving.phases import Phases
 from serving.profiles import Profiles
 from serving.ranker import Ranked, User
 from serving.release import Asked, Release
+from serving.samples import Samples
 from serving.searcher import Found, Searcher
 
 SHOWN = ["product_id", "title", "brand", "category", "price", "currency", "in_stock"]
@@ -39,6 +40,7 @@ class Means:
     limits: ImageLimits
     caches: Caches
     profiles: Profiles
+    samples: Samples
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,15 @@ class Query:
         return cls(request, photo, sha, key)
 
     @property
+    def kind(self) -> str:
+        """photo, text, mixed, product or vector."""
+        if self.photo_sha256:
+            return "mixed" if self.request.text is not None else "photo"
+        return next(
+            n for n in ("text", "product", "vector") if getattr(self.request, "product_id" if n == "product" else n) is not None
+        )
+
+    @property
     def personal(self) -> bool:
         return self.request.user is not None
 
@@ -83,8 +94,11 @@ def etag(release: Release, query: Query) -> str:
     return '"' + sha256(f"{release.identity}|{query.key}".encode()).hexdigest()[:32] + '"'
 
 
-def search(release: Release, query: Query, means: Means, phases: Phases, request_id: str) -> SearchAnswer:
-    """Answers a search from one release throughout. Raises QueryError, FilterError, ImageRejected or DeadlinePassed."""
+def search(release: Release, query: Query, means: Means, phases: Phases, request_id: str, sampled: bool = False) -> SearchAnswer:
+    """Answers a search from one release throughout; one that is `sampled` may be kept among the real queries.
+
+    Raises QueryError, FilterError, ImageRejected or DeadlinePassed.
+    """
     request, caches = query.request, means.caches
     cached: list[str] = []
     kept = None if query.personal else caches.response.get(f"{release.identity}|{query.key}")
@@ -93,6 +107,8 @@ def search(release: Release, query: Query, means: Means, phases: Phases, request
         return kept.model_copy(update=changed)
     user = _user(request.user, means.profiles)
     asked = _asked(release, query, means, phases, cached)
+    if sampled and not query.personal:
+        means.samples.offer(query.kind, release.query.fingerprint, query.photo_sha256, asked.vector, query.photo)
     own = request.product_id
     k = request.k + (own is not None)
     with phases.phase("retrieve"):

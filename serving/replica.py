@@ -13,12 +13,14 @@ from serving.access import Access, read_keys
 from serving.cache import Caches
 from serving.contract.preprocess import ImageLimits
 from serving.fetching import Fetcher
+from serving.live_recall import LiveRecall
 from serving.metrics import Metrics
 from serving.phases import DeadlinePassed, Phases
 from serving.problems import Refused
 from serving.profiles import NoProfiles, Profiles, RedisProfiles
 from serving.queries import Means
 from serving.release import Release
+from serving.samples import Samples
 from serving.settings import ServingSettings
 from serving.slots import Slots
 from serving.source import VersionSource
@@ -41,7 +43,9 @@ class Replica:
         self.access = Access(settings.admin_token, read_keys(settings.api_keys))
         self.tracing = tracing_to(settings.otel_endpoint)
         self.limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-        self.means = Means(self.limits, _caches(settings), _profiles(settings))
+        samples = Samples(settings.sample_rate, settings.sample_kept, settings.sample_photos)
+        self.means = Means(self.limits, _caches(settings), _profiles(settings), samples)
+        self.live_recall = LiveRecall(samples, lambda: self.slots.live)
         self.fetcher = fetcher or Fetcher(settings.query_hosts, settings.max_image_bytes)
         self.pool = ThreadPoolExecutor(settings.workers, "search")
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
@@ -51,6 +55,7 @@ class Replica:
         self.watchers = [
             threading.Thread(target=self._repeat, args=(self.slots.follow, settings.poll_s), name="follow", daemon=True),
             threading.Thread(target=self._repeat, args=(self.slots.load_next, LOADER_POLL_S), name="load", daemon=True),
+            threading.Thread(target=self._measure_recall, name="recall", daemon=True),
         ]
 
     def start(self) -> None:
@@ -127,6 +132,10 @@ class Replica:
             what = f"slot {slot} holds no version that is ready" if slot else "no index version is live on this replica yet"
             raise Refused(503, what, "not_ready", {"Retry-After": "5"})
         return found
+
+    def _measure_recall(self) -> None:
+        while not self.stop.is_set():
+            self.stop.wait(self.live_recall.step())
 
     def _repeat(self, call: Callable[[], object], every_s: float) -> None:
         while not self.stop.is_set():

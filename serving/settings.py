@@ -44,6 +44,12 @@ class ServingSettings:
     """redis:// of the feature store that knows users. Empty: only what a request says of its user counts."""
     otel_endpoint: str = ""
     """Where traces go, such as http://127.0.0.1:4318/v1/traces. Empty: nowhere."""
+    sample_rate: float = 0.05
+    """The share of searches that is kept for a while, as vectors and sha256 of photos: promotions replay them. 0: none."""
+    sample_kept: int = 500
+    """How many of them, the newest."""
+    sample_photos: bool = False
+    """Whether the photos themselves are kept as well (64 MiB at most): only then can they be asked of another encoder."""
     log: str = "json"
     """json: one object a line; text: for people."""
     notice: str = ""
@@ -61,7 +67,15 @@ class ServingSettings:
                 continue
             kind: Any = type(spec.default)
             try:
-                values[spec.name] = tuple(p.strip() for p in text.split(",") if p.strip()) if kind is tuple else kind(text)
-            except ValueError:
+                values[spec.name] = _parse(text, kind)
+            except (ValueError, KeyError):
                 raise ValueError(f"{PREFIX}{spec.name.upper()}={text!r} is not a {kind.__name__}") from None
         return cls(**values)
+
+
+def _parse(text: str, kind: Any) -> Any:
+    if kind is tuple:
+        return tuple(p.strip() for p in text.split(",") if p.strip())
+    if kind is bool:
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[text.lower()]
+    return kind(text)

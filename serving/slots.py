@@ -49,7 +49,7 @@ class Slots:
         self.wanted_live = ""
         self.error = ""
         self.flips = self.failures = 0
-        self.lock = threading.Lock()
+        self.lock, self.following = threading.Lock(), threading.Lock()
 
     def refresh(self) -> None:
         """Follows the aliases and loads all they newly name. Never raises."""
@@ -59,6 +59,10 @@ class Slots:
 
     def follow(self) -> None:
         """Marks what the aliases newly name for loading, and flips when `live` names a version that is ready. Never raises."""
+        with self.following:  # what was read of the aliases later is applied later
+            self._follow()
+
+    def _follow(self) -> None:
         try:
             wanted = {name: self.source.resolve(name) for name in (*SLOTS, "live")}
         except Exception as error:  # the registry being away must not disturb what is served

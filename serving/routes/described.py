@@ -18,10 +18,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 PROBLEMS = problems(401, 408, 413, 415, 422, 429, 503, 504)
 NOT_THERE = problems(404) | PROBLEMS
+ADMIN: dict[str, Any] = {"security": [{"admin": []}]}
 SECURITY: dict[str, Any] = {"security": [{}, {"key": []}, {"admin": []}]}
 SCHEMES = {
     "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "where this replica asks for keys"},
-    "admin": {"type": "http", "scheme": "bearer", "description": "the admin token, for `slot`"},
+    "admin": {"type": "http", "scheme": "bearer", "description": "the admin token, for `slot` and for operating a replica"},
 }
 PHOTO_BODY: dict[str, Any] = {
     "application/json": {"schema": {"$ref": "#/components/schemas/SearchRequest"}},

@@ -57,7 +57,8 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
             photo = await replica.fetch(query.request.image_url, phases)
             query = queries.Query.of(query.request, photo)
         request_id = request.state.request_id + number
-        found = await replica.work(lambda: queries.search(release, query, replica.means, phases, request_id), phases)
+        sampled = not request.query_params.get("slot") and request.headers.get("sec-gpc") != "1"
+        found = await replica.work(lambda: queries.search(release, query, replica.means, phases, request_id, sampled), phases)
         replica.metrics.search(found.timings_ms, found.version.index)
         return found
 

@@ -43,4 +43,5 @@ def state_routes(app: FastAPI, replica: Replica) -> None:
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Prometheus metrics."""
-        return Response(replica.metrics.text(replica.slots, replica.means), media_type="text/plain; version=0.0.4")
+        content = replica.metrics.text(replica.slots, replica.means, replica.live_recall.told())
+        return Response(content, media_type="text/plain; version=0.0.4")

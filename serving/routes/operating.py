@@ -1,0 +1,30 @@
+"""What a promotion asks of a replica, with the admin token: sampled queries, and to look at the aliases now."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+
+from serving.replica import Replica
+from serving.routes.described import ADMIN, problems
+
+Limit = Annotated[int, Query(ge=1, le=2000, description="at most so many, the newest first")]
+Fingerprint = Annotated[str, Query(pattern="^[0-9a-f]{64}$|^$", description="only vectors of this query encoder")]
+
+
+def operating_routes(app: FastAPI, replica: Replica) -> None:
+    def admit(request: Request) -> None:
+        replica.access.check_admin(request.headers.get("authorization", ""))
+
+    @app.get("/v1/samples", responses=problems(401), openapi_extra=ADMIN)
+    async def samples(request: Request, limit: Limit = 200, fingerprint: Fingerprint = "") -> dict[str, Any]:
+        """Sampled real queries: vectors (base64 of float32) and the sha256 of photos; photos only where a setting keeps them."""
+        admit(request)
+        return {"samples": [s.wire() for s in replica.means.samples.newest(limit, fingerprint)]}
+
+    @app.post("/v1/follow", responses=problems(401), openapi_extra=ADMIN)
+    async def follow(request: Request) -> dict[str, Any]:
+        """Looks at the aliases now rather than at the next poll; answers what /v1/version answers of the slots."""
+        admit(request)
+        await asyncio.to_thread(replica.slots.follow)
+        return replica.slots.describe()

@@ -1,0 +1,86 @@
+"""A few real queries, kept for a while in memory: what a promotion, a gate and a watcher replay instead of made-up ones.
+
+Private by design: a query is kept as its vector, and a photo as its sha256. Photos themselves are kept only where a setting allows
+it, words never; whoever searches with a user, or sends `Sec-GPC: 1`, is never sampled.
+"""
+
+import base64
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+PHOTO_BYTES = 64 * 2**20
+"""What all kept photos may take; the oldest lose theirs first."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One query: its unit vector (d,) float32, and the fingerprint of the encoder that made it; vectors of others do not compare.
+
+    `number` counts from the start of the process. `kind`: photo, text, mixed, product or vector. `photo_sha256` is "" without a
+    photo, `photo` None unless photos are kept.
+    """
+
+    number: int
+    at: str
+    kind: str
+    fingerprint: str
+    photo_sha256: str
+    vector: np.ndarray
+    photo: bytes | None = None
+
+    def wire(self) -> dict[str, Any]:
+        """As JSON: the vector is base64 of little-endian float32, the photo base64 or null."""
+        return {
+            "at": self.at,
+            "kind": self.kind,
+            "fingerprint": self.fingerprint,
+            "photo_sha256": self.photo_sha256,
+            "vector": base64.b64encode(self.vector.astype("<f4").tobytes()).decode(),
+            "photo": base64.b64encode(self.photo).decode() if self.photo is not None else None,
+        }
+
+
+class Samples:
+    """At most `kept` queries, each kept with probability `rate`. Safe for several threads; gone when the process ends."""
+
+    def __init__(self, rate: float, kept: int, photos: bool = False, chance: Callable[[], float] = random.random) -> None:
+        self.rate, self.photos, self.chance = rate, photos, chance
+        self.ring: deque[Sample] = deque(maxlen=max(kept, 0))
+        self.lock = threading.Lock()
+        self.taken = 0
+
+    def offer(self, kind: str, fingerprint: str, photo_sha256: str, vector: np.ndarray, photo: bytes | None) -> None:
+        """Keeps this query, or mostly does not."""
+        if self.chance() >= self.rate:
+            return
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        own = np.array(vector, np.float32)
+        with self.lock:
+            self.taken += 1
+            sample = Sample(self.taken, at, kind, fingerprint, photo_sha256, own, photo if self.photos else None)
+            self.ring.append(sample)
+            if sample.photo is not None:
+                self._forget_photos()
+
+    def newest(self, limit: int, fingerprint: str = "") -> list[Sample]:
+        """The newest samples first, of one encoder where a fingerprint is given."""
+        with self.lock:
+            found = [s for s in reversed(self.ring) if not fingerprint or s.fingerprint == fingerprint]
+        return found[:limit]
+
+    def _forget_photos(self) -> None:
+        room = PHOTO_BYTES
+        for place in range(len(self.ring) - 1, -1, -1):
+            sample = self.ring[place]
+            if sample.photo is None:
+                continue
+            room -= len(sample.photo)
+            if room < 0:
+                self.ring[place] = replace(sample, photo=None)
