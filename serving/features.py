@@ -41,8 +41,11 @@ class Features:
     """Columns over all rows of a version; a row is addressed by its handle 0..n-1.
 
     `in_stock` bool, `popularity` float32, `price` float64 (NaN: unknown), `brand` and `category` coded; `palette` (n, 13) uint8
-    where the version has it (zeros: unknown); other columns by name.
+    where the version has it (zeros: unknown); other columns by name. `lenient`: a column that is not there counts as one of which
+    nothing is known, as where other shards of the version have it.
     """
+
+    lenient = False
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table.combine_chunks()

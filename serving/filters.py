@@ -182,6 +182,9 @@ def _mask(node: Node, features: Features, rows: np.ndarray | None) -> np.ndarray
 
 def _ask(asked: Condition, features: Features, rows: np.ndarray | None) -> np.ndarray:
     kind = features.kind(asked.column)
+    if kind is None and features.lenient:
+        unknown = asked.operator == "exists" and not asked.value
+        return np.full(features.rows if rows is None else len(rows), unknown)
     if kind is None:
         known = ", ".join(features.askable())
         raise FilterError(f"filter: this index version has no column {asked.column!r} to ask; it has {known}")

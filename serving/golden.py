@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.contract.files import ContractError, written_whole
+from serving.contract.keys import shard_of
 from serving.searcher import Searcher
 
 TOP = 10
@@ -41,6 +42,26 @@ def check_golden(path: Path, searcher: Searcher) -> None:
         ]
         if moved:
             raise ContractError(f"golden answers are not reproduced: query {row} no longer finds key {moved[0]}")
+
+
+def check_part(path: Path, searcher: Searcher, shard: int) -> None:
+    """The same for the searcher of one shard: every golden product of this shard is found again, as similar as it was."""
+    golden = np.load(path, allow_pickle=False)
+    keys, expected = golden["keys"], golden["similarity"]
+    mine = (keys >= 0) & (shard_of(keys, searcher.manifest.shards) == shard)
+    found = searcher.search(golden["vectors"], TOP)
+    found_keys = _keys(searcher, found.rows)
+    for row, place in np.argwhere(mine):
+        key, was = keys[row, place], expected[row, place]
+        there = np.flatnonzero(found_keys[row] == key)
+        if len(there):
+            difference = abs(float(found.similarity[row, there[0]] - was))
+            if difference > MAX_DIFFERENCE:
+                raise ContractError(
+                    f"golden answers are not reproduced: shard {shard}, query {row}: the similarity of key {key} differs by {difference:.2g}"
+                )
+        elif was > expected[row].min() + MAX_DIFFERENCE:
+            raise ContractError(f"golden answers are not reproduced: shard {shard}, query {row} no longer finds key {key}")
 
 
 def _keys(searcher: Searcher, rows: np.ndarray) -> np.ndarray:

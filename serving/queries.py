@@ -112,7 +112,7 @@ def search(release: Release, query: Query, means: Means, phases: Phases, request
     own = request.product_id
     k = request.k + (own is not None)
     with phases.phase("retrieve"):
-        found = _candidates(release, request, asked.vector, k, caches, cached)
+        found = _candidates(release, request, asked.vector, k, caches, cached, phases.latest)
     with phases.phase("rank"):
         ranked = release.rank(found, k, user, asked.colours)
         results = _results(ranked, release.searcher.features, own, request)
@@ -121,11 +121,11 @@ def search(release: Release, query: Query, means: Means, phases: Phases, request
         request_id=request_id,
         version=version_of(release),
         results=results,
-        coverage=Coverage(shards_ok=shards, shards_total=shards),
+        coverage=Coverage(shards_ok=shards - found.missing, shards_total=shards),
         cached=cached,
         timings_ms=phases.timings_ms(),
     )
-    if not query.personal:
+    if not query.personal and not found.missing:
         caches.response.put(f"{release.identity}|{query.key}", answer)
     return answer
 
@@ -162,7 +162,7 @@ def _asked(release: Release, query: Query, means: Means, phases: Phases, cached:
     if request.product_id is not None:
         row = row_of(release.searcher, request.product_id)
         colours = release.searcher.features.palette
-        return Asked(release.searcher.vector(row), None if colours is None else colours[row])
+        return Asked(release.vector(row, phases.latest), None if colours is None else colours[row])
     if request.vector is not None:
         with np.errstate(over="ignore"):
             return Asked(_checked(np.array(request.vector, np.float32), release.searcher.dim))
@@ -207,8 +207,10 @@ def _of_words(release: Release, text: str, caches: Caches, phases: Phases, cache
     return asked
 
 
-def _candidates(release: Release, request: SearchRequest, vector: np.ndarray, k: int, caches: Caches, cached: list[str]) -> Found:
-    """The first phase, remembered by the vector, the version, the filter and how many were asked for."""
+def _candidates(
+    release: Release, request: SearchRequest, vector: np.ndarray, k: int, caches: Caches, cached: list[str], latest: float | None
+) -> Found:
+    """The first phase, remembered by the vector, the version, the filter and how many were asked for; only where it is whole."""
     wanted = max(request.candidates or release.candidates, k)
     rest = request.filter.canonical() if request.filter else ""
     key = f"{release.identity}|{sha256(vector.tobytes()).hexdigest()}|{wanted}|{sha256(rest.encode()).hexdigest()[:32]}"
@@ -217,10 +219,11 @@ def _candidates(release: Release, request: SearchRequest, vector: np.ndarray, k:
         cached.append("candidates")
         return found
     try:
-        found = release.retrieve(vector, wanted, request.filter)
+        found = release.retrieve(vector, wanted, request.filter, latest)
     except FilterError as error:
         raise QueryError(str(error)) from None
-    caches.candidates.put(key, found)
+    if not found.missing:
+        caches.candidates.put(key, found)
     return found
 
 

@@ -3,10 +3,10 @@
 A query passes three phases: encode (a photo or words to `Asked`), retrieve (candidates from all segments), rank.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from pydantic import ValidationError
@@ -48,8 +48,7 @@ class Release:
         self.query, self.searcher, self.words = query, searcher, words
         self.preprocess = encoders.manifest.preprocess
         self.ranker = _ranker(manifest, searcher)
-        content = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:16]
-        self.identity = f"{version}|{manifest.id}|{content}|{query.fingerprint}|{self.ranker.digest()}"
+        self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
         self.candidates = int(manifest.search.get("candidates") or 500)
         require = self.ranker.rules.require
         self.required = matching(searcher.features, require) if require else None
@@ -63,6 +62,13 @@ class Release:
         Every file is compared with its checksum, the encoder with the fingerprint the index was made with, and both the
         encoder and the index must reproduce their golden answers. Raises ContractError naming what does not.
         """
+        searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref))
+        check_golden(verify(locate(manifest.golden), manifest.golden), searcher)
+        return cls.over(searcher, version, manifest, encoder, threads)
+
+    @classmethod
+    def over(cls, searcher: Searcher, version: str, manifest: IndexManifest, encoder: Path, threads: int = 1) -> Self:
+        """A release that searches with a searcher that is open already; its encoder is verified. Raises ContractError."""
         wanted = manifest.encoder
         verify(encoder / "encoder.json", wanted.manifest)
         encoders = EncoderFolder(encoder)
@@ -73,8 +79,6 @@ class Release:
             raise ContractError(
                 f"the query encoder {wanted.query} is not the one this index was tuned with (fingerprint differs)"
             )
-        searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref))
-        check_golden(verify(locate(manifest.golden), manifest.golden), searcher)
         return cls(version, manifest, encoders, query, searcher, TextEncoder.open(encoders, threads))
 
     def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, phases: Phases | None = None) -> Asked:
@@ -93,8 +97,20 @@ class Release:
         mask = matching(self.searcher.features, wanted)
         return mask if self.required is None else mask & self.required
 
-    def retrieve(self, vector: np.ndarray, candidates: int, wanted: Filter | None = None) -> Found:
-        """The first phase: the nearest rows of one unit query vector (d,) that may be in the answer."""
+    @property
+    def products(self) -> int:
+        """How many products may be found."""
+        return self.searcher.live_rows
+
+    def vector(self, row: int, latest: float | None = None) -> np.ndarray:
+        """The stored vector (d,) float32 of a row."""
+        return self.searcher.vector(row)
+
+    def retrieve(self, vector: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
+        """The first phase: the nearest rows of one unit query vector (d,) that may be in the answer.
+
+        `latest` (by time.monotonic) is when the request's time is over; it matters where shards are asked over the network.
+        """
         return self.searcher.search(vector[None], candidates, self.allowed(wanted))
 
     def rank(self, found: Found, k: int, user: User | None = None, colours: np.ndarray | None = None) -> Ranked:

@@ -38,7 +38,7 @@ class Replica:
 
     def __init__(self, settings: ServingSettings, source: VersionSource, fetcher: Fetcher | None = None) -> None:
         self.settings = settings
-        self.slots = Slots(source, settings.threads)
+        self.slots: Slots[Release] = Slots(source, settings.threads)
         self.metrics = Metrics()
         self.access = Access(settings.admin_token, read_keys(settings.api_keys))
         self.tracing = tracing_to(settings.otel_endpoint)

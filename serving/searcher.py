@@ -32,10 +32,14 @@ MOST_WIDENED = 16
 
 @dataclass(frozen=True)
 class Found:
-    """The nearest rows of each query, best first: `similarity` (nq, k) float32, `rows` (nq, k) int64 (-1: none)."""
+    """The nearest rows of each query, best first: `similarity` (nq, k) float32, `rows` (nq, k) int64 (-1: none).
+
+    `missing`: how many shards a gateway had no answer from; what they hold is not among the rows.
+    """
 
     similarity: np.ndarray
     rows: np.ndarray
+    missing: int = 0
 
 
 @dataclass
@@ -63,9 +67,15 @@ class Searcher:
         self.live_rows = self.rows - sum(hidden)
 
     @classmethod
-    def open(cls, manifest: IndexManifest, locate: Callable[[FileRef], Path], threads: int = 1) -> "Searcher":
-        """Opens every segment; `locate` gives a file's verified local path. Raises ContractError for what does not fit."""
-        missing = sorted(set(range(manifest.shards)) - {s.shard for s in manifest.segments if s.kind == "base"})
+    def open(
+        cls, manifest: IndexManifest, locate: Callable[[FileRef], Path], threads: int = 1, shard: int | None = None
+    ) -> "Searcher":
+        """Opens every segment, or those of one shard; `locate` gives a file's verified local path.
+
+        Raises ContractError for what does not fit.
+        """
+        wanted = range(manifest.shards) if shard is None else [shard]
+        missing = sorted(set(wanted) - {s.shard for s in manifest.segments if s.kind == "base"})
         if missing:
             raise ContractError(
                 f"index {manifest.id}: shard {missing[0]} of {manifest.shards} has no base segment in the manifest"
@@ -73,13 +83,13 @@ class Searcher:
         parts: list[OpenSegment] = []
         tables: list[pa.Table] = []
         start = 0
-        for segment in _ordered(manifest.segments):
-            if segment.index is None:
+        for segment in ordered(manifest.segments):
+            if segment.index is None or segment.shard not in wanted:
                 continue
             table = read_rows(locate(segment.table))
             index = read_index(locate(segment.index), manifest.encoder.dim, len(table))
             prepare(index)
-            alive = _alive(segment, table["key"].to_numpy(), manifest.segments, locate)
+            alive = alive_rows(segment, table["key"].to_numpy(), manifest.segments, locate)
             parts.append(OpenSegment(index, start, len(table), alive))
             tables.append(table)
             start += len(table)
@@ -176,11 +186,12 @@ def merge(found: list[Found], k: int) -> Found:
     return Found(similarity.astype(np.float32), rows)
 
 
-def _ordered(segments: tuple[Segment, ...]) -> list[Segment]:
+def ordered(segments: tuple[Segment, ...]) -> list[Segment]:
+    """Segments in the order of their rows' handles: shard by shard."""
     return sorted(segments, key=lambda s: (s.shard, s.sequence, s.kind))
 
 
-def _alive(
+def alive_rows(
     segment: Segment, keys: np.ndarray, segments: tuple[Segment, ...], locate: Callable[[FileRef], Path]
 ) -> np.ndarray | None:
     """Which rows no later tombstone hides; None when there is none to hide them."""

@@ -7,10 +7,13 @@ becomes ready, and what was live stays. Loading and following are apart, so that
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any, Generic, Protocol, TypeVar
 
+from serving.memory import give_back
 from serving.release import Release
 from serving.source import VersionSource
 
@@ -22,33 +25,96 @@ RETRY_S = 30.0
 """A version that failed is tried again after this long: what failed may have been the network."""
 
 
+class Version(Protocol):
+    """What a slot holds: a whole `Release`, a gateway's, or a shard's part of one."""
+
+    version: str
+
+    @property
+    def products(self) -> int: ...
+    def warm(self) -> None: ...
+
+
+V = TypeVar("V", bound=Version)
+
+
+class Opener(Protocol[V]):
+    """Opens versions of one role, and says what they still wait for."""
+
+    def open(self, version: str) -> V:
+        """A version, verified. Raises ContractError naming what is wrong with it."""
+        ...
+
+    def lacks(self, opened: V, first: bool) -> str:
+        """What an opened version waits for before it can be ready; "" for nothing. Raises ContractError where it will never come.
+
+        `first`: nothing is served yet, so that less than everything may be better than nothing.
+        """
+        ...
+
+    def hinders(self, ready: V) -> str:
+        """Why a version that was ready cannot go live at this moment; "" for nothing."""
+        ...
+
+
+class WholeVersions:
+    """Opens whole versions, which wait for nothing."""
+
+    def __init__(self, source: VersionSource, threads: int = 1) -> None:
+        self.source, self.threads = source, threads
+
+    def open(self, version: str) -> Release:
+        manifest = self.source.manifest(version)
+        return Release.open(version, manifest, self.source.encoder(manifest), self.source.fetch, self.threads)
+
+    def lacks(self, opened: Release, first: bool) -> str:
+        return ""
+
+    def hinders(self, ready: Release) -> str:
+        return ""
+
+
 @dataclass
-class Slot:
-    """What one slot holds. `version` is what its alias names, `release` that version once it is ready."""
+class Slot(Generic[V]):
+    """What one slot holds. `version` is what its alias names, `release` that version once it is ready.
+
+    `opened` is the version while it is loaded and waits for something else, which `reason` names.
+    """
 
     version: str = ""
     state: str = "empty"
     reason: str = ""
     since: str = ""
-    release: Release | None = field(default=None, repr=False)
+    release: V | None = field(default=None, repr=False)
     failed_at: float = 0.0
+    opened: V | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, str | int]:
-        rows = self.release.searcher.live_rows if self.release else 0
+        rows = self.release.products if self.release else 0
         return {"version": self.version, "state": self.state, "reason": self.reason, "since": self.since, "products": rows}
 
 
-class Slots:
+class Slots(Generic[V]):
     """Follows `blue`, `green` and `live`. One thread calls `follow`, another `load_next`; tests call `refresh`, which does both."""
 
-    def __init__(self, source: VersionSource, threads: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
-        self.source, self.threads, self.clock = source, threads, clock
-        self.slots = {name: Slot() for name in SLOTS}
-        self.live: Release | None = None
+    def __init__(
+        self,
+        source: VersionSource,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        opener: Opener[V] | None = None,
+    ) -> None:
+        self.source, self.clock = source, clock
+        self.opener: Opener[Any] = opener or WholeVersions(source, threads)
+        self.slots: dict[str, Slot[V]] = {name: Slot() for name in SLOTS}
+        self.live: V | None = None
         self.live_slot = ""
         self.wanted_live = ""
         self.error = ""
+        self.held_up = ""
         self.flips = self.failures = 0
+        self.in_memory: list[tuple[str, weakref.ref[V]]] = []
+        self.freed = 0
         self.lock, self.following = threading.Lock(), threading.Lock()
 
     def refresh(self) -> None:
@@ -63,6 +129,7 @@ class Slots:
             self._follow()
 
     def _follow(self) -> None:
+        self._free()
         try:
             wanted = {name: self.source.resolve(name) for name in (*SLOTS, "live")}
         except Exception as error:  # the registry being away must not disturb what is served
@@ -79,35 +146,46 @@ class Slots:
             self._flip()
 
     def load_next(self) -> bool:
-        """Loads one version that is waiting for it, what is to serve first. Whether there was one. Never raises."""
+        """Brings one version that is loading further, what is to serve first. Whether anything changed. Never raises."""
         with self.lock:
             waiting = [n for n in SLOTS if self.slots[n].state == "loading"]
             if not waiting:
                 return False
-            name = min(waiting, key=lambda n: self.slots[n].version != self.wanted_live)
+            name = min(waiting, key=lambda n: (self.slots[n].opened is not None, self.slots[n].version != self.wanted_live))
             slot = self.slots[name]
-        loaded = self._load(name, slot.version)
+        loaded = self._load(name, slot)
         with self.lock:
             for other in SLOTS:  # the alias may have moved on meanwhile, or both slots may name this version
                 if self.slots[other].state == "loading" and self.slots[other].version == slot.version:
                     self.slots[other] = loaded
             self._flip()
-        return True
+        return loaded.state != "loading" or (slot.opened is None and len(waiting) > 1)
 
-    def get(self, slot: str = "") -> Release | None:
+    def get(self, slot: str = "") -> V | None:
         """The live release, or the one that a slot holds ready."""
         return self.slots[slot].release if slot else self.live
+
+    def held(self) -> list[V]:
+        """Every version that is live or ready in a slot."""
+        with self.lock:
+            found = [s.release for s in self.slots.values()] + [self.live]
+        return [r for n, r in enumerate(found) if r is not None and r not in found[:n]]
 
     def describe(self) -> dict[str, object]:
         live = self.live
         return {
             "live": {"version": live.version, "slot": self.live_slot} if live else None,
             "slots": {n: s.describe() for n, s in self.slots.items()},
-            "error": self.error,
+            "error": self.error or self.held_up,
             "flips": self.flips,
         }
 
-    def _begin(self, version: str) -> Slot:
+    def draining(self) -> list[str]:
+        """Versions that no slot holds any more and that are still in memory, for requests that began with them."""
+        held = [*self.held(), *(s.opened for s in self.slots.values())]
+        return sorted(version for version, release in list(self.in_memory) if (found := release()) and found not in held)
+
+    def _begin(self, version: str) -> Slot[V]:
         """A slot for a version: empty, already loaded (in the other slot, or still live), or waiting to be loaded."""
         if not version:
             return Slot(since=_now())
@@ -117,10 +195,14 @@ class Slots:
         return Slot(version, "ready", "", _now(), held[0]) if held else Slot(version, "loading", "", _now())
 
     def _flip(self) -> None:
+        self.held_up = ""
         for name, slot in self.slots.items():
             if not self.wanted_live or slot.version != self.wanted_live or slot.release is None:
                 continue
             if self.live is not slot.release:
+                if self.live is not None and (why := self.opener.hinders(slot.release)):
+                    self.held_up = f"version {slot.version} is not live yet: {why}"
+                    return
                 before = self.live.version if self.live else "nothing"
                 self.live, self.live_slot = slot.release, name
                 self.flips += 1
@@ -129,19 +211,34 @@ class Slots:
                 self.live_slot = name
             return
 
-    def _load(self, name: str, version: str) -> Slot:
-        """The version opened, verified and warm, or the reason why not."""
-        log.info("%s: loading version %s", name, version)
+    def _load(self, name: str, slot: Slot[V]) -> Slot[V]:
+        """The version opened, verified and warm; or what it waits for; or the reason why it failed."""
+        version, opened = slot.version, slot.opened
         try:
-            manifest = self.source.manifest(version)
-            release = Release.open(version, manifest, self.source.encoder(manifest), self.source.fetch, self.threads)
-            release.warm()
+            if opened is None:
+                log.info("%s: loading version %s", name, version)
+                opened = self.opener.open(version)
+                self.in_memory.append((version, weakref.ref(opened)))
+            waits = self.opener.lacks(opened, self.live is None)
+            if waits:
+                return Slot(version, "loading", waits, slot.since, opened=opened)
+            opened.warm()
         except Exception as error:  # whatever is wrong with a candidate, the live version goes on
             log.error("%s: version %s failed: %s", name, version, _sentence(error))
             self.failures += 1
             return Slot(version, "failed", _sentence(error), _now(), failed_at=self.clock())
-        log.info("%s: version %s is ready (%d products)", name, version, release.searcher.live_rows)
-        return Slot(version, "ready", "", _now(), release)
+        log.info("%s: version %s is ready (%d products)", name, version, opened.products)
+        return Slot(version, "ready", "", _now(), opened)
+
+    def _free(self) -> None:
+        """Once the last request of a version that was given up has ended, its memory goes back to the system."""
+        gone = [kept for kept in list(self.in_memory) if kept[1]() is None]
+        for kept in gone:
+            self.in_memory.remove(kept)
+            log.info("version %s is freed", kept[0])
+        if gone:
+            self.freed += len(gone)
+            give_back()
 
 
 def _now() -> str:

@@ -136,6 +136,10 @@ class IndexManifest(Frozen):
         parts = [f for s in self.segments for f in (s.index, s.table) if f is not None]
         return [*parts, self.golden]
 
+    def digest(self) -> str:
+        """Names this content: two processes that name the same digest hold the same index version."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
 
 ManifestT = TypeVar("ManifestT", IndexManifest, EncoderManifest)
 
