@@ -57,9 +57,8 @@ def check_part(path: Path, searcher: Searcher, shard: int) -> None:
         if len(there):
             difference = abs(float(found.similarity[row, there[0]] - was))
             if difference > MAX_DIFFERENCE:
-                raise ContractError(
-                    f"golden answers are not reproduced: shard {shard}, query {row}: the similarity of key {key} differs by {difference:.2g}"
-                )
+                where = f"shard {shard}, query {row}: the similarity of key {key}"
+                raise ContractError(f"golden answers are not reproduced: {where} differs by {difference:.2g}")
         elif was > expected[row].min() + MAX_DIFFERENCE:
             raise ContractError(f"golden answers are not reproduced: shard {shard}, query {row} no longer finds key {key}")
 

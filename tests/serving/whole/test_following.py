@@ -12,8 +12,9 @@ from serving.contract.files import FileRef
 from serving.contract.manifest import IndexManifest
 from serving.golden import write_golden
 from serving.queries import QueryError, row_of
+from serving.release import Release
 from serving.searcher import Searcher
-from serving.slots import RETRY_S, Slots
+from serving.slots import RETRY_S, Slots, WholeVersions
 from serving.source import FolderSource
 from tests.serving.whole.storefront import Storefront, corrupt, put_file, reseal, tombstones
 
@@ -219,3 +220,50 @@ def test_deleted_products_are_neither_found_nor_asked_about(store: Storefront) -
     with pytest.raises(QueryError, match="not in this index version"):
         row_of(release.searcher, gone[0])
     assert row_of(release.searcher, store.ids[0]) >= 0
+
+
+def test_what_was_given_up_is_freed_when_its_last_request_has_ended(store: Storefront) -> None:
+    slots = slots_of(store)
+    answering = slots.live
+    store.point(green="2", live="2")
+    slots.refresh()
+    store.point(blue="")
+    slots.refresh()
+    assert (live(slots), slots.draining(), slots.freed) == ("2", ["1"], 0)
+    assert answering is not None
+    assert (answering.retrieve(store.vectors["1"][3], 5).rows >= 0).all()
+    del answering
+    slots.refresh()
+    assert (slots.draining(), slots.freed) == ([], 1)
+
+
+class Waiting(WholeVersions):
+    """Whole versions that say they wait for something."""
+
+    lacking = hindering = ""
+
+    def lacks(self, opened: Release, first: bool) -> str:
+        return self.lacking
+
+    def hinders(self, ready: Release) -> str:
+        return self.hindering
+
+
+def test_a_version_that_waits_for_others_says_so_and_goes_live_when_it_may(store: Storefront) -> None:
+    source = FolderSource(store.release)
+    opener = Waiting(source)
+    slots = Slots(source, opener=opener)
+    slots.refresh()
+    opener.lacking = "shard 1 does not hold it"
+    store.point(green="2", live="2")
+    slots.refresh()
+    green = slots.slots["green"]
+    assert (live(slots), green.state, green.reason, green.release) == ("1", "loading", "shard 1 does not hold it", None)
+    opened = green.opened
+    opener.lacking, opener.hindering = "", "shard 0 is loading it again"
+    slots.refresh()
+    assert (live(slots), slots.slots["green"].release) == ("1", opened)
+    assert "version 2 is not live yet: shard 0" in str(slots.describe()["error"])
+    opener.hindering = ""
+    slots.refresh()
+    assert (live(slots), slots.describe()["error"]) == ("2", "")
