@@ -29,8 +29,11 @@ from urllib.parse import urlsplit
 import numpy as np
 
 BOUNDARY = "vitrine-load"
+MARK = b"@@@@@@@@"
+"""Eight digits; the first ones change from one use of a request to the next."""
 VERSION = re.compile(rb'"index":"([^"]*)","encoder":"([^"]*)"')
 RESULTS = re.compile(rb'"results":(\[.*?\]),"coverage"', re.DOTALL)
+TIMINGS = re.compile(rb'"timings_ms":(\{[^}]*\})')
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 PATIENCE_S = 30.0
 
@@ -70,7 +73,9 @@ class Shots:
     version: np.ndarray
     encoder: np.ndarray
     digest: np.ndarray
+    timings: np.ndarray
     seconds: float
+    cpu_s: float
 
     @property
     def ok(self) -> np.ndarray:
@@ -89,6 +94,11 @@ class Shots:
         """A percentile of the times of the answers with status 200 (among `which` (n,) bool)."""
         chosen = self.took_ms[self.ok if which is None else self.ok & which]
         return float(np.percentile(chosen, percentile)) if len(chosen) else float("nan")
+
+    def phase_ms(self, name: str) -> np.ndarray:
+        """What the answers with status 200 say of one phase, in milliseconds; those that had no such phase are left out."""
+        found = (json.loads(t).get(name) for t in self.timings[self.ok] if t)
+        return np.array([ms for ms in found if ms is not None])
 
 
 class Load:
@@ -109,7 +119,8 @@ class Load:
         if self.process.wait():
             raise RuntimeError(f"the load generator ended with {self.process.returncode}")
         with np.load(Path(self.folder.name) / "shots.npz", allow_pickle=False) as kept:
-            return Shots(**{n: kept[n] for n in kept.files if n != "seconds"}, seconds=float(kept["seconds"]))
+            single = {"seconds", "cpu_s"}
+            return Shots(**{n: float(kept[n]) if n in single else kept[n] for n in kept.files})
 
     def __enter__(self) -> "Load":
         return self
@@ -180,10 +191,12 @@ class Generator:
     """Sends the requests of one job and keeps the shots."""
 
     def __init__(self, job: dict[str, Any], requests: list[bytes]) -> None:
-        self.job, self.requests = job, requests
+        self.job = job
+        self.requests = [r.partition(MARK) for r in requests]
+        self.used = [0] * len(requests)
         self.where = (job["host"], job["port"])
         self.random = random.Random(job["seed"])
-        self.shots: list[tuple[float, float, int, int, bytes, bytes, str]] = []
+        self.shots: list[tuple[float, float, int, int, bytes, bytes, str, bytes]] = []
         self.next = 0
 
     async def run(self) -> float:
@@ -237,12 +250,20 @@ class Generator:
         number = self.next
         self.next = (number + 1) % len(self.requests)
         at = time.time() - (time.perf_counter() - began)
-        status, body = await connection.ask(self.loop, self.where, self.requests[number])
+        status, body = await connection.ask(self.loop, self.where, self._request(number))
         took_ms = 1e3 * (time.perf_counter() - began)
         version, results = VERSION.search(body), RESULTS.search(body)
         digest = hashlib.blake2b(results[1], digest_size=8).hexdigest() if results else ""
         named = version.groups() if version else (b"", b"")
-        self.shots.append((at, took_ms, status, number, *named, digest))
+        timings = TIMINGS.search(body)
+        self.shots.append((at, took_ms, status, number, *named, digest, timings[1] if timings else b""))
+
+    def _request(self, number: int) -> bytes:
+        before, mark, after = self.requests[number]
+        if not mark:
+            return before
+        self.used[number] += 1
+        return before + f"{self.used[number]:08d}"[::-1].encode() + after
 
 
 def main(folder: Path) -> None:
@@ -255,11 +276,13 @@ def main(folder: Path) -> None:
         start += size
     generator = Generator(job, requests)
     seconds = uvloop.run(generator.run())
-    at, took, status, number, version, encoder, digest = zip(*generator.shots, strict=True) if generator.shots else ([],) * 7
+    columns = zip(*generator.shots, strict=True) if generator.shots else ([],) * 8
+    at, took, status, number, version, encoder, digest, timings = columns
     np.savez(
         folder / "shots.npz", at_s=np.array(at, np.float64), took_ms=np.array(took, np.float64), status=np.array(status, np.int64),
         request=np.array(number, np.int64), version=np.array([v.decode() for v in version], str),
-        encoder=np.array([e.decode() for e in encoder], str), digest=np.array(digest, str), seconds=seconds,
+        encoder=np.array([e.decode() for e in encoder], str), digest=np.array(digest, str),
+        timings=np.array([t.decode() for t in timings], str), seconds=seconds, cpu_s=time.process_time(),
     )  # fmt: skip
 
 
