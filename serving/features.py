@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,20 @@ class Coded:
         return found
 
 
+class Texts:
+    """A column of text by row: a slice of its buffer. A missing text is ""."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        whole = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks()
+        array = pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
+        _, offsets, data = array.buffers()
+        self.offsets = np.frombuffer(offsets, np.int64, len(array) + 1, 8 * array.offset) if len(array) else np.zeros(1, np.int64)
+        self.data = memoryview(data) if data is not None else memoryview(b"")
+
+    def __getitem__(self, row: int) -> str:
+        return str(self.data[self.offsets[row] : self.offsets[row + 1]], "utf-8")
+
+
 class Features:
     """Columns over all rows of a version; a row is addressed by its handle 0..n-1.
 
@@ -57,6 +71,7 @@ class Features:
         self.price = _numpy(pc.fill_null(self.table["price"].cast(pa.float64()), float("nan")))
         self.kept: dict[str, Coded] = {}
         self.known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.read: dict[str, Texts] = {}
         self.lock = threading.Lock()
         self.palette = _bytes(self.table[PALETTE]) if PALETTE in self.table.column_names else None
         self.brand, self.category = self.coded("brand"), self.coded("category")
@@ -99,6 +114,32 @@ class Features:
         low = np.searchsorted(self.key, key, sorter=self.by_key)
         high = np.searchsorted(self.key, key, side="right", sorter=self.by_key)
         return np.sort(self.by_key[low:high])
+
+    def shown(self, handles: np.ndarray) -> list[dict[str, Any]]:
+        """What an answer shows of some rows: product_id, title, brand, category, price (None: unknown), currency, in_stock.
+
+        Read straight from the columns' buffers: Arrow's own `take` of twenty rows costs ten times as much.
+        """
+        ids, titles, places = self.texts("product_id"), self.texts("title"), handles.tolist()
+        brand, category, currency = self.brand, self.category, self.coded("currency")
+        brands, categories, currencies = (c.codes[handles].tolist() for c in (brand, category, currency))
+        prices, stock = self.price[handles].tolist(), self.in_stock[handles].tolist()
+        return [
+            {
+                "product_id": ids[row], "title": titles[row], "brand": brand.values[brands[n]],
+                "category": category.parts[categories[n]] if categories[n] else [],
+                "price": prices[n] if prices[n] == prices[n] else None, "currency": currency.values[currencies[n]],
+                "in_stock": stock[n],
+            }
+            for n, row in enumerate(places)
+        ]  # fmt: skip
+
+    def texts(self, name: str) -> "Texts":
+        """A column of text to be read one row at a time. Kept."""
+        with self.lock:
+            if name not in self.read:
+                self.read[name] = Texts(self.table[name])
+            return self.read[name]
 
     def take(self, handles: np.ndarray, columns: list[str]) -> list[dict]:
         """The named columns of some rows, as one dict a row."""

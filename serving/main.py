@@ -33,6 +33,9 @@ def serve() -> None:
         log_level="warning",
         log_config=None,
         access_log=False,
+        ws="none",
+        proxy_headers=False,  # nothing here asks for the caller's address
+        server_header=False,
         timeout_graceful_shutdown=10,
     )
 

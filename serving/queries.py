@@ -1,12 +1,12 @@
 """From a request to an answer: the work of one search, done in a worker thread on one release."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from serving.cache import Caches
 from serving.contract.keys import product_key
@@ -21,7 +21,7 @@ from serving.release import Asked, Release
 from serving.samples import Samples
 from serving.searcher import Found, Searcher
 
-SHOWN = ["product_id", "title", "brand", "category", "price", "currency", "in_stock"]
+RESULTS = TypeAdapter(list[Result])
 UNIT_TOLERANCE = 1e-2
 
 
@@ -53,6 +53,7 @@ class Query:
     request: SearchRequest
     photo: bytes | None
     photo_sha256: str
+    vector: np.ndarray | None = field(repr=False)
     key: str
 
     @classmethod
@@ -61,19 +62,20 @@ class Query:
         if photo is None and request.image is not None and not photo_sha256:
             photo = request.image_bytes()
         sha = sha256(photo).hexdigest() if photo is not None else photo_sha256
-        source = {
-            "photo": sha,
-            "text": request.text,
-            "weight": request.text_weight if sha and request.text is not None else None,
-            "product": request.product_id,
-            "vector": None if request.vector is None else sha256(np.array(request.vector, np.float64).tobytes()).hexdigest(),
-            "k": request.k,
-            "candidates": request.candidates,
-            "filter": request.filter.canonical() if request.filter else "",
-            "explain": request.explain,
-        }
-        key = sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
-        return cls(request, photo, sha, key)
+        vector = None if request.vector is None else np.array(request.vector, np.float64)
+        source = (
+            sha,
+            request.text,
+            request.text_weight if sha and request.text is not None else None,
+            request.product_id,
+            None if vector is None else sha256(vector.tobytes()).hexdigest(),
+            request.k,
+            request.candidates,
+            request.filter.canonical() if request.filter else "",
+            request.explain,
+        )
+        key = sha256(repr(source).encode(errors="surrogatepass")).hexdigest()
+        return cls(request, photo, sha, vector, key)
 
     @property
     def kind(self) -> str:
@@ -163,9 +165,9 @@ def _asked(release: Release, query: Query, means: Means, phases: Phases, cached:
         row = row_of(release.searcher, request.product_id)
         colours = release.searcher.features.palette
         return Asked(release.vector(row, phases.latest), None if colours is None else colours[row])
-    if request.vector is not None:
+    if query.vector is not None:
         with np.errstate(over="ignore"):
-            return Asked(_checked(np.array(request.vector, np.float32), release.searcher.dim))
+            return Asked(_checked(query.vector.astype(np.float32), release.searcher.dim))
     photo = _of_photo(release, query, means, phases, cached) if query.photo_sha256 else None
     words = _of_words(release, request.text, means.caches, phases, cached) if request.text is not None else None
     if photo is None or words is None:
@@ -237,26 +239,17 @@ def _checked(vector: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _results(ranked: Ranked, features: Features, own: str | None, request: SearchRequest) -> list[Result]:
-    rows = features.take(ranked.rows, SHOWN)
-    results = []
-    for place, row in enumerate(rows):
-        if row["product_id"] == own:
+    """What is shown of the ranked products, in one go: models one by one cost more than the ranking."""
+    scores, similarities = ranked.score.round(6).tolist(), ranked.similarity.round(6).tolist()
+    terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if request.explain else {}
+    results: list[dict[str, Any]] = []
+    for place, shown in enumerate(features.shown(ranked.rows)):
+        if shown["product_id"] == own:
             continue
-        explained: dict[str, Any] = {}
+        shown["score"], shown["similarity"] = scores[place], similarities[place]
+        shown["image_url"] = f"/v1/images/{quote(shown['product_id'], safe='')}"
         if request.explain:
             note = ranked.notes.get(place)
-            explained = {
-                "reasons": {n: round(float(t[place]), 5) for n, t in ranked.terms.items()},
-                "notes": [note] if note else [],
-            }
-        price = row["price"] if row["price"] == row["price"] else None
-        results.append(
-            Result(
-                score=round(float(ranked.score[place]), 6),
-                similarity=round(float(ranked.similarity[place]), 6),
-                image_url=f"/v1/images/{quote(row['product_id'], safe='')}",
-                **explained,
-                **(row | {"price": price, "category": row["category"] or []}),
-            )
-        )
-    return results[: request.k]
+            shown["reasons"], shown["notes"] = {n: t[place] for n, t in terms.items()}, [note] if note else []
+        results.append(shown)
+    return RESULTS.validate_python(results[: request.k])

@@ -116,7 +116,8 @@ class Replica:
     async def _until(self, future: "asyncio.Future[Result]", phases: Phases) -> Result:
         assert phases.latest is not None
         try:
-            return await asyncio.wait_for(future, max(0.0, phases.latest - time.monotonic()))
+            async with asyncio.timeout(phases.latest - time.monotonic()):
+                return await future
         except TimeoutError:
             raise DeadlinePassed("the answer was not ready in the time this request had; try again, or ask for less") from None
 

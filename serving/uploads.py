@@ -1,11 +1,11 @@
 """Reading a request's body without ever holding more of it than is allowed."""
 
 import asyncio
-import json
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic_core import from_json
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -74,9 +74,10 @@ def _body_limit(max_image_bytes: int) -> int:
     return int(max_image_bytes * JSON_OVERHEAD) + 65_536
 
 
-async def _in_time(reading: Coroutine[Any, Any, Result], limit_s: float) -> Result:
+async def _in_time(reading: Awaitable[Result], limit_s: float) -> Result:
     try:
-        return await asyncio.wait_for(reading, limit_s)
+        async with asyncio.timeout(limit_s):
+            return await reading
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive whole within {limit_s:g} s") from None
 
@@ -84,16 +85,12 @@ async def _in_time(reading: Coroutine[Any, Any, Result], limit_s: float) -> Resu
 def json_object(data: bytes, what: str = "the body") -> dict[str, Any]:
     """The JSON object in some bytes. Raises ValueError saying that `what` is none."""
     try:
-        value = json.loads(data, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
+        value = from_json(data, allow_inf_nan=False)
+    except ValueError:
         raise ValueError(f"{what} is not JSON") from None
     if not isinstance(value, dict):
         raise ValueError(f"{what} is not a JSON object")
     return value
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _bound(request: Request, limit: int) -> None:

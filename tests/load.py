@@ -192,17 +192,17 @@ class Generator:
 
     def __init__(self, job: dict[str, Any], requests: list[bytes]) -> None:
         self.job = job
+        self.random = random.Random(job["seed"] or None)
         self.requests = [r.partition(MARK) for r in requests]
-        self.used = [0] * len(requests)
+        self.used = [self.random.randrange(10**8)] * len(requests)
         self.where = (job["host"], job["port"])
-        self.random = random.Random(job["seed"])
         self.shots: list[tuple[float, float, int, int, bytes, bytes, str, bytes]] = []
         self.next = 0
 
     async def run(self) -> float:
         """Runs to the end; gives how long it took."""
         self.loop = asyncio.get_running_loop()
-        began = time.perf_counter()
+        began, self.cpu_s = time.perf_counter(), time.process_time()
         self.until = began + self.job["seconds"]
         connections = [Connection() for _ in range(self.job["clients"])]
         if self.job["rate"]:
@@ -262,7 +262,7 @@ class Generator:
         before, mark, after = self.requests[number]
         if not mark:
             return before
-        self.used[number] += 1
+        self.used[number] = (self.used[number] + 1) % 10**8
         return before + f"{self.used[number]:08d}"[::-1].encode() + after
 
 
@@ -276,13 +276,14 @@ def main(folder: Path) -> None:
         start += size
     generator = Generator(job, requests)
     seconds = uvloop.run(generator.run())
+    cpu_s = time.process_time() - generator.cpu_s
     columns = zip(*generator.shots, strict=True) if generator.shots else ([],) * 8
     at, took, status, number, version, encoder, digest, timings = columns
     np.savez(
         folder / "shots.npz", at_s=np.array(at, np.float64), took_ms=np.array(took, np.float64), status=np.array(status, np.int64),
         request=np.array(number, np.int64), version=np.array([v.decode() for v in version], str),
         encoder=np.array([e.decode() for e in encoder], str), digest=np.array(digest, str),
-        timings=np.array([t.decode() for t in timings], str), seconds=seconds, cpu_s=time.process_time(),
+        timings=np.array([t.decode() for t in timings], str), seconds=seconds, cpu_s=cpu_s,
     )  # fmt: skip
 
 

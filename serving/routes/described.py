@@ -24,6 +24,16 @@ SCHEMES = {
     "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "where this replica asks for keys"},
     "admin": {"type": "http", "scheme": "bearer", "description": "the admin token, for `slot` and for operating a replica"},
 }
+SLOT: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "slot",
+            "in": "query",
+            "description": "a slot instead of what is live; needs the admin token",
+            "schema": {"type": "string", "pattern": "^(blue|green|)$", "default": ""},
+        }
+    ]
+}
 PHOTO_BODY: dict[str, Any] = {
     "application/json": {"schema": {"$ref": "#/components/schemas/SearchRequest"}},
     "multipart/form-data": {

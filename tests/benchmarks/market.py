@@ -36,7 +36,8 @@ DIM, SIZE = 512, 224
 NETWORK = "mobilenetv4_conv_small"
 BLOCK = 50_000
 QUERIES = 400
-PHOTOS = 100
+PHOTOS = 2500
+"""More than the caches of candidates and responses hold: asked in turns, no photo is remembered."""
 KINDS = ("Mugs", "Plates", "Shoes", "Boots", "Bags", "Belts", "Lamps", "Chairs", "Shelves", "Coats", "Shirts", "Hats")
 
 
