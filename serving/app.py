@@ -15,15 +15,20 @@ from serving.routes.operating import operating_routes
 from serving.routes.pictures import picture_routes
 from serving.routes.search import search_routes
 from serving.routes.state import state_routes
-from serving.settings import ServingSettings
+from serving.settings import ROLES, ServingSettings
+from serving.shards.app import create_shard_app
 from serving.source import FolderSource, MlflowSource, VersionSource
 
 
 def create_app(settings: ServingSettings, source: VersionSource | None = None, fetcher: Fetcher | None = None) -> FastAPI:
     """The application; everything is opened when it starts and closed when it stops. Raises ValueError for settings that do not fit.
 
-    `source` and `fetcher` replace what the settings name.
+    `source` and `fetcher` replace what the settings name. A process of the role shard is another application: serving/shards/app.py.
     """
+    if settings.role not in ROLES:
+        raise ValueError(f"VITRINE_ROLE={settings.role!r} is none of {', '.join(ROLES)}")
+    if settings.role == "shard":
+        return create_shard_app(settings, source or _source(settings))
     replica = Replica(settings, source or _source(settings), fetcher)
 
     @asynccontextmanager
@@ -39,7 +44,7 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
     handle_errors(app, replica.metrics, replica.tracing)
     search_routes(app, replica)
     picture_routes(app, replica)
-    state_routes(app, replica)
+    state_routes(app, replica.slots, replica.describe, replica.metrics_text)
     operating_routes(app, replica)
     describe_bodies(app)
     return app

@@ -11,6 +11,9 @@ from serving.settings import ServingSettings
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 """MLflow's own are 120 s and 7 retries: a replica would learn minutes late that its registry is away."""
 
+KEEP_ALIVE_S = 75
+"""Longer than load balancers (60 s) and gateways keep a connection idle: whoever may send next must not be the one who is closed on."""
+
 
 def serve() -> None:
     """Serves the live index version over HTTP. Settings are VITRINE_… variables; see docs/serving.md."""
@@ -37,6 +40,7 @@ def serve() -> None:
         proxy_headers=False,  # nothing here asks for the caller's address
         server_header=False,
         timeout_graceful_shutdown=10,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
 
 

@@ -5,7 +5,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.live_recall import Tally
+from serving.memory import resident_bytes
+from serving.models import SearchAnswer
 from serving.queries import Means
+from serving.shards.fleet import Fleet
 from serving.slots import STATES, Slots
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -36,22 +39,54 @@ class Metrics:
         )
         self.recall = Gauge("vitrine_live_recall_sum", "The sum of their recalls at 10", ["version"], **own)
         self.samples = Gauge("vitrine_samples", "Searches kept as samples right now", **own)
+        self.part = Histogram(
+            "vitrine_shard_search_seconds", "Time a shard process searches", ["shard", "version"], buckets=BUCKETS_S, **own
+        )
+        self.shard_took = Histogram(
+            "vitrine_shard_seconds", "Time until a shard answered a gateway", ["shard"], buckets=BUCKETS_S, **own
+        )
+        self.shard_asked = Counter(
+            "vitrine_shard_answers_total",
+            "Answers of shards by who gave them: first, hedge, or lost",
+            ["shard", "outcome"],
+            **own,
+        )
+        self.shard_up = Gauge("vitrine_shard_up", "Whether a shard process answers probes", ["address"], **own)
+        self.partial = Counter("vitrine_partial_answers_total", "Answers without all shards", ["version"], **own)
+        self.draining = Gauge("vitrine_draining_versions", "Versions given up whose last request has not ended", **own)
+        self.freed = Gauge("vitrine_freed_versions", "Versions whose memory was given back since the start", **own)
+        self.memory = Gauge("vitrine_resident_bytes", "Memory this process occupies", **own)
         self.busy = Gauge("vitrine_busy", "Searches being worked on or waiting", **own)
 
     def request(self, route: str, status: int, took_s: float) -> None:
         self.requests.labels(route, str(status)).inc()
         self.took.labels(route).observe(took_s)
 
-    def search(self, timings_ms: dict[str, float], version: str) -> None:
-        for phase, ms in timings_ms.items():
+    def search(self, answer: SearchAnswer) -> None:
+        """Counts one answer by its version: its phases, and whether shards were missing."""
+        version = answer.version.index
+        for phase, ms in answer.timings_ms.items():
             self.phases.labels(phase, version).observe(ms / 1e3)
+        if answer.coverage.shards_ok < answer.coverage.shards_total:
+            self.partial.labels(version).inc()
 
-    def text(self, slots: Slots, means: Means, recall: dict[str, Tally]) -> bytes:
-        """Everything, in Prometheus's text format, with the state of slots and caches as it is now."""
-        for version, tally in recall.items():
+    def text(
+        self, slots: Slots[Any], means: Means | None = None, recall: dict[str, Tally] | None = None, fleet: Fleet | None = None
+    ) -> bytes:
+        """Everything, in Prometheus's text format, with the state of slots, caches and shards as it is now."""
+        self._slots(slots)
+        for version, tally in (recall or {}).items():
             self.recalled.labels(version).set(tally.queries)
             self.recall.labels(version).set(tally.recall)
-        self.samples.set(len(means.samples.ring))
+        if means is not None:
+            self._means(means)
+        self.shard_up.clear()
+        for backend in list(fleet.backends.values()) if fleet else []:
+            self.shard_up.labels(backend.name).set(int(backend.up))
+        self.memory.set(resident_bytes())
+        return generate_latest(self.registry)
+
+    def _slots(self, slots: Slots[Any]) -> None:
         self.live.clear()
         if slots.live is not None:
             self.live.labels(slots.live.version, slots.live_slot).set(1)
@@ -61,10 +96,14 @@ class Metrics:
         self.flips.set(slots.flips)
         self.failures.set(slots.failures)
         self.registry_ok.set(int(not slots.error))
+        self.draining.set(len(slots.draining()))
+        self.freed.set(slots.freed)
+
+    def _means(self, means: Means) -> None:
+        self.samples.set(len(means.samples.ring))
         for name, cache in means.caches:
             self.cache.labels(name, "hit").set(cache.hits)
             self.cache.labels(name, "miss").set(cache.misses)
             self.cache.labels(name, "error").set(cache.errors)
             self.hit_rate.labels(name).set(cache.hits / max(1, cache.hits + cache.misses))
         self.profile_failures.set(means.profiles.failures)
-        return generate_latest(self.registry)

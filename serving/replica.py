@@ -13,6 +13,7 @@ from serving.access import Access, read_keys
 from serving.cache import Caches
 from serving.contract.preprocess import ImageLimits
 from serving.fetching import Fetcher
+from serving.following import LOADER_POLL_S, Following
 from serving.live_recall import LiveRecall
 from serving.metrics import Metrics
 from serving.phases import DeadlinePassed, Phases
@@ -22,13 +23,15 @@ from serving.queries import Means
 from serving.release import Release
 from serving.samples import Samples
 from serving.settings import ServingSettings
-from serving.slots import Slots
+from serving.shards.asking import Asking
+from serving.shards.fleet import RESOLVE_S, Fleet, addresses_of
+from serving.shards.gateway import GatewayVersions
+from serving.slots import Opener, Slots, WholeVersions
 from serving.source import VersionSource
 from serving.tracing import tracing_to
 
 Result = TypeVar("Result")
 
-LOADER_POLL_S = 0.2
 FETCHERS = 4
 PROFILE_TIMEOUT_S = 0.05
 
@@ -38,8 +41,9 @@ class Replica:
 
     def __init__(self, settings: ServingSettings, source: VersionSource, fetcher: Fetcher | None = None) -> None:
         self.settings = settings
-        self.slots: Slots[Release] = Slots(source, settings.threads)
         self.metrics = Metrics()
+        self.fleet = _fleet(settings)
+        self.slots: Slots[Release] = Slots(source, opener=self._opener(source))
         self.access = Access(settings.admin_token, read_keys(settings.api_keys))
         self.tracing = tracing_to(settings.otel_endpoint)
         self.limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
@@ -51,21 +55,22 @@ class Replica:
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
         self.waiting = self.uploading = 0
         self.counting = threading.Lock()
-        self.stop = threading.Event()
-        self.watchers = [
-            threading.Thread(target=self._repeat, args=(self.slots.follow, settings.poll_s), name="follow", daemon=True),
-            threading.Thread(target=self._repeat, args=(self.slots.load_next, LOADER_POLL_S), name="load", daemon=True),
-            threading.Thread(target=self._measure_recall, name="recall", daemon=True),
-        ]
+        calls: dict[str, tuple[Callable[[], object], float | None]] = {
+            "follow": (self.slots.follow, settings.poll_s),
+            "load": (self.slots.load_next, LOADER_POLL_S),
+            "recall": (self.live_recall.step, None),
+        }
+        if self.fleet is not None:
+            calls["shards"] = (self.fleet.follow, RESOLVE_S)
+        self.following = Following(calls)
 
     def start(self) -> None:
-        for watcher in self.watchers:
-            watcher.start()
+        self.following.start()
 
     def close(self) -> None:
-        self.stop.set()
-        for watcher in self.watchers:
-            watcher.join(10)
+        self.following.close()
+        if self.fleet is not None:
+            self.fleet.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.fetchers.shutdown(wait=False, cancel_futures=True)
         self.means.caches.close()
@@ -134,18 +139,33 @@ class Replica:
             raise Refused(503, what, "not_ready", {"Retry-After": "5"})
         return found
 
-    def _measure_recall(self) -> None:
-        while not self.stop.is_set():
-            self.stop.wait(self.live_recall.step())
+    def describe(self) -> dict[str, object]:
+        """What this process is, besides its slots."""
+        told: dict[str, object] = {"role": self.settings.role, "notice": self.settings.notice}
+        return told if self.fleet is None else told | {"shards": self.fleet.describe(), "shard_map_error": self.fleet.error}
 
-    def _repeat(self, call: Callable[[], object], every_s: float) -> None:
-        while not self.stop.is_set():
-            call()
-            self.stop.wait(every_s)
+    def metrics_text(self) -> bytes:
+        return self.metrics.text(self.slots, self.means, self.live_recall.told(), self.fleet)
+
+    def _opener(self, source: VersionSource) -> Opener[Release]:
+        chosen = self.settings
+        if self.fleet is None:
+            return WholeVersions(source, chosen.threads)
+        asking = Asking(self.fleet, self.metrics, chosen.shard_timeout_s, chosen.hedges)
+        return GatewayVersions(source, self.fleet, asking, chosen.threads, chosen.shard_patience_s)
 
 
 def _overloaded(detail: str) -> Refused:
     return Refused(503, detail, "overloaded", {"Retry-After": "1"})
+
+
+def _fleet(settings: ServingSettings) -> Fleet | None:
+    """A gateway's shard processes; None in other roles. Raises ValueError where none are named."""
+    if settings.role != "gateway":
+        return None
+    if not settings.shard_urls and not settings.shard_map:
+        raise ValueError("VITRINE_ROLE=gateway needs to know its shards: VITRINE_SHARD_URLS or VITRINE_SHARD_MAP")
+    return Fleet(addresses_of(settings.shard_urls, settings.shard_map), settings.probe_s)
 
 
 def _caches(settings: ServingSettings) -> Caches:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "VITRINE_"
+ROLES = ("all", "shard", "gateway")
+GATEWAY_WORKERS = 16
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,30 @@ class ServingSettings:
     cache_bytes: int = 20 * 2**30
     """What fetched files may take on disk; the least recently used go first, never those of the versions in use."""
     poll_s: float = 2.0
+    role: str = "all"
+    """all: holds whole versions and answers; shard: holds some shards for gateways; gateway: answers, and asks shards."""
+    shards: tuple[str, ...] = ()
+    """The shards that a process of the role shard holds, such as 0,2."""
+    shard_urls: tuple[str, ...] = ()
+    """Where a gateway finds shard processes; a name that resolves to several addresses stands for all of them."""
+    shard_map: str = ""
+    """Instead of `shard_urls`: a file with one address on each line, read again every two seconds."""
+    shard_timeout_s: float = 1.0
+    """What a gateway gives a shard at most; an answer then comes without it."""
+    shard_patience_s: float = 10.0
+    """How long a gateway that serves nothing yet waits for shards that are missing before it serves without them."""
+    hedges: float = 0.05
+    """The share of questions to shards that a gateway may ask a second process when the first is late. 0: none."""
+    probe_s: float = 0.5
+    """How often a gateway asks every shard process what it holds."""
+    encode_batch: int = 1
+    """How many photos that come at the same time are encoded together. 1: each by itself."""
+    encode_wait_ms: float = 2.0
+    """How long a photo waits for others, at most, while a batch is being encoded."""
     threads: int = 1
     workers: int = 2
-    """Requests that are worked on at once; more wait, up to `queue`, and beyond that are answered 503."""
+    """Requests that are worked on at once; more wait, up to `queue`, and beyond that are answered 503.
+    A gateway, whose workers mostly wait for shards, has 16 where nothing is set."""
     queue: int = 64
     deadline_s: float = 5.0
     """From the whole body to the answer; what takes longer is answered 504, and no further phase of it begins."""
@@ -70,7 +93,17 @@ class ServingSettings:
                 values[spec.name] = _parse(text, kind)
             except (ValueError, KeyError):
                 raise ValueError(f"{PREFIX}{spec.name.upper()}={text!r} is not a {kind.__name__}") from None
+        if values.get("role") == "gateway":
+            values.setdefault("workers", GATEWAY_WORKERS)
         return cls(**values)
+
+    def shard_numbers(self) -> list[int]:
+        """The shards to hold. Raises ValueError where that is not a list of numbers."""
+        if not self.shards or not all(s.isdecimal() for s in self.shards):
+            raise ValueError(
+                f"VITRINE_SHARDS={','.join(self.shards)!r}: VITRINE_ROLE=shard needs the shards to hold, such as 0,2"
+            )
+        return sorted({int(s) for s in self.shards})
 
 
 def _parse(text: str, kind: Any) -> Any:

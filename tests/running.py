@@ -11,10 +11,10 @@ from tests.servers import free_port
 
 
 class Served:
-    """Serves an app on a free loopback port; `with` stops it."""
+    """Serves an app on a loopback port, by default a free one; `with` stops it."""
 
-    def __init__(self, app: FastAPI) -> None:
-        port = free_port()
+    def __init__(self, app: FastAPI, port: int = 0) -> None:
+        port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none"))
         self.thread = threading.Thread(target=self.server.run)

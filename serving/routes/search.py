@@ -70,7 +70,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         request_id = request.state.request_id + number
         sampled = not request.query_params.get("slot") and request.headers.get("sec-gpc") != "1"
         found = await replica.work(lambda: queries.search(release, query, replica.means, phases, request_id, sampled), phases)
-        replica.metrics.search(found.timings_ms, found.version.index)
+        replica.metrics.search(found)
         return found
 
     def told(found: SearchAnswer, headers: dict[str, str]) -> Response:
@@ -86,7 +86,9 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         headers["ETag"] = queries.etag(release, query)
         if headers["ETag"] in [t.strip().removeprefix("W/") for t in request.headers.get("if-none-match", "").split(",")]:
             return Response(status_code=304, headers=headers)
-        return told(await found_for(request, release, query), headers)
+        found = await found_for(request, release, query)
+        whole = found.coverage.shards_ok == found.coverage.shards_total
+        return told(found, headers if whole else {"Cache-Control": OWN})
 
     @app.post("/v1/search", response_model=SearchAnswer, responses=NOT_THERE, openapi_extra=SECURITY | SLOT | body(PHOTO_BODY))
     async def search(request: Request) -> Response:

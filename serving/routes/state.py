@@ -1,20 +1,26 @@
 """What a replica says of itself: its version, whether it is alive and ready, and its metrics."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import Response
 
-from serving.replica import Replica
+from serving.problems import Refused
 from serving.routes.described import problems
+from serving.slots import Slots
 
 
-def state_routes(app: FastAPI, replica: Replica) -> None:
+def state_routes(
+    app: FastAPI, slots: Slots[Any], describe: Callable[[], dict[str, Any]], metrics_text: Callable[[], bytes]
+) -> None:
+    """`describe` says what the process is besides its slots; `metrics_text` gives its metrics."""
+
     @app.get("/v1/version")
     async def version() -> dict[str, Any]:
         """What is live, what each slot holds, and what went wrong if anything did."""
-        state: dict[str, Any] = replica.slots.describe()
-        live = replica.slots.live
+        state: dict[str, Any] = slots.describe()
+        live = slots.live
         if live is not None and state["live"] is not None:
             manifest = live.manifest
             state["live"] |= {
@@ -24,11 +30,10 @@ def state_routes(app: FastAPI, replica: Replica) -> None:
                 "encoder": manifest.encoder.version,
                 "query": manifest.encoder.query,
                 "snapshot": manifest.snapshot.id,
-                "products": live.searcher.live_rows,
+                "products": live.products,
                 "gates": [g.model_dump() for g in manifest.gates],
             }
-        state["notice"] = replica.settings.notice
-        return state
+        return state | describe()
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -38,10 +43,11 @@ def state_routes(app: FastAPI, replica: Replica) -> None:
     @app.get("/readyz", responses=problems(503))
     async def readyz() -> dict[str, str]:
         """A version is loaded, verified, and has reproduced its golden answers."""
-        return {"status": "ready", "version": replica.release().version}
+        if slots.live is None:
+            raise Refused(503, "no index version is live on this replica yet", "not_ready", {"Retry-After": "5"})
+        return {"status": "ready", "version": slots.live.version}
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Prometheus metrics."""
-        content = replica.metrics.text(replica.slots, replica.means, replica.live_recall.told())
-        return Response(content, media_type="text/plain; version=0.0.4")
+        return Response(metrics_text(), media_type="text/plain; version=0.0.4")
