@@ -11,11 +11,12 @@ from typing import Self
 import numpy as np
 from pydantic import ValidationError
 
-from serving.contract.encoder import EncoderFolder, OnnxEncoder
+from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest
 from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
+from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.filters import Filter, FilterError, matching
 from serving.golden import check_golden
 from serving.phases import Phases
@@ -40,7 +41,7 @@ class Release:
         version: str,
         manifest: IndexManifest,
         encoders: EncoderFolder,
-        query: OnnxEncoder,
+        query: Encoder,
         searcher: Searcher,
         words: TextEncoder | None = None,
     ) -> None:
@@ -55,26 +56,42 @@ class Release:
 
     @classmethod
     def open(
-        cls, version: str, manifest: IndexManifest, encoder: Path, locate: Callable[[FileRef], Path], threads: int = 1
+        cls,
+        version: str,
+        manifest: IndexManifest,
+        encoder: Path,
+        locate: Callable[[FileRef], Path],
+        threads: int = 1,
+        runtime: Runtime = ONNXRUNTIME,
     ) -> "Release":
         """Opens a version; `encoder` is its encoder's folder, `locate` gives the path of a segment file.
+
+        `runtime` runs the photos' encoder; words are few and run in ONNX Runtime.
 
         Every file is compared with its checksum, the encoder with the fingerprint the index was made with, and both the
         encoder and the index must reproduce their golden answers. Raises ContractError naming what does not.
         """
         searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref))
         check_golden(verify(locate(manifest.golden), manifest.golden), searcher)
-        return cls.over(searcher, version, manifest, encoder, threads)
+        return cls.over(searcher, version, manifest, encoder, threads, runtime)
 
     @classmethod
-    def over(cls, searcher: Searcher, version: str, manifest: IndexManifest, encoder: Path, threads: int = 1) -> Self:
+    def over(
+        cls,
+        searcher: Searcher,
+        version: str,
+        manifest: IndexManifest,
+        encoder: Path,
+        threads: int = 1,
+        runtime: Runtime = ONNXRUNTIME,
+    ) -> Self:
         """A release that searches with a searcher that is open already; its encoder is verified. Raises ContractError."""
         wanted = manifest.encoder
         verify(encoder / "encoder.json", wanted.manifest)
         encoders = EncoderFolder(encoder)
         if encoders.manifest.variant(wanted.document).fingerprint != wanted.document_fingerprint:
             raise ContractError(f"encoder version {wanted.version} is not the one that embedded this index (fingerprint differs)")
-        query = encoders.open(wanted.query, threads)
+        query = encoders.open(wanted.query, threads, runtime)
         if query.fingerprint != wanted.query_fingerprint:
             raise ContractError(
                 f"the query encoder {wanted.query} is not the one this index was tuned with (fingerprint differs)"

@@ -12,6 +12,7 @@ from typing import TypeVar
 from serving.access import Access, read_keys
 from serving.cache import Caches
 from serving.contract.preprocess import ImageLimits
+from serving.contract.runtimes import runtime
 from serving.fetching import Fetcher
 from serving.following import LOADER_POLL_S, Following
 from serving.live_recall import LiveRecall
@@ -149,10 +150,11 @@ class Replica:
 
     def _opener(self, source: VersionSource) -> Opener[Release]:
         chosen = self.settings
+        runs = runtime(chosen.encoder_runtime)
         if self.fleet is None:
-            return WholeVersions(source, chosen.threads)
+            return WholeVersions(source, chosen.threads, runs)
         asking = Asking(self.fleet, self.metrics, chosen.shard_timeout_s, chosen.hedges)
-        return GatewayVersions(source, self.fleet, asking, chosen.threads, chosen.shard_patience_s)
+        return GatewayVersions(source, self.fleet, asking, chosen.threads, chosen.shard_patience_s, runs)
 
 
 def _overloaded(detail: str) -> Refused:

@@ -43,6 +43,8 @@ class ServingSettings:
     encode_wait_ms: float = 2.0
     """How long a photo waits for others, at most, while a batch is being encoded."""
     threads: int = 1
+    encoder_runtime: str = "onnxruntime"
+    """What runs the photos' encoder: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or openvino (docs/encoders.md)."""
     workers: int = 2
     """Requests that are worked on at once; more wait, up to `queue`, and beyond that are answered 503.
     A gateway, whose workers mostly wait for shards, has 16 where nothing is set."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
+from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.memory import give_back
 from serving.release import Release
 from serving.source import VersionSource
@@ -60,12 +61,13 @@ class Opener(Protocol[V]):
 class WholeVersions:
     """Opens whole versions, which wait for nothing."""
 
-    def __init__(self, source: VersionSource, threads: int = 1) -> None:
-        self.source, self.threads = source, threads
+    def __init__(self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME) -> None:
+        self.source, self.threads, self.runtime = source, threads, runtime
 
     def open(self, version: str) -> Release:
         manifest = self.source.manifest(version)
-        return Release.open(version, manifest, self.source.encoder(manifest), self.source.fetch, self.threads)
+        encoder = self.source.encoder(manifest)
+        return Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime)
 
     def lacks(self, opened: Release, first: bool) -> str:
         return ""

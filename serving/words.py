@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.contract.encoder import EncoderFolder, OnnxEncoder
+from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.files import ContractError, verify
 
 TOWER = "text"
@@ -15,7 +15,7 @@ ORDER = ("fp32", "fp16", "int8")
 class TextEncoder:
     """The text tower with its tokenizer."""
 
-    def __init__(self, encoder: OnnxEncoder, tokenizer: Path) -> None:
+    def __init__(self, encoder: Encoder, tokenizer: Path) -> None:
         from tokenizers import Tokenizer
 
         self.encoder = encoder

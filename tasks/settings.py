@@ -45,6 +45,10 @@ class Settings:
     shards: int = 2
     recall_target: float = 0.95
     """Least recall@10 of the index against exact search, on photos."""
+    encoder_runtime: str = "onnxruntime"
+    """What runs the queries' encoder, here where it is judged and in every replica: see docs/encoders.md."""
+    embed_runtime: str = "onnxruntime"
+    """What runs the documents' encoder in the embedding job; torch takes the GPU where there is one."""
     spark_master: str = "local[2]"
     redis_url: str = _secret()
     image_hosts: tuple[str, ...] = ()

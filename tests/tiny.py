@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.contract.encoder import OnnxEncoder
 from serving.contract.files import describe, written_whole
 from serving.contract.manifest import EncoderManifest, Variant, fingerprint
 from serving.contract.preprocess import PreprocessSpec
+from serving.contract.runtimes import ONNXRUNTIME
 
 
 def tiny_encoder(folder: Path, dim: int = 16, size: int = 32, seed: int = 0) -> EncoderManifest:
@@ -21,9 +21,7 @@ def tiny_encoder(folder: Path, dim: int = 16, size: int = 32, seed: int = 0) -> 
     onnx.save(_graph(dim, size, seed), model)
     print_ = fingerprint(describe(model, model.name).sha256, spec)
     pixels = np.random.default_rng(seed).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
-    np.savez(
-        folder / "golden.npz", **{"pixels": pixels, "student.fp32": OnnxEncoder(model, "student.fp32", print_).encode(pixels)}
-    )
+    np.savez(folder / "golden.npz", **{"pixels": pixels, "student.fp32": ONNXRUNTIME.open(model, "fp32", 1)(pixels)})
     manifest = EncoderManifest(
         name="tiny",
         dim=dim,

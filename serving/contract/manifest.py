@@ -14,10 +14,16 @@ Scalar = str | int | float | bool | None
 
 
 class Variant(Frozen):
-    """One ONNX file of a tower. `fingerprint` binds its bytes to the preprocessing; see `fingerprint`."""
+    """One ONNX file of a tower. `fingerprint` binds its bytes to the preprocessing; see `fingerprint`.
+
+    `torchscript` is the same network for PyTorch. `alone`: its inputs are run one at a time, since its scales depend on the
+    batch (dynamic int8).
+    """
 
     file: FileRef
     fingerprint: str
+    torchscript: FileRef | None = None
+    alone: bool = False
 
 
 class EncoderManifest(Frozen):

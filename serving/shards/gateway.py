@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest, Scalar
+from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.contract.segments import read_rows
 from serving.features import Features
 from serving.filters import Filter, check
@@ -164,10 +165,10 @@ class GatewayVersions:
 
     def __init__(
         self, source: VersionSource, fleet: Fleet, asking: Asking, threads: int = 1, patience_s: float = 10.0,
-        clock: Callable[[], float] = time.monotonic,
+        runtime: Runtime = ONNXRUNTIME, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.source, self.fleet, self.asking, self.threads = source, fleet, asking, threads
-        self.patience_s, self.clock = patience_s, clock
+        self.patience_s, self.runtime, self.clock = patience_s, runtime, clock
         self.since: dict[str, float] = {}
 
     def open(self, version: str) -> GatewayRelease:
@@ -178,7 +179,8 @@ class GatewayVersions:
 
         searcher = RemoteSearcher.over(version, manifest, locate, self.asking)
         locate(manifest.golden)
-        return GatewayRelease.over(searcher, version, manifest, self.source.encoder(manifest), self.threads)
+        encoder = self.source.encoder(manifest)
+        return GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime)
 
     def lacks(self, opened: Release, first: bool) -> str:
         manifest, searcher = opened.manifest, opened.searcher

@@ -40,7 +40,9 @@ class EmbedConfig:
     """Most images per chunk: what a lost worker costs, and one part file."""
     batch: int = 32
     threads: int = 1
-    """ONNX Runtime threads per worker; Spark runs one worker per core."""
+    """Encoder threads per worker; Spark runs one worker per core."""
+    runtime: str = "onnxruntime"
+    """What runs the documents' encoder: a runtime of serving, or torch (on the GPU where there is one)."""
     decoders: int = 2
     """Threads that read and decode ahead of the encoder, per worker."""
     hosts: tuple[str, ...] = ()
@@ -87,7 +89,7 @@ def embed_snapshot(
     tally.mkdir(parents=True, exist_ok=True)
     settings = worker.WorkerConfig(
         snapshot.image_root, config.hosts, str(encoder_folder), encoder.document, store.uri, encoder.dim, run_key,
-        config.batch, config.threads, config.decoders, str(tally),
+        config.batch, config.threads, config.decoders, str(tally), config.runtime,
     )  # fmt: skip
     chunks_uri, looks_uri = storage.join(store_uri, "work", run_key), storage.join(store_uri, "looks")
     with ExitStack() as stack:

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from serving.contract.encoder import EncoderFolder, OnnxEncoder
+from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
 from tasks import storage
 from tasks.embed.images import read_image, stamp
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name
+from tasks.encoder.runtimes import runtime
 
 LOOKED = pa.schema([
     ("key", pa.int64()), ("image_uri", pa.string()), ("stamp", pa.string()), ("sha256", SHA_TYPE),
@@ -46,6 +47,7 @@ class WorkerConfig:
     threads: int
     decoders: int
     tally: str
+    runtime: str = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _table(good: list[tuple[bytes, int, int]], matrix: np.ndarray, schema: pa.Sc
 
 
 _FOLDERS: dict[str, EncoderFolder] = {}
-_ENCODERS: dict[tuple[str, str], OnnxEncoder] = {}
+_ENCODERS: dict[tuple[str, str, str], Encoder] = {}
 
 
 def _folder(config: WorkerConfig) -> EncoderFolder:
@@ -167,11 +169,11 @@ def _folder(config: WorkerConfig) -> EncoderFolder:
     return _FOLDERS[config.encoder_folder]
 
 
-def _encoder(config: WorkerConfig) -> OnnxEncoder:
+def _encoder(config: WorkerConfig) -> Encoder:
     """This process's encoder session: opened and verified once, kept between chunks and jobs."""
-    key = (config.encoder_folder, config.document)
+    key = (config.encoder_folder, config.document, config.runtime)
     if key not in _ENCODERS:
-        _ENCODERS[key] = _folder(config).open(config.document, config.threads)
+        _ENCODERS[key] = _folder(config).open(config.document, config.threads, runtime(config.runtime))
     return _ENCODERS[key]
 
 

@@ -1,10 +1,9 @@
-"""From trained towers to an encoder folder: single-file ONNX graphs that take pixels or tokens and give unit vectors."""
+"""From trained towers to an encoder folder: single-file graphs that take pixels or tokens and give unit vectors."""
 
 import json
 import logging
 import shutil
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serving.contract.encoder import EncoderFolder, OnnxEncoder
-from serving.contract.files import describe, written_whole
+from serving.contract.encoder import GOLDEN, EncoderFolder
+from serving.contract.files import ContractError, describe, written_whole
 from serving.contract.manifest import EncoderManifest, Variant, fingerprint
+from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from tasks.encoder.card import card
+from tasks.encoder.flavour import write_flavour
+from tasks.encoder.graphs import OPSET, ImageGraph, write_half, write_onnx, write_torchscript
 from tasks.encoder.photos import Photos, TrainingSet, cached_pixels, read_training_set
 from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.quantize import quantised
+from tasks.encoder.query_recall import recall_measure
+from tasks.encoder.runtimes import TorchScript
 from tasks.encoder.teacher import title_tokens
 from tasks.encoder.tokenizer import write_tokenizer
 from tasks.encoder.towers import ImageEncoder, parameters
 from tasks.encoder.trained import TrainedTower, load_tower, restore_student, restore_teacher
+from tasks.encoder.vectors import encode, opened
 from tasks.errors import TrainingError
 
-OPSET = 18
 CURVES = "training.json"
 """The loss of every step, by tower: for the report page."""
 GOLDEN_PICTURES = 16
@@ -36,17 +41,6 @@ PARITY_LIMIT = 1e-4
 log = logging.getLogger(__name__)
 
 
-class ImageGraph(nn.Module):
-    """What is exported: pixels (n, size, size, 3) uint8 RGB to unit vectors (n, dim) float32."""
-
-    def __init__(self, encoder: ImageEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.encoder(pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0)
-
-
 @dataclass(frozen=True)
 class Samples:
     """Real inputs for golden answers, parity, and calibration."""
@@ -54,15 +48,36 @@ class Samples:
     pixels: np.ndarray
     tokens: np.ndarray
 
+    def of(self, name: str) -> np.ndarray:
+        """What the parity of a tower is measured on."""
+        return self.tokens if name.startswith("text") else self.pixels[:PARITY_PICTURES]
+
+
+@dataclass
+class Written:
+    """The version as far as it is written: variants by "tower.variant", what was measured, and what was decided."""
+
+    names: list[str] = field(default_factory=list)
+    alone: set[str] = field(default_factory=set)
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    query: str = "student.fp32"
+
 
 def export_encoder(
-    snapshot_uri: str, teacher: TrainedTower, student: TrainedTower, config: EncoderConfig, work: Path, folder: Path
+    snapshot_uri: str,
+    teacher: TrainedTower,
+    student: TrainedTower,
+    config: EncoderConfig,
+    work: Path,
+    folder: Path,
+    runtime: Runtime = ONNXRUNTIME,
 ) -> EncoderManifest:
-    """Writes the encoder version into `folder` (encoder.json last) and gives its manifest.
+    """Writes the encoder version into `folder` (encoder.json last but for the card and MLmodel) and gives its manifest.
 
-    Roles: the teacher embeds documents; the student embeds queries, in int8 when that keeps its recall. Every graph is opened
-    through the serving contract once before the manifest is believed. Raises TrainingError when a graph does not agree with
-    PyTorch.
+    Roles: the teacher embeds documents; the student embeds queries, in int8 when that keeps its recall and `runtime`, which is
+    to serve, is no slower with it. Every graph is opened through the serving contract before the manifest is believed. Raises
+    TrainingError when a graph does not agree with PyTorch.
     """
     training = read_training_set(snapshot_uri)
     full_teacher, image_student = restore_teacher(teacher, config), restore_student(student, config)
@@ -70,57 +85,110 @@ def export_encoder(
     samples = _samples(training, config, title_tokens(training, config, full_teacher).numpy(), work)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    size, context = config.preprocess.size, full_teacher.context()
-    image_example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    graphs: dict[str, tuple[nn.Module, Tensor]] = {
-        "teacher.fp32": (ImageGraph(full_teacher.image), image_example),
-        "student.fp32": (ImageGraph(image_student), image_example),
-        "text.fp32": (full_teacher.text, torch.from_numpy(samples.tokens[:2].copy())),
-    }
-    metrics: dict[str, float] = {}
-    for name, (module, example) in graphs.items():
-        export_graph(module, example, folder / f"{name}.onnx")
-        inputs = samples.tokens if name.startswith("text") else samples.pixels[:PARITY_PICTURES]
-        metrics |= _parity(name, module, folder / f"{name}.onnx", inputs)
-    names = list(graphs)
-    found = quantised(folder, training, config, work, samples.pixels)
-    metrics |= found.metrics
-    if found.kept:
-        names.append("student.int8")
-    metrics |= {
+    size = config.preprocess.size
+    pixels = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    written = Written()
+    for tower, module, example in (
+        ("teacher", ImageGraph(full_teacher.image), pixels),
+        ("student", ImageGraph(image_student), pixels),
+        ("text", full_teacher.text, torch.from_numpy(samples.tokens[:2].copy())),
+    ):
+        _write_tower(tower, module, example, samples, folder, written)
+    _write_int8(training, config, samples, work, folder, runtime, written)
+    written.metrics |= {
         "teacher.parameters": float(parameters(full_teacher.image)),
         "student.parameters": float(parameters(image_student)),
     }
-    write_tokenizer(folder / "tokenizer.json", context)
+    write_tokenizer(folder / "tokenizer.json", full_teacher.context())
     curves = {t.tower: load_tower(t).values["loss"] for t in (teacher, student)}
     (folder / CURVES).write_text(json.dumps(curves))
-    golden = _golden(folder, names, config, samples)
-    np.savez(folder / "golden.npz", **golden)
-    manifest = _manifest(folder, names, config, training, metrics, {"teacher": teacher, "student": student})
+    np.savez(folder / "golden.npz", **_golden(folder, written, samples))
+    manifest = _manifest(folder, config, training, written, {"teacher": teacher, "student": student})
     with written_whole(folder / "encoder.json") as path:
         path.write_text(json.dumps(manifest.model_dump(), indent=1))
-    for name in names:
-        EncoderFolder(folder).open(name)
+    check_folder(folder, runtime)
+    write_flavour(folder, manifest)
+    (folder / "card.md").write_text(card(manifest))
     return manifest
 
 
-def export_graph(module: nn.Module, example: Tensor, path: Path) -> None:
-    """One single-file ONNX graph with a free batch size. The input is called `input`, the output `vectors`."""
-    with warnings.catch_warnings():  # the exporter warns about its own dependencies
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module.eval(),
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["input"],
-            output_names=["vectors"],
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-            external_data=False,
-            verbose=False,
-        )
-        assert program is not None
-        program.save(str(path), external_data=False)
+def check_folder(folder: Path, runtime: Runtime = ONNXRUNTIME) -> None:
+    """Opens everything in an encoder folder as those who serve it would: in ONNX Runtime, in PyTorch, the queries in `runtime`.
+
+    Raises ContractError naming the first file that is damaged, cannot be loaded, or does not give its golden outputs.
+    """
+    version = EncoderFolder(folder)
+    for tower, variants in version.manifest.towers.items():
+        for name, variant in variants.items():
+            version.open(f"{tower}.{name}")
+            if variant.torchscript is not None:
+                version.open(f"{tower}.{name}", runtime=TorchScript())
+    version.open(version.manifest.query, runtime=runtime)
+
+
+def _write_tower(tower: str, module: nn.Module, example: Tensor, samples: Samples, folder: Path, written: Written) -> None:
+    """fp32 in ONNX and TorchScript, and fp16 of the image towers; each compared with PyTorch on real inputs."""
+    full, half, script = folder / f"{tower}.fp32.onnx", folder / f"{tower}.fp16.onnx", folder / f"{tower}.pt"
+    inputs = samples.of(tower)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(inputs)).numpy()
+    write_onnx(module, example, full)
+    write_torchscript(module, example, script)
+    for name, found in (
+        (f"{tower}.fp32", encode(full, inputs)),
+        (f"{tower}.torchscript", TorchScript().open(script, "fp32", 2)(inputs)),
+    ):
+        difference, cosine = _compare(found, expected)
+        if not difference <= PARITY_LIMIT:
+            raise TrainingError(
+                f"{name}: the exported graph differs from PyTorch by {difference:.2g} (allowed {PARITY_LIMIT:g}); it is not usable"
+            )
+        written.metrics |= {f"{name}.parity_max_difference": difference, f"{name}.parity_min_cosine": cosine}
+    written.names.append(f"{tower}.fp32")
+    if tower == "text":
+        return  # words are short: half precision would gain nothing
+    write_half(full, half)
+    name, least = f"{tower}.fp16", GOLDEN["fp16"].min_cosine
+    try:
+        difference, cosine = _compare(encode(half, inputs), expected)
+    except ContractError as error:
+        written.notes[name] = f"fp16 was not checked here: {error}"
+        written.names.append(name)
+        return
+    written.metrics |= {f"{name}.half_max_difference": difference, f"{name}.half_min_cosine": cosine}
+    if cosine >= least:
+        written.names.append(name)
+    else:
+        written.notes[name] = f"no fp16 is kept: its least cosine to PyTorch is {cosine:.5f}, at least {least} is asked"
+        half.unlink()
+
+
+def _write_int8(
+    training: TrainingSet, config: EncoderConfig, samples: Samples, work: Path, folder: Path, runtime: Runtime, written: Written
+) -> None:
+    source, target = folder / "student.fp32.onnx", folder / "student.int8.onnx"
+    recall = recall_measure(folder / "teacher.fp32.onnx", training, config, work)
+    kept = work / "int8" / training.content_sha256[:16]
+    choice, trials, fp32 = quantised(source, target, samples.pixels, recall, runtime, kept)
+    for trial in (fp32, *trials):
+        prefix = "student.fp32" if trial is fp32 else f"student.int8.{trial.method}"
+        written.metrics |= {f"{prefix}.cosine": trial.cosine, f"{prefix}.ms": trial.ms}
+        if trial.recall is not None:
+            written.metrics[f"{prefix}.recall_at_10"] = trial.recall
+    written.metrics["student.int8.kept"] = float(bool(choice.method))
+    written.notes["student.int8"] = f"{choice.reason} ({runtime.name}, one picture, one thread)"
+    if not choice.method:
+        return
+    written.names.append("student.int8")
+    if choice.method == "dynamic":
+        written.alone.add("student.int8")
+    if not choice.slower:
+        written.query = "student.int8"
+
+
+def _compare(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """The largest difference of any coordinate, and the least cosine."""
+    return float(np.abs(found - expected).max()), float((found * expected).sum(axis=1).min())
 
 
 def _samples(training: TrainingSet, config: EncoderConfig, tokens: np.ndarray, work: Path) -> Samples:
@@ -136,51 +204,48 @@ def _samples(training: TrainingSet, config: EncoderConfig, tokens: np.ndarray, w
     return Samples(pixels, tokens[:: max(1, len(tokens) // GOLDEN_TEXTS)][:GOLDEN_TEXTS])
 
 
-def _parity(name: str, module: nn.Module, path: Path, inputs: np.ndarray) -> dict[str, float]:
-    with torch.no_grad():
-        expected = module(torch.from_numpy(inputs)).numpy()
-    found = OnnxEncoder(path, name, "", threads=2).encode(inputs)
-    difference, cosine = float(np.abs(found - expected).max()), float((found * expected).sum(axis=1).min())
-    if not difference <= PARITY_LIMIT:
-        raise TrainingError(
-            f"{name}: the ONNX graph differs from PyTorch by {difference:.2g} (allowed {PARITY_LIMIT:g}); it is not usable"
-        )
-    return {f"{name}.parity_max_difference": difference, f"{name}.parity_min_cosine": cosine}
-
-
-def _golden(folder: Path, names: list[str], config: EncoderConfig, samples: Samples) -> dict[str, Any]:
+def _golden(folder: Path, written: Written, samples: Samples) -> dict[str, Any]:
+    """Inputs, and each variant's outputs in ONNX Runtime; those of a variant that it cannot run here are fp32's."""
     golden: dict[str, Any] = {"pixels": samples.pixels[:GOLDEN_PICTURES], "tokens": samples.tokens.astype(np.int64)}
-    for name in names:
+    for name in written.names:
         inputs = golden["tokens" if name.startswith("text") else "pixels"]
-        golden[name] = OnnxEncoder(folder / f"{name}.onnx", name, "").encode(inputs).astype(np.float32)
+        unchecked = name in written.notes and name.endswith("fp16")
+        source = f"{name.partition('.')[0]}.fp32" if unchecked else name
+        encoder = opened(folder / f"{source}.onnx", threads=1)
+        encoder.alone = name in written.alone
+        golden[name] = encoder.encode(inputs).astype(np.float32)
     return golden
 
 
 def _manifest(
-    folder: Path,
-    names: list[str],
-    config: EncoderConfig,
-    training: TrainingSet,
-    metrics: dict[str, float],
-    trained: dict[str, TrainedTower],
+    folder: Path, config: EncoderConfig, training: TrainingSet, written: Written, trained: dict[str, TrainedTower]
 ) -> EncoderManifest:
     towers: dict[str, dict[str, Variant]] = {}
-    for name in names:
+    metrics = written.metrics
+    for name in written.names:
         tower, _, variant = name.partition(".")
         file = describe(folder / f"{name}.onnx", f"{name}.onnx")
-        towers.setdefault(tower, {})[variant] = Variant(file=file, fingerprint=fingerprint(file.sha256, config.preprocess))
+        towers.setdefault(tower, {})[variant] = Variant(
+            file=file,
+            fingerprint=fingerprint(file.sha256, config.preprocess),
+            torchscript=None if variant == "int8" else describe(folder / f"{tower}.pt", f"{tower}.pt"),
+            alone=name in written.alone,
+        )
         metrics[f"{name}.bytes"] = float(file.bytes)
     costs = ("steps", "parameters", "final_loss", "seconds", "cpu_seconds", "images_per_s", "peak_memory_bytes")
     metrics |= {f"{tower}.training.{c}": float(getattr(t, c)) for tower, t in trained.items() for c in costs}
+    data = {"sha256": training.content_sha256, "products": len(training.product_ids)}
+    data |= {f"{split}_photos": len(photos) for split, photos in training.by_split.items()}
     return EncoderManifest(
         name=config.name,
         dim=config.dim,
         preprocess=config.preprocess,
         towers=towers,
         document="teacher.fp32",
-        query="student.int8" if "student.int8" in names else "student.fp32",
+        query=written.query,
         tokenizer=describe(folder / "tokenizer.json", "tokenizer.json"),
         golden=describe(folder / "golden.npz", "golden.npz"),
-        recipe=config.as_dict() | {"data_sha256": training.content_sha256, "opset": OPSET},
+        recipe=config.as_dict()
+        | {"data_sha256": training.content_sha256, "data": data, "opset": OPSET, "notes": dict(sorted(written.notes.items()))},
         metrics=metrics,
     )

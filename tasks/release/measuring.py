@@ -6,6 +6,7 @@ import numpy as np
 
 from serving.contract.files import ContractError, FileRef
 from serving.contract.keys import product_keys
+from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.release import Release
 from tasks.catalog.snapshot import Snapshot, product_table
 from tasks.index.metrics import hit_at, neighbour_recall
@@ -52,18 +53,20 @@ def gap(release: Release, snapshot: Snapshot) -> tuple[str, ...]:
     return tuple(names) + ((f"{doubled} products twice",) if doubled else ())
 
 
-def measure_live(registry: Registry, cache: Path, snapshot: Snapshot, queries: list[Query]) -> Measured | None:
+def measure_live(
+    registry: Registry, cache: Path, snapshot: Snapshot, queries: list[Query], runtime: Runtime = ONNXRUNTIME
+) -> Measured | None:
     """The live version on the same photos; None when nothing is live yet or it can no longer be opened."""
     live = registry.alias(INDEX_MODEL, "live")
     if live is None:
         return None
     try:
-        return measured(open_version(registry, live.version, cache), snapshot, queries, reconcile=False)
+        return measured(open_version(registry, live.version, cache, runtime), snapshot, queries, reconcile=False)
     except ContractError:
         return None
 
 
-def open_version(registry: Registry, version: str, cache: Path) -> Release:
+def open_version(registry: Registry, version: str, cache: Path, runtime: Runtime = ONNXRUNTIME) -> Release:
     """A registered version, its files fetched into `cache` by sha256 and verified."""
     manifest = registry.index_manifest(version)
 
@@ -74,4 +77,4 @@ def open_version(registry: Registry, version: str, cache: Path) -> Release:
             fetched.replace(path)
         return path
 
-    return Release.open(version, manifest, registry.encoder_folder(manifest.encoder.version), locate)
+    return Release.open(version, manifest, registry.encoder_folder(manifest.encoder.version), locate, runtime=runtime)

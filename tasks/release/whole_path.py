@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from serving.contract.encoder import EncoderFolder
 from serving.contract.preprocess import ImageRejected, decode
+from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.release import Release
 from tasks.catalog.snapshot import Snapshot, photo_table
 from tasks.embed.images import read_image
@@ -79,9 +80,11 @@ def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: st
     return WholePath(kept, np.array(ranks, np.int64), np.array(ms), stacked, answers, len(queries) - len(kept))
 
 
-def query_vectors(encoders: EncoderFolder, name: str, snapshot: Snapshot, queries: list[Query]) -> np.ndarray:
+def query_vectors(
+    encoders: EncoderFolder, name: str, snapshot: Snapshot, queries: list[Query], runtime: Runtime = ONNXRUNTIME
+) -> np.ndarray:
     """Query vectors (n, d) float32 of the photos that can be read, by the variant `name`, one at a time as when serving."""
-    encoder = encoders.open(name)
+    encoder = encoders.open(name, runtime=runtime)
     vectors = []
     with Progress("encode photos", len(queries), "photos") as progress:
         for query in queries:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
+from serving.contract.runtimes import Runtime
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.registry import Origin, Registry
@@ -30,6 +31,13 @@ def origin(chosen: Settings, environ: Mapping[str, str]) -> Origin | None:
 def dag_run_url(chosen: Settings, dag: str, run: str) -> str:
     """Where a person sees a DAG run."""
     return f"{(chosen.airflow_page or chosen.airflow_url).rstrip('/')}/dags/{dag}/runs/{quote(run, safe='')}"
+
+
+def query_runtime() -> Runtime:
+    """What runs the queries' encoder: the same setting tells the replicas."""
+    from tasks.encoder.runtimes import runtime
+
+    return runtime(settings().encoder_runtime)
 
 
 def work_folder(run_key: str) -> Path:

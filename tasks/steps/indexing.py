@@ -14,7 +14,7 @@ from tasks import storage
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH
 from tasks.settings import Settings
-from tasks.steps.common import as_snapshot, registry, settings, work_folder
+from tasks.steps.common import as_snapshot, query_runtime, registry, settings, work_folder
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ def embed(snapshot: dict, encoder: dict, run_key: str) -> dict[str, Any]:
     from tasks.embed.job import EmbedConfig, embed_snapshot
 
     chosen = settings()
-    config = EmbedConfig(spark_master=chosen.spark_master, shards=chosen.shards, hosts=chosen.image_hosts)
+    config = EmbedConfig(
+        spark_master=chosen.spark_master, shards=chosen.shards, hosts=chosen.image_hosts, runtime=chosen.embed_runtime
+    )
     folder = registry().encoder_folder(encoder["version"])
     work = work_folder(run_key) / "embed"
     return dataclasses.asdict(
@@ -115,7 +117,7 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
             "recall is measured on shoppers' photos; add some to the catalogue's photos"
         )
     folder = EncoderFolder(registry().encoder_folder(encoder["version"]))
-    xq = query_vectors(folder, encoder["query"], whole, queries)
+    xq = query_vectors(folder, encoder["query"], whole, queries, query_runtime())
     manifest = _draft(snapshot, encoder, None, shards, {"family": template["family"]}, run_key)
     searcher = Searcher.open(manifest, _locate(shards, run_key))
     truth = exact_truth(template["vectors_uri"], template["shards"], xq, work_folder(run_key) / "index")
@@ -143,11 +145,11 @@ def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], 
         manifest = _draft(snapshot, encoder, embedded, shards, tuned["search"], run_key, run.run_id)
         from serving.contract.encoder import EncoderFolder
 
-        golden = query_vectors(EncoderFolder(encoder_folder), encoder["query"], whole, queries[:64])
+        golden = query_vectors(EncoderFolder(encoder_folder), encoder["query"], whole, queries[:64], query_runtime())
         manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
-        release = Release.open("candidate", manifest, encoder_folder, locate)
+        release = Release.open("candidate", manifest, encoder_folder, locate, runtime=query_runtime())
         candidate = measured(release, whole, queries)
-        live = measure_live(models, settings().home / "serving" / "gate-cache", whole, queries)
+        live = measure_live(models, settings().home / "serving" / "gate-cache", whole, queries, query_runtime())
         gates = index_gates(candidate, live, Policy(exact_recall=settings().recall_target))
         decision = decide(gates)
         for gate in gates:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH
-from tasks.steps.common import as_snapshot, registry, settings, work_folder
+from tasks.steps.common import as_snapshot, query_runtime, registry, settings, work_folder
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def export(snapshot: dict, plan: dict, teacher: dict, student: dict, run_key: st
     folder = work_folder(run_key) / ENCODER_PATH
     config = preset(plan["preset"])
     towers = [TrainedTower.model_validate(t) for t in (teacher, student)]
-    manifest = export_encoder(snapshot["uri"], towers[0], towers[1], config, _work(), folder)
+    manifest = export_encoder(snapshot["uri"], towers[0], towers[1], config, _work(), folder, query_runtime())
     models = registry()
     with models.run(EXPERIMENT, f"{run_key}.encoder", f"encoder {plan['preset']}", {"recipe": plan["recipe"]}) as run:
         run.params({"preset": plan["preset"], "recipe": plan["recipe"], "snapshot": snapshot["id"], "dim": manifest.dim})

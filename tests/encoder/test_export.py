@@ -9,7 +9,8 @@ import torch
 
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError
-from tasks.encoder.export import ImageGraph
+from serving.contract.runtimes import ONNXRUNTIME
+from tasks.encoder.graphs import ImageGraph
 from tasks.encoder.trained import restore_student, restore_teacher
 from tasks.encoder.vectors import encode
 from tests.encoder.conftest import Exported
@@ -27,7 +28,8 @@ def test_the_folder_is_an_encoder_version(exported: Exported) -> None:
     assert manifest.query in ("student.int8", "student.fp32")
     assert set(manifest.towers) == {"teacher", "student", "text"}
     assert manifest.recipe["alpha"] == exported.config.alpha
-    names = {"encoder.json", "golden.npz", "tokenizer.json", "training.json"} | {
+    names = {"encoder.json", "golden.npz", "tokenizer.json", "training.json", "card.md", "MLmodel"}
+    names |= {"requirements.txt", "python_env.yaml", "teacher.pt", "student.pt", "text.pt"} | {
         f"{t}.{v}.onnx" for t, variants in manifest.towers.items() for v in variants
     }
     assert {p.name for p in exported.folder.iterdir()} == names
@@ -83,11 +85,9 @@ def test_the_text_tower_shares_the_space(exported: Exported) -> None:
 
 
 def test_an_opset_the_runtime_lacks_is_one_sentence(exported: Exported, tmp_path: Path) -> None:
-    from serving.contract.encoder import OnnxEncoder
-
     model = onnx.load(exported.folder / "student.fp32.onnx")
     model.opset_import[0].version = 999
     (tmp_path / "future.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ContractError, match=r"future.onnx: ONNX Runtime cannot load it: .*") as raised:
-        OnnxEncoder(tmp_path / "future.onnx", "student.fp32", "")
+        ONNXRUNTIME.open(tmp_path / "future.onnx", "fp32", 1)
     assert "\n" not in str(raised.value)

@@ -1,0 +1,141 @@
+"""What runs an encoder's graph. A runtime opens a file and gives a session: a function from a batch to its unit vectors.
+
+Whatever runs it, `EncoderFolder.open` asks it for the same golden outputs first. A server of encoders elsewhere (Triton,
+TorchServe) would be one more class with `name`, `format` and `open`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from serving.contract.files import ContractError
+
+Session = Callable[[np.ndarray], np.ndarray]
+"""Pixels (n, size, size, 3) uint8, or tokens (n, context) int64, to unit vectors (n, dim) float32. Threads may share one."""
+Format = Literal["onnx", "torchscript"]
+
+
+class Runtime(Protocol):
+    """Opens model files of one format."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def format(self) -> Format: ...
+
+    def open(self, path: Path, precision: str, threads: int) -> Session:
+        """The graph in `path`, whose variant is `precision` (fp32, fp16 or int8). Raises ContractError in one sentence."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """ONNX Runtime with one execution provider. Asked for a GPU it refuses to run on the CPU instead."""
+
+    name: str
+    provider: str
+    format: ClassVar[Format] = "onnx"
+
+    def open(self, path: Path, precision: str, threads: int) -> Session:
+        import onnxruntime as ort
+
+        ort.disable_telemetry_events()
+        if self.provider not in ort.get_available_providers():
+            raise ContractError(
+                f"{self.name}: this ONNX Runtime has no {self.provider}; install the extra gpu, or choose the runtime onnxruntime"
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[(self.provider, self._settings(precision))])
+        except Exception as error:  # ONNX Runtime raises its own unrelated classes for every bad file
+            raise ContractError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from None
+        if session.get_providers()[0] != self.provider:
+            raise ContractError(f"{self.name}: {self.provider} did not start (no GPU, or its libraries are missing)")
+        taken = session.get_inputs()[0].name
+        return lambda batch: session.run(None, {taken: batch})[0]
+
+    def _settings(self, precision: str) -> dict[str, str]:
+        if self.provider == "CUDAExecutionProvider":
+            return {"use_tf32": "0"}  # TF32 keeps 10 bits of a mantissa: fp32 would not be fp32
+        return {"trt_fp16_enable": str(precision == "fp16")} if self.provider == "TensorrtExecutionProvider" else {}
+
+
+@dataclass(frozen=True)
+class OpenVino:
+    """OpenVINO on the CPU (extra openvino). fp16 runs in the 16 bits this CPU has, bfloat16 or float16; fp32 stays fp32."""
+
+    name: str = "openvino"
+    format: ClassVar[Format] = "onnx"
+
+    def open(self, path: Path, precision: str, threads: int) -> Session:
+        try:
+            import openvino
+        except ImportError:
+            raise ContractError(
+                "the runtime openvino is not installed; install the extra openvino, or choose the runtime onnxruntime"
+            ) from None
+        core = openvino.Core()
+        try:
+            compiled = core.compile_model(str(path), "CPU", self._settings(core, precision, threads))
+        except Exception as error:  # its C++ exceptions arrive as RuntimeErrors of several lines
+            raise ContractError(f"{path.name}: OpenVINO cannot load it: {last_line(error)}") from None
+        idle: list[Any] = []  # a request serves one caller at a time; append and pop are atomic
+
+        def run(batch: np.ndarray) -> np.ndarray:
+            request = idle.pop() if idle else compiled.create_infer_request()
+            request.infer([np.ascontiguousarray(batch)], share_inputs=True)
+            vectors = np.array(request.get_output_tensor(0).data)
+            idle.append(request)
+            return vectors
+
+        return run
+
+    def _settings(self, core: Any, precision: str, threads: int) -> dict[str, Any]:
+        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        short = next((kind for kind in ("BF16", "FP16") if kind in able), "FP32")
+        hint = {"BF16": "bf16", "FP16": "f16", "FP32": "f32"}[short] if precision == "fp16" else "f32"
+        streams = max(1, (os.cpu_count() or 1) // threads)
+        return {
+            "INFERENCE_PRECISION_HINT": hint,
+            "NUM_STREAMS": streams,  # callers at a time, each with `threads`
+            "INFERENCE_NUM_THREADS": streams * threads,
+            "ENABLE_CPU_PINNING": False,  # several workers of one machine would be pinned to the same cores
+        }
+
+
+ONNXRUNTIME = OnnxRuntime("onnxruntime", "CPUExecutionProvider")
+RUNTIMES: dict[str, Runtime] = {
+    r.name: r
+    for r in (
+        ONNXRUNTIME,
+        OnnxRuntime("onnxruntime-cuda", "CUDAExecutionProvider"),
+        OnnxRuntime("onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+        OpenVino(),
+    )
+}
+
+
+def runtime(name: str, known: dict[str, Runtime] = RUNTIMES) -> Runtime:
+    """The runtime of this name. Raises ValueError listing the names there are."""
+    try:
+        return known[name]
+    except KeyError:
+        raise ValueError(f"there is no encoder runtime {name!r}; choose one of {', '.join(sorted(known))}") from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def last_line(error: Exception) -> str:
+    """The last line of an error's message: C++ libraries put the reason below the places it passed."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

@@ -1,0 +1,29 @@
+"""What a query variant must keep: Recall@10 of held-out photos against the teacher's documents."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from serving.contract.encoder import Encoder
+from tasks.encoder.photos import TrainingSet, cached_pixels
+from tasks.encoder.presets import EncoderConfig
+from tasks.encoder.vectors import encode
+from tasks.metrics import ranks, recall_at
+
+
+def recall_measure(teacher: Path, training: TrainingSet, config: EncoderConfig, work: Path) -> Callable[[Encoder], float] | None:
+    """A function from a query encoder to its Recall@10 against the documents of `teacher`; None without held-out photos."""
+    photos = training.held_out()
+    if not len(photos):
+        return None
+    documents = cached_pixels(training.image_uris, training.root, config.preprocess, work / "pixels", "document")
+    queries = cached_pixels(photos.uris, training.root, config.preprocess, work / "pixels", "query")
+    xb = encode(teacher, documents.array)
+
+    def measure(encoder: Encoder) -> float:
+        similarity = encode(encoder, queries.array) @ xb.T
+        similarity[:, ~documents.usable] = -np.inf
+        return recall_at(ranks(similarity, photos.products)[queries.usable], 10)
+
+    return measure
