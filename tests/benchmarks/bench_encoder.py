@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.bench_encoder [--models demo_teacher demo_student ViT-B-32 RN50 …] [--catalogue FOLDER]
 
-A model is one of open_clip's, one of timm's, or a tower of the preset demo. Every runtime takes its turn within each round, so that
-ratios are of runs side by side; the quickest round counts, as it was disturbed least. Weights are random unless `--catalogue` is given: then the pair of
-`--preset` is trained on it and its recall, size and time are printed beside. Prints a table and adds to the JSON file.
+A model is one of open_clip's, one of timm's, or a tower of the preset demo. Every runtime takes its turn within each round, so
+that ratios are of runs side by side; the quickest round counts, as it was disturbed least. Weights are random unless
+`--catalogue` is given: then the pair of `--preset` is trained on it and its recall, size and time are printed beside. Prints a
+table and adds to the JSON file.
 """
 
 import argparse
