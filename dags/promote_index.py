@@ -1,18 +1,24 @@
 """## promote_index: blue-green, validated, and back again if need be
 
-**When**: a new candidate of `product-index` was published.
+**When**: a new candidate of `product-index` was published; or by hand, from the release board or this page, for one version.
 
 **Story**: the idle slot (blue or green) takes the candidate; every serving replica loads and verifies it beside the
-running version; sampled queries are replayed against both; only then the alias `live` moves, and `previous` names the
-version to go back to.
+running version; real queries that the replicas sampled are replayed against both; where it is wanted, a person reads the gate
+report and approves; only then the alias `live` moves, and `previous` names the version to go back to. Then the replicas' errors,
+p99 and recall are watched for a while: the version is kept, or the one before is live again by itself.
 
-**When it fails**: `live` still names the old version and shoppers saw nothing. The log names the replica or the check.
+Only one promotion moves the aliases at a time (a lease, tasks/release/lease.py). One that was killed is finished or undone by the
+next run.
+
+**When it fails**: the log names the replica or the check, and says whether anything went live. What was live before is live still
+or again, except where `flip` names replicas that do not follow: look at those.
 """
 
 from datetime import timedelta
 
-from airflow.sdk import dag, get_current_context, task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Param, dag, get_current_context, task, teardown
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.assets import INDEX
 from dags.running import DEFAULTS, clear_failure, run_key
@@ -25,23 +31,32 @@ from dags.running import DEFAULTS, clear_failure, run_key
     default_args=DEFAULTS | {"execution_timeout": timedelta(hours=1)},
     doc_md=__doc__,
     tags=["vitrine", "release"],
+    params={
+        "version": Param("", type="string", title="Version", description="Empty: the candidate", pattern="^[0-9]{0,9}$"),
+        "approval": Param(
+            "setting", enum=["setting", "yes", "no"], title="Ask a person", description="setting: as VITRINE_APPROVAL says"
+        ),
+    },
 )
 def promote_index() -> None:
     @task
     def choose_slot() -> dict:
         from tasks.steps import promoting
 
-        events = get_current_context()["triggering_asset_events"].get(INDEX, [])
-        wanted = [event.extra.get("version", "") for event in events]
+        context = get_current_context()
+        told = [event.extra.get("version", "") for event in context["triggering_asset_events"].get(INDEX, [])]
         with clear_failure():
-            return promoting.choose(wanted[-1] if wanted else "")
+            plan = promoting.choose(context["params"]["version"] or (told[-1] if told else ""), run_key())
+        if plan["done"]:
+            raise AirflowSkipException(plan["summary"])
+        return plan
 
     @task
     def warm_slot(plan: dict) -> dict:
         from tasks.steps import promoting
 
         with clear_failure():
-            return promoting.warm(plan)
+            return promoting.warm(plan, run_key())
 
     @task
     def shadow_check(plan: dict) -> dict:
@@ -53,15 +68,51 @@ def promote_index() -> None:
             raise AirflowFailException(report["summary"])
         return report
 
-    @task
+    @task.branch
+    def ask_or_not() -> str:
+        from tasks.steps import promoting
+
+        wanted = get_current_context()["params"]["approval"]
+        if not promoting.approval_wanted(wanted):
+            return "flip"
+        promoting.let_go(run_key())
+        return "approve"
+
+    @task(trigger_rule="none_failed_min_one_success")
     def flip(plan: dict) -> dict:
         from tasks.steps import promoting
 
         with clear_failure():
-            return promoting.flip(plan)
+            return promoting.flip(plan, run_key())
 
+    @task
+    def bake(plan: dict, flipped: dict) -> dict:
+        from tasks.steps import promoting
+
+        with clear_failure():
+            return promoting.bake(plan, flipped, run_key())
+
+    @teardown
+    def settle() -> dict:
+        from tasks.steps import promoting
+
+        with clear_failure():
+            return promoting.settle(run_key())
+
+    approve = ApprovalOperator(
+        task_id="approve",
+        subject="Promote index version {{ ti.xcom_pull(task_ids='choose_slot')['version'] }}?",
+        body="{{ ti.xcom_pull(task_ids='shadow_check')['text'] }}",
+        execution_timeout=None,
+        response_timeout=timedelta(days=3),
+    )
     plan = choose_slot()
-    warm_slot(plan) >> shadow_check(plan) >> flip(plan)
+    checked = warm_slot(plan) >> shadow_check(plan)
+    flipped = flip(plan)
+    choice = ask_or_not()
+    checked >> choice >> approve >> flipped
+    choice >> flipped
+    bake(plan, flipped) >> settle()
 
 
 promote_index()

@@ -250,6 +250,30 @@ class Registry:
     def tag_version(self, model: str, version: str, tag: str, value: str) -> None:
         self.client.set_model_version_tag(model, version, tag, value)
 
+    def model_tags(self, model: str) -> dict[str, str]:
+        """The tags of a registered model; {} when it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(self.client.get_registered_model(model).tags)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+
+    def set_model_tag(self, model: str, tag: str, value: str) -> None:
+        self.client.set_registered_model_tag(model, tag, value)
+
+    def delete_model_tag(self, model: str, tag: str) -> None:
+        """Removes a tag of a registered model; none is fine as well."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.delete_registered_model_tag(model, tag)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
     def fetch(self, run_id: str, path: str, into: Path) -> Path:
         """An artifact (file or folder) of a run, downloaded below `into`."""
         from mlflow.artifacts import download_artifacts

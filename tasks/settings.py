@@ -55,6 +55,12 @@ class Settings:
     """Hosts that https:// image URIs may name. Empty: no image is fetched over the network."""
     approval: bool = False
     """Whether a promotion waits for a person in the Airflow UI."""
+    bake_s: float = 30.0
+    """How long a version is watched after the flip before it is kept; it is rolled back when it does not hold. 0: not at all."""
+    p99_ms: float = 200.0
+    """Most for one photo from bytes to the answer, 99 of 100: for the gates, under load, and for the bake."""
+    replica_mb: float = 16384.0
+    """Memory of a replica, which holds two versions at once, in MiB."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> "Settings":

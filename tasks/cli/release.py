@@ -1,5 +1,8 @@
 """`vitrine release`: what is live, taking it away in a folder, and going back."""
 
+import getpass
+import os
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -35,12 +38,27 @@ def export(
     console.print(f"index version {made} in {folder}; serve it with VITRINE_RELEASE={folder} vitrine-serve")
 
 
-@app.command("rollback")
-def roll_back() -> None:
-    """Go back to the version that was live before."""
-    from tasks.release.promotion import rollback
-    from tasks.steps.promoting import LIMIT_S, replicas_of
+@app.command("promote")
+def promote(
+    version: Annotated[str, typer.Argument(help="an index version; default: the candidate")] = "",
+    bake_s: Annotated[
+        float | None, typer.Option("--bake", min=0, help="seconds to watch it; default: the setting VITRINE_BAKE_S")
+    ] = None,
+) -> None:
+    """Put a version live that passed its gates: warm, shadow check, flip, watch; the same as the DAG promote_index."""
+    from tasks.steps import promoting
 
-    chosen = Settings.load()
-    plan, took = rollback(open_registry(), replicas_of(chosen), LIMIT_S)
-    console.print(f"version {plan.version} is live again in {plan.slot} (was: version {plan.live}), after {took:.1f} s")
+    console.print(promoting.promote(version, _who("promote"), bake_s)["summary"])
+
+
+@app.command("rollback")
+def roll_back(to: Annotated[str, typer.Option(help="the version to go to; default: what was live before")] = "") -> None:
+    """Go back to the version that was live before; a promotion that is under way is void."""
+    from tasks.steps import promoting
+
+    console.print(promoting.roll_back(_who("rollback"), to)["summary"])
+
+
+def _who(command: str) -> str:
+    """Names this call to others who wait for the lease."""
+    return f"vitrine release {command} ({getpass.getuser()} on {socket.gethostname()}, process {os.getpid()})"

@@ -1,15 +1,35 @@
 """The serving replicas that a promotion talks to, over their HTTP interface."""
 
+import base64
+import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import httpx
+import numpy as np
 
 from tasks.errors import VitrineError
 
-POLL_S = 0.5
+POLL_S = 0.2
+AT_ONCE = 32
+
+Told = TypeVar("Told")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A real query that a replica kept: its unit vector (d,) float32 by the query encoder `fingerprint`, and its photo if it may."""
+
+    kind: str
+    fingerprint: str
+    photo_sha256: str
+    vector: np.ndarray
+    photo: bytes | None
 
 
 @dataclass(frozen=True)
@@ -21,15 +41,63 @@ class Replica:
 
     def version(self) -> dict[str, Any]:
         """What the replica says of its slots (GET /v1/version). Raises httpx.HTTPError when it does not answer."""
-        return httpx.get(f"{self.url}/v1/version", timeout=5, trust_env=False).raise_for_status().json()
+        return client().get(f"{self.url}/v1/version", timeout=5).raise_for_status().json()
 
     def search(self, slot: str, vector: list[float], k: int = 20) -> list[str]:
         """Product ids that one slot gives for a query vector."""
-        answer = httpx.post(
-            f"{self.url}/v1/search", params={"slot": slot}, json={"vector": vector, "k": k}, timeout=30, trust_env=False,
-            headers={"Authorization": f"Bearer {self.token}"} if self.token else {},
-        )  # fmt: skip
+        body = {"vector": vector, "k": k}
+        answer = client().post(f"{self.url}/v1/search", params={"slot": slot}, json=body, timeout=30, headers=self._headers())
         return [r["product_id"] for r in answer.raise_for_status().json()["results"]]
+
+    def follow(self) -> None:
+        """Has the replica look at the aliases now. Raises httpx.HTTPError when it does not."""
+        client().post(f"{self.url}/v1/follow", timeout=10, headers=self._headers()).raise_for_status()
+
+    def samples(self, limit: int) -> list[Sampled]:
+        """The newest real queries that it kept. Raises httpx.HTTPError when it does not tell."""
+        answer = client().get(f"{self.url}/v1/samples", params={"limit": limit}, timeout=30, headers=self._headers())
+        return [
+            Sampled(
+                s["kind"], s["fingerprint"], s["photo_sha256"], np.frombuffer(base64.b64decode(s["vector"]), "<f4").astype(np.float32),
+                base64.b64decode(s["photo"]) if s["photo"] is not None else None,
+            )
+            for s in answer.raise_for_status().json()["samples"]
+        ]  # fmt: skip
+
+    def metrics(self) -> str:
+        """Its metrics in Prometheus's text format. Raises httpx.HTTPError when it does not answer."""
+        return client().get(f"{self.url}/metrics", timeout=5).raise_for_status().text
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+
+def client() -> httpx.Client:
+    """One client of this process: it keeps its connections, and does not survive a fork."""
+    return _client(os.getpid())
+
+
+@cache
+def _client(process: int) -> httpx.Client:
+    return httpx.Client(trust_env=False)
+
+
+def of_each(replicas: Sequence[Replica], ask: Callable[[Replica], Told]) -> list[Told]:
+    """What every replica gives, all asked at once, in their order."""
+    if not replicas:
+        return []
+    with ThreadPoolExecutor(min(len(replicas), AT_ONCE)) as pool:
+        return list(pool.map(ask, replicas))
+
+
+def nudge(replicas: Sequence[Replica]) -> None:
+    """Has every replica look at the aliases now. One that cannot be told finds out at its next poll."""
+
+    def tell(replica: Replica) -> None:
+        with suppress(httpx.HTTPError):
+            replica.follow()
+
+    of_each(replicas, tell)
 
 
 def wait_for(
@@ -42,8 +110,8 @@ def wait_for(
     """
     began = time.monotonic()
     while True:
-        reasons = {r.url: _reason(r, holds) for r in replicas}
-        waiting = {url: why for url, why in reasons.items() if why}
+        reasons = of_each(replicas, lambda r: _reason(r, holds))
+        waiting = {r.url: why for r, why in zip(replicas, reasons, strict=True) if why}
         if not waiting:
             return time.monotonic() - began
         late = time.monotonic() - began > limit_s

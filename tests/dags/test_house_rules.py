@@ -9,7 +9,7 @@ import pytest
 
 from tasks.settings import PROJECT
 
-DAGS = ("train_encoder", "rebuild_index", "promote_index", "watch_champion")
+DAGS = ("train_encoder", "rebuild_index", "promote_index", "rollback_index", "watch_champion")
 HEAVY = (
     "torch",
     "torchvision",
@@ -46,7 +46,8 @@ for name in %r:
     found[name] = {
         "seconds": took, "dag_id": dag.dag_id, "doc": dag.doc_md or "", "tags": sorted(dag.tags), "catchup": dag.catchup,
         "max_active_runs": dag.max_active_runs,
-        "tasks": {t.task_id: {"owner": t.owner, "retries": t.retries, "timeout": bool(t.execution_timeout),
+        "tasks": {t.task_id: {"owner": t.owner, "retries": t.retries,
+                              "timeout": bool(t.execution_timeout or getattr(t, "response_timeout", 0)),
                               "upstream": sorted(t.upstream_task_ids)} for t in dag.tasks},
     }
 print(json.dumps(found))
@@ -85,7 +86,7 @@ def test_a_dag_is_light_documented_owned_and_bounded(dags: dict, name: str) -> N
     for task in dag["tasks"].values():
         assert task["owner"] == "vitrine"
         assert task["retries"] >= 0
-        assert task["timeout"]
+        assert task["timeout"], "an execution timeout, or for a person's answer a response timeout"
 
 
 def test_the_order_of_rebuild_index_is_its_story(dags: dict) -> None:
@@ -99,7 +100,9 @@ def test_the_order_of_rebuild_index_is_its_story(dags: dict) -> None:
 
 
 def test_a_flip_comes_after_the_shadow_check_and_a_champion_after_its_judge(dags: dict) -> None:
-    assert "shadow_check" in dags["promote_index"]["tasks"]["flip"]["upstream"]
+    assert "shadow_check" in dags["promote_index"]["tasks"]["ask_or_not"]["upstream"]
+    assert {"ask_or_not", "approve"} <= set(dags["promote_index"]["tasks"]["flip"]["upstream"])
+    assert "flip" in dags["promote_index"]["tasks"]["bake"]["upstream"]
     assert "warm_slot" in dags["promote_index"]["tasks"]["shadow_check"]["upstream"]
     assert dags["train_encoder"]["tasks"]["promote_champion"]["upstream"] == ["judge"]
 

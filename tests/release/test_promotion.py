@@ -1,40 +1,52 @@
 """Blue-green over hand-written aliases and real replicas' words: which slot, who follows, and back again."""
 
+import contextlib
 from dataclasses import dataclass, field
 
 import pytest
 
 from tasks.errors import VitrineError
 from tasks.registry import Version
-from tasks.release.promotion import Plan, choose_slot, flip, rollback, warm
+from tasks.release.promotion import Plan, choose_slot, flip, rollback, settle, warm
 from tasks.release.replicas import Replica
 
 
 @dataclass
 class Aliases:
-    """A registry's aliases, in memory; `dies_after` sets kill the promotion at that point."""
+    """A registry's aliases and versions' tags, in memory; `dies_after` writes kill the promotion at that point."""
 
     held: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, dict[str, str]] = field(default_factory=dict)
     dies_after: int = 10**9
     sets: int = 0
 
     def alias(self, model: str, alias: str) -> Version | None:
         version = self.held.get(alias)
-        return Version(model, version, "run", {}, (), "", 0) if version else None
+        return Version(model, version, "run", self.tags.get(version, {}), (), "", 0) if version else None
 
     def set_alias(self, model: str, alias: str, version: str) -> None:
+        self._write()
+        self.held[alias] = version
+
+    def tag_version(self, model: str, version: str, tag: str, value: str) -> None:
+        self._write()
+        self.tags.setdefault(version, {})[tag] = value
+
+    def _write(self) -> None:
         if self.sets >= self.dies_after:
             raise KeyboardInterrupt
         self.sets += 1
-        self.held[alias] = version
 
 
 class Following(Replica):
     """A replica that does what the aliases say at once, unless it is stuck or cannot load a version."""
 
     def __init__(self, aliases: Aliases, url: str = "http://a", broken: str = "", stuck: bool = False) -> None:
-        super().__init__(url)
+        super().__init__(url)  # the dataclass is frozen
         object.__setattr__(self, "parts", (aliases, broken, stuck))
+
+    def follow(self) -> None:
+        """It follows at once anyway."""
 
     def version(self) -> dict:
         aliases, broken, stuck = self.parts  # type: ignore[attr-defined]
@@ -94,19 +106,67 @@ def test_a_straggler_is_named() -> None:
         warm(aliases, replicas, choose_slot(aliases, "1"), 0)
 
 
-@pytest.mark.parametrize("steps", range(4))
+@pytest.mark.parametrize("steps", range(5))
 def test_a_promotion_killed_anywhere_is_finished_by_the_next_run(steps: int) -> None:
+    aliases = killed_in_the_third(steps)
+    promote(aliases, [Following(aliases)], "3")
+    assert (aliases.held["live"], aliases.held["blue"], aliases.held["previous"]) == ("3", "3", "2")
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_a_promotion_killed_anywhere_is_undone_where_the_next_run_does_not_go_on(steps: int) -> None:
+    aliases = killed_in_the_third(steps)
+    settle(aliases, [Following(aliases)])
+    live, previous = ("3", "2") if steps >= 3 else ("2", "1")
+    assert (aliases.held["live"], aliases.held["previous"]) == (live, previous)
+    assert {aliases.held["blue"], aliases.held["green"]} == {live, previous}
+    assert settle(aliases, [Following(aliases)]) == ""
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_rolling_back_is_possible_wherever_a_promotion_was_killed(steps: int) -> None:
+    aliases = killed_in_the_third(steps)
+    plan, _ = rollback(aliases, [Following(aliases)], 1)
+    assert aliases.held["live"] == plan.version == ("2" if steps >= 3 else "1")
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_a_killed_rollback_is_finished_when_its_version_is_named(steps: int) -> None:
     aliases = Aliases()
-    replicas: list[Replica] = [Following(aliases)]
-    promote(aliases, replicas, "1")
+    for version in ("1", "2"):
+        promote(aliases, [Following(aliases)], version)
     aliases.dies_after = aliases.sets + steps
-    try:
-        promote(aliases, replicas, "2")
-    except KeyboardInterrupt:
-        assert aliases.held["live"] in ("1", "2")
+    with contextlib.suppress(KeyboardInterrupt):
+        rollback(aliases, [Following(aliases)], 1, to="1")
     aliases.dies_after = 10**9
-    promote(aliases, replicas, "2")
-    assert (aliases.held["live"], aliases.held["green"], aliases.held["previous"]) == ("2", "2", "1")
+    for _ in range(2):  # a second press of the button changes nothing
+        rollback(aliases, [Following(aliases)], 1, to="1")
+        settle(aliases, [Following(aliases)])
+        assert (aliases.held["live"], aliases.held["previous"]) == ("1", "2")
+
+
+def killed_in_the_third(steps: int) -> Aliases:
+    """Versions 1 and 2 went live, and the promotion of 3 was killed after this many writes (slot, tag, live, previous)."""
+    aliases = Aliases()
+    for version in ("1", "2"):
+        promote(aliases, [Following(aliases)], version)
+    aliases.dies_after = aliases.sets + steps
+    with contextlib.suppress(KeyboardInterrupt):
+        promote(aliases, [Following(aliases)], "3")
+    aliases.dies_after = 10**9
+    return aliases
+
+
+def test_a_version_that_failed_while_it_was_live_is_only_gone_back_to_by_name() -> None:
+    aliases = Aliases()
+    for version in ("1", "2"):
+        promote(aliases, [Following(aliases)], version)
+    rollback(aliases, [Following(aliases)], 1)
+    aliases.tags["2"]["verdict"] = "failed: it was live and 5 of 20 searches failed"
+    with pytest.raises(VitrineError, match="the previous version 2 failed: it was live and 5 of 20"):
+        rollback(aliases, [Following(aliases)], 1)
+    rollback(aliases, [Following(aliases)], 1, to="2")
+    assert aliases.held["live"] == "2"
 
 
 def test_a_live_alias_without_its_slot_is_refused() -> None:

@@ -1,0 +1,205 @@
+"""One promotion at a time: a lease that lives beside the aliases it protects, as tags of the registered model.
+
+MLflow has no compare-and-set, so the lease is taken by raising a flag and then looking around: whoever sees another's flag lowers
+their own and tries again later. Of two who do so at the same time each sees the other, because a tag that was set is seen by every
+later read. A flag expires, so a holder that was killed blocks nobody for long; a holder that was only asleep learns from its own
+clock that its time is over. A rollback is urgent: it waits for no promotion, and every promotion that began before it is void.
+"""
+
+import hashlib
+import json
+import logging
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from tasks.errors import VitrineError
+from tasks.registry import INDEX_MODEL
+
+log = logging.getLogger(__name__)
+
+LASTS_S = 60.0
+"""How long a flag counts without being renewed: what a killed holder costs the next one at most."""
+MARGIN_S = 10.0
+"""How much earlier a holder takes its own time to be over: for clocks that differ and a write that is on its way."""
+HANDOVER_S = 150.0
+"""How long a flag counts between two tasks of one DAG run."""
+PAUSE_S = (0.2, 1.0)
+FLAG, EPOCH = "lease.", "lease-epoch"
+
+
+class Busy(VitrineError):
+    """Somebody else is moving the aliases."""
+
+
+class LeaseLost(VitrineError):
+    """This promotion may not go on: its time is over, or a rollback made it void."""
+
+
+class Tags(Protocol):
+    """The tags of a registered model; what was set is seen by every later read."""
+
+    def model_tags(self, model: str) -> dict[str, str]: ...
+    def set_model_tag(self, model: str, tag: str, value: str) -> None: ...
+    def delete_model_tag(self, model: str, tag: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One who wants to move the aliases, or does (`held`). `until` is epoch seconds."""
+
+    holder: str
+    until: float
+    held: bool
+    urgent: bool = False
+
+    def words(self, now: float) -> str:
+        doing = "rolls back" if self.urgent else "promotes"
+        return f"{self.holder} {doing} right now (its lease ends in {max(self.until - now, 0):.0f} s unless it is renewed)"
+
+
+class Lease:
+    """The right to move the aliases, for as long as `check` says so. `epoch` names the last rollback at the time it was taken."""
+
+    def __init__(self, tags: Tags, holder: str, urgent: bool, clock: Callable[[], float]) -> None:
+        self.tags, self.holder, self.urgent, self.clock = tags, holder, urgent, clock
+        self.key = FLAG + hashlib.sha256(holder.encode()).hexdigest()[:16]
+        self.epoch = ""
+        self.until = 0.0
+        self.void = ""
+        self.lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raises LeaseLost unless this holder may write now. Asks the registry; call it right before each write."""
+        if not self.void and self.clock() > self.until - MARGIN_S:
+            self.void = f"the lease of {self.holder} ran out before it was renewed; run it again"
+        if not self.void and not self.urgent:
+            found = self.tags.model_tags(INDEX_MODEL)
+            rivals = [f for key, f in flags(found).items() if key != self.key and f.urgent and f.until > self.clock()]
+            if rivals or found.get(EPOCH, "") != self.epoch:
+                by = rivals[0].holder if rivals else "somebody"
+                self.void = (
+                    f"{by} rolled back after {self.holder} began, which is void now; look at what is live, then run it again"
+                )
+        if self.void:
+            raise LeaseLost(self.void)
+
+    def renew(self, lasts_s: float = 0.0) -> None:
+        """Keeps the lease for another while. Raises LeaseLost when it is no longer ours to keep."""
+        with self.lock:
+            self.check()
+            self._raise(held=True, lasts_s=lasts_s)
+
+    def kept(self) -> bool:
+        """Whether this holder's flag of an earlier step still counts: then it is only taken up again."""
+        mine = flags(self.tags.model_tags(INDEX_MODEL)).get(self.key)
+        return mine is not None and mine.held and mine.until - MARGIN_S > self.clock()
+
+    def give_up(self) -> None:
+        """Lowers the flag; whoever waits may go on."""
+        with self.lock:
+            self.void = self.void or f"{self.holder} gave its lease up"
+            self.tags.delete_model_tag(INDEX_MODEL, self.key)
+
+    def _raise(self, held: bool, lasts_s: float = 0.0) -> None:
+        until = self.clock() + (lasts_s or LASTS_S)
+        flag = Flag(self.holder, until, held, self.urgent)
+        self.tags.set_model_tag(INDEX_MODEL, self.key, json.dumps(asdict(flag)))
+        self.until = until
+
+
+def take(
+    tags: Tags, holder: str, urgent: bool = False, epoch: str | None = None, patience_s: float = 0.0,
+    clock: Callable[[], float] = time.time, pause: Callable[[float], None] = time.sleep,
+) -> Lease:  # fmt: skip
+    """The lease, once nobody else holds or wants it; a holder of the same name takes its own back at once.
+
+    `urgent` waits only for others that are urgent, and makes every promotion void that began before. `epoch`: the one that a plan
+    was made under; LeaseLost when there was a rollback since. Raises Busy naming the holder after `patience_s` seconds.
+    """
+    lease = Lease(tags, holder, urgent, clock)
+    gives_up = clock() + patience_s
+    while True:
+        kept = lease.kept()  # whoever only wants the lease sees our flag, and lowers theirs
+        lease._raise(held=kept)
+        found = tags.model_tags(INDEX_MODEL)
+        others = {key: flag for key, flag in flags(found).items() if key != lease.key}
+        alive = [f for f in others.values() if f.until > clock()]
+        rivals = [f for f in alive if f.urgent or not (urgent or (kept and not f.held))]
+        if not rivals:
+            return _taken(lease, found, others, epoch)
+        tags.delete_model_tag(INDEX_MODEL, lease.key)
+        if clock() >= gives_up:
+            raise Busy(f"{rivals[0].words(clock())}; wait for it, or roll back, which does not wait")
+        pause(random.uniform(*PAUSE_S))
+
+
+def _taken(lease: Lease, found: dict[str, str], others: dict[str, Flag], epoch: str | None) -> Lease:
+    """The lease as its holder has it, flags that ran out cleared away."""
+    lease.epoch = found.get(EPOCH, "")
+    if epoch is not None and epoch != lease.epoch:
+        lease.give_up()
+        raise LeaseLost(f"somebody rolled back after {lease.holder} was planned, which is void now; run it again")
+    if lease.urgent:
+        lease.epoch = uuid.uuid4().hex
+        lease.tags.set_model_tag(INDEX_MODEL, EPOCH, lease.epoch)
+    for key, flag in others.items():
+        if flag.until + MARGIN_S < lease.clock() or (lease.urgent and not flag.urgent):
+            lease.tags.delete_model_tag(INDEX_MODEL, key)
+    lease.renew()
+    return lease
+
+
+@contextmanager
+def holding(
+    tags: Tags, holder: str, urgent: bool = False, epoch: str | None = None, patience_s: float = 0.0, keep_s: float = 0.0
+) -> Iterator[Lease]:
+    """The lease within the block, renewed in the background.
+
+    Given up at its end; or, where the block ends well and `keep_s` is given, kept that long for the same holder's next step.
+    """
+    lease = take(tags, holder, urgent, epoch, patience_s)
+    done = threading.Event()
+
+    def keep_alive() -> None:
+        while not done.wait(LASTS_S / 4):
+            try:
+                lease.renew()
+            except VitrineError:
+                return
+            except Exception as error:  # the registry may be away for a moment; our own clock decides how long
+                log.warning("the lease of %s could not be renewed: %s", holder, error)
+
+    keeper = threading.Thread(target=keep_alive, name="lease", daemon=True)
+    keeper.start()
+    ended_well = False
+    try:
+        yield lease
+        ended_well = True
+    finally:
+        done.set()
+        keeper.join(LASTS_S)
+        try:
+            if ended_well and keep_s and not lease.void:
+                lease.renew(keep_s)
+            else:
+                lease.give_up()
+        except Exception as error:  # it runs out by itself; what ended the block matters more
+            log.warning("the lease of %s could not be given up: %s", holder, error)
+
+
+def flags(found: dict[str, str]) -> dict[str, Flag]:
+    """The flags among a model's tags; one that cannot be read counts for nothing."""
+    raised: dict[str, Flag] = {}
+    for key, value in found.items():
+        if key.startswith(FLAG):
+            try:
+                raised[key] = Flag(**json.loads(value))
+            except (ValueError, TypeError):
+                continue
+    return raised
