@@ -44,9 +44,9 @@ def test_what_a_replica_tells_is_read_back() -> None:
     for status, took_s in ((200, 0.01), (200, 0.03), (503, 0.001), (422, 0.001)):
         metrics.request("/v1/search", status, took_s)
     metrics.request("/v1/version", 500, 0.1)
-    metrics.search({"total": 10.0}, "7")
-    metrics.search({"total": 30.0}, "7")
-    metrics.search({"total": 900.0}, "6")
+    metrics.phases.labels("total", "7").observe(0.01)
+    metrics.phases.labels("total", "7").observe(0.03)
+    metrics.phases.labels("total", "6").observe(0.9)
     metrics.recalled.labels("7").set(4)
     metrics.recall.labels("7").set(3.5)
     metrics.live.labels("7", "blue").set(1)
