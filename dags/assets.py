@@ -1,6 +1,7 @@
-"""The two things that DAGs wait for and publish."""
+"""The things that DAGs wait for and publish."""
 
 from airflow.sdk import Asset
 
 ENCODER = Asset(name="product-encoder", uri="vitrine://product-encoder/champion", group="model")
 INDEX = Asset(name="product-index", uri="vitrine://product-index/candidate", group="index")
+COMPACTION = Asset(name="index-compaction", uri="vitrine://product-index/compaction", group="index")

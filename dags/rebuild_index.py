@@ -1,9 +1,12 @@
 """## rebuild_index: the whole catalogue into a new index version
 
-**When**: nightly at 02:00 UTC, and whenever a new encoder becomes champion (then every product is embedded again).
+**When**: nightly at 02:00 UTC, whenever a new encoder becomes champion (then every product is embedded again), and when
+`refresh_index` asks for it because its deltas have grown too large.
 
 **In**: the catalogue, the champion encoder. **Out**: a version of `product-index` in MLflow, called `candidate` when it
 passes its gates (asset: product-index), which starts `promote_index`.
+
+Changes that hourly versions took in while this one was built are carried over before it is published.
 
 If neither the catalogue, the encoder nor the index settings changed since the live version, nothing is built.
 
@@ -14,12 +17,12 @@ embedded, built shards stay built. The live version is not touched.
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from dags.assets import ENCODER, INDEX
+from dags.assets import COMPACTION, ENCODER, INDEX
 from dags.running import DEFAULTS, clear_failure, run_key
 
 
 @dag(
-    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 2 * * *", timezone="UTC"), assets=[ENCODER]),
+    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 2 * * *", timezone="UTC"), assets=(ENCODER | COMPACTION)),
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,
@@ -102,6 +105,13 @@ def rebuild_index() -> None:
         with clear_failure():
             return indexing.register(snapshot, encoder, embedded, list(shards), tuned, run_key())
 
+    @task
+    def catch_up(registered: dict) -> dict:
+        from tasks.steps import refreshing
+
+        with clear_failure():
+            return refreshing.catch_up(registered, run_key())
+
     @task(outlets=[INDEX])
     def publish_candidate(registered: dict) -> dict:
         from tasks.steps import indexing
@@ -122,7 +132,7 @@ def rebuild_index() -> None:
     tuned = tune(snapshot, encoder, template, shards)
     changed >> valid >> embedded
     checked >> template
-    publish_candidate(register_version(snapshot, encoder, embedded, shards, tuned))
+    publish_candidate(catch_up(register_version(snapshot, encoder, embedded, shards, tuned)))
 
 
 rebuild_index()

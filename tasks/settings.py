@@ -1,11 +1,11 @@
 """Process settings: from the environment (prefix VITRINE_) or a `.env` file, else a default that works on one laptop."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from tasks.errors import SettingsError
 
@@ -27,6 +27,12 @@ class Settings:
     """Root of snapshots and embeddings: a local folder or s3://bucket/prefix. Empty: <home>/data."""
     catalog: str = ""
     """sqlite:///file, postgresql://…, or a folder with products.csv|parquet. Empty: the sample at <home>/catalog/catalog.db."""
+    changes: str = "outbox:"
+    """Where changes come from: outbox: (a table in the catalogue's database), sqs://queue or kafka://host:port/topic."""
+    refresh_changes: int = 20_000
+    """Most changes that one refresh takes; the others wait for the next."""
+    refresh_minutes: float = 30.0
+    """Most time that one refresh may need for embedding, at the pace of the last."""
     mlflow_uri: str = "http://127.0.0.1:5000"
     mlflow_page: str = ""
     """Where a person's browser reaches MLflow, for links. Empty: the same as mlflow_uri."""
@@ -99,11 +105,7 @@ def masked(name: str, value: Any) -> str:
     text = ", ".join(value) if isinstance(value, tuple) else str(value)
     if spec.metadata.get("secret") and text:
         return "********"
-    parts = urlsplit(text)
-    if parts.password:
-        netloc = parts.netloc.replace(f":{parts.password}@", ":********@")
-        return urlunsplit(parts._replace(netloc=netloc))
-    return text
+    return re.sub(r"(://[^:/@\s]*:)[^@/]+@", r"\1********@", text)
 
 
 def _parse(key: str, text: str, default: Any) -> Any:

@@ -136,6 +136,8 @@ class IndexManifest(Frozen):
     gates: tuple[Gate, ...] = ()
     parent: str = ""
     content_key: str = ""
+    changes: tuple[FileRef, ...] = ()
+    """The ledger of what changed since the snapshot (tasks/catalog/changes/ledger.py): needed to go on, not to answer."""
 
     def files(self) -> list[FileRef]:
         """Every file the release consists of, besides the encoder's own."""

@@ -98,8 +98,7 @@ def _with_category(table: pa.Table) -> pa.Table:
 def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArray:
     try:
         if field.name == "updated_at" and pa.types.is_string(column.type):
-            naive = pc.strptime(pc.utf8_slice_codeunits(pc.replace_substring(column, "T", " "), 0, 19), "%Y-%m-%d %H:%M:%S", "us")
-            return naive.cast(UPDATED_AT)
+            return _times(column)
         if field.name == "updated_at" and pa.types.is_timestamp(column.type) and column.type.tz is None:
             return column.cast(pa.timestamp("us")).cast(UPDATED_AT)
         if pa.types.is_boolean(field.type) and not pa.types.is_boolean(column.type):
@@ -109,3 +108,10 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArr
         raise CatalogError(f"{where}: the column {field.name} does not read as {field.type}: {error}") from None
     default = DEFAULTS.get(field.name)
     return cast if default is None else pc.fill_null(cast, pa.scalar(default, field.type))
+
+
+def _times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Times as text (ISO 8601, to the microsecond; without a zone they are UTC). Raises ArrowInvalid for what is none."""
+    zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
+    with_zone = pc.if_else(zoned, column, pc.binary_join_element_wise(column, "Z", ""))
+    return with_zone.cast(UPDATED_AT)

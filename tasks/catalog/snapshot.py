@@ -41,17 +41,21 @@ def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str) -> Snap
     uri = storage.join(snapshots_uri, snapshot_id)
     if storage.exists(storage.join(uri, MANIFEST)):
         return read_snapshot(uri)
-    for leftover in storage.listing(uri):
-        storage.delete(leftover)
     started = datetime.now(UTC).isoformat()
     with open_source(source_uri) as source:
-        writer = _Writer(uri)
-        keys = _write_products(source, writer)
-        photos = _write_photos(source, writer, keys)
-        root = source.image_root
+        return write_snapshot(source, source_uri, uri, snapshot_id, started)
+
+
+def write_snapshot(source: Source, source_uri: str, uri: str, snapshot_id: str, started: str) -> Snapshot:
+    """Copies an open source to `uri`, whatever a killed attempt left there; `started` is when its rows were fixed."""
+    for leftover in storage.listing(uri):
+        storage.delete(leftover)
+    writer = _Writer(uri)
+    keys = _write_products(source, writer)
+    photos = _write_photos(source, writer, keys)
     if not len(keys):
         raise CatalogError(f"{source_uri}: the catalogue has no products")
-    snapshot = Snapshot(snapshot_id, uri, len(keys), photos, writer.content.hexdigest(), source_uri, root)
+    snapshot = Snapshot(snapshot_id, uri, len(keys), photos, writer.content.hexdigest(), source_uri, source.image_root)
     finished = datetime.now(UTC).isoformat()
     record = {"snapshot": asdict(snapshot), "files": writer.files, "started": started, "finished": finished}
     storage.write_json(storage.join(uri, MANIFEST), record)
@@ -63,6 +67,11 @@ def read_snapshot(uri: str) -> Snapshot:
     if not storage.exists(storage.join(uri, MANIFEST)):
         raise CatalogError(f"{uri}: no snapshot was published there (it has no {MANIFEST})")
     return Snapshot(**storage.read_json(storage.join(uri, MANIFEST))["snapshot"])
+
+
+def started_at(uri: str) -> datetime:
+    """When the copying of a snapshot began: what was in the catalogue before is in it."""
+    return datetime.fromisoformat(storage.read_json(storage.join(uri, MANIFEST))["started"])
 
 
 def product_batches(uri: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

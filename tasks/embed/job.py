@@ -48,6 +48,10 @@ class EmbedConfig:
     hosts: tuple[str, ...] = ()
     spark: tuple[tuple[str, str], ...] = ()
     """Further Spark settings, as pairs."""
+    direct: int = 0
+    """Up to so many pictures are embedded by this process itself, through the same worker, instead of waiting for Spark."""
+    looks: bool = True
+    """Whether earlier looks save reading pictures again; a few changed products are read sooner than all looks."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def embed_snapshot(
         snapshot.image_root, config.hosts, str(encoder_folder), encoder.document, store.uri, encoder.dim, run_key,
         config.batch, config.threads, config.decoders, str(tally), config.runtime,
     )  # fmt: skip
-    chunks_uri, looks_uri = storage.join(store_uri, "work", run_key), storage.join(store_uri, "looks")
+    chunks_uri = storage.join(store_uri, "work", run_key)
+    looks_uri = storage.join(store_uri if config.looks else chunks_uri, "looks")
     with ExitStack() as stack:
         spark = cache(lambda: stack.enter_context(session(config.spark_master, work, dict(config.spark))))
 
@@ -104,8 +109,13 @@ def embed_snapshot(
         looked = look_at(snapshot, chunks_uri, looks_uri, settings, look_each)
         names, images = _chunks(looked, store, storage.join(chunks_uri, "embed"), config)
         if names:
+            embed = partial(worker.embed, config=settings)
             with watched("embed pictures", tally, images, "pictures"):
-                for_each_chunk(spark(), names, partial(worker.embed, config=settings))
+                if images <= config.direct:
+                    for name in names:
+                        embed(name)
+                else:
+                    for_each_chunk(spark(), names, embed)
     result = _publish(snapshot, store, looked, vectors_uri, storage.join(store_uri, "quarantine"), run_key, config)
     remember(looked, looks_uri, snapshot.image_root, run_key)
     storage.write_json(storage.join(vectors_uri, MANIFEST), asdict(result))

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from serving.contract.files import ContractError, FileRef
-from serving.contract.keys import product_keys
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.release import Release
 from tasks.catalog.snapshot import Snapshot, product_table
@@ -17,8 +18,13 @@ from tasks.release.whole_path import Query, measure
 K = 10
 
 
-def measured(release: Release, snapshot: Snapshot, queries: list[Query], reconcile: bool = True) -> Measured:
-    """A version's figures on these photos; `reconcile` compares what is servable with the snapshot, product by product."""
+def measured(
+    release: Release, snapshot: Snapshot, queries: list[Query], reconcile: bool = True, catalogue: pa.Table | None = None
+) -> Measured:
+    """A version's figures on these photos; `reconcile` compares what is servable with the catalogue, product by product.
+
+    `catalogue` (product_id, key) is what the version should know where that is not its snapshot: see `catalogue_now`.
+    """
     path = measure(release, snapshot, queries)
     searcher = release.searcher
     recall = 1.0
@@ -34,14 +40,23 @@ def measured(release: Release, snapshot: Snapshot, queries: list[Query], reconci
         p50_ms=float(percentiles[0]),
         p99_ms=float(percentiles[1]),
         counts=release.manifest.counts.model_copy(update={"servable": searcher.live_rows}),
-        gap=gap(release, snapshot) if reconcile else (),
+        gap=gap(release, product_table(snapshot.uri, ["product_id", "key"]) if catalogue is None else catalogue)
+        if reconcile
+        else (),
     )
 
 
-def gap(release: Release, snapshot: Snapshot) -> tuple[str, ...]:
-    """Product ids that are servable and not in the snapshot, or, beyond the quarantined ones, in it and not servable."""
-    ids = np.array(product_table(snapshot.uri, ["product_id"])["product_id"].to_pylist())
-    keys = product_keys(ids)
+def catalogue_now(snapshot: Snapshot, ledger: pa.Table) -> pa.Table:
+    """(product_id, key) of a snapshot's products after the changes of a ledger (tasks/catalog/changes/ledger.py, one row each)."""
+    products = product_table(snapshot.uri, ["product_id", "key"])
+    untouched = products.filter(pc.invert(pc.is_in(products["key"], ledger["key"].combine_chunks())))
+    upserts = ledger.filter(pc.not_equal(ledger["kind"], "delete")).select(["product_id", "key"])
+    return pa.concat_tables([untouched, upserts])
+
+
+def gap(release: Release, catalogue: pa.Table) -> tuple[str, ...]:
+    """Product ids that are servable and not in the catalogue, or, beyond the quarantined ones, in it and not servable."""
+    ids, keys = np.array(catalogue["product_id"].to_pylist()), catalogue["key"].to_numpy()
     features, live = release.searcher.features, release.searcher.live()
     servable = features.key[live]
     strange = np.flatnonzero(~np.isin(features.key, keys) & live)

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.settings import PROJECT
 
-DAGS = ("train_encoder", "rebuild_index", "promote_index", "rollback_index", "watch_champion")
+DAGS = ("train_encoder", "rebuild_index", "refresh_index", "promote_index", "rollback_index", "watch_champion")
 HEAVY = (
     "torch",
     "torchvision",
@@ -96,7 +96,16 @@ def test_the_order_of_rebuild_index_is_its_story(dags: dict) -> None:
     assert "embed" in tasks["validate_embeddings"]["upstream"]
     assert "validate_embeddings" in tasks["train_template"]["upstream"]
     assert {"build_shard"} <= set(tasks["tune"]["upstream"])
-    assert tasks["publish_candidate"]["upstream"] == ["register_version"]
+    assert tasks["catch_up"]["upstream"] == ["register_version"]
+    assert tasks["publish_candidate"]["upstream"] == ["catch_up"]
+
+
+def test_changes_are_acknowledged_once_their_version_is_registered_and_before_it_is_published(dags: dict) -> None:
+    tasks = dags["refresh_index"]["tasks"]
+    assert "embed_changes" in tasks["register_version"]["upstream"]
+    assert "register_version" in tasks["acknowledge"]["upstream"]
+    assert "acknowledge" in tasks["publish_candidate"]["upstream"]
+    assert "publish_candidate" in tasks["ask_for_rebuild"]["upstream"]
 
 
 def test_a_flip_comes_after_the_shadow_check_and_a_champion_after_its_judge(dags: dict) -> None:

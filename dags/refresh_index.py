@@ -1,0 +1,95 @@
+"""## refresh_index: what changed in the last hour, as a small version on top of the newest one
+
+**When**: every hour; or by hand with the form's parameters. `vitrine stream` does the same every minute.
+
+**In**: the changes waiting in the queue that `VITRINE_CHANGES` names (outbox, SQS or Kafka), priority products first. **Out**: a
+version of `product-index` that references its parent's segments and adds one delta and one tombstone segment per touched shard;
+`candidate` when it passes its gates (asset: product-index), which starts `promote_index`. Messages are acknowledged once such a
+version is registered. What does not fit into the bounds waits for the next run; the log and the result say how much.
+
+When deltas have grown past their limits the version asks for a rebuild (asset: index-compaction), which `rebuild_index` does.
+
+**When it fails**: the log of the red task says in one sentence what is wrong. The changes stay in the queue: clear the task, or let
+the next run take them. The live version is not touched.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from dags.assets import COMPACTION, INDEX
+from dags.running import DEFAULTS, clear_failure, run_key
+
+
+@dag(
+    schedule=CronTriggerTimetable("17 * * * *", timezone="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULTS | {"execution_timeout": timedelta(hours=2)},
+    doc_md=__doc__,
+    tags=["vitrine", "index"],
+    params={
+        "changes": Param(0, type="integer", minimum=0, title="Most changes", description="0: VITRINE_REFRESH_CHANGES"),
+        "minutes": Param(0, type="number", minimum=0, title="Most minutes", description="0: VITRINE_REFRESH_MINUTES"),
+    },
+)
+def refresh_index() -> None:
+    @task
+    def drain_changes() -> dict:
+        from tasks.steps import refreshing
+
+        params = get_current_context()["params"]
+        with clear_failure():
+            plan = refreshing.drain(run_key(), params["changes"], params["minutes"])
+        if not plan["changes"]:
+            raise AirflowSkipException(plan["summary"])
+        return plan
+
+    @task(retries=3)
+    def embed_changes(plan: dict) -> dict:
+        from tasks.steps import refreshing
+
+        with clear_failure():
+            return refreshing.embed(plan)
+
+    @task
+    def register_version(plan: dict, embedded: dict) -> dict:
+        from tasks.steps import refreshing
+
+        with clear_failure():
+            return refreshing.register(plan, embedded)
+
+    @task(retries=3)
+    def acknowledge(plan: dict, registered: dict) -> dict:
+        from tasks.steps import refreshing
+
+        with clear_failure():
+            told = refreshing.acknowledge(plan, registered)
+            refreshing.refuse(registered)
+        return told
+
+    @task(outlets=[INDEX])
+    def publish_candidate(registered: dict) -> dict:
+        from tasks.steps import refreshing
+
+        with clear_failure():
+            if not refreshing.publish(registered):
+                raise AirflowSkipException(
+                    "a version on a newer snapshot is the candidate; the next refresh carries these changes"
+                )
+        get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
+        return registered
+
+    @task(outlets=[COMPACTION])
+    def ask_for_rebuild(registered: dict) -> None:
+        if not registered["compaction_due"]:
+            raise AirflowSkipException("the deltas are small enough")
+        get_current_context()["outlet_events"][COMPACTION].extra = {"why": registered["compaction_due"]}
+
+    plan = drain_changes()
+    registered = register_version(plan, embed_changes(plan))
+    acknowledge(plan, registered) >> publish_candidate(registered) >> ask_for_rebuild(registered)
+
+
+refresh_index()

@@ -1,0 +1,123 @@
+"""Draining: which of the waiting changes go into the next index version, and what becomes of the other messages."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.catalog.changes.event import UPSERT, Event, MalformedEvent, read_event
+from tasks.catalog.changes.ledger import entries, fresh, newest
+from tasks.catalog.changes.source import ChangeSource, Message
+from tasks.catalog.schema import PRODUCT_SCHEMA
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the version to build on knows: its ledger, its base's snapshot (key, updated_at), and the columns of its rows."""
+
+    ledger: pa.Table
+    products: pa.Table
+    columns: pa.Schema
+
+
+@dataclass(frozen=True)
+class Drained:
+    """What was decided about the messages that were looked at.
+
+    `rows` (ledger.SCHEMA, without states) are the changes to make; `handles` are acknowledged once they are in a registered
+    version: their own, and those of messages that say nothing new. `left` changes were seen and wait for the next time.
+    """
+
+    rows: pa.Table
+    handles: list[str]
+    malformed: int
+    contained: int
+    left: int
+
+
+def drain(source: ChangeSource, held: Held, carried: pa.Table, limit: int, wait_s: float, now: datetime) -> Drained:
+    """Looks at the waiting messages and takes up to `limit` changes, priority products first; the others stay in the queue.
+
+    `carried` are changes of other versions that must be made as well; they count first. Malformed messages are buried here.
+    """
+    messages = source.receive(limit * source.ahead, wait_s)
+    good, bad = _read(messages, held.columns, now)
+    if bad:
+        source.bury(bad)
+    wanted = fresh(newest([carried, entries([e for _, e in good], now)]), held.ledger, held.products)
+    ranked = _by_priority(wanted, [e for _, e in good], set(carried["digest"].to_pylist()))
+    taken, left = ranked.slice(0, limit), ranked.slice(limit)
+    waiting = set(left["digest"].to_pylist())
+    release = [m.handle for m, e in good if e.digest in waiting]
+    source.release(release)
+    # What stays unacknowledged is exactly what is left: an earlier event about the same product may go, a later one remains.
+    handles = [m.handle for m, e in good if e.digest not in waiting] + [m.handle for m, _ in bad]
+    contained = len({e.digest for _, e in good} - set(wanted["digest"].to_pylist()))
+    return Drained(taken.sort_by("key"), handles, len(bad), contained, len(left))
+
+
+def event_of(row: dict) -> Event:
+    """The event of a ledger's row."""
+    return read_event(row["event"], row["received_at"])
+
+
+@dataclass
+class Upserts:
+    """The upserts of a drained set as a catalogue source, so that they are copied, checked and embedded like a catalogue."""
+
+    name: str
+    image_root: str
+    rows: pa.Table
+    columns: pa.Schema
+
+    def products(self) -> Iterator[pa.RecordBatch]:
+        """The products in order of product_id: the snapshot's columns and those that the base carries besides."""
+        chosen = self.rows.filter(pc.equal(self.rows["kind"], UPSERT)).sort_by("product_id")
+        carried = [f for f in self.columns if f.name not in PRODUCT_SCHEMA.names]
+        schema = pa.schema([f for f in PRODUCT_SCHEMA if f.name != "key"] + carried)
+        records = []
+        for row in chosen.to_pylist():
+            event = event_of(row)
+            records.append(dict(event.product) | {"product_id": event.product_id, "updated_at": event.updated_at})
+        yield from pa.Table.from_pylist(records, schema).to_batches()
+
+    def photos(self) -> Iterator[pa.RecordBatch]:
+        yield from ()
+
+
+Read = tuple[list[tuple[Message, Event]], list[tuple[Message, str]]]
+
+
+def _read(messages: list[Message], columns: pa.Schema, now: datetime) -> Read:
+    """Messages as events, and those that are none with the reason."""
+    good, bad = [], []
+    for message in messages:
+        try:
+            event = read_event(message.text, now)
+            _check_columns(event, columns)
+            good.append((message, event))
+        except MalformedEvent as error:
+            bad.append((message, str(error)))
+    return good, bad
+
+
+def _check_columns(event: Event, columns: pa.Schema) -> None:
+    """Raises MalformedEvent where a column that the shop carries besides holds something of another type."""
+    for field in columns:
+        if field.name in PRODUCT_SCHEMA.names or field.name not in event.product:
+            continue
+        value = event.product[field.name]
+        try:
+            pa.array([value], field.type)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+            raise MalformedEvent(f"{field.name} is {value!r}; the catalogue has {field.type} there") from None
+
+
+def _by_priority(rows: pa.Table, events: list[Event], carried: set[str]) -> pa.Table:
+    """Carried changes, then those with priority, then the others, each in the order in which the queue gave them."""
+    places = {e.digest: (not e.priority, n) for n, e in reversed(list(enumerate(events)))}
+    digests = rows["digest"].to_pylist()
+    order = sorted(range(len(digests)), key=lambda i: (False, -1) if digests[i] in carried else places[digests[i]])
+    return rows.take(pa.array(order, pa.int64()))

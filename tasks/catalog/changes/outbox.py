@@ -1,0 +1,221 @@
+"""The outbox: a table beside the products, so that a change and its event are committed in one transaction of the shop's own."""
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from tasks.catalog.changes.event import Event
+from tasks.catalog.changes.source import DeadLetter, Message
+from tasks.catalog.source import split_image_root
+from tasks.errors import CatalogError
+
+POLL_S = 0.2
+BUSY_S = 30.0
+"""How long SQLite waits for another writer."""
+TABLES = {
+    "outbox": "id {serial}, event TEXT NOT NULL, priority BOOLEAN NOT NULL DEFAULT FALSE",
+    "outbox_dead": "id {serial}, event TEXT NOT NULL, reason TEXT NOT NULL",
+}
+AT_ONCE = 500
+
+
+class Database(Protocol):
+    """The little that the outbox needs of a database."""
+
+    serial: str
+
+    def exists(self, table: str) -> bool: ...
+    def fetch(self, query: str) -> list[tuple[Any, ...]]: ...
+    def transaction(self) -> Any: ...
+    def execute(self, command: str, rows: Sequence[tuple[Any, ...]] | None = None) -> None: ...
+    def close(self) -> None: ...
+
+
+class Outbox:
+    """Tables `outbox` (id, event, priority) and `outbox_dead` (id, event, reason). An acknowledged event is deleted."""
+
+    ahead = 1  # the table itself gives priority products first
+
+    def __init__(self, name: str, database: Database) -> None:
+        self.name, self.database = name, database
+
+    @classmethod
+    def open(cls, database_uri: str) -> "Outbox":
+        """The outbox in a database, its tables made where they are missing. Raises CatalogError when that cannot be."""
+        database: Database
+        if database_uri.startswith("sqlite:///"):
+            path = Path(database_uri[len("sqlite:///") :])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            database, name = Sqlite(path), f"outbox in {path.name}"
+        elif database_uri.startswith(("postgresql://", "postgres://")):
+            database, name = Postgres(database_uri), "outbox in PostgreSQL"
+        else:
+            raise CatalogError(f"{database_uri}: not a database for an outbox; give sqlite:///file or postgresql://…")
+        for table, columns in TABLES.items():
+            if not database.exists(table):
+                with database.transaction():
+                    database.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns.format(serial=database.serial)})")
+        return cls(name, database)
+
+    def send(self, events: Sequence[Event]) -> None:
+        with self.database.transaction():
+            rows = [(e.text, e.priority) for e in events]
+            self.database.execute("INSERT INTO outbox (event, priority) VALUES ({}, {})", rows)
+
+    def receive(self, limit: int, wait_s: float) -> list[Message]:
+        until = time.monotonic() + wait_s
+        while True:
+            rows = self.database.fetch(f"SELECT id, event FROM outbox ORDER BY priority DESC, id LIMIT {int(limit)}")
+            if rows or time.monotonic() >= until:
+                return [Message(event, str(number)) for number, event in rows]
+            time.sleep(POLL_S)
+
+    def extend(self, handles: Sequence[str], seconds: int) -> None:
+        """Nothing to do: a row stays where it is until it is deleted."""
+
+    def acknowledge(self, handles: Sequence[str]) -> None:
+        with self.database.transaction():
+            self._delete("outbox", handles)
+
+    def release(self, handles: Sequence[str]) -> None:
+        """Nothing to do: a row was never taken away."""
+
+    def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
+        with self.database.transaction():  # exactly once: into one table and out of the other together
+            kept = {str(row[0]) for row in self._rows("outbox", [m.handle for m, _ in messages])}
+            rows = [(m.text, reason) for m, reason in messages if m.handle in kept]
+            self.database.execute("INSERT INTO outbox_dead (event, reason) VALUES ({}, {})", rows)
+            self._delete("outbox", [m.handle for m, _ in messages])
+
+    def waiting(self) -> int:
+        return int(self.database.fetch("SELECT count(*) FROM outbox")[0][0])
+
+    def dead(self, limit: int) -> list[DeadLetter]:
+        found = self.database.fetch(f"SELECT event, reason FROM outbox_dead ORDER BY id LIMIT {int(limit)}")
+        return [DeadLetter(event, reason) for event, reason in found]
+
+    def revive(self) -> int:
+        with self.database.transaction():
+            count = int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0])
+            self.database.execute("INSERT INTO outbox (event) SELECT event FROM outbox_dead ORDER BY id")
+            self.database.execute("DELETE FROM outbox_dead")
+        return count
+
+    def close(self) -> None:
+        self.database.close()
+
+    def _rows(self, table: str, handles: Sequence[str]) -> list[tuple[Any, ...]]:
+        found = []
+        for numbers in _pieces(handles):
+            found += self.database.fetch(f"SELECT id FROM {table} WHERE id IN ({numbers})")
+        return found
+
+    def _delete(self, table: str, handles: Sequence[str]) -> None:
+        for numbers in _pieces(handles):
+            self.database.execute(f"DELETE FROM {table} WHERE id IN ({numbers})")
+
+
+def _pieces(handles: Sequence[str]) -> Iterator[str]:
+    numbers = [str(int(h)) for h in handles]
+    for start in range(0, len(numbers), AT_ONCE):
+        yield ", ".join(numbers[start : start + AT_ONCE])
+
+
+class Sqlite:
+    """One SQLite file. Ids are never given twice, so that acknowledging again cannot hit another event."""
+
+    serial = "INTEGER PRIMARY KEY AUTOINCREMENT"
+
+    def __init__(self, path: Path) -> None:
+        self.connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+
+    def exists(self, table: str) -> bool:
+        return bool(self.fetch(f"SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '{table}'"))
+
+    def fetch(self, query: str) -> list[tuple[Any, ...]]:
+        with closing(self.connection.cursor()) as cursor:
+            return cursor.execute(query).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+            yield
+        except sqlite3.OperationalError as error:
+            self._undo()
+            raise CatalogError(f"the outbox cannot be written: {error}; the catalogue's database must be writable") from None
+        except BaseException:
+            self._undo()
+            raise
+        self.connection.execute("COMMIT")
+
+    def _undo(self) -> None:
+        if self.connection.in_transaction:
+            self.connection.execute("ROLLBACK")
+
+    def execute(self, command: str, rows: Sequence[tuple[Any, ...]] | None = None) -> None:
+        if rows is None:
+            self.connection.execute(command)
+        else:
+            self.connection.executemany(command.format("?", "?"), rows)
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class Postgres:
+    """A PostgreSQL database over ADBC."""
+
+    serial = "BIGSERIAL PRIMARY KEY"
+
+    def __init__(self, uri: str) -> None:
+        from adbc_driver_postgresql import dbapi
+
+        try:
+            self.connection = dbapi.connect(split_image_root(uri)[0])
+        except dbapi.Error as error:
+            raise CatalogError(f"PostgreSQL does not answer: {str(error).strip().splitlines()[-1]}") from None
+
+    def exists(self, table: str) -> bool:
+        return self.fetch(f"SELECT to_regclass('{table}')::text")[0][0] is not None
+
+    def fetch(self, query: str) -> list[tuple[Any, ...]]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(query)
+            rows = cursor.fetchall()
+        if not self.open_transaction:
+            self.connection.rollback()  # a reader that stays in a transaction would not see what others commit
+        return rows
+
+    open_transaction = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        from adbc_driver_postgresql import dbapi
+
+        self.open_transaction = True
+        try:
+            yield
+        except dbapi.Error as error:
+            self.connection.rollback()
+            raise CatalogError(f"the outbox cannot be written: {str(error).strip().splitlines()[0]}") from None
+        except BaseException:
+            self.connection.rollback()
+            raise
+        else:
+            self.connection.commit()
+        finally:
+            self.open_transaction = False
+
+    def execute(self, command: str, rows: Sequence[tuple[Any, ...]] | None = None) -> None:
+        with self.connection.cursor() as cursor:
+            if rows is None:
+                cursor.execute(command)
+            elif rows:
+                cursor.executemany(command.format("$1", "$2"), list(rows))
+
+    def close(self) -> None:
+        self.connection.close()

@@ -1,0 +1,96 @@
+"""A small live shop whose index is refreshed: a real MLflow, a real outbox, the tiny encoder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.searcher import Searcher
+from tasks.catalog.changes.event import Event, delete, upsert
+from tasks.catalog.changes.source import ChangeSource, open_changes
+from tasks.registry import INDEX_MODEL, Registry
+from tasks.steps import refreshing
+from tests.catalogs import picture
+from tests.registered import Shop
+
+BEGAN = datetime.now(UTC) - timedelta(hours=1)
+
+
+class LiveShop:
+    """A shop with a live index version below `home`; its settings are in the environment."""
+
+    def __init__(self, home: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, products: int = 60) -> None:
+        self.home, self.mlflow_uri = home, mlflow_uri
+        self.environment = {
+            "VITRINE_HOME": str(home), "VITRINE_CATALOG": str(home / "shop"), "VITRINE_MLFLOW_URI": mlflow_uri,
+            "VITRINE_SERVING_URLS": "", "VITRINE_CHANGES": "outbox:",
+        }  # fmt: skip
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        self.registry = Registry(mlflow_uri, home / "cache")
+        forget_versions(self.registry)
+        self.shop = Shop(home, self.registry, products)
+        self.base = self.shop.version()
+        self.shop.point(live=self.base, blue=self.base, candidate=self.base)
+
+    @contextmanager
+    def queue(self) -> Iterator[ChangeSource]:
+        with open_changes("outbox:", self.environment["VITRINE_CATALOG"], self.home) as source:
+            yield source
+
+    def send(self, *events: Event) -> None:
+        with self.queue() as source:
+            source.send(events)
+
+    def waiting(self) -> int:
+        with self.queue() as source:
+            return source.waiting()
+
+    def upsert(self, number: int, minute: int, seed: int | None = None, **columns: object) -> Event:
+        """Product `number` as of `minute` after the shop was opened, showing the picture of `seed` (default: its own)."""
+        name = f"images/{number}.jpg" if seed is None else f"images/new-{seed}.jpg"
+        if not (self.home / "shop" / name).exists():
+            picture(self.home / "shop" / name, number if seed is None else seed)
+        row = {"title": f"product {number} at {minute}", "image": name, "price": 100.0 + minute, "currency": "EUR"}
+        return upsert(f"p{number:03d}", at(minute), row | columns)
+
+    def delete(self, number: int, minute: int) -> Event:
+        return delete(f"p{number:03d}", at(minute))
+
+    def refresh(self, run_key: str, **bounds: float) -> dict:
+        """The steps of the DAG, in its order; the plan where there is nothing to do."""
+        plan = refreshing.drain(self.key(run_key), **bounds)  # type: ignore[arg-type]
+        if not plan["changes"]:
+            return plan
+        registered = refreshing.register(plan, refreshing.embed(plan))
+        refreshing.acknowledge(plan, registered)
+        refreshing.refuse(registered)
+        refreshing.publish(registered)
+        return registered
+
+    def key(self, run_key: str) -> str:
+        """A run key that no other test in the same MLflow has."""
+        return f"{self.home.name}.{run_key}"
+
+    def searcher(self, version: str) -> Searcher:
+        return Searcher.open(self.registry.index_manifest(version), self.registry.file)
+
+    def found(self, version: str) -> dict[str, dict]:
+        """What can be found in a version: product id -> its row, with its vector."""
+        searcher = self.searcher(version)
+        rows = np.flatnonzero(searcher.live())
+        records = searcher.features.take(rows, ["product_id", "title", "price", "image_uri", "updated_at"])
+        return {r["product_id"]: r | {"vector": searcher.vector(int(n))} for r, n in zip(records, rows, strict=True)}
+
+
+def at(minute: int) -> datetime:
+    return BEGAN + timedelta(minutes=minute)
+
+
+def forget_versions(registry: Registry) -> None:
+    """Another test's versions in the same MLflow are no relations of ours."""
+    if registry.versions(INDEX_MODEL, 1):
+        registry.client.delete_registered_model(INDEX_MODEL)

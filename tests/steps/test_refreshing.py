@@ -1,0 +1,146 @@
+"""The hourly path over a real MLflow: what changed is what can be found, whatever else happens meanwhile."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.errors import VitrineError
+from tasks.registry import INDEX_MODEL
+from tasks.steps import refreshing
+from tests.changes.refreshed import LiveShop
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def live(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveShop:
+    return LiveShop(tmp_path, mlflow_uri, monkeypatch)
+
+
+def test_upserts_and_deletes_become_a_candidate_that_references_its_parent(live: LiveShop) -> None:
+    before = live.found(live.base)
+    live.send(live.upsert(3, 1), live.upsert(90, 1, seed=90), live.delete(7, 2), live.upsert(4, 1, seed=94))
+    made = live.refresh("r1")
+    assert made["passed"], made["summary"]
+    after = live.found(made["version"])
+    assert set(after) == set(before) - {"p007"} | {"p090"}
+    assert (after["p003"]["title"], after["p003"]["price"]) == ("product 3 at 1", 101.0)
+    np.testing.assert_array_equal(after["p003"]["vector"], before["p003"]["vector"])
+    assert after["p004"]["vector"] @ before["p004"]["vector"] < 0.99, "another picture, another vector"
+    assert live.waiting() == 0
+    assert live.registry.aliases(INDEX_MODEL)["candidate"] == made["version"]
+    parent, manifest = (live.registry.index_manifest(v) for v in (live.base, made["version"]))
+    assert manifest.segments[: len(parent.segments)] == parent.segments
+    assert manifest.parent == live.base
+    counts = manifest.counts
+    assert (counts.catalogue, counts.embedded, counts.quarantined, counts.servable) == (60, 60, 0, 60)
+
+
+def test_nothing_new_makes_no_version_and_is_acknowledged(live: LiveShop) -> None:
+    assert live.refresh("r1")["changes"] == 0
+    live.send(live.upsert(3, 1))
+    live.refresh("r2")
+    live.send(live.upsert(3, 1), live.upsert(3, 0), live.delete(3, 0))
+    assert live.refresh("r3")["changes"] == 0, "a duplicate and two that come too late"
+    assert live.waiting() == 0
+
+
+def test_an_unusable_picture_takes_its_product_out_and_a_good_one_brings_it_back(live: LiveShop) -> None:
+    (live.home / "shop" / "images" / "bad.jpg").write_bytes(b"no picture")
+    live.send(live.upsert(3, 1, image="images/bad.jpg"))
+    first = live.refresh("r1")
+    counts = live.registry.index_manifest(first["version"]).counts
+    assert (counts.catalogue, counts.quarantined, counts.servable) == (60, 1, 59)
+    assert "p003" not in live.found(first["version"])
+    live.send(live.upsert(3, 2))
+    second = live.refresh("r2")
+    counts = live.registry.index_manifest(second["version"]).counts
+    assert (counts.catalogue, counts.quarantined, counts.servable) == (60, 0, 60)
+    assert live.found(second["version"])["p003"]["title"] == "product 3 at 2"
+
+
+def test_a_version_that_fails_its_gates_acknowledges_nothing(live: LiveShop) -> None:
+    (live.home / "shop" / "images" / "bad.jpg").write_bytes(b"no picture")
+    live.send(*(live.upsert(n, 1, image="images/bad.jpg") for n in range(3)))
+    with pytest.raises(VitrineError, match="share without a usable picture"):
+        live.refresh("r1")
+    assert live.waiting() == 3
+    assert live.registry.aliases(INDEX_MODEL)["candidate"] == live.base
+    live.send(*(live.upsert(n, 2) for n in range(3)))
+    made = live.refresh("r2")
+    assert live.registry.index_manifest(made["version"]).parent == live.base
+    assert live.waiting() == 0
+
+
+def test_malformed_messages_go_to_the_dead_letters_with_the_reason(live: LiveShop) -> None:
+    with live.queue() as source:
+        source.database.execute("INSERT INTO outbox (event) VALUES ('nonsense'), ('{\"kind\": \"upsert\"}')")  # type: ignore[attr-defined]
+    live.send(live.upsert(3, 1))
+    assert live.refresh("r1")["passed"]
+    with live.queue() as source:
+        reasons = [letter.reason for letter in source.dead(10)]
+        assert source.waiting() == 0
+    assert "not JSON" in reasons[0]
+    assert "product_id is None" in reasons[1]
+
+
+def test_priority_products_go_first_and_the_others_wait(live: LiveShop) -> None:
+    live.send(*(live.upsert(n, 1) for n in range(5)), live.upsert(20, 1, priority=True), live.delete(21, 1))
+    first = live.refresh("r1", limit=3)
+    assert "4 wait for the next refresh" in first["summary"]
+    found = live.found(first["version"])
+    assert found["p020"]["title"] == "product 20 at 1"
+    assert "p021" not in found
+    assert live.waiting() == 4
+    second = live.refresh("r2")
+    assert live.found(second["version"])["p004"]["title"] == "product 4 at 1"
+
+
+def test_what_another_maker_acknowledged_meanwhile_is_carried_over(live: LiveShop) -> None:
+    live.send(live.upsert(3, 1))
+    plan = refreshing.drain(live.key("fork"))
+    live.send(live.upsert(4, 1))
+    first = live.refresh("r1")  # the outbox gives both to both
+    live.send(live.upsert(5, 1), live.delete(6, 1))
+    registered = refreshing.register(plan, refreshing.embed(plan))
+    live.refresh("r2")
+    live.shop.point(live=first["version"], candidate=first["version"], blue=first["version"])
+    live.send(live.upsert(8, 1))
+    made = live.refresh("r3")
+    assert live.registry.version(INDEX_MODEL, made["version"]).tags["carried"]
+    found = live.found(made["version"])
+    assert "p006" not in found
+    assert [found[f"p00{n}"]["title"] for n in (3, 4, 5, 8)] == [f"product {n} at 1" for n in (3, 4, 5, 8)]
+    assert registered["passed"]
+    assert live.refresh("r4")["changes"] == 0, "nothing is carried over twice"
+
+
+def test_a_rebuild_takes_along_what_hourly_versions_took_in_meanwhile(live: LiveShop) -> None:
+    from tasks.steps.refreshing import catch_up
+
+    live.send(live.upsert(3, 1), live.delete(6, 1), live.upsert(91, 1, seed=91))
+    snapshot = live.shop.snapshot("nightly")  # without these changes, as if the database had been copied a moment earlier
+    live.refresh("r1")
+    base = live.shop.version(snapshot=snapshot)
+    made = catch_up({"version": base, "passed": True}, live.key("nightly"))
+    assert made["version"] != base
+    manifest = live.registry.index_manifest(made["version"])
+    assert (manifest.parent, manifest.snapshot.id) == (base, "nightly")
+    found = live.found(made["version"])
+    assert "p006" not in found
+    assert "p091" in found
+    assert found["p003"]["title"] == "product 3 at 1"
+    refreshing.publish(made)
+    assert live.refresh("r2")["changes"] == 0
+    assert catch_up(made, live.key("again")) == made, "a base that missed nothing is published as it is"
+
+
+def test_one_run_is_made_once(live: LiveShop) -> None:
+    live.send(live.upsert(3, 1))
+    first = live.refresh("r1")
+    live.send(live.upsert(4, 1))
+    assert live.refresh("r1") == first
+    assert live.waiting() == 1
+    second = live.refresh("r2")
+    assert live.registry.index_manifest(second["version"]).parent == first["version"]
