@@ -1,7 +1,7 @@
 """## rebuild_index: the whole catalogue into a new index version
 
 **When**: nightly at 02:00 UTC, whenever a new encoder becomes champion (then every product is embedded again), and when
-`refresh_index` asks for it because its deltas have grown too large.
+`refresh_index` or `watch_quality` asks for it because the live version's deltas have grown too large.
 
 **In**: the catalogue, the champion encoder. **Out**: a version of `product-index` in MLflow, called `candidate` when it
 passes its gates (asset: product-index), which starts `promote_index`.
@@ -14,9 +14,12 @@ If neither the catalogue, the encoder nor the index settings changed since the l
 embedded, built shards stay built. The live version is not touched.
 """
 
+from datetime import timedelta
+
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
+from dags.alerts import done_within
 from dags.assets import COMPACTION, ENCODER, INDEX
 from dags.running import DEFAULTS, clear_failure, run_key
 
@@ -26,6 +29,7 @@ from dags.running import DEFAULTS, clear_failure, run_key
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,
+    deadline=done_within(timedelta(hours=12), "rebuild_index"),
     doc_md=__doc__,
     tags=["vitrine", "index"],
 )

@@ -9,11 +9,14 @@ from typing import Any
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException
 
+from dags.alerts import tell_failure
+
 DEFAULTS: dict[str, Any] = {
     "owner": "vitrine",
     "retries": 1,
     "retry_delay": timedelta(seconds=20),
     "execution_timeout": timedelta(hours=6),
+    "on_failure_callback": tell_failure,
 }
 
 

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,15 @@ class Origin:
     @property
     def markdown(self) -> str:
         return f"[{self.name}]({self.url})"
+
+
+@dataclass(frozen=True)
+class RunOf:
+    """A run that exists: the key it was made under, and when (epoch seconds) it ended, or began where it has not."""
+
+    run_id: str
+    key: str
+    at_s: float
 
 
 class Run:
@@ -287,6 +296,60 @@ class Registry:
         if not path.is_file():
             self._fetch_whole(ref.run_id, ref.path, path)
         return verify(path, ref)
+
+    def delete_version(self, model: str, version: str) -> None:
+        """Takes a version out of the registry; its run, with its metrics, stays. One that is gone already is no error."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.delete_model_version(model, version)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+
+    def runs(self, experiment: str, without_tag: str) -> list[RunOf]:
+        """Every run of an experiment that does not carry a tag; [] when there is no such experiment."""
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        made: list[RunOf] = []
+        page: str | None = ""
+        while page is not None:
+            answer = self.client.search_runs([found.experiment_id], max_results=1000, page_token=page or None)
+            made += [
+                RunOf(r.info.run_id, r.data.tags.get(RUN_KEY, ""), (r.info.end_time or r.info.start_time) / 1e3)
+                for r in answer
+                if without_tag not in r.data.tags
+            ]
+            page = answer.token or None
+        return made
+
+    def latest_metrics(self, experiment: str, having: str, names: Sequence[str]) -> dict[str, float]:
+        """These metrics of the newest run of an experiment that has the metric `having`; {} when there is none."""
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            return {}
+        runs = self.client.search_runs(
+            [found.experiment_id], f"metrics.`{having}` > 0", max_results=1, order_by=["attributes.start_time DESC"]
+        )
+        return {name: runs[0].data.metrics[name] for name in names if name in runs[0].data.metrics} if runs else {}
+
+    def tag_run(self, run_id: str, tag: str, value: str) -> None:
+        self.client.set_tag(run_id, tag, value)
+
+    def artifacts(self, run_id: str, path: str) -> list[tuple[str, int]]:
+        """Every file of a run below `path`, with its bytes; [] when there is none."""
+        found: list[tuple[str, int]] = []
+        for info in self.client.list_artifacts(run_id, path):
+            found += self.artifacts(run_id, info.path) if info.is_dir else [(info.path, int(info.file_size or 0))]
+        return found
+
+    def delete_artifact(self, run_id: str, path: str) -> None:
+        """Removes one file of a run."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        uri = self.client.get_run(run_id).info.artifact_uri
+        get_artifact_repository(uri, tracking_uri=self.uri, registry_uri=self.uri).delete_artifacts(path)
 
     def run_key(self, run_id: str) -> str:
         """The key under which a run was made ("" when it has none or is gone)."""

@@ -67,6 +67,15 @@ class Settings:
     """Most for one photo from bytes to the answer, 99 of 100: for the gates, under load, and for the bake."""
     replica_mb: float = 16384.0
     """Memory of a replica, which holds two versions at once, in MiB."""
+    keep_versions: int = 24
+    """Newest index versions that collect_garbage keeps; whatever an alias names is kept besides."""
+    most_age_h: float = 26.0
+    """Hours since the newest servable change from which watch_quality complains. 0: never."""
+    price_core_hour: float = 0.04
+    """What a core costs an hour, for the cost figures of watch_quality."""
+    price_gpu_hour: float = 0.60
+    alert_url: str = _secret()
+    """Where a failed or late run is told, as a JSON message by POST (such as a chat's incoming webhook). Empty: the log only."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> "Settings":

@@ -62,6 +62,23 @@ def listing(uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
     return sorted(scheme + f.path for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
 
 
+def folders(uri: str) -> list[str]:
+    """Uris of the folders directly below a folder, sorted; [] when there is no such folder."""
+    fs, path = filesystem(uri)
+    found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    scheme = "s3://" if uri.startswith("s3://") else ""
+    return sorted(scheme + f.path for f in found if f.type == pafs.FileType.Directory)
+
+
+def weight(uri: str) -> tuple[int, float]:
+    """What a file or a whole folder takes, in bytes, and when (epoch seconds) the newest of it was written."""
+    fs, path = filesystem(uri)
+    info = fs.get_file_info(path)
+    inside = fs.get_file_info(pafs.FileSelector(path, recursive=True)) if info.type == pafs.FileType.Directory else [info]
+    files = [f for f in inside if f.type == pafs.FileType.File]
+    return sum(f.size for f in files), max((f.mtime_ns / 1e9 for f in files), default=0.0)
+
+
 def size(uri: str) -> int:
     fs, path = filesystem(uri)
     return fs.get_file_info(path).size
@@ -134,6 +151,13 @@ def delete(uri: str) -> None:
     fs, path = filesystem(uri)
     if exists(uri):
         fs.delete_file(path)
+
+
+def delete_folder(uri: str) -> None:
+    """Removes a folder and all in it; one that is not there is no error."""
+    fs, path = filesystem(uri)
+    if fs.get_file_info(path).type == pafs.FileType.Directory:
+        fs.delete_dir(path)
 
 
 def sha256(uri: str) -> str:

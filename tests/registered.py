@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -104,10 +105,10 @@ class Shop:
 class Running:
     """A real replica in this process, on a loopback port; `stop` takes it away as a crash would: the port is closed."""
 
-    def __init__(self, mlflow_uri: str, cache: Path, port: int = 0) -> None:
+    def __init__(self, mlflow_uri: str, cache: Path, port: int = 0, **settings: Any) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        app = create_app(ServingSettings(mlflow_uri=mlflow_uri, cache=cache, poll_s=0.2, admin_token=TOKEN))
+        app = create_app(ServingSettings(mlflow_uri=mlflow_uri, cache=cache, poll_s=0.2, admin_token=TOKEN, **settings))
         self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", ws="none"))
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
@@ -121,9 +122,9 @@ class Running:
 
 
 @contextmanager
-def replicas(mlflow_uri: str, home: Path, count: int) -> Iterator[list[Running]]:
+def replicas(mlflow_uri: str, home: Path, count: int, **settings: Any) -> Iterator[list[Running]]:
     """Real replicas that follow the aliases at `mlflow_uri`."""
-    started = [Running(mlflow_uri, home / f"replica-{n}") for n in range(count)]
+    started = [Running(mlflow_uri, home / f"replica-{n}", **settings) for n in range(count)]
     try:
         yield started
     finally:

@@ -107,6 +107,20 @@ class Gate(Frozen):
     passed: bool
     reason: str
 
+    @classmethod
+    def at_least(cls, name: str, value: float, threshold: float, what: str) -> "Gate":
+        """Passes when the value reaches the threshold."""
+        return cls._judged(name, value, threshold, value >= threshold, f"{what}: {value:.4g}, asked for at least {threshold:.4g}")
+
+    @classmethod
+    def at_most(cls, name: str, value: float, threshold: float, what: str) -> "Gate":
+        """Passes when the value does not exceed the threshold."""
+        return cls._judged(name, value, threshold, value <= threshold, f"{what}: {value:.4g}, asked for at most {threshold:.4g}")
+
+    @classmethod
+    def _judged(cls, name: str, value: float, threshold: float, passed: bool, reason: str) -> "Gate":
+        return cls(name=name, value=float(value), threshold=float(threshold), passed=bool(passed), reason=reason)
+
 
 class Counts(Frozen):
     """Where every product of the catalogue went. Reconciled: catalogue == embedded + quarantined; servable == embedded."""

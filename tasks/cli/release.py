@@ -8,22 +8,14 @@ from typing import Annotated
 
 import typer
 
+from tasks.cli import versions
 from tasks.cli.output import console, open_registry
-from tasks.settings import Settings
 
 app = typer.Typer(help="What is live, and going back.", no_args_is_help=True)
-
-
-@app.command("show")
-def show() -> None:
-    """What every replica serves and holds."""
-    from tasks.steps.promoting import replicas_of
-
-    for replica in replicas_of(Settings.load()):
-        state = replica.version()
-        live = f"version {state['live']['version']} ({state['live']['slot']})" if state["live"] else "nothing"
-        slots = ", ".join(f"{n}: {s['version'] or '-'} {s['state']} {s['reason']}".strip() for n, s in state["slots"].items())
-        console.print(f"{replica.url}  live: {live}; {slots}")
+app.command("list")(versions.list_versions)
+app.command("show")(versions.show)
+app.command("diff")(versions.diff)
+app.command("garbage")(versions.garbage)
 
 
 @app.command("export")

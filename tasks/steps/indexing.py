@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import os
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,11 +67,16 @@ def embed(snapshot: dict, encoder: dict, run_key: str) -> dict[str, Any]:
     config = EmbedConfig(
         spark_master=chosen.spark_master, shards=chosen.shards, hosts=chosen.image_hosts, runtime=chosen.embed_runtime
     )
-    folder = registry().encoder_folder(encoder["version"])
+    models = registry()
+    folder = models.encoder_folder(encoder["version"])
     work = work_folder(run_key) / "embed"
-    return dataclasses.asdict(
-        embed_snapshot(as_snapshot(snapshot), folder, encoder["version"], chosen.store_uri, run_key, work, config)
-    )
+    with models.run(EXPERIMENT, run_key, f"index {snapshot['id']}") as run:
+        began = time.monotonic()
+        made = embed_snapshot(as_snapshot(snapshot), folder, encoder["version"], chosen.store_uri, run_key, work, config)
+        if made.embedded_now:
+            cores = float(os.cpu_count() or 1)
+            run.metrics({"embed.images": made.embedded_now, "embed.seconds": time.monotonic() - began, "embed.cores": cores})
+    return dataclasses.asdict(made)
 
 
 def validate_embeddings(snapshot: dict, embedded: dict, run_key: str) -> dict[str, Any]:

@@ -9,7 +9,16 @@ import pytest
 
 from tasks.settings import PROJECT
 
-DAGS = ("train_encoder", "rebuild_index", "refresh_index", "promote_index", "rollback_index", "watch_champion")
+DAGS = (
+    "train_encoder",
+    "rebuild_index",
+    "refresh_index",
+    "promote_index",
+    "rollback_index",
+    "watch_champion",
+    "watch_quality",
+    "collect_garbage",
+)
 HEAVY = (
     "torch",
     "torchvision",

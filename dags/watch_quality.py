@@ -1,0 +1,56 @@
+"""## watch_quality: is what shoppers get still right?
+
+**When**: hourly, at half past.
+
+**In**: the live version, real queries that the replicas kept, their counters. **Out**: figures and plots in MLflow (experiment
+`watch`, one run per index version): recall against exact search, drift of vectors and queries, freshness, cache hit rates, cost.
+When the live version has too many deltas it asks for a whole build (asset: index-compaction).
+
+**When it fails**: a check does not hold; the message names it with its value, and goes to `VITRINE_ALERT_URL`. Nothing is changed
+by itself: go back with the board or `vitrine release rollback`, or rebuild.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from dags.assets import COMPACTION
+from dags.running import DEFAULTS, clear_failure, run_key
+
+
+@dag(
+    schedule=CronTriggerTimetable("30 * * * *", timezone="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULTS | {"execution_timeout": timedelta(minutes=30)},
+    doc_md=__doc__,
+    tags=["vitrine", "release"],
+)
+def watch_quality() -> None:
+    @task
+    def look() -> dict:
+        from tasks.steps import watching
+
+        with clear_failure():
+            return watching.look(run_key())
+
+    @task(outlets=[COMPACTION])
+    def ask_for_compaction(looked: dict) -> str:
+        if not looked["compaction"]:
+            raise AirflowSkipException("the live version is close enough to its base")
+        get_current_context()["outlet_events"][COMPACTION].extra = {"version": looked["version"], "why": looked["compaction"]}
+        return looked["compaction"]
+
+    @task(retries=0)
+    def judge(looked: dict) -> str:
+        if not looked["passed"]:
+            raise AirflowFailException(looked["summary"])
+        return looked["summary"]
+
+    looked = look()
+    ask_for_compaction(looked)
+    judge(looked)
+
+
+watch_quality()

@@ -1,0 +1,148 @@
+"""What changed between two index versions: products, files, encoder, gates, and the answers to the same photos."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serving.features import LEVELS
+from serving.release import Release
+from tasks.catalog.snapshot import read_snapshot
+from tasks.registry import Registry
+from tasks.release.measuring import open_version
+from tasks.release.whole_path import WholePath, held_out, measure
+
+NAMED = 10
+PHOTOS = 30
+COMPARED = ("title", "price", "in_stock", "category", "brand", "image_uri", "updated_at")
+
+
+@dataclass(frozen=True)
+class Products:
+    """Products that one version has and the other lacks, and those whose row changed: how many, and the first few ids."""
+
+    before: int
+    after: int
+    added: int
+    removed: int
+    changed: int
+    added_ids: tuple[str, ...]
+    removed_ids: tuple[str, ...]
+    changed_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One gate's value in both versions; None where it was not measured."""
+
+    name: str
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One photo asked of both: the product it shows, its place in either answer (1 best, 0 not there), and the share of the
+    first version's top 20 that the second keeps."""
+
+    photo: str
+    shows: str
+    before: int
+    after: int
+    kept: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`files_kept` of `files_after` files are the same ones; `new_bytes` are those of the others."""
+
+    before: str
+    after: str
+    encoders: tuple[str, str]
+    families: tuple[str, str]
+    products: Products
+    files_kept: int
+    files_after: int
+    new_bytes: int
+    figures: tuple[Figure, ...]
+    answers: tuple[Answer, ...]
+
+
+def difference(registry: Registry, before: str, after: str, cache: Path, photos: int = PHOTOS) -> Difference:
+    """Opens both versions as a replica does. Raises VitrineError or ContractError for one that is not there or not whole."""
+    old, new = (open_version(registry, version, cache) for version in (before, after))
+    held = {f.sha256 for f in old.manifest.files()}
+    fresh = [f for f in new.manifest.files() if f.sha256 not in held]
+    return Difference(
+        before=before,
+        after=after,
+        encoders=(old.manifest.encoder.version, new.manifest.encoder.version),
+        families=(str(old.manifest.search.get("family", "")), str(new.manifest.search.get("family", ""))),
+        products=products(old, new),
+        files_kept=len(new.manifest.files()) - len(fresh),
+        files_after=len(new.manifest.files()),
+        new_bytes=sum(f.bytes for f in fresh),
+        figures=figures(old, new),
+        answers=answers(old, new, photos) if photos else (),
+    )
+
+
+def products(old: Release, new: Release) -> Products:
+    """Compares what is live in both, row by row, on COMPARED columns that both have."""
+    (old_keys, old_rows), (new_keys, new_rows) = _live(old), _live(new)
+    added, removed = ~np.isin(new_keys, old_keys), ~np.isin(old_keys, new_keys)
+    common, at_old, at_new = np.intersect1d(old_keys, new_keys, return_indices=True)
+    differs = np.zeros(len(common), bool)
+    for name in COMPARED:
+        tables = old.searcher.features.table, new.searcher.features.table
+        if all(name in table.column_names for table in tables):
+            a, b = (_comparable(t[name].take(rows)) for t, rows in zip(tables, (old_rows[at_old], new_rows[at_new]), strict=True))
+            unknown = pc.xor(pc.is_null(a), pc.is_null(b))
+            differs |= pc.or_(pc.fill_null(pc.not_equal(a, b), False), unknown).to_numpy()
+    return Products(
+        before=len(old_keys), after=len(new_keys), added=int(added.sum()), removed=int(removed.sum()), changed=int(differs.sum()),
+        added_ids=_ids(new, new_rows[added]), removed_ids=_ids(old, old_rows[removed]), changed_ids=_ids(new, new_rows[at_new][differs]),
+    )  # fmt: skip
+
+
+def figures(old: Release, new: Release) -> tuple[Figure, ...]:
+    """The gates' values side by side, in the order of the newer version."""
+    before = {g.name: g.value for g in old.manifest.gates}
+    after = {g.name: g.value for g in new.manifest.gates}
+    names = [*after, *(name for name in before if name not in after)]
+    return tuple(Figure(name, before.get(name), after.get(name)) for name in names)
+
+
+def answers(old: Release, new: Release, photos: int) -> tuple[Answer, ...]:
+    """The same held-out photos of the newer version's snapshot, asked of both."""
+    snapshot = read_snapshot(new.manifest.snapshot.uri)
+    asked = held_out(snapshot, photos)
+    first, second = (measure(r, snapshot, asked, f"ask version {r.version}") for r in (old, new))
+    return tuple(_answers(first, second))
+
+
+def _answers(first: WholePath, second: WholePath) -> Sequence[Answer]:
+    found = []
+    for n, query in enumerate(first.queries):
+        kept = len(set(first.answers[n]) & set(second.answers[n])) / max(len(first.answers[n]), 1)
+        places = int(first.ranks[n]) + 1, int(second.ranks[n]) + 1
+        found.append(Answer(query.photo_uri, query.product_id, *places, kept))
+    return found
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists of names as one text each: Arrow compares only simple values."""
+    return pc.binary_join(column, LEVELS) if pa.types.is_list(column.type) else column
+
+
+def _live(release: Release) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of the live products and their rows."""
+    rows = np.flatnonzero(release.searcher.live())
+    return release.searcher.features.key[rows], rows
+
+
+def _ids(release: Release, rows: np.ndarray) -> tuple[str, ...]:
+    return tuple(r["product_id"] for r in release.searcher.features.take(rows[:NAMED], ["product_id"]))

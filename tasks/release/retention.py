@@ -1,0 +1,67 @@
+"""Which index versions are kept, and what they reach. Pure: what is not reached may go, what is reached never."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from serving.contract.manifest import IndexManifest
+from tasks.registry import Version
+
+DAY_S = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much is kept beyond what is in use."""
+
+    versions: int = 24
+    """Newest index versions that passed their gates: a day of hourly ones. `live`, `previous` and every other alias come on top."""
+    encoders: int = 2
+    """Newest encoder versions whose vectors are kept; the champion, the challenger and what a kept index needs come on top."""
+    grace_s: float = 7 * DAY_S
+    """What no kept version names (a snapshot, vectors, a run's artifacts) is left alone this long: a run may be working on it.
+    More than the longest run there is: train_encoder may take two days for each of its towers."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Everything the kept versions need: artifacts as (run, path), snapshots and encoder versions, and the files by content."""
+
+    artifacts: frozenset[tuple[str, str]] = frozenset()
+    checksums: frozenset[str] = frozenset()
+    runs: frozenset[str] = frozenset()
+    snapshots: frozenset[str] = frozenset()
+    encoders: frozenset[tuple[str, str, str]] = field(default_factory=frozenset)
+    """(name, version, document fingerprint)"""
+
+
+def kept_versions(versions: Sequence[Version], retention: Retention, now_s: float) -> dict[str, str]:
+    """The versions to keep and why, by number: whatever an alias names, the newest, and what failed lately, for people to look at."""
+    newest = sorted(versions, key=lambda v: int(v.version), reverse=True)
+    kept = {v.version: f"is called {', '.join(v.aliases)}" for v in newest if v.aliases}
+    failed = [v for v in newest if v.tags.get("verdict", "").startswith("failed")]
+    passed = [v for v in newest if v not in failed]
+    for version in passed[: retention.versions]:
+        kept.setdefault(version.version, f"is one of the newest {retention.versions}")
+    for version in failed:
+        if now_s - version.created_ms / 1e3 < retention.grace_s:
+            kept.setdefault(version.version, "failed its gates lately")
+    return kept
+
+
+def reached(manifests: Mapping[str, IndexManifest]) -> Reached:
+    """What these manifests (by the run that registered them) name: every file, wherever an earlier run made it."""
+    files = [f for manifest in manifests.values() for f in manifest.files()]
+    whole = [(run, name) for run in manifests for name in ("manifest.json", "gates.json", "tuning.json")]
+    return Reached(
+        artifacts=frozenset([(f.run_id, f.path) for f in files] + [(run, f"index/{name}") for run, name in whole]),
+        checksums=frozenset(f.sha256 for f in files),
+        runs=frozenset([f.run_id for f in files] + list(manifests)),
+        snapshots=frozenset(m.snapshot.uri.rstrip("/") for m in manifests.values()),
+        encoders=frozenset((m.encoder.name, m.encoder.version, m.encoder.document_fingerprint) for m in manifests.values()),
+    )
+
+
+def kept_encoders(encoders: Iterable[Version], retention: Retention) -> frozenset[str]:
+    """Encoder versions whose vectors are kept whatever the index versions need: with an alias, and the newest few."""
+    newest = sorted(encoders, key=lambda v: int(v.version), reverse=True)
+    return frozenset(v.version for v in newest if v.aliases) | frozenset(v.version for v in newest[: retention.encoders])

@@ -1,0 +1,81 @@
+"""What must hold of the live version, hour by hour: one table of named checks, judged from figures. Pure."""
+
+from dataclasses import asdict, dataclass, field
+
+from serving.contract.manifest import Gate
+from tasks.watch.freshness import Freshness
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The thresholds. Shares of 1, milliseconds, seconds."""
+
+    live_recall: float = 0.95
+    """Least recall@10 against exact search on real queries, over base and deltas."""
+    drift: float = 0.25
+    """Most for the population stability index, chance subtracted: over it "much has moved" (Siddiqi 2006)."""
+    age_s: float = 26 * 3600.0
+    """Most between now and the newest servable change: a nightly build and two hours. 0: not asked."""
+    p99_ms: float = 200.0
+    error_share: float = 0.01
+    least_requests: int = 100
+    """Errors and times of fewer requests are not judged."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of the live version, in one look. Drifts are None where there was too little to compare."""
+
+    version: str
+    encoder: str
+    queries: int
+    """Queries that recall was measured on; `real` says that shoppers sent them."""
+    real: bool
+    recall: float
+    embedding_drift: float | None
+    query_drift: float | None
+    delta_share: float
+    tombstone_share: float
+    compaction: str
+    """Why the index should be rebuilt, "" while it need not."""
+    freshness: Freshness
+    hit_rates: dict[str, float]
+    requests: float
+    error_share: float
+    p99_ms: float
+    silent: tuple[str, ...]
+    cost_per_million_products: float
+    cost_per_thousand_queries: float
+    notes: tuple[str, ...] = field(default=())
+
+    def flat(self) -> dict[str, float]:
+        """Everything that is a number, for a curve over time."""
+        values = {k: v for k, v in asdict(self).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        hits = {f"hit_rate.{name}": rate for name, rate in self.hit_rates.items()}
+        fresh = {f"freshness.{name}": float(value) for name, value in asdict(self.freshness).items()}
+        return {k: float(v) for k, v in (values | hits | fresh).items()}
+
+
+def checks(seen: Figures, limits: Limits) -> tuple[Gate, ...]:
+    """The table. What could not be measured is not judged; `seen.notes` says so."""
+    kind = "real queries" if seen.real else "held-out photos, as too few real queries were kept"
+    table = [
+        Gate.at_least("live_recall", seen.recall, limits.live_recall, f"recall@10 against exact search on {seen.queries} {kind}"),
+        Gate.at_most("silent_replicas", len(seen.silent), 0, f"replicas that do not answer{_named(seen.silent)}"),
+    ]
+    for name, value, what in (
+        ("embedding_drift", seen.embedding_drift, "how far the products' vectors moved (stability index less chance)"),
+        ("query_drift", seen.query_drift, "how far shoppers' queries moved (stability index less chance)"),
+    ):
+        if value is not None:
+            table.append(Gate.at_most(name, value, limits.drift, what))
+    if limits.age_s and seen.freshness.age_s:
+        table.append(Gate.at_most("age_s", seen.freshness.age_s, limits.age_s, "seconds since the newest servable change"))
+    if seen.requests >= limits.least_requests:
+        table.append(Gate.at_most("p99_ms", seen.p99_ms, limits.p99_ms, "p99 of shoppers' requests in ms"))
+        table.append(Gate.at_most("errors", seen.error_share, limits.error_share, "share of requests answered with an error"))
+    return tuple(table)
+
+
+def _named(urls: tuple[str, ...]) -> str:
+    return f" ({', '.join(urls)})" if urls else ""

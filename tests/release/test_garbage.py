@@ -1,0 +1,224 @@
+"""Collecting garbage over a real registry: what a kept version reaches is never deleted, all else is."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from serving.contract.manifest import IndexManifest
+from serving.searcher import Searcher
+from tasks.catalog.snapshot import product_table
+from tasks.errors import VitrineError
+from tasks.index.assemble import with_golden
+from tasks.index.check import check_index
+from tasks.index.delta import Changes, add_delta
+from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
+from tasks.release.garbage import Places, collect, plan_garbage, unreachable_files
+from tasks.release.promotion import choose_slot, flip, warm
+from tasks.release.retention import Retention, kept_versions
+from tests.registered import Shop, good_gates
+
+pytestmark = [
+    pytest.mark.slow,
+    # MLflow over SQLite inside this process, where its own warnings are ours.
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+KEEP = Retention(versions=2, grace_s=0.0)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: that takes it seconds."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def shop(tmp_path: Path, empty_database: Path) -> Shop:
+    """A registry in a file of its own, so that nothing else's versions are collected."""
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    for name in ("indexes", "encoders"):
+        client.create_experiment(name, artifact_location=str(tmp_path / "artifacts" / name))
+    return Shop(tmp_path, Registry(uri, tmp_path / "cache"))
+
+
+@contextmanager
+def alone_here() -> Iterator[Callable[[], None]]:
+    """For where nobody promotes."""
+    yield lambda: None
+
+
+def delta(shop: Shop, parent: str, gone: int) -> str:
+    """A version that hides one product of its parent; everything else it takes over."""
+    manifest = shop.registry.index_manifest(parent)
+    shop.built += 1
+    folder = shop.home / "work" / f"delta-{shop.built}"
+    folder.mkdir(parents=True)
+    table = product_table(manifest.snapshot.uri)
+    changes = Changes(
+        table.slice(0, 0), np.zeros((0, manifest.encoder.dim), np.float32), table["key"].to_numpy()[gone : gone + 1]
+    )
+    with shop.registry.run("indexes", f"delta-{shop.built}", f"delta of {parent}") as run:
+        segments = add_delta(manifest, changes, folder, run.run_id, INDEX_PATH)
+        counts = manifest.counts.model_copy(update={"servable": manifest.counts.servable - 1})
+        made = manifest.model_copy(update={"id": f"delta-{shop.built}", "segments": segments, "parent": parent, "counts": counts})
+
+        def locate(ref):
+            return folder / Path(ref.path).name if ref.run_id == run.run_id else shop.registry.file(ref)
+
+        searcher = Searcher.open(made, locate)
+        vectors = np.stack([searcher.vector(row) for row in range(4)])
+        made = with_golden(made, searcher, vectors, folder, run.run_id, INDEX_PATH)
+        (folder / "manifest.json").write_text(made.model_dump_json())
+        run.artifacts(folder, INDEX_PATH)
+        tags = {"verdict": "passed", "run_key": f"delta-{shop.built}"}
+        return shop.registry.register(INDEX_MODEL, run.run_id, INDEX_PATH, tags, "a delta").version
+
+
+def whole(shop: Shop, version: str) -> list[str]:
+    """What the verifier finds wrong with a version whose files are fetched afresh."""
+    fresh = Registry(shop.registry.uri, shop.home / "fresh" / str(time.monotonic_ns()))
+    manifest: IndexManifest = fresh.index_manifest(version)
+    return [f"{check.name}: {check.detail}" for check in check_index(manifest, fresh.file) if not check.passed]
+
+
+def places(shop: Shop) -> Places:
+    return Places(str(shop.home / "data"), shop.home / "machine")
+
+
+def test_what_a_kept_version_reaches_stays_and_all_else_goes(shop: Shop) -> None:
+    first = shop.version()
+    chain = [first]
+    for n in range(4):
+        chain.append(delta(shop, chain[-1], n))
+    other = shop.version()
+    lost = delta(shop, other, 0)
+    newest = delta(shop, chain[-1], 4)
+    shop.point(live=chain[-1], blue=chain[-1], previous=chain[2], green=chain[2])
+    plan = plan_garbage(shop.registry, places(shop), KEEP)
+    assert [v.version for v in shop.registry.versions(INDEX_MODEL)] == [newest, lost, other, *reversed(chain)]
+    collect(shop.registry, places(shop), KEEP, alone_here)
+    left = [v.version for v in shop.registry.versions(INDEX_MODEL)]
+    assert left == [newest, lost, chain[-1], chain[2]]
+    assert set(plan.kept) == set(left)
+    assert [problem for version in left for problem in whole(shop, version)] == []
+    assert unreachable_files(shop.registry) == []
+    held = {item.name for item in plan.items if item.kind == "artifact"}
+    assert any("delta-2" in name for name in held)
+    assert plan_garbage(shop.registry, places(shop), KEEP).items == ()
+
+
+def test_snapshots_vectors_and_work_of_runs_that_nothing_names_go(shop: Shop) -> None:
+    version = shop.version()
+    shop.point(live=version, blue=version)
+    data = shop.home / "data"
+    named = Path(shop.registry.index_manifest(version).snapshot.uri)
+    for folder in (data / "snapshots" / "old", data / "vectors" / "old", data / "embeddings" / "tiny" / "v77-abc"):
+        folder.mkdir(parents=True)
+        (folder / "part.parquet").write_bytes(b"x" * 100)
+    (data / "quarantine").mkdir()
+    (data / "quarantine" / "old.parquet").write_bytes(b"x")
+    for path in (shop.home / "machine/work/rebuild_index.old/a", shop.home / "machine/work/encoder/a"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+    later = time.time() + 60
+    patient = replace(KEEP, grace_s=3600.0)
+    assert plan_garbage(shop.registry, places(shop), patient, later).items == ()
+    plan = collect(shop.registry, places(shop), KEEP, alone_here, later)
+    assert sorted(item.kind for item in plan.items) == ["embeddings", "quarantine", "snapshot", "vectors", "work"]
+    assert plan.bytes == 302
+    assert named.is_dir()
+    assert not (data / "snapshots" / "old").exists()
+    assert not (shop.home / "machine/work/rebuild_index.old").exists()
+    assert (shop.home / "machine/work/encoder/a").exists()
+
+
+def test_a_version_whose_manifest_is_lost_stops_every_deletion(shop: Shop) -> None:
+    first, second, third = shop.version(), shop.version(), shop.version()
+    shop.point(live=third, blue=third)
+    run = shop.registry.version(INDEX_MODEL, second).run_id
+    shop.registry.delete_artifact(run, f"{INDEX_PATH}/manifest.json")
+    with pytest.raises(
+        VitrineError, match=rf"index version {second}, which is one of the newest 2, cannot be read.*nothing is deleted"
+    ):
+        collect(shop.registry, places(shop), KEEP, alone_here)
+    assert whole(shop, first) == []
+
+
+def test_a_killed_collection_is_finished_by_the_next(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = shop.version(), shop.version()
+    shop.point(live=second, blue=second)
+    run = shop.registry.version(INDEX_MODEL, first).run_id
+    few = replace(KEEP, versions=1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shop.registry, "delete_artifact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collect(shop.registry, places(shop), few, alone_here)
+    assert [v.version for v in shop.registry.versions(INDEX_MODEL)] == [second]
+    assert shop.registry.artifacts(run, INDEX_PATH) != []
+    collect(shop.registry, places(shop), few, alone_here)
+    assert shop.registry.artifacts(run, INDEX_PATH) == []
+    assert whole(shop, second) == []
+
+
+def test_no_reachable_segment_goes_while_promotions_run(shop: Shop) -> None:
+    """Versions are made, promoted and collected at once; after every round each registered version is whole."""
+    lock = threading.Lock()
+    version = shop.version()
+    shop.point(live=version, blue=version)
+    stop, problems, promoted = threading.Event(), [], []
+
+    @contextmanager
+    def alone() -> Iterator[Callable[[], None]]:
+        with lock:
+            yield lambda: None
+
+    def promote() -> None:
+        registry = Registry(shop.registry.uri, shop.home / "promoter")
+        while not stop.is_set():
+            newest = registry.versions(INDEX_MODEL, 1)[0].version
+            if newest != (registry.require_alias(INDEX_MODEL, "live").version):
+                with lock:
+                    plan = choose_slot(registry, newest)
+                    warm(registry, [], plan, 5)
+                    problems.extend(whole(shop, newest))
+                    flip(registry, [], plan, 5)
+                promoted.append(newest)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=promote)
+    thread.start()
+    try:
+        for n in range(5):
+            version = delta(shop, version, n)
+            collect(shop.registry, places(shop), replace(KEEP, versions=1), alone)
+            problems += unreachable_files(shop.registry)
+    finally:
+        stop.set()
+        thread.join()
+    assert problems == []
+    assert promoted
+    assert [p for v in shop.registry.versions(INDEX_MODEL) for p in whole(shop, v.version)] == []
+
+
+def test_failed_versions_are_kept_for_a_while_and_do_not_push_good_ones_out(shop: Shop) -> None:
+    good = [shop.version(), shop.version()]
+    bad = [shop.version(good_gates(recall=0.1)) for _ in range(3)]
+    kept = kept_versions(shop.registry.versions(INDEX_MODEL), replace(KEEP, grace_s=3600.0), time.time())
+    assert set(kept) == {*good, *bad}
+    kept = kept_versions(shop.registry.versions(INDEX_MODEL), KEEP, time.time() + 1)
+    assert set(kept) == set(good)
