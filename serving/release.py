@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 from pydantic import ValidationError
 
+from serving.batching import Batcher, Batching
 from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest
@@ -47,6 +48,7 @@ class Release:
     ) -> None:
         self.version, self.manifest, self.encoders = version, manifest, encoders
         self.query, self.searcher, self.words = query, searcher, words
+        self.encode_one: Callable[[np.ndarray], np.ndarray] = lambda pixels: query.encode(pixels[None])[0]
         self.preprocess = encoders.manifest.preprocess
         self.ranker = _ranker(manifest, searcher)
         self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
@@ -98,6 +100,12 @@ class Release:
             )
         return cls(version, manifest, encoders, query, searcher, TextEncoder.open(encoders, threads))
 
+    def batch(self, batching: Batching) -> Self:
+        """Encodes photos that come at the same time together from now on."""
+        if batching.most > 1:
+            self.encode_one = Batcher(self.query.encode, batching).one
+        return self
+
     def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, phases: Phases | None = None) -> Asked:
         """The query of a photo's bytes: phases decode and encode. Raises ImageRejected."""
         phases = phases or Phases()
@@ -105,7 +113,7 @@ class Release:
             pixels = decode(data, self.preprocess, limits)
             colours = palette(pixels) if self.searcher.features.palette is not None else None
         with phases.phase("encode"):
-            return Asked(self.query.encode(pixels[None])[0], colours)
+            return Asked(self.encode_one(pixels), colours)
 
     def allowed(self, wanted: Filter | None) -> np.ndarray | None:
         """Which rows (n,) bool may be in an answer: what the rules require, and the filter. None: all. Raises FilterError."""

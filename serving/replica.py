@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from serving.access import Access, read_keys
+from serving.batching import Batching
 from serving.cache import Caches
 from serving.contract.preprocess import ImageLimits
 from serving.contract.runtimes import runtime
@@ -151,10 +152,11 @@ class Replica:
     def _opener(self, source: VersionSource) -> Opener[Release]:
         chosen = self.settings
         runs = runtime(chosen.encoder_runtime)
+        batching = Batching(chosen.encode_batch, chosen.encode_wait_ms / 1e3)
         if self.fleet is None:
-            return WholeVersions(source, chosen.threads, runs)
+            return WholeVersions(source, chosen.threads, runs, batching)
         asking = Asking(self.fleet, self.metrics, chosen.shard_timeout_s, chosen.hedges)
-        return GatewayVersions(source, self.fleet, asking, chosen.threads, chosen.shard_patience_s, runs)
+        return GatewayVersions(source, self.fleet, asking, chosen.threads, chosen.shard_patience_s, runs, batching)
 
 
 def _overloaded(detail: str) -> Refused:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ MARK = b"@@@@@@@@"
 """Eight digits; the first ones change from one use of a request to the next."""
 VERSION = re.compile(rb'"index":"([^"]*)","encoder":"([^"]*)"')
 RESULTS = re.compile(rb'"results":(\[.*?\]),"coverage"', re.DOTALL)
+SHARDS = re.compile(rb'"shards_ok":(\d+)')
 TIMINGS = re.compile(rb'"timings_ms":(\{[^}]*\})')
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 PATIENCE_S = 30.0
@@ -74,6 +76,7 @@ class Shots:
     encoder: np.ndarray
     digest: np.ndarray
     timings: np.ndarray
+    shards: np.ndarray
     seconds: float
     cpu_s: float
 
@@ -121,6 +124,11 @@ class Load:
         with np.load(Path(self.folder.name) / "shots.npz", allow_pickle=False) as kept:
             single = {"seconds", "cpu_s"}
             return Shots(**{n: float(kept[n]) if n in single else kept[n] for n in kept.files})
+
+    def stop(self) -> Shots:
+        """Ends the load before its time; what was measured until then."""
+        self.process.send_signal(signal.SIGINT)
+        return self.wait()
 
     def __enter__(self) -> "Load":
         return self
@@ -196,7 +204,7 @@ class Generator:
         self.requests = [r.partition(MARK) for r in requests]
         self.used = [self.random.randrange(10**8)] * len(requests)
         self.where = (job["host"], job["port"])
-        self.shots: list[tuple[float, float, int, int, bytes, bytes, str, bytes]] = []
+        self.shots: list[tuple[float, float, int, int, bytes, bytes, str, bytes, int]] = []
         self.next = 0
 
     async def run(self) -> float:
@@ -204,6 +212,7 @@ class Generator:
         self.loop = asyncio.get_running_loop()
         began, self.cpu_s = time.perf_counter(), time.process_time()
         self.until = began + self.job["seconds"]
+        self.loop.add_signal_handler(signal.SIGINT, self.end)
         connections = [Connection() for _ in range(self.job["clients"])]
         if self.job["rate"]:
             await self._open(connections)
@@ -213,6 +222,10 @@ class Generator:
             if connection.transport is not None:
                 connection.transport.close()
         return time.perf_counter() - began
+
+    def end(self) -> None:
+        """No further request; those under way are waited for."""
+        self.until = time.perf_counter()
 
     async def _closed(self, connection: Connection) -> None:
         while time.perf_counter() < self.until:
@@ -255,8 +268,9 @@ class Generator:
         version, results = VERSION.search(body), RESULTS.search(body)
         digest = hashlib.blake2b(results[1], digest_size=8).hexdigest() if results else ""
         named = version.groups() if version else (b"", b"")
-        timings = TIMINGS.search(body)
-        self.shots.append((at, took_ms, status, number, *named, digest, timings[1] if timings else b""))
+        timings, shards = TIMINGS.search(body), SHARDS.search(body)
+        told = timings[1] if timings else b"", int(shards[1]) if shards else -1
+        self.shots.append((at, took_ms, status, number, *named, digest, *told))
 
     def _request(self, number: int) -> bytes:
         before, mark, after = self.requests[number]
@@ -277,13 +291,13 @@ def main(folder: Path) -> None:
     generator = Generator(job, requests)
     seconds = uvloop.run(generator.run())
     cpu_s = time.process_time() - generator.cpu_s
-    columns = zip(*generator.shots, strict=True) if generator.shots else ([],) * 8
-    at, took, status, number, version, encoder, digest, timings = columns
+    columns = zip(*generator.shots, strict=True) if generator.shots else ([],) * 9
+    at, took, status, number, version, encoder, digest, timings, shards = columns
     np.savez(
         folder / "shots.npz", at_s=np.array(at, np.float64), took_ms=np.array(took, np.float64), status=np.array(status, np.int64),
         request=np.array(number, np.int64), version=np.array([v.decode() for v in version], str),
         encoder=np.array([e.decode() for e in encoder], str), digest=np.array(digest, str),
-        timings=np.array([t.decode() for t in timings], str), seconds=seconds, cpu_s=cpu_s,
+        timings=np.array([t.decode() for t in timings], str), shards=np.array(shards, np.int64), seconds=seconds, cpu_s=cpu_s,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from serving.batching import ALONE, Batching
 from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest, Scalar
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
@@ -165,10 +166,10 @@ class GatewayVersions:
 
     def __init__(
         self, source: VersionSource, fleet: Fleet, asking: Asking, threads: int = 1, patience_s: float = 10.0,
-        runtime: Runtime = ONNXRUNTIME, clock: Callable[[], float] = time.monotonic,
+        runtime: Runtime = ONNXRUNTIME, batching: Batching = ALONE, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.source, self.fleet, self.asking, self.threads = source, fleet, asking, threads
-        self.patience_s, self.runtime, self.clock = patience_s, runtime, clock
+        self.patience_s, self.runtime, self.batching, self.clock = patience_s, runtime, batching, clock
         self.since: dict[str, float] = {}
 
     def open(self, version: str) -> GatewayRelease:
@@ -180,7 +181,8 @@ class GatewayVersions:
         searcher = RemoteSearcher.over(version, manifest, locate, self.asking)
         locate(manifest.golden)
         encoder = self.source.encoder(manifest)
-        return GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime)
+        opened = GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime)
+        return opened.batch(self.batching)
 
     def lacks(self, opened: Release, first: bool) -> str:
         manifest, searcher = opened.manifest, opened.searcher

@@ -5,13 +5,14 @@ import sys
 import typer
 
 from serving.contract.files import ContractError
-from tasks.cli import catalog, index, release, search, settings, trace, webhook
+from tasks.cli import capacity, catalog, index, release, search, settings, trace, webhook
 from tasks.cli.output import console
 from tasks.errors import VitrineError
 
 app = typer.Typer(help="Keeps a shop's visual search fresh, fast and right.", no_args_is_help=True, add_completion=False)
 app.command()(search.search)
 app.command()(trace.trace)
+app.command()(capacity.capacity)
 app.command()(settings.settings)
 app.command()(webhook.webhook)
 app.add_typer(catalog.app, name="catalog")

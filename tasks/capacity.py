@@ -1,0 +1,216 @@
+"""How many pods carry a load: a queueing simulation over measured service times. Pure: arrays and records in, arrays and records out.
+
+A query arrives at a random time (Poisson), passes stages one after the other, and within a stage visits one or more stations at
+once and waits for the last of them. A station is a number of pods with some cores each; of two pods drawn at random the one with
+fewer queries takes it ("the power of two choices"), and serves in the order of arrival. A visit takes a measured time, drawn at
+random. Queues are what makes this worth simulating: at a given load the 99th percentile depends on how times scatter, which no
+formula for exponential times says.
+"""
+
+import heapq
+import math
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tasks.errors import VitrineError
+
+LEAST_SAMPLES = 50
+LOADS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
+INTERPRETER_LOAD = 0.7
+"""How busy the one thread that runs Python may be in a process: above that its own queue shows in the 99th percentile."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Measured times of single queries, one after the other, in milliseconds; each (n,) float64, of the same queries.
+
+    `encode`: decoding and encoding; `retrieve`: searching the `products` of the replica that was measured; `rank`; `rest`: what
+    else passed until the client had the answer (HTTP, JSON).
+    """
+
+    encode: np.ndarray
+    retrieve: np.ndarray
+    rank: np.ndarray
+    rest: np.ndarray
+    products: int
+
+    def __post_init__(self) -> None:
+        sizes = {len(a) for a in (self.encode, self.retrieve, self.rank, self.rest)}
+        if len(sizes) != 1 or min(sizes) < LEAST_SAMPLES:
+            raise VitrineError(
+                f"measured times of {sorted(sizes)} queries, where the same number, at least {LEAST_SAMPLES}, is needed"
+            )
+
+    @property
+    def total(self) -> np.ndarray:
+        """What one query takes on an idle replica of role `all`."""
+        return self.encode + self.retrieve + self.rank + self.rest
+
+
+@dataclass(frozen=True, eq=False)
+class Station:
+    """`pods` pods of `cores` cores."""
+
+    name: str
+    pods: int
+    cores: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What a query visits at once: a station with the times (n,) ms a visit may take, for each visit; then `delay_ms` on the way on."""
+
+    visits: tuple[tuple[Station, np.ndarray], ...]
+    delay_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """`latency_ms` (n,) per query after the warm-up, and by station the share of its cores' time that was used."""
+
+    latency_ms: np.ndarray
+    load: dict[str, float]
+
+    def p(self, percentile: float) -> float:
+        return float(np.percentile(self.latency_ms, percentile))
+
+
+@dataclass
+class Pod:
+    busy: int = 0
+    queue: deque[tuple[int, int, float]] = field(default_factory=deque)
+
+    @property
+    def under_way(self) -> int:
+        return self.busy + len(self.queue)
+
+
+def simulate(path: Sequence[Stage], qps: float, queries: int = 20_000, seed: int = 0, warm: float = 0.1) -> Simulated:
+    """Sends `queries` through the stages of `path` at `qps`; the first `warm` share is not counted."""
+    rng, choice = np.random.default_rng(seed), random.Random(seed)
+    arrived = np.cumsum(rng.exponential(1e3 / qps, queries))
+    drawn = [[times[rng.integers(0, len(times), queries)].tolist() for _, times in stage.visits] for stage in path]
+    pods = {id(s): [Pod() for _ in range(s.pods)] for stage in path for s, _ in stage.visits}
+    used: dict[str, float] = {}
+    left = [0] * queries
+    ended = np.zeros(queries)
+    events: list[tuple[float, int, int, int, Station | None, Pod | None]] = []
+    for query, at in enumerate(arrived.tolist()):
+        events.append((at, query, query, 0, None, None))
+    number = queries
+
+    def push(at: float, query: int, stage: int, station: Station | None, pod: Pod | None) -> None:
+        nonlocal number
+        number += 1
+        heapq.heappush(events, (at, number, query, stage, station, pod))
+
+    while events:
+        now, _, query, place, station, pod = heapq.heappop(events)
+        stage = path[place]
+        if station is None:  # the query enters the stage
+            left[query] = len(stage.visits)
+            for (where, _), times in zip(stage.visits, drawn[place], strict=True):
+                found, took = _choose(pods[id(where)], choice), times[query]
+                used[where.name] = used.get(where.name, 0.0) + took
+                if found.busy < where.cores:
+                    found.busy += 1
+                    push(now + took, query, place, where, found)
+                else:
+                    found.queue.append((query, place, took))
+            continue
+        assert pod is not None
+        if pod.queue:
+            following, its_place, took = pod.queue.popleft()
+            push(now + took, following, its_place, station, pod)
+        else:
+            pod.busy -= 1
+        left[query] -= 1
+        if left[query]:
+            continue
+        if place + 1 < len(path):
+            push(now + stage.delay_ms, query, place + 1, None, None)
+        else:
+            ended[query] = now + stage.delay_ms
+    first = int(warm * queries)
+    cores = {s.name: s.pods * s.cores for stage in path for s, _ in stage.visits}
+    span = float(arrived[-1] - arrived[0])
+    return Simulated((ended - arrived)[first:], {name: spent / (span * cores[name]) for name, spent in used.items()})
+
+
+def _choose(pods: list[Pod], choice: random.Random) -> Pod:
+    if len(pods) == 1:
+        return pods[0]
+    a, b = choice.randrange(len(pods)), choice.randrange(len(pods) - 1)
+    first, second = pods[a], pods[b + (b >= a)]
+    return first if first.under_way <= second.under_way else second
+
+
+def whole_path(times: Times, cores: int) -> list[Stage]:
+    """One replica of role `all` with this many cores (or workers, where those are fewer)."""
+    return [Stage(((Station("replica", 1, cores), times.total),))]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for. `encoder_cores` and `index_cores`: of one pod; `network_ms`: one way between a gateway and a shard."""
+
+    qps: float = 10_000.0
+    p99_ms: float = 200.0
+    products: int = 10_000_000
+    encoder_cores: int = 4
+    index_cores: int = 4
+    network_ms: float = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Pods at some load: `encoders` gateways, `shards` shards of `replicas` pods each; and what a simulation says of them."""
+
+    load: float
+    encoders: int
+    shards: int
+    replicas: int
+    p50_ms: float
+    p99_ms: float
+    encoder_load: float
+    index_load: float
+
+    @property
+    def index_pods(self) -> int:
+        return self.shards * self.replicas
+
+
+def cluster_path(times: Times, wanted: Wanted, encoders: int, shards: int, replicas: int) -> list[Stage]:
+    """Gateways encode, all shards search at once, gateways rank and answer."""
+    gateway = Station("gateway", encoders, wanted.encoder_cores)
+    held = tuple((Station(f"shard {n}", replicas, wanted.index_cores), times.retrieve) for n in range(shards))
+    way = wanted.network_ms
+    return [Stage(((gateway, times.encode),), way), Stage(held, way), Stage(((gateway, times.rank + times.rest),))]
+
+
+def plans(times: Times, wanted: Wanted, queries: int = 20_000, seed: int = 0) -> list[Plan]:
+    """Plans from the fullest pods to the emptiest, up to and including the first that keeps the 99th percentile.
+
+    Raises VitrineError when none does, because single queries already take too long.
+    """
+    shards = max(1, math.ceil(wanted.products / times.products))
+    work = times.encode.mean() + times.rank.mean() + times.rest.mean()
+    python = (times.rank.mean() + times.rest.mean()) * wanted.qps / 1e3
+    found: list[Plan] = []
+    for load in LOADS:
+        encoders = math.ceil(max(wanted.qps * work / 1e3 / wanted.encoder_cores / load, python / min(load, INTERPRETER_LOAD)))
+        replicas = math.ceil(wanted.qps * times.retrieve.mean() / 1e3 / wanted.index_cores / load)
+        told = simulate(cluster_path(times, wanted, encoders, shards, replicas), wanted.qps, queries, seed)
+        index_load = float(np.mean([v for n, v in told.load.items() if n != "gateway"]))
+        found.append(Plan(load, encoders, shards, replicas, told.p(50), told.p(99), told.load["gateway"], index_load))
+        if found[-1].p99_ms <= wanted.p99_ms:
+            return found
+    best = min(p.p99_ms for p in found)
+    raise VitrineError(
+        f"no number of pods keeps the 99th percentile under {wanted.p99_ms:g} ms: with pods {LOADS[-1]:.0%} busy it is {best:.0f} ms;"
+        " a faster encoder, smaller shards or a later deadline is needed"
+    )

@@ -1,0 +1,71 @@
+"""`vitrine capacity`: how many pods carry a load."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tasks.cli.output import console
+
+PHOTOS = 220
+
+
+def capacity(
+    qps: Annotated[float, typer.Option(min=1, help="queries per second to carry")] = 10_000,
+    p99_ms: Annotated[float, typer.Option(min=1, help="what 99 of 100 queries may take at most")] = 200,
+    products: Annotated[int, typer.Option(min=1, help="products in the catalogue")] = 10_000_000,
+    encoder_cores: Annotated[int, typer.Option(min=1, help="cores of a gateway pod")] = 4,
+    index_cores: Annotated[int, typer.Option(min=1, help="cores of a shard pod")] = 4,
+    network_ms: Annotated[float, typer.Option(min=0, help="one way between a gateway and a shard")] = 0.5,
+    url: Annotated[
+        str, typer.Option(help="a quiet replica of role all to measure; default: the first of VITRINE_SERVING_URLS")
+    ] = "",
+    times: Annotated[Path | None, typer.Option(help="measured times kept before, instead of measuring")] = None,
+    save: Annotated[Path | None, typer.Option(help="keep the measured times in this file")] = None,
+) -> None:
+    """How many gateway and shard pods carry a load, by a queueing simulation over measured times."""
+    from tasks.capacity import Wanted, plans
+    from tasks.service_times import made_up_photos, measure_times, read_times, write_times
+    from tasks.settings import Settings
+
+    if times is None:
+        replica = url or next(iter(Settings.load().serving_urls), "")
+        console.print(f"measuring {PHOTOS} photos, one at a time, on {replica}")
+        measured = measure_times(replica, made_up_photos(PHOTOS, seed=time.time_ns() % 2**32))
+    else:
+        measured = read_times(times)
+    if save is not None:
+        write_times(save, measured)
+    wanted = Wanted(qps, p99_ms, products, encoder_cores, index_cores, network_ms)
+    found = plans(measured, wanted)
+    console.print("measured, ms (mean / p99):")
+    for name in ("encode", "retrieve", "rank", "rest"):
+        values = getattr(measured, name)
+        console.print(f"  {name:9} {values.mean():6.2f} / {_p99(values):6.2f}")
+    console.print(f"pods at {qps:,.0f} queries/s, {products:,} products:")
+    console.print(f"  {'load':>5} {'gateways':>9} {'shard pods':>16} {'p50 ms':>8} {'p99 ms':>8}   busy: gateways, shards")
+    for plan in found:
+        pods = f"{plan.shards} x {plan.replicas} = {plan.index_pods}"
+        busy = f"{plan.encoder_load:.0%}, {plan.index_load:.0%}"
+        console.print(f"  {plan.load:5.0%} {plan.encoders:9} {pods:>16} {plan.p50_ms:8.1f} {plan.p99_ms:8.1f}   {busy}")
+    last = found[-1]
+    console.print(
+        f"[bold]{last.encoders} gateway pods of {encoder_cores} cores and {last.index_pods} shard pods of {index_cores} cores[/]"
+        f" ({last.shards} shards, {last.replicas} of each) keep the p99 at {last.p99_ms:.0f} ms (asked for {p99_ms:g} ms)"
+    )
+    console.print(ASSUMED.format(products=measured.products, count=len(measured.encode)))
+
+
+ASSUMED = """assumed:
+  queries arrive at random (Poisson); every one is a photo, and no cache answers
+  a core does one query's phase at a time in the time measured on a quiet replica ({count} photos); cores do not slow each other down
+  a shard holds {products:,} products, as many as the replica that was measured, and takes as long; a query waits for the slowest shard
+  gateways and replicas are balanced by the power of two choices; no hedges, no failures: add pods for what may fail at once
+  a process's Python (rank, HTTP) is one thread: a gateway pod is one process, and its Python is at most 70 % busy"""
+
+
+def _p99(values: object) -> float:
+    import numpy as np
+
+    return float(np.percentile(values, 99))  # type: ignore[call-overload]
