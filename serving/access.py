@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -80,4 +81,4 @@ class Access:
             left = min(float(key.per_minute), left + rate * (now - at))
             enough = left >= searches
             self.left[key.sha256] = (left - searches if enough else left, now)
-        return 0.0 if enough else max(1.0, -(-(searches - left) // rate))
+        return 0.0 if enough else float(max(1, math.ceil((searches - left) / rate - 1e-6)))

@@ -111,6 +111,8 @@ class Fetcher:
                 data += chunk
                 if len(data) > self.max_bytes:
                     raise ImageRejected("too_many_bytes", f"the photo has more than {self.max_bytes} bytes")
+            if time.monotonic() >= latest:  # the end of what came is where we cut it, not where it ended
+                raise TimeoutError
             if answer.length:  # the connection was cut midway
                 raise OSError(f"{answer.length} bytes are missing")
             return bytes(data)

@@ -59,8 +59,10 @@ class ServingSettings:
     """Folder below which product pictures lie, for showing them. Empty: the snapshot's own root, where it is a local folder."""
     admin_token: str = ""
     """What the admin routes ask for. Empty: those routes are closed."""
+    webhook_secret: str = ""
+    """What MLflow's messages about moved aliases are signed with (`vitrine webhook --replica`). Empty: none is believed."""
     api_keys: str = ""
-    """A JSON file of API keys as their sha256 (`vitrine key` makes them). Empty: everybody may search."""
+    """A JSON file of API keys as their sha256 (docs/serving.md). Empty: everybody may search."""
     query_hosts: tuple[str, ...] = ()
     """Hosts that `image_url` may name, separated by commas. Empty: no photo is fetched by address."""
     cache_url: str = ""

@@ -66,8 +66,13 @@ async def _photo_and_fields(form: FormData, max_image_bytes: int) -> tuple[bytes
 
 async def read_json(request: Request, max_image_bytes: int, limit_s: float) -> dict[str, Any]:
     """The body as a JSON object. Raises as `read_upload`."""
-    _bound(request, _body_limit(max_image_bytes))
-    return json_object(await _in_time(request.body(), limit_s))
+    return json_object(await read_bytes(request, _body_limit(max_image_bytes), limit_s))
+
+
+async def read_bytes(request: Request, most: int, limit_s: float) -> bytes:
+    """The body, at most `most` bytes of it. Raises ImageRejected(too_many_bytes) or HTTPException(408)."""
+    _bound(request, most)
+    return await _in_time(request.body(), limit_s)
 
 
 def _body_limit(max_image_bytes: int) -> int:

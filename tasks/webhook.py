@@ -1,24 +1,33 @@
-"""MLflow's signed message that an alias moved: registering it with MLflow, and believing one that arrives.
+"""MLflow's signed message that an alias moved: registering it with MLflow, and believing one that arrives."""
 
-The scheme is MLflow's (mlflow/webhooks/delivery.py): HMAC-SHA256 over "<delivery id>.<timestamp>.<body>", base64, "v1," in front.
-"""
-
-import base64
 import hashlib
-import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serving.contract.signed import NotSigned, check_signed
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, Registry
 
-NAME = "vitrine-champion"
 EVENT = "model_version_alias.created"
-PATH = "/vitrine-hook/champion"
-WINDOW_S = 300
-"""A message signed longer ago than this, or as far in the future, is refused: it may have been kept and sent again."""
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """Who is told: the name of the webhook in MLflow, the path below the receiver's address, and what for."""
+
+    name: str
+    path: str
+    about: str
+
+
+AIRFLOW = Receiver(
+    "vitrine-champion",
+    "/vitrine-hook/champion",
+    "Tells Airflow that an encoder became champion, so that every product is embedded again.",
+)
+REPLICA = Receiver("vitrine-replica", "/v1/hooks/mlflow", "Tells a replica that an alias moved, so that it looks at once.")
 
 
 class NotBelieved(VitrineError):
@@ -48,11 +57,10 @@ def believe(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) 
         raise NotBelieved(
             "no secret is set for MLflow's messages: set VITRINE_WEBHOOK_SECRET for Airflow and run: vitrine webhook"
         )
-    delivery, sent = headers.get("x-mlflow-delivery-id", ""), headers.get("x-mlflow-timestamp", "")
-    if not hmac.compare_digest(signature(secret, delivery, sent, body).encode(), headers.get("x-mlflow-signature", "").encode()):
-        raise NotBelieved("the message is not signed with our secret")
-    if not sent.isdecimal() or abs(now_s - int(sent)) > WINDOW_S:
-        raise NotBelieved(f"the message was signed at {sent or 'no time'}, which is more than {WINDOW_S} s from now")
+    try:
+        check_signed(headers, body, secret, now_s)
+    except NotSigned as error:
+        raise NotBelieved(str(error)) from None
     try:
         said = json.loads(body)
         if f"{said['entity']}.{said['action']}" != EVENT:
@@ -63,31 +71,26 @@ def believe(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) 
         raise NotBelieved("the message is signed, but it is not one of MLflow's about an alias") from None
 
 
-def signature(secret: str, delivery: str, sent: str, body: bytes) -> str:
-    """MLflow's signature of a body."""
-    signed = hmac.new(secret.encode(), f"{delivery}.{sent}.".encode() + body, hashlib.sha256).digest()
-    return "v1," + base64.b64encode(signed).decode()
+def register_webhook(registry: Registry, address: str, secret: str, receiver: Receiver = AIRFLOW) -> bool:
+    """Has MLflow tell a receiver at this address about moved aliases. False when it was so already; the secret is always set anew.
 
-
-def register_webhook(registry: Registry, airflow: str, secret: str) -> bool:
-    """Has MLflow tell Airflow (at this address) about moved aliases. False when it was so already; the secret is always set anew.
-
-    Raises VitrineError when MLflow does not allow the address.
+    Airflow is one; of replicas there may be several, each known to MLflow by its address. Raises VitrineError when MLflow does
+    not allow the address.
     """
     from mlflow.exceptions import MlflowException
 
-    url = airflow.rstrip("/") + PATH
+    url = address.rstrip("/") + receiver.path
+    name = receiver.name if receiver is AIRFLOW else f"{receiver.name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     client: Any = registry.client
     wanted: dict[str, Any] = {"url": url, "events": [EVENT], "secret": secret, "status": "ACTIVE"}
-    about = "Tells Airflow that an encoder became champion, so that every product is embedded again."
     try:
-        known = [w for w in client.list_webhooks(max_results=100) if w.name == NAME]
+        known = [w for w in client.list_webhooks(max_results=100) if w.name == name]
         if known:
             client.update_webhook(known[0].webhook_id, **wanted)
             for double in known[1:]:
                 client.delete_webhook(double.webhook_id)
             return bool(known[0].url != url)
-        client.create_webhook(NAME, description=about, **wanted)
+        client.create_webhook(name, description=receiver.about, **wanted)
         return True
     except MlflowException as error:
         raise VitrineError(

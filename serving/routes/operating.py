@@ -1,15 +1,21 @@
-"""What a promotion asks of a replica, with the admin token: sampled queries, and to look at the aliases now."""
+"""What a promotion asks of a replica, with the admin token: sampled queries, and to look at the aliases now; and what MLflow tells."""
 
 import asyncio
+import time
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 
+from serving.contract.signed import LONGEST, NotSigned, check_signed
+from serving.problems import Refused
 from serving.replica import Replica
-from serving.routes.described import ADMIN, problems
+from serving.routes.described import ADMIN, body, problems
+from serving.uploads import read_bytes
 
 Limit = Annotated[int, Query(ge=1, le=2000, description="at most so many, the newest first")]
 Fingerprint = Annotated[str, Query(pattern="^[0-9a-f]{64}$|^$", description="only vectors of this query encoder")]
+
+MESSAGE = {"application/json": {"schema": {"type": "object", "description": "MLflow's; see mlflow.entities.webhook"}}}
 
 
 def operating_routes(app: FastAPI, replica: Replica) -> None:
@@ -26,5 +32,16 @@ def operating_routes(app: FastAPI, replica: Replica) -> None:
     async def follow(request: Request) -> dict[str, Any]:
         """Looks at the aliases now rather than at the next poll; answers what /v1/version answers of the slots."""
         admit(request)
+        await asyncio.to_thread(replica.slots.follow)
+        return replica.slots.describe()
+
+    @app.post("/v1/hooks/mlflow", responses=problems(401, 408, 413), openapi_extra=body(MESSAGE))
+    async def told(request: Request) -> dict[str, Any]:
+        """MLflow's signed message that an alias moved. It only makes this replica look at the aliases: what it says is not believed."""
+        content = await read_bytes(request, LONGEST, replica.settings.body_s)
+        try:
+            check_signed(request.headers, content, replica.settings.webhook_secret, time.time())
+        except NotSigned as error:
+            raise Refused(401, str(error), "signature") from None
         await asyncio.to_thread(replica.slots.follow)
         return replica.slots.describe()

@@ -1,4 +1,4 @@
-"""`vitrine webhook`: MLflow tells Airflow when somebody moves the champion."""
+"""`vitrine webhook`: MLflow tells Airflow when somebody moves the champion, and replicas when anybody moves an alias."""
 
 from typing import Annotated
 
@@ -13,13 +13,20 @@ def webhook(
     airflow: Annotated[
         str, typer.Option(help="where MLflow's server reaches Airflow; default: the setting VITRINE_AIRFLOW_URL")
     ] = "",
+    replica: Annotated[list[str] | None, typer.Option(help="where MLflow's server reaches a replica; once for each")] = None,
 ) -> None:
-    """Have MLflow tell Airflow, signed, when an encoder becomes champion: then every product is embedded again."""
-    from tasks.webhook import PATH, register_webhook
+    """Have MLflow tell Airflow, signed, when an encoder becomes champion; with --replica, tell replicas of moved aliases instead."""
+    from tasks.webhook import AIRFLOW, REPLICA, register_webhook
 
     chosen = Settings.load()
     if not chosen.webhook_secret:
-        raise SettingsError("VITRINE_WEBHOOK_SECRET is not set: give Airflow and this command the same long random text")
+        who = "replicas" if replica else "Airflow"
+        raise SettingsError(f"VITRINE_WEBHOOK_SECRET is not set: give {who} and this command the same long random text")
+    for address in replica or []:
+        new = register_webhook(open_registry(), address, chosen.webhook_secret, REPLICA)
+        console.print(f"MLflow {'tells' if new else 'still tells'} {address.rstrip('/')}{REPLICA.path} when an alias moves")
+    if replica:
+        return
     url = airflow or chosen.airflow_url
     new = register_webhook(open_registry(), url, chosen.webhook_secret)
-    console.print(f"MLflow {'tells' if new else 'still tells'} {url.rstrip('/')}{PATH} when an encoder becomes champion")
+    console.print(f"MLflow {'tells' if new else 'still tells'} {url.rstrip('/')}{AIRFLOW.path} when an encoder becomes champion")

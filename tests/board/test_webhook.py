@@ -5,7 +5,8 @@ import json
 import pytest
 from mlflow.webhooks.delivery import _generate_hmac_signature
 
-from tasks.webhook import WINDOW_S, AliasMoved, NotBelieved, believe, signature
+from serving.contract.signed import WINDOW_S, signature
+from tasks.webhook import AliasMoved, NotBelieved, believe
 
 NOW = 1_800_000_000
 SECRET = "a secret of the tests"

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from serving.contract.signed import signature
 from tasks.registry import ENCODER_MODEL
 from tasks.steps.watching_champion import moved
-from tasks.webhook import NAME, register_webhook, signature
+from tasks.webhook import AIRFLOW, register_webhook
 from tests.plugins.conftest import SECRET, Stack
 
 pytestmark = pytest.mark.slow
@@ -111,4 +112,4 @@ def test_an_address_that_mlflow_refuses_is_one_sentence(stack: Stack) -> None:
 
     with pytest.raises(VitrineError, match="MLFLOW_WEBHOOK_ALLOWED_SCHEMES"):
         register_webhook(stack.registry, "ftp://somewhere", SECRET)
-    assert not any(w.name == NAME and w.url.startswith("ftp") for w in stack.registry.client.list_webhooks())
+    assert not any(w.name == AIRFLOW.name and w.url.startswith("ftp") for w in stack.registry.client.list_webhooks())

@@ -2,12 +2,14 @@
 
 import base64
 import hashlib
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from serving.contract.signed import signature
 from serving.replica import Replica
 from tests.serving.whole.conftest import open_app
 from tests.serving.whole.storefront import Storefront
@@ -94,3 +96,28 @@ def test_live_recall_is_measured_once_for_each_sample_and_version(store: Storefr
     assert 'vitrine_live_recall_queries{version="1"} 5.0' in metrics
     assert 'vitrine_live_recall_sum{version="1"} 5.0' in metrics
     assert "vitrine_samples 5.0" in metrics
+
+
+def test_a_signed_message_makes_it_look_and_any_other_does_not(store: Storefront) -> None:
+    asked = client(store, webhook_secret="a secret of the tests")
+    store.point(green="2")
+    body = b'{"entity": "model_version_alias", "action": "created", "data": {"name": "product-index", "alias": "green"}}'
+
+    def told(secret: str = "a secret of the tests", sent: float | None = None, content: bytes = body) -> Any:
+        at = str(int(time.time() if sent is None else sent))
+        mark = signature(secret, "one", at, body)
+        headers = {"x-mlflow-delivery-id": "one", "x-mlflow-timestamp": at, "x-mlflow-signature": mark}
+        return asked.post("/v1/hooks/mlflow", content=content, headers=headers)
+
+    for refused in (told(secret="guess"), told(sent=0), told(content=body + b" "), asked.post("/v1/hooks/mlflow", content=body)):
+        assert (refused.status_code, refused.json()["reason"]) == (401, "signature")
+    assert replica(asked).slots.slots["green"].state == "empty"
+    assert told().json()["slots"]["green"]["state"] == "loading"
+    assert asked.post("/v1/hooks/mlflow", content=bytes(100_000)).status_code == 413
+
+
+def test_without_a_secret_no_message_is_believed(store: Storefront) -> None:
+    asked = client(store)
+    at = str(int(time.time()))
+    headers = {"x-mlflow-delivery-id": "one", "x-mlflow-timestamp": at, "x-mlflow-signature": signature("", "one", at, b"{}")}
+    assert asked.post("/v1/hooks/mlflow", content=b"{}", headers=headers).status_code == 401

@@ -1,0 +1,92 @@
+"""Who may ask, and how often."""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from serving.access import Access, ApiKey, read_keys
+from serving.app import create_app
+from serving.problems import Refused
+from serving.settings import ServingSettings
+
+
+def key_file(folder: Path, **keys: int) -> Path:
+    path = folder / "keys.json"
+    digest = {name: sha256(f"{name}'s key".encode()).hexdigest() for name in keys}
+    path.write_text(json.dumps([{"name": n, "sha256": digest[n], "per_minute": m} for n, m in keys.items()]))
+    return path
+
+
+def test_a_key_has_its_searches_a_minute_and_gets_them_back_with_time(tmp_path: Path) -> None:
+    now = [0.0]
+    access = Access("", read_keys(str(key_file(tmp_path, shop=60, app=2))), lambda: now[0])
+    access.check_key("shop's key", 60)
+    with pytest.raises(Refused, match="'shop' may search 60 times a minute; try again in 1 s") as refused:
+        access.check_key("shop's key")
+    assert (refused.value.status, refused.value.headers["Retry-After"]) == (429, "1")
+    now[0] = 1.0
+    access.check_key("shop's key")
+    with pytest.raises(Refused):
+        access.check_key("shop's key")
+    access.check_key("app's key", 2)  # another key has its own
+    with pytest.raises(Refused, match="try again in 30 s"):
+        access.check_key("app's key")
+
+
+def test_an_unknown_key_is_refused_where_keys_are_asked_for(tmp_path: Path) -> None:
+    access = Access("", read_keys(str(key_file(tmp_path, shop=60))))
+    for given in ("", "guess", sha256(b"shop's key").hexdigest()):
+        with pytest.raises(Refused) as refused:
+            access.check_key(given)
+        assert refused.value.status == 401
+    Access("", ()).check_key("")  # nobody asks
+
+
+def test_without_an_admin_token_nobody_is_admin() -> None:
+    for token, given in (("", ""), ("", "Bearer "), ("secret", "Bearer secre"), ("secret", "")):
+        with pytest.raises(Refused):
+            Access(token, ()).check_admin(given)
+    Access("secret", ()).check_admin("Bearer secret")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is not JSON"),
+        ("{}", "list"),
+        ('[{"name": "a", "sha256": "key"}]', "0.sha256"),
+        ('[{"name": "a", "sha256": "' + "0" * 64 + '", "per_minute": 0}]', "0.per_minute"),
+    ],
+)
+def test_a_file_of_keys_that_does_not_fit_stops_the_start(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=says):
+        create_app(ServingSettings(release="x", api_keys=str(path)))
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_keys(str(tmp_path / "none"))
+    assert ApiKey(name="a", sha256="0" * 64).per_minute == 600
+
+
+def test_over_http_every_way_to_search_asks_for_the_key(home: Path, tmp_path: Path) -> None:
+    settings = ServingSettings(release=str(home / "release"), api_keys=str(key_file(tmp_path, shop=4)), poll_s=0.05)
+    app = create_app(settings)
+    app.state.replica.slots.refresh()
+    with TestClient(app) as client:
+        ways = [
+            lambda **h: client.post("/v1/search", json={"product_id": "p001"}, headers=h),
+            lambda **h: client.get("/v1/search", params={"product_id": "p001"}, headers=h),
+            lambda **h: client.get("/v1/products/p001/similar", headers=h),
+            lambda **h: client.post("/v1/search/batch", json={"searches": [{"product_id": "p001"}]}, headers=h),
+        ]
+        for ask in ways:
+            assert ask().status_code == 401
+            answer = ask(**{"x-api-key": "shop's key"})
+            assert answer.status_code == 200
+            assert "public" not in answer.headers["cache-control"]
+        limited = ways[0](**{"x-api-key": "shop's key"})
+        assert (limited.status_code, limited.json()["reason"]) == (429, "rate")
+        assert int(limited.headers["retry-after"]) >= 1
