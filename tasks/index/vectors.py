@@ -57,10 +57,11 @@ def sample_vectors(vectors_uri: str, shards: int, wanted: int, seed: int) -> np.
     rng = np.random.default_rng(seed)
     parts = [np.zeros((0, dim), np.float32)]
     for shard in range(shards):
-        for keys, vectors in shard_batches(vectors_uri, shard):
-            chosen = rng.random(len(vectors)) < share
-            check_vectors(vectors[chosen], keys[chosen], dim)
-            parts.append(vectors[chosen])
+        for keys, stored in shard_batches(vectors_uri, shard, unit=False):
+            chosen = rng.random(len(stored)) < share
+            vectors = unit_float32(stored[chosen])
+            check_vectors(vectors, keys[chosen], dim)
+            parts.append(vectors)
     return np.concatenate(parts)
 
 

@@ -1,114 +1,110 @@
-"""Every index family through the pipeline's own build and tuning, at equal recall, in one run.
+"""Every index family through the pipeline's own build and tuning, at equal recall, in one run, at any size.
 
-    python -m tests.benchmarks.bench_index [--rows 1000000] [--preset hard] [--shards 1] [--families a,b] [--out build/bench]
+    python -m tests.benchmarks.bench_index [--rows 1000000] [--preset hard] [--shards 1] [--families a,b] [--work FOLDER]
 
-Prints one row per family and recall target: the chosen parameters, recall@10 of the answer, recall of the true top 10 within 500
-candidates, p50/p99 of one query at a time, queries per second with two clients, bytes a vector, and the build time. Writes
-index.json (every trial) and index.png (recall against p50).
+Stages: snapshot, vectors (streamed to disk, 2 bytes a number), exact truth, for each family training and each shard, then for each
+tuning, and the chosen point measured in a fresh process that holds nothing but the index, as a replica does. With `--work` every
+stage is kept there: a run that was killed goes on where it was, and `--until STAGE` stops after one. Prints one row per family
+and recall target: the parameters, recall@10 of the answer, recall of the true top 10 within 500 candidates, p50/p99 of one query
+at a time, queries per second with two clients, resident memory, build time. Writes index.json and index.png (recall against p50).
 """
 
 import argparse
+import dataclasses
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
-from serving.contract.keys import product_keys, shard_of
+from serving.contract.manifest import Counts, IndexManifest, SnapshotRef
 from serving.searcher import Searcher
-from tasks.catalog.snapshot import take_snapshot
 from tasks.errors import VitrineError
-from tasks.index.build import IndexConfig, build_shard, train_template
+from tasks.index.assemble import base_segment
+from tasks.index.build import BuiltShard, IndexConfig, Template, build_shard, train_template
 from tasks.index.families import FAMILIES
-from tasks.index.truth import exact_truth
+from tasks.index.truth import Truth, exact_truth
 from tasks.index.tune import tune
-from tests.benchmarks.vectors import Vectors
-from tests.index.shop import Shop, manifest_of
+from tests.benchmarks.made_shop import MadeShop, made_queries, make_shop
+from tests.benchmarks.stages import Stages
+from tests.index.shop import EMPTY, encoder_ref
 
 TARGETS = (0.95, 0.99)
-BLOCK = 50_000
 
 
-def make(folder: Path, rows: int, dim: int, preset: str, shards: int, queries: int) -> tuple[Shop, np.ndarray]:
-    """A snapshot of made-up products and their shard vectors, written in blocks; and the queries (nq, d)."""
-    world = Vectors(dim, preset)
-    ids = [f"P{i:08d}" for i in range(rows)]
-    catalog = folder / "catalog"
-    catalog.mkdir()
-    pacsv.write_csv(pa.table({"product_id": ids, "title": ids, "image": ids}), catalog / "products.csv")
-    snapshot = take_snapshot(str(catalog), str(folder / "snapshots"), "bench")
-    keys = np.sort(product_keys(ids))
-    kind = pa.list_(pa.float16(), dim)
-    schema = pa.schema([("key", pa.int64()), ("image_sha256", pa.binary(32)), ("vector", kind)])
-    writers = []
-    for shard in range(shards):
-        (folder / "vectors" / f"shard={shard}").mkdir(parents=True)
-        writers.append(pq.ParquetWriter(folder / "vectors" / f"shard={shard}" / "part-00000.parquet", schema))
-    for start in range(0, rows, BLOCK):
-        block = keys[start : start + BLOCK]
-        vectors = world.base(len(block)).astype(np.float16)
-        for shard, writer in enumerate(writers):
-            mine = shard_of(block, shards) == shard
-            column = pa.FixedSizeListArray.from_arrays(pa.array(vectors[mine].reshape(-1)), dim)
-            images = pa.array([b"\0" * 32] * int(mine.sum()), pa.binary(32))
-            writer.write_table(pa.table([pa.array(block[mine]), images, column], schema=schema))
-    for writer in writers:
-        writer.close()
-    shop = Shop(folder, snapshot, str(folder / "vectors"), ids, keys, np.zeros((0, dim), np.float32), shards)
-    return shop, world.queries(queries)
+def build(name: str, shop: MadeShop, folder: Path, stages: Stages) -> tuple[Template, list[BuiltShard]]:
+    config = IndexConfig(shards=shop.shards, family=name)
+    template = Template(
+        **stages.run(f"{name}: train", lambda: dataclasses.asdict(train_template(shop.vectors_uri, config, folder)))
+    )
+    built = []
+    for shard in range(shop.shards):
+
+        def one(number: int = shard) -> dict:
+            return dataclasses.asdict(
+                build_shard(shop.vectors_uri, shop.snapshot.uri, template, number, folder / f"shard-{number}")
+            )
+
+        built.append(BuiltShard(**stages.run(f"{name}: add shard {shard}", one)))
+    return template, built
 
 
-def qps(searcher: Searcher, xq: np.ndarray, params: dict, clients: int = 2) -> float:
-    """Queries per second with this many clients, one query each at a time."""
-    with ThreadPoolExecutor(clients) as pool:
-        began = time.perf_counter()
-        list(pool.map(lambda q: searcher.search(q[None], 500, params=params), xq))
-        return len(xq) / (time.perf_counter() - began)
+def manifest_of(shop: MadeShop, built: list[BuiltShard], family: str) -> IndexManifest:
+    """A manifest whose paths are relative to the family's folder."""
+    s, n = shop.snapshot, sum(b.rows for b in built)
+    return IndexManifest(
+        id=family, created_at="2026-01-01T00:00:00+00:00", encoder=encoder_ref(shop.dim),
+        snapshot=SnapshotRef(id=s.id, uri=s.uri, rows=s.rows, content_sha256=s.content_sha256), shards=shop.shards,
+        segments=tuple(base_segment(b, "", f"shard-{b.shard}") for b in built), search={"family": family},
+        counts=Counts(catalogue=s.rows, embedded=n, quarantined=0, indexed=n, servable=n), golden=EMPTY,
+    )  # fmt: skip
 
 
-def bench_family(name: str, shop: Shop, xq: np.ndarray, truth: Any, folder: Path) -> list[dict]:
-    """One row per recall target; a family that cannot be built or does not reach a target says why."""
-    times = {}
-    began = time.perf_counter()
-    template = train_template(shop.vectors_uri, IndexConfig(shards=shop.shards, family=name), folder)
-    times["train_s"] = time.perf_counter() - began
-    began = time.perf_counter()
-    built = [build_shard(shop.vectors_uri, shop.snapshot.uri, template, s, folder / f"shard-{s}") for s in range(shop.shards)]
-    times["add_s"] = time.perf_counter() - began
-    searcher = Searcher.open(manifest_of(shop, built), lambda ref: folder / ref.path)
-    size = sum(b.index["bytes"] for b in built) / searcher.rows
+def bench_family(name: str, shop: MadeShop, xq: np.ndarray, truth: Truth, folder: Path, stages: Stages) -> list[dict]:
+    """One row per recall target; a family that does not reach one says how near it came."""
+    template, built = build(name, shop, folder, stages)
+    (folder / "manifest.json").write_text(manifest_of(shop, built, name).model_dump_json())
+    np.save(folder / "queries.npy", xq)
+
+    def tuned() -> list[dict]:
+        searcher = Searcher.open(manifest_of(shop, built, name), lambda ref: folder / ref.path)
+        return tune(searcher, xq, name, 0.0, truth).trials
+
+    trials = stages.run(f"{name}: tune", tuned)
     rows = []
-    tuned = tune(searcher, xq, name, 0.0, truth)
     for target in TARGETS:
-        good = [t for t in tuned.trials if t["recall_at_10"] >= target]
-        row = {"family": name, "factory": template.factory, "target": target, "bytes_per_vector": size, **times}
-        if good:
-            best = min(good, key=lambda t: t["p50_ms"])
-            row |= {k: best[k] for k in ("params", "recall_at_10", "within_candidates", "p50_ms", "p99_ms")}
-            row["qps_2"] = qps(searcher, xq, best["params"])
-        else:
-            best = max(tuned.trials, key=lambda t: t["recall_at_10"])
-            row |= {"missed": best["recall_at_10"], "within_candidates": best["within_candidates"]}
-        rows.append(row | {"trials": tuned.trials})
+        good = [t for t in trials if t["recall_at_10"] >= target]
+        row = {
+            "family": name, "factory": template.factory, "target": target, "trials": trials,
+            "bytes_per_vector": sum(b.index["bytes"] for b in built) / sum(b.rows for b in built),
+            "train_s": stages.seconds(f"{name}: train"), "add_s": stages.seconds(f"{name}: add"),
+        }  # fmt: skip
+        chosen = min(good, key=lambda t: t["p50_ms"]) if good else max(trials, key=lambda t: t["within_candidates"])
+        row |= {k: chosen[k] for k in ("params", "recall_at_10", "within_candidates")} | {"reached": bool(good)}
+        row |= stages.run(f"{name}: serve at {target}", lambda c=chosen: served(folder, c["params"]))
+        rows.append(row)
     return rows
 
 
+def served(folder: Path, params: dict) -> dict[str, float]:
+    """What a fresh process measures that opens the index and answers queries."""
+    command = [sys.executable, "-m", "tests.benchmarks.serve_index", str(folder), json.dumps(params)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def line(row: dict) -> str:
-    head = f"{row['family']:16} {row['target']:.2f}"
-    tail = f"{row.get('bytes_per_vector', 0):7.0f} {row.get('train_s', 0):7.1f} {row.get('add_s', 0):7.1f}"
-    if "params" not in row:
-        why = row.get("refused") or f"best recall@10 {row['missed']:.3f}, within 500 {row['within_candidates']:.3f}"
-        return f"{head} not reached: {why:58} {tail}"
+    if "refused" in row:
+        return f"{row['family']:16} {row['refused']}"
     figures = f"{row['recall_at_10']:6.3f} {row['within_candidates']:6.3f} {row['p50_ms']:7.2f} {row['p99_ms']:7.2f} {row['qps_2']:8.0f}"
-    params = " ".join(f"{k}={v}" for k, v in row["params"].items())
-    return f"{head} {params:24} {figures} {tail}"
+    tail = f"{row['bytes_per_vector']:7.0f} {row['resident_gib']:8.2f} {row['train_s']:8.1f} {row['add_s']:8.1f}"
+    params = " ".join(f"{k}={v}" for k, v in row["params"].items()) + ("" if row["reached"] else " (not reached)")
+    return f"{row['family']:16} {row['target']:.2f} {params:26} {figures} {tail}"
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -127,6 +123,17 @@ def plot(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
+@contextmanager
+def workplace(chosen: Path | None, out: Path) -> Iterator[Path]:
+    """The folder that was asked for, which stays, or a temporary one."""
+    if chosen is not None:
+        chosen.mkdir(parents=True, exist_ok=True)
+        yield chosen
+        return
+    with TemporaryDirectory(dir=out) as name:
+        yield Path(name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -135,32 +142,35 @@ def main() -> None:
     parser.add_argument("--preset", choices=["easy", "hard"], default="hard")
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--work", type=Path, help="where stages are kept; default: a temporary folder below --out")
+    parser.add_argument("--until", default="", help="stop after this stage, for instance 'ivf_pq: tune'")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    results: list[dict] = []
-    with TemporaryDirectory(dir=args.out) as name:
-        folder = Path(name)
-        shop, xq = make(folder, args.rows, args.dim, args.preset, args.shards, args.queries)
+    results: list[dict[str, Any]] = []
+    with workplace(args.work, args.out) as folder:
+        stages = Stages(folder / "stages.json", args.until)
+        print(f"{args.rows} x {args.dim}, {args.preset}, {args.shards} shards; load {psutil.getloadavg()[0]:.1f}", flush=True)
+        shop = make_shop(folder, args.rows, args.dim, args.preset, args.shards, stages)
+        xq = made_queries(args.dim, args.preset, args.queries)
+        stages.run("exact truth", lambda: len(exact_truth(shop.vectors_uri, shop.shards, xq, folder).keys))
         truth = exact_truth(shop.vectors_uri, shop.shards, xq, folder)
-        print(
-            f"{args.rows} x {args.dim}, {args.preset}, {args.shards} shards, {len(xq)} queries; load {psutil.getloadavg()[0]:.1f}"
-        )
-        titles = "recall  in500  p50 ms  p99 ms   QPS x2   B/vec train s   add s"
-        print(f"{'family':16} goal {'parameters':24} {titles}")
+        for family in args.families.split(","):
+            with suppress(VitrineError):  # said again below
+                build(family, shop, folder / family, stages)
         for family in args.families.split(","):
             try:
-                rows = bench_family(family, shop, xq, truth, folder / family)
+                results += bench_family(family, shop, xq, truth, folder / family, stages)
             except VitrineError as error:
-                rows = [{"family": family, "target": TARGETS[0], "refused": str(error)}]
-            results += rows
-            for row in rows:
-                print(line(row), flush=True)
-    peak = psutil.Process().memory_info().rss / 2**30
-    print(f"memory of this process at the end: {peak:.2f} GiB")
-    (args.out / "index.json").write_text(
-        json.dumps({"arguments": {k: str(v) for k, v in vars(args).items()}, "rows": results}, indent=1)
-    )
+                results.append({"family": family, "target": TARGETS[0], "refused": str(error)})
+        print(f"\nmost memory in any stage of building: {stages.peak_gib():.2f} GiB")
+        seconds = {n: s["seconds"] for n, s in stages.done.items()}
+    titles = "recall  in500  p50 ms  p99 ms   QPS x2   B/vec resident  train s    add s"
+    print(f"{'family':16} goal {'parameters':26} {titles}")
+    for row in results:
+        print(line(row))
+    content = {"arguments": {k: str(v) for k, v in vars(args).items()}, "seconds": seconds, "rows": results}
+    (args.out / "index.json").write_text(json.dumps(content, indent=1))
     plot(results, args.out / "index.png")
 
 

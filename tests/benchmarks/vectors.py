@@ -31,6 +31,11 @@ class Vectors:
         weight = torch.pow(torch.arange(1, CLUSTERS + 1).float(), -0.5)
         self.weight = weight / weight.sum()
 
+    def seeded(self, seed: int) -> "Vectors":
+        """The same world, whose next points follow from this seed alone."""
+        self.rng.manual_seed(seed)
+        return self
+
     def base(self, n: int) -> np.ndarray:
         """(n, dim) float32."""
         return self._points(self._latent(n))
@@ -51,5 +56,5 @@ class Vectors:
 
     def _points(self, z: torch.Tensor) -> np.ndarray:
         x = torch.nn.functional.gelu(z @ self.w1 + self.b1) @ self.w2 + self.mean
-        x = x + self.ambient * x.std() * torch.randn(x.shape, generator=self.rng)
+        x += self.ambient * x.std() * torch.randn(x.shape, generator=self.rng)
         return torch.nn.functional.normalize(x, dim=1).numpy()

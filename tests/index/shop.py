@@ -17,6 +17,7 @@ from tasks.index.assemble import EMPTY_SHA, base_segment
 from tasks.index.build import BuiltShard, IndexConfig, Template, build_shard, train_template
 
 SHARDS = 2
+EMPTY = FileRef(path="golden.npz", sha256=EMPTY_SHA, bytes=0)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def manifest_of(shop: Shop, built: list[BuiltShard], search: dict[str, Scalar] |
         snapshot=SnapshotRef(id=s.id, uri=s.uri, rows=s.rows, content_sha256=s.content_sha256), shards=shop.shards,
         segments=tuple(segments), search=search or {"family": "flat"},
         counts=Counts(catalogue=s.rows, embedded=n, quarantined=s.rows - n, indexed=n, servable=n),
-        golden=FileRef(path="golden.npz", sha256=EMPTY_SHA, bytes=0),
+        golden=EMPTY,
     )  # fmt: skip
 
 
