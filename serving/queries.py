@@ -141,14 +141,9 @@ def version_of(release: Release) -> VersionOf:
 def row_of(searcher: Searcher, product_id: str) -> int:
     """The live row of a product. Raises QueryError(404)."""
     for row in reversed(searcher.features.rows_of(product_key(product_id))):
-        if _live(searcher, int(row)):
+        if searcher.is_live(int(row)):
             return int(row)
     raise QueryError(f"product {product_id!r} is not in this index version", 404)
-
-
-def _live(searcher: Searcher, row: int) -> bool:
-    segment = next(s for s in searcher.segments if s.start <= row < s.start + s.rows)
-    return segment.alive is None or bool(segment.alive[row - segment.start])
 
 
 def _user(asker: Asker | None, profiles: Profiles) -> User | None:

@@ -5,11 +5,9 @@ returned, and while k matching rows are there, k are returned: an approximate se
 compares the matching rows of that segment exactly.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -18,38 +16,56 @@ import pyarrow as pa
 from serving.contract.files import ContractError, FileRef
 from serving.contract.manifest import IndexManifest, Scalar, Segment
 from serving.contract.segments import read_index, read_rows
+from serving.engine import Engine, Mask
+from serving.faiss_engine import FaissEngine, omp_threads
+from serving.faiss_shards import FaissShards, trained_as_one
 from serving.features import Features
+from serving.found import Found, Source, gather, merge, nothing, padded
 
 EXACT_SHARE = 0.03
 """At or below this share of matching rows they are compared exactly: as fast as the index there, and complete
 (measured: 0.11-0.13 ms at <= 1 % of 100k x 128, docs/performance.md)."""
+EXACT_ROWS = 30_000
+"""Nor more rows than this: reading and comparing them takes about a microsecond each."""
 EXACT_BLOCK = 65_536
-EFFORT = ("nprobe", "ef")
 WIDER = (8, 64)
 """How much wider a query looks whose lists or neighbours held too few rows."""
 MOST_WIDENED = 16
-
-
-@dataclass(frozen=True)
-class Found:
-    """The nearest rows of each query, best first: `similarity` (nq, k) float32, `rows` (nq, k) int64 (-1: none).
-
-    `missing`: how many shards a gateway had no answer from; what they hold is not among the rows.
-    """
-
-    similarity: np.ndarray
-    rows: np.ndarray
-    missing: int = 0
 
 
 @dataclass
 class OpenSegment:
     """A base or delta in memory. `alive` (rows,) bool is None while nothing in it is hidden."""
 
-    index: Any
+    engine: FaissEngine
     start: int
     rows: int
     alive: np.ndarray | None
+    base: bool = True
+
+
+class Part:
+    """What is searched at once: an engine over the rows of one segment, or of all bases when they are shards of one template."""
+
+    def __init__(self, engine: Engine, segments: list[OpenSegment]) -> None:
+        self.engine, self.segments, self.rows = engine, segments, engine.rows
+        hidden = any(s.alive is not None for s in segments)
+        self.alive = Mask(_joined([_alive(s) for s in segments])) if hidden else None
+        sizes = np.array([s.rows for s in segments])
+        self.ends = np.cumsum(sizes)
+        self.shifts = np.array([s.start for s in segments]) - (self.ends - sizes)
+
+    def mask(self, allowed: np.ndarray | None) -> Mask | None:
+        """Which of the part's rows are live and allowed; None: all."""
+        if allowed is None:
+            return self.alive
+        mine = _joined([allowed[s.start : s.start + s.rows] for s in self.segments])
+        return Mask(mine if self.alive is None else mine & self.alive.allowed)
+
+    def handles(self, positions: np.ndarray) -> np.ndarray:
+        """The handles of the engine's positions; -1 stays."""
+        segment = np.searchsorted(self.ends, np.maximum(positions, 0), side="right")
+        return np.where(positions < 0, -1, positions + self.shifts[segment])
 
 
 class Searcher:
@@ -65,6 +81,7 @@ class Searcher:
         self.rows = features.rows
         hidden = [s.rows - int(s.alive.sum()) for s in segments if s.alive is not None]
         self.live_rows = self.rows - sum(hidden)
+        self.parts = _parts(segments)
 
     @classmethod
     def open(
@@ -80,20 +97,19 @@ class Searcher:
             raise ContractError(
                 f"index {manifest.id}: shard {missing[0]} of {manifest.shards} has no base segment in the manifest"
             )
-        parts: list[OpenSegment] = []
+        opened: list[OpenSegment] = []
         tables: list[pa.Table] = []
         start = 0
         for segment in ordered(manifest.segments):
             if segment.index is None or segment.shard not in wanted:
                 continue
             table = read_rows(locate(segment.table))
-            index = read_index(locate(segment.index), manifest.encoder.dim, len(table))
-            prepare(index)
+            engine = FaissEngine(read_index(locate(segment.index), manifest.encoder.dim, len(table)))
             alive = alive_rows(segment, table["key"].to_numpy(), manifest.segments, locate)
-            parts.append(OpenSegment(index, start, len(table), alive))
+            opened.append(OpenSegment(engine, start, len(table), alive, segment.kind == "base"))
             tables.append(table)
             start += len(table)
-        return cls(manifest, parts, Features(pa.concat_tables(tables, promote_options="default")), threads)
+        return cls(manifest, opened, Features(pa.concat_tables(tables, promote_options="default")), threads)
 
     def search(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None) -> Found:
         """The k nearest live rows of unit queries xq (nq, d) float32, among `allowed` (rows,) bool when given.
@@ -101,29 +117,42 @@ class Searcher:
         `params` replaces the manifest's search parameters (for tuning). Raises ValueError for queries or a filter that do not fit.
         """
         xq = self._checked(xq, allowed)
+        chosen = params or self.params
+        masks = [part.mask(allowed) for part in self.parts]
+        counts = [part.rows if mask is None else mask.count for part, mask in zip(self.parts, masks, strict=True)]
+
+        def source(part: Part, mask: Mask | None, count: int) -> Source:
+            return Source(lambda which, n: _search_part(part, mask, count, xq[which], n, chosen), count / sum(counts))
+
         with omp_threads(self.threads):
-            found = [self._search_segment(s, xq, k, allowed, params or self.params) for s in self.segments]
-        return merge(found, k) if found else _nothing(len(xq), k)
+            there = [source(*one) for one in zip(self.parts, masks, counts, strict=True) if one[2]]
+            return gather(there, len(xq), k) if there else nothing(len(xq), k)
 
     def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
         """The same by comparing every matching row with the vectors the index stores."""
         xq = self._checked(xq, allowed)
         found = []
-        for segment in self.segments:
-            mask = _mask(segment, allowed)
-            positions = np.arange(segment.rows) if mask is None else np.flatnonzero(mask)
-            found.append(_exact(segment, xq, k, positions))
-        return merge(found, k) if found else _nothing(len(xq), k)
+        for part in self.parts:
+            mask = part.mask(allowed)
+            found.append(_exact(part, xq, k, np.arange(part.rows) if mask is None else mask.positions))
+        return merge(found, k) if found else nothing(len(xq), k)
 
     def vector(self, row: int) -> np.ndarray:
         """The stored vector (d,) float32 of a row."""
-        segment = next(s for s in self.segments if s.start <= row < s.start + s.rows)
-        return stored_vectors(segment.index, np.array([row - segment.start]))[0]
+        segment = self._segment(row)
+        return segment.engine.vectors(np.array([row - segment.start]))[0]
+
+    def is_live(self, row: int) -> bool:
+        """Whether a row is not hidden by a tombstone."""
+        segment = self._segment(row)
+        return segment.alive is None or bool(segment.alive[row - segment.start])
 
     def live(self) -> np.ndarray:
         """Which rows are live: (rows,) bool."""
-        parts = [np.ones(s.rows, bool) if s.alive is None else s.alive for s in self.segments]
-        return np.concatenate(parts) if parts else np.zeros(0, bool)
+        return _joined([_alive(s) for s in self.segments])
+
+    def _segment(self, row: int) -> OpenSegment:
+        return next(s for s in self.segments if s.start <= row < s.start + s.rows)
 
     def _checked(self, xq: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
         if xq.ndim != 2 or xq.shape[1] != self.dim:
@@ -134,56 +163,47 @@ class Searcher:
             raise ValueError(f"a filter of shape {allowed.shape}, {allowed.dtype}, where ({self.rows},) bool is expected")
         return np.ascontiguousarray(xq, np.float32)
 
-    def _search_segment(
-        self, segment: OpenSegment, xq: np.ndarray, k: int, allowed: np.ndarray | None, params: dict[str, Scalar]
-    ) -> Found:
-        mask = _mask(segment, allowed)
-        matching = segment.rows if mask is None else int(mask.sum())
-        if matching == 0:
-            return _nothing(len(xq), k)
-        if mask is not None and matching <= max(EXACT_SHARE * segment.rows, k):
-            return _exact(segment, xq, k, np.flatnonzero(mask))
-        wanted = min(k, matching)
-        # Where a filter keeps one row in f, the k nearest matching ones lie about f times as many lists away.
-        params = widened(params, min(round(segment.rows / matching), MOST_WIDENED))
-        similarity, positions = segment.index.search(xq, wanted, params=_parameters(segment.index, params, mask))
-        for factor in WIDER:
-            short = np.flatnonzero((positions < 0).any(axis=1))
-            if not len(short):
-                break
-            chosen = _parameters(segment.index, widened(params, factor), mask)
-            similarity[short], positions[short] = segment.index.search(xq[short], wanted, params=chosen)
-        short = np.flatnonzero((positions < 0).any(axis=1))
-        if len(short):
-            every = np.arange(segment.rows) if mask is None else np.flatnonzero(mask)
-            exact = _exact(segment, xq[short], wanted, every)
-            similarity[short], positions[short] = exact.similarity, exact.rows - segment.start
-        return Found(similarity, np.where(positions < 0, -1, positions + segment.start))
+
+def _search_part(part: Part, mask: Mask | None, matching: int, xq: np.ndarray, k: int, params: dict[str, Scalar]) -> Found:
+    """The k nearest rows of a part, as handles: fewer only when fewer than k match."""
+    if mask is not None and matching <= max(min(EXACT_SHARE * part.rows, EXACT_ROWS), k):
+        return _exact(part, xq, k, mask.positions)
+    wanted = min(k, matching)
+    # Where a filter keeps one row in f, the k nearest matching ones lie about f times as many lists away.
+    spread = min(round(part.rows / matching), MOST_WIDENED)
+    found = part.engine.search(xq, wanted, mask, params, spread)
+    for factor in WIDER:
+        short = np.flatnonzero((found.rows < 0).any(axis=1))
+        if not len(short):
+            break
+        again = part.engine.search(xq[short], wanted, mask, params, spread * factor)
+        found.similarity[short], found.rows[short] = again.similarity, again.rows
+    result = padded(Found(found.similarity, part.handles(found.rows)), k)
+    short = np.flatnonzero((found.rows < 0).any(axis=1))
+    if len(short):
+        every = np.arange(part.rows) if mask is None else mask.positions
+        exact = _exact(part, xq[short], k, every)
+        result.similarity[short], result.rows[short] = exact.similarity, exact.rows
+    return result
 
 
-@contextmanager
-def omp_threads(count: int) -> Iterator[None]:
-    """FAISS on this many OpenMP threads within the block; the setting belongs to the calling thread alone."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(count)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
+def _exact(part: Part, xq: np.ndarray, k: int, positions: np.ndarray) -> Found:
+    heap = faiss.ResultHeap(len(xq), k, keep_max=True)
+    for start in range(0, len(positions), EXACT_BLOCK):
+        block = positions[start : start + EXACT_BLOCK]
+        D, I = faiss.knn(xq, part.engine.vectors(block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
+        heap.add_result(D, np.where(I < 0, -1, block[I]))
+    heap.finalize()
+    return Found(np.where(heap.I < 0, -np.inf, heap.D), part.handles(heap.I))
 
 
-def merge(found: list[Found], k: int) -> Found:
-    """The best k of several results over disjoint rows; equal similarities are ordered by row, so the order is stable."""
-    similarity = np.concatenate([f.similarity for f in found], axis=1)
-    rows = np.concatenate([f.rows for f in found], axis=1)
-    similarity = np.where(rows < 0, -np.inf, similarity)
-    order = np.lexsort((rows, -similarity), axis=1)[:, :k]
-    similarity, rows = np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
-    if similarity.shape[1] < k:
-        gap = k - similarity.shape[1]
-        similarity = np.pad(similarity, ((0, 0), (0, gap)), constant_values=-np.inf)
-        rows = np.pad(rows, ((0, 0), (0, gap)), constant_values=-1)
-    return Found(similarity.astype(np.float32), rows)
+def _parts(segments: list[OpenSegment]) -> list[Part]:
+    """Bases that are shards of one template are one part, every other segment is one of its own."""
+    bases = [s for s in segments if s.base]
+    if len(bases) < 2 or not trained_as_one([s.engine for s in bases]):
+        return [Part(s.engine, [s]) for s in segments]
+    together = Part(FaissShards([s.engine for s in bases]), bases)
+    return [together, *(Part(s.engine, [s]) for s in segments if not s.base)]
 
 
 def ordered(segments: tuple[Segment, ...]) -> list[Segment]:
@@ -202,67 +222,12 @@ def alive_rows(
     return ~np.isin(keys, hidden)
 
 
-def _mask(segment: OpenSegment, allowed: np.ndarray | None) -> np.ndarray | None:
-    if allowed is None:
-        return segment.alive
-    part = allowed[segment.start : segment.start + segment.rows]
-    return part if segment.alive is None else part & segment.alive
+def _alive(segment: OpenSegment) -> np.ndarray:
+    return np.ones(segment.rows, bool) if segment.alive is None else segment.alive
 
 
-def prepare(index: Any) -> None:
-    """Lets stored vectors be read back by position where the family keeps them in lists."""
-    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-    if isinstance(inner, faiss.IndexIVF) and inner.ntotal:
-        inner.make_direct_map(True)
-
-
-def stored_vectors(index: Any, positions: np.ndarray) -> np.ndarray:
-    """Stored vectors (n, d) float32; of a refined index, the finer ones."""
-    store = faiss.downcast_index(index.refine_index) if isinstance(index, faiss.IndexRefine) else index
-    if isinstance(store, faiss.IndexHNSW):
-        store = faiss.downcast_index(store.storage)
-    return store.reconstruct_batch(np.ascontiguousarray(positions, np.int64))
-
-
-def _exact(segment: OpenSegment, xq: np.ndarray, k: int, positions: np.ndarray) -> Found:
-    heap = faiss.ResultHeap(len(xq), k, keep_max=True)
-    for start in range(0, len(positions), EXACT_BLOCK):
-        block = positions[start : start + EXACT_BLOCK]
-        D, I = faiss.knn(xq, stored_vectors(segment.index, block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
-        heap.add_result(D, np.where(I < 0, -1, block[I]))
-    heap.finalize()
-    return Found(heap.D, np.where(heap.I < 0, -1, heap.I + segment.start))
-
-
-def _parameters(index: Any, params: dict[str, Scalar], mask: np.ndarray | None) -> Any:
-    """FAISS search parameters of an index's family: `nprobe`, `k_factor`, `ef`, and a bitmap of the rows that count."""
-    selector = None
-    if mask is not None:
-        bits = np.packbits(mask, bitorder="little")
-        selector = faiss.IDSelectorBitmap(len(mask), faiss.swig_ptr(bits))
-        selector.bits = bits  # keeps the bitmap alive as long as the selector
-    return _family_parameters(index, params, selector)
-
-
-def _family_parameters(index: Any, params: dict[str, Scalar], selector: Any) -> Any:
-    index = faiss.downcast_index(index)
-    chosen = {"sel": selector} if selector is not None else {}
-    if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=_family_parameters(index.index, params, selector))
-    if isinstance(index, faiss.IndexRefine):
-        base = _family_parameters(index.base_index, params, selector)
-        return faiss.IndexRefineSearchParameters(k_factor=float(params.get("k_factor") or 4), base_index_params=base)
-    if isinstance(index, faiss.IndexIVF):
-        return faiss.SearchParametersIVF(nprobe=min(int(params.get("nprobe") or 16), index.nlist), **chosen)
-    if isinstance(index, faiss.IndexHNSW):
-        return faiss.SearchParametersHNSW(efSearch=int(params.get("ef") or 64), **chosen)
-    return faiss.SearchParameters(**chosen)
-
-
-def widened(params: dict[str, Scalar], factor: int) -> dict[str, Scalar]:
-    """The same parameters with `factor` times the lists to probe or neighbours to follow."""
-    return {n: int(v or 0) * factor if n in EFFORT else v for n, v in params.items()}
-
-
-def _nothing(nq: int, k: int) -> Found:
-    return Found(np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64))
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Masks one after the other, without a copy where there is one."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.zeros(0, bool)

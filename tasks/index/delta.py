@@ -15,7 +15,7 @@ from serving.contract.files import FileRef, describe
 from serving.contract.keys import shard_of
 from serving.contract.manifest import IndexManifest, Segment
 from serving.contract.segments import ROW_COLUMNS, read_index, read_rows, write_index, write_rows
-from serving.searcher import prepare, stored_vectors
+from serving.faiss_engine import FaissEngine
 from tasks.errors import VitrineError
 from tasks.index.build import Template, empty_index
 from tasks.index.families import FLAT_MAX_ROWS
@@ -87,10 +87,9 @@ def merge_deltas(
             table = read_rows(locate(delta.table))
             later = [keys for sequence, keys in hidden if sequence > delta.sequence]
             live = ~np.isin(table["key"].to_numpy(), np.concatenate(later)) if later else np.ones(len(table), bool)
-            index = read_index(locate(_index_of(delta)), manifest.encoder.dim, len(table))
-            prepare(index)
+            engine = FaissEngine(read_index(locate(_index_of(delta)), manifest.encoder.dim, len(table)))
             tables.append(table.filter(pa.array(live)))
-            vectors.append(stored_vectors(index, np.flatnonzero(live)))
+            vectors.append(engine.vectors(np.flatnonzero(live)))
         piece = _Piece(shard, max(s.sequence for s in (*deltas, *stones)), folder, run_id, prefix)
         rows = pa.concat_tables(tables, promote_options="default") if tables else None
         if rows is not None and len(rows):

@@ -96,5 +96,5 @@ def test_an_index_stays_readable_after_its_opener_is_gone(tmp_path: Path) -> Non
     searchers = [open_shop(shop, tmp_path / f"built{n}") for n in range(3)]
     gc.collect()
     xq = clustered(np.random.default_rng(1), 4, 32)
-    assert all(s.index.thisown for searcher in searchers for s in searcher.segments)
+    assert all(s.engine.index.thisown for searcher in searchers for s in searcher.segments)
     np.testing.assert_array_equal(searchers[0].search(xq, 10).rows, searchers[2].search(xq, 10).rows)

@@ -1,0 +1,129 @@
+"""Shards made from one template, searched as one: the coarse search is done once and its lists are handed to every shard.
+
+Each shard searched by itself would repeat the coarse search and refine its own best, so that N shards cost N times what one index
+does. Here the shards' estimates are merged first, and only the best of all are refined: the answer is that of one index over all
+rows, up to the order of equal estimates.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import faiss
+import numpy as np
+
+from serving.contract.manifest import Scalar
+from serving.engine import Mask
+from serving.faiss_engine import FaissEngine, k_factor, probes, selector, widened
+from serving.found import Found, Source, gather, merge, nothing
+
+
+class FaissShards:
+    """Engines over IVF indexes that were trained as one; position i of shard s is `starts[s] + i`."""
+
+    def __init__(self, engines: Sequence[FaissEngine]) -> None:
+        self.engines = list(engines)
+        self.starts = np.concatenate([[0], np.cumsum([e.rows for e in engines])])
+        self.rows = int(self.starts[-1])
+        self.lists = [_lists(e.index) for e in engines]
+        self.refined = isinstance(engines[0].index, faiss.IndexRefine)
+
+    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
+        masks = [None if mask is None else mask.part(*self._span(s)) for s in range(len(self.engines))]
+        counts = [e.rows if m is None else m.count for e, m in zip(self.engines, masks, strict=True)]
+        x = _transformed(self.engines[0].index, xq)
+        closeness, lists = self.lists[0].quantizer.search(x, probes(self.lists[0], widened(params, effort)))
+        wanted = min(int(k * k_factor(params)) if self.refined else k, sum(counts))
+
+        def source(shard: int) -> Source:
+            chosen = {} if (m := masks[shard]) is None else {"sel": selector(m)}
+            scan = faiss.SearchParametersIVF(nprobe=lists.shape[1], **chosen)
+
+            def ask(which: np.ndarray, n: int) -> Found:
+                found = _preassigned(self.lists[shard], x[which], n, lists[which], closeness[which], scan)
+                return Found(found.similarity, np.where(found.rows < 0, -1, found.rows + self.starts[shard]))
+
+            return Source(ask, counts[shard] / sum(counts))
+
+        estimates = gather([source(s) for s in range(len(self.engines)) if counts[s]], len(xq), wanted)
+        return self._refine(xq, estimates, k) if self.refined else estimates
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        positions = np.asarray(positions)
+        result = np.empty((len(positions), self.engines[0].index.d), np.float32)
+        shard = np.searchsorted(self.starts, positions, side="right") - 1
+        for number in np.unique(shard):
+            mine = shard == number
+            result[mine] = self.engines[number].vectors(positions[mine] - self.starts[number])
+        return result
+
+    def _span(self, shard: int) -> tuple[int, int]:
+        return int(self.starts[shard]), int(self.starts[shard + 1])
+
+    def _refine(self, xq: np.ndarray, estimates: Found, k: int) -> Found:
+        """The k best of each query's candidates, by their stored vectors."""
+        best = []
+        for x, rows in zip(xq, estimates.rows, strict=True):
+            there = rows[rows >= 0]
+            if not len(there):
+                best.append(nothing(1, k))
+                continue
+            D, I = faiss.knn(x[None], self.vectors(there), min(k, len(there)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
+            best.append(merge([Found(D, there[I])], k))
+        return Found(np.concatenate([f.similarity for f in best]), np.concatenate([f.rows for f in best]))
+
+
+def trained_as_one(engines: Sequence[FaissEngine]) -> bool:
+    """Whether all are IVF indexes of one kind with the same rotation, centroids and codebooks, so that lists and estimates agree."""
+    learned = [_training(e.index) for e in engines]
+    known = [p for p in learned if p is not None]
+    return len(known) == len(learned) and all(_equal(known[0], p) for p in known[1:])
+
+
+def _equal(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _training(index: Any) -> list[Any] | None:
+    """What an IVF index learned, besides its refine store; None for one without lists."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        inner = _training(index.base_index)
+        return inner and ["refined", *inner]
+    if isinstance(index, faiss.IndexPreTransform):
+        transforms = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
+        inner = _training(index.index)
+        if inner is None or not all(isinstance(t, faiss.LinearTransform) for t in transforms):
+            return None
+        return [*(faiss.vector_to_array(t.A) for t in transforms), *inner]
+    if not isinstance(index, faiss.IndexIVF):
+        return None
+    learned = [type(index).__name__, index.quantizer.reconstruct_n(0, index.nlist)]
+    return [*learned, faiss.vector_to_array(index.pq.centroids)] if hasattr(index, "pq") else learned
+
+
+def _lists(index: Any) -> Any:
+    """A view of the IVF index inside."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return _lists(index.base_index)
+    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+
+
+def _transformed(index: Any, xq: np.ndarray) -> np.ndarray:
+    """Queries as the lists see them: rotated where the index rotates."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return _transformed(index.base_index, xq)
+    if isinstance(index, faiss.IndexPreTransform):
+        for number in range(index.chain.size()):
+            xq = faiss.downcast_VectorTransform(index.chain.at(number)).apply(xq)
+    return xq
+
+
+def _preassigned(index: Any, x: np.ndarray, k: int, lists: np.ndarray, closeness: np.ndarray, scan: Any) -> Found:
+    """The k nearest within lists (nq, nprobe) that were found before; FAISS's own wrapper takes no parameters."""
+    similarity, rows = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int64)
+    x, lists, closeness = (np.ascontiguousarray(a) for a in (x, lists, closeness))
+    pointers = [faiss.swig_ptr(a) for a in (x, lists, closeness, similarity, rows)]
+    index.search_preassigned_c(len(x), pointers[0], k, *pointers[1:], False, scan)
+    return Found(similarity, rows)

@@ -1,0 +1,89 @@
+"""What a search gives, and putting the results of several parts together: exact and stable."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+SHARE_SIGMAS, SHARE_LEAST = 5, 8
+"""A part that holds a share p of the rows is first asked for 5 standard deviations more than p * k (rows are spread by a hash)."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The nearest rows of each query, best first: `similarity` (nq, k) float32, `rows` (nq, k) int64 (-1: none).
+
+    `missing`: how many shards a gateway had no answer from; what they hold is not among the rows.
+    """
+
+    similarity: np.ndarray
+    rows: np.ndarray
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """One part that is searched: `ask(which, k)` gives the k nearest of the queries `which` (n,) int; it holds `share` of all rows."""
+
+    ask: Callable[[np.ndarray, int], Found]
+    share: float
+
+
+def merge(found: list[Found], k: int) -> Found:
+    """The best k of several results over disjoint rows; equal similarities are ordered by row, so the order is stable."""
+    similarity = np.concatenate([f.similarity for f in found], axis=1)
+    rows = np.concatenate([f.rows for f in found], axis=1)
+    similarity = np.where(rows < 0, -np.inf, similarity)
+    order = np.lexsort((rows, -similarity), axis=1)[:, :k]
+    similarity, rows = np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
+    return padded(Found(similarity.astype(np.float32), rows), k)
+
+
+def padded(found: Found, k: int) -> Found:
+    """The same with at least k columns: nothing after what there is."""
+    gap = k - found.rows.shape[1]
+    if gap <= 0:
+        return found
+    similarity = np.pad(found.similarity, ((0, 0), (0, gap)), constant_values=-np.inf)
+    return Found(similarity, np.pad(found.rows, ((0, 0), (0, gap)), constant_values=-1))
+
+
+def gather(sources: list[Source], nq: int, k: int) -> Found:
+    """The best k over all sources, the same as if each were asked for k, for little more than the work of one.
+
+    Each is first asked for its share of k and a margin. One whose every answer is among the best k may hold more of them, and
+    is asked again for k; what the others did not name cannot be better than their last answer, which is not among the best k.
+    """
+    everyone = np.arange(nq)
+    asked = [_quota(s.share, k) for s in sources]
+    found = [s.ask(everyone, n) for s, n in zip(sources, asked, strict=True)]
+    merged = merge(found, k)
+    worst = merged.similarity[:, -1]
+    again = False
+    for number, source in enumerate(sources):
+        if asked[number] >= k:
+            continue
+        last, there = found[number].similarity[:, -1], found[number].rows[:, -1] >= 0
+        unproven = np.flatnonzero(there & ((last >= worst) | (merged.rows[:, -1] < 0)))
+        if len(unproven):
+            again = True
+            more = source.ask(unproven, k)
+            found[number] = _replaced(found[number], unproven, more, k)
+    return merge(found, k) if again else merged
+
+
+def nothing(nq: int, k: int) -> Found:
+    """No row for any query."""
+    return Found(np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64))
+
+
+def _quota(share: float, k: int) -> int:
+    expected = share * k
+    return min(k, int(np.ceil(expected + SHARE_SIGMAS * expected**0.5)) + SHARE_LEAST)
+
+
+def _replaced(found: Found, which: np.ndarray, better: Found, k: int) -> Found:
+    """`found` with k columns, in which the queries `which` have `better`'s rows."""
+    wide = padded(found, k)
+    wide.similarity[which], wide.rows[which] = better.similarity, better.rows
+    return wide

@@ -1,0 +1,86 @@
+"""Shards of one template answer as one index over all rows."""
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from serving.engine import Mask
+from serving.faiss_engine import FaissEngine, omp_threads
+from serving.faiss_shards import FaissShards, trained_as_one
+from serving.searcher import Searcher
+from tasks.index.families import FAMILIES
+from tests.index.shop import clustered, make_shop, open_shop
+
+D, N, SHARDS = 32, 3000, 4
+SHARED = ["ivf_flat", "ivf_pq", "ivf_fs_sq8", "ivf_rabitq", "ivf_rabitq_fp16"]
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return clustered(np.random.default_rng(4), N, D)
+
+
+def trained(name: str, vectors: np.ndarray) -> faiss.Index:
+    index = faiss.index_factory(D, FAMILIES[name].factory(D, 16), faiss.METRIC_INNER_PRODUCT)
+    if name == "ivf_pq":
+        rotation = faiss.downcast_VectorTransform(faiss.downcast_index(index).chain.at(0))
+        rotation.niter, rotation.niter_pq = 1, 1
+    with omp_threads(1):  # threads that wait for each other are slow on a busy machine
+        index.train(vectors)
+    return index
+
+
+def filled(empty: faiss.Index, vectors: np.ndarray) -> FaissEngine:
+    index = faiss.clone_index(empty)
+    if len(vectors):
+        index.add(vectors)
+    return FaissEngine(index)
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_shards_answer_as_one_index(name: str, share: float, vectors: np.ndarray) -> None:
+    empty = trained(name, vectors)
+    one = filled(empty, vectors)
+    shards = FaissShards([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
+    assert shards.rows == N
+    xq = clustered(np.random.default_rng(5), 20, D)
+    mask = None if share == 1 else Mask(np.random.default_rng(6).random(N) < share)
+    params = {"nprobe": 4, "k_factor": N / 50}  # everything scanned is refined: coarse estimates of few bits are often equal
+    a, b = one.search(xq, 50, mask, params), shards.search(xq, 50, mask, params)
+    np.testing.assert_allclose(a.similarity, b.similarity, atol=1e-5)
+    assert mask is None or mask.allowed[b.rows[b.rows >= 0]].all()
+
+
+def test_stored_vectors_come_from_their_shard(vectors: np.ndarray) -> None:
+    empty = trained("ivf_fs_sq8", vectors)
+    shards = FaissShards([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
+    rows = np.array([2999, 0, 499, 500, 2000, 1999, 7])
+    np.testing.assert_allclose(shards.vectors(rows), vectors[rows], atol=1e-2)
+    assert shards.vectors(np.zeros(0, np.int64)).shape == (0, D)
+
+
+def test_only_what_was_trained_as_one_is_searched_as_one(vectors: np.ndarray) -> None:
+    half = vectors[: N // 2]
+    empty = trained("ivf_fs_sq8", vectors)
+    assert trained_as_one([filled(empty, half), filled(empty, half[:10])])
+    assert not trained_as_one([filled(empty, half), filled(trained("ivf_fs_sq8", half), half)])
+    assert not trained_as_one([filled(empty, half), filled(trained("ivf_flat", vectors), half)])
+    assert not trained_as_one([filled(trained("hnsw_sq8", vectors), half)] * 2)
+
+
+def test_a_version_of_shards_searches_them_as_one(tmp_path: Path) -> None:
+    shop = make_shop(tmp_path / "shop", n=4 * N, shards=SHARDS)
+    searcher = open_shop(shop, tmp_path / "built", "ivf_fs_sq8", {"nprobe": 256, "k_factor": N / 5})
+    assert [len(p.segments) for p in searcher.parts] == [SHARDS]
+    xq = clustered(np.random.default_rng(5), 10, D)
+    found, exact = searcher.search(xq, 20), searcher.exact(xq, 20)
+    np.testing.assert_allclose(found.similarity, exact.similarity, atol=1e-3)
+    alone = [
+        Searcher.open(searcher.manifest, lambda ref: tmp_path / "built" / ref.path, shard=shard).search(xq, 20)
+        for shard in range(4)
+    ]
+    best = -np.sort(-np.concatenate([f.similarity for f in alone], axis=1))[:, :20]
+    np.testing.assert_allclose(found.similarity, best, atol=1e-3)

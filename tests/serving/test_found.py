@@ -1,0 +1,59 @@
+"""Gathering from parts gives what asking every part for everything gives, and asks for less."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.found import Found, Source, gather, merge, nothing
+
+
+def sources_of(parts: list[np.ndarray], rows: list[np.ndarray], asked: list[int]) -> list[Source]:
+    """Exact sources over similarities (nq, n) of each part; `asked` collects what they are asked for."""
+
+    def source(similarity: np.ndarray, mine: np.ndarray) -> Source:
+        def ask(which: np.ndarray, k: int) -> Found:
+            asked.append(len(which) * k)
+            rows = np.broadcast_to(mine, (len(which), len(mine)))
+            found = merge([Found(similarity[which], rows)], k)
+            return found
+
+        return Source(ask, len(mine) / sum(map(len, rows)))
+
+    return [source(s, r) for s, r in zip(parts, rows, strict=True)]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    k=st.integers(1, 50),
+    seed=st.integers(0, 10_000),
+    skew=st.sampled_from([0.0, 3.0]),
+    distinct=st.sampled_from([5, 10_000]),
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_gathering_is_asking_everyone_for_everything(sizes: list[int], k: int, seed: int, skew: float, distinct: int) -> None:
+    """Also when one part holds all the best (skew), and when many similarities are equal (few distinct values)."""
+    rng = np.random.default_rng(seed)
+    rows = np.split(rng.permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+    parts = [
+        (np.floor(distinct * rng.random((3, n))) / distinct + skew * (i == 0)).astype(np.float32) for i, n in enumerate(sizes)
+    ]
+    found = gather(sources_of(parts, rows, []), 3, k)
+    whole = merge([Found(s, np.broadcast_to(r, s.shape)) for s, r in zip(parts, rows, strict=True)], k)
+    np.testing.assert_array_equal(found.similarity, whole.similarity)
+    np.testing.assert_array_equal(found.rows, whole.rows)
+
+
+def test_parts_are_asked_for_little_more_than_their_share() -> None:
+    rng = np.random.default_rng(1)
+    rows = np.split(np.arange(80_000), 8)
+    asked: list[int] = []
+    gather(sources_of([rng.random((1, 10_000), np.float32) for _ in rows], rows, asked), 1, 2000)
+    assert len(asked) == 8
+    assert sum(asked) < 1.5 * 2000
+
+
+@pytest.mark.parametrize("nq", [1, 3])
+def test_nothing_is_no_row(nq: int) -> None:
+    assert (nothing(nq, 4).rows == -1).all()
+    assert np.isneginf(nothing(nq, 4).similarity).all()
