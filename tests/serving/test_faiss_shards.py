@@ -10,11 +10,11 @@ from serving.engine import Mask
 from serving.faiss_engine import FaissEngine, omp_threads
 from serving.faiss_shards import FaissShards, trained_as_one
 from serving.searcher import Searcher
-from tasks.index.families import FAMILIES
 from tests.index.shop import clustered, make_shop, open_shop
 
 D, N, SHARDS = 32, 3000, 4
-SHARED = ["ivf_flat", "ivf_pq", "ivf_fs_sq8", "ivf_rabitq", "ivf_rabitq_fp16"]
+SHARED = ["IVF16,Flat", "RR32,IVF16,PQ8x4", "IVF16,PQ4x4fs,Refine(SQ8)", "IVF16,RaBitQ", "IVF16,RaBitQfs,Refine(SQfp16)"]
+FINE, OTHER, GRAPH = SHARED[2], SHARED[0], "HNSW16,SQ8"
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +22,8 @@ def vectors() -> np.ndarray:
     return clustered(np.random.default_rng(4), N, D)
 
 
-def trained(name: str, vectors: np.ndarray) -> faiss.Index:
-    index = faiss.index_factory(D, FAMILIES[name].factory(D, 16), faiss.METRIC_INNER_PRODUCT)
-    if name == "ivf_pq":
-        rotation = faiss.downcast_VectorTransform(faiss.downcast_index(index).chain.at(0))
-        rotation.niter, rotation.niter_pq = 1, 1
+def trained(factory: str, vectors: np.ndarray) -> faiss.Index:
+    index = faiss.index_factory(D, factory, faiss.METRIC_INNER_PRODUCT)
     with omp_threads(1):  # threads that wait for each other are slow on a busy machine
         index.train(vectors)
     return index
@@ -39,10 +36,10 @@ def filled(empty: faiss.Index, vectors: np.ndarray) -> FaissEngine:
     return FaissEngine(index)
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("factory", SHARED)
 @pytest.mark.parametrize("share", [1.0, 0.4])
-def test_shards_answer_as_one_index(name: str, share: float, vectors: np.ndarray) -> None:
-    empty = trained(name, vectors)
+def test_shards_answer_as_one_index(factory: str, share: float, vectors: np.ndarray) -> None:
+    empty = trained(factory, vectors)
     one = filled(empty, vectors)
     shards = FaissShards([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
     assert shards.rows == N
@@ -55,7 +52,7 @@ def test_shards_answer_as_one_index(name: str, share: float, vectors: np.ndarray
 
 
 def test_stored_vectors_come_from_their_shard(vectors: np.ndarray) -> None:
-    empty = trained("ivf_fs_sq8", vectors)
+    empty = trained(FINE, vectors)
     shards = FaissShards([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
     rows = np.array([2999, 0, 499, 500, 2000, 1999, 7])
     np.testing.assert_allclose(shards.vectors(rows), vectors[rows], atol=1e-2)
@@ -64,11 +61,11 @@ def test_stored_vectors_come_from_their_shard(vectors: np.ndarray) -> None:
 
 def test_only_what_was_trained_as_one_is_searched_as_one(vectors: np.ndarray) -> None:
     half = vectors[: N // 2]
-    empty = trained("ivf_fs_sq8", vectors)
+    empty = trained(FINE, vectors)
     assert trained_as_one([filled(empty, half), filled(empty, half[:10])])
-    assert not trained_as_one([filled(empty, half), filled(trained("ivf_fs_sq8", half), half)])
-    assert not trained_as_one([filled(empty, half), filled(trained("ivf_flat", vectors), half)])
-    assert not trained_as_one([filled(trained("hnsw_sq8", vectors), half)] * 2)
+    assert not trained_as_one([filled(empty, half), filled(trained(FINE, half), half)])
+    assert not trained_as_one([filled(empty, half), filled(trained(OTHER, vectors), half)])
+    assert not trained_as_one([filled(trained(GRAPH, vectors), half)] * 2)
 
 
 def test_a_version_of_shards_searches_them_as_one(tmp_path: Path) -> None:
