@@ -35,9 +35,9 @@ MOST_WIDENED = 16
 
 @dataclass
 class OpenSegment:
-    """A base or delta in memory. `alive` (rows,) bool is None while nothing in it is hidden."""
+    """A base or delta. `engine`: None where other processes hold it; `alive` (rows,) bool: None while nothing is hidden."""
 
-    engine: FaissEngine
+    engine: FaissEngine | None
     start: int
     rows: int
     alive: np.ndarray | None
@@ -140,6 +140,7 @@ class Searcher:
     def vector(self, row: int) -> np.ndarray:
         """The stored vector (d,) float32 of a row."""
         segment = self._segment(row)
+        assert segment.engine is not None
         return segment.engine.vectors(np.array([row - segment.start]))[0]
 
     def is_live(self, row: int) -> bool:
@@ -199,11 +200,12 @@ def _exact(part: Part, xq: np.ndarray, k: int, positions: np.ndarray) -> Found:
 
 def _parts(segments: list[OpenSegment]) -> list[Part]:
     """Bases that are shards of one template are one part, every other segment is one of its own."""
-    bases = [s for s in segments if s.base]
-    if len(bases) < 2 or not trained_as_one([s.engine for s in bases]):
-        return [Part(s.engine, [s]) for s in segments]
-    together = Part(FaissShards([s.engine for s in bases]), bases)
-    return [together, *(Part(s.engine, [s]) for s in segments if not s.base)]
+    held = [(s, s.engine) for s in segments if s.engine is not None]
+    bases = [(s, engine) for s, engine in held if s.base]
+    if len(bases) < 2 or not trained_as_one([engine for _, engine in bases]):
+        return [Part(engine, [s]) for s, engine in held]
+    together = Part(FaissShards([engine for _, engine in bases]), [s for s, _ in bases])
+    return [together, *(Part(engine, [s]) for s, engine in held if not s.base)]
 
 
 def ordered(segments: tuple[Segment, ...]) -> list[Segment]:
