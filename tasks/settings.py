@@ -76,6 +76,8 @@ class Settings:
     price_gpu_hour: float = 0.60
     alert_url: str = _secret()
     """Where a failed or late run is told, as a JSON message by POST (such as a chat's incoming webhook). Empty: the log only."""
+    max_lost: float = 0.1
+    """Largest share of the live version's products that a new version may lack."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> "Settings":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from serving.contract.manifest import IndexManifest
 from tasks.registry import INDEX_MODEL, Registry, Version
+from tasks.release.shares import delta_share
 from tasks.release.verdict import refusal, verdict
 
 STATUSES = {
@@ -84,14 +85,6 @@ def status(version: Version, manifest: IndexManifest | None, problem: str = "") 
 def kind(manifest: IndexManifest) -> str:
     """ "whole" for a version of bases only, "delta" for one with changes on top of its bases."""
     return "whole" if all(s.kind == "base" for s in manifest.segments) else "delta"
-
-
-def delta_share(manifest: IndexManifest) -> float:
-    """The share of vectors that lie in deltas rather than in a base."""
-    rows = {"base": 0, "delta": 0, "tombstones": 0}
-    for segment in manifest.segments:
-        rows[segment.kind] += segment.rows
-    return rows["delta"] / max(rows["base"] + rows["delta"], 1)
 
 
 def _entry(made: Made, registry: Registry) -> Entry:

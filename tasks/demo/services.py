@@ -87,6 +87,7 @@ def process_environment(settings: Settings) -> dict[str, str]:
         "VITRINE_BAKE_S": str(settings.bake_s),
         "VITRINE_P99_MS": str(settings.p99_ms),
         "VITRINE_REPLICA_MB": str(settings.replica_mb),
+        "VITRINE_MAX_LOST": str(settings.max_lost),
         "VITRINE_PROGRESS_DIR": str(settings.home / "progress"),
         "GX_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -1,95 +1,126 @@
-"""Measuring a version for its gates: the whole path on photos, recall against exact search, and exact reconciliation."""
+"""Measuring a version for its gates: the whole path on photos, under load, against exact search, product by product, beside live."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serving.contract.files import ContractError, FileRef
+from serving.contract.files import ContractError
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.release import Release
-from tasks.catalog.snapshot import Snapshot, product_table
-from tasks.index.metrics import hit_at, neighbour_recall
+from tasks.catalog.snapshot import Snapshot, product_batches, product_table
+from tasks.index.metrics import neighbour_recall
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.release.gates import Measured
-from tasks.release.whole_path import Query, measure
+from tasks.release.gates import Compared, Decision, K, Measured, Policy, Reconciled, decide
+from tasks.release.reconcile import reconcile
+from tasks.release.replayed import answers, churn, replayed, sampled_from
+from tasks.release.replicas import Replica
+from tasks.release.shares import delta_share
+from tasks.release.under_load import under_load
+from tasks.release.whole_path import Query, measure, read_photos
 
-K = 10
+LOAD_PHOTOS = 200
+CHURN_QUERIES = 200
+Judged = tuple[Decision, Measured]
 
 
-def measured(
-    release: Release, snapshot: Snapshot, queries: list[Query], reconcile: bool = True, catalogue: pa.Table | None = None
-) -> Measured:
-    """A version's figures on these photos; `reconcile` compares what is servable with the catalogue, product by product.
+def judged(
+    release: Release, live: Release | None, snapshot: Snapshot, queries: list[Query], policy: Policy, replicas: Sequence[Replica],
+    read_at: datetime, now: datetime, catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None,
+) -> Judged:  # fmt: skip
+    """The decision on a candidate beside what is live, and what was measured of it.
 
-    `catalogue` (product_id, key) is what the version should know where that is not its snapshot: see `catalogue_now`.
+    `catalogue` (product_id, key) is what the version should know where that is not its snapshot (see `reconcile.catalogue_now`), `read_at`
+    when it was read; `quarantined`: see `reconcile` (default: the manifest's count). `replicas` give sampled real queries.
     """
+    photos = read_photos(snapshot, queries[:: max(1, len(queries) // LOAD_PHOTOS)][:LOAD_PHOTOS])
+    known = product_table(snapshot.uri, ["product_id", "key"]) if catalogue is None else catalogue
+    lacking = release.manifest.counts.quarantined if quarantined is None else quarantined
+    candidate = replace(
+        measured(release, snapshot, queries, photos),
+        reconciled=reconcile(release.searcher, known, lacking),
+        age_h=(now - read_at).total_seconds() / 3600,
+        compared=_compared(release, live, photos, replicas) if live is not None else None,
+    )
+    before = measured(live, snapshot, queries, []) if live is not None else None
+    return decide(candidate, before, policy), candidate
+
+
+def measured(release: Release, snapshot: Snapshot, queries: list[Query], photos: Sequence[bytes]) -> Measured:
+    """A version's own figures: on these photos one at a time, and with `photos` (their bytes) under load."""
     path = measure(release, snapshot, queries)
     searcher = release.searcher
     recall = 1.0
     if len(path.vectors):
         found = searcher.search(path.vectors, release.candidates).similarity
         recall = neighbour_recall(found, searcher.exact(path.vectors, K).similarity, K)
-    percentiles = np.percentile(path.ms, [50, 99]) if len(path.ms) else (0.0, 0.0)
+    load = under_load(release, photos)
     return Measured(
-        photos=len(path.queries),
-        recall_at_1=hit_at(path.ranks, 1),
-        recall_at_10=hit_at(path.ranks, K),
+        ranks={q.photo_uri: int(r) for q, r in zip(path.queries, path.ranks, strict=True)},
+        categories=_categories(snapshot, path.queries),
         exact_recall_at_10=recall,
-        p50_ms=float(percentiles[0]),
-        p99_ms=float(percentiles[1]),
+        p50_ms=float(np.percentile(path.ms, 50)) if len(path.ms) else 0.0,
+        p99_ms=load.percentile(99),
+        qps=load.qps,
+        clients=load.clients,
+        memory_mb=memory_bytes(release) / 2**20,
         counts=release.manifest.counts.model_copy(update={"servable": searcher.live_rows}),
-        gap=gap(release, product_table(snapshot.uri, ["product_id", "key"]) if catalogue is None else catalogue)
-        if reconcile
-        else (),
+        rows=searcher.rows,
+        hidden=searcher.rows - searcher.live_rows,
+        delta_share=delta_share(release.manifest),
+        reconciled=Reconciled(),
     )
 
 
-def catalogue_now(snapshot: Snapshot, ledger: pa.Table) -> pa.Table:
-    """(product_id, key) of a snapshot's products after the changes of a ledger (tasks/catalog/changes/ledger.py, one row each)."""
-    products = product_table(snapshot.uri, ["product_id", "key"])
-    untouched = products.filter(pc.invert(pc.is_in(products["key"], ledger["key"].combine_chunks())))
-    upserts = ledger.filter(pc.not_equal(ledger["kind"], "delete")).select(["product_id", "key"])
-    return pa.concat_tables([untouched, upserts])
+def memory_bytes(release: Release) -> int:
+    """What a version takes in a replica: its FAISS files, its features as columns, its query encoder's file."""
+    files = sum(s.index.bytes for s in release.manifest.segments if s.index is not None)
+    query = release.encoders.manifest.variant(release.manifest.encoder.query).file.bytes
+    return files + release.searcher.features.table.nbytes + query
 
 
-def gap(release: Release, catalogue: pa.Table) -> tuple[str, ...]:
-    """Product ids that are servable and not in the catalogue, or, beyond the quarantined ones, in it and not servable."""
-    ids, keys = np.array(catalogue["product_id"].to_pylist()), catalogue["key"].to_numpy()
-    features, live = release.searcher.features, release.searcher.live()
-    servable = features.key[live]
-    strange = np.flatnonzero(~np.isin(features.key, keys) & live)
-    missing = ids[~np.isin(keys, servable)]
-    names = [r["product_id"] for r in features.take(strange, ["product_id"])]
-    if len(missing) > release.manifest.counts.quarantined:
-        names += list(missing)
-    doubled = len(servable) - len(np.unique(servable))
-    return tuple(names) + ((f"{doubled} products twice",) if doubled else ())
-
-
-def measure_live(
-    registry: Registry, cache: Path, snapshot: Snapshot, queries: list[Query], runtime: Runtime = ONNXRUNTIME
-) -> Measured | None:
-    """The live version on the same photos; None when nothing is live yet or it can no longer be opened."""
+def open_live(registry: Registry, runtime: Runtime = ONNXRUNTIME) -> Release | None:
+    """The live version; None when nothing is live yet or it can no longer be opened."""
     live = registry.alias(INDEX_MODEL, "live")
     if live is None:
         return None
     try:
-        return measured(open_version(registry, live.version, cache, runtime), snapshot, queries, reconcile=False)
+        return open_version(registry, live.version, runtime)
     except ContractError:
         return None
 
 
-def open_version(registry: Registry, version: str, cache: Path, runtime: Runtime = ONNXRUNTIME) -> Release:
-    """A registered version, its files fetched into `cache` by sha256 and verified."""
+def open_version(registry: Registry, version: str, runtime: Runtime = ONNXRUNTIME) -> Release:
+    """A registered version, its files fetched once and verified."""
     manifest = registry.index_manifest(version)
+    return Release.open(version, manifest, registry.encoder_folder(manifest.encoder.version), registry.file, runtime=runtime)
 
-    def locate(ref: FileRef) -> Path:
-        path = cache / ref.sha256
-        if not path.is_file():
-            fetched = registry.fetch(ref.run_id, ref.path, cache / "incoming")
-            fetched.replace(path)
-        return path
 
-    return Release.open(version, manifest, registry.encoder_folder(manifest.encoder.version), locate, runtime=runtime)
+def _compared(release: Release, live: Release, photos: Sequence[bytes], replicas: Sequence[Replica]) -> Compared:
+    queries = replayed(release, live, sampled_from(replicas, CHURN_QUERIES), photos, CHURN_QUERIES)
+    assert queries.live_vectors is not None
+    before, now = live.searcher.live(), release.searcher.features.key[release.searcher.live()]
+    gone = before & ~np.isin(live.searcher.features.key, now)
+    lost = live.searcher.features.table["product_id"].take(pa.array(np.flatnonzero(gone))).to_pylist()
+    return Compared(
+        queries=len(queries),
+        origin=queries.origin,
+        churn=churn(answers(release, queries.vectors), answers(live, queries.live_vectors)),
+        encoder_before=live.manifest.encoder.version,
+        encoder_now=release.manifest.encoder.version,
+        lost=tuple(lost),
+        products_before=live.searcher.live_rows,
+    )
+
+
+def _categories(snapshot: Snapshot, queries: Sequence[Query]) -> dict[str, str]:
+    """The most general category of each photo's product."""
+    wanted = pa.array(sorted({q.product_id for q in queries}), pa.string())
+    of: dict[str, str] = {}
+    for batch in product_batches(snapshot.uri, ["product_id", "category"]):
+        rows = batch.filter(pc.is_in(batch["product_id"], wanted)).to_pylist()
+        of |= {r["product_id"]: (r["category"] or [""])[0] for r in rows}
+    return {q.photo_uri: of.get(q.product_id, "") for q in queries}

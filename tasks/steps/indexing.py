@@ -138,10 +138,10 @@ def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], 
     """Puts the version together, measures the whole path against the live version, and registers it with its gate report."""
     from serving.release import Release
     from serving.searcher import Searcher
+    from tasks.catalog.snapshot import started_at
     from tasks.index.assemble import with_golden
-    from tasks.release.gates import Policy, decide, index_gates
-    from tasks.release.measuring import measure_live, measured
     from tasks.release.whole_path import held_out, query_vectors
+    from tasks.steps.judging import judge
 
     models, whole = registry(), as_snapshot(snapshot)
     queries = held_out(whole)
@@ -155,12 +155,9 @@ def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], 
         golden = query_vectors(EncoderFolder(encoder_folder), encoder["query"], whole, queries[:64], query_runtime())
         manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
         release = Release.open("candidate", manifest, encoder_folder, locate, runtime=query_runtime())
-        candidate = measured(release, whole, queries)
-        live = measure_live(models, settings().home / "serving" / "gate-cache", whole, queries, query_runtime())
-        gates = index_gates(candidate, live, Policy(exact_recall=settings().recall_target))
-        decision = decide(gates)
-        for gate in gates:
-            log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)
+        bad = storage.read_table(embedded["quarantine_uri"], ["key"])["key"].to_numpy()
+        decision, candidate = judge(models, release, whole, queries, started_at(whole.uri), quarantined=bad)
+        gates = decision.gates
         manifest = manifest.model_copy(update={"gates": gates})
         _publish(run, manifest, gates, tuned, shards, folder)
         run.params({"snapshot": snapshot["id"], "encoder_version": encoder["version"], "family": tuned["search"]["family"]})

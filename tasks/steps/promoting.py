@@ -13,7 +13,7 @@ from tasks.release.lease import HANDOVER_S, LeaseLost, holding
 from tasks.release.promotion import Guarded, Plan, choose_slot
 from tasks.release.replicas import Replica
 from tasks.settings import Settings
-from tasks.steps.common import registry, settings, work_folder
+from tasks.steps.common import query_runtime, registry, settings, work_folder
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +74,9 @@ def shadow(plan: dict, run_key: str) -> dict[str, Any]:
 
     chosen = settings()
     models, replicas = registry(chosen), replicas_of(chosen)
-    cache = chosen.home / "serving" / "gate-cache"
     with _guarded(models, plan, run_key):
-        release = open_version(models, plan["version"], cache)
-        live = open_version(models, plan["live"], cache) if plan["live"] and plan["live"] != plan["version"] else None
+        release = open_version(models, plan["version"], query_runtime())
+        live = open_version(models, plan["live"], query_runtime()) if plan["live"] and plan["live"] != plan["version"] else None
         snapshot = read_snapshot(release.manifest.snapshot.uri)
         photos = read_photos(snapshot, held_out(snapshot, SHADOW_QUERIES))
         queries = replayed(release, live, sampled_from(replicas, SHADOW_QUERIES), photos, SHADOW_QUERIES)

@@ -143,12 +143,10 @@ def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
         return _registered(made)
     folder = work_folder(run_key) / "index"
     with models.run(EXPERIMENT, run_key, f"delta on version {plan['parent']}") as run:
-        from tasks.release.gates import decide
+        from tasks.release.gates import of_gates
 
         manifest, measured = _version(models, chosen, plan, embedded, run, folder, photos)
-        decision = decide(manifest.gates)
-        for gate in manifest.gates:
-            log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)
+        decision = of_gates(manifest.gates)
         _upload(run, manifest, folder)
         run.params({"parent": plan["parent"], "changes": plan["changes"], "encoder_version": manifest.encoder.version})
         run.metrics({g.name: g.value for g in manifest.gates} | {"recall_at_10": measured.recall_at_10})
@@ -293,9 +291,9 @@ def _version(
     from serving.searcher import Searcher
     from tasks.catalog.changes.ledger import newest
     from tasks.index.assemble import with_golden
-    from tasks.release.gates import Policy, index_gates
-    from tasks.release.measuring import catalogue_now, measure_live, measured
+    from tasks.release.reconcile import catalogue_now
     from tasks.release.whole_path import MAX_PHOTOS, held_out
+    from tasks.steps.judging import judge
 
     parent = models.index_manifest(plan["parent"])
     held, changed = _ledger(models, parent), _rows(plan)
@@ -324,10 +322,9 @@ def _version(
     gone = set(whole.filter(pc.equal(whole["kind"], "delete"))["product_id"].to_pylist())
     # A photo of a product that was deleted has no right answer any more.
     queries = [q for q in held_out(snapshot, photos or MAX_PHOTOS) if q.product_id not in gone]
-    candidate = measured(release, snapshot, queries, catalogue=catalogue_now(snapshot, whole))
-    live = measure_live(models, chosen.home / "serving" / "gate-cache", snapshot, queries)
-    gates = index_gates(candidate, live, Policy(exact_recall=chosen.recall_target))
-    return manifest.model_copy(update={"gates": gates}), candidate
+    read_at = datetime.fromisoformat(plan["now"])
+    decision, candidate = judge(models, release, snapshot, queries, read_at, catalogue_now(snapshot, whole))
+    return manifest.model_copy(update={"gates": decision.gates}), candidate
 
 
 def _segments(

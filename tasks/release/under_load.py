@@ -1,0 +1,62 @@
+"""The whole path while several ask at once, each their next photo when they have the answer to the last."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.contract.preprocess import ImageRejected
+from serving.release import Release
+
+CLIENTS = 4
+"""Two workers of a replica (VITRINE_WORKERS) with as many again waiting for them."""
+SECONDS = 2.0
+TOP = 20
+
+
+@dataclass(frozen=True)
+class Load:
+    """Milliseconds (n,) of each answer, from bytes to ranking, and answers a second over all clients."""
+
+    ms: np.ndarray
+    qps: float
+    clients: int
+
+    def percentile(self, q: float) -> float:
+        return float(np.percentile(self.ms, q)) if len(self.ms) else 0.0
+
+
+def under_load(release: Release, photos: Sequence[bytes], clients: int = CLIENTS, seconds: float = SECONDS) -> Load:
+    """Asks for `seconds`, and each photo at least once where there are fewer than that takes. Photos that cannot be read are left out."""
+    times: list[list[float]] = [[] for _ in range(clients)]
+    errors: list[BaseException] = []
+    ends = time.perf_counter() + seconds
+
+    def ask(client: int) -> None:
+        try:
+            at = client
+            while photos and (time.perf_counter() < ends or at < min(len(photos), clients)):
+                began = time.perf_counter()
+                try:
+                    release.answer(release.encode_photo(photos[at % len(photos)]), TOP)
+                except ImageRejected:
+                    pass
+                else:
+                    times[client].append(1e3 * (time.perf_counter() - began))
+                at += clients
+        except BaseException as error:
+            errors.append(error)
+
+    release.warm()
+    began = time.perf_counter()
+    threads = [threading.Thread(target=ask, args=(n,), name=f"load-{n}") for n in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    ms = np.array([t for own in times for t in own])
+    return Load(ms, len(ms) / max(time.perf_counter() - began, 1e-9), clients)

@@ -1,0 +1,49 @@
+"""The gates of a new index version, with the thresholds and replicas that the settings name: what every maker of versions calls."""
+
+import logging
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+
+from serving.release import Release
+from tasks.catalog.snapshot import Snapshot
+from tasks.registry import Registry
+from tasks.release.gates import Policy
+from tasks.release.measuring import Judged, judged, open_live
+from tasks.release.whole_path import Query
+from tasks.settings import Settings
+from tasks.steps.common import query_runtime, settings
+
+log = logging.getLogger(__name__)
+
+
+def policy_of(chosen: Settings) -> Policy:
+    """The thresholds that the settings name; the others are the policy's own."""
+    return Policy(exact_recall=chosen.recall_target, p99_ms=chosen.p99_ms, memory_mb=chosen.replica_mb / 2, lost=chosen.max_lost)
+
+
+def judge(
+    models: Registry, release: Release, snapshot: Snapshot, queries: list[Query], read_at: datetime,
+    catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None,
+) -> Judged:  # fmt: skip
+    """The decision on a candidate beside what is live, each gate in the log; `catalogue`, `quarantined`: see measuring.judged."""
+    from tasks.steps.promoting import replicas_of
+
+    chosen = settings()
+    live = open_live(models, query_runtime())
+    decision, measured = judged(
+        release,
+        live,
+        snapshot,
+        queries,
+        policy_of(chosen),
+        replicas_of(chosen),
+        read_at,
+        datetime.now(UTC),
+        catalogue,
+        quarantined,
+    )
+    for gate in decision.gates:
+        log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)
+    return decision, measured
