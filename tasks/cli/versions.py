@@ -78,8 +78,7 @@ def diff(
     """What changed between two index versions: products, files, gates, and the answers to the same photos."""
     from tasks.release.diff import difference
 
-    chosen = Settings.load()
-    found = difference(open_registry(), before, after, chosen.home / "serving" / "gate-cache", photos)
+    found = difference(open_registry(), before, after, photos)
     made = found.products
     console.print(f"[bold]index version {before} -> {after}[/]")
     _change("encoder version", *found.encoders)

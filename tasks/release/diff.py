@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -71,9 +70,9 @@ class Difference:
     answers: tuple[Answer, ...]
 
 
-def difference(registry: Registry, before: str, after: str, cache: Path, photos: int = PHOTOS) -> Difference:
+def difference(registry: Registry, before: str, after: str, photos: int = PHOTOS) -> Difference:
     """Opens both versions as a replica does. Raises VitrineError or ContractError for one that is not there or not whole."""
-    old, new = (open_version(registry, version, cache) for version in (before, after))
+    old, new = (open_version(registry, version) for version in (before, after))
     held = {f.sha256 for f in old.manifest.files()}
     fresh = [f for f in new.manifest.files() if f.sha256 not in held]
     return Difference(

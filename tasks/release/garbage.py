@@ -186,10 +186,9 @@ def _local(home: Path, needed: Reached, retention: Retention, now: float) -> Ite
     for folder in sorted((home / "work").glob("*.*")):
         if folder.is_dir():
             yield from _old("work", folder.name, str(folder), "its run ended long ago", retention.grace_s, now)
-    for cache in (home / "cache" / "files", home / "serving" / "gate-cache"):
-        for path in sorted(cache.glob("*")):
-            if path.is_file() and path.name not in needed.checksums:
-                yield from _old("cache", path.name, str(path), "no kept version has this file", CACHE_AGE_S, now)
+    for path in sorted((home / "cache" / "files").glob("*")):
+        if path.is_file() and path.name not in needed.checksums:
+            yield from _old("cache", path.name, str(path), "no kept version has this file", CACHE_AGE_S, now)
 
 
 def _old(kind: str, name: str, uri: str, reason: str, age_s: float, now: float) -> Iterator[Item]:

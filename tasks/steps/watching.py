@@ -25,7 +25,7 @@ def look(run_key: str) -> dict[str, Any]:
     models = registry(chosen)
     now = time.time()
     prices = Prices(chosen.price_core_hour, chosen.price_gpu_hour)
-    seen = look_at(models, replicas_of(chosen), chosen.store_uri, chosen.home / "serving" / "gate-cache", prices, now)
+    seen = look_at(models, replicas_of(chosen), chosen.store_uri, prices, now)
     figures = seen.figures
     table = checks(figures, Limits(live_recall=chosen.recall_target, age_s=3600.0 * chosen.most_age_h))
     files = write_report(seen, table, work_folder(run_key) / "watch")

@@ -3,19 +3,18 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from serving.release import Release
 from tasks import storage
-from tasks.board.timeline import delta_share
 from tasks.catalog.snapshot import read_snapshot
 from tasks.index.delta import compaction_due
 from tasks.index.metrics import neighbour_recall
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.measuring import open_version
 from tasks.release.replicas import Replica
+from tasks.release.shares import delta_share
 from tasks.release.whole_path import held_out, query_vectors
 from tasks.watch.checks import Figures
 from tasks.watch.cost import Prices, Work, cost
@@ -42,13 +41,13 @@ class Looked:
     drifts: dict[str, tuple[Drift, Reference]]
 
 
-def look(registry: Registry, replicas: Sequence[Replica], store: str, cache: Path, prices: Prices, now_s: float) -> Looked:
+def look(registry: Registry, replicas: Sequence[Replica], store: str, prices: Prices, now_s: float) -> Looked:
     """Measures the live version. Raises VitrineError when nothing is live, ContractError when it cannot be opened.
 
     The first look with an encoder keeps what it sees as the reference of later ones, below <store>/watch.
     """
     live = registry.require_alias(INDEX_MODEL, "live")
-    release = open_version(registry, live.version, cache)
+    release = open_version(registry, live.version)
     manifest, searcher = release.manifest, release.searcher
     notes: list[str] = []
     sampled = sampled_queries(replicas, manifest.encoder.query_fingerprint, QUERIES)

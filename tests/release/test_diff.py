@@ -33,7 +33,7 @@ def two(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop
 
 def test_products_files_gates_and_answers_are_compared(two: tuple[Shop, str, str]) -> None:
     shop, first, second = two
-    found = difference(shop.registry, first, second, shop.home / "gate-cache")
+    found = difference(shop.registry, first, second)
     made = found.products
     assert (made.before, made.after, made.added, made.removed, made.changed) == (12, 12, 1, 1, 2)
     assert (made.added_ids, made.removed_ids) == (("p900",), ("p000",))
@@ -48,7 +48,7 @@ def test_products_files_gates_and_answers_are_compared(two: tuple[Shop, str, str
 
 def test_a_version_does_not_differ_from_itself(two: tuple[Shop, str, str]) -> None:
     shop, first, _ = two
-    found = difference(shop.registry, first, first, shop.home / "gate-cache", photos=0)
+    found = difference(shop.registry, first, first, photos=0)
     made = found.products
     assert (made.added, made.removed, made.changed, found.new_bytes) == (0, 0, 0, 0)
     assert found.files_kept == found.files_after

@@ -44,9 +44,8 @@ def live(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def looked(live: Live, replicas: list[Replica] | None = None):
-    cache = live.shop.home / "gate-cache"
     told = live.replicas if replicas is None else replicas
-    return look(live.shop.registry, told, str(live.shop.home / "data"), cache, Prices(), time.time())
+    return look(live.shop.registry, told, str(live.shop.home / "data"), Prices(), time.time())
 
 
 def test_without_shoppers_held_out_photos_are_asked(live: Live) -> None:
