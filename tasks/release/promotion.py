@@ -157,7 +157,9 @@ def _not_ready(state: dict[str, Any], plan: Plan) -> str:
         return f"{plan.slot} holds version {slot['version'] or 'none'}"
     if slot["state"] == "failed":
         return f"failed: {slot['reason']}"
-    return "" if slot["state"] == "ready" else f"{plan.slot} is {slot['state']}"
+    if slot["state"] == "ready":
+        return ""
+    return f"{plan.slot} is {slot['state']}" + (f": {slot['reason']}" if slot.get("reason") else "")
 
 
 def _not_live(state: dict[str, Any], version: str) -> str:

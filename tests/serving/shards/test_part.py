@@ -1,0 +1,67 @@
+"""A shard's part of a version: its own segments, the whole version's handles, its own share of the golden answers."""
+
+import numpy as np
+import pytest
+
+from serving.contract.files import ContractError
+from serving.contract.manifest import IndexManifest
+from serving.filters import Filter
+from serving.searcher import Searcher
+from serving.shards.part import Part, offsets
+from serving.source import FolderSource
+from tests.serving.whole.storefront import Storefront, reseal
+
+
+def part(store: Storefront, *shards: int, version: str = "1") -> Part:
+    source = FolderSource(store.release)
+    return Part.open(version, source.manifest(version), source.fetch, list(shards))
+
+
+def test_parts_together_find_what_the_whole_finds(front: Storefront) -> None:
+    whole = Searcher.open(IndexManifest(**front.manifest("1")), FolderSource(front.release).fetch)
+    held = part(front, 0, 1)
+    xq = front.vectors["1"][:6]
+    for shard, start in offsets(held.manifest).items():
+        rows = held.shards[shard].searcher.rows
+        mine = np.zeros(whole.rows, bool)
+        mine[start : start + rows] = True
+        expected = whole.search(xq, 10, mine)
+        found = held.shards[shard].search(xq, 10, None)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-6)
+        np.testing.assert_array_equal(held.shards[shard].vectors(found.rows[0, :2])[1], whole.vector(int(found.rows[0, 1])))
+    assert held.products == whole.live_rows
+
+
+def test_vectors_of_other_shards_are_refused(front: Storefront) -> None:
+    held = part(front, 1)
+    with pytest.raises(ValueError, match="are not of this shard"):
+        held.shards[1].vectors(np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "through"),
+    [
+        ({"material": "wood"}, 0),
+        ({"not": {"material": "wood"}}, 1),
+        ({"material": {"exists": False}}, 1),
+        ({"material": {"exists": True}}, 0),
+    ],
+)
+def test_a_column_that_only_other_shards_have_is_one_of_which_nothing_is_known(
+    front: Storefront, wanted: dict, through: int
+) -> None:
+    shard = part(front, 0).shards[0]
+    found = shard.search(front.vectors["1"][:1], 100, Filter(wanted))
+    assert (found.rows >= 0).sum() == through * shard.searcher.rows
+
+
+def test_a_shard_that_the_version_does_not_have_is_named(front: Storefront) -> None:
+    with pytest.raises(ContractError, match="has 2 shards; this process is told to hold shard 7"):
+        part(front, 0, 7)
+
+
+def test_a_part_that_does_not_reproduce_its_golden_answers_is_not_opened(store: Storefront) -> None:
+    reseal(store, "1", {"golden": store.manifest("2")["golden"]})
+    with pytest.raises(ContractError, match=r"golden answers are not reproduced: shard [01], query"):
+        part(store, 0, 1)
