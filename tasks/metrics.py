@@ -44,6 +44,30 @@ def mean_reciprocal_rank(rank: np.ndarray) -> float:
     return float((1.0 / rank).mean()) if len(rank) else 0.0
 
 
+def average_precision(similarity: np.ndarray, relevant: np.ndarray) -> float:
+    """The average precision of one query: `similarity` (nb,) and which columns are right (nb,) bool, at least one of them.
+
+    Wrong columns that are as similar count before a right one, as in `ranks`.
+    """
+    right = np.sort(similarity[relevant])[::-1]
+    wrong = np.sort(similarity[~relevant])
+    before = len(wrong) - np.searchsorted(wrong, right, side="left")
+    found = np.arange(1, len(right) + 1)
+    return float((found / (found + before)).mean())
+
+
+def cluster_interval(values: np.ndarray, groups: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """The mean of per-query values (n,) with an interval that draws whole groups (n,): for few products with many photos each."""
+    if not len(values):
+        return Interval(0.0, 0.0, 0.0, 0)
+    _, place = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(place, np.asarray(values, np.float64)), np.bincount(place)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (resamples, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(np.mean(values)), float(low), float(high), len(values))
+
+
 def interval(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """The mean of per-query values (n,) with its percentile bootstrap interval."""
     if not len(values):

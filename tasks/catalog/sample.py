@@ -135,10 +135,12 @@ def _write_tables(config: SampleConfig, folder: Path, looks: list[Look]) -> int:
     count = 0
     with written_whole(folder / "photos.csv") as path, path.open("w", newline="") as stream:
         rows = csv.writer(stream)
-        rows.writerow(["photo", "product_id", "split"])
+        rows.writerow(["photo", "product_id", "split", "taken_at"])
         for number in range(config.products):
             for n in range(config.photos_per_product):
-                rows.writerow([_photo(number, n), f"p{number:05d}", _split(number, n, config.photos_per_product)])
+                day = FIRST_DAY + timedelta(days=(number * 37 + n * 101) % 330)
+                split = _split(number, n, config.photos_per_product)
+                rows.writerow([_photo(number, n), f"p{number:05d}", split, day.strftime("%Y-%m-%d")])
                 count += 1
     return count
 

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.contract.keys import product_keys
+from tasks.catalog.splits import photo_split
 from tasks.errors import CatalogError
 
 UPDATED_AT = pa.timestamp("us", tz="UTC")
@@ -15,7 +16,9 @@ PRODUCT_SCHEMA = pa.schema([
     ("in_stock", pa.bool_()), ("popularity", pa.float32()), ("priority", pa.bool_()), ("image_uri", pa.string()),
     ("updated_at", UPDATED_AT),
 ])  # fmt: skip
-PHOTO_SCHEMA = pa.schema([("photo_uri", pa.string()), ("product_id", pa.string()), ("split", pa.string())])
+PHOTO_SCHEMA = pa.schema([
+    ("photo_uri", pa.string()), ("product_id", pa.string()), ("split", pa.string()), ("taken_at", UPDATED_AT),
+])  # fmt: skip
 
 ALIASES = {"image": "image_uri", "photo": "photo_uri"}
 REQUIRED = ("product_id", "title", "image_uri")
@@ -51,16 +54,30 @@ def to_products(batch: pa.RecordBatch, where: str) -> pa.Table:
 
 
 def to_photos(batch: pa.RecordBatch, where: str) -> pa.Table:
-    """A source's batch as photo rows (PHOTO_SCHEMA). Raises CatalogError for a column or split that is not known."""
+    """A source's batch as photo rows (PHOTO_SCHEMA). Raises CatalogError for a column or split that is not known.
+
+    A photo whose split is not said gets one by its name (tasks/catalog/splits.py); `taken_at` is null where it is not known.
+    """
     table = _renamed(batch, where, ("photo_uri", "product_id"))
-    if "split" not in table.column_names:
-        table = table.append_column("split", pa.repeat(pa.scalar("train"), len(table)))
-    table = table.select(PHOTO_SCHEMA.names).cast(PHOTO_SCHEMA)
+    uris = table["photo_uri"].cast(pa.string())
+    given = table["split"].to_pylist() if "split" in table.column_names else [None] * len(table)
+    splits = pa.array([split or photo_split(uri) for uri, split in zip(uris.to_pylist(), given, strict=True)], pa.string())
+    columns = {"photo_uri": uris, "product_id": table["product_id"].cast(pa.string()), "split": splits}
+    table = pa.table(columns | {"taken_at": _taken_at(table, where)}, schema=PHOTO_SCHEMA)
     strange = pc.invert(pc.is_in(table["split"], pa.array(SPLITS)))
     if pc.any(strange).as_py():
         found = table["split"][pc.index(strange, True).as_py()].as_py()
         raise CatalogError(f"{where}: split {found!r} is not one of {', '.join(SPLITS)}")
     return table
+
+
+def _taken_at(table: pa.Table, where: str) -> pa.Array | pa.ChunkedArray:
+    if "taken_at" not in table.column_names:
+        return pa.nulls(len(table), UPDATED_AT)
+    column = table["taken_at"]
+    if pa.types.is_string(column.type):
+        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+    return _cast(column, PHOTO_SCHEMA.field("taken_at"), where)
 
 
 def _renamed(batch: pa.RecordBatch, where: str, required: tuple[str, ...]) -> pa.Table:
@@ -95,11 +112,16 @@ def _with_category(table: pa.Table) -> pa.Table:
     return table.set_column(place, "category", pa.array(parts, pa.list_(pa.string())))
 
 
+def _whole_day(text: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A date without a time is the start of its day."""
+    return pc.if_else(pc.equal(pc.utf8_length(text), 10), pc.binary_join_element_wise(text, "00:00:00", " "), text)
+
+
 def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArray:
     try:
-        if field.name == "updated_at" and pa.types.is_string(column.type):
+        if field.type == UPDATED_AT and pa.types.is_string(column.type):
             return _times(column)
-        if field.name == "updated_at" and pa.types.is_timestamp(column.type) and column.type.tz is None:
+        if field.type == UPDATED_AT and pa.types.is_timestamp(column.type) and column.type.tz is None:
             return column.cast(pa.timestamp("us")).cast(UPDATED_AT)
         if pa.types.is_boolean(field.type) and not pa.types.is_boolean(column.type):
             return pc.not_equal(column.cast(pa.int64()), 0)
@@ -112,6 +134,7 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArr
 
 def _times(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Times as text (ISO 8601, to the microsecond; without a zone they are UTC). Raises ArrowInvalid for what is none."""
+    column = _whole_day(column)
     zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
     with_zone = pc.if_else(zoned, column, pc.binary_join_element_wise(column, "Z", ""))
     return with_zone.cast(UPDATED_AT)

@@ -24,19 +24,23 @@ class Augmentation:
     """Share of pictures that lose a rectangle."""
 
 
-def augment(pixels: Tensor, size: int, how: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(pixels: Tensor, size: int, how: Augmentation, generator: torch.Generator, first: int = 0, whole: int = 0) -> Tensor:
     """Changed pictures (n, 3, size, size) float32 in [0, 1] of `pixels` (n, s, s, 3) uint8.
 
-    All chance comes from `generator` (a CPU one, so that every device draws the same).
+    All chance comes from `generator` (a CPU one, so that every device draws the same). Where `pixels` are the pictures from
+    `first` on of a batch of `whole`, each is changed as it would be in the whole batch.
     """
     device = pixels.device
+    rows = slice(first, first + len(pixels))
+
+    def draw(columns: int) -> Tensor:
+        return torch.rand((whole or len(pixels), columns), generator=generator)[rows]
+
     pictures = pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
-    grid = functional.affine_grid(
-        _placement(len(pixels), how, generator).to(device), [len(pixels), 3, size, size], align_corners=False
-    )
+    grid = functional.affine_grid(_placement(draw(6), how).to(device), [len(pixels), 3, size, size], align_corners=False)
     pictures = functional.grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    pictures = _colour(pictures, how, generator)
-    return _erase(pictures, how, generator)
+    pictures = _colour(pictures, how, draw(6).to(device))
+    return _erase(pictures, how, draw(4).to(device))
 
 
 def plain(pixels: Tensor) -> Tensor:
@@ -44,9 +48,12 @@ def plain(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
 
 
-def _placement(n: int, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Affine maps (n, 2, 3) from the result's square [-1, 1]^2 into the source's: a turned, mirrored crop that stays inside."""
-    u = torch.rand((n, 6), generator=generator)
+def _placement(u: Tensor, how: Augmentation) -> Tensor:
+    """Affine maps (n, 2, 3) from the result's square [-1, 1]^2 into the source's: a turned, mirrored crop that stays inside.
+
+    `u` (n, 6) in [0, 1) is the chance; so it is in `_colour` and `_erase`.
+    """
+    n = len(u)
     area = how.least_area + (1 - how.least_area) * u[:, 0]
     log_aspect = math.log(how.aspect) * (2 * u[:, 1] - 1)
     half_w = (area.sqrt() * (log_aspect / 2).exp()).clamp(max=1.0)
@@ -59,9 +66,8 @@ def _placement(n: int, how: Augmentation, generator: torch.Generator) -> Tensor:
     return rows.view(n, 2, 3)
 
 
-def _colour(pictures: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    n, device = len(pictures), pictures.device
-    u = (2 * torch.rand((n, 6), generator=generator) - 1).to(device)
+def _colour(pictures: Tensor, how: Augmentation, u: Tensor) -> Tensor:
+    n, u = len(pictures), 2 * u - 1
     brightness = (1 + how.brightness * u[:, 0]).view(n, 1, 1, 1)
     contrast = (1 + how.contrast * u[:, 1]).view(n, 1, 1, 1)
     saturation = (1 + how.saturation * u[:, 2]).view(n, 1, 1, 1)
@@ -72,10 +78,9 @@ def _colour(pictures: Tensor, how: Augmentation, generator: torch.Generator) -> 
     return (changed * brightness * tint).clamp_(0.0, 1.0)
 
 
-def _erase(pictures: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+def _erase(pictures: Tensor, how: Augmentation, u: Tensor) -> Tensor:
     """A grey rectangle of 5 to 25 % of the area over a share of the pictures."""
-    n, _, h, w = pictures.shape
-    u = torch.rand((n, 4), generator=generator).to(pictures.device)
+    _, _, h, w = pictures.shape
     side = (0.05 + 0.2 * u[:, 1]).sqrt()
     y0, x0 = u[:, 2] * (1 - side), u[:, 3] * (1 - side)
     y = (torch.arange(h, device=pictures.device) + 0.5) / h

@@ -3,6 +3,9 @@
 from serving.contract.manifest import EncoderManifest, Gate
 from tasks.encoder.evaluate import EncoderReport
 
+ASKED = {"photos": "held-out photos", "unseen": "photos of unseen products", "titles": "titles"}
+"""What was asked, in words."""
+
 
 def card(manifest: EncoderManifest, report: EncoderReport | None = None, gates: tuple[Gate, ...] = ()) -> str:
     """The card as Markdown; without a report it says that the version is not judged yet."""
@@ -21,7 +24,8 @@ def card(manifest: EncoderManifest, report: EncoderReport | None = None, gates: 
         "",
         *(f"- {tower}: {_tower(recipe, metrics, tower)}" for tower in ("teacher", "student")),
         f"- Distillation: alpha {recipe.get('alpha')}, KL temperature {recipe.get('kl_temperature')}, "
-        f"cosine weight {recipe.get('cosine_weight')}; seed {recipe.get('seed')}, {recipe.get('precision')}.",
+        f"cosine weight {recipe.get('cosine_weight')}; seed {recipe.get('seed')}, {recipe.get('precision')}; photos of "
+        + (f"the last {recipe['photo_days']} days." if recipe.get("photo_days") else "any age."),
         "",
         *_judged(report, gates),
         "## Export",
@@ -66,10 +70,11 @@ def _data(recipe: dict, report: EncoderReport | None) -> list[str]:
             f"- Judged on catalogue content `{report.content_sha256[:16]}`: {report.products} products and {len(report.photos)} "
             f"held-out photos (split `{report.split}`), none of which was trained on."
         )
-    return [
-        *lines,
-        "- Splits are by photo: every product was seen in training. Recall on products never seen is not measured here.",
-    ]
+    lines.append(
+        "- Splits are by photo and by product: a twentieth of the products, chosen by their ids, is never trained on; photos that "
+        "are copies of held-out ones are not either."
+    )
+    return lines
 
 
 def _judged(report: EncoderReport | None, gates: tuple[Gate, ...]) -> list[str]:
@@ -78,12 +83,12 @@ def _judged(report: EncoderReport | None, gates: tuple[Gate, ...]) -> list[str]:
     return [
         "## Recall",
         "",
-        "| queries | documents | Recall@1 | Recall@5 | Recall@10 | MRR |",
-        "|---|---|---|---|---|---|",
+        "| queries | asked | documents | Recall@1 | Recall@5 | Recall@10 | MRR | mAP |",
+        "|---|---|---|---|---|---|---|---|",
         *(
-            f"| {p.query} | {p.document} | "
-            + " | ".join(f"{r.value:.3f} ({r.low:.3f}-{r.high:.3f})" for r in p.recall.values())
-            + f" | {p.mrr:.3f} |"
+            f"| {p.query} | {len(p.ranks)} {ASKED[p.asked]} | {p.document} | "
+            + " | ".join(f"{r.value:.3f} ({r.low:.3f}-{r.high:.3f})" for r in (*p.recall.values(), p.mrr, p.map))
+            + " |"
             for p in report.pairs
         ),
         "",

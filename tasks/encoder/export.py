@@ -18,16 +18,17 @@ from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from tasks.encoder.card import card
 from tasks.encoder.flavour import write_flavour
 from tasks.encoder.graphs import OPSET, ImageGraph, write_half, write_onnx, write_torchscript
-from tasks.encoder.photos import Photos, TrainingSet, cached_pixels, read_training_set
+from tasks.encoder.photos import Photos, TrainingSet, read_training_set
+from tasks.encoder.pixels import cached_pixels
 from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.quantize import quantised
 from tasks.encoder.query_recall import recall_measure
 from tasks.encoder.runtimes import TorchScript
-from tasks.encoder.teacher import title_tokens
 from tasks.encoder.tokenizer import write_tokenizer
 from tasks.encoder.towers import ImageEncoder, parameters
 from tasks.encoder.trained import TrainedTower, load_tower, restore_student, restore_teacher
 from tasks.encoder.vectors import encode, opened
+from tasks.encoder.words import title_tokens
 from tasks.errors import TrainingError
 
 CURVES = "training.json"

@@ -4,6 +4,7 @@ import math
 import resource
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from tasks.encoder.checkpoint import (
     without_prefix,
 )
 from tasks.encoder.presets import Recipe
+from tasks.encoder.replicas import Replicas
 from tasks.errors import TrainingError
 from tasks.progress import Progress
 
 MetricLog = Callable[[str, float, int], None]
 Losses = Callable[[int], dict[str, Tensor]]
-"""The named losses of one batch, by its number (step * accumulate + part). "loss" is what is minimised."""
+"""The named losses of one batch, by its number (step * accumulate + part). "loss" is what is minimised, the same on every process."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,23 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def optimise(
-    name: str, module: nn.Module, losses: Losses, recipe: Recipe, key: str, images: int, folder: Path, log: MetricLog
+    name: str,
+    module: nn.Module,
+    losses: Losses,
+    recipe: Recipe,
+    key: str,
+    images: int,
+    folder: Path,
+    log: MetricLog,
+    replicas: Replicas | None = None,
 ) -> tuple[nn.Module, Curve]:
     """Trains `module` in place for `recipe.steps` steps, then puts the averaged (EMA) weights into it.
 
     Resumes from the newest checkpoint below `folder` whose key is `key`; a resumed training takes the same steps as one that
     was never stopped. Raises TrainingError on a loss that is not a number, and on a damaged checkpoint. `images` is the number
-    of pictures in a step, for the rate that is logged.
+    of pictures in a step, for the rate that is logged. Of several `replicas` the first saves and logs; all resume.
     """
+    replicas = replicas or Replicas()
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(_groups(module, recipe), lr=recipe.learning_rate, fused=True)
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
@@ -75,7 +86,7 @@ def optimise(
             rate = learning_rate(step, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            seen = _one_step(parameters, optimizer, losses, step, recipe)
+            seen = _one_step(parameters, optimizer, losses, step, recipe, replicas)
             if not all(math.isfinite(v) for v in seen.values()):
                 raise TrainingError(
                     f"{name}: the loss is not a number at step {step} ({seen}); lower the learning rate "
@@ -83,6 +94,8 @@ def optimise(
                 )
             _follow(average, module, min(recipe.ema_decay, (1 + step) / (10 + step)))
             loss_curve.append(seen["loss"])
+            if not replicas.first:
+                continue
             for key_, value in seen.items():
                 log(f"{name}.{key_}", value, step)
             log(f"{name}.learning_rate", rate, step)
@@ -104,13 +117,20 @@ def peak_memory_bytes() -> int:
 
 
 def _one_step(
-    parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, losses: Losses, step: int, recipe: Recipe
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    losses: Losses,
+    step: int,
+    recipe: Recipe,
+    replicas: Replicas,
 ) -> dict[str, float]:
     optimizer.zero_grad(set_to_none=True)
     seen: dict[str, float] = {}
     for part in range(recipe.accumulate):
-        found = losses(step * recipe.accumulate + part)
-        (found["loss"] / recipe.accumulate).backward()
+        last = part == recipe.accumulate - 1
+        with nullcontext() if last else replicas.unsynchronised():
+            found = losses(step * recipe.accumulate + part)
+            (found["loss"] / recipe.accumulate).backward()
         for name, value in found.items():
             seen[name] = seen.get(name, 0.0) + float(value.detach()) / recipe.accumulate
     norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)

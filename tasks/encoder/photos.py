@@ -1,25 +1,15 @@
-"""The training set of a snapshot: product pictures, photos and titles, decoded once into an array on disk."""
+"""The training set of a snapshot: products with their words, and labelled photos in splits that do not leak."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from datetime import timedelta
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from serving.contract.files import written_whole
-from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
 from tasks.catalog.snapshot import photo_table, product_table, read_snapshot
-from tasks.embed.images import read_image
+from tasks.catalog.splits import is_unseen
 from tasks.errors import TrainingError
-from tasks.progress import Progress
-
-DECODING_THREADS = 4
-MAX_REJECTED = 0.2
-"""A larger share of unreadable pictures is a broken catalogue, not bad luck."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +25,17 @@ class Photos:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What an encoder is trained and judged on. `by_split` holds the photos of train, val and test; no photo is in two."""
+    """What an encoder is trained and judged on. `by_split` holds the photos of train, val, test and unseen; none is in two.
+
+    `unseen[i]` says that product i is never trained on; the photos of the split `unseen` are theirs (those not in val or test).
+    """
 
     product_ids: tuple[str, ...]
     titles: tuple[str, ...]
+    descriptions: tuple[str, ...]
     categories: tuple[str, ...]
     image_uris: tuple[str, ...]
+    unseen: np.ndarray
     by_split: dict[str, Photos]
     root: str
     content_sha256: str
@@ -52,86 +47,62 @@ class TrainingSet:
         """The photos that recall is measured on: val, or test where there is no val."""
         return self.by_split["val"] if len(self.by_split["val"]) else self.by_split["test"]
 
+    def never_trained(self) -> Photos:
+        """Every photo that no encoder may have seen: val, test, and those of unseen products."""
+        parts = [self.by_split[name] for name in ("val", "test", "unseen")]
+        return Photos(tuple(u for p in parts for u in p.uris), np.concatenate([p.products for p in parts]))
 
-def read_training_set(snapshot_uri: str) -> TrainingSet:
-    """Products and photos of a snapshot. Raises TrainingError when it has no training photo, or one photo in two splits."""
+
+def read_training_set(snapshot_uri: str, photo_days: int = 0) -> TrainingSet:
+    """Products and photos of a snapshot; with `photo_days`, only the train photos of the last so many days.
+
+    Days are counted back from the newest photo of the snapshot, so the same snapshot gives the same set on any day. Held-out
+    photos are never left out. Raises TrainingError when no training photo is left, or one photo is in two splits.
+    """
     snapshot = read_snapshot(snapshot_uri)
-    products = product_table(snapshot_uri, ["product_id", "title", "category", "image_uri"])
-    photos = photo_table(snapshot_uri)
+    products = product_table(snapshot_uri, ["product_id", "title", "description", "category", "image_uri"])
     ids = products["product_id"].to_pylist()
-    row = {product_id: i for i, product_id in enumerate(ids)}
-    seen: dict[str, str] = {}
-    parts: dict[str, tuple[list[str], list[int]]] = {"train": ([], []), "val": ([], []), "test": ([], [])}
-    for uri, product_id, split in zip(*(photos[c].to_pylist() for c in ("photo_uri", "product_id", "split")), strict=True):
-        if seen.setdefault(uri, split) != split:
-            raise TrainingError(f"photo {uri!r} is in the splits {seen[uri]} and {split}; a photo may be in one only")
-        parts[split][0].append(uri)
-        parts[split][1].append(row[product_id])
-    if not parts["train"][0]:
-        raise TrainingError(
-            f"snapshot {snapshot.id} has no training photos; add rows with split=train to photos.csv (or the photos table)"
-        )
+    unseen = np.asarray([is_unseen(product_id) for product_id in ids])
     return TrainingSet(
         product_ids=tuple(ids),
         titles=tuple(products["title"].to_pylist()),
+        descriptions=tuple(products["description"].to_pylist()),
         categories=tuple((c or [""])[0] for c in products["category"].to_pylist()),
         image_uris=tuple(products["image_uri"].to_pylist()),
-        by_split={k: Photos(tuple(uris), np.asarray(rows, np.int64)) for k, (uris, rows) in parts.items()},
+        unseen=unseen,
+        by_split=_splits(_recent(photo_table(snapshot_uri), photo_days, snapshot.id), ids, unseen, snapshot.id),
         root=snapshot.image_root,
         content_sha256=snapshot.content_sha256,
     )
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """Decoded pictures (n, size, size, 3) uint8 on disk; `usable[i]` says whether picture i could be read."""
-
-    array: np.ndarray
-    usable: np.ndarray
-
-
-def read_pixels(uris: Sequence[str], root: str, spec: PreprocessSpec) -> Iterator[np.ndarray | None]:
-    """Each picture's pixels in order, None for one that cannot be read; several are decoded at a time."""
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        for start in range(0, len(uris), 512):
-            yield from pool.map(partial(_read_one, root=root, spec=spec), uris[start : start + 512])
-
-
-def _read_one(uri: str, root: str, spec: PreprocessSpec) -> np.ndarray | None:
-    try:
-        return decode(read_image(uri, root), spec)
-    except ImageRejected:
-        return None
-
-
-def cached_pixels(uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str) -> Pixels:
-    """The pictures decoded once into `folder`; a later call with the same uris and spec maps the same file.
-
-    The array is read through a memory map, so its size is bounded by the disk. Raises TrainingError when more than a fifth
-    of the pictures cannot be read.
-    """
-    digest = hashlib.sha256(json.dumps([list(uris), root, spec.model_dump()]).encode()).hexdigest()[:16]
-    path, usable_path = folder / f"{name}-{digest}.npy", folder / f"{name}-{digest}.usable.npy"
-    if not usable_path.is_file():
-        _decode_all(uris, root, spec, path, usable_path, name)
-    usable = np.load(usable_path)
-    return Pixels(np.load(path, mmap_mode="r"), usable)
-
-
-def _decode_all(uris: Sequence[str], root: str, spec: PreprocessSpec, path: Path, usable_path: Path, name: str) -> None:
-    usable = np.zeros(len(uris), bool)
-    shape = (len(uris), spec.size, spec.size, 3)
-    with written_whole(path) as temporary, Progress(f"decode {name}", len(uris), "images") as progress:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        for i, pixels in enumerate(read_pixels(uris, root, spec)):
-            if pixels is not None:
-                array[i], usable[i] = pixels, True
-            progress.add()
-        array.flush()
-    rejected = [uri for uri, good in zip(uris, usable, strict=True) if not good]
-    if len(rejected) > MAX_REJECTED * len(uris):
+def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray, snapshot_id: str) -> dict[str, Photos]:
+    row = {product_id: i for i, product_id in enumerate(ids)}
+    seen: dict[str, str] = {}
+    parts: dict[str, tuple[list[str], list[int]]] = {name: ([], []) for name in ("train", "val", "test", "unseen")}
+    for uri, product_id, split in zip(*(photos[c].to_pylist() for c in ("photo_uri", "product_id", "split")), strict=True):
+        if seen.setdefault(uri, split) != split:
+            raise TrainingError(f"photo {uri!r} is in the splits {seen[uri]} and {split}; a photo may be in one only")
+        where = "unseen" if split == "train" and unseen[row[product_id]] else split
+        parts[where][0].append(uri)
+        parts[where][1].append(row[product_id])
+    if not parts["train"][0]:
         raise TrainingError(
-            f"{len(rejected)} of {len(uris)} {name} pictures cannot be read (first: {rejected[0]}); check the catalogue's paths"
+            f"snapshot {snapshot_id} has no training photos; add rows with split=train to photos.csv (or the photos table)"
         )
-    with written_whole(usable_path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, usable)
+    return {k: Photos(tuple(uris), np.asarray(rows, np.int64)) for k, (uris, rows) in parts.items()}
+
+
+def _recent(photos: pa.Table, days: int, snapshot_id: str) -> pa.Table:
+    """The photos without the train photos that are older than `days` days, or all of them when `days` is 0."""
+    if not days:
+        return photos
+    taken = photos["taken_at"]
+    if not len(taken) or taken.null_count == len(taken):
+        raise TrainingError(
+            f"snapshot {snapshot_id}: no photo has a date, so a window of {days} days means nothing; "
+            "give photos.csv a column taken_at, or leave the data window empty"
+        )
+    first = pc.subtract(pc.max(taken), pa.scalar(timedelta(days=days)))
+    kept = pc.or_(pc.not_equal(photos["split"], "train"), pc.fill_null(pc.greater_equal(taken, first), False))
+    return photos.filter(kept)

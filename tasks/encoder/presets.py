@@ -13,8 +13,9 @@ from tasks.errors import TrainingError
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Which network. Exactly one of `open_clip` (a model of its list) and `timm` (a model of timm's, or our own) is set.
+    """Which network. Exactly one of `open_clip` and `timm` (a model of timm's, or our own) is set.
 
+    `open_clip`: a model of its list, or the path of a model config of one's own (.json, in open_clip's format).
     `pretrained`: an open_clip tag, "timm" for timm's own weights, a local checkpoint file, or empty for random weights.
     """
 
@@ -55,6 +56,12 @@ class Recipe:
     first_share: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
+    def lasting(self, epochs: float | None, photos: int) -> "Recipe":
+        """The same recipe for so many passes over `photos` pictures; None keeps its steps."""
+        if epochs is None:
+            return self
+        return replace(self, steps=max(1, round(epochs * photos / (self.products * self.pictures * self.accumulate))))
+
     def size_at(self, step: int, size: int) -> int:
         """The side of the pictures of a step, of an encoder that takes `size`."""
         return self.first_size if self.first_size and step < self.steps * self.first_share else size
@@ -81,11 +88,37 @@ class EncoderConfig:
     kl_temperature: float = 0.1
     cosine_weight: float = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
+    photo_days: int = 0
+    """Train photos older than so many days before the newest photo are left out; 0: none."""
     seed: int = 7
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the log and for the recipe's key."""
         return asdict(self) | {"preprocess": self.preprocess.model_dump()}
+
+    def changed(self, epochs: float | None, alpha: float | None, photo_days: int | None, photos: int) -> "EncoderConfig":
+        """This recipe with what a person asked for in a run; None leaves the preset's own.
+
+        An epoch of `photos` train photos is as many pictures as there are photos; both towers train for `epochs`. Raises
+        TrainingError for values that mean nothing.
+        """
+        if epochs is not None and not epochs > 0:
+            raise TrainingError(
+                f"epochs={epochs:g} trains nothing; give a number above 0, or leave it empty for the preset's steps"
+            )
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise TrainingError(
+                f"alpha={alpha:g} is not a share of the loss; give a number from 0 (imitate only) to 1 (task only)"
+            )
+        if photo_days is not None and photo_days < 0:
+            raise TrainingError(f"a data window of {photo_days} days holds no photo; give a number above 0, or 0 for all photos")
+        return replace(
+            self,
+            alpha=self.alpha if alpha is None else alpha,
+            photo_days=self.photo_days if photo_days is None else photo_days,
+            teacher_recipe=self.teacher_recipe.lasting(epochs, photos),
+            student_recipe=self.student_recipe.lasting(epochs, photos),
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
@@ -103,7 +136,7 @@ def demo() -> EncoderConfig:
         preprocess=PreprocessSpec(size=48, fit="squash"),
         cache_size=64,
         teacher=TowerConfig(timm="vitrine_residual_w32"),
-        student=TowerConfig(timm="vitrine_residual_w16"),
+        student=TowerConfig(timm="vitrine_residual_w14"),
         teacher_recipe=quick,
         student_recipe=replace(quick, steps=220, learning_rate=3e-3),
     )
@@ -139,11 +172,11 @@ def tiny() -> EncoderConfig:
     )
 
 
-def _large(name: str, teacher: TowerConfig, student: TowerConfig) -> EncoderConfig:
+def _large(name: str, teacher: TowerConfig, student: TowerConfig, dim: int = 512) -> EncoderConfig:
     teacher_recipe = Recipe(steps=3400, products=64, pictures=4, learning_rate=1e-5, weight_decay=0.1, ema_decay=0.999)
     return EncoderConfig(
         name=name,
-        dim=512,
+        dim=dim,
         preprocess=PreprocessSpec(size=224, fit="crop"),
         cache_size=256,
         teacher=teacher,
@@ -164,8 +197,9 @@ def vit_b32() -> EncoderConfig:
 
 
 def resnet50_student() -> EncoderConfig:
-    """CLIP ViT-B-16 with a ResNet-50 student, the document's pair."""
-    return _large("resnet50_student", TowerConfig(open_clip="ViT-B-16", pretrained="openai"), TowerConfig(timm="resnet50"))
+    """CLIP ViT-L-14 with a ResNet-50 student twelve times smaller: the classic pair."""
+    teacher = TowerConfig(open_clip="ViT-L-14", pretrained="openai")
+    return _large("resnet50_student", teacher, TowerConfig(timm="resnet50"), dim=768)
 
 
 PRESETS: dict[str, Callable[[], EncoderConfig]] = {f.__name__: f for f in (demo, small, tiny, vit_b16, vit_b32, resnet50_student)}

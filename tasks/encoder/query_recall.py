@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from serving.contract.encoder import Encoder
-from tasks.encoder.photos import TrainingSet, cached_pixels
+from tasks.encoder.photos import TrainingSet
+from tasks.encoder.pixels import cached_pixels
 from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.vectors import encode
 from tasks.metrics import ranks, recall_at

@@ -11,15 +11,17 @@ from PIL import Image
 
 from serving.contract.manifest import EncoderManifest, Gate, read_manifest
 from serving.contract.preprocess import PreprocessSpec
-from tasks.encoder.card import card
+from tasks.encoder.card import ASKED, card
 from tasks.encoder.evaluate import EncoderReport, PairReport, raw_results
 from tasks.encoder.export import CURVES
-from tasks.encoder.photos import TrainingSet, read_pixels, read_training_set
+from tasks.encoder.photos import TrainingSet, read_training_set
+from tasks.encoder.pixels import read_pixels
 
 FAILURES = 12
 SHOWN = 5
 THUMBNAIL = PreprocessSpec(size=112, fit="pad")
-STYLE = """body{font:15px system-ui;margin:2rem auto;max-width:70rem;color:#222}table{border-collapse:collapse}
+STYLE = """tr.served td{font-weight:600}small{color:#666;font-weight:400}
+body{font:15px system-ui;margin:2rem auto;max-width:70rem;color:#222}table{border-collapse:collapse}
 td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}td.n{text-align:right}
 .bad{color:#a00}.ok{color:#070}img{display:block}figure{display:inline-block;margin:.2rem .4rem;width:112px;font-size:12px}"""
 
@@ -73,15 +75,23 @@ def _gate_table(gates: tuple[Gate, ...]) -> str:
 def _recall_table(report: EncoderReport) -> str:
     rows = []
     for pair in report.pairs:
-        figures = "".join(f'<td class="n">{r.value:.3f} ({r.low:.3f} to {r.high:.3f})</td>' for r in pair.recall.values())
-        rows.append(f'<tr><td>{pair.query}<td>{pair.document}{figures}<td class="n">{pair.mrr:.3f}</tr>')
-    return f"<table><tr><th>queries<th>documents<th>Recall@1<th>Recall@5<th>Recall@10<th>MRR = mAP</tr>{''.join(rows)}</table>"
+        figures = "".join(
+            f'<td class="n">{r.value:.3f} <small>({r.low:.3f} to {r.high:.3f})</small></td>'
+            for r in (*pair.recall.values(), pair.mrr, pair.map)
+        )
+        served = (pair.query, pair.document) == (report.query, report.document)
+        rows.append(
+            f"<tr{' class=served' if served else ''}><td>{pair.query}<td>{len(pair.ranks)} {ASKED[pair.asked]}"
+            f"<td>{pair.document}{figures}</tr>"
+        )
+    head = "".join(f"<th>{name}" for name in ("queries", "asked", "documents", "Recall@1", "Recall@5", "Recall@10", "MRR", "mAP"))
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table><p><small>In bold: the version as it serves.</small></p>"
 
 
 def _gallery(report: EncoderReport, training: TrainingSet, raw: Path) -> str:
     """The photos whose product came last: the photo, what came back, and what should have."""
     pair = _served(report)
-    best = np.load(raw)[f"{pair.query}.on.{pair.document}.best"]
+    best = np.load(raw)[f"{pair.query}.on.{pair.document}.{pair.asked}.best"]
     worst = np.argsort(-np.asarray(pair.ranks), kind="stable")[:FAILURES].tolist()
     order = [i for i in worst if pair.ranks[i] > 1]
     right = dict(zip(training.held_out().uris, training.held_out().products.tolist(), strict=True))
@@ -142,6 +152,9 @@ def _recall_chart(report: EncoderReport) -> bytes:
     for offset, figure_name in ((-0.2, "recall_at_1"), (0.2, "recall_at_10")):
         values = [slices.get(n, whole)[figure_name] for n in names]
         place.barh(np.arange(len(names)) + offset, values, height=0.38, label=figure_name.replace("recall_at_", "Recall@"))
+    if slices:
+        low, high = ([slices[n][f"recall_at_10_{end}"] for n in names] for end in ("low", "high"))
+        place.hlines(np.arange(len(names)) + 0.2, low, high, color="#333", linewidth=1)
     labels = [f"{n} ({slices[n]['photos']:.0f} photos)" if n in slices else n for n in names]
     place.set(yticks=range(len(names)), yticklabels=labels, xlim=(0, 1), title=f"Recall of {report.query} by category")
     place.legend(loc="lower right")

@@ -75,8 +75,14 @@ def vitrine_residual_w32(pretrained: bool = False, **kwargs: Any) -> ResidualNet
 
 @register_model
 def vitrine_residual_w16(pretrained: bool = False, **kwargs: Any) -> ResidualNet:
-    """The demo student's tower: a quarter of the teacher's parameters and operations."""
+    """The student's tower of the preset `small`: a ninth of its teacher's parameters."""
     return ResidualNet(width=16, num_classes=kwargs.get("num_classes", 0))
+
+
+@register_model
+def vitrine_residual_w14(pretrained: bool = False, **kwargs: Any) -> ResidualNet:
+    """The demo student's tower: a fifth of the teacher's parameters and operations."""
+    return ResidualNet(width=14, num_classes=kwargs.get("num_classes", 0))
 
 
 @register_model

@@ -1,5 +1,6 @@
 """Building teacher and student: open_clip models by name or from a small config of our own, and timm towers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +110,18 @@ def custom_config(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _named(tower: TowerConfig, config: EncoderConfig, load_pretrained: bool) -> Any:
-    if tower.open_clip not in open_clip.list_models():
-        raise TrainingError(f"open_clip has no model {tower.open_clip!r}; `open_clip.list_models()` names those it has")
+    name = _own_config(tower.open_clip) if tower.open_clip.endswith(".json") else tower.open_clip
+    if name not in open_clip.list_models():
+        raise TrainingError(f"open_clip has no model {name!r}; `open_clip.list_models()` names those it has")
     pretrained = tower.pretrained if load_pretrained else ""
     is_file = Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors")
     if is_file and not Path(pretrained).is_file():
         raise TrainingError(f"the checkpoint {pretrained} of {tower.open_clip} does not exist; give the path of a local file")
-    known = open_clip.list_pretrained_tags_by_model(tower.open_clip)
+    known = open_clip.list_pretrained_tags_by_model(name)
     if pretrained and not is_file and pretrained not in known:
         raise TrainingError(f"open_clip has no weights {pretrained!r} for {tower.open_clip}; it has {', '.join(known)}")
     try:
-        model = open_clip.create_model(tower.open_clip, pretrained=pretrained or None, force_image_size=config.preprocess.size)
+        model = open_clip.create_model(name, pretrained=pretrained or None, force_image_size=config.preprocess.size)
     except Exception as error:  # a download fails in as many ways as there are networks; all mean the same to the reader
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         what = "the checkpoint cannot be read" if is_file else "the weights could not be downloaded"
@@ -131,6 +133,19 @@ def _named(tower: TowerConfig, config: EncoderConfig, load_pretrained: bool) -> 
     if width != config.dim:
         raise TrainingError(f"{tower.open_clip} gives vectors of {width} numbers, the preset says dim={config.dim}")
     return model
+
+
+def _own_config(path: str) -> str:
+    """Tells open_clip of a model config in a file; gives the name it has there."""
+    try:
+        keys = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"the model config {path} cannot be read: {error}") from None
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(keys)
+    if missing:
+        raise TrainingError(f"the model config {path} lacks {', '.join(sorted(missing))}; it must be in open_clip's format")
+    open_clip.add_model_config(path)
+    return Path(path).stem
 
 
 def build_student(config: EncoderConfig, load_pretrained: bool = True) -> ImageEncoder:

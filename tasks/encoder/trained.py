@@ -2,21 +2,21 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from serving.contract.files import Frozen
 from tasks.encoder.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tasks.encoder.loop import Curve
 from tasks.encoder.photos import TrainingSet
 from tasks.encoder.presets import EncoderConfig
+from tasks.encoder.replicas import Replicas
 from tasks.encoder.towers import Teacher, build_student, build_teacher, parameters
 from tasks.errors import TrainingError
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the code gives another encoder for the same config and data: old training is then not reused."""
 
 
@@ -35,14 +35,6 @@ class TrainedTower(Frozen):
     peak_memory_bytes: int
 
 
-@dataclass(frozen=True)
-class Result:
-    """A finished training, before it is a reference."""
-
-    weights: dict[str, Tensor]
-    curve: Curve
-
-
 def recipe_key(config: EncoderConfig, content_sha256: str) -> str:
     """The name of a training by its input: equal keys mean the same data and recipe, so a training need not be repeated."""
     text = json.dumps({"format": FORMAT, "data": content_sha256, "config": config.as_dict()}, sort_keys=True)
@@ -53,8 +45,8 @@ def training_key(training: TrainingSet, config: EncoderConfig, tower: str) -> st
     return f"{tower}-{recipe_key(config, training.content_sha256)}"
 
 
-def save_tower(folder: Path, tower: str, key: str, module: nn.Module, curve: Curve) -> TrainedTower:
-    """Writes the finished weights and the training's curve."""
+def save_tower(folder: Path, tower: str, key: str, module: nn.Module, curve: Curve, replicas: Replicas) -> TrainedTower:
+    """Writes the finished weights and the training's curve; of several processes the first does, the others wait for it."""
     record = TrainedTower(
         tower=tower,
         folder=str(folder),
@@ -68,7 +60,9 @@ def save_tower(folder: Path, tower: str, key: str, module: nn.Module, curve: Cur
         peak_memory_bytes=curve.peak_memory_bytes,
     )
     values: dict[str, Any] = {"record": record.model_dump(), "loss": list(curve.loss)}
-    save_checkpoint(folder, dict(module.state_dict()), values)
+    if replicas.first:
+        save_checkpoint(folder, dict(module.state_dict()), values)
+    replicas.wait()
     return record
 
 

@@ -75,12 +75,12 @@ def test_histograms_are_unit_vectors_of_eight_levels() -> None:
 
 def made(ranks: dict[str, list[int]], query: str = "student.fp32", **metrics: float) -> EncoderReport:
     """A report with these ranks; photos come by turns from the categories a and b."""
-    pairs = []
+    pairs, half = [], Recall(value=0.5, low=0.4, high=0.6)
     for name, found in ranks.items():
         document = "teacher.fp32" if "." in name else name
         shares = {f"recall_at_{k}": float(np.mean([r <= k for r in found])) for k in (1, 5, 10)}
         recall = {f: Recall(value=v, low=v, high=v) for f, v in shares.items()}
-        pairs.append(PairReport(query=name, document=document, recall=recall, mrr=0.5, slices={}, ranks=tuple(found)))
+        pairs.append(PairReport(query=name, document=document, recall=recall, mrr=half, map=half, slices={}, ranks=tuple(found)))
     n = len(next(iter(ranks.values())))
     good = {"teacher.fp32.parity_max_difference": 1e-6, "teacher.parameters": 400.0, "student.parameters": 100.0}
     return EncoderReport(

@@ -1,0 +1,163 @@
+"""Pictures as pixels: decoded once into an array on disk, or in passing where that array would be too large."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from serving.contract.files import written_whole
+from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
+from tasks.embed.images import read_image
+from tasks.errors import TrainingError
+from tasks.progress import Progress
+
+DECODING_THREADS = 4
+BLOCK = 512
+MAX_REJECTED = 0.2
+"""A larger share of unreadable pictures is a broken catalogue, not bad luck."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How pictures become pixels on this machine; what is trained does not depend on it."""
+
+    cache_bytes: int = 8 << 30
+    """Decoded pictures are kept on disk while a set of them fits in so many bytes; a larger set is decoded as it is used."""
+    workers: int = 2
+    """Processes that decode for a training whose pictures are not kept."""
+
+    def keeps(self, pictures: int, spec: PreprocessSpec) -> bool:
+        """Whether this many pictures are decoded once and kept."""
+        return pictures * spec.size**2 * 3 <= self.cache_bytes
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was seen of pictures: which could be read, and the sha256 of their bytes (n, 32) uint8, zeros for the others."""
+
+    usable: np.ndarray
+    digests: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Decoded pictures (n, size, size, 3) uint8 on disk; `usable` and `digests` as in `Survey`."""
+
+    array: np.ndarray
+    usable: np.ndarray
+    digests: np.ndarray
+
+
+def read_pixels(uris: Sequence[str], root: str, spec: PreprocessSpec) -> Iterator[np.ndarray | None]:
+    """Each picture's pixels in order, None for one that cannot be read; several are decoded at a time."""
+    return (pixels for pixels, _ in _read(uris, root, spec))
+
+
+def _read(uris: Sequence[str], root: str, spec: PreprocessSpec) -> Iterator[tuple[np.ndarray | None, bytes]]:
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        for start in range(0, len(uris), BLOCK):
+            yield from pool.map(partial(_read_one, root=root, spec=spec), uris[start : start + BLOCK])
+
+
+def _read_one(uri: str, root: str, spec: PreprocessSpec) -> tuple[np.ndarray | None, bytes]:
+    try:
+        data = read_image(uri, root)
+        return decode(data, spec), hashlib.sha256(data).digest()
+    except ImageRejected:
+        return None, bytes(32)
+
+
+def content_digests(uris: Sequence[str], root: str) -> list[bytes]:
+    """sha256 of each picture's bytes; empty for one that cannot be read."""
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        return list(pool.map(partial(_digest, root=root), uris))
+
+
+def _digest(uri: str, root: str) -> bytes:
+    try:
+        return hashlib.sha256(read_image(uri, root)).digest()
+    except ImageRejected:
+        return b""
+
+
+def cached_pixels(uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str) -> Pixels:
+    """The pictures decoded once into `folder`; a later call with the same uris and spec maps the same file.
+
+    The array is read through a memory map, so its size is bounded by the disk. Raises TrainingError when more than a fifth
+    of the pictures cannot be read.
+    """
+    path, seen = _paths(uris, root, spec, folder, name)
+    if not (seen.is_file() and path.is_file()):
+        _decode_all(uris, root, spec, path, seen, name)
+    digests = np.load(seen)
+    return Pixels(np.load(path, mmap_mode="r"), digests.any(axis=1), digests)
+
+
+def survey(uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str) -> Survey:
+    """The same look at every picture without keeping its pixels; made once, and kept in `folder`. Raises TrainingError."""
+    _, seen = _paths(uris, root, spec, folder, name)
+    if not seen.is_file():
+        _decode_all(uris, root, spec, None, seen, name)
+    digests = np.load(seen)
+    return Survey(digests.any(axis=1), digests)
+
+
+def _paths(uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str) -> tuple[Path, Path]:
+    digest = hashlib.sha256(json.dumps([list(uris), root, spec.model_dump()]).encode()).hexdigest()[:16]
+    return folder / f"{name}-{digest}.npy", folder / f"{name}-{digest}.seen.npy"
+
+
+def _decode_all(uris: Sequence[str], root: str, spec: PreprocessSpec, path: Path | None, seen: Path, name: str) -> None:
+    """Decodes every picture; keeps its pixels at `path` unless that is None, and what was seen at `seen`, last."""
+    digests = np.zeros((len(uris), 32), np.uint8)
+    shape = (len(uris), spec.size, spec.size, 3)
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(f"decode {name}", len(uris), "images"))
+        array = None
+        if path is not None:
+            temporary = stack.enter_context(written_whole(path))
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        for i, (pixels, digest) in enumerate(_read(uris, root, spec)):
+            if pixels is not None:
+                digests[i] = np.frombuffer(digest, np.uint8)
+                if array is not None:
+                    array[i] = pixels
+            progress.add()
+        if array is not None:
+            array.flush()
+    rejected = [uri for uri, digest in zip(uris, digests, strict=True) if not digest.any()]
+    if len(rejected) > MAX_REJECTED * len(uris):
+        raise TrainingError(
+            f"{len(rejected)} of {len(uris)} {name} pictures cannot be read (first: {rejected[0]}); check the catalogue's paths"
+        )
+    seen.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(seen) as temporary, temporary.open("wb") as stream:
+        np.save(stream, digests)
+
+
+def pixel_blocks(
+    uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str, decoding: Decoding
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All pictures in order as blocks: pixels (n, size, size, 3) uint8 and `usable` (n,) bool; kept on disk when they fit."""
+    if decoding.keeps(len(uris), spec):
+        kept = cached_pixels(uris, root, spec, folder, name)
+        for start in range(0, len(uris), BLOCK):
+            yield np.asarray(kept.array[start : start + BLOCK]), kept.usable[start : start + BLOCK]
+        return
+    for start in range(0, len(uris), BLOCK):
+        yield decode_some(uris[start : start + BLOCK], root, spec)
+
+
+def decode_some(uris: Sequence[str], root: str, spec: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (n, size, size, 3) uint8, black where unreadable, and which of them could be read (n,) bool."""
+    pixels, usable = np.zeros((len(uris), spec.size, spec.size, 3), np.uint8), np.zeros(len(uris), bool)
+    for i, found in enumerate(read_pixels(uris, root, spec)):
+        if found is not None:
+            pixels[i], usable[i] = found, True
+    return pixels, usable
