@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from tasks.metrics import best_by_group, interval, mean_reciprocal_rank, paired_bootstrap, ranks, recall_at
+from tasks.metrics import (
+    average_precision,
+    best_by_group,
+    cluster_interval,
+    interval,
+    mean_reciprocal_rank,
+    paired_bootstrap,
+    ranks,
+    recall_at,
+)
 
 
 def test_a_rank_is_the_place_in_the_sorted_list() -> None:
@@ -68,3 +77,23 @@ def test_the_best_of_a_group() -> None:
     assert best[:, 0].tolist() == [0.9, 0.2]
     assert best[:, 2].tolist() == [0.3, 0.8]
     assert np.isneginf(best[:, 1]).all()
+
+
+def test_average_precision_is_the_mean_of_precision_at_every_right_answer() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        similarity, relevant = rng.random(30), np.zeros(30, bool)
+        relevant[rng.choice(30, rng.integers(1, 6), replace=False)] = True
+        order = relevant[np.argsort(-similarity)]
+        precision = [order[: i + 1].mean() for i in range(30) if order[i]]
+        assert average_precision(similarity, relevant) == pytest.approx(np.mean(precision))
+    assert average_precision(np.ones(4), np.asarray([True, False, False, False])) == 0.25
+
+
+def test_an_interval_over_few_products_is_wider_than_over_as_many_photos() -> None:
+    groups = np.repeat(np.arange(6), 40)
+    values = groups < 3  # each product is found in all of its photos or in none
+    whole, photos = cluster_interval(values, groups), interval(values)
+    assert whole.value == photos.value == 0.5
+    assert whole.high - whole.low > 4 * (photos.high - photos.low)
+    assert cluster_interval(np.empty(0), np.empty(0)).n == 0

@@ -6,7 +6,8 @@ import numpy as np
 
 from serving.contract.manifest import Gate
 from tasks.encoder.evaluate import HISTOGRAM, UNTRAINED, EncoderReport, PairReport
-from tasks.metrics import paired_bootstrap
+from tasks.encoder.pace import FASTER
+from tasks.metrics import Interval, interval, paired_bootstrap
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,21 @@ class EncoderPolicy:
     champion_margin: float = 0.02
     """By how much Recall@10 may lie below the champion's on the same photos."""
     slice_margin: float = 0.10
-    """The same for each category with at least `slice_photos` photos."""
+    """The same for each category with at least `slice_photos` photos, unless chance explains it (the interval reaches zero)."""
     slice_photos: int = 30
     parity: float = 1e-4
-    smaller: float = 3.9
-    """How many times fewer parameters the student has than the teacher."""
+    smaller: float = 4.0
+    """How many times fewer parameters the student's image tower has than the teacher's."""
+    faster: float = 2.0
+    """How many times as fast the query encoder is as the teacher, one picture at a time. The aim is 4 (docs/performance.md has
+    what was measured); the gate asks for half of it, for what is timed on shared machines is not believed below 1.5x."""
 
 
 def encoder_gates(report: EncoderReport, champion: EncoderReport | None, policy: EncoderPolicy) -> tuple[Gate, ...]:
-    """The table of checks. `champion` is the champion's report on the same snapshot, None when there is no champion."""
+    """The table of checks. `champion` is the champion's report on the same snapshot, None when there is no champion.
+
+    What was not measured (parity, size, speed) counts as failed.
+    """
     ours = _required(report, report.query)
     gates = [
         *_against_baselines(report, ours),
@@ -66,11 +73,18 @@ def _of_export(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
     found = [v for k, v in report.metrics.items() if k.endswith(".parity_max_difference")]
     worst = max(found, default=float("inf"))
     sizes = report.metrics.get("teacher.parameters", 0.0), report.metrics.get("student.parameters", float("inf"))
-    ratio = sizes[0] / sizes[1]
+    ratio, faster = sizes[0] / sizes[1], report.metrics.get(FASTER, 0.0)
     return [
         _gate("parity", worst, policy.parity, worst <= policy.parity, "largest difference of ONNX from PyTorch, at most"),
         _gate(
             "student_size", ratio, policy.smaller, ratio >= policy.smaller, "times fewer parameters than the teacher, at least"
+        ),
+        _gate(
+            "student_speed",
+            faster,
+            policy.faster,
+            faster >= policy.faster,
+            f"times as fast as the teacher, {report.query} one picture at a time, at least",
         ),
     ]
 
@@ -92,19 +106,25 @@ def _against_champion(report: EncoderReport, champion: EncoderReport, policy: En
     ]
     category = dict(zip(report.photos, report.categories, strict=True))
     named = np.asarray([category[p] for p in common])
-    worst = _worst_slice(a - b, named, policy.slice_photos)
+    worst = _worst_slice(a - b, named, policy)
     if worst is not None:
-        name, value = worst
-        passed = value >= -policy.slice_margin
-        gates.append(
-            _gate("champion_slices", value, -policy.slice_margin, passed, f"the same in the worst category, {name}, at least")
-        )
+        name, found = worst
+        passed = not _clearly_worse(found, policy)
+        what = f"the same in the worst category, {name} ({found.n} photos, 95 %: {found.low:+.3f} to {found.high:+.3f}), at least"
+        gates.append(_gate("champion_slices", found.value, -policy.slice_margin, passed, what))
     return gates
 
 
-def _worst_slice(difference: np.ndarray, categories: np.ndarray, least: int) -> tuple[str, float] | None:
-    means = {str(c): float(difference[categories == c].mean()) for c in np.unique(categories) if (categories == c).sum() >= least}
-    return min(means.items(), key=lambda item: item[1]) if means else None
+def _worst_slice(difference: np.ndarray, categories: np.ndarray, policy: EncoderPolicy) -> tuple[str, Interval] | None:
+    """The category that lost most, one that clearly lost before any that may have lost by chance."""
+    names, counts = np.unique(categories, return_counts=True)
+    found = {str(n): interval(difference[categories == n]) for n in names[counts >= policy.slice_photos]}
+    worse = {name: i for name, i in found.items() if _clearly_worse(i, policy)} or found
+    return min(worse.items(), key=lambda item: item[1].value) if worse else None
+
+
+def _clearly_worse(found: Interval, policy: EncoderPolicy) -> bool:
+    return found.value < -policy.slice_margin and found.high < 0
 
 
 def _hits(report: EncoderReport) -> dict[str, float]:

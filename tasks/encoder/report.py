@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:left;vertical
 def write_report(
     folder: Path, report: EncoderReport, gates: tuple[Gate, ...], snapshot_uri: str, work: Path, target: Path
 ) -> Path:
-    """Writes report.html, training.png, recall.png, report.json and card.md into `target`; gives the page's path.
+    """Writes report.html, training.png, recall.png, report.json, raw.npz and card.md into `target`; gives the page's path.
 
     `work` is the folder that the evaluation was given: its raw results name what came back. The page holds its pictures, so
     that it can be sent as one file.
@@ -41,6 +42,8 @@ def write_report(
     for name, data in charts.items():
         (target / name).write_bytes(data)
     (target / "report.json").write_text(report.model_dump_json(indent=1))
+    raw = raw_results(work, manifest, report.content_sha256)
+    shutil.copyfile(raw, target / "raw.npz")
     (target / "card.md").write_text(card(manifest, report, gates))
     training = read_training_set(snapshot_uri)
     parts = [
@@ -53,7 +56,7 @@ def write_report(
         _recall_table(report),
         *(f'<p><img src="{_uri(data, "png")}" alt="{name}"></p>' for name, data in charts.items()),
         f"<h2>Failures of {report.query}, the worst first</h2>",
-        _gallery(report, training, raw_results(work, manifest, report.content_sha256)),
+        _gallery(report, training, raw),
     ]
     page = target / "report.html"
     body = "\n".join(parts)

@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.contract.encoder import EncoderFolder
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.encoder.baselines import colour_histograms
-from tasks.encoder.evaluate import EncoderReport, PairReport, Recall, evaluate_encoder
+from tasks.encoder.evaluate import EncoderReport, PairReport, Recall, evaluate_encoder, pairs_of
+from tasks.encoder.found import asked_titles, search_photos, search_words
 from tasks.encoder.gates import EncoderPolicy, encoder_gates
+from tasks.encoder.pace import FASTER, times_faster
+from tasks.encoder.photos import TrainingSet, read_training_set
 from tasks.encoder.report import write_report
 from tasks.errors import TrainingError
+from tasks.metrics import ranks
 from tests.encoder.conftest import PRODUCTS, Exported, draw_catalogue
 
 
@@ -21,12 +26,19 @@ def report(snapshot: Snapshot, exported: Exported) -> EncoderReport:
     return evaluate_encoder(exported.folder, snapshot.uri, exported.work)
 
 
+@pytest.fixture(scope="module")
+def training(snapshot: Snapshot) -> TrainingSet:
+    return read_training_set(snapshot.uri)
+
+
 def test_every_variant_and_both_baselines_are_measured_on_every_held_out_photo(report: EncoderReport, exported: Exported) -> None:
     queries = {p.query for p in report.pairs}
     assert {"teacher.fp32", "student.fp32", "colour_histogram", "untrained"} <= queries
     assert exported.manifest.query in queries
     for pair in report.pairs:
-        assert len(pair.ranks) == len(report.photos) == PRODUCTS
+        if pair.asked == "photos":
+            assert len(pair.ranks) == len(report.photos) == PRODUCTS
+        assert pair.mrr.value == pytest.approx(np.mean([1 / r for r in pair.ranks]))
         assert all(1 <= r <= PRODUCTS for r in pair.ranks)
         for k, figure in ((1, "recall_at_1"), (5, "recall_at_5"), (10, "recall_at_10")):
             found = pair.recall[figure]
@@ -40,13 +52,74 @@ def test_a_histogram_finds_flat_colours(report: EncoderReport) -> None:
     assert pair.recall["recall_at_1"].value > 0.8
 
 
-def test_the_raw_results_hold_what_came_back(report: EncoderReport, exported: Exported) -> None:
-    raw = np.load(next((exported.work / "raw").glob("*.npz")))
-    ranks, best = raw["teacher.fp32.on.teacher.fp32.ranks"], raw["teacher.fp32.on.teacher.fp32.best"]
+def test_the_raw_results_hold_what_came_back(report: EncoderReport, training: TrainingSet, exported: Exported) -> None:
+    path = next((exported.work / "raw").glob("*.npz"))
+    raw = np.load(path)
+    ranks, best = (raw[f"teacher.fp32.on.teacher.fp32.photos.{name}"] for name in ("ranks", "best"))
     assert best.shape == (PRODUCTS, 10)
     pair = report.pair("teacher.fp32")
     assert pair is not None
     assert tuple(ranks.tolist()) == pair.ranks
+    assert tuple(raw["photos"].tolist()) == report.photos
+    products = dict(zip(training.held_out().uris, training.held_out().products, strict=True))
+    for photo, rank, came in zip(report.photos, ranks, best, strict=True):
+        if rank <= 10:  # no two drawn products are equally similar here
+            assert raw["product_ids"][came[rank - 1]] == training.product_ids[products[photo]]
+
+
+def test_every_figure_follows_from_the_raw_results(report: EncoderReport, exported: Exported) -> None:
+    assert pairs_of(next((exported.work / "raw").glob("*.npz")), report.categories) == report.pairs
+
+
+def test_the_towers_cross_and_products_never_trained_on_are_asked_for(
+    report: EncoderReport, training: TrainingSet, exported: Exported
+) -> None:
+    crossed = {(p.query, p.document) for p in report.pairs if p.asked == "photos"}
+    assert {("student.fp32", "teacher.fp32"), ("student.fp32", "student.fp32"), ("teacher.fp32", "teacher.fp32")} <= crossed
+    assert {(exported.manifest.query, "teacher.fp32"), ("untrained", "untrained")} <= crossed
+    for query in ("teacher.fp32", exported.manifest.query):
+        pair = report.pair(query, asked="unseen")
+        assert pair is not None
+        assert len(pair.ranks) == len(training.split("unseen")) > 0
+    assert report.unseen_products == len(set(training.split("unseen").products.tolist()))
+
+
+def test_titles_find_their_pictures_and_each_title_asks_once(report: EncoderReport) -> None:
+    pair = report.pair("text.fp32", asked="titles")
+    assert pair is not None
+    assert len(pair.ranks) == PRODUCTS
+
+
+def test_a_title_of_several_products_may_find_any_of_them() -> None:
+    titles, shown = ("red mug", "blue bag", "red mug", "", "shoe"), np.asarray([True, True, True, True, False])
+    names, number = asked_titles(titles, shown)
+    assert names == ["blue bag", "red mug"]
+    assert number.tolist() == [1, 0, 1, -1, -1]
+    xb = np.eye(5, dtype=np.float32)
+    xq = np.asarray([[0.9, 0.1, 0, 0, 0], [0.5, 0.6, 0.7, 0, 0.9]], np.float32)
+    found = search_words(xq, xb, shown, number)
+    assert found.ranks.tolist() == [2, 1]
+    assert found.precision.tolist() == pytest.approx([0.5, (1 / 1 + 2 / 3) / 2])
+    assert found.products.tolist() == [1, 2]
+    assert found.best[1, 0] == 2
+
+
+def test_search_in_blocks_finds_what_one_matrix_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    xq, xb = rng.standard_normal((23, 8)).astype(np.float32), rng.standard_normal((50, 8)).astype(np.float32)
+    products, good, shown = rng.integers(0, 50, 23), rng.random(23) < 0.8, rng.random(50) < 0.9
+    whole = search_photos(xq, xb, shown, products, good)
+    monkeypatch.setattr("tasks.encoder.found.BLOCK_VALUES", 150)
+    parts = search_photos(xq, xb, shown, products, good)
+    similarity = np.where(shown, xq[good] @ xb.T, -np.inf)
+    assert parts.ranks.tolist() == whole.ranks.tolist() == ranks(similarity, products[good]).tolist()
+    assert np.array_equal(parts.best, np.argsort(-similarity, axis=1, kind="stable")[:, :10])
+
+
+def test_the_query_encoder_is_timed_beside_the_teacher(exported: Exported) -> None:
+    opened = EncoderFolder(exported.folder)
+    same = times_faster(opened, "teacher.fp32", "teacher.fp32")
+    assert 0.3 < same < 3
 
 
 def test_twice_gives_the_same_report_and_it_survives_json(report: EncoderReport, snapshot: Snapshot, exported: Exported) -> None:
@@ -82,7 +155,7 @@ def made(ranks: dict[str, list[int]], query: str = "student.fp32", **metrics: fl
         recall = {f: Recall(value=v, low=v, high=v) for f, v in shares.items()}
         pairs.append(PairReport(query=name, document=document, recall=recall, mrr=half, map=half, slices={}, ranks=tuple(found)))
     n = len(next(iter(ranks.values())))
-    good = {"teacher.fp32.parity_max_difference": 1e-6, "teacher.parameters": 400.0, "student.parameters": 100.0}
+    good = {"teacher.fp32.parity_max_difference": 1e-6, "teacher.parameters": 400.0, "student.parameters": 100.0, FASTER: 4.0}
     return EncoderReport(
         encoder="made",
         query=query,
@@ -111,7 +184,8 @@ BASE = {"teacher.fp32": GOOD, "student.fp32": GOOD, "colour_histogram": POOR, "u
         ({"colour_histogram": GOOD}, {}, "student.fp32", {f"beats_colour_histogram_recall_at_{k}" for k in (1, 10)}),
         ({"untrained": [1] * 95 + [30] * 5}, {}, "student.fp32", {f"beats_untrained_recall_at_{k}" for k in (1, 10)}),
         ({}, {"student.fp32.parity_max_difference": 0.01}, "student.fp32", {"parity"}),
-        ({}, {"student.parameters": 200.0}, "student.fp32", {"student_size"}),
+        ({}, {"student.parameters": 101.0}, "student.fp32", {"student_size"}),
+        ({}, {FASTER: 1.4}, "student.fp32", {"student_speed"}),
     ],
 )
 def test_each_gate_fails_for_its_own_reason(
@@ -142,6 +216,25 @@ def test_a_category_that_got_much_worse_fails_though_the_whole_did_not() -> None
     assert "worst category, a" in failed[0].reason
 
 
+def test_a_small_category_that_lost_by_chance_does_not_hold_a_candidate_back() -> None:
+    champion = made(BASE | {"student.fp32": [1, 30] * 50})
+    losing = [0, 2, 4, 6, 8, 10]
+    gaining = [1, 3, 5, 7]
+    candidate = made(
+        BASE | {"student.fp32": [30 if i in losing else 1 if i in gaining or i % 2 == 0 else 30 for i in range(100)]}
+    )
+    policy = EncoderPolicy(student_share=0, slice_margin=0.03)
+    lost = {g.name: g for g in encoder_gates(candidate, champion, policy)}["champion_slices"]
+    assert lost.value < -policy.slice_margin
+    assert not lost.passed  # six of fifty, none gained: that is no chance
+    champion = made(BASE | {"student.fp32": [30 if i in (20, 22, 24) else 1 for i in range(100)]})
+    candidate = made(BASE | {"student.fp32": [30 if i in losing[:5] else 1 for i in range(100)]})
+    chance = {g.name: g for g in encoder_gates(candidate, champion, policy)}["champion_slices"]
+    assert chance.value < -policy.slice_margin
+    assert chance.passed
+    assert "95 %" in chance.reason
+
+
 def test_a_champion_measured_on_other_photos_is_no_measure() -> None:
     champion = made(BASE).model_copy(update={"photos": tuple(f"other-{i}.jpg" for i in range(100))})
     failed = [g for g in encoder_gates(made(BASE), champion, EncoderPolicy()) if not g.passed]
@@ -154,7 +247,9 @@ def test_the_report_page_shows_the_failures_and_the_card_names_the_figures(
 ) -> None:
     gates = encoder_gates(report, None, EncoderPolicy())
     page = write_report(exported.folder, report, gates, snapshot.uri, exported.work, tmp_path / "report")
-    assert {p.name for p in page.parent.iterdir()} == {"report.html", "training.png", "recall.png", "report.json", "card.md"}
+    assert {p.name for p in page.parent.iterdir()} == {
+        "report.html", "training.png", "recall.png", "report.json", "raw.npz", "card.md",
+    }  # fmt: skip
     text = page.read_text()
     served = report.pair(report.query)
     assert served is not None

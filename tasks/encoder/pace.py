@@ -1,0 +1,34 @@
+"""How much faster the encoder that serves queries is than the teacher: side by side, in the files that will serve."""
+
+import statistics
+import time
+
+import numpy as np
+
+from serving.contract.encoder import EncoderFolder, OnnxEncoder
+
+FASTER = "query.times_faster_than_teacher"
+"""The name of the figure among a version's metrics."""
+ROUNDS = 15
+THREADS = 1
+"""As a replica runs one query."""
+
+
+def times_faster(opened: EncoderFolder, query: str, document: str, rounds: int = ROUNDS) -> float:
+    """How many times as fast `query` encodes one picture as `document`: the median over rounds in which both take turns.
+
+    The median of each round's ratio is taken, so a disturbance counts only when it hits one of the two.
+    """
+    size = opened.manifest.preprocess.size
+    picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    quick, slow = (opened.open(name, THREADS) for name in (query, document))
+    ratios = []
+    for _ in range(rounds + 1):
+        ratios.append(_seconds(slow, picture) / _seconds(quick, picture))
+    return statistics.median(ratios[1:])
+
+
+def _seconds(encoder: OnnxEncoder, picture: np.ndarray) -> float:
+    began = time.perf_counter()
+    encoder.encode(picture)
+    return time.perf_counter() - began
