@@ -5,7 +5,9 @@
 **In**: the catalogue with its labelled photos. **Out**: a version of `product-encoder` in MLflow, `challenger`, and
 `champion` if it passes its gates against the present champion on the same photos (asset: product-encoder).
 
-A training that was done before (same data, same recipe) is not done again: its version is judged as it is.
+A training that was done before (same data, same recipe) is not done again: its version is judged as it is. Whoever moves
+the alias `champion` by hand has the last word: a version they replaced does not come back by itself, and one that was judged
+against another champion than theirs is not promoted. With several GPUs, one process trains on each.
 
 **When it fails**: the log of the red task says in one sentence what is wrong. Clear that task: finished steps are kept,
 training resumes from its last checkpoint. Nothing here touches what serves.
@@ -29,6 +31,28 @@ from dags.running import DEFAULTS, clear_failure, run_key
     tags=["vitrine", "encoder"],
     params={
         "preset": Param("", type="string", title="Preset", description="Empty: the setting VITRINE_ENCODER_PRESET"),
+        "epochs": Param(
+            None,
+            type=["null", "number"],
+            exclusiveMinimum=0,
+            title="Epochs",
+            description="Passes over the train photos, for teacher and student alike. Empty: the preset's steps",
+        ),
+        "alpha": Param(
+            None,
+            type=["null", "number"],
+            minimum=0,
+            maximum=1,
+            title="Alpha",
+            description="Share of the student's own task in its loss; the rest imitates the teacher. Empty: the preset's",
+        ),
+        "photo_days": Param(
+            None,
+            type=["null", "integer"],
+            minimum=0,
+            title="Data window",
+            description="Train photos of so many days up to the newest (needs taken_at); 0: all. Empty: the preset's",
+        ),
         "force": Param(False, type="boolean", title="Train again", description="Even if it was trained before"),
     },
 )
@@ -44,9 +68,8 @@ def train_encoder() -> None:
     def plan_training(snapshot: dict) -> dict:
         from tasks.steps import training
 
-        params = get_current_context()["params"]
         with clear_failure():
-            return training.plan(snapshot, params["preset"], params["force"], run_key())
+            return training.plan(snapshot, dict(get_current_context()["params"]), run_key())
 
     @task.branch
     def train_or_reuse(plan: dict) -> str:
@@ -87,7 +110,9 @@ def train_encoder() -> None:
         if not decision["promote"]:
             raise AirflowSkipException(decision["summary"])
         with clear_failure():
-            training.promote(decision)
+            promoted = training.promote(decision, run_key())
+        if not promoted["promoted"]:
+            raise AirflowSkipException(promoted["summary"])
         get_current_context()["outlet_events"][ENCODER].extra = {"version": decision["version"]}
         return decision
 

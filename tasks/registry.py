@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,10 @@ ABOUT = {
         "in Airflow, not here."
     ),
 }
-METRIC_BATCH = 200
+METRIC_BATCH = 500
+METRIC_EVERY_S = 10.0
+"""Metrics are sent when so many wait, or the oldest has waited so long: a training's curve is live, and cheap."""
+SYSTEM_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,13 @@ class Run:
     def __init__(self, client: "MlflowClient", run_id: str) -> None:
         self.client, self.run_id = client, run_id
         self.waiting: list[Any] = []
+        self.sent = time.monotonic()
 
     def metric(self, name: str, value: float, step: int = 0) -> None:
         from mlflow.entities import Metric
 
         self.waiting.append(Metric(name, float(value), int(time.time() * 1000), step))
-        if len(self.waiting) >= METRIC_BATCH:
+        if len(self.waiting) >= METRIC_BATCH or time.monotonic() - self.sent > METRIC_EVERY_S:
             self.flush()
 
     def metrics(self, values: dict[str, float]) -> None:
@@ -111,6 +115,7 @@ class Run:
         if self.waiting:
             self.client.log_batch(self.run_id, metrics=self.waiting)
             self.waiting = []
+        self.sent = time.monotonic()
 
 
 class Registry:
@@ -129,9 +134,19 @@ class Registry:
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     @contextmanager
-    def run(self, experiment: str, key: str, name: str, tags: dict[str, str] | None = None) -> Iterator[Run]:
-        """The run with this key in the experiment: the one a killed attempt left behind, or a new one."""
+    def run(
+        self, experiment: str, key: str, name: str, tags: dict[str, str] | None = None, system_metrics: bool = False
+    ) -> Iterator[Run]:
+        """The run with this key in the experiment: the one a killed attempt left behind, or a new one.
+
+        With `system_metrics`, MLflow's own monitor logs processor, memory, disk, network and GPU beside the run's metrics.
+        """
         run_id = self._find_run(experiment, key) or self._new_run(experiment, key, name)
+        self.client.update_run(run_id, status="RUNNING")
+        with self._monitored(run_id) if system_metrics else nullcontext():
+            yield from self._in_run(run_id, tags)
+
+    def _in_run(self, run_id: str, tags: dict[str, str] | None) -> Iterator[Run]:
         run = Run(self.client, run_id)
         for tag, value in (self._origin_tags() | (tags or {})).items():
             run.tag(tag, value)
@@ -143,6 +158,17 @@ class Registry:
             raise
         run.flush()
         self.client.set_terminated(run_id, "FINISHED")
+
+    @contextmanager
+    def _monitored(self, run_id: str) -> Iterator[None]:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, SYSTEM_EVERY_S, resume_logging=True, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def _experiment_id(self, name: str) -> str:
         from mlflow.exceptions import MlflowException

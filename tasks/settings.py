@@ -48,6 +48,10 @@ class Settings:
     webhook_secret: str = _secret()
     """Signs MLflow's messages about a moved champion. Empty: Airflow accepts none and finds the move by polling."""
     encoder_preset: str = "demo"
+    pixel_cache_gb: float = 8.0
+    """Training pictures are decoded once and kept below home while they fit in so much; more are decoded as they are used."""
+    decoders: int = 2
+    """Processes that decode pictures as they are used."""
     shards: int = 2
     recall_target: float = 0.95
     """Least recall@10 of the index against exact search, on photos."""

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from serving.contract.encoder import EncoderFolder, OnnxEncoder
+from serving.contract.encoder import Encoder, EncoderFolder
 
 FASTER = "query.times_faster_than_teacher"
 """The name of the figure among a version's metrics."""
@@ -28,7 +28,7 @@ def times_faster(opened: EncoderFolder, query: str, document: str, rounds: int =
     return statistics.median(ratios[1:])
 
 
-def _seconds(encoder: OnnxEncoder, picture: np.ndarray) -> float:
+def _seconds(encoder: Encoder, picture: np.ndarray) -> float:
     began = time.perf_counter()
     encoder.encode(picture)
     return time.perf_counter() - began

@@ -1,54 +1,73 @@
 """The steps of train_encoder."""
 
+import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tasks.registry import ENCODER_MODEL, ENCODER_PATH
+from tasks.registry import ENCODER_MODEL, ENCODER_PATH, Registry, Version
 from tasks.steps.common import as_snapshot, query_runtime, registry, settings, work_folder
+
+if TYPE_CHECKING:
+    from serving.contract.manifest import Gate
+    from tasks.encoder.evaluate import EncoderReport
 
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "encoders"
+PROMOTED = "promoted_by"
+"""The tag that a version gets when this pipeline makes it champion: the run's key."""
 
 
-def plan(snapshot: dict, preset_name: str, force: bool, run_key: str) -> dict[str, Any]:
-    """Which recipe to train, and the version that was already trained with it on the same data ("" when none was)."""
+def plan(snapshot: dict, asked: dict[str, Any], run_key: str) -> dict[str, Any]:
+    """The recipe of a run, and the version that was already trained with it on the same data ("" when none was).
+
+    `asked` holds what the form gave: preset ("" for the setting's), epochs, alpha, photo_days (each None for the preset's own)
+    and force. Raises TrainingError for what cannot be trained.
+    """
+    from tasks.encoder.photos import read_training_set
     from tasks.encoder.presets import preset
     from tasks.encoder.trained import recipe_key
 
-    name = preset_name or settings().encoder_preset
-    recipe = recipe_key(preset(name), as_snapshot(snapshot).content_sha256)
+    config = preset(asked.get("preset") or settings().encoder_preset)
+    window = asked.get("photo_days")
+    photos = read_training_set(snapshot["uri"], max(0, window if window is not None else config.photo_days)).split("train")
+    config = config.changed(asked.get("epochs"), asked.get("alpha"), window, len(photos))
+    recipe = recipe_key(config, as_snapshot(snapshot).content_sha256)
+    found = {"preset": config.name, "recipe": recipe, "config": config.as_dict(), "existing": "", "forced": ""}
     existing = next((v for v in registry().versions(ENCODER_MODEL) if v.tags.get("recipe") == recipe), None)
-    if existing is not None and not force:
+    steps = (config.teacher_recipe.steps, config.student_recipe.steps)
+    log.info("preset %s, %d train photos, alpha %g: %d and %d steps", config.name, len(photos), config.alpha, *steps)
+    if asked.get("force"):
+        log.info("asked to train again whatever was trained before")
+        return found | {"forced": run_key}
+    if existing is not None:
         log.info("version %s was trained with this recipe on this data: it is judged as it is", existing.version)
-        return {"preset": name, "recipe": recipe, "existing": existing.version}
-    return {"preset": name, "recipe": recipe, "existing": ""}
+        return found | {"existing": existing.version}
+    return found
 
 
 def teacher(snapshot: dict, plan: dict, run_key: str) -> dict[str, Any]:
-    from tasks.encoder.presets import preset
-    from tasks.encoder.teacher import train_teacher
-
-    config = preset(plan["preset"])
-    with registry().run(EXPERIMENT, f"{run_key}.teacher", f"teacher {plan['preset']}", {"recipe": plan["recipe"]}) as run:
-        run.params({"preset": plan["preset"], "recipe": plan["recipe"], "snapshot": snapshot["id"]})
-        trained = train_teacher(snapshot["uri"], config, _work(), run.metric)
-        run.metrics(_costs(trained))
-    return trained.model_dump()
+    return _train("teacher", snapshot, plan, None, run_key)
 
 
 def student(snapshot: dict, plan: dict, teacher: dict, run_key: str) -> dict[str, Any]:
-    from tasks.encoder.presets import preset
-    from tasks.encoder.student import distil_student
-    from tasks.encoder.trained import TrainedTower
+    return _train("student", snapshot, plan, teacher, run_key)
 
-    config = preset(plan["preset"])
-    with registry().run(EXPERIMENT, f"{run_key}.student", f"student {plan['preset']}", {"recipe": plan["recipe"]}) as run:
-        run.params(
-            {"preset": plan["preset"], "recipe": plan["recipe"], "alpha": config.alpha, "temperature": config.kl_temperature}
-        )
-        trained = distil_student(snapshot["uri"], TrainedTower.model_validate(teacher), config, _work(), run.metric)
+
+def _train(tower: str, snapshot: dict, plan: dict, teacher: dict | None, run_key: str) -> dict[str, Any]:
+    """Trains one tower; every step's losses, learning rate and images/s go to MLflow, beside the machine's own metrics."""
+    from tasks.encoder.jobs import Job, train
+
+    chosen = settings()
+    job = Job.model_validate(
+        {"tower": tower, "snapshot_uri": snapshot["uri"], "config": plan["config"], "work": str(_work(plan)), "teacher": teacher}
+        | {"cache_bytes": round(chosen.pixel_cache_gb * 2**30), "workers": chosen.decoders}
+    )
+    name, tags = f"{tower} {plan['preset']}", {"recipe": plan["recipe"]}
+    with registry().run(EXPERIMENT, f"{run_key}.{tower}", name, tags, system_metrics=True) as run:
+        run.params({"snapshot": snapshot["id"], "preset": plan["preset"], "recipe": plan["recipe"]} | _flat(plan["config"]))
+        trained = train(job, run.metric)
         run.metrics(_costs(trained))
     return trained.model_dump()
 
@@ -56,16 +75,16 @@ def student(snapshot: dict, plan: dict, teacher: dict, run_key: str) -> dict[str
 def export(snapshot: dict, plan: dict, teacher: dict, student: dict, run_key: str) -> str:
     """Exports both towers and the text tower, and registers them as one version; gives its number."""
     from tasks.encoder.export import export_encoder
-    from tasks.encoder.presets import preset
+    from tasks.encoder.presets import EncoderConfig
     from tasks.encoder.trained import TrainedTower
 
     folder = work_folder(run_key) / ENCODER_PATH
-    config = preset(plan["preset"])
+    config = EncoderConfig.from_dict(plan["config"])
     towers = [TrainedTower.model_validate(t) for t in (teacher, student)]
-    manifest = export_encoder(snapshot["uri"], towers[0], towers[1], config, _work(), folder, query_runtime())
+    manifest = export_encoder(snapshot["uri"], towers[0], towers[1], config, _work(plan), folder, query_runtime())
     models = registry()
     with models.run(EXPERIMENT, f"{run_key}.encoder", f"encoder {plan['preset']}", {"recipe": plan["recipe"]}) as run:
-        run.params({"preset": plan["preset"], "recipe": plan["recipe"], "snapshot": snapshot["id"], "dim": manifest.dim})
+        run.params({"snapshot": snapshot["id"], "preset": plan["preset"], "recipe": plan["recipe"]} | _flat(plan["config"]))
         run.metrics(manifest.metrics)
         run.artifacts(folder, ENCODER_PATH)
         tags = {"recipe": plan["recipe"], "preset": plan["preset"], "snapshot": snapshot["id"], "run_key": run_key}
@@ -74,58 +93,108 @@ def export(snapshot: dict, plan: dict, teacher: dict, student: dict, run_key: st
 
 
 def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
-    """Measures a version and the champion on the same photos and decides; the reasons go to MLflow and the log."""
+    """Measures a version and the champion on the same photos and decides; the reasons go to MLflow and the log.
+
+    A version that was champion before and is not now was replaced by a person, or by a better one: it stays replaced.
+    """
     models = registry()
-    champion = models.alias(ENCODER_MODEL, "champion")
+    champion, found = models.alias(ENCODER_MODEL, "champion"), models.version(ENCODER_MODEL, version)
+    against = champion.version if champion is not None else ""
+    decided = {"version": version, "promote": False, "against": against}
+    summary = ""
     if champion is not None and champion.version == version:
         summary = (
             f"encoder version {version} is the champion already; it was trained on this data with this recipe, nothing to do"
         )
+    elif PROMOTED in found.tags:
+        summary = (
+            f"encoder version {version} was champion before (since {found.tags[PROMOTED]}) and the alias was moved away from it: that "
+            "is respected; to train this recipe again, start the DAG with force, to have this version back, move the alias"
+        )
+    if summary:
         log.info("%s", summary)
-        return {"version": version, "promote": False, "summary": summary}
-    from tasks.encoder.evaluate import evaluate_encoder
-    from tasks.encoder.gates import EncoderPolicy, encoder_gates
-    from tasks.encoder.report import write_report
-
-    report = evaluate_encoder(models.encoder_folder(version), snapshot["uri"], _work(), baselines=True)
-    other = None
-    if champion is not None:
-        other = evaluate_encoder(models.encoder_folder(champion.version), snapshot["uri"], _work(), baselines=False)
-    gates = encoder_gates(report, other, EncoderPolicy())
+        return decided | {"summary": summary}
+    gates, report = _measure(models, snapshot, found, champion, run_key)
     failed = [g for g in gates if not g.passed]
     for gate in gates:
         log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)
-    models.set_alias(ENCODER_MODEL, "challenger", version)
-    found = models.version(ENCODER_MODEL, version)
-    folder = work_folder(run_key)
-    write_report(models.encoder_folder(version), report, gates, snapshot["uri"], _work(), folder / "report")
-    with models.run(EXPERIMENT, f"{run_key}.judge", f"judge version {version}", {"encoder_run": found.run_id}) as run:
-        run.metrics(report.flat())
-        run.artifacts(folder / "report", "report")
-    models.tag_version(ENCODER_MODEL, version, "verdict", "failed: " + "; ".join(g.name for g in failed) if failed else "passed")
-    serving = report.pair(report.query)
-    recall = (
-        f"Recall@1 {serving.recall['recall_at_1'].value:.3f}, Recall@10 {serving.recall['recall_at_10'].value:.3f}"
-        if serving
-        else ""
-    )
+    served = report.pair(report.query)
+    recall = ", ".join(f"Recall@{k} {served.recall[f'recall_at_{k}'].value:.3f}" for k in (1, 10)) if served else ""
     outcome = "fails: " + "; ".join(g.reason for g in failed) if failed else f"passes all {len(gates)} gates"
-    return {
-        "version": version,
-        "promote": not failed,
-        "summary": f"encoder version {version} ({report.query}: {recall}) {outcome}",
-    }
+    summary = f"encoder version {version} ({report.query}: {recall}) {outcome}"
+    models.set_alias(ENCODER_MODEL, "challenger", version)
+    models.tag_version(ENCODER_MODEL, version, "verdict", "failed: " + "; ".join(g.name for g in failed) if failed else "passed")
+    models.tag_version(ENCODER_MODEL, version, "decision", summary[:5000])
+    with models.run(EXPERIMENT, f"{run_key}.judge", f"judge version {version}", {"encoder_run": found.run_id}) as run:
+        run.tag("decision", summary[:5000])
+        run.tag("against", against or "no champion")
+        run.metrics(report.flat() | {f"gate.{g.name}": g.value for g in gates})
+        run.artifacts(work_folder(run_key) / "report", "report")
+    return decided | {"promote": not failed, "summary": summary}
 
 
-def promote(decision: dict) -> None:
-    registry().set_alias(ENCODER_MODEL, "champion", decision["version"])
+def _measure(
+    models: Registry, snapshot: dict, found: Version, champion: Version | None, run_key: str
+) -> "tuple[tuple[Gate, ...], EncoderReport]":
+    """The gates of a version against the champion, and its evaluation; writes the report's pages and gates.json."""
+    from serving.contract.encoder import EncoderFolder
+    from tasks.encoder.evaluate import evaluate_encoder
+    from tasks.encoder.gates import EncoderPolicy, encoder_gates
+    from tasks.encoder.pace import FASTER, times_faster
+    from tasks.encoder.pixels import Decoding
+    from tasks.encoder.report import write_report
+
+    chosen, work = settings(), _work({})
+    decoding = Decoding(round(chosen.pixel_cache_gb * 2**30), chosen.decoders)
+    folder = models.encoder_folder(found.version)
+    report = evaluate_encoder(folder, snapshot["uri"], work, baselines=True, decoding=decoding)
+    faster = times_faster(EncoderFolder(folder), report.query, "teacher.fp32")
+    report = report.model_copy(update={"metrics": report.metrics | {FASTER: faster}})
+    other = None
+    if champion is not None:
+        champion_folder = models.encoder_folder(champion.version)
+        other = evaluate_encoder(champion_folder, snapshot["uri"], work, baselines=False, decoding=decoding)
+    gates = encoder_gates(report, other, EncoderPolicy())
+    target = work_folder(run_key) / "report"
+    write_report(folder, report, gates, snapshot["uri"], work, target)
+    (target / "gates.json").write_text(json.dumps([g.model_dump() for g in gates], indent=1))
+    return gates, report
 
 
-def _work() -> Path:
-    """Pixel caches and checkpoints: keyed by content below it, so all runs share one folder."""
-    folder = settings().home / "work" / "encoder"
+def promote(decision: dict, run_key: str) -> dict[str, Any]:
+    """Makes the judged version champion, unless somebody moved the alias since it was judged; says which in "summary".
+
+    The version was not measured against what that person chose, so the person's choice stands. Run again, it does nothing.
+    """
+    models, version = registry(), decision["version"]
+    now = models.alias(ENCODER_MODEL, "champion")
+    current = now.version if now is not None else ""
+    if current not in (decision["against"], version):
+        summary = (
+            f"the champion was moved to version {current or 'none'} since version {version} was judged against "
+            f"{decision['against'] or 'none'}: that is respected, and version {version} stays challenger; run the DAG again to judge it "
+            "against the new champion"
+        )
+        log.info("%s", summary)
+        return {"promoted": False, "version": version, "summary": summary}
+    models.set_alias(ENCODER_MODEL, "champion", version)
+    models.tag_version(ENCODER_MODEL, version, PROMOTED, run_key)
+    return {"promoted": True, "version": version, "summary": decision["summary"]}
+
+
+def _work(plan: dict) -> Path:
+    """Pixel caches and checkpoints: keyed by content below it, so all runs share one folder; a forced training has its own."""
+    folder = settings().home / "work" / (f"encoder-{plan['forced']}" if plan.get("forced") else "encoder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A recipe's values by dotted names, as parameters for MLflow."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _costs(trained: Any) -> dict[str, float]:
