@@ -125,7 +125,8 @@ def evaluate_encoder(
         (xb[HISTOGRAM], _), (xq[HISTOGRAM], _) = see.colours(training.image_uris, "document"), see.colours(photos.uris, "query")
     found: dict[tuple[str, str, Asked], Found] = {}
     for query in xq:
-        for document in {manifest.document if query in names else query, query} & set(xb):
+        beside = (manifest.document, f"{query.partition('.')[0]}.fp32") if query in names else (query,)
+        for document in dict.fromkeys(d for d in beside if d in xb):
             found[query, document, "photos"] = search_photos(xq[query], xb[document], shown, photos.products, good)
     served = [n for n in ("teacher.fp32", manifest.query) if n in encoders]
     xu, readable = see.vectors(Pictures(unseen.uris, "unseen"), {n: encoders[n] for n in served})

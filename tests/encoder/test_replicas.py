@@ -21,7 +21,7 @@ from tasks.encoder.trained import TrainedTower, load_tower
 from tasks.errors import TrainingError
 from tasks.settings import PROJECT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def recipe() -> EncoderConfig:
@@ -92,7 +92,7 @@ def test_what_stops_one_stops_all_with_its_sentence(snapshot: Snapshot, tmp_path
 
 
 def until(holds) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + 240
+    end = time.monotonic() + 500
     while not holds():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)

@@ -1,5 +1,6 @@
 """Building towers: open_clip's own, ours, and what is said when weights are missing."""
 
+import json
 import socket
 import time
 from dataclasses import replace
@@ -8,8 +9,14 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from tasks.catalog.snapshot import Snapshot
+from tasks.encoder.gates import EncoderPolicy
+from tasks.encoder.loop import quiet
 from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
+from tasks.encoder.student import distil_student
+from tasks.encoder.teacher import train_teacher
 from tasks.encoder.towers import build_student, build_teacher, parameters
 from tasks.errors import TrainingError
 
@@ -23,13 +30,44 @@ def test_the_demo_teacher_is_an_open_clip_model_of_our_tower() -> None:
     assert isinstance(teacher.model, open_clip.CLIP)
     assert isinstance(teacher.model.visual, open_clip.timm_model.TimmModel)
     student = build_student(preset("demo"))
-    assert parameters(teacher.image) >= 3.9 * parameters(student)
+    assert parameters(teacher.image) >= EncoderPolicy().smaller * parameters(student)
     with torch.no_grad():
         vectors = teacher.eval().image(torch.rand(3, 3, 48, 48))
         texts = teacher.text(open_clip.SimpleTokenizer()(["a red mug", "a bag"], context_length=teacher.context()))
     assert vectors.shape == (3, 128)
     assert texts.shape == (2, 128)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+
+
+def test_a_model_config_of_ones_own_is_a_teacher(tmp_path: Path) -> None:
+    path = tmp_path / "shop-vit.json"
+    vision = {"image_size": 24, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+    words = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    path.write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": words}))
+    teacher = build_teacher(with_teacher(open_clip=str(path)))
+    assert teacher.image(torch.rand(2, 3, 24, 24)).shape == (2, 16)
+    assert teacher.context() == 12
+    weights = tmp_path / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in teacher.state().items()}, weights)
+    again = build_teacher(replace(with_teacher(open_clip=str(path), pretrained=str(weights)), seed=99))
+    assert torch.equal(again.state()["visual.conv1.weight"], teacher.state()["visual.conv1.weight"])
+    path.write_text(json.dumps({"embed_dim": 16}))
+    with pytest.raises(TrainingError, match=r"shop-vit.json lacks text_cfg, vision_cfg; it must be in open_clip's format"):
+        build_teacher(with_teacher(open_clip=str(path)))
+    with pytest.raises(TrainingError, match=r"the model config gone.json cannot be read"):
+        build_teacher(with_teacher(open_clip="gone.json"))
+
+
+@pytest.mark.slow
+def test_a_real_preset_trains_a_step_from_random_weights(snapshot: Snapshot, tmp_path: Path) -> None:
+    real = preset("vit_b32")
+    few = replace(real.teacher_recipe, steps=1, products=2, pictures=2)
+    config = replace(real, teacher=replace(real.teacher, pretrained=""), teacher_recipe=few, student_recipe=few, precision="fp32")
+    teacher = train_teacher(snapshot.uri, config, tmp_path, quiet)
+    student = distil_student(snapshot.uri, teacher, config, tmp_path, quiet)
+    assert teacher.parameters > EncoderPolicy().smaller * student.parameters
+    assert teacher.final_loss > 0
+    assert student.final_loss > 0
 
 
 def test_the_same_seed_gives_the_same_start() -> None:
