@@ -5,6 +5,7 @@ import html
 import io
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,14 @@ from tasks.encoder.export import CURVES
 from tasks.encoder.photos import TrainingSet, read_training_set
 from tasks.encoder.pixels import read_pixels
 
+FIGURES = ("Recall@1", "Recall@5", "Recall@10", "MRR", "mAP")
 FAILURES = 12
+FAILURES_OF_A_PRODUCT = 2
+"""So that one hard product does not fill the gallery."""
 SHOWN = 5
 THUMBNAIL = PreprocessSpec(size=112, fit="pad")
-STYLE = """tr.served td{font-weight:600}small{color:#666;font-weight:400}
-body{font:15px system-ui;margin:2rem auto;max-width:70rem;color:#222}table{border-collapse:collapse}
+STYLE = """tr.served td{font-weight:600}th.n{text-align:right}td.n{white-space:nowrap}small{color:#666;font-weight:400}
+body{font:15px system-ui;margin:2rem auto;padding:0 1.5rem;max-width:84rem;color:#222}table{border-collapse:collapse}
 td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}td.n{text-align:right}
 .bad{color:#a00}.ok{color:#070}img{display:block}figure{display:inline-block;margin:.2rem .4rem;width:112px;font-size:12px}"""
 
@@ -79,7 +83,7 @@ def _recall_table(report: EncoderReport) -> str:
     rows = []
     for pair in report.pairs:
         figures = "".join(
-            f'<td class="n">{r.value:.3f} <small>({r.low:.3f} to {r.high:.3f})</small></td>'
+            f'<td class="n">{r.value:.3f} <small>{r.low:.3f}–{r.high:.3f}</small></td>'
             for r in (*pair.recall.values(), pair.mrr, pair.map)
         )
         served = (pair.query, pair.document) == (report.query, report.document)
@@ -87,7 +91,7 @@ def _recall_table(report: EncoderReport) -> str:
             f"<tr{' class=served' if served else ''}><td>{pair.query}<td>{len(pair.ranks)} {ASKED[pair.asked]}"
             f"<td>{pair.document}{figures}</tr>"
         )
-    head = "".join(f"<th>{name}" for name in ("queries", "asked", "documents", "Recall@1", "Recall@5", "Recall@10", "MRR", "mAP"))
+    head = "<th>queries<th>asked<th>documents" + "".join(f"<th class=n>{n}" for n in FIGURES)
     return f"<table><tr>{head}</tr>{''.join(rows)}</table><p><small>In bold: the version as it serves.</small></p>"
 
 
@@ -95,9 +99,8 @@ def _gallery(report: EncoderReport, training: TrainingSet, raw: Path) -> str:
     """The photos whose product came last: the photo, what came back, and what should have."""
     pair = _served(report)
     best = np.load(raw)[f"{pair.query}.on.{pair.document}.{pair.asked}.best"]
-    worst = np.argsort(-np.asarray(pair.ranks), kind="stable")[:FAILURES].tolist()
-    order = [i for i in worst if pair.ranks[i] > 1]
     right = dict(zip(training.held_out().uris, training.held_out().products.tolist(), strict=True))
+    order = _worst(np.asarray(pair.ranks), np.asarray([right[photo] for photo in report.photos]))
     rows = []
     for i in order:
         photo = report.photos[i]
@@ -110,6 +113,17 @@ def _gallery(report: EncoderReport, training: TrainingSet, raw: Path) -> str:
         )
         rows.append(f"<p>rank {pair.ranks[i]} of {report.products}<br>{figures}</p>")
     return "".join(rows) or "<p>None: every photo found its product first.</p>"
+
+
+def _worst(ranks: np.ndarray, products: np.ndarray) -> list[int]:
+    """The photos whose product did not come first, the worst first; of one product only the worst few."""
+    shown: Counter[int] = Counter()
+    order: list[int] = []
+    for i in np.argsort(-ranks, kind="stable").tolist():
+        if ranks[i] > 1 and shown[int(products[i])] < FAILURES_OF_A_PRODUCT:
+            shown[int(products[i])] += 1
+            order.append(i)
+    return order[:FAILURES]
 
 
 def _served(report: EncoderReport) -> PairReport:
