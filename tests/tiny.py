@@ -12,21 +12,39 @@ from serving.contract.manifest import EncoderManifest, Variant, fingerprint
 from serving.contract.preprocess import PreprocessSpec
 from serving.contract.runtimes import ONNXRUNTIME
 
+WORDS = ("[UNK]", "red", "green", "blue", "mug", "shoe", "bag", "lamp")
 
-def tiny_encoder(folder: Path, dim: int = 16, size: int = 32, seed: int = 0) -> EncoderManifest:
-    """Writes encoder.json, student.fp32.onnx and golden.npz: an 8x8 average pool, one random projection, unit length."""
+
+def tiny_encoder(folder: Path, dim: int = 16, size: int = 32, seed: int = 0, words: bool = False) -> EncoderManifest:
+    """Writes encoder.json, student.fp32.onnx and golden.npz: an 8x8 average pool, one random projection, unit length.
+
+    With `words` also a text tower: the mean of one random vector for each of WORDS.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     spec = PreprocessSpec(size=size)
     model = folder / "student.fp32.onnx"
     onnx.save(_graph(dim, size, seed), model)
     print_ = fingerprint(describe(model, model.name).sha256, spec)
     pixels = np.random.default_rng(seed).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
-    np.savez(folder / "golden.npz", **{"pixels": pixels, "student.fp32": ONNXRUNTIME.open(model, "fp32", 1)(pixels)})
+    golden = {"pixels": pixels, "student.fp32": ONNXRUNTIME.open(model, "fp32", 1)(pixels)}
+    towers = {"student": {"fp32": Variant(file=describe(model, model.name), fingerprint=print_)}}
+    tokenizer = None
+    if words:
+        path = folder / "text.fp32.onnx"
+        onnx.save(_text_graph(dim, seed), path)
+        text = Variant(file=describe(path, path.name), fingerprint=fingerprint(describe(path, path.name).sha256, spec))
+        towers["text"] = {"fp32": text}
+        golden["tokens"] = np.arange(len(WORDS), dtype=np.int64).reshape(4, 2)
+        golden["text.fp32"] = ONNXRUNTIME.open(path, "fp32", 1)(golden["tokens"])
+        _tokenizer(folder / "tokenizer.json")
+        tokenizer = describe(folder / "tokenizer.json", "tokenizer.json")
+    np.savez(folder / "golden.npz", **golden)
     manifest = EncoderManifest(
         name="tiny",
         dim=dim,
         preprocess=spec,
-        towers={"student": {"fp32": Variant(file=describe(model, model.name), fingerprint=print_)}},
+        towers=towers,
+        tokenizer=tokenizer,
         document="student.fp32",
         query="student.fp32",
         golden=describe(folder / "golden.npz", "golden.npz"),
@@ -60,3 +78,31 @@ def _graph(dim: int, size: int, seed: int) -> onnx.ModelProto:
         [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _text_graph(dim: int, seed: int) -> onnx.ModelProto:
+    table = np.random.default_rng(seed + 1000).standard_normal((len(WORDS), dim)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "input"], ["words"], axis=0),
+        helper.make_node("ReduceMean", ["words", "axes"], ["mean"], keepdims=0),
+        helper.make_node("LpNormalization", ["mean"], ["embedding"], axis=1, p=2),
+    ]
+    constants = {"table": table, "axes": np.array([1], np.int64)}
+    graph = helper.make_graph(
+        nodes,
+        "tiny text",
+        [helper.make_tensor_value_info("input", TensorProto.INT64, ["n", "context"])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", dim])],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(path))

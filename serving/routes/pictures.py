@@ -14,6 +14,13 @@ from serving.routes.described import problems
 from serving.routes.search import Slot, chosen
 
 STATIC = Path(__file__).parents[1] / "static"
+PAGE = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""The page runs its own script and shows its own and the reader's pictures; a title in a catalogue can be no script."""
 
 
 def picture_routes(app: FastAPI, replica: Replica) -> None:
@@ -21,7 +28,7 @@ def picture_routes(app: FastAPI, replica: Replica) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+        return FileResponse(STATIC / "index.html", headers=PAGE)
 
     @app.get("/v1/images/{product_id:path}", response_class=FileResponse, responses=problems(401, 404, 422, 503))
     async def picture(request: Request, product_id: str, slot: Slot = "") -> FileResponse:

@@ -28,6 +28,7 @@ def state_routes(
                 "manifest": manifest.id,
                 "created_at": manifest.created_at,
                 "encoder": manifest.encoder.version,
+                "words": getattr(live, "words", None) is not None,  # a shard has no encoder
                 "query": manifest.encoder.query,
                 "snapshot": manifest.snapshot.id,
                 "products": live.products,

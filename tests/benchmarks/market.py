@@ -13,6 +13,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -148,15 +149,17 @@ def _encoder(folder: Path) -> tuple[EncoderManifest, FileRef]:
     import timm
     import torch
 
-    from tasks.encoder.export import ImageGraph, export_graph
+    from tasks.encoder.graphs import ImageGraph, write_onnx
     from tasks.encoder.towers import PLAIN_MEAN, PLAIN_STD, ImageEncoder
 
     folder.mkdir()
     spec = PreprocessSpec(size=SIZE, fit="crop")
     path = folder / "student.fp32.onnx"
     torch.manual_seed(5)
-    graph = ImageGraph(ImageEncoder(timm.create_model(NETWORK, num_classes=DIM).eval(), PLAIN_MEAN, PLAIN_STD))
-    export_graph(graph, torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8), path)
+    network = timm.create_model(NETWORK, num_classes=DIM)
+    _settle(network)
+    graph = ImageGraph(ImageEncoder(network.eval(), PLAIN_MEAN, PLAIN_STD))
+    write_onnx(graph, torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8), path)
     print_ = fingerprint(describe(path, path.name).sha256, spec)
     variant = Variant(file=describe(path, path.name), fingerprint=print_)
     pixels = np.random.default_rng(1).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
@@ -170,6 +173,20 @@ def _encoder(folder: Path) -> tuple[EncoderManifest, FileRef]:
     (folder / "encoder.json").write_text(manifest.model_dump_json())
     EncoderFolder(folder).open("student.fp32")
     return manifest, describe(folder / "encoder.json", "encoder/encoder.json")
+
+
+def _settle(network: Any) -> None:
+    """Gives the normalising layers the statistics of pictures: with none, a random network gives every picture the same vector."""
+    import torch
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+    network.train()
+    with torch.no_grad():
+        for _ in range(4):
+            soft = torch.nn.functional.interpolate(torch.randn(16, 3, 12, 12), size=SIZE, mode="bicubic")
+            network(soft)
 
 
 def _photos(folder: Path) -> None:

@@ -79,7 +79,7 @@ def draw(kind: int, seed: int, size: int = 96, shopper: bool = False) -> bytes:
     return stream.getvalue()
 
 
-def make_storefront(folder: Path, n: int = 48, versions: tuple[int, ...] = (0, 1)) -> Storefront:
+def make_storefront(folder: Path, n: int = 48, versions: tuple[int, ...] = (0, 1), words: bool = False) -> Storefront:
     """A release folder with versions "1", "2", …, each with an encoder of another seed; `live` and `blue` name "1"."""
     catalog = folder / "catalog"
     (catalog / "images").mkdir(parents=True)
@@ -96,7 +96,7 @@ def make_storefront(folder: Path, n: int = 48, versions: tuple[int, ...] = (0, 1
     vectors: dict[str, np.ndarray] = {}
     for number, seed in enumerate(versions, start=1):
         made = folder / f"encoder-{seed}"
-        tiny_encoder(made, seed=seed)
+        tiny_encoder(made, seed=seed, words=words)
         encoders = EncoderFolder(made)
         encoder = encoders.open("student.fp32")
         reference = describe(made / "encoder.json", "encoder/encoder.json")

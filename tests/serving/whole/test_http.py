@@ -286,7 +286,9 @@ def test_the_openapi_document_resolves_and_describes_the_search(asked: TestClien
 
 
 def test_the_page_loads_nothing_from_elsewhere(asked: TestClient) -> None:
-    page = asked.get("/").text
+    answer = asked.get("/")
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    page = answer.text
     assert "http" not in page.replace("http://www.w3.org", "")
     for part in ("/static/app.js", "/static/style.css"):
         assert part in page

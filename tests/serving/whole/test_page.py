@@ -1,24 +1,23 @@
 """The search page in a real browser, over a real server."""
 
-import socket
-import threading
-import time
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
 import pytest
-import uvicorn
 
+from tests.running import Served
 from tests.serving.whole.conftest import TOKEN, open_app
-from tests.serving.whole.storefront import Storefront
+from tests.serving.whole.storefront import Storefront, make_storefront
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # Chromium's own test camera
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +25,16 @@ def url(front: Storefront, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A replica on a free port, with a candidate in the other slot."""
     store = front.copy(tmp_path_factory.mktemp("page") / "release")
     store.point(green="2")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    app = open_app(store, notice="sample data, drawn by code")
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    until = time.monotonic() + 10
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
+    with Served(open_app(store, notice="sample data, drawn by code")) as served:
+        yield served.url
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A replica whose encoder understands a few words."""
+    store = make_storefront(tmp_path_factory.mktemp("talking"), n=24, versions=(0,), words=True)
+    with Served(open_app(store)) as served:
+        yield served.url
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +60,7 @@ def page(browser: "Browser", url: str) -> Iterator["Page"]:
 
 def choose(page: "Page", front: Storefront, place: int = 13) -> None:
     page.set_input_files("#file", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": front.photos[front.ids[place]]})
-    page.wait_for_selector("#results li")
+    page.wait_for_selector("#results li button")
 
 
 def test_a_chosen_photo_shows_products_with_picture_price_and_reason(page: "Page", front: Storefront, tmp_path: Path) -> None:
@@ -107,7 +103,7 @@ def test_a_pasted_and_a_dropped_photo_search_too(page: "Page", front: Storefront
             }""",
             [bytes_, kind],
         )
-        page.wait_for_selector("#results li")
+        page.wait_for_selector("#results li button")
 
 
 def test_filters_narrow_the_answer(page: "Page", front: Storefront) -> None:
@@ -138,10 +134,123 @@ def test_two_versions_side_by_side_for_who_judges_a_candidate(page: "Page", fron
 
 
 def test_it_fits_a_phone(browser: "Browser", url: str, front: Storefront) -> None:
-    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page = browser.new_page(
+        viewport={"width": 390, "height": 800}, color_scheme="dark", is_mobile=True, has_touch=True, device_scale_factor=2
+    )
     page.goto(url)
     choose(page, front)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert sum(int(c) for c in ground[4:-1].split(",")) < 150
     page.close()
+
+
+def test_a_photo_is_taken_with_the_camera(page: "Page") -> None:
+    page.click("#camera")
+    page.wait_for_function("document.querySelector('#video').videoWidth > 0")
+    page.click("#shoot")
+    page.wait_for_selector("#results li button")
+    assert page.locator("#viewfinder").is_hidden()
+    assert page.locator("#preview").is_visible()
+    page.wait_for_function("!document.querySelector('#video').srcObject?.active")
+
+
+def test_back_leads_to_the_product_before(page: "Page", front: Storefront) -> None:
+    choose(page, front)
+    for place in (3, 5):
+        title = page.locator("#results .title").nth(place).inner_text()
+        page.locator("#results button.card").nth(place).click()
+        page.wait_for_function(
+            "t => ![...document.querySelectorAll('#results .title')].some(e => e.textContent === t)", arg=title
+        )
+    second = page.url
+    page.go_back()
+    page.wait_for_function("u => location.href !== u", arg=second)
+    page.wait_for_selector("#results li button")
+    assert "?like=" in page.url
+    assert page.url != second
+
+
+def test_arrows_walk_through_the_results(page: "Page", front: Storefront) -> None:
+    choose(page, front)
+    page.locator("#results button.card").first.focus()
+    place = "[...document.querySelectorAll('#results .card')].indexOf(document.activeElement)"
+    walked = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "ArrowUp"):
+        page.keyboard.press(key)
+        walked.append(page.evaluate(place))
+    assert walked[:3] == [1, 2, 1]
+    assert walked[3] > 2
+    assert walked[4] == 1
+
+
+def test_each_result_says_why_it_is_where_it_is(page: "Page", front: Storefront) -> None:
+    choose(page, front)
+    item = page.locator("#results li").first
+    item.locator(".terms summary").click()
+    names, values = item.locator(".terms dt").all_inner_texts(), item.locator(".terms dd").all_inner_texts()
+    assert names[0] == "similarity"
+    assert all(0 < float(v) < 2 for v in values)
+
+
+def test_filters_are_counted_and_cleared(page: "Page", front: Storefront) -> None:
+    choose(page, front)
+    page.fill("[name=min_price]", "20")
+    page.press("[name=min_price]", "Tab")
+    page.check("[name=in_stock]")
+    page.wait_for_function("[...document.querySelectorAll('#results .price')].every(e => parseFloat(e.textContent) >= 20)")
+    page.wait_for_function("!document.querySelector('#results .out')")
+    assert page.locator("#active").inner_text() == "2"
+    page.click("#reset")
+    page.wait_for_function("document.querySelectorAll('#results li').length === 20")
+    assert page.locator("#active").is_hidden()
+
+
+def test_words_search_and_mix_with_a_photo(browser: "Browser", talking: str, front: Storefront) -> None:
+    page = browser.new_page()
+    page.goto(talking)
+    page.wait_for_function("!document.querySelector('#text').disabled")
+    page.keyboard.press("/")
+    page.keyboard.type("red mug")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#results li button")
+    assert "?q=red+mug" in page.url
+    by_words = page.locator("#results .title").all_inner_texts()
+    choose(page, front, 2)
+    page.wait_for_function("document.querySelector('#mix').checkVisibility()")
+    page.wait_for_function("t => JSON.stringify([...document.querySelectorAll('#results .title')].map(e => e.textContent)) !== t",
+                           arg=json.dumps(by_words, separators=(",", ":")))  # fmt: skip
+    mixed = page.locator("#results .title").all_inner_texts()
+    page.locator("#weight").fill("1")
+    page.wait_for_function("t => document.querySelector('#results .title').textContent === t", arg=by_words[0])
+    page.click("#clear")
+    page.wait_for_function("document.querySelector('#mix').hidden")
+    assert mixed != by_words
+    page.close()
+
+
+def test_where_there_is_no_text_tower_the_words_are_closed(page: "Page") -> None:
+    page.wait_for_function("document.querySelector('#text').disabled")
+    assert "no text tower" in page.get_attribute("#text", "placeholder")
+
+
+def test_the_candidates_differences_are_marked(page: "Page", front: Storefront) -> None:
+    page.click("#compare summary")
+    page.fill("#token", TOKEN)
+    page.check("#both")
+    page.fill("[name=max_price]", "30")
+    choose(page, front)
+    page.wait_for_selector("#candidate li .badge:visible")
+    badges = [b for b in page.locator("#candidate .badge").all_inner_texts() if b]
+    assert all(b == "new" or b[0] in "↑↓" for b in badges)
+    live = page.locator("#results .title").all_inner_texts()
+    same = sum(t in live for t in page.locator("#candidate .title").all_inner_texts())
+    assert f"{same} of {len(live)} the same" in page.locator("#candidate-title").inner_text()
+
+
+def test_the_other_slot_stays_closed_without_the_token(page: "Page", front: Storefront) -> None:
+    page.click("#compare summary")
+    page.check("#both")
+    page.set_input_files("#file", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": front.photos[front.ids[1]]})
+    page.wait_for_selector("#message.bad")
+    assert "admin token" in page.locator("#message").inner_text()
