@@ -1,0 +1,69 @@
+"""Every DAG run in one process on a tiny shop: a real MLflow, real replicas, Airflow without its servers."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry
+from tasks.settings import PROJECT, Settings
+from tests.airflow_server import environment
+from tests.changes.refreshed import forget_versions
+from tests.conftest import free_port
+from tests.registered import TOKEN, Shop, replicas
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def airflow(environ: dict[str, str], *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", *arguments], env=environ, cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{arguments}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def test_every_dag_runs_to_its_end(mlflow_uri: str, tmp_path: Path) -> None:
+    registry = Registry(mlflow_uri, tmp_path / "cache")
+    forget_versions(registry)
+    shop = Shop(tmp_path, registry, products=24)
+    one, two = shop.version(), shop.version()
+    shop.point(blue=one, live=one, candidate=two)
+    registry.set_alias(ENCODER_MODEL, "champion", shop.encoder())
+    with replicas(mlflow_uri, tmp_path, 2) as running:
+        settings = replace(
+            Settings(), home=tmp_path, catalog=str(tmp_path / "shop"), mlflow_uri=mlflow_uri, airflow_password="admin",
+            airflow_url=f"http://127.0.0.1:{free_port()}", serving_urls=tuple(r.url for r in running),
+            admin_token=TOKEN, bake_s=0.5, p99_ms=5000.0, encoder_preset="tiny",
+        )  # fmt: skip
+        (tmp_path / "airflow").mkdir()
+        environ = environment(settings)
+        airflow(environ, "airflow", "db", "migrate")
+        runs = [
+            ["promote_index", {}], ["promote_index", {}], ["rollback_index", {}], ["promote_index", {"version": "99"}],
+            ["refresh_index", {}], ["rebuild_index", {}], ["watch_quality", {}], ["collect_garbage", {}],
+        ]  # fmt: skip
+        told = airflow(environ, "tests.dags.in_process", json.dumps(runs))
+        serving = [httpx.get(f"{r.url}/v1/version", trust_env=False).json()["live"]["version"] for r in running]
+    done = [json.loads(line[4:]) for line in told.splitlines() if line.startswith("RUN ")]
+    first, again, back, missing, hour, night, watch, garbage = done
+    assert first["state"] == "success"
+    assert first["tasks"] == {
+        "choose_slot": "success", "warm_slot": "success", "shadow_check": "success", "ask_or_not": "success", "approve": "skipped",
+        "flip": "success", "bake": "success", "settle": "success",
+    }  # fmt: skip
+    assert (again["state"], again["tasks"]["choose_slot"], again["tasks"]["settle"]) == ("success", "skipped", "success")
+    assert (back["state"], back["tasks"]) == ("success", {"roll_back": "success"})
+    assert (missing["state"], missing["tasks"]["choose_slot"], missing["tasks"]["settle"]) == ("failed", "failed", "success")
+    assert (hour["state"], hour["tasks"]["drain_changes"]) == ("success", "skipped"), "no change is waiting"
+    assert (night["state"], night["tasks"]["publish_candidate"]) == ("success", "success"), night
+    assert watch["tasks"]["look"] == "success"
+    assert garbage["state"] == "success"
+    aliases = registry.aliases(INDEX_MODEL)
+    assert (aliases["live"], aliases["previous"]) == (one, two)
+    assert aliases["candidate"] not in (one, two)
+    assert serving == [one, one]
