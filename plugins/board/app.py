@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from airflow.api_fastapi.app import get_auth_manager
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
@@ -37,6 +37,12 @@ class Promote(BaseModel):
     """Which version is to go live."""
 
     version: VersionNumber
+
+
+class GoBack(BaseModel):
+    """Which version the page said it goes back to, so that a second press does not lead forth again; "" for what was live before."""
+
+    version: VersionNumber | Literal[""] = ""
 
 
 def create_app(open_board: Callable[[], Board]) -> FastAPI:
@@ -148,9 +154,10 @@ def _action_routes(app: FastAPI, board: Callable[[], Board]) -> None:
         return await start(request, "promote", {"version": version}, f"promote index version {version}, from the release board")
 
     @app.post("/actions/rollback", dependencies=[*acts, Depends(operator("rollback"))])
-    async def rollback(request: Request) -> Response:
+    async def rollback(request: Request, wanted: GoBack) -> Response:
         """Starts `rollback_index`, as this user."""
-        return await start(request, "rollback", {}, "roll back, from the release board")
+        to = f" to index version {wanted.version}" if wanted.version else ""
+        return await start(request, "rollback", {"version": wanted.version}, f"roll back{to}, from the release board")
 
     @app.post("/actions/rebuild", dependencies=[*acts, Depends(operator("rebuild"))])
     async def rebuild(request: Request) -> Response:

@@ -107,6 +107,18 @@ def test_an_operator_promotes_as_themselves_and_only_what_passed_its_gates(stack
         assert any(r["run"] == run["dag_run_id"] and r["by"] == "operator" and r["state"] == "queued" for r in shown)
 
 
+def test_going_back_names_the_version_that_the_page_showed(stack: Stack) -> None:
+    _, previous, _, _, _ = stack.versions
+    with stack.server.client("operator") as client:
+        assert client.post("/vitrine/actions/rollback", json={"version": "1; drop"}).status_code == 422
+        started = client.post("/vitrine/actions/rollback", json={"version": previous})
+        assert started.status_code == 202, started.text
+        run = client.get(f"/api/v2/dags/rollback_index/dagRuns/{started.json()['run']}").json()
+        assert (run["triggering_user_name"], run["conf"]) == ("operator", {"version": previous})
+        assert run["note"] == f"roll back to index version {previous}, from the release board"
+        client.patch(f"/api/v2/dags/rollback_index/dagRuns/{run['dag_run_id']}", json={"state": "failed"})
+
+
 def test_the_page_lets_nothing_from_outside_in(stack: Stack) -> None:
     with stack.server.client("viewer") as client:
         page = client.get("/vitrine/")

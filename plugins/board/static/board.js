@@ -130,8 +130,8 @@ function live(d) {
         button("rollback", previous ? `Roll back to version ${previous}` : "Roll back", d, previous ? "" : "there is no previous version",
           { title: `Roll back to version ${previous}?`, yes: "Roll back", text: [
             h("p", {}, `Shoppers get version ${previous} again, in seconds: every replica still holds it.`),
-            h("ul", {}, h("li", {}, `Version ${d.live} stays in its slot and can be promoted again.`), h("li", {}, "Embeddings and indexes are not touched.")),
-          ] }),
+            h("ul", {}, h("li", {}, `Version ${d.live} stays in its slot and can be promoted again.`), h("li", {}, "Embeddings and indexes are not touched."), h("li", {}, "A promotion that is under way becomes void.")),
+          ] }, previous ? { version: previous } : undefined),
         button("rebuild", "Rebuild", d, "",
           { title: "Rebuild the index?", yes: "Rebuild", text: [
             h("p", {}, "The DAG rebuild_index takes a new snapshot and makes a new version from it. Pictures that were embedded before are not embedded again."),
