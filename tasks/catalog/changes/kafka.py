@@ -1,0 +1,235 @@
+"""Changes in a Kafka topic, read as one consumer group whose offsets say what is acknowledged.
+
+Partitions are assigned here and not by the group's coordinator: one refresh reads at a time, and it neither waits for a rebalance
+nor loses its place to one. Where two read at once, both make the same changes, which does no harm (see ledger.py).
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from tasks.catalog.changes.event import Event
+from tasks.catalog.changes.source import DeadLetter, Message
+from tasks.errors import CatalogError
+
+TIMEOUT_S = 15.0
+SETTLE_S = 2.0
+"""How long a partition may be silent before what was received so far is all there is; its high watermark usually says so first."""
+
+
+class KafkaTopic:
+    """The topic, its topic of dead letters and the group. A handle is "partition:from:offset": the message at `offset`, before
+    which there is nothing back to `from` (a compacted topic has holes)."""
+
+    ahead = 5  # an offset acknowledges everything before it, so looking further costs only reading it again
+
+    def __init__(self, servers: str, topic: str, dead: str, group: str) -> None:
+        self.servers, self.topic, self.dead_topic, self.group = servers, topic, dead, group
+        self.name = f"Kafka topic {topic}"
+        self.consumer = self._consumer(group)
+        self._producer: Any = None
+
+    @classmethod
+    def open(cls, uri: str) -> "KafkaTopic":
+        """kafka://host:port[,host:port]/topic[?group=vitrine&dead=topic-dead]. Raises CatalogError when no broker answers."""
+        from confluent_kafka import KafkaException
+
+        parts = urlsplit(uri)
+        topic, options = parts.path.strip("/"), parse_qs(parts.query)
+        if not parts.netloc or not topic:
+            raise CatalogError(f"{uri}: expected kafka://host:port/topic")
+        found = cls(parts.netloc, topic, options.get("dead", [f"{topic}-dead"])[0], options.get("group", ["vitrine"])[0])
+        try:
+            found._partitions(topic)
+        except KafkaException as error:
+            found.close()
+            raise CatalogError(f"Kafka does not answer at {parts.netloc}: {error.args[0].str()}") from None
+        return found
+
+    def send(self, events: Sequence[Event]) -> None:
+        self._produce(self.topic, [(e.product_id, e.text, {}) for e in events])
+
+    def receive(self, limit: int, wait_s: float) -> list[Message]:
+        with _clear():
+            return [
+                Message(text, f"{p}:{first}:{at}")
+                for p, first, at, text, _ in self._read(self.consumer, self.topic, limit, wait_s)
+            ]
+
+    def extend(self, handles: Sequence[str], seconds: int) -> None:
+        """Nothing to do: a message stays in the topic."""
+
+    def acknowledge(self, handles: Sequence[str]) -> None:
+        """Commits, in each partition, up to the first message that is not among `handles`; what follows it is read again later."""
+        from confluent_kafka import TopicPartition
+
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for handle in handles:
+            partition, first, offset = map(int, handle.split(":"))
+            spans.setdefault(partition, []).append((first, offset))
+        if not spans:
+            return
+        with _clear():
+            wanted = []
+            for place in self._committed(self.consumer, self.topic, sorted(spans)):
+                end = place.offset
+                for first, offset in sorted(spans[place.partition]):
+                    if first <= end <= offset:
+                        end = offset + 1
+                if end > place.offset:
+                    wanted.append(TopicPartition(self.topic, place.partition, end))
+            if wanted:
+                self.consumer.commit(offsets=wanted, asynchronous=False)
+
+    def release(self, handles: Sequence[str]) -> None:
+        """Nothing to do: what is not committed is read again."""
+
+    def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
+        """To the topic of dead letters; their offsets are committed with the others'."""
+        self._produce(self.dead_topic, [(_product(m.text), m.text, {"reason": reason}) for m, reason in messages])
+
+    def waiting(self) -> int:
+        with _clear():
+            return self._behind(self.consumer, self.topic)
+
+    def dead(self, limit: int) -> list[DeadLetter]:
+        with _clear(), self._dead_reader() as (reader, topic):
+            return [DeadLetter(text, reason) for *_, text, reason in self._read(reader, topic, limit, 0)]
+
+    def revive(self) -> int:
+        from confluent_kafka import TopicPartition
+
+        with _clear(), self._dead_reader() as (reader, topic):
+            found = self._read(reader, topic, self._behind(reader, topic), 0)
+            self._produce(self.topic, [(_product(text), text, {}) for *_, text, _ in found])
+            ends: dict[int, int] = {}
+            for partition, _, offset, *_ in found:
+                ends[partition] = max(ends.get(partition, 0), offset + 1)
+            if ends:
+                reader.commit(offsets=[TopicPartition(topic, p, o) for p, o in ends.items()], asynchronous=False)
+            return len(found)
+
+    def close(self) -> None:
+        self.consumer.close()
+        if self._producer is not None:
+            self._producer.flush(TIMEOUT_S)
+
+    def _consumer(self, group: str) -> Any:
+        from confluent_kafka import Consumer
+
+        return Consumer({
+            "bootstrap.servers": self.servers, "group.id": group, "enable.auto.commit": False, "auto.offset.reset": "earliest",
+            "log_level": 0, "allow.auto.create.topics": True,
+        })  # fmt: skip
+
+    @contextmanager
+    def _dead_reader(self) -> Iterator[tuple[Any, str]]:
+        reader = self._consumer(f"{self.group}-dead")
+        try:
+            yield reader, self.dead_topic
+        finally:
+            reader.close()
+
+    def _partitions(self, topic: str) -> list[int]:
+        """The topic's partitions; a topic that is not there yet may take a moment to be made."""
+        until = time.monotonic() + TIMEOUT_S
+        while True:
+            found = self.consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic]
+            if found.error is None and found.partitions:
+                return sorted(found.partitions)
+            if time.monotonic() > until:
+                raise CatalogError(f"Kafka has no topic {topic!r}: {found.error}; create it, or allow topics to be made")
+            time.sleep(0.2)
+
+    def _committed(self, reader: Any, topic: str, partitions: Sequence[int]) -> list[Any]:
+        """The group's place in each partition: its committed offset, or the first one there is."""
+        from confluent_kafka import TopicPartition
+
+        places = reader.committed([TopicPartition(topic, p) for p in partitions], timeout=TIMEOUT_S)
+        for place in places:
+            low, _ = reader.get_watermark_offsets(place, timeout=TIMEOUT_S)
+            place.offset = max(place.offset, low)  # -1001: nothing committed yet
+        return places
+
+    def _ends(self, reader: Any, places: Sequence[Any]) -> dict[int, int]:
+        return {p.partition: reader.get_watermark_offsets(p, timeout=TIMEOUT_S)[1] for p in places}
+
+    def _behind(self, reader: Any, topic: str) -> int:
+        places = self._committed(reader, topic, self._partitions(topic))
+        ends = self._ends(reader, places)
+        return sum(max(ends[p.partition] - p.offset, 0) for p in places)
+
+    def _read(self, reader: Any, topic: str, limit: int, wait_s: float) -> list[tuple[int, int, int, str, str]]:
+        """(partition, from, offset, text, reason) of what lies behind the group's place, up to `limit`."""
+        places = self._committed(reader, topic, self._partitions(topic))
+        next_ = {p.partition: p.offset for p in places}
+        until = time.monotonic() + wait_s
+        ends = self._ends(reader, places)
+        while all(ends[p] <= next_[p] for p in next_) and time.monotonic() < until:
+            time.sleep(0.1)
+            ends = self._ends(reader, places)
+        found: list[tuple[int, int, int, str, str]] = []
+        reader.assign(places)
+        heard = time.monotonic()
+        try:
+            while len(found) < limit and any(ends[p] > next_[p] for p in next_) and time.monotonic() - heard < SETTLE_S:
+                message = reader.poll(0.2)
+                if message is None:
+                    continue
+                if message.error() is not None:
+                    raise CatalogError(f"Kafka: {message.error().str()}")
+                heard = time.monotonic()
+                partition, offset = message.partition(), message.offset()
+                headers = {k: v.decode() for k, v in message.headers() or []}
+                text = (message.value() or b"").decode(errors="replace")
+                found.append((partition, next_[partition], offset, text, headers.get("reason", "")))
+                next_[partition] = offset + 1
+        finally:
+            reader.unassign()
+        return found
+
+    def _produce(self, topic: str, records: Sequence[tuple[str, str, dict[str, str]]]) -> None:
+        from confluent_kafka import Producer
+
+        if not records:
+            return
+        if self._producer is None:
+            options = {"bootstrap.servers": self.servers, "enable.idempotence": True, "log_level": 0, "linger.ms": 5}
+            self._producer = Producer(options | {"message.timeout.ms": int(1000 * TIMEOUT_S)})
+        failed: list[str] = []
+
+        def told(error: Any, _: Any) -> None:
+            if error is not None:
+                failed.append(error.str())
+
+        for key, text, headers in records:
+            self._producer.produce(topic, text.encode(), key.encode(), headers=list(headers.items()), on_delivery=told)
+            self._producer.poll(0)
+        left = self._producer.flush(TIMEOUT_S)
+        if failed or left:
+            raise CatalogError(
+                f"Kafka did not take {len(failed) + left} messages: {failed[0] if failed else 'no answer in time'}"
+            )
+
+
+@contextmanager
+def _clear() -> Iterator[None]:
+    """What the broker or its absence says, as one sentence."""
+    from confluent_kafka import KafkaException
+
+    try:
+        yield
+    except KafkaException as error:
+        raise CatalogError(f"Kafka: {error.args[0].str()}") from None
+
+
+def _product(text: str) -> str:
+    """The product a message is about, as its key; "" where it does not say."""
+    try:
+        found = json.loads(text).get("product_id")
+    except (ValueError, AttributeError):
+        return ""
+    return found if isinstance(found, str) else ""
