@@ -37,11 +37,11 @@ from dags.running import DEFAULTS, clear_failure, run_key
 def refresh_index() -> None:
     @task
     def drain_changes() -> dict:
-        from tasks.steps import refreshing
+        from tasks.steps import draining
 
         params = get_current_context()["params"]
         with clear_failure():
-            plan = refreshing.drain(run_key(), params["changes"], params["minutes"])
+            plan = draining.drain(run_key(), params["changes"], params["minutes"])
         if not plan["changes"]:
             raise AirflowSkipException(plan["summary"])
         return plan

@@ -12,7 +12,7 @@ from serving.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.steps import refreshing
+from tasks.steps import draining, refreshing
 from tests.catalogs import picture
 from tests.registered import Shop
 
@@ -62,7 +62,7 @@ class LiveShop:
 
     def refresh(self, run_key: str, **bounds: float) -> dict:
         """The steps of the DAG, in its order; the plan where there is nothing to do."""
-        plan = refreshing.drain(self.key(run_key), **bounds)  # type: ignore[arg-type]
+        plan = draining.drain(self.key(run_key), **bounds)  # type: ignore[arg-type]
         if not plan["changes"]:
             return plan
         registered = refreshing.register(plan, refreshing.embed(plan))

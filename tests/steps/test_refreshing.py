@@ -7,7 +7,7 @@ import pytest
 
 from tasks.errors import VitrineError
 from tasks.registry import INDEX_MODEL
-from tasks.steps import refreshing
+from tasks.steps import draining, refreshing
 from tests.changes.refreshed import LiveShop
 
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ def test_priority_products_go_first_and_the_others_wait(live: LiveShop) -> None:
 
 def test_what_another_maker_acknowledged_meanwhile_is_carried_over(live: LiveShop) -> None:
     live.send(live.upsert(3, 1))
-    plan = refreshing.drain(live.key("fork"))
+    plan = draining.drain(live.key("fork"))
     live.send(live.upsert(4, 1))
     first = live.refresh("r1")  # the outbox gives both to both
     live.send(live.upsert(5, 1), live.delete(6, 1))

@@ -1,0 +1,104 @@
+"""The next index version on top of another: what its changes add to segments, counts and ledger. Nothing of the base is read but keys."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serving.contract.files import FileRef, describe
+from serving.contract.manifest import Counts, IndexManifest, Segment
+from serving.contract.segments import write_rows
+from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, newest
+from tasks.index.delta import Changes, add_delta, merge_deltas
+
+MERGE_SEGMENTS = 24
+"""A shard with more segments has its deltas merged: every search asks each of them."""
+MERGE_LEDGERS = 16
+LEDGER = "changes.parquet"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a version's files are written (`folder`), and what they are called: artifacts of `run_id` below `prefix`."""
+
+    folder: Path
+    run_id: str
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The upserts that have a vector: `rows` as a segment's table, `vectors` (n, d) float32 of unit length, in the rows' order."""
+
+    rows: pa.Table
+    vectors: np.ndarray
+
+    @property
+    def keys(self) -> np.ndarray:
+        return self.rows["key"].to_numpy() if len(self.rows) else np.zeros(0, np.int64)
+
+
+def placed(changed: pa.Table, products: pa.Table, base_keys: pa.Array) -> pa.Table:
+    """A ledger's rows, each saying whether the base's snapshot (`products`) and its segments (`base_keys`) have the product."""
+    for name, keys in (("in_snapshot", products["key"].combine_chunks()), ("in_base", base_keys)):
+        changed = changed.set_column(changed.column_names.index(name), name, pc.is_in(changed["key"], keys))
+    return changed
+
+
+def succeed(
+    parent: IndexManifest, held: pa.Table, changed: pa.Table, embedded: Embedded, place: Place, locate: Callable[[FileRef], Path]
+) -> tuple[IndexManifest, pa.Table]:
+    """The manifest of the next version, and the whole ledger it stands for; its id, time, golden answers and gates are the caller's.
+
+    `held` is the parent's ledger, `changed` what is new (from `placed`). The same input gives the same bytes.
+    """
+    indexed = pc.is_in(changed["key"], pa.array(embedded.keys))
+    state = pc.if_else(pc.equal(changed["kind"], "delete"), DELETED, pc.if_else(indexed, INDEXED, QUARANTINED))
+    changed = changed.set_column(changed.column_names.index("state"), "state", state)
+    # Only what may be in a segment needs hiding there: a tombstone costs every search a little.
+    before = held.filter(pc.equal(held["state"], INDEXED))["key"].combine_chunks()
+    hidden = changed.filter(pc.and_(pc.invert(indexed), pc.or_(changed["in_base"], pc.is_in(changed["key"], before))))
+    segments = add_delta(
+        parent, Changes(embedded.rows, embedded.vectors, hidden["key"].to_numpy()), place.folder, place.run_id, place.prefix
+    )
+    if np.bincount([s.shard for s in segments]).max() > MERGE_SEGMENTS:
+        grown = parent.model_copy(update={"segments": segments})
+        segments = merge_deltas(grown, locate, place.folder / "merged", place.run_id, f"{place.prefix}/merged")
+    whole = newest([held, changed])
+    merged = len(parent.changes) >= MERGE_LEDGERS
+    write_rows(place.folder / LEDGER, whole if merged else changed)
+    mine = describe(place.folder / LEDGER, f"{place.prefix}/{LEDGER}", place.run_id)
+    update = {
+        "segments": segments, "counts": counts(parent.snapshot.rows, segments, whole), "gates": (),
+        "changes": (mine,) if merged else (*parent.changes, mine), "content_key": _content_key(parent, changed),
+    }  # fmt: skip
+    return parent.model_copy(update=update), whole
+
+
+def counts(snapshot_rows: int, segments: tuple[Segment, ...], ledger: pa.Table) -> Counts:
+    """Where every product of the catalogue is, by the ledger alone; the gates compare it with what can really be found."""
+
+    def rows(mask: pa.Array) -> int:
+        return int(pc.sum(mask).as_py() or 0)
+
+    base = sum(s.rows for s in segments if s.kind == "base")
+    gone = pc.equal(ledger["kind"], "delete")
+    new = rows(pc.and_(pc.invert(gone), pc.invert(ledger["in_snapshot"])))
+    unusable = snapshot_rows - base - rows(pc.and_(ledger["in_snapshot"], pc.invert(ledger["in_base"])))
+    embedded = base - rows(ledger["in_base"]) + rows(pc.equal(ledger["state"], INDEXED))
+    return Counts(
+        catalogue=snapshot_rows + new - rows(pc.and_(gone, ledger["in_snapshot"])), embedded=embedded,
+        quarantined=unusable + rows(pc.equal(ledger["state"], QUARANTINED)), servable=embedded,
+        indexed=sum(s.rows for s in segments if s.index is not None),
+        tombstoned=sum(s.rows for s in segments if s.kind == "tombstones"),
+    )  # fmt: skip
+
+
+def _content_key(parent: IndexManifest, changed: pa.Table) -> str:
+    """Names what the version is made from, as a whole index's does: never that of a base, so that a rebuild is not skipped."""
+    text = "\n".join([parent.content_key, *changed["digest"].to_pylist()])
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,0 +1,151 @@
+"""The first step of a refresh: which changes it makes, written down before anything else happens, so that a killed run makes the same."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from serving.contract.manifest import IndexManifest
+from serving.contract.segments import read_rows
+from tasks import storage
+from tasks.catalog.changes.source import ChangeSource, open_changes
+from tasks.catalog.snapshot import product_table, started_at
+from tasks.registry import INDEX_MODEL, Registry, Version
+from tasks.settings import Settings
+from tasks.steps.common import registry, settings
+
+log = logging.getLogger(__name__)
+
+PLAN = "_plan.json"
+VISIBLE_S = 3600
+"""How long a step keeps received messages from others; each step asks for it anew."""
+FIRST_PACE = 5.0
+"""Pictures a second, while no refresh has measured its own: a ViT-B-32 on one core (docs/performance.md)."""
+LEAST_CHANGES = 64
+VERSIONS = 2000
+"""How far back versions are looked through for changes that were not taken along: 33 hours at one a minute."""
+
+
+@contextmanager
+def change_source(chosen: Settings) -> Iterator[ChangeSource]:
+    """The queue that the settings name, open."""
+    with open_changes(chosen.changes, chosen.catalog_uri, chosen.home) as source:
+        yield source
+
+
+def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -> dict[str, Any]:
+    """What this run will change: the waiting changes that fit, priority products first, and what other versions hold besides.
+
+    `limit` and `minutes` bound it (0: the settings): no more changes, and no more than can be embedded in this time at the
+    pace of the last refresh. "changes" is 0 when there is nothing to do; "summary" says why, and how much is left waiting.
+    """
+    chosen = settings()
+    uri = storage.join(chosen.store_uri, "changes", run_key)
+    if storage.exists(storage.join(uri, PLAN)):
+        return storage.read_json(storage.join(uri, PLAN))
+    models = registry(chosen)
+    versions = models.versions(INDEX_MODEL, VERSIONS)
+    from tasks.release.ancestry import to_build_on
+
+    parent = to_build_on(versions, models.aliases(INDEX_MODEL))
+    if parent is None:
+        return {"changes": 0, "summary": "there is no index version to refresh yet; run the DAG rebuild_index first"}
+    most = _bound(parent, limit or chosen.refresh_changes, minutes or chosen.refresh_minutes)
+    with change_source(chosen) as source:
+        return plan_on(run_key, models, versions, parent, source, most, wait_s)
+
+
+def plan_on(
+    run_key: str,
+    models: Registry,
+    versions: list[Version],
+    parent: Version,
+    source: ChangeSource | None,
+    most: int,
+    wait_s: float,
+) -> dict[str, Any]:
+    """Decides what the run changes, and writes it down before anything else happens."""
+    from tasks.catalog.changes import ledger
+    from tasks.catalog.changes.drain import Drained, Held
+    from tasks.catalog.changes.drain import drain as choose
+    from tasks.index.successor import placed
+    from tasks.release.ancestry import uncovered
+
+    chosen = settings()
+    uri = storage.join(chosen.store_uri, "changes", run_key)
+    if storage.exists(storage.join(uri, PLAN)):
+        return storage.read_json(storage.join(uri, PLAN))
+    now = datetime.now(UTC)
+    manifest = models.manifest_of(parent)
+    products = product_table(manifest.snapshot.uri, ["key", "updated_at"])
+    held = Held(ledger_of(models, manifest), products, columns_of(models, manifest))
+    others = uncovered(parent.version, versions)
+    begun = started_at(manifest.snapshot.uri)
+    carried = ledger.carried(ledger.newest(ledger_of(models, models.manifest_of(v)) for v in others), products, begun, now)
+    carried = ledger.fresh(carried, held.ledger, products)
+    drained, waiting = Drained(carried, [], 0, 0, 0), 0
+    if source is not None:
+        drained = choose(source, held, carried, most + len(carried), wait_s, now)
+        waiting = max(source.waiting() - len(drained.handles), drained.left)
+    something = bool(pc.any(pc.invert(ledger.memories(drained.rows, products, begun))).as_py())
+    if source is not None and not something:
+        source.acknowledge(drained.handles)
+    rows = placed(drained.rows, products, _base_keys(models, manifest))
+    upserts = int(pc.sum(pc.equal(rows["kind"], "upsert")).as_py() or 0)
+    counted = {"changes": len(rows), "upserts": upserts, "deletes": len(rows) - upserts, "waiting": waiting}
+    parts = [f"{upserts} upserts and {len(rows) - upserts} deletes on version {parent.version}"]
+    parts += [f"{len(carried)} of them carried over from version {', '.join(v.version for v in others)}"] if len(carried) else []
+    parts += [f"{drained.malformed} malformed messages went to the dead letters"] if drained.malformed else []
+    plan = counted | {
+        "run_key": run_key, "uri": uri, "parent": parent.version, "carried": [v.version for v in others],
+        "contained": drained.contained, "malformed": drained.malformed, "now": now.isoformat(),
+        "summary": "; ".join([*parts, f"{waiting} wait for the next refresh"]),
+    }  # fmt: skip
+    log.info("%s", plan["summary"])
+    if not something:
+        return plan | {"changes": 0}
+    with storage.writer(storage.join(uri, "rows.parquet")) as stream:
+        pq.write_table(rows, stream)
+    storage.write_json(storage.join(uri, "handles.json"), drained.handles)
+    storage.write_json(storage.join(uri, PLAN), plan)
+    return plan
+
+
+def _bound(parent: Version, limit: int, minutes: float) -> int:
+    """How many changes fit: the limit, or what the pace of the last refresh lets embed in the time."""
+    pace = float(parent.tags.get("pace") or FIRST_PACE)
+    return max(min(limit, int(60 * minutes * pace)), min(limit, LEAST_CHANGES))
+
+
+def _base_keys(models: Registry, manifest: IndexManifest) -> pa.Array:
+    paths = [models.file(s.table) for s in manifest.segments if s.kind == "base"]
+    return pa.concat_tables([pq.read_table(path, columns=["key"]) for path in paths])["key"].combine_chunks()
+
+
+def keep_messages(chosen: Settings, plan: dict) -> None:
+    """Keeps the plan's messages from being given to others while a step works."""
+    handles = storage.read_json(storage.join(plan["uri"], "handles.json"))
+    if handles:
+        with change_source(chosen) as source:
+            source.extend(handles, VISIBLE_S)
+
+
+def changed_rows(plan: dict) -> pa.Table:
+    return storage.read_table(storage.join(plan["uri"], "rows.parquet"))
+
+
+def ledger_of(models: Registry, manifest: IndexManifest) -> pa.Table:
+    from tasks.catalog.changes.ledger import newest
+
+    return newest(read_rows(models.file(ref)) for ref in manifest.changes)
+
+
+def columns_of(models: Registry, manifest: IndexManifest) -> pa.Schema:
+    """The columns of the base's row tables."""
+    path = models.file(next(s for s in manifest.segments if s.kind == "base").table)
+    return pq.read_schema(path).remove_metadata()
