@@ -33,6 +33,8 @@ class Settings:
     """Most changes that one refresh takes; the others wait for the next."""
     refresh_minutes: float = 30.0
     """Most time that one refresh may need for embedding, at the pace of the last."""
+    stream_seconds: float = 30.0
+    """Least time between two rounds of `vitrine stream`: with the round itself, a change is live within a minute."""
     mlflow_uri: str = "http://127.0.0.1:5000"
     mlflow_page: str = ""
     """Where a person's browser reaches MLflow, for links. Empty: the same as mlflow_uri."""

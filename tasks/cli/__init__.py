@@ -5,7 +5,7 @@ import sys
 import typer
 
 from serving.contract.files import ContractError
-from tasks.cli import capacity, catalog, index, release, search, settings, trace, webhook
+from tasks.cli import capacity, catalog, changes, index, release, search, settings, stream, trace, webhook
 from tasks.cli.output import console
 from tasks.errors import VitrineError
 
@@ -15,7 +15,9 @@ app.command()(trace.trace)
 app.command()(capacity.capacity)
 app.command()(settings.settings)
 app.command()(webhook.webhook)
+app.command()(stream.stream)
 app.add_typer(catalog.app, name="catalog")
+app.add_typer(changes.app, name="changes")
 app.add_typer(index.app, name="index")
 app.add_typer(release.app, name="release")
 

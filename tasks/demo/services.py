@@ -69,6 +69,7 @@ def process_environment(settings: Settings) -> dict[str, str]:
         "VITRINE_CHANGES": settings.changes,
         "VITRINE_REFRESH_CHANGES": str(settings.refresh_changes),
         "VITRINE_REFRESH_MINUTES": str(settings.refresh_minutes),
+        "VITRINE_STREAM_SECONDS": str(settings.stream_seconds),
         "VITRINE_MLFLOW_URI": settings.mlflow_uri,
         "VITRINE_MLFLOW_PAGE": settings.mlflow_page,
         "VITRINE_AIRFLOW_URL": settings.airflow_url,

@@ -25,7 +25,7 @@ INDEXES = "indexes"
 COLLECTED = "vitrine.collected"
 """Marks a run whose artifacts were collected, so that it is not listed again every day."""
 CACHE_AGE_S = DAY_S
-KINDS = ("version", "artifact", "snapshot", "vectors", "quarantine", "embeddings", "work", "cache")
+KINDS = ("version", "artifact", "snapshot", "vectors", "changes", "quarantine", "embeddings", "work", "cache")
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,9 @@ def _store(registry: Registry, store: str, needed: Reached, retention: Retention
     for uri in storage.folders(storage.join(store, "vectors")):
         if (name := uri.rsplit("/", 1)[1]) not in keys:
             yield from _old("vectors", name, uri, "no kept version was made from them", retention.grace_s, now)
+    for uri in storage.folders(storage.join(store, "changes")):
+        if (name := uri.rsplit("/", 1)[1]) not in keys:
+            yield from _old("changes", name, uri, "no kept version was made from them", retention.grace_s, now)
     for uri in storage.listing(storage.join(store, "quarantine"), ".parquet"):
         if (name := uri.rsplit("/", 1)[1].removesuffix(".parquet")) not in keys:
             yield from _old("quarantine", name, uri, "no kept version was made by its run", retention.grace_s, now)
@@ -207,7 +210,7 @@ def unreachable_files(registry: Registry) -> list[str]:
             missing.append(f"{version.version}: {error}")
             continue
         held: dict[str, set[str]] = {}
-        for ref in manifest.files():
+        for ref in (*manifest.files(), *manifest.changes):
             if ref.run_id not in held:
                 held[ref.run_id] = {path for path, _ in registry.artifacts(ref.run_id, INDEX_PATH)}
             if ref.path not in held[ref.run_id]:

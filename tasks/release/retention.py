@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from serving.contract.manifest import IndexManifest
 from tasks.registry import Version
+from tasks.release.ancestry import to_build_on, uncovered
 
 DAY_S = 24 * 3600.0
 
@@ -42,6 +43,9 @@ def kept_versions(versions: Sequence[Version], retention: Retention, now_s: floa
     passed = [v for v in newest if v not in failed]
     for version in passed[: retention.versions]:
         kept.setdefault(version.version, f"is one of the newest {retention.versions}")
+    parent = to_build_on(versions, {alias: v.version for v in versions for alias in v.aliases})
+    for version in uncovered(parent.version, versions) if parent else []:
+        kept.setdefault(version.version, "holds changes that the next refresh takes over")
     for version in failed:
         if now_s - version.created_ms / 1e3 < retention.grace_s:
             kept.setdefault(version.version, "failed its gates lately")
@@ -50,7 +54,7 @@ def kept_versions(versions: Sequence[Version], retention: Retention, now_s: floa
 
 def reached(manifests: Mapping[str, IndexManifest]) -> Reached:
     """What these manifests (by the run that registered them) name: every file, wherever an earlier run made it."""
-    files = [f for manifest in manifests.values() for f in manifest.files()]
+    files = [f for manifest in manifests.values() for f in (*manifest.files(), *manifest.changes)]
     whole = [(run, name) for run in manifests for name in ("manifest.json", "gates.json", "tuning.json")]
     return Reached(
         artifacts=frozenset([(f.run_id, f.path) for f in files] + [(run, f"index/{name}") for run, name in whole]),

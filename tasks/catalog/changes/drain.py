@@ -71,8 +71,9 @@ class Upserts:
     image_root: str
     rows: pa.Table
     columns: pa.Schema
+    moment: str = ""
 
-    def products(self) -> Iterator[pa.RecordBatch]:
+    def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
         """The products in order of product_id: the snapshot's columns and those that the base carries besides."""
         chosen = self.rows.filter(pc.equal(self.rows["kind"], UPSERT)).sort_by("product_id")
         carried = [f for f in self.columns if f.name not in PRODUCT_SCHEMA.names]

@@ -1,0 +1,93 @@
+"""`vitrine changes`: send changes of products, see what waits, and look after those that could not be used."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tasks.catalog.changes.source import ChangeSource
+from tasks.cli.output import console
+from tasks.errors import CatalogError
+from tasks.settings import Settings
+
+app = typer.Typer(help="Changes of the catalogue on their way into the index.", no_args_is_help=True)
+SHOWN = 20
+
+
+@app.command("send")
+def send(
+    what: Annotated[list[str], typer.Argument(help="product ids, or files (products.csv or .parquet) of whole products")],
+    delete: Annotated[bool, typer.Option("--delete", help="say that the products are gone")] = False,
+) -> None:
+    """Send products as they are in the catalogue or in a file, or that they are gone, to the queue that VITRINE_CHANGES names."""
+    from tasks.catalog.changes.event import MalformedEvent
+    from tasks.catalog.changes.event import delete as gone
+    from tasks.catalog.changes.sending import events_of_catalogue, events_of_file
+
+    chosen, now = Settings.load(), datetime.now(UTC)
+    files = [Path(w) for w in what if w.endswith((".csv", ".parquet"))]
+    ids = [w for w in what if Path(w) not in files]
+    try:
+        events = [e for f in files for e in events_of_file(f, now)]
+        events += [] if delete else events_of_catalogue(chosen.catalog_uri, ids, now)
+    except MalformedEvent as error:
+        raise CatalogError(str(error)) from None
+    if delete:
+        events = [gone(i, now) for i in [*(e.product_id for e in events), *ids]]
+    with _queue() as source:
+        source.send(events)
+        console.print(
+            f"{len(events)} {'deletes' if delete else 'upserts'} sent to the {source.name}; {source.waiting()} wait there"
+        )
+
+
+@app.command("waiting")
+def waiting() -> None:
+    """How many changes wait, and how many could not be used."""
+    with _queue() as source:
+        dead = len(source.dead(1000))
+        console.print(f"{source.name}: {source.waiting()} wait, {dead if dead < 1000 else '1000 or more'} dead letters")
+
+
+@app.command("dead")
+def dead(limit: Annotated[int, typer.Option(min=1, help="how many to show")] = SHOWN) -> None:
+    """Messages that could not be used, and why."""
+    table = Table(show_edge=False)
+    for column in ("reason", "message"):
+        table.add_column(column)
+    with _queue() as source:
+        for letter in source.dead(limit):
+            table.add_row(letter.reason, letter.text)
+    console.print(table)
+
+
+@app.command("revive")
+def revive() -> None:
+    """Send every dead letter to the queue again, once what was wrong is mended."""
+    with _queue() as source:
+        console.print(f"{source.revive()} dead letters sent to the {source.name} again")
+
+
+@app.command("capture")
+def capture(
+    off: Annotated[bool, typer.Option("--off", help="remove the triggers again")] = False,
+) -> None:
+    """Have the catalogue's database write every change of `products` into the outbox by itself (triggers)."""
+    from tasks.catalog.changes.capture import install_triggers, remove_triggers
+
+    chosen = Settings.load()
+    (remove_triggers if off else install_triggers)(chosen.catalog_uri)
+    console.print(f"changes of products {'no longer ' if off else ''}go to the outbox of {'the catalogue'}")
+
+
+@contextmanager
+def _queue() -> Iterator[ChangeSource]:
+    from tasks.catalog.changes.source import open_changes
+
+    chosen = Settings.load()
+    with open_changes(chosen.changes, chosen.catalog_uri, chosen.home) as source:
+        yield source

@@ -1,0 +1,35 @@
+"""`vitrine stream`: changes go live within a minute, for as long as the process runs."""
+
+from typing import Annotated
+
+import typer
+
+from tasks.cli.output import console
+from tasks.settings import Settings
+
+
+def stream(
+    seconds: Annotated[
+        float, typer.Option(min=0, help="least time between two rounds; 0: the setting VITRINE_STREAM_SECONDS")
+    ] = 0,
+    promote: Annotated[bool, typer.Option(help="make each version live; without it, it becomes the candidate")] = True,
+) -> None:
+    """Take what changed into the index round after round, and make it live, until Ctrl-C or SIGTERM."""
+    import logging
+    import signal
+    from datetime import datetime
+    from threading import Event
+
+    from tasks.steps.streaming import Stream
+
+    logging.basicConfig(level=logging.WARNING)
+    chosen = Settings.load()
+    every, stop = seconds or chosen.stream_seconds, Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    def say(words: str) -> None:
+        console.print(f"{datetime.now():%H:%M:%S} {words}")
+
+    say(f"changes from {chosen.changes.partition(':')[0]}, at most one version every {every:g} s; Ctrl-C ends it")
+    Stream(every, stop, say, promote).run()
