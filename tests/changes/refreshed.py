@@ -1,5 +1,6 @@
-"""A small live shop whose index is refreshed: a real MLflow, a real outbox, the tiny encoder."""
+"""A small live shop whose index is refreshed: a real registry, a real outbox, the tiny encoder."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -7,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from serving.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import ChangeSource, open_changes
-from tasks.registry import INDEX_MODEL, Registry
+from tasks.registry import Registry
 from tasks.steps import draining, refreshing
 from tests.catalogs import picture
 from tests.registered import Shop
@@ -31,7 +33,6 @@ class LiveShop:
         for name, value in self.environment.items():
             monkeypatch.setenv(name, value)
         self.registry = Registry(mlflow_uri, home / "cache")
-        forget_versions(self.registry)
         self.shop = Shop(home, self.registry, products)
         self.base = self.shop.version()
         self.shop.point(live=self.base, blue=self.base, candidate=self.base)
@@ -62,7 +63,7 @@ class LiveShop:
 
     def refresh(self, run_key: str, **bounds: float) -> dict:
         """The steps of the DAG, in its order; the plan where there is nothing to do."""
-        plan = draining.drain(self.key(run_key), **bounds)  # type: ignore[arg-type]
+        plan = draining.drain(run_key, **bounds)  # type: ignore[arg-type]
         if not plan["changes"]:
             return plan
         registered = refreshing.register(plan, refreshing.embed(plan))
@@ -70,10 +71,6 @@ class LiveShop:
         refreshing.refuse(registered)
         refreshing.publish(registered)
         return registered
-
-    def key(self, run_key: str) -> str:
-        """A run key that no other test in the same MLflow has."""
-        return f"{self.home.name}.{run_key}"
 
     def searcher(self, version: str) -> Searcher:
         return Searcher.open(self.registry.index_manifest(version), self.registry.file)
@@ -90,7 +87,16 @@ def at(minute: int) -> datetime:
     return BEGAN + timedelta(minutes=minute)
 
 
-def forget_versions(registry: Registry) -> None:
-    """Another test's versions in the same MLflow are no relations of ours."""
-    if registry.versions(INDEX_MODEL, 1):
-        registry.client.delete_registered_model(INDEX_MODEL)
+def own_mlflow(home: Path, empty: Path) -> str:
+    """A registry in a file of its own, from an empty one, so that no other test's versions are in it; several processes may use it."""
+    uri = f"sqlite:///{shutil.copy(empty, home / 'mlflow.db')}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    for name in ("indexes", "encoders", "promotions"):
+        client.create_experiment(name, artifact_location=str(home / "artifacts" / name))
+    return uri
+
+
+def empty_mlflow(path: Path) -> Path:
+    """MLflow's tables, made once: that takes it seconds."""
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path

@@ -14,7 +14,9 @@ from tasks.errors import CatalogError
 from tests.servers import postgres_server
 
 Run = Callable[[str], None]
-TABLE = "CREATE TABLE products (product_id TEXT PRIMARY KEY, title TEXT, image TEXT, price REAL, priority {flag}, updated_at {time})"
+TABLE = (
+    "CREATE TABLE products (product_id TEXT PRIMARY KEY, title TEXT, image TEXT, price REAL, priority {flag}, updated_at {time})"
+)
 STEPS = (
     "INSERT INTO products VALUES ('a', 'Größe ''1''', 'a.jpg', 1.5, {yes}, '2026-11-01 10:00:00')",
     "UPDATE products SET price = 2.5 WHERE product_id = 'a'",

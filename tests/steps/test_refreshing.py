@@ -1,4 +1,4 @@
-"""The hourly path over a real MLflow: what changed is what can be found, whatever else happens meanwhile."""
+"""The hourly path over a real registry: what changed is what can be found, whatever else happens meanwhile."""
 
 from pathlib import Path
 
@@ -8,14 +8,24 @@ import pytest
 from tasks.errors import VitrineError
 from tasks.registry import INDEX_MODEL
 from tasks.steps import draining, refreshing
-from tests.changes.refreshed import LiveShop
+from tests.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # MLflow over SQLite inside this process, where its own warnings are ours.
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return empty_mlflow(tmp_path_factory.mktemp("empty") / "mlflow.db")
 
 
 @pytest.fixture
-def live(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveShop:
-    return LiveShop(tmp_path, mlflow_uri, monkeypatch)
+def live(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveShop:
+    return LiveShop(tmp_path, own_mlflow(tmp_path, empty), monkeypatch)
 
 
 def test_upserts_and_deletes_become_a_candidate_that_references_its_parent(live: LiveShop) -> None:
@@ -99,7 +109,7 @@ def test_priority_products_go_first_and_the_others_wait(live: LiveShop) -> None:
 
 def test_what_another_maker_acknowledged_meanwhile_is_carried_over(live: LiveShop) -> None:
     live.send(live.upsert(3, 1))
-    plan = draining.drain(live.key("fork"))
+    plan = draining.drain("fork")
     live.send(live.upsert(4, 1))
     first = live.refresh("r1")  # the outbox gives both to both
     live.send(live.upsert(5, 1), live.delete(6, 1))
@@ -123,7 +133,7 @@ def test_a_rebuild_takes_along_what_hourly_versions_took_in_meanwhile(live: Live
     snapshot = live.shop.snapshot("nightly")  # without these changes, as if the database had been copied a moment earlier
     live.refresh("r1")
     base = live.shop.version(snapshot=snapshot)
-    made = catch_up({"version": base, "passed": True}, live.key("nightly"))
+    made = catch_up({"version": base, "passed": True}, "nightly")
     assert made["version"] != base
     manifest = live.registry.index_manifest(made["version"])
     assert (manifest.parent, manifest.snapshot.id) == (base, "nightly")
@@ -133,7 +143,7 @@ def test_a_rebuild_takes_along_what_hourly_versions_took_in_meanwhile(live: Live
     assert found["p003"]["title"] == "product 3 at 1"
     refreshing.publish(made)
     assert live.refresh("r2")["changes"] == 0
-    assert catch_up(made, live.key("again")) == made, "a base that missed nothing is published as it is"
+    assert catch_up(made, "again") == made, "a base that missed nothing is published as it is"
 
 
 def test_one_run_is_made_once(live: LiveShop) -> None:
@@ -144,3 +154,27 @@ def test_one_run_is_made_once(live: LiveShop) -> None:
     assert live.waiting() == 1
     second = live.refresh("r2")
     assert live.registry.index_manifest(second["version"]).parent == first["version"]
+
+
+def test_many_small_versions_are_merged_and_garbage_takes_nothing_that_is_needed(
+    live: LiveShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.release.garbage import Places, collect, unreachable_files
+    from tasks.release.retention import Retention
+    from tests.release.test_garbage import alone_here
+
+    monkeypatch.setattr("tasks.index.successor.MERGE_SEGMENTS", 4)
+    monkeypatch.setattr("tasks.index.successor.MERGE_LEDGERS", 2)
+    for n in range(5):
+        live.send(live.upsert(n, 1), live.upsert(20 + n, 1))
+        made = live.refresh(f"r{n}")
+    assert max(np.bincount([s.shard for s in live.registry.index_manifest(made["version"]).segments])) <= 6
+    live.shop.point(live=made["version"], blue=made["version"])
+    plan = collect(live.registry, Places(str(live.home / "data"), live.home), Retention(versions=1, grace_s=0.0), alone_here)
+    assert plan.items
+    assert unreachable_files(live.registry) == []
+    live.send(live.upsert(2, 0), live.upsert(7, 1))
+    again = live.refresh("after")
+    found = live.found(again["version"])
+    assert found["p002"]["title"] == "product 2 at 1", "the ledger still knows the later change"
+    assert found["p007"]["title"] == "product 7 at 1"
