@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from serving.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import ChangeSource, open_changes
-from tasks.registry import Registry
+from tasks.registry import INDEX_MODEL, Registry
 from tasks.steps import draining, refreshing
 from tests.catalogs import picture
 from tests.registered import Shop
@@ -30,16 +30,21 @@ class LiveShop:
             "VITRINE_HOME": str(home), "VITRINE_CATALOG": str(home / "shop"), "VITRINE_MLFLOW_URI": mlflow_uri,
             "VITRINE_SERVING_URLS": "", "VITRINE_CHANGES": "outbox:",
         }  # fmt: skip
-        for name, value in self.environment.items():
-            monkeypatch.setenv(name, value)
+        self.monkeypatch = monkeypatch
+        self.use()
         self.registry = Registry(mlflow_uri, home / "cache")
         self.shop = Shop(home, self.registry, products)
         self.base = self.shop.version()
         self.shop.point(live=self.base, blue=self.base, candidate=self.base)
 
+    def use(self) -> None:
+        """Puts this shop's settings into the environment, where there are several shops."""
+        for name, value in self.environment.items():
+            self.monkeypatch.setenv(name, value)
+
     @contextmanager
     def queue(self) -> Iterator[ChangeSource]:
-        with open_changes("outbox:", self.environment["VITRINE_CATALOG"], self.home) as source:
+        with open_changes(self.environment["VITRINE_CHANGES"], self.environment["VITRINE_CATALOG"], self.home) as source:
             yield source
 
     def send(self, *events: Event) -> None:
@@ -63,6 +68,7 @@ class LiveShop:
 
     def refresh(self, run_key: str, **bounds: float) -> dict:
         """The steps of the DAG, in its order; the plan where there is nothing to do."""
+        self.use()
         plan = draining.drain(run_key, **bounds)  # type: ignore[arg-type]
         if not plan["changes"]:
             return plan
@@ -71,6 +77,12 @@ class LiveShop:
         refreshing.refuse(registered)
         refreshing.publish(registered)
         return registered
+
+    def own_files(self, version: str) -> list[tuple[str, str]]:
+        """(path, sha256) of the segment files that a version's own run made."""
+        run = self.registry.version(INDEX_MODEL, version).run_id
+        files = [f for s in self.registry.index_manifest(version).segments for f in (s.index, s.table) if f is not None]
+        return sorted((f.path, f.sha256) for f in files if f.run_id == run)
 
     def searcher(self, version: str) -> Searcher:
         return Searcher.open(self.registry.index_manifest(version), self.registry.file)
