@@ -102,3 +102,13 @@ def _content_key(parent: IndexManifest, changed: pa.Table) -> str:
     """Names what the version is made from, as a whole index's does: never that of a base, so that a rebuild is not skipped."""
     text = "\n".join([parent.content_key, *changed["digest"].to_pylist()])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def quarantined_keys(products: np.ndarray, base_keys: np.ndarray, ledger: pa.Table) -> np.ndarray:
+    """Keys (n,) int64 of the products without a usable picture: the base's, as far as they did not change since, and the ledger's.
+
+    `products`: the keys of the base's snapshot.
+    """
+    touched = ledger["key"].to_numpy()
+    before = products[~np.isin(products, base_keys) & ~np.isin(products, touched)]
+    return np.concatenate([before, ledger.filter(pc.equal(ledger["state"], QUARANTINED))["key"].to_numpy()])

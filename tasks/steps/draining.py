@@ -95,7 +95,7 @@ def plan_on(
     something = bool(pc.any(pc.invert(ledger.memories(drained.rows, products, begun))).as_py())
     if source is not None and not something:
         source.acknowledge(drained.handles)
-    rows = placed(drained.rows, products, _base_keys(models, manifest))
+    rows = placed(drained.rows, products, base_keys(models, manifest))
     upserts = int(pc.sum(pc.equal(rows["kind"], "upsert")).as_py() or 0)
     counted = {"changes": len(rows), "upserts": upserts, "deletes": len(rows) - upserts, "waiting": waiting}
     parts = [f"{upserts} upserts and {len(rows) - upserts} deletes on version {parent.version}"]
@@ -122,7 +122,8 @@ def _bound(parent: Version, limit: int, minutes: float) -> int:
     return max(min(limit, int(60 * minutes * pace)), min(limit, LEAST_CHANGES))
 
 
-def _base_keys(models: Registry, manifest: IndexManifest) -> pa.Array:
+def base_keys(models: Registry, manifest: IndexManifest) -> pa.Array:
+    """Keys of the products in the base segments."""
     paths = [models.file(s.table) for s in manifest.segments if s.kind == "base"]
     return pa.concat_tables([pq.read_table(path, columns=["key"]) for path in paths])["key"].combine_chunks()
 

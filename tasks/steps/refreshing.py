@@ -18,11 +18,10 @@ import pyarrow.compute as pc
 from serving.contract.files import FileRef, verify, written_whole
 from serving.contract.manifest import IndexManifest
 from tasks import storage
-from tasks.catalog.snapshot import read_snapshot, started_at
+from tasks.catalog.snapshot import product_table, read_snapshot, started_at
 from tasks.errors import VitrineError
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry, Run, Version
-from tasks.settings import Settings
-from tasks.steps.common import registry, settings, work_folder
+from tasks.steps.common import query_runtime, registry, settings, work_folder
 from tasks.steps.draining import (
     VERSIONS,
     base_keys,
@@ -151,9 +150,7 @@ def publish(registered: dict) -> bool:
     return True
 
 
-def _version(
-    models: Registry, plan: dict, embedded: dict, run: Run, folder: Path, photos: int
-) -> tuple[IndexManifest, Any]:
+def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Path, photos: int) -> tuple[IndexManifest, Any]:
     """The whole version, its files in `folder`: manifest with golden answers, gates and ledger, and what was measured."""
     from serving.release import Release
     from serving.searcher import Searcher
@@ -174,7 +171,9 @@ def _version(
     manifest = manifest.model_copy(update={"id": plan["run_key"], "created_at": plan["now"], "parent": plan["parent"]})
     golden = np.load(models.file(parent.golden))["vectors"]
     manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
-    release = Release.open("candidate", manifest, models.encoder_folder(manifest.encoder.version), locate)
+    release = Release.open(
+        "candidate", manifest, models.encoder_folder(manifest.encoder.version), locate, runtime=query_runtime()
+    )
     snapshot = read_snapshot(manifest.snapshot.uri)
     gone = set(ledger.filter(pc.equal(ledger["kind"], "delete"))["product_id"].to_pylist())
     # A photo of a product that was deleted has no right answer any more.
