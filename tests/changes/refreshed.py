@@ -28,7 +28,7 @@ class LiveShop:
         self.home, self.mlflow_uri = home, mlflow_uri
         self.environment = {
             "VITRINE_HOME": str(home), "VITRINE_CATALOG": str(home / "shop"), "VITRINE_MLFLOW_URI": mlflow_uri,
-            "VITRINE_SERVING_URLS": "", "VITRINE_CHANGES": "outbox:",
+            "VITRINE_SERVING_URLS": "", "VITRINE_CHANGES": "outbox:", "VITRINE_P99_MS": "60000",
         }  # fmt: skip
         self.monkeypatch = monkeypatch
         self.use()

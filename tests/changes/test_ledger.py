@@ -23,7 +23,7 @@ from tasks.catalog.schema import UPDATED_AT, to_products
 from tasks.catalog.snapshot import product_table
 from tasks.index.build import IndexConfig, build_shard, train_template
 from tasks.index.successor import Embedded, Place, placed, succeed
-from tasks.release.measuring import catalogue_now
+from tasks.release.reconcile import catalogue_now
 from tests.index.shop import Shop, make_shop, manifest_of
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
