@@ -116,6 +116,13 @@ def rebuild_index() -> None:
         with clear_failure():
             return refreshing.catch_up(registered, run_key())
 
+    @task
+    def load_features(registered: dict) -> dict:
+        from tasks.steps import featuring
+
+        with clear_failure():
+            return featuring.load(registered)
+
     @task(outlets=[INDEX])
     def publish_candidate(registered: dict) -> dict:
         from tasks.steps import indexing
@@ -136,7 +143,9 @@ def rebuild_index() -> None:
     tuned = tune(snapshot, encoder, template, shards)
     changed >> valid >> embedded
     checked >> template
-    publish_candidate(catch_up(register_version(snapshot, encoder, embedded, shards, tuned)))
+    registered = catch_up(register_version(snapshot, encoder, embedded, shards, tuned))
+    publish_candidate(registered)
+    load_features(registered)
 
 
 rebuild_index()

@@ -7,6 +7,9 @@ version of `product-index` that references its parent's segments and adds one de
 `candidate` when it passes its gates (asset: product-index), which starts `promote_index`. Messages are acknowledged once such a
 version is registered. What does not fit into the bounds waits for the next run; the log and the result say how much.
 
+Where `VITRINE_REDIS_URL` is set, price, stock and popularity of what changed are in the feature store at once, and the version's
+features before it goes live; a Redis that is away fails those tasks alone.
+
 When deltas have grown past their limits the version asks for a rebuild (asset: index-compaction), which `rebuild_index` does.
 
 **When it fails**: the log of the red task says in one sentence what is wrong. The changes stay in the queue: clear the task, or let
@@ -46,6 +49,13 @@ def refresh_index() -> None:
             raise AirflowSkipException(plan["summary"])
         return plan
 
+    @task
+    def refresh_features(plan: dict) -> dict:
+        from tasks.steps import featuring
+
+        with clear_failure():
+            return featuring.refresh(plan)
+
     @task(retries=3)
     def embed_changes(plan: dict) -> dict:
         from tasks.steps import refreshing
@@ -59,6 +69,13 @@ def refresh_index() -> None:
 
         with clear_failure():
             return refreshing.register(plan, embedded)
+
+    @task
+    def load_features(registered: dict) -> dict:
+        from tasks.steps import featuring
+
+        with clear_failure():
+            return featuring.load(registered)
 
     @task(retries=3)
     def acknowledge(plan: dict, registered: dict) -> dict:
@@ -89,6 +106,8 @@ def refresh_index() -> None:
 
     plan = drain_changes()
     registered = register_version(plan, embed_changes(plan))
+    refresh_features(plan)
+    load_features(registered)
     acknowledge(plan, registered) >> publish_candidate(registered) >> ask_for_rebuild(registered)
 
 

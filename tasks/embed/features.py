@@ -2,10 +2,13 @@
 
 Keys: `features:<version>:<product key>` (a hash of columns), `features:<version>:_complete` (how many), and `features:live`, the
 version that readers use. A version becomes visible only by the switch, which is one SET; older versions end by their TTL.
+
+A version may lie on a base: then it holds only what differs from it (`_base` names it, `_keys` says what is there, and a product
+that is gone has the one field `_gone`), so that an hourly version costs what changed. Several versions may share a base.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +21,7 @@ PIPELINE = 2_000
 TTL_S = 3 * 24 * 3600
 """How long a version outlives its successor: three nights, so that a rollback finds its features."""
 LIVE = "features:live"
+GONE = "_gone"
 
 
 class FeatureStore:
@@ -38,9 +42,10 @@ class FeatureStore:
             raise VitrineError(f"the feature store does not answer: {error}; start Redis or clear VITRINE_REDIS_URL") from None
         return cls(client)
 
-    def load(self, version: str, batches: Iterable[pa.RecordBatch], total: int) -> int:
-        """Writes all products' features (batches with an int64 column `key`) as `version`; gives how many.
+    def load(self, version: str, batches: Iterable[pa.RecordBatch], total: int, base: str = "", gone: Sequence[int] = ()) -> int:
+        """Writes features (batches with an int64 column `key`) as `version`; gives how many products.
 
+        With `base`, the rows are those that differ from it and `gone` the keys of products that it has and this version has not.
         Not visible until `switch`. Loading a version that is complete writes nothing; one that was interrupted is written again.
         """
         if (done := self.complete(version)) is not None:
@@ -50,27 +55,35 @@ class FeatureStore:
             for batch in batches:
                 rows = batch.to_pylist()
                 for start in range(0, len(rows), PIPELINE):
-                    self._write(version, rows[start : start + PIPELINE])
+                    self._write(version, rows[start : start + PIPELINE], listed=bool(base))
                 count += len(rows)
                 progress.set(count)
-        self.redis.set(f"features:{version}:_complete", count)
+            for start in range(0, len(gone), PIPELINE):
+                self._write(version, [{"key": key, GONE: True} for key in gone[start : start + PIPELINE]], listed=True)
+        if base:
+            self.redis.set(f"features:{version}:_base", base, ex=TTL_S)
+        self.redis.set(f"features:{version}:_complete", count, ex=TTL_S)
         return count
 
     def refresh(self, version: str, rows: Iterable[dict[str, Any]]) -> int:
         """Sets volatile fields (price, in_stock, popularity, …) of products ({key, …}) that `version` holds; others are left out."""
         wanted = list(rows)
+        base = self._base(version)
         written = 0
         for start in range(0, len(wanted), PIPELINE):
             piece = wanted[start : start + PIPELINE]
             pipe = self.redis.pipeline(transaction=False)
             for row in piece:
-                pipe.exists(_name(version, row["key"]))
-            known = [row for row, there in zip(piece, pipe.execute(), strict=True) if there]
+                pipe.hlen(_name(version, row["key"]))
+                pipe.hexists(_name(version, row["key"]), GONE)
+                pipe.hlen(_name(base, row["key"]))
+            told = pipe.execute()
             pipe = self.redis.pipeline(transaction=False)
-            for row in known:
-                pipe.hset(_name(version, row["key"]), mapping=_encoded(row))
+            for row, own, gone, below in zip(piece, told[0::3], told[1::3], told[2::3], strict=True):
+                if not gone and (own or (base and below)):
+                    pipe.hset(_name(version if own else base, row["key"]), mapping=_encoded(row))
+                    written += 1
             pipe.execute()
-            written += len(known)
         return written
 
     def switch(self, version: str) -> str | None:
@@ -78,13 +91,16 @@ class FeatureStore:
 
         Raises VitrineError when the version was not loaded whole. A version that goes live again is kept again.
         """
-        count = self.complete(version)
-        if count is None:
+        base = self._base(version)
+        if self.complete(version) is None or (base and self.complete(base) is None):
             raise VitrineError(f"features of version {version} are not complete; load them before switching")
-        self._expire(version, None)
+        for layer in (base, version):
+            if layer:
+                self._expire(layer, None)
         before = self.redis.set(LIVE, version, get=True)
         if before and before != version:
-            self._expire(before, TTL_S)
+            for layer in {before, self._base(before)} - {version, base, ""}:
+                self._expire(layer, TTL_S)
         return before
 
     def live(self) -> str | None:
@@ -96,24 +112,38 @@ class FeatureStore:
         return None if count is None else int(count)
 
     def read(self, version: str, keys: Sequence[int]) -> list[dict[str, Any] | None]:
-        """Features of many products in one round trip, in their order; None for a product that is not there."""
+        """Features of many products in one round trip (two, on a base), in their order; None for a product that is not there."""
+        found = self._hashes(version, keys)
+        base = self._base(version)
+        lacking = [n for n, one in enumerate(found) if not one] if base else []
+        for n, below in zip(lacking, self._hashes(base, [keys[n] for n in lacking]), strict=True):
+            found[n] = below
+        return [{n: json.loads(v) for n, v in one.items()} if one and GONE not in one else None for one in found]
+
+    def _hashes(self, layer: str, keys: Sequence[int]) -> list[dict[str, str]]:
         pipe = self.redis.pipeline(transaction=False)
         for key in keys:
-            pipe.hgetall(_name(version, key))
-        return [{n: json.loads(v) for n, v in found.items()} if found else None for found in pipe.execute()]
+            pipe.hgetall(_name(layer, key))
+        return pipe.execute()
 
-    def _write(self, version: str, rows: list[dict[str, Any]]) -> None:
+    def _base(self, version: str) -> str:
+        return self.redis.get(f"features:{version}:_base") or ""
+
+    def _write(self, version: str, rows: list[dict[str, Any]], listed: bool) -> None:
         pipe = self.redis.pipeline(transaction=False)
         for row in rows:
             name = _name(version, row["key"])
             pipe.delete(name)
             pipe.hset(name, mapping=_encoded(row))
             pipe.expire(name, TTL_S)  # a load that is never finished cleans up after itself
+        if listed:
+            pipe.sadd(f"features:{version}:_keys", *(row["key"] for row in rows))
+            pipe.expire(f"features:{version}:_keys", TTL_S)
         pipe.execute()
 
     def _expire(self, version: str, ttl_s: int | None) -> None:
         pipe = self.redis.pipeline(transaction=False)
-        for name in self.redis.scan_iter(f"features:{version}:*", count=PIPELINE):
+        for name in self._names(version):
             if ttl_s is None:
                 pipe.persist(name)
             else:
@@ -122,8 +152,16 @@ class FeatureStore:
                 pipe.execute()
         pipe.execute()
 
+    def _names(self, version: str) -> Iterator[str]:
+        """Every key of a version: by its list where it has one; only a base has to be looked for."""
+        if not self._base(version):
+            yield from self.redis.scan_iter(f"features:{version}:*", count=PIPELINE)
+            return
+        yield from (f"features:{version}:{name}" for name in ("_base", "_complete", "_keys"))
+        yield from (_name(version, key) for key in self.redis.sscan_iter(f"features:{version}:_keys", count=PIPELINE))
 
-def _name(version: str, key: int) -> str:
+
+def _name(version: str, key: int | str) -> str:
     return f"features:{version}:{key}"
 
 

@@ -14,6 +14,7 @@ from tasks.release.promotion import Guarded, Plan, choose_slot
 from tasks.release.replicas import Replica
 from tasks.settings import Settings
 from tasks.steps.common import query_runtime, registry, settings, work_folder
+from tasks.steps.featuring import follow_live
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +163,7 @@ def settle(run_key: str) -> dict[str, Any]:
             done = settle_slots(Guarded(models, lease), replicas_of(chosen))
     except (LeaseLost, VitrineError) as error:  # whoever has the lease now leaves things in order
         done = f"nothing: {error}"
+    done = "; ".join(told for told in (done, follow_live()) if told)
     log.info("%s", done or "everything is in its place")
     return {"summary": done}
 
@@ -178,6 +180,7 @@ def roll_back(holder: str, to: str = "") -> dict[str, Any]:
         plan, took = rollback(Guarded(models, lease), replicas_of(chosen), LIMIT_S, to)
     was = f"was: version {plan.live}" if plan.live != plan.version else "it was live already"
     summary = f"version {plan.version} is live in {plan.slot} ({was}), on every replica after {took:.1f} s"
+    summary = "; ".join(told for told in (summary, follow_live()) if told)
     log.info("%s", summary)
     return {
         "version": plan.version,

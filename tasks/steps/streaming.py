@@ -19,7 +19,7 @@ from typing import Any
 from serving.contract.files import ContractError, written_whole
 from tasks import storage
 from tasks.errors import VitrineError
-from tasks.steps import draining, promoting, refreshing
+from tasks.steps import draining, featuring, promoting, refreshing
 from tasks.steps.common import settings
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ class Stream:
                 self._promote(state)
             return False
         done("drain")
+        self._refresh_features(plan)
         embedded = refreshing.embed(plan)
         done("embed")
         registered = refreshing.register(plan, embedded, PHOTOS)
@@ -121,6 +122,15 @@ class Stream:
         if registered["compaction_due"]:
             self.say(f"a rebuild is due: {registered['compaction_due']}; run the DAG rebuild_index")
         return True
+
+    def _refresh_features(self, plan: dict[str, Any]) -> None:
+        """Price, stock and popularity first; a feature store that is away holds nothing up."""
+        from redis import RedisError
+
+        try:
+            featuring.refresh(plan)
+        except (VitrineError, RedisError) as error:
+            self.say(f"features are not refreshed: {error}")
 
     def _promote(self, state: Round) -> None:
         if state.pending and self.promote:

@@ -87,6 +87,29 @@ def test_volatile_fields_are_refreshed_where_the_product_is(store: FeatureStore)
     assert found[1] is None
 
 
+def test_a_version_on_a_base_holds_what_differs_and_reads_the_rest_from_it(store: FeatureStore) -> None:
+    loaded(store, "base-a").switch("base-a")
+    changed = pa.table({"key": pa.array([3, 6000], pa.int64()), "price": [7.0, 8.0], "in_stock": [True, True]})
+    for version in ("8", "9"):
+        assert store.load(version, changed.to_batches(), 2, base="base-a", gone=[4]) == 2
+    store.switch("8")
+    found = store.read("8", [3, 4, 5, 6000, 70_000])
+    assert (found[0]["price"], found[3]["price"]) == (7.0, 8.0)
+    assert found[1] is None, "gone in this version"
+    assert found[2]["price"] == 1.25, "as in the base"
+    assert found[4] is None
+    assert store.read("base-a", [4])[0]["price"] == 1.0
+    assert store.refresh("8", [{"key": 3, "price": 1.0}, {"key": 4, "price": 2.0}, {"key": 5, "price": 3.0}]) == 2
+    assert [f and f["price"] for f in store.read("8", [3, 4, 5])] == [1.0, None, 3.0]
+    assert store.switch("9") == "8"
+    assert store.redis.ttl("features:8:3") > 0
+    assert store.redis.ttl("features:9:3") == store.redis.ttl("features:base-a:5") == -1, "its base stays with it"
+    loaded(store, "base-b").switch("base-b")
+    assert store.redis.ttl("features:base-a:5") > 0
+    store.switch("9")
+    assert store.redis.ttl("features:base-a:5") == store.redis.ttl("features:9:_keys") == -1, "a rollback keeps it again"
+
+
 def test_no_redis_is_one_clear_sentence() -> None:
     with pytest.raises(VitrineError, match="does not answer"):
         FeatureStore.connect(f"redis://127.0.0.1:{free_port()}/0")
