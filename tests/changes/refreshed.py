@@ -112,3 +112,9 @@ def empty_mlflow(path: Path) -> Path:
     """MLflow's tables, made once: that takes it seconds."""
     MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
     return path
+
+
+def forget_versions(registry: Registry) -> None:
+    """Another test's versions in the same MLflow are no relations of ours."""
+    if registry.versions(INDEX_MODEL, 1):
+        registry.client.delete_registered_model(INDEX_MODEL)
