@@ -59,9 +59,8 @@ def test_a_killed_refresh_run_again_makes_the_same_files_once(shops: tuple[LiveS
     number = list(PLACES).index(name)
     for live in shops:
         live.use()
-        live.send(
-            live.upsert(number, number, seed=200 + number), live.delete(30 + number, 1), live.upsert(100 + number, 1, seed=number)
-        )
+        new = live.upsert(100 + number, 1, seed=300 + number)
+        live.send(live.upsert(number, number + 1), new, live.delete(99 + number, 2))
     undisturbed = calm.refresh(f"run-{number}")
     before = len(killed.registry.versions(INDEX_MODEL))
     kill(killed, f"run-{number}", *PLACES[name])
