@@ -22,7 +22,7 @@ def operating_routes(app: FastAPI, replica: Replica) -> None:
     def admit(request: Request) -> None:
         replica.access.check_admin(request.headers.get("authorization", ""))
 
-    @app.get("/v1/samples", responses=problems(401), openapi_extra=ADMIN)
+    @app.get("/v1/samples", responses=problems(401, 422), openapi_extra=ADMIN)
     async def samples(request: Request, limit: Limit = 200, fingerprint: Fingerprint = "") -> dict[str, Any]:
         """Sampled real queries: vectors (base64 of float32) and the sha256 of photos; photos only where a setting keeps them."""
         admit(request)

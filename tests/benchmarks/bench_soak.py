@@ -47,8 +47,9 @@ class Garbage:
         self.seen: Counter[tuple[str, int]] = Counter()
         self.bombs = [_pixels(), _frames()]
 
-    def throw(self) -> None:
-        kind: Callable[[], Iterator[bytes]] = self.random.choice(
+    def throw(self, kind: Callable[[], Iterator[bytes]] | None = None) -> None:
+        """Sends something bad of a kind, or of a kind drawn at random, and counts the answer."""
+        kind = kind or self.random.choice(
             [
                 self.fuzzed,
                 self.fuzzed,

@@ -1,0 +1,51 @@
+"""schemathesis: made-up requests from the OpenAPI document, right and wrong ones; every answer must be as the document says."""
+
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.generation.modes import GenerationMode
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+
+from tests.running import Served
+from tests.serving.whole.conftest import TOKEN, open_app
+from tests.serving.whole.storefront import Storefront
+
+pytestmark = pytest.mark.slow
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+OPERATIONS = [
+    "POST /v1/search", "GET /v1/search", "POST /v1/search/batch", "GET /v1/products/{product_id}/similar", "GET /v1/images/{product_id}",
+    "GET /v1/version", "GET /healthz", "GET /readyz", "GET /metrics", "GET /v1/samples", "POST /v1/follow", "POST /v1/hooks/mlflow",
+]  # fmt: skip
+WITH_INPUT = [label for label in OPERATIONS if "search" in label or "similar" in label or "samples" in label]
+"""What can be asked wrongly."""
+
+
+@pytest.fixture(scope="module")
+def document(front: Storefront, tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis.BaseSchema]:
+    store = front.copy(tmp_path_factory.mktemp("schema") / "release")
+    store.point(green="2")
+    with Served(open_app(store, sample_rate=1.0)) as served:
+        yield schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+
+
+def test_every_operation_is_tried(document: schemathesis.BaseSchema) -> None:
+    assert sorted(o.ok().label for o in document.get_all_operations()) == sorted(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    ("label", "mode"),
+    [(label, GenerationMode.POSITIVE) for label in OPERATIONS] + [(label, GenerationMode.NEGATIVE) for label in WITH_INPUT],
+)
+def test_every_answer_is_one_that_the_document_names(document: schemathesis.BaseSchema, label: str, mode: GenerationMode) -> None:
+    operation = next(o.ok() for o in document.get_all_operations() if o.ok().label == label)
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    def answer(case: schemathesis.Case) -> None:
+        case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, checks=CHECKS)
+
+    answer()
