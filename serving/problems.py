@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
@@ -29,6 +30,8 @@ TITLES = {
     422: "Cannot be answered", 429: "Too often", 500: "Our fault", 503: "Not now", 504: "Too late",
 }  # fmt: skip
 IMAGE_STATUS = {"too_many_bytes": 413, "too_many_pixels": 413, "format": 415, "not_an_image": 415}
+GONE = 499
+"""Counted where the caller went away before there was an answer; never sent."""
 UNTOLD = ("/healthz", "/readyz", "/metrics", "/static", "/v1/version")
 """Routes that machines ask every few seconds: counted, and neither logged nor traced."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -69,6 +72,8 @@ class Requests:
 
         try:
             await self.app(scope, receive, named)
+        except ClientDisconnect:  # nobody is there to be answered, and nothing of ours is wrong
+            status = status or GONE
         except Exception as error:  # what nobody foresaw is ours; the caller gets a sentence, the log the rest
             log.error("request %s failed", request_id, exc_info=error)
             if status:
@@ -79,7 +84,7 @@ class Requests:
             self._tell(scope, headers, status, at, time.perf_counter() - began)
 
     def _tell(self, scope: Scope, headers: Headers, status: int, at: float, took_s: float) -> None:
-        """Counts, logs and traces a request that is over; status 0: the caller went away first."""
+        """Counts, logs and traces a request that is over."""
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.request(route, status, took_s)
         if route in UNTOLD:

@@ -2,6 +2,7 @@
 
 import time
 
+import httpx
 import numpy as np
 import pytest
 
@@ -69,6 +70,9 @@ def test_garbage_is_refused_and_shoppers_do_not_notice(store: Storefront) -> Non
             for kind in kinds:
                 garbage.throw(kind)
             shots = load.wait()
+        metrics = httpx.get(f"{served.url}/metrics", trust_env=False).text
+    assert 'status="499"' in metrics  # whoever left in the middle
+    assert 'status="500"' not in metrics
     assert shots.failed == 0
     statuses = {status for _, status in garbage.seen}
     assert statuses <= {0, 200, 400, 404, 408, 413, 415, 422}
