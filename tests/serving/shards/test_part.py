@@ -1,5 +1,7 @@
 """A shard's part of a version: its own segments, the whole version's handles, its own share of the golden answers."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,10 @@ from serving.contract.files import ContractError
 from serving.contract.manifest import IndexManifest
 from serving.filters import Filter
 from serving.searcher import Searcher
+from serving.settings import ServingSettings
+from serving.shards.holder import LINGER_S, Holder, NotAnswered
 from serving.shards.part import Part, offsets
+from serving.shards.wire import pack, unpack
 from serving.source import FolderSource
 from tests.serving.whole.storefront import Storefront, reseal
 
@@ -65,3 +70,34 @@ def test_a_part_that_does_not_reproduce_its_golden_answers_is_not_opened(store: 
     reseal(store, "1", {"golden": store.manifest("2")["golden"]})
     with pytest.raises(ContractError, match=r"golden answers are not reproduced: shard [01], query"):
         part(store, 0, 1)
+
+
+def test_a_shard_keeps_what_is_still_asked_for_and_then_lets_go(store: Storefront) -> None:
+    now = [0.0]
+    settings = ServingSettings(role="shard", shards=("0",), release=str(store.release))
+    holder = Holder(settings, FolderSource(store.release), clock=lambda: now[0])
+    holder.slots.refresh()
+    digest = holder.state()["versions"]["1"]["digest"]
+    question = pack({"version": "1", "digest": digest, "shard": 0, "k": 3}, store.vectors["1"][:1])
+    store.point(blue="2", live="2")
+    holder.slots.refresh()
+    assert holder.slots.live is not None
+    assert holder.slots.live.version == "2"
+    with pytest.raises(NotAnswered, match="does not hold version 1"):
+        asyncio.run(holder.search(question))
+    store.point(blue="1", live="1")
+    holder.slots.refresh()
+    assert unpack(asyncio.run(holder.search(question)))[0]["digest"] == digest
+    store.point(blue="2", live="2")
+    holder.slots.refresh()
+    for _ in range(3):
+        now[0] += LINGER_S - 1
+        holder.follow()
+        assert holder.state()["versions"]["1"]["state"] == "ready"
+        assert unpack(asyncio.run(holder.search(question)))[0]["digest"] == digest
+    now[0] += LINGER_S + 1
+    holder.follow()
+    assert "1" not in holder.state()["versions"]
+    holder.follow()
+    assert holder.slots.draining() == []
+    holder.close()
