@@ -17,6 +17,19 @@ LEAST_HEDGE_S = 0.002
 MOST_TRIES = 3
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked of several shards, from `began` to `until`; one that is not `usual` is slow by its nature."""
+
+    path: str
+    wanted: str
+    body: Callable[[int, float], bytes]
+    began: float
+    until: float
+    most_s: float
+    usual: bool
+
+
 @dataclass
 class Call:
     """A question under way to one process."""
@@ -65,7 +78,7 @@ class Asking:
         began = self.clock()
         most_s = slow_s or self.timeout_s
         until = min(began + most_s, latest if latest is not None else float("inf"))
-        exchange = Exchange(self, path, wanted, question, began, until, most_s, not slow_s)
+        exchange = Exchange(self, Question(path, wanted, question, began, until, most_s, not slow_s))
         try:
             return exchange.run(shards)
         finally:
@@ -84,19 +97,8 @@ class Asking:
 class Exchange:
     """One question's calls, from the first to the last answer."""
 
-    def __init__(
-        self,
-        asking: Asking,
-        path: str,
-        wanted: str,
-        question: Callable[[int, float], bytes],
-        began: float,
-        until: float,
-        most_s: float,
-        usual: bool,
-    ) -> None:
-        self.asking, self.path, self.wanted, self.question = asking, path, wanted, question
-        self.began, self.until, self.most_s, self.usual, self.clock = began, until, most_s, usual, asking.clock
+    def __init__(self, asking: Asking, question: Question) -> None:
+        self.asking, self.question, self.clock = asking, question, asking.clock
         self.calls: dict[int, Call] = {}
         self.open: dict[int, Open] = {}
         self.answers: dict[int, bytes] = {}
@@ -109,12 +111,12 @@ class Exchange:
             self._try(shard)
         while self.open:
             now = self.clock()
-            if now >= self.until:
+            if now >= self.question.until:
                 self._late()
                 break
             for shard in [s for s, o in self.open.items() if o.hedge_at <= now]:
                 self._hedge(shard)
-            next_at = min([self.until, *(o.hedge_at for o in self.open.values())])
+            next_at = min([self.question.until, *(o.hedge_at for o in self.open.values())])
             for fd, _ in self.poll.poll(max(0.0, 1e3 * (next_at - self.clock()))):
                 if fd in self.calls:
                     self._read(self.calls[fd])
@@ -129,13 +131,13 @@ class Exchange:
         """Asks one more process; a shard that nobody else can answer for, and nobody is asked, is given up."""
         state = self.open[shard]
         while len(state.tried) < MOST_TRIES:
-            backend = self.asking.fleet.choose(shard, self.wanted, state.tried)
+            backend = self.asking.fleet.choose(shard, self.question.wanted, state.tried)
             if backend is None:
                 break
             state.tried.add(backend.name)
             try:
                 connection = backend.connection()
-                connection.ask("POST", self.path, self.question(shard, self.until - self.clock()))
+                connection.ask("POST", self.question.path, self.question.body(shard, self.question.until - self.clock()))
             except ConnectionFailed as error:
                 backend.down(str(error))
                 continue
@@ -145,8 +147,8 @@ class Exchange:
             self.poll.register(connection.fd, select.POLLIN)
             state.under_way += 1
             state.hedge_at = float("inf")
-            if self.usual and not hedge:
-                state.hedge_at = now + self.asking.hedge_after_s(self.path, shard)
+            if self.question.usual and not hedge:
+                state.hedge_at = now + self.asking.hedge_after_s(self.question.path, shard)
             return
         state.hedge_at = float("inf")
         if not state.under_way:
@@ -155,7 +157,7 @@ class Exchange:
     def _hedge(self, shard: int) -> None:
         state = self.open[shard]
         state.hedge_at = float("inf")
-        if self.asking.fleet.choose(shard, self.wanted, state.tried) is not None and self.asking.budget.spend():
+        if self.asking.fleet.choose(shard, self.question.wanted, state.tried) is not None and self.asking.budget.spend():
             self._try(shard, hedge=True)
 
     def _read(self, call: Call) -> None:
@@ -172,8 +174,8 @@ class Exchange:
         if call.shard not in self.open:
             return
         if status == 200:
-            if self.usual:
-                self.asking.took(self.path, call.shard, self.clock() - call.began, call.hedge)
+            if self.question.usual:
+                self.asking.took(self.question.path, call.shard, self.clock() - call.began, call.hedge)
             self.answers[call.shard] = body
             del self.open[call.shard]
             for other in [c for c in self.calls.values() if c.shard == call.shard]:
@@ -182,7 +184,7 @@ class Exchange:
             raise Refusal(body.decode(errors="replace"))
         else:  # too busy, or without this version: another may have it
             if status == 409:
-                call.backend.ready -= {self.wanted}
+                call.backend.ready -= {self.question.wanted}
             self._next(call.shard)
 
     def _again(self, call: Call) -> None:
@@ -196,9 +198,9 @@ class Exchange:
 
     def _late(self) -> None:
         """The time is over. A process that had all the time a shard gets is not asked again until a probe finds it well."""
-        waited_s = self.until - self.began
+        waited_s = self.question.until - self.question.began
         for call in list(self.calls.values()):
-            if waited_s >= self.most_s - 1e-3 and not call.hedge:
+            if waited_s >= self.question.most_s - 1e-3 and not call.hedge:
                 call.backend.down(f"no answer within {waited_s:.2g} s")
         for shard in list(self.open):
             self._lose(shard)
