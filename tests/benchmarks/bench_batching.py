@@ -30,12 +30,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--family", default="flat")
+    parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    shop = market(args.out, args.rows, args.family)
+    shop = market(args.out, args.rows, args.family, shards=args.shards)
     asked = requests_of(shop, "photo")
     rows: list[dict] = []
     with ExitStack() as stack:
