@@ -19,7 +19,7 @@ from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.contract.segments import read_rows
 from serving.features import Features
 from serving.filters import Filter, check
-from serving.golden import check_golden
+from serving.golden import check_apart
 from serving.queries import QueryError
 from serving.release import Release
 from serving.searcher import Found, OpenSegment, Searcher, alive_rows, merge, ordered
@@ -197,7 +197,7 @@ class GatewayVersions:
             lacking = []
         elif not lacking:
             try:
-                check_golden(verify(self.source.fetch(manifest.golden), manifest.golden), searcher)
+                check_apart(verify(self.source.fetch(manifest.golden), manifest.golden), searcher)
             except ShardsAway as error:
                 return str(error)
         if not lacking:

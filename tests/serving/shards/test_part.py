@@ -1,6 +1,7 @@
 """A shard's part of a version: its own segments, the whole version's handles, its own share of the golden answers."""
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +9,16 @@ import pytest
 from serving.contract.files import ContractError
 from serving.contract.manifest import IndexManifest
 from serving.filters import Filter
+from serving.found import merge
+from serving.golden import check_part, write_golden
+from serving.ranker import RankerConfig
 from serving.searcher import Searcher
 from serving.settings import ServingSettings
 from serving.shards.holder import LINGER_S, Holder, NotAnswered
-from serving.shards.part import Part, offsets
+from serving.shards.part import Part, ShardSearcher, offsets
 from serving.shards.wire import pack, unpack
 from serving.source import FolderSource
+from tests.index.shop import build_all, clustered, make_shop, manifest_of
 from tests.serving.whole.storefront import Storefront, reseal
 
 
@@ -101,3 +106,24 @@ def test_a_shard_keeps_what_is_still_asked_for_and_then_lets_go(store: Storefron
     holder.follow()
     assert holder.slots.draining() == []
     holder.close()
+
+
+@pytest.mark.slow
+def test_a_refined_index_in_shards_finds_the_same_or_better(tmp_path: Path) -> None:
+    """Shards apart each refine their own best estimates; a whole index refines only the best of all."""
+    shop = make_shop(tmp_path / "shop", n=11000, d=64, shards=2)
+    _, built = build_all(shop, tmp_path / "built", "ivf_fs_sq8")
+    manifest = manifest_of(shop, built, {"family": "ivf_fs_sq8", "nprobe": 8, "k_factor": 1})
+    whole = Searcher.open(manifest, lambda ref: tmp_path / "built" / ref.path)
+    apart = [
+        ShardSearcher(Searcher.open(manifest, lambda ref: tmp_path / "built" / ref.path, 1, s), start, RankerConfig())
+        for s, start in offsets(manifest).items()
+    ]
+    xq = clustered(np.random.default_rng(5), 40, 64)
+    for k in (10, 100):
+        expected = whole.search(xq, k)
+        found = merge([s.search(xq, k, None) for s in apart], k)
+        assert (found.similarity >= expected.similarity - 1e-5).all()
+    write_golden(tmp_path / "golden.npz", whole, xq)
+    for shard, held in enumerate(apart):
+        check_part(tmp_path / "golden.npz", held.searcher, shard)
