@@ -6,10 +6,10 @@ Batch norms are the exception on CPUs, where each process normalises its own par
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
 from tasks.encoder.towers import device
@@ -60,7 +60,7 @@ class Replicas:
         parts = [self._part(count, rank) for rank in range(self.world)]
         sizes = [(p.stop - p.start) * each for p in parts]
         padded = torch.cat([rows, rows.new_zeros((max(sizes) - len(rows), *rows.shape[1:]))])
-        return torch.cat([found[:size] for found, size in zip(all_gather(padded), sizes, strict=True)])
+        return torch.cat([found[:size] for found, size in zip(_Gathered.apply(padded), sizes, strict=True)])
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -75,3 +75,19 @@ class Replicas:
         yield
         if self.first:
             self.wait()
+
+
+class _Gathered(torch.autograd.Function):
+    """Every process's tensor on each of them; a tensor's gradient is the sum of what all processes made of it."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> tuple[Tensor, ...]:
+        parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, own.contiguous())
+        return tuple(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        together = torch.stack(gradients)
+        distributed.all_reduce(together)
+        return together[distributed.get_rank()]
