@@ -5,6 +5,7 @@ that `previous` can always be told from what is live: a promotion that was kille
 or undone by `settle`.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,25 +71,29 @@ def choose_slot(registry: Aliases, version: str) -> Plan:
 
 
 def warm(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
-    """Points the slot at the version and waits until every replica reports it ready; the seconds it took."""
+    """Points the slot at the version and waits until every replica reports it ready; the seconds from the first write."""
+    began = time.monotonic()
     if plan.held != plan.version:
         registry.set_alias(INDEX_MODEL, plan.slot, plan.version)
         nudge(replicas)
-    return wait_for(replicas, f"loading version {plan.version} into {plan.slot}", lambda s: _not_ready(s, plan), limit_s)
+    wait_for(replicas, f"loading version {plan.version} into {plan.slot}", lambda s: _not_ready(s, plan), limit_s)
+    return time.monotonic() - began
 
 
 def flip(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
-    """Moves `live`, then `previous`, and waits until every replica serves it; the seconds it took.
+    """Moves `live`, then `previous`, and waits until every replica serves it; the seconds from the first write.
 
     Raises VitrineError naming the replicas that did not follow. `live` has moved then: the others serve it.
     """
+    began = time.monotonic()
     if plan.live != plan.version:
         if plan.live:
             registry.tag_version(INDEX_MODEL, plan.version, REPLACED, plan.live)
         registry.set_alias(INDEX_MODEL, "live", plan.version)
         nudge(replicas)
     settle_previous(registry)
-    return wait_for(replicas, f"serving version {plan.version}", lambda s: _not_live(s, plan.version), limit_s)
+    wait_for(replicas, f"serving version {plan.version}", lambda s: _not_live(s, plan.version), limit_s)
+    return time.monotonic() - began
 
 
 def rollback(registry: Aliases, replicas: list[Replica], limit_s: float, to: str = "") -> tuple[Plan, float]:
