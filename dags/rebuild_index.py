@@ -76,11 +76,11 @@ def rebuild_index() -> None:
             return indexing.validate_embeddings(snapshot, embedded, run_key())
 
     @task
-    def train_template(embedded: dict) -> dict:
+    def train_template(encoder: dict, embedded: dict) -> dict:
         from tasks.steps import indexing
 
         with clear_failure():
-            return indexing.template(embedded, run_key())
+            return indexing.template(encoder, embedded, run_key())
 
     @task
     def list_shards(template: dict) -> list[int]:
@@ -138,7 +138,7 @@ def rebuild_index() -> None:
     valid = validate_snapshot(snapshot)
     embedded = embed(snapshot, encoder)
     checked = validate_embeddings(snapshot, embedded)
-    template = train_template(embedded)
+    template = train_template(encoder, embedded)
     shards = build_shard.partial(snapshot=snapshot, embedded=embedded, template=template).expand(shard=list_shards(template))
     tuned = tune(snapshot, encoder, template, shards)
     changed >> valid >> embedded

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ EMPTY_SHA = "0" * 64
 
 def content_key(snapshot_content: str, document_fingerprint: str, query_fingerprint: str, config: IndexConfig) -> str:
     """Names what an index is made from: equal keys would give equal answers."""
-    parts = [snapshot_content, document_fingerprint, query_fingerprint, json.dumps(config.__dict__, sort_keys=True)]
+    parts = [snapshot_content, document_fingerprint, query_fingerprint, json.dumps(asdict(config), sort_keys=True)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 

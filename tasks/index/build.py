@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass
+import logging
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
 from serving.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
-from tasks.index.families import FAMILIES, choose_family, lists_for
+from tasks.index.families import FAMILIES, Budget, choose_family, lists_for
 from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts
 from tasks.progress import Progress
+
+log = logging.getLogger(__name__)
 
 OPQ_ROUNDS, OPQ_VECTORS = 8, 20_000
 """FAISS's own 50 rounds over 65,536 vectors take minutes and gained nothing that a tuned nprobe does not."""
@@ -41,6 +43,8 @@ class IndexConfig:
     """Training vectors, taken evenly from all shards."""
     seed: int = 7
     recall_target: float = 0.95
+    budget: Budget = field(default_factory=Budget)
+    """What decides the family where none is named."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Template:
     vectors_uri: str = ""
     fit: float = 0.0
     reason: str = ""
+    families: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,13 @@ class BuiltShard:
 
 
 def train_template(
-    vectors_uri: str, config: IndexConfig, folder: Path, previous: Template | None = None, ram_bytes: float = math.inf
+    vectors_uri: str, config: IndexConfig, folder: Path, previous: Template | None = None, refused: str = ""
 ) -> Template:
     """Trains what the family trains on a sample of all shards, or takes `previous` over while its centroids still fit.
 
-    `ram_bytes` bounds the vectors of all shards together. Raises VitrineError when there is too little to train on.
+    `refused` says why there is no `previous` to take over; the template's `reason` repeats it.
+
+    Raises VitrineError when there is too little to train on, or no family fits the budget.
     """
     import faiss
 
@@ -95,16 +102,26 @@ def train_template(
     rows = sum(counts)
     if rows == 0:
         raise VitrineError("no product has a vector, so there is nothing to index; look at the quarantine of the embedding step")
-    family = choose_family(max(counts), config.family, dim, ram_bytes / config.shards)
+    choice = choose_family(max(counts), config.family, dim, config.budget, config.shards)
+    family = choice.family
+    for name, why in choice.reasons.items():
+        log.info("family %s: %s", name, why)
     nlist = lists_for(max(counts))
-    made = Template(family.name, family.factory(dim, nlist), dim, config.shards, rows, vectors_uri=vectors_uri)
+    made = Template(
+        family.name, family.factory(dim, nlist), dim, config.shards, rows, vectors_uri=vectors_uri, families=choice.reasons
+    )
     if not family.trained:
         return _with(made, reason=f"{family.name} needs no training")
-    refused = ""
     if previous is not None:
         refused = _refuse_reuse(previous, made, config)
         if not refused:
-            return _with(previous, rows=rows, vectors_uri=vectors_uri, reason="taken over: its centroids still fit")
+            return _with(
+                previous,
+                rows=rows,
+                vectors_uri=vectors_uri,
+                families=choice.reasons,
+                reason="taken over: its centroids still fit",
+            )
     sample = sample_vectors(vectors_uri, config.shards, config.sample, config.seed)
     least = max(family.per_list * nlist, SCALAR_LEAST)
     if len(sample) < least:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError, FileRef, Frozen, verify
 from serving.contract.keys import product_keys, shard_of
-from serving.contract.manifest import IndexManifest
+from serving.contract.manifest import EncoderRef, IndexManifest
 from serving.golden import check_golden
 from serving.searcher import Searcher
 from tasks.catalog.snapshot import product_batches
@@ -24,15 +25,18 @@ class Check(Frozen):
     detail: str
 
 
-def check_index(manifest: IndexManifest, locate: Callable[[FileRef], Path], snapshot_uri: str = "") -> list[Check]:
+def check_index(
+    manifest: IndexManifest, locate: Callable[[FileRef], Path], snapshot_uri: str = "", encoder: Path | None = None
+) -> list[Check]:
     """Every check of a version, in order; after the first broken file or segment nothing more is opened.
 
     Checksums of all files; segments that open with the rows and dimension the manifest says; keys that follow from product ids,
-    lie in their shard and are live once; vectors of unit length (a sample); counts; the snapshot, where `snapshot_uri` is given;
-    golden answers. Reads every file whole.
+    lie in their shard and are live once; stored vectors that are finite (a sample); counts; the snapshot, where `snapshot_uri` is
+    given; the encoder, where its folder is given: its manifest's checksum, both fingerprints, its golden outputs; golden answers.
+    Reads every file whole.
     """
     done: list[Check] = []
-    for name, check in _checks(manifest, locate, snapshot_uri):
+    for name, check in _checks(manifest, locate, snapshot_uri, encoder):
         try:
             done.append(Check(name=name, passed=True, detail=check()))
         except ContractError as error:
@@ -43,7 +47,7 @@ def check_index(manifest: IndexManifest, locate: Callable[[FileRef], Path], snap
 
 
 def _checks(
-    manifest: IndexManifest, locate: Callable[[FileRef], Path], snapshot_uri: str
+    manifest: IndexManifest, locate: Callable[[FileRef], Path], snapshot_uri: str, encoder: Path | None
 ) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "checksums", lambda: _checksums(manifest, locate)
     opened: list[Searcher] = []
@@ -59,6 +63,8 @@ def _checks(
     yield "counts", lambda: _counts(searcher)
     if snapshot_uri:
         yield "snapshot", lambda: _snapshot(searcher, snapshot_uri)
+    if encoder is not None:
+        yield "encoder", lambda: _encoder(manifest.encoder, encoder)
     yield "golden answers", lambda: _golden(searcher, locate)
 
 
@@ -118,6 +124,19 @@ def _snapshot(searcher: Searcher, uri: str) -> str:
         shown = ", ".join(missing[:SHOWN])
         raise ContractError(f"{len(missing)} products of the snapshot cannot be found and {quarantined} are quarantined: {shown}")
     return f"every product is servable or one of {quarantined} in quarantine"
+
+
+def _encoder(wanted: EncoderRef, folder: Path) -> str:
+    verify(folder / "encoder.json", wanted.manifest)
+    held = EncoderFolder(folder)
+    if held.manifest.dim != wanted.dim:
+        raise ContractError(f"encoder version {wanted.version} gives dimension {held.manifest.dim}, the index has {wanted.dim}")
+    for name, print_ in ((wanted.document, wanted.document_fingerprint), (wanted.query, wanted.query_fingerprint)):
+        if held.open(name).fingerprint != print_:
+            raise ContractError(
+                f"encoder version {wanted.version}: {name} is not the one this index was made with (fingerprint differs)"
+            )
+    return f"version {wanted.version}: {wanted.document} and {wanted.query} have their fingerprints and golden outputs"
 
 
 def _golden(searcher: Searcher, locate: Callable[[FileRef], Path]) -> str:

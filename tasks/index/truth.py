@@ -1,12 +1,13 @@
-"""Exact answers to the tuning queries, from the encoder's own vectors: computed once per (vectors, queries) and kept."""
+"""Exact answers to the tuning queries, from the encoder's own vectors: computed once per (snapshot, encoder, queries) and kept."""
 
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from serving.contract.files import written_whole
+from tasks import storage
 from tasks.index.vectors import shard_batches, shard_counts
 from tasks.progress import Progress
 
@@ -24,15 +25,23 @@ class Truth:
     similarity: np.ndarray
 
 
-def exact_truth(vectors_uri: str, shards: int, xq: np.ndarray, folder: Path, depth: int = DEPTH) -> Truth:
-    """The exact nearest of unit queries xq (nq, d) among all shards' vectors, read in streams; kept in `folder` by its input."""
+def exact_truth(
+    vectors_uri: str, shards: int, xq: np.ndarray, kept_uri: str | Path, content: str = "", depth: int = DEPTH
+) -> Truth:
+    """The exact nearest of unit queries xq (nq, d) among all shards' vectors, read in streams.
+
+    Kept below `kept_uri` by what it follows from: the queries, and `content`, which names the snapshot and the encoder (without
+    it, where the vectors lie). Asked for again, nothing is compared.
+    """
     import faiss
 
     counts, _ = shard_counts(vectors_uri, shards)
-    name = hashlib.sha256(f"{vectors_uri} {counts} {depth} {xq.shape}".encode() + np.ascontiguousarray(xq).tobytes()).hexdigest()
-    path = folder / f"truth-{name[:24]}.npz"
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as kept:
+    # A picture that could not be used in one run and can in another makes other vectors of the same snapshot: rows are counted.
+    parts = f"{content or vectors_uri} {sum(counts)} {depth} {xq.shape}"
+    name = hashlib.sha256(parts.encode() + np.ascontiguousarray(xq).tobytes()).hexdigest()
+    uri = storage.join(str(kept_uri), f"truth-{name[:24]}.npz")
+    if storage.exists(uri):
+        with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as kept:
             return Truth(kept["keys"], kept["similarity"])
     heap = faiss.ResultHeap(len(xq), depth, keep_max=True)
     with Progress("compare exactly", sum(counts), "vectors") as progress:
@@ -44,8 +53,9 @@ def exact_truth(vectors_uri: str, shards: int, xq: np.ndarray, folder: Path, dep
     heap.finalize()
     there = np.finfo(np.float32).min < heap.D
     truth = Truth(np.where(there, heap.I, -1), np.where(there, heap.D, -np.inf).astype(np.float32))
-    with written_whole(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, keys=truth.keys, similarity=truth.similarity)
+    content_bytes = io.BytesIO()
+    np.savez(content_bytes, keys=truth.keys, similarity=truth.similarity)
+    storage.write_bytes(uri, content_bytes.getvalue())
     return truth
 
 

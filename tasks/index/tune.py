@@ -2,7 +2,8 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ FIRST_PART = 64
 class Trial:
     """One point that was measured: recall@10 of the answer, recall of the true top 10 within the candidates, time per query.
 
-    `pareto`: no other trial is both faster (p50) and better. Times are those of one query at a time on the searcher's threads.
+    Times and queries per second are those of as many clients as were asked for, each with one query at a time. `pareto`: no
+    other trial is both faster (p50) and better.
     """
 
     params: dict[str, Scalar]
@@ -33,18 +35,22 @@ class Trial:
     within_candidates: float
     p50_ms: float
     p99_ms: float
+    qps: float = 0.0
     verdict: str = ""
     pareto: bool = False
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The chosen parameters with the trial behind them, and every trial with its verdict."""
+    """The chosen parameters with the trial behind them, every trial with its verdict, and why the family was taken."""
 
     search: dict[str, Scalar]
     chosen: dict[str, Any]
     trials: list[dict[str, Any]]
     queries: int
+    clients: int = 1
+    memory_bytes: int = 0
+    families: dict[str, str] = field(default_factory=dict)
 
 
 def tune(
@@ -55,12 +61,14 @@ def tune(
     truth: Truth | None = None,
     p99_ms: float = math.inf,
     ram_bytes: float = math.inf,
+    clients: int = 1,
 ) -> Tuned:
     """Tries the family's grid on queries xq (nq, d), all shards and segments searched, and takes the cheapest that qualifies.
 
     Cheapest by the work it does (vectors scanned and refined), so that the same input gives the same choice on a busy machine;
-    time only decides whether p99 keeps to its limit. `truth` is exact search over the encoder's own vectors (tasks/index/truth);
-    without it, over the vectors the index stores. Raises GateFailed with the best point when nothing qualifies.
+    time only decides whether p99 keeps to its limit with `clients` at once. `truth` is exact search over the encoder's own
+    vectors (tasks/index/truth); without it, over the vectors the index stores. Raises GateFailed with the best point when nothing
+    qualifies.
     """
     kind = FAMILIES[family]
     files = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
@@ -72,7 +80,7 @@ def tune(
     candidates = min(CANDIDATES, max(searcher.live_rows, 1))
     truth = truth or stored_truth(searcher, xq)
     grid = _ordered(kind, searcher, candidates)
-    trials = [_measure(searcher, xq, truth, params, candidates, target) for params in grid]
+    trials = [_measure(searcher, xq, truth, params, candidates, target, clients) for params in grid]
     reasons = [_refusal(t, target, p99_ms) for t in trials]
     chosen = next((n for n, reason in enumerate(reasons) if not reason), -1)
     rows = [
@@ -87,7 +95,7 @@ def tune(
             f"p99 {best.p99_ms:.1f} ms; choose another family or lower VITRINE_RECALL_TARGET"
         )
     search: dict[str, Scalar] = {"family": family, "candidates": CANDIDATES, **trials[chosen].params}
-    return Tuned(search, rows[chosen], rows, len(xq))
+    return Tuned(search, rows[chosen], rows, len(xq), clients, files)
 
 
 def stored_truth(searcher: Searcher, xq: np.ndarray) -> Truth:
@@ -115,25 +123,31 @@ def _ordered(family: Family, searcher: Searcher, candidates: int) -> list[dict[s
 
 
 def _measure(
-    searcher: Searcher, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float
+    searcher: Searcher, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float, clients: int
 ) -> Trial:
     searcher.search(xq[:1], candidates, params=params)
-    times: list[float] = []
-    found: list[np.ndarray] = []
-    for q in range(len(xq)):
+
+    def asked(q: np.ndarray) -> tuple[float, np.ndarray]:
         began = time.perf_counter()
-        rows = searcher.search(xq[q : q + 1], candidates, params=params).rows
-        times.append(1e3 * (time.perf_counter() - began))
-        found.append(keys_of(searcher, rows))
-        if q + 1 == FIRST_PART and recall_of(_stack(found)[:, :K], _head(truth, q + 1), K) < target - FAR_BELOW:
-            break
-    keys, seen = _stack(found), _head(truth, len(found))
-    p50, p99 = np.percentile(times, [50, 99])
-    return Trial(params, recall_of(keys[:, :K], seen, K), recall_of(keys, seen, K), float(p50), float(p99))
+        rows = searcher.search(q[None], candidates, params=params).rows
+        return 1e3 * (time.perf_counter() - began), rows
 
+    def all_of(part: np.ndarray) -> list[tuple[float, np.ndarray]]:
+        if clients == 1:
+            return [asked(q) for q in part]
+        with ThreadPoolExecutor(clients) as pool:
+            return list(pool.map(asked, part))
 
-def _stack(found: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(found)
+    began = time.perf_counter()
+    answers = all_of(xq[:FIRST_PART])
+    if len(xq) > FIRST_PART:
+        first = keys_of(searcher, np.concatenate([rows for _, rows in answers]))
+        if recall_of(first[:, :K], _head(truth, len(first)), K) >= target - FAR_BELOW:
+            answers += all_of(xq[FIRST_PART:])
+    qps = len(answers) / (time.perf_counter() - began)
+    keys, seen = keys_of(searcher, np.concatenate([rows for _, rows in answers])), _head(truth, len(answers))
+    p50, p99 = np.percentile([ms for ms, _ in answers], [50, 99])
+    return Trial(params, recall_of(keys[:, :K], seen, K), recall_of(keys, seen, K), float(p50), float(p99), qps)
 
 
 def _head(truth: Truth, n: int) -> Truth:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from serving.contract.files import FileRef, verify, written_whole
 from serving.contract.manifest import EncoderRef, IndexManifest
 from tasks import storage
 from tasks.errors import VitrineError
+from tasks.index.kept_template import TEMPLATE_FILE
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH
 from tasks.settings import Settings
 from tasks.steps.common import as_snapshot, query_runtime, registry, settings, work_folder
@@ -87,11 +89,18 @@ def validate_embeddings(snapshot: dict, embedded: dict, run_key: str) -> dict[st
     return validate(Embedded(**embedded), as_snapshot(snapshot), docs).record()
 
 
-def template(embedded: dict, run_key: str) -> dict[str, Any]:
+def template(encoder: dict, embedded: dict, run_key: str) -> dict[str, Any]:
+    """What every shard starts from: the live version's while its encoder is the same and its centroids still fit, or a new one."""
     from tasks.index.build import train_template
+    from tasks.index.kept_template import keep_template, kept_template
 
-    made = train_template(embedded["vectors_uri"], _config(settings()), work_folder(run_key) / "index")
-    log.info("index family %s (%s) for %d vectors in %d shards", made.family, made.factory, made.rows, made.shards)
+    chosen, folder = settings(), work_folder(run_key) / "index"
+    previous, refused = kept_template(registry(chosen), encoder["document_fingerprint"], folder / "previous")
+    made = train_template(embedded["vectors_uri"], _config(chosen), folder, previous, refused)
+    keep_template(made, encoder["document_fingerprint"], storage.join(chosen.store_uri, "templates"), folder)
+    log.info(
+        "index family %s (%s) for %d vectors in %d shards: %s", made.family, made.factory, made.rows, made.shards, made.reason
+    )
     return dataclasses.asdict(made)
 
 
@@ -127,11 +136,33 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     xq = query_vectors(folder, encoder["query"], whole, queries, query_runtime())
     manifest = _draft(snapshot, encoder, None, shards, {"family": template["family"]}, run_key)
     searcher = Searcher.open(manifest, _locate(shards, run_key))
-    truth = exact_truth(template["vectors_uri"], template["shards"], xq, work_folder(run_key) / "index")
-    tuned = choose(searcher, xq, template["family"], settings().recall_target, truth)
+    chosen = settings()
+    content = f"{snapshot['content_sha256']} {encoder['document_fingerprint']}"
+    truth = exact_truth(template["vectors_uri"], template["shards"], xq, storage.join(chosen.store_uri, "truth"), content)
+    budget = _config(chosen).budget
+    tuned = choose(
+        searcher, xq, template["family"], chosen.recall_target, truth, budget.p99_ms, budget.ram_bytes, chosen.index_clients
+    )
+    tuned = dataclasses.replace(tuned, families=template["families"])
     for trial in tuned.trials:
         log.info("%s recall@10 %.3f p50 %.2f ms: %s", trial["params"], trial["recall_at_10"], trial["p50_ms"], trial["verdict"])
+    _report(tuned, template, snapshot, run_key, chosen.recall_target)
     return dataclasses.asdict(tuned)
+
+
+def _report(tuned: Any, template: dict, snapshot: dict, run_key: str, target: float) -> None:
+    """The tuning table and plot, and the chosen point's figures, in the run of this version."""
+    from tasks.index.report import tuning_plot, tuning_table
+
+    folder = work_folder(run_key) / "tuning"
+    folder.mkdir(exist_ok=True)
+    (folder / "tuning.md").write_text(tuning_table(tuned))
+    tuning_plot(tuned, folder / "tuning.png", target)
+    names = ("recall_at_10", "within_candidates", "p50_ms", "p99_ms", "qps")
+    with registry().run(EXPERIMENT, run_key, f"index {snapshot['id']}") as run:
+        run.artifacts(folder, "tuning")
+        run.metrics({f"tuned.{name}": tuned.chosen[name] for name in names} | {"tuned.index_mb": tuned.memory_bytes / 2**20})
+        run.params({"factory": template["factory"], "template": template["reason"]})
 
 
 def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], tuned: dict, run_key: str) -> dict[str, Any]:
@@ -188,7 +219,8 @@ def _publish(run: Any, manifest: IndexManifest, gates: Any, tuned: dict, shards:
     for built in shards:
         for part in (built["index"], built["table"]):
             run.artifact(Path(built["folder"]) / part["path"], INDEX_PATH)
-    run.artifact(folder / "golden.npz", INDEX_PATH)
+    for name in ("golden.npz", TEMPLATE_FILE):
+        run.artifact(folder / name, INDEX_PATH)
     for name, content in {
         "gates.json": json.dumps([g.model_dump() for g in gates], indent=1),
         "tuning.json": json.dumps(tuned, indent=1),
@@ -237,5 +269,11 @@ def _content_key(snapshot: dict, encoder: dict) -> str:
 
 def _config(chosen: Settings) -> Any:
     from tasks.index.build import IndexConfig
+    from tasks.index.families import Budget
 
-    return IndexConfig(shards=chosen.shards, recall_target=chosen.recall_target)
+    budget = Budget(
+        ram_bytes=chosen.index_ram_mb * 2**20 or math.inf,
+        p99_ms=chosen.index_p99_ms or math.inf,
+        build_s=chosen.index_build_s or math.inf,
+    )
+    return IndexConfig(shards=chosen.shards, family=chosen.index_family, recall_target=chosen.recall_target, budget=budget)

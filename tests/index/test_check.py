@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.contract.manifest import IndexManifest, Segment
+from serving.contract.files import FileRef
+from serving.contract.manifest import IndexManifest, Segment, read_manifest
 from serving.searcher import Searcher
 from tasks.index.assemble import with_golden
 from tasks.index.check import Check, check_index
@@ -98,3 +99,24 @@ def test_answers_that_changed_are_found(version: IndexManifest, tmp_path: Path) 
     ((name, detail),) = broken(forged, tmp_path)
     assert name == "golden answers"
     assert "similarities differ by 0.01" in detail
+
+
+def test_an_encoder_that_is_not_the_indexs_own_is_found(tmp_path: Path) -> None:
+    """The release's encoder passes; one that was made anew, or whose fingerprint the manifest does not name, does not."""
+    from tests.releases import make_release
+    from tests.tiny import tiny_encoder
+
+    make_release(tmp_path)
+    manifest = read_manifest(tmp_path / "release" / "1" / "manifest.json", IndexManifest)
+    own = tmp_path / "release" / "encoders" / manifest.encoder.manifest.sha256
+
+    def locate(ref: FileRef) -> Path:
+        return tmp_path / "release" / "files" / ref.sha256
+
+    assert all(c.passed for c in check_index(manifest, locate, manifest.snapshot.uri, own))
+    tiny_encoder(tmp_path / "other", seed=5)
+    (other,) = [c for c in check_index(manifest, locate, "", tmp_path / "other") if not c.passed]
+    assert (other.name, "encoder.json" in other.detail) == ("encoder", True)
+    forged = manifest.model_copy(update={"encoder": manifest.encoder.model_copy(update={"query_fingerprint": "0" * 64})})
+    (wrong,) = [c for c in check_index(forged, locate, "", own) if not c.passed]
+    assert "fingerprint differs" in wrong.detail

@@ -1,5 +1,6 @@
 """Tuning: exact truth, the cheapest point within the budget, and a clear refusal."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from serving.searcher import Searcher
 from tasks.errors import GateFailed
+from tasks.index.report import tuning_plot, tuning_table
 from tasks.index.truth import DEPTH, Truth, exact_truth, recall_of
 from tasks.index.tune import keys_of, stored_truth, tune
 from tests.index.shop import Shop, brute_force, clustered, open_shop
@@ -89,3 +91,35 @@ def test_flat_needs_no_parameters_and_is_exact(shop: Shop, xq: np.ndarray, tmp_p
     tuned = tune(searcher, xq, "flat", 1.0, stored_truth(searcher, xq))
     assert tuned.search == {"family": "flat", "candidates": 500}
     assert tuned.chosen["recall_at_10"] == 1.0
+
+
+def test_several_clients_ask_at_once_and_find_the_same(shop: Shop, xq: np.ndarray, tmp_path: Path) -> None:
+    searcher = open_shop(shop, tmp_path)
+    one, two = (tune(searcher, xq, "flat", 0.95, clients=n) for n in (1, 2))
+    assert (one.search, one.chosen["recall_at_10"]) == (two.search, two.chosen["recall_at_10"])
+    assert two.clients == 2
+    assert two.chosen["qps"] > 0
+
+
+def test_the_report_names_every_trial_and_every_family(
+    wide_shop: Shop, searchers: dict[str, Searcher], xq: np.ndarray, tmp_path: Path
+) -> None:
+    families = {"ivf_fs_sq8": "chosen: least memory of those that fit", "flat": "p99 would be about 280 ms and 3 are allowed"}
+    tuned = replace(tune(searchers["ivf_fs_sq8"], xq, "ivf_fs_sq8", 0.9), families=families)
+    table = tuning_table(tuned)
+    assert table.count("| nprobe") == len(tuned.trials)
+    assert all(t["verdict"] in table for t in tuned.trials)
+    assert all(why in table for why in families.values())
+    tuning_plot(tuned, tmp_path / "tuning.png", 0.9)
+    assert (tmp_path / "tuning.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_truth_of_a_snapshot_and_an_encoder_serves_every_run(wide_shop: Shop, xq: np.ndarray, tmp_path: Path) -> None:
+    first = exact_truth(wide_shop.vectors_uri, wide_shop.shards, xq[:4], tmp_path, "snapshot encoder")
+    moved = tmp_path / "another run"
+    moved.symlink_to(wide_shop.vectors_uri)
+    again = exact_truth(str(moved), wide_shop.shards, xq[:4], tmp_path, "snapshot encoder")
+    assert (again.keys == first.keys).all()
+    assert len(list(tmp_path.glob("truth-*"))) == 1
+    exact_truth(str(moved), wide_shop.shards, xq[:4], tmp_path, "snapshot other encoder")
+    assert len(list(tmp_path.glob("truth-*"))) == 2
