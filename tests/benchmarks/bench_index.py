@@ -6,7 +6,8 @@ Stages: snapshot, vectors (streamed to disk, 2 bytes a number), exact truth, for
 tuning, and the chosen point measured in a fresh process that holds nothing but the index, as a replica does. With `--work` every
 stage is kept there: a run that was killed goes on where it was, and `--until STAGE` stops after one. Prints one row per family
 and recall target: the parameters, recall@10 of the answer, recall of the true top 10 within 500 candidates, p50/p99 of one query
-at a time, queries per second with two clients, resident memory, build time. Writes index.json and index.png (recall against p50).
+at a time by the clock and in CPU time, queries per second with two clients, resident memory, build time. Writes index.json and
+index.png (recall against p50).
 """
 
 import argparse
@@ -101,7 +102,9 @@ def served(folder: Path, params: dict) -> dict[str, float]:
 def line(row: dict) -> str:
     if "refused" in row:
         return f"{row['family']:16} {row['refused']}"
-    figures = f"{row['recall_at_10']:6.3f} {row['within_candidates']:6.3f} {row['p50_ms']:7.2f} {row['p99_ms']:7.2f} {row['qps_2']:8.0f}"
+    recalls = f"{row['recall_at_10']:6.3f} {row['within_candidates']:6.3f}"
+    times = " ".join(f"{row[n]:7.2f}" for n in ("p50_ms", "p99_ms", "cpu_p50_ms", "cpu_p99_ms"))
+    figures = f"{recalls} {times} {row['qps_2']:8.0f}"
     tail = f"{row['bytes_per_vector']:7.0f} {row['resident_gib']:8.2f} {row['train_s']:8.1f} {row['add_s']:8.1f}"
     params = " ".join(f"{k}={v}" for k, v in row["params"].items()) + ("" if row["reached"] else " (not reached)")
     return f"{row['family']:16} {row['target']:.2f} {params:26} {figures} {tail}"
@@ -165,7 +168,7 @@ def main() -> None:
                 results.append({"family": family, "target": TARGETS[0], "refused": str(error)})
         print(f"\nmost memory in any stage of building: {stages.peak_gib():.2f} GiB")
         seconds = {n: s["seconds"] for n, s in stages.done.items()}
-    titles = "recall  in500  p50 ms  p99 ms   QPS x2   B/vec resident  train s    add s"
+    titles = "recall  in500  p50 ms  p99 ms CPU p50 CPU p99   QPS x2   B/vec resident  train s    add s"
     print(f"{'family':16} goal {'parameters':26} {titles}")
     for row in results:
         print(line(row))
