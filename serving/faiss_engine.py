@@ -11,6 +11,8 @@ from serving.contract.manifest import Scalar
 from serving.engine import Mask
 from serving.found import Found
 
+BLOCK = 512
+"""Stored vectors decoded at a time: in larger blocks the time goes into fresh pages (measured: 3.7 ms against 0.6 for 2,000)."""
 EFFORT = ("nprobe", "ef")
 NPROBE, K_FACTOR, EF = 16, 4, 64
 """What is used where a manifest does not say."""
@@ -32,6 +34,15 @@ class FaissEngine:
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """Of a refined index, the finer ones."""
         return stored_vectors(self.index, positions)
+
+    def similarity(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The inner products (n,) of one vector x (d,) float32 and the stored ones at these positions."""
+        result = np.empty(len(positions), np.float32)
+        for start in range(0, len(positions), BLOCK):
+            stored = self.vectors(positions[start : start + BLOCK])
+            part = result[start : start + BLOCK]
+            faiss.fvec_inner_products_ny(*map(faiss.swig_ptr, (part, x, stored)), len(x), len(stored))
+        return result
 
 
 def stored_vectors(index: Any, positions: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ does. Here the shards' estimates are merged first, and only the best of all are 
 rows, up to the order of equal estimates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import faiss
@@ -14,7 +14,7 @@ import numpy as np
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
 from serving.faiss_engine import FaissEngine, k_factor, probes, selector, widened
-from serving.found import Found, Source, gather, merge, nothing
+from serving.found import Found, Source, gather, merge
 
 
 class FaissShards:
@@ -50,11 +50,16 @@ class FaissShards:
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         positions = np.asarray(positions)
         result = np.empty((len(positions), self.engines[0].index.d), np.float32)
+        for engine, mine, local in self._by_shard(positions):
+            result[mine] = engine.vectors(local)
+        return result
+
+    def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[FaissEngine, np.ndarray, np.ndarray]]:
+        """Every engine that holds some of the positions: which of them, and their positions within it."""
         shard = np.searchsorted(self.starts, positions, side="right") - 1
         for number in np.unique(shard):
-            mine = shard == number
-            result[mine] = self.engines[number].vectors(positions[mine] - self.starts[number])
-        return result
+            mine = np.flatnonzero(shard == number)
+            yield self.engines[number], mine, positions[mine] - self.starts[number]
 
     def _span(self, shard: int) -> tuple[int, int]:
         return int(self.starts[shard]), int(self.starts[shard + 1])
@@ -63,12 +68,11 @@ class FaissShards:
         """The k best of each query's candidates, by their stored vectors."""
         best = []
         for x, rows in zip(xq, estimates.rows, strict=True):
-            there = rows[rows >= 0]
-            if not len(there):
-                best.append(nothing(1, k))
-                continue
-            D, I = faiss.knn(x[None], self.vectors(there), min(k, len(there)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
-            best.append(merge([Found(D, there[I])], k))
+            rows = rows[rows >= 0]
+            similarity = np.empty(len(rows), np.float32)
+            for engine, mine, local in self._by_shard(rows):
+                similarity[mine] = engine.similarity(x, local)
+            best.append(merge([Found(similarity[None], rows[None])], k))
         return Found(np.concatenate([f.similarity for f in best]), np.concatenate([f.rows for f in best]))
 
 

@@ -8,6 +8,9 @@ import numpy as np
 SHARE_SIGMAS, SHARE_LEAST = 5, 8
 """A part that holds a share p of the rows is first asked for 5 standard deviations more than p * k (rows are spread by a hash)."""
 
+SIGN = np.uint32(1 << 31)
+NO_ROW = (1 << 32) - 1
+
 
 @dataclass(frozen=True)
 class Found:
@@ -33,10 +36,26 @@ def merge(found: list[Found], k: int) -> Found:
     """The best k of several results over disjoint rows; equal similarities are ordered by row, so the order is stable."""
     similarity = np.concatenate([f.similarity for f in found], axis=1)
     rows = np.concatenate([f.rows for f in found], axis=1)
-    similarity = np.where(rows < 0, -np.inf, similarity)
+    similarity = np.where(rows < 0, -np.inf, similarity).astype(np.float32)
+    if rows.size and rows.max() < NO_ROW:
+        return padded(_packed_best(similarity, rows, k), k)
     order = np.lexsort((rows, -similarity), axis=1)[:, :k]
-    similarity, rows = np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
-    return padded(Found(similarity.astype(np.float32), rows), k)
+    return padded(Found(np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)), k)
+
+
+def _packed_best(similarity: np.ndarray, rows: np.ndarray, k: int) -> Found:
+    """The k best by sorting one 64-bit number each, which is several times as fast as sorting by two keys.
+
+    The upper half is -similarity as an unsigned integer of the same order (IEEE 754: the sign bit set where there was none, all
+    bits turned where there was), the lower half the row.
+    """
+    bits = (np.float32(0) - similarity).view(np.uint32)
+    rising = np.where(bits & SIGN, ~bits, bits | SIGN)
+    packed = rising.astype(np.uint64) << np.uint64(32) | np.where(rows < 0, NO_ROW, rows).astype(np.uint64)
+    packed = np.sort(packed, axis=1)[:, :k]
+    rising, low = (packed >> np.uint64(32)).astype(np.uint32), (packed & np.uint64(NO_ROW)).astype(np.int64)
+    bits = np.where(rising & SIGN, rising ^ SIGN, ~rising)
+    return Found(np.float32(0) - bits.view(np.float32), np.where(low == NO_ROW, -1, low))
 
 
 def padded(found: Found, k: int) -> Found:

@@ -57,3 +57,20 @@ def test_parts_are_asked_for_little_more_than_their_share() -> None:
 def test_nothing_is_no_row(nq: int) -> None:
     assert (nothing(nq, 4).rows == -1).all()
     assert np.isneginf(nothing(nq, 4).similarity).all()
+
+
+@given(seed=st.integers(0, 1000), large=st.booleans())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_merging_is_sorting_by_similarity_then_row(seed: int, large: bool) -> None:
+    """Rows that fit 32 bits are sorted packed, others (keys, for instance) by two keys: the same order, the same numbers."""
+    rng = np.random.default_rng(seed)
+    similarity = rng.choice(np.float32([-1, -0.5, -0.0, 0.0, 0.25, 1, 3e38]), (2, 40)) + rng.choice([0, 0.1], (2, 40))
+    similarity = similarity.astype(np.float32)
+    rows = np.stack([rng.permutation(1000)[:40] for _ in range(2)]) + (2**40 if large else 0)
+    rows[:, rng.integers(0, 40, 3)] = -1
+    found = merge([Found(similarity[:, :25], rows[:, :25]), Found(similarity[:, 25:], rows[:, 25:])], 30)
+    for q in range(2):
+        seen = sorted((-s if r >= 0 else np.inf, r) for s, r in zip(similarity[q].tolist(), rows[q].tolist(), strict=True))[:30]
+        assert found.rows[q].tolist() == [r for _, r in seen]
+        assert found.similarity[q].tolist() == [-s for s, _ in seen]
+    assert found.similarity.dtype == np.float32
