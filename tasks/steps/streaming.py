@@ -31,6 +31,8 @@ BAKE_S = 5.0
 POLL_S = 20.0
 """Longest wait for a first change, so that the process notices that it should stop."""
 LONGEST_PAUSE_S = 60.0
+WORDS = 160
+"""As much of a foreign error's first line as a person reads."""
 ATTEMPTS = 5
 """How often one round is tried before its messages are left to a new one."""
 
@@ -143,10 +145,10 @@ class Stream:
         pause = min(2.0**state.failures, LONGEST_PAUSE_S)
         expected = isinstance(error, VitrineError | ContractError)
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        self.say(f"{words}; trying again in {pause:.0f} s")
+        self.say(f"{words if expected else f'{type(error).__name__}: {words[:WORDS]}'}; trying again in {pause:.0f} s")
         if not expected:
             log.info("round %s", state.key, exc_info=error)
-        if state.failures >= ATTEMPTS and state.key:
+        if expected and state.failures >= ATTEMPTS and state.key:  # an outage passes, and the round with it
             self.say("this round is given up; its changes are still in the queue")
             state.key = ""
         self.stop.wait(pause)

@@ -56,9 +56,11 @@ class Streamed:
         return (self.home / "stream.log").read_text()
 
     def titles(self) -> dict[str, str]:
-        """What the replica shows: product id -> title, of its whole small catalogue."""
+        """What the replica shows: product id -> title, of its whole small catalogue; nothing while it is not ready."""
         body = {"vector": [1.0] + [0.0] * 15, "k": 200}
         answer = httpx.post(f"{self.replica.url}/v1/search", json=body, timeout=30, trust_env=False)
+        if answer.status_code == 503:
+            return {}
         return {r["product_id"]: r["title"] for r in answer.raise_for_status().json()["results"]}
 
     def until(self, holds: Callable[[], bool], what: str) -> None:
