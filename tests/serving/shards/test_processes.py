@@ -54,28 +54,26 @@ def test_a_killed_shard_costs_coverage_and_no_answer(store: Storefront, tmp_path
 def test_flips_under_load_never_mix_versions(store: Storefront, tmp_path: Path) -> None:
     """Every answer is compared with what a quiet gateway answered with the version it names: ids, scores, all of it."""
     asked = requests(store)
-    with cluster(store.release, tmp_path, 2, {"poll_s": "0.1"}, poll_s="0.1", probe_s="0.1") as made:
+    patient = {"shard_timeout_s": "30", "deadline_s": "60"}  # how fast this machine is does not matter here
+    with cluster(store.release, tmp_path, 2, {"poll_s": "0.1"}, poll_s="0.1", probe_s="0.1", **patient) as made:
         url = made.gateway.url
         store.point(green="2")
         expected: dict[tuple[str, int], str] = {}
         for version in ("1", "2"):
             store.point(live=version)
             until(lambda version=version: _live(url) == version)  # type: ignore[misc]
-            quiet = fire(url, asked, clients=1, seconds=1.5)
-            assert quiet.failed == 0
-            for number, digest in zip(quiet.request, quiet.digest, strict=True):
-                assert expected.setdefault((version, int(number)), str(digest)) == digest
-        assert len(expected) == 2 * len(asked)
-        with Load(url, asked, clients=4, seconds=8.0) as load:
-            flips = 0
-            while load.process.poll() is None and flips < 12:
+            while not all((version, number) in expected for number in range(len(asked))):
+                quiet = fire(url, asked, clients=1, seconds=2.0)
+                assert quiet.failed == 0
+                for number, digest in zip(quiet.request, quiet.digest, strict=True):
+                    assert expected.setdefault((version, int(number)), str(digest)) == digest
+        with Load(url, asked, clients=4, seconds=300.0) as load:
+            for flips in range(8):
                 store.point(live=("1", "2")[flips % 2])
                 until(lambda flips=flips: _live(url) == ("1", "2")[flips % 2])  # type: ignore[misc]
-                flips += 1
-                time.sleep(0.3)
-            shots = load.wait()
+                time.sleep(0.5)
+            shots = load.stop()
     assert shots.failed == 0, np.unique(shots.status, return_counts=True)
-    assert flips >= 6
     assert set(shots.version.tolist()) == {"1", "2"}
     assert (shots.version == shots.encoder).all()  # each version has the encoder of its own number
     assert (shots.shards == 2).all()
