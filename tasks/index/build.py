@@ -17,6 +17,7 @@ from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
 from serving.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
+from tasks.index.coarse import quick_adding, quick_training
 from tasks.index.families import FAMILIES, Budget, choose_family, lists_for
 from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts
 from tasks.progress import Progress
@@ -130,7 +131,7 @@ def train_template(
         )
     index = faiss.index_factory(dim, made.factory, faiss.METRIC_INNER_PRODUCT)
     _quicken(index)
-    with Progress("train the template", 1, "templates") as progress:
+    with Progress("train the template", 1, "templates") as progress, quick_training(index):
         index.train(sample)
         progress.add()
     path = folder / "template.faiss"
@@ -154,7 +155,7 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
     index = empty_index(template)
     # A graph's links depend on the order in which threads insert, so it is built by one.
     threads = 1 if FAMILIES[template.family].sequential else _all_threads()
-    with Progress(f"add vectors, shard {shard}", total, "vectors") as progress, omp_threads(threads):
+    with Progress(f"add vectors, shard {shard}", total, "vectors") as progress, omp_threads(threads), quick_adding(index):
         for block, vectors in shard_batches(vectors_uri, shard):
             check_vectors(vectors, block, template.dim)
             index.add(vectors)
