@@ -2,7 +2,7 @@
 
 Most of the work of building an IVF index is comparing every vector with every centroid. A GPU does it where faiss-gpu sees one
 (by cuVS where FAISS was built with it). On the CPU it is done through a flat quantiser even where searches go through a graph:
-limits measured 39 s a million vectors against 120-130 s (docs/decisions/0032).
+measured, 39 s a million vectors against 120-130 s (docs/decisions/0032).
 """
 
 import logging

@@ -197,3 +197,11 @@ def test_parquet_tables_have_no_rows_of_other_shards(shop: Shop, tmp_path: Path)
         keys = pq.read_table(Path(b.folder) / b.table["path"])["key"].to_numpy()
         assert (keys % 2 == b.shard).all()
         assert (np.diff(keys) > 0).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="the system does not tell what is mapped")
+@pytest.mark.parametrize("family", ["flat", "ivf_fs_sq8"])
+def test_an_opened_segment_is_memory_mapped(family: str, shop: Shop, wide_shop: Shop, tmp_path: Path) -> None:
+    searcher = open_shop(shop if family == "flat" else wide_shop, tmp_path, family)
+    assert str(tmp_path / "shard-0" / "base-00000.faiss") in Path("/proc/self/maps").read_text()
+    assert (searcher.search(shop.vectors[:2], 5).rows >= 0).all()
