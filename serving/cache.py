@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from serving.models import SearchAnswer
+
 EMBEDDING_S, CANDIDATES_S, RESPONSE_S = 24 * 3600.0, 3600.0, 3600.0
 
 
@@ -27,10 +29,20 @@ class Cache(Protocol):
 
 
 class LocalCache:
-    """At most `entries` values, each for at most `ttl_s` seconds; the least recently used goes first. Safe for several threads."""
+    """At most `entries` values, each for at most `ttl_s` seconds; the least recently used goes first. Safe for several threads.
 
-    def __init__(self, entries: int, ttl_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.entries, self.ttl_s, self.clock = entries, ttl_s, clock
+    `write` and `read` turn a value into what is kept and back, where the value itself would be large.
+    """
+
+    def __init__(
+        self,
+        entries: int,
+        ttl_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        write: Callable[[Any], Any] = lambda value: value,
+        read: Callable[[Any], Any] = lambda kept: kept,
+    ) -> None:
+        self.entries, self.ttl_s, self.clock, self.write, self.read = entries, ttl_s, clock, write, read
         self.kept: OrderedDict[str, tuple[float, Any]] = OrderedDict()
         self.lock = threading.Lock()
         self.hits = self.misses = self.errors = 0
@@ -44,11 +56,12 @@ class LocalCache:
                 return None
             self.kept.move_to_end(key)
             self.hits += 1
-            return found[1]
+        return self.read(found[1])
 
     def put(self, key: str, value: Any) -> None:
+        kept = self.write(value)
         with self.lock:
-            self.kept[key] = (self.clock() + self.ttl_s, value)
+            self.kept[key] = (self.clock() + self.ttl_s, kept)
             self.kept.move_to_end(key)
             while len(self.kept) > self.entries:
                 self.kept.popitem(last=False)
@@ -61,12 +74,17 @@ class LocalCache:
 class Caches:
     """The three of the document's table. Every key names the versions that its value depends on; nothing personal is kept.
 
-    Entries: an embedding is d floats; a candidate list 500 rows (6 kB); a response about 10 kB.
+    Entries: an embedding is d floats; a candidate list 500 rows (6 kB); a response is kept as its JSON, about 6 kB: as models it
+    would take over ten times as much, and two thousand of them showed in the soak as 200 MB.
     """
 
     embedding: Cache = field(default_factory=lambda: LocalCache(10_000, EMBEDDING_S))
     candidates: Cache = field(default_factory=lambda: LocalCache(2_000, CANDIDATES_S))
-    response: Cache = field(default_factory=lambda: LocalCache(2_000, RESPONSE_S))
+    response: Cache = field(
+        default_factory=lambda: LocalCache(
+            2_000, RESPONSE_S, write=SearchAnswer.__pydantic_serializer__.to_json, read=SearchAnswer.model_validate_json
+        )
+    )
 
     def __iter__(self) -> Iterator[tuple[str, Cache]]:
         return iter((("embedding", self.embedding), ("candidates", self.candidates), ("response", self.response)))

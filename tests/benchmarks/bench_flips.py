@@ -111,12 +111,13 @@ def run(made: Market, out: Path, seconds: float, flips: int, clients: int, photo
         point(made.release, blue="1", green="", live="1")
     return {
         "requests": len(during.status), "failed": during.failed, "mixed": mixed(during, known) + mixed(before, known),
-        "versions_seen": sorted(set(during.version.tolist()), key=int), "flips": len(at), "qps_before": before.qps, "qps": during.qps,
+        "versions_seen": sorted(set(during.version[during.ok].tolist()), key=int), "flips": len(at),
+        "qps_before": before.qps, "qps": during.qps,
         "p50_before": before.ms(50), "p99_before": before.ms(99), "p50": during.ms(50), "p99": during.ms(99),
         "most": float(np.max(during.took_ms)),
         "corrupt": {
             "state": state, "reason": reason, "live": told["live"]["version"], "failed": offered.failed, "mixed": mixed(offered, known),
-            "requests": len(offered.status), "versions_seen": sorted(set(offered.version.tolist())),
+            "requests": len(offered.status), "versions_seen": sorted(set(offered.version[offered.ok].tolist())),
         },
     }  # fmt: skip
 
