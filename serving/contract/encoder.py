@@ -55,11 +55,12 @@ class EncoderFolder:
         return encoder
 
     def _check_golden(self, encoder: Encoder, name: str) -> None:
-        golden = np.load(verify(self.folder / self.manifest.golden.path, self.manifest.golden), allow_pickle=False)
         tower, _, variant = name.partition(".")
-        if name not in golden:
-            raise ContractError(f"{name}: {self.manifest.golden.path} holds no golden outputs of it")
-        inputs, expected = golden["tokens" if tower == "text" else "pixels"], golden[name]
+        path = verify(self.folder / self.manifest.golden.path, self.manifest.golden)
+        with np.load(path, allow_pickle=False) as golden:
+            if name not in golden:
+                raise ContractError(f"{name}: {self.manifest.golden.path} holds no golden outputs of it")
+            inputs, expected = golden["tokens" if tower == "text" else "pixels"], golden[name]
         found = encoder.encode(inputs)
         if found.shape != expected.shape:
             raise ContractError(f"{name}: golden outputs have shape {expected.shape}, the model gives {found.shape}")

@@ -101,6 +101,8 @@ def _pixels(data: bytes, picture: Image.Image, orientation: int, least: tuple[in
         picture = Image.fromarray(pixels)
     else:
         picture.seek(0)
+        picture.load()
+        orientation = picture.getexif().get(ORIENTATION_TAG, 1)  # Pillow has turned a TIFF already, and says so only now
         picture = _to_rgb(picture)
     picture.getexif()[ORIENTATION_TAG] = orientation
     return np.asarray(ImageOps.exif_transpose(picture))

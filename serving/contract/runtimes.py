@@ -70,7 +70,10 @@ class OnnxRuntime:
 
 @dataclass(frozen=True)
 class OpenVino:
-    """OpenVINO on the CPU (extra openvino). fp16 runs in the 16 bits this CPU has, bfloat16 or float16; fp32 stays fp32."""
+    """OpenVINO on the CPU (extra openvino). fp32 stays fp32; what is not int8 in the other variants runs in 16 bits.
+
+    Those are bfloat16 or float16, whichever this CPU computes with: a ViT in int8 is 1.2 times faster so (docs/performance.md).
+    """
 
     name: str = "openvino"
     format: ClassVar[Format] = "onnx"
@@ -101,7 +104,7 @@ class OpenVino:
     def _settings(self, core: Any, precision: str, threads: int) -> dict[str, Any]:
         able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         short = next((kind for kind in ("BF16", "FP16") if kind in able), "FP32")
-        hint = {"BF16": "bf16", "FP16": "f16", "FP32": "f32"}[short] if precision == "fp16" else "f32"
+        hint = "f32" if precision == "fp32" else {"BF16": "bf16", "FP16": "f16", "FP32": "f32"}[short]
         streams = max(1, (os.cpu_count() or 1) // threads)
         return {
             "INFERENCE_PRECISION_HINT": hint,

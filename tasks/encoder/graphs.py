@@ -60,10 +60,32 @@ def write_half(source: Path, target: Path) -> None:
     names = [node.op_type for node in model.graph.node]
     last_norm = len(names) - 1 - names[::-1].index("ReduceL2")
     exact = [node.name for node in model.graph.node[last_norm:]]
+    (output,) = (value.name for value in model.graph.output)
     logging.getLogger("onnxruntime.transformers.float16").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights below float16's smallest number become it, one warning each
-        onnx.save(convert_float_to_float16(model, keep_io_types=True, node_block_list=exact), target)
+        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=exact)
+    _without_casts(half.graph, set(exact), output)
+    onnx.save(half, target)
+
+
+def _without_casts(graph: onnx.GraphProto, exact_nodes: set[str], output: str) -> None:
+    """Takes away casts to float16 and back: the converter puts them between all nodes that stay exact, and behind the last."""
+    made = {name: node for node in graph.node for name in node.output}
+    for outer in [node for node in graph.node if node.op_type == "Cast"]:
+        inner = made.get(outer.input[0])
+        source = made.get(inner.input[0]) if inner is not None and inner.op_type == "Cast" else None
+        if inner is None or source is None or source.name not in exact_nodes or outer.attribute[0].i != onnx.TensorProto.FLOAT:
+            continue
+        exact, back = inner.input[0], outer.output[0]
+        graph.node.remove(outer)
+        kept, gone = (back, exact) if back == output else (exact, back)  # the graph's output keeps its name
+        for node in graph.node:
+            node.input[:] = [kept if name == gone else name for name in node.input]
+            node.output[:] = [kept if name == gone else name for name in node.output]
+    used = {name for node in graph.node for name in node.input} | {output}
+    for node in [n for n in graph.node if n.op_type == "Cast" and n.output[0] not in used]:
+        graph.node.remove(node)
 
 
 def write_torchscript(module: nn.Module, example: Tensor, path: Path) -> None:

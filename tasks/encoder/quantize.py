@@ -1,8 +1,9 @@
 """The student in int8 for CPUs: several ways are tried, and one is kept only if recall survives.
 
 Static: QDQ, per channel, calibrated on catalogue pictures. Dynamic: scales from the batch at hand, so that a vector would depend
-on its neighbours; such a graph runs one picture at a time (`Variant.alone`). Add, LayerNorm and Softmax are never quantised:
-quantised Adds broke ViTs (docs/performance.md: cosine 0.86).
+on its neighbours; such a graph runs one picture at a time (`Variant.alone`). Add, LayerNorm and Softmax are never quantised
+(quantised Adds broke ViTs: cosine 0.86), and what goes into them is not either: matrix products take int8 and give floating point,
+which is both faster and nearer to fp32 (docs/performance.md).
 """
 
 import contextlib
@@ -132,7 +133,11 @@ def quantise_static(source: Path, target: Path, calibration: np.ndarray, method:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    options: dict[str, Any] = {"MatMulConstBOnly": not attention, "CalibStridedMinMax": 1}
+    options: dict[str, Any] = {
+        "MatMulConstBOnly": not attention,
+        "CalibStridedMinMax": 1,
+        "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+    }
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)

@@ -2,6 +2,7 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -73,10 +74,60 @@ def test_transparency_lies_on_white_and_16_bit_keeps_its_brightness() -> None:
     assert (decode(encoded(deep, "PNG"), SPEC) == 128).all()
 
 
+def test_sixteen_bits_of_colour_keep_their_high_bytes() -> None:
+    deep = np.zeros((20, 20, 3), np.uint16)
+    deep[...] = (200 << 8, 120 << 8, 7 << 8)  # OpenCV writes blue, green, red
+    ok, data = cv2.imencode(".png", deep)
+    assert ok
+    assert (decode(data.tobytes(), SPEC) == (7, 120, 200)).all()
+
+
+def test_a_palette_with_a_clear_colour_and_grey_with_alpha_lie_on_white() -> None:
+    palette = Image.new("P", (20, 20), 1)
+    palette.putpalette([0, 0, 0, 250, 0, 0])
+    palette.paste(0, (0, 0, 10, 20))
+    found = decode(encoded(palette, "PNG", transparency=0), PreprocessSpec(size=20))
+    assert (found[:, :10] == 255).all()
+    assert (found[:, 10:] == (250, 0, 0)).all()
+    half = Image.new("LA", (20, 20), (0, 128))
+    assert np.abs(decode(encoded(half, "PNG"), SPEC).astype(int) - 127).max() <= 1
+
+
+def test_an_orientation_holds_in_every_format_and_colour_mode(scene: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    stored = scene.transpose(Image.Transpose.ROTATE_90)
+    expected = decode(encoded(scene, "PNG"), SPEC).astype(int)
+    for kind, picture, options in (
+        ("JPEG", stored.convert("CMYK"), {"quality": 100}), ("WEBP", stored, {"lossless": True}), ("TIFF", stored, {}),
+        ("JPEG", stored.convert("L"), {"quality": 100}),
+    ):  # fmt: skip
+        found = decode(encoded(picture, kind, exif=exif, **options), SPEC).astype(int)
+        grey = picture.mode == "L"
+        wanted = (
+            np.asarray(scene.convert("L").resize((64, 64), Image.Resampling.BOX)).astype(int)[..., None] if grey else expected
+        )
+        assert np.abs(found - wanted).mean() < 6, (kind, picture.mode)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+def test_a_picture_of_twelve_thousand_columns_is_an_area_average(fit: str) -> None:
+    wide = Image.linear_gradient("L").transpose(Image.Transpose.ROTATE_90).resize((12_000, 3_000)).convert("RGB")
+    found = decode(encoded(wide, "JPEG", quality=90), PreprocessSpec(size=64, fit=fit)).astype(int)
+    row = found[32, :, 0]
+    seen = wide.crop((4500, 0, 7500, 3000)) if fit == "crop" else wide
+    expected = np.asarray(seen.resize((64, 1), Image.Resampling.BOX))
+    assert np.abs(row - expected[0, :, 0]).max() <= 3
+
+
 def test_of_an_animation_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (20, 20), c) for c in ((250, 0, 0), (0, 0, 250))]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
     assert decode(data, SPEC)[0, 0, 0] > 240
+    for kind in ("WEBP", "PNG"):
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50)
+        assert (decode(data, SPEC)[0, 0] > (240, -1, -1)).all()
+        assert decode(data, SPEC)[0, 0, 2] < 10
 
 
 def test_a_crop_keeps_the_middle_and_a_pad_keeps_everything() -> None:
