@@ -19,7 +19,7 @@ from serving.release import Release
 from serving.source import FolderSource
 from tasks.embed import worker
 from tasks.embed.store import SHA_TYPE, EmbeddingStore
-from tasks.encoder.photos import cached_pixels
+from tasks.encoder.pixels import cached_pixels
 from tasks.encoder.vectors import encode
 from tests.releases import make_release
 

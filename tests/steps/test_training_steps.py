@@ -4,9 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from serving.contract.encoder import EncoderFolder
+from serving.contract.files import ContractError
 from tasks.catalog.sample import SampleConfig, draw_sample
+from tasks.encoder import export as exporting
 from tasks.errors import TrainingError
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH
 from tasks.steps import common, training
@@ -140,3 +144,58 @@ def test_what_cannot_be_trained_says_why_and_registers_nothing(shop: Shop, tmp_p
     with pytest.raises(TrainingError, match=r"the checkpoint in .* is damaged .*delete that folder to start again"):
         training.student(snapshot, plan, teacher, key)
     assert [v.version for v in common.registry().versions(ENCODER_MODEL)] == before
+
+
+def test_a_version_is_an_mlflow_model_whose_graph_answers_the_golden_pictures(
+    shop: Shop, tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    key = f"model-{tmp_path.name}"
+    snapshot = shop(draw_catalogue(tmp_path / "shop"))
+    plan = training.plan(snapshot, {"preset": "tiny", "force": True}, key)
+    teacher = training.teacher(snapshot, plan, key)
+    student = training.student(snapshot, plan, teacher, key)
+    before = common.registry().versions(ENCODER_MODEL)
+
+    def cut(write: Callable[..., None]) -> Callable[..., None]:
+        """A writer whose file ends early, as on a full disk."""
+
+        def written(module: object, example: object, path: Path) -> None:
+            write(module, example, path)
+            path.write_bytes(path.read_bytes()[:-2000])
+
+        return written
+
+    def other(golden: Callable[..., dict]) -> Callable[..., dict]:
+        """Golden answers that are those of other pictures."""
+        return lambda *args: {k: v if k in ("pixels", "tokens") else np.roll(v, 1, axis=0) for k, v in golden(*args).items()}
+
+    for name, change, sentence in (
+        ("write_onnx", cut, "teacher.fp32.onnx: ONNX Runtime cannot load it"),
+        ("_golden", other, "golden outputs are not reproduced"),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(exporting, name, change(getattr(exporting, name)))
+            with pytest.raises(ContractError, match=sentence) as raised:
+                training.export(snapshot, plan, teacher, student, key)
+        assert "\n" not in str(raised.value)
+        assert common.registry().versions(ENCODER_MODEL) == before
+
+    version = training.export(snapshot, plan, teacher, student, key)
+    folder = common.registry().encoder_folder(version)
+    manifest = EncoderFolder(folder).manifest
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", mlflow_uri)
+    graph = mlflow.onnx.load_model(f"models:/{ENCODER_MODEL}/{version}")
+    assert [v.name for v in graph.graph.input] == ["input"]
+    with np.load(folder / "golden.npz") as golden:
+        pixels, expected = golden["pixels"], golden[manifest.query]
+    loaded = mlflow.pyfunc.load_model(f"models:/{ENCODER_MODEL}/{version}")
+    assert loaded.metadata.metadata == {"query": manifest.query, "document": manifest.document}
+    found = loaded.predict({"input": pixels})["vectors"]
+    assert np.abs(found - expected).max() < 1e-5
+    card = (folder / "card.md").read_text()
+    assert "Not judged yet" in card
+    assert f"{plan['config']['student']['timm']} from random weights" in card
+    assert "| student.int8.minmax |" in card
