@@ -41,8 +41,10 @@ class Block:
         if name.partition(".")[0] in %r:
             raise ImportError(f"{name} must not be imported by a DAG file")
 sys.meta_path.insert(0, Block())
+began = time.perf_counter()
 import airflow.sdk  # Airflow's own start is not the file's
 from airflow.sdk import DAG
+start = time.perf_counter() - began
 import importlib, importlib.util
 found = {}
 for name in %r:
@@ -53,7 +55,7 @@ for name in %r:
     if dag is None:
         dag = getattr(module, name)()
     found[name] = {
-        "seconds": took, "dag_id": dag.dag_id, "doc": dag.doc_md or "", "tags": sorted(dag.tags), "catchup": dag.catchup,
+        "seconds": took, "start": start, "dag_id": dag.dag_id, "doc": dag.doc_md or "", "tags": sorted(dag.tags), "catchup": dag.catchup,
         "max_active_runs": dag.max_active_runs,
         "tasks": {t.task_id: {"owner": t.owner, "retries": t.retries,
                               "timeout": bool(t.execution_timeout or getattr(t, "response_timeout", 0)),
@@ -85,7 +87,8 @@ def dags(tmp_path_factory: pytest.TempPathFactory) -> dict:
 def test_a_dag_is_light_documented_owned_and_bounded(dags: dict, name: str) -> None:
     dag = dags[name]
     assert dag["dag_id"] == name
-    assert dag["seconds"] < 2, f"{name} takes {dag['seconds']:.1f} s to load"
+    # Airflow's own start takes some 2 s on a quiet machine; beside it, the file's time does not depend on how busy this one is.
+    assert dag["seconds"] < 2 * dag["start"], f"{name} takes {dag['seconds']:.1f} s to load, Airflow {dag['start']:.1f} s"
     assert f"## {name}" in dag["doc"]
     assert "**When" in dag["doc"]
     assert "fails**" in dag["doc"]

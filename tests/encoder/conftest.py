@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from serving.contract.manifest import EncoderManifest
@@ -17,6 +18,7 @@ from tasks.encoder.teacher import train_teacher
 from tasks.encoder.trained import TrainedTower
 
 PRODUCTS = 12
+torch.set_num_threads(1)  # how many threads a sum is split over, and so its last bit, depends on how busy the machine is
 
 
 def draw_catalogue(folder: Path, products: int = PRODUCTS, photos: int = 3) -> Path:

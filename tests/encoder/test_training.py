@@ -42,7 +42,8 @@ def test_the_rate_rises_then_falls_to_nothing() -> None:
 def test_a_training_killed_in_the_middle_ends_with_the_same_curve_and_weights(
     snapshot: Snapshot, exported: Exported, tmp_path: Path
 ) -> None:
-    process = subprocess.Popen([sys.executable, "-c", SLOWED, snapshot.uri, str(tmp_path)], env=dict(os.environ, PYTHONPATH="."))
+    environ = dict(os.environ, PYTHONPATH=".", OMP_NUM_THREADS="1")
+    process = subprocess.Popen([sys.executable, "-c", SLOWED, snapshot.uri, str(tmp_path)], env=environ)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("teacher/*/steps/step-*/checkpoint.json")):
         assert process.poll() is None, "the training ended before it could be killed"
