@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from tasks.errors import VitrineError
+
 CHUNK_BYTES = 1 << 20
 
 
@@ -100,6 +102,20 @@ def read_bytes(uri: str) -> bytes:
         return stream.read()
 
 
+def read_verified(uri: str, checksum: str, remedy: str = "take it from a copy, or run the step that made it again") -> pa.Buffer:
+    """A file's bytes, once their sha256 is `checksum` (hex). Raises VitrineError naming the file and the remedy."""
+    fs, path = filesystem(uri)
+    try:
+        with fs.open_input_file(path) as stream:
+            data = stream.read_buffer()
+    except FileNotFoundError:
+        raise VitrineError(f"{uri}: the file is missing; {remedy}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != checksum:
+        raise VitrineError(f"{uri}: its sha256 is {found[:12]}… where {checksum[:12]}… was written: it is corrupt; {remedy}")
+    return data
+
+
 def read_json(uri: str) -> Any:
     return json.loads(read_bytes(uri))
 
@@ -138,7 +154,7 @@ def writer(uri: str) -> Iterator[pa.NativeFile]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     with writer(uri) as stream:
         stream.write(data)
 

@@ -1,5 +1,6 @@
 """The columns of a snapshot, and how a source's columns become them."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -104,12 +105,22 @@ def _with_category(table: pa.Table) -> pa.Table:
     column = table["category"]
     if pa.types.is_list(column.type):
         return table
-    parts = [[p.strip() for p in (text or "").split(">") if p.strip()] for text in column.cast(pa.string()).to_pylist()]
+    parts = _split(pc.fill_null(column.cast(pa.string()), ""))
     if "department" in table.column_names:
-        departments = table["department"].to_pylist()
-        parts = [[d, *p] if d and d not in p else p for d, p in zip(departments, parts, strict=True)]
+        pairs = zip(table["department"].to_pylist(), parts.to_pylist(), strict=True)
+        parts = pa.array([[d, *p] if d and d not in p else p for d, p in pairs], pa.list_(pa.string()))
     place = table.column_names.index("category")
-    return table.set_column(place, "category", pa.array(parts, pa.list_(pa.string())))
+    return table.set_column(place, "category", parts)
+
+
+def _split(paths: pa.ChunkedArray) -> pa.ListArray:
+    """ "a > b" as ["a", "b"]: trimmed, without empty steps."""
+    steps = pc.split_pattern(paths.combine_chunks(), ">")
+    words = pc.utf8_trim_whitespace(steps.flatten())
+    kept = pc.not_equal(words, "")
+    before = np.concatenate([[0], np.cumsum(kept.to_numpy(zero_copy_only=False))]).astype(np.int32)
+    offsets = before[steps.offsets.to_numpy() - steps.offsets[0].as_py()]
+    return pa.ListArray.from_arrays(pa.array(offsets), words.filter(kept))
 
 
 def _whole_day(text: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,22 +1,30 @@
 """A snapshot: an immutable Parquet copy of the catalogue at one moment, whose manifest is written last."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from serving.contract.keys import product_keys
 from tasks import storage
 from tasks.catalog.schema import PHOTO_SCHEMA, to_photos, to_products
 from tasks.catalog.source import Source, open_source
 from tasks.errors import CatalogError
+from tasks.progress import Progress
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "_manifest.json"
+JOURNAL = "_journal.json"
 PART_ROWS = 250_000
+BATCH_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,9 @@ class Snapshot:
 def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str) -> Snapshot:
     """Copies the catalogue to <snapshots_uri>/<snapshot_id>; a snapshot of this id that is whole is returned as it is.
 
+    A copy that was killed goes on after its last whole part if nothing was written to the catalogue since, else it starts anew:
+    a snapshot never holds rows of two moments. Memory holds one part and 8 bytes a product.
+
     Raises CatalogError with one sentence for a missing column, a duplicate product_id, two ids with one key, a photo of an
     unknown product, or an empty catalogue. Without its manifest a snapshot does not exist, so nothing is half-published.
     """
@@ -47,18 +58,19 @@ def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str) -> Snap
 
 
 def write_snapshot(source: Source, source_uri: str, uri: str, snapshot_id: str, started: str) -> Snapshot:
-    """Copies an open source to `uri`, whatever a killed attempt left there; `started` is when its rows were fixed."""
-    for leftover in storage.listing(uri):
-        storage.delete(leftover)
-    writer = _Writer(uri)
-    keys = _write_products(source, writer)
-    photos = _write_photos(source, writer, keys)
+    """Copies an open source to `uri`, taking over what a killed attempt left there; `started` is when its rows were fixed."""
+    writer = _Writer(uri, source.moment, started)
+    _write_products(source, writer)
+    keys = _checked_keys(writer, source)
     if not len(keys):
         raise CatalogError(f"{source_uri}: the catalogue has no products")
-    snapshot = Snapshot(snapshot_id, uri, len(keys), photos, writer.content.hexdigest(), source_uri, source.image_root)
+    photos = _write_photos(source, writer, keys)
+    root = source.image_root
+    snapshot = Snapshot(snapshot_id, uri, len(keys), photos, writer.content_sha256(), source_uri, root)
     finished = datetime.now(UTC).isoformat()
-    record = {"snapshot": asdict(snapshot), "files": writer.files, "started": started, "finished": finished}
+    record = {"snapshot": asdict(snapshot), "files": writer.files, "started": writer.started, "finished": finished}
     storage.write_json(storage.join(uri, MANIFEST), record)
+    storage.delete(storage.join(uri, JOURNAL))
     return snapshot
 
 
@@ -75,10 +87,9 @@ def started_at(uri: str) -> datetime:
 
 
 def product_batches(uri: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The snapshot's products in order of product_id, batch by batch."""
-    fs, path = storage.filesystem(uri)
-    files = [f"{path}/{f['name']}" for f in _files(uri) if f["name"].startswith("part-")]
-    yield from pads.dataset(files, filesystem=fs).to_batches(columns=columns)
+    """The snapshot's products in order of product_id, batch by batch. Raises VitrineError for a part that is damaged."""
+    for file in _files(uri, "part-"):
+        yield from _part_batches(uri, file, columns)
 
 
 def product_table(uri: str, columns: list[str] | None = None) -> pa.Table:
@@ -88,82 +99,142 @@ def product_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 def photo_table(uri: str) -> pa.Table:
     """All labelled photos: photo_uri, product_id, split."""
-    fs, path = storage.filesystem(uri)
-    files = [f"{path}/{f['name']}" for f in _files(uri) if f["name"].startswith("photos-")]
-    return pads.dataset(files, filesystem=fs).to_table() if files else PHOTO_SCHEMA.empty_table()
+    batches = [b for file in _files(uri, "photos-") for b in _part_batches(uri, file, None)]
+    return pa.Table.from_batches(batches) if batches else PHOTO_SCHEMA.empty_table()
 
 
-def _files(uri: str) -> list[dict]:
-    return storage.read_json(storage.join(uri, MANIFEST))["files"]
+def _files(uri: str, prefix: str) -> list[dict]:
+    return [f for f in storage.read_json(storage.join(uri, MANIFEST))["files"] if f["name"].startswith(prefix)]
+
+
+def _part_batches(uri: str, file: dict, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """A part's rows, once its bytes are those that were written."""
+    data = storage.read_verified(storage.join(uri, file["name"]), file["sha256"])
+    yield from pq.ParquetFile(pa.BufferReader(data)).iter_batches(BATCH_ROWS, columns=columns)
 
 
 class _Writer:
-    """Writes parts and keeps their checksums and the running hash of the content."""
+    """Writes parts and keeps, in a journal beside them, what each holds: the journal of a killed attempt is gone on with."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self.files: list[dict] = []
-        self.content = hashlib.sha256()
+    def __init__(self, uri: str, moment: str, started: str) -> None:
+        self.uri, self.moment, self.started = uri, moment, started
+        self.files: list[dict[str, Any]] = []
+        self.content: list[str] = []
+        self.last_id = ""
+        self._take_over()
+        kept = {storage.join(uri, f["name"]) for f in self.files}
+        for leftover in storage.listing(uri):
+            if leftover not in kept and not leftover.endswith(f"/{JOURNAL}"):
+                storage.delete(leftover)
+
+    def _take_over(self) -> None:
+        journal = storage.join(self.uri, JOURNAL)
+        if not storage.exists(journal):
+            return
+        found = storage.read_json(journal)
+        if self.moment and found["moment"] == self.moment:
+            self.files, self.content = found["files"], found["content"]
+            self.started, self.last_id = found["started"], found["last_id"]
+            log.info("%s: going on after %d parts (%s)", self.uri, len(self.files), self.last_id)
+        else:
+            log.info("%s: the catalogue changed since the copy was interrupted; it starts anew", self.uri)
+
+    @property
+    def rows(self) -> int:
+        """Products written so far."""
+        return sum(f["rows"] for f in self.files if f["name"].startswith("part-"))
 
     def write(self, kind: str, table: pa.Table) -> None:
         number = sum(f["name"].startswith(f"{kind}-") for f in self.files)
         name = f"{kind}-{number:05d}.parquet"
-        uri = storage.join(self.uri, name)
-        with storage.writer(uri) as stream:
-            pq.write_table(table, stream, compression="zstd")
-        self.files.append({"name": name, "rows": len(table), "sha256": storage.sha256(uri), "bytes": storage.size(uri)})
-        self._hash(table)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue()
+        storage.write_bytes(storage.join(self.uri, name), data)
+        digest = hashlib.sha256(data).hexdigest()
+        self.files.append({"name": name, "rows": len(table), "sha256": digest, "bytes": len(data)})
+        self.content.append(_content(table))
+        if kind == "part":
+            self.last_id = table["product_id"][-1].as_py()
+            record = {"moment": self.moment, "started": self.started, "last_id": self.last_id}
+            storage.write_json(storage.join(self.uri, JOURNAL), record | {"files": self.files, "content": self.content})
 
-    def _hash(self, table: pa.Table) -> None:
-        """Adds every value, column by column; parts are cut at fixed row counts, so equal rows give an equal hash."""
-        for name in table.column_names:
-            self.content.update(f"\n{name}:{table[name].type}\n".encode())
-            sink = pa.BufferOutputStream()
-            column = table.select([name]).combine_chunks()
-            with pa.ipc.new_stream(sink, column.schema.remove_metadata()) as stream:
-                stream.write_table(column)
-            self.content.update(sink.getvalue())
+    def content_sha256(self) -> str:
+        return hashlib.sha256("".join(self.content).encode()).hexdigest()
+
+    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Columns of the products written so far."""
+        for file in self.files:
+            if file["name"].startswith("part-"):
+                yield from _part_batches(self.uri, file, columns)
 
 
-def _write_products(source: Source, writer: _Writer) -> dict[str, int]:
-    """Writes the products in parts of PART_ROWS; gives product_id -> key. Raises CatalogError for duplicates and collisions."""
-    keys: dict[str, int] = {}
-    owner: dict[int, str] = {}
+def _content(table: pa.Table) -> str:
+    """sha256 over every value, column by column; parts are cut at fixed row counts, so equal rows give equal hashes."""
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        digest.update(f"\n{name}:{table[name].type}\n".encode())
+        sink = pa.BufferOutputStream()
+        column = table.select([name]).combine_chunks()
+        with pa.ipc.new_stream(sink, column.schema.remove_metadata()) as stream:
+            stream.write_table(column)
+        digest.update(sink.getvalue())
+    return digest.hexdigest()
+
+
+def _write_products(source: Source, writer: _Writer) -> None:
+    """Writes the products that are not written yet, in parts of PART_ROWS."""
     waiting: list[pa.Table] = []
-
-    def flush(everything: bool) -> None:
-        table = pa.concat_tables(waiting, promote_options="default")
-        waiting.clear()
-        while len(table) >= PART_ROWS or (everything and len(table)):
-            writer.write("part", table.slice(0, PART_ROWS).combine_chunks())
-            table = table.slice(PART_ROWS)
-        if len(table):
-            waiting.append(table)
-
-    for batch in source.products():
-        table = to_products(batch, source.name)
-        for product_id, key in zip(table["product_id"].to_pylist(), table["key"].to_pylist(), strict=True):
-            if product_id in keys:
-                raise CatalogError(f"{source.name}: product_id {product_id!r} occurs more than once; ids must be unique")
-            if owner.setdefault(key, product_id) != product_id:
-                raise CatalogError(f"{source.name}: products {owner[key]!r} and {product_id!r} have the same key; rename one")
-            keys[product_id] = key
-        waiting.append(table)
-        flush(everything=False)
-    if waiting:
-        flush(everything=True)
-    return keys
+    held = 0
+    with Progress("copy the catalogue", 0, "products") as progress:
+        for batch in source.products(writer.last_id) if writer.last_id else source.products():
+            if not batch.num_rows:
+                continue
+            waiting.append(to_products(batch, source.name))
+            held += batch.num_rows
+            while held >= PART_ROWS:
+                table = pa.concat_tables(waiting, promote_options="default")
+                writer.write("part", table.slice(0, PART_ROWS).combine_chunks())
+                rest = table.slice(PART_ROWS).combine_chunks()  # a copy: a slice would keep the whole part in memory
+                waiting, held = ([rest] if len(rest) else []), len(rest)
+                progress.set(writer.rows)
+        if held:
+            writer.write("part", pa.concat_tables(waiting, promote_options="default").combine_chunks())
+        progress.total = writer.rows
+        progress.set(writer.rows)
 
 
-def _write_photos(source: Source, writer: _Writer, keys: dict[str, int]) -> int:
+def _checked_keys(writer: _Writer, source: Source) -> np.ndarray:
+    """The products' keys (n,) int64, sorted. Raises CatalogError for two products of one id, or of one key."""
+    parts = [batch["key"].to_numpy() for batch in writer.batches(["key"])]
+    keys = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    keys.sort()
+    twice = keys[1:][keys[1:] == keys[:-1]]
+    if not len(twice):
+        return keys
+    wanted = pa.array(twice[:1])
+    ids: list[str] = []
+    for batch in writer.batches(["product_id", "key"]):
+        ids += batch.filter(pc.is_in(batch["key"], wanted))["product_id"].to_pylist()
+    writer_uri = storage.join(writer.uri, JOURNAL)
+    storage.delete(writer_uri)  # a mended catalogue is copied from its start
+    if len(set(ids)) < len(ids):
+        again = next(i for i in ids if ids.count(i) > 1)
+        raise CatalogError(f"{source.name}: product_id {again!r} occurs more than once; ids must be unique")
+    raise CatalogError(f"{source.name}: products {ids[0]!r} and {ids[1]!r} have the same key; rename one")
+
+
+def _write_photos(source: Source, writer: _Writer, keys: np.ndarray) -> int:
     """Writes the labelled photos, ordered by uri whatever the source's order was; gives how many there are."""
-    known_ids = pa.array(list(keys), pa.string())
     batches = []
     for batch in source.photos():
+        if not batch.num_rows:
+            continue
         table = to_photos(batch, source.name)
-        known = pc.is_in(table["product_id"], known_ids)
-        if not pc.all(known).as_py():
-            row = pc.index(known, False).as_py()
+        wanted = product_keys(table["product_id"].to_pylist())
+        known = keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
+        if not known.all():
+            row = int(np.flatnonzero(~known)[0])
             photo, product = table["photo_uri"][row].as_py(), table["product_id"][row].as_py()
             raise CatalogError(f"{source.name}: photo {photo!r} shows product {product!r}, which is not in the catalogue")
         batches.append(table)
