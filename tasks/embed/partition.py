@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.contract.keys import shard_of
 from tasks import storage
-from tasks.embed.store import Commit, EmbeddingStore
+from tasks.embed.store import PLAIN, SHA_TYPE, Commit, EmbeddingStore, vector_column, vector_type
 from tasks.progress import Progress
 
-PASS_BYTES = 2 * 2**30
-"""Vectors held at once: 10M x 512 float16 take five passes over the store, and under 5 GiB with everything around them."""
+PASS_BYTES = 5 * 2**29
+"""Vectors held at once: 10M x 512 float16 take four passes over the store."""
+GROUP_ROWS = 50_000
 
 
 def write_shards(
@@ -24,18 +26,37 @@ def write_shards(
 ) -> None:
     """Writes shard=<i>/part-<n>.parquet (key, image_sha256, vector) from `usable` (key, sha256; sorted by key).
 
-    Each part holds at most `pass_bytes` of vectors and costs one pass over the store; parts are in order of key.
+    A pass over the store collects at most `pass_bytes` of vectors, of one shard after the other; parts are in order of key.
     """
     owner = shard_of(usable["key"].to_numpy(), shards)
+    rows = usable.take(pa.array(np.argsort(owner, kind="stable"))).combine_chunks()
+    ends = np.cumsum(np.bincount(owner, minlength=shards)).tolist()
+    schema = pa.schema([
+        pa.field("key", pa.int64(), nullable=False), pa.field("image_sha256", SHA_TYPE, nullable=False),
+        pa.field("vector", vector_type(store.dim), nullable=False),
+    ])  # fmt: skip
     most = max(pass_bytes // (2 * store.dim), 1)
+    parts = [0] * shards
+
+    def write(shard: int, table: pa.Table) -> None:
+        name = f"part-{parts[shard]:05d}.parquet"
+        with storage.writer(storage.join(vectors_uri, f"shard={shard}", name)) as stream:
+            pq.write_table(table, stream, row_group_size=GROUP_ROWS, write_page_checksum=True, **PLAIN)
+        parts[shard] += 1
+        progress.add(len(table))
+
     with Progress("write vectors", len(usable), "vectors") as progress:
+        for start in range(0, len(rows), most):
+            piece = rows.slice(start, most).combine_chunks()
+            sha = piece["sha256"].combine_chunks()
+            vectors = store.vectors(sha, commits)
+            for shard, end in enumerate(ends):
+                first = max(ends[shard - 1] if shard else 0, start) - start
+                last = min(end - start, len(piece))
+                if first < last:
+                    cut = slice(first, last)
+                    columns = [piece["key"][cut], sha[cut], vector_column(vectors[cut])]
+                    write(shard, pa.table(columns, schema=schema))
         for shard in range(shards):
-            rows = usable.filter(pa.array(owner == shard))
-            for number, start in enumerate(range(0, max(len(rows), 1), most)):
-                part = rows.slice(start, most)
-                sha = part["sha256"].combine_chunks()
-                lists = pa.FixedSizeListArray.from_arrays(pa.array(store.vectors(sha, commits).ravel()), store.dim)
-                table = pa.table({"key": part["key"], "image_sha256": sha, "vector": lists})
-                with storage.writer(storage.join(vectors_uri, f"shard={shard}", f"part-{number:05d}.parquet")) as stream:
-                    pq.write_table(table, stream, compression="none", row_group_size=100_000)
-                progress.add(len(part))
+            if not parts[shard]:
+                write(shard, schema.empty_table())

@@ -5,9 +5,12 @@ file says everything about a chunk. Part names follow from the images in them: t
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +23,22 @@ SHA_TYPE = pa.binary(32)
 LASTING = frozenset({"empty", "too_many_bytes", "not_an_image", "format", "too_many_pixels", "truncated"})
 """Reasons that lie in the bytes themselves: such an image is tried again only when its bytes change."""
 READERS = 16
+AHEAD = 2
+"""Parts read, checked and decoded ahead of the one in use: as many as there are cores to do it."""
+PLAIN = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+"""How Parquet holds vectors. They are noise to a dictionary: with one they are written and read at a seventh of the speed."""
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def vector_type(dim: int) -> pa.DataType:
+    """A vector: `dim` float16 that are never null, which lets Parquet skip 4 bytes of bookkeeping a value."""
+    return pa.list_(pa.field("item", pa.float16(), nullable=False), dim)
+
+
+def vector_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """Vectors (n, dim) float16 as a column; no copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=vector_type(vectors.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,7 @@ class EmbeddingStore:
     @property
     def schema(self) -> pa.Schema:
         return pa.schema([
-            ("image_sha256", SHA_TYPE), ("vector", pa.list_(pa.float16(), self.dim)),
+            pa.field("image_sha256", SHA_TYPE, nullable=False), pa.field("vector", vector_type(self.dim), nullable=False),
             ("width", pa.int32()), ("height", pa.int32()), ("embedded_at", pa.timestamp("us", tz="UTC")),
         ])  # fmt: skip
 
@@ -53,7 +72,7 @@ class EmbeddingStore:
         digest, size = "", 0
         if len(table):
             sink = pa.BufferOutputStream()
-            pq.write_table(table.cast(self.schema), sink, compression="none")
+            pq.write_table(table.cast(self.schema), sink, **PLAIN)
             data = sink.getvalue()
             digest, size = hashlib.sha256(data).hexdigest(), len(data)
             storage.write_bytes(self._part_uri(name), data)
@@ -103,10 +122,8 @@ class EmbeddingStore:
         found = np.zeros((len(wanted), self.dim), np.float16)
         missing = np.ones(len(wanted), bool)
         places = _Places(wanted)
-        for commit in self.commits() if commits is None else commits:
-            if not commit.rows:
-                continue
-            table = self.part(commit, ["image_sha256", "vector"])
+        full = [c for c in (self.commits() if commits is None else commits) if c.rows]
+        for table in _ahead(lambda commit: self.part(commit, ["image_sha256", "vector"]), full):
             rows, where = places.of(table["image_sha256"])
             if len(rows):
                 column = table["vector"].combine_chunks()
@@ -133,6 +150,18 @@ def rejected_images(commits: Iterable[Commit], lasting: bool = False) -> dict[by
     """Rejected images by sha256; with `lasting`, only those whose bytes are the reason."""
     rows = (r for c in commits for r in c.rejected)
     return {bytes.fromhex(r["sha256"]): r for r in rows if not lasting or r["reason"] in LASTING}
+
+
+def _ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`work` of every item, in order, AHEAD of them under way in threads: no more are held in memory."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(AHEAD) as pool:
+        rest = iter(items)
+        waiting.extend(pool.submit(work, item) for item in islice(rest, AHEAD))
+        while waiting:
+            done = waiting.popleft().result()
+            waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
+            yield done
 
 
 class _Places:

@@ -19,7 +19,7 @@ from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
 from tasks import storage
 from tasks.embed.images import read_image, stamp
-from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name
+from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name, vector_column
 from tasks.encoder.runtimes import runtime
 
 LOOKED = pa.schema([
@@ -150,13 +150,12 @@ def _picture(row: dict, spec: PreprocessSpec, config: WorkerConfig) -> Picture:
 
 
 def _table(good: list[tuple[bytes, int, int]], matrix: np.ndarray, schema: pa.Schema) -> pa.Table:
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), matrix.shape[1])
     now = pa.array([datetime.now(UTC)] * len(good), schema.field("embedded_at").type)
     return pa.table({
-        "image_sha256": pa.array([g[0] for g in good], SHA_TYPE), "vector": lists,
+        "image_sha256": pa.array([g[0] for g in good], SHA_TYPE), "vector": vector_column(matrix),
         "width": pa.array([g[1] for g in good], pa.int32()), "height": pa.array([g[2] for g in good], pa.int32()),
         "embedded_at": now,
-    })  # fmt: skip
+    }, schema)  # fmt: skip
 
 
 _FOLDERS: dict[str, EncoderFolder] = {}
