@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from serving.contract.preprocess import ImageRejected
@@ -21,6 +22,8 @@ PORTS = {"https": 443, "http": 80}
 CHUNK_BYTES = 65_536
 
 Resolve = Callable[[str, int], list[str]]
+T = TypeVar("T")
+Take = Callable[[str, http.client.HTTPResponse], T]
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -44,24 +47,34 @@ class Fetcher:
         """The bytes at an address; undecoded.
 
         Raises ImageRejected with a reason: not_enabled, forbidden_host, forbidden_address, redirects, too_many_bytes, timeout,
-        unreachable.
+        missing, unreachable.
         """
+        return self._follow("GET", url, self._body)
+
+    def stamp(self, url: str) -> str | None:
+        """What tells that a photo did not change without reading it: its ETag, or its length and date. None: the host tells neither.
+
+        One HEAD request. Raises what `fetch` raises.
+        """
+        return self._follow("HEAD", url, _stamp)
+
+    def _follow(self, method: str, url: str, take: Take[T]) -> T:
         if not self.hosts:
             raise ImageRejected("not_enabled", "this replica fetches no photos by address; send the photo's bytes")
         latest = time.monotonic() + self.timeout_s
         for _ in range(self.most_redirects + 1):
             parts = self._allowed(url)
             try:
-                found = self._get(parts, self._address(parts), latest)
+                found = self._ask(method, parts, self._address(parts), latest, take)
             except (OSError, http.client.HTTPException) as error:
                 if time.monotonic() >= latest or isinstance(error, TimeoutError):
                     raise ImageRejected(
                         "timeout", f"{parts.hostname} did not give the photo within {self.timeout_s:g} s"
                     ) from None
                 raise ImageRejected("unreachable", f"the photo cannot be fetched from {parts.hostname}: {error}") from None
-            if isinstance(found, bytes):
+            if not isinstance(found, _Elsewhere):
                 return found
-            url = urljoin(url, found)
+            url = urljoin(url, found.url)
         raise ImageRejected("redirects", f"the address leads through more than {self.most_redirects} others")
 
     def _allowed(self, url: str) -> SplitResult:
@@ -91,8 +104,8 @@ class Fetcher:
                 raise ImageRejected("forbidden_address", f"{parts.hostname} lies in a private network ({address})")
         return addresses[0]
 
-    def _get(self, parts: SplitResult, address: str, latest: float) -> bytes | str:
-        """The body, or where a redirect leads. Whatever the host does, the connection ends when the time is over."""
+    def _ask(self, method: str, parts: SplitResult, address: str, latest: float, take: Take[T]) -> "T | _Elsewhere":
+        """What is taken from the answer, or where it leads. Whatever the host does, the connection ends when the time is over."""
         assert parts.hostname is not None
         left = max(0.001, latest - time.monotonic())
         connection = _Pinned(parts.hostname, parts.port or 0, address, parts.scheme == "https", left)
@@ -100,25 +113,45 @@ class Fetcher:
         ending.start()
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", path, headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "vitrine"})
+            connection.request(
+                method, path, headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "vitrine"}
+            )
             answer = connection.getresponse()
             if answer.status in REDIRECTS:
-                return answer.getheader("Location") or ""
+                return _Elsewhere(answer.getheader("Location") or "")
+            if answer.status in (404, 410):
+                raise ImageRejected("missing", f"{parts.hostname} has no such photo (it answered {answer.status})")
             if answer.status != 200:
                 raise ImageRejected("unreachable", f"{parts.hostname} answered {answer.status} instead of a photo")
-            data = bytearray()
-            while chunk := answer.read(CHUNK_BYTES):
-                data += chunk
-                if len(data) > self.max_bytes:
-                    raise ImageRejected("too_many_bytes", f"the photo has more than {self.max_bytes} bytes")
+            found = take(parts.hostname, answer)
             if time.monotonic() >= latest:  # the end of what came is where we cut it, not where it ended
                 raise TimeoutError
-            if answer.length:  # the connection was cut midway
-                raise OSError(f"{answer.length} bytes are missing")
-            return bytes(data)
+            return found
         finally:
             ending.cancel()
             connection.close()
+
+    def _body(self, host: str, answer: http.client.HTTPResponse) -> bytes:
+        data = bytearray()
+        while chunk := answer.read(CHUNK_BYTES):
+            data += chunk
+            if len(data) > self.max_bytes:
+                raise ImageRejected("too_many_bytes", f"the photo at {host} has more than {self.max_bytes} bytes")
+        if answer.length:  # the connection was cut midway
+            raise OSError(f"{answer.length} bytes are missing")
+        return bytes(data)
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    url: str
+
+
+def _stamp(host: str, answer: http.client.HTTPResponse) -> str | None:
+    tag, size, date = (answer.getheader(name) for name in ("ETag", "Content-Length", "Last-Modified"))
+    if tag and not tag.startswith("W/"):
+        return f"{size}-{tag}"
+    return f"{size}-{date}" if size and date else None
 
 
 class _Pinned(http.client.HTTPConnection):

@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, name: str, total: int, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
-        self.done = 0
+        self.done, self.note = 0, ""
         self.started = time.time()
         folder = os.environ.get(FOLDER_VARIABLE)
         self.file = Path(folder) / f"{name}.json" if folder else None
@@ -38,7 +38,7 @@ class Progress:
         self.set(self.done + count, note)
 
     def set(self, done: int, note: str = "") -> None:
-        self.done = done
+        self.done, self.note = done, note
         now = time.time()
         if now - self.last_file >= FILE_EVERY_S:
             self._write(note)
@@ -63,6 +63,6 @@ class Progress:
         temporary.replace(self.file)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        log.info("%s", self.line())
+        log.info("%s", self.line(self.note))
         if self.file is not None:
             self.file.unlink(missing_ok=True)

@@ -75,6 +75,14 @@ class Settings:
     redis_url: str = _secret()
     image_hosts: tuple[str, ...] = ()
     """Hosts that https:// image URIs may name. Empty: no image is fetched over the network."""
+    image_hosts_private: bool = False
+    """Whether these hosts may lie in a private network; they may then also be named by http://."""
+    image_fetch_s: float = 10.0
+    """Most seconds a picture may take to come from such a host."""
+    catalog_max_age_days: float = 0.0
+    """A catalogue whose newest change is older is refused. 0: any age will do."""
+    spark_gpus: float = 0.0
+    """GPUs that an embedding task asks of the Spark cluster: 1 its own, 0.5 one for two tasks, 0 none."""
     approval: bool = False
     """Whether a promotion waits for a person in the Airflow UI."""
     bake_s: float = 30.0

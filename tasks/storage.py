@@ -1,7 +1,7 @@
 """Files by uri, the same for a local folder and for s3://: what is written is seen whole or not at all.
 
 S3 settings come from the environment as for every AWS tool (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …); an endpoint implies
-path-style addresses, as MinIO and moto want.
+path-style addresses, as MinIO and moto want, unless AWS_S3_ADDRESSING_STYLE is "virtual".
 """
 
 import hashlib
@@ -30,7 +30,8 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         options: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"}
         if endpoint:
             scheme, _, host = endpoint.partition("://")
-            options |= {"endpoint_override": host, "scheme": scheme, "force_virtual_addressing": False}
+            options |= {"endpoint_override": host, "scheme": scheme}
+            options["force_virtual_addressing"] = os.environ.get("AWS_S3_ADDRESSING_STYLE") == "virtual"
         return _object_store(os.getpid(), **options), uri[len("s3://") :]
     return pafs.LocalFileSystem(), str(local_path(uri))
 
@@ -87,9 +88,13 @@ def size(uri: str) -> int:
 
 
 def stamp(uri: str) -> str | None:
-    """Size and modification time of a file, as one word that changes when the file does; None when there is none."""
+    """A file's size and time (an object's size and ETag), as one word that changes when it does; None when there is none."""
     fs, path = filesystem(uri)
     try:
+        if isinstance(fs, pafs.S3FileSystem):
+            with fs.open_input_stream(path) as stream:  # asks for the object's head, reads nothing
+                told = stream.metadata()
+            return f"{told['Content-Length'].decode()}-{told['ETag'].decode()}"
         info = fs.get_file_info(path)
     except OSError:
         return None

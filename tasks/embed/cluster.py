@@ -27,10 +27,13 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(folder: Path, port: int = PORT, workers: int = 2, cores: int = 1, memory: str = "1g") -> Iterator[Cluster]:
+def running_cluster(
+    folder: Path, port: int = PORT, workers: int = 2, cores: int = 1, memory: str = "1g", gpus: int = 0
+) -> Iterator[Cluster]:
     """A master on 127.0.0.1:`port` and `workers` workers that have registered with it; all stopped at the end.
 
-    Logs lie in `folder`. Raises VitrineError when they are not up within 90 s, with where to look.
+    With `gpus` every worker offers so many, found by
+    docker/gpu-discovery.sh. Logs lie in `folder`. Raises VitrineError when they are not up within 90 s, with where to look.
     """
     import pyspark
 
@@ -40,6 +43,10 @@ def running_cluster(folder: Path, port: int = PORT, workers: int = 2, cores: int
         "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(PROJECT),
         "SPARK_WORKER_DIR": str(folder / "work"), "SPARK_LOCAL_DIRS": str(folder / "scratch"),
     }  # fmt: skip
+    if gpus:
+        script = PROJECT / "docker" / "gpu-discovery.sh"
+        offer = f"-Dspark.worker.resource.gpu.amount={gpus} -Dspark.worker.resource.gpu.discoveryScript={script}"
+        environment["SPARK_WORKER_OPTS"] = " ".join(o for o in (os.environ.get("SPARK_WORKER_OPTS", ""), offer) if o)
     started: list[subprocess.Popen] = []
 
     def start(name: str, *arguments: str) -> subprocess.Popen:

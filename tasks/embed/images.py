@@ -4,21 +4,30 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, ImageRejected
+from serving.fetching import Fetcher
 from tasks import storage
 
-HTTP_TIMEOUT_S = 10.0
+NOWHERE = Fetcher()
 
 
-def read_image(uri: str, root: str, hosts: tuple[str, ...] = (), limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+def fetcher(hosts: tuple[str, ...], private: bool = False, timeout_s: float = 10.0) -> Fetcher:
+    """Fetches catalogue pictures by https from `hosts`; with `private` those may lie in a private network and speak http."""
+    schemes = ("https", "http") if private else ("https",)
+    return Fetcher(hosts, DEFAULT_LIMITS.max_bytes, timeout_s, schemes=schemes, private=private)
+
+
+def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
     """The bytes of the picture at `uri`; undecoded.
 
     A relative uri lies below `root` (a folder or s3:// prefix); so must a file:// one. s3:// is read with the process's own
-    credentials; https:// only from `hosts`. Raises ImageRejected with a reason: outside_root, missing, too_many_bytes,
-    forbidden_host, forbidden_scheme, timeout, unreadable.
+    credentials; https:// as `web` allows. Raises ImageRejected with a reason: outside_root, missing, too_many_bytes,
+    forbidden_host, forbidden_address, forbidden_scheme, redirects, timeout, unreachable, unreadable.
     """
     scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
     if scheme in ("http", "https"):
-        return _fetch(uri, hosts, limits)
+        if not web.hosts:
+            raise ImageRejected("forbidden_host", f"{uri}: no host is allowed; set VITRINE_IMAGE_HOSTS to fetch pictures")
+        return web.fetch(uri)
     if scheme == "s3" or (not scheme and root.startswith("s3://")):
         return _read_object(uri if scheme else _inside_prefix(uri, root), limits)
     if scheme not in ("", "file"):
@@ -37,14 +46,17 @@ def read_image(uri: str, root: str, hosts: tuple[str, ...] = (), limits: ImageLi
         raise ImageRejected("unreadable", f"{uri}: {error.strerror or error}") from None
 
 
-def stamp(uri: str, root: str) -> str | None:
-    """What tells that a picture did not change without reading it: its size and time. None where only reading tells.
+def stamp(uri: str, root: str, web: Fetcher = NOWHERE) -> str | None:
+    """What tells that a picture did not change without reading it: its size and time, or its ETag. None where only reading tells.
 
     Raises what `read_image` raises for a uri that leaves the root; a missing file has no stamp.
     """
     scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
     if scheme in ("http", "https"):
-        return None
+        try:
+            return web.stamp(uri)
+        except ImageRejected:
+            return None  # reading it says what is wrong, or succeeds where the host answers no HEAD
     if scheme == "s3" or (not scheme and root.startswith("s3://")):
         return storage.stamp(uri if scheme else _inside_prefix(uri, root))
     return storage.stamp(str(resolve(uri, root))) if scheme in ("", "file") else None
@@ -80,27 +92,4 @@ def _read_object(uri: str, limits: ImageLimits) -> bytes:
     except FileNotFoundError:
         raise ImageRejected("missing", f"{uri}: there is no such object") from None
     except OSError as error:
-        raise ImageRejected("unreadable", f"{uri}: {error}") from None
-
-
-def _fetch(uri: str, hosts: tuple[str, ...], limits: ImageLimits) -> bytes:
-    """An https picture from an allowed host: no redirects, a size cap while it streams, a time limit."""
-    import httpx
-
-    parts = urlsplit(uri)
-    if parts.scheme != "https" or (parts.hostname or "") not in hosts:
-        raise ImageRejected("forbidden_host", f"{uri}: pictures are fetched by https from {', '.join(hosts) or 'no host'} only")
-    try:
-        with httpx.stream("GET", uri, timeout=HTTP_TIMEOUT_S, follow_redirects=False) as answer:
-            if answer.status_code != 200:
-                raise ImageRejected("missing", f"{uri}: the host answered {answer.status_code}")
-            data = bytearray()
-            for chunk in answer.iter_bytes():
-                data += chunk
-                if len(data) > limits.max_bytes:
-                    raise ImageRejected("too_many_bytes", f"{uri}: more than {limits.max_bytes} bytes")
-            return bytes(data)
-    except httpx.TimeoutException:
-        raise ImageRejected("timeout", f"{uri}: no answer within {HTTP_TIMEOUT_S:.0f} s") from None
-    except httpx.HTTPError as error:
         raise ImageRejected("unreadable", f"{uri}: {error}") from None

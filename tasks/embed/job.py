@@ -16,6 +16,7 @@ from serving.contract.encoder import EncoderFolder
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
+from tasks.embed.images import fetcher
 from tasks.embed.looks import look_at, remember
 from tasks.embed.partition import write_shards
 from tasks.embed.spark import for_each_chunk, session
@@ -30,6 +31,11 @@ MANIFEST = "_manifest.json"
 CHUNKS = "_chunks.json"
 
 
+BATCH = {"cpu": 32, "gpu": 512}
+"""On two cores 16 to 64 pictures differ by less than the noise (bench_embed); a GPU needs hundreds to be busy."""
+ON_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
+
+
 @dataclass(frozen=True)
 class EmbedConfig:
     """How the job runs; none of it changes a vector, except `batch`, which is part of how an encoder version is run."""
@@ -38,7 +44,8 @@ class EmbedConfig:
     shards: int = 2
     chunk: int = 2048
     """Most images per chunk: what a lost worker costs, and one part file."""
-    batch: int = 32
+    batch: int = 0
+    """Pictures per run of the encoder. 0: what its device runs fastest (BATCH)."""
     threads: int = 1
     """Encoder threads per worker; Spark runs one worker per core."""
     runtime: str = "onnxruntime"
@@ -46,12 +53,24 @@ class EmbedConfig:
     decoders: int = 2
     """Threads that read and decode ahead of the encoder, per worker."""
     hosts: tuple[str, ...] = ()
+    """Hosts that pictures may be fetched from."""
+    private_hosts: bool = False
+    """Whether these may lie in a private network, and speak http."""
+    fetch_s: float = 10.0
+    """Most a picture may take to come."""
+    gpus: float = 0.0
+    """GPUs that a task asks of a Spark cluster, by stage: 1 its own, 0.5 one for two tasks. local[n] hands out none."""
     spark: tuple[tuple[str, str], ...] = ()
     """Further Spark settings, as pairs."""
     direct: int = 0
     """Up to so many pictures are embedded by this process itself, through the same worker, instead of waiting for Spark."""
     looks: bool = True
     """Whether earlier looks save reading pictures again; a few changed products are read sooner than all looks."""
+
+    @property
+    def batch_rows(self) -> int:
+        """Pictures per run of the encoder."""
+        return self.batch or BATCH["gpu" if self.gpus or self.runtime in ON_GPU else "cpu"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,15 @@ class Embedded:
     reused: int
     reasons: dict[str, int]
 
+    @property
+    def account(self) -> str:
+        """Where every product went, in one line."""
+        why = "".join(f", {count} {reason}" for reason, count in self.reasons.items())
+        return (
+            f"{self.catalogue} products = {self.embedded} embedded + {self.quarantined} in quarantine{why and f' ({why[2:]})'}; "
+            f"{self.embedded_now} pictures embedded now, {self.reused} products reused"
+        )
+
 
 def embed_snapshot(
     snapshot: Snapshot, encoder_folder: Path, encoder_version: str, store_uri: str, run_key: str, work: Path, config: EmbedConfig
@@ -92,13 +120,13 @@ def embed_snapshot(
     tally = work / "tally"
     tally.mkdir(parents=True, exist_ok=True)
     settings = worker.WorkerConfig(
-        snapshot.image_root, config.hosts, str(encoder_folder), encoder.document, store.uri, encoder.dim, run_key,
-        config.batch, config.threads, config.decoders, str(tally), config.runtime,
+        snapshot.image_root, fetcher(config.hosts, config.private_hosts, config.fetch_s), str(encoder_folder), encoder.document,
+        store.uri, encoder.dim, run_key, config.batch_rows, config.threads, config.decoders, str(tally), config.runtime,
     )  # fmt: skip
     chunks_uri = storage.join(store_uri, "work", run_key)
     looks_uri = storage.join(store_uri if config.looks else chunks_uri, "looks")
     with ExitStack() as stack:
-        spark = cache(lambda: stack.enter_context(session(config.spark_master, work, dict(config.spark))))
+        spark = cache(lambda: stack.enter_context(session(config.spark_master, work, dict(config.spark), config.gpus)))
 
         def look_each(chunks: list[str], look: Callable[[str], None]) -> None:
             if len(chunks) == 1:  # one chunk is looked at here sooner than Spark has started
@@ -110,21 +138,18 @@ def embed_snapshot(
         names, images = _chunks(looked, store, storage.join(chunks_uri, "embed"), config)
         if names:
             embed = partial(worker.embed, config=settings)
-            with watched("embed pictures", tally, images, "pictures"):
+            with watched("embed pictures", tally, images, "pictures", partial(_landed, store, run_key)):
                 if images <= config.direct:
                     for name in names:
                         embed(name)
                 else:
-                    for_each_chunk(spark(), names, embed)
+                    for_each_chunk(spark(), names, embed, config.gpus)
     result = _publish(snapshot, store, looked, vectors_uri, storage.join(store_uri, "quarantine"), run_key, config)
     remember(looked, looks_uri, snapshot.image_root, run_key)
     storage.write_json(storage.join(vectors_uri, MANIFEST), asdict(result))
     for leftover in storage.listing(chunks_uri, recursive=True):
         storage.delete(leftover)
-    log.info(
-        "%d products: %d embedded (%d images now, %d products reused), %d in quarantine %s",
-        result.catalogue, result.embedded, result.embedded_now, result.reused, result.quarantined, result.reasons or "",
-    )  # fmt: skip
+    log.info("%s", result.account)
     return result
 
 
@@ -148,6 +173,10 @@ def _chunks(looked: pa.Table, store: EmbeddingStore, uri: str, config: EmbedConf
     return [c["name"] for c in chunks], sum(c["images"] for c in chunks)
 
 
+def _landed(store: EmbeddingStore, run_key: str) -> int:
+    return sum(c.rows + len(c.rejected) for c in store.commits() if c.run == run_key)
+
+
 def _todo(looked: pa.Table, store: EmbeddingStore) -> pa.Table:
     """(image_sha256, image_uri) of the images that the store neither holds nor has rejected, each once, in order of sha256."""
     readable = looked.filter(pc.is_valid(looked["sha256"])).select(["sha256", "image_uri"])
@@ -162,7 +191,8 @@ def _chunk_rows(images: int, config: EmbedConfig) -> int:
     """Rows a chunk: small jobs are cut finer, so that every core has work and a kill costs little; never below one batch."""
     cores = max(int("".join(c for c in config.spark_master.partition("[")[2] if c.isdigit()) or 4), 1)
     fair = -(-images // (4 * cores))
-    return max(config.batch, min(config.chunk, -(-fair // config.batch) * config.batch))
+    batch = config.batch_rows
+    return max(batch, min(config.chunk, -(-fair // batch) * batch))
 
 
 def _publish(

@@ -6,16 +6,22 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from tasks.errors import VitrineError
 from tasks.settings import PROJECT
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 TASK_RETRIES = 4
+EXECUTOR_GPU = {
+    "spark.executor.resource.gpu.amount": "1",
+    "spark.executor.resource.gpu.discoveryScript": str(PROJECT / "docker" / "gpu-discovery.sh"),
+}
+PINNED = "VITRINE_PINNED_GPU"
 PANDAS_WARNING = "PySpark does not yet fully support pandas"
 """What pyspark 4.3 says of pandas 3 wherever Arrow is used; no pandas object is made here, so it is not shown."""
 LOGGING = """\
@@ -32,8 +38,11 @@ appender.stderr.layout.pattern = %d{yy/MM/dd HH:mm:ss} %p %c{1}: %m%n%ex
 
 
 @contextmanager
-def session(master: str, work: Path, options: dict[str, str] | None = None) -> Iterator["SparkSession"]:
-    """A quiet Spark session on `master` (local[n], spark://…), its scratch files below `work`; stopped at the end."""
+def session(master: str, work: Path, options: dict[str, str] | None = None, gpus: float = 0.0) -> Iterator["SparkSession"]:
+    """A quiet Spark session on `master` (local[n], spark://…), its scratch files below `work`; stopped at the end.
+
+    With `gpus` every executor of a cluster holds one GPU, found by docker/gpu-discovery.sh on its machine.
+    """
     from pyspark.sql import SparkSession
 
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
@@ -61,6 +70,7 @@ def session(master: str, work: Path, options: dict[str, str] | None = None) -> I
         "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
         "spark.executorEnv.PYTHONWARNINGS": f"ignore:{PANDAS_WARNING}:FutureWarning",
         "spark.python.worker.reuse": "true",
+        **(EXECUTOR_GPU if gpus and not threads else {}),
         **(options or {}),
     }
     for name, value in settings.items():
@@ -75,12 +85,18 @@ def session(master: str, work: Path, options: dict[str, str] | None = None) -> I
         spark.stop()
 
 
-def for_each_chunk(spark: "SparkSession", chunks: list[str], work: Callable[[str], None]) -> int:
-    """Runs `work(chunk)` once for every chunk uri, one Spark task each, so that a lost worker costs one chunk. Gives how many."""
+def for_each_chunk(spark: "SparkSession", chunks: list[str], work: Callable[[str], None], gpus: float = 0.0) -> int:
+    """Runs `work(chunk)` once for every chunk uri, one Spark task each, so that a lost worker costs one chunk. Gives how many.
+
+    With `gpus` each task of this stage, and of no other, asks a cluster for that share of a GPU and sees only the one it got.
+    """
     if not chunks:
         return 0
 
+    profile = _task_profile(gpus) if gpus and not str(spark.sparkContext.master).startswith("local") else None
+
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        pin_gpu()
         for batch in batches:
             for number in batch.column(0).to_pylist():
                 work(chunks[number])
@@ -88,4 +104,31 @@ def for_each_chunk(spark: "SparkSession", chunks: list[str], work: Callable[[str
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", PANDAS_WARNING, FutureWarning)
-        return spark.range(0, len(chunks), 1, len(chunks)).mapInArrow(run, "id long").count()
+        return spark.range(0, len(chunks), 1, len(chunks)).mapInArrow(run, "id long", profile=profile).count()
+
+
+def _task_profile(gpus: float) -> Any:
+    from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
+
+    return ResourceProfileBuilder().require(TaskResourceRequests().cpus(1).resource("gpu", gpus)).build
+
+
+def pin_gpu() -> None:
+    """Lets this Python worker see only the GPU that Spark gave its task; nothing where Spark gave none.
+
+    CUDA reads CUDA_VISIBLE_DEVICES once, when the encoder's session is opened, so a worker keeps its GPU: executors hold one each.
+    Raises VitrineError when a reused worker is given another.
+    """
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    given = context.resources().get("gpu") if context else None
+    if given is None:
+        return
+    mine = ",".join(given.addresses)
+    if os.environ.setdefault(PINNED, mine) != mine:
+        raise VitrineError(
+            f"this worker runs on GPU {os.environ[PINNED]} and was given {mine}: let every executor hold one GPU "
+            "(spark.executor.resource.gpu.amount=1)"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = mine

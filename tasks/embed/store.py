@@ -28,7 +28,8 @@ AHEAD = 2
 PLAIN = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 """How Parquet holds vectors. They are noise to a dictionary: with one they are written and read at a seventh of the speed."""
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def vector_type(dim: int) -> pa.DataType:

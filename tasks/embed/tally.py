@@ -1,20 +1,24 @@
 """How far the workers are: each leaves one byte per picture in a small file per chunk, and the driver watches them grow."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.progress import Progress
 
 EVERY_S = 0.5
+ELSEWHERE_S = 10.0
+"""How often finished chunks are counted in the store, where the workers do not see the folder."""
+REJECTED = ".rejected"
 
 
 @contextmanager
-def watched(name: str, tally: Path, total: int, unit: str) -> Iterator[None]:
+def watched(name: str, tally: Path, total: int, unit: str, landed: Callable[[], int] = lambda: 0) -> Iterator[None]:
     """Shows progress while the files in `tally` grow; a chunk that is tried twice counts once at most.
 
-    Workers on other machines, which do not see the folder, are simply not counted.
+    Of workers on other machines, which do not see the folder, `landed` tells how many pictures they have stored.
     """
     for leftover in tally.iterdir():
         leftover.unlink()
@@ -22,8 +26,13 @@ def watched(name: str, tally: Path, total: int, unit: str) -> Iterator[None]:
     with Progress(name, total, unit) as progress:
 
         def watch() -> None:
+            asked = time.monotonic()
             while not stop.wait(EVERY_S):
-                progress.set(min(sum(file.stat().st_size for file in tally.iterdir()), total))
+                done, rejected = counted(tally)
+                if not done and time.monotonic() - asked > ELSEWHERE_S:
+                    done, asked = max(landed(), progress.done), time.monotonic()
+                if done:
+                    progress.set(min(done, total), f"{rejected} in quarantine")
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -32,4 +41,10 @@ def watched(name: str, tally: Path, total: int, unit: str) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
-        progress.set(total)
+        progress.set(total, f"{counted(tally)[1]} in quarantine")
+
+
+def counted(tally: Path) -> tuple[int, int]:
+    """Pictures that are done, and those of them that were rejected."""
+    sizes = [(file.suffix == REJECTED, file.stat().st_size) for file in tally.iterdir()]
+    return sum(size for bad, size in sizes if not bad), sum(size for bad, size in sizes if bad)

@@ -17,9 +17,11 @@ from PIL import Image
 
 from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
+from serving.fetching import Fetcher
 from tasks import storage
 from tasks.embed.images import read_image, stamp
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name, vector_column
+from tasks.embed.tally import REJECTED
 from tasks.encoder.runtimes import runtime
 
 LOOKED = pa.schema([
@@ -37,7 +39,7 @@ class WorkerConfig:
     """What a worker is told besides its chunk."""
 
     image_root: str
-    hosts: tuple[str, ...]
+    web: Fetcher
     encoder_folder: str
     document: str
     store_uri: str
@@ -77,10 +79,10 @@ def _look(row: dict, config: WorkerConfig) -> dict:
     try:
         if not uri:
             raise ImageRejected("missing", "the product has no picture")
-        found["stamp"] = stamp(uri, config.image_root)
+        found["stamp"] = stamp(uri, config.image_root, config.web)
         if found["stamp"] is not None and found["stamp"] == row["known_stamp"]:
             return found | {"sha256": row["known_sha256"]}
-        return found | {"sha256": hashlib.sha256(read_image(uri, config.image_root, config.hosts)).digest()}
+        return found | {"sha256": hashlib.sha256(read_image(uri, config.image_root, config.web)).digest()}
     except ImageRejected as error:
         return found | {"reason": error.reason, "detail": str(error)}
 
@@ -117,7 +119,7 @@ def embed(chunk: str, config: WorkerConfig) -> None:
                 good.append((row["image_sha256"], picture.width, picture.height))
             if filled:
                 vectors.append(encoder.encode(pixels)[:filled].astype(np.float16))
-            _tally(chunk, len(batch), config)
+            _tally(chunk, len(batch), len(rejected), config)
     store.write(_table(good, np.concatenate(vectors), store.schema), rejected, config.run)
 
 
@@ -136,7 +138,7 @@ def _decoded(pool: ThreadPoolExecutor, rows: list[dict], spec: PreprocessSpec, c
 
 
 def _picture(row: dict, spec: PreprocessSpec, config: WorkerConfig) -> Picture:
-    data = read_image(row["image_uri"], config.image_root, config.hosts)
+    data = read_image(row["image_uri"], config.image_root, config.web)
     if hashlib.sha256(data).digest() != row["image_sha256"]:
         raise ImageRejected("changed", f"{row['image_uri']}: its bytes changed while the job ran; the next run takes it")
     try:
@@ -176,8 +178,11 @@ def _encoder(config: WorkerConfig) -> Encoder:
     return _ENCODERS[key]
 
 
-def _tally(chunk: str, count: int, config: WorkerConfig) -> None:
-    """Tells the driver how far this chunk is, where both see the same folder."""
+def _tally(chunk: str, count: int, rejected: int, config: WorkerConfig) -> None:
+    """Tells the driver how far this chunk is, and how many of it were rejected, where both see the same folder."""
     if config.tally and os.path.isdir(config.tally):
-        with Path(config.tally, Path(chunk).stem).open("ab") as stream:
+        place = Path(config.tally, Path(chunk).stem)
+        with place.open("ab") as stream:
             stream.write(b"." * count)
+        if rejected:
+            place.with_suffix(REJECTED).write_bytes(b"." * rejected)

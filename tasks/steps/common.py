@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from serving.contract.runtimes import Runtime
@@ -11,6 +12,9 @@ from tasks import storage
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.registry import Origin, Registry
 from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from tasks.embed.job import EmbedConfig
 
 
 def settings() -> Settings:
@@ -51,6 +55,16 @@ def snapshot(run_key: str) -> dict:
     """The catalogue as it is now, as an immutable snapshot named after the run."""
     chosen = settings()
     return asdict(take_snapshot(chosen.catalog_uri, storage.join(chosen.store_uri, "snapshots"), run_key))
+
+
+def embed_config(chosen: Settings, shards: int) -> "EmbedConfig":
+    """How pictures are embedded, by the settings: the same for every path that embeds some."""
+    from tasks.embed.job import EmbedConfig
+
+    return EmbedConfig(
+        spark_master=chosen.spark_master, shards=shards, runtime=chosen.embed_runtime, gpus=chosen.spark_gpus,
+        hosts=chosen.image_hosts, private_hosts=chosen.image_hosts_private, fetch_s=chosen.image_fetch_s,
+    )  # fmt: skip
 
 
 def as_snapshot(record: dict) -> Snapshot:

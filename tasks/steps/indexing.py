@@ -18,7 +18,7 @@ from tasks.errors import VitrineError
 from tasks.index.kept_template import TEMPLATE_FILE
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH
 from tasks.settings import Settings
-from tasks.steps.common import as_snapshot, query_runtime, registry, settings, work_folder
+from tasks.steps.common import as_snapshot, embed_config, query_runtime, registry, settings, work_folder
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +63,10 @@ def validate_snapshot(snapshot: dict, run_key: str) -> dict[str, Any]:
 
 
 def embed(snapshot: dict, encoder: dict, run_key: str) -> dict[str, Any]:
-    from tasks.embed.job import EmbedConfig, embed_snapshot
+    from tasks.embed.job import embed_snapshot
 
     chosen = settings()
-    config = EmbedConfig(
-        spark_master=chosen.spark_master, shards=chosen.shards, hosts=chosen.image_hosts, runtime=chosen.embed_runtime
-    )
+    config = embed_config(chosen, chosen.shards)
     models = registry()
     folder = models.encoder_folder(encoder["version"])
     work = work_folder(run_key) / "embed"

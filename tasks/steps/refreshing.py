@@ -21,7 +21,7 @@ from tasks import storage
 from tasks.catalog.snapshot import product_table, read_snapshot, started_at
 from tasks.errors import VitrineError
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry, Run, Version
-from tasks.steps.common import query_runtime, registry, settings, work_folder
+from tasks.steps.common import embed_config, query_runtime, registry, settings, work_folder
 from tasks.steps.draining import (
     VERSIONS,
     base_keys,
@@ -63,7 +63,7 @@ def embed(plan: dict) -> dict[str, Any]:
     """The new products and pictures through the embedding job and its store: a picture is embedded once, whoever meets it."""
     from tasks.catalog.changes.drain import Upserts
     from tasks.catalog.snapshot import write_snapshot
-    from tasks.embed.job import EmbedConfig, embed_snapshot
+    from tasks.embed.job import embed_snapshot
 
     chosen = settings()
     models = registry(chosen)
@@ -80,9 +80,7 @@ def embed(plan: dict) -> dict[str, Any]:
         if storage.exists(storage.join(uri, "_manifest.json"))
         else write_snapshot(source, source.name, uri, plan["run_key"], plan["now"])
     )
-    config = EmbedConfig(
-        spark_master=chosen.spark_master, shards=manifest.shards, hosts=chosen.image_hosts, direct=DIRECT_PICTURES, looks=False
-    )
+    config = dataclasses.replace(embed_config(chosen, manifest.shards), direct=DIRECT_PICTURES, looks=False)
     began = datetime.now(UTC)
     embedded = embed_snapshot(
         snapshot, models.encoder_folder(manifest.encoder.version), manifest.encoder.version, chosen.store_uri, plan["run_key"],

@@ -1,11 +1,15 @@
 """A picture is read from where its uri says, and from nowhere else."""
 
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from serving.contract.preprocess import ImageLimits, ImageRejected
-from tasks.embed.images import read_image, stamp
+from tasks.embed.images import fetcher, read_image, stamp
 
 
 @pytest.fixture
@@ -49,7 +53,7 @@ def test_a_file_uri_below_the_root_is_read(root: Path) -> None:
 )
 def test_every_other_place_is_refused_with_its_reason(root: Path, uri: str, reason: str) -> None:
     with pytest.raises(ImageRejected) as caught:
-        read_image(uri, str(root), hosts=("pictures.example",))
+        read_image(uri, str(root), fetcher(("pictures.example",)))
     assert caught.value.reason == reason
     assert len(str(caught.value)) > 10
 
@@ -67,3 +71,68 @@ def test_a_stamp_changes_with_the_file_and_needs_no_reading(root: Path) -> None:
     assert stamp("images/a b%20.jpg", str(root)) != before
     assert stamp("images/none.jpg", str(root)) is None
     assert stamp("https://pictures.example/a.jpg", str(root)) is None
+
+
+class Host(BaseHTTPRequestHandler):
+    """A picture host: /tagged has an ETag, /dated a length and a date, /plain neither, /get-only answers no HEAD, /slow hangs."""
+
+    def do_GET(self) -> None:
+        if self.path == "/slow":
+            time.sleep(2)
+            return
+        name = self.path.strip("/")
+        if name == "none" or (name == "get-only" and self.command == "HEAD"):
+            self.send_error(404 if name == "none" else 405)
+            return
+        body = b"picture of " + name.encode()
+        self.send_response(200)
+        told = {
+            "tagged": {"ETag": '"v1"'},
+            "dated": {"Last-Modified": "Wed, 25 Nov 2026 00:00:00 GMT"},
+            "weak": {"ETag": 'W/"v1"'},
+        }
+        for header, value in (told.get(name, {}) | {"Content-Length": str(len(body))}).items():
+            self.send_header(header, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("tagged", '17-"v1"'), ("dated", "16-Wed, 25 Nov 2026 00:00:00 GMT"), ("plain", None), ("weak", None), ("get-only", None)],
+)
+def test_a_host_tells_a_pictures_stamp_by_its_headers(host: str, root: Path, name: str, expected: str | None) -> None:
+    web = fetcher((host,), private=True)
+    assert stamp(f"http://{host}/{name}", str(root), web) == expected
+    assert read_image(f"http://{host}/{name}", str(root), web) == b"picture of " + name.encode()
+
+
+def test_a_private_host_is_allowed_by_setting_alone_and_http_with_it(host: str, root: Path) -> None:
+    for url, reason in ((f"http://{host}/plain", "forbidden_host"), (f"https://{host}/plain", "forbidden_address")):
+        with pytest.raises(ImageRejected) as caught:
+            read_image(url, str(root), fetcher((host,)))
+        assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(("name", "reason"), [("none", "missing"), ("slow", "timeout")])
+def test_what_a_host_does_not_give_has_its_reason(host: str, root: Path, name: str, reason: str) -> None:
+    with pytest.raises(ImageRejected) as caught:
+        read_image(f"http://{host}/{name}", str(root), fetcher((host,), private=True, timeout_s=0.5))
+    assert caught.value.reason == reason

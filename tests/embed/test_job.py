@@ -17,6 +17,7 @@ import pytest
 
 from serving.contract.encoder import EncoderFolder
 from serving.contract.preprocess import decode
+from serving.fetching import Fetcher
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
@@ -74,6 +75,10 @@ def test_every_product_is_embedded_or_in_quarantine(first: tuple[Snapshot, Embed
     rows = {r["image_uri"]: r for r in pq.read_table(result.quarantine_uri).to_pylist()}
     assert rows["images/p9.jpg"]["reason"] == "missing"
     assert all(r["detail"] and r["run"] == "r1" for r in rows.values())
+    assert result.account == (
+        "120 products = 117 embedded + 3 in quarantine (1 missing, 1 not_an_image, 1 truncated); "
+        "116 pictures embedded now, 0 products reused"
+    )
 
 
 def test_vectors_are_those_of_the_encoder_sorted_by_key_in_their_shard(place: Path, first: tuple[Snapshot, Embedded]) -> None:
@@ -116,11 +121,11 @@ def test_a_second_run_embeds_nothing_and_starts_no_spark(
     assert vectors(again).equals(vectors(first[1]))
 
 
-def _reading_only_missing(uri: str, root: str, hosts: tuple[str, ...]) -> bytes:
+def _reading_only_missing(uri: str, root: str, web: Fetcher) -> bytes:
     from tasks.embed.images import read_image
 
     assert uri == "images/p9.jpg", f"{uri} did not change but was read again"
-    return read_image(uri, root, hosts)
+    return read_image(uri, root, web)
 
 
 def test_only_what_changed_is_embedded_and_quarantine_is_left_when_the_bytes_change(
