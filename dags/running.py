@@ -35,4 +35,6 @@ def clear_failure() -> Iterator[None]:
     try:
         yield
     except (VitrineError, ContractError) as error:
+        if links := getattr(error, "links", None):  # the buttons of a task show what it returned, also when it failed
+            get_current_context()["ti"].xcom_push("return_value", {"links": links})
         raise AirflowFailException(str(error)) from error

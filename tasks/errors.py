@@ -14,7 +14,14 @@ class CatalogError(VitrineError):
 
 
 class ValidationFailed(VitrineError):
-    """A Great Expectations suite failed; the message names the expectation, the observed value and sample ids."""
+    """A Great Expectations suite failed; the message names the expectation, the observed value and sample ids.
+
+    `links` are the addresses (by name) where a person sees more.
+    """
+
+    def __init__(self, message: str, links: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.links = links or {}
 
 
 class TrainingError(VitrineError):

@@ -81,6 +81,10 @@ class Settings:
     """Most seconds a picture may take to come from such a host."""
     catalog_max_age_days: float = 0.0
     """A catalogue whose newest change is older is refused. 0: any age will do."""
+    most_dropped: float = 0.2
+    """A catalogue that lost more than this share of its products since the last version is refused."""
+    most_drift: float = 0.5
+    """Vectors whose covariance moved by more than this share since the last version are refused."""
     spark_gpus: float = 0.0
     """GPUs that an embedding task asks of the Spark cluster: 1 its own, 0.5 one for two tasks, 0 none."""
     approval: bool = False

@@ -9,16 +9,19 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serving.contract.files import FileRef, verify, written_whole
 from serving.contract.manifest import EncoderRef, IndexManifest
 from tasks import storage
-from tasks.errors import VitrineError
+from tasks.errors import ValidationFailed, VitrineError
 from tasks.index.kept_template import TEMPLATE_FILE
-from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH
+from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH, Registry
 from tasks.settings import Settings
 from tasks.steps.common import as_snapshot, embed_config, query_runtime, registry, settings, work_folder
+
+if TYPE_CHECKING:
+    from tasks.validate.expectations import Validation
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +52,9 @@ def something_changed(snapshot: dict, encoder: dict) -> bool:
 def validate_snapshot(snapshot: dict, run_key: str) -> dict[str, Any]:
     """Great Expectations on the snapshot, against the one the live version was made from where it has the same source."""
     from tasks.catalog.snapshot import read_snapshot
-    from tasks.validate.suites import validate_snapshot as validate
+    from tasks.validate.snapshot import SnapshotLimits, check_snapshot
 
-    models = registry()
+    models, chosen = registry(), settings()
     live = models.alias(INDEX_MODEL, "live")
     previous = None
     if live is not None:
@@ -59,7 +62,9 @@ def validate_snapshot(snapshot: dict, run_key: str) -> dict[str, Any]:
         previous = read_snapshot(uri) if storage.exists(storage.join(uri, "_manifest.json")) else None
         if previous is not None and previous.source != snapshot["source"]:
             previous = None
-    return validate(as_snapshot(snapshot), previous, work_folder(run_key) / "data_docs" / "snapshot").record()
+    limits = SnapshotLimits(most_dropped=chosen.most_dropped, max_age_days=chosen.catalog_max_age_days)
+    docs = work_folder(run_key) / "data_docs" / "snapshot"
+    return published(models, run_key, snapshot["id"], check_snapshot(as_snapshot(snapshot), previous, docs, limits))
 
 
 def embed(snapshot: dict, encoder: dict, run_key: str) -> dict[str, Any]:
@@ -80,11 +85,48 @@ def embed(snapshot: dict, encoder: dict, run_key: str) -> dict[str, Any]:
 
 
 def validate_embeddings(snapshot: dict, embedded: dict, run_key: str) -> dict[str, Any]:
+    """Great Expectations on the vectors, against those of the live version, and on what the shards are built from."""
     from tasks.embed.job import Embedded
-    from tasks.validate.suites import validate_embeddings as validate
+    from tasks.validate.embeddings import EmbeddingLimits, check_embeddings, check_index_inputs, inspect
+    from tasks.validate.moments import read_moments, write_moments
 
-    docs = work_folder(run_key) / "data_docs" / "embeddings"
-    return validate(Embedded(**embedded), as_snapshot(snapshot), docs).record()
+    models, chosen = registry(), settings()
+    made, whole = Embedded(**embedded), as_snapshot(snapshot)
+    found = inspect(made, whole, made.store_uri)  # the store's folder is named by the encoder's fingerprint
+    write_moments(made.vectors_uri, found.moments)
+    before = read_moments(storage.join(chosen.store_uri, "vectors", _live_run(models)))
+    folder = work_folder(run_key) / "data_docs"
+    limits = EmbeddingLimits(most_covariance_shift=chosen.most_drift)
+    vectors = check_embeddings(found, made, whole, before, folder / "embeddings", limits)
+    inputs = check_index_inputs(found, made, whole, folder / "index_inputs")
+    return published(models, run_key, snapshot["id"], vectors, inputs)
+
+
+def published(models: Registry, run_key: str, snapshot_id: str, *validations: "Validation") -> dict[str, Any]:
+    """Keeps the data docs with the MLflow run of this index, whatever they say; gives what held and where it can be seen.
+
+    Raises ValidationFailed, with the same links, naming every failed expectation, what was observed, and sample ids.
+    """
+    with models.run(EXPERIMENT, run_key, f"index {snapshot_id}") as run:
+        for validation in validations:
+            run.artifacts(validation.docs, f"data_docs/{validation.docs.name}")
+            log.info("%s", validation.sentence)
+        first = next((v for v in validations if not v.passed), validations[0])
+        page = models.artifact_url(run.run_id, f"data_docs/{first.docs.name}/{first.page}")
+        links = {"Data docs": page, "MLflow run": models.run_url(run.run_id)}
+        failed = [v.sentence for v in validations if not v.passed]
+        if failed:
+            raise ValidationFailed(f"{'; '.join(failed)}. Details: {page}", links)
+    return {"checked": {v.name: v.checked for v in validations}, "links": links}
+
+
+def _live_run(models: Registry) -> str:
+    """The key of the run that made the live version's base, "none" without one."""
+    live = models.alias(INDEX_MODEL, "live")
+    if live is None:
+        return "none"
+    bases = [s for s in models.index_manifest(live.version).segments if s.kind == "base"]
+    return (models.run_key(bases[0].table.run_id) if bases else "") or "none"
 
 
 def template(encoder: dict, embedded: dict, run_key: str) -> dict[str, Any]:
@@ -192,9 +234,6 @@ def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], 
         run.params({"snapshot": snapshot["id"], "encoder_version": encoder["version"], "family": tuned["search"]["family"]})
         run.metrics({g.name: g.value for g in gates})
         run.metrics({"recall_at_1": candidate.recall_at_1, "recall_at_10": candidate.recall_at_10, "p50_ms": candidate.p50_ms})
-        docs = work_folder(run_key) / "data_docs"
-        if docs.is_dir():
-            run.artifacts(docs, "data_docs")
         tags = {
             "encoder_version": encoder["version"], "snapshot": snapshot["id"], "verdict": "passed" if decision.passed else "failed",
             "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": run_key,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,20 +32,28 @@ class Validation:
     name: str
     checked: int
     failures: tuple[str, ...]
-    docs: str
+    docs: Path
+    page: str
+    """The page of `docs` to look at first: the first that failed, else the first."""
+    also: tuple[str, ...] = ()
+    """What a person wants to know beside a failure, such as the ids of what is missing."""
 
     @property
     def passed(self) -> bool:
         return not self.failures
 
-    def record(self) -> dict[str, Any]:
-        return {"name": self.name, "checked": self.checked, "failures": list(self.failures), "docs": self.docs}
+    @property
+    def sentence(self) -> str:
+        """What held or failed, in one line."""
+        if self.passed:
+            return f"{self.name}: {self.checked} expectations hold"
+        return f"{self.name}: {'; '.join([*self.failures, *self.also])}"
 
 
 def run_checks(
-    name: str, frames: dict[str, pd.DataFrame], checks: Sequence[Check], docs: Path, id_column: str = ""
+    name: str, frames: dict[str, pd.DataFrame], checks: Sequence[Check], docs: Path, id_column: str = "", also: Sequence[str] = ()
 ) -> Validation:
-    """Runs the checks and writes data docs to `docs`/index.html. Raises nothing for a failed check: it is in the result."""
+    """Runs the checks and writes data docs to `docs`, anew. Raises nothing for a failed check: it is in the result."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -54,7 +63,8 @@ def run_checks(
         logging.getLogger("great_expectations").setLevel(logging.WARNING)
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False}  # type: ignore[assignment, unused-ignore]
-        docs.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(docs, ignore_errors=True)
+        docs.mkdir(parents=True)
         site = {
             "class_name": "SiteBuilder",
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
@@ -65,6 +75,7 @@ def run_checks(
         context.add_data_docs_site("vitrine", site)  # type: ignore[arg-type, unused-ignore]
         source = context.data_sources.add_pandas(name)
         failures: list[str] = []
+        failed: list[str] = []
         checked = 0
         for frame, data in frames.items():
             wanted = [getattr(gxe, c.expectation)(**c.arguments) for c in checks if c.frame == frame]
@@ -80,8 +91,11 @@ def run_checks(
             _keep(context, result)
             checked += len(result.results)
             failures += [_sentence(r, id_column) for r in result.results if not r.success]
+            failed += [] if result.success else [suite.name]
         context.build_data_docs()
-    return Validation(name, checked, tuple(failures), str(docs / "index.html"))
+    first = (failed or [f"{name} {next(iter(frames))}"])[0]
+    page = next((p for p in sorted(docs.glob("validations/**/*.html")) if first in p.parts), docs / "index.html")
+    return Validation(name, checked, tuple(failures), docs, str(page.relative_to(docs)), tuple(also))
 
 
 def _keep(context: Any, result: Any) -> None:

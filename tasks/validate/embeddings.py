@@ -1,0 +1,186 @@
+"""What a run's vectors must be like before an index is built from them: all of them are looked at, once."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks import storage
+from tasks.catalog.snapshot import Snapshot, product_batches
+from tasks.embed.job import Embedded
+from tasks.index.vectors import matrix, shard_uri
+from tasks.validate.expectations import Check, Validation, run_checks
+from tasks.validate.moments import Gathering, Moments, shift
+from tasks.validate.snapshot import product_ids
+
+BATCH_ROWS = 20_000
+SAMPLE_KEYS = 5
+
+
+@dataclass(frozen=True)
+class EmbeddingLimits:
+    """Where vectors stop being believable."""
+
+    most_quarantined: float = 0.02
+    norm_error: float = 0.01
+    """float16 rounds a unit vector of 512 dimensions by less than 0.001."""
+    most_duplicates: float = 0.05
+    """Share of images whose vector is that of another image, bit by bit: an encoder that collapsed gives nothing else."""
+    most_mean_shift: float = 0.1
+    most_covariance_shift: float = 0.5
+
+
+@dataclass
+class Inspected:
+    """One pass over all vectors: facts about them, about each shard, and keys of products for which something is wrong."""
+
+    facts: dict[str, Any]
+    shards: list[dict[str, int]]
+    moments: Moments
+    bad: dict[str, list[int]] = field(default_factory=dict)
+
+
+def inspect(embedded: Embedded, snapshot: Snapshot, fingerprint: str) -> Inspected:
+    """Reads every vector of the run once, with its page checksums; 24 bytes a product stay in memory."""
+    known = np.sort(np.concatenate([b["key"].to_numpy() for b in product_batches(snapshot.uri, ["key"])]))
+    gathering = Gathering(embedded.dim, embedded.embedded)
+    total, squares = np.zeros(embedded.dim), np.zeros(embedded.dim)
+    bad: dict[str, list[int]] = {"not_finite": [], "norm": [], "duplicate": [], "unknown": [], "misplaced": []}
+    facts: dict[str, Any] = {"vectors": 0, "not_finite": 0, "least_norm": np.inf, "greatest_norm": -np.inf}
+    facts |= {"least_dimension": embedded.dim, "greatest_dimension": embedded.dim}
+    words, prints, keys, shards = [], [], [], []
+
+    def note(name: str, found: np.ndarray) -> None:
+        bad[name] += found[: SAMPLE_KEYS - len(bad[name])].tolist()
+
+    for shard in range(embedded.shards):
+        row = {"shard": shard, "vectors": 0, "unsorted": 0, "misplaced": 0, "unknown": 0}
+        last = -1
+        for uri in storage.listing(shard_uri(embedded.vectors_uri, shard), ".parquet"):
+            fs, path = storage.filesystem(uri)
+            with fs.open_input_file(path) as stream:
+                file = pq.ParquetFile(stream, page_checksum_verification=True)
+                dim = file.schema_arrow.field("vector").type.list_size
+                facts["least_dimension"] = min(facts["least_dimension"], dim)
+                facts["greatest_dimension"] = max(facts["greatest_dimension"], dim)
+                if dim != embedded.dim:
+                    continue
+                for batch in file.iter_batches(BATCH_ROWS, columns=["key", "image_sha256", "vector"]):
+                    key, vectors = batch["key"].to_numpy(), matrix(batch["vector"])
+                    row["vectors"] += len(key)
+                    row["unsorted"] += int((np.diff(key, prepend=last) <= 0).sum())
+                    last = int(key[-1]) if len(key) else last
+                    away = key[key % embedded.shards != shard]
+                    strange = key[known[np.minimum(np.searchsorted(known, key), len(known) - 1)] != key]
+                    row["misplaced"] += len(away)
+                    row["unknown"] += len(strange)
+                    note("misplaced", away)
+                    note("unknown", strange)
+                    finite = np.isfinite(vectors).all(axis=1)
+                    facts["not_finite"] += int((~finite).sum())
+                    note("not_finite", key[~finite])
+                    good = vectors[finite].astype(np.float32)
+                    norms = np.linalg.norm(good, axis=1)
+                    facts["least_norm"] = min(facts["least_norm"], float(norms.min(initial=np.inf)))
+                    facts["greatest_norm"] = max(facts["greatest_norm"], float(norms.max(initial=-np.inf)))
+                    note("norm", key[finite][np.abs(norms - 1) > EmbeddingLimits.norm_error])
+                    total += good.sum(axis=0)
+                    squares += (good**2).sum(axis=0)
+                    gathering.add(good)
+                    words.append(_words(batch["image_sha256"]))
+                    prints.append(_prints(vectors))
+                    keys.append(key)
+        facts["vectors"] += row["vectors"]
+        shards.append(row)
+    count = max(facts["vectors"], 1)
+    spread = squares / count - (total / count) ** 2
+    facts["constant_dimensions"] = int((spread < 1e-10).sum()) if facts["vectors"] > 1 else 0
+    facts["duplicate_share"], same = _duplicates(words, prints, keys)
+    note("duplicate", same)
+    return Inspected(facts, shards, gathering.moments(fingerprint), bad)
+
+
+def check_embeddings(
+    found: Inspected, embedded: Embedded, snapshot: Snapshot, before: Moments | None, docs: Path, limits: EmbeddingLimits
+) -> Validation:
+    """Checks a run's vectors by themselves, against the catalogue, and against the last version's. Failures are in the result."""
+    facts = found.facts | {
+        "catalogue": snapshot.rows, "accounted": embedded.embedded + embedded.quarantined, "embedded": embedded.embedded,
+        "quarantined_share": embedded.quarantined / max(snapshot.rows, 1),
+    }  # fmt: skip
+    checks = [
+        _equal("catalogue", "accounted"), _equal("embedded", "vectors"),
+        _between("least_dimension", embedded.dim, embedded.dim), _between("greatest_dimension", embedded.dim, embedded.dim),
+        _between("not_finite", 0, 0), _between("least_norm", 1 - limits.norm_error, None),
+        _between("greatest_norm", None, 1 + limits.norm_error), _between("constant_dimensions", 0, 0),
+        _between("duplicate_share", 0, limits.most_duplicates), _between("quarantined_share", 0, limits.most_quarantined),
+    ]  # fmt: skip
+    moved = shift(before, found.moments) if before is not None else None
+    if moved is not None:
+        facts |= {"mean_shift": moved[0], "covariance_shift": moved[1]}
+        checks += [_between("mean_shift", 0, limits.most_mean_shift)]
+        checks += [_between("covariance_shift", 0, limits.most_covariance_shift)]
+    also = [f"in quarantine: {', '.join(f'{n} {reason}' for reason, n in embedded.reasons.items())}"] if embedded.reasons else []
+    also += _named(
+        found, snapshot, ("not_finite", "norm", *(["duplicate"] if facts["duplicate_share"] > limits.most_duplicates else []))
+    )
+    return run_checks("embeddings", {"facts": pd.DataFrame([facts])}, checks, docs, also=also)
+
+
+def check_index_inputs(found: Inspected, embedded: Embedded, snapshot: Snapshot, docs: Path) -> Validation:
+    """Checks that the shards hold every embedded product once, where a search looks for it, and nothing else."""
+    facts = {"embedded": embedded.embedded, "in_shards": sum(s["vectors"] for s in found.shards)}
+    checks = [_equal("embedded", "in_shards"), _between("embedded", 1, None)]
+    checks += [
+        Check("shards", "ExpectColumnValuesToBeBetween", {"column": name, "min_value": 0, "max_value": 0})
+        for name in ("unsorted", "misplaced", "unknown")
+    ]
+    frames = {"facts": pd.DataFrame([facts]), "shards": pd.DataFrame(found.shards)}
+    return run_checks("index inputs", frames, checks, docs, also=_named(found, snapshot, ("misplaced", "unknown")))
+
+
+def _named(found: Inspected, snapshot: Snapshot, kinds: tuple[str, ...]) -> list[str]:
+    """Sample products of what is wrong; nothing is looked up where nothing is."""
+    return [
+        f"{kind}: products {', '.join(product_ids(snapshot, np.array(found.bad[kind]), SAMPLE_KEYS))}"
+        for kind in kinds
+        if found.bad[kind]
+    ]
+
+
+def _words(checksums: pa.Array) -> np.ndarray:
+    """The first 8 bytes of each image's sha256."""
+    raw = np.frombuffer(checksums.buffers()[1], np.uint8)[checksums.offset * 32 : (checksums.offset + len(checksums)) * 32]
+    return np.ascontiguousarray(raw.reshape(-1, 32)[:, :8]).view(np.uint64).ravel()
+
+
+def _prints(vectors: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each vector's bits: a sum of its words times odd random numbers, modulo 2**64."""
+    raw = np.ascontiguousarray(vectors).view(np.uint8).reshape(len(vectors), -1)
+    raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % 8)))
+    words = raw.view(np.uint64)
+    odd = np.random.default_rng(0).integers(0, 2**63, words.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    return (words * odd).sum(axis=1, dtype=np.uint64)
+
+
+def _duplicates(words: list[np.ndarray], prints: list[np.ndarray], keys: list[np.ndarray]) -> tuple[float, np.ndarray]:
+    """The share of images whose vector another image has too, and keys of products that show such images."""
+    if not words:
+        return 0.0, np.zeros(0, np.int64)
+    _, first = np.unique(np.concatenate(words), return_index=True)
+    seen, counts = np.unique(np.concatenate(prints)[first], return_counts=True)
+    shared = np.isin(np.concatenate(prints)[first], seen[counts > 1])
+    return 1 - len(seen) / len(first), np.concatenate(keys)[first][shared][:SAMPLE_KEYS]
+
+
+def _equal(a: str, b: str) -> Check:
+    return Check("facts", "ExpectColumnPairValuesToBeEqual", {"column_A": a, "column_B": b})
+
+
+def _between(column: str, least: float | None, most: float | None) -> Check:
+    limits = {n: v for n, v in (("min_value", least), ("max_value", most)) if v is not None}
+    return Check("facts", "ExpectColumnValuesToBeBetween", {"column": column} | limits)

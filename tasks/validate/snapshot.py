@@ -1,0 +1,161 @@
+"""What a snapshot must be like before anything is made from it."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.catalog.schema import EPOCH
+from tasks.catalog.snapshot import Snapshot, product_batches
+from tasks.validate.expectations import Check, Validation, run_checks
+
+SAMPLE_ROWS = 100_000
+"""Rows the row-level expectations show, taken evenly; every row is looked at, and those out of bounds are always among them."""
+SHOWN_BAD = 1_000
+COLUMNS = ["product_id", "key", "title", "category", "price", "popularity", "image_uri", "updated_at"]
+
+
+@dataclass(frozen=True)
+class SnapshotLimits:
+    """Where a catalogue stops being believable."""
+
+    most_dropped: float = 0.2
+    """Share of products that may be gone since the last snapshot: more is rather a broken export than a smaller shop."""
+    most_odd_uris: float = 0.02
+    """Share of pictures whose uri is of no known kind; like those in quarantine."""
+    max_price: float = 1e7
+    deepest_category: int = 12
+    longest_title: int = 2000
+    longest_uri: int = 4000
+    most_days_ahead: float = 1.0
+    """How far in the future the newest change may lie: clocks differ, by less than a day."""
+    max_age_days: float = 0.0
+    """0: any age will do."""
+
+    @property
+    def bounds(self) -> dict[str, tuple[float, float | None]]:
+        """Least and most of each number about a product; a price may be missing."""
+        return {
+            "title_length": (1, self.longest_title), "uri_length": (1, self.longest_uri), "price": (0, self.max_price),
+            "category_depth": (0, self.deepest_category), "popularity": (0, None),
+        }  # fmt: skip
+
+
+@dataclass
+class Facts:
+    """What all rows of a snapshot say together."""
+
+    keys: np.ndarray
+    newest: datetime | None
+    odd_uris: int
+    odd_ids: list[str]
+    rows: pd.DataFrame
+
+
+def check_snapshot(
+    snapshot: Snapshot, previous: Snapshot | None, docs: Path, limits: SnapshotLimits, now: datetime | None = None
+) -> Validation:
+    """Checks a snapshot by itself and against the previous one. Failures are in the result, with sample ids."""
+    found = read_facts(snapshot, limits)
+    facts = {
+        "rows": len(found.keys), "distinct_ids": len(np.unique(found.keys)), "promised_rows": snapshot.rows,
+        "odd_uri_share": found.odd_uris / max(len(found.keys), 1),
+    }  # fmt: skip
+    checks = [
+        *(Check("rows", "ExpectColumnValuesToNotBeNull", {"column": name}) for name in ("product_id", "title", "image_uri")),
+        Check("rows", "ExpectColumnValuesToBeUnique", {"column": "product_id"}),
+        *(_between("rows", name, least, most) for name, (least, most) in limits.bounds.items()),
+        Check("facts", "ExpectColumnPairValuesToBeEqual", {"column_A": "rows", "column_B": "promised_rows"}),
+        Check("facts", "ExpectColumnPairValuesToBeEqual", {"column_A": "rows", "column_B": "distinct_ids"}),
+        _between("facts", "rows", 1, None),
+        _between("facts", "odd_uri_share", 0, limits.most_odd_uris),
+    ]
+    also = [f"no kind of picture address: {', '.join(found.odd_ids)}"] if facts["odd_uri_share"] > limits.most_odd_uris else []
+    if found.newest is not None:
+        facts["newest_change_days_ago"] = ((now or datetime.now(UTC)) - found.newest).total_seconds() / 86400
+        checks.append(_between("facts", "newest_change_days_ago", -limits.most_days_ahead, limits.max_age_days or None))
+    if previous is not None:
+        compared, gone = _compared(previous, found)
+        facts |= compared
+        checks.append(_between("facts", "dropped_share", None, limits.most_dropped))
+        checks.append(_between("facts", "gone_share", 0, limits.most_dropped))
+        if "days_older_than_last" in compared:
+            checks.append(_between("facts", "days_older_than_last", None, 0))
+        if compared["gone_share"] > limits.most_dropped:
+            also.append(f"missing now: {', '.join(gone)}; raise VITRINE_MOST_DROPPED for one run if that is right")
+    return run_checks("snapshot", {"rows": found.rows, "facts": pd.DataFrame([facts])}, checks, docs, "product_id", also)
+
+
+def read_facts(snapshot: Snapshot, limits: SnapshotLimits) -> Facts:
+    """One pass over all rows: 8 bytes a product, the rows out of bounds (SHOWN_BAD at most) and an even sample."""
+    every = max(1, -(-snapshot.rows // SAMPLE_ROWS))
+    keys, shown, odd_ids, newest, odd, bad, start = [], [], [], EPOCH, 0, 0, 0
+    for batch in product_batches(snapshot.uri, COLUMNS):
+        table = _measured(pa.Table.from_batches([batch]))
+        keys.append(batch["key"].to_numpy())
+        newest = max(newest, pc.max(batch["updated_at"]), key=lambda t: t.value or 0)
+        unknown = table.filter(pc.invert(table["uri_known"]))["product_id"]
+        odd += len(unknown)
+        odd_ids += unknown.slice(0, 5 - len(odd_ids)).to_pylist()
+        wrong = np.flatnonzero(_out_of_bounds(table, limits))[: SHOWN_BAD - bad]
+        bad += len(wrong)
+        even = np.arange(-start % every, len(table), every)
+        shown.append(table.take(pa.array(np.union1d(even, wrong))).drop_columns(["key", "category", "updated_at"]))
+        start += len(table)
+    rows = pa.concat_tables(shown).to_pandas() if shown else pd.DataFrame(columns=[*COLUMNS, *limits.bounds])
+    moment = None if newest.equals(EPOCH) else newest.as_py()
+    return Facts(np.concatenate(keys) if keys else np.zeros(0, np.int64), moment, odd, odd_ids, rows)
+
+
+def _measured(table: pa.Table) -> pa.Table:
+    """With the lengths and depths that have bounds, and whether the picture's uri is of a kind that can be read."""
+    uri = table["image_uri"]
+    known = pc.or_(pc.invert(pc.match_substring(uri, "://")), pc.match_substring_regex(uri, "(?i)^(https?|s3|file)://."))
+    added = {
+        "title_length": pc.utf8_length(table["title"]), "uri_length": pc.utf8_length(uri), "uri_known": pc.fill_null(known, False),
+        "category_depth": pc.list_value_length(table["category"]),
+    }  # fmt: skip
+    for name, column in added.items():
+        table = table.append_column(name, column)
+    return table
+
+
+def _out_of_bounds(table: pa.Table, limits: SnapshotLimits) -> np.ndarray:
+    wrong = np.zeros(len(table), bool)
+    for name, (least, most) in limits.bounds.items():
+        values = table[name].to_numpy().astype(np.float64)  # a missing price is NaN and out of no bounds
+        wrong |= (values < least) | (values > (np.inf if most is None else most))
+    return wrong
+
+
+def _compared(previous: Snapshot, now: Facts) -> tuple[dict[str, float], list[str]]:
+    """How much smaller and older the catalogue became, and the ids of some products that are gone."""
+    keys, newest = [], EPOCH
+    for batch in product_batches(previous.uri, ["key", "updated_at"]):
+        keys.append(batch["key"].to_numpy())
+        newest = max(newest, pc.max(batch["updated_at"]), key=lambda t: t.value or 0)
+    before = np.concatenate(keys)
+    gone = np.setdiff1d(before, now.keys, assume_unique=True)
+    facts = {"dropped_share": 1 - len(now.keys) / len(before), "gone_share": len(gone) / len(before)}
+    if now.newest is not None and not newest.equals(EPOCH):
+        facts["days_older_than_last"] = (newest.as_py() - now.newest).total_seconds() / 86400
+    return facts, product_ids(previous, gone, 10) if len(gone) else []
+
+
+def product_ids(snapshot: Snapshot, keys: np.ndarray, most: int) -> list[str]:
+    """The ids of some of these products, in order of id; "key <n>" for one that the snapshot does not hold."""
+    found: list[str] = []
+    for batch in product_batches(snapshot.uri, ["product_id", "key"]):
+        found += batch["product_id"].filter(pa.array(np.isin(batch["key"].to_numpy(), keys))).to_pylist()
+        if len(found) >= most:
+            break
+    return found[:most] or [f"key {key}" for key in keys[:most].tolist()]
+
+
+def _between(frame: str, column: str, least: float | None, most: float | None) -> Check:
+    limits = {n: v for n, v in (("min_value", least), ("max_value", most)) if v is not None}
+    return Check(frame, "ExpectColumnValuesToBeBetween", {"column": column} | limits)

@@ -1,0 +1,144 @@
+"""The suites of vectors and of the index's inputs: what an encoder or a copy can do wrong is named with products."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serving.contract.keys import product_keys
+from tasks import storage
+from tasks.catalog.snapshot import Snapshot, take_snapshot
+from tasks.embed.job import Embedded
+from tasks.embed.store import PLAIN, vector_column
+from tasks.validate.embeddings import EmbeddingLimits, check_embeddings, check_index_inputs, inspect
+from tasks.validate.moments import Gathering, Moments, read_moments, shift, write_moments
+from tests.catalogs import write_table
+
+ROWS, DIM, SHARDS = 600, 16, 2
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    folder = tmp_path_factory.mktemp("shop")
+    write_table(folder / "products.csv", [{"product_id": f"p{n:03d}", "title": "t", "image": f"{n}.jpg"} for n in range(ROWS)])
+    return take_snapshot(str(folder), str(folder / "snapshots"), "one")
+
+
+def unit(rows: int, seed: int) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((rows, DIM)) + np.linspace(0, 1.5, DIM)
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+
+
+Change = Callable[[np.ndarray, np.ndarray], None]
+
+
+def made(folder: Path, vectors: np.ndarray, change: Change | None = None) -> Embedded:
+    """The vectors of all products as the embedding job leaves them; `change` may spoil keys and vectors in place."""
+    keys = product_keys(f"p{n:03d}" for n in range(ROWS))
+    for shard in range(SHARDS):
+        mine = np.flatnonzero(keys % SHARDS == shard)
+        mine = mine[np.argsort(keys[mine])]
+        key, rows = keys[mine].copy(), vectors[mine].copy()
+        if change is not None and shard == 0:
+            change(key, rows)
+        sha = pa.array([hashlib.sha256(str(n).encode()).digest() for n in mine], pa.binary(32))
+        with storage.writer(str(folder / f"shard={shard}" / "part-00000.parquet")) as stream:
+            table = pa.table({"key": key, "image_sha256": sha, "vector": vector_column(rows)})
+            pq.write_table(table, stream, row_group_size=100, write_page_checksum=True, **PLAIN)
+    return Embedded("r", str(folder), "store", "q", vectors.shape[1], SHARDS, ROWS, ROWS, 0, ROWS, 0, {})
+
+
+def said(embedded: Embedded, snapshot: Snapshot, docs: Path, before: Moments | None = None) -> tuple[str, str]:
+    found = inspect(embedded, snapshot, "print")
+    vectors = check_embeddings(found, embedded, snapshot, before, docs / "embeddings", EmbeddingLimits())
+    return vectors.sentence, check_index_inputs(found, embedded, snapshot, docs / "inputs").sentence
+
+
+def test_sound_vectors_pass_both_suites(tmp_path: Path, snapshot: Snapshot) -> None:
+    embedded = made(tmp_path / "v", unit(ROWS, 0))
+    before = inspect(embedded, snapshot, "print").moments
+    vectors, inputs = said(embedded, snapshot, tmp_path, before)
+    assert vectors == "embeddings: 12 expectations hold"
+    assert inputs == "index inputs: 5 expectations hold"
+
+
+def test_each_fault_of_vectors_is_named_with_products(tmp_path: Path, snapshot: Snapshot) -> None:
+    def spoil(key: np.ndarray, rows: np.ndarray) -> None:
+        rows[4, 2] = np.nan
+        rows[9] *= 3
+        rows[50:150] = rows[50]
+
+    embedded = made(tmp_path / "v", unit(ROWS, 0), spoil)
+    vectors, inputs = said(embedded, snapshot, tmp_path)
+    for part in (
+        "not_finite",
+        "greatest_norm",
+        "duplicate_share",
+        "not_finite: products p",
+        "norm: products p",
+        "duplicate: products p",
+    ):
+        assert part in vectors, f"{part} is not in: {vectors}"
+    assert inputs == "index inputs: 5 expectations hold"
+
+
+def test_a_dead_dimension_and_products_unaccounted_for_are_seen(tmp_path: Path, snapshot: Snapshot) -> None:
+    flat = unit(ROWS, 0)
+    flat[:, 3] = 0
+    flat = (flat / np.linalg.norm(flat.astype(np.float32), axis=1, keepdims=True)).astype(np.float16)
+    embedded = made(tmp_path / "v", flat)
+    lost = Embedded(**{**vars(embedded), "embedded": ROWS - 7, "quarantined": 3, "reasons": {"missing": 3}})
+    vectors, inputs = said(lost, snapshot, tmp_path)
+    for part in ("constant_dimensions", "'column_A': 'catalogue'", "'column_A': 'embedded'", "in quarantine: 3 missing"):
+        assert part in vectors, f"{part} is not in: {vectors}"
+    assert "in_shards" in inputs
+
+
+def test_products_in_the_wrong_shard_out_of_order_or_unknown_are_named(tmp_path: Path, snapshot: Snapshot) -> None:
+    def spoil(key: np.ndarray, rows: np.ndarray) -> None:
+        key[[3, 4]] = key[[4, 3]]
+        key[-1] += 1
+
+    inputs = said(made(tmp_path / "v", unit(ROWS, 0), spoil), snapshot, tmp_path)[1]
+    for part in ("unsorted", "misplaced", "unknown", "misplaced: products key "):
+        assert part in inputs, f"{part} is not in: {inputs}"
+
+
+def test_a_flipped_bit_in_a_part_is_not_read_over(tmp_path: Path, snapshot: Snapshot) -> None:
+    embedded = made(tmp_path / "v", unit(ROWS, 0))
+    file = tmp_path / "v" / "shard=1" / "part-00000.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(OSError, match=r"(?i)crc|checksum"):
+        inspect(embedded, snapshot, "print")
+
+
+def test_a_placeholder_for_a_tenth_of_the_pictures_is_a_drift_and_a_fifth_of_new_products_is_none(tmp_path: Path) -> None:
+    def moments(x: np.ndarray) -> Moments:
+        gathering = Gathering(DIM, len(x))
+        for start in range(0, len(x), 700):
+            gathering.add(x[start : start + 700].astype(np.float32))
+        return gathering.moments("print")
+
+    base = unit(5000, 1)
+    renewed, replaced = base.copy(), base.copy()
+    renewed[:1000] = unit(1000, 2)
+    replaced[:500] = -base[0]
+    np.testing.assert_allclose(moments(base).covariance, np.cov(base.astype(np.float64).T, bias=True), atol=1e-5)
+    limits = EmbeddingLimits()
+    mean, covariance = shift(moments(base), moments(renewed))
+    assert mean < limits.most_mean_shift / 2
+    assert covariance < limits.most_covariance_shift / 2
+    mean, covariance = shift(moments(base), moments(replaced))
+    assert mean > limits.most_mean_shift or covariance > limits.most_covariance_shift
+    write_moments(str(tmp_path), moments(base))
+    kept = read_moments(str(tmp_path))
+    assert shift(moments(base), kept)[1] < 1e-6
+    assert read_moments(str(tmp_path / "none")) is None
+    assert shift(moments(base), Moments(5000, kept.mean, kept.covariance, "another encoder")) is None
+    assert shift(moments(base[:100]), kept) is None, "too few to say"
