@@ -93,7 +93,10 @@ def check_snapshot(
 def read_facts(snapshot: Snapshot, limits: SnapshotLimits) -> Facts:
     """One pass over all rows: 8 bytes a product, the rows out of bounds (SHOWN_BAD at most) and an even sample."""
     every = max(1, -(-snapshot.rows // SAMPLE_ROWS))
-    keys, shown, odd_ids, newest, odd, bad, start = [], [], [], EPOCH, 0, 0, 0
+    keys: list[np.ndarray] = []
+    shown: list[pa.Table] = []
+    odd_ids: list[str] = []
+    newest, odd, bad, start = EPOCH, 0, 0, 0
     for batch in product_batches(snapshot.uri, COLUMNS):
         table = _measured(pa.Table.from_batches([batch]))
         keys.append(batch["key"].to_numpy())

