@@ -232,7 +232,7 @@ def test_the_job_survives_a_killed_worker_with_the_same_vectors(undisturbed: tup
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(home), taken.uri], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    assert process.wait(timeout=180) == 0
+    assert process.wait(timeout=480) == 0
     assert (home / "store").exists()
     result = Embedded(**storage.read_json(f"{home}/store/vectors/k1/_manifest.json"))
     assert result.embedded == 400
