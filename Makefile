@@ -1,7 +1,7 @@
 # One door for people and for CI. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint unit clean e2e spark-cluster venv
+.PHONY: help demo up down test lint unit clean e2e chaos spark-cluster venv
 
 PYTHON ?= python3
 HARDWARE ?= cpu
@@ -36,8 +36,11 @@ lint: $(STAMP) ## style and types
 spark-cluster: $(STAMP) java ## a Spark master and two workers on this machine, until Ctrl-C
 	@$(BIN)/python -m tasks.embed.cluster
 
-e2e: $(STAMP) java ## the longer proofs over the real Airflow
-	@$(BIN)/python -m pytest -q tests/e2e
+e2e: $(STAMP) java ## the longer proofs over the real Airflow: three nights, six hours, versions that must not get through
+	@LONG=1 $(BIN)/python -m pytest -q tests/e2e
+
+chaos: $(STAMP) ## promotions as real processes, killed before and after every one of their writes
+	@CHAOS=1 $(BIN)/python -m pytest -q tests/release/test_killed_promotions.py
 
 bench-%: $(STAMP) ## one benchmark, e.g. make bench-index; prints a table, writes build/bench/<name>.json
 	@mkdir -p build/bench && $(BIN)/python -m tests.benchmarks.bench_$* $(ARGS)

@@ -5,80 +5,15 @@ The encoder is the tiny one, registered by hand: what is tried here is the pipel
 
 import os
 import signal
-import time
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from tasks.airflow import Airflow
-from tasks.demo.services import Service, Supervisor, all_services
-from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
-from tasks.settings import Settings
-from tests.catalogs import small_catalog
-from tests.conftest import free_port
-from tests.tiny import tiny_encoder
+from tasks.registry import ENCODER_MODEL, INDEX_MODEL
+from tests.e2e.stack import PRODUCTS, Stack, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-LIMIT_S = 600
-
-
-class Stack:
-    """MLflow, Airflow and a replica of their own, with a champion encoder."""
-
-    def __init__(self, home: Path) -> None:
-        urls = [f"http://127.0.0.1:{free_port()}" for _ in range(3)]
-        self.settings = replace(
-            Settings(), home=home, catalog=str(small_catalog(home / "shop", products=40)), mlflow_uri=urls[0], airflow_url=urls[1],
-            serving_urls=(urls[2],), airflow_password="admin-for-a-test", admin_token="token-for-a-test",
-        )  # fmt: skip
-        self.supervisor = Supervisor(home)
-        self.services: list[Service] = all_services(self.settings)
-        self.registry = Registry(self.settings.mlflow_uri, home / "test-cache")
-        self.airflow = Airflow(self.settings.airflow_url, self.settings.airflow_user, self.settings.airflow_password)
-
-    def start(self) -> None:
-        for service in self.services:
-            self.supervisor.start(service)
-        for service in self.services:
-            self.supervisor.wait(service)
-        folder = self.settings.home / "tiny"
-        tiny_encoder(folder)
-        with self.registry.run("encoders", "tiny", "tiny") as run:
-            run.artifacts(folder, ENCODER_PATH)
-            version = self.registry.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, {}, "tiny").version
-        self.registry.set_alias(ENCODER_MODEL, "champion", version)
-        until(lambda: {"rebuild_index", "promote_index"} <= self.airflow.dags(), "the DAGs are parsed")
-
-    def stop(self) -> None:
-        self.airflow.client.close()
-        for service in self.services:
-            self.supervisor.stop(service.name)
-
-    def finished(self, dag: str, run_id: str) -> str:
-        until(lambda: self.airflow.run(dag, run_id)["state"] in ("success", "failed"), f"{dag} ends")
-        return self.airflow.run(dag, run_id)["state"]
-
-
-def until(holds, what: str) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < end, f"waited {LIMIT_S} s in vain: {what}"
-        time.sleep(0.2)
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("stack"))
-    try:
-        stack.start()
-        yield stack
-    finally:
-        stack.stop()
 
 
 def kill_running_task(stack: Stack, run_id: str, task: str) -> None:
@@ -121,9 +56,9 @@ def test_a_killed_task_is_run_again_and_the_version_is_the_same(stack: Stack) ->
     assert stack.finished("rebuild_index", run_id) == "success"
     killed = stack.airflow.result("rebuild_index", run_id, "register_version")["version"]
     embedded = stack.airflow.result("rebuild_index", run_id, "embed")
-    assert (embedded["catalogue"], embedded["embedded"], embedded["quarantined"]) == (40, 40, 0)
+    assert (embedded["catalogue"], embedded["embedded"], embedded["quarantined"]) == (PRODUCTS, PRODUCTS, 0)
 
-    until(lambda: _live(stack) == killed, "the version is promoted and served")
+    stack.goes_live(killed)
     answer = httpx.post(
         f"{stack.settings.serving_urls[0]}/v1/search",
         files={"image": (stack.settings.home / "shop" / "photos" / "7-2.jpg").read_bytes()},
@@ -159,12 +94,12 @@ def test_an_unchanged_catalogue_builds_nothing(stack: Stack) -> None:
 
 
 def test_a_restarted_replica_serves_the_same_version(stack: Stack) -> None:
-    live = _live(stack)
+    live = stack.serving()
     serving = next(s for s in stack.services if s.name == "serving")
     assert stack.supervisor.stop("serving")
     stack.supervisor.start(serving)
     stack.supervisor.wait(serving)
-    until(lambda: _live(stack) == live, "the replica serves again")
+    until(lambda: stack.serving() == live, "the replica serves again")
 
 
 def _clear_failed(stack: Stack, run_id: str) -> None:
@@ -173,11 +108,3 @@ def _clear_failed(stack: Stack, run_id: str) -> None:
     if failed:
         body = {"dry_run": False, "dag_run_id": run_id, "task_ids": failed, "only_failed": True, "include_downstream": True}
         stack.airflow.call("POST", "/dags/rebuild_index/clearTaskInstances", json=body)
-
-
-def _live(stack: Stack) -> str:
-    try:
-        state = httpx.get(f"{stack.settings.serving_urls[0]}/v1/version", timeout=5, trust_env=False).json()
-    except httpx.HTTPError:
-        return ""
-    return state["live"]["version"] if state["live"] else ""
