@@ -98,10 +98,8 @@ class Stack:
         for service in self.services:
             self.supervisor.wait(service)
         self.crown(0)
-        until(
-            lambda: {"rebuild_index", "promote_index", "rollback_index", "refresh_index"} <= self.airflow.dags(),
-            "the DAGs are parsed",
-        )
+        wanted = {"rebuild_index", "promote_index", "rollback_index", "refresh_index", *BY_THEMSELVES}
+        until(lambda: wanted <= self.airflow.dags(), "the DAGs are parsed")
         for dag in BY_THEMSELVES:
             self.airflow.call("PATCH", f"/dags/{dag}", json={"is_paused": True})
 

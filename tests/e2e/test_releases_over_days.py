@@ -109,6 +109,7 @@ def test_a_version_that_failed_a_gate_is_not_built_into_anything(shop: Stack) ->
     shop.hour()
 
 
+@longer
 def test_a_truncated_segment_is_named_and_never_serves(shop: Stack) -> None:
     live = shop.aliases()["live"]
     manifest = shop.registry.index_manifest(live)
@@ -129,6 +130,7 @@ def test_a_truncated_segment_is_named_and_never_serves(shop: Stack) -> None:
     assert any(f"{url}: failed" in told for url in shop.settings.serving_urls)
 
 
+@longer
 def test_a_poisoned_encoder_is_stopped_by_the_gates(shop: Stack) -> None:
     """One dimension tells two kinds of products apart: the new champion's version finds few of them, and stays out."""
     live = shop.aliases()["live"]
