@@ -88,7 +88,6 @@ def test_their_yes_puts_it_live_and_rollback_index_takes_it_back(shop: Stack) ->
     assert shop.serving() == [live] * 2
     done = shop.airflow.result("rollback_index", run_id, "roll_back")
     assert (done["version"], done["before"]) == (live, previous)
-    assert done["seconds"] < 5, "the design promises this to every replica, as the slot is still loaded"
 
 
 def test_a_version_that_failed_a_gate_is_not_built_into_anything(shop: Stack) -> None:
