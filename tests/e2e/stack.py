@@ -26,6 +26,7 @@ from tests.tiny import tiny_encoder
 PRODUCTS = 60
 LIMIT_S = 900
 ENDED = ("success", "failed")
+RELEASING = ("rebuild_index", "refresh_index", "promote_index")
 BY_THEMSELVES = ("watch_champion", "watch_quality", "collect_garbage")
 """DAGs that would start others in the middle of a test."""
 
@@ -131,8 +132,12 @@ class Stack:
         return {t.task: t.state for t in self.airflow.tasks(dag, run_id)}
 
     def quiet(self) -> None:
-        """Waits until no promotion is under way or about to begin."""
-        until(lambda: all(r["state"] in ENDED for r in self.airflow.runs("promote_index")), "promotions end")
+        """Waits until no release DAG is under way: an hour whose deltas grew too large asks for a rebuild by itself."""
+
+        def ended() -> bool:
+            return all(r["state"] in ENDED for dag in RELEASING for r in self.airflow.runs(dag))
+
+        until(ended, "the release DAGs end")
 
     def aliases(self) -> dict[str, str]:
         return self.registry.aliases(INDEX_MODEL)

@@ -92,6 +92,7 @@ def test_their_yes_puts_it_live_and_rollback_index_takes_it_back(shop: Stack) ->
 
 def test_a_version_that_failed_a_gate_is_not_built_into_anything(shop: Stack) -> None:
     """A third of the products deleted at once is refused by the gate `lost`; their return makes the hour good again."""
+    shop.quiet()
     before, live = set(shop.catalogue.ids), shop.aliases()["live"]
     numbers = sorted(int(p[1:]) for p in before)[: PRODUCTS * 3 // 10]
     shop.catalogue.change({}, deletes=tuple(numbers))
@@ -110,6 +111,7 @@ def test_a_version_that_failed_a_gate_is_not_built_into_anything(shop: Stack) ->
 
 @longer
 def test_a_truncated_segment_is_named_and_never_serves(shop: Stack) -> None:
+    shop.quiet()
     live = shop.aliases()["live"]
     manifest = shop.registry.index_manifest(live)
     segment = next(s for s in manifest.segments if s.kind == "base" and s.index is not None)
@@ -132,6 +134,7 @@ def test_a_truncated_segment_is_named_and_never_serves(shop: Stack) -> None:
 @longer
 def test_a_poisoned_encoder_is_stopped_by_the_gates(shop: Stack) -> None:
     """One dimension tells two kinds of products apart: the new champion's version finds few of them, and stays out."""
+    shop.quiet()
     live = shop.aliases()["live"]
     champion = shop.registry.require_alias("product-encoder", "champion").version
     shop.crown(5, dim=1)
@@ -151,6 +154,7 @@ def test_a_poisoned_encoder_is_stopped_by_the_gates(shop: Stack) -> None:
 @longer
 def test_a_new_encoder_goes_live_once_every_product_is_embedded_again(shop: Stack) -> None:
     """The second night: meanwhile the old version serves, and afterwards each replica answers with the new encoder."""
+    shop.quiet()
     live = shop.aliases()["live"]
     encoder = shop.crown(0, dim=24)
     run_id = shop.airflow.trigger("rebuild_index")
@@ -180,6 +184,7 @@ def test_hours_follow(shop: Stack, hour: int) -> None:
 
 @longer
 def test_a_night_whose_catalogue_lost_a_third_is_refused_and_the_next_is_good(shop: Stack) -> None:
+    shop.quiet()
     live, rows = shop.aliases()["live"], dict(shop.catalogue.rows)
     gone = [int(p[1:]) for p in sorted(rows)[: len(rows) * 3 // 10]]
     shop.catalogue.change({}, deletes=tuple(gone), tell=False)
@@ -193,6 +198,7 @@ def test_a_night_whose_catalogue_lost_a_third_is_refused_and_the_next_is_good(sh
 
 
 def test_at_the_end_every_replica_serves_exactly_the_catalogue(shop: Stack) -> None:
+    shop.quiet()
     live = shop.aliases()["live"]
     until(lambda: shop.serving() == [live] * 2, "both replicas serve it")
     assert shop.servable() == shop.catalogue.ids
