@@ -1,0 +1,155 @@
+"""Our families against autofaiss, ScaNN, hnswlib and usearch at equal recall, over the same vectors and queries.
+
+    python -m tests.benchmarks.bench_peers [--rows 1000000] [--peers usearch,scann,autofaiss,hnswlib] [--photos FOLDER]
+
+A peer runs in an environment of its own below build/peers/<name>, made beforehand by whoever wants it there, for instance
+`uv venv build/peers/scann && VIRTUAL_ENV=build/peers/scann uv pip install scann`; one that is not there is said to be missing.
+Every engine is asked for 10 of one query at a time. Prints for each recall target the cheapest point of every engine: CPU time of
+a query, queries a second of one core, memory, and queries a second and gigabyte, the last as a ratio to ours. CPU time, since the
+clock of a machine that others share says more about them. `--photos` takes an .npy of real embeddings (n, d) in place of made-up
+vectors: enlarged to --rows by mixing neighbours, a tenth of the queries' distance apart. Writes peers.json.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import faiss
+import numpy as np
+
+from serving.faiss_engine import FaissEngine, omp_threads
+from tasks.index.build import _quicken
+from tasks.index.families import FAMILIES, lists_for
+from tests.benchmarks.peer import K, measure
+from tests.benchmarks.vectors import Vectors
+
+PEERS = Path("build/peers")
+OURS = ("ivf_fs_sq8", "hnsw_sq8")
+TARGETS = (0.9, 0.95, 0.98)
+NOISE = 0.1
+
+
+def enlarged(photos: np.ndarray, rows: int) -> np.ndarray:
+    """Unit vectors (rows, d): real embeddings mixed with one of their nearest, by a random share, and a little noise."""
+    rng = np.random.default_rng(3)
+    near = faiss.knn(photos, photos, 6, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    one = rng.integers(0, len(photos), rows)
+    other = near[one, rng.integers(1, near.shape[1], rows)]
+    share = rng.random((rows, 1), np.float32)
+    mixed = share * photos[one] + (1 - share) * photos[other]
+    mixed += NOISE / photos.shape[1] ** 0.5 * rng.standard_normal(mixed.shape, np.float32)
+    return (mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).astype(np.float32)
+
+
+def world(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """The base (rows, d) and the queries (nq, d)."""
+    if args.photos:
+        photos = np.load(args.photos).astype(np.float32)
+        every = enlarged(photos, args.rows + args.queries)
+        return every[: args.rows], every[args.rows :]
+    made = Vectors(args.dim, args.preset)
+    xb = np.concatenate([made.base(min(50_000, args.rows - start)) for start in range(0, args.rows, 50_000)])
+    return xb, made.queries(args.queries)
+
+
+def ours(name: str, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, folder: Path) -> list[dict[str, Any]]:
+    """Every point of a family's grid."""
+    import time
+
+    family = FAMILIES[name]
+    index = faiss.index_factory(xb.shape[1], family.factory(xb.shape[1], lists_for(len(xb))), faiss.METRIC_INNER_PRODUCT)
+    _quicken(index)
+    began = time.process_time()
+    index.train(xb[np.random.default_rng(1).permutation(len(xb))[:200_000]])
+    index.add(xb)
+    build_s = time.process_time() - began
+    path = folder / f"{name}.faiss"
+    faiss.write_index(index, str(path))
+    engine, points = FaissEngine(index), []
+    with omp_threads(1):
+        for fixed in family.grid:
+            # Ten are asked for where the pipeline asks for candidates: as many are refined.
+            params = {n: v * K if n == "k_factor" else v for n, v in fixed.items()}
+
+            def ask(q: np.ndarray, p: dict = params) -> np.ndarray:
+                return engine.search(q[None], K, None, p).rows[0]
+
+            point = {"engine": f"ours: {name}", "params": " ".join(f"{n}={v}" for n, v in params.items()), "build_cpu_s": build_s}
+            points.append(point | {"bytes": path.stat().st_size} | measure(ask, xq, gt))
+    return points
+
+
+def peer(name: str, folder: Path) -> list[dict[str, Any]]:
+    """The points of another engine; [] where it is not installed or fails, which is said."""
+    python = PEERS / name / "bin" / "python"
+    if not python.exists():
+        print(f"{name}: not installed ({PEERS / name})")
+        return []
+    command = [str(python), str(Path(__file__).with_name("peer.py")), name, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, check=False)
+    if done.returncode:
+        print(f"{name}: failed: {done.stderr.strip().splitlines()[-1]}")
+        return []
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def report(points: list[dict[str, Any]]) -> None:
+    head = f"{'recall@10':>9} {'CPU ms':>7} {'p99':>6} {'QPS/core':>9} {'GB':>6} {'QPS/GB':>8} {'ours x':>7} {'build s':>8}"
+    print(f"\n{'goal':5} {'engine':18} {'parameters':44} {head}")
+    engines = list(dict.fromkeys(p["engine"] for p in points))
+    for target in TARGETS:
+        reference = 0.0
+        for engine in engines:
+            mine = [p for p in points if p["engine"] == engine]
+            good = [p for p in mine if p["recall_at_10"] >= target]
+            if not good:
+                print(f"{target:5} {engine:18} {'not reached':44} {max(p['recall_at_10'] for p in mine):9.3f}")
+                continue
+            best = min(good, key=lambda p: p["cpu_ms"])
+            qps, size = 1e3 / best["cpu_ms"], best["bytes"] / 1e9
+            reference = reference or qps / size
+            figures = f"{best['recall_at_10']:9.3f} {best['cpu_ms']:7.3f} {best['cpu_p99_ms']:6.2f} {qps:9.0f} {size:6.3f}"
+            ratio = reference / (qps / size)
+            print(
+                f"{target:5} {engine:18} {best['params'][:44]:44} {figures} {qps / size:8.0f} {ratio:7.2f} {best['build_cpu_s']:8.0f}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--preset", choices=["easy", "hard"], default="hard")
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--ours", default=",".join(OURS))
+    parser.add_argument("--peers", default="autofaiss,scann,hnswlib,usearch")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    xb, xq = world(args)
+    gt = faiss.knn(xq, xb, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
+    print(
+        f"{len(xb)} x {xb.shape[1]}, {args.photos or args.preset}, {len(xq)} queries, load {os.getloadavg()[0]:.1f}", flush=True
+    )
+    points: list[dict[str, Any]] = []
+    with TemporaryDirectory(dir=args.out) as name:
+        folder = Path(name)
+        for what, array in (("xb", xb), ("xq", xq), ("gt", gt)):
+            np.save(folder / f"{what}.npy", array)
+        for family in args.ours.split(","):
+            points += ours(family, xb, xq, gt, folder)
+            print(f"built and asked: {family}", flush=True)
+        for engine in filter(None, args.peers.split(",")):
+            points += peer(engine, folder)
+            print(f"done: {engine}", flush=True)
+    report(points)
+    (args.out / "peers.json").write_text(json.dumps(points, indent=1))
+
+
+if __name__ == "__main__":
+    main()

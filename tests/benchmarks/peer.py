@@ -1,0 +1,123 @@
+"""One other engine, in an environment of its own: builds over FOLDER/xb.npy, asks FOLDER/xq.npy, prints its points as JSON.
+
+    <its python> tests/benchmarks/peer.py ENGINE FOLDER
+
+Needs numpy and the engine alone. A point: parameters, recall@10 against FOLDER/gt.npy, mean and p99 CPU milliseconds of one query
+at a time (of the whole process, so that no thread hides). Memory is what the saved index takes.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+K, ROUNDS = 10, 3
+Ask = Callable[[np.ndarray], np.ndarray]
+
+
+def usearch(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
+    from usearch.index import Index
+
+    for kind in ("i8", "f16"):
+        index = Index(ndim=xb.shape[1], metric="ip", dtype=kind, connectivity=16, expansion_add=128)
+        index.add(np.arange(len(xb)), xb, threads=2)
+        path = folder / f"usearch-{kind}"
+        index.save(str(path))
+        for ef in (32, 64, 128, 256, 512):
+
+            def ask(q: np.ndarray, ef: int = ef) -> np.ndarray:
+                index.expansion_search = ef  # noqa: B023
+                return index.search(q, K, threads=1).keys  # noqa: B023
+
+            yield f"{kind} ef={ef}", ask, path
+
+
+def hnswlib(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
+    import hnswlib as library
+
+    index = library.Index(space="ip", dim=xb.shape[1])
+    index.init_index(max_elements=len(xb), ef_construction=128, M=16)
+    index.add_items(xb, np.arange(len(xb)), num_threads=2)
+    path = folder / "hnswlib"
+    index.save_index(str(path))
+    for ef in (32, 64, 128, 256, 512):
+
+        def ask(q: np.ndarray, ef: int = ef) -> np.ndarray:
+            index.set_ef(ef)
+            return index.knn_query(q[None], K, num_threads=1)[0][0]
+
+        yield f"ef={ef}", ask, path
+
+
+def scann(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
+    import scann as library
+
+    leaves = int(2 * len(xb) ** 0.5)
+    builder = library.scann_ops_pybind.builder(xb, K, "dot_product")
+    tree = builder.tree(num_leaves=leaves, num_leaves_to_search=40, training_sample_size=min(len(xb), 250_000))
+    index = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(300).build()
+    path = folder / "scann"
+    path.mkdir(exist_ok=True)
+    index.serialize(str(path))
+    for share, reorder in ((0.01, 100), (0.02, 200), (0.04, 300), (0.08, 300), (0.16, 500), (0.3, 500)):
+        probe = max(1, int(share * leaves))
+
+        def ask(q: np.ndarray, probe: int = probe, reorder: int = reorder) -> np.ndarray:
+            return index.search(q, K, leaves_to_search=probe, pre_reorder_num_neighbors=reorder)[0]
+
+        yield f"leaves={probe} reorder={reorder}", ask, path
+
+
+def autofaiss(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
+    import faiss
+    from autofaiss import build_index
+
+    path = folder / "autofaiss.index"
+    allowed = f"{len(xb) * 600 / 2**20:.0f}MB"  # what our own family takes
+    index, infos = build_index(
+        xb, save_on_disk=True, index_path=str(path), index_infos_path=str(folder / "autofaiss.json"), metric_type="ip",
+        max_index_memory_usage=allowed, current_memory_available="8G", max_index_query_time_ms=10, verbose=30, nb_cores=2,
+    )  # fmt: skip
+    faiss.omp_set_num_threads(1)
+    yield f"its own choice: {infos['index_key']} {infos['index_param']}", lambda q: index.search(q[None], K)[1][0], path
+
+
+ENGINES = {f.__name__: f for f in (usearch, hnswlib, scann, autofaiss)}
+
+
+def measure(ask: Ask, xq: np.ndarray, gt: np.ndarray) -> dict[str, float]:
+    """Recall@10 against the exact ids gt (nq, 10), and CPU milliseconds a query."""
+    found = [np.asarray(ask(q)) for q in xq]
+    times = []
+    for _ in range(ROUNDS):
+        for q in xq:
+            began = time.process_time()
+            ask(q)
+            times.append(1e3 * (time.process_time() - began))
+    recall = float(np.mean([len(np.intersect1d(f[:K], g[:K])) / K for f, g in zip(found, gt, strict=True)]))
+    return {"recall_at_10": recall, "cpu_ms": float(np.mean(times)), "cpu_p99_ms": float(np.percentile(times, 99))}
+
+
+def weight(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else os.stat(path).st_size
+
+
+def main() -> None:
+    engine, folder = sys.argv[1], Path(sys.argv[2])
+    xb, xq, gt = (np.load(folder / f"{n}.npy") for n in ("xb", "xq", "gt"))
+    points: list[dict[str, Any]] = []
+    began = time.process_time()
+    build_s = 0.0
+    for params, ask, path in ENGINES[engine](xb, folder):
+        build_s = build_s or time.process_time() - began
+        points.append({"engine": engine, "params": params, "build_cpu_s": build_s, "bytes": weight(path)} | measure(ask, xq, gt))
+    print("\n" + json.dumps(points))
+
+
+if __name__ == "__main__":
+    main()
