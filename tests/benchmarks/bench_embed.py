@@ -125,14 +125,18 @@ def measure(folder: Path, encoder: Path, images: int) -> dict[str, float | str |
     small, large = shop(folder / "small", 0, images), shop(folder / "large", images, 2 * images)
     config = EmbedConfig(spark_master=f"local[{CORES}]")
     timed(shop(folder / "warm", 3 * images, 64), folder / "store-warm", encoder, "warm", config)
-    before = bare_loop(encoder, small, config.batch, 15)
+    before = bare_loop(encoder, small, config.batch_rows, 15)
     short, _ = timed(small, folder / "store-small", encoder, "n", config)
     long, _ = timed(large, folder / "store-large", encoder, "2n", config)
-    bare = (before + bare_loop(encoder, small, config.batch, 15)) / 2  # before and after: the machine may be shared
+    bare = (before + bare_loop(encoder, small, config.batch_rows, 15)) / 2  # before and after: the machine may be shared
     for number in range(images, images + 2 * images // 100):
         draw(large / "images" / f"{number}.jpg", 10_000_000 + number)
     again, changed = timed(large, folder / "store-large", encoder, "changed", config)
-    steady = images / max(long - short, 1e-9)
+    if long <= short:
+        raise SystemExit(
+            f"{images} pictures took {short:.1f} s and twice as many {long:.1f} s: ask for more, or for a quieter machine"
+        )
+    steady = images / (long - short)
     return {
         "encoder": EncoderFolder(encoder).manifest.name, "images": images, "bare_loop_per_s": bare, "job_steady_per_s": steady,
         "steady_share_of_bare": steady / bare, "job_start_s": short - images / steady, "job_seconds_for_2n": long,
