@@ -1,6 +1,6 @@
 """One FAISS index as an engine: its search parameters, a bitmap of the rows that count, and its stored vectors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,22 @@ class FaissEngine:
             part = result[start : start + BLOCK]
             faiss.fvec_inner_products_ny(*map(faiss.swig_ptr, (part, x, stored)), len(x), len(stored))
         return result
+
+
+def is_flat(engine: FaissEngine) -> bool:
+    """Whether an engine compares every vector."""
+    return isinstance(faiss.downcast_index(engine.index), faiss.IndexFlat)
+
+
+def together(engines: Sequence[FaissEngine]) -> FaissEngine:
+    """Flat engines as one, their vectors copied one after the other: each search of a small one costs 0.05 ms whatever it holds."""
+    if len(engines) == 1:
+        return engines[0]
+    whole = faiss.IndexFlat(engines[0].index.d, faiss.METRIC_INNER_PRODUCT)
+    for engine in engines:
+        if engine.rows:
+            whole.add(engine.vectors(np.arange(engine.rows)))
+    return FaissEngine(whole)
 
 
 def stored_vectors(index: Any, positions: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from serving.contract.files import ContractError, FileRef
 from serving.contract.manifest import IndexManifest, Scalar, Segment
 from serving.contract.segments import read_index, read_rows
 from serving.engine import Engine, Mask
-from serving.faiss_engine import FaissEngine, omp_threads
+from serving.faiss_engine import FaissEngine, is_flat, omp_threads, together
 from serving.faiss_shards import FaissShards, trained_as_one
 from serving.features import Features
 from serving.found import Found, Source, gather, merge, nothing, padded
@@ -200,13 +200,18 @@ def _exact(part: Part, xq: np.ndarray, k: int, positions: np.ndarray) -> Found:
 
 
 def _parts(segments: list[OpenSegment]) -> list[Part]:
-    """Bases that are shards of one template are one part, every other segment is one of its own."""
+    """Bases that are shards of one template are one part, flat deltas are another, every other segment is one of its own."""
     held = [(s, s.engine) for s in segments if s.engine is not None]
     bases = [(s, engine) for s, engine in held if s.base]
-    if len(bases) < 2 or not trained_as_one([engine for _, engine in bases]):
-        return [Part(engine, [s]) for s, engine in held]
-    together = Part(FaissShards([engine for _, engine in bases]), [s for s, _ in bases])
-    return [together, *(Part(engine, [s]) for s, engine in held if not s.base)]
+    flat = [(s, engine) for s, engine in held if not s.base and is_flat(engine)]
+    parts: list[Part] = []
+    if len(bases) > 1 and trained_as_one([engine for _, engine in bases]):
+        parts.append(Part(FaissShards([engine for _, engine in bases]), [s for s, _ in bases]))
+    else:
+        parts += [Part(engine, [s]) for s, engine in bases]
+    if flat:
+        parts.append(Part(together([engine for _, engine in flat]), [s for s, _ in flat]))
+    return parts + [Part(engine, [s]) for s, engine in held if not s.base and not is_flat(engine)]
 
 
 def ordered(segments: tuple[Segment, ...]) -> list[Segment]:

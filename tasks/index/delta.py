@@ -38,6 +38,8 @@ class DeltaLimits:
     """How far a version may drift from its base before it asks for a rebuild (docs/performance.md has the curve)."""
 
     delta_share: float = 0.1
+    flat_rows: int = 50_000
+    """Rows of flat deltas, all of which every query is compared with: 5 ms for so many of 512 dimensions."""
     tombstone_share: float = 0.2
     segments_per_shard: int = 48
 
@@ -107,6 +109,9 @@ def compaction_due(segments: Sequence[Segment], limits: DeltaLimits | None = Non
         rows = sum(s.rows for s in segments if s.kind == kind)
         if rows > limit * max(base, 1):
             return f"{rows} rows in {kind} segments are {rows / max(base, 1):.1%} of the base (limit {limit:.0%})"
+    flat = sum(s.rows for s in segments if s.kind == "delta" and s.family == "flat")
+    if flat > limits.flat_rows:
+        return f"every query is compared with {flat} rows of flat deltas (limit {limits.flat_rows})"
     counts = np.bincount([s.shard for s in segments], minlength=1)
     if counts.max() > limits.segments_per_shard:
         return f"shard {counts.argmax()} has {counts.max()} segments (limit {limits.segments_per_shard}); merge its deltas"

@@ -164,5 +164,22 @@ def test_a_rebuild_is_asked_for_past_the_limits(bases: dict[str, tuple[Shop, Ind
     many = dict(enumerate(clustered(np.random.default_rng(1), 100, D)))
     grown = add_delta(manifest, changes_of(shop, many, set()), tmp_path / "a")
     assert "100 rows in delta segments are 16.7% of the base (limit 10%)" in compaction_due(grown)
-    assert "segments (limit 1)" in compaction_due(grown, DeltaLimits(0.5, 0.5, 1))
+    assert "segments (limit 1)" in compaction_due(grown, DeltaLimits(0.5, 1000, 0.5, 1))
+    assert "compared with 100 rows of flat deltas (limit 99)" in compaction_due(grown, DeltaLimits(0.5, 99))
     assert "tombstones" in compaction_due(add_delta(manifest, changes_of(shop, {}, set(range(200))), tmp_path / "b"))
+
+
+def test_flat_deltas_are_searched_together(bases: dict[str, tuple[Shop, IndexManifest, Path]], tmp_path: Path) -> None:
+    shop, manifest, home = bases["ivf_fs_sq8"]
+    vectors = clustered(np.random.default_rng(2), 30, D)
+    for hour in range(3):
+        mine = {600 + hour * 10 + n: vectors[hour * 10 + n] for n in range(10)}
+        changes = changes_of(shop, mine, {hour})
+        manifest = with_segments(manifest, add_delta(manifest, changes, tmp_path / f"h{hour}", prefix=f"h{hour}"))
+    searcher = Searcher.open(manifest, lambda ref: (tmp_path if ref.path.startswith("h") else home) / ref.path)
+    assert [len(p.segments) for p in searcher.parts] == [2, sum(s.kind == "delta" for s in manifest.segments)]
+    found = searcher.search(vectors, 1)
+    np.testing.assert_allclose(found.similarity[:, 0], 1, atol=1e-3)
+    assert searcher.features.key[found.rows[:, 0]].tolist() == product_keys(f"P{600 + n:05d}" for n in range(30)).tolist()
+    for query, row in enumerate(found.rows[:, 0].tolist()):
+        np.testing.assert_allclose(searcher.vector(row), vectors[query], atol=1e-3)
