@@ -17,6 +17,8 @@ from tasks.release.replicas import Replica, nudge, wait_for
 SLOTS = ("blue", "green")
 REPLACED = "replaced"
 """The tag of a version that names what was live before it."""
+LIVE_AT = "live_at"
+"""The tag that says when (epoch seconds) a version first went live: what freshness is measured to."""
 
 
 class Aliases(Protocol):

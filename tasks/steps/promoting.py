@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from tasks.errors import GateFailed, VitrineError
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.lease import HANDOVER_S, LeaseLost, holding
-from tasks.release.promotion import Guarded, Plan, choose_slot
+from tasks.release.promotion import LIVE_AT, Guarded, Plan, choose_slot
 from tasks.release.replicas import Replica
 from tasks.settings import Settings
 from tasks.steps.common import query_runtime, registry, settings, work_folder
@@ -122,6 +123,8 @@ def flip(plan: dict, run_key: str) -> dict[str, Any]:
         before = _metrics_before(replicas, made.version)
         aliases.tag_version(INDEX_MODEL, made.version, BAKE, f"{UNDER_WAY}, by {run_key}")
         took = flip_live(aliases, replicas, now, FLIP_LIMIT_S)
+    if LIVE_AT not in models.version(INDEX_MODEL, made.version).tags:
+        models.tag_version(INDEX_MODEL, made.version, LIVE_AT, f"{time.time():.3f}")
     summary = (
         f"index version {made.version} is live in {now.slot} ({f'version {made.live}' if made.live else 'nothing'} before); "
         f"the flip took {took:.1f} s on {len(replicas)} replicas"

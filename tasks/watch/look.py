@@ -13,6 +13,7 @@ from tasks.index.delta import compaction_due
 from tasks.index.metrics import neighbour_recall
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.measuring import open_version
+from tasks.release.promotion import LIVE_AT
 from tasks.release.replicas import Replica
 from tasks.release.shares import delta_share
 from tasks.release.whole_path import held_out, query_vectors
@@ -78,7 +79,7 @@ def look(registry: Registry, replicas: Sequence[Replica], store: str, prices: Pr
         drifts[name] = (drift(found, base), base)
     told = counters(replicas)
     recent = [v for v in registry.versions(INDEX_MODEL, RECENT_VERSIONS) if not v.tags.get("verdict", "").startswith("failed")]
-    delivered = [Delivered(registry.manifest_of(v), float(v.tags.get("live_at") or v.created_ms / 1e3)) for v in recent]
+    delivered = [Delivered(registry.manifest_of(v), float(v.tags.get(LIVE_AT) or v.created_ms / 1e3)) for v in recent]
     stones = sum(s.rows for s in manifest.segments if s.kind == "tombstones")
     changed = newest_change_s(searcher.features.table["updated_at"], searcher.live())
     figures = Figures(

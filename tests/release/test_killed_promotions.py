@@ -175,6 +175,7 @@ def test_two_promotions_at_once_go_one_after_the_other(stack: Stack) -> None:
     for thread in threads:
         thread.join()
     assert codes == [0, 0]
+    assert all(float(stack.registry.version(INDEX_MODEL, v).tags["live_at"]) > 0 for v in (first, second))
     held = stack.aliases()
     stack.in_order(held["live"], held["previous"])
     assert {held["live"], held["previous"]} == {first, second}
