@@ -32,7 +32,7 @@ CHUNKS = "_chunks.json"
 
 
 BATCH = {"cpu": 32, "gpu": 512}
-"""On two cores 16 to 64 pictures differ by less than the noise (bench_embed); a GPU needs hundreds to be busy."""
+"""A first choice, not measured by bench_embed yet: on two cores encoders gain little beyond 16 pictures; a GPU needs hundreds."""
 ON_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 
 
