@@ -145,18 +145,20 @@ def index_gates(candidate: Measured, live: Measured | None, policy: Policy) -> t
     counts = candidate.counts
     load = f"one photo, bytes to answer, p99 in ms while {candidate.clients} ask at once ({candidate.qps:.0f} answers/s)"
     gates = [
-        _at_least("exact_recall", candidate.exact_recall_at_10, policy.exact_recall, "recall@10 against exact search, on photos"),
+        Gate.at_least(
+            "exact_recall", candidate.exact_recall_at_10, policy.exact_recall, "recall@10 against exact search, on photos"
+        ),
         *_of_photos(candidate, live, policy),
-        _at_most("p99_ms", candidate.p99_ms, policy.p99_ms, load),
-        _at_most("memory_mb", candidate.memory_mb, policy.memory_mb, "MiB that the version takes in a replica"),
+        Gate.at_most("p99_ms", candidate.p99_ms, policy.p99_ms, load),
+        Gate.at_most("memory_mb", candidate.memory_mb, policy.memory_mb, "MiB that the version takes in a replica"),
         _reconciled(candidate),
-        _at_most(
+        Gate.at_most(
             "quarantined", counts.quarantined / max(counts.catalogue, 1), policy.quarantined, "share without a usable picture"
         ),
-        _at_least("servable", counts.servable, 1, "products that can be found"),
+        Gate.at_least("servable", counts.servable, 1, "products that can be found"),
         *(_against_live(candidate.compared, policy) if candidate.compared else ()),
-        _at_most("delta_share", candidate.delta_share, policy.delta_share, "share of rows in deltas, the rest in a base"),
-        _at_most("age_h", candidate.age_h, policy.age_h, "hours since the catalogue was read that it is made from"),
+        Gate.at_most("delta_share", candidate.delta_share, policy.delta_share, "share of rows in deltas, the rest in a base"),
+        Gate.at_most("age_h", candidate.age_h, policy.age_h, "hours since the catalogue was read that it is made from"),
     ]
     return tuple(gates)
 
@@ -168,7 +170,7 @@ def _of_photos(candidate: Measured, live: Measured | None, policy: Policy) -> li
     ours = candidate.recall_at_10
     common = [photo for photo in candidate.ranks if live is not None and photo in live.ranks]
     if live is None or not common:
-        return [_at_least("photo_recall", ours, 0.0, "Recall@10 of the whole path; there is no live version to compare with")]
+        return [Gate.at_least("photo_recall", ours, 0.0, "Recall@10 of the whole path; there is no live version to compare with")]
     lead = _hits(candidate, common) - _hits(live, common)
     found = paired_bootstrap(lead, np.zeros(len(lead)))
     bad = (found.value < -policy.photo_margin and found.high < 0) or found.value < -policy.photo_worst
@@ -217,7 +219,7 @@ def _reconciled(candidate: Measured) -> Gate:
         f"products out of place, of {counts.catalogue} in the catalogue = {counts.embedded} embedded + {counts.quarantined} quarantined, "
         f"{candidate.rows} rows - {candidate.hidden} hidden = {counts.servable} servable"
     )
-    return _at_most("reconciled", found.gaps + sum(abs(v) for v in sums.values()), 0, "; ".join([what, *told]))
+    return Gate.at_most("reconciled", found.gaps + sum(abs(v) for v in sums.values()), 0, "; ".join([what, *told]))
 
 
 def _against_live(found: Compared, policy: Policy) -> list[Gate]:
@@ -229,7 +231,7 @@ def _against_live(found: Compared, policy: Policy) -> list[Gate]:
     if explained:
         churn += f"; explained by encoder version {found.encoder_now} in place of {found.encoder_before}"
     return [
-        _at_most("lost", share, policy.lost, lost),
+        Gate.at_most("lost", share, policy.lost, lost),
         _gate("churn", found.churn, policy.churn, explained or found.churn <= policy.churn, churn, "at most"),
     ]
 
@@ -237,14 +239,6 @@ def _against_live(found: Compared, policy: Policy) -> list[Gate]:
 def _named(ids: tuple[str, ...], shown: int = 5) -> str:
     more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
     return ", ".join(ids[:shown]) + more
-
-
-def _at_least(name: str, value: float, threshold: float, what: str) -> Gate:
-    return _gate(name, value, threshold, value >= threshold, what, "at least")
-
-
-def _at_most(name: str, value: float, threshold: float, what: str) -> Gate:
-    return _gate(name, value, threshold, value <= threshold, what, "at most")
 
 
 def _gate(name: str, value: float, threshold: float, passed: bool, what: str, bound: str) -> Gate:
