@@ -29,7 +29,9 @@ const act = (action, body) => ask(`actions/${action}`, {
 });
 
 async function refresh() {
-  const [data, runs] = await Promise.allSettled([ask("data"), ask("runs")]);
+  // Runs first: what a run that is done has made is then in the data.
+  const [runs] = await Promise.allSettled([ask("runs")]);
+  const [data] = await Promise.allSettled([ask("data")]);
   state.error = data.status === "rejected" ? data.reason.message : "";
   if (data.status === "fulfilled") state.data = data.value;
   if (runs.status === "fulfilled") state.runs = runs.value.runs;
