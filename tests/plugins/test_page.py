@@ -71,7 +71,7 @@ def test_the_state_of_everything_is_on_one_page(browser: "Browser", settled: Sta
     page = visit(browser, settled, "operator")
     assert page.locator("#live .headline b").inner_text() == f"Version {live}"
     page.get_by_text("on all 2 replicas").wait_for()
-    assert [c.inner_text() for c in page.locator("#versions > li > .row > h3").all()] == [
+    assert [c.inner_text() for c in page.locator("#versions > li > .row > h3").all()][:5] == [
         f"Version {n}" for n in (candidate, live, failed, previous, older)
     ]
     assert "photo_recall" in page.locator(f"#version-{failed} .problem").inner_text()
@@ -96,12 +96,13 @@ def test_promoting_by_keyboard_asks_first_and_shows_the_result(browser: "Browser
     _, _, _, live, candidate = settled.versions
     page = visit(browser, settled, "operator")
     button = page.locator(f"#version-{candidate}").get_by_role("button", name="Promote")
+    queued = page.locator("#runs tr", has_text=f"version {candidate}").locator(".queued").count()
     button.focus()
     page.keyboard.press("Enter")
     assert f"instead of version {live}" in page.locator("#confirm").inner_text()
     page.keyboard.press("Escape")
     assert not page.locator("#confirm").is_visible()
-    assert page.locator("#runs tr", has_text=f"version {candidate}").locator(".queued").count() == 0
+    assert page.locator("#runs tr", has_text=f"version {candidate}").locator(".queued").count() == queued
     button.focus()
     page.keyboard.press("Enter")
     page.locator("#confirm-yes").press("Enter")

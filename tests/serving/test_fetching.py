@@ -92,7 +92,7 @@ def test_a_photo_is_fetched_also_through_redirects(port: int) -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("none", "unreachable"), ("long", "too_many_bytes"), ("slow", "timeout"), ("cut", "unreachable"), ("loop", "redirects"),
+        ("none", "missing"), ("long", "too_many_bytes"), ("slow", "timeout"), ("cut", "unreachable"), ("loop", "redirects"),
         ("to/to/to/to/photo", "redirects"), ("elsewhere", "forbidden_host"),
     ],
 )  # fmt: skip

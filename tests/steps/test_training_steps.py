@@ -146,6 +146,7 @@ def test_what_cannot_be_trained_says_why_and_registers_nothing(shop: Shop, tmp_p
     assert [v.version for v in common.registry().versions(ENCODER_MODEL)] == before
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
 def test_a_version_is_an_mlflow_model_whose_graph_answers_the_golden_pictures(
     shop: Shop, tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
