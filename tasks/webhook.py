@@ -74,8 +74,9 @@ def believe(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) 
 def register_webhook(registry: Registry, address: str, secret: str, receiver: Receiver = AIRFLOW) -> bool:
     """Has MLflow tell a receiver at this address about moved aliases. False when it was so already; the secret is always set anew.
 
-    Airflow is one; of replicas there may be several, each known to MLflow by its address. Raises VitrineError when MLflow does
-    not allow the address.
+    Airflow is one; of replicas there may be several, each known to MLflow by its address. MLflow remembers its list of webhooks for
+    MLFLOW_WEBHOOK_CACHE_TTL seconds (60 by default): a move within that time of registering is seen by polling only. Raises
+    VitrineError when MLflow does not allow the address.
     """
     from mlflow.exceptions import MlflowException
 

@@ -24,6 +24,8 @@ from tasks.settings import PROJECT, Settings
 
 START_LIMIT_S = 240
 STOP_LIMIT_S = 20
+WEBHOOK_CACHE_S = 5
+"""How long MLflow remembers its list of webhooks (its default is 60)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def mlflow_service(settings: Settings) -> Service:
     environment = process_environment(settings) | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         # Its message about a moved champion goes to Airflow on this machine, and its secret is kept encrypted.
-        "MLFLOW_WEBHOOK_CACHE_TTL": "5",
+        "MLFLOW_WEBHOOK_CACHE_TTL": str(WEBHOOK_CACHE_S),
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": fernet_key(secret(folder / "webhooks.secret")),
