@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serving.contract.palette import PALETTE
+from serving.contract.segments import fixed_bytes
+
 Kind = Literal["text", "names", "number", "flag", "time"]
 BETWEEN = "\x1f"
 LEVELS = " > "
-PALETTE = "palette"
-"""The column of palettes (serving/contract/palette.py); a version without it has no colour term."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Features:
         self.known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.read: dict[str, Texts] = {}
         self.lock = threading.Lock()
-        self.palette = _bytes(self.table[PALETTE]) if PALETTE in self.table.column_names else None
+        self.palette = fixed_bytes(self.table[PALETTE]) if PALETTE in self.table.column_names else None
         self.brand, self.category = self.coded("brand"), self.coded("category")
 
     def kind(self, name: str) -> Kind | None:
@@ -152,14 +153,6 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _numpy(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
-
-
-def _bytes(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of fixed-size binary (n, width) uint8; zeros where it is null."""
-    width = column.type.byte_width
-    filled = pc.fill_null(column, pa.scalar(bytes(width), column.type))
-    chunks = [np.frombuffer(c.buffers()[1], np.uint8, len(c) * width, c.offset * width) for c in filled.chunks]
-    return np.concatenate([np.zeros(0, np.uint8), *chunks]).reshape(-1, width)
 
 
 def _values(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:

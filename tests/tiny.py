@@ -15,10 +15,13 @@ from serving.contract.runtimes import ONNXRUNTIME
 WORDS = ("[UNK]", "red", "green", "blue", "mug", "shoe", "bag", "lamp")
 
 
-def tiny_encoder(folder: Path, dim: int = 16, size: int = 32, seed: int = 0, words: bool = False) -> EncoderManifest:
+def tiny_encoder(
+    folder: Path, dim: int = 16, size: int = 32, seed: int = 0, words: bool = False, teacher: int | None = None
+) -> EncoderManifest:
     """Writes encoder.json, student.fp32.onnx and golden.npz: an 8x8 average pool, one random projection, unit length.
 
-    With `words` also a text tower: the mean of one random vector for each of WORDS.
+    With `words` also a text tower: the mean of one random vector for each of WORDS. With the seed of a `teacher` products are
+    embedded by that one, in another space than the student's: no photo finds its product but by chance.
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = PreprocessSpec(size=size)
@@ -28,6 +31,13 @@ def tiny_encoder(folder: Path, dim: int = 16, size: int = 32, seed: int = 0, wor
     pixels = np.random.default_rng(seed).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
     golden = {"pixels": pixels, "student.fp32": ONNXRUNTIME.open(model, "fp32", 1)(pixels)}
     towers = {"student": {"fp32": Variant(file=describe(model, model.name), fingerprint=print_)}}
+    document = "student.fp32"
+    if teacher is not None:
+        document, path = "teacher.fp32", folder / "teacher.fp32.onnx"
+        onnx.save(_graph(dim, size, teacher), path)
+        file = describe(path, path.name)
+        towers["teacher"] = {"fp32": Variant(file=file, fingerprint=fingerprint(file.sha256, spec))}
+        golden[document] = ONNXRUNTIME.open(path, "fp32", 1)(pixels)
     tokenizer = None
     if words:
         path = folder / "text.fp32.onnx"
@@ -45,7 +55,7 @@ def tiny_encoder(folder: Path, dim: int = 16, size: int = 32, seed: int = 0, wor
         preprocess=spec,
         towers=towers,
         tokenizer=tokenizer,
-        document="student.fp32",
+        document=document,
         query="student.fp32",
         golden=describe(folder / "golden.npz", "golden.npz"),
     )

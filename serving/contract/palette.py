@@ -6,6 +6,7 @@ A uniform ground (the border of most product pictures) does not count, and the m
 
 import cv2
 import numpy as np
+import pyarrow as pa
 
 COLOURS = {
     "black": (20, 20, 20), "white": (248, 248, 248), "grey": (135, 135, 135), "red": (200, 30, 35), "orange": (240, 130, 30),
@@ -14,7 +15,10 @@ COLOURS = {
 }  # fmt: skip
 """sRGB of what people call by these names: the eleven basic colour terms of Berlin and Kay, with teal and beige."""
 NAMES = tuple(COLOURS)
-SIDE = 32
+PALETTE = "palette"
+"""The column of palettes, in the embedding store and among a version's features; a version without it has no colour term."""
+PALETTE_TYPE = pa.binary(len(NAMES))
+SIDE = 16
 NEAR = 18.0
 """Width (Lab units) of the soft assignment: a colour between two names counts for both."""
 GROUND = 12.0
@@ -43,8 +47,8 @@ def _lab(pixels: np.ndarray) -> np.ndarray:
 
 def _soft(lab: np.ndarray) -> np.ndarray:
     """Each colour's (n, 3) share of each name: (n, 13), rows sum to one."""
-    squared = ((lab[:, None] - _ANCHORS[None]) ** 2).sum(axis=2)
-    near = np.exp(-(squared - squared.min(axis=1, keepdims=True)) / (2 * NEAR**2))
+    closer = 2 * lab @ _ANCHORS.T - (_ANCHORS**2).sum(axis=1)  # the colour's own square is the same for every name
+    near = np.exp((closer - closer.max(axis=1, keepdims=True)) / (2 * NEAR**2))
     return near / near.sum(axis=1, keepdims=True)
 
 
@@ -61,4 +65,4 @@ def _figure(lab: np.ndarray) -> np.ndarray:
 _ANCHORS = _lab(np.array([list(COLOURS.values())], np.uint8))[0]
 _ACROSS = np.linspace(-1, 1, SIDE, dtype=np.float32) ** 2
 _MIDDLE = np.exp(-(_ACROSS[:, None] + _ACROSS[None]) / (2 * 0.6**2)).ravel()
-_BORDER = np.pad(np.zeros((SIDE - 4, SIDE - 4), bool), 2, constant_values=True).ravel()
+_BORDER = np.pad(np.zeros((SIDE - 2, SIDE - 2), bool), 1, constant_values=True).ravel()

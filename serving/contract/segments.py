@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving.contract.files import ContractError, written_whole
@@ -61,3 +62,17 @@ def unit_float32(vectors: np.ndarray) -> np.ndarray:
     wide = vectors.astype(np.float32)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     return np.ascontiguousarray(wide / np.where(norms > 0, norms, 1))
+
+
+def fixed_bytes(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of fixed-size binary as (n, width) uint8; zeros where it is null."""
+    width = column.type.byte_width
+    filled = pc.fill_null(column, pa.scalar(bytes(width), column.type)) if column.null_count else column
+    chunks = [np.frombuffer(c.buffers()[1], np.uint8, len(c) * width, c.offset * width) for c in filled.chunks if len(c)]
+    return np.concatenate([np.zeros(0, np.uint8), *chunks]).reshape(-1, width)
+
+
+def fixed_column(rows: np.ndarray) -> pa.FixedSizeBinaryArray:
+    """Rows (n, width) uint8 as a column of fixed-size binary."""
+    data = pa.py_buffer(np.ascontiguousarray(rows).tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(rows.shape[1]), len(rows), [None, data])

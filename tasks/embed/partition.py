@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.contract.keys import shard_of
+from serving.contract.palette import PALETTE, PALETTE_TYPE
+from serving.contract.segments import fixed_column
 from tasks import storage
 from tasks.embed.store import PLAIN, SHA_TYPE, Commit, EmbeddingStore, vector_column, vector_type
 from tasks.progress import Progress
@@ -24,7 +26,7 @@ def write_shards(
     shards: int,
     pass_bytes: int = PASS_BYTES,
 ) -> None:
-    """Writes shard=<i>/part-<n>.parquet (key, image_sha256, vector) from `usable` (key, sha256; sorted by key).
+    """Writes shard=<i>/part-<n>.parquet (key, image_sha256, palette, vector) from `usable` (key, sha256; sorted by key).
 
     A pass over the store collects at most `pass_bytes` of vectors, of one shard after the other; parts are in order of key.
     """
@@ -33,7 +35,7 @@ def write_shards(
     ends = np.cumsum(np.bincount(owner, minlength=shards)).tolist()
     schema = pa.schema([
         pa.field("key", pa.int64(), nullable=False), pa.field("image_sha256", SHA_TYPE, nullable=False),
-        pa.field("vector", vector_type(store.dim), nullable=False),
+        pa.field(PALETTE, PALETTE_TYPE, nullable=False), pa.field("vector", vector_type(store.dim), nullable=False),
     ])  # fmt: skip
     most = max(pass_bytes // (2 * store.dim), 1)
     parts = [0] * shards
@@ -49,13 +51,13 @@ def write_shards(
         for start in range(0, len(rows), most):
             piece = rows.slice(start, most).combine_chunks()
             sha = piece["sha256"].combine_chunks()
-            vectors = store.vectors(sha, commits)
+            vectors, palettes = store.gather(sha, commits)
             for shard, end in enumerate(ends):
                 first = max(ends[shard - 1] if shard else 0, start) - start
                 last = min(end - start, len(piece))
                 if first < last:
                     cut = slice(first, last)
-                    columns = [piece["key"][cut], sha[cut], vector_column(vectors[cut])]
+                    columns = [piece["key"][cut], sha[cut], fixed_column(palettes[cut]), vector_column(vectors[cut])]
                     write(shard, pa.table(columns, schema=schema))
         for shard in range(shards):
             if not parts[shard]:

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.contract.palette import PALETTE, PALETTE_TYPE
+from serving.contract.segments import fixed_bytes
 from tasks import storage
 from tasks.errors import VitrineError
 
@@ -64,7 +66,8 @@ class EmbeddingStore:
     def schema(self) -> pa.Schema:
         return pa.schema([
             pa.field("image_sha256", SHA_TYPE, nullable=False), pa.field("vector", vector_type(self.dim), nullable=False),
-            ("width", pa.int32()), ("height", pa.int32()), ("embedded_at", pa.timestamp("us", tz="UTC")),
+            (PALETTE, PALETTE_TYPE), ("width", pa.int32()), ("height", pa.int32()),
+            ("embedded_at", pa.timestamp("us", tz="UTC")),
         ])  # fmt: skip
 
     def write(self, table: pa.Table, rejected: list[dict[str, str]], run: str) -> Commit:
@@ -105,7 +108,10 @@ class EmbeddingStore:
                 f"{uri}: {found if found is not None else 'no'} bytes where {commit.bytes} were committed; {again}"
             )
         if columns is not None and "vector" not in columns:
-            return storage.read_table(uri, columns)
+            try:
+                return storage.read_table(uri, columns)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise VitrineError(f"{uri}: the file is corrupt ({str(error).splitlines()[0]}); {again}") from None
         data = storage.read_bytes(uri)
         if hashlib.sha256(data).hexdigest() != commit.sha256:
             raise VitrineError(f"{uri}: its sha256 is not {commit.sha256[:12]}…, the committed one: the file is corrupt; {again}")
@@ -120,20 +126,30 @@ class EmbeddingStore:
 
     def vectors(self, wanted: pa.Array, commits: Sequence[Commit] | None = None) -> np.ndarray:
         """Vectors (n, dim) float16 of the images `wanted` (n,), in their order. Raises KeyError for one that is not there."""
+        return self.gather(wanted, commits)[0]
+
+    def gather(self, wanted: pa.Array, commits: Sequence[Commit] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors (n, dim) float16 and palettes (n, 13) uint8 of the images `wanted` (n,), in their order.
+
+        A palette is all zeros where the part is of a time before palettes. Raises KeyError for an image that is not there.
+        """
         found = np.zeros((len(wanted), self.dim), np.float16)
+        palettes = np.zeros((len(wanted), PALETTE_TYPE.byte_width), np.uint8)
         missing = np.ones(len(wanted), bool)
         places = _Places(wanted)
         full = [c for c in (self.commits() if commits is None else commits) if c.rows]
-        for table in _ahead(lambda commit: self.part(commit, ["image_sha256", "vector"]), full):
+        for table in _ahead(self.part, full):
             rows, where = places.of(table["image_sha256"])
             if len(rows):
                 column = table["vector"].combine_chunks()
                 matrix = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), self.dim)
                 found[where] = matrix[rows]
                 missing[where] = False
+                if PALETTE in table.column_names:
+                    palettes[where] = fixed_bytes(table[PALETTE])[rows]
         if missing.any():
             raise KeyError(f"image {wanted[int(np.flatnonzero(missing)[0])].as_py().hex()} has no vector in {self.uri}")
-        return found
+        return found, palettes
 
     def _part_uri(self, name: str) -> str:
         return storage.join(self.uri, f"{name}.parquet")
@@ -169,14 +185,14 @@ class _Places:
     """Finds where each of a list of checksums (with repeats) lies: by their first 8 bytes, sorted, then compared whole."""
 
     def __init__(self, wanted: pa.Array) -> None:
-        self.bytes = _bytes(wanted)
+        self.bytes = fixed_bytes(pa.chunked_array([wanted]))
         words = _words(self.bytes)
         self.order = np.argsort(words, kind="stable")
         self.sorted = words[self.order]
 
     def of(self, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         """(rows of the column, places in the wanted list) of every match."""
-        candidates = _bytes(column.combine_chunks())
+        candidates = fixed_bytes(column)
         words = _words(candidates)
         first = np.searchsorted(self.sorted, words, "left")
         counts = np.searchsorted(self.sorted, words, "right") - first
@@ -185,13 +201,6 @@ class _Places:
         places = self.order[np.repeat(first, counts) + offsets]
         same = (candidates[rows] == self.bytes[places]).all(axis=1)
         return rows[same], places[same]
-
-
-def _bytes(column: pa.Array) -> np.ndarray:
-    """A column of checksums as bytes (n, 32) uint8."""
-    if len(column) == 0:
-        return np.zeros((0, 32), np.uint8)
-    return np.frombuffer(column.buffers()[1], np.uint8)[column.offset * 32 : (column.offset + len(column)) * 32].reshape(-1, 32)
 
 
 def _words(checksums: np.ndarray) -> np.ndarray:

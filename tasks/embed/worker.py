@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from serving.contract.encoder import Encoder, EncoderFolder
+from serving.contract.palette import PALETTE, PALETTE_TYPE, palette
 from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
 from serving.fetching import Fetcher
 from tasks import storage
@@ -54,9 +55,10 @@ class WorkerConfig:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture: pixels (size, size, 3) uint8, and what it measured before."""
+    """A decoded picture: pixels (size, size, 3) uint8, their palette (13,) uint8, and what it measured before."""
 
     pixels: np.ndarray
+    palette: np.ndarray
     width: int
     height: int
 
@@ -99,7 +101,7 @@ def embed(chunk: str, config: WorkerConfig) -> None:
         return
     encoder = _encoder(config)
     spec = _folder(config).manifest.preprocess
-    good: list[tuple[bytes, int, int]] = []
+    good: list[tuple[bytes, bytes, int, int]] = []
     vectors: list[np.ndarray] = [np.zeros((0, config.dim), np.float16)]
     rejected: list[dict[str, str]] = []
     with ThreadPoolExecutor(config.decoders) as pool:
@@ -116,7 +118,7 @@ def embed(chunk: str, config: WorkerConfig) -> None:
                     continue
                 pixels[filled] = picture.pixels
                 filled += 1
-                good.append((row["image_sha256"], picture.width, picture.height))
+                good.append((row["image_sha256"], picture.palette.tobytes(), picture.width, picture.height))
             if filled:
                 vectors.append(encoder.encode(pixels)[:filled].astype(np.float16))
             _tally(chunk, len(batch), len(rejected), config)
@@ -144,19 +146,19 @@ def _picture(row: dict, spec: PreprocessSpec, config: WorkerConfig) -> Picture:
     try:
         pixels = decode(data, spec)
         with Image.open(io.BytesIO(data)) as header:
-            return Picture(pixels, *header.size)
+            return Picture(pixels, palette(pixels), *header.size)
     except ImageRejected:
         raise
     except Exception as error:  # a decoder's own fault: the picture is named and tried again next run, the job goes on
         raise ImageRejected("undecodable", f"{row['image_uri']}: {type(error).__name__}: {error}") from None
 
 
-def _table(good: list[tuple[bytes, int, int]], matrix: np.ndarray, schema: pa.Schema) -> pa.Table:
+def _table(good: list[tuple[bytes, bytes, int, int]], matrix: np.ndarray, schema: pa.Schema) -> pa.Table:
     now = pa.array([datetime.now(UTC)] * len(good), schema.field("embedded_at").type)
     return pa.table({
         "image_sha256": pa.array([g[0] for g in good], SHA_TYPE), "vector": vector_column(matrix),
-        "width": pa.array([g[1] for g in good], pa.int32()), "height": pa.array([g[2] for g in good], pa.int32()),
-        "embedded_at": now,
+        PALETTE: pa.array([g[1] for g in good], PALETTE_TYPE), "width": pa.array([g[2] for g in good], pa.int32()),
+        "height": pa.array([g[3] for g in good], pa.int32()), "embedded_at": now,
     }, schema)  # fmt: skip
 
 

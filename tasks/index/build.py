@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 
 from serving.contract.files import ContractError, FileRef, describe, verify, written_whole
 from serving.contract.keys import shard_of
+from serving.contract.palette import PALETTE
 from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
 from serving.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
 from tasks.index.coarse import quick_adding, quick_training
 from tasks.index.families import FAMILIES, Budget, choose_family, lists_for
-from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts
+from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts, shard_palettes
 from tasks.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ SCALAR_LEAST = 256
 DRIFT_LIMIT = 0.02
 """A template is used again while vectors lie at most this much farther (cosine) from their coarse centroid than at its training."""
 DRIFT_SAMPLE = 20_000
-LEFT_OUT = ("description", "priority")
+LEFT_OUT = ("description", "priority", PALETTE)
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
             progress.add(len(block))
     key = np.concatenate(keys) if keys else np.zeros(0, np.int64)
     _check_keys(key, shard, template.shards)
-    table = rows_of(snapshot_uri, key, shard, template.shards)
+    table = with_palettes(rows_of(snapshot_uri, key, shard, template.shards), shard_palettes(vectors_uri, shard))
     folder.mkdir(parents=True, exist_ok=True)
     faiss_path, rows_path = folder / f"base-{shard:05d}.faiss", folder / f"base-{shard:05d}.parquet"
     write_index(faiss_path, index)
@@ -202,6 +203,11 @@ def rows_of(snapshot_uri: str, keys: np.ndarray, shard: int, shards: int) -> pa.
         lost = keys[pc.is_null(places).to_numpy(zero_copy_only=False)][0]
         raise VitrineError(f"a vector has key {lost}, which is not in the snapshot {snapshot_uri}: it belongs to another one")
     return table.take(places).combine_chunks()
+
+
+def with_palettes(rows: pa.Table, palettes: pa.ChunkedArray | None) -> pa.Table:
+    """Rows of a segment with what their pictures' colours are, where that is known; both in the same order."""
+    return rows if palettes is None else rows.append_column(PALETTE, palettes.combine_chunks())
 
 
 def _refuse_reuse(previous: Template, wanted: Template, config: IndexConfig) -> str:

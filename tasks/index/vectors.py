@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from serving.contract.palette import PALETTE, PALETTE_TYPE
 from serving.contract.segments import unit_float32
 from tasks import storage
 from tasks.errors import VitrineError
@@ -33,6 +34,19 @@ def shard_batches(vectors_uri: str, shard: int, unit: bool = True) -> Iterator[t
             if batch.num_rows:
                 vectors = matrix(batch["vector"])
                 yield batch["key"].to_numpy(), unit_float32(vectors) if unit else vectors
+
+
+def shard_palettes(vectors_uri: str, shard: int) -> pa.ChunkedArray | None:
+    """The palettes of a shard, in order of key; None for vectors written without them."""
+    parts: list[pa.ChunkedArray] = []
+    for uri in storage.listing(shard_uri(vectors_uri, shard), ".parquet"):
+        fs, path = storage.filesystem(uri)
+        with fs.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            if PALETTE not in file.schema_arrow.names:
+                return None
+            parts.append(file.read([PALETTE])[PALETTE])
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], PALETTE_TYPE)
 
 
 def shard_counts(vectors_uri: str, shards: int) -> tuple[list[int], int]:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving.contract.manifest import IndexManifest
+from serving.contract.palette import PALETTE
 from serving.contract.segments import read_rows
 from tasks import storage
 from tasks.catalog.changes.source import ChangeSource, open_changes
@@ -147,6 +148,7 @@ def ledger_of(models: Registry, manifest: IndexManifest) -> pa.Table:
 
 
 def columns_of(models: Registry, manifest: IndexManifest) -> pa.Schema:
-    """The columns of the base's row tables."""
+    """The columns of the base's row tables that come from the catalogue: palettes are those of the pictures."""
     path = models.file(next(s for s in manifest.segments if s.kind == "base").table)
-    return pq.read_schema(path).remove_metadata()
+    schema = pq.read_schema(path).remove_metadata()
+    return pa.schema([field for field in schema if field.name != PALETTE])

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from serving.contract.files import FileRef, verify, written_whole
 from serving.contract.manifest import IndexManifest
+from serving.contract.palette import PALETTE_TYPE
 from tasks import storage
 from tasks.catalog.snapshot import product_table, read_snapshot, started_at
 from tasks.errors import VitrineError
@@ -185,15 +186,18 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
 
 def _embedded(parent: IndexManifest, embedded: dict) -> Any:
     """The embedded upserts of the plan, as rows and vectors."""
-    from tasks.index.build import rows_of
+    from tasks.index.build import rows_of, with_palettes
     from tasks.index.successor import Embedded
-    from tasks.index.vectors import shard_batches
+    from tasks.index.vectors import shard_batches, shard_palettes
 
     blocks = [b for s in range(parent.shards) for b in shard_batches(embedded["vectors_uri"], s)] if embedded else []
     if not blocks:
         return Embedded(pa.table({"key": pa.array([], pa.int64())}), np.zeros((0, parent.encoder.dim), np.float32))
     keys = np.concatenate([k for k, _ in blocks])
-    return Embedded(rows_of(embedded["snapshot_uri"], keys, 0, 1), np.concatenate([v for _, v in blocks]))
+    found = [shard_palettes(embedded["vectors_uri"], s) for s in range(parent.shards)]
+    palettes = pa.chunked_array([c for p in found if p is not None for c in p.chunks], PALETTE_TYPE)
+    rows = with_palettes(rows_of(embedded["snapshot_uri"], keys, 0, 1), palettes if None not in found else None)
+    return Embedded(rows, np.concatenate([v for _, v in blocks]))
 
 
 def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:

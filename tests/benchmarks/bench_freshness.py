@@ -30,6 +30,7 @@ import pyarrow as pa
 from serving.contract.encoder import EncoderFolder
 from serving.contract.keys import product_keys
 from serving.contract.manifest import IndexManifest
+from serving.contract.palette import PALETTE, PALETTE_TYPE
 from serving.contract.preprocess import decode
 from serving.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
@@ -138,6 +139,7 @@ class Bench:
             names = [hashlib.sha256(f"made up {start + n}".encode()).digest() for n in range(len(part))]
             table = pa.table({
                 "image_sha256": pa.array(names, SHA_TYPE), "vector": pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), DIM),
+                PALETTE: pa.array([bytes(PALETTE_TYPE.byte_width)] * len(part), PALETTE_TYPE),
                 "width": pa.array([48] * len(part), pa.int32()), "height": pa.array([48] * len(part), pa.int32()),
                 "embedded_at": pa.array([datetime.now(UTC)] * len(part), pa.timestamp("us", tz="UTC")),
             })  # fmt: skip

@@ -18,6 +18,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pyarrow as pa
 
+from serving.contract.palette import PALETTE_TYPE
+from serving.contract.segments import fixed_column
 from tasks import storage
 from tasks.embed.job import _todo
 from tasks.embed.partition import write_shards
@@ -42,11 +44,12 @@ def write(folder: str, rows: int, dim: int) -> int:
     block = (block / np.linalg.norm(block, axis=1, keepdims=True)).astype(np.float16)
     for number, start in enumerate(range(0, rows, CHUNK)):
         count = min(CHUNK, rows - start)
+        grey = fixed_column(np.zeros((count, PALETTE_TYPE.byte_width), np.uint8))
         side, now = (
             pa.array(np.full(count, 500, np.int32)),
-            pa.array(np.zeros(count, "datetime64[us]")).cast(store.schema.field(4).type),
+            pa.array(np.zeros(count, "datetime64[us]")).cast(store.schema.field("embedded_at").type),
         )
-        columns = [checksums(folder, start, count), vector_column(np.roll(block, number, axis=1)[:count]), side, side, now]
+        columns = [checksums(folder, start, count), vector_column(np.roll(block, number, axis=1)[:count]), grey, side, side, now]
         store.write(pa.table(columns, schema=store.schema), [], "bench")
     return rows
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serving.searcher import Searcher
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry
 from tasks.settings import PROJECT, Settings
 from tests.airflow_server import environment
@@ -46,11 +47,12 @@ def test_every_dag_runs_to_its_end(mlflow_uri: str, tmp_path: Path) -> None:
         runs = [
             ["promote_index", {}], ["promote_index", {}], ["rollback_index", {}], ["promote_index", {"version": "99"}],
             ["refresh_index", {}], ["rebuild_index", {}], ["watch_quality", {}], ["collect_garbage", {}],
+            ["watch_champion", {}], ["train_encoder", {}],
         ]  # fmt: skip
         told = airflow(environ, "tests.dags.in_process", json.dumps(runs))
         serving = [httpx.get(f"{r.url}/v1/version", trust_env=False).json()["live"]["version"] for r in running]
     done = [json.loads(line[4:]) for line in told.splitlines() if line.startswith("RUN ")]
-    first, again, back, missing, hour, night, watch, garbage = done
+    first, again, back, missing, hour, night, watch, garbage, champion, training = done
     assert first["state"] == "success"
     assert first["tasks"] == {
         "choose_slot": "success", "warm_slot": "success", "shadow_check": "success", "ask_or_not": "success", "approve": "skipped",
@@ -63,7 +65,10 @@ def test_every_dag_runs_to_its_end(mlflow_uri: str, tmp_path: Path) -> None:
     assert (night["state"], night["tasks"]["publish_candidate"]) == ("success", "success"), night
     assert watch["tasks"]["look"] == "success"
     assert garbage["state"] == "success"
+    assert champion["tasks"] == {"announce_moved_champion": "success"}, "it was crowned by hand"
+    assert training["state"] == "success", training
     aliases = registry.aliases(INDEX_MODEL)
     assert (aliases["live"], aliases["previous"]) == (one, two)
     assert aliases["candidate"] not in (one, two)
     assert serving == [one, one]
+    assert Searcher.open(registry.index_manifest(aliases["candidate"]), registry.file).features.palette.any(axis=1).all()

@@ -109,10 +109,10 @@ class Stack:
         for service in self.services:
             self.supervisor.stop(service.name)
 
-    def crown(self, seed: int, dim: int = 16) -> str:
+    def crown(self, seed: int, dim: int = 16, teacher: int | None = None) -> str:
         """Makes the tiny encoder of this seed the champion, as a person does in MLflow; gives its version."""
         folder = self.settings.home / f"tiny-{seed}-{dim}"
-        tiny_encoder(folder, dim, seed=seed)
+        tiny_encoder(folder, dim, seed=seed, teacher=teacher)
         with self.registry.run("encoders", f"tiny-{seed}-{dim}", "tiny") as run:
             run.artifacts(folder, ENCODER_PATH)
             version = self.registry.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, {}, "tiny").version

@@ -135,11 +135,11 @@ def test_a_truncated_segment_is_named_and_never_serves(shop: Stack) -> None:
 
 @longer
 def test_a_poisoned_encoder_is_stopped_by_the_gates(shop: Stack) -> None:
-    """One dimension tells two kinds of products apart: the new champion's version finds few of them, and stays out."""
+    """Its student was never distilled from its teacher: each vector is fine by itself, yet photos find nothing. It stays out."""
     shop.quiet()
     live = shop.aliases()["live"]
     champion = shop.registry.require_alias("product-encoder", "champion").version
-    shop.crown(5, dim=1)
+    shop.crown(5, teacher=6)
     run_id, state = shop.run("rebuild_index")
     shop.registry.set_alias("product-encoder", "champion", champion)
     assert state == "failed"
@@ -151,6 +151,22 @@ def test_a_poisoned_encoder_is_stopped_by_the_gates(shop: Stack) -> None:
     shop.quiet()
     assert shop.aliases()["live"] == live
     assert "did not pass its gates: photo_recall" in refused(shop, poisoned)
+
+
+@longer
+def test_an_encoder_that_takes_products_for_one_another_is_stopped_by_its_vectors(shop: Stack) -> None:
+    """One dimension tells two kinds of products apart: nearly all vectors are the same."""
+    shop.quiet()
+    live = shop.aliases()["live"]
+    champion = shop.registry.require_alias("product-encoder", "champion").version
+    shop.crown(7, dim=1)
+    run_id, state = shop.run("rebuild_index")
+    shop.registry.set_alias("product-encoder", "champion", champion)
+    assert state == "failed"
+    assert shop.states("rebuild_index", run_id)["validate_embeddings"] == "failed"
+    told = shop.airflow.log("rebuild_index", run_id, "validate_embeddings")
+    assert "expect_column_values_to_be_between duplicate_share" in told
+    assert shop.aliases()["live"] == live
 
 
 @longer

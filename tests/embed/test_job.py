@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.contract.encoder import EncoderFolder
+from serving.contract.palette import PALETTE, palette
 from serving.contract.preprocess import decode
 from serving.fetching import Fetcher
 from tasks import storage
@@ -99,6 +100,15 @@ def test_vectors_are_those_of_the_encoder_sorted_by_key_in_their_shard(place: Pa
     assert len(hits) == 4
     for row, sha in hits:
         np.testing.assert_allclose(found[row], by_sha[sha], atol=1e-3)
+
+
+def test_each_product_has_the_colours_of_its_picture(place: Path, first: tuple[Snapshot, Embedded]) -> None:
+    table = vectors(first[1])
+    seen = dict(zip(table["image_sha256"].to_pylist(), table[PALETTE].to_pylist(), strict=True))
+    spec = EncoderFolder(place / "encoder").manifest.preprocess
+    for number in (0, 10, 119):
+        data = (place / "shop" / "images" / f"p{number}.jpg").read_bytes()
+        assert seen[hashlib.sha256(data).digest()] == palette(decode(data, spec)).tobytes()
 
 
 def test_the_store_knows_how_large_the_pictures_were(first: tuple[Snapshot, Embedded]) -> None:

@@ -1,17 +1,20 @@
 """The embedding store: committed parts count, damaged ones are named, and vectors come back in the order asked for."""
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from serving.contract.palette import PALETTE, PALETTE_TYPE
 from tasks.embed.partition import write_shards
 from tasks.embed.store import EmbeddingStore, part_name, rejected_images
 from tasks.errors import VitrineError
-from tasks.index.vectors import shard_batches
+from tasks.index.vectors import shard_batches, shard_palettes
 
 DIM = 8
 
@@ -24,12 +27,16 @@ def vector(number: int) -> np.ndarray:
     return np.random.default_rng(number).standard_normal(DIM).astype(np.float16)
 
 
+def colours(number: int) -> bytes:
+    return bytes([number, *range(12)])
+
+
 def chunk(store: EmbeddingStore, numbers: list[int]) -> pa.Table:
     lists = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate([vector(n) for n in numbers])), DIM)
     side, now = pa.array([9] * len(numbers), pa.int32()), pa.array([datetime(2026, 1, 1, tzinfo=UTC)] * len(numbers))
     return pa.table({
         "image_sha256": pa.array([sha(n) for n in numbers], pa.binary(32)), "vector": lists,
-        "width": side, "height": side, "embedded_at": now,
+        PALETTE: pa.array([colours(n) for n in numbers], PALETTE_TYPE), "width": side, "height": side, "embedded_at": now,
     })  # fmt: skip
 
 
@@ -122,9 +129,24 @@ def test_shards_hold_every_vector_once_in_order_of_key(store: EmbeddingStore, tm
         assert (np.diff(found) > 0).all()
         assert (found % 3 == shard).all()
         seen |= dict(zip(found.tolist(), np.concatenate([v for _, v in pieces]), strict=True))
+        palettes = shard_palettes(str(tmp_path / "out"), shard)
+        assert palettes is not None
+        assert palettes.to_pylist() == [colours(keys.tolist().index(key)) for key in found.tolist()]
     assert sorted(seen) == keys.tolist()
     for row, key in enumerate(keys.tolist()):
         np.testing.assert_array_equal(seen[key], vector(row))
+
+
+def test_a_part_from_before_palettes_gives_its_vectors_and_no_colours(tmp_path: Path, store: EmbeddingStore) -> None:
+    commit = store.commits()[0]
+    file = tmp_path / "store" / f"{commit.name}.parquet"
+    pq.write_table(pq.read_table(file).drop_columns([PALETTE]), file)
+    old = replace(commit, sha256=hashlib.sha256(file.read_bytes()).hexdigest(), bytes=file.stat().st_size)
+    wanted = store.part(old, ["image_sha256"])["image_sha256"].combine_chunks()
+    vectors, palettes = store.gather(wanted, [old])
+    np.testing.assert_array_equal(vectors, store.vectors(wanted, [old]))
+    assert len(palettes) == 20
+    assert not palettes.any()
 
 
 def test_an_empty_shard_is_an_empty_file(tmp_path: Path, store: EmbeddingStore) -> None:
