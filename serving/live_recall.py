@@ -20,6 +20,8 @@ REST = 100
 LEAST_REST_S = 0.02
 AWAY_S = 5.0
 MOST = 2000
+VERSIONS = 8
+"""Versions of which figures are kept, those that came last: a replica that runs for years sees thousands."""
 TIE = 1e-4
 """Similarities this close are one: float16 storage moves them by about as much."""
 
@@ -70,11 +72,13 @@ class LiveRecall:
         with self.lock:
             self.measured[release.version] = sample.number
             tally = self.tallies.setdefault(release.version, Tally())
+            for old in list(self.tallies)[:-VERSIONS]:
+                del self.tallies[old], self.measured[old]
             tally.queries += 1
             tally.recall += recall
         return max(REST * (self.clock() - began), LEAST_REST_S)
 
     def told(self) -> dict[str, Tally]:
-        """Per version, what was measured since the start."""
+        """Per version, what was measured since the start; of the last VERSIONS."""
         with self.lock:
             return {version: Tally(t.queries, t.recall) for version, t in self.tallies.items()}

@@ -1,10 +1,11 @@
 """What Prometheus reads: one registry per app, so that two apps in one process do not share counters."""
 
+import threading
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from serving.live_recall import Tally
+from serving.live_recall import VERSIONS, Tally
 from serving.memory import resident_bytes
 from serving.models import SearchAnswer
 from serving.queries import Means
@@ -19,6 +20,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.versions: dict[str, None] = {}
+        self.asked_last = ""
+        self.lock = threading.Lock()
         own: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("vitrine_requests_total", "Requests by route and status", ["route", "status"], **own)
         self.took = Histogram("vitrine_request_seconds", "Time per request", ["route"], buckets=BUCKETS_S, **own)
@@ -65,10 +69,28 @@ class Metrics:
     def search(self, answer: SearchAnswer) -> None:
         """Counts one answer by its version: its phases, and whether shards were missing."""
         version = answer.version.index
+        self.asked(version)
         for phase, ms in answer.timings_ms.items():
             self.phases.labels(phase, version).observe(ms / 1e3)
         if answer.coverage.shards_ok < answer.coverage.shards_total:
             self.partial.labels(version).inc()
+
+    def shard_searched(self, shard: str, version: str, took_s: float) -> None:
+        self.asked(version)
+        self.part.labels(shard, version).observe(took_s)
+
+    def asked(self, version: str) -> None:
+        """Keeps the series of the VERSIONS that were asked last, of which this is the newest: each flip would add some for ever."""
+        if version == self.asked_last:
+            return
+        with self.lock:
+            self.asked_last = version
+            self.versions.pop(version, None)
+            self.versions[version] = None
+            for old in list(self.versions)[:-VERSIONS]:
+                del self.versions[old]
+                for series in (self.phases, self.part, self.partial, self.recalled, self.recall):
+                    series.remove_by_labels({"version": old})
 
     def text(
         self, slots: Slots[Any], means: Means | None = None, recall: dict[str, Tally] | None = None, fleet: Fleet | None = None

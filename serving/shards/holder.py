@@ -95,7 +95,7 @@ class Holder:
             measure = header.get("measure")
             found = shard.measure(xq, k, measure == "exact") if measure else shard.search(xq, k, wanted)
             took_s = time.perf_counter() - began
-            self.metrics.part.labels(str(header["shard"]), part.version).observe(took_s)
+            self.metrics.shard_searched(str(header["shard"]), part.version, took_s)
             return pack({"digest": part.digest, "ms": round(1e3 * took_s, 3)}, found.similarity, found.rows)
 
         return await self._work(work, header)

@@ -14,7 +14,9 @@ from fastapi.testclient import TestClient
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from serving.app import create_app
+from serving.live_recall import VERSIONS
 from serving.logs import JsonLines
+from serving.metrics import Metrics
 from serving.settings import ServingSettings
 
 
@@ -132,3 +134,11 @@ def test_server_timing_says_what_the_answer_says(home: Path, photo: bytes) -> No
         answer = client.post("/v1/search", files={"image": photo})
     timings = {n: float(ms) for n, ms in (part.split(";dur=") for part in answer.headers["server-timing"].split(", "))}
     assert timings == answer.json()["timings_ms"]
+
+
+def test_versions_of_long_ago_leave_the_metrics() -> None:
+    metrics = Metrics()
+    for number in range(100):
+        metrics.shard_searched("0", str(number), 0.01)
+    told = {s.labels["version"] for m in metrics.registry.collect() for s in m.samples if "version" in s.labels}
+    assert told == {str(n) for n in range(100 - VERSIONS, 100)}
