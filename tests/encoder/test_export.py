@@ -1,5 +1,9 @@
 """The exported folder: what serving opens, and that its vectors are PyTorch's at any batch size."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +14,25 @@ import torch
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError
 from serving.contract.runtimes import ONNXRUNTIME
+from tasks.catalog.snapshot import Snapshot
+from tasks.encoder.export import export_encoder
 from tasks.encoder.graphs import ImageGraph
 from tasks.encoder.trained import restore_student, restore_teacher
 from tasks.encoder.vectors import encode
 from tests.encoder.conftest import Exported
+
+EXPORT = """
+import sys
+from pathlib import Path
+from tasks.encoder.export import export_encoder
+from tasks.encoder.presets import preset
+from tasks.encoder.student import distil_student
+from tasks.encoder.teacher import train_teacher
+from tasks.encoder.loop import quiet
+uri, work, config = sys.argv[1], Path(sys.argv[2]), preset("tiny")
+teacher = train_teacher(uri, config, work, quiet)
+export_encoder(uri, teacher, distil_student(uri, teacher, config, work, quiet), config, work, Path(sys.argv[3]))
+"""
 
 
 def pictures(n: int, size: int) -> np.ndarray:
@@ -91,3 +110,25 @@ def test_an_opset_the_runtime_lacks_is_one_sentence(exported: Exported, tmp_path
     with pytest.raises(ContractError, match=r"future.onnx: ONNX Runtime cannot load it: .*") as raised:
         ONNXRUNTIME.open(tmp_path / "future.onnx", "fp32", 1)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_an_export_that_is_killed_leaves_no_version_and_is_made_again(
+    snapshot: Snapshot, exported: Exported, tmp_path: Path
+) -> None:
+    folder = tmp_path / "encoder"
+    command = [sys.executable, "-c", EXPORT, snapshot.uri, str(exported.work), str(folder)]
+    process = subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=".", OMP_NUM_THREADS="1"))
+    deadline = time.monotonic() + 120
+    while not (folder / "text.fp32.onnx").exists():
+        assert process.poll() is None, "the export ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    with pytest.raises(ContractError, match=r"encoder\.json"):
+        EncoderFolder(folder)
+    export_encoder(snapshot.uri, exported.teacher, exported.student, exported.config, exported.work, folder)
+    assert {p.name for p in folder.iterdir()} == {p.name for p in exported.folder.iterdir()}
+    for name in ("teacher.fp32.onnx", "student.fp32.onnx", "text.fp32.onnx", "tokenizer.json"):
+        assert (folder / name).read_bytes() == (exported.folder / name).read_bytes()

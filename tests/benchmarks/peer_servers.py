@@ -1,0 +1,107 @@
+"""Another server of vectors, in an environment of its own: built over FOLDER/xb.npy (n, d), asked by FOLDER/xq.npy.
+
+    <its python> tests/benchmarks/peer_servers.py milvus FOLDER
+    <its python> tests/benchmarks/peer_servers.py clip-retrieval FOLDER PORT
+
+`milvus` is milvus-lite: for each line {"clients", "seconds", "ef"} on stdin it prints a line with qps, p50 and p99 (ms) and recall@10
+against FOLDER/gt.npy. `clip-retrieval` serves its back end over an index that autofaiss chose; its image model is not loaded, since
+it is asked by vectors only. Both say READY once they answer.
+"""
+
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+K = 20
+INSERT = 5000
+
+
+def milvus(folder: Path) -> None:
+    from pymilvus import DataType, MilvusClient
+
+    xb, xq, gt = (np.load(folder / f"{n}.npy") for n in ("xb", "xq", "gt"))
+    client = MilvusClient(str(folder / "milvus.db"))
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("v", DataType.FLOAT_VECTOR, dim=xb.shape[1])
+    client.create_collection("products", schema=schema)
+    began = time.perf_counter()
+    for start in range(0, len(xb), INSERT):
+        client.insert("products", [{"id": start + n, "v": v} for n, v in enumerate(xb[start : start + INSERT])])
+    client.flush("products")
+    index = client.prepare_index_params()
+    index.add_index("v", index_type="HNSW", metric_type="IP", params={"M": 32, "efConstruction": 100})
+    client.create_index("products", index)
+    client.load_collection("products")
+    print(json.dumps({"build_s": time.perf_counter() - began}), "READY", flush=True)
+
+    def ask(n: int, ef: int) -> list[int]:
+        rows = client.search("products", [xq[n]], limit=K, output_fields=["id"], search_params={"params": {"ef": ef}})[0]
+        return [row["id"] for row in rows]
+
+    for line in sys.stdin:
+        told: dict[str, Any] = json.loads(line)
+        took: list[float] = []
+        found: dict[int, list[int]] = {}
+        until = time.perf_counter() + told["seconds"]
+
+        def loop(start: int, until: float = until, ef: int = told["ef"], took: list = took, found: dict = found) -> None:
+            n = start
+            while (began := time.perf_counter()) < until:
+                found[n % len(xq)] = ask(n % len(xq), ef)
+                took.append(time.perf_counter() - began)
+                n += 7
+
+        began = time.perf_counter()
+        with ThreadPoolExecutor(told["clients"]) as pool:
+            list(pool.map(loop, range(told["clients"])))
+        ms = 1e3 * np.array(took)
+        recall = np.mean([len(set(ids[:10]) & set(gt[n].tolist())) / 10 for n, ids in found.items()])
+        answer = {
+            "qps": len(took) / (time.perf_counter() - began),
+            "p50": float(np.median(ms)),
+            "p99": float(np.percentile(ms, 99)),
+        }
+        print(json.dumps(answer | {"recall_at_10": float(recall)}), flush=True)
+
+
+def clip_retrieval(folder: Path, port: int) -> None:
+    import all_clip
+    import flask
+    import pandas as pd
+    from autofaiss import build_index
+    from clip_retrieval.clip_back import clip_back
+
+    xb = np.load(folder / "xb.npy")
+    place = folder / "clip"
+    (place / "metadata").mkdir(parents=True)
+    began = time.perf_counter()
+    build_index(
+        xb, index_path=str(place / "image.index"), index_infos_path=str(place / "infos.json"), metric_type="ip",
+        max_index_memory_usage=f"{xb.nbytes // 2**20}MB", current_memory_available="8GB", verbose=40,
+    )  # fmt: skip
+    print(json.dumps({"build_s": time.perf_counter() - began}), flush=True)
+    titles = pd.DataFrame(
+        {"image_path": [f"P{n:07d}" for n in range(len(xb))], "caption": [f"Product {n}" for n in range(len(xb))]}
+    )
+    titles.to_parquet(place / "metadata" / "metadata_0.parquet")
+    (folder / "indices.json").write_text(json.dumps({"products": str(place)}))
+    all_clip.load_clip = lambda *_, **__: (None, None, None)
+    run = flask.Flask.run
+    flask.Flask.run = lambda app, **kwargs: run(app, **(kwargs | {"host": "127.0.0.1", "threaded": True}))
+    clip_back(
+        str(folder / "indices.json"), port, enable_mclip_option=False, use_jit=False, provide_aesthetic_embeddings=False,
+        columns_to_return=["image_path", "caption"],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "milvus":
+        milvus(Path(sys.argv[2]))
+    else:
+        clip_retrieval(Path(sys.argv[2]), int(sys.argv[3]))
