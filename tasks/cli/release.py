@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.cli import versions
+from tasks.cli import trace, versions
 from tasks.cli.output import console, open_registry
 
 app = typer.Typer(help="What is live, and going back.", no_args_is_help=True)
@@ -16,6 +16,7 @@ app.command("list")(versions.list_versions)
 app.command("show")(versions.show)
 app.command("diff")(versions.diff)
 app.command("garbage")(versions.garbage)
+app.command("trace")(trace.trace)
 
 
 @app.command("export")
