@@ -92,9 +92,15 @@ def peer(name: str, folder: Path) -> list[dict[str, Any]]:
     command = [str(python), str(Path(__file__).with_name("peer.py")), name, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, check=False)
     if done.returncode:
-        print(f"{name}: failed: {done.stderr.strip().splitlines()[-1]}")
+        told = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        print(f"{name}: failed: {told[-1]}")
         return []
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def keep(points: list[dict[str, Any]], out: Path) -> None:
+    """Writes what was measured so far: an hour's work must not be lost with the last engine."""
+    (out / "peers.json").write_text(json.dumps(points, indent=1))
 
 
 def report(points: list[dict[str, Any]]) -> None:
@@ -143,12 +149,13 @@ def main() -> None:
             np.save(folder / f"{what}.npy", array)
         for family in args.ours.split(","):
             points += ours(family, xb, xq, gt, folder)
+            keep(points, args.out)
             print(f"built and asked: {family}", flush=True)
         for engine in filter(None, args.peers.split(",")):
             points += peer(engine, folder)
+            keep(points, args.out)
             print(f"done: {engine}", flush=True)
     report(points)
-    (args.out / "peers.json").write_text(json.dumps(points, indent=1))
 
 
 if __name__ == "__main__":
