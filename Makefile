@@ -5,8 +5,6 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 HARDWARE ?= cpu
-# Processes that share the test files: the tests wait for servers as much as they work.
-WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # A uv of the project's own, so that nothing outside this folder is touched.
@@ -27,7 +25,7 @@ down: ## stop everything that demo or up started, and nothing else
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tasks.demo down; else echo "nothing was started from here"; fi
 
 test: $(STAMP) java lint ## lint, types and all tests
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -q
 
 unit: $(STAMP) ## the quick tests: no servers, no Spark, no Airflow
 	@$(BIN)/python -m pytest -q -m "not slow"
