@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from serving.contract.palette import PALETTE
 from tasks.errors import VitrineError
 from tasks.progress import Progress
 
@@ -22,6 +23,8 @@ TTL_S = 3 * 24 * 3600
 """How long a version outlives its successor: three nights, so that a rollback finds its features."""
 LIVE = "features:live"
 GONE = "_gone"
+LEFT_OUT = ("key", PALETTE)
+"""Columns that are not stored: the key is in the name, and a palette is bytes that only the ranker reads, from its own segment."""
 
 
 class FeatureStore:
@@ -166,4 +169,4 @@ def _name(version: str, key: int | str) -> str:
 
 
 def _encoded(row: dict[str, Any]) -> dict[str, str]:
-    return {n: json.dumps(v, default=str) for n, v in row.items() if n != "key"} or {"_": "null"}
+    return {n: json.dumps(v, default=str) for n, v in row.items() if n not in LEFT_OUT} or {"_": "null"}

@@ -124,10 +124,6 @@ class EmbeddingStore:
             parts = list(pool.map(lambda c: self.part(c, ["image_sha256"])["image_sha256"].combine_chunks(), chosen))
         return pa.concat_arrays(parts) if parts else pa.array([], SHA_TYPE)
 
-    def vectors(self, wanted: pa.Array, commits: Sequence[Commit] | None = None) -> np.ndarray:
-        """Vectors (n, dim) float16 of the images `wanted` (n,), in their order. Raises KeyError for one that is not there."""
-        return self.gather(wanted, commits)[0]
-
     def gather(self, wanted: pa.Array, commits: Sequence[Commit] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (n, dim) float16 and palettes (n, 13) uint8 of the images `wanted` (n,), in their order.
 

@@ -164,7 +164,7 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
             progress.add(len(block))
     key = np.concatenate(keys) if keys else np.zeros(0, np.int64)
     _check_keys(key, shard, template.shards)
-    table = with_palettes(rows_of(snapshot_uri, key, shard, template.shards), shard_palettes(vectors_uri, shard))
+    table = with_palettes(rows_of(snapshot_uri, key, shard, template.shards), shard_palettes(vectors_uri, [shard]))
     folder.mkdir(parents=True, exist_ok=True)
     faiss_path, rows_path = folder / f"base-{shard:05d}.faiss", folder / f"base-{shard:05d}.parquet"
     write_index(faiss_path, index)

@@ -1,6 +1,6 @@
 """The vectors of the shards, as the embedding step left them: Parquet sorted by key."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -36,10 +36,10 @@ def shard_batches(vectors_uri: str, shard: int, unit: bool = True) -> Iterator[t
                 yield batch["key"].to_numpy(), unit_float32(vectors) if unit else vectors
 
 
-def shard_palettes(vectors_uri: str, shard: int) -> pa.ChunkedArray | None:
-    """The palettes of a shard, in order of key; None for vectors written without them."""
+def shard_palettes(vectors_uri: str, shards: Iterable[int]) -> pa.ChunkedArray | None:
+    """The palettes of some shards, one shard after the other, each in order of key; None for vectors written without them."""
     parts: list[pa.ChunkedArray] = []
-    for uri in storage.listing(shard_uri(vectors_uri, shard), ".parquet"):
+    for uri in (uri for shard in shards for uri in storage.listing(shard_uri(vectors_uri, shard), ".parquet")):
         fs, path = storage.filesystem(uri)
         with fs.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.contract.manifest import IndexManifest
-from serving.contract.palette import PALETTE
 from serving.contract.segments import read_rows
 from tasks import storage
 from tasks.errors import VitrineError
@@ -100,8 +99,7 @@ def _load(store: "FeatureStore", models: Registry, version: str) -> int:
 
     def rows() -> Iterator[pa.RecordBatch]:
         for segment in bases:
-            file = pq.ParquetFile(models.file(segment.table))
-            yield from file.iter_batches(BATCH_ROWS, columns=[n for n in file.schema_arrow.names if n != PALETTE])
+            yield from pq.ParquetFile(models.file(segment.table)).iter_batches(BATCH_ROWS)
 
     store.load(base, rows(), sum(s.rows for s in bases))
     changed, gone = _differences(models, manifest)
@@ -119,7 +117,6 @@ def _differences(models: Registry, manifest: IndexManifest) -> tuple[pa.Table | 
     for segment in manifest.segments:
         if segment.kind == "delta":
             table = read_rows(models.file(segment.table))
-            table = table.select([n for n in table.column_names if n != PALETTE])
             later = [keys for shard, sequence, keys in stones if shard == segment.shard and sequence > segment.sequence]
             tables.append(table.filter(pa.array(~np.isin(table["key"].to_numpy(), np.concatenate(later)))) if later else table)
     changed = pa.concat_tables(tables, promote_options="default") if tables else None

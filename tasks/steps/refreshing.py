@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from serving.contract.files import FileRef, verify, written_whole
 from serving.contract.manifest import IndexManifest
-from serving.contract.palette import PALETTE_TYPE
 from tasks import storage
 from tasks.catalog.snapshot import product_table, read_snapshot, started_at
 from tasks.errors import VitrineError
@@ -194,9 +193,8 @@ def _embedded(parent: IndexManifest, embedded: dict) -> Any:
     if not blocks:
         return Embedded(pa.table({"key": pa.array([], pa.int64())}), np.zeros((0, parent.encoder.dim), np.float32))
     keys = np.concatenate([k for k, _ in blocks])
-    found = [shard_palettes(embedded["vectors_uri"], s) for s in range(parent.shards)]
-    palettes = pa.chunked_array([c for p in found if p is not None for c in p.chunks], PALETTE_TYPE)
-    rows = with_palettes(rows_of(embedded["snapshot_uri"], keys, 0, 1), palettes if None not in found else None)
+    palettes = shard_palettes(embedded["vectors_uri"], range(parent.shards))
+    rows = with_palettes(rows_of(embedded["snapshot_uri"], keys, 0, 1), palettes)
     return Embedded(rows, np.concatenate([v for _, v in blocks]))
 
 

@@ -109,25 +109,32 @@ def with_document(source: Path, target: Path, document: str) -> Path:
     return target
 
 
+def _links(files: list[Path], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for path in files:
+        os.link(path, folder / path.name)
+
+
 def ours(folder: Path, encoder: Path, files: list[Path], key: str) -> float:
     """Seconds of our job over the files."""
     shop = folder / f"shop-{key}"
-    shop.mkdir()
-    rows = [f"p{n:05d},Product {n},{path}" for n, path in enumerate(files)]
+    _links(files, shop / "images")
+    rows = [f"p{n:05d},Product {n},images/{path.name}" for n, path in enumerate(files)]
     (shop / "products.csv").write_text("\n".join(["product_id,title,image", *rows]) + "\n")
     snapshot = take_snapshot(str(shop), str(folder / "snapshots"), key)
     config = EmbedConfig(spark_master=f"local[{CORES}]")
     began = time.perf_counter()
-    embed_snapshot(snapshot, encoder, "1", str(folder / f"store-{key}"), key, folder / f"work-{key}", config)
-    return time.perf_counter() - began
+    done = embed_snapshot(snapshot, encoder, "1", str(folder / f"store-{key}"), key, folder / f"work-{key}", config)
+    took = time.perf_counter() - began
+    if done.embedded_now != len(files):
+        raise SystemExit(f"our job made {done.embedded_now} vectors of {len(files)} pictures: {done.account}")
+    return took
 
 
 def theirs(folder: Path, model: str, checkpoint: Path, files: list[Path], key: str) -> float:
     """Seconds of `clip-retrieval inference` over the files, its workers as many as cores."""
     inputs = folder / f"clip-in-{key}"
-    inputs.mkdir()
-    for path in files:
-        os.link(path, inputs / path.name)
+    _links(files, inputs)
     command = [
         str(PEER / "clip-retrieval"), "inference", "--input_dataset", str(inputs), "--output_folder", str(folder / f"clip-out-{key}"),
         "--clip_model", f"open_clip:{model}/{checkpoint}", "--input_format", "files", "--enable_text", "False", "--use_jit", "False",

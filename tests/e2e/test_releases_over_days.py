@@ -39,6 +39,18 @@ def refused(stack: Stack, version: str) -> str:
     return stack.airflow.log("promote_index", run_id, red)
 
 
+def poisoned_night(stack: Stack, **encoder: int) -> tuple[str, str]:
+    """A night that another champion fails; the one before is champion again. What was live, and the run."""
+    stack.quiet()
+    live = stack.aliases()["live"]
+    champion = stack.registry.require_alias("product-encoder", "champion").version
+    stack.crown(**encoder)
+    run_id, state = stack.run("rebuild_index")
+    stack.registry.set_alias("product-encoder", "champion", champion)
+    assert state == "failed"
+    return live, run_id
+
+
 def register(stack: Stack, manifest: IndexManifest, run_id: str, name: str) -> str:
     """Registers a manifest as a version that claims to have passed."""
     path = stack.settings.home / f"{name}.json"
@@ -136,13 +148,7 @@ def test_a_truncated_segment_is_named_and_never_serves(shop: Stack) -> None:
 @longer
 def test_a_poisoned_encoder_is_stopped_by_the_gates(shop: Stack) -> None:
     """Its student was never distilled from its teacher: each vector is fine by itself, yet photos find nothing. It stays out."""
-    shop.quiet()
-    live = shop.aliases()["live"]
-    champion = shop.registry.require_alias("product-encoder", "champion").version
-    shop.crown(5, teacher=6)
-    run_id, state = shop.run("rebuild_index")
-    shop.registry.set_alias("product-encoder", "champion", champion)
-    assert state == "failed"
+    live, run_id = poisoned_night(shop, seed=5, teacher=6)
     states = shop.states("rebuild_index", run_id)
     assert states["register_version"] == "success"
     poisoned = str(shop.airflow.result("rebuild_index", run_id, "register_version")["version"])
@@ -156,13 +162,7 @@ def test_a_poisoned_encoder_is_stopped_by_the_gates(shop: Stack) -> None:
 @longer
 def test_an_encoder_that_takes_products_for_one_another_is_stopped_by_its_vectors(shop: Stack) -> None:
     """One dimension tells two kinds of products apart: nearly all vectors are the same."""
-    shop.quiet()
-    live = shop.aliases()["live"]
-    champion = shop.registry.require_alias("product-encoder", "champion").version
-    shop.crown(7, dim=1)
-    run_id, state = shop.run("rebuild_index")
-    shop.registry.set_alias("product-encoder", "champion", champion)
-    assert state == "failed"
+    live, run_id = poisoned_night(shop, seed=7, dim=1)
     assert shop.states("rebuild_index", run_id)["validate_embeddings"] == "failed"
     told = shop.airflow.log("rebuild_index", run_id, "validate_embeddings")
     assert "expect_column_values_to_be_between duplicate_share" in told

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from serving.contract.keys import product_keys
-from serving.contract.palette import NAMES
+from serving.contract.palette import NAMES, PALETTE
+from serving.contract.segments import fixed_column
 from serving.features import Features
 from serving.filters import Filter
 from serving.ranker import RankerConfig, User, Weights, rank
@@ -163,8 +164,7 @@ def test_colours_alike_count_where_both_are_known() -> None:
     palettes[7] = 0
     palettes[7, NAMES.index("red")] = 255
     palettes[8] = 0
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(len(NAMES)), 60, [None, pa.py_buffer(palettes.tobytes())])
-    features = Features(table.append_column("palette", column))
+    features = Features(table.append_column(PALETTE, fixed_column(palettes)))
     config = RankerConfig(weights=Weights(category=0, in_stock=0, colour=0.3))
     found = rank(np.arange(12), np.full(12, 0.5, np.float32), features, config, 12, colours=palettes[7])
     assert found.rows[0] == 7
