@@ -187,6 +187,8 @@ def main() -> None:
                 seconds.setdefault(f"Vitrine {variant}", {})[count] = ours(folder, place, files[:count], f"{variant}-{count}")
             print({k: round(v[count], 1) for k, v in seconds.items()}, f"s for {count} pictures", flush=True)
         cosine, same = agreement(folder / "fp32", files)
+    if any(v[2 * n] <= v[n] for v in seconds.values()):
+        raise SystemExit(f"a job took no longer for {2 * n} pictures than for {n}: ask for more, or for a quieter machine")
     rates = {k: n / (v[2 * n] - v[n]) for k, v in seconds.items()}
     print(f"\n{args.model}, random weights, {CORES} cores")
     print(f"{'job':18} {'images/s':>9} {'x clip-retrieval':>17} {'s for ' + str(2 * n):>12} {'x from start to end':>20}")

@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.bench_servers [--rows 200000] [--seconds 5] [--rounds 2] [--out build/bench]
 
-Each other server runs in an environment of its own below build/peers/<name>, made beforehand by whoever wants it there, for instance
-`uv venv build/peers/milvus && VIRTUAL_ENV=build/peers/milvus uv pip install 'pymilvus[milvus_lite]'`; one that is not there is said
-to be missing. Every server is asked for 20 by one vector at a time, by 1 and by 8 clients, in turns with the others; ours also ranks
-500 candidates and answers with titles and prices. Recall is that of the nearest ten among what is retrieved. Writes servers.json.
+Each other server runs in an environment of its own below build/peers/<name>, made beforehand by whoever wants it there:
+`uv venv build/peers/milvus && VIRTUAL_ENV=build/peers/milvus uv pip install 'pymilvus[milvus_lite]'`, and likewise `clip-retrieval
+'faiss-cpu<1.9' 'setuptools<81'` (autofaiss does not know newer FAISS); one that is not there is said to be missing. Every server is
+asked for 20 by one vector at a time, by 1 and by 8 clients, in turns with the others; ours also ranks 500 candidates and answers
+with titles and prices. Recall is that of the nearest ten among what is retrieved. Writes servers.json.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ import psutil
 from serving.searcher import Searcher
 from tests.benchmarks.bench_serving import best, measure, replica, requests_of
 from tests.benchmarks.market import BLOCK, DIM, Market, market
+from tests.benchmarks.peer_servers import Ask, loop
 from tests.benchmarks.vectors import Vectors
 from tests.servers import free_port
 
@@ -89,6 +90,8 @@ class ClipBack:
         command = [str(PEERS / "clip-retrieval" / "bin" / "python"), str(SCRIPT), "clip-retrieval", str(folder), str(self.port)]
         with log.open("w") as stream:
             self.process = subprocess.Popen(command, stdout=stream, stderr=stream, text=True)
+
+    def wait(self) -> None:
         until = time.monotonic() + START_S
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > until:
@@ -108,28 +111,11 @@ class ClipBack:
         return [row["id"] for row in json.loads(connection.getresponse().read())]
 
     def ask(self, clients: int, seconds: float) -> dict[str, Any]:
-        took: list[float] = []
-        found: dict[int, list[int]] = {}
-        until = time.perf_counter() + seconds
+        def client() -> Ask:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            return lambda n: self._one(connection, n)
 
-        def loop(start: int) -> None:
-            connection, n = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30), start
-            while (began := time.perf_counter()) < until:
-                found[n % len(self.queries)] = self._one(connection, n % len(self.queries))
-                took.append(time.perf_counter() - began)
-                n += 7
-
-        began = time.perf_counter()
-        with ThreadPoolExecutor(clients) as pool:
-            list(pool.map(loop, range(clients)))
-        ms = 1e3 * np.array(took)
-        recall = np.mean([len(set(ids[:10]) & set(self.truth[n].tolist())) / 10 for n, ids in found.items()])
-        figures = {
-            "qps": len(took) / (time.perf_counter() - began),
-            "p50": float(np.median(ms)),
-            "p99": float(np.percentile(ms, 99)),
-        }
-        return figures | {"recall_at_10": float(recall)}
+        return loop(client, self.truth, clients, seconds)
 
 
 @contextmanager
@@ -160,6 +146,7 @@ def run(made: Market, args: argparse.Namespace, folder: Path, url: str, process:
         if installed("clip-retrieval"):
             clip = ClipBack(folder, args.out / "clip-back.log", made.queries, truth)
             stack.enter_context(ended(clip.process))
+            clip.wait()
         for _ in range(args.rounds):
             for clients in CLIENTS:
                 mine = measure(url, process, asked, clients, args.seconds) | {"recall_at_10": ours}

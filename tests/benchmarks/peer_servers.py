@@ -3,14 +3,15 @@
     <its python> tests/benchmarks/peer_servers.py milvus FOLDER
     <its python> tests/benchmarks/peer_servers.py clip-retrieval FOLDER PORT
 
-`milvus` is milvus-lite: for each line {"clients", "seconds", "ef"} on stdin it prints a line with qps, p50 and p99 (ms) and recall@10
-against FOLDER/gt.npy. `clip-retrieval` serves its back end over an index that autofaiss chose; its image model is not loaded, since
-it is asked by vectors only. Both say READY once they answer.
+`milvus` is milvus-lite: it says READY once it is built, and for each line {"clients", "seconds", "ef"} on stdin it prints what `loop`
+measured against FOLDER/gt.npy. `clip-retrieval` serves its back end over an index that autofaiss chose; its image model is not
+loaded, since it is asked by vectors only.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,38 @@ from typing import Any
 import numpy as np
 
 K = 20
+Ask = Callable[[int], list[int]]
 INSERT = 5000
+
+
+def loop(client: Callable[[], Ask], truth: np.ndarray, clients: int, seconds: float) -> dict[str, float]:
+    """Each client asks its next query when it has the answer to the last: qps, p50 and p99 (ms), and recall@10 against `truth`.
+
+    `client()` makes what a client asks with: the number of a query to the ids that it is answered.
+    """
+    took: list[float] = []
+    found: dict[int, list[int]] = {}
+    until = time.perf_counter() + seconds
+
+    def run(start: int) -> None:
+        ask, n = client(), start
+        while (began := time.perf_counter()) < until:
+            found[n % len(truth)] = ask(n % len(truth))
+            took.append(time.perf_counter() - began)
+            n += 7
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(run, range(clients)))
+    ms = 1e3 * np.array(took)
+    recall = np.mean([len(set(ids[:10]) & set(truth[n].tolist())) / 10 for n, ids in found.items()])
+    figures = {
+        "qps": len(took) / (time.perf_counter() - began),
+        "p50": np.median(ms),
+        "p99": np.percentile(ms, 99),
+        "recall_at_10": recall,
+    }
+    return {name: float(value) for name, value in figures.items()}
 
 
 def milvus(folder: Path) -> None:
@@ -46,28 +78,7 @@ def milvus(folder: Path) -> None:
 
     for line in sys.stdin:
         told: dict[str, Any] = json.loads(line)
-        took: list[float] = []
-        found: dict[int, list[int]] = {}
-        until = time.perf_counter() + told["seconds"]
-
-        def loop(start: int, until: float = until, ef: int = told["ef"], took: list = took, found: dict = found) -> None:
-            n = start
-            while (began := time.perf_counter()) < until:
-                found[n % len(xq)] = ask(n % len(xq), ef)
-                took.append(time.perf_counter() - began)
-                n += 7
-
-        began = time.perf_counter()
-        with ThreadPoolExecutor(told["clients"]) as pool:
-            list(pool.map(loop, range(told["clients"])))
-        ms = 1e3 * np.array(took)
-        recall = np.mean([len(set(ids[:10]) & set(gt[n].tolist())) / 10 for n, ids in found.items()])
-        answer = {
-            "qps": len(took) / (time.perf_counter() - began),
-            "p50": float(np.median(ms)),
-            "p99": float(np.percentile(ms, 99)),
-        }
-        print(json.dumps(answer | {"recall_at_10": float(recall)}), flush=True)
+        print(json.dumps(loop(lambda ef=told["ef"]: lambda n: ask(n, ef), gt, told["clients"], told["seconds"])), flush=True)
 
 
 def clip_retrieval(folder: Path, port: int) -> None:
