@@ -1,13 +1,25 @@
-"""An application behind a real port: in a thread of this process, stopped at the end."""
+"""An application behind a real port, in a thread of this process, stopped at the end; and waiting for what comes about."""
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import uvicorn
 from fastapi import FastAPI
 
 from tests.servers import free_port
+
+HANGS_S = 900.0
+
+
+def until(holds: Callable[[], bool], what: str = "it comes about") -> None:
+    """Waits until something holds, looking often at first and every 0.3 s in the end. Fails after HANGS_S seconds."""
+    end, pause = time.monotonic() + HANGS_S, 0.002
+    while not holds():
+        assert time.monotonic() < end, f"waited {HANGS_S:.0f} s in vain: {what}"
+        time.sleep(pause)
+        pause = min(0.3, 1.5 * pause)
 
 
 class Served:

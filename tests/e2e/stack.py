@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +19,10 @@ from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
 from tasks.settings import Settings
 from tests.catalogs import picture, read_table, small_catalog, write_table
 from tests.conftest import free_port
+from tests.running import until
 from tests.tiny import tiny_encoder
 
 PRODUCTS = 60
-LIMIT_S = 900
 ENDED = ("success", "failed")
 RELEASING = ("rebuild_index", "refresh_index", "promote_index")
 BY_THEMSELVES = ("watch_champion", "watch_quality", "collect_garbage")
@@ -181,13 +179,6 @@ class Stack:
         self.goes_live(version)
         assert self.servable() == self.catalogue.ids
         return version
-
-
-def until(holds: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
-    end = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < end, f"waited {limit_s} s in vain: {what}"
-        time.sleep(0.3)
 
 
 def long_run() -> bool:

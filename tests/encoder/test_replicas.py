@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
 from tasks.encoder.trained import TrainedTower, load_tower
 from tasks.errors import TrainingError
 from tasks.settings import PROJECT
+from tests.running import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -71,7 +71,7 @@ def test_killed_together_they_leave_nothing_running_and_resume_to_the_same_curve
         stdout=subprocess.PIPE, cwd=PROJECT,
     )  # fmt: skip
     assert process.stdout is not None
-    until(lambda: list(tmp_path.glob("killed/teacher/*/steps/step-*/checkpoint.json")) or process.poll() is not None)
+    until(lambda: bool(list(tmp_path.glob("killed/teacher/*/steps/step-*/checkpoint.json"))) or process.poll() is not None)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 3, "torchrun and its two processes"
     process.send_signal(signal.SIGKILL)
@@ -89,10 +89,3 @@ def test_what_stops_one_stops_all_with_its_sentence(snapshot: Snapshot, tmp_path
     wild = replace(recipe(), teacher_recipe=replace(recipe().teacher_recipe, learning_rate=1e30))
     with pytest.raises(TrainingError, match=r"teacher: the loss is not a number at step \d .*lower the learning rate"):
         train(job(snapshot, tmp_path, wild), quiet, 2)
-
-
-def until(holds) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + 500
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)

@@ -6,7 +6,6 @@ the lease too.
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
@@ -20,6 +19,7 @@ from tasks.registry import INDEX_MODEL, Registry
 from tasks.settings import Settings
 from tests.registered import TOKEN, Running, Shop, replicas
 from tests.release import promoter
+from tests.running import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -120,13 +120,6 @@ def stack(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         finally:
             shoppers.stop.set()
             asking.join(30)
-
-
-def until(holds, limit_s: float = 60) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def point_of(stack: Stack, point: str) -> str:

@@ -1,14 +1,13 @@
 """Photos encoded together: each caller gets its own vector, nobody waits without need, an error reaches all it concerns."""
 
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from serving.batching import Batcher, Batching
+from tests.running import until
 
 
 class Slow:
@@ -27,13 +26,6 @@ class Slow:
         if (batch < 0).any():
             raise RuntimeError("a negative picture")
         return 2 * batch
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def test_alone_nobody_waits() -> None:

@@ -1,7 +1,6 @@
 """Shard processes' applications behind real ports of this process, and a gateway in front of them."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from serving.app import create_app
 from serving.settings import ServingSettings
-from tests.running import Served
+from tests.running import Served, until
 from tests.serving.whole.storefront import Storefront, make_storefront
 
 TOKEN = "a token of the tests"
@@ -47,11 +46,3 @@ def running(store: Storefront, *held: tuple[int, ...], **settings: object) -> It
         client = stack.enter_context(TestClient(gateway_app(store, [s.url for s in served], **settings)))
         until(lambda: client.get("/readyz").status_code == 200)
         yield client, served
-
-
-def until(holds: Callable[[], bool], limit_s: float = 20.0) -> None:
-    """Waits until something holds; the limit is for a test that hangs."""
-    end = time.monotonic() + limit_s
-    while not holds():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)

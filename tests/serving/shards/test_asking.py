@@ -17,7 +17,7 @@ from serving.settings import ServingSettings
 from serving.shards.asking import Asking, Refusal
 from serving.shards.fleet import Fleet, addresses_of
 from serving.shards.wire import SEARCH, pack, unpack
-from tests.serving.shards.conftest import until
+from tests.running import until
 
 
 class Scripted:

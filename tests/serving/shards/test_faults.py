@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 
 from serving.contract.keys import product_key
 from serving.shards.wire import SEARCH, pack, unpack
-from tests.running import Served
-from tests.serving.shards.conftest import gateway_app, running, shard_app, until
+from tests.running import Served, until
+from tests.serving.shards.conftest import gateway_app, running, shard_app
 from tests.serving.whole.storefront import Storefront, corrupt
 
 pytestmark = pytest.mark.slow

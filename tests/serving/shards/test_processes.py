@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster import cluster
 from tests.load import Load, fire, json_request, photo_request
-from tests.serving.shards.conftest import until
+from tests.running import until
 from tests.serving.whole.storefront import Storefront
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from tasks.errors import VitrineError
 from tasks.registry import Version
 from tasks.release.promotion import choose_slot, flip, rollback, warm
 from tasks.release.replicas import Replica
-from tests.running import Served
-from tests.serving.shards.conftest import TOKEN, gateway_app, shard_app, until
+from tests.running import Served, until
+from tests.serving.shards.conftest import TOKEN, gateway_app, shard_app
 from tests.serving.whole.storefront import Storefront
 
 pytestmark = pytest.mark.slow
