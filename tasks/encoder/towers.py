@@ -159,6 +159,9 @@ def build_student(config: EncoderConfig, load_pretrained: bool = True) -> ImageE
     except Exception as error:  # unknown names and failed downloads arrive as various classes
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TrainingError(f"the student {tower.timm!r} cannot be built: {first[:200]}; name a timm model") from None
+    wide = getattr(network.trunk, "head_hidden_size", network.trunk.num_features)
+    if wide != network.trunk.num_features:  # open_clip counts before the head's own convolution, which mobilenetv3 and 4 have
+        network.head.proj = nn.Linear(wide, config.dim, bias=False)
     if load_pretrained and tower.pretrained and not from_timm:
         _load_local(network, Path(tower.pretrained))
     return ImageEncoder(network, PLAIN_MEAN, PLAIN_STD)

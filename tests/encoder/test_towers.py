@@ -91,6 +91,14 @@ def test_what_is_missing_is_one_sentence(tower: dict[str, str], message: str) ->
         build_teacher(with_teacher(**tower))
 
 
+@pytest.mark.parametrize("name", ["mobilenetv4_conv_small_035", "mobilenetv3_small_050", "resnet10t", "test_vit"])
+def test_any_timm_tower_is_a_student_of_the_teachers_width(name: str) -> None:
+    """mobilenetv3 and 4 end in a convolution that open_clip does not count."""
+    student = build_student(replace(preset("tiny"), student=TowerConfig(timm=name))).eval()
+    with torch.no_grad():
+        assert student(torch.rand(2, 3, 160, 160)).shape == (2, preset("tiny").dim)
+
+
 def test_an_unknown_student_is_one_sentence() -> None:
     with pytest.raises(TrainingError, match=r"the student 'resnet5000' cannot be built: .*name a timm model"):
         build_student(replace(preset("tiny"), student=TowerConfig(timm="resnet5000")))
