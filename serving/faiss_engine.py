@@ -23,13 +23,22 @@ class FaissEngine:
 
     def __init__(self, index: Any) -> None:
         self.index, self.rows = index, index.ntotal
+        self.unmasked: dict[tuple[tuple[str, Scalar], ...], Any] = {}
         inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
         if isinstance(inner, faiss.IndexIVF) and inner.ntotal:
             inner.make_direct_map(True)  # stored vectors are read back by position
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
-        chosen = _parameters(self.index, widened(params, effort), None if mask is None else selector(mask))
-        return Found(*self.index.search(xq, k, params=chosen))
+        return Found(*self.index.search(xq, k, params=self._chosen(widened(params, effort), mask)))
+
+    def _chosen(self, params: dict[str, Scalar], mask: Mask | None) -> Any:
+        """FAISS's own parameters; those without a mask are kept, since making them costs a tenth of a small search."""
+        if mask is not None:
+            return _parameters(self.index, params, selector(mask))
+        key = tuple(params.items())
+        if key not in self.unmasked:
+            self.unmasked[key] = _parameters(self.index, params, None)
+        return self.unmasked[key]
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """Of a refined index, the finer ones."""

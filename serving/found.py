@@ -34,6 +34,8 @@ class Source:
 
 def merge(found: list[Found], k: int) -> Found:
     """The best k of several results over disjoint rows; equal similarities are ordered by row, so the order is stable."""
+    if len(found) == 1 and _in_order(found[0]):
+        return padded(Found(found[0].similarity[:, :k], found[0].rows[:, :k]), k)
     similarity = np.concatenate([f.similarity for f in found], axis=1)
     rows = np.concatenate([f.rows for f in found], axis=1)
     similarity = np.where(rows < 0, -np.inf, similarity).astype(np.float32)
@@ -41,6 +43,12 @@ def merge(found: list[Found], k: int) -> Found:
         return padded(_packed_best(similarity, rows, k), k)
     order = np.lexsort((rows, -similarity), axis=1)[:, :k]
     return padded(Found(np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)), k)
+
+
+def _in_order(found: Found) -> bool:
+    """Whether there is nothing left to sort: no equal similarities, and a row in every place."""
+    falling = found.similarity[:, 1:] < found.similarity[:, :-1]
+    return bool(falling.all()) and bool((found.rows >= 0).all())
 
 
 def _packed_best(similarity: np.ndarray, rows: np.ndarray, k: int) -> Found:

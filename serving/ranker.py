@@ -72,7 +72,7 @@ def rank(
     user: User | None = None,
     colours: np.ndarray | None = None,
 ) -> Ranked:
-    """The k best of one query's candidates: `rows` (n,) int64 handles (-1: none) with `similarity` (n,) float32.
+    """The k best of one query's candidates: `rows` (n,) int64 handles (-1: none) with `similarity` (n,) float32, best first.
 
     `colours` (13,) uint8 is the palette of the photo or product that was asked with.
     """
@@ -103,9 +103,9 @@ def _category_share(rows: np.ndarray, similarity: np.ndarray, category: Coded, c
     if not len(rows):
         return np.zeros(0)
     leaves = category.codes[rows]
-    nearest = np.argsort(-similarity, kind="stable")[: config.voters]
-    votes = np.exp((similarity[nearest] - similarity[nearest[0]]) / config.temperature).astype(np.float64)
-    share = np.bincount(leaves[nearest], votes, len(category.values))
+    nearest = similarity[: config.voters]
+    votes = np.exp((nearest - nearest[0]) / config.temperature).astype(np.float64)
+    share = np.bincount(leaves[: config.voters], votes, len(category.values))
     share[0] = 0.0
     return share[leaves] / votes.sum()
 

@@ -93,8 +93,8 @@ def clip_retrieval(folder: Path, port: int) -> None:
     (place / "metadata").mkdir(parents=True)
     began = time.perf_counter()
     build_index(
-        xb, index_path=str(place / "image.index"), index_infos_path=str(place / "infos.json"), metric_type="ip",
-        max_index_memory_usage=f"{xb.nbytes // 2**20}MB", current_memory_available="8GB", verbose=40,
+        xb, index_path=str(place / "image.index"), index_infos_path=str(place / "infos.json"), metric_type="ip", index_key="HNSW32",
+        max_index_memory_usage="4GB", current_memory_available="8GB", verbose=40,
     )  # fmt: skip
     print(json.dumps({"build_s": time.perf_counter() - began}), flush=True)
     titles = pd.DataFrame(
