@@ -105,16 +105,19 @@ class Shots:
 
 
 class Load:
-    """A load generator's process; `with` ends it whatever happens."""
+    """A load generator's process; `with` ends it whatever happens. Several replicas: the clients are spread over them."""
 
-    def __init__(self, url: str, requests: list[bytes], clients: int, seconds: float, rate: float = 0.0, seed: int = 0) -> None:
-        where = urlsplit(url)
+    def __init__(
+        self, url: str | list[str], requests: list[bytes], clients: int, seconds: float, rate: float = 0.0, seed: int = 0
+    ) -> None:
+        parts = [urlsplit(u) for u in ([url] if isinstance(url, str) else url)]
+        places = [(p.hostname, p.port) for p in parts]
         self.folder = tempfile.TemporaryDirectory(prefix="load-")
         here = Path(self.folder.name)
         sizes = [len(r) for r in requests]
         (here / "requests").write_bytes(b"".join(requests))
-        job = {"host": where.hostname, "port": where.port, "sizes": sizes, "clients": clients, "seconds": seconds, "rate": rate}
-        (here / "job.json").write_text(json.dumps(job | {"seed": seed}))
+        job = {"places": places, "sizes": sizes, "clients": clients, "seconds": seconds, "rate": rate, "seed": seed}
+        (here / "job.json").write_text(json.dumps(job))
         self.process = subprocess.Popen([sys.executable, "-m", "tests.load", str(here)], cwd=Path(__file__).parents[1])
 
     def wait(self) -> Shots:
@@ -140,7 +143,7 @@ class Load:
         self.folder.cleanup()
 
 
-def fire(url: str, requests: list[bytes], clients: int, seconds: float, rate: float = 0.0, seed: int = 0) -> Shots:
+def fire(url: str | list[str], requests: list[bytes], clients: int, seconds: float, rate: float = 0.0, seed: int = 0) -> Shots:
     """The same, waited for."""
     with Load(url, requests, clients, seconds, rate, seed) as load:
         return load.wait()
@@ -149,7 +152,8 @@ def fire(url: str, requests: list[bytes], clients: int, seconds: float, rate: fl
 class Connection(asyncio.Protocol):
     """One kept connection with at most one request under way; the answer comes as (status, body), (0, b"") when there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: tuple[str, int]) -> None:
+        self.where = where
         self.transport: Any = None  # uvloop's are not asyncio.Transports
         self.data = bytearray()
         self.waiting: asyncio.Future[tuple[int, bytes]] | None = None
@@ -177,11 +181,11 @@ class Connection(asyncio.Protocol):
         if self.waiting is not None and not self.waiting.done():
             self.waiting.set_result((status, body))
 
-    async def ask(self, loop: asyncio.AbstractEventLoop, where: tuple[str, int], sent: bytes) -> tuple[int, bytes]:
+    async def ask(self, loop: asyncio.AbstractEventLoop, sent: bytes) -> tuple[int, bytes]:
         if self.transport is None or self.transport.is_closing():
             self.data.clear()
             try:
-                await loop.create_connection(lambda: self, *where)
+                await loop.create_connection(lambda: self, *self.where)
             except OSError:
                 await asyncio.sleep(0.05)  # a replica that is away is not asked in a tight loop
                 return 0, b""
@@ -203,7 +207,7 @@ class Generator:
         self.random = random.Random(job["seed"] or None)
         self.requests = [r.partition(MARK) for r in requests]
         self.used = [self.random.randrange(10**8)] * len(requests)
-        self.where = (job["host"], job["port"])
+        self.places = job["places"]
         self.shots: list[tuple[float, float, int, int, bytes, bytes, str, bytes, int]] = []
         self.next = 0
 
@@ -213,7 +217,7 @@ class Generator:
         began, self.cpu_s = time.perf_counter(), time.process_time()
         self.until = began + self.job["seconds"]
         self.loop.add_signal_handler(signal.SIGINT, self.end)
-        connections = [Connection() for _ in range(self.job["clients"])]
+        connections = [Connection(tuple(self.places[n % len(self.places)])) for n in range(self.job["clients"])]
         if self.job["rate"]:
             await self._open(connections)
         else:
@@ -263,7 +267,7 @@ class Generator:
         number = self.next
         self.next = (number + 1) % len(self.requests)
         at = time.time() - (time.perf_counter() - began)
-        status, body = await connection.ask(self.loop, self.where, self._request(number))
+        status, body = await connection.ask(self.loop, self._request(number))
         took_ms = 1e3 * (time.perf_counter() - began)
         version, results = VERSION.search(body), RESULTS.search(body)
         digest = hashlib.blake2b(results[1], digest_size=8).hexdigest() if results else ""

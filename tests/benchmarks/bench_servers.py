@@ -149,7 +149,7 @@ def run(made: Market, args: argparse.Namespace, folder: Path, url: str, process:
             clip.wait()
         for _ in range(args.rounds):
             for clients in CLIENTS:
-                mine = measure(url, process, asked, clients, args.seconds) | {"recall_at_10": ours}
+                mine = measure([(url, process)], asked, clients, args.seconds) | {"recall_at_10": ours}
                 rounds.setdefault(("Vitrine", clients), []).append(mine)
                 for ef in EFS if milvus else ():
                     row = milvus.ask(clients, args.seconds, ef) if milvus else {}

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.bench_serving [--rows 1000000] [--seconds 5] [--rounds 3] [--out build/bench]
 
 The replica is `vitrine-serve` in a process of its own, the load generator another, over real HTTP; no query is asked twice, so
-that no cache answers. The bare loop runs in turns with it, on as many threads as the replica has workers. Prints, for photo and
-vector queries at 1, 8 and 32 clients: queries per second, p50 and p99 as the client sees them, and each phase; then what was asked
-for and whether it held. Writes serving.json.
+that no cache answers. The bare loop runs in turns with it, on as many threads as the replica has workers; so do two replicas of
+one worker each, which share no interpreter lock. Prints, for photo and vector queries at 1, 8 and 32 clients: queries per second,
+p50 and p99 as the client sees them, and each phase; then what was asked for and whether it held. Writes serving.json.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +145,19 @@ def requests_of(made: Market, kind: str) -> list[bytes]:
     return [vector_request(v) for v in made.queries]
 
 
-def measure(url: str, process: psutil.Process, asked: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
+Asked = tuple[str, psutil.Process]
+"""A replica: its url and process."""
+
+
+def measure(replicas: list[Asked], asked: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
     """One round of load: what the clients saw, what each phase took, and the processor time of both sides per query."""
-    before = sum(process.cpu_times()[:2])
-    shots: Shots = fire(url, asked, clients, seconds)
-    cpu_s = sum(process.cpu_times()[:2]) - before
+
+    def spent_s() -> float:
+        return sum(sum(process.cpu_times()[:2]) for _, process in replicas)
+
+    before = spent_s()
+    shots: Shots = fire([url for url, _ in replicas], asked, clients, seconds)
+    cpu_s = spent_s() - before
     if shots.failed:
         raise RuntimeError(f"{shots.failed} of {len(shots.status)} requests failed: {sorted(set(shots.status.tolist()))}")
     answered = int(shots.ok.sum())
@@ -171,19 +179,22 @@ def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return sorted(rounds, key=lambda r: r["qps"])[len(rounds) // 2]
 
 
-def run(made: Market, url: str, process: psutil.Process, rounds: int, seconds: float) -> dict[str, Any]:
+def run(made: Market, one: Asked, several: list[Asked], rounds: int, seconds: float) -> dict[str, Any]:
     bare = Bare(made)
     results: dict[str, Any] = {}
     for kind, call, inputs in (("photo", bare.photo, made.photos), ("vector", bare.vector, list(made.queries))):
         asked = requests_of(made, kind)
         bare_loop(call, inputs, WORKERS, 1.0)
-        fire(url, asked, 8, 1.0)
+        for url, _ in (one, *several):
+            fire(url, asked, 8, 1.0)
         found: dict[str, list[dict[str, Any]]] = {}
         for _ in range(rounds):  # in turns, so that what else the machine does hits both alike
             for threads in (1, WORKERS):
                 found.setdefault(f"bare x{threads}", []).append(bare_loop(call, inputs, threads, seconds))
             for clients in CLIENTS:
-                found.setdefault(f"{clients} clients", []).append(measure(url, process, asked, clients, seconds))
+                found.setdefault(f"{clients} clients", []).append(measure([one], asked, clients, seconds))
+            for clients in CLIENTS[1:]:
+                found.setdefault(f"{clients} on two", []).append(measure(several, asked, clients, seconds))
         results[kind] = {name: best(rows) for name, rows in found.items()}
     return results
 
@@ -203,7 +214,7 @@ def show(results: dict[str, Any]) -> dict[str, Any]:
     one = {kind: rows["1 clients"] for kind, rows in results.items()}
     bare = {kind: rows["bare x1"]["p50"] for kind, rows in results.items()}
     most = {
-        kind: max(rows[f"{c} clients"]["qps"] for c in CLIENTS) / rows[f"bare x{WORKERS}"]["qps"]
+        kind: max(row["qps"] for name, row in rows.items() if "bare" not in name) / rows[f"bare x{WORKERS}"]["qps"]
         for kind, rows in results.items()
     }
     print("\nwhere one vector query's time goes, p50 ms at one client")
@@ -255,8 +266,10 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     made = market(args.out, args.rows, args.family)
     print(f"{args.rows} x 512, {made.manifest().search}, {WORKERS} workers; load {psutil.getloadavg()[0]:.1f}")
-    with replica(made.release, args.out / "serving.log") as (url, process):
-        results = run(made, url, process, args.rounds, args.seconds)
+    with ExitStack() as stack:
+        one = stack.enter_context(replica(made.release, args.out / "serving.log"))
+        several = [stack.enter_context(replica(made.release, args.out / f"serving-{n}.log", WORKERS="1")) for n in range(WORKERS)]
+        results = run(made, one, several, args.rounds, args.seconds)
     told = show(results)
     arguments = {k: str(v) for k, v in vars(args).items()}
     (args.out / "serving.json").write_text(json.dumps({"arguments": arguments, "rows": results, **told}, indent=1))
