@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 MANIFEST = "_manifest.json"
 CHUNKS = "_chunks.json"
 
-
 BATCH = {"cpu": 32, "gpu": 512}
-"""A first choice, not measured by bench_embed yet: on two cores encoders gain little beyond 16 pictures; a GPU needs hundreds."""
+"""On two cores batches of 8 and 32 differ by a tenth or two, small networks liking the larger (measured: docs/performance.md); a GPU
+needs hundreds (the document's figure; not measured)."""
 ON_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 
 
