@@ -47,18 +47,22 @@ def write_shards(
         parts[shard] += 1
         progress.add(len(table))
 
+    def collect(start: int) -> None:
+        """One pass; nothing of it is held when the next begins."""
+        piece = rows.slice(start, most).combine_chunks()
+        sha = piece["sha256"].combine_chunks()
+        vectors, palettes = store.gather(sha, commits)
+        for shard, end in enumerate(ends):
+            first = max(ends[shard - 1] if shard else 0, start) - start
+            last = min(end - start, len(piece))
+            if first < last:
+                cut = slice(first, last)
+                columns = [piece["key"][cut], sha[cut], fixed_column(palettes[cut]), vector_column(vectors[cut])]
+                write(shard, pa.table(columns, schema=schema))
+
     with Progress("write vectors", len(usable), "vectors") as progress:
         for start in range(0, len(rows), most):
-            piece = rows.slice(start, most).combine_chunks()
-            sha = piece["sha256"].combine_chunks()
-            vectors, palettes = store.gather(sha, commits)
-            for shard, end in enumerate(ends):
-                first = max(ends[shard - 1] if shard else 0, start) - start
-                last = min(end - start, len(piece))
-                if first < last:
-                    cut = slice(first, last)
-                    columns = [piece["key"][cut], sha[cut], fixed_column(palettes[cut]), vector_column(vectors[cut])]
-                    write(shard, pa.table(columns, schema=schema))
+            collect(start)
         for shard in range(shards):
             if not parts[shard]:
                 write(shard, schema.empty_table())

@@ -1,9 +1,11 @@
 """The embedding store: committed parts count, damaged ones are named, and vectors come back in the order asked for."""
 
 import hashlib
+import weakref
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -135,6 +137,24 @@ def test_shards_hold_every_vector_once_in_order_of_key(store: EmbeddingStore, tm
     assert sorted(seen) == keys.tolist()
     for row, key in enumerate(keys.tolist()):
         np.testing.assert_array_equal(seen[key], vector(row))
+
+
+def test_a_pass_over_the_store_holds_nothing_of_the_one_before(
+    store: EmbeddingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two passes held at once doubled the memory of ten million vectors."""
+    gather, held = store.gather, []
+
+    def watched(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        assert all(gone() is None for gone in held)
+        found = gather(*arguments)
+        held.extend(weakref.ref(array) for array in found)
+        return found
+
+    monkeypatch.setattr(store, "gather", watched)
+    usable = pa.table({"key": np.arange(60), "sha256": pa.array([sha(n) for n in range(60)], pa.binary(32))})
+    write_shards(usable, store, store.commits(), str(tmp_path / "out"), 3, 2 * DIM * 7)
+    assert len(held) > 2
 
 
 def test_a_part_from_before_palettes_gives_its_vectors_and_no_colours(tmp_path: Path, store: EmbeddingStore) -> None:
