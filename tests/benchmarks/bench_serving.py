@@ -9,6 +9,7 @@ p50 and p99 as the client sees them, and each phase; then what was asked for and
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -139,10 +140,11 @@ def vector_request(vector: np.ndarray, **fields: Any) -> bytes:
     return b"\r\n".join([*lines, f"content-length: {len(body)}".encode(), b"", b""]) + body
 
 
-def requests_of(made: Market, kind: str) -> list[bytes]:
+def requests_of(made: Market, kind: str, candidates: int = CANDIDATES) -> list[bytes]:
+    """Requests that no cache of responses or vectors knows. What is remembered by vector depends on `candidates` as well."""
     if kind == "photo":  # bytes after a JPEG's end marker are not its picture's, but are its checksum's
-        return [photo_request(p + MARK) for p in made.photos]
-    return [vector_request(v) for v in made.queries]
+        return [photo_request(p + MARK, {"candidates": str(candidates)}) for p in made.photos]
+    return [vector_request(v, candidates=candidates) for v in made.queries]
 
 
 Asked = tuple[str, psutil.Process]
@@ -183,18 +185,22 @@ def run(made: Market, one: Asked, several: list[Asked], rounds: int, seconds: fl
     bare = Bare(made)
     results: dict[str, Any] = {}
     for kind, call, inputs in (("photo", bare.photo, made.photos), ("vector", bare.vector, list(made.queries))):
-        asked = requests_of(made, kind)
+        around = itertools.cycle(range(CANDIDATES - 10, CANDIDATES + 11))
+
+        def asked(kind: str = kind, around: Iterator[int] = around) -> list[bytes]:
+            return requests_of(made, kind, next(around))
+
         bare_loop(call, inputs, WORKERS, 1.0)
         for url, _ in (one, *several):
-            fire(url, asked, 8, 1.0)
+            fire(url, asked(), 8, 1.0)
         found: dict[str, list[dict[str, Any]]] = {}
         for _ in range(rounds):  # in turns, so that what else the machine does hits both alike
             for threads in (1, WORKERS):
                 found.setdefault(f"bare x{threads}", []).append(bare_loop(call, inputs, threads, seconds))
             for clients in CLIENTS:
-                found.setdefault(f"{clients} clients", []).append(measure([one], asked, clients, seconds))
+                found.setdefault(f"{clients} clients", []).append(measure([one], asked(), clients, seconds))
             for clients in CLIENTS[1:]:
-                found.setdefault(f"{clients} on two", []).append(measure(several, asked, clients, seconds))
+                found.setdefault(f"{clients} on two", []).append(measure(several, asked(), clients, seconds))
         results[kind] = {name: best(rows) for name, rows in found.items()}
     return results
 
