@@ -32,7 +32,7 @@ class FaissEngine:
         return Found(*self.index.search(xq, k, params=self._chosen(widened(params, effort), mask)))
 
     def _chosen(self, params: dict[str, Scalar], mask: Mask | None) -> Any:
-        """FAISS's own parameters; those without a mask are kept, since making them costs a tenth of a small search."""
+        """FAISS's own parameters; those without a mask are the same for every query, and kept."""
         if mask is not None:
             return _parameters(self.index, params, selector(mask))
         key = tuple(params.items())

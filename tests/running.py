@@ -10,14 +10,12 @@ from fastapi import FastAPI
 
 from tests.servers import free_port
 
-HANGS_S = 900.0
 
-
-def until(holds: Callable[[], bool], what: str = "it comes about") -> None:
-    """Waits until something holds, looking often at first and every 0.3 s in the end. Fails after HANGS_S seconds."""
-    end, pause = time.monotonic() + HANGS_S, 0.002
+def until(holds: Callable[[], bool], what: str = "it comes about", limit_s: float = 20.0) -> None:
+    """Waits until something holds, looking often at first and every 0.3 s in the end. Fails after `limit_s`."""
+    end, pause = time.monotonic() + limit_s, 0.002
     while not holds():
-        assert time.monotonic() < end, f"waited {HANGS_S:.0f} s in vain: {what}"
+        assert time.monotonic() < end, f"waited {limit_s:g} s in vain: {what}"
         time.sleep(pause)
         pause = min(0.3, 1.5 * pause)
 

@@ -81,6 +81,7 @@ def build_teacher(config: EncoderConfig, load_pretrained: bool = True) -> Teache
         mean, std = tuple(model.visual.image_mean), tuple(model.visual.image_std)
     else:
         model = open_clip.CLIP(**custom_config(config))
+        _fit_head(model.visual, config.dim)
         mean, std = PLAIN_MEAN, PLAIN_STD
         if load_pretrained and tower.pretrained:
             _load_local(model, Path(tower.pretrained))
@@ -159,12 +160,17 @@ def build_student(config: EncoderConfig, load_pretrained: bool = True) -> ImageE
     except Exception as error:  # unknown names and failed downloads arrive as various classes
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TrainingError(f"the student {tower.timm!r} cannot be built: {first[:200]}; name a timm model") from None
-    wide = getattr(network.trunk, "head_hidden_size", network.trunk.num_features)
-    if wide != network.trunk.num_features:  # open_clip counts before the head's own convolution, which mobilenetv3 and 4 have
-        network.head.proj = nn.Linear(wide, config.dim, bias=False)
+    _fit_head(network, config.dim)
     if load_pretrained and tower.pretrained and not from_timm:
         _load_local(network, Path(tower.pretrained))
     return ImageEncoder(network, PLAIN_MEAN, PLAIN_STD)
+
+
+def _fit_head(tower: TimmModel, dim: int) -> None:
+    """Projects from the width that timm gives: open_clip counts before a head's own convolution, as mobilenetv3 and 4 have one."""
+    wide = getattr(tower.trunk, "head_hidden_size", tower.trunk.num_features)
+    if wide != tower.trunk.num_features:
+        tower.head.proj = nn.Linear(wide, dim, bias=False)
 
 
 def _load_local(model: nn.Module, path: Path) -> None:

@@ -39,6 +39,10 @@ CANDIDATES = 500
 PHASES = ("decode", "encode", "retrieve", "rank", "total")
 
 
+Target = tuple[str, psutil.Process]
+"""A replica that is measured: its url and process."""
+
+
 class Bare:
     """The same work by direct calls: simplejpeg + OpenCV, ONNX Runtime, FAISS, with the release's own parameters."""
 
@@ -147,11 +151,7 @@ def requests_of(made: Market, kind: str, candidates: int = CANDIDATES) -> list[b
     return [vector_request(v, candidates=candidates) for v in made.queries]
 
 
-Asked = tuple[str, psutil.Process]
-"""A replica: its url and process."""
-
-
-def measure(replicas: list[Asked], asked: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
+def measure(replicas: list[Target], asked: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
     """One round of load: what the clients saw, what each phase took, and the processor time of both sides per query."""
 
     def spent_s() -> float:
@@ -181,26 +181,26 @@ def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return sorted(rounds, key=lambda r: r["qps"])[len(rounds) // 2]
 
 
-def run(made: Market, one: Asked, several: list[Asked], rounds: int, seconds: float) -> dict[str, Any]:
+def run(made: Market, one: Target, several: list[Target], rounds: int, seconds: float) -> dict[str, Any]:
     bare = Bare(made)
+    candidates = itertools.cycle(range(CANDIDATES - 10, CANDIDATES + 11))
     results: dict[str, Any] = {}
     for kind, call, inputs in (("photo", bare.photo, made.photos), ("vector", bare.vector, list(made.queries))):
-        around = itertools.cycle(range(CANDIDATES - 10, CANDIDATES + 11))
-
-        def asked(kind: str = kind, around: Iterator[int] = around) -> list[bytes]:
-            return requests_of(made, kind, next(around))
-
         bare_loop(call, inputs, WORKERS, 1.0)
         for url, _ in (one, *several):
-            fire(url, asked(), 8, 1.0)
+            fire(url, requests_of(made, kind, next(candidates)), 8, 1.0)
         found: dict[str, list[dict[str, Any]]] = {}
         for _ in range(rounds):  # in turns, so that what else the machine does hits both alike
             for threads in (1, WORKERS):
                 found.setdefault(f"bare x{threads}", []).append(bare_loop(call, inputs, threads, seconds))
             for clients in CLIENTS:
-                found.setdefault(f"{clients} clients", []).append(measure([one], asked(), clients, seconds))
+                found.setdefault(f"{clients} clients", []).append(
+                    measure([one], requests_of(made, kind, next(candidates)), clients, seconds)
+                )
             for clients in CLIENTS[1:]:
-                found.setdefault(f"{clients} on two", []).append(measure(several, asked(), clients, seconds))
+                found.setdefault(f"{clients} on two", []).append(
+                    measure(several, requests_of(made, kind, next(candidates)), clients, seconds)
+                )
         results[kind] = {name: best(rows) for name, rows in found.items()}
     return results
 

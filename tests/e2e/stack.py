@@ -4,6 +4,7 @@ import contextlib
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from tasks.catalog.changes.source import open_changes
 from tasks.demo.services import Service, Supervisor, all_services, serving_service
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
 from tasks.settings import Settings
+from tests import running
 from tests.catalogs import picture, read_table, small_catalog, write_table
 from tests.conftest import free_port
-from tests.running import until
 from tests.tiny import tiny_encoder
 
 PRODUCTS = 60
+until = partial(running.until, limit_s=900)
 ENDED = ("success", "failed")
 RELEASING = ("rebuild_index", "refresh_index", "promote_index")
 BY_THEMSELVES = ("watch_champion", "watch_quality", "collect_garbage")

@@ -11,8 +11,7 @@ import psutil
 import pytest
 
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL
-from tests.e2e.stack import PRODUCTS, Stack
-from tests.running import until
+from tests.e2e.stack import PRODUCTS, Stack, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -10,8 +10,7 @@ import pytest
 from serving.contract.files import describe
 from serving.contract.manifest import IndexManifest
 from tasks.registry import INDEX_MODEL, INDEX_PATH
-from tests.e2e.stack import PRODUCTS, Stack, long_run
-from tests.running import until
+from tests.e2e.stack import PRODUCTS, Stack, long_run, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 longer = pytest.mark.skipif(not long_run(), reason="the longer days: make e2e")

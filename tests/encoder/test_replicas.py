@@ -21,6 +21,8 @@ from tasks.errors import TrainingError
 from tasks.settings import PROJECT
 from tests.running import until
 
+LIMIT_S = 500
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
@@ -71,12 +73,15 @@ def test_killed_together_they_leave_nothing_running_and_resume_to_the_same_curve
         stdout=subprocess.PIPE, cwd=PROJECT,
     )  # fmt: skip
     assert process.stdout is not None
-    until(lambda: bool(list(tmp_path.glob("killed/teacher/*/steps/step-*/checkpoint.json"))) or process.poll() is not None)
+    until(
+        lambda: bool(list(tmp_path.glob("killed/teacher/*/steps/step-*/checkpoint.json"))) or process.poll() is not None,
+        limit_s=LIMIT_S,
+    )
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 3, "torchrun and its two processes"
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    until(lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children))
+    until(lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children), limit_s=LIMIT_S)
     assert not list(tmp_path.glob("killed/teacher/*/checkpoint.json")), "it ended before it could be killed"
     steps: list[int] = []
     resumed = train(one, lambda name, _, step: steps.append(step) if name == "teacher.loss" else None, 2)

@@ -92,11 +92,13 @@ def test_what_is_missing_is_one_sentence(tower: dict[str, str], message: str) ->
 
 
 @pytest.mark.parametrize("name", ["mobilenetv4_conv_small_035", "mobilenetv3_small_050", "resnet10t", "test_vit"])
-def test_any_timm_tower_is_a_student_of_the_teachers_width(name: str) -> None:
+def test_any_timm_tower_gives_vectors_of_the_presets_width(name: str) -> None:
     """mobilenetv3 and 4 end in a convolution that open_clip does not count."""
-    student = build_student(replace(preset("tiny"), student=TowerConfig(timm=name))).eval()
+    tower = TowerConfig(timm=name)
+    config = replace(preset("tiny"), student=tower, teacher=tower)
     with torch.no_grad():
-        assert student(torch.rand(2, 3, 160, 160)).shape == (2, preset("tiny").dim)
+        for encoder in (build_student(config).eval(), build_teacher(config).image.eval()):
+            assert encoder(torch.rand(2, 3, 160, 160)).shape == (2, config.dim)
 
 
 def test_an_unknown_student_is_one_sentence() -> None:

@@ -109,7 +109,7 @@ def stack(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             home=home, mlflow_uri=mlflow_uri, serving_urls=tuple(r.url for r in running), admin_token=TOKEN, bake_s=0.5
         )
         shoppers = Shoppers([r.url for r in running], (home / "shop" / "photos" / "7-2.jpg").read_bytes())
-        until(lambda: all(httpx.get(f"{r.url}/readyz", trust_env=False).status_code == 200 for r in running))
+        until(lambda: all(httpx.get(f"{r.url}/readyz", trust_env=False).status_code == 200 for r in running), limit_s=60)
         asking = threading.Thread(target=shoppers.run)
         asking.start()
         made = Stack(registry, versions, running, process_environment(settings), promoter.server(), shoppers)

@@ -43,7 +43,7 @@ def test_those_who_come_while_a_batch_runs_are_encoded_together() -> None:
         first = pool.submit(batcher.one, np.array([0.0]))
         assert slow.begun.acquire(timeout=10)
         others = [pool.submit(batcher.one, np.array([float(n)])) for n in range(1, 4)]
-        until(lambda: batcher.gathering is not None and len(batcher.gathering.items) == 3)
+        until(lambda: batcher.gathering is not None and len(batcher.gathering.items) == 3, limit_s=10)
         slow.held.set()  # the first ends, and the three that gathered go at once
         assert [f.result(10).item() for f in [first, *others]] == [0.0, 2.0, 4.0, 6.0]
     assert slow.sizes == [1, 3]
