@@ -25,6 +25,8 @@ from tasks.progress import Progress
 
 log = logging.getLogger(__name__)
 
+EF_CONSTRUCTION = 100
+"""Neighbours weighed for each new node of a graph. FAISS's own 40 needs twice the ef for recall@10 0.95 of a million hard vectors."""
 OPQ_ROUNDS, OPQ_VECTORS = 8, 20_000
 """FAISS's own 50 rounds over 65,536 vectors take minutes and gained nothing that a tuned nprobe does not."""
 SCALAR_LEAST = 256
@@ -98,7 +100,6 @@ def train_template(
 
     Raises VitrineError when there is too little to train on, or no family fits the budget.
     """
-    import faiss
 
     counts, dim = shard_counts(vectors_uri, config.shards)
     rows = sum(counts)
@@ -130,8 +131,7 @@ def train_template(
         raise VitrineError(
             f"{made.factory} needs at least {least} training vectors and there are {len(sample)}: use the family flat for so few"
         )
-    index = faiss.index_factory(dim, made.factory, faiss.METRIC_INNER_PRODUCT)
-    _quicken(index)
+    index = make_index(dim, made.factory)
     with Progress("train the template", 1, "templates") as progress, quick_training(index):
         index.train(sample)
         progress.add()
@@ -229,14 +229,18 @@ def _with(template: Template, **changes: Any) -> Template:
     return Template(**(asdict(template) | changes))
 
 
-def _quicken(index: Any) -> None:
-    """Shorter OPQ training."""
+def make_index(dim: int, factory: str) -> Any:
+    """An index by its factory string, with shorter OPQ training and denser graphs than FAISS's own."""
     import faiss
 
-    index = faiss.downcast_index(index)
+    made = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.downcast_index(made)  # a view: `made` owns the memory
     if isinstance(index, faiss.IndexPreTransform):
         transform = faiss.downcast_VectorTransform(index.chain.at(0))
         transform.niter, transform.max_train_points = OPQ_ROUNDS, OPQ_VECTORS
+    if isinstance(index, faiss.IndexHNSW):
+        index.hnsw.efConstruction = EF_CONSTRUCTION
+    return made
 
 
 def _kept(folder: Path, source: str) -> BuiltShard | None:
@@ -264,7 +268,7 @@ def empty_index(template: Template) -> Any:
     import faiss
 
     if not template.file:
-        return faiss.index_factory(template.dim, template.factory, faiss.METRIC_INNER_PRODUCT)
+        return make_index(template.dim, template.factory)
     path = Path(template.file)
     verify(path, FileRef(path=path.name, sha256=template.sha256, bytes=path.stat().st_size if path.is_file() else 0))
     return faiss.read_index(str(path))

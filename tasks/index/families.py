@@ -170,6 +170,16 @@ FAMILIES = {
             usual={"ef": 64},
             build_s=341.0,
         ),
+        Family(
+            "hnsw_fp16",
+            lambda d, n: "HNSW32,SQfp16",
+            EFS,
+            lambda d: 2 * d + 276,
+            _graph,
+            sequential=True,
+            usual={"ef": 64},
+            build_s=341.0,
+        ),
     )
 }
 FLAT_MAX_ROWS = 50_000
