@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that this code runs for; worker threads see it too."""
 
+LINE = json.JSONEncoder(ensure_ascii=False, default=str)
 TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -27,7 +28,7 @@ class JsonLines(logging.Formatter):
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return LINE.encode(line)
 
 
 def set_up(kind: str) -> None:
@@ -35,5 +36,6 @@ def set_up(kind: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if kind == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line shows them
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,5 +1,6 @@
 """From a request to an answer: the work of one search, done in a worker thread on one release."""
 
+from collections.abc import Generator, Hashable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -12,7 +13,7 @@ from serving.cache import Caches
 from serving.contract.keys import product_key
 from serving.contract.preprocess import ImageLimits
 from serving.features import Features
-from serving.filters import FilterError
+from serving.filters import Filter, FilterError
 from serving.models import Asker, Coverage, Result, SearchAnswer, SearchRequest, VersionOf
 from serving.phases import Phases
 from serving.profiles import Profiles
@@ -20,6 +21,7 @@ from serving.ranker import Ranked, User
 from serving.release import Asked, Release
 from serving.samples import Samples
 from serving.searcher import Found, Searcher
+from serving.together import Searching, Step
 
 RESULTS = TypeAdapter(list[Result])
 UNIT_TOLERANCE = 1e-2
@@ -91,30 +93,66 @@ class Query:
         return self.request.user is not None
 
 
+@dataclass(frozen=True)
+class Encode:
+    """A step: the vector (d,) of a picture."""
+
+    release: Release
+    pixels: np.ndarray
+
+    @property
+    def alike(self) -> Hashable:
+        return "encode", id(self.release)
+
+    def run(self, steps: "list[Encode]") -> list[np.ndarray]:
+        return self.release.encode([s.pixels for s in steps])
+
+
+@dataclass(frozen=True)
+class Retrieve:
+    """A step: the candidates of a vector (d,), as `Found` of one query."""
+
+    release: Release
+    vector: np.ndarray
+    wanted: int
+    filter: Filter | None
+    latest: float | None
+
+    @property
+    def alike(self) -> Hashable:
+        return "retrieve", id(self.release), self.wanted, self.filter and self.filter.canonical()
+
+    def run(self, steps: "list[Retrieve]") -> list[Found]:
+        times = [s.latest for s in steps if s.latest is not None]  # the longest: whoever asked waits no longer than its own
+        xq = np.stack([s.vector for s in steps])
+        found = self.release.retrieve(xq, self.wanted, self.filter, max(times, default=None))
+        return [Found(found.similarity[n : n + 1], found.rows[n : n + 1], found.missing) for n in range(len(steps))]
+
+
 def etag(release: Release, query: Query) -> str:
     """Names an answer that is not personal: the same version asked the same gives the same."""
     return '"' + sha256(f"{release.identity}|{query.key}".encode()).hexdigest()[:32] + '"'
 
 
-def search(release: Release, query: Query, means: Means, phases: Phases, request_id: str, sampled: bool = False) -> SearchAnswer:
-    """Answers a search from one release throughout; one that is `sampled` may be kept among the real queries.
+def search(release: Release, query: Query, means: Means, phases: Phases, request_id: str, sampled: bool = False) -> Searching:
+    """The steps of a search, answered from one release throughout; one that is `sampled` may be kept among the real queries.
 
-    Raises QueryError, FilterError, ImageRejected or DeadlinePassed.
+    A phase's time includes what is done meanwhile for searches beside it. Raises QueryError, FilterError, ImageRejected or DeadlinePassed.
     """
+    phases.check("work")
     request, caches = query.request, means.caches
     cached: list[str] = []
     kept = None if query.personal else caches.response.get(f"{release.identity}|{query.key}")
     if kept is not None:
-        changed = {"request_id": request_id, "cached": ["response"], "timings_ms": phases.timings_ms()}
-        return kept.model_copy(update=changed)
+        return kept.again(request_id, phases.timings_ms())
     user = _user(request.user, means.profiles)
-    asked = _asked(release, query, means, phases, cached)
+    asked = yield from _asked(release, query, means, phases, cached)
     if sampled and not query.personal:
         means.samples.offer(query.kind, release.query.fingerprint, query.photo_sha256, asked.vector, query.photo)
     own = request.product_id
     k = request.k + (own is not None)
     with phases.phase("retrieve"):
-        found = _candidates(release, request, asked.vector, k, caches, cached, phases.latest)
+        found = yield from _candidates(release, request, asked.vector, k, caches, cached, phases.latest)
     with phases.phase("rank"):
         ranked = release.rank(found, k, user, asked.colours)
         results = _results(ranked, release.searcher.features, own, request)
@@ -154,7 +192,7 @@ def _user(asker: Asker | None, profiles: Profiles) -> User | None:
     return known.model_copy(update=asker.model_dump(exclude={"id"}, exclude_unset=True))
 
 
-def _asked(release: Release, query: Query, means: Means, phases: Phases, cached: list[str]) -> Asked:
+def _asked(release: Release, query: Query, means: Means, phases: Phases, cached: list[str]) -> Generator[Step, Any, Asked]:
     request = query.request
     if request.product_id is not None:
         row = row_of(release.searcher, request.product_id)
@@ -163,7 +201,7 @@ def _asked(release: Release, query: Query, means: Means, phases: Phases, cached:
     if query.vector is not None:
         with np.errstate(over="ignore"):
             return Asked(_checked(query.vector.astype(np.float32), release.searcher.dim))
-    photo = _of_photo(release, query, means, phases, cached) if query.photo_sha256 else None
+    photo = (yield from _of_photo(release, query, means, phases, cached)) if query.photo_sha256 else None
     words = _of_words(release, request.text, means.caches, phases, cached) if request.text is not None else None
     if photo is None or words is None:
         found = photo or words
@@ -176,7 +214,7 @@ def _asked(release: Release, query: Query, means: Means, phases: Phases, cached:
     return Asked(mixed / np.float32(length), photo.colours)
 
 
-def _of_photo(release: Release, query: Query, means: Means, phases: Phases, cached: list[str]) -> Asked:
+def _of_photo(release: Release, query: Query, means: Means, phases: Phases, cached: list[str]) -> Generator[Step, Any, Asked]:
     key = f"{release.query.fingerprint}|{release.searcher.features.palette is not None}|{query.photo_sha256}"
     kept: Asked | None = means.caches.embedding.get(key)
     if kept is not None:
@@ -184,7 +222,10 @@ def _of_photo(release: Release, query: Query, means: Means, phases: Phases, cach
         return kept
     if query.photo is None:
         raise QueryError("this photo is not known here (any more); send it with POST /v1/search", 404)
-    asked = release.encode_photo(query.photo, means.limits, phases)
+    with phases.phase("decode"):
+        pixels, colours = release.seen(query.photo, means.limits)
+    with phases.phase("encode"):
+        asked = Asked((yield Encode(release, pixels)), colours)
     means.caches.embedding.put(key, asked)
     return asked
 
@@ -206,7 +247,7 @@ def _of_words(release: Release, text: str, caches: Caches, phases: Phases, cache
 
 def _candidates(
     release: Release, request: SearchRequest, vector: np.ndarray, k: int, caches: Caches, cached: list[str], latest: float | None
-) -> Found:
+) -> Generator[Step, Any, Found]:
     """The first phase, remembered by the vector, the version, the filter and how many were asked for; only where it is whole."""
     wanted = max(request.candidates or release.candidates, k)
     rest = request.filter.canonical() if request.filter else ""
@@ -216,7 +257,7 @@ def _candidates(
         cached.append("candidates")
         return found
     try:
-        found = release.retrieve(vector, wanted, request.filter, latest)
+        found = yield Retrieve(release, vector, wanted, request.filter, latest)
     except FilterError as error:
         raise QueryError(str(error)) from None
     if not found.missing:

@@ -11,7 +11,6 @@ from typing import Self
 import numpy as np
 from pydantic import ValidationError
 
-from serving.batching import Batcher, Batching
 from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest
@@ -20,7 +19,6 @@ from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.filters import Filter, FilterError, matching
 from serving.golden import check_golden
-from serving.phases import Phases
 from serving.ranker import Ranked, RankerConfig, User, rank
 from serving.searcher import Found, Searcher
 from serving.words import TextEncoder
@@ -48,7 +46,7 @@ class Release:
     ) -> None:
         self.version, self.manifest, self.encoders = version, manifest, encoders
         self.query, self.searcher, self.words = query, searcher, words
-        self.encode_one: Callable[[np.ndarray], np.ndarray] = lambda pixels: query.encode(pixels[None])[0]
+        self.encode_most = 1
         self.preprocess = encoders.manifest.preprocess
         self.ranker = _ranker(manifest, searcher)
         self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
@@ -100,20 +98,21 @@ class Release:
             )
         return cls(version, manifest, encoders, query, searcher, TextEncoder.open(encoders, threads))
 
-    def batch(self, batching: Batching) -> Self:
-        """Encodes photos that come at the same time together from now on."""
-        if batching.most > 1:
-            self.encode_one = Batcher(self.query.encode, batching).one
-        return self
+    def seen(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, np.ndarray | None]:
+        """What the encoder and the ranker see of a photo: its pixels, and its palette where the ranker uses one. Raises ImageRejected."""
+        pixels = decode(data, self.preprocess, limits)
+        return pixels, palette(pixels) if self.searcher.features.palette is not None else None
 
-    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, phases: Phases | None = None) -> Asked:
-        """The query of a photo's bytes: phases decode and encode. Raises ImageRejected."""
-        phases = phases or Phases()
-        with phases.phase("decode"):
-            pixels = decode(data, self.preprocess, limits)
-            colours = palette(pixels) if self.searcher.features.palette is not None else None
-        with phases.phase("encode"):
-            return Asked(self.encode_one(pixels), colours)
+    def encode(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
+        """The unit vectors (d,) float32 of pixels, at most `encode_most` pictures in one run of the network."""
+        most = self.encode_most
+        runs = [self.query.encode(np.stack(pictures[n : n + most])) for n in range(0, len(pictures), most)]
+        return [vector for run in runs for vector in run]
+
+    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Asked:
+        """The query of a photo's bytes. Raises ImageRejected."""
+        pixels, colours = self.seen(data, limits)
+        return Asked(self.encode([pixels])[0], colours)
 
     def allowed(self, wanted: Filter | None) -> np.ndarray | None:
         """Which rows (n,) bool may be in an answer: what the rules require, and the filter. None: all. Raises FilterError."""
@@ -131,12 +130,12 @@ class Release:
         """The stored vector (d,) float32 of a row."""
         return self.searcher.vector(row)
 
-    def retrieve(self, vector: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
-        """The first phase: the nearest rows of one unit query vector (d,) that may be in the answer.
+    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
+        """The first phase: the nearest rows of unit query vectors xq (nq, d) that may be in the answer.
 
         `latest` (by time.monotonic) is when the request's time is over; it matters where shards are asked over the network.
         """
-        return self.searcher.search(vector[None], candidates, self.allowed(wanted))
+        return self.searcher.search(xq, candidates, self.allowed(wanted))
 
     def rank(self, found: Found, k: int, user: User | None = None, colours: np.ndarray | None = None) -> Ranked:
         """The second phase: the k best of one query's candidates."""
@@ -144,7 +143,7 @@ class Release:
 
     def answer(self, asked: Asked, k: int = 20) -> Ranked:
         """Both phases, with the version's own number of candidates."""
-        return self.rank(self.retrieve(asked.vector, max(self.candidates, k)), k, None, asked.colours)
+        return self.rank(self.retrieve(asked.vector[None], max(self.candidates, k)), k, None, asked.colours)
 
     def warm(self, rounds: int = 3) -> None:
         """Runs a few made-up queries, so that the first shopper does not pay for page faults and lazy set-up."""

@@ -2,15 +2,12 @@
 
 import asyncio
 import contextvars
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import contextmanager, suppress
 
 from serving.access import Access, read_keys
-from serving.batching import Batching
 from serving.cache import Caches
 from serving.contract.preprocess import ImageLimits
 from serving.contract.runtimes import runtime
@@ -18,6 +15,7 @@ from serving.fetching import Fetcher
 from serving.following import LOADER_POLL_S, Following
 from serving.live_recall import LiveRecall
 from serving.metrics import Metrics
+from serving.models import SearchAnswer
 from serving.phases import DeadlinePassed, Phases
 from serving.problems import Refused
 from serving.profiles import NoProfiles, Profiles, RedisProfiles
@@ -30,12 +28,13 @@ from serving.shards.fleet import RESOLVE_S, Fleet, addresses_of
 from serving.shards.gateway import GatewayVersions
 from serving.slots import Opener, Slots, WholeVersions
 from serving.source import VersionSource
+from serving.together import Search, Searching
 from serving.tracing import tracing_to
-
-Result = TypeVar("Result")
+from serving.workers import Workers
 
 FETCHERS = 4
 PROFILE_TIMEOUT_S = 0.05
+TOO_LATE = "the answer was not ready in the time this request had; try again, or ask for less"
 
 
 class Replica:
@@ -53,10 +52,9 @@ class Replica:
         self.means = Means(self.limits, _caches(settings), _profiles(settings), samples)
         self.live_recall = LiveRecall(samples, lambda: self.slots.live)
         self.fetcher = fetcher or Fetcher(settings.query_hosts, settings.max_image_bytes)
-        self.pool = ThreadPoolExecutor(settings.workers, "search")
+        self.workers = Workers(settings.workers, settings.together, self._over)
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
         self.waiting = self.uploading = 0
-        self.counting = threading.Lock()
         calls: dict[str, tuple[Callable[[], object], float | None]] = {
             "follow": (self.slots.follow, settings.poll_s),
             "load": (self.slots.load_next, LOADER_POLL_S),
@@ -73,7 +71,7 @@ class Replica:
         self.following.close()
         if self.fleet is not None:
             self.fleet.close()
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.workers.close()
         self.fetchers.shutdown(wait=False, cancel_futures=True)
         self.means.caches.close()
         self.tracing.close()
@@ -96,20 +94,34 @@ class Replica:
         finally:
             self.uploading -= 1
 
-    async def work(self, call: Callable[[], Result], phases: Phases) -> Result:
-        """Runs a call in the pool. Raises Refused(503) when too many wait already, DeadlinePassed when the time is over."""
-        if self.waiting >= self.settings.workers + self.settings.queue:
+    async def work(self, steps: Searching, phases: Phases) -> SearchAnswer:
+        """Has a search worked on. Raises Refused(503) when too many wait already, DeadlinePassed, and what the search raises."""
+        if self.waiting >= self.settings.workers * self.settings.together + self.settings.queue:
             raise _overloaded("too many searches are waiting; try again in a second")
-        self._count(1)
-        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        search = Search(steps, contextvars.copy_context(), loop.create_future())
+        self.waiting += 1  # until it is over: one that is given up goes on until its next phase
+        self.workers.submit(search)
+        timer = loop.call_later(_left_s(phases), _give_up, search.future)
+        try:
+            return await search.future
+        finally:
+            timer.cancel()
 
-        def in_time() -> Result:
-            phases.check("work")
-            return context.run(call)
+    def _over(self, searches: list[Search]) -> None:
+        """Tells those who asked: all of them at once, as every call into the loop wakes it."""
+        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            searches[0].future.get_loop().call_soon_threadsafe(self._tell, searches)
 
-        future = self.pool.submit(in_time)
-        future.add_done_callback(lambda _: self._count(-1))  # a call that is given up goes on until its next phase
-        return await self._until(asyncio.wrap_future(future), phases)
+    def _tell(self, searches: list[Search]) -> None:
+        for search in searches:
+            self.waiting -= 1
+            if search.future.done():
+                continue
+            if search.answer is not None:
+                search.future.set_result(search.answer)
+            else:
+                search.future.set_exception(search.error or RuntimeError("a search ended without an answer"))
 
     async def fetch(self, url: str, phases: Phases) -> bytes:
         """A photo by its address, while workers do other things. Raises ImageRejected or DeadlinePassed."""
@@ -118,20 +130,11 @@ class Replica:
             with phases.phase("fetch"):
                 return self.fetcher.fetch(url)
 
-        return await self._until(asyncio.get_running_loop().run_in_executor(self.fetchers, fetch), phases)
-
-    async def _until(self, future: "asyncio.Future[Result]", phases: Phases) -> Result:
-        assert phases.latest is not None
         try:
-            async with asyncio.timeout(phases.latest - time.monotonic()):
-                return await future
+            async with asyncio.timeout(_left_s(phases)):
+                return await asyncio.get_running_loop().run_in_executor(self.fetchers, fetch)
         except TimeoutError:
-            raise DeadlinePassed("the answer was not ready in the time this request had; try again, or ask for less") from None
-
-    def _count(self, change: int) -> None:
-        with self.counting:
-            self.waiting += change
-        self.metrics.busy.set(self.waiting)
+            raise DeadlinePassed(TOO_LATE) from None
 
     def release(self, slot: str = "") -> Release:
         """The release to answer with. Raises Refused(503) when there is none."""
@@ -147,16 +150,26 @@ class Replica:
         return told if self.fleet is None else told | {"shards": self.fleet.describe(), "shard_map_error": self.fleet.error}
 
     def metrics_text(self) -> bytes:
+        self.metrics.busy.set(self.waiting)
         return self.metrics.text(self.slots, self.means, self.live_recall.told(), self.fleet)
 
     def _opener(self, source: VersionSource) -> Opener[Release]:
         chosen = self.settings
         runs = runtime(chosen.encoder_runtime)
-        batching = Batching(chosen.encode_batch, chosen.encode_wait_ms / 1e3)
         if self.fleet is None:
-            return WholeVersions(source, chosen.threads, runs, batching)
+            return WholeVersions(source, chosen.threads, runs, chosen.encode_batch)
         asking = Asking(self.fleet, self.metrics, chosen.shard_timeout_s, chosen.hedges)
-        return GatewayVersions(source, self.fleet, asking, chosen.threads, chosen.shard_patience_s, runs, batching)
+        return GatewayVersions(source, self.fleet, asking, chosen.threads, chosen.shard_patience_s, runs, chosen.encode_batch)
+
+
+def _left_s(phases: Phases) -> float:
+    assert phases.latest is not None
+    return phases.latest - time.monotonic()
+
+
+def _give_up(future: asyncio.Future[SearchAnswer]) -> None:
+    if not future.done():
+        future.set_exception(DeadlinePassed(TOO_LATE))
 
 
 def _overloaded(detail: str) -> Refused:

@@ -38,10 +38,10 @@ class ServingSettings:
     """The share of questions to shards that a gateway may ask a second process when the first is late. 0: none."""
     probe_s: float = 0.5
     """How often a gateway asks every shard process what it holds."""
+    together: int = 8
+    """How many of the searches that wait a worker takes at once. Below 20 an answer does not depend on its company (decision 0057)."""
     encode_batch: int = 1
-    """How many photos that come at the same time are encoded together. 1: each by itself."""
-    encode_wait_ms: float = 2.0
-    """How long a photo waits for others, at most, while a batch is being encoded."""
+    """How many photos of those go through the encoder in one run. 1: each by itself."""
     threads: int = 1
     encoder_runtime: str = "onnxruntime"
     """What runs the photos' encoder: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or openvino (docs/encoders.md)."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from serving.batching import ALONE, Batching
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.memory import give_back
 from serving.release import Release
@@ -62,16 +61,15 @@ class Opener(Protocol[V]):
 class WholeVersions:
     """Opens whole versions, which wait for nothing."""
 
-    def __init__(
-        self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME, batching: Batching = ALONE
-    ) -> None:
-        self.source, self.threads, self.runtime, self.batching = source, threads, runtime, batching
+    def __init__(self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME, encode_most: int = 1) -> None:
+        self.source, self.threads, self.runtime, self.encode_most = source, threads, runtime, encode_most
 
     def open(self, version: str) -> Release:
         manifest = self.source.manifest(version)
         encoder = self.source.encoder(manifest)
         opened = Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime)
-        return opened.batch(self.batching)
+        opened.encode_most = self.encode_most
+        return opened
 
     def lacks(self, opened: Release, first: bool) -> str:
         return ""

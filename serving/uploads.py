@@ -6,11 +6,10 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic_core import from_json
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from serving.contract.preprocess import ImageRejected
+from serving.multipart import MultipartError, parts_of
 
 Result = TypeVar("Result")
 
@@ -18,12 +17,8 @@ JSON_OVERHEAD = 1.4
 """base64 makes 4 bytes of 3; the rest is room for the other fields."""
 FORM_FIELDS = ("k", "candidates", "explain", "text", "text_weight")
 JSON_FIELDS = ("filter", "user")
-
-
-class InMemory(MultiPartParser):
-    """Keeps uploads in memory, which their limit allows: a container with a read-only file system has nowhere to spool."""
-
-    spool_max_size = 0  # of a SpooledTemporaryFile: never rolled over to disk
+MOST_PARTS = 11
+"""A photo and ten fields."""
 
 
 async def read_upload(request: Request, max_image_bytes: int, limit_s: float) -> tuple[bytes | None, dict[str, Any]]:
@@ -36,32 +31,20 @@ async def read_upload(request: Request, max_image_bytes: int, limit_s: float) ->
         return None, await read_json(request, max_image_bytes, limit_s)
     if kind != "multipart/form-data":
         raise ImageRejected("format", "send the photo as multipart/form-data (field image), or a JSON object")
-    _bound(request, _body_limit(max_image_bytes))
-    parser = InMemory(request.headers, request.stream(), max_files=1, max_fields=10)
+    body = await read_bytes(request, _body_limit(max_image_bytes), limit_s)
     try:
-        form = await _in_time(parser.parse(), limit_s)
-    except MultiPartException as error:
-        raise ValueError(f"the multipart body cannot be read: {error.message}") from None
-    except (KeyError, UnicodeDecodeError):  # a part without a boundary, a name, or a known charset
-        raise ValueError("the multipart body cannot be read: its headers are damaged") from None
-    except BaseException:  # refused midway, cut off or too slow: Starlette closes its files for its own errors only
-        for file in parser._files_to_close_on_error:
-            file.close()
-        raise
-    try:
-        return await _photo_and_fields(form, max_image_bytes)
-    finally:
-        await form.close()
-
-
-async def _photo_and_fields(form: FormData, max_image_bytes: int) -> tuple[bytes, dict[str, Any]]:
-    image = form.get("image")
-    if not isinstance(image, UploadFile):
+        parts = parts_of(body, request.headers["content-type"], MOST_PARTS)
+        form = {p.name: p.text() for p in parts if not p.is_file}
+    except MultipartError as error:
+        raise ValueError(f"the multipart body cannot be read: {error}") from None
+    files = [p for p in parts if p.is_file]
+    if len(files) > 1:
+        raise ValueError("the multipart body holds several files; send one photo, as the field image")
+    if not files or files[0].name != "image":
         raise ValueError("the field image is missing: send the photo's bytes as a file")
-    data = await image.read(max_image_bytes + 1)
     fields: dict[str, Any] = {n: form[n] for n in FORM_FIELDS if n in form}
-    fields |= {n: json_object(str(form[n]).encode(), f"the field {n}") for n in JSON_FIELDS if form.get(n)}
-    return data, fields
+    fields |= {n: json_object(form[n].encode(), f"the field {n}") for n in JSON_FIELDS if form.get(n)}
+    return files[0].content, fields
 
 
 async def read_json(request: Request, max_image_bytes: int, limit_s: float) -> dict[str, Any]:

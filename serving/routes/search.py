@@ -81,13 +81,13 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
             query = queries.Query.of(query.request, photo)
         request_id = request.state.request_id + number
         sampled = not request.query_params.get("slot") and request.headers.get("sec-gpc") != "1"
-        found = await replica.work(lambda: queries.search(release, query, replica.means, phases, request_id, sampled), phases)
+        found = await replica.work(queries.search(release, query, replica.means, phases, request_id, sampled), phases)
         replica.metrics.search(found)
         return found
 
     def told(found: SearchAnswer, headers: dict[str, str]) -> Response:
         timings = ", ".join(f"{name};dur={ms}" for name, ms in found.timings_ms.items())
-        return Response(found.model_dump_json(), media_type="application/json", headers=headers | {"Server-Timing": timings})
+        return Response(found.wire, media_type="application/json", headers=headers | {"Server-Timing": timings})
 
     async def cacheable(request: Request, release: Release, query: queries.Query, slot: str) -> Response:
         """The answer to a GET: with an ETag, and for everybody unless it is a slot's or this replica asks for keys."""
@@ -158,7 +158,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         searches = BatchRequest.model_validate(fields).searches
         admit(request, len(searches))
         release = chosen(replica, request, slot)
-        places = asyncio.Semaphore(replica.settings.workers)
+        places = asyncio.Semaphore(replica.settings.workers * replica.settings.together)
 
         async def one(number: int, wanted: SearchRequest) -> SearchAnswer | Problem:
             async with places:

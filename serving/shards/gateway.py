@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from serving.batching import ALONE, Batching
 from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest, Scalar
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
@@ -145,10 +144,10 @@ class GatewayRelease(Release):
     def vector(self, row: int, latest: float | None = None) -> np.ndarray:
         return self.searcher.vector(row, latest)
 
-    def retrieve(self, vector: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
+    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
         if wanted is not None:
             check(self.searcher.features, wanted)  # here all columns are known; a shard may lack one that others have
-        return self.searcher.ask(vector[None], candidates, wanted, latest)
+        return self.searcher.ask(xq, candidates, wanted, latest)
 
     def warm(self, rounds: int = 3) -> None:
         """Also where some shards are away: they are warmed by themselves."""
@@ -166,10 +165,10 @@ class GatewayVersions:
 
     def __init__(
         self, source: VersionSource, fleet: Fleet, asking: Asking, threads: int = 1, patience_s: float = 10.0,
-        runtime: Runtime = ONNXRUNTIME, batching: Batching = ALONE, clock: Callable[[], float] = time.monotonic,
+        runtime: Runtime = ONNXRUNTIME, encode_most: int = 1, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.source, self.fleet, self.asking, self.threads = source, fleet, asking, threads
-        self.patience_s, self.runtime, self.batching, self.clock = patience_s, runtime, batching, clock
+        self.patience_s, self.runtime, self.encode_most, self.clock = patience_s, runtime, encode_most, clock
         self.since: dict[str, float] = {}
 
     def open(self, version: str) -> GatewayRelease:
@@ -182,7 +181,8 @@ class GatewayVersions:
         locate(manifest.golden)
         encoder = self.source.encoder(manifest)
         opened = GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime)
-        return opened.batch(self.batching)
+        opened.encode_most = self.encode_most
+        return opened
 
     def lacks(self, opened: Release, first: bool) -> str:
         manifest, searcher = opened.manifest, opened.searcher

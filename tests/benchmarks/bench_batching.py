@@ -1,4 +1,4 @@
-"""Photos encoded together against each by itself, in turns, over real HTTP.
+"""Searches worked on together, and photos encoded together, against each by itself, in turns, over real HTTP.
 
     python -m tests.benchmarks.bench_batching [--seconds 3] [--rounds 3] [--out build/bench]
 
@@ -19,10 +19,10 @@ from tests.load import fire
 
 CLIENTS = (1, 8, 32)
 SIDES = {
-    "each by itself, 2 workers": {"workers": "2"},
-    "each by itself, 8 workers": {"workers": "8"},
-    "up to 4, 8 workers": {"workers": "8", "encode_batch": "4"},
-    "up to 8, 16 workers": {"workers": "16", "encode_batch": "8"},
+    "each by itself, 2 workers": {"workers": "2", "together": "1"},
+    "together up to 4, 2 workers": {"workers": "2", "together": "4"},
+    "together up to 8, 2 workers": {"workers": "2", "together": "8"},
+    "together and encoded up to 8": {"workers": "2", "together": "8", "encode_batch": "8"},
 }
 
 

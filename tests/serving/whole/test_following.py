@@ -213,7 +213,7 @@ def test_deleted_products_are_neither_found_nor_asked_about(store: Storefront) -
     release = slots_of(store).live
     assert release is not None
     assert release.searcher.live_rows == 45
-    found = release.retrieve(store.vectors["1"][3], 48)
+    found = release.retrieve(store.vectors["1"][3:4], 48)
     rows = found.rows[0][found.rows[0] >= 0]
     assert len(rows) == 45
     assert not set(gone) & {r["product_id"] for r in release.searcher.features.take(rows, ["product_id"])}
@@ -231,7 +231,7 @@ def test_what_was_given_up_is_freed_when_its_last_request_has_ended(store: Store
     slots.refresh()
     assert (live(slots), slots.draining(), slots.freed) == ("2", ["1"], 0)
     assert answering is not None
-    assert (answering.retrieve(store.vectors["1"][3], 5).rows >= 0).all()
+    assert (answering.retrieve(store.vectors["1"][3:4], 5).rows >= 0).all()
     del answering
     slots.refresh()
     assert (slots.draining(), slots.freed) == ([], 1)

@@ -1,14 +1,17 @@
 """The HTTP interface, over a real release of two versions."""
 
+import asyncio
 import base64
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from serving.together import Search, Searching
 from tests.serving.whole.conftest import open_app
 from tests.serving.whole.storefront import Storefront, draw
 
@@ -218,7 +221,7 @@ def test_without_a_version_it_is_alive_but_not_ready(store: Storefront) -> None:
 
 
 def test_too_many_waiting_are_refused_at_once(store: Storefront) -> None:
-    app = open_app(store, workers=1, queue=0)
+    app = open_app(store, workers=1, together=1, queue=0)
     with TestClient(app) as client:
         app.state.replica.waiting = 1
         refused = client.post("/v1/search", json={"product_id": store.ids[0]})
@@ -227,12 +230,21 @@ def test_too_many_waiting_are_refused_at_once(store: Storefront) -> None:
         assert client.post("/v1/search", json={"product_id": store.ids[0]}).status_code == 200
 
 
+def sleeping(seconds: float) -> Searching:
+    """A search that keeps a worker busy."""
+    time.sleep(seconds)
+    yield from ()
+    raise RuntimeError("this one has no answer")
+
+
 def test_a_search_that_waited_too_long_is_not_worked_on(store: Storefront) -> None:
     app = open_app(store, workers=1, deadline_s=0.1)
     with TestClient(app) as client:
-        app.state.replica.pool.submit(time.sleep, 0.4)
+        nobody = asyncio.new_event_loop()
+        app.state.replica.workers.submit(Search(sleeping(0.4), copy_context(), nobody.create_future()))
         late = client.post("/v1/search", json={"product_id": store.ids[0]})
         assert (late.status_code, late.json()["reason"]) == (504, "deadline")
+        nobody.close()
 
 
 def test_an_unforeseen_failure_is_a_sentence_too(store: Storefront, monkeypatch: pytest.MonkeyPatch) -> None:

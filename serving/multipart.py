@@ -1,0 +1,59 @@
+"""multipart/form-data (RFC 7578) of a body that is in memory: where its parts lie, found by their boundary.
+
+The usual parsers are made for bodies that arrive piece by piece and call back for each; of a photo's search that was a third of
+what HTTP costs. Tested against python-multipart.
+"""
+
+from dataclasses import dataclass
+
+from python_multipart.multipart import parse_options_header
+
+MOST_HEAD = 4096
+"""Bytes of a part's headers."""
+
+
+class MultipartError(Exception):
+    """A body that is not multipart/form-data; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A field's name and content. `is_file`: it was sent with a filename."""
+
+    name: str
+    is_file: bool
+    content: bytes
+
+    def text(self) -> str:
+        """Raises MultipartError where it is not UTF-8."""
+        try:
+            return self.content.decode()
+        except UnicodeDecodeError:
+            raise MultipartError(f"the field {self.name} is not UTF-8") from None
+
+
+def parts_of(body: bytes, content_type: str, most: int) -> list[Part]:
+    """The parts of a body, at most `most` of them. What stands before the first and after the last boundary is ignored."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not boundary:
+        raise MultipartError("its content type names no boundary")
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, most + 2)
+    if len(pieces) > most + 2:
+        raise MultipartError(f"it has more than {most} parts")
+    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
+        raise MultipartError("it has no closing boundary")
+    return [_part(piece) for piece in pieces[1:-1]]
+
+
+def _part(piece: bytes) -> Part:
+    start = piece.find(b"\r\n")
+    head, between, content = piece[start + 2 :].partition(b"\r\n\r\n")
+    if start < 0 or piece[:start].strip(b" \t") or not between or len(head) > MOST_HEAD:
+        raise MultipartError("a part has no headers")
+    for line in head.split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == b"content-disposition":
+            kind, options = parse_options_header(value)
+            if kind == b"form-data" and b"name" in options:
+                return Part(options[b"name"].decode(errors="replace"), b"filename" in options, content)
+    raise MultipartError("a part names no field")

@@ -1,0 +1,156 @@
+"""Searches carried through their phases together: each gets its own results, one call is made for several, failures stay apart."""
+
+import threading
+from collections.abc import Hashable
+from concurrent.futures import Future
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from typing import Any
+
+from serving.together import Search, Searching, together
+from serving.workers import Workers
+from tests.running import until
+
+CALLS: list[tuple[str, int]] = []
+WHO: ContextVar[str] = ContextVar("who")
+
+
+@dataclass
+class Twice:
+    """A step that doubles numbers; a negative one fails for all that are done with it."""
+
+    kind: str
+    number: int
+
+    @property
+    def alike(self) -> Hashable:
+        return self.kind
+
+    def run(self, steps: "list[Twice]") -> list[int]:
+        CALLS.append((self.kind, len(steps)))
+        if any(s.number < 0 for s in steps):
+            raise RuntimeError("a negative number")
+        return [2 * s.number for s in steps]
+
+
+def search(number: int, *kinds: str) -> Any:
+    """Doubles a number once for each kind of step; its answer is told as a pair with who asked."""
+    for kind in kinds:
+        number = yield Twice(kind, number)
+    return WHO.get("nobody"), number
+
+
+def begun(steps: Searching, who: str = "nobody") -> Search:
+    context = copy_context()
+    context.run(WHO.set, who)
+    return Search(steps, context, Future())  # type: ignore[arg-type]
+
+
+def test_steps_that_are_alike_are_one_call_and_each_search_gets_its_own() -> None:
+    CALLS.clear()
+    searches = [begun(search(n, "encode", "retrieve"), str(n)) for n in (1, 2, 3)] + [begun(search(10, "retrieve"), "v")]
+    together(searches)
+    assert [s.answer for s in searches] == [("1", 4), ("2", 8), ("3", 12), ("v", 20)]
+    assert CALLS == [("encode", 3), ("retrieve", 4)]
+
+
+def test_a_search_without_steps_is_over_at_once() -> None:
+    one = begun(search(7))
+    together([one])
+    assert (one.answer, one.error, one.wants) == (("nobody", 7), None, None)
+
+
+def test_a_search_that_fails_leaves_the_others_alone() -> None:
+    def broken() -> Any:
+        yield Twice("encode", 1)
+        raise ValueError("mine alone")
+
+    searches = [begun(search(1, "encode")), begun(broken())]
+    together(searches)
+    assert searches[0].answer == ("nobody", 2)
+    assert str(searches[1].error) == "mine alone"
+
+
+def test_a_step_that_fails_is_raised_in_every_search_that_it_was_done_for_and_one_may_go_on() -> None:
+    def forgiving() -> Any:
+        try:
+            yield Twice("encode", -1)
+        except RuntimeError:
+            return "went on"
+
+    searches = [begun(forgiving()), begun(search(1, "encode")), begun(search(1, "retrieve"))]
+    together(searches)
+    assert searches[0].answer == "went on"
+    assert str(searches[1].error) == "a negative number"
+    assert searches[2].answer == ("nobody", 2)
+
+
+class Desk:
+    """Keeps what workers say is over, by batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Search]] = []
+
+    def __call__(self, searches: list[Search]) -> None:
+        self.batches.append(searches)
+
+    @property
+    def answered(self) -> int:
+        return sum(len(b) for b in self.batches)
+
+
+def held(go: threading.Event) -> Any:
+    go.wait(20)
+    return "held"
+    yield
+
+
+def test_those_who_come_while_a_worker_is_busy_are_taken_together_up_to_the_most() -> None:
+    go, desk = threading.Event(), Desk()
+    workers = Workers(1, 4, desk)
+    workers.submit(begun(held(go)))
+    until(lambda: not workers.waiting)
+    for n in range(6):
+        workers.submit(begun(search(n, "encode")))
+    go.set()
+    until(lambda: desk.answered == 7)
+    assert [len(b) for b in desk.batches] == [1, 4, 2]
+    assert [s.answer for b in desk.batches[1:] for s in b] == [("nobody", 2 * n) for n in range(6)]
+    workers.close()
+
+
+def test_a_worker_takes_no_more_than_its_share() -> None:
+    go, desk = threading.Event(), Desk()
+    workers = Workers(2, 8, desk)
+    for _ in range(2):
+        workers.submit(begun(held(go)))
+    until(lambda: not workers.waiting)
+    for n in range(4):
+        workers.submit(begun(search(n, "encode")))
+    go.set()
+    until(lambda: desk.answered == 6)
+    assert max(len(b) for b in desk.batches) == 2
+    workers.close()
+
+
+def test_workers_that_are_closed_begin_nothing_more() -> None:
+    go, desk = threading.Event(), Desk()
+    workers = Workers(1, 4, desk)
+    workers.submit(begun(held(go)))
+    until(lambda: not workers.waiting)
+    workers.submit(begun(search(1, "encode")))
+    workers.close()
+    go.set()
+    until(lambda: not workers.threads[0].is_alive())
+    assert desk.answered == 1
+
+
+def test_many_searches_on_several_workers_each_get_their_own() -> None:
+    desk = Desk()
+    workers = Workers(4, 8, desk)
+    searches = [begun(search(n, "encode", "retrieve")) for n in range(500)]
+    for one in searches:
+        workers.submit(one)
+    until(lambda: desk.answered == 500)
+    assert [s.answer for s in searches] == [("nobody", 4 * n) for n in range(500)]
+    workers.close()
