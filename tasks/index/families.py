@@ -157,8 +157,8 @@ FAMILIES = {
             _graph,
             trained=False,
             sequential=True,
-            usual={"ef": 64},
-            build_s=400.0,
+            usual={"ef": 32},
+            build_s=790.0,
         ),
         Family(
             "hnsw_sq8",
@@ -167,8 +167,8 @@ FAMILIES = {
             lambda d: d + 276,
             _graph,
             sequential=True,
-            usual={"ef": 64},
-            build_s=341.0,
+            usual={"ef": 32},
+            build_s=680.0,
         ),
         Family(
             "hnsw_fp16",
@@ -177,8 +177,8 @@ FAMILIES = {
             lambda d: 2 * d + 276,
             _graph,
             sequential=True,
-            usual={"ef": 64},
-            build_s=341.0,
+            usual={"ef": 32},
+            build_s=650.0,
         ),
     )
 }

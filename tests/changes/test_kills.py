@@ -34,6 +34,13 @@ PLACES = {
     "acknowledged and not published": ("after", "tasks.catalog.changes.outbox:Outbox.acknowledge", 1),
 }
 
+USUAL = (
+    "the pictures are embedded and their shards are not",
+    "half of the files are uploaded",
+    "registered and not acknowledged",
+)
+"""Tried each time; `make chaos` tries all."""
+
 
 @pytest.fixture(scope="module")
 def shops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveShop, LiveShop]]:
@@ -53,7 +60,7 @@ def kill(live: LiveShop, run_key: str, when: str, place: str, which: int) -> Non
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", PLACES if os.environ.get("CHAOS") else USUAL)
 def test_a_killed_refresh_run_again_makes_the_same_files_once(shops: tuple[LiveShop, LiveShop], name: str) -> None:
     killed, calm = shops
     number = list(PLACES).index(name)

@@ -104,6 +104,7 @@ def test_their_yes_puts_it_live_and_rollback_index_takes_it_back(shop: Stack) ->
     assert (done["version"], done["before"]) == (live, previous)
 
 
+@longer
 def test_a_version_that_failed_a_gate_is_not_built_into_anything(shop: Stack) -> None:
     """A third of the products deleted at once is refused by the gate `lost`; their return makes the hour good again."""
     shop.quiet()
