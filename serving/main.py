@@ -16,10 +16,6 @@ KEEP_ALIVE_S = 75
 """Longer than load balancers (60 s) and gateways keep a connection idle: whoever may send next must not be the one who is closed on."""
 
 
-GC_THRESHOLDS = 20_000, 20, 50
-"""Objects between collections of the youngest: Python's own 700 is reached by every request or two."""
-
-
 def serve() -> None:
     """Serves the live index version over HTTP. Settings are VITRINE_… variables; see docs/serving.md."""
     import uvicorn
@@ -35,8 +31,7 @@ def serve() -> None:
         sys.exit(str(error))
     logs.set_up(settings.log)
     gc.collect()
-    gc.freeze()  # modules live as long as the process: going through them had cost the slowest answers up to 50 ms
-    gc.set_threshold(*GC_THRESHOLDS)
+    gc.freeze()  # modules live as long as the process: they need not be gone through again and again
     uvicorn.run(
         app,
         host=settings.host,
