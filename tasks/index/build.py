@@ -26,7 +26,7 @@ from tasks.progress import Progress
 log = logging.getLogger(__name__)
 
 EF_CONSTRUCTION = 100
-"""Neighbours weighed for each new node of a graph. FAISS's own 40 needs twice the ef for recall@10 0.95 of a million hard vectors."""
+"""Neighbours weighed for each new node of a graph. FAISS's own 40 needs over twice the ef for recall@10 0.95 of a million hard vectors."""
 OPQ_ROUNDS, OPQ_VECTORS = 8, 20_000
 """FAISS's own 50 rounds over 65,536 vectors take minutes and gained nothing that a tuned nprobe does not."""
 SCALAR_LEAST = 256
