@@ -206,7 +206,7 @@ def test_filters_are_counted_and_cleared(page: "Page", front: Storefront) -> Non
     assert page.locator("#active").inner_text() == "2"
     page.click("#reset")
     page.wait_for_function("document.querySelectorAll('#results li').length === 20")
-        page.wait_for_selector("#active", state="hidden")
+    page.wait_for_selector("#active", state="hidden")
 
 
 def test_words_search_and_mix_with_a_photo(browser: "Browser", talking: str, front: Storefront) -> None:
