@@ -1,7 +1,7 @@
 """multipart/form-data (RFC 7578) of a body that is in memory: where its parts lie, found by their boundary.
 
-The usual parsers are made for bodies that arrive piece by piece and call back for each; of a photo's search that was a third of
-what HTTP costs. Tested against python-multipart.
+The usual parsers are made for bodies that arrive piece by piece and call back for each, which was a good part of what HTTP cost a
+photo's search. Tested against python-multipart.
 """
 
 from dataclasses import dataclass

@@ -100,7 +100,6 @@ def train_template(
 
     Raises VitrineError when there is too little to train on, or no family fits the budget.
     """
-
     counts, dim = shard_counts(vectors_uri, config.shards)
     rows = sum(counts)
     if rows == 0:

@@ -105,32 +105,30 @@ def held(go: threading.Event) -> Any:
     yield
 
 
-def test_those_who_come_while_a_worker_is_busy_are_taken_together_up_to_the_most() -> None:
+def came_while_busy(count: int, most: int, searches: int) -> Desk:
+    """What `count` workers made of searches that came while each was held by one."""
     go, desk = threading.Event(), Desk()
-    workers = Workers(1, 4, desk)
-    workers.submit(begun(held(go)))
+    workers = Workers(count, most, desk)
+    for _ in range(count):
+        workers.submit(begun(held(go)))
     until(lambda: not workers.waiting)
-    for n in range(6):
+    for n in range(searches):
         workers.submit(begun(search(n, "encode")))
     go.set()
-    until(lambda: desk.answered == 7)
+    until(lambda: desk.answered == count + searches)
+    workers.close()
+    return desk
+
+
+def test_those_who_come_while_a_worker_is_busy_are_taken_together_up_to_the_most() -> None:
+    desk = came_while_busy(1, 4, 6)
     assert [len(b) for b in desk.batches] == [1, 4, 2]
     assert [s.answer for b in desk.batches[1:] for s in b] == [("nobody", 2 * n) for n in range(6)]
-    workers.close()
 
 
 def test_a_worker_takes_no_more_than_its_share() -> None:
-    go, desk = threading.Event(), Desk()
-    workers = Workers(2, 8, desk)
-    for _ in range(2):
-        workers.submit(begun(held(go)))
-    until(lambda: not workers.waiting)
-    for n in range(4):
-        workers.submit(begun(search(n, "encode")))
-    go.set()
-    until(lambda: desk.answered == 6)
+    desk = came_while_busy(2, 8, 4)
     assert max(len(b) for b in desk.batches) == 2
-    workers.close()
 
 
 def test_workers_that_are_closed_begin_nothing_more() -> None:
