@@ -49,7 +49,12 @@ class Texts:
         self.data = memoryview(data) if data is not None else memoryview(b"")
 
     def __getitem__(self, row: int) -> str:
-        return str(self.data[self.offsets[row] : self.offsets[row + 1]], "utf-8")
+        return self.take(np.array([row]))[0]
+
+    def take(self, rows: np.ndarray) -> list[str]:
+        """The texts of rows (n,) int."""
+        starts, ends, data = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), self.data
+        return [str(data[start:end], "utf-8") for start, end in zip(starts, ends, strict=True)]
 
 
 class Features:
@@ -121,18 +126,17 @@ class Features:
 
         Read straight from the columns' buffers: Arrow's own `take` of twenty rows costs ten times as much.
         """
-        ids, titles, places = self.texts("product_id"), self.texts("title"), handles.tolist()
-        brand, category, currency = self.brand, self.category, self.coded("currency")
-        brands, categories, currencies = (c.codes[handles].tolist() for c in (brand, category, currency))
-        prices, stock = self.price[handles].tolist(), self.in_stock[handles].tolist()
+        ids, titles = self.texts("product_id").take(handles), self.texts("title").take(handles)
+        coded = self.brand, self.category, self.coded("currency")
+        brands, paths, currencies = coded[0].values, coded[1].parts, coded[2].values
+        codes = [column.codes[handles].tolist() for column in coded]
+        columns = ids, titles, *codes, self.price[handles].tolist(), self.in_stock[handles].tolist()
         return [
             {
-                "product_id": ids[row], "title": titles[row], "brand": brand.values[brands[n]],
-                "category": category.parts[categories[n]] if categories[n] else [],
-                "price": prices[n] if prices[n] == prices[n] else None, "currency": currency.values[currencies[n]],
-                "in_stock": stock[n],
+                "product_id": product_id, "title": title, "brand": brands[brand], "category": paths[path] if path else [],
+                "price": price if price == price else None, "currency": currencies[currency], "in_stock": stock,
             }
-            for n, row in enumerate(places)
+            for product_id, title, brand, path, currency, price, stock in zip(*columns, strict=True)
         ]  # fmt: skip
 
     def texts(self, name: str) -> "Texts":

@@ -82,6 +82,8 @@ def gather(sources: list[Source], nq: int, k: int) -> Found:
     is asked again for k; what the others did not name cannot be better than their last answer, which is not among the best k.
     """
     everyone = np.arange(nq)
+    if len(sources) == 1:
+        return merge([sources[0].ask(everyone, k)], k)
     asked = [_quota(s.share, k) for s in sources]
     found = [s.ask(everyone, n) for s, n in zip(sources, asked, strict=True)]
     merged = merge(found, k)

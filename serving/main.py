@@ -21,6 +21,7 @@ def serve() -> None:
     import uvicorn
 
     from serving.app import create_app
+    from serving.one_write import OneWriteProtocol
 
     for name, value in MLFLOW_PATIENCE.items():
         os.environ.setdefault(name, value)
@@ -36,6 +37,7 @@ def serve() -> None:
         app,
         host=settings.host,
         port=settings.port,
+        http=OneWriteProtocol,
         log_level="warning",
         log_config=None,
         access_log=False,

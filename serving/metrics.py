@@ -22,6 +22,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.versions: dict[str, None] = {}
         self.asked_last = ""
+        self.timers: dict[tuple[str, str], Histogram] = {}
+        self.routes: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.lock = threading.Lock()
         own: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("vitrine_requests_total", "Requests by route and status", ["route", "status"], **own)
@@ -63,15 +65,21 @@ class Metrics:
         self.busy = Gauge("vitrine_busy", "Searches being worked on or waiting", **own)
 
     def request(self, route: str, status: int, took_s: float) -> None:
-        self.requests.labels(route, str(status)).inc()
-        self.took.labels(route).observe(took_s)
+        known = self.routes.get((route, status))  # looking series up by their labels costs more than counting
+        if known is None:
+            known = self.routes[route, status] = self.requests.labels(route, str(status)), self.took.labels(route)
+        known[0].inc()
+        known[1].observe(took_s)
 
     def search(self, answer: SearchAnswer) -> None:
         """Counts one answer by its version: its phases, and whether shards were missing."""
         version = answer.version.index
         self.asked(version)
         for phase, ms in answer.timings_ms.items():
-            self.phases.labels(phase, version).observe(ms / 1e3)
+            timer = self.timers.get((phase, version))
+            if timer is None:
+                timer = self.timers[phase, version] = self.phases.labels(phase, version)
+            timer.observe(ms / 1e3)
         if answer.coverage.shards_ok < answer.coverage.shards_total:
             self.partial.labels(version).inc()
 
@@ -91,6 +99,7 @@ class Metrics:
                 del self.versions[old]
                 for series in (self.phases, self.part, self.partial, self.recalled, self.recall):
                     series.remove_by_labels({"version": old})
+                self.timers = {key: timer for key, timer in self.timers.items() if key[1] != old}
 
     def text(
         self, slots: Slots[Any], means: Means | None = None, recall: dict[str, Tally] | None = None, fleet: Fleet | None = None

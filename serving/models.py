@@ -3,8 +3,10 @@
 import base64
 import binascii
 from functools import cached_property
+from typing import NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
 
 from serving.filters import Filter
 from serving.ranker import User
@@ -74,21 +76,25 @@ class SearchRequest(Wire):
             raise ValueError("image is not base64") from None
 
 
-class Result(Wire):
-    """One product of the answer. With `explain`: `reasons`, each term of its score, and `notes`, what a rule did to its place."""
+class Result(TypedDict):
+    """One product of the answer. With `explain`: `reasons`, each term of its score, and `notes`, what a rule did to its place.
+
+    A dict, not a model: twenty of them are made for every answer. In the order they are filled in, so that an answer that is
+    remembered is the same to the byte.
+    """
 
     product_id: str
-    score: float
-    similarity: float
     title: str
     brand: str
     category: list[str]
-    image_url: str
     price: float | None
     currency: str
     in_stock: bool
-    reasons: dict[str, float] | None = None
-    notes: list[str] | None = None
+    score: float
+    similarity: float
+    image_url: str
+    reasons: NotRequired[dict[str, float]]
+    notes: NotRequired[list[str]]
 
 
 class VersionOf(Wire):

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-import uuid
+from secrets import token_hex
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -57,7 +57,7 @@ class Requests:
             return
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
-        request_id = asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex[:16]
+        request_id = asked if REQUEST_ID.fullmatch(asked) else token_hex(8)
         scope.setdefault("state", {}).update(request_id=request_id, phases=[])
         logs.request_id.set(request_id)
         at, began = time.time(), time.perf_counter()

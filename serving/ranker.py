@@ -82,8 +82,8 @@ def rank(
     terms = {
         "similarity": similarity.astype(np.float64),
         "category": weights.category * _category_share(rows, similarity, features.category, config),
-        "popularity": weights.popularity * features.popularity[rows],
-        "in_stock": weights.in_stock * features.in_stock[rows],
+        "popularity": _weighted(weights.popularity, features.popularity, rows),
+        "in_stock": _weighted(weights.in_stock, features.in_stock, rows),
     }
     if colours is not None and features.palette is not None:
         terms["colour"] = weights.colour * alike(colours, features.palette[rows])
@@ -91,11 +91,16 @@ def rank(
         terms["affinity"] = weights.affinity * _affinity(rows, features, user)
     if config.rules.boost or config.rules.bury:
         terms["rules"] = nudges(rows, features, config.rules)
-    score = np.sum(list(terms.values()), axis=0)
+    score = sum(terms.values(), np.zeros(len(rows)))
     arranged = arrange(np.argsort(-score, kind="stable"), rows, features, config.rules)
     order = arranged.positions[:k]
     notes = {place: arranged.notes[int(p)] for place, p in enumerate(order) if int(p) in arranged.notes}
     return Ranked(rows[order], score[order], similarity[order], {name: term[order] for name, term in terms.items()}, notes)
+
+
+def _weighted(weight: float, column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What a column adds; one without weight is not read: 500 rows of millions are 500 cache misses."""
+    return weight * column[rows] if weight else np.zeros(len(rows))
 
 
 def _category_share(rows: np.ndarray, similarity: np.ndarray, category: Coded, config: RankerConfig) -> np.ndarray:

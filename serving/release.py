@@ -19,6 +19,7 @@ from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.filters import Filter, FilterError, matching
 from serving.golden import check_golden
+from serving.models import VersionOf
 from serving.ranker import Ranked, RankerConfig, User, rank
 from serving.searcher import Found, Searcher
 from serving.words import TextEncoder
@@ -48,6 +49,7 @@ class Release:
         self.query, self.searcher, self.words = query, searcher, words
         self.encode_most = 1
         self.preprocess = encoders.manifest.preprocess
+        self.told = _told(version, manifest)
         self.ranker = _ranker(manifest, searcher)
         self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
         self.candidates = int(manifest.search.get("candidates") or 500)
@@ -106,6 +108,8 @@ class Release:
     def encode(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
         """The unit vectors (d,) float32 of pixels, at most `encode_most` pictures in one run of the network."""
         most = self.encode_most
+        if most == 1:
+            return [self.query.encode(picture[None])[0] for picture in pictures]
         runs = [self.query.encode(np.stack(pictures[n : n + most])) for n in range(0, len(pictures), most)]
         return [vector for run in runs for vector in run]
 
@@ -153,6 +157,12 @@ class Release:
             self.answer(Asked(self.query.encode(pixels)[0], palette(pixels[0])))
             if self.words is not None:
                 self.words.encode("a warm word")
+
+
+def _told(version: str, manifest: IndexManifest) -> VersionOf:
+    """What answers say of the version they are from."""
+    tower, _, variant = manifest.encoder.query.partition(".")
+    return VersionOf(index=version, encoder=manifest.encoder.version, tower=tower, variant=variant, manifest=manifest.id)
 
 
 def _ranker(manifest: IndexManifest, searcher: Searcher) -> RankerConfig:

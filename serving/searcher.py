@@ -65,6 +65,8 @@ class Part:
 
     def handles(self, positions: np.ndarray) -> np.ndarray:
         """The handles of the engine's positions; -1 stays."""
+        if len(self.segments) == 1 and not self.segments[0].start:
+            return positions
         segment = np.searchsorted(self.ends, np.maximum(positions, 0), side="right")
         return np.where(positions < 0, -1, positions + self.shifts[segment])
 
@@ -175,18 +177,23 @@ def _search_part(part: Part, mask: Mask | None, matching: int, xq: np.ndarray, k
     spread = min(round(part.rows / matching), MOST_WIDENED)
     found = part.engine.search(xq, wanted, mask, params, spread)
     for factor in WIDER:
-        short = np.flatnonzero((found.rows < 0).any(axis=1))
+        short = _short(found)
         if not len(short):
             break
         again = part.engine.search(xq[short], wanted, mask, params, spread * factor)
         found.similarity[short], found.rows[short] = again.similarity, again.rows
     result = padded(Found(found.similarity, part.handles(found.rows)), k)
-    short = np.flatnonzero((found.rows < 0).any(axis=1))
+    short = _short(found)
     if len(short):
         every = np.arange(part.rows) if mask is None else mask.positions
         exact = _exact(part, xq[short], k, every)
         result.similarity[short], result.rows[short] = exact.similarity, exact.rows
     return result
+
+
+def _short(found: Found) -> np.ndarray:
+    """Which queries have fewer rows than were asked for: engines leave the last places empty."""
+    return np.flatnonzero(found.rows[:, -1] < 0)
 
 
 def _exact(part: Part, xq: np.ndarray, k: int, positions: np.ndarray) -> Found:

@@ -5,8 +5,8 @@ code that is still in the processor's caches. Nobody waits for it: where one sea
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 from serving.together import Search, together
 
@@ -16,26 +16,22 @@ class Workers:
 
     def __init__(self, count: int, most: int, done: Callable[[list[Search]], None]) -> None:
         self.count, self.most, self.done = count, most, done
-        self.waiting: deque[Search] = deque()
-        self.there = threading.Condition()
+        self.waiting: SimpleQueue[Search | None] = SimpleQueue()  # None: it is over
         self.threads: list[threading.Thread] = []
-        self.closed = False
 
     def submit(self, search: Search) -> None:
-        with self.there:
-            self.waiting.append(search)
-            if len(self.threads) < self.count:
-                thread = threading.Thread(target=self._work, name=f"search-{len(self.threads)}", daemon=True)
-                self.threads.append(thread)
-                thread.start()
-            self.there.notify()
+        """By one thread at a time: the loop's."""
+        self.waiting.put(search)
+        if len(self.threads) < self.count:
+            thread = threading.Thread(target=self._work, name=f"search-{len(self.threads)}", daemon=True)
+            self.threads.append(thread)
+            thread.start()
 
     def close(self) -> None:
         """No further search is begun; those under way are not waited for."""
-        with self.there:
-            self.closed = True
-            self.waiting.clear()
-            self.there.notify_all()
+        self._more(self.waiting.qsize())
+        for _ in self.threads:
+            self.waiting.put(None)
 
     def _work(self) -> None:
         while self._round():
@@ -43,15 +39,25 @@ class Workers:
 
     def _round(self) -> bool:
         """One lot of searches; False when it is over. Nothing of them outlives it: an error's traceback would hold a version."""
-        taken = self._taken()
-        if taken:
-            together(taken)
-            self.done(taken)
-        return bool(taken)
+        first = self.waiting.get()
+        if first is None:
+            return False
+        share = -(-(1 + self.waiting.qsize()) // self.count)
+        taken = [first, *self._more(min(share, self.most) - 1)]
+        together(taken)
+        self.done(taken)
+        return True
 
-    def _taken(self) -> list[Search]:
-        """The next searches, once there are some: no more than this worker's share of those that wait. [] when it is over."""
-        with self.there:
-            self.there.wait_for(lambda: self.waiting or self.closed)
-            share = -(-len(self.waiting) // self.count)
-            return [self.waiting.popleft() for _ in range(min(share, self.most))]
+    def _more(self, most: int) -> list[Search]:
+        """Up to so many of those that wait."""
+        taken: list[Search] = []
+        try:
+            while len(taken) < most:
+                search = self.waiting.get_nowait()
+                if search is None:
+                    self.waiting.put(None)
+                    break
+                taken.append(search)
+        except Empty:
+            pass
+        return taken

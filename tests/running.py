@@ -8,6 +8,7 @@ from types import TracebackType
 import uvicorn
 from fastapi import FastAPI
 
+from serving.one_write import OneWriteProtocol
 from tests.servers import free_port
 
 
@@ -26,7 +27,8 @@ class Served:
     def __init__(self, app: FastAPI, port: int = 0) -> None:
         port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", ws="none"))
+        config = uvicorn.Config(app, host="127.0.0.1", port=port, http=OneWriteProtocol, log_level="warning", ws="none")
+        self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
 
     def __enter__(self) -> "Served":

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
 from serving.contract.files import Frozen
+from serving.contract.jpeg import plain_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 ORIENTATION_TAG = 0x0112
@@ -60,6 +61,12 @@ def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMI
         raise ImageRejected("empty", "the image has no bytes")
     if len(data) > limits.max_bytes:
         raise ImageRejected("too_many_bytes", f"the image has {len(data)} bytes; at most {limits.max_bytes} are accepted")
+    size = plain_size(data)
+    if size is not None and size[0] * size[1] <= limits.max_pixels:
+        try:
+            return _frame(_jpeg(data, _target(size[1], size[0], spec)), spec)
+        except ValueError:  # Pillow's look at it says what is wrong
+            pass
     picture = _open(data, limits)
     try:
         orientation = picture.getexif().get(ORIENTATION_TAG, 1)
@@ -95,7 +102,7 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
 def _pixels(data: bytes, picture: Image.Image, orientation: int, least: tuple[int, int]) -> np.ndarray:
     """Upright RGB pixels (h, w, 3) uint8; a JPEG is decoded no larger than needed to cover `least` = (height, width)."""
     if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
-        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+        pixels = _jpeg(data, least)
         if orientation == 1:
             return pixels
         picture = Image.fromarray(pixels)
@@ -106,6 +113,10 @@ def _pixels(data: bytes, picture: Image.Image, orientation: int, least: tuple[in
         picture = _to_rgb(picture)
     picture.getexif()[ORIENTATION_TAG] = orientation
     return np.asarray(ImageOps.exif_transpose(picture))
+
+
+def _jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray:
+    return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

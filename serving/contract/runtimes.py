@@ -59,9 +59,9 @@ class OnnxRuntime:
             raise ContractError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from None
         if session.get_providers()[0] != self.provider:
             raise ContractError(f"{self.name}: {self.provider} did not start (no GPU, or its libraries are missing)")
-        taken = session.get_inputs()[0].name
+        taken, given = session.get_inputs()[0].name, [session.get_outputs()[0].name]
         # A copy: what ONNX Runtime gives is a piece of the session's arena, and one remembered vector would keep all of that alive.
-        return lambda batch: np.array(session.run(None, {taken: batch})[0])
+        return lambda batch: np.array(session.run(given, {taken: batch})[0])
 
     def _settings(self, precision: str) -> dict[str, str]:
         if self.provider == "CUDAExecutionProvider":

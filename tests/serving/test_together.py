@@ -111,7 +111,7 @@ def came_while_busy(count: int, most: int, searches: int) -> Desk:
     workers = Workers(count, most, desk)
     for _ in range(count):
         workers.submit(begun(held(go)))
-    until(lambda: not workers.waiting)
+    until(lambda: not workers.waiting.qsize())
     for n in range(searches):
         workers.submit(begun(search(n, "encode")))
     go.set()
@@ -135,7 +135,7 @@ def test_workers_that_are_closed_begin_nothing_more() -> None:
     go, desk = threading.Event(), Desk()
     workers = Workers(1, 4, desk)
     workers.submit(begun(held(go)))
-    until(lambda: not workers.waiting)
+    until(lambda: not workers.waiting.qsize())
     workers.submit(begun(search(1, "encode")))
     workers.close()
     go.set()

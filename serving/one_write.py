@@ -1,0 +1,48 @@
+"""HTTP by uvicorn, with the head of an answer and its body in one packet.
+
+uvicorn writes them one after the other and the loop sends each at once, so that every answer was two passes through the network's
+code, and whoever waits was woken by its head only to wait on.
+"""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD, END = b"HTTP/1.1 ", b"\r\n\r\n"
+
+
+class OneWrite:
+    """A transport that keeps an answer's head for what is written next; it goes alone when nothing is in the same turn of the loop."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport, self.loop, self.head = transport, loop, b""
+
+    def write(self, data: bytes) -> None:
+        if self.head:
+            head, self.head = self.head, b""
+            self.transport.write(head + data)
+        elif data.startswith(HEAD) and data.endswith(END):
+            self.head = data
+            self.loop.call_soon(self.flush)
+        else:
+            self.transport.write(data)
+
+    def flush(self) -> None:
+        """Sends a head that is still here."""
+        if self.head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self.transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+
+class OneWriteProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
