@@ -28,9 +28,8 @@ GROUND = 12.0
 def palette(pixels: np.ndarray) -> np.ndarray:
     """Shares (13,) uint8 of COLOURS in pixels (h, w, 3) uint8 RGB; they sum to about 255."""
     small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    lab = _lab(small).reshape(-1, 3)
-    weights = _MIDDLE * _figure(lab)
-    shares = weights @ _soft(lab)
+    lab = np.ascontiguousarray(_lab(small).reshape(-1, 3).T)  # channel by channel: what runs along a row of numbers is quick
+    shares = _soft(lab) @ (_MIDDLE * _figure(lab))
     return np.rint(255 * shares / shares.sum()).astype(np.uint8)
 
 
@@ -46,23 +45,33 @@ def _lab(pixels: np.ndarray) -> np.ndarray:
 
 
 def _soft(lab: np.ndarray) -> np.ndarray:
-    """Each colour's (n, 3) share of each name: (n, 13), rows sum to one."""
-    closer = 2 * lab @ _ANCHORS.T - (_ANCHORS**2).sum(axis=1)  # the colour's own square is the same for every name
-    near = np.exp((closer - closer.max(axis=1, keepdims=True)) / (2 * NEAR**2))
-    return near / near.sum(axis=1, keepdims=True)
+    """Each name's share in each colour (3, n): (13, n), columns sum to one."""
+    closer = 2 * (_ANCHORS @ lab) - _SQUARES  # the colour's own square is the same for every name
+    near = np.exp((closer - closer.max(axis=0)) / (2 * NEAR**2))
+    return near / near.sum(axis=0)
 
 
 def _figure(lab: np.ndarray) -> np.ndarray:
     """1 for what belongs to the thing shown, 0 for a uniform ground; all ones where the ground is not uniform or is all there is."""
-    border = lab[_BORDER]
-    ground = np.median(border, axis=0)
-    if np.linalg.norm(border - ground, axis=1).mean() > GROUND:
-        return np.ones(len(lab), np.float32)
-    figure = (np.linalg.norm(lab - ground, axis=1) > GROUND).astype(np.float32)
-    return figure if figure.mean() > 0.02 else np.ones(len(lab), np.float32)
+    border = lab[:, _BORDER]
+    half = border.shape[1] // 2
+    middle = np.partition(border, (half - 1, half), axis=1)
+    ground = (middle[:, half - 1] + middle[:, half]) / 2  # the median; np.median takes three times as long
+    figure = np.ones(lab.shape[1], np.float32)
+    if _distance(border, ground).mean() <= GROUND:
+        apart = _distance(lab, ground) > GROUND
+        figure = apart.astype(np.float32) if apart.mean() > 0.02 else figure
+    return figure
+
+
+def _distance(lab: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """How far each colour (3, n) lies from one (3,), in Lab units."""
+    l, a, b = (lab - colour[:, None]) ** 2  # noqa: E741
+    return np.sqrt(l + a + b)
 
 
 _ANCHORS = _lab(np.array([list(COLOURS.values())], np.uint8))[0]
+_SQUARES = (_ANCHORS**2).sum(axis=1, keepdims=True)
 _ACROSS = np.linspace(-1, 1, SIDE, dtype=np.float32) ** 2
 _MIDDLE = np.exp(-(_ACROSS[:, None] + _ACROSS[None]) / (2 * 0.6**2)).ravel()
-_BORDER = np.pad(np.zeros((SIDE - 2, SIDE - 2), bool), 1, constant_values=True).ravel()
+_BORDER = np.flatnonzero(np.pad(np.zeros((SIDE - 2, SIDE - 2), bool), 1, constant_values=True))

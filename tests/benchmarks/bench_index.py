@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=300)
-    parser.add_argument("--preset", choices=["easy", "hard"], default="hard")
+    parser.add_argument("--preset", default="hard", help="easy, hard, or a file of tests.benchmarks.photo_vectors")
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument(
         "--families", default=",".join(FAMILIES), help="ivf_pq@FAMILY: codes over the lists of a family before it"

@@ -1,13 +1,13 @@
 """Our families against autofaiss, ScaNN, hnswlib and usearch at equal recall, over the same vectors and queries.
 
-    python -m tests.benchmarks.bench_peers [--rows 1000000] [--peers usearch,scann,autofaiss,hnswlib] [--photos FOLDER]
+    python -m tests.benchmarks.bench_peers [--rows 1000000] [--peers usearch,scann,autofaiss,hnswlib] [--preset hard]
 
 A peer runs in an environment of its own below build/peers/<name>, made beforehand by whoever wants it there, for instance
 `uv venv build/peers/scann && VIRTUAL_ENV=build/peers/scann uv pip install scann`; one that is not there is said to be missing.
 Every engine is asked for 10 of one query at a time. Prints for each recall target the cheapest point of every engine: CPU time of
 a query, queries a second of one core, memory, and queries a second and gigabyte, the last as a ratio to ours. CPU time, since the
-clock of a machine that others share says more about them. `--photos` takes an .npy of real embeddings (n, d) in place of made-up
-vectors: enlarged to --rows by mixing neighbours, a tenth of the queries' distance apart. Writes peers.json.
+clock of a machine that others share says more about them. `--preset` takes a file of real photos' vectors, made by
+tests.benchmarks.photo_vectors, in place of made-up ones. Writes peers.json.
 """
 
 import argparse
@@ -24,34 +24,17 @@ import numpy as np
 from serving.faiss_engine import FaissEngine, omp_threads
 from tasks.index.build import make_index
 from tasks.index.families import FAMILIES, lists_for
+from tests.benchmarks.made_shop import world_of
 from tests.benchmarks.peer import K, measure
-from tests.benchmarks.vectors import Vectors
 
 PEERS = Path("build/peers")
 OURS = ("hnsw_sq8", "hnsw_fp16", "ivf_fs_sq8")
 TARGETS = (0.9, 0.95, 0.98, 0.99)
-NOISE = 0.1
-
-
-def enlarged(photos: np.ndarray, rows: int) -> np.ndarray:
-    """Unit vectors (rows, d): real embeddings mixed with one of their nearest, by a random share, and a little noise."""
-    rng = np.random.default_rng(3)
-    near = faiss.knn(photos, photos, 6, metric=faiss.METRIC_INNER_PRODUCT)[1]
-    one = rng.integers(0, len(photos), rows)
-    other = near[one, rng.integers(1, near.shape[1], rows)]
-    share = rng.random((rows, 1), np.float32)
-    mixed = share * photos[one] + (1 - share) * photos[other]
-    mixed += NOISE / photos.shape[1] ** 0.5 * rng.standard_normal(mixed.shape, np.float32)
-    return (mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).astype(np.float32)
 
 
 def world(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """The base (rows, d) and the queries (nq, d)."""
-    if args.photos:
-        photos = np.load(args.photos).astype(np.float32)
-        every = enlarged(photos, args.rows + args.queries)
-        return every[: args.rows], every[args.rows :]
-    made = Vectors(args.dim, args.preset)
+    made = world_of(args.dim, args.preset)
     xb = np.concatenate([made.base(min(50_000, args.rows - start)) for start in range(0, args.rows, 50_000)])
     return xb, made.queries(args.queries)
 
@@ -128,9 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--preset", choices=["easy", "hard"], default="hard")
+    parser.add_argument("--preset", default="hard", help="easy, hard, or a file of tests.benchmarks.photo_vectors")
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--photos", type=Path)
     parser.add_argument("--ours", default=",".join(OURS))
     parser.add_argument("--peers", default="autofaiss,scann,hnswlib,usearch")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
@@ -138,9 +120,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     xb, xq = world(args)
     gt = faiss.knn(xq, xb, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
-    print(
-        f"{len(xb)} x {xb.shape[1]}, {args.photos or args.preset}, {len(xq)} queries, load {os.getloadavg()[0]:.1f}", flush=True
-    )
+    print(f"{len(xb)} x {xb.shape[1]}, {args.preset}, {len(xq)} queries, load {os.getloadavg()[0]:.1f}", flush=True)
     points: list[dict[str, Any]] = []
     with TemporaryDirectory(dir=args.out) as name:
         folder = Path(name)

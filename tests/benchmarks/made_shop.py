@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from serving.contract.files import written_whole
 from serving.contract.keys import product_keys, shard_of
 from tasks.catalog.snapshot import Snapshot, read_snapshot, take_snapshot
+from tests.benchmarks.photo_vectors import PhotoVectors
 from tests.benchmarks.stages import Stages
 from tests.benchmarks.vectors import Vectors
 
@@ -39,7 +40,17 @@ def make_shop(folder: Path, rows: int, dim: int, preset: str, shards: int, stage
 
 def made_queries(dim: int, preset: str, count: int) -> np.ndarray:
     """Queries (count, dim), perturbed and never from the base."""
-    return Vectors(dim, preset).seeded(QUERY_SEED).queries(count)
+    return world_of(dim, preset).seeded(QUERY_SEED).queries(count)
+
+
+def world_of(dim: int, preset: str) -> Vectors | PhotoVectors:
+    """Made-up vectors of a preset, or those of a file that photo_vectors made. Raises ValueError when its dimension is another."""
+    if not preset.endswith(".npz"):
+        return Vectors(dim, preset)
+    photos = PhotoVectors(Path(preset))
+    if photos.dim != dim:
+        raise ValueError(f"{preset} holds vectors of {photos.dim} numbers: --dim {photos.dim}")
+    return photos
 
 
 def _snapshot(folder: Path, rows: int) -> str:
@@ -57,7 +68,7 @@ def _generate(folder: Path, snapshot: str, dim: int, preset: str, shard: int, sh
     rows = read_snapshot(snapshot).rows
     keys = product_keys(f"P{i:08d}" for i in range(rows))
     keys = np.sort(keys[shard_of(keys, shards) == shard])
-    world = Vectors(dim, preset).seeded(SHARD_SEED + shard)
+    world = world_of(dim, preset).seeded(SHARD_SEED + shard)
     schema = pa.schema([("key", pa.int64()), ("image_sha256", pa.binary(32)), ("vector", pa.list_(pa.float16(), dim))])
     with (
         written_whole(folder / "vectors" / f"shard={shard}" / "part-00000.parquet") as path,

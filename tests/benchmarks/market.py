@@ -24,7 +24,9 @@ from serving.contract.encoder import EncoderFolder
 from serving.contract.files import FileRef, describe, written_whole
 from serving.contract.keys import product_keys, shard_of
 from serving.contract.manifest import Counts, EncoderManifest, EncoderRef, IndexManifest, SnapshotRef, Variant, fingerprint
+from serving.contract.palette import NAMES, PALETTE, PALETTE_TYPE
 from serving.contract.preprocess import PreprocessSpec
+from serving.contract.segments import fixed_column
 from serving.searcher import Searcher
 from tasks.catalog.snapshot import take_snapshot
 from tasks.index.assemble import EMPTY_SHA, base_segment, local_files, with_golden
@@ -56,7 +58,7 @@ class Market:
 
 def market(out: Path, rows: int = 1_000_000, family: str = "ivf_fs_sq8", preset: str = "hard", shards: int = 1) -> Market:
     """The release below `out`; built when it is not there. Version "1" is live in blue."""
-    home = out / f"market-{rows}-{family}-{preset}-{shards}"
+    home = out / f"market-{rows}-{family}-{preset}-{shards}-colours"
     if not (home / "release" / "aliases.json").is_file():
         shutil.rmtree(home, ignore_errors=True)
         _build(home, rows, family, preset, shards)
@@ -126,7 +128,8 @@ def _vectors(folder: Path, world: Vectors, keys: np.ndarray, shards: int) -> Non
     """The shards' vectors in order of key, as the embedding step leaves them, written in blocks."""
     keys = np.sort(keys)
     kind = pa.list_(pa.float16(), DIM)
-    schema = pa.schema([("key", pa.int64()), ("image_sha256", pa.binary(32)), ("vector", kind)])
+    schema = pa.schema([("key", pa.int64()), ("image_sha256", pa.binary(32)), (PALETTE, PALETTE_TYPE), ("vector", kind)])
+    rng = np.random.default_rng(4)
     writers = []
     for shard in range(shards):
         (folder / f"shard={shard}").mkdir(parents=True)
@@ -134,12 +137,12 @@ def _vectors(folder: Path, world: Vectors, keys: np.ndarray, shards: int) -> Non
     for start in range(0, len(keys), BLOCK):
         block = keys[start : start + BLOCK]
         vectors = world.base(len(block)).astype(np.float16)
+        palettes = (255 * rng.dirichlet(np.full(len(NAMES), 0.3), len(block))).round().astype(np.uint8)
         for shard, writer in enumerate(writers):
             mine = shard_of(block, shards) == shard
             column = pa.FixedSizeListArray.from_arrays(pa.array(vectors[mine].reshape(-1)), DIM)
-            writer.write_table(
-                pa.table([block[mine], pa.array([b"\0" * 32] * int(mine.sum()), pa.binary(32)), column], schema=schema)
-            )
+            images = pa.array([b"\0" * 32] * int(mine.sum()), pa.binary(32))
+            writer.write_table(pa.table([block[mine], images, fixed_column(palettes[mine]), column], schema=schema))
     for writer in writers:
         writer.close()
 
