@@ -34,7 +34,7 @@ WIDER = (8, 64)
 MOST_WIDENED = 16
 
 
-@dataclass
+@dataclass(eq=False)
 class OpenSegment:
     """A base or delta. `engine`: None where other processes hold it; `alive` (rows,) bool: None while nothing is hidden."""
 
@@ -207,18 +207,18 @@ def _exact(part: Part, xq: np.ndarray, k: int, positions: np.ndarray) -> Found:
 
 
 def _parts(segments: list[OpenSegment]) -> list[Part]:
-    """Bases that are shards of one template are one part, flat deltas are another, every other segment is one of its own."""
+    """Bases and deltas with lists of one template are one part, flat deltas are another, every other segment is one of its own."""
     held = [(s, s.engine) for s in segments if s.engine is not None]
-    bases = [(s, engine) for s, engine in held if s.base]
     flat = [(s, engine) for s, engine in held if not s.base and is_flat(engine)]
+    coded = [(s, engine) for s, engine in held if s.base or not is_flat(engine)]
+    bases = [(s, engine) for s, engine in coded if s.base]
+    as_one = next((group for group in (coded, bases) if len(group) > 1 and trained_as_one([e for _, e in group])), [])
     parts: list[Part] = []
-    if len(bases) > 1 and trained_as_one([engine for _, engine in bases]):
-        parts.append(Part(FaissShards([engine for _, engine in bases]), [s for s, _ in bases]))
-    else:
-        parts += [Part(engine, [s]) for s, engine in bases]
+    if as_one:
+        parts.append(Part(FaissShards([engine for _, engine in as_one]), [s for s, _ in as_one]))
     if flat:
         parts.append(Part(together([engine for _, engine in flat]), [s for s, _ in flat]))
-    return parts + [Part(engine, [s]) for s, engine in held if not s.base and not is_flat(engine)]
+    return parts + [Part(engine, [s]) for s, engine in coded if (s, engine) not in as_one]
 
 
 def ordered(segments: tuple[Segment, ...]) -> list[Segment]:

@@ -18,10 +18,13 @@ from serving.contract.segments import ROW_COLUMNS, read_index, read_rows, write_
 from serving.faiss_engine import FaissEngine
 from tasks.errors import VitrineError
 from tasks.index.build import Template, empty_index
-from tasks.index.families import FLAT_MAX_ROWS
 from tasks.index.vectors import check_vectors
 
 Locate = Callable[[FileRef], Path]
+
+CODED_ROWS = 5_000
+"""More rows of flat deltas than this become a segment with the base's lists and codes: comparing them one by one costs half a
+millisecond at 512 dimensions, and a base of lists none of that (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ def add_delta(
 ) -> tuple[Segment, ...]:
     """All segments of the next version: the manifest's own and, for every touched shard, a delta and a tombstone segment.
 
-    Files are written to `folder`, as artifacts of `run_id` below `prefix`. A delta is flat, except where it exceeds
-    FLAT_MAX_ROWS and a `template` is given. Raises VitrineError for changes that contradict themselves.
+    Files are written to `folder`, as artifacts of `run_id` below `prefix`. A delta is flat, except where it exceeds CODED_ROWS
+    and a `template` with lists is given. Raises VitrineError for changes that contradict themselves.
     """
     keys = changes.rows["key"].to_numpy() if len(changes.rows) else np.zeros(0, np.int64)
     _check(manifest, changes, keys)
@@ -67,12 +70,37 @@ def add_delta(
     return (*manifest.segments, *added)
 
 
+def flat_rows(segments: Sequence[Segment]) -> int:
+    """Rows of flat deltas: every query is compared with all of them."""
+    return sum(s.rows for s in segments if s.kind == "delta" and s.family == "flat")
+
+
+def code_deltas(
+    manifest: IndexManifest, locate: Locate, template: Template, folder: Path, run_id: str = "", prefix: str = ""
+) -> tuple[Segment, ...]:
+    """The same content with each shard's flat deltas as one that has the lists and codes of the base's `template`.
+
+    Nothing but flat deltas is read and written again, each row once: deltas that are coded already stay as they are. Tombstones
+    do too, as each hides what came before it.
+    """
+    segments: list[Segment] = []
+    for shard in range(manifest.shards):
+        mine = [s for s in manifest.segments if s.shard == shard]
+        flat = sorted((s for s in mine if s.kind == "delta" and s.family == "flat"), key=lambda s: s.sequence)
+        segments += [s for s in mine if s not in flat]
+        if flat:
+            rows, vectors = _live(manifest, flat, [s for s in mine if s.kind == "tombstones"], locate)
+            if len(rows):
+                segments.append(_Piece(shard, flat[-1].sequence, folder, run_id, prefix).delta(rows, vectors, template, 0))
+    return tuple(segments)
+
+
 def merge_deltas(
-    manifest: IndexManifest, locate: Locate, folder: Path, run_id: str = "", prefix: str = ""
+    manifest: IndexManifest, locate: Locate, folder: Path, run_id: str = "", prefix: str = "", template: Template | None = None
 ) -> tuple[Segment, ...]:
     """The same content with at most one delta and one tombstone segment per shard; bases stay as they are.
 
-    Reads and writes deltas and tombstones only. Flat deltas are merged without any loss.
+    Reads and writes deltas and tombstones only. Flat deltas are merged without any loss; a merged one is coded as `add_delta` says.
     """
     merged: list[Segment] = []
     for shard in range(manifest.shards):
@@ -83,22 +111,33 @@ def merge_deltas(
         if len(deltas) <= 1 and len(stones) <= 1:
             merged += [*deltas, *stones]
             continue
-        hidden = [(s.sequence, read_rows(locate(s.table))["key"].to_numpy()) for s in stones]
-        tables, vectors = [], []
-        for delta in deltas:
-            table = read_rows(locate(delta.table))
-            later = [keys for sequence, keys in hidden if sequence > delta.sequence]
-            live = ~np.isin(table["key"].to_numpy(), np.concatenate(later)) if later else np.ones(len(table), bool)
-            engine = FaissEngine(read_index(locate(_index_of(delta)), manifest.encoder.dim, len(table)))
-            tables.append(table.filter(pa.array(live)))
-            vectors.append(engine.vectors(np.flatnonzero(live)))
         piece = _Piece(shard, max(s.sequence for s in (*deltas, *stones)), folder, run_id, prefix)
-        rows = pa.concat_tables(tables, promote_options="default") if tables else None
-        if rows is not None and len(rows):
-            order = np.argsort(rows["key"].to_numpy())
-            merged.append(piece.delta(rows.take(pa.array(order)), np.concatenate(vectors)[order], None))
-        merged.append(piece.tombstones(np.unique(np.concatenate([keys for _, keys in hidden]))))
+        if deltas:
+            rows, vectors = _live(manifest, deltas, stones, locate)
+            if len(rows):
+                merged.append(piece.delta(rows, vectors, template))
+        merged.append(piece.tombstones(np.unique(np.concatenate([_keys(s, locate) for s in stones]))))
     return tuple(merged)
+
+
+def _live(manifest: IndexManifest, deltas: list[Segment], stones: list[Segment], locate: Locate) -> tuple[pa.Table, np.ndarray]:
+    """What no later tombstone hides of a shard's deltas: rows in order of their keys, and their vectors."""
+    hidden = [(s.sequence, _keys(s, locate)) for s in stones]
+    tables, vectors = [], []
+    for delta in deltas:
+        table = read_rows(locate(delta.table))
+        later = [keys for sequence, keys in hidden if sequence > delta.sequence]
+        live = ~np.isin(table["key"].to_numpy(), np.concatenate(later)) if later else np.ones(len(table), bool)
+        engine = FaissEngine(read_index(locate(_index_of(delta)), manifest.encoder.dim, len(table)))
+        tables.append(table.filter(pa.array(live)))
+        vectors.append(engine.vectors(np.flatnonzero(live)))
+    rows = pa.concat_tables(tables, promote_options="default")
+    order = np.argsort(rows["key"].to_numpy())
+    return rows.take(pa.array(order)), np.concatenate(vectors)[order]
+
+
+def _keys(stone: Segment, locate: Locate) -> np.ndarray:
+    return read_rows(locate(stone.table))["key"].to_numpy()
 
 
 def compaction_due(segments: Sequence[Segment], limits: DeltaLimits | None = None) -> str:
@@ -109,7 +148,7 @@ def compaction_due(segments: Sequence[Segment], limits: DeltaLimits | None = Non
         rows = sum(s.rows for s in segments if s.kind == kind)
         if rows > limit * max(base, 1):
             return f"{rows} rows in {kind} segments are {rows / max(base, 1):.1%} of the base (limit {limit:.0%})"
-    flat = sum(s.rows for s in segments if s.kind == "delta" and s.family == "flat")
+    flat = flat_rows(segments)
     if flat > limits.flat_rows:
         return f"every query is compared with {flat} rows of flat deltas (limit {limits.flat_rows})"
     counts = np.bincount([s.shard for s in segments], minlength=1)
@@ -128,8 +167,9 @@ class _Piece:
     run_id: str
     prefix: str
 
-    def delta(self, rows: pa.Table, vectors: np.ndarray, template: Template | None) -> Segment:
-        coded = template if template is not None and len(rows) > FLAT_MAX_ROWS else None
+    def delta(self, rows: pa.Table, vectors: np.ndarray, template: Template | None, most_flat: int = CODED_ROWS) -> Segment:
+        """Flat, unless there are more rows than `most_flat` and the template has lists."""
+        coded = template if template is not None and template.fit and len(rows) > most_flat else None
         flat = Template("flat", "Flat", vectors.shape[1], 1, len(rows))
         index = empty_index(coded or flat)
         index.add(np.ascontiguousarray(vectors, np.float32))

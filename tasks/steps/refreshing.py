@@ -153,6 +153,8 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
     from serving.release import Release
     from serving.searcher import Searcher
     from tasks.index.assemble import with_golden
+    from tasks.index.build import Template
+    from tasks.index.kept_template import kept_template
     from tasks.index.successor import Place, quarantined_keys, succeed
     from tasks.release.reconcile import catalogue_now
     from tasks.release.whole_path import MAX_PHOTOS, held_out
@@ -164,8 +166,12 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
         mine = folder / Path(ref.path).relative_to(INDEX_PATH)
         return verify(mine, ref) if ref.run_id == run.run_id else models.file(ref)
 
+    def template() -> Template | None:
+        return kept_template(models, parent.encoder.document_fingerprint, folder / "template")[0]
+
     place = Place(folder, run.run_id, INDEX_PATH)
-    manifest, ledger = succeed(parent, ledger_of(models, parent), changed_rows(plan), _embedded(parent, embedded), place, locate)
+    embedded_now = _embedded(parent, embedded)
+    manifest, ledger = succeed(parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template)
     manifest = manifest.model_copy(update={"id": plan["run_key"], "created_at": plan["now"], "parent": plan["parent"]})
     golden = np.load(models.file(parent.golden))["vectors"]
     manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)

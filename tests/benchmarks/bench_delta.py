@@ -3,11 +3,12 @@
     python -m tests.benchmarks.bench_delta [--rows 1000000] [--shards 2] [--changes 1000,10000,100000] [--base FOLDER]
 
 Three tables. Cost: seconds and bytes written of a delta of each size. Growth: products added in `--hours` hourly deltas, up to a
-share of the base, flat as the pipeline writes them and merged into one a shard; recall@10 against exact search over all live
-rows, p50 and p99 of one query at a time. Deletions: a share of the base hidden by tombstones. Every line is measured in turn with
-the base alone, and times are ratios to it: CPU time of the one thread that searches, since the clock of a machine that others
-share says more about them. `--base` names the folder of a family that bench_index built (with `--work`): its
-index is used, and with `--changes-only` only the cost is measured. Writes delta.json.
+share of the base, flat as they are written, merged into one a shard, and with the base's lists and codes as the pipeline leaves
+more than CODED_ROWS of them; recall@10 against exact search over all live rows, p50 and p99 of one query at a time. Deletions: a
+share of the base hidden by tombstones. Every line is measured in turn with the base alone, and times are ratios to it: CPU time
+of the one thread that searches, since the clock of a machine that others share says more about them. `--base` names the folder
+of a family that bench_index built (with `--work`): its index is used, and with `--changes-only` only the cost is measured. Writes
+delta.json.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from serving.contract.keys import product_keys
 from serving.contract.manifest import IndexManifest, read_manifest
 from serving.contract.segments import read_rows
 from serving.searcher import Searcher
-from tasks.index.delta import Changes, add_delta, merge_deltas
+from tasks.index.build import Template
+from tasks.index.delta import Changes, add_delta, code_deltas, merge_deltas
 from tests.benchmarks.bench_index import build, manifest_of
 from tests.benchmarks.made_shop import made_queries, make_shop
 from tests.benchmarks.stages import Stages
@@ -41,8 +43,9 @@ ROUNDS = 3
 class Bench:
     """A base on disk, and versions of it with changes on top in `folder`."""
 
-    def __init__(self, base: Path, manifest: IndexManifest, folder: Path, preset: str, queries: int) -> None:
-        self.base, self.manifest, self.folder = base, manifest, folder
+    def __init__(self, base: Path, template: Template, folder: Path, preset: str, queries: int) -> None:
+        self.base, self.template, self.folder = base, template, folder
+        self.manifest = manifest = read_manifest(base / "manifest.json", IndexManifest)
         self.world = Vectors(manifest.encoder.dim, preset).seeded(77)
         self.row = read_rows(base / manifest.segments[0].table.path).slice(0, 1)
         self.keys = np.concatenate([read_rows(base / s.table.path)["key"].to_numpy() for s in manifest.segments])
@@ -107,12 +110,16 @@ def growth(bench: Bench, hours: int) -> Iterator[dict[str, Any]]:
             changes = bench.inserts(100_000_000 + 10_000_000 * number + hour * each, each)
             manifest = bench.manifest.model_copy(update={"segments": segments})
             segments = add_delta(manifest, changes, bench.folder / path, prefix=path)
-        yield {"share": share, "merged": False} | compared(bench, base, bench.open(segments))
+        yield {"share": share, "way": f"{hours} deltas"} | compared(bench, base, bench.open(segments))
         manifest = bench.manifest.model_copy(update={"segments": segments})
-        began = time.perf_counter()
-        merged = merge_deltas(manifest, bench.locate, bench.folder / f"merge{number}", prefix=f"merge{number}")
-        took = time.perf_counter() - began
-        yield {"share": share, "merged": True, "merge_s": took} | compared(bench, base, bench.open(merged))
+        for way in ("merged", "coded"):
+            path, began = f"{way}{number}", time.perf_counter()
+            if way == "merged":
+                made = merge_deltas(manifest, bench.locate, bench.folder / path, prefix=path)
+            else:
+                made = code_deltas(manifest, bench.locate, bench.template, bench.folder / path, prefix=path)
+            took = time.perf_counter() - began
+            yield {"share": share, "way": way, "seconds": took} | compared(bench, base, bench.open(made))
 
 
 def deletions(bench: Bench) -> Iterator[dict[str, Any]]:
@@ -148,10 +155,11 @@ def main() -> None:
             shop = make_shop(work, args.rows, args.dim, args.preset, args.shards, stages)
             base = work / FAMILY
             (base / "manifest.json").parent.mkdir(exist_ok=True)
-            _, built = build(FAMILY, shop, base, stages)
+            template, built = build(FAMILY, shop, base, stages)
             (base / "manifest.json").write_text(manifest_of(shop, built, FAMILY).model_dump_json())
-        folder = Path(name) / "changes"
-        bench = Bench(base, read_manifest(base / "manifest.json", IndexManifest), folder, args.preset, args.queries)
+        else:
+            template = Template(**Stages(base.parent / "stages.json").done[f"{FAMILY}: train"]["result"])
+        bench = Bench(base, template, Path(name) / "changes", args.preset, args.queries)
         result: dict[str, Any] = {"rows": len(bench.keys), "cost": [], "growth": [], "deletions": []}
         print(
             f"{len(bench.keys)} rows in {bench.manifest.shards} shards\n\n{'changes':>9} {'seconds':>9} {'MiB':>8} {'bytes/change':>13}"
@@ -167,7 +175,7 @@ def main() -> None:
             print(f"\n{kind:18} {'share':>6} {titles}")
             for row in rows:
                 result[kind].append(row)
-                how = {True: "merged", False: f"{args.hours} deltas"}.get(row.get("merged"), "tombstones")
+                how = row.get("way", "tombstones")
                 figures = f"{row['p50_ms']:8.2f} {row['p99_ms']:8.2f} {row['p50_ratio']:11.2f} {row['p99_ratio']:11.2f}"
                 print(f"{how:18} {row['share']:6.0%} {row['recall_at_10']:10.3f} {figures}", flush=True)
     (args.out / "delta.json").write_text(json.dumps(result, indent=1))

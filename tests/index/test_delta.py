@@ -15,9 +15,11 @@ from serving.contract.segments import ROW_COLUMNS
 from serving.searcher import Searcher
 from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
-from tasks.index.delta import Changes, DeltaLimits, add_delta, compaction_due, merge_deltas
+from tasks.index.build import Template
+from tasks.index.delta import Changes, DeltaLimits, add_delta, code_deltas, compaction_due, flat_rows, merge_deltas
 from tests.index.shop import Shop, brute_force, build_all, clustered, manifest_of
 
+Bases = dict[str, tuple[Shop, IndexManifest, Path]]
 D = 32
 POOL = 630
 """Product numbers that changes draw from: 600 are in the base, 30 are new."""
@@ -46,7 +48,7 @@ hour = st.fixed_dictionaries(
     {
         "upserts": st.sets(st.integers(0, POOL - 1), max_size=25),
         "deletes": st.sets(st.integers(0, POOL - 1), max_size=25),
-        "merge": st.booleans(),
+        "after": st.sampled_from(["", "merge", "code"]),
     }
 )
 
@@ -55,7 +57,7 @@ hour = st.fixed_dictionaries(
 @given(hours=st.lists(hour, min_size=1, max_size=4), seed=st.integers(0, 1000), share=st.sampled_from([1.0, 0.3, 0.02]))
 @settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate], derandomize=True)
 def test_any_history_answers_like_brute_force_over_what_is_live(
-    family: str, bases: dict[str, tuple[Shop, IndexManifest, Path]], hours: list[dict], seed: int, share: float
+    family: str, bases: Bases, templates: dict[str, Template], hours: list[dict], seed: int, share: float
 ) -> None:
     shop, manifest, home = bases[family]
     rng = np.random.default_rng(seed)
@@ -75,8 +77,11 @@ def test_any_history_answers_like_brute_force_over_what_is_live(
             live |= dict(zip(changes.rows["key"].to_pylist(), changes.vectors, strict=True))
             for key in changes.deletes.tolist():
                 live.pop(key, None)
-            if one["merge"]:
+            if one["after"] == "merge":
                 manifest = with_segments(manifest, merge_deltas(manifest, locate, folder / f"{path}m", prefix=f"{path}m"))
+            elif one["after"] == "code":
+                coded = code_deltas(manifest, locate, templates[family], folder / f"{path}c", prefix=f"{path}c")
+                manifest = with_segments(manifest, coded)
         searcher = Searcher.open(manifest, locate)
         assert searcher.live_rows == len(live)
         keys, matrix = np.array(list(live)), np.stack(list(live.values()))
@@ -101,17 +106,23 @@ def test_any_history_answers_like_brute_force_over_what_is_live(
 
 
 @pytest.fixture(scope="module")
-def bases(shop: Shop, wide_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Shop, IndexManifest, Path]]:
+def templates() -> dict[str, Template]:
+    """Of each family's base, once it is built."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def bases(shop: Shop, wide_shop: Shop, templates: dict[str, Template], tmp_path_factory: pytest.TempPathFactory) -> Bases:
     made = {}
     for family, search in {"flat": {}, "ivf_fs_sq8": {"nprobe": 128, "k_factor": 16}, "hnsw_sq8": {"ef": 128}}.items():
         chosen = shop if family != "ivf_fs_sq8" else wide_shop
         folder = tmp_path_factory.mktemp(family)
-        _, built = build_all(chosen, folder, family)
+        templates[family], built = build_all(chosen, folder, family)
         made[family] = (chosen, manifest_of(chosen, built, {"family": family, **search}), folder)
     return made
 
 
-def test_a_delta_costs_what_changed(bases: dict[str, tuple[Shop, IndexManifest, Path]], tmp_path: Path) -> None:
+def test_a_delta_costs_what_changed(bases: Bases, tmp_path: Path) -> None:
     shop, manifest, _ = bases["flat"]
     sizes = []
     for n in (10, 40):
@@ -123,15 +134,13 @@ def test_a_delta_costs_what_changed(bases: dict[str, tuple[Shop, IndexManifest, 
     assert 3 <= sizes[1] / sizes[0] <= 4.5
 
 
-def test_the_same_changes_give_the_same_bytes(bases: dict[str, tuple[Shop, IndexManifest, Path]], tmp_path: Path) -> None:
+def test_the_same_changes_give_the_same_bytes(bases: Bases, tmp_path: Path) -> None:
     shop, manifest, _ = bases["flat"]
     changes = changes_of(shop, dict(enumerate(clustered(np.random.default_rng(1), 9, D))), {70, 71})
     assert add_delta(manifest, changes, tmp_path / "a") == add_delta(manifest, changes, tmp_path / "b")
 
 
-def test_a_deleted_product_comes_back_with_a_later_upsert(
-    bases: dict[str, tuple[Shop, IndexManifest, Path]], tmp_path: Path
-) -> None:
+def test_a_deleted_product_comes_back_with_a_later_upsert(bases: Bases, tmp_path: Path) -> None:
     shop, manifest, home = bases["flat"]
     vector = clustered(np.random.default_rng(1), 1, D)
     for number, changes in enumerate((changes_of(shop, {}, {5}), changes_of(shop, {5: vector[0]}, set()))):
@@ -142,9 +151,7 @@ def test_a_deleted_product_comes_back_with_a_later_upsert(
     assert searcher.features.key[row] == shop.keys[5]
 
 
-def test_changes_that_contradict_themselves_are_refused(
-    bases: dict[str, tuple[Shop, IndexManifest, Path]], tmp_path: Path
-) -> None:
+def test_changes_that_contradict_themselves_are_refused(bases: Bases, tmp_path: Path) -> None:
     shop, manifest, _ = bases["flat"]
     both = changes_of(shop, {3: clustered(np.random.default_rng(1), 1, D)[0]}, {3})
     with pytest.raises(VitrineError, match=f"key {shop.keys[3]} is changed twice"):
@@ -158,7 +165,7 @@ def test_changes_that_contradict_themselves_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_rebuild_is_asked_for_past_the_limits(bases: dict[str, tuple[Shop, IndexManifest, Path]], tmp_path: Path) -> None:
+def test_a_rebuild_is_asked_for_past_the_limits(bases: Bases, tmp_path: Path) -> None:
     shop, manifest, _ = bases["flat"]
     assert compaction_due(manifest.segments) == ""
     many = dict(enumerate(clustered(np.random.default_rng(1), 100, D)))
@@ -169,7 +176,7 @@ def test_a_rebuild_is_asked_for_past_the_limits(bases: dict[str, tuple[Shop, Ind
     assert "tombstones" in compaction_due(add_delta(manifest, changes_of(shop, {}, set(range(200))), tmp_path / "b"))
 
 
-def test_flat_deltas_are_searched_together(bases: dict[str, tuple[Shop, IndexManifest, Path]], tmp_path: Path) -> None:
+def test_flat_deltas_are_searched_together(bases: Bases, tmp_path: Path) -> None:
     shop, manifest, home = bases["ivf_fs_sq8"]
     vectors = clustered(np.random.default_rng(2), 30, D)
     for hour in range(3):
@@ -183,3 +190,47 @@ def test_flat_deltas_are_searched_together(bases: dict[str, tuple[Shop, IndexMan
     assert searcher.features.key[found.rows[:, 0]].tolist() == product_keys(f"P{600 + n:05d}" for n in range(30)).tolist()
     for query, row in enumerate(found.rows[:, 0].tolist()):
         np.testing.assert_allclose(searcher.vector(row), vectors[query], atol=1e-3)
+
+
+def test_coded_deltas_are_searched_with_the_bases_and_read_no_others_again(
+    bases: Bases, templates: dict[str, Template], tmp_path: Path
+) -> None:
+    shop, manifest, home = bases["ivf_fs_sq8"]
+    vectors = clustered(np.random.default_rng(2), 30, D)
+
+    def locate(ref):  # type: ignore[no-untyped-def]
+        return (tmp_path if ref.path[0] in "hc" else home) / ref.path
+
+    for hour in range(3):
+        mine = {600 + hour * 10 + n: vectors[hour * 10 + n] for n in range(10)}
+        # What an earlier hour brought and an earlier code_deltas has coded goes away again in the last.
+        changes = changes_of(shop, mine, {600} if hour == 2 else set())
+        manifest = with_segments(manifest, add_delta(manifest, changes, tmp_path / f"h{hour}", prefix=f"h{hour}"))
+        before = {s for s in manifest.segments if s.family != "flat"}
+        template = templates["ivf_fs_sq8"]
+        manifest = with_segments(manifest, code_deltas(manifest, locate, template, tmp_path / f"c{hour}", prefix=f"c{hour}"))
+        assert before <= set(manifest.segments), "only flat deltas are made anew"
+        assert flat_rows(manifest.segments) == 0
+    searcher = Searcher.open(manifest, locate)
+    assert len(searcher.parts) == 1, "coded deltas are shards of the base's template"
+    found = searcher.search(vectors, 20)
+    assert searcher.features.key[found.rows[1:, 0]].tolist() == product_keys(f"P{600 + n:05d}" for n in range(1, 30)).tolist()
+    assert searcher.features.key[found.rows[0, 0]] != product_keys(["P00600"])[0]
+    np.testing.assert_allclose(found.similarity[1:, 0], 1, atol=5e-2)
+
+
+def test_coding_gives_the_same_bytes_and_a_delta_without_lists_stays_flat(
+    bases: Bases, templates: dict[str, Template], tmp_path: Path
+) -> None:
+    shop, manifest, _ = bases["ivf_fs_sq8"]
+    changes = changes_of(shop, dict(enumerate(clustered(np.random.default_rng(1), 40, D))), set())
+    grown = with_segments(manifest, add_delta(manifest, changes, tmp_path / "h", prefix="h"))
+    first, second = (
+        code_deltas(grown, lambda ref: tmp_path / ref.path, templates["ivf_fs_sq8"], tmp_path / name, prefix="c")
+        for name in ("one", "two")
+    )
+    assert first == second
+    shop, manifest, _ = bases["hnsw_sq8"]
+    grown = with_segments(manifest, add_delta(manifest, changes, tmp_path / "g", prefix="g"))
+    kept = code_deltas(grown, lambda ref: tmp_path / ref.path, templates["hnsw_sq8"], tmp_path / "three", prefix="c")
+    assert {s.family for s in kept if s.kind == "delta"} == {"flat"}

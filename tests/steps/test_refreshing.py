@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from tasks.errors import VitrineError
-from tasks.registry import INDEX_MODEL
+from tasks.index.build import IndexConfig, train_template
+from tasks.index.delta import flat_rows
+from tasks.index.kept_template import TEMPLATE_FILE, keep_template
+from tasks.registry import INDEX_MODEL, INDEX_PATH
 from tasks.steps import draining, refreshing
 from tests.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
+from tests.index.shop import make_shop
 
 pytestmark = [
     pytest.mark.slow,
@@ -178,3 +182,30 @@ def test_many_small_versions_are_merged_and_garbage_takes_nothing_that_is_needed
     found = live.found(again["version"])
     assert found["p002"]["title"] == "product 2 at 1", "the ledger still knows the later change"
     assert found["p007"]["title"] == "product 7 at 1"
+
+
+def test_flat_rows_that_grow_many_get_the_lists_and_codes_of_the_base(live: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.index.successor.CODED_ROWS", 3)
+    folder = live.home / "template"
+    manifest = live.registry.index_manifest(live.base)
+    shop = make_shop(folder / "shop", n=5000, d=manifest.encoder.dim, shards=8)
+    template = train_template(shop.vectors_uri, IndexConfig(shards=8, family="ivf_fs_sq8"), folder)
+    live.send(*(live.upsert(n, 1) for n in range(4)))
+    flat = live.refresh("no template is kept")
+    assert flat_rows(live.registry.index_manifest(flat["version"]).segments) == 4
+
+    keep_template(template, manifest.encoder.document_fingerprint, str(folder / "kept"), folder)
+    run_id = next(s.index.run_id for s in manifest.segments if s.index is not None)
+    live.registry.client.log_artifact(run_id, str(folder / TEMPLATE_FILE), INDEX_PATH)
+    live.send(live.upsert(2, 2), live.upsert(90, 2, seed=90), live.delete(3, 2))
+    coded = live.registry.index_manifest(live.refresh("coded")["version"])
+    assert flat_rows(coded.segments) == 0
+    assert sum(s.rows for s in coded.segments if s.family == "ivf_fs_sq8") == 4, "0 and 1 as they were, 2 anew, 90"
+
+    live.send(live.upsert(5, 3))
+    last = live.refresh("one more")["version"]
+    assert set(coded.segments) <= set(live.registry.index_manifest(last).segments), "coded once"
+    found = live.found(last)
+    assert len(found) == 60
+    assert "p003" not in found
+    assert [found[p]["title"] for p in ("p002", "p090", "p005")] == ["product 2 at 2", "product 90 at 2", "product 5 at 3"]
