@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from serving.contract.files import ContractError, FileRef, verify, written_whole
+from serving.contract.manifest import IndexManifest
 from tasks import storage
 from tasks.index.build import Template
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
@@ -35,16 +36,22 @@ def kept_template(registry: Registry, fingerprint: str, folder: Path) -> tuple[T
     manifest = registry.index_manifest(live.version)
     if manifest.encoder.document_fingerprint != fingerprint:
         return None, f"version {live.version} is live and has another encoder"
+    template, refused = template_of(registry, manifest, folder)
+    return template, refused and f"version {live.version} is live and {refused}"
+
+
+def template_of(registry: Registry, manifest: IndexManifest, folder: Path) -> tuple[Template | None, str]:
+    """The template a version's bases were built from, its file verified in `folder`; or None and why there is none."""
     run_id = next(s.index.run_id for s in manifest.segments if s.kind == "base" and s.index is not None)
     path = f"{INDEX_PATH}/{TEMPLATE_FILE}"
     if path not in dict(registry.artifacts(run_id, INDEX_PATH)):
-        return None, f"version {live.version} is live and its run kept no template"
+        return None, "its run kept no template"
     record = json.loads(registry.fetch(run_id, path, folder).read_text())
     template = Template(**record["template"])
     if not template.file:
-        return None, f"version {live.version} is live and its family {template.family} has none"
+        return None, f"its family {template.family} has none"
     if not storage.exists(record["kept"]):
-        return None, f"the file of version {live.version}'s template is gone"
+        return None, "the file of its template is gone"
     target = folder / f"{template.sha256}.faiss"
     with written_whole(target) as whole:
         whole.write_bytes(storage.read_bytes(record["kept"]))

@@ -154,7 +154,7 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
     from serving.searcher import Searcher
     from tasks.index.assemble import with_golden
     from tasks.index.build import Template
-    from tasks.index.kept_template import kept_template
+    from tasks.index.kept_template import template_of
     from tasks.index.successor import Place, quarantined_keys, succeed
     from tasks.release.reconcile import catalogue_now
     from tasks.release.whole_path import MAX_PHOTOS, held_out
@@ -167,7 +167,7 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
         return verify(mine, ref) if ref.run_id == run.run_id else models.file(ref)
 
     def template() -> Template | None:
-        return kept_template(models, parent.encoder.document_fingerprint, folder / "template")[0]
+        return template_of(models, parent, folder / "template")[0]
 
     place = Place(folder, run.run_id, INDEX_PATH)
     embedded_now = _embedded(parent, embedded)
