@@ -48,9 +48,6 @@ class Texts:
         self.offsets = np.frombuffer(offsets, np.int64, len(array) + 1, 8 * array.offset) if len(array) else np.zeros(1, np.int64)
         self.data = memoryview(data) if data is not None else memoryview(b"")
 
-    def __getitem__(self, row: int) -> str:
-        return self.take(np.array([row]))[0]
-
     def take(self, rows: np.ndarray) -> list[str]:
         """The texts of rows (n,) int."""
         starts, ends, data = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), self.data
@@ -140,7 +137,7 @@ class Features:
         ]  # fmt: skip
 
     def texts(self, name: str) -> "Texts":
-        """A column of text to be read one row at a time. Kept."""
+        """A column of text to be read by rows. Kept."""
         with self.lock:
             if name not in self.read:
                 self.read[name] = Texts(self.table[name])
