@@ -47,13 +47,11 @@ class DeltaLimits:
     segments_per_shard: int = 48
 
 
-def add_delta(
-    manifest: IndexManifest, changes: Changes, folder: Path, run_id: str = "", prefix: str = "", template: Template | None = None
-) -> tuple[Segment, ...]:
-    """All segments of the next version: the manifest's own and, for every touched shard, a delta and a tombstone segment.
+def add_delta(manifest: IndexManifest, changes: Changes, folder: Path, run_id: str = "", prefix: str = "") -> tuple[Segment, ...]:
+    """All segments of the next version: the manifest's own and, for every touched shard, a flat delta and a tombstone segment.
 
-    Files are written to `folder`, as artifacts of `run_id` below `prefix`. A delta is flat, except where it exceeds CODED_ROWS
-    and a `template` with lists is given. Raises VitrineError for changes that contradict themselves.
+    Files are written to `folder`, as artifacts of `run_id` below `prefix`. Raises VitrineError for changes that contradict
+    themselves.
     """
     keys = changes.rows["key"].to_numpy() if len(changes.rows) else np.zeros(0, np.int64)
     _check(manifest, changes, keys)
@@ -65,9 +63,13 @@ def add_delta(
         gone = changes.deletes[shard_of(changes.deletes, manifest.shards) == shard]
         piece = _Piece(int(shard), sequence, folder, run_id, prefix)
         if len(mine):
-            added.append(piece.delta(changes.rows.take(pa.array(mine)), changes.vectors[mine], template))
+            added.append(piece.delta(changes.rows.take(pa.array(mine)), changes.vectors[mine]))
         added.append(piece.tombstones(np.union1d(keys[mine], gone)))
     return (*manifest.segments, *added)
+
+
+def delta_rows(segments: Sequence[Segment]) -> int:
+    return sum(s.rows for s in segments if s.kind == "delta")
 
 
 def flat_rows(segments: Sequence[Segment]) -> int:
@@ -81,8 +83,10 @@ def code_deltas(
     """The same content with each shard's flat deltas as one that has the lists and codes of the base's `template`.
 
     Nothing but flat deltas is read and written again, each row once: deltas that are coded already stay as they are. Tombstones
-    do too, as each hides what came before it.
+    do too, as each hides what came before it. A template without lists changes nothing.
     """
+    if not template.fit:
+        return manifest.segments
     segments: list[Segment] = []
     for shard in range(manifest.shards):
         mine = [s for s in manifest.segments if s.shard == shard]
@@ -91,7 +95,7 @@ def code_deltas(
         if flat:
             rows, vectors = _live(manifest, flat, [s for s in mine if s.kind == "tombstones"], locate)
             if len(rows):
-                segments.append(_Piece(shard, flat[-1].sequence, folder, run_id, prefix).delta(rows, vectors, template, 0))
+                segments.append(_Piece(shard, flat[-1].sequence, folder, run_id, prefix).delta(rows, vectors, template))
     return tuple(segments)
 
 
@@ -100,7 +104,8 @@ def merge_deltas(
 ) -> tuple[Segment, ...]:
     """The same content with at most one delta and one tombstone segment per shard; bases stay as they are.
 
-    Reads and writes deltas and tombstones only. Flat deltas are merged without any loss; a merged one is coded as `add_delta` says.
+    Reads and writes deltas and tombstones only. With a `template` that has lists the merged delta is coded; without one it is
+    flat, and what was flat is merged without any loss.
     """
     merged: list[Segment] = []
     for shard in range(manifest.shards):
@@ -167,9 +172,9 @@ class _Piece:
     run_id: str
     prefix: str
 
-    def delta(self, rows: pa.Table, vectors: np.ndarray, template: Template | None, most_flat: int = CODED_ROWS) -> Segment:
-        """Flat, unless there are more rows than `most_flat` and the template has lists."""
-        coded = template if template is not None and template.fit and len(rows) > most_flat else None
+    def delta(self, rows: pa.Table, vectors: np.ndarray, template: Template | None = None) -> Segment:
+        """Flat, unless the template has lists."""
+        coded = template if template is not None and template.fit else None
         flat = Template("flat", "Flat", vectors.shape[1], 1, len(rows))
         index = empty_index(coded or flat)
         index.add(np.ascontiguousarray(vectors, np.float32))

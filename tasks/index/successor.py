@@ -14,7 +14,7 @@ from serving.contract.manifest import Counts, IndexManifest, Segment
 from serving.contract.segments import write_rows
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, newest
 from tasks.index.build import Template
-from tasks.index.delta import CODED_ROWS, Changes, add_delta, code_deltas, flat_rows, merge_deltas
+from tasks.index.delta import CODED_ROWS, Changes, add_delta, code_deltas, delta_rows, flat_rows, merge_deltas
 
 MERGE_SEGMENTS = 24
 """A shard with more segments has its deltas merged: every search asks each of them."""
@@ -62,7 +62,7 @@ def succeed(
     """The manifest of the next version, and the whole ledger it stands for; its id, time, golden answers and gates are the caller's.
 
     `held` is the parent's ledger, `changed` what is new (from `placed`). `template_of` gets the template of the base, where
-    there are so many flat rows that they are to be coded. The same input gives the same bytes.
+    there are so many rows that they are to be coded. The same input gives the same bytes.
     """
     indexed = pc.is_in(changed["key"], pa.array(embedded.keys))
     state = pc.if_else(pc.equal(changed["kind"], "delete"), DELETED, pc.if_else(indexed, INDEXED, QUARANTINED))
@@ -73,12 +73,13 @@ def succeed(
     segments = add_delta(
         parent, Changes(embedded.rows, embedded.vectors, hidden["key"].to_numpy()), place.folder, place.run_id, place.prefix
     )
-    template = template_of() if flat_rows(segments) > CODED_ROWS else None
     merges = np.bincount([s.shard for s in segments]).max() > MERGE_SEGMENTS
+    to_code = delta_rows(segments) if merges else flat_rows(segments)  # a merge makes one of the coded and the flat
+    template = template_of() if to_code > CODED_ROWS else None
     grown = parent.model_copy(update={"segments": segments})
     if merges:
         segments = merge_deltas(grown, locate, place.folder / "merged", place.run_id, f"{place.prefix}/merged", template)
-    elif template is not None and template.fit:
+    elif template is not None:
         segments = code_deltas(grown, locate, template, place.folder / "coded", place.run_id, f"{place.prefix}/coded")
     whole = newest([held, changed])
     merged = len(parent.changes) >= MERGE_LEDGERS

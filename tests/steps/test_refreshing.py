@@ -209,3 +209,10 @@ def test_flat_rows_that_grow_many_get_the_lists_and_codes_of_the_base(live: Live
     assert len(found) == 60
     assert "p003" not in found
     assert [found[p]["title"] for p in ("p002", "p090", "p005")] == ["product 2 at 2", "product 90 at 2", "product 5 at 3"]
+
+    monkeypatch.setattr("tasks.index.successor.MERGE_SEGMENTS", 3)
+    live.send(live.upsert(6, 4))
+    version = live.refresh("merged")["version"]
+    merged = live.registry.index_manifest(version).segments
+    assert (len(merged) < len(coded.segments), flat_rows(merged)) == (True, 0), "what was coded does not become flat again"
+    assert len(live.found(version)) == 60
