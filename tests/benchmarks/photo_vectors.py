@@ -8,6 +8,7 @@ benchmarks take the file as their `--preset`. Writes base (rows, d) float16 and 
 """
 
 import argparse
+import logging
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path, default=Path("build/bench/photo-vectors.npz"))
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # how far the training is
     args.out.parent.mkdir(parents=True, exist_ok=True)
     base, queries = photo_vectors(args.catalogue, args.rows)
     with written_whole(args.out) as path, path.open("wb") as stream:
