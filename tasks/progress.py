@@ -50,7 +50,8 @@ class Progress:
         elapsed = max(time.time() - self.started, 1e-9)
         rate = self.done / elapsed
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.total > self.done else ""
-        return f"{self.name}: {self.done}/{self.total} {self.unit}, {rate:.0f} {self.unit}/s{left}{', ' + note if note else ''}"
+        shown = f"{rate:.1f}" if 0 < rate < 9.95 else f"{rate:.0f}"
+        return f"{self.name}: {self.done}/{self.total} {self.unit}, {shown} {self.unit}/s{left}{', ' + note if note else ''}"
 
     def _write(self, note: str) -> None:
         self.last_file = time.time()

@@ -39,9 +39,11 @@ def test_the_log_says_how_far_how_fast_and_how_long_still(
             now[0] += 4
             bar.add(40)
         assert bar.line() == "embed: 200/1000 pictures, 10 pictures/s, 80 s left"
+        now[0] += 480
+        assert bar.line() == "embed: 200/1000 pictures, 0.4 pictures/s, 2000 s left"
     assert [r.getMessage() for r in caplog.records] == [
         "embed: 120/1000 pictures, 10 pictures/s, 88 s left",
-        "embed: 200/1000 pictures, 10 pictures/s, 80 s left",
+        "embed: 200/1000 pictures, 0.4 pictures/s, 2000 s left",
     ]
 
 

@@ -24,7 +24,7 @@ def card(manifest: EncoderManifest, report: EncoderReport | None = None, gates: 
         "",
         *(f"- {tower}: {_tower(recipe, metrics, tower)}" for tower in ("teacher", "student")),
         f"- Distillation: alpha {recipe.get('alpha')}, KL temperature {recipe.get('kl_temperature')}, "
-        f"cosine weight {recipe.get('cosine_weight')}; seed {recipe.get('seed')}, {recipe.get('precision')}; photos of "
+        f"cosine weight {recipe.get('cosine_weight')}; seed {recipe.get('seed')}; photos of "
         + (f"the last {recipe['photo_days']} days." if recipe.get("photo_days") else "any age."),
         "",
         *_judged(report, gates),
@@ -55,7 +55,8 @@ def _tower(recipe: dict, metrics: dict[str, float], tower: str) -> str:
     cost = {k: metrics.get(f"{tower}.training.{k}", 0.0) for k in ("steps", "seconds", "peak_memory_bytes")}
     return (
         f"{name} from {start}, {metrics.get(f'{tower}.parameters', 0) / 1e6:.2f}M parameters in the image tower; "
-        f"{cost['steps']:.0f} steps in {cost['seconds']:.0f} s, peak memory {cost['peak_memory_bytes'] / 2**30:.2f} GiB"
+        f"{cost['steps']:.0f} steps in {recipe.get('trained_in', {}).get(tower)} and {cost['seconds']:.0f} s, "
+        f"peak memory {cost['peak_memory_bytes'] / 2**30:.2f} GiB"
     )
 
 

@@ -247,6 +247,7 @@ def _manifest(
         tokenizer=describe(folder / "tokenizer.json", "tokenizer.json"),
         golden=describe(folder / "golden.npz", "golden.npz"),
         recipe=config.as_dict()
-        | {"data_sha256": training.content_sha256, "data": data, "opset": OPSET, "notes": dict(sorted(written.notes.items()))},
+        | {"data_sha256": training.content_sha256, "data": data, "opset": OPSET, "notes": dict(sorted(written.notes.items()))}
+        | {"trained_in": {tower: t.precision for tower, t in trained.items()}},
         metrics=metrics,
     )

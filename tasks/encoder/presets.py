@@ -10,6 +10,8 @@ from serving.contract.preprocess import PreprocessSpec
 from tasks.encoder.augment import Augmentation
 from tasks.errors import TrainingError
 
+Precision = Literal["bf16", "fp32"]
+
 
 @dataclass(frozen=True)
 class TowerConfig:
@@ -87,7 +89,8 @@ class EncoderConfig:
     """Share of the task loss in the student's loss; the rest is KL to the teacher's similarities."""
     kl_temperature: float = 0.1
     cosine_weight: float = 1.0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
+    """What towers are trained in; bf16 means fp32 on a processor that only emulates it (tasks/encoder/towers.py)."""
     photo_days: int = 0
     """Train photos older than so many days before the newest photo are left out; 0: none."""
     seed: int = 7

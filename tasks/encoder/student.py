@@ -15,7 +15,7 @@ from tasks.encoder.photos import TrainingSet, read_training_set
 from tasks.encoder.pixels import Decoding, cached_pixels, decode_some
 from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.replicas import Replicas
-from tasks.encoder.towers import build_student
+from tasks.encoder.towers import build_student, native
 from tasks.encoder.trained import TrainedTower, finished, restore_teacher, save_tower, training_key
 
 DOCUMENTS = 4096
@@ -82,6 +82,7 @@ def distil_student(
         return done
     recipe, replicas = config.student_recipe, Replicas()
     where = replicas.device
+    precision = native(config.precision, where)
     image_teacher = restore_teacher(teacher, config).to(where).image
     documents = _documents(image_teacher, training, config, work, replicas)
     student = build_student(config).to(where)
@@ -96,7 +97,7 @@ def distil_student(
             pictures = augment(pixels, size, recipe.augmentation, generator, batch.first, len(batch.products))
             products = torch.from_numpy(batch.products).to(where)
             shown = len(products) // recipe.pictures
-            with torch.autocast(where.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
                 with torch.no_grad():
                     target = replicas.whole(image_teacher(pictures), shown, recipe.pictures)
                 found = replicas.whole(spread(pictures), shown, recipe.pictures)
@@ -110,7 +111,7 @@ def distil_student(
 
         images = batches.count * recipe.pictures * recipe.accumulate
         _, curve = optimise("student", student, losses, recipe, key, images, folder / "steps", log, replicas)
-    return save_tower(folder, "student", key, student, curve, replicas)
+    return save_tower(folder, "student", key, student, curve, precision, replicas)
 
 
 def _documents(teacher: nn.Module, training: TrainingSet, config: EncoderConfig, work: Path, replicas: Replicas) -> Documents:

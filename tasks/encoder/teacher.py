@@ -14,7 +14,7 @@ from tasks.encoder.photos import read_training_set
 from tasks.encoder.pixels import Decoding
 from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.replicas import Replicas
-from tasks.encoder.towers import Teacher, build_teacher
+from tasks.encoder.towers import Teacher, build_teacher, native
 from tasks.encoder.trained import TrainedTower, finished, save_tower, training_key
 from tasks.encoder.words import Words
 
@@ -48,6 +48,7 @@ def train_teacher(
         return done
     recipe, replicas = config.teacher_recipe, Replicas()
     where = replicas.device
+    precision = native(config.precision, where)
     teacher = build_teacher(config).to(where)
     words = Words(training, config, teacher.context())
     towers = replicas.spread(BothTowers(teacher))
@@ -61,7 +62,7 @@ def train_teacher(
             pictures = augment(pixels, size, recipe.augmentation, generator, batch.first, len(batch.products))
             products, named = torch.from_numpy(batch.products).to(where), np.unique(batch.products)
             tokens = words(named, number)[replicas.part(len(named))].to(where) if config.text_weight else None
-            with torch.autocast(where.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
                 own_images, own_texts, scale = towers(pictures, tokens)
                 images = replicas.whole(own_images, len(named), recipe.pictures)
                 pair = pair_loss(images, products, config.pair_temperature)
@@ -73,4 +74,4 @@ def train_teacher(
 
         images = batches.count * recipe.pictures * recipe.accumulate
         _, curve = optimise("teacher", teacher.model, losses, recipe, key, images, folder / "steps", log, replicas)
-    return save_tower(folder, "teacher", key, teacher.model, curve, replicas)
+    return save_tower(folder, "teacher", key, teacher.model, curve, precision, replicas)

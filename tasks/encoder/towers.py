@@ -1,6 +1,7 @@
 """Building teacher and student: open_clip models by name or from a small config of our own, and timm towers."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tasks.encoder import residual  # noqa: F401  registers the demo's towers with timm
-from tasks.encoder.presets import EncoderConfig, TowerConfig
+from tasks.encoder.presets import EncoderConfig, Precision, TowerConfig
 from tasks.errors import TrainingError
 
+log = logging.getLogger(__name__)
+
 VOCABULARY = 49408
+CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""What torch.cpu.get_capabilities() calls instructions that compute in bf16, on x86 and on ARM."""
 PLAIN_MEAN, PLAIN_STD = (0.45, 0.45, 0.45), (0.27, 0.27, 0.27)
 
 
@@ -191,3 +196,11 @@ def parameters(module: nn.Module) -> int:
 def device() -> torch.device:
     """The GPU when there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def native(precision: Precision, where: torch.device) -> Precision:
+    """The precision to train in there: fp32 where bf16 would be emulated, at a tenth of the speed of fp32 (docs/performance.md)."""
+    if precision == "bf16" and where.type == "cpu" and not any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16):
+        log.info("this processor only emulates bf16: training in fp32")
+        return "fp32"
+    return precision

@@ -11,12 +11,12 @@ from serving.contract.files import Frozen
 from tasks.encoder.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tasks.encoder.loop import Curve
 from tasks.encoder.photos import TrainingSet
-from tasks.encoder.presets import EncoderConfig
+from tasks.encoder.presets import EncoderConfig, Precision
 from tasks.encoder.replicas import Replicas
 from tasks.encoder.towers import Teacher, build_student, build_teacher, parameters
 from tasks.errors import TrainingError
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the code gives another encoder for the same config and data: old training is then not reused."""
 
 
@@ -33,6 +33,7 @@ class TrainedTower(Frozen):
     cpu_seconds: float
     images_per_s: float
     peak_memory_bytes: int
+    precision: Precision
 
 
 def recipe_key(config: EncoderConfig, content_sha256: str) -> str:
@@ -45,7 +46,9 @@ def training_key(training: TrainingSet, config: EncoderConfig, tower: str) -> st
     return f"{tower}-{recipe_key(config, training.content_sha256)}"
 
 
-def save_tower(folder: Path, tower: str, key: str, module: nn.Module, curve: Curve, replicas: Replicas) -> TrainedTower:
+def save_tower(
+    folder: Path, tower: str, key: str, module: nn.Module, curve: Curve, precision: Precision, replicas: Replicas
+) -> TrainedTower:
     """Writes the finished weights and the training's curve; of several processes the first does, the others wait for it."""
     record = TrainedTower(
         tower=tower,
@@ -58,6 +61,7 @@ def save_tower(folder: Path, tower: str, key: str, module: nn.Module, curve: Cur
         cpu_seconds=curve.cpu_seconds,
         images_per_s=curve.images_per_s,
         peak_memory_bytes=curve.peak_memory_bytes,
+        precision=precision,
     )
     values: dict[str, Any] = {"record": record.model_dump(), "loss": list(curve.loss)}
     if replicas.first:

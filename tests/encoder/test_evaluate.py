@@ -261,3 +261,4 @@ def test_the_report_page_shows_the_failures_and_the_card_names_the_figures(
     card = (page.parent / "card.md").read_text()
     assert f"{served.recall['recall_at_10'].value:.3f}" in card
     assert all(g.reason in card for g in gates)
+    assert "6 steps in fp32 and " in card

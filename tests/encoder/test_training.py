@@ -62,6 +62,17 @@ def test_a_training_killed_in_the_middle_ends_with_the_same_curve_and_weights(
     assert all(torch.equal(twice.tensors[k], v) for k, v in once.tensors.items())
 
 
+def test_bf16_is_for_processors_that_compute_in_it(snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(preset("tiny"), precision="bf16", teacher_recipe=Recipe(steps=1, products=4, pictures=3))
+    losses = []
+    for found, expected in (({"avx512_bf16": False}, "fp32"), ({"avx512_bf16": True}, "bf16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        trained = train_teacher(snapshot.uri, config, tmp_path / expected, quiet)
+        assert trained.precision == expected
+        losses.append(trained.final_loss)
+    assert losses[0] != losses[1]
+
+
 def test_a_finished_training_is_not_repeated_and_another_recipe_is_another_training(
     snapshot: Snapshot, exported: Exported
 ) -> None:
