@@ -92,6 +92,16 @@ def test_every_way_stays_near_fp32_and_add_and_softmax_stay_exact(graph: Path, t
             assert "DequantizeLinear" not in fed["Softmax"]
 
 
+def test_weights_take_seven_bits_so_that_no_processor_overflows(graph: Path, exported: Exported, tmp_path: Path) -> None:
+    for name, write in ways(graph).items():
+        write(graph, tmp_path / f"{name}.onnx", pictures())
+    for path in (*tmp_path.glob("*.onnx"), exported.folder / "student.int8.onnx"):
+        tensors = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+        weights = [t for t in tensors if t.dtype == np.int8 and t.ndim > 1]
+        assert weights, path.name
+        assert max(int(np.abs(w.astype(np.int16)).max()) for w in weights) == 64, path.name
+
+
 def test_dynamic_scales_follow_the_batch_so_such_a_graph_runs_alone(graph: Path, tmp_path: Path) -> None:
     path = tmp_path / "dynamic.onnx"
     ways(graph)["dynamic"](graph, path, pictures())
