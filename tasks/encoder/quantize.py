@@ -3,8 +3,8 @@
 Static: QDQ, per channel, calibrated on catalogue pictures. Dynamic: scales from the batch at hand, so that a vector would depend
 on its neighbours; such a graph runs one picture at a time (`Variant.alone`). Add, LayerNorm and Softmax are never quantised
 (quantised Adds broke ViTs: cosine 0.86), and what goes into them is not either: matrix products take int8 and give floating point,
-which is both faster and nearer to fp32 (docs/performance.md). Weights take seven bits, so that every processor gives the same
-vector: those without VNNI add two products of eight bits in sixteen, which overflows (docs/decisions/0061).
+which is both faster and nearer to fp32 (docs/performance.md). Weights take seven bits: processors without VNNI add two
+products in sixteen bits, which those of eight overflow (docs/decisions/0061).
 """
 
 import contextlib
@@ -36,7 +36,7 @@ LEAST_COSINE = 0.98
 FASTER = 1.2
 """How many times faster a way must be to be preferred to one of better recall; less than that is noise on a shared machine."""
 WEIGHT_BITS = 7
-"""`reduce_range` of ONNX Runtime's quantiser."""
+"""Below eight: `reduce_range` of ONNX Runtime's quantiser."""
 CALIBRATION = 128
 CALIBRATION_BATCH = 8
 """Pictures whose activations are in memory at a time: 100 MB each for a ViT-B."""
@@ -152,7 +152,7 @@ def quantise_static(source: Path, target: Path, calibration: np.ndarray, method:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            reduce_range=True,
+            reduce_range=WEIGHT_BITS < 8,
             op_types_to_quantize=["Conv", "Gemm", "MatMul"],
             calibrate_method={"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}[method],
             extra_options=options | ({"CalibPercentile": 99.99} if method == "percentile" else {}),
@@ -179,7 +179,7 @@ def quantise_dynamic(source: Path, target: Path) -> None:
             str(target),
             per_channel=True,
             weight_type=QuantType.QInt8,
-            reduce_range=True,
+            reduce_range=WEIGHT_BITS < 8,
             op_types_to_quantize=["MatMul", "Gemm"],
         )
 

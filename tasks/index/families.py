@@ -10,6 +10,7 @@ from tasks.errors import VitrineError
 HNSW_LISTS = 8192
 """From this many lists on, the coarse search itself goes through a graph (a flat one costs 0.5 us per list at 512-d)."""
 FAST_CODES = 64
+"""Sub-quantisers that a fast scan has at least, where its vectors are long enough: as many as at 512-d."""
 CODE_NS = {"fs": 11.0, "rabitqfs": 45.0, "pq": 45.0, "flat": 90.0}
 """Nanoseconds per vector probed, 512-d, one thread (docs/performance.md): what trials are ordered by, never what they are judged by."""
 REFINE_US = {"sq8": 0.5, "fp16": 1.2}
@@ -52,7 +53,7 @@ def lists_for(rows: int) -> int:
 
 def code_count(d: int, share: int) -> int:
     """Sub-quantisers for dimension d: the largest divisor of d that is at most d / share."""
-    return max(m for m in range(1, max(d // share, 1) + 1) if d % m == 0)
+    return _largest_divisor(d, d // share)
 
 
 def fast_code_count(d: int) -> int:
@@ -60,8 +61,11 @@ def fast_code_count(d: int) -> int:
 
     Few codes cannot tell near vectors apart: at 128-d, 64 reach recall@10 of 0.95 in 0.4 times the time of 16 (docs/performance.md).
     """
-    most = max(d // 8, min(FAST_CODES, d // 2), 1)
-    return max(m for m in range(1, most + 1) if d % m == 0)
+    return _largest_divisor(d, max(d // 8, min(FAST_CODES, d // 2)))
+
+
+def _largest_divisor(d: int, most: int) -> int:
+    return max(m for m in range(1, max(most, 1) + 1) if d % m == 0)
 
 
 def _ivf(nlist: int) -> str:
