@@ -19,6 +19,7 @@ from serving.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
 from tasks.index.coarse import quick_adding, quick_training
+from tasks.index.codes import choose_codes
 from tasks.index.families import FAMILIES, Budget, choose_family, lists_for
 from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts, shard_palettes
 from tasks.progress import Progress
@@ -133,11 +134,12 @@ def train_template(
     index = make_index(dim, made.factory)
     with Progress("train the template", 1, "templates") as progress, quick_training(index):
         index.train(sample)
+        trial = choose_codes(index, sample, config.seed)
         progress.add()
     path = folder / "template.faiss"
     write_index(path, index)
     fit = coarse_fit(index, sample[:DRIFT_SAMPLE])
-    why = f"trained on {len(sample)} vectors" + (f": {refused}" if refused else "")
+    why = "; ".join([f"trained on {len(sample)} vectors" + (f": {refused}" if refused else ""), *([str(trial)] if trial else [])])
     return _with(made, file=str(path), sha256=describe(path, path.name).sha256, fit=fit, reason=why)
 
 

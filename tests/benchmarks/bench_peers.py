@@ -23,6 +23,7 @@ import numpy as np
 
 from serving.faiss_engine import FaissEngine, omp_threads
 from tasks.index.build import make_index
+from tasks.index.codes import choose_codes
 from tasks.index.families import FAMILIES, lists_for
 from tests.benchmarks.made_shop import world_of
 from tests.benchmarks.peer import K, measure
@@ -46,7 +47,9 @@ def ours(name: str, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, folder: Path
     family = FAMILIES[name]
     index = make_index(xb.shape[1], family.factory(xb.shape[1], lists_for(len(xb))))
     began = time.process_time()
-    index.train(xb[np.random.default_rng(1).permutation(len(xb))[:200_000]])
+    sample = xb[np.random.default_rng(1).permutation(len(xb))[:200_000]]
+    index.train(sample)
+    choose_codes(index, sample, 1)
     index.add(xb)
     build_s = time.process_time() - began
     path = folder / f"{name}.faiss"

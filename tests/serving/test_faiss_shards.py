@@ -13,7 +13,10 @@ from serving.searcher import Searcher
 from tests.index.shop import clustered, make_shop, open_shop
 
 D, N, SHARDS = 32, 3000, 4
-SHARED = ["IVF16,Flat", "RR32,IVF16,PQ8x4", "IVF16,PQ4x4fs,Refine(SQ8)", "IVF16,RaBitQ", "IVF16,RaBitQfs,Refine(SQfp16)"]
+SHARED = [
+    "IVF16,Flat", "RR32,IVF16,PQ8x4", "IVF16,PQ4x4fs,Refine(SQ8)", "IVF16,PQ4x4fsr,Refine(SQ8)", "IVF16,RaBitQ",
+    "IVF16,RaBitQfs,Refine(SQfp16)",
+]  # fmt: skip
 FINE, OTHER, GRAPH = SHARED[2], SHARED[0], "HNSW16,SQ8"
 
 
