@@ -109,7 +109,7 @@ def train_template(
     family = choice.family
     for name, why in choice.reasons.items():
         log.info("family %s: %s", name, why)
-    nlist = lists_for(max(counts))
+    nlist = lists_for(rows)
     made = Template(
         family.name, family.factory(dim, nlist), dim, config.shards, rows, vectors_uri=vectors_uri, families=choice.reasons
     )

@@ -47,8 +47,12 @@ class Family:
 
 
 def lists_for(rows: int) -> int:
-    """Inverted lists for this many rows: the power of two nearest 4 * sqrt(rows) (FAISS wiki, "Guidelines to choose an index")."""
-    return 1 << max(4, round(math.log2(4 * max(rows, 1) ** 0.5)))
+    """Inverted lists for the rows of all shards: the largest power of two up to 2.5 * sqrt(rows).
+
+    Fewer than the 4 to 16 * sqrt(rows) of FAISS's wiki ("Guidelines to choose an index"): fast scans make long lists cheap, and
+    training, adding and the coarse search cost half as much (docs/performance.md, "How many lists").
+    """
+    return 1 << max(4, math.floor(math.log2(2.5 * max(rows, 1) ** 0.5)))
 
 
 def code_count(d: int, share: int) -> int:
@@ -253,7 +257,7 @@ def expected_ms(family: Family, rows: int, d: int, shards: int, candidates: int 
         return rows * shards * d * 4 / SCAN_BYTES_PER_MS
     if family.sequential:
         return shards * family.cost(family.usual, -(-candidates // shards), 0.0) / 1e3
-    per_list = rows * shards / lists_for(rows)
+    per_list = rows * shards / lists_for(rows * shards)
     return family.cost(family.usual, candidates, per_list) / 1e3
 
 

@@ -112,7 +112,7 @@ def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
 def _ordered(family: Family, searcher: Searcher, candidates: int) -> list[dict[str, Scalar]]:
     """The grid, cheapest first; probing more lists than there are is one trial, not several."""
     base = [s.rows for s in searcher.segments] or [0]
-    nlist = lists_for(max(base))
+    nlist = lists_for(sum(base))
     grid: dict[str, dict[str, Scalar]] = {}
     for params in family.grid:
         kept = dict(params)

@@ -54,18 +54,15 @@ def ours(name: str, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, folder: Path
     build_s = time.process_time() - began
     path = folder / f"{name}.faiss"
     faiss.write_index(index, str(path))
-    engine, points = FaissEngine(index), []
+    # Ten are asked for where the pipeline asks for candidates: as many are refined.
+    grid = [{n: v * K if n == "k_factor" else v for n, v in params.items()} for params in family.grid]
+    engine = FaissEngine(index)
+    asks = [lambda q, p=params: engine.search(q[None], K, None, p).rows[0] for params in grid]
     with omp_threads(1):
-        for fixed in family.grid:
-            # Ten are asked for where the pipeline asks for candidates: as many are refined.
-            params = {n: v * K if n == "k_factor" else v for n, v in fixed.items()}
-
-            def ask(q: np.ndarray, p: dict = params) -> np.ndarray:
-                return engine.search(q[None], K, None, p).rows[0]
-
-            point = {"engine": f"ours: {name}", "params": " ".join(f"{n}={v}" for n, v in params.items()), "build_cpu_s": build_s}
-            points.append(point | {"bytes": path.stat().st_size} | measure(ask, xq, gt))
-    return points
+        measured = measure(asks, xq, gt)
+    same = {"engine": f"ours: {name}", "build_cpu_s": build_s, "bytes": path.stat().st_size}
+    named = [same | {"params": " ".join(f"{n}={v}" for n, v in params.items())} for params in grid]
+    return [point | figures for point, figures in zip(named, measured, strict=True)]
 
 
 def peer(name: str, folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
     <its python> tests/benchmarks/peer.py ENGINE FOLDER
 
 Needs numpy and the engine alone. A point: parameters, recall@10 against FOLDER/gt.npy, mean and p99 CPU milliseconds of one query
-at a time (of the whole process, so that no thread hides). Memory is what the saved index takes.
+at a time in its quickest round (of the whole process, so that no thread hides). Memory is what the saved index takes.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 K, ROUNDS = 10, 3
+TURNS_S = 60.0
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
@@ -30,9 +31,9 @@ def usearch(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
         index.save(str(path))
         for ef in (32, 64, 128, 256, 512):
 
-            def ask(q: np.ndarray, ef: int = ef) -> np.ndarray:
-                index.expansion_search = ef  # noqa: B023
-                return index.search(q, K, threads=1).keys  # noqa: B023
+            def ask(q: np.ndarray, index: Any = index, ef: int = ef) -> np.ndarray:
+                index.expansion_search = ef
+                return index.search(q, K, threads=1).keys
 
             yield f"{kind} ef={ef}", ask, path
 
@@ -90,17 +91,29 @@ def autofaiss(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
 ENGINES = {f.__name__: f for f in (usearch, hnswlib, scann, autofaiss)}
 
 
-def measure(ask: Ask, xq: np.ndarray, gt: np.ndarray) -> dict[str, float]:
-    """Recall@10 against the exact ids gt (nq, 10), and CPU milliseconds a query."""
-    found = [np.asarray(ask(q)) for q in xq]
-    times = []
-    for _ in range(ROUNDS):
-        for q in xq:
-            began = time.process_time()
-            ask(q)
-            times.append(1e3 * (time.process_time() - began))
-    recall = float(np.mean([len(np.intersect1d(f[:K], g[:K])) / K for f, g in zip(found, gt, strict=True)]))
-    return {"recall_at_10": recall, "cpu_ms": float(np.mean(times)), "cpu_p99_ms": float(np.percentile(times, 99))}
+def measure(asks: list[Ask], xq: np.ndarray, gt: np.ndarray) -> list[dict[str, float]]:
+    """For each point recall@10 against the exact ids gt (nq, 10), and CPU milliseconds a query of its quickest round.
+
+    All points take turns for a minute: the machine is slow for tens of seconds when others work beside it, and then for all of them.
+    """
+    found = [[np.asarray(ask(q)) for q in xq] for ask in asks]
+    rounds: list[list[np.ndarray]] = [[] for _ in asks]
+    began = time.monotonic()
+    while len(rounds[-1]) < ROUNDS or time.monotonic() - began < TURNS_S:
+        for ask, mine in zip(asks, rounds, strict=True):
+            mine.append(np.array([_cpu_ms(ask, q) for q in xq]))
+    points = []
+    for rows, mine in zip(found, rounds, strict=True):
+        recall = float(np.mean([len(np.intersect1d(f[:K], g[:K])) / K for f, g in zip(rows, gt, strict=True)]))
+        best = min(mine, key=lambda times: float(times.mean()))
+        points.append({"recall_at_10": recall, "cpu_ms": float(best.mean()), "cpu_p99_ms": float(np.percentile(best, 99))})
+    return points
+
+
+def _cpu_ms(ask: Ask, q: np.ndarray) -> float:
+    began = time.process_time()
+    ask(q)
+    return 1e3 * (time.process_time() - began)
 
 
 def weight(path: Path) -> int:
@@ -111,11 +124,14 @@ def main() -> None:
     engine, folder = sys.argv[1], Path(sys.argv[2])
     xb, xq, gt = (np.load(folder / f"{n}.npy") for n in ("xb", "xq", "gt"))
     points: list[dict[str, Any]] = []
+    asks: list[Ask] = []
     began = time.process_time()
     build_s = 0.0
     for params, ask, path in ENGINES[engine](xb, folder):
         build_s = build_s or time.process_time() - began
-        points.append({"engine": engine, "params": params, "build_cpu_s": build_s, "bytes": weight(path)} | measure(ask, xq, gt))
+        points.append({"engine": engine, "params": params, "build_cpu_s": build_s, "bytes": weight(path)})
+        asks.append(ask)
+    points = [p | m for p, m in zip(points, measure(asks, xq, gt), strict=True)]
     print("\n" + json.dumps(points))
 
 

@@ -121,7 +121,7 @@ def test_vectors_of_another_dimension_are_refused(shop: Shop, tmp_path: Path) ->
 def test_no_vectors_and_too_few_vectors_are_said_clearly(shop: Shop, tmp_path: Path) -> None:
     with pytest.raises(VitrineError, match="no product has a vector"):
         train_template(str(tmp_path / "nowhere"), IndexConfig(), tmp_path)
-    with pytest.raises(VitrineError, match="needs at least 2496 training vectors and there are 600: use the family flat"):
+    with pytest.raises(VitrineError, match="needs at least 1248 training vectors and there are 600: use the family flat"):
         train_template(shop.vectors_uri, IndexConfig(family="ivf_flat"), tmp_path)
     assert not (tmp_path / "template.faiss").exists()
 

@@ -105,7 +105,7 @@ def test_a_budget_that_nothing_keeps_is_refused_with_what_each_family_needs() ->
 
 
 def test_lists_and_codes_fit_the_data() -> None:
-    assert [lists_for(n) for n in (0, 100, 1_000_000, 10_000_000)] == [16, 32, 4096, 16384]
+    assert [lists_for(n) for n in (0, 100, 1_000_000, 10_000_000)] == [16, 16, 2048, 4096]
     assert [code_count(d, 8) for d in (512, 100, 7)] == [64, 10, 1]
     assert [fast_code_count(d) for d in (1024, 768, 512, 384, 128, 100, 16, 7)] == [128, 96, 64, 64, 64, 50, 8, 1]
 
