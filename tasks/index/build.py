@@ -139,7 +139,7 @@ def train_template(
     path = folder / "template.faiss"
     write_index(path, index)
     fit = coarse_fit(index, sample[:DRIFT_SAMPLE])
-    why = "; ".join([f"trained on {len(sample)} vectors" + (f": {refused}" if refused else ""), *([str(trial)] if trial else [])])
+    why = f"trained on {len(sample)} vectors" + (f": {refused}" if refused else "") + (f"; {trial}" if trial else "")
     return _with(made, file=str(path), sha256=describe(path, path.name).sha256, fit=fit, reason=why)
 
 

@@ -50,7 +50,7 @@ def lists_for(rows: int) -> int:
     """Inverted lists for the rows of all shards: the largest power of two up to 2.5 * sqrt(rows).
 
     Fewer than the 4 to 16 * sqrt(rows) of FAISS's wiki ("Guidelines to choose an index"): fast scans make long lists cheap, and
-    training, adding and the coarse search cost half as much (docs/performance.md, "How many lists").
+    training and adding take two thirds of the time (docs/performance.md, "How many lists").
     """
     return 1 << max(4, math.floor(math.log2(2.5 * max(rows, 1) ** 0.5)))
 

@@ -1,5 +1,7 @@
 """A fast scan gets the kind of codes that finds more of its own training vectors."""
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_the_kind_that_finds_more_is_kept(kinds: np.ndarray) -> None:
     assert recall(index, kinds[:5_000], kinds[5_000:]) >= recall(other, kinds[:5_000], kinds[5_000:])
 
 
-def test_the_kind_survives_the_file_and_refined_answers_are_right(views: np.ndarray, tmp_path) -> None:
+def test_the_kind_survives_the_file_and_refined_answers_are_right(views: np.ndarray, tmp_path: Path) -> None:
     index, _ = trained(views[:5_000])
     faiss.write_index(index, str(tmp_path / "template.faiss"))
     again = faiss.read_index(str(tmp_path / "template.faiss"))
