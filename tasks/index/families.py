@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise, product
 
 from serving.contract.manifest import Scalar
 from tasks.errors import VitrineError
@@ -70,6 +71,14 @@ def fast_code_count(d: int) -> int:
 
 def _largest_divisor(d: int, most: int) -> int:
     return max(m for m in range(1, max(most, 1) + 1) if d % m == 0)
+
+
+def half_steps(grid: tuple[dict[str, Scalar], ...]) -> tuple[dict[str, Scalar], ...]:
+    """A grid and what lies half way between the neighbouring values of each of its parameters, in every combination."""
+    values = {name: sorted({float(p[name] or 0) for p in grid}) for name in grid[0]}
+    finer = {name: sorted({*seen, *((a + b) / 2 for a, b in pairwise(seen))}) for name, seen in values.items()}
+    points = product(*([int(v) if v == int(v) else v for v in seen] for seen in finer.values()))
+    return tuple(dict(zip(finer, point, strict=True)) for point in points)
 
 
 def _ivf(nlist: int) -> str:

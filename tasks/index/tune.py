@@ -2,8 +2,10 @@
 
 import math
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from serving.contract.manifest import Scalar
 from serving.searcher import Searcher
 from tasks.errors import GateFailed
-from tasks.index.families import FAMILIES, Family, lists_for
+from tasks.index.families import FAMILIES, Family, half_steps, lists_for
 from tasks.index.truth import DEPTH, TIE, Truth, recall_of
 
 K = 10
@@ -65,10 +67,10 @@ def tune(
 ) -> Tuned:
     """Tries the family's grid on queries xq (nq, d), all shards and segments searched, and takes the cheapest that qualifies.
 
-    Cheapest by the work it does (vectors scanned and refined), so that the same input gives the same choice on a busy machine;
-    time only decides whether p99 keeps to its limit with `clients` at once. `truth` is exact search over the encoder's own
-    vectors (tasks/index/truth); without it, over the vectors the index stores. Raises GateFailed with the best point when nothing
-    qualifies.
+    Half steps between the grid's values are tried where they would be cheaper still. Cheapest by the work it does (vectors scanned
+    and refined), so that the same input gives the same choice on a busy machine; time only decides whether p99 keeps to its limit
+    with `clients` at once. `truth` is exact search over the encoder's own vectors (tasks/index/truth); without it, over the vectors
+    the index stores. Raises GateFailed with the best point when nothing qualifies.
     """
     kind = FAMILIES[family]
     files = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
@@ -79,8 +81,15 @@ def tune(
         )
     candidates = min(CANDIDATES, max(searcher.live_rows, 1))
     truth = truth or stored_truth(searcher, xq)
-    grid = _ordered(kind, searcher, candidates)
-    trials = [_measure(searcher, xq, truth, params, candidates, target, clients) for params in grid]
+
+    def tried(grid: list[dict[str, Scalar]]) -> list[Trial]:
+        return [_measure(searcher, xq, truth, params, candidates, target, clients) for params in grid]
+
+    ordered = partial(_ordered, kind, searcher, candidates)
+    trials = tried(ordered(kind.grid))
+    trials += tried(_between(ordered(half_steps(kind.grid)), trials, target, p99_ms))
+    order = {str(params): n for n, params in enumerate(ordered([t.params for t in trials]))}
+    trials.sort(key=lambda t: order[str(t.params)])
     reasons = [_refusal(t, target, p99_ms) for t in trials]
     chosen = next((n for n, reason in enumerate(reasons) if not reason), -1)
     rows = [
@@ -109,12 +118,28 @@ def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
     return np.where(rows < 0, -1, searcher.features.key[np.maximum(rows, 0)])
 
 
-def _ordered(family: Family, searcher: Searcher, candidates: int) -> list[dict[str, Scalar]]:
-    """The grid, cheapest first; probing more lists than there are is one trial, not several."""
+def _between(finer: list[dict[str, Scalar]], trials: list[Trial], target: float, p99_ms: float) -> list[dict[str, Scalar]]:
+    """Of a finer grid, cheapest first, what costs less than the first trial that qualifies.
+
+    Without what does in no respect more than a trial that found too little: more lists or candidates never find less.
+    """
+    first = next((t.params for t in trials if not _refusal(t, target, p99_ms)), None)
+    if first is None:
+        return []
+    poor = [t.params for t in trials if t.recall_at_10 < target]
+
+    def hopeless(params: dict[str, Scalar]) -> bool:
+        return any(all(float(params[n] or 0) <= float(v or 0) for n, v in p.items()) for p in poor)
+
+    return [p for p in finer[: finer.index(first)] if not hopeless(p)]
+
+
+def _ordered(family: Family, searcher: Searcher, candidates: int, points: Iterable[dict[str, Scalar]]) -> list[dict[str, Scalar]]:
+    """Points of a grid, cheapest first; probing more lists than there are is one trial, not several."""
     base = [s.rows for s in searcher.segments] or [0]
     nlist = lists_for(sum(base))
     grid: dict[str, dict[str, Scalar]] = {}
-    for params in family.grid:
+    for params in points:
         kept = dict(params)
         if "nprobe" in kept:
             kept["nprobe"] = min(int(kept["nprobe"] or 1), nlist)

@@ -8,6 +8,7 @@ import pytest
 
 from serving.searcher import Searcher
 from tasks.errors import GateFailed
+from tasks.index.families import FAMILIES, half_steps
 from tasks.index.report import tuning_plot, tuning_table
 from tasks.index.truth import DEPTH, Truth, exact_truth, recall_of
 from tasks.index.tune import keys_of, stored_truth, tune
@@ -59,6 +60,37 @@ def test_the_cheapest_point_that_reaches_the_target_is_chosen(
     assert sum(t["pareto"] for t in tuned.trials) >= 1
     found = searcher.search(xq, 500, params=tuned.search)
     assert recall_of(keys_of(searcher, found.rows[:, :10]), truth, 10) == tuned.chosen["recall_at_10"]
+
+
+def test_half_steps_lie_between_the_points_of_a_grid() -> None:
+    grid = (
+        {"nprobe": 4, "k_factor": 1},
+        {"nprobe": 8, "k_factor": 1},
+        {"nprobe": 4, "k_factor": 2},
+        {"nprobe": 8, "k_factor": 2},
+    )
+    finer = half_steps(grid)
+    assert all(p in finer for p in grid)
+    assert len(finer) == 9
+    assert {"nprobe": 6, "k_factor": 1.5} in finer
+    assert half_steps(({},)) == ({},)
+
+
+def test_a_half_step_is_taken_where_it_is_cheaper_and_enough(
+    searchers: dict[str, Searcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    xq = np.random.default_rng(4).standard_normal((40, 32)).astype(np.float32)  # near no product, so that lists matter
+    xq /= np.linalg.norm(xq, axis=1, keepdims=True)
+    searcher, truth = searchers["ivf_flat"], stored_truth(searchers["ivf_flat"], xq)
+    steps = tuple({"nprobe": n} for n in (2, 4, 8))
+    monkeypatch.setitem(FAMILIES, "ivf_flat", replace(FAMILIES["ivf_flat"], grid=half_steps(steps)))
+    found = {int(t["params"]["nprobe"]): t["recall_at_10"] for t in tune(searcher, xq, "ivf_flat", 0.0, truth).trials}
+    monkeypatch.setitem(FAMILIES, "ivf_flat", replace(FAMILIES["ivf_flat"], grid=steps))
+    assert found[2] < found[3] <= found[4]
+    enough = tune(searcher, xq, "ivf_flat", found[3], truth)
+    assert enough.chosen["params"] == {"nprobe": 3}
+    assert [t["params"]["nprobe"] for t in enough.trials] == [2, 3, 4, 8], "6 costs more than 4, which is enough"
+    assert tune(searcher, xq, "ivf_flat", found[2], truth).chosen["params"] == {"nprobe": 2}
 
 
 def test_the_choice_is_the_same_again(wide_shop: Shop, searchers: dict[str, Searcher], xq: np.ndarray, tmp_path: Path) -> None:
