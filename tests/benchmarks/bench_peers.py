@@ -1,13 +1,13 @@
 """Our families against autofaiss, ScaNN, hnswlib and usearch at equal recall, over the same vectors and queries.
 
-    python -m tests.benchmarks.bench_peers [--rows 1000000] [--peers usearch,scann,autofaiss,hnswlib] [--preset hard]
+    python -m tests.benchmarks.bench_peers [--rows 1000000] [--ours a,b] [--peers usearch,scann,autofaiss,hnswlib] [--preset hard]
 
 A peer runs in an environment of its own below build/peers/<name>, made beforehand by whoever wants it there, for instance
 `uv venv build/peers/scann && VIRTUAL_ENV=build/peers/scann uv pip install scann`; one that is not there is said to be missing.
-Every engine is asked for 10 of one query at a time. Prints for each recall target the cheapest point of every engine: CPU time of
-a query, queries a second of one core, memory, and queries a second and gigabyte, the last as a ratio to ours. CPU time, since the
-clock of a machine that others share says more about them. `--preset` takes a file of real photos' vectors, made by
-tests.benchmarks.photo_vectors, in place of made-up ones. Writes peers.json.
+Every engine is asked for 10 of one query at a time, ours for `--candidates`. Prints for each recall target the cheapest point of
+every engine: CPU time of a query, queries a second of one core, memory, and queries a second and gigabyte, the last as a ratio to
+ours. CPU time, since the clock of a machine that others share says more about them. `--preset` takes a file of real photos'
+vectors, made by tests.benchmarks.photo_vectors, in place of made-up ones. Writes peers.json.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 from serving.faiss_engine import FaissEngine, omp_threads
 from tasks.index.build import make_index
 from tasks.index.codes import choose_codes
-from tasks.index.families import FAMILIES, lists_for
+from tasks.index.families import FAMILIES, half_steps, lists_for
 from tests.benchmarks.made_shop import world_of
 from tests.benchmarks.peer import K, measure
 
@@ -40,12 +40,12 @@ def world(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     return xb, made.queries(args.queries)
 
 
-def ours(name: str, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, folder: Path) -> list[dict[str, Any]]:
-    """Every point of a family's grid."""
+def ours(name: str, k: int, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, folder: Path) -> list[dict[str, Any]]:
+    """Every point of a family's grid and its half steps, asked for k; "family@1024" has so many lists."""
     import time
 
-    family = FAMILIES[name]
-    index = make_index(xb.shape[1], family.factory(xb.shape[1], lists_for(len(xb))))
+    family, lists = FAMILIES[name.partition("@")[0]], int(name.partition("@")[2] or lists_for(len(xb)))
+    index = make_index(xb.shape[1], family.factory(xb.shape[1], lists))
     began = time.process_time()
     sample = xb[np.random.default_rng(1).permutation(len(xb))[:200_000]]
     index.train(sample)
@@ -54,10 +54,10 @@ def ours(name: str, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, folder: Path
     build_s = time.process_time() - began
     path = folder / f"{name}.faiss"
     faiss.write_index(index, str(path))
-    # Ten are asked for where the pipeline asks for candidates: as many are refined.
-    grid = [{n: v * K if n == "k_factor" else v for n, v in params.items()} for params in family.grid]
+    # Where ten are asked for and not the pipeline's 500 candidates, more of them are refined.
+    grid = [{n: v * K if n == "k_factor" and k == K else v for n, v in params.items()} for params in half_steps(family.grid)]
     engine = FaissEngine(index)
-    asks = [lambda q, p=params: engine.search(q[None], K, None, p).rows[0] for params in grid]
+    asks = [lambda q, p=params: engine.search(q[None], k, None, p).rows[0] for params in grid]
     with omp_threads(1):
         measured = measure(asks, xq, gt)
     same = {"engine": f"ours: {name}", "build_cpu_s": build_s, "bytes": path.stat().st_size}
@@ -113,7 +113,8 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--preset", default="hard", help="easy, hard, or a file of tests.benchmarks.photo_vectors")
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--ours", default=",".join(OURS))
+    parser.add_argument("--ours", default=",".join(OURS), help="FAMILY, or FAMILY@LISTS")
+    parser.add_argument("--candidates", type=int, default=K, help="what ours are asked for; peers are asked for 10")
     parser.add_argument("--peers", default="autofaiss,scann,hnswlib,usearch")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     args = parser.parse_args()
@@ -127,7 +128,7 @@ def main() -> None:
         for what, array in (("xb", xb), ("xq", xq), ("gt", gt)):
             np.save(folder / f"{what}.npy", array)
         for family in args.ours.split(","):
-            points += ours(family, xb, xq, gt, folder)
+            points += ours(family, args.candidates, xb, xq, gt, folder)
             keep(points, args.out)
             print(f"built and asked: {family}", flush=True)
         for engine in filter(None, args.peers.split(",")):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 K, ROUNDS = 10, 3
-TURNS_S = 60.0
+TURNS_S = 120.0
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
@@ -94,7 +94,7 @@ ENGINES = {f.__name__: f for f in (usearch, hnswlib, scann, autofaiss)}
 def measure(asks: list[Ask], xq: np.ndarray, gt: np.ndarray) -> list[dict[str, float]]:
     """For each point recall@10 against the exact ids gt (nq, 10), and CPU milliseconds a query of its quickest round.
 
-    All points take turns for a minute: the machine is slow for tens of seconds when others work beside it, and then for all of them.
+    All points take turns for two minutes: the machine is slow for tens of seconds when others work beside it, and then for all of them.
     """
     found = [[np.asarray(ask(q)) for q in xq] for ask in asks]
     rounds: list[list[np.ndarray]] = [[] for _ in asks]
