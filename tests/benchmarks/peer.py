@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ import numpy as np
 
 K, ROUNDS = 10, 3
 TURNS_S = 120.0
+EFS = (32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""As finely as ours are tuned: powers of two and what lies half way."""
+LEAVES = (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.3)
+"""Shares of all leaves."""
+REORDERED = (50, 100, 200, 300, 500)
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
@@ -29,7 +35,7 @@ def usearch(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
         index.add(np.arange(len(xb)), xb, threads=2)
         path = folder / f"usearch-{kind}"
         index.save(str(path))
-        for ef in (32, 64, 128, 256, 512):
+        for ef in EFS:
 
             def ask(q: np.ndarray, index: Any = index, ef: int = ef) -> np.ndarray:
                 index.expansion_search = ef
@@ -46,7 +52,7 @@ def hnswlib(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
     index.add_items(xb, np.arange(len(xb)), num_threads=2)
     path = folder / "hnswlib"
     index.save_index(str(path))
-    for ef in (32, 64, 128, 256, 512):
+    for ef in EFS:
 
         def ask(q: np.ndarray, ef: int = ef) -> np.ndarray:
             index.set_ef(ef)
@@ -65,7 +71,7 @@ def scann(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
     path = folder / "scann"
     path.mkdir(exist_ok=True)
     index.serialize(str(path))
-    for share, reorder in ((0.01, 100), (0.02, 200), (0.04, 300), (0.08, 300), (0.16, 500), (0.3, 500)):
+    for share, reorder in product(LEAVES, REORDERED):
         probe = max(1, int(share * leaves))
 
         def ask(q: np.ndarray, probe: int = probe, reorder: int = reorder) -> np.ndarray:
