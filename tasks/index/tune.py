@@ -67,7 +67,8 @@ def tune(
 ) -> Tuned:
     """Tries the family's grid on queries xq (nq, d), all shards and segments searched, and takes the cheapest that qualifies.
 
-    Half steps between the grid's values are tried where they would be cheaper still. Cheapest by the work it does (vectors scanned
+    Half steps between the grid's values are tried where they would be cheaper still. The files are read before anything is timed,
+    as a replica does before it is ready. Cheapest by the work it does (vectors scanned
     and refined), so that the same input gives the same choice on a busy machine; time only decides whether p99 keeps to its limit
     with `clients` at once. `truth` is exact search over the encoder's own vectors (tasks/index/truth); without it, over the vectors
     the index stores. Raises GateFailed with the best point when nothing qualifies.
@@ -86,6 +87,7 @@ def tune(
         return [_measure(searcher, xq, truth, params, candidates, target, clients) for params in grid]
 
     ordered = partial(_ordered, kind, searcher, candidates)
+    searcher.search(xq, candidates, params=ordered(kind.grid)[-1])  # reads what any trial will: none waits for the disk
     trials = tried(ordered(kind.grid))
     trials += tried(_between(ordered(half_steps(kind.grid)), trials, target, p99_ms))
     order = {str(params): n for n, params in enumerate(ordered([t.params for t in trials]))}

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,22 @@ def test_a_half_step_is_taken_where_it_is_cheaper_and_enough(
     assert enough.chosen["params"] == {"nprobe": 3}
     assert [t["params"]["nprobe"] for t in enough.trials] == [2, 3, 4, 8], "6 costs more than 4, which is enough"
     assert tune(searcher, xq, "ivf_flat", found[2], truth).chosen["params"] == {"nprobe": 2}
+
+
+def test_what_trials_read_is_read_before_any_is_timed(
+    searchers: dict[str, Searcher], xq: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    search = Searcher.search
+
+    def spied(self: Searcher, x: np.ndarray, k: int, **how: Any) -> Any:
+        asked.append((len(x), how["params"]["nprobe"]))
+        return search(self, x, k, **how)
+
+    monkeypatch.setattr(Searcher, "search", spied)
+    tune(searchers["ivf_flat"], xq, "ivf_flat", 0.5, stored_truth(searchers["ivf_flat"], xq))
+    assert asked[0] == (len(xq), max(probes for _, probes in asked))
+    assert all(count == 1 for count, _ in asked[1:])
 
 
 def test_the_choice_is_the_same_again(wide_shop: Shop, searchers: dict[str, Searcher], xq: np.ndarray, tmp_path: Path) -> None:
