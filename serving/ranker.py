@@ -86,7 +86,7 @@ def rank(
         "in_stock": _weighted(weights.in_stock, features.in_stock, rows),
     }
     if colours is not None and features.palette is not None:
-        terms["colour"] = weights.colour * alike(colours, features.palette[rows])
+        terms["colour"] = weights.colour * alike(colours, features.palette.take(rows, axis=0))
     if user is not None:
         terms["affinity"] = weights.affinity * _affinity(rows, features, user)
     if config.rules.boost or config.rules.bury:

@@ -36,8 +36,8 @@ def palette(pixels: np.ndarray) -> np.ndarray:
 def alike(one: np.ndarray, many: np.ndarray) -> np.ndarray:
     """How alike a palette (13,) and others (n, 13) are, in [0, 1]: their Bhattacharyya coefficient. A palette of zeros: 0."""
     p, q = one.astype(np.float32), many.astype(np.float32)
-    sums = p.sum() * q.sum(axis=1)
-    return np.sqrt(q) @ np.sqrt(p) / np.sqrt(np.where(sums > 0, sums, 1))
+    sums = p.sum() * (q @ np.ones(len(p), np.float32))  # a product; summing along short rows takes ten times as long
+    return np.sqrt(q) @ np.sqrt(p) / np.sqrt(np.maximum(sums, 1))
 
 
 def _lab(pixels: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def _soft(lab: np.ndarray) -> np.ndarray:
 
 def _figure(lab: np.ndarray) -> np.ndarray:
     """1 for what belongs to the thing shown, 0 for a uniform ground; all ones where the ground is not uniform or is all there is."""
-    border = lab[:, _BORDER]
+    border = lab.take(_BORDER, axis=1)
     half = border.shape[1] // 2
     middle = np.partition(border, (half - 1, half), axis=1)
     ground = (middle[:, half - 1] + middle[:, half]) / 2  # the median; np.median takes three times as long
