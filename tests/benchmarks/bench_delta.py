@@ -1,6 +1,6 @@
 """What hourly deltas cost, and what they do to recall and latency until the next rebuild.
 
-    python -m tests.benchmarks.bench_delta [--rows 1000000] [--shards 2] [--changes 1000,10000,100000] [--base FOLDER]
+    python -m tests.benchmarks.bench_delta [--rows 1000000] [--shards 2] [--changes 1000,10000,100000] [--shares 0.01,0.1] [--base FOLDER]
 
 Three tables. Cost: seconds and bytes written of a delta of each size. Growth: products added in `--hours` hourly deltas, up to a
 share of the base, flat as they are written, merged into one a shard, and with the base's lists and codes as the pipeline leaves
@@ -35,7 +35,6 @@ from tests.benchmarks.stages import Stages
 from tests.benchmarks.vectors import Vectors
 
 FAMILY, PARAMS = "ivf_fs_sq8", {"nprobe": 128, "k_factor": 4}
-SHARES = (0.01, 0.05, 0.1, 0.2, 0.4)
 CANDIDATES, K = 500, 10
 ROUNDS = 3
 
@@ -101,9 +100,9 @@ def compared(bench: Bench, base: Searcher, other: Searcher) -> dict[str, float]:
     }  # fmt: skip
 
 
-def growth(bench: Bench, hours: int) -> Iterator[dict[str, Any]]:
+def growth(bench: Bench, hours: int, shares: list[float]) -> Iterator[dict[str, Any]]:
     base = bench.open(bench.manifest.segments)
-    for number, share in enumerate(SHARES):
+    for number, share in enumerate(shares):
         segments, each = bench.manifest.segments, int(share * len(bench.keys) / hours)
         for hour in range(hours):
             path = f"grow{number}-{hour}"
@@ -122,10 +121,10 @@ def growth(bench: Bench, hours: int) -> Iterator[dict[str, Any]]:
             yield {"share": share, "way": way, "seconds": took} | compared(bench, base, bench.open(made))
 
 
-def deletions(bench: Bench) -> Iterator[dict[str, Any]]:
+def deletions(bench: Bench, shares: list[float]) -> Iterator[dict[str, Any]]:
     base = bench.open(bench.manifest.segments)
     order = np.random.default_rng(1).permutation(bench.keys)
-    for share in SHARES:
+    for share in shares:
         path = f"gone{share}"
         segments = add_delta(bench.manifest, bench.deletes(order[: int(share * len(order))]), bench.folder / path, prefix=path)
         yield {"share": share} | compared(bench, base, bench.open(segments))
@@ -140,6 +139,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--hours", type=int, default=10)
     parser.add_argument("--changes", default="1000,10000,100000")
+    parser.add_argument("--shares", default="0.01,0.05,0.1,0.2,0.4", help="of the base: what is added, and what is deleted")
     parser.add_argument("--changes-only", action="store_true")
     parser.add_argument("--base", type=Path, help="a family's folder that bench_index built; default: built here")
     parser.add_argument("--work", type=Path, help="where stages are kept; default: a temporary folder below --out")
@@ -171,7 +171,9 @@ def main() -> None:
                 flush=True,
             )
         titles = f"{'recall@10':>10} {'p50 ms':>8} {'p99 ms':>8} {'p50 x base':>11} {'p99 x base':>11}"
-        for kind, rows in () if args.changes_only else (("growth", growth(bench, args.hours)), ("deletions", deletions(bench))):
+        shares = [float(s) for s in args.shares.split(",")]
+        tables = (("growth", growth(bench, args.hours, shares)), ("deletions", deletions(bench, shares)))
+        for kind, rows in () if args.changes_only else tables:
             print(f"\n{kind:18} {'share':>6} {titles}")
             for row in rows:
                 result[kind].append(row)
