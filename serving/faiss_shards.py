@@ -57,9 +57,10 @@ class FaissShards:
     def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[FaissEngine, np.ndarray, np.ndarray]]:
         """Every engine that holds some of the positions: which of them, and their positions within it."""
         shard = np.searchsorted(self.starts, positions, side="right") - 1
-        for number in np.unique(shard):
+        for number, engine in enumerate(self.engines):
             mine = np.flatnonzero(shard == number)
-            yield self.engines[number], mine, positions[mine] - self.starts[number]
+            if len(mine):
+                yield engine, mine, positions[mine] - self.starts[number]
 
     def _span(self, shard: int) -> tuple[int, int]:
         return int(self.starts[shard]), int(self.starts[shard + 1])
