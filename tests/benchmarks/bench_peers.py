@@ -7,13 +7,16 @@ A peer runs in an environment of its own below build/peers/<name>, made beforeha
 Every engine is asked for 10 of one query at a time, ours for `--candidates`. Prints for each recall target the cheapest point of
 every engine: CPU time of a query, queries a second of one core, memory, and queries a second and gigabyte, the last as a ratio to
 ours. CPU time, since the clock of a machine that others share says more about them. `--preset` takes a file of real photos'
-vectors, made by tests.benchmarks.photo_vectors, in place of made-up ones. Writes peers.json.
+vectors, made by tests.benchmarks.photo_vectors, in place of made-up ones. With `--work` the indexes are kept there, and a second
+run over the same vectors times them without building. Writes peers.json.
 """
 
 import argparse
 import json
 import os
 import subprocess
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,25 +45,26 @@ def world(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 def ours(name: str, k: int, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, folder: Path) -> list[dict[str, Any]]:
     """Every point of a family's grid and its half steps, asked for k; "family@1024" has so many lists."""
-    import time
-
     family, lists = FAMILIES[name.partition("@")[0]], int(name.partition("@")[2] or lists_for(len(xb)))
-    index = make_index(xb.shape[1], family.factory(xb.shape[1], lists))
-    began = time.process_time()
-    sample = xb[np.random.default_rng(1).permutation(len(xb))[:200_000]]
-    index.train(sample)
-    choose_codes(index, sample, 1)
-    index.add(xb)
-    build_s = time.process_time() - began
-    path = folder / f"{name}.faiss"
-    faiss.write_index(index, str(path))
+    path, took = folder / f"{name}.faiss", folder / f"{name}.seconds"
+    if not took.exists():
+        index = make_index(xb.shape[1], family.factory(xb.shape[1], lists))
+        began = time.process_time()
+        sample = xb[np.random.default_rng(1).permutation(len(xb))[:200_000]]
+        index.train(sample)
+        choose_codes(index, sample, 1)
+        index.add(xb)
+        build_s = time.process_time() - began
+        faiss.write_index(index, str(path))
+        took.write_text(str(build_s))
+    index = faiss.read_index(str(path))
     # Where ten are asked for and not the pipeline's 500 candidates, more of them are refined.
     grid = [{n: v * K if n == "k_factor" and k == K else v for n, v in params.items()} for params in half_steps(family.grid)]
     engine = FaissEngine(index)
     asks = [lambda q, p=params: engine.search(q[None], k, None, p).rows[0] for params in grid]
     with omp_threads(1):
         measured = measure(asks, xq, gt)
-    same = {"engine": f"ours: {name}", "build_cpu_s": build_s, "bytes": path.stat().st_size}
+    same = {"engine": f"ours: {name}", "build_cpu_s": float(took.read_text()), "bytes": path.stat().st_size}
     named = [same | {"params": " ".join(f"{n}={v}" for n, v in params.items())} for params in grid]
     return [point | figures for point, figures in zip(named, measured, strict=True)]
 
@@ -116,6 +120,7 @@ def main() -> None:
     parser.add_argument("--ours", default=",".join(OURS), help="FAMILY, or FAMILY@LISTS")
     parser.add_argument("--candidates", type=int, default=K, help="what ours are asked for; peers are asked for 10")
     parser.add_argument("--peers", default="autofaiss,scann,hnswlib,usearch")
+    parser.add_argument("--work", type=Path, help="where indexes are kept; default: a temporary folder below --out")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -123,8 +128,11 @@ def main() -> None:
     gt = faiss.knn(xq, xb, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
     print(f"{len(xb)} x {xb.shape[1]}, {args.preset}, {len(xq)} queries, load {os.getloadavg()[0]:.1f}", flush=True)
     points: list[dict[str, Any]] = []
-    with TemporaryDirectory(dir=args.out) as name:
+    with nullcontext(args.work) if args.work else TemporaryDirectory(dir=args.out) as name:
         folder = Path(name)
+        folder.mkdir(exist_ok=True)
+        if (folder / "gt.npy").exists() and not np.array_equal(np.load(folder / "gt.npy"), gt):
+            raise SystemExit(f"{folder} keeps indexes of other vectors; name another --work")
         for what, array in (("xb", xb), ("xq", xq), ("gt", gt)):
             np.save(folder / f"{what}.npy", array)
         for family in args.ours.split(","):
