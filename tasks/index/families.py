@@ -105,7 +105,7 @@ def _graph(params: dict[str, Scalar], candidates: int, rows_per_list: float) -> 
 WIDE = (4, 8, 16, 32, 64, 128, 256, 512)
 REFINED = tuple(p for kf in (1, 2, 4, 8) for p in _probes(*WIDE, k_factor=kf))
 REFINE_USUAL: dict[str, Scalar] = {"nprobe": 128, "k_factor": 4}
-EFS: tuple[dict[str, Scalar], ...] = tuple({"ef": v} for v in (32, 64, 128, 256, 512, 1024))
+EFS: tuple[dict[str, Scalar], ...] = tuple({"ef": v} for v in (16, 32, 64, 128, 256, 512, 1024))
 
 FAMILIES = {
     f.name: f
