@@ -19,7 +19,7 @@ from serving.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
 from tasks.index.coarse import quick_adding, quick_training
-from tasks.index.codes import choose_codes
+from tasks.index.codes import choose_codes, filling
 from tasks.index.families import FAMILIES, Budget, choose_family, lists_for
 from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts, shard_palettes
 from tasks.progress import Progress
@@ -157,10 +157,15 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
     index = empty_index(template)
     # A graph's links depend on the order in which threads insert, so it is built by one.
     threads = 1 if FAMILIES[template.family].sequential else _all_threads()
-    with Progress(f"add vectors, shard {shard}", total, "vectors") as progress, omp_threads(threads), quick_adding(index):
+    with (
+        Progress(f"add vectors, shard {shard}", total, "vectors") as progress,
+        omp_threads(threads),
+        filling(index) as add,
+        quick_adding(index),
+    ):
         for block, vectors in shard_batches(vectors_uri, shard):
             check_vectors(vectors, block, template.dim)
-            index.add(vectors)
+            add(vectors)
             keys.append(block)
             progress.add(len(block))
     key = np.concatenate(keys) if keys else np.zeros(0, np.int64)

@@ -18,6 +18,7 @@ from serving.contract.segments import ROW_COLUMNS, read_index, read_rows, write_
 from serving.faiss_engine import FaissEngine
 from tasks.errors import VitrineError
 from tasks.index.build import Template, empty_index
+from tasks.index.codes import filling
 from tasks.index.vectors import check_vectors
 
 Locate = Callable[[FileRef], Path]
@@ -177,7 +178,8 @@ class _Piece:
         coded = template if template is not None and template.fit else None
         flat = Template("flat", "Flat", vectors.shape[1], 1, len(rows))
         index = empty_index(coded or flat)
-        index.add(np.ascontiguousarray(vectors, np.float32))
+        with filling(index) as add:
+            add(np.ascontiguousarray(vectors, np.float32))
         carried = [n for n in rows.column_names if n not in ROW_COLUMNS]
         name = f"delta-{self.shard:05d}-{self.sequence:05d}"
         write_index(self.folder / f"{name}.faiss", index)
