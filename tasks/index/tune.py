@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,10 +67,10 @@ def tune(
     """Tries the family's grid on queries xq (nq, d), all shards and segments searched, and takes the cheapest that qualifies.
 
     Half steps between the grid's values are tried where they would be cheaper still. The files are read before anything is timed,
-    as a replica does before it is ready. Cheapest by the work it does (vectors scanned
-    and refined), so that the same input gives the same choice on a busy machine; time only decides whether p99 keeps to its limit
-    with `clients` at once. `truth` is exact search over the encoder's own vectors (tasks/index/truth); without it, over the vectors
-    the index stores. Raises GateFailed with the best point when nothing qualifies.
+    as a replica does before it is ready. Cheapest by the work it does (vectors scanned and refined), so that the same input gives
+    the same choice on a busy machine; time only decides whether p99 keeps to its limit with `clients` at once. `truth` is exact
+    search over the encoder's own vectors (tasks/index/truth); without it, over the vectors the index stores. Raises GateFailed with
+    the best point when nothing qualifies.
     """
     kind = FAMILIES[family]
     files = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
@@ -83,15 +82,14 @@ def tune(
     candidates = min(CANDIDATES, max(searcher.live_rows, 1))
     truth = truth or stored_truth(searcher, xq)
 
-    def tried(grid: list[dict[str, Scalar]]) -> list[Trial]:
-        return [_measure(searcher, xq, truth, params, candidates, target, clients) for params in grid]
+    def tried(points: list[dict[str, Scalar]]) -> list[Trial]:
+        return [_measure(searcher, xq, truth, params, candidates, target, clients) for params in points]
 
-    ordered = partial(_ordered, kind, searcher, candidates)
-    searcher.search(xq, candidates, params=ordered(kind.grid)[-1])  # reads what any trial will: none waits for the disk
-    trials = tried(ordered(kind.grid))
-    trials += tried(_between(ordered(half_steps(kind.grid)), trials, target, p99_ms))
-    order = {str(params): n for n, params in enumerate(ordered([t.params for t in trials]))}
-    trials.sort(key=lambda t: order[str(t.params)])
+    grid, finer = (_ordered(kind, searcher, candidates, points) for points in (kind.grid, half_steps(kind.grid)))
+    searcher.search(xq, candidates, params=grid[-1])  # reads what any trial will: none waits for the disk
+    trials = tried(grid)
+    trials += tried(_between(finer, trials, target, p99_ms))
+    trials.sort(key=lambda t: finer.index(t.params))
     reasons = [_refusal(t, target, p99_ms) for t in trials]
     chosen = next((n for n, reason in enumerate(reasons) if not reason), -1)
     rows = [

@@ -77,14 +77,16 @@ def test_half_steps_lie_between_the_points_of_a_grid() -> None:
     assert half_steps(({},)) == ({},)
 
 
+@pytest.mark.parametrize("cost", [FAMILIES["ivf_flat"].cost, lambda params, candidates, rows: 500.0], ids=["rising", "equal"])
 def test_a_half_step_is_taken_where_it_is_cheaper_and_enough(
-    searchers: dict[str, Searcher], monkeypatch: pytest.MonkeyPatch
+    cost: Any, searchers: dict[str, Searcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where costs are equal, as a graph's are up to 500 neighbours, the smaller parameters come first."""
     xq = np.random.default_rng(4).standard_normal((40, 32)).astype(np.float32)  # near no product, so that lists matter
     xq /= np.linalg.norm(xq, axis=1, keepdims=True)
     searcher, truth = searchers["ivf_flat"], stored_truth(searchers["ivf_flat"], xq)
     steps = tuple({"nprobe": n} for n in (2, 4, 8))
-    monkeypatch.setitem(FAMILIES, "ivf_flat", replace(FAMILIES["ivf_flat"], grid=half_steps(steps)))
+    monkeypatch.setitem(FAMILIES, "ivf_flat", replace(FAMILIES["ivf_flat"], grid=half_steps(steps), cost=cost))
     found = {int(t["params"]["nprobe"]): t["recall_at_10"] for t in tune(searcher, xq, "ivf_flat", 0.0, truth).trials}
     monkeypatch.setitem(FAMILIES, "ivf_flat", replace(FAMILIES["ivf_flat"], grid=steps))
     assert found[2] < found[3] <= found[4]
