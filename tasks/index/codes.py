@@ -22,9 +22,11 @@ HELD_OUT, AMONG = 256, 20_000
 """Training vectors that ask, and the others that they are to find."""
 NEAREST, WITHIN = 10, 20
 ALONG = 4.0
-"""How many times the error along a vector weighs as the error across it: eta of Guo et al. 2020, "Accelerating Large-Scale Inference
-with Anisotropic Vector Quantization" (equation 3 and theorem 3.3), measured in docs/performance.md ("Codes that err across")."""
+"""How many times as much the error along a vector weighs as the error across it: the ratio of the two weights of the score-aware
+loss of Guo et al. 2020, "Accelerating Large-Scale Inference with Anisotropic Vector Quantization". 4 is from trials of our own
+(docs/performance.md, "Codes that err across")."""
 CHUNK = 4_096
+"""Vectors worked on at once, so that what is computed of them stays in the caches."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def filling(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarray],
     plain = faiss.IndexIVFPQ(lists.quantizer, lists.d, lists.nlist, lists.pq.M, lists.pq.nbits, lists.metric_type)
     plain.pq, plain.by_residual, plain.is_trained = lists.pq, lists.by_residual, True
     refined = faiss.downcast_index(index)
-    centroids = lists.quantizer.reconstruct_n(0, lists.nlist)
+    centroids = lists.quantizer.reconstruct_n(0, lists.nlist)  # before `quick_adding` puts another quantiser there for a while
 
     def add(vectors: np.ndarray) -> None:
         vectors = np.ascontiguousarray(vectors, np.float32)
@@ -121,9 +123,9 @@ def turned(codes: np.ndarray, described: np.ndarray, vectors: np.ndarray, books:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(length > 0, length, 1)
     r, u = (x.reshape(-1, parts, width).transpose(1, 0, 2) for x in (described, unit))
-    turned_books = books.transpose(0, 2, 1)
-    across = (books**2).sum(axis=2)[:, None] - 2 * np.matmul(r, turned_books)  # |e|^2 of each word but for |r|^2: (M, n, 16)
-    beside = np.einsum("mnd,mnd->mn", r, u)[:, :, None] - np.matmul(u, turned_books)  # e u of each word: (M, n, 16)
+    transposed = books.transpose(0, 2, 1)
+    across = (books**2).sum(axis=2)[:, None] - 2 * np.matmul(r, transposed)  # |e|^2 of each word but for |r|^2: (M, n, 16)
+    beside = np.einsum("mnd,mnd->mn", r, u)[:, :, None] - np.matmul(u, transposed)  # e u of each word: (M, n, 16)
     chosen = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)[:, :parts].T.astype(np.intp)
     rows = np.arange(len(codes)) * words
     total = sum(beside[m].take(rows + chosen[m]) for m in range(parts))

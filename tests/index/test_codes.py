@@ -54,7 +54,7 @@ def filled(index: faiss.Index, xb: np.ndarray, along: float = ALONG, block: int 
 
 
 def recall(index: faiss.Index, xb: np.ndarray, xq: np.ndarray, along: float = ALONG, within: int = 50) -> float:
-    """Of the true ten, those within the estimates' fifty, all lists scanned."""
+    """Of the true ten, those among so many best estimates, all lists scanned."""
     base = filled(lists_of(index), xb, along)
     found = base.search(xq, within, params=faiss.SearchParametersIVF(nprobe=LISTS))[1]
     truth = faiss.knn(xq, xb, 10, metric=faiss.METRIC_INNER_PRODUCT)[1]
@@ -123,8 +123,8 @@ def test_neither_threads_nor_blocks_change_the_bytes(views: np.ndarray) -> None:
     assert one == three
 
 
-def test_no_single_word_would_err_less(views: np.ndarray) -> None:
-    """After turning, the last word is the best beside the others; and no code has become worse than the nearest one."""
+def test_no_other_last_word_would_err_less(views: np.ndarray) -> None:
+    """The word that was turned last is the best beside the others, and no code has become worse than the nearest one."""
     pq = faiss.ProductQuantizer(D, 8, 4)
     pq.train(views)
     books = faiss.vector_to_array(pq.centroids).reshape(8, 16, 4)
