@@ -57,6 +57,9 @@ class Engine(Protocol):
         """
         ...
 
-    def vectors(self, positions: np.ndarray) -> np.ndarray:
-        """The vectors (n, d) float32 that are stored at these positions, as exactly as the engine keeps them."""
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
+        """The k nearest of xq (nq, d) among the rows at these positions (n,), by the vectors as exactly as the engine keeps them.
+
+        (nq, n) where there are only n.
+        """
         ...

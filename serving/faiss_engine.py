@@ -9,13 +9,15 @@ import numpy as np
 
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
-from serving.found import Found
+from serving.found import Found, one_above_the_other
+from serving.stored import Stored
 
-BLOCK = 512
-"""Stored vectors decoded at a time: in larger blocks the time goes into fresh pages (measured: 3.7 ms against 0.6 for 2,000)."""
 EFFORT = ("nprobe", "ef")
 NPROBE, K_FACTOR, EF = 16, 4, 64
 """What is used where a manifest does not say."""
+ONE_BY_ONE = 11
+"""FAISS's way through the lists of a fast scan, query after query. Its own choice (13) shares a list's codes between queries and
+prepares for that even where there is one: docs/performance.md, "Refining"."""
 
 
 class FaissEngine:
@@ -23,13 +25,27 @@ class FaissEngine:
 
     def __init__(self, index: Any) -> None:
         self.index, self.rows = index, index.ntotal
+        self.stored = Stored(index)
         self.unmasked: dict[tuple[tuple[str, Scalar], ...], Any] = {}
-        inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-        if isinstance(inner, faiss.IndexIVF) and inner.ntotal:
-            inner.make_direct_map(True)  # stored vectors are read back by position
+        view = faiss.downcast_index(index)
+        self.estimating = faiss.downcast_index(view.base_index) if isinstance(view, faiss.IndexRefine) else None
+        lists = innermost(index)
+        if isinstance(lists, faiss.IndexIVFFastScan):
+            lists.implem = ONE_BY_ONE
+        if isinstance(lists, faiss.IndexIVF) and lists.ntotal and self.estimating is None:
+            lists.make_direct_map(True)  # stored vectors are read back by position
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
-        return Found(*self.index.search(xq, k, params=self._chosen(widened(params, effort), mask)))
+        chosen = self._chosen(widened(params, effort), mask)
+        wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
+        if self.estimating is None or not self.stored.worth_copying(wanted):
+            return Found(*self.index.search(xq, k, params=chosen))
+        estimates = self.estimating.search(xq, wanted, params=chosen.base_index_params)[1]
+        finer = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, estimates, strict=True)]
+        return one_above_the_other(finer, k)
+
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
+        return self.stored.nearest(xq, positions, k)
 
     def _chosen(self, params: dict[str, Scalar], mask: Mask | None) -> Any:
         """FAISS's own parameters; those without a mask are the same for every query, and kept."""
@@ -41,17 +57,16 @@ class FaissEngine:
         return self.unmasked[key]
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
-        """Of a refined index, the finer ones."""
-        return stored_vectors(self.index, positions)
+        """The stored vectors (n, d) float32 at these positions; of a refined index, the finer ones."""
+        return self.stored.vectors(positions)
 
-    def similarity(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """The inner products (n,) of one vector x (d,) float32 and the stored ones at these positions."""
-        result = np.empty(len(positions), np.float32)
-        for start in range(0, len(positions), BLOCK):
-            stored = self.vectors(positions[start : start + BLOCK])
-            part = result[start : start + BLOCK]
-            faiss.fvec_inner_products_ny(*map(faiss.swig_ptr, (part, x, stored)), len(x), len(stored))
-        return result
+
+def innermost(index: Any) -> Any:
+    """A view of the index inside a refined or rotated one; itself where it is neither."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return innermost(index.base_index)
+    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
 def is_flat(engine: FaissEngine) -> bool:
@@ -68,20 +83,6 @@ def together(engines: Sequence[FaissEngine]) -> FaissEngine:
         if engine.rows:
             whole.add(engine.vectors(np.arange(engine.rows)))
     return FaissEngine(whole)
-
-
-def stored_vectors(index: Any, positions: np.ndarray) -> np.ndarray:
-    """Stored vectors (n, d) float32; of a refined index, the finer ones."""
-    store = index
-    if isinstance(store, faiss.IndexRefine):
-        store = faiss.downcast_index(store.refine_index)
-    if isinstance(store, faiss.IndexHNSW):
-        store = faiss.downcast_index(store.storage)
-    if isinstance(store, faiss.IndexFlatCodes) and store.ntotal:
-        # Ten times as fast as reconstruct_batch, which sets up a decoder for every vector.
-        codes = faiss.rev_swig_ptr(store.codes.data(), store.ntotal * store.code_size).reshape(store.ntotal, store.code_size)
-        return store.sa_decode(codes.take(positions, axis=0))  # indexing takes two and a half times as long
-    return store.reconstruct_batch(np.ascontiguousarray(positions, np.int64))
 
 
 def selector(mask: Mask) -> Any:

@@ -13,8 +13,8 @@ import numpy as np
 
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
-from serving.faiss_engine import FaissEngine, k_factor, probes, selector, widened
-from serving.found import Found, Source, gather, merge
+from serving.faiss_engine import FaissEngine, innermost, k_factor, probes, selector, widened
+from serving.found import Found, Source, gather, merge, nothing, one_above_the_other
 
 
 class FaissShards:
@@ -24,8 +24,8 @@ class FaissShards:
         self.engines = list(engines)
         self.starts = np.concatenate([[0], np.cumsum([e.rows for e in engines])])
         self.rows = int(self.starts[-1])
-        self.lists = [_lists(e.index) for e in engines]
-        self.refined = isinstance(engines[0].index, faiss.IndexRefine)
+        self.lists = [innermost(e.index) for e in engines]
+        self.refined = engines[0].estimating is not None
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         masks = [None if mask is None else mask.part(*self._span(s)) for s in range(len(self.engines))]
@@ -45,36 +45,25 @@ class FaissShards:
             return Source(ask, counts[shard] / sum(counts))
 
         estimates = gather([source(s) for s in range(len(self.engines)) if counts[s]], len(xq), wanted)
-        return self._refine(xq, estimates, k) if self.refined else estimates
+        if not self.refined:
+            return estimates
+        finer = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, estimates.rows, strict=True)]
+        return one_above_the_other(finer, k)
 
-    def vectors(self, positions: np.ndarray) -> np.ndarray:
-        positions = np.asarray(positions)
-        result = np.empty((len(positions), self.engines[0].index.d), np.float32)
-        for engine, mine, local in self._by_shard(positions):
-            result[mine] = engine.vectors(local)
-        return result
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
+        found = [(engine.nearest(xq, local, k), start) for engine, start, local in self._by_shard(positions)]
+        return merge([Found(f.similarity, f.rows + start) for f, start in found], k) if found else nothing(len(xq), k)
 
-    def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[FaissEngine, np.ndarray, np.ndarray]]:
-        """Every engine that holds some of the positions: which of them, and their positions within it."""
+    def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[FaissEngine, int, np.ndarray]]:
+        """Every engine that holds some of the positions, where it starts, and their positions within it."""
         shard = np.searchsorted(self.starts, positions, side="right") - 1
         for number, engine in enumerate(self.engines):
-            mine = np.flatnonzero(shard == number)
+            mine = positions[shard == number]
             if len(mine):
-                yield engine, mine, positions[mine] - self.starts[number]
+                yield engine, int(self.starts[number]), mine - self.starts[number]
 
     def _span(self, shard: int) -> tuple[int, int]:
         return int(self.starts[shard]), int(self.starts[shard + 1])
-
-    def _refine(self, xq: np.ndarray, estimates: Found, k: int) -> Found:
-        """The k best of each query's candidates, by their stored vectors."""
-        best = []
-        for x, rows in zip(xq, estimates.rows, strict=True):
-            rows = rows[rows >= 0]
-            similarity = np.empty(len(rows), np.float32)
-            for engine, mine, local in self._by_shard(rows):
-                similarity[mine] = engine.similarity(x, local)
-            best.append(merge([Found(similarity[None], rows[None])], k))
-        return Found(np.concatenate([f.similarity for f in best]), np.concatenate([f.rows for f in best]))
 
 
 def trained_as_one(engines: Sequence[FaissEngine]) -> bool:
@@ -104,14 +93,6 @@ def _training(index: Any) -> list[Any] | None:
         return None
     learned = [type(index).__name__, index.quantizer.reconstruct_n(0, index.nlist)]
     return [*learned, faiss.vector_to_array(index.pq.centroids)] if hasattr(index, "pq") else learned
-
-
-def _lists(index: Any) -> Any:
-    """A view of the IVF index inside."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        return _lists(index.base_index)
-    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
 def _transformed(index: Any, xq: np.ndarray) -> np.ndarray:

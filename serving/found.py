@@ -79,6 +79,14 @@ def padded(found: Found, k: int) -> Found:
     return Found(similarity, np.pad(found.rows, ((0, 0), (0, gap)), constant_values=-1))
 
 
+def one_above_the_other(found: list[Found], k: int) -> Found:
+    """The results of one query each as those of several, with k columns at least."""
+    if len(found) == 1:
+        return padded(found[0], k)
+    wide = [padded(f, k) for f in found]
+    return Found(np.concatenate([f.similarity for f in wide]), np.concatenate([f.rows for f in wide])) if wide else nothing(0, k)
+
+
 def gather(sources: list[Source], nq: int, k: int) -> Found:
     """The best k over all sources, the same as if each were asked for k, for little more than the work of one.
 

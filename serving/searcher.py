@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -27,8 +26,6 @@ EXACT_SHARE = 0.03
 (measured: 0.11-0.13 ms at <= 1 % of 100k x 128, docs/performance.md)."""
 EXACT_ROWS = 30_000
 """Nor more rows than this: reading and comparing them takes half a microsecond each."""
-EXACT_BLOCK = 4096
-"""Rows compared at a time: larger blocks spend their time in fresh pages (30,000 rows: 13 ms in blocks of 4,096, 22 in one)."""
 WIDER = (8, 64)
 """How much wider a query looks whose lists or neighbours held too few rows."""
 MOST_WIDENED = 16
@@ -197,13 +194,8 @@ def _short(found: Found) -> np.ndarray:
 
 
 def _exact(part: Part, xq: np.ndarray, k: int, positions: np.ndarray) -> Found:
-    heap = faiss.ResultHeap(len(xq), k, keep_max=True)
-    for start in range(0, len(positions), EXACT_BLOCK):
-        block = positions[start : start + EXACT_BLOCK]
-        D, I = faiss.knn(xq, part.engine.vectors(block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
-        heap.add_result(D, np.where(I < 0, -1, block[I]))
-    heap.finalize()
-    return Found(np.where(heap.I < 0, -np.inf, heap.D), part.handles(heap.I))
+    found = part.engine.nearest(xq, positions, k)
+    return padded(Found(found.similarity, part.handles(found.rows)), k)
 
 
 def _parts(segments: list[OpenSegment]) -> list[Part]:

@@ -35,6 +35,8 @@ PEERS = Path("build/peers")
 OURS = ("hnsw_sq8", "hnsw_fp16", "ivf_fs_sq8")
 BLOCK = 50_000
 TARGETS = (0.9, 0.95, 0.98, 0.99)
+REFINED = (2, 3, 4, 5, 7.5, 10, 15, 20, 30, 40)
+"""Times ten."""
 
 
 def world(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -61,8 +63,10 @@ def ours(name: str, k: int, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, fold
         faiss.write_index(index, str(path))
         took.write_text(str(build_s))
     index = faiss.read_index(str(path))
-    # Where ten are asked for and not the pipeline's 500 candidates, more of them are refined: 50 and up.
-    grid = [{n: v * 5 if n == "k_factor" and k == K else v for n, v in params.items()} for params in half_steps(family.grid)]
+    grid = half_steps(family.grid)
+    # Where ten are asked for and not the pipeline's 500 candidates, more of them are refined.
+    if k == K and "k_factor" in grid[0]:
+        grid = tuple(p | {"k_factor": f} for p in grid if p["k_factor"] == 1 for f in REFINED)
     engine = FaissEngine(index)
     asks = [lambda q, p=params: engine.search(q[None], k, None, p).rows[0] for params in grid]
     with omp_threads(1):

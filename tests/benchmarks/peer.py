@@ -24,7 +24,7 @@ EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """As finely as ours are tuned: powers of two and what lies half way."""
 LEAVES = (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.3)
 """Shares of all leaves."""
-REORDERED = (50, 100, 200, 300, 500)
+REORDERED = (20, 30, 50, 100, 200, 300, 500)
 Ask = Callable[[np.ndarray], np.ndarray]
 
 

@@ -54,12 +54,14 @@ def test_shards_answer_as_one_index(factory: str, share: float, vectors: np.ndar
     assert mask is None or mask.allowed[b.rows[b.rows >= 0]].all()
 
 
-def test_stored_vectors_come_from_their_shard(vectors: np.ndarray) -> None:
+def test_stored_vectors_are_compared_in_their_shard(vectors: np.ndarray) -> None:
     empty = trained(FINE, vectors)
     shards = FaissShards([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
     rows = np.array([2999, 0, 499, 500, 2000, 1999, 7])
-    np.testing.assert_allclose(shards.vectors(rows), vectors[rows], atol=1e-2)
-    assert shards.vectors(np.zeros(0, np.int64)).shape == (0, D)
+    found = shards.nearest(vectors[rows], rows, 1)
+    np.testing.assert_array_equal(found.rows[:, 0], rows)
+    np.testing.assert_allclose(found.similarity[:, 0], 1, atol=1e-2)
+    assert not (shards.nearest(vectors[:2], np.zeros(0, np.int64), 3).rows >= 0).any()
 
 
 def test_only_what_was_trained_as_one_is_searched_as_one(vectors: np.ndarray) -> None:

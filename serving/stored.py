@@ -1,0 +1,101 @@
+"""The vectors that a FAISS index keeps, addressed by position: read back, and compared with queries."""
+
+import threading
+from typing import Any
+
+import faiss
+import numpy as np
+
+from serving.found import Found, nothing
+
+BLOCK = 2048
+"""Stored vectors compared at a time: larger blocks spend their time in fresh pages (30,000 rows: 13 ms in blocks of 4,096, 22 in
+one)."""
+FEW = 4
+"""Up to so many queries, codes are compared as they are; for more, decoding them once costs less (docs/performance.md)."""
+WORTH_BYTES = 250_000
+"""From so many bytes of eight-bit codes on, copying them pays (docs/performance.md, "Refining")."""
+
+
+class Stored:
+    """The stored vectors of an index, of a refined one the finer ones. The index must not change as long as this is used."""
+
+    def __init__(self, index: Any) -> None:
+        self.index = index
+        store = faiss.downcast_index(index)
+        if isinstance(store, faiss.IndexRefine):
+            store = faiss.downcast_index(store.refine_index)
+        if isinstance(store, faiss.IndexHNSW):
+            store = faiss.downcast_index(store.storage)
+        self.store = store
+        self.codes = _codes(store) if isinstance(store, faiss.IndexFlatCodes) and store.ntotal else None
+        self.mine = threading.local()
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """The vectors (n, d) float32 at these positions."""
+        if self.codes is None:
+            return self.store.reconstruct_batch(np.ascontiguousarray(positions, np.int64))
+        # Ten times as fast as reconstruct_batch, which sets up a decoder for every vector.
+        return self.store.sa_decode(self.codes.take(positions, axis=0))  # indexing takes two and a half times as long
+
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
+        """The k nearest of queries xq (nq, d) float32 among the rows at these positions (n,); (nq, n) where there are only n."""
+        if not len(positions):
+            return nothing(len(xq), 0)
+        blocks = [positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK)]
+        if len(blocks) == 1:
+            return self._compared(xq, positions, min(k, len(positions)))
+        heap = faiss.ResultHeap(len(xq), min(k, len(positions)), keep_max=True)
+        for block in blocks:
+            found = self._compared(xq, block, min(k, len(block)))
+            heap.add_result(found.similarity, found.rows)
+        heap.finalize()
+        return Found(heap.D, heap.I)
+
+    def worth_copying(self, rows: int) -> bool:
+        """Whether comparing so many rows, scattered over the memory, is quicker here than by FAISS's refining.
+
+        That reads vector after vector where they lie and waits for each; copied side by side, several are fetched at once. It is
+        so with eight-bit codes, and not with the longer fp16 ones.
+        """
+        eight = isinstance(self.store, faiss.IndexScalarQuantizer) and self.store.sq.qtype == faiss.ScalarQuantizer.QT_8bit
+        return eight and rows * self.store.code_size >= WORTH_BYTES
+
+    def _compared(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
+        if self.codes is None or not isinstance(self.store, faiss.IndexScalarQuantizer) or len(xq) > FEW:
+            return decoded(self, xq, positions, k)
+        beside = self._beside(len(positions))
+        self.codes.take(positions, axis=0, out=beside.room[: len(positions)], mode="clip")  # clip: written to `out` directly
+        similarity, places = np.empty((len(xq), k), np.float32), np.empty((len(xq), k), np.int64)
+        # FAISS's own wrapper takes 5 us more.
+        beside.index.search_c(len(xq), faiss.swig_ptr(xq), k, faiss.swig_ptr(similarity), faiss.swig_ptr(places))
+        return Found(similarity, positions.take(places))
+
+    def _beside(self, rows: int) -> "_Beside":
+        """This thread's own copy, of so many rows."""
+        beside = getattr(self.mine, "beside", None)
+        if beside is None or len(beside.room) < rows:
+            beside = self.mine.beside = _Beside(self.store, max(rows, BLOCK // 2))
+        beside.index.ntotal = rows
+        return beside
+
+
+def decoded(stored: Stored, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
+    """The k nearest among the rows at these positions, by comparing the vectors (n, d) that they stand for."""
+    similarity, places = faiss.knn(xq, stored.vectors(positions), k, metric=faiss.METRIC_INNER_PRODUCT)
+    return Found(similarity, np.where(places < 0, -1, positions.take(places)))
+
+
+class _Beside:
+    """An index of the same kind and training as a scalar quantiser's, whose `room` (most, code size) is there to be written over."""
+
+    def __init__(self, store: Any, most: int) -> None:
+        self.index = faiss.IndexScalarQuantizer(store.d, store.sq.qtype, store.metric_type)
+        self.index.sq, self.index.is_trained, self.index.ntotal = store.sq, True, most
+        self.index.codes.resize(most * store.code_size)
+        self.room = _codes(self.index)
+
+
+def _codes(store: Any) -> np.ndarray:
+    """The codes (rows, code size) uint8 of an index that keeps them one after the other: a view of its memory."""
+    return faiss.rev_swig_ptr(store.codes.data(), store.ntotal * store.code_size).reshape(store.ntotal, store.code_size)

@@ -1,0 +1,84 @@
+"""Stored vectors are compared where they lie, copied side by side or decoded: always with the same result."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import numpy as np
+import pytest
+
+from serving import stored as module
+from serving.engine import Mask
+from serving.faiss_engine import FaissEngine, omp_threads
+from serving.stored import BLOCK, FEW, Stored
+from tests.index.shop import clustered
+
+D, N = 32, 3 * BLOCK
+KINDS = ["Flat", "SQ8", "SQfp16", "HNSW8,SQfp16", "IVF16,Flat", "OPQ8_32,IVF16,PQ8", "IVF16,PQ16x4fs,Refine(SQ8)"]
+REFINED = KINDS[-1]
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    return clustered(np.random.default_rng(4), N, D)
+
+
+@pytest.fixture(scope="module")
+def opened(vectors: np.ndarray) -> dict[str, FaissEngine]:
+    def filled(kind: str) -> FaissEngine:
+        index = faiss.index_factory(D, kind, faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        index.add(vectors)
+        return FaissEngine(index)
+
+    with omp_threads(1):
+        return {kind: filled(kind) for kind in KINDS}
+
+
+@pytest.fixture
+def queries() -> np.ndarray:
+    return clustered(np.random.default_rng(5), FEW + 1, D)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("rows", [0, 1, 30, BLOCK, BLOCK + 1])
+def test_the_nearest_are_those_of_the_vectors_read_back(
+    kind: str, count: int, rows: int, opened: dict[str, FaissEngine], queries: np.ndarray
+) -> None:
+    engine, xq, k = opened[kind], queries[:count], min(rows, 50)
+    positions = np.random.default_rng(rows).permutation(N)[:rows]
+    found = engine.nearest(xq, positions, 50)
+    assert found.rows.shape == found.similarity.shape == (count, k)
+    if not rows:
+        return
+    similarity = xq @ engine.vectors(positions).T
+    np.testing.assert_allclose(found.similarity, -np.sort(-similarity, axis=1)[:, :k], atol=1e-5)
+    where = {int(p): i for i, p in enumerate(positions)}
+    places = [[where[int(r)] for r in row] for row in found.rows]
+    np.testing.assert_allclose(np.take_along_axis(similarity, np.array(places), 1), found.similarity, atol=1e-5)
+
+
+def test_threads_compare_side_by_side(opened: dict[str, FaissEngine], queries: np.ndarray) -> None:
+    stored = Stored(opened["SQ8"].index)
+    asked = [np.random.default_rng(n).permutation(N)[: 10 + 37 * (n % 20)] for n in range(400)]
+    expected = [stored.nearest(queries[:1], positions, 10).rows for positions in asked]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda positions: stored.nearest(queries[:1], positions, 10).rows, asked))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("allowed", [N, 400, 7])
+def test_refining_gives_what_faiss_gives(
+    allowed: int, opened: dict[str, FaissEngine], queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened[REFINED]
+    mask = None if allowed == N else Mask(np.isin(np.arange(N), np.random.default_rng(1).permutation(N)[:allowed]))
+    k, params = min(40, allowed), {"nprobe": 3, "k_factor": 4}
+    theirs = engine.search(queries, k, mask, params)
+    monkeypatch.setattr(module, "WORTH_BYTES", 0)
+    ours = engine.search(queries, k, mask, params)
+    np.testing.assert_allclose(ours.similarity[ours.rows >= 0], theirs.similarity[theirs.rows >= 0], atol=1e-5)
+    np.testing.assert_array_equal(ours.rows >= 0, theirs.rows >= 0)
+    assert mask is None or mask.allowed[ours.rows[ours.rows >= 0]].all()
+    assert allowed != 7 or (ours.rows < 0).any()
+    assert engine.search(queries[:0], k, mask, params).rows.shape == (0, k)
