@@ -25,7 +25,7 @@ EXACT_SHARE = 0.03
 """At or below this share of matching rows they are compared exactly: as fast as the index there, and complete
 (measured: 0.11-0.13 ms at <= 1 % of 100k x 128, docs/performance.md)."""
 EXACT_ROWS = 30_000
-"""Nor more rows than this: reading and comparing them takes half a microsecond each."""
+"""Nor more rows than this: reading and comparing them takes a third of a microsecond each."""
 WIDER = (8, 64)
 """How much wider a query looks whose lists or neighbours held too few rows."""
 MOST_WIDENED = 16

@@ -9,10 +9,10 @@ import numpy as np
 from serving.found import Found, nothing
 
 BLOCK = 2048
-"""Stored vectors compared at a time: larger blocks spend their time in fresh pages (30,000 rows: 13 ms in blocks of 4,096, 22 in
-one)."""
+"""Stored vectors compared at a time: a megabyte of eight-bit codes of dimension 512. Larger blocks of decoded ones spend their time
+in fresh pages."""
 FEW = 4
-"""Up to so many queries, codes are compared as they are; for more, decoding them once costs less (docs/performance.md)."""
+"""Up to so many queries, codes are compared as they are; for more, decoding them once costs less (docs/performance.md, "Refining")."""
 WORTH_BYTES = 250_000
 """From so many bytes of eight-bit codes on, copying them pays (docs/performance.md, "Refining")."""
 
