@@ -66,7 +66,7 @@ def innermost(index: Any) -> Any:
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
         return innermost(index.base_index)
-    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    return innermost(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
 def is_flat(engine: FaissEngine) -> bool:

@@ -81,8 +81,6 @@ def padded(found: Found, k: int) -> Found:
 
 def one_above_the_other(found: list[Found], k: int) -> Found:
     """The results of one query each as those of several, with k columns at least."""
-    if len(found) == 1:
-        return padded(found[0], k)
     wide = [padded(f, k) for f in found]
     return Found(np.concatenate([f.similarity for f in wide]), np.concatenate([f.rows for f in wide])) if wide else nothing(0, k)
 

@@ -17,11 +17,9 @@ def lists_of(index: Any) -> Any:
     """A view of the IVF index inside a refined or rotated one; None when there is none. `index` must stay referenced."""
     import faiss
 
-    view = faiss.downcast_index(index)
-    if isinstance(view, faiss.IndexRefine):
-        return lists_of(view.base_index)
-    if isinstance(view, faiss.IndexPreTransform):
-        return lists_of(view.index)
+    from serving.faiss_engine import innermost
+
+    view = innermost(index)
     return view if isinstance(view, faiss.IndexIVF) else None
 
 
