@@ -10,7 +10,7 @@ import numpy as np
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
 from serving.found import Found, one_above_the_other
-from serving.stored import Stored
+from serving.stored import Stored, asked
 
 EFFORT = ("nprobe", "ef")
 NPROBE, K_FACTOR, EF = 16, 4, 64
@@ -26,7 +26,8 @@ class FaissEngine:
     def __init__(self, index: Any) -> None:
         self.index, self.rows = index, index.ntotal
         self.stored = Stored(index)
-        self.unmasked: dict[tuple[tuple[str, Scalar], ...], Any] = {}
+        self.dim = index.d
+        self.unmasked: dict[tuple[object, ...], Any] = {}
         view = faiss.downcast_index(index)
         self.estimating = faiss.downcast_index(view.base_index) if isinstance(view, faiss.IndexRefine) else None
         lists = innermost(index)
@@ -36,24 +37,28 @@ class FaissEngine:
             lists.make_direct_map(True)  # stored vectors are read back by position
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
-        chosen = self._chosen(widened(params, effort), mask)
+        if xq.shape[1] != self.dim:
+            raise ValueError(f"queries of dimension {xq.shape[1]}, where the index has {self.dim}")
+        xq, chosen = np.ascontiguousarray(xq, np.float32), self._chosen(params, effort, mask)
+        if self.estimating is None:
+            return asked(self.index, xq, k, chosen)
         wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
-        if self.estimating is None or not self.stored.worth_copying(wanted):
-            return Found(*self.index.search(xq, k, params=chosen))
-        estimates = self.estimating.search(xq, wanted, params=chosen.base_index_params)[1]
+        if not self.stored.worth_copying(wanted):
+            return asked(self.index, xq, k, chosen)
+        estimates = asked(self.estimating, xq, wanted, chosen.base_index_params).rows
         finer = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, estimates, strict=True)]
         return one_above_the_other(finer, k)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
         return self.stored.nearest(xq, positions, k)
 
-    def _chosen(self, params: dict[str, Scalar], mask: Mask | None) -> Any:
+    def _chosen(self, params: dict[str, Scalar], effort: int, mask: Mask | None) -> Any:
         """FAISS's own parameters; those without a mask are the same for every query, and kept."""
         if mask is not None:
-            return _parameters(self.index, params, selector(mask))
-        key = tuple(params.items())
+            return _parameters(self.index, widened(params, effort), selector(mask))
+        key = (effort, *params.items())
         if key not in self.unmasked:
-            self.unmasked[key] = _parameters(self.index, params, None)
+            self.unmasked[key] = _parameters(self.index, widened(params, effort), None)
         return self.unmasked[key]
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ LEVELS = " > "
 
 @dataclass(frozen=True)
 class Coded:
-    """A column of text, or of lists of names: `codes` (n,) int32 into `values`; code 0 is "nothing known".
+    """A column of text, or of lists of names: `codes` (n,) unsigned into `values`; code 0 is "nothing known".
 
     `values` holds each text, or each list joined by " > ".
     """
@@ -176,4 +176,5 @@ def _coded(column: pa.ChunkedArray) -> Coded:
     encoded = pa.concat_arrays([pa.array([""]), *filled.chunks]).dictionary_encode()
     values = encoded.dictionary.to_pylist()
     parts = [v.split(BETWEEN) if lists else [v] for v in values]
-    return Coded(encoded.indices.to_numpy()[1:].astype(np.int32), [LEVELS.join(p) for p in parts], parts)
+    short = np.min_scalar_type(len(values))  # the fewer bytes, the more of a column stays in the processor's caches
+    return Coded(encoded.indices.to_numpy()[1:].astype(short), [LEVELS.join(p) for p in parts], parts)

@@ -173,14 +173,14 @@ def _search_part(part: Part, mask: Mask | None, matching: int, xq: np.ndarray, k
     # Where a filter keeps one row in f, the k nearest matching ones lie about f times as many lists away.
     spread = min(round(part.rows / matching), MOST_WIDENED)
     found = part.engine.search(xq, wanted, mask, params, spread)
+    short = _short(found)
     for factor in WIDER:
-        short = _short(found)
         if not len(short):
             break
         again = part.engine.search(xq[short], wanted, mask, params, spread * factor)
         found.similarity[short], found.rows[short] = again.similarity, again.rows
+        short = _short(found)
     result = padded(Found(found.similarity, part.handles(found.rows)), k)
-    short = _short(found)
     if len(short):
         every = np.arange(part.rows) if mask is None else mask.positions
         exact = _exact(part, xq[short], k, every)

@@ -1,17 +1,15 @@
 """Reading a request's body without ever holding more of it than is allowed."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from serving.contract.preprocess import ImageRejected
 from serving.multipart import MultipartError, parts_of
-
-Result = TypeVar("Result")
 
 JSON_OVERHEAD = 1.4
 """base64 makes 4 bytes of 3; the rest is room for the other fields."""
@@ -53,21 +51,36 @@ async def read_json(request: Request, max_image_bytes: int, limit_s: float) -> d
 
 
 async def read_bytes(request: Request, most: int, limit_s: float) -> bytes:
-    """The body, at most `most` bytes of it. Raises ImageRejected(too_many_bytes) or HTTPException(408)."""
-    _bound(request, most)
-    return await _in_time(request.body(), limit_s)
+    """The body, at most `most` bytes of it: refused by its announced length, and cut where it is longer than it said.
+
+    Raises ImageRejected(too_many_bytes), HTTPException(408), or ClientDisconnect.
+    """
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise ImageRejected("too_many_bytes", f"the body has {length} bytes; at most {most} are accepted")
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _whole(request, most)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive whole within {limit_s:g} s") from None
 
 
 def _body_limit(max_image_bytes: int) -> int:
     return int(max_image_bytes * JSON_OVERHEAD) + 65_536
 
 
-async def _in_time(reading: Awaitable[Result], limit_s: float) -> Result:
-    try:
-        async with asyncio.timeout(limit_s):
-            return await reading
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive whole within {limit_s:g} s") from None
+async def _whole(request: Request, most: int) -> bytes:
+    """Read straight from the server: through the framework's stream of pieces it takes three times as long."""
+    pieces, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        size, more = size + len(pieces[-1]), message.get("more_body", False)
+        if size > most:
+            raise ImageRejected("too_many_bytes", f"the body has more than {most} bytes")
+    return b"".join(pieces)
 
 
 def json_object(data: bytes, what: str = "the body") -> dict[str, Any]:
@@ -79,21 +92,3 @@ def json_object(data: bytes, what: str = "the body") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{what} is not a JSON object")
     return value
-
-
-def _bound(request: Request, limit: int) -> None:
-    """Refuses a body by its announced length, and cuts one that is longer than it said."""
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
-        raise ImageRejected("too_many_bytes", f"the body has {length} bytes; at most {limit} are accepted")
-    inner, seen = request.receive, 0
-
-    async def receive() -> Any:
-        nonlocal seen
-        message = await inner()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise ImageRejected("too_many_bytes", f"the body has more than {limit} bytes")
-        return message
-
-    request._receive = receive

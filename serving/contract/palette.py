@@ -51,23 +51,18 @@ def _soft(lab: np.ndarray) -> np.ndarray:
     return near / near.sum(axis=0)
 
 
-def _figure(lab: np.ndarray) -> np.ndarray:
-    """1 for what belongs to the thing shown, 0 for a uniform ground; all ones where the ground is not uniform or is all there is."""
+def _figure(lab: np.ndarray) -> np.ndarray | int:
+    """1 for what belongs to the thing shown, 0 for a uniform ground; 1 alone where the ground is not uniform or is all there is."""
     border = lab.take(_BORDER, axis=1)
     half = border.shape[1] // 2
     middle = np.partition(border, (half - 1, half), axis=1)
     ground = (middle[:, half - 1] + middle[:, half]) / 2  # the median; np.median takes three times as long
-    figure = np.ones(lab.shape[1], np.float32)
-    if _distance(border, ground).mean() <= GROUND:
-        apart = _distance(lab, ground) > GROUND
-        figure = apart.astype(np.float32) if apart.mean() > 0.02 else figure
-    return figure
-
-
-def _distance(lab: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """How far each colour (3, n) lies from one (3,), in Lab units."""
-    l, a, b = (lab - colour[:, None]) ** 2  # noqa: E741
-    return np.sqrt(l + a + b)
+    l, a, b = (lab - ground[:, None]) ** 2  # noqa: E741
+    distance = np.sqrt(l + a + b)
+    if distance.take(_BORDER).sum() > GROUND * len(_BORDER):
+        return 1
+    apart = distance > GROUND
+    return apart if np.count_nonzero(apart) > 0.02 * len(apart) else 1
 
 
 _ANCHORS = _lab(np.array([list(COLOURS.values())], np.uint8))[0]

@@ -4,11 +4,11 @@
 
 A peer runs in an environment of its own below build/peers/<name>, made beforehand by whoever wants it there, for instance
 `uv venv build/peers/scann && VIRTUAL_ENV=build/peers/scann uv pip install scann`; one that is not there is said to be missing.
-Every engine is asked for 10 of one query at a time, ours for `--candidates`. Prints for each recall target the cheapest point of
-every engine: CPU time of a query, queries a second of one core, memory, and queries a second and gigabyte, the last as a ratio to
-ours. CPU time, since the clock of a machine that others share says more about them. `--preset` takes a file of real photos'
-vectors, made by tests.benchmarks.photo_vectors, in place of made-up ones. With `--work` the indexes are kept there, and a second
-run over the same vectors times them without building. Writes peers.json.
+Every engine is asked for `--candidates` (10) of one query at a time; a version is asked for 500. Prints for each recall target the
+cheapest point of every engine: CPU time of a query, queries a second of one core, memory, and queries a second and gigabyte, the
+last as a ratio to ours. CPU time, since the clock of a machine that others share says more about them. `--preset` takes a file of
+real photos' vectors, made by tests.benchmarks.photo_vectors, in place of made-up ones. With `--work` the indexes are kept there, and
+a second run over the same vectors times them without building. Writes peers.json.
 """
 
 import argparse
@@ -76,13 +76,13 @@ def ours(name: str, k: int, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, fold
     return [point | figures for point, figures in zip(named, measured, strict=True)]
 
 
-def peer(name: str, folder: Path) -> list[dict[str, Any]]:
+def peer(name: str, k: int, folder: Path) -> list[dict[str, Any]]:
     """The points of another engine; [] where it is not installed or fails, which is said."""
     python = PEERS / name / "bin" / "python"
     if not python.exists():
         print(f"{name}: not installed ({PEERS / name})")
         return []
-    command = [str(python), str(Path(__file__).with_name("peer.py")), name, str(folder)]
+    command = [str(python), str(Path(__file__).with_name("peer.py")), name, str(folder), str(k)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, check=False)
     if done.returncode:
         told = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--preset", default="hard", help="easy, hard, or a file of tests.benchmarks.photo_vectors")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--ours", default=",".join(OURS), help="FAMILY, or FAMILY@LISTS")
-    parser.add_argument("--candidates", type=int, default=K, help="what ours are asked for; peers are asked for 10")
+    parser.add_argument("--candidates", type=int, default=K, help="how many every engine is asked for")
     parser.add_argument("--peers", default="autofaiss,scann,hnswlib,usearch")
     parser.add_argument("--work", type=Path, help="where indexes are kept; default: a temporary folder below --out")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
@@ -147,7 +147,7 @@ def main() -> None:
             keep(points, args.out)
             print(f"built and asked: {family}", flush=True)
         for engine in filter(None, args.peers.split(",")):
-            points += peer(engine, folder)
+            points += peer(engine, args.candidates, folder)
             keep(points, args.out)
             print(f"done: {engine}", flush=True)
     report(points)

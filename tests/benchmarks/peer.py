@@ -1,10 +1,10 @@
 """One other engine, in an environment of its own: builds over FOLDER/xb.npy, asks FOLDER/xq.npy, prints its points as JSON.
 
-    <its python> tests/benchmarks/peer.py ENGINE FOLDER
+    <its python> tests/benchmarks/peer.py ENGINE FOLDER [ASKED]
 
-Needs numpy and the engine alone. A point: parameters, recall@10 against FOLDER/gt.npy, mean and p99 CPU milliseconds of one query
-at a time in its quickest round (of the whole process, so that no thread hides). Memory is what the saved index takes. An index that
-FOLDER has from a run before is read, not built.
+Needs numpy and the engine alone. An engine is asked for ASKED vectors (10), of which the first ten count. A point: parameters,
+recall@10 against FOLDER/gt.npy, mean and p99 CPU milliseconds of one query at a time in its quickest round (of the whole process, so
+that no thread hides). Memory is what the saved index takes. An index that FOLDER has from a run before is read, not built.
 """
 
 import json
@@ -24,11 +24,11 @@ EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """As finely as ours are tuned: powers of two and what lies half way."""
 LEAVES = (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.3)
 """Shares of all leaves."""
-REORDERED = (20, 30, 50, 100, 200, 300, 500)
+REORDERED = (20, 30, 50, 100, 200, 300, 500, 1000, 2000)
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
-def usearch(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
+def usearch(xb: np.ndarray, folder: Path, k: int) -> Iterator[tuple[str, Ask, Path]]:
     from usearch.index import Index
 
     for kind in ("i8", "f16"):
@@ -40,16 +40,16 @@ def usearch(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
             index.add(np.arange(len(xb)), xb, threads=2)
             index.save(f"{path}.part")
             Path(f"{path}.part").rename(path)
-        for ef in EFS:
+        for ef in sorted({max(ef, k) for ef in EFS}):
 
             def ask(q: np.ndarray, index: Any = index, ef: int = ef) -> np.ndarray:
                 index.expansion_search = ef
-                return index.search(q, K, threads=1).keys
+                return index.search(q, k, threads=1).keys
 
             yield f"{kind} ef={ef}", ask, path
 
 
-def hnswlib(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
+def hnswlib(xb: np.ndarray, folder: Path, k: int) -> Iterator[tuple[str, Ask, Path]]:
     import hnswlib as library
 
     index = library.Index(space="ip", dim=xb.shape[1])
@@ -61,16 +61,16 @@ def hnswlib(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
         index.add_items(xb, np.arange(len(xb)), num_threads=2)
         index.save_index(f"{path}.part")
         Path(f"{path}.part").rename(path)
-    for ef in EFS:
+    for ef in sorted({max(ef, k) for ef in EFS}):
 
         def ask(q: np.ndarray, ef: int = ef) -> np.ndarray:
             index.set_ef(ef)
-            return index.knn_query(q[None], K, num_threads=1)[0][0]
+            return index.knn_query(q[None], k, num_threads=1)[0][0]
 
         yield f"ef={ef}", ask, path
 
 
-def scann(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
+def scann(xb: np.ndarray, folder: Path, k: int) -> Iterator[tuple[str, Ask, Path]]:
     import scann as library
 
     leaves = int(2 * len(xb) ** 0.5)
@@ -83,16 +83,16 @@ def scann(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
         index = tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(300).build()
         path.mkdir(exist_ok=True)
         index.serialize(str(path))
-    for share, reorder in product(LEAVES, REORDERED):
+    for share, reorder in product(LEAVES, [r for r in REORDERED if k <= r <= 50 * k]):
         probe = max(1, int(share * leaves))
 
         def ask(q: np.ndarray, probe: int = probe, reorder: int = reorder) -> np.ndarray:
-            return index.search(q, K, leaves_to_search=probe, pre_reorder_num_neighbors=reorder)[0]
+            return index.search(q, k, leaves_to_search=probe, pre_reorder_num_neighbors=reorder)[0]
 
         yield f"leaves={probe} reorder={reorder}", ask, path
 
 
-def autofaiss(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
+def autofaiss(xb: np.ndarray, folder: Path, k: int) -> Iterator[tuple[str, Ask, Path]]:
     import faiss
     from autofaiss import build_index
 
@@ -103,7 +103,7 @@ def autofaiss(xb: np.ndarray, folder: Path) -> Iterator[tuple[str, Ask, Path]]:
         max_index_memory_usage=allowed, current_memory_available="8G", max_index_query_time_ms=10, verbose=30, nb_cores=2,
     )  # fmt: skip
     faiss.omp_set_num_threads(1)
-    yield f"its own choice: {infos['index_key']} {infos['index_param']}", lambda q: index.search(q[None], K)[1][0], path
+    yield f"its own choice: {infos['index_key']} {infos['index_param']}", lambda q: index.search(q[None], k)[1][0], path
 
 
 ENGINES = {f.__name__: f for f in (usearch, hnswlib, scann, autofaiss)}
@@ -140,12 +140,13 @@ def weight(path: Path) -> int:
 
 def main() -> None:
     engine, folder = sys.argv[1], Path(sys.argv[2])
+    k = int(sys.argv[3]) if len(sys.argv) > 3 else K
     xb, xq, gt = (np.load(folder / f"{n}.npy") for n in ("xb", "xq", "gt"))
     points: list[dict[str, Any]] = []
     asks: list[Ask] = []
     began = time.process_time()
     took = folder / f"{engine}.seconds"
-    for params, ask, path in ENGINES[engine](xb, folder):
+    for params, ask, path in ENGINES[engine](xb, folder, k):
         if not took.exists():
             took.write_text(str(time.process_time() - began))
         points.append({"engine": engine, "params": params, "build_cpu_s": float(took.read_text()), "bytes": weight(path)})
