@@ -196,3 +196,15 @@ def test_the_same_filter_has_one_canonical_form() -> None:
     one, other = Filter({"brand": "Vela", "price": {"lt": 3, "gt": 1}}), Filter({"price": {"gt": 1, "lt": 3}, "brand": "Vela"})
     assert one.canonical() == other.canonical()
     assert one.canonical() != Filter({"brand": "Vela", "price": {"lt": 3, "gte": 1}}).canonical()
+
+
+@pytest.mark.parametrize(("names", "width"), [(254, 1), (255, 2), (70_000, 4)])
+def test_codes_are_as_short_as_their_column_allows(names: int, width: int) -> None:
+    brands = [f"brand {n}" for n in range(names)] + ["", None]
+    table = pa.table(
+        {c: TABLE[c].take(pa.array([0] * len(brands))) for c in TABLE.column_names if c != "brand"} | {"brand": brands}
+    )
+    features = Features(table)
+    assert features.brand.codes.dtype.itemsize == width
+    assert [features.brand.values[code] for code in features.brand.codes] == [b or "" for b in brands]
+    assert matching(features, Filter({"brand": f"brand {names - 1}"})).nonzero()[0].tolist() == [names - 1]

@@ -82,3 +82,15 @@ def test_refining_gives_what_faiss_gives(
     assert mask is None or mask.allowed[ours.rows[ours.rows >= 0]].all()
     assert allowed != 7 or (ours.rows < 0).any()
     assert engine.search(queries[:0], k, mask, params).rows.shape == (0, k)
+
+
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", REFINED])
+def test_queries_of_another_dimension_are_refused_and_other_layouts_are_not(
+    kind: str, opened: dict[str, FaissEngine], queries: np.ndarray
+) -> None:
+    engine = opened[kind]
+    with pytest.raises(ValueError, match="queries of dimension 16, where the index has 32"):
+        engine.search(queries[:, :16], 5, None, {})
+    expected = engine.search(queries, 5, None, {}).rows
+    np.testing.assert_array_equal(engine.search(np.asfortranarray(queries), 5, None, {}).rows, expected)
+    np.testing.assert_array_equal(engine.search(queries.astype(np.float64), 5, None, {}).rows, expected)
