@@ -16,6 +16,10 @@ FEW = 4
 WORTH_BYTES = 250_000
 """From so many bytes of eight-bit codes on, copying them pays (docs/performance.md, "Refining")."""
 
+SORTED = 2
+"""Where k of at most so many times k eight-bit codes are wanted, all are sorted: keeping a heap of k takes longer
+(docs/performance.md, "Refining")."""
+
 
 class Stored:
     """The stored vectors of an index, of a refined one the finer ones. The index must not change as long as this is used."""
@@ -67,7 +71,9 @@ class Stored:
             return decoded(self, xq, positions, k)
         beside = self._beside(len(positions))
         self.codes.take(positions, axis=0, out=beside.room[: len(positions)], mode="clip")  # clip: written to `out` directly
-        found = asked(beside.index, np.ascontiguousarray(xq, np.float32), k)
+        xq = np.ascontiguousarray(xq, np.float32)
+        few_left_out = self.eight_bit and len(xq) == 1 and len(positions) <= SORTED * k
+        found = beside.sorted(xq, len(positions), k) if few_left_out else asked(beside.index, xq, k)
         return Found(found.similarity, positions.take(found.rows))
 
     def _beside(self, rows: int) -> "_Beside":
@@ -100,6 +106,19 @@ class _Beside:
         self.index.sq, self.index.is_trained, self.index.ntotal = store.sq, True, most
         self.index.codes.resize(most * store.code_size)
         self.room = _codes(self.index)
+        self.decoded = np.empty((most, store.d), np.float32)
+
+    def sorted(self, xq: np.ndarray, rows: int, k: int) -> Found:
+        """The k nearest of one query (1, d) among the first rows, all of them compared and sorted.
+
+        Without BLAS, which would wake threads of its own for it.
+        """
+        similarity = np.empty(rows, np.float32)
+        self.index.sa_decode_c(rows, faiss.swig_ptr(self.room), faiss.swig_ptr(self.decoded))
+        places = faiss.swig_ptr(xq), faiss.swig_ptr(self.decoded)
+        faiss.fvec_inner_products_ny(faiss.swig_ptr(similarity), *places, xq.shape[1], rows)
+        order = np.argsort(-similarity)[:k]
+        return Found(similarity.take(order)[None], order[None])
 
 
 def _codes(store: Any) -> np.ndarray:
