@@ -5,7 +5,6 @@ photo's search. Tested against python-multipart.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from python_multipart.multipart import parse_options_header
 
@@ -38,35 +37,23 @@ def parts_of(body: bytes, content_type: str, most: int) -> list[Part]:
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not boundary:
         raise MultipartError("its content type names no boundary")
-    mark = b"\r\n--" + boundary
-    places = _places(body, mark, most + 2)
-    if len(places) > most + 1:
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, most + 2)
+    if len(pieces) > most + 2:
         raise MultipartError(f"it has more than {most} parts")
-    if not places or not body.startswith(b"--", places[-1] + len(mark)):
+    if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
         raise MultipartError("it has no closing boundary")
-    return [_part(body, start + len(mark), stop) for start, stop in pairwise(places)]
+    return [_part(piece) for piece in pieces[1:-1]]
 
 
-def _places(body: bytes, mark: bytes, most: int) -> list[int]:
-    """Where the marks begin, at most so many; -2 where the body begins with one, which needs no line's end before it."""
-    places = [-2] if body.startswith(mark[2:]) else []
-    at = body.find(mark)
-    while at >= 0 and len(places) < most:
-        places.append(at)
-        at = body.find(mark, at + len(mark))
-    return places
-
-
-def _part(body: bytes, start: int, stop: int) -> Part:
-    """The part that begins after a mark and ends before the next; only its content is copied, once."""
-    line = body.find(b"\r\n", start, stop)
-    end = body.find(b"\r\n\r\n", line + 2, stop)
-    if line < 0 or body[start:line].strip(b" \t") or end < 0 or end - line - 2 > MOST_HEAD:
+def _part(piece: bytes) -> Part:
+    start = piece.find(b"\r\n")
+    head, between, content = piece[start + 2 :].partition(b"\r\n\r\n")
+    if start < 0 or piece[:start].strip(b" \t") or not between or len(head) > MOST_HEAD:
         raise MultipartError("a part has no headers")
-    for head in body[line + 2 : end].split(b"\r\n"):
-        key, _, value = head.partition(b":")
+    for line in head.split(b"\r\n"):
+        key, _, value = line.partition(b":")
         if key.strip().lower() == b"content-disposition":
             kind, options = parse_options_header(value)
             if kind == b"form-data" and b"name" in options:
-                return Part(options[b"name"].decode(errors="replace"), b"filename" in options, body[end + 4 : stop])
+                return Part(options[b"name"].decode(errors="replace"), b"filename" in options, content)
     raise MultipartError("a part names no field")

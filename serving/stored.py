@@ -106,7 +106,7 @@ class _Beside:
         self.index.sq, self.index.is_trained, self.index.ntotal = store.sq, True, most
         self.index.codes.resize(most * store.code_size)
         self.room = _codes(self.index)
-        self.decoded = np.empty((most, store.d), np.float32)
+        self.plain = np.empty((most, store.d), np.float32)
 
     def sorted(self, xq: np.ndarray, rows: int, k: int) -> Found:
         """The k nearest of one query (1, d) among the first rows, all of them compared and sorted.
@@ -114,8 +114,8 @@ class _Beside:
         Without BLAS, which would wake threads of its own for it.
         """
         similarity = np.empty(rows, np.float32)
-        self.index.sa_decode_c(rows, faiss.swig_ptr(self.room), faiss.swig_ptr(self.decoded))
-        places = faiss.swig_ptr(xq), faiss.swig_ptr(self.decoded)
+        self.index.sa_decode_c(rows, faiss.swig_ptr(self.room), faiss.swig_ptr(self.plain))
+        places = faiss.swig_ptr(xq), faiss.swig_ptr(self.plain)
         faiss.fvec_inner_products_ny(faiss.swig_ptr(similarity), *places, xq.shape[1], rows)
         order = np.argsort(-similarity)[:k]
         return Found(similarity.take(order)[None], order[None])
