@@ -39,7 +39,7 @@ class FaissEngine:
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         if xq.shape[1] != self.dim:
             raise ValueError(f"queries of dimension {xq.shape[1]}, where the index has {self.dim}")
-        xq, chosen = np.ascontiguousarray(xq, np.float32), self._chosen(params, effort, mask)
+        chosen = self._chosen(params, effort, mask)
         if self.estimating is None:
             return asked(self.index, xq, k, chosen)
         wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)

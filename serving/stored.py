@@ -71,7 +71,6 @@ class Stored:
             return decoded(self, xq, positions, k)
         beside = self._beside(len(positions))
         self.codes.take(positions, axis=0, out=beside.room[: len(positions)], mode="clip")  # clip: written to `out` directly
-        xq = np.ascontiguousarray(xq, np.float32)
         few_left_out = self.eight_bit and len(xq) == 1 and len(positions) <= SORTED * k
         found = beside.sorted(xq, len(positions), k) if few_left_out else asked(beside.index, xq, k)
         return Found(found.similarity, positions.take(found.rows))
@@ -86,7 +85,8 @@ class Stored:
 
 
 def asked(index: Any, xq: np.ndarray, k: int, params: Any = None) -> Found:
-    """An index's own search of xq (nq, d), float32 and contiguous. FAISS's wrapper looks at more and takes 2 to 5 us longer."""
+    """An index's own search of xq (nq, d). FAISS's wrapper looks at more and takes 2 to 5 us longer."""
+    xq = np.ascontiguousarray(xq, np.float32)
     similarity, rows = np.empty((len(xq), k), np.float32), np.empty((len(xq), k), np.int64)
     index.search_c(len(xq), faiss.swig_ptr(xq), k, faiss.swig_ptr(similarity), faiss.swig_ptr(rows), params)
     return Found(similarity, rows)
@@ -113,7 +113,7 @@ class _Beside:
 
         Without BLAS, which would wake threads of its own for it.
         """
-        similarity = np.empty(rows, np.float32)
+        xq, similarity = np.ascontiguousarray(xq, np.float32), np.empty(rows, np.float32)
         self.index.sa_decode_c(rows, faiss.swig_ptr(self.room), faiss.swig_ptr(self.plain))
         places = faiss.swig_ptr(xq), faiss.swig_ptr(self.plain)
         faiss.fvec_inner_products_ny(faiss.swig_ptr(similarity), *places, xq.shape[1], rows)
