@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ "$(UV)" = build/uv/bin/uv ] && [ ! -x $(UV) ]; then echo "installing uv into build/uv"; $(PYTHON) -m venv build/uv && build/uv/bin/pip install -q uv; fi
 	@[ -x $(BIN)/python ] || $(UV) venv -q --python $(PYTHON) $(VENV)
 	@echo "installing the packages of constraints.txt into $(VENV) (1-3 minutes the first time)"
-	@VIRTUAL_ENV=$(VENV) $(UV) pip install -q -c constraints.txt -e '.[$(HARDWARE),serving,pipeline,dev]'
+	@VIRTUAL_ENV=$(VENV) $(UV) pip install -q --compile-bytecode -c constraints.txt -e '.[$(HARDWARE),serving,pipeline,dev]'
 	@touch $@
 
 .PHONY: java

@@ -92,7 +92,7 @@ def filling(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarray],
             faiss.downcast_index(refined.refine_index).add(vectors)
 
     yield add
-    packed = faiss.IndexIVFPQFastScan(plain)
+    packed = faiss.IndexIVFPQFastScan(plain, lists.bbs)
     lists.replace_invlists(packed.invlists, True)
     packed.own_invlists = False
     lists.ntotal = refined.ntotal = packed.ntotal

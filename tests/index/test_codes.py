@@ -91,6 +91,7 @@ def test_codes_that_err_across_find_more(views: np.ndarray) -> None:
         f"IVF{LISTS},PQ16x4fsr,Refine(SQ8)",
         "IVF300,PQ4x4fs",
         f"IVF{LISTS},PQ8x4fs",
+        f"IVF{LISTS},PQ8x4fs_64",
         "IVF16,Flat",
         "SQ8",
         f"IVF{LISTS},PQ8x4",
