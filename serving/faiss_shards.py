@@ -1,8 +1,8 @@
 """Shards made from one template, searched as one: the coarse search is done once and its lists are handed to every shard.
 
 Each shard searched by itself would repeat the coarse search and refine its own best, so that N shards cost N times what one index
-does. Here the shards' estimates are merged first, and only the best of all are refined: the answer is that of one index over all
-rows, up to the order of equal estimates.
+does. Here only the best of all shards' estimates are refined: the answer is that of one index over all rows; of estimates that are
+equal at the end, all are refined.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,8 @@ import numpy as np
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
 from serving.faiss_engine import FaissEngine, innermost, k_factor, probes, selector, widened
-from serving.found import Found, Source, gather, merge, nothing, one_above_the_other
+from serving.found import Found, Source, merge, nothing, one_above_the_other, shares
+from serving.stored import asked
 
 
 class FaissShards:
@@ -25,34 +26,35 @@ class FaissShards:
         self.starts = np.concatenate([[0], np.cumsum([e.rows for e in engines])])
         self.rows = int(self.starts[-1])
         self.lists = [innermost(e.index) for e in engines]
+        self.quantizer = faiss.downcast_index(self.lists[0].quantizer)
+        self.transforms = _transforms(engines[0].index)
         self.refined = engines[0].estimating is not None
+        self.unmasked: dict[int, Any] = {}
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         masks = [None if mask is None else mask.part(*self._span(s)) for s in range(len(self.engines))]
         counts = [e.rows if m is None else m.count for e, m in zip(self.engines, masks, strict=True)]
-        x = _transformed(self.engines[0].index, xq)
-        closeness, lists = self.lists[0].quantizer.search(x, probes(self.lists[0], widened(params, effort)))
-        wanted = min(int(k * k_factor(params)) if self.refined else k, sum(counts))
+        whole, held = sum(counts), [s for s, count in enumerate(counts) if count]
+        x = xq
+        for transform in self.transforms:
+            x = transform.apply(x)
+        coarse = asked(self.quantizer, x, probes(self.lists[0], widened(params, effort)))
 
         def source(shard: int) -> Source:
-            chosen = {} if (m := masks[shard]) is None else {"sel": selector(m)}
-            scan = faiss.SearchParametersIVF(nprobe=lists.shape[1], **chosen)
+            index, scan = self.lists[shard], self._scan(coarse.rows.shape[1], masks[shard])
+            return Source(lambda which, n: _preassigned(index, x[which], n, coarse, which, scan), counts[shard] / whole)
 
-            def ask(which: np.ndarray, n: int) -> Found:
-                found = _preassigned(self.lists[shard], x[which], n, lists[which], closeness[which], scan)
-                return Found(found.similarity, np.where(found.rows < 0, -1, found.rows + self.starts[shard]))
-
-            return Source(ask, counts[shard] / sum(counts))
-
-        estimates = gather([source(s) for s in range(len(self.engines)) if counts[s]], len(xq), wanted)
-        if not self.refined:
-            return estimates
-        finer = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, estimates.rows, strict=True)]
-        return one_above_the_other(finer, k)
+        if not held:
+            return nothing(len(xq), k)
+        wanted = min(int(k * k_factor(params)) if self.refined else k, whole)
+        found, last = shares([source(s) for s in held], len(xq), wanted)
+        if self.refined:
+            found = [_refined(self.engines[s], xq, f, last, k) for s, f in zip(held, found, strict=True)]
+        return merge([_moved(f, int(self.starts[s])) for s, f in zip(held, found, strict=True)], k)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
         found = [(engine.nearest(xq, local, k), start) for engine, start, local in self._by_shard(positions)]
-        return merge([Found(f.similarity, f.rows + start) for f, start in found], k) if found else nothing(len(xq), k)
+        return merge([_moved(f, start) for f, start in found], k) if found else nothing(len(xq), k)
 
     def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[FaissEngine, int, np.ndarray]]:
         """Every engine that holds some of the positions, where it starts, and their positions within it."""
@@ -64,6 +66,14 @@ class FaissShards:
 
     def _span(self, shard: int) -> tuple[int, int]:
         return int(self.starts[shard]), int(self.starts[shard + 1])
+
+    def _scan(self, nprobe: int, mask: Mask | None) -> Any:
+        """FAISS's parameters for going through so many lists; those without a mask are kept."""
+        if mask is not None:
+            return faiss.SearchParametersIVF(nprobe=nprobe, sel=selector(mask))
+        if nprobe not in self.unmasked:
+            self.unmasked[nprobe] = faiss.SearchParametersIVF(nprobe=nprobe)
+        return self.unmasked[nprobe]
 
 
 def trained_as_one(engines: Sequence[FaissEngine]) -> bool:
@@ -95,21 +105,32 @@ def _training(index: Any) -> list[Any] | None:
     return [*learned, faiss.vector_to_array(index.pq.centroids)] if hasattr(index, "pq") else learned
 
 
-def _transformed(index: Any, xq: np.ndarray) -> np.ndarray:
-    """Queries as the lists see them: rotated where the index rotates."""
+def _transforms(index: Any) -> list[Any]:
+    """What is done to queries before the lists see them: rotations, where the index rotates. Views: `index` must stay referenced."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
-        return _transformed(index.base_index, xq)
-    if isinstance(index, faiss.IndexPreTransform):
-        for number in range(index.chain.size()):
-            xq = faiss.downcast_VectorTransform(index.chain.at(number)).apply(xq)
-    return xq
+        return _transforms(index.base_index)
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    return [faiss.downcast_VectorTransform(index.chain.at(number)) for number in range(index.chain.size())]
 
 
-def _preassigned(index: Any, x: np.ndarray, k: int, lists: np.ndarray, closeness: np.ndarray, scan: Any) -> Found:
-    """The k nearest within lists (nq, nprobe) that were found before; FAISS's own wrapper takes no parameters."""
+def _preassigned(index: Any, x: np.ndarray, k: int, coarse: Found, which: np.ndarray, scan: Any) -> Found:
+    """The k nearest of the queries `which` within lists that were found before; FAISS's own wrapper takes no parameters."""
     similarity, rows = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int64)
-    x, lists, closeness = (np.ascontiguousarray(a) for a in (x, lists, closeness))
+    x, lists, closeness = (np.ascontiguousarray(a) for a in (x, coarse.rows[which], coarse.similarity[which]))
     pointers = [faiss.swig_ptr(a) for a in (x, lists, closeness, similarity, rows)]
     index.search_preassigned_c(len(x), pointers[0], k, *pointers[1:], False, scan)
     return Found(similarity, rows)
+
+
+def _refined(engine: FaissEngine, xq: np.ndarray, estimates: Found, last: np.ndarray, k: int) -> Found:
+    """The k nearest of each query among the rows whose estimate is at least its `last` (nq,)."""
+    good = (estimates.similarity >= last[:, None]) & (estimates.rows >= 0)
+    chosen = [rows[which] for rows, which in zip(estimates.rows, good, strict=True)]
+    return one_above_the_other([engine.nearest(xq[n : n + 1], rows, k) for n, rows in enumerate(chosen)])
+
+
+def _moved(found: Found, start: int) -> Found:
+    """The same rows where the first one has the position `start`; -1 stays."""
+    return found if not start else Found(found.similarity, np.where(found.rows < 0, -1, found.rows + start))

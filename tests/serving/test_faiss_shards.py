@@ -9,6 +9,7 @@ import pytest
 from serving.engine import Mask
 from serving.faiss_engine import FaissEngine, omp_threads
 from serving.faiss_shards import FaissShards, trained_as_one
+from serving.found import Found
 from serving.searcher import Searcher
 from tests.index.shop import clustered, make_shop, open_shop
 
@@ -52,6 +53,26 @@ def test_shards_answer_as_one_index(factory: str, share: float, vectors: np.ndar
     a, b = one.search(xq, 50, mask, params), shards.search(xq, 50, mask, params)
     np.testing.assert_allclose(a.similarity, b.similarity, atol=1e-5)
     assert mask is None or mask.allowed[b.rows[b.rows >= 0]].all()
+
+
+def test_only_the_best_of_all_estimates_are_refined(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With those that are equal to the last of them, and without the rest of what each shard gave."""
+    empty = trained("IVF16,PQ16x4fs,Refine(SQ8)", vectors)
+    shards = FaissShards([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
+    refined: list[int] = []
+    nearest = FaissEngine.nearest
+
+    def counted(engine: FaissEngine, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
+        refined.append(len(positions))
+        return nearest(engine, xq, positions, k)
+
+    monkeypatch.setattr(FaissEngine, "nearest", counted)
+    for x in clustered(np.random.default_rng(7), 10, D):
+        refined.clear()
+        found = shards.search(x[None], 50, None, {"nprobe": 16, "k_factor": 4})
+        assert (found.rows >= 0).all()
+        assert len(refined) == 3  # the one without rows is not asked
+        assert 200 <= sum(refined) < 230
 
 
 def test_stored_vectors_are_compared_in_their_shard(vectors: np.ndarray) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.found import Found, Source, gather, merge, nothing
+from serving.found import Found, Source, gather, merge, nothing, one_above_the_other, shares
 
 
 def sources_of(parts: list[np.ndarray], rows: list[np.ndarray], asked: list[int]) -> list[Source]:
@@ -42,6 +42,11 @@ def test_gathering_is_asking_everyone_for_everything(sizes: list[int], k: int, s
     whole = merge([Found(s, np.broadcast_to(r, s.shape)) for s, r in zip(parts, rows, strict=True)], k)
     np.testing.assert_array_equal(found.similarity, whole.similarity)
     np.testing.assert_array_equal(found.rows, whole.rows)
+    mine, last = shares(sources_of(parts, rows, []), 3, k)
+    np.testing.assert_array_equal(last, whole.similarity[:, -1])
+    named = [{*f.rows[q].tolist()} for f in mine for q in range(3)]
+    better = [{*r[s[q] > last[q]].tolist()} for s, r in zip(parts, rows, strict=True) for q in range(3)]
+    assert all(b <= n for b, n in zip(better, named, strict=True))
 
 
 def test_parts_are_asked_for_little_more_than_their_share() -> None:
@@ -57,6 +62,17 @@ def test_parts_are_asked_for_little_more_than_their_share() -> None:
 def test_nothing_is_no_row(nq: int) -> None:
     assert (nothing(nq, 4).rows == -1).all()
     assert np.isneginf(nothing(nq, 4).similarity).all()
+
+
+def test_results_of_several_queries_have_the_columns_of_the_widest() -> None:
+    found = [Found(np.full((1, n), 0.5, np.float32), np.full((1, n), n)) for n in (2, 0, 3)]
+    for k, columns in ((0, 3), (5, 5)):
+        block = one_above_the_other(found, k)
+        assert (block.rows >= 0).sum(axis=1).tolist() == [2, 0, 3]
+        assert block.rows.shape == block.similarity.shape == (3, columns)
+        assert np.isneginf(block.similarity[block.rows < 0]).all()
+    assert one_above_the_other(found[:1], 4).rows.tolist() == [[2, 2, -1, -1]]
+    assert one_above_the_other([], 4).rows.shape == (0, 4)
 
 
 @given(seed=st.integers(0, 1000), large=st.booleans())
