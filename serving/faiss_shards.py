@@ -94,7 +94,7 @@ def _training(index: Any) -> list[Any] | None:
         inner = _training(index.base_index)
         return inner and ["refined", *inner]
     if isinstance(index, faiss.IndexPreTransform):
-        transforms = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
+        transforms = _transforms(index)
         inner = _training(index.index)
         if inner is None or not all(isinstance(t, faiss.LinearTransform) for t in transforms):
             return None

@@ -84,8 +84,8 @@ def one_above_the_other(found: list[Found], k: int = 0) -> Found:
     """The results of one query each as those of several: with as many columns as the widest has, and k at least."""
     if len(found) == 1:
         return padded(found[0], k)
-    most = max((f.rows.shape[1] for f in found), default=k)
-    wide = [padded(f, max(k, most)) for f in found]
+    columns = max([k, *(f.rows.shape[1] for f in found)])
+    wide = [padded(f, columns) for f in found]
     return Found(np.concatenate([f.similarity for f in wide]), np.concatenate([f.rows for f in wide])) if wide else nothing(0, k)
 
 
@@ -102,8 +102,8 @@ def shares(sources: list[Source], nq: int, k: int) -> tuple[list[Found], np.ndar
     """
     everyone = np.arange(nq)
     if len(sources) == 1:
-        found = [sources[0].ask(everyone, k)]
-        return found, _last(found, k)
+        only = sources[0].ask(everyone, k)
+        return [only], np.where(only.rows[:, -1] < 0, np.float32(-np.inf), only.similarity[:, -1])
     asked = [_quota(s.share, k) for s in sources]
     found = [s.ask(everyone, n) for s, n in zip(sources, asked, strict=True)]
     worst = _last(found, k)
