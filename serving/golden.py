@@ -6,12 +6,11 @@ import numpy as np
 
 from serving.contract.files import ContractError, written_whole
 from serving.contract.keys import shard_of
+from serving.contract.manifest import CANDIDATES
 from serving.found import Found
 from serving.searcher import Searcher
 
 TOP = 10
-CANDIDATES = 500
-"""What golden queries ask for, as shoppers' do: with ten, equal estimates at the edge of what is refined could change the answer."""
 MAX_DIFFERENCE = 1e-4
 
 
@@ -92,7 +91,7 @@ def check_part(path: Path, searcher: Searcher, shard: int) -> None:
 
 
 def _found(searcher: Searcher, vectors: np.ndarray) -> Found:
-    """The best ten of the candidates of each golden query."""
+    """The best ten of as many as shoppers ask for: asked for ten, equal estimates at the edge of what is refined could change them."""
     found = searcher.search(vectors, CANDIDATES)
     return Found(found.similarity[:, :TOP], found.rows[:, :TOP])
 

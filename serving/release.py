@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.files import ContractError, FileRef, verify
-from serving.contract.manifest import IndexManifest
+from serving.contract.manifest import CANDIDATES, IndexManifest
 from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
@@ -52,7 +52,7 @@ class Release:
         self.told = _told(version, manifest)
         self.ranker = _ranker(manifest, searcher)
         self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
-        self.candidates = int(manifest.search.get("candidates") or 500)
+        self.candidates = int(manifest.search.get("candidates") or CANDIDATES)
         require = self.ranker.rules.require
         self.required = matching(searcher.features, require) if require else None
 

@@ -11,6 +11,8 @@ from serving.contract.files import ContractError, FileRef, Frozen
 from serving.contract.preprocess import PreprocessSpec
 
 Scalar = str | int | float | bool | None
+CANDIDATES = 500
+"""What a search ranks where neither it nor its version says otherwise: the document's first phase."""
 
 
 class Variant(Frozen):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 
-from serving.contract.manifest import Scalar
+from serving.contract.manifest import CANDIDATES, Scalar
 from tasks.errors import VitrineError
 
 HNSW_LISTS = 8192
@@ -260,7 +260,7 @@ def choose_family(rows: int, name: str = "", d: int = 0, budget: Budget | None =
     return Choice(chosen, reasons | {chosen.name: f"chosen: {kind} ({chosen.bytes_per_vector(d):.0f} bytes a vector)"})
 
 
-def expected_ms(family: Family, rows: int, d: int, shards: int, candidates: int = 500) -> float:
+def expected_ms(family: Family, rows: int, d: int, shards: int, candidates: int = CANDIDATES) -> float:
     """The work of one query over all shards, milliseconds on one core: graphs and exact scans are searched shard by shard."""
     if not family.usual:
         return rows * shards * d * 4 / SCAN_BYTES_PER_MS

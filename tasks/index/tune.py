@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from serving.contract.manifest import Scalar
+from serving.contract.manifest import CANDIDATES, Scalar
 from serving.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.families import FAMILIES, Family, half_steps, lists_for
 from tasks.index.truth import DEPTH, TIE, Truth, recall_of
 
 K = 10
-CANDIDATES = 500
 LEAST_QUERIES = 20
 FAR_BELOW = 0.2
 """A trial whose recall on a first part of the queries lies this much below the target is not measured to its end."""

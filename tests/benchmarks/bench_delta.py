@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from serving.contract.files import FileRef
 from serving.contract.keys import product_keys
-from serving.contract.manifest import IndexManifest, read_manifest
+from serving.contract.manifest import CANDIDATES, IndexManifest, read_manifest
 from serving.contract.segments import read_rows
 from serving.searcher import Searcher
 from tasks.index.build import Template
@@ -35,7 +35,7 @@ from tests.benchmarks.stages import Stages
 from tests.benchmarks.vectors import Vectors
 
 FAMILY, PARAMS = "ivf_fs_sq8", {"nprobe": 128, "k_factor": 4}
-CANDIDATES, K = 500, 10
+K = 10
 ROUNDS = 3
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 
+from serving.contract.manifest import CANDIDATES
 from serving.faiss_engine import FaissEngine
 from serving.found import Found, merge
 from serving.stored import BLOCK, Stored, decoded
@@ -27,7 +28,7 @@ from tests.benchmarks.market import market
 
 POINTS = ((10, 5, 16), (10, 50, 32), (500, 1, 32), (500, 2, 64), (500, 4, 128))
 """Asked for, k_factor, nprobe."""
-CANDIDATES, AMONG = 500, (1_000, 5_000, 30_000)
+AMONG = (1_000, 5_000, 30_000)
 ROUNDS = 12
 Search = Callable[[np.ndarray], np.ndarray]
 

@@ -27,7 +27,7 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 
-from serving.contract.manifest import EncoderManifest
+from serving.contract.manifest import CANDIDATES, EncoderManifest
 from serving.contract.segments import read_index
 from tests.benchmarks.market import SIZE, Market, market
 from tests.load import MARK, Shots, fire, json_request, photo_request
@@ -35,7 +35,6 @@ from tests.servers import free_port
 
 CLIENTS = (1, 8, 32)
 WORKERS = 2
-CANDIDATES = 500
 PHASES = ("decode", "encode", "retrieve", "rank", "total")
 
 

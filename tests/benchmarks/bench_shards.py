@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from serving.contract.manifest import CANDIDATES
 from serving.found import Found, merge
 from serving.searcher import Searcher
 from tasks.index.build import BuiltShard, IndexConfig, build_shard, train_template
@@ -28,7 +29,7 @@ from tests.benchmarks.made_shop import MadeShop, made_queries, make_shop
 from tests.benchmarks.stages import Stages
 
 PARAMS = {"ivf_fs_sq8": {"nprobe": 128, "k_factor": 4}, "ivf_pq": {"nprobe": 64}, "hnsw_sq8": {"ef": 64}}
-CANDIDATES, K, ROUNDS = 500, 10, 3
+K, ROUNDS = 10, 3
 
 Search = Callable[[np.ndarray], np.ndarray]
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from serving.contract.files import verify
-from serving.contract.manifest import IndexManifest, read_manifest
+from serving.contract.manifest import CANDIDATES, IndexManifest, read_manifest
 from serving.searcher import Searcher
 
-CANDIDATES = 500
 LEAST_S = 8.0
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from serving.contract.files import ContractError
-from serving.golden import CANDIDATES, check_golden, write_golden
+from serving.contract.manifest import CANDIDATES
+from serving.golden import check_golden, write_golden
 from serving.searcher import Searcher
 from tests.index.shop import clustered, make_shop, open_shop
 
