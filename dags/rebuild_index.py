@@ -8,7 +8,8 @@ passes its gates (asset: product-index), which starts `promote_index`.
 
 Changes that hourly versions took in while this one was built are carried over before it is published.
 
-If neither the catalogue, the encoder nor the index settings changed since the live version, nothing is built.
+If neither the catalogue, the encoder, the index settings nor the ranker's weights and rules changed since the live version, nothing
+is built.
 
 **When it fails**: the log of the red task says in one sentence what is wrong. Clear that task: what was embedded stays
 embedded, built shards stay built. The live version is not touched.

@@ -5,7 +5,8 @@
 **In**: the changes waiting in the queue that `VITRINE_CHANGES` names (outbox, SQS or Kafka), priority products first. **Out**: a
 version of `product-index` that references its parent's segments and adds one delta and one tombstone segment per touched shard;
 `candidate` when it passes its gates (asset: product-index), which starts `promote_index`. Messages are acknowledged once such a
-version is registered. What does not fit into the bounds waits for the next run; the log and the result say how much.
+version is registered. Other weights or rules (the file that `VITRINE_RANKER` names) make a version too, with or without changes.
+What does not fit into the bounds waits for the next run; the log and the result say how much.
 
 Where `VITRINE_REDIS_URL` is set, price, stock and popularity of what changed are in the feature store at once, and the version's
 features before it goes live; a Redis that is away fails those tasks alone.
@@ -45,7 +46,7 @@ def refresh_index() -> None:
         params = get_current_context()["params"]
         with clear_failure():
             plan = draining.drain(run_key(), params["changes"], params["minutes"])
-        if not plan["changes"]:
+        if not plan["due"]:
             raise AirflowSkipException(plan["summary"])
         return plan
 

@@ -67,6 +67,8 @@ class Settings:
     """How many queries at once the index is tuned for."""
     index_build_s: float = 0.0
     """Most seconds that building one shard may take. 0: any."""
+    ranker: str = ""
+    """A JSON file, local or s3://, of the weights and business rules of the next versions (docs/serving.md). Empty: the defaults."""
     encoder_runtime: str = "onnxruntime"
     """What runs the queries' encoder, here where it is judged and in every replica: see docs/encoders.md."""
     embed_runtime: str = "onnxruntime"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from tasks.cli.output import console, open_registry
@@ -83,6 +84,7 @@ def diff(
     console.print(f"[bold]index version {before} -> {after}[/]")
     _change("encoder version", *found.encoders)
     _change("index family", *found.families)
+    _change("weights and rules", *found.rankers)
     console.print(
         f"  products: {made.before:,} -> {made.after:,}; {made.added} added, {made.removed} removed, {made.changed} changed"
     )
@@ -166,4 +168,4 @@ def _place(place: int) -> str:
 
 
 def _change(what: str, before: str, after: str) -> None:
-    console.print(f"  {what}: {before}" + (f" -> [bold]{after}[/]" if after != before else ", the same"))
+    console.print(f"  {what}: {escape(before)}" + (f" -> [bold]{escape(after)}[/]" if after != before else ", the same"))

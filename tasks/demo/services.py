@@ -84,6 +84,7 @@ def process_environment(settings: Settings) -> dict[str, str]:
         "VITRINE_ENCODER_PRESET": settings.encoder_preset,
         "VITRINE_SHARDS": str(settings.shards),
         "VITRINE_RECALL_TARGET": str(settings.recall_target),
+        "VITRINE_RANKER": settings.ranker,
         "VITRINE_SPARK_MASTER": settings.spark_master,
         "VITRINE_IMAGE_HOSTS": ",".join(settings.image_hosts),
         "VITRINE_APPROVAL": "1" if settings.approval else "0",

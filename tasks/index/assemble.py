@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,13 @@ GOLDEN_QUERIES = 16
 EMPTY_SHA = "0" * 64
 
 
-def content_key(snapshot_content: str, document_fingerprint: str, query_fingerprint: str, config: IndexConfig) -> str:
+def content_key(
+    snapshot_content: str, document_fingerprint: str, query_fingerprint: str, config: IndexConfig, ranker: dict[str, Any]
+) -> str:
     """Names what an index is made from: equal keys would give equal answers."""
     parts = [snapshot_content, document_fingerprint, query_fingerprint, json.dumps(asdict(config), sort_keys=True)]
+    if ranker:
+        parts.append(json.dumps(ranker, sort_keys=True))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
@@ -36,7 +41,7 @@ def base_segment(built: BuiltShard, run_id: str, path: str) -> Segment:
 
 def draft(
     name: str, created_at: str, encoder: EncoderRef, snapshot: Snapshot, segments: list[Segment], search: dict[str, Scalar],
-    embedded: Embedded, shards: int, key: str,
+    ranker: dict[str, Any], embedded: Embedded, shards: int, key: str,
 ) -> IndexManifest:  # fmt: skip
     """The manifest before its golden answers and gates exist."""
     indexed = sum(s.rows for s in segments)
@@ -52,7 +57,7 @@ def draft(
     )
     return IndexManifest(
         id=name, created_at=created_at, encoder=encoder, snapshot=reference, shards=shards, segments=tuple(segments), search=search,
-        counts=counts, golden=FileRef(path="golden.npz", sha256=EMPTY_SHA, bytes=0), content_key=key,
+        ranker=ranker, counts=counts, golden=FileRef(path="golden.npz", sha256=EMPTY_SHA, bytes=0), content_key=key,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The next index version on top of another: what its changes add to segments, counts and ledger. Nothing of the base is read but keys."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,9 @@ def succeed(
 ) -> tuple[IndexManifest, pa.Table]:
     """The manifest of the next version, and the whole ledger it stands for; its id, time, golden answers and gates are the caller's.
 
-    `held` is the parent's ledger, `changed` what is new (from `placed`). `template_of` gets the template of the base, where
-    there are so many rows that they are to be coded. The same input gives the same bytes.
+    `parent` may have got other weights and rules already. `held` is its ledger, `changed` what is new (from `placed`).
+    `template_of` gets the template of the base, where there are so many rows that they are to be coded. The same input gives
+    the same bytes.
     """
     indexed = pc.is_in(changed["key"], pa.array(embedded.keys))
     state = pc.if_else(pc.equal(changed["kind"], "delete"), DELETED, pc.if_else(indexed, INDEXED, QUARANTINED))
@@ -113,7 +115,8 @@ def counts(snapshot_rows: int, segments: tuple[Segment, ...], ledger: pa.Table) 
 
 def _content_key(parent: IndexManifest, changed: pa.Table) -> str:
     """Names what the version is made from, as a whole index's does: never that of a base, so that a rebuild is not skipped."""
-    text = "\n".join([parent.content_key, *changed["digest"].to_pylist()])
+    ranker = [json.dumps(parent.ranker, sort_keys=True)] if parent.ranker else []
+    text = "\n".join([parent.content_key, *ranker, *changed["digest"].to_pylist()])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

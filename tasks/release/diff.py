@@ -1,5 +1,6 @@
 """What changed between two index versions: products, files, encoder, gates, and the answers to the same photos."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,12 +57,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Difference:
-    """`files_kept` of `files_after` files are the same ones; `new_bytes` are those of the others."""
+    """`files_kept` of `files_after` files are the same ones; `new_bytes` are those of the others.
+
+    `rankers`: weights and rules as JSON, as far as they are not the defaults.
+    """
 
     before: str
     after: str
     encoders: tuple[str, str]
     families: tuple[str, str]
+    rankers: tuple[str, str]
     products: Products
     files_kept: int
     files_after: int
@@ -80,6 +85,7 @@ def difference(registry: Registry, before: str, after: str, photos: int = PHOTOS
         after=after,
         encoders=(old.manifest.encoder.version, new.manifest.encoder.version),
         families=(str(old.manifest.search.get("family", "")), str(new.manifest.search.get("family", ""))),
+        rankers=(json.dumps(old.manifest.ranker, sort_keys=True), json.dumps(new.manifest.ranker, sort_keys=True)),
         products=products(old, new),
         files_kept=len(new.manifest.files()) - len(fresh),
         files_after=len(new.manifest.files()),

@@ -43,7 +43,7 @@ def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -
     """What this run will change: the waiting changes that fit, priority products first, and what other versions hold besides.
 
     `limit` and `minutes` bound it (0: the settings): no more changes, and no more than can be embedded in this time at the
-    pace of the last refresh. "changes" is 0 when there is nothing to do; "summary" says why, and how much is left waiting.
+    pace of the last refresh. "due" is False when there is nothing to do; "summary" says why, and how much is left waiting.
     """
     chosen = settings()
     uri = storage.join(chosen.store_uri, "changes", run_key)
@@ -55,7 +55,11 @@ def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -
 
     parent = to_build_on(versions, models.aliases(INDEX_MODEL))
     if parent is None:
-        return {"changes": 0, "summary": "there is no index version to refresh yet; run the DAG rebuild_index first"}
+        return {
+            "due": False,
+            "changes": 0,
+            "summary": "there is no index version to refresh yet; run the DAG rebuild_index first",
+        }
     most = _bound(parent, limit or chosen.refresh_changes, minutes or chosen.refresh_minutes)
     with change_source(chosen) as source:
         return plan_on(run_key, models, versions, parent, source, most, wait_s)
@@ -74,6 +78,7 @@ def plan_on(
     from tasks.catalog.changes import ledger
     from tasks.catalog.changes.drain import Drained, Held
     from tasks.catalog.changes.drain import drain as choose
+    from tasks.index.ranking import read_ranker
     from tasks.index.successor import placed
     from tasks.release.ancestry import uncovered
 
@@ -83,8 +88,10 @@ def plan_on(
         return storage.read_json(storage.join(uri, PLAN))
     now = datetime.now(UTC)
     manifest = models.manifest_of(parent)
+    columns = columns_of(models, manifest)
+    ranker = read_ranker(chosen.ranker, columns)
     products = product_table(manifest.snapshot.uri, ["key", "updated_at"])
-    held = Held(ledger_of(models, manifest), products, columns_of(models, manifest))
+    held = Held(ledger_of(models, manifest), products, columns)
     others = uncovered(parent.version, versions)
     begun = started_at(manifest.snapshot.uri)
     carried = ledger.carried(ledger.newest(ledger_of(models, models.manifest_of(v)) for v in others), products, begun, now)
@@ -94,7 +101,8 @@ def plan_on(
         drained = choose(source, held, carried, most + len(carried), wait_s, now)
         waiting = max(source.waiting() - len(drained.handles), drained.left)
     something = bool(pc.any(pc.invert(ledger.memories(drained.rows, products, begun))).as_py())
-    if source is not None and not something:
+    due = something or ranker != manifest.ranker
+    if source is not None and not due:
         source.acknowledge(drained.handles)
     rows = placed(drained.rows, products, base_keys(models, manifest))
     upserts = int(pc.sum(pc.equal(rows["kind"], "upsert")).as_py() or 0)
@@ -102,13 +110,14 @@ def plan_on(
     parts = [f"{upserts} upserts and {len(rows) - upserts} deletes on version {parent.version}"]
     parts += [f"{len(carried)} of them carried over from version {', '.join(v.version for v in others)}"] if len(carried) else []
     parts += [f"{drained.malformed} malformed messages went to the dead letters"] if drained.malformed else []
+    parts += ["other weights or rules of the ranker"] if ranker != manifest.ranker else []
     plan = counted | {
-        "run_key": run_key, "uri": uri, "parent": parent.version, "carried": [v.version for v in others],
+        "due": due, "run_key": run_key, "uri": uri, "parent": parent.version, "ranker": ranker, "carried": [v.version for v in others],
         "contained": drained.contained, "malformed": drained.malformed, "now": now.isoformat(),
         "summary": "; ".join([*parts, f"{waiting} wait for the next refresh"]),
     }  # fmt: skip
     log.info("%s", plan["summary"])
-    if not something:
+    if not due:
         return plan | {"changes": 0}
     with storage.writer(storage.join(uri, "rows.parquet")) as stream:
         pq.write_table(rows, stream)

@@ -35,12 +35,14 @@ def choose_encoder() -> dict[str, Any]:
 
 
 def something_changed(snapshot: dict, encoder: dict) -> bool:
-    """False when the live version was made from the same rows, encoder and index settings."""
+    """False when the live version was made from the same rows, encoder, index settings, weights and rules."""
+    from tasks.index.ranking import read_ranker
+
     models = registry()
     live = models.alias(INDEX_MODEL, "live")
     if live is None:
         return True
-    same = models.index_manifest(live.version).content_key == _content_key(snapshot, encoder)
+    same = models.index_manifest(live.version).content_key == _content_key(snapshot, encoder, read_ranker(settings().ranker))
     log.info(
         "index version %s is live; the catalogue, the encoder and the settings %s",
         live.version,
@@ -274,6 +276,7 @@ def _draft(
     from tasks.embed.job import Embedded
     from tasks.index.assemble import base_segment, draft
     from tasks.index.build import BuiltShard
+    from tasks.index.ranking import read_ranker
 
     whole = as_snapshot(snapshot)
     segments = [base_segment(BuiltShard(**s), run_id, INDEX_PATH) for s in shards]
@@ -281,8 +284,9 @@ def _draft(
     counted = Embedded(**embedded) if embedded else Embedded(run_key, "", "", "", 0, 0, rows, rows, 0, 0, 0, {})
     created = datetime.now(UTC).isoformat(timespec="seconds")
     reference = EncoderRef.model_validate(encoder)
-    key = _content_key(snapshot, encoder)
-    return draft(run_key, created, reference, whole, segments, search, counted, len(shards), key)
+    ranker = read_ranker(settings().ranker)
+    key = _content_key(snapshot, encoder, ranker)
+    return draft(run_key, created, reference, whole, segments, search, ranker, counted, len(shards), key)
 
 
 def _locate(shards: list[dict], run_key: str) -> Callable[[FileRef], Path]:
@@ -297,11 +301,11 @@ def _locate(shards: list[dict], run_key: str) -> Callable[[FileRef], Path]:
     return locate
 
 
-def _content_key(snapshot: dict, encoder: dict) -> str:
+def _content_key(snapshot: dict, encoder: dict, ranker: dict[str, Any]) -> str:
     from tasks.index.assemble import content_key
 
     prints = (encoder["document_fingerprint"], encoder["query_fingerprint"])
-    return content_key(snapshot["content_sha256"], *prints, _config(settings()))
+    return content_key(snapshot["content_sha256"], *prints, _config(settings()), ranker)
 
 
 def _config(chosen: Settings) -> Any:

@@ -53,7 +53,7 @@ def catch_up(registered: dict, run_key: str) -> dict[str, Any]:
     versions = models.versions(INDEX_MODEL, VERSIONS)
     parent = models.version(INDEX_MODEL, registered["version"])
     plan = plan_on(f"{run_key}.caught-up", models, versions, parent, None, 0, 0)
-    if not plan["changes"]:
+    if not plan["due"]:
         return registered
     log.info("version %s: %s", parent.version, plan["summary"])
     return register(plan, embed(plan))
@@ -160,7 +160,7 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
     from tasks.release.whole_path import MAX_PHOTOS, held_out
     from tasks.steps.judging import judge
 
-    parent = models.index_manifest(plan["parent"])
+    parent = models.index_manifest(plan["parent"]).model_copy(update={"ranker": plan["ranker"]})
 
     def locate(ref: FileRef) -> Path:
         mine = folder / Path(ref.path).relative_to(INDEX_PATH)

@@ -94,7 +94,7 @@ class Stream:
                 raise Stopped
 
         plan = draining.drain(state.key, wait_s=0 if state.pending else min(self.every_s, POLL_S))
-        if not plan["changes"]:
+        if not plan["due"]:
             state.key = ""
             if state.pending:
                 self._promote(state)

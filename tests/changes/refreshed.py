@@ -70,7 +70,7 @@ class LiveShop:
         """The steps of the DAG, in its order; the plan where there is nothing to do."""
         self.use()
         plan = draining.drain(run_key, **bounds)  # type: ignore[arg-type]
-        if not plan["changes"]:
+        if not plan["due"]:
             return plan
         registered = refreshing.register(plan, refreshing.embed(plan))
         refreshing.acknowledge(plan, registered)

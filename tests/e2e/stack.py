@@ -1,6 +1,7 @@
 """MLflow, Airflow with its scheduler, two replicas and a small shop whose catalogue and change queue are kept in step."""
 
 import contextlib
+import json
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -79,8 +80,9 @@ class Stack:
         self.settings = replace(
             Settings(), home=home, catalog=str(small_catalog(home / "shop", products=PRODUCTS)), mlflow_uri=urls[0],
             airflow_url=urls[1], serving_urls=(urls[2], urls[3]), airflow_password="admin-for-a-test", admin_token="token-for-a-test",
-            bake_s=2.0, p99_ms=5000.0,
+            bake_s=2.0, p99_ms=5000.0, ranker=str(home / "ranker.json"),
         )  # fmt: skip
+        self.rank_by({"weights": {"popularity": 0.01}})
         self.catalogue = Catalogue(home / "shop", self.settings)
         self.supervisor = Supervisor(home)
         self.services: list[Service] = [*all_services(self.settings), self._second_replica()]
@@ -92,6 +94,10 @@ class Stack:
         service = serving_service(settings)
         environment = service.environment | {"VITRINE_CACHE": str(settings.home / "serving" / "cache-2")}
         return replace(service, name="serving-2", environment=environment)
+
+    def rank_by(self, ranker: dict[str, Any]) -> None:
+        """Other weights and rules for the versions from now on."""
+        Path(self.settings.ranker).write_text(json.dumps(ranker))
 
     def start(self) -> None:
         for service in self.services:

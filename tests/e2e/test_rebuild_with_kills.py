@@ -66,6 +66,7 @@ def test_a_killed_task_is_run_again_and_the_version_is_the_same(stack: Stack) ->
     ).json()
     assert answer["results"][0]["product_id"] == "p007"
     assert answer["version"]["index"] == killed
+    assert stack.registry.index_manifest(killed).ranker == {"weights": {"popularity": 0.01}}
 
     # The same catalogue and encoder again, without a kill: a copy of the whole stack's input in another store.
     from tasks.catalog.snapshot import take_snapshot

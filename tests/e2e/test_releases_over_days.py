@@ -5,6 +5,7 @@
 
 import time
 
+import httpx
 import pytest
 
 from serving.contract.files import describe
@@ -64,7 +65,10 @@ def register(stack: Stack, manifest: IndexManifest, run_id: str, name: str) -> s
 
 def test_an_hour_with_inserts_updates_and_deletes_goes_live(shop: Stack) -> None:
     shop.catalogue.change({100: 1100, 101: 1101, 3: 3}, deletes=(7, 8))
+    shop.rank_by({"rules": {"pin": [{"product_id": "p020", "place": 3}]}})
     version = shop.hour()
+    pinned = httpx.get(f"{shop.settings.serving_urls[0]}/v1/search?product_id=p005&explain=true", trust_env=False).json()
+    assert [(r["product_id"], r["notes"]) for r in pinned["results"]][2] == ("p020", ["pinned at place 3"])
     manifest = shop.registry.index_manifest(version)
     assert manifest.counts.servable == PRODUCTS
     assert all(g.passed for g in manifest.gates)

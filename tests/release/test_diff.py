@@ -62,6 +62,7 @@ def test_the_command_line_tells_it(two: tuple[Shop, str, str], monkeypatch: pyte
     run = CliRunner().invoke
     told = run(app, ["release", "diff", first, second]).output
     assert "12 -> 12; 1 added, 1 removed, 2 changed" in told
+    assert "weights and rules: {}, the same" in told
     assert "added: p900" in told
     assert "photo_recall" in told
     assert "11 photos" in told

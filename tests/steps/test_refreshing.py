@@ -1,5 +1,6 @@
 """The hourly path over a real registry: what changed is what can be found, whatever else happens meanwhile."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,45 @@ def test_nothing_new_makes_no_version_and_is_acknowledged(live: LiveShop) -> Non
     live.send(live.upsert(3, 1), live.upsert(3, 0), live.delete(3, 0))
     assert live.refresh("r3")["changes"] == 0, "a duplicate and two that come too late"
     assert live.waiting() == 0
+
+
+def test_other_rules_make_a_version_of_the_same_segments(live: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = live.home / "ranker.json"
+    rules.write_text(json.dumps({"weights": {"colour": 0.3}, "rules": {"bury": [{"where": {"product_id": "p003"}, "by": 0.01}]}}))
+    monkeypatch.setenv("VITRINE_RANKER", str(rules))
+    made = live.refresh("r1")
+    assert made["passed"], made["summary"]
+    assert "other weights or rules of the ranker" in made["summary"]
+    parent, manifest = (live.registry.index_manifest(v) for v in (live.base, made["version"]))
+    assert manifest.ranker == json.loads(rules.read_text())
+    assert manifest.segments == parent.segments
+    assert manifest.content_key != parent.content_key
+    assert not live.refresh("r2")["due"], "they are its own now"
+    live.send(live.upsert(3, 1))
+    changed = live.refresh("r3")
+    assert live.registry.index_manifest(changed["version"]).ranker == manifest.ranker
+    monkeypatch.delenv("VITRINE_RANKER")
+    assert live.registry.index_manifest(live.refresh("r4")["version"]).ranker == {}
+
+
+def test_rules_that_cannot_be_used_are_refused_and_nothing_is_lost(live: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = live.home / "ranker.json"
+    rules.write_text('{"rules": {"collapse": "article"}}')
+    monkeypatch.setenv("VITRINE_RANKER", str(rules))
+    live.send(live.upsert(3, 1))
+    with pytest.raises(VitrineError, match=r"ranker\.json: filter: this index version has no column 'article'"):
+        live.refresh("r1")
+    rules.write_text('{"rules": {"colapse": "brand"}}')
+    with pytest.raises(
+        VitrineError, match=r"ranker\.json holds no weights and rules: rules\.colapse: Extra inputs are not permitted"
+    ):
+        live.refresh("r2")
+    assert live.registry.aliases(INDEX_MODEL)["candidate"] == live.base
+    rules.unlink()
+    with pytest.raises(VitrineError, match="cannot be read"):
+        live.refresh("r3")
+    monkeypatch.delenv("VITRINE_RANKER")
+    assert live.found(live.refresh("r4")["version"])["p003"]["title"] == "product 3 at 1"
 
 
 def test_an_unusable_picture_takes_its_product_out_and_a_good_one_brings_it_back(live: LiveShop) -> None:

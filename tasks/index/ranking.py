@@ -1,0 +1,38 @@
+"""The weights and business rules that the settings name, as the part of a version's manifest that they become."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from serving.features import Features
+from serving.filters import FilterError
+from serving.ranker import RankerConfig
+from tasks import storage
+from tasks.errors import SettingsError
+
+
+def read_ranker(uri: str, columns: pa.Schema | None = None) -> dict[str, Any]:
+    """What a JSON file (local or s3://) of a RankerConfig sets beside the defaults; {} without a uri.
+
+    Raises SettingsError with the first thing that is wrong with it. Whether its rules' columns exist is only asked of `columns`,
+    those of an index version's row tables; a version that lacks one cannot be opened.
+    """
+    if not uri:
+        return {}
+    try:
+        config = RankerConfig.model_validate(storage.read_json(uri))
+        if columns is not None:
+            config.rules.check(Features(columns.empty_table()))
+    except OSError as error:
+        raise SettingsError(f"VITRINE_RANKER={uri!r} cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"{uri} is not JSON: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "the file"
+        raise SettingsError(f"{uri} holds no weights and rules: {where}: {first['msg']}") from None
+    except FilterError as error:
+        raise SettingsError(f"{uri}: {error}") from None
+    return config.model_dump(mode="json", exclude_defaults=True)
