@@ -3,7 +3,7 @@
 **When**: every hour; or by hand with the form's parameters. `vitrine stream` does the same every minute.
 
 **In**: the changes waiting in the queue that `VITRINE_CHANGES` names (outbox, SQS or Kafka), priority products first. **Out**: a
-version of `product-index` that references its parent's segments and adds one delta and one tombstone segment per touched shard;
+version of `product-index` that references its parent's segments and adds a delta, and what it hides, per touched shard;
 `candidate` when it passes its gates (asset: product-index), which starts `promote_index`. Messages are acknowledged once such a
 version is registered. Other weights or rules (the file that `VITRINE_RANKER` names) make a version too, with or without changes.
 What does not fit into the bounds waits for the next run; the log and the result say how much.

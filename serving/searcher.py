@@ -221,12 +221,13 @@ def ordered(segments: tuple[Segment, ...]) -> list[Segment]:
 def alive_rows(
     segment: Segment, keys: np.ndarray, segments: tuple[Segment, ...], locate: Callable[[FileRef], Path]
 ) -> np.ndarray | None:
-    """Which rows no later tombstone hides; None when there is none to hide them."""
+    """Which rows no later tombstone hides; None where none is hidden: a mask costs every search."""
     later = [s for s in segments if s.kind == "tombstones" and s.shard == segment.shard and s.sequence > segment.sequence]
     if not later:
         return None
     hidden = np.concatenate([read_rows(locate(s.table))["key"].to_numpy() for s in later])
-    return ~np.isin(keys, hidden)
+    alive = ~np.isin(keys, hidden)
+    return None if alive.all() else alive
 
 
 def _alive(segment: OpenSegment) -> np.ndarray:

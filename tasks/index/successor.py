@@ -71,10 +71,11 @@ def succeed(
     changed = changed.set_column(changed.column_names.index("state"), "state", state)
     # Only what may be in a segment needs hiding there: a tombstone costs every search a little.
     before = held.filter(pc.equal(held["state"], INDEXED))["key"].combine_chunks()
-    hidden = changed.filter(pc.and_(pc.invert(indexed), pc.or_(changed["in_base"], pc.is_in(changed["key"], before))))
-    segments = add_delta(
-        parent, Changes(embedded.rows, embedded.vectors, hidden["key"].to_numpy()), place.folder, place.run_id, place.prefix
-    )
+    there = pc.or_(changed["in_base"], pc.is_in(changed["key"], before))
+    gone = changed.filter(pc.and_(pc.invert(indexed), there))["key"].to_numpy()
+    new = changed.filter(pc.and_(indexed, pc.invert(there)))["key"].to_numpy()
+    changes = Changes(embedded.rows, embedded.vectors, gone, new)
+    segments = add_delta(parent, changes, place.folder, place.run_id, place.prefix)
     merges = np.bincount([s.shard for s in segments]).max() > MERGE_SEGMENTS
     to_code = delta_rows(segments) if merges else flat_rows(segments)  # a merge makes one of the coded and the flat
     template = template_of() if to_code > CODED_ROWS else None

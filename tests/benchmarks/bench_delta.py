@@ -63,7 +63,7 @@ class Bench:
         rows = self.row.take(pa.array(np.zeros(count, int)))
         rows = rows.set_column(rows.column_names.index("product_id"), "product_id", pa.array(ids))
         rows = rows.set_column(rows.column_names.index("key"), "key", pa.array(product_keys(ids), pa.int64()))
-        return Changes(rows, self.world.base(count), np.zeros(0, np.int64))
+        return Changes(rows, self.world.base(count), np.zeros(0, np.int64), rows["key"].to_numpy())
 
     def deletes(self, keys: np.ndarray) -> Changes:
         return Changes(self.row.slice(0, 0), np.zeros((0, self.manifest.encoder.dim), np.float32), keys)

@@ -52,6 +52,22 @@ def test_upserts_and_deletes_become_a_candidate_that_references_its_parent(live:
     assert (counts.catalogue, counts.embedded, counts.quarantined, counts.servable) == (60, 60, 0, 60)
 
 
+def test_new_products_hide_nothing_and_what_they_become_later_does(live: LiveShop) -> None:
+    live.send(live.upsert(90, 1, seed=90), live.upsert(91, 1, seed=91))
+    first = live.refresh("r1")
+    assert not [s for s in live.registry.index_manifest(first["version"]).segments if s.kind == "tombstones"]
+    assert all(part.alive is None for part in live.searcher(first["version"]).segments), "no search needs a mask"
+    live.send(live.upsert(90, 2, seed=92), live.delete(91, 2))
+    second = live.refresh("r2")
+    stones = [s for s in live.registry.index_manifest(second["version"]).segments if s.kind == "tombstones"]
+    assert sum(s.rows for s in stones) == 2
+    assert live.found(second["version"])["p090"]["title"] == "product 90 at 2"
+    live.send(live.upsert(91, 3, seed=91))
+    third = live.found(live.refresh("r3")["version"])
+    assert third["p091"]["title"] == "product 91 at 3"
+    assert len(third) == 62
+
+
 def test_nothing_new_makes_no_version_and_is_acknowledged(live: LiveShop) -> None:
     assert live.refresh("r1")["changes"] == 0
     live.send(live.upsert(3, 1))
