@@ -1,6 +1,6 @@
 """Measuring a version for its gates: the whole path on photos, under load, against exact search, product by product, beside live."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -12,7 +12,8 @@ from serving.contract.files import ContractError
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.release import Release
 from tasks.catalog.snapshot import Snapshot, product_batches, product_table
-from tasks.index.metrics import neighbour_recall
+from tasks.index.truth import Truth, recall_of
+from tasks.index.tune import keys_of, stored_truth
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.gates import Compared, Decision, K, Measured, Policy, Reconciled, decide
 from tasks.release.reconcile import reconcile
@@ -25,22 +26,25 @@ from tasks.release.whole_path import Query, measure, read_photos
 LOAD_PHOTOS = 200
 CHURN_QUERIES = 200
 Judged = tuple[Decision, Measured]
+TruthOf = Callable[[np.ndarray], Truth]
 
 
 def judged(
     release: Release, live: Release | None, snapshot: Snapshot, queries: list[Query], policy: Policy, replicas: Sequence[Replica],
     read_at: datetime, now: datetime, catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None,
+    truth_of: TruthOf | None = None,
 ) -> Judged:  # fmt: skip
     """The decision on a candidate beside what is live, and what was measured of it.
 
     `catalogue` (product_id, key) is what the version should know where that is not its snapshot (see `reconcile.catalogue_now`), `read_at`
-    when it was read; `quarantined`: see `reconcile` (default: the manifest's count). `replicas` give sampled real queries.
+    when it was read; `quarantined`: see `reconcile` (default: the manifest's count). `replicas` give sampled real queries. `truth_of`
+    finds the exact nearest by the encoder's own vectors, where these are all at hand; else what the index stores is compared.
     """
     photos = read_photos(snapshot, queries[:: max(1, len(queries) // LOAD_PHOTOS)][:LOAD_PHOTOS])
     known = product_table(snapshot.uri, ["product_id", "key"]) if catalogue is None else catalogue
     lacking = release.manifest.counts.quarantined if quarantined is None else quarantined
     candidate = replace(
-        measured(release, snapshot, queries, photos),
+        measured(release, snapshot, queries, photos, truth_of),
         reconciled=reconcile(release.searcher, known, lacking),
         age_h=(now - read_at).total_seconds() / 3600,
         compared=_compared(release, live, photos, replicas) if live is not None else None,
@@ -49,14 +53,15 @@ def judged(
     return decide(candidate, before, policy), candidate
 
 
-def measured(release: Release, snapshot: Snapshot, queries: list[Query], photos: Sequence[bytes]) -> Measured:
+def measured(
+    release: Release, snapshot: Snapshot, queries: list[Query], photos: Sequence[bytes], truth_of: TruthOf | None = None
+) -> Measured:
     """A version's own figures: on these photos one at a time, and with `photos` (their bytes) under load."""
     path = measure(release, snapshot, queries)
     searcher = release.searcher
     recall = 1.0
     if len(path.vectors):
-        found = searcher.search(path.vectors, release.candidates).similarity
-        recall = neighbour_recall(found, searcher.exact(path.vectors, K).similarity, K)
+        recall = first_phase_recall(release, path.vectors, truth_of(path.vectors) if truth_of else None)
     load = under_load(release, photos)
     return Measured(
         ranks={q.photo_uri: int(r) for q, r in zip(path.queries, path.ranks, strict=True)},
@@ -73,6 +78,12 @@ def measured(release: Release, snapshot: Snapshot, queries: list[Query], photos:
         delta_share=delta_share(release.manifest),
         reconciled=Reconciled(),
     )
+
+
+def first_phase_recall(release: Release, xq: np.ndarray, truth: Truth | None = None) -> float:
+    """Recall@10 of the first phase for unit queries xq (nq, d), by key: against `truth`, or exact search over what the index stores."""
+    found = release.searcher.search(xq, max(release.candidates, K))
+    return recall_of(keys_of(release.searcher, found.rows)[:, :K], truth or stored_truth(release.searcher, xq), K)
 
 
 def memory_bytes(release: Release) -> int:

@@ -21,6 +21,7 @@ from tasks.settings import Settings
 from tasks.steps.common import as_snapshot, embed_config, query_runtime, registry, settings, work_folder
 
 if TYPE_CHECKING:
+    from tasks.release.measuring import TruthOf
     from tasks.validate.expectations import Validation
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,6 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     """Search parameters, chosen on held-out photos through the code that serves."""
     from serving.contract.encoder import EncoderFolder
     from serving.searcher import Searcher
-    from tasks.index.truth import exact_truth
     from tasks.index.tune import LEAST_QUERIES
     from tasks.index.tune import tune as choose
     from tasks.release.whole_path import held_out, query_vectors
@@ -179,8 +179,7 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     manifest = _draft(snapshot, encoder, None, shards, {"family": template["family"]}, run_key)
     searcher = Searcher.open(manifest, _locate(shards, run_key))
     chosen = settings()
-    content = f"{snapshot['content_sha256']} {encoder['document_fingerprint']}"
-    truth = exact_truth(template["vectors_uri"], template["shards"], xq, storage.join(chosen.store_uri, "truth"), content)
+    truth = _truth_of(snapshot, encoder, template["vectors_uri"], template["shards"])(xq)
     budget = _config(chosen).budget
     tuned = choose(
         searcher, xq, template["family"], chosen.recall_target, truth, budget.p99_ms, budget.ram_bytes, chosen.index_clients
@@ -190,6 +189,15 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
         log.info("%s recall@10 %.3f p50 %.2f ms: %s", trial["params"], trial["recall_at_10"], trial["p50_ms"], trial["verdict"])
     _report(tuned, template, snapshot, run_key, chosen.recall_target)
     return dataclasses.asdict(tuned)
+
+
+def _truth_of(snapshot: dict, encoder: dict, vectors_uri: str, shards: int) -> "TruthOf":
+    """Finds the exact nearest of queries; those of the same photos were found in tuning and are kept."""
+    from tasks.index.truth import exact_truth
+
+    place = storage.join(settings().store_uri, "truth")
+    content = f"{snapshot['content_sha256']} {encoder['document_fingerprint']}"
+    return lambda xq: exact_truth(vectors_uri, shards, xq, place, content)
 
 
 def _report(tuned: Any, template: dict, snapshot: dict, run_key: str, target: float) -> None:
@@ -229,7 +237,8 @@ def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], 
         manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
         release = Release.open("candidate", manifest, encoder_folder, locate, runtime=query_runtime())
         bad = storage.read_table(embedded["quarantine_uri"], ["key"])["key"].to_numpy()
-        decision, candidate = judge(models, release, whole, queries, started_at(whole.uri), quarantined=bad)
+        truth_of = _truth_of(snapshot, encoder, embedded["vectors_uri"], len(shards))
+        decision, candidate = judge(models, release, whole, queries, started_at(whole.uri), quarantined=bad, truth_of=truth_of)
         gates = decision.gates
         manifest = manifest.model_copy(update={"gates": gates})
         _publish(run, manifest, gates, tuned, shards, folder)

@@ -10,7 +10,7 @@ from serving.release import Release
 from tasks.catalog.snapshot import Snapshot
 from tasks.registry import Registry
 from tasks.release.gates import Policy
-from tasks.release.measuring import Judged, judged, open_live
+from tasks.release.measuring import Judged, TruthOf, judged, open_live
 from tasks.release.whole_path import Query
 from tasks.settings import Settings
 from tasks.steps.common import query_runtime, settings
@@ -25,9 +25,9 @@ def policy_of(chosen: Settings) -> Policy:
 
 def judge(
     models: Registry, release: Release, snapshot: Snapshot, queries: list[Query], read_at: datetime,
-    catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None,
+    catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None, truth_of: TruthOf | None = None,
 ) -> Judged:  # fmt: skip
-    """The decision on a candidate beside what is live, each gate in the log; `catalogue`, `quarantined`: see measuring.judged."""
+    """The decision on a candidate beside what is live, each gate in the log; what may be left out: see measuring.judged."""
     from tasks.steps.promoting import replicas_of
 
     chosen = settings()
@@ -43,6 +43,7 @@ def judge(
         datetime.now(UTC),
         catalogue,
         quarantined,
+        truth_of,
     )
     for gate in decision.gates:
         log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)

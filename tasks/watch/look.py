@@ -10,9 +10,8 @@ from serving.release import Release
 from tasks import storage
 from tasks.catalog.snapshot import read_snapshot
 from tasks.index.delta import compaction_due
-from tasks.index.metrics import neighbour_recall
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.release.measuring import open_version
+from tasks.release.measuring import first_phase_recall, open_version
 from tasks.release.promotion import LIVE_AT
 from tasks.release.replicas import Replica
 from tasks.release.shares import delta_share
@@ -25,7 +24,6 @@ from tasks.watch.replicas import counters, sampled_queries
 
 log = logging.getLogger(__name__)
 
-K = 10
 QUERIES = 300
 LEAST_REAL = 20
 """Fewer real queries say less of recall than held-out photos do."""
@@ -113,10 +111,7 @@ def embedding_work(registry: Registry) -> Work:
 
 
 def _recall(release: Release, xq: np.ndarray) -> float:
-    if not len(xq):
-        return 1.0
-    found = release.searcher.search(xq, max(release.candidates, K)).similarity
-    return neighbour_recall(found, release.searcher.exact(xq, K).similarity, K)
+    return first_phase_recall(release, xq) if len(xq) else 1.0
 
 
 def _photos(release: Release) -> np.ndarray:

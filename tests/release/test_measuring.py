@@ -2,22 +2,28 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from serving.contract.keys import product_keys
+from serving.live_recall import recall_of
 from serving.release import Release
 from serving.source import FolderSource
 from tasks.catalog.snapshot import Snapshot, product_table
+from tasks.index.families import FAMILIES
+from tasks.index.truth import exact_truth
 from tasks.release.gates import Policy, Reconciled
-from tasks.release.measuring import judged
+from tasks.release.measuring import first_phase_recall, judged
 from tasks.release.reconcile import reconcile
 from tasks.release.replayed import answers, churn, replayed
 from tasks.release.replicas import Sampled
 from tasks.release.under_load import under_load
 from tasks.release.whole_path import held_out, read_photos
+from tests.index.shop import clustered, make_shop, open_shop
 from tests.releases import add_version, make_release, source
 
 
@@ -123,3 +129,19 @@ def test_a_version_like_the_live_one_passes_and_one_of_an_old_catalogue_does_not
     assert 0 < measured.memory_mb < 100
     stale, _ = judged(shop.one, shop.one, shop.snapshot, shop.queries, policy, [], now - timedelta(hours=50), now)
     assert [g.name for g in stale.gates if not g.passed] == ["age_h"]
+
+
+def test_recall_is_that_of_the_encoders_vectors_where_they_are_at_hand(tmp_path: Path) -> None:
+    """An index of one bit a number finds by its own codes, and by them alone."""
+    shop = make_shop(tmp_path / "shop", n=6000)
+    xq = clustered(np.random.default_rng(3), 40, 32)
+    nearest = shop.keys[np.argsort(-(xq @ shop.vectors.T), axis=1)[:, :10]]
+    searcher = open_shop(shop, tmp_path, "ivf_rabitq", dict(FAMILIES["ivf_rabitq"].grid[-1]))
+    release = cast(Release, SimpleNamespace(searcher=searcher, candidates=500))
+    found = searcher.features.key[searcher.search(xq, 500).rows[:, :10]]
+    true = np.mean([np.isin(a, b).mean() for a, b in zip(nearest, found, strict=True)])
+    assert 0.3 < true < 0.7
+    assert first_phase_recall(release, xq, exact_truth(shop.vectors_uri, shop.shards, xq, tmp_path)) == pytest.approx(
+        true, abs=0.01
+    )
+    assert np.mean([recall_of(release, x) for x in xq]) == pytest.approx(first_phase_recall(release, xq))
