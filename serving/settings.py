@@ -20,7 +20,7 @@ class ServingSettings:
     release: str = ""
     cache: Path = Path(".vitrine/serving/cache")
     cache_bytes: int = 20 * 2**30
-    """What fetched files may take on disk; the least recently used go first, never those of the versions in use."""
+    """What fetched files and encoders may take on disk; the least recently used go first, never those of versions that aliases name."""
     poll_s: float = 2.0
     role: str = "all"
     """all: holds whole versions and answers; shard: holds some shards for gateways; gateway: answers, and asks shards."""
