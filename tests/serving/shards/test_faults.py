@@ -61,6 +61,34 @@ def test_a_replica_takes_over_at_once(store: Storefront) -> None:
             assert coverage(client, store, place) == (2, 2)
 
 
+@pytest.mark.parametrize("wrong", ["junk", "another content", "too few arrays", "another shape"])
+def test_a_wrong_answer_is_no_answer_and_nobody_elses_fault(
+    store: Storefront, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(store, (0,), (1,)) as (client, served):
+        holder = served[1].server.config.app.state.holder  # type: ignore[union-attr]
+        digest = holder.state()["versions"]["1"]["digest"]
+        found = np.zeros((1, 40), np.float32), np.zeros((1, 40), np.int64)
+        bodies = {
+            "junk": b"junk",
+            "another content": pack({"digest": "0" * 16}, *found),
+            "too few arrays": pack({"digest": digest}, found[0]),
+            "another shape": pack({"digest": digest}, found[0][:, :-1], found[1]),
+        }
+
+        async def answer(body: bytes) -> bytes:
+            return bodies[wrong]
+
+        assert coverage(client, store) == (2, 2)
+        with monkeypatch.context() as patched:
+            patched.setattr(holder, "search", answer)
+            patched.setattr(holder, "vectors", answer)
+            until(lambda: coverage(client, store, 8) == (1, 2))
+            assert client.get("/v1/search", params={"product_id": _of_shard(store, 1)}).status_code == 503
+            assert 'vitrine_shard_answers_total{outcome="lost",shard="1"}' in client.get("/metrics").text
+        until(lambda: coverage(client, store, 9) == (2, 2))
+
+
 def test_the_map_is_read_again(store: Storefront, tmp_path: Path) -> None:
     with ExitStack() as stack:
         first, second = (stack.enter_context(Served(shard_app(store, s))) for s in (0, 1))
