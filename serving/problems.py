@@ -122,7 +122,7 @@ def handle_errors(app: FastAPI, metrics: Metrics, tracing: Tracing) -> None:
 
     @app.exception_handler(QueryError)
     async def query_error(request: Request, error: QueryError) -> JSONResponse:
-        return problem(request, error.status, str(error), "query")
+        return problem(request, error.status, str(error), error.reason, dict(error.headers))
 
     @app.exception_handler(DeadlinePassed)
     async def too_late(request: Request, error: DeadlinePassed) -> JSONResponse:

@@ -143,6 +143,9 @@ class RemoteSearcher(Searcher):
 class ShardsAway(QueryError):
     """No shard, or not the one that matters, could answer."""
 
+    reason = "shards_away"
+    headers = {"Retry-After": "1"}
+
     def __init__(self, message: str) -> None:
         super().__init__(message, 503)
 

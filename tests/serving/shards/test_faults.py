@@ -40,6 +40,7 @@ def test_a_dead_shard_lowers_coverage_is_not_cached_and_comes_back(store: Storef
         lost = client.get("/v1/search", params={"product_id": _of_shard(store, 1)})
         assert lost.status_code == 503
         assert "does not answer" in lost.json()["detail"]
+        assert (lost.json()["reason"], lost.headers["retry-after"]) == ("shards_away", "1")
         with Served(shard_app(store, 1), port):
             until(lambda: coverage(client, store, 8) == (2, 2))
         assert 'vitrine_partial_answers_total{version="1"}' in client.get("/metrics").text
@@ -51,6 +52,7 @@ def test_when_every_shard_is_away_the_answer_is_503(store: Storefront) -> None:
         served[0].__exit__(None, None, None)
         answer = client.post("/v1/search", json={"vector": store.vectors["1"][9].tolist()})
         assert (answer.status_code, answer.json()["detail"]) == (503, "no shard answered; try again in a second")
+        assert (answer.json()["reason"], answer.headers["retry-after"]) == ("shards_away", "1")
         assert client.get("/readyz").status_code == 200
 
 
