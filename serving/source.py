@@ -10,6 +10,7 @@ from serving.contract.manifest import EncoderManifest, IndexManifest, read_manif
 from serving.kept import Kept, used
 
 MODEL = "product-index"
+ALIASES = "aliases.json"
 
 
 class VersionSource(Protocol):
@@ -37,7 +38,7 @@ class FolderSource:
         self.folder = folder
 
     def resolve(self, alias: str) -> str:
-        path = self.folder / "aliases.json"
+        path = self.folder / ALIASES
         return str(json.loads(path.read_text()).get(alias, "")) if path.is_file() else ""
 
     def manifest(self, version: str) -> IndexManifest:
@@ -48,6 +49,14 @@ class FolderSource:
 
     def fetch(self, ref: FileRef) -> Path:
         return self.folder / "files" / ref.sha256
+
+
+def release_in(folder: Path) -> FolderSource:
+    """The release exported to a folder. Raises ValueError where there is none."""
+    if not (folder / ALIASES).is_file():
+        what = f"there is no {ALIASES} in it" if folder.is_dir() else "there is no such folder"
+        raise ValueError(f"VITRINE_RELEASE={str(folder)!r} holds no release: {what}; `vitrine release export` writes one")
+    return FolderSource(folder)
 
 
 class MlflowSource:

@@ -199,5 +199,6 @@ def test_arrays_travel_as_they_are() -> None:
     ],
 )
 def test_settings_of_roles_that_do_not_fit(environ: dict, words: str, tmp_path: Path) -> None:
+    (tmp_path / "aliases.json").write_text("{}")
     with pytest.raises(ValueError, match=words):
         create_app(ServingSettings.load(environ | {"VITRINE_RELEASE": str(tmp_path)}))
