@@ -57,6 +57,10 @@ class ServingSettings:
     queue: int = _number(64, 0)
     deadline_s: float = _number(5.0, 0.01, DAY_S)
     """From the whole body to the answer; what takes longer is answered 504, and no further phase of it begins."""
+    connections: int = _number(1000, 1)
+    """Connections that may be open at once; what comes beyond is closed. The system's limit of open files has to allow them."""
+    head_s: float = _number(20.0, 0.01, DAY_S)
+    """A new connection that has not sent the whole head of a request after this long is closed."""
     body_s: float = _number(20.0, 0.01, DAY_S)
     """A body that has not arrived whole after this long is answered 408."""
     uploads: int = _number(128, 1)
