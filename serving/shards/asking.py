@@ -13,6 +13,7 @@ from serving.metrics import Metrics
 from serving.shards.connection import Connection, ConnectionFailed
 from serving.shards.fleet import Backend, Fleet
 from serving.shards.hedging import Budget, Latencies
+from serving.shards.wire import on_behalf
 
 LEAST_HEDGE_S = 0.002
 MOST_TRIES = 3
@@ -35,6 +36,7 @@ class Question:
     until: float
     most_s: float
     usual: bool
+    headers: bytes
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Asking:
         began = self.clock()
         most_s = slow_s or self.timeout_s
         until = min(began + most_s, latest if latest is not None else float("inf"))
-        exchange = Exchange(self, Question(path, wanted, question, read, began, until, most_s, not slow_s))
+        exchange = Exchange(self, Question(path, wanted, question, read, began, until, most_s, not slow_s, on_behalf()))
         try:
             return exchange.run(shards)
         finally:
@@ -146,7 +148,8 @@ class Exchange:
             state.tried.add(backend.name)
             try:
                 connection = backend.connection()
-                connection.ask("POST", self.question.path, self.question.body(shard, self.question.until - self.clock()))
+                body = self.question.body(shard, self.question.until - self.clock())
+                connection.ask("POST", self.question.path, body, self.question.headers)
             except ConnectionFailed as error:
                 backend.down(str(error))
                 continue
