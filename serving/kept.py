@@ -53,7 +53,7 @@ class Kept:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
             for left in (self.folder / "incoming").iterdir() if alone else ():
-                shutil.rmtree(left)
+                shutil.rmtree(left, ignore_errors=True)
         self.begun = True
 
     @contextmanager
