@@ -17,7 +17,7 @@ from serving.routes.search import search_routes
 from serving.routes.state import state_routes
 from serving.settings import ROLES, ServingSettings
 from serving.shards.app import create_shard_app
-from serving.source import FolderSource, MlflowSource, VersionSource
+from serving.source import MlflowSource, VersionSource, release_in
 
 
 def create_app(settings: ServingSettings, source: VersionSource | None = None, fetcher: Fetcher | None = None) -> FastAPI:
@@ -52,5 +52,5 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
 
 def _source(settings: ServingSettings) -> VersionSource:
     if settings.release:
-        return FolderSource(Path(settings.release))
+        return release_in(Path(settings.release))
     return MlflowSource(settings.mlflow_uri, settings.cache, settings.cache_bytes)

@@ -11,15 +11,21 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from serving.contract.preprocess import ImageRejected
 
 REDIRECTS = (301, 302, 303, 307, 308)
 PORTS = {"https": 443, "http": 80}
 CHUNK_BYTES = 65_536
+IN_URLS = "%:/?#[]@!$&'()*+,;="
+"""What stands for itself in an address, or is percent-encoded already (RFC 3986)."""
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""The only IPv6 addresses given out to the public; the rest is reserved, local, or IPv4 in another form."""
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 Resolve = Callable[[str, int], list[str]]
 T = TypeVar("T")
@@ -65,7 +71,7 @@ class Fetcher:
         for _ in range(self.most_redirects + 1):
             parts = self._allowed(url)
             try:
-                found = self._ask(method, parts, self._address(parts), latest, take)
+                found = self._ask(method, parts, self._address(parts, latest), latest, take)
             except (OSError, http.client.HTTPException) as error:
                 if time.monotonic() >= latest or isinstance(error, TimeoutError):
                     raise ImageRejected(
@@ -93,15 +99,16 @@ class Fetcher:
             )
         return parts._replace(netloc=f"{parts.hostname}:{port}" if ":" not in host else f"[{host}]:{port}")
 
-    def _address(self, parts: SplitResult) -> str:
+    def _address(self, parts: SplitResult, latest: float) -> str:
         """One of the host's addresses, once all of them are public."""
-        assert parts.hostname is not None
-        addresses = self.resolve(parts.hostname, parts.port or 0)
+        host = parts.hostname
+        assert host is not None
+        addresses = _within(latest - time.monotonic(), lambda: self.resolve(host, parts.port or 0))
         if not addresses:
             raise OSError("its name has no address")
         for address in addresses:
             if not self.private and not _public(address):
-                raise ImageRejected("forbidden_address", f"{parts.hostname} lies in a private network ({address})")
+                raise ImageRejected("forbidden_address", f"{host} lies in a private network ({address})")
         return addresses[0]
 
     def _ask(self, method: str, parts: SplitResult, address: str, latest: float, take: Take[T]) -> "T | _Elsewhere":
@@ -112,13 +119,13 @@ class Fetcher:
         ending = threading.Timer(left, connection.cut)
         ending.start()
         try:
-            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), IN_URLS)
             connection.request(
                 method, path, headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "vitrine"}
             )
             answer = connection.getresponse()
             if answer.status in REDIRECTS:
-                return _Elsewhere(answer.getheader("Location") or "")
+                return _Elsewhere(quote(answer.getheader("Location") or "", IN_URLS, "latin-1"))
             if answer.status in (404, 410):
                 raise ImageRejected("missing", f"{parts.hostname} has no such photo (it answered {answer.status})")
             if answer.status != 200:
@@ -176,7 +183,26 @@ class _Pinned(http.client.HTTPConnection):
                 return  # it is closed already
 
 
+def _within(limit_s: float, call: Callable[[], T]) -> T:
+    """What a call gives that cannot be told to stop. Raises TimeoutError after `limit_s`; its thread then ends when the call does."""
+    found: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(call())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=work, name="lookup", daemon=True).start()
+    return found.result(max(0.0, limit_s))
+
+
 def _public(address: str) -> bool:
+    """Whether an address is one of the public; IPv4 within IPv6 is judged as the IPv4 address that is meant."""
     found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None)
-    return found.is_global and not found.is_multicast and (mapped is None or mapped.is_global)
+    if isinstance(found, ipaddress.IPv4Address):
+        return found.is_global and not found.is_multicast
+    inner = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF) if found in NAT64 else found.ipv4_mapped
+    if inner is not None:
+        return _public(str(inner))
+    return found in GLOBAL_UNICAST and found.is_global and (found.sixtofour is None or found.sixtofour.is_global)

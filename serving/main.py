@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from functools import partial
 
 import typer
 
@@ -42,7 +43,7 @@ def serve() -> None:
         app,
         host=settings.host,
         port=settings.port,
-        http=OneWriteProtocol,
+        http=partial(OneWriteProtocol, head_s=settings.head_s, most=settings.connections),  # type: ignore[arg-type]
         log_level="warning",
         log_config=None,
         access_log=False,

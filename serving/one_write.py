@@ -1,7 +1,8 @@
-"""HTTP by uvicorn, with the head of an answer and its body in one packet.
+"""HTTP by uvicorn, with the head of an answer and its body in one packet, and with limits for connections that ask nothing.
 
 uvicorn writes them one after the other and the loop sends each at once, so that every answer was two passes through the network's
-code, and whoever waits was woken by its head only to wait on.
+code, and whoever waits was woken by its head only to wait on. It also takes any number of connections, and as long as bytes trickle
+in, or before there was a first, it never closes one.
 """
 
 import asyncio
@@ -42,7 +43,28 @@ class OneWrite:
 
 
 class OneWriteProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection. It is closed when there are more than `most`, or when a whole head is not there in time.
+
+    The first head has `head_s`; each later one has uvicorn's keep-alive, from the answer before it.
+    """
+
+    def __init__(self, *args: Any, head_s: float = 20.0, most: int = 1000, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.head_s, self.most = head_s, most
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
+        if len(self.connections) > self.most:
+            transport.close()
+            return
+        self.timeout_keep_alive_task = self.loop.call_later(self.head_s, self.timeout_keep_alive_handler)
+
+    def data_received(self, data: bytes) -> None:
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None  # uvicorn would cancel it at the first byte
+        super().data_received(data)
+        if timer is None:
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self.timeout_keep_alive_task = timer
+        else:
+            timer.cancel()

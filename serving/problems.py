@@ -21,7 +21,7 @@ from serving.metrics import Metrics
 from serving.models import Problem
 from serving.phases import DeadlinePassed
 from serving.queries import QueryError
-from serving.tracing import Tracing
+from serving.tracing import Traced, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Requests:
         request_id = asked if REQUEST_ID.fullmatch(asked) else token_hex(8)
         scope.setdefault("state", {}).update(request_id=request_id, phases=[])
         logs.request_id.set(request_id)
-        at, began = time.time(), time.perf_counter()
+        traced, began = self.tracing.begin(headers, time.time()), time.perf_counter()
         status = 0
 
         async def named(message: Message) -> None:
@@ -81,9 +81,9 @@ class Requests:
             detail = "the search failed for a reason of ours; the log has it under this request id"
             await problem(Request(scope), 500, detail, "internal")(scope, receive, named)
         finally:
-            self._tell(scope, headers, status, at, time.perf_counter() - began)
+            self._tell(scope, traced, status, time.perf_counter() - began)
 
-    def _tell(self, scope: Scope, headers: Headers, status: int, at: float, took_s: float) -> None:
+    def _tell(self, scope: Scope, traced: Traced, status: int, took_s: float) -> None:
         """Counts, logs and traces a request that is over."""
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.request(route, status, took_s)
@@ -93,7 +93,7 @@ class Requests:
         log.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
         attributes = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status}
         attributes["vitrine.request_id"] = scope["state"]["request_id"]
-        self.tracing.record(f"{scope['method']} {route}", headers, at, took_s, attributes, scope["state"]["phases"])
+        traced.end(f"{scope['method']} {route}", took_s, attributes, scope["state"]["phases"])
 
 
 def problem(request: Request, status: int, detail: str, reason: str = "", headers: dict[str, str] | None = None) -> JSONResponse:
@@ -122,7 +122,7 @@ def handle_errors(app: FastAPI, metrics: Metrics, tracing: Tracing) -> None:
 
     @app.exception_handler(QueryError)
     async def query_error(request: Request, error: QueryError) -> JSONResponse:
-        return problem(request, error.status, str(error), "query")
+        return problem(request, error.status, str(error), error.reason, dict(error.headers))
 
     @app.exception_handler(DeadlinePassed)
     async def too_late(request: Request, error: DeadlinePassed) -> JSONResponse:

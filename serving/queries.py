@@ -1,7 +1,7 @@
 """From a request to an answer: the work of one search, done in a worker thread on one release."""
 
 import math
-from collections.abc import Generator, Hashable
+from collections.abc import Generator, Hashable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, cast
@@ -28,6 +28,9 @@ UNIT_TOLERANCE = 1e-2
 
 class QueryError(Exception):
     """A request that cannot be answered as it is; the message says why, `status` is its HTTP status."""
+
+    reason = "query"
+    headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, status: int = 422) -> None:
         super().__init__(message)

@@ -140,7 +140,7 @@ class Replica:
         """The release to answer with. Raises Refused(503) when there is none."""
         found = self.slots.get(slot)
         if found is None:
-            what = f"slot {slot} holds no version that is ready" if slot else "no index version is live on this replica yet"
+            what = f"slot {slot} holds no version that is ready" if slot else self.slots.nothing_live()
             raise Refused(503, what, "not_ready", {"Retry-After": "5"})
         return found
 

@@ -184,6 +184,11 @@ class Slots(Generic[V]):
             "flips": self.flips,
         }
 
+    def nothing_live(self) -> str:
+        """The sentence for whoever asks while nothing is live."""
+        why = self.error or self.held_up
+        return f"no index version is live on this replica yet{': ' + why if why else ''}"
+
     def draining(self) -> list[str]:
         """Versions that no slot holds any more and that are still in memory, for requests that began with them."""
         held = [*self.held(), *(s.opened for s in self.slots.values())]
@@ -214,6 +219,21 @@ class Slots(Generic[V]):
             elif self.slots[self.live_slot].release is not self.live:
                 self.live_slot = name
             return
+        self.held_up = self._absent()
+
+    def _absent(self) -> str:
+        """Why the version that `live` names does not serve, where no slot holds it ready; "" where it serves all the same."""
+        wanted, serves = self.wanted_live, self.live.version if self.live else ""
+        if wanted and wanted == serves:
+            return ""
+        if not wanted:
+            why = "the alias live names no version"
+        elif name := next((n for n, s in self.slots.items() if s.version == wanted), ""):
+            why = f"version {wanted} is not ready: slot {name} is {self.slots[name].state}"
+        else:
+            held = ", ".join(f"{n} names {s.version or 'none'}" for n, s in self.slots.items())
+            why = f"the alias live names version {wanted}, which is in no slot ({held})"
+        return f"{why}; version {serves} goes on" if serves else why
 
     def _load(self, name: str, slot: Slot[V]) -> Slot[V]:
         """The version opened, verified and warm; or what it waits for; or the reason why it failed."""

@@ -1,21 +1,16 @@
 """Where versions come from: the MLflow registry, or a folder that holds an exported release. One small protocol."""
 
 import json
-import os
 import shutil
-import tempfile
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from serving.contract.files import ContractError, FileRef, sha256_file, verify
 from serving.contract.manifest import EncoderManifest, IndexManifest, read_manifest
+from serving.kept import Kept, used
 
 MODEL = "product-index"
-RECENT = 3
-"""Versions whose files are never removed from the cache: both slots and one on its way."""
+ALIASES = "aliases.json"
 
 
 class VersionSource(Protocol):
@@ -43,7 +38,7 @@ class FolderSource:
         self.folder = folder
 
     def resolve(self, alias: str) -> str:
-        path = self.folder / "aliases.json"
+        path = self.folder / ALIASES
         return str(json.loads(path.read_text()).get(alias, "")) if path.is_file() else ""
 
     def manifest(self, version: str) -> IndexManifest:
@@ -56,78 +51,74 @@ class FolderSource:
         return self.folder / "files" / ref.sha256
 
 
-class MlflowSource:
-    """The registry at `uri`, through mlflow-skinny; files are kept in `cache` by their sha256 and fetched once.
+def release_in(folder: Path) -> FolderSource:
+    """The release exported to a folder. Raises ValueError where there is none."""
+    if not (folder / ALIASES).is_file():
+        what = f"there is no {ALIASES} in it" if folder.is_dir() else "there is no such folder"
+        raise ValueError(f"VITRINE_RELEASE={str(folder)!r} holds no release: {what}; `vitrine release export` writes one")
+    return FolderSource(folder)
 
-    The cache takes at most `limit_bytes`: the least recently used files go first, never those of the last few versions asked for.
+
+class MlflowSource:
+    """The registry at `uri`, through mlflow-skinny; files and encoders are kept in `cache` by their sha256 and fetched once.
+
+    The cache takes at most `limit_bytes`: the least recently used go first, never those of versions that the aliases name.
     """
 
     def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30) -> None:
         from mlflow import MlflowClient  # type: ignore[attr-defined, unused-ignore]
 
-        self.uri, self.cache, self.limit_bytes = uri, cache, limit_bytes
+        self.uri, self.kept = uri, Kept(cache, limit_bytes)
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self.recent: deque[set[str]] = deque(maxlen=RECENT)
+        self.named: dict[str, str] = {}
+        self.parts: dict[str, set[str]] = {}
 
     def resolve(self, alias: str) -> str:
         from mlflow.exceptions import MlflowException
 
         try:
-            return str(self.client.get_model_version_by_alias(MODEL, alias).version)
+            version = str(self.client.get_model_version_by_alias(MODEL, alias).version)
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                return ""
-            raise
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            version = ""
+        self.named[alias] = version
+        return version
 
     def manifest(self, version: str) -> IndexManifest:
         run = str(self.client.get_model_version(MODEL, version).run_id)
-        with self._incoming() as folder:
+        with self.kept.incoming() as folder:
             manifest = read_manifest(self._download(run, "index/manifest.json", folder), IndexManifest)
-        self.recent.append({f.sha256 for f in manifest.files()})
+        named = set(self.named.values())
+        self.parts = {v: parts for v, parts in self.parts.items() if v in named}
+        self.parts[version] = {manifest.encoder.manifest.sha256, *(f.sha256 for f in manifest.files())}
         return manifest
 
     def encoder(self, manifest: IndexManifest) -> Path:
         wanted = manifest.encoder
-        folder = self.cache / "encoders" / wanted.manifest.sha256
+        folder = self.kept.encoder(wanted.manifest.sha256)
         if folder.is_dir() and _whole(folder, wanted.manifest):
-            return folder
-        with self._incoming() as incoming:
+            return used(folder)
+        with self.kept.incoming() as incoming:
             found = self._download(wanted.run_id, "encoder", incoming)
             verify(found / "encoder.json", wanted.manifest)
-            folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             found.replace(folder)
+        self._make_room()
         return folder
 
     def fetch(self, ref: FileRef) -> Path:
-        path = self.cache / "files" / ref.sha256
+        path = self.kept.file(ref.sha256)
         if path.is_file() and path.stat().st_size == ref.bytes and sha256_file(path) == ref.sha256:
-            os.utime(path)
-            return path
-        with self._incoming() as incoming:
-            found = verify(self._download(ref.run_id, ref.path, incoming), ref)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            found.replace(path)
+            return used(path)
+        with self.kept.incoming() as incoming:
+            verify(self._download(ref.run_id, ref.path, incoming), ref).replace(path)
         self._make_room()
         return path
 
     def _make_room(self) -> None:
-        """Removes the least recently used files over the limit. A file that is mapped stays readable until it is closed."""
-        files = sorted((self.cache / "files").iterdir(), key=lambda p: p.stat().st_mtime)
-        total = sum(p.stat().st_size for p in files)
-        for path in files:
-            if total <= self.limit_bytes:
-                return
-            if not any(path.name in used for used in self.recent):
-                total -= path.stat().st_size
-                path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _incoming(self) -> Iterator[Path]:
-        """A folder for what is on its way, on the cache's own disk; what a killed process left in one is never looked at."""
-        (self.cache / "incoming").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.cache / "incoming") as folder:
-            yield Path(folder)
+        """What the aliases name stays, and the version that was asked for last: it is on its way."""
+        self.kept.make_room(set().union(*self.parts.values()))
 
     def _download(self, run: str, artifact: str, into: Path) -> Path:
         from mlflow.artifacts import download_artifacts

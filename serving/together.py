@@ -9,6 +9,7 @@ from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from serving import logs
 from serving.models import SearchAnswer
 
 
@@ -60,8 +61,17 @@ def together(searches: list[Search]) -> None:
         assert first is not None
         chosen = [s for s in under_way if s.wants is not None and s.wants.alike == first.alike]
         try:
-            results = first.run([s.wants for s in chosen])
+            results = _context_of(chosen).run(first.run, [s.wants for s in chosen])
         except Exception as error:  # each of them gets it, and says so in its own words
             results = [error] * len(chosen)
         for search, result in zip(chosen, results, strict=True):
             search.go_on(result)
+
+
+def _context_of(searches: list[Search]) -> Context:
+    """The context of the first, with the ids of all their requests: what is logged, or asked elsewhere, is for all of them."""
+    context = searches[0].context
+    if len(searches) > 1:
+        context = context.copy()
+        context.run(logs.request_id.set, ",".join(s.context.get(logs.request_id, "") for s in searches))
+    return context

@@ -2,26 +2,33 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol
 
 from serving.phases import Phases
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
 
 log = logging.getLogger(__name__)
 NS = 10**9
 
+parent: ContextVar[str] = ContextVar("traceparent", default="")
+"""The W3C traceparent of the span that this code runs for: what is asked of other processes joins it. "" without tracing."""
+
+
+class Traced(Protocol):
+    """A request under way."""
+
+    def end(self, name: str, took_s: float, attributes: Mapping[str, str | int], searches: Sequence[Phases] = ()) -> None: ...
+
 
 class Tracing(Protocol):
-    """Where finished requests are told."""
+    """Where requests are told."""
 
-    def record(
-        self,
-        name: str,
-        headers: Mapping[str, str],
-        began_s: float,
-        took_s: float,
-        attributes: Mapping[str, str | int],
-        searches: Sequence[Phases],
-    ) -> None: ...
+    def begin(self, headers: Mapping[str, str], began_s: float) -> Traced:
+        """A request that began, with its `headers`, and sets `parent`. One that is never ended is not told."""
+        ...
 
     def close(self) -> None: ...
 
@@ -29,11 +36,32 @@ class Tracing(Protocol):
 class NoTracing:
     """Tells nobody."""
 
-    def record(self, *_: object) -> None:
+    def begin(self, *_: object) -> "NoTracing":
+        return self
+
+    def end(self, *_: object) -> None:
         return
 
     def close(self) -> None:
         return
+
+
+class SpanOf:
+    """A request whose span has begun."""
+
+    def __init__(self, tracer: "Tracer", span: "Span", began_s: float) -> None:
+        self.tracer, self.span, self.began_s = tracer, span, began_s
+
+    def end(self, name: str, took_s: float, attributes: Mapping[str, str | int], searches: Sequence[Phases] = ()) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        below = set_span_in_context(self.span)
+        for phase in (p for s in searches for p in s.done):
+            part = self.tracer.start_span(phase.name, below, start_time=round(NS * phase.began_s))
+            part.end(round(NS * (phase.began_s + phase.took_s)))
+        self.span.update_name(name)
+        self.span.set_attributes(dict(attributes))
+        self.span.end(round(NS * (self.began_s + took_s)))
 
 
 class OpenTelemetry:
@@ -44,30 +72,22 @@ class OpenTelemetry:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self.provider = TracerProvider(resource=Resource.create({"service.name": "vitrine-serving"}), shutdown_on_exit=False)
         self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint, timeout=5)))
         self.tracer = self.provider.get_tracer("vitrine.serving")
+        self.wire = TraceContextTextMapPropagator()
 
-    def record(
-        self,
-        name: str,
-        headers: Mapping[str, str],
-        began_s: float,
-        took_s: float,
-        attributes: Mapping[str, str | int],
-        searches: Sequence[Phases],
-    ) -> None:
+    def begin(self, headers: Mapping[str, str], began_s: float) -> SpanOf:
         from opentelemetry.trace import SpanKind, set_span_in_context
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        parent = TraceContextTextMapPropagator().extract(dict(headers))
-        span = self.tracer.start_span(name, parent, SpanKind.SERVER, dict(attributes), start_time=round(NS * began_s))
-        below = set_span_in_context(span)
-        for phase in (p for s in searches for p in s.done):
-            part = self.tracer.start_span(phase.name, below, start_time=round(NS * phase.began_s))
-            part.end(round(NS * (phase.began_s + phase.took_s)))
-        span.end(round(NS * (began_s + took_s)))
+        callers = self.wire.extract(dict(headers))
+        span = self.tracer.start_span("request", callers, SpanKind.SERVER, start_time=round(NS * began_s))
+        told: dict[str, str] = {}
+        self.wire.inject(told, set_span_in_context(span))
+        parent.set(told.get("traceparent", ""))
+        return SpanOf(self.tracer, span, began_s)
 
     def close(self) -> None:
         """Sends what is waiting, for a few seconds at most."""

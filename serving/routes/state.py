@@ -18,7 +18,7 @@ def state_routes(
 
     @app.get("/v1/version")
     async def version() -> dict[str, Any]:
-        """What is live, what each slot holds, and what went wrong if anything did."""
+        """What is live, what each slot holds, and why the version that the alias `live` names does not serve, if it does not."""
         state: dict[str, Any] = slots.describe()
         live = slots.live
         if live is not None and state["live"] is not None:
@@ -45,7 +45,7 @@ def state_routes(
     async def readyz() -> dict[str, str]:
         """A version is loaded, verified, and has reproduced its golden answers."""
         if slots.live is None:
-            raise Refused(503, "no index version is live on this replica yet", "not_ready", {"Retry-After": "5"})
+            raise Refused(503, slots.nothing_live(), "not_ready", {"Retry-After": "5"})
         return {"status": "ready", "version": slots.live.version}
 
     @app.get("/metrics", response_class=Response)

@@ -7,27 +7,36 @@ import select
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from serving.metrics import Metrics
 from serving.shards.connection import Connection, ConnectionFailed
 from serving.shards.fleet import Backend, Fleet
 from serving.shards.hedging import Budget, Latencies
+from serving.shards.wire import on_behalf
 
 LEAST_HEDGE_S = 0.002
 MOST_TRIES = 3
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of several shards, from `began` to `until`; one that is not `usual` is slow by its nature."""
+    """What is asked of several shards, from `began` to `until`; one that is not `usual` is slow by its nature.
+
+    `read` makes an answer of a body. Raises ValueError for a body that is none.
+    """
 
     path: str
     wanted: str
     body: Callable[[int, float], bytes]
+    read: Callable[[bytes], Any]
     began: float
     until: float
     most_s: float
     usual: bool
+    headers: bytes
 
 
 @dataclass
@@ -67,18 +76,20 @@ class Asking:
         wanted: str,
         shards: list[int],
         question: Callable[[int, float], bytes],
+        read: Callable[[bytes], T],
         latest: float | None = None,
         slow_s: float = 0.0,
-    ) -> dict[int, bytes]:
-        """The bodies of the answers by shard; a shard that could not answer in time is not among them.
+    ) -> dict[int, T]:
+        """The answers by shard; a shard that could not answer in time is not among them.
 
-        `wanted` is "version|digest"; `question(shard, left_s)` makes the body for a shard that has `left_s` seconds. `slow_s`: a
-        question that may take this long; it is not hedged and tells nothing of how fast a shard is.
+        `wanted` is "version|digest"; `question(shard, left_s)` makes the body for a shard that has `left_s` seconds; `read` makes
+        an answer of what came, and raises ValueError for what is none: who sent that is asked no more, like one who broke off.
+        `slow_s`: a question that may take this long; it is not hedged and tells nothing of how fast a shard is.
         """
         began = self.clock()
         most_s = slow_s or self.timeout_s
         until = min(began + most_s, latest if latest is not None else float("inf"))
-        exchange = Exchange(self, Question(path, wanted, question, began, until, most_s, not slow_s))
+        exchange = Exchange(self, Question(path, wanted, question, read, began, until, most_s, not slow_s, on_behalf()))
         try:
             return exchange.run(shards)
         finally:
@@ -101,10 +112,10 @@ class Exchange:
         self.asking, self.question, self.clock = asking, question, asking.clock
         self.calls: dict[int, Call] = {}
         self.open: dict[int, Open] = {}
-        self.answers: dict[int, bytes] = {}
+        self.answers: dict[int, Any] = {}
         self.poll = select.poll()
 
-    def run(self, shards: list[int]) -> dict[int, bytes]:
+    def run(self, shards: list[int]) -> dict[int, Any]:
         for shard in shards:
             self.asking.budget.earn()
             self.open[shard] = Open()
@@ -137,7 +148,8 @@ class Exchange:
             state.tried.add(backend.name)
             try:
                 connection = backend.connection()
-                connection.ask("POST", self.question.path, self.question.body(shard, self.question.until - self.clock()))
+                body = self.question.body(shard, self.question.until - self.clock())
+                connection.ask("POST", self.question.path, body, self.question.headers)
             except ConnectionFailed as error:
                 backend.down(str(error))
                 continue
@@ -163,20 +175,21 @@ class Exchange:
     def _read(self, call: Call) -> None:
         try:
             body = call.connection.read()
-        except ConnectionFailed as error:
+            if body is None:
+                return
+            status = call.connection.status
+            answer = self.question.read(body) if status == 200 else None
+        except (ConnectionFailed, ValueError) as error:
             call.backend.down(str(error))
             self._again(call)
             return
-        if body is None:
-            return
-        status = call.connection.status
         self._end(call, whole=True)
         if call.shard not in self.open:
             return
         if status == 200:
             if self.question.usual:
                 self.asking.took(self.question.path, call.shard, self.clock() - call.began, call.hedge)
-            self.answers[call.shard] = body
+            self.answers[call.shard] = answer
             del self.open[call.shard]
             for other in [c for c in self.calls.values() if c.shard == call.shard]:
                 self._end(other, whole=False)

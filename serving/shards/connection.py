@@ -37,12 +37,12 @@ class Connection:
         poll.register(self.fd, select.POLLIN)
         return not poll.poll(0)
 
-    def ask(self, method: str, path: str, body: bytes = b"") -> None:
-        """Sends a question. Raises ConnectionFailed."""
+    def ask(self, method: str, path: str, body: bytes = b"", headers: bytes = b"") -> None:
+        """Sends a question; `headers` are whole lines. Raises ConnectionFailed."""
         self.data.clear()
         self.body_at = self.end = -1
-        head = b"%s %s HTTP/1.1\r\nhost: %s\r\ncontent-length: %d\r\n\r\n" % (
-            method.encode(), path.encode(), self.host, len(body),
+        head = b"%s %s HTTP/1.1\r\nhost: %s\r\ncontent-length: %d\r\n%s\r\n" % (
+            method.encode(), path.encode(), self.host, len(body), headers,
         )  # fmt: skip
         try:
             self.socket.settimeout(self.timeout_s)

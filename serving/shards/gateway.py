@@ -89,7 +89,8 @@ class RemoteSearcher(Searcher):
             "filter": wanted.root if wanted else None,
             "measure": measure,
         }
-        parts = self._asked(SEARCH, self.shards, header, xq, latest, EXACT_S if measure else 0.0)
+        shape = (len(xq), k)
+        parts = self._asked(SEARCH, self.shards, header, xq, (shape, shape), latest, EXACT_S if measure else 0.0)
         if not parts:
             raise ShardsAway("no shard answered; try again in a second")
         found = merge([Found(p[0], p[1]) for _, p in sorted(parts.items())], k)
@@ -99,7 +100,7 @@ class RemoteSearcher(Searcher):
         """The stored vector (d,) float32 of a row, from its shard. Raises ShardsAway."""
         shard = max(s for s, start in self.starts.items() if start <= row)
         header = {"version": self.version, "digest": self.digest}
-        parts = self._asked(VECTORS, [shard], header, np.array([row], np.int64), latest)
+        parts = self._asked(VECTORS, [shard], header, np.array([row], np.int64), ((1, self.dim),), latest)
         if not parts:
             raise ShardsAway("the shard that holds this product does not answer; try again in a second")
         return parts[shard][0][0]
@@ -111,26 +112,39 @@ class RemoteSearcher(Searcher):
         return found
 
     def _asked(
-        self, path: str, shards: list[int], header: dict, array: np.ndarray, latest: float | None, slow_s: float = 0.0
+        self,
+        path: str,
+        shards: list[int],
+        header: dict,
+        array: np.ndarray,
+        shapes: tuple[tuple[int, ...], ...],
+        latest: float | None,
+        slow_s: float = 0.0,
     ) -> dict[int, list[np.ndarray]]:
+        """The arrays that shards answer with. What is not of this version, or not of `shapes`, counts as no answer."""
+
         def question(shard: int, left_s: float) -> bytes:
             return pack(header | {"shard": shard, "left_ms": round(1e3 * left_s, 1)}, array)
 
-        try:
-            bodies = self.asking.ask(path, self.wanted, shards, question, latest, slow_s)
-        except Refusal as error:
-            raise ValueError(str(error)) from None
-        answers = {}
-        for shard, body in bodies.items():
+        def read(body: bytes) -> list[np.ndarray]:
             told, arrays = unpack(body)
             if told.get("digest") != self.digest:
-                raise RuntimeError(f"shard {shard} answered for {told.get('digest')}, asked was {self.digest}")
-            answers[shard] = arrays
-        return answers
+                raise ValueError(f"it answered for {told.get('digest')}, asked was {self.digest}")
+            if tuple(a.shape for a in arrays) != shapes:
+                raise ValueError(f"it answered with arrays of {[a.shape for a in arrays]}, asked was {list(shapes)}")
+            return arrays
+
+        try:
+            return self.asking.ask(path, self.wanted, shards, question, read, latest, slow_s)
+        except Refusal as error:
+            raise ValueError(str(error)) from None
 
 
 class ShardsAway(QueryError):
     """No shard, or not the one that matters, could answer."""
+
+    reason = "shards_away"
+    headers = {"Retry-After": "1"}
 
     def __init__(self, message: str) -> None:
         super().__init__(message, 503)

@@ -43,7 +43,7 @@ class Holder:
         self.shards = settings.shard_numbers()
         self.slots: Slots[Part] = Slots(source, opener=PartVersions(source, self.shards, settings.threads))
         self.metrics = Metrics()
-        self.pool = ThreadPoolExecutor(settings.workers or 2, "shard")
+        self.pool = ThreadPoolExecutor(settings.workers, "shard")
         self.waiting = 0
         self.asked: dict[str, tuple[Part, float]] = {}
         self.lock = threading.Lock()

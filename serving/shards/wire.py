@@ -13,11 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from serving import logs, tracing
+
 MAGIC = b"VTR1"
 KIND = "application/x-vitrine-shard"
 DTYPES = ("<f4", "<i8")
 MOST_BYTES = 8 * 2**20
 SEARCH, VECTORS, STATE = "/shard/search", "/shard/vectors", "/shard/state"
+
+
+def on_behalf() -> bytes:
+    """The header lines that tell a shard for which request it is asked, and which span its own is below."""
+    request_id, parent = logs.request_id.get(), tracing.parent.get()
+    line = b"x-request-id: %s\r\n" % request_id.encode() if request_id else b""
+    return line + b"traceparent: %s\r\n" % parent.encode() if parent else line
 
 
 def pack(header: Mapping[str, Any], *arrays: np.ndarray) -> bytes:

@@ -1,5 +1,8 @@
 """One small release for the serving tests of a module, and a replica of it in this process."""
 
+import io
+import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.app import create_app
+from serving.logs import JsonLines
 from serving.settings import ServingSettings
 from tests.releases import add_version, make_release
 
@@ -39,3 +43,23 @@ def client(home: Path) -> Iterator[TestClient]:
             if client.get("/readyz").status_code == 200:
                 break
         yield client
+
+
+@pytest.fixture
+def lines() -> Iterator[list[dict]]:
+    """What the replica logs, parsed line by line when asked."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("serving")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+    class Lines(list):
+        def __iter__(self) -> Iterator[dict]:
+            return (json.loads(line) for line in stream.getvalue().splitlines())
+
+    yield Lines()
+    logger.removeHandler(handler)
+    logger.setLevel(before)

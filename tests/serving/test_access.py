@@ -11,6 +11,7 @@ from serving.access import Access, ApiKey, read_keys
 from serving.app import create_app
 from serving.problems import Refused
 from serving.settings import ServingSettings
+from serving.source import FolderSource
 
 
 def key_file(folder: Path, **keys: int) -> Path:
@@ -65,7 +66,7 @@ def test_a_file_of_keys_that_does_not_fit_stops_the_start(tmp_path: Path, conten
     path = tmp_path / "keys.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=says):
-        create_app(ServingSettings(release="x", api_keys=str(path)))
+        create_app(ServingSettings(api_keys=str(path)), FolderSource(tmp_path))
     with pytest.raises(ValueError, match="cannot be read"):
         read_keys(str(tmp_path / "none"))
     assert ApiKey(name="a", sha256="0" * 64).per_minute == 600

@@ -65,7 +65,7 @@ def test_selectors_choose_the_pods_of_their_own_file_and_probes_ask_routes_that_
         if selector:
             wanted = selector.get("matchLabels", selector)
             assert any(wanted.items() <= found.items() for found in labels), one["metadata"]["name"]
-    whole = create_app(ServingSettings(release=str(tmp_path)))
+    whole = create_app(ServingSettings(), FolderSource(tmp_path))
     shard = create_shard_app(ServingSettings(role="shard", shards=("0",)), FolderSource(tmp_path))
     for spec in deployments:
         container = spec["template"]["spec"]["containers"][0]

@@ -19,11 +19,15 @@ PHOTO = b"photo" * 1000
 
 
 class Shop(BaseHTTPRequestHandler):
-    """/photo, /long (100 MB), /slow, /cut, /none, and redirects: /to/<path>, /loop, /elsewhere."""
+    """/photo, /caf%C3%A9%20%2F?a=%C3%A9, /long (100 MB), /slow, /cut, /none, and redirects: /to/<path>, /loop, /elsewhere, /bytes."""
 
     def do_GET(self) -> None:
-        if self.path == "/photo":
+        if self.path in ("/photo", "/caf%C3%A9%20%2F?a=%C3%A9"):
             self._body(PHOTO)
+        elif self.path == "/bytes":
+            self.send_response(302)
+            self.send_header("Location", "/café %2F?a=é".encode().decode("latin-1"))
+            self.end_headers()
         elif self.path.startswith("/to/") or self.path in ("/loop", "/elsewhere"):
             self.send_response(302)
             self.send_header("Location", {"/loop": "/loop", "/elsewhere": "http://metadata/latest"}.get(self.path, self.path[3:]))
@@ -113,6 +117,33 @@ def test_only_listed_hosts_are_asked(port: int, url: str) -> None:
     assert refused(lambda: fetcher(port).fetch(url.format(port=port))) == "forbidden_host"
 
 
+def test_letters_beyond_ascii_are_encoded_and_what_is_encoded_stays(port: int) -> None:
+    for path in ("café %2F?a=é", "caf%C3%A9%20%2F?a=%C3%A9", "bytes"):
+        assert fetcher(port).fetch(f"http://shop:{port}/{path}") == PHOTO
+
+
+def test_a_name_that_is_looked_up_for_too_long_is_a_timeout(port: int) -> None:
+    answering = threading.Event()
+
+    def slow(host: str, port: int) -> list[str]:
+        answering.wait(20)
+        return ["127.0.0.1"]
+
+    began = time.monotonic()
+    try:
+        assert refused(lambda: fetcher(port, timeout_s=0.2, resolve=slow).fetch(f"http://shop:{port}/photo")) == "timeout"
+        assert time.monotonic() - began < 10
+    finally:
+        answering.set()
+
+
+def test_a_name_that_does_not_resolve_is_unreachable(port: int) -> None:
+    def unknown(host: str, port: int) -> list[str]:
+        raise OSError("unknown name")
+
+    assert refused(lambda: fetcher(port, resolve=unknown).fetch(f"http://shop:{port}/photo")) == "unreachable"
+
+
 def test_where_no_host_is_listed_nothing_is_fetched() -> None:
     assert refused(lambda: Fetcher().fetch("https://example.com/a.jpg")) == "not_enabled"
 
@@ -122,7 +153,8 @@ def test_where_no_host_is_listed_nothing_is_fetched() -> None:
     [
         "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1",
         "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "::1", "fe80::1%eth0",
-        "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "255.255.255.255",
+        "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "2002:7f00:1::", "255.255.255.255", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1",
+        "64:ff9b:1::808:808", "fec0::1", "::7f00:1", "::808:808", "::ffff:0:127.0.0.1", "::", "ff0e::1", "2001:0:7f00:1::",
     ],
 )  # fmt: skip
 def test_private_addresses_are_refused_before_a_connection(address: str) -> None:
@@ -132,7 +164,7 @@ def test_private_addresses_are_refused_before_a_connection(address: str) -> None
 
 
 def test_public_addresses_are_public() -> None:
-    assert all(_public(a) for a in ("8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"))
+    assert all(_public(a) for a in ("8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8"))
 
 
 def test_a_redirect_into_a_private_network_is_refused(port: int) -> None:

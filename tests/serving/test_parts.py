@@ -81,8 +81,10 @@ for name in {HEAVY!r}:
     sys.modules[name] = None
 from serving.app import create_app
 from serving.main import main
+from pathlib import Path
 from serving.settings import ServingSettings
-create_app(ServingSettings(release="somewhere"))
+from serving.source import FolderSource
+create_app(ServingSettings(), FolderSource(Path("somewhere")))
 print(sorted(m for m in sys.modules if m.split(".")[0] in ("mlflow", "pandas", "sqlalchemy", "matplotlib", "sklearn", "redis")))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

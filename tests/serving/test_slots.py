@@ -33,6 +33,31 @@ def test_the_live_version_is_loaded_and_a_candidate_beside_it(slots: Slots, home
     assert slots.flips == 3
 
 
+@pytest.mark.parametrize(
+    ("aliases", "words"),
+    [
+        ({"blue": "1", "green": "2", "live": "9"}, "the alias live names version 9, which is in no slot (blue names 1, green names 2)"),
+        ({"blue": "1"}, "the alias live names no version"),
+        ({"blue": "7", "live": "7"}, "version 7 is not ready: slot blue is failed"),
+    ],
+)  # fmt: skip
+def test_what_is_not_live_says_why(home: Path, aliases: dict[str, str], words: str) -> None:
+    set_aliases(home, **aliases)
+    slots: Slots = Slots(source(home))
+    slots.refresh()
+    assert slots.describe()["error"] == words
+    assert slots.nothing_live() == f"no index version is live on this replica yet: {words}"
+
+
+def test_what_goes_on_instead_of_the_version_that_is_wanted_is_said(slots: Slots, home: Path) -> None:
+    set_aliases(home, live="9", blue="1")
+    slots.refresh()
+    assert str(slots.describe()["error"]).endswith("(blue names 1, green names none); version 1 goes on")
+    set_aliases(home, live="1", green="2")
+    slots.refresh()
+    assert slots.describe()["error"] == ""
+
+
 def test_a_version_that_was_never_warmed_does_not_go_live(slots: Slots, home: Path) -> None:
     set_aliases(home, live="2", blue="1")
     slots.refresh()

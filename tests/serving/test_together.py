@@ -7,6 +7,7 @@ from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any
 
+from serving import logs
 from serving.together import Search, Searching, together
 from serving.workers import Workers
 from tests.running import until
@@ -52,6 +53,31 @@ def test_steps_that_are_alike_are_one_call_and_each_search_gets_its_own() -> Non
     together(searches)
     assert [s.answer for s in searches] == [("1", 4), ("2", 8), ("3", 12), ("v", 20)]
     assert CALLS == [("encode", 3), ("retrieve", 4)]
+
+
+class Heard:
+    """A step that tells for which requests it runs."""
+
+    alike = "heard"
+
+    def run(self, steps: "list[Heard]") -> list[str]:
+        return [logs.request_id.get()] * len(steps)
+
+
+def test_what_is_done_for_several_searches_knows_all_their_requests() -> None:
+    def hearing() -> Any:
+        return (yield Heard())
+
+    searches = [begun(hearing()) for _ in range(3)]
+    for number, one in enumerate(searches):
+        one.context.run(logs.request_id.set, f"id-{number}")
+    together(searches)
+    assert {s.answer for s in searches} == {"id-0,id-1,id-2"}
+    alone = begun(hearing())
+    alone.context.run(logs.request_id.set, "id-4")
+    together([alone])
+    assert alone.answer == "id-4"
+    assert logs.request_id.get() == ""
 
 
 def test_a_search_without_steps_is_over_at_once() -> None:

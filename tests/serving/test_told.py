@@ -1,48 +1,21 @@
 """What a replica tells of each request: a line of JSON with its id, a trace to a real collector, Server-Timing."""
 
-import io
-import json
-import logging
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from serving.app import create_app
 from serving.live_recall import VERSIONS
-from serving.logs import JsonLines
 from serving.metrics import Metrics
 from serving.settings import ServingSettings
+from tests.collector import collecting
 
 
 @pytest.fixture
 def photo(made: Path) -> bytes:
     return (made / "shop" / "photos" / "4-2.jpg").read_bytes()
-
-
-@pytest.fixture
-def lines() -> Iterator[list[dict]]:
-    """What the replica logs, parsed line by line when asked."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonLines())
-    logger = logging.getLogger("serving")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-
-    class Lines(list):
-        def __iter__(self) -> Iterator[dict]:
-            return (json.loads(line) for line in stream.getvalue().splitlines())
-
-    yield Lines()
-    logger.removeHandler(handler)
-    logger.setLevel(before)
 
 
 def open_replica(home: Path, **settings: Any) -> TestClient:
@@ -80,38 +53,13 @@ def test_what_nobody_foresaw_is_in_the_log_with_its_traceback_and_not_in_the_ans
     assert "secret" not in answer.text
 
 
-class Collector(BaseHTTPRequestHandler):
-    """A real OTLP/HTTP endpoint that keeps what it is sent."""
-
-    received: list[bytes] = []
-
-    def do_POST(self) -> None:
-        self.received.append(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
 def test_traces_join_the_callers_and_have_a_span_for_each_phase(home: Path, photo: bytes) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    try:
-        with open_replica(home, otel_endpoint=f"http://127.0.0.1:{server.server_address[1]}/v1/traces") as client:
+    with collecting() as collector:
+        with open_replica(home, otel_endpoint=collector.url) as client:
             client.post("/v1/search", files={"image": photo}, headers={"traceparent": f"00-{trace}-{parent}-01"})
             client.get("/healthz")
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
-    spans = []
-    for body in Collector.received:
-        message = ExportTraceServiceRequest.FromString(body)
-        spans += [s for r in message.resource_spans for scope in r.scope_spans for s in scope.spans]
+        spans = collector.spans
     request = next(s for s in spans if s.name == "POST /v1/search")
     assert (request.trace_id.hex(), request.parent_span_id.hex()) == (trace, parent)
     assert {a.key: a.value.int_value for a in request.attributes}["http.response.status_code"] == 200

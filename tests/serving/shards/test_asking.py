@@ -21,10 +21,14 @@ from tests.running import until
 
 
 class Scripted:
-    """A shard process whose answers a test decides: `delay_s` before each, `status`, and what it says it holds."""
+    """A shard process whose answers a test decides: `delay_s` before each, `status`, and what it says it holds.
+
+    Its answer is its url, or `body` where that is given.
+    """
 
     def __init__(self, delay_s: float = 0.0, status: int = 200, shards: tuple[int, ...] = (0,)) -> None:
         self.delay_s, self.status, self.shards = delay_s, status, shards
+        self.body = b""
         self.asked = 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
@@ -53,7 +57,7 @@ class Scripted:
                 else:
                     self.asked += 1
                     time.sleep(self.delay_s)
-                    body, status = self.url.encode(), self.status
+                    body, status = self.body or self.url.encode(), self.status
                 connection.sendall(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
 
 
@@ -71,7 +75,13 @@ def fleet(*scripted: Scripted, probe_s: float = 0.05) -> Iterator[Fleet]:
 
 
 def ask(asking: Asking, shards: tuple[int, ...] = (0,), latest: float | None = None) -> dict[int, bytes]:
-    return asking.ask(SEARCH, "1|d", list(shards), lambda shard, left_s: b"?", latest)
+    return asking.ask(SEARCH, "1|d", list(shards), lambda shard, left_s: b"?", url_in, latest)
+
+
+def url_in(body: bytes) -> bytes:
+    if not body.startswith(b"http://"):
+        raise ValueError("no url")
+    return body
 
 
 def test_a_late_answer_is_asked_for_again_elsewhere_and_the_first_counts() -> None:
@@ -134,6 +144,27 @@ def test_a_question_that_is_wrong_is_not_asked_elsewhere() -> None:
         assert all(b.outstanding == 0 for b in found.backends.values())
 
 
+def test_an_answer_that_is_none_is_a_failure_of_the_process_and_another_is_asked() -> None:
+    wrong, well = Scripted(), Scripted()
+    with fleet(wrong, well, probe_s=60) as found:
+        wrong.body = b"junk"
+        asking = Asking(found, Metrics(), timeout_s=5.0, hedges=0.0)
+        for _ in range(20):
+            assert ask(asking) == {0: well.url.encode()}
+        assert wrong.asked == 1
+        assert [b.why for b in found.backends.values() if not b.up] == ["no url"]
+        assert all(b.outstanding == 0 for b in found.backends.values())
+
+
+def test_a_shard_of_which_only_wrong_answers_come_is_lost() -> None:
+    wrong, well = Scripted(), Scripted(shards=(1,))
+    with fleet(wrong, well, probe_s=60) as found:
+        wrong.body = b"junk"
+        asking = Asking(found, Metrics(), timeout_s=5.0, hedges=0.0)
+        assert ask(asking, (0, 1)) == {1: well.url.encode()}
+        assert asking.metrics.shard_asked.labels("0", "lost")._value.get() == 1
+
+
 def test_questions_go_to_the_less_busy_of_two() -> None:
     with fleet(Scripted(), Scripted(), Scripted()) as found:
         busy = next(iter(found.backends.values()))
@@ -168,5 +199,6 @@ def test_arrays_travel_as_they_are() -> None:
     ],
 )
 def test_settings_of_roles_that_do_not_fit(environ: dict, words: str, tmp_path: Path) -> None:
+    (tmp_path / "aliases.json").write_text("{}")
     with pytest.raises(ValueError, match=words):
         create_app(ServingSettings.load(environ | {"VITRINE_RELEASE": str(tmp_path)}))

@@ -40,6 +40,7 @@ def test_a_dead_shard_lowers_coverage_is_not_cached_and_comes_back(store: Storef
         lost = client.get("/v1/search", params={"product_id": _of_shard(store, 1)})
         assert lost.status_code == 503
         assert "does not answer" in lost.json()["detail"]
+        assert (lost.json()["reason"], lost.headers["retry-after"]) == ("shards_away", "1")
         with Served(shard_app(store, 1), port):
             until(lambda: coverage(client, store, 8) == (2, 2))
         assert 'vitrine_partial_answers_total{version="1"}' in client.get("/metrics").text
@@ -51,6 +52,7 @@ def test_when_every_shard_is_away_the_answer_is_503(store: Storefront) -> None:
         served[0].__exit__(None, None, None)
         answer = client.post("/v1/search", json={"vector": store.vectors["1"][9].tolist()})
         assert (answer.status_code, answer.json()["detail"]) == (503, "no shard answered; try again in a second")
+        assert (answer.json()["reason"], answer.headers["retry-after"]) == ("shards_away", "1")
         assert client.get("/readyz").status_code == 200
 
 
@@ -59,6 +61,34 @@ def test_a_replica_takes_over_at_once(store: Storefront) -> None:
         served[0].__exit__(None, None, None)
         for place in range(20):
             assert coverage(client, store, place) == (2, 2)
+
+
+@pytest.mark.parametrize("wrong", ["junk", "another content", "too few arrays", "another shape"])
+def test_a_wrong_answer_is_no_answer_and_nobody_elses_fault(
+    store: Storefront, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(store, (0,), (1,)) as (client, served):
+        holder = served[1].server.config.app.state.holder  # type: ignore[union-attr]
+        digest = holder.state()["versions"]["1"]["digest"]
+        found = np.zeros((1, 40), np.float32), np.zeros((1, 40), np.int64)
+        bodies = {
+            "junk": b"junk",
+            "another content": pack({"digest": "0" * 16}, *found),
+            "too few arrays": pack({"digest": digest}, found[0]),
+            "another shape": pack({"digest": digest}, found[0][:, :-1], found[1]),
+        }
+
+        async def answer(body: bytes) -> bytes:
+            return bodies[wrong]
+
+        assert coverage(client, store) == (2, 2)
+        with monkeypatch.context() as patched:
+            patched.setattr(holder, "search", answer)
+            patched.setattr(holder, "vectors", answer)
+            until(lambda: coverage(client, store, 8) == (1, 2))
+            assert client.get("/v1/search", params={"product_id": _of_shard(store, 1)}).status_code == 503
+            assert 'vitrine_shard_answers_total{outcome="lost",shard="1"}' in client.get("/metrics").text
+        until(lambda: coverage(client, store, 9) == (2, 2))
 
 
 def test_the_map_is_read_again(store: Storefront, tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""A replica's settings: what does not parse, is out of bounds or names nothing stops the start with one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from serving.app import create_app
+from serving.settings import ServingSettings
+
+
+def test_numbers_at_their_bounds_are_taken() -> None:
+    chosen = ServingSettings.load(
+        {"VITRINE_WORKERS": "1", "VITRINE_HEDGES": "0", "VITRINE_SAMPLE_RATE": "1", "VITRINE_QUEUE": "0"}
+    )
+    assert (chosen.workers, chosen.hedges, chosen.sample_rate, chosen.queue) == (1, 0.0, 1.0, 0)
+    assert ServingSettings.load({}) == ServingSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("WORKERS", "0", "at least 1 is needed"),
+        ("PORT", "70000", "at least 0 and at most 65535 is needed"),
+        ("POLL_S", "0", "at least 0.01 and at most 86400 is needed"),
+        ("DEADLINE_S", "nan", "is out of bounds"),
+        ("BODY_S", "inf", "is out of bounds"),
+        ("HEDGES", "5", "at least 0 and at most 1 is needed"),
+        ("QUEUE", "-1", "at least 0 is needed"),
+        ("THREADS", "two", "is not a int"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_one_sentence(name: str, text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"^VITRINE_{name}='{text}' .*{words}"):
+        ServingSettings.load({f"VITRINE_{name}": text})
+
+
+def test_a_folder_that_holds_no_release_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"VITRINE_RELEASE='.*' holds no release: there is no aliases.json in it"):
+        create_app(ServingSettings(release=str(tmp_path)))
+    with pytest.raises(ValueError, match="there is no such folder"):
+        create_app(ServingSettings(release=str(tmp_path / "relaese")))
