@@ -1,7 +1,9 @@
 "use strict";
 // The search page: what is asked (a photo, words, both, or a product), and the answer of one version or of two side by side.
 const $ = (id) => document.getElementById(id);
-const query = { photo: null, text: "", product: "" };
+const query = { photo: 0, text: "", product: "", slot: "" }; // the photo's number in `photos`, and the slot whose product it is
+const photos = new Map();
+let remembered = JSON.stringify(query);
 let idleSlot = "";
 let asked = 0;
 
@@ -25,7 +27,7 @@ function request() {
   const wanted = filter();
   if (query.photo) {
     const body = new FormData();
-    body.set("image", query.photo);
+    body.set("image", photos.get(query.photo));
     body.set("explain", "true");
     if (query.text) { body.set("text", query.text); body.set("text_weight", $("weight").value); }
     if (wanted) body.set("filter", JSON.stringify(wanted));
@@ -36,13 +38,21 @@ function request() {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
 }
 
+// With the API key where there is one; a slot also wants the admin token.
+async function send(path, slot, options = {}) {
+  const headers = new Headers(options.headers);
+  if ($("key").value) headers.set("X-Api-Key", $("key").value);
+  if (slot) headers.set("Authorization", `Bearer ${$("token").value}`);
+  try {
+    return await fetch(slot ? `${path}?slot=${slot}` : path, { ...options, headers });
+  } catch { throw new Error("the server does not answer. Is it running?"); }
+}
+
 async function answerOf(slot) {
-  const sent = request();
-  if (slot) sent.headers = { ...sent.headers, Authorization: `Bearer ${$("token").value}` };
-  const response = await fetch("/v1/search" + (slot ? `?slot=${slot}` : ""), sent);
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.detail || `The server answered ${response.status}.`);
-  return answer;
+  const response = await send("/v1/search", slot, request());
+  const answer = await response.json().catch(() => ({}));
+  if (response.ok) return answer;
+  throw Object.assign(new Error(answer.detail || `the server answered ${response.status}`), { reason: answer.reason });
 }
 
 async function ask() {
@@ -51,105 +61,153 @@ async function ask() {
   say("Searching …");
   $("sides").setAttribute("aria-busy", "true");
   if (!$("results").children.length) $("results").replaceChildren(...Array.from({ length: 8 }, ghost));
-  try {
-    const slot = $("both").checked ? idleSlot : "";
-    const [answer, other] = await Promise.all([answerOf(""), slot ? answerOf(slot) : null]);
-    if (number === asked) show(answer, other);
-  } catch (error) {
-    if (number !== asked) return;
-    say(error instanceof TypeError ? "The server does not answer. Is it running?" : sentence(error.message), true);
-    $("results").replaceChildren(); $("candidate").replaceChildren(); $("time").hidden = true;
-  } finally {
-    if (number === asked) $("sides").setAttribute("aria-busy", "false");
-  }
+  const slot = $("both").checked ? idleSlot : "";
+  const [live, other] = await Promise.allSettled((slot ? ["", slot] : [""]).map(answerOf));
+  if (number !== asked) return;
+  show(live, other, slot);
+  $("sides").setAttribute("aria-busy", "false");
 }
 
 function start() {
   asked++;
   say("The products that match best will be here.");
   $("results").replaceChildren(); $("candidate").replaceChildren();
-  $("time").hidden = $("live-title").hidden = $("other").hidden = true;
-  $("sides").classList.remove("two");
+  $("time").hidden = $("admit").hidden = true;
+  beside(false);
   $("sides").setAttribute("aria-busy", "false");
 }
 
-// Words and products have an address, so that "back" works; a photo is the reader's own and stays on this page.
+// Words and products have an address; a photo is the reader's own and stays on this page, where "back" finds it again.
 function remember() {
+  if (JSON.stringify(query) === remembered) return;
   const where = new URLSearchParams();
   if (query.product) where.set("like", query.product);
   else if (query.text && !query.photo) where.set("q", query.text);
-  const address = where.size ? `?${where}` : location.pathname;
-  if (address !== location.pathname + location.search) history.pushState(null, "", address);
+  history.pushState({ ...query }, "", where.size ? `?${where}` : location.pathname);
+  remembered = JSON.stringify(query);
 }
 
 function recall() {
   const where = new URLSearchParams(location.search);
-  Object.assign(query, { photo: null, text: where.get("q") || "", product: where.get("like") || "" });
+  Object.assign(query, history.state || { photo: 0, text: where.get("q") || "", product: where.get("like") || "", slot: "" });
+  if (!photos.has(query.photo)) query.photo = 0; // the page was loaded anew since
+  remembered = JSON.stringify(query);
   $("text").value = query.text;
-  preview(query.product ? `/v1/images/${encodeURIComponent(query.product)}` : "");
+  preview();
   ask();
 }
 
-function preview(source) {
-  const image = $("preview");
-  if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
-  if (source) image.src = source; else image.removeAttribute("src");
-  image.hidden = $("clear").hidden = !source;
+function preview() {
+  const photo = photos.get(query.photo);
+  const source = photo ? URL.createObjectURL(photo) : query.product ? `/v1/images/${encodeURIComponent(query.product)}` : "";
+  draw($("preview"), source, query.slot);
+  $("preview").hidden = $("clear").hidden = !source;
   $("hint").hidden = Boolean(source);
+  $("choose").ariaLabel = source ? "What you asked with: choose another photo" : null;
   $("drop").classList.toggle("full", Boolean(source));
-  $("mix").hidden = !(query.photo && query.text);
+  $("mix").hidden = !(photo && query.text);
+}
+
+// Shows a picture. A slot's own come with headers, which an <img> cannot send.
+async function draw(image, source, slot) {
+  const wanted = (image.dataset.wanted = `${slot} ${source}`);
+  if (slot) {
+    image.loading = "eager"; // so that what was fetched is read, and let go, at once
+    const picture = await send(source, slot).then((response) => response.ok && response.blob()).catch(() => null);
+    source = picture ? URL.createObjectURL(picture) : "";
+  }
+  if (image.dataset.wanted === wanted) {
+    if (source) image.src = source; else image.removeAttribute("src");
+    image.parentElement.classList.toggle("none", Boolean(slot) && !source);
+    if (source.startsWith("blob:")) await image.decode().catch(() => null);
+  }
+  URL.revokeObjectURL(source);
 }
 
 function takePhoto(file) {
   if (!file) return;
   if (file.type && !file.type.startsWith("image/")) return say("That is not a picture.", true);
-  Object.assign(query, { photo: file, product: "" });
-  preview(URL.createObjectURL(file));
-  remember();
-  ask();
+  const number = Date.now();
+  photos.set(number, file);
+  take({ photo: number, text: query.text });
 }
 
-function takeProduct(result) {
-  Object.assign(query, { photo: null, product: result.product_id, text: "" });
-  $("text").value = "";
-  preview(result.image_url);
-  remember();
+function takeProduct(result, slot) {
   scrollTo({ top: 0, behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
-  ask();
+  $("text").value = "";
+  take({ product: result.product_id, slot });
 }
 
-function takeWords(text) {
-  Object.assign(query, { text: text.trim(), product: "" });
-  preview(query.photo ? $("preview").src && URL.createObjectURL(query.photo) : "");
+function take(wanted) {
+  Object.assign(query, { photo: 0, text: "", product: "", slot: "" }, wanted);
+  preview();
   remember();
   ask();
 }
 
 // ---- the answer ----------------------------------------------------------------------------------------------------------------
 
-function show(answer, other) {
-  const n = answer.results.length;
-  const from = answer.cached.includes("response") ? ", remembered" : "";
-  const whole = answer.coverage.shards_ok === answer.coverage.shards_total ? "" : ` · only ${answer.coverage.shards_ok} of ${answer.coverage.shards_total} shards answered`;
-  say(n ? `${n} products in ${answer.timings_ms.total.toFixed(1)} ms, answered by index version ${answer.version.index}${from}${whole}`
-        : "No product passes these filters.");
-  $("sides").classList.toggle("two", Boolean(other));
-  $("other").hidden = $("live-title").hidden = !other;
-  $("results").replaceChildren(...answer.results.map((r, place) => card(r, place, null)));
-  $("candidate").replaceChildren(...(other ? other.results.map((r, place) => card(r, place, answer)) : []));
-  if (other) {
-    const both = other.results.filter((r) => answer.results.some((l) => l.product_id === r.product_id)).length;
-    $("live-title").textContent = `Live: version ${answer.version.index}, encoder ${answer.version.encoder}`;
-    $("candidate-title").textContent = `Candidate: version ${other.version.index}, encoder ${other.version.encoder} · ${both} of ${n} the same`;
-    mark(answer, other);
-  }
-  times(answer.timings_ms);
-  suggest("categories", answer.results.flatMap((r) => r.category));
-  suggest("brands", answer.results.map((r) => r.brand));
+// Each side answers for itself: `live` and `other` are as Promise.allSettled gives them, `other` only where a slot is asked too.
+function show(live, other, slot) {
+  const held = [$("sides"), $("admit")].some((part) => part.contains(document.activeElement));
+  beside(Boolean(other));
+  fill($("results"), "Live", live, "");
+  if (other) fill($("candidate"), `Slot ${slot}`, other, slot);
+  if (other) say(`Live: ${brief(live)} · slot ${slot}: ${brief(other)}`);
+  else if (live.value?.results.length) say(`${brief(live)}, answered by index version ${live.value.version.index}`);
+  else say(none(live), Boolean(live.reason));
+  if (live.value && other?.value) mark(live.value, other.value);
+  $("time").hidden = !live.value;
+  $("whose").textContent = other ? ": live" : "";
+  if (live.value) times(live.value.timings_ms);
+  const shown = [live, other].flatMap((side) => side?.value?.results || []);
+  suggest("categories", shown.flatMap((r) => r.category));
+  suggest("brands", shown.map((r) => r.brand));
+  const first = $("sides").querySelector(".card");
+  if (held && first) first.focus({ preventScroll: true }); // what had the focus is gone
+  admit([live, other].some((side) => side?.reason?.reason === "api_key"));
+}
+
+function beside(two) {
+  $("sides").classList.toggle("two", two);
+  $("other").hidden = !two;
+  for (const part of document.querySelectorAll(".sides h2, .sides .message")) part.hidden = !two;
+  if (!two) $("candidate").replaceChildren();
+}
+
+function fill(list, name, side, slot) {
+  const [title, message] = list.parentElement.querySelectorAll("h2, .message");
+  title.textContent = side.value ? `${name}: version ${side.value.version.index}, encoder ${side.value.version.encoder}` : name;
+  message.textContent = none(side);
+  message.classList.toggle("bad", Boolean(side.reason));
+  list.replaceChildren(...(side.value ? side.value.results.map((result) => card(result, slot)) : []));
+}
+
+function brief({ value: answer }) {
+  if (!answer) return "no answer";
+  const { shards_ok, shards_total } = answer.coverage, n = answer.results.length;
+  const whole = shards_ok === shards_total ? "" : `, only ${shards_ok} of ${shards_total} shards`;
+  return `${n} product${n === 1 ? "" : "s"} in ${answer.timings_ms.total.toFixed(1)} ms${answer.cached.includes("response") ? ", remembered" : ""}${whole}`;
+}
+
+// Why a side shows no product; "" where it shows some.
+function none({ value: answer, reason: error }) {
+  if (answer) return answer.results.length ? "" : $("active").hidden ? "There is no such product." : "No product passes these filters.";
+  if (error.reason === "api_key") return $("key").value ? "This replica does not know that API key." : "This replica asks for an API key.";
+  if (error.reason === "unauthorized") return $("token").value ? "That is not the admin token." : "This needs the admin token: give it under Compare.";
+  return sentence(error.message);
+}
+
+function admit(asked) {
+  const already = !$("admit").hidden;
+  $("admit").hidden = !asked;
+  if (asked && !already) $("key").focus();
 }
 
 // Beside another answer, what only this one shows is marked, and so is how far a product moved.
 function mark(answer, other) {
+  const both = other.results.filter((r) => answer.results.some((l) => l.product_id === r.product_id)).length;
+  $("candidate-title").append(` · ${both} of ${answer.results.length} the same`);
   const places = (a) => new Map(a.results.map((r, place) => [r.product_id, place]));
   const [here, there] = [places(answer), places(other)];
   answer.results.forEach((r, place) => badge($("results").children[place], there.has(r.product_id) ? "" : "gone", "only"));
@@ -166,12 +224,12 @@ function badge(item, text, kind) {
   if (text && kind) item.querySelector(".card").classList.add(kind);
 }
 
-function card(result) {
+function card(result, slot) {
   const item = $("card").content.firstElementChild.cloneNode(true);
   const part = (name) => item.querySelector(name);
-  part(".card").addEventListener("click", () => takeProduct(result));
-  part("img").src = result.image_url;
+  part(".card").addEventListener("click", () => takeProduct(result, slot));
   part("img").addEventListener("error", () => part(".picture").classList.add("none"));
+  draw(part("img"), result.image_url, slot);
   part(".title").textContent = result.title;
   const money = result.price === null ? "" : `${result.price.toFixed(2)} ${result.currency}`;
   part(".price").textContent = [money, result.brand].filter(Boolean).join(" · ");
@@ -191,7 +249,7 @@ function ghost() {
 
 function why(result) {
   const terms = result.reasons || {};
-  const parts = [`${Math.round(100 * result.similarity)} % alike`];
+  const parts = [`${Math.max(0, Math.round(100 * result.similarity))}\u00a0% alike`];
   if (terms.category > 0.025 && result.category.length) parts.push(`likely ${result.category.at(-1)}`);
   if (terms.colour > 0.015) parts.push("same colours");
   if (terms.affinity > 0) parts.push("what you like");
@@ -257,10 +315,12 @@ async function showVersion() {
 
 $("file").addEventListener("change", (e) => { takePhoto(e.target.files[0]); e.target.value = ""; });
 $("capture").addEventListener("change", (e) => { takePhoto(e.target.files[0]); e.target.value = ""; });
-$("choose").addEventListener("keydown", (e) => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); $("file").click(); } });
-$("clear").addEventListener("click", () => { Object.assign(query, { photo: null, product: "" }); preview(""); remember(); ask(); $("choose").focus(); });
-$("words").addEventListener("submit", (e) => { e.preventDefault(); takeWords($("text").value); });
-$("text").addEventListener("search", () => { if (!$("text").value && query.text) takeWords(""); });
+$("preview").addEventListener("error", () => $("choose").classList.add("none"));
+$("choose").addEventListener("click", () => $("file").click());
+$("clear").addEventListener("click", () => { take({ text: query.text }); $("choose").focus(); });
+$("words").addEventListener("submit", (e) => { e.preventDefault(); take({ photo: query.photo, text: $("text").value.trim() }); });
+$("text").addEventListener("search", () => { if (!$("text").value && query.text) take({ photo: query.photo }); });
+$("skip").addEventListener("click", (e) => { e.preventDefault(); $("results").focus(); }); // not an address of its own, to which "back" would lead
 $("weight").addEventListener("change", ask);
 for (const kind of ["dragover", "dragenter"]) document.addEventListener(kind, (e) => { e.preventDefault(); $("drop").classList.add("over"); });
 for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, (e) => { e.preventDefault(); $("drop").classList.remove("over"); });
@@ -272,6 +332,14 @@ $("filters").addEventListener("submit", (e) => e.preventDefault());
 $("both").addEventListener("change", ask);
 $("token").addEventListener("change", () => { if ($("both").checked) ask(); });
 addEventListener("popstate", recall);
+
+// The API key stays in this tab; where a browser keeps nothing, on this page.
+try { $("key").value = sessionStorage.getItem("api_key") || ""; } catch { /* it is asked for again */ }
+$("admit").addEventListener("submit", (e) => {
+  e.preventDefault();
+  try { sessionStorage.setItem("api_key", $("key").value); } catch { /* as above */ }
+  ask();
+});
 
 document.addEventListener("keydown", (e) => {
   const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement.tagName);
@@ -307,4 +375,4 @@ $("viewfinder").addEventListener("close", () => { stream?.getTracks().forEach((t
 if (matchMedia("(max-width: 46rem)").matches) $("narrow").open = false;
 showVersion();
 setInterval(showVersion, 10000);
-if (location.search) recall();
+recall();

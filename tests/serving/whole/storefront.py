@@ -79,8 +79,13 @@ def draw(kind: int, seed: int, size: int = 96, shopper: bool = False) -> bytes:
     return stream.getvalue()
 
 
-def make_storefront(folder: Path, n: int = 48, versions: tuple[int, ...] = (0, 1), words: bool = False) -> Storefront:
-    """A release folder with versions "1", "2", …, each with an encoder of another seed; `live` and `blue` name "1"."""
+def make_storefront(
+    folder: Path, n: int = 48, versions: tuple[int, ...] = (0, 1), words: bool = False, later: int = 0
+) -> Storefront:
+    """A release folder with versions "1", "2", …, each with an encoder of another seed; `live` and `blue` name "1".
+
+    The `later` last products are new in version "2".
+    """
     catalog = folder / "catalog"
     (catalog / "images").mkdir(parents=True)
     ids = [f"P{i:03d}/{KINDS[i % 4]}" for i in range(n)]
@@ -105,7 +110,8 @@ def make_storefront(folder: Path, n: int = 48, versions: tuple[int, ...] = (0, 1
         xb = encoder.encode(np.stack(pixels))
         vectors[str(number)] = xb
         uri = folder / f"vectors-{number}"
-        write_vectors(uri, product_keys(ids), xb, SHARDS)
+        have = n - later if number == 1 else n
+        write_vectors(uri, product_keys(ids[:have]), xb[:have], SHARDS)
         work = folder / f"index-{number}"
         template = train_template(str(uri), IndexConfig(shards=SHARDS, family="flat"), work)
         built = [build_shard(str(uri), snapshot.uri, template, s, work / f"shard-{s}") for s in range(SHARDS)]
@@ -121,7 +127,7 @@ def make_storefront(folder: Path, n: int = 48, versions: tuple[int, ...] = (0, 1
                 id=snapshot.id, uri=snapshot.uri, rows=n, content_sha256=snapshot.content_sha256, image_root=snapshot.image_root
             ),
             shards=SHARDS, segments=tuple(segments), search={"family": "flat", "candidates": 40},
-            counts=Counts(catalogue=n, embedded=n, quarantined=0, indexed=n, servable=n),
+            counts=Counts(catalogue=n, embedded=have, quarantined=0, indexed=have, servable=have),
             golden=FileRef(path="golden.npz", sha256=EMPTY_SHA, bytes=0),
         )  # fmt: skip
         queries = encoder.encode(np.stack([decode(p, encoders.manifest.preprocess) for p in list(photos.values())[:8]]))

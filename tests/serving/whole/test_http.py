@@ -268,6 +268,17 @@ def test_pictures_are_shown_from_the_catalogue_only(asked: TestClient, front: St
         assert asked.get(f"/v1/images/{other}").status_code == 404
 
 
+def test_a_slots_pictures_are_the_admins_and_no_cache_keeps_them(store: Storefront, admin: dict[str, str]) -> None:
+    store.point(green="2")
+    with TestClient(open_app(store)) as client:
+        address = client.post("/v1/search", json={"product_id": store.ids[2]}).json()["results"][0]["image_url"]
+        assert client.get(f"{address}?slot=green").status_code == 401
+        picture = client.get(f"{address}?slot=green", headers=admin)
+        assert picture.status_code == 200
+        assert picture.headers["cache-control"] == "private, no-store"
+        assert client.get(address).headers["cache-control"] == "public, max-age=3600"
+
+
 def test_metrics_count_requests_phases_caches_and_name_only_what_is_live(store: Storefront) -> None:
     store.point(green="2")
     app = open_app(store)

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.running import Served
+from tests.running import Served, until
 from tests.serving.whole.conftest import TOKEN, open_app
 from tests.serving.whole.storefront import Storefront, make_storefront
 
@@ -34,6 +35,24 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A replica whose encoder understands a few words."""
     store = make_storefront(tmp_path_factory.mktemp("talking"), n=24, versions=(0,), words=True)
     with Served(open_app(store)) as served:
+        yield served.url
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Storefront]]:
+    """A replica whose candidate holds six products that are not live, and its release."""
+    store = make_storefront(tmp_path_factory.mktemp("growing"), n=24, later=6)
+    store.point(green="2")
+    with Served(open_app(store)) as served:
+        yield served.url, store
+
+
+@pytest.fixture(scope="module")
+def keyed(front: Storefront, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A replica that asks for an API key, which is `sesame`."""
+    file = tmp_path_factory.mktemp("keyed") / "keys.json"
+    file.write_text(json.dumps([{"name": "tests", "sha256": sha256(b"sesame").hexdigest()}]))
+    with Served(open_app(front, api_keys=str(file))) as served:
         yield served.url
 
 
@@ -158,6 +177,99 @@ def test_a_photo_is_taken_with_the_camera(page: "Page") -> None:
     page.wait_for_function("!document.querySelector('#video').srcObject?.active")
 
 
+def test_what_only_the_candidate_has_is_shown_and_followed(browser: "Browser", growing: tuple[str, Storefront]) -> None:
+    """Its pictures too, which come with the admin token; what they were kept in is let go."""
+    url, store = growing
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda m: complaints.append(m.text) if "Content Security Policy" in m.text else None)
+    page.add_init_script(
+        """window.held = 0;
+        const [make, revoke] = [URL.createObjectURL, URL.revokeObjectURL];
+        URL.createObjectURL = (blob) => { held++; return make.call(URL, blob); };
+        URL.revokeObjectURL = (url) => { if (url.startsWith("blob:")) held--; revoke.call(URL, url); };"""
+    )
+    page.goto(url)
+    page.click("#compare summary")
+    page.fill("#token", TOKEN)
+    page.check("#both:enabled")
+    choose(page, store, 20)
+    until(lambda: page.evaluate("[...document.querySelectorAll('#candidate img')].every(i => i.naturalWidth > 0) && !held"))
+    titles = page.locator("#candidate .title").all_inner_texts()
+    place = next(n for n, title in enumerate(titles) if int(title.split()[-1]) >= 18)
+    page.locator("#candidate .card").nth(place).click()
+    page.wait_for_selector("#live-title + .message.bad")
+    assert "is not in this index version" in page.locator("#live-title + .message").inner_text()
+    assert page.locator("#results li").count() == 0
+    assert page.locator("#candidate li").count() == 20
+    assert page.locator("#message").inner_text().startswith("Live: no answer · slot green: 20 products")
+    until(lambda: page.evaluate("document.querySelector('#preview').naturalWidth > 0 && !held"))
+    assert complaints == []
+    page.close()
+
+
+def test_a_replica_that_asks_for_a_key_is_given_one_on_the_page(browser: "Browser", keyed: str, front: Storefront) -> None:
+    page = browser.new_page()
+    page.goto(keyed)
+    assert page.locator("#admit").is_hidden()
+    page.set_input_files("#file", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": front.photos[front.ids[1]]})
+    page.wait_for_selector("#admit:not([hidden])")
+    assert page.locator("#message").inner_text() == "This replica asks for an API key."
+    for key in ("wrong", "sesame"):
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#message:text('does not know')" if key == "wrong" else "#results li .card")
+    assert page.locator("#admit").is_hidden()
+    page.locator("#results .card").nth(2).click()
+    page.wait_for_url("**/?like=*")
+    assert "sesame" not in page.url
+    page.reload()
+    page.wait_for_selector("#results li .card")
+    page.close()
+
+
+def test_back_leads_to_the_photo_before(page: "Page", front: Storefront) -> None:
+    choose(page, front)
+    before = page.locator("#results .title").all_inner_texts()
+    choose(page, front, 6)
+    page.wait_for_function("t => document.querySelector('#results .title').textContent !== t", arg=before[0])
+    page.locator("#results button.card").nth(3).click()
+    page.wait_for_url("**/?like=*")
+    page.go_back()
+    page.go_back()
+    page.wait_for_function("t => document.querySelector('#results .title').textContent === t", arg=before[0])
+    assert page.locator("#results .title").all_inner_texts() == before
+    page.wait_for_function("document.querySelector('#preview').naturalWidth > 0")
+    page.go_back()
+    page.wait_for_selector("#hint", state="visible")
+    assert page.locator("#results li").count() == 0
+
+
+def test_a_file_is_chosen_by_keyboard(page: "Page", front: Storefront) -> None:
+    button = page.get_by_role("button", name="choose a file")
+    for key in ("Enter", "Space"):
+        button.focus()
+        with page.expect_file_chooser() as chooser:
+            page.keyboard.press(key)
+        assert not chooser.value.is_multiple()
+    choose(page, front)
+    assert page.get_by_role("button", name="What you asked with: choose another photo").is_visible()
+
+
+def test_the_keyboards_place_is_among_the_results(page: "Page", front: Storefront) -> None:
+    """The link to the results keeps what was asked, and a product that is followed leads to the first that looks like it."""
+    choose(page, front)
+    before = page.locator("#results .title").all_inner_texts()
+    page.locator("#skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "results"
+    assert page.locator("#results .title").all_inner_texts() == before
+    page.locator("#results button.card").nth(2).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?like=*")
+    page.wait_for_function("document.activeElement === document.querySelector('#results .card')")
+
+
 def test_back_leads_to_the_product_before(page: "Page", front: Storefront) -> None:
     choose(page, front)
     for place in (3, 5):
@@ -255,5 +367,6 @@ def test_the_other_slot_stays_closed_without_the_token(page: "Page", front: Stor
     page.click("#compare summary")
     page.check("#both")
     page.set_input_files("#file", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": front.photos[front.ids[1]]})
-    page.wait_for_selector("#message.bad")
-    assert "admin token" in page.locator("#message").inner_text()
+    page.wait_for_selector("#other .message.bad")
+    assert "admin token" in page.locator("#other .message").inner_text()
+    assert page.locator("#results li .card").count() == 20
