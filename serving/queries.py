@@ -18,12 +18,10 @@ from serving.models import Asker, Coverage, Result, SearchAnswer, SearchRequest
 from serving.phases import Phases
 from serving.profiles import Profiles
 from serving.ranker import Ranked, User
-from serving.release import Asked, Release
+from serving.release import UNIT_TOLERANCE, Asked, Release
 from serving.samples import Samples
 from serving.searcher import Found, Searcher
 from serving.together import Searching, Step
-
-UNIT_TOLERANCE = 1e-2
 
 
 class QueryError(Exception):
@@ -141,7 +139,8 @@ def search(release: Release, query: Query, means: Means, phases: Phases, request
     phases.check("work")
     request, caches = query.request, means.caches
     cached: list[str] = []
-    kept = None if query.personal else caches.response.get(f"{release.identity}|{query.key}")
+    name = f"{release.identity}|{query.key}"
+    kept = None if query.personal else caches.response.get(name, lambda kept: kept.version == release.told)
     if kept is not None:
         return kept.again(request_id, phases.timings_ms())
     user = _user(request.user, means.profiles)
@@ -165,7 +164,7 @@ def search(release: Release, query: Query, means: Means, phases: Phases, request
         timings_ms=phases.timings_ms(),
     )
     if not query.personal and not found.missing:
-        caches.response.put(f"{release.identity}|{query.key}", answer)
+        caches.response.put(name, answer)
     return answer
 
 
@@ -209,7 +208,7 @@ def _asked(release: Release, query: Query, means: Means, phases: Phases, cached:
 
 def _of_photo(release: Release, query: Query, means: Means, phases: Phases, cached: list[str]) -> Generator[Step, Any, Asked]:
     key = f"{release.query.fingerprint}|{release.searcher.features.palette is not None}|{query.photo_sha256}"
-    kept: Asked | None = means.caches.embedding.get(key)
+    kept: Asked | None = means.caches.embedding.get(key, release.is_query)
     if kept is not None:
         cached.append("embedding")
         return kept
@@ -228,7 +227,7 @@ def _of_words(release: Release, text: str, caches: Caches, phases: Phases, cache
         encoder = release.manifest.encoder
         raise QueryError(f"encoder version {encoder.version} has no text tower; search with a photo, a product or a vector")
     key = f"{release.words.fingerprint}|text|{sha256(text.encode()).hexdigest()}"
-    kept: Asked | None = caches.embedding.get(key)
+    kept: Asked | None = caches.embedding.get(key, release.is_query)
     if kept is not None:
         cached.append("embedding")
         return kept
@@ -245,7 +244,7 @@ def _candidates(
     wanted = max(request.candidates or release.candidates, k)
     rest = request.filter.canonical() if request.filter else ""
     key = f"{release.identity}|{sha256(vector.tobytes()).hexdigest()}|{wanted}|{sha256(rest.encode()).hexdigest()[:32]}"
-    found: Found | None = caches.candidates.get(key)
+    found: Found | None = caches.candidates.get(key, lambda kept: release.are_candidates(kept, wanted))
     if found is not None:
         cached.append("candidates")
         return found

@@ -24,6 +24,9 @@ from serving.ranker import Ranked, RankerConfig, User, rank
 from serving.searcher import Found, Searcher
 from serving.words import TextEncoder
 
+UNIT_TOLERANCE = 1e-2
+"""How far from 1 the length of a query's vector may be."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -112,6 +115,22 @@ class Release:
             return [self.query.encode(picture[None])[0] for picture in pictures]
         runs = [self.query.encode(np.stack(pictures[n : n + most])) for n in range(0, len(pictures), most)]
         return [vector for run in runs for vector in run]
+
+    def is_query(self, asked: Asked) -> bool:
+        """Whether this version can be asked with what a shared cache holds: a unit vector of its dimension."""
+        length = float(np.linalg.norm(asked.vector.astype(np.float64)))
+        return asked.vector.shape == (self.searcher.dim,) and abs(length - 1) <= UNIT_TOLERANCE
+
+    def are_candidates(self, found: Found, wanted: int) -> bool:
+        """Whether what a shared cache holds may be this version's candidates of one query: so many rows of it, best first."""
+        similarity, rows = found.similarity[0], found.rows[0]
+        there = rows >= 0
+        return (
+            len(rows) == wanted
+            and bool((rows < self.searcher.rows).all())
+            and bool(np.isfinite(similarity[there]).all())
+            and bool((similarity[1:] <= similarity[:-1]).all())
+        )
 
     def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Asked:
         """The query of a photo's bytes. Raises ImageRejected."""
