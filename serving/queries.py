@@ -147,13 +147,11 @@ def search(release: Release, query: Query, means: Means, phases: Phases, request
     asked = yield from _asked(release, query, means, phases, cached)
     if sampled and not query.personal:
         means.samples.offer(query.kind, release.query.fingerprint, query.photo_sha256, asked.vector, query.photo)
-    own = request.product_id
-    k = request.k + (own is not None)
     with phases.phase("retrieve"):
-        found = yield from _candidates(release, request, asked.vector, k, caches, cached, phases.latest)
+        found = yield from _candidates(release, request, asked, caches, cached, phases.latest)
     with phases.phase("rank"):
-        ranked = release.rank(found, k, user, asked.colours)
-        results = _results(ranked, release.searcher.features, own, request)
+        ranked = release.rank(found, request.k, asked, user)
+        results = _results(ranked, release.searcher.features, request.explain)
     shards = release.manifest.shards
     answer = SearchAnswer.model_construct(  # of our own making: checking twenty products costs more than finding their titles
         request_id=request_id,
@@ -189,7 +187,7 @@ def _asked(release: Release, query: Query, means: Means, phases: Phases, cached:
     if request.product_id is not None:
         row = row_of(release.searcher, request.product_id)
         colours = release.searcher.features.palette
-        return Asked(release.vector(row, phases.latest), None if colours is None else colours[row])
+        return Asked(release.vector(row, phases.latest), None if colours is None else colours[row], row)
     if query.vector is not None:
         with np.errstate(over="ignore"):
             return Asked(_checked(query.vector.astype(np.float32), release.searcher.dim))
@@ -238,18 +236,18 @@ def _of_words(release: Release, text: str, caches: Caches, phases: Phases, cache
 
 
 def _candidates(
-    release: Release, request: SearchRequest, vector: np.ndarray, k: int, caches: Caches, cached: list[str], latest: float | None
+    release: Release, request: SearchRequest, asked: Asked, caches: Caches, cached: list[str], latest: float | None
 ) -> Generator[Step, Any, Found]:
     """The first phase, remembered by the vector, the version, the filter and how many were asked for; only where it is whole."""
-    wanted = max(request.candidates or release.candidates, k)
+    wanted = max(request.candidates or release.candidates, request.k + (asked.row is not None))
     rest = request.filter.canonical() if request.filter else ""
-    key = f"{release.identity}|{sha256(vector.tobytes()).hexdigest()}|{wanted}|{sha256(rest.encode()).hexdigest()[:32]}"
+    key = f"{release.identity}|{sha256(asked.vector.tobytes()).hexdigest()}|{wanted}|{sha256(rest.encode()).hexdigest()[:32]}"
     found: Found | None = caches.candidates.get(key, lambda kept: release.are_candidates(kept, wanted))
     if found is not None:
         cached.append("candidates")
         return found
     try:
-        found = yield Retrieve(release, vector, wanted, request.filter, latest)
+        found = yield Retrieve(release, asked.vector, wanted, request.filter, latest)
     except FilterError as error:
         raise QueryError(str(error)) from None
     if not found.missing:
@@ -271,18 +269,15 @@ def _image_url(product_id: str) -> str:
     return f"/v1/images/{product_id if plain else quote(product_id, safe='')}"
 
 
-def _results(ranked: Ranked, features: Features, own: str | None, request: SearchRequest) -> list[Result]:
+def _results(ranked: Ranked, features: Features, explain: bool) -> list[Result]:
     """What is shown of the ranked products."""
     scores, similarities = ranked.score.round(6).tolist(), ranked.similarity.round(6).tolist()
-    terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if request.explain else {}
-    results: list[dict[str, Any]] = []
-    for place, shown in enumerate(features.shown(ranked.rows)):
-        if shown["product_id"] == own:
-            continue
+    terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if explain else {}
+    results = features.shown(ranked.rows)
+    for place, shown in enumerate(results):
         shown["score"], shown["similarity"] = scores[place], similarities[place]
         shown["image_url"] = _image_url(shown["product_id"])
-        if request.explain:
+        if explain:
             note = ranked.notes.get(place)
             shown["reasons"], shown["notes"] = {n: t[place] for n, t in terms.items()}, [note] if note else []
-        results.append(shown)
-    return cast(list[Result], results[: request.k])
+    return cast(list[Result], results)

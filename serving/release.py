@@ -30,10 +30,14 @@ UNIT_TOLERANCE = 1e-2
 
 @dataclass(frozen=True)
 class Asked:
-    """A query as the phases need it: its unit vector (d,) float32, and the palette (13,) uint8 of its picture if it has one."""
+    """A query as the phases need it: its unit vector (d,) float32, and the palette (13,) uint8 of its picture if it has one.
+
+    `row`: the product that is asked about, which is no answer to itself.
+    """
 
     vector: np.ndarray
     colours: np.ndarray | None = None
+    row: int | None = None
 
 
 class Release:
@@ -160,13 +164,13 @@ class Release:
         """
         return self.searcher.search(xq, candidates, self.allowed(wanted))
 
-    def rank(self, found: Found, k: int, user: User | None = None, colours: np.ndarray | None = None) -> Ranked:
+    def rank(self, found: Found, k: int, asked: Asked, user: User | None = None) -> Ranked:
         """The second phase: the k best of one query's candidates."""
-        return rank(found.rows[0], found.similarity[0], self.searcher.features, self.ranker, k, user, colours)
+        return rank(found.rows[0], found.similarity[0], self.searcher.features, self.ranker, k, user, asked.colours, asked.row)
 
     def answer(self, asked: Asked, k: int = 20) -> Ranked:
         """Both phases, with the version's own number of candidates."""
-        return self.rank(self.retrieve(asked.vector[None], max(self.candidates, k)), k, None, asked.colours)
+        return self.rank(self.retrieve(asked.vector[None], max(self.candidates, k)), k, asked)
 
     def warm(self, rounds: int = 3) -> None:
         """Runs a few made-up queries, so that the first shopper does not pay for page faults and lazy set-up."""

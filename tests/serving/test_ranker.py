@@ -157,6 +157,22 @@ def test_a_pinned_product_takes_its_place_only_among_the_candidates() -> None:
     assert found.notes == {0: "pinned at place 1", 1: "pinned at place 2"}
 
 
+def test_the_product_asked_about_votes_and_takes_no_place_from_others() -> None:
+    features, table = shop()
+    brands = table["brand"].to_pylist()
+    rows, similarity = np.arange(60), np.linspace(1, 0, 60).astype(np.float32)
+    own = next(r for r in range(60) if brands[r])
+    others = rows[rows != own]
+    pins = (Pin(product_id=f"p{own}", place=1), Pin(product_id="p40", place=2))
+    config = RankerConfig(weights=PLAIN, rules=Rules(max_per_brand=1, pin=pins))
+    found = rank(rows, similarity, features, config, 60, own=own)
+    assert found.rows.tolist() == rank(others, similarity[others], features, config, 60).rows.tolist()
+    assert (found.rows[1], found.notes[1]) == (40, "pinned at place 2")
+    everyone = rank(rows, similarity, features, RankerConfig(), 60)
+    alone = rank(rows, similarity, features, RankerConfig(), 60, own=own)
+    assert alone.score.tolist() == everyone.score[everyone.rows != own].tolist()
+
+
 def test_colours_alike_count_where_both_are_known() -> None:
     features, table = shop()
     palettes = np.zeros((60, len(NAMES)), np.uint8)
