@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
 from serving.contract.files import Frozen
+from serving.contract.frames import frames
 from serving.contract.jpeg import plain_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
@@ -47,6 +48,8 @@ class ImageLimits(Frozen):
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 64_000_000
+    max_frames: int = 1000
+    """Only the first is read."""
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -55,7 +58,8 @@ DEFAULT_LIMITS = ImageLimits()
 def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS) -> np.ndarray:
     """Pixels (size, size, 3) uint8 RGB of encoded image bytes.
 
-    Raises ImageRejected with a reason: empty, too_many_bytes, not_an_image, format, too_many_pixels, truncated.
+    Raises ImageRejected with a reason: empty, too_many_bytes, not_an_image, format, too_many_pixels, too_many_frames,
+    truncated.
     """
     if not data:
         raise ImageRejected("empty", "the image has no bytes")
@@ -86,8 +90,9 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
             picture = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ImageRejected("not_an_image", "the bytes are not an image in a known format") from None
-    except Image.DecompressionBombError as error:
-        raise ImageRejected("too_many_pixels", str(error)) from None
+    except Image.DecompressionBombError:  # more than any replica takes, before its size could be read
+        detail = f"the image has far too many pixels; at most {limits.max_pixels} are accepted"
+        raise ImageRejected("too_many_pixels", detail) from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageRejected("truncated", f"the image's header is damaged: {error}") from None
     if picture.format not in FORMATS:
@@ -96,6 +101,9 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     if width * height > limits.max_pixels:
         detail = f"the image is {width} x {height}; at most {limits.max_pixels} pixels are accepted"
         raise ImageRejected("too_many_pixels", detail)
+    if frames(picture, data, limits.max_frames) > limits.max_frames:
+        detail = f"the image has too many frames; at most {limits.max_frames} are accepted"
+        raise ImageRejected("too_many_frames", detail)
     return picture
 
 
