@@ -83,6 +83,8 @@ class ServingSettings:
     """A line the search page shows, such as that the data is generated."""
     max_image_bytes: int = 10 * 2**20
     max_image_pixels: int = 50_000_000
+    max_whole_pixels: int = 25_000_000
+    """Of all images but JPEGs in RGB or grey: others cannot be decoded at a reduced size, and take about a second at this limit."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> "ServingSettings":

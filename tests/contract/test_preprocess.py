@@ -172,6 +172,37 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
         assert caught.value.reason == "too_many_pixels"
 
 
+def test_what_is_decoded_whole_has_a_limit_of_its_own(scene: Image.Image) -> None:
+    limits = ImageLimits(max_whole_pixels=scene.width * scene.height - 1)
+    for kind, picture in (("JPEG", scene), ("JPEG", scene.convert("L")), ("MPO", scene)):
+        more = {"save_all": True, "append_images": [scene]} if kind == "MPO" else {}
+        assert decode(encoded(picture, kind, **more), SPEC, limits).shape == (64, 64, 3)
+    for kind, picture in (("PNG", scene), ("WEBP", scene), ("GIF", scene), ("TIFF", scene), ("JPEG", scene.convert("CMYK"))):
+        data = encoded(picture, kind)
+        assert decode(data, SPEC).shape == (64, 64, 3)
+        with pytest.raises(ImageRejected, match=f"160 x 96; at most 15359 pixels are accepted of a {kind} in ") as caught:
+            decode(data, SPEC, limits)
+        assert caught.value.reason == "too_many_pixels"
+
+
+def pixels_of(mode: str) -> Image.Image:
+    """A picture of every brightness and, where the mode has it, every transparency, taller than a strip."""
+    rng = np.random.default_rng(3)
+    if mode == "I;16":
+        return Image.fromarray(rng.integers(0, 2**16, (600, 20), dtype=np.uint16))
+    picture = Image.fromarray(rng.integers(0, 256, (600, 20, 4), dtype=np.uint8))
+    return picture.convert("RGB").quantize(40) if mode == "P" else picture.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I;16", "CMYK", "1"])
+def test_a_picture_becomes_the_same_pixels_in_strips_as_in_one(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = pixels_of(mode)
+    data = encoded(picture, "TIFF" if mode == "CMYK" else "PNG", **({"transparency": 3} if mode == "P" else {}))
+    found = decode(data, PreprocessSpec(size=600, fit="pad"))
+    monkeypatch.setattr("serving.contract.preprocess.STRIP", 10_000)
+    assert np.array_equal(found, decode(data, PreprocessSpec(size=600, fit="pad")))
+
+
 @pytest.mark.parametrize(
     ("kind", "options"), [("GIF", {}), ("WEBP", {}), ("PNG", {}), ("TIFF", {}), ("TIFF", {"big_tiff": True}), ("MPO", {})]
 )

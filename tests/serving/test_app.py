@@ -118,6 +118,12 @@ def test_bodies_that_are_no_request_are_refused(client: TestClient, photo: bytes
     bomb = io.BytesIO()
     Image.new("1", (9000, 9000)).save(bomb, "PNG")
     assert send(files={"image": bomb.getvalue()}).json()["reason"] == "too_many_pixels"
+    for kind, status in (("PNG", 413), ("WEBP", 413), ("JPEG", 200)):  # 26 megapixels
+        large = io.BytesIO()
+        Image.new("L", (5100, 5100)).save(large, kind)
+        answer = send(files={"image": large.getvalue()})
+        assert answer.status_code == status
+        assert status == 200 or "at most 25000000 pixels are accepted" in answer.json()["detail"]
 
 
 def test_admin_routes_need_the_token(client: TestClient) -> None:
