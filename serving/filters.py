@@ -21,10 +21,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ConfigDict, RootModel, model_validator
 
 from serving.contract.keys import product_keys
-from serving.features import Features
+from serving.features import Features, Kind
 
 LANGUAGE = 1
 """Part of every cache key: a filter that means something else is another filter."""
@@ -200,7 +202,7 @@ def _ask(asked: Condition, features: Features, rows: np.ndarray | None) -> np.nd
         known = ", ".join(features.askable())
         raise FilterError(f"filter: this index version has no column {asked.column!r} to ask; it has {known}")
     if kind in ("text", "names"):
-        return _ask_text(asked, features, rows)
+        return _ask_text(asked, kind, features, rows)
     values, known_ = features.values(asked.column)
     if rows is not None:
         values, known_ = values[rows], known_[rows]
@@ -227,7 +229,7 @@ def _among(values: np.ndarray, choices: set[Any]) -> np.ndarray:
     return among
 
 
-def _ask_text(asked: Condition, features: Features, rows: np.ndarray | None) -> np.ndarray:
+def _ask_text(asked: Condition, kind: Kind, features: Features, rows: np.ndarray | None) -> np.ndarray:
     if asked.operator not in ("eq", "in", "exists"):
         raise FilterError(f"filter: {asked.column} holds text; it can be asked with eq, in and exists, not {asked.operator}")
     wanted = asked.value if asked.operator == "in" else (asked.value,)
@@ -241,6 +243,12 @@ def _ask_text(asked: Condition, features: Features, rows: np.ndarray | None) -> 
         for key in keys:
             named[features.rows_of(key)] = True
         return named
+    if kind == "text" and not features.has_few(asked.column):
+        texts = features.table[asked.column]
+        texts = texts if rows is None else texts.take(pa.array(rows))
+        if asked.operator == "exists":
+            return pc.fill_null(pc.not_equal(texts, ""), False).to_numpy() == asked.value
+        return pc.is_in(texts, pa.array(set(wanted) - {""}, texts.type)).to_numpy()
     coded = features.coded(asked.column)
     through = np.zeros(len(coded.values), bool)
     if asked.operator == "exists":

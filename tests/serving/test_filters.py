@@ -230,6 +230,28 @@ def test_the_same_filter_has_one_canonical_form() -> None:
     assert one.canonical() != Filter({"brand": "Vela", "price": {"lt": 3, "gte": 1}}).canonical()
 
 
+@pytest.mark.parametrize("wanted", [c for c in CASES if "brand" in str(c)], ids=str)
+def test_a_text_that_nearly_every_row_has_its_own_of_is_asked_uncoded(wanted: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.features.MOST_VALUES", 2)
+    features = Features(TABLE)
+    features.kept.clear()
+    expected = [says(item, wanted) for item in ITEMS]
+    assert matching(features, Filter(wanted)).tolist() == expected
+    some = np.array([7, 3, 39, 3])
+    assert matching(features, Filter(wanted), some).tolist() == [expected[i] for i in some]
+    assert matching(features, Filter(wanted), np.zeros(0, np.int64)).tolist() == []
+    assert "brand" not in features.kept
+
+
+def test_titles_are_not_coded_because_somebody_asks_for_one() -> None:
+    rows = 60_000
+    table = pa.concat_tables([TABLE] * (rows // ROWS)).append_column("title", pa.array([f"thing {n}" for n in range(rows)]))
+    features = Features(table)
+    assert matching(features, Filter({"title": ["thing 7", "nothing", ""]})).nonzero()[0].tolist() == [7]
+    assert matching(features, Filter({"title": {"exists": True}, "brand": "Vela"})).sum() == rows // ROWS * 9
+    assert "title" not in features.kept
+
+
 @pytest.mark.parametrize(("names", "width"), [(254, 1), (255, 2), (70_000, 4)])
 def test_codes_are_as_short_as_their_column_allows(names: int, width: int) -> None:
     brands = [f"brand {n}" for n in range(names)] + ["", None]
