@@ -12,6 +12,11 @@ from serving.models import SearchAnswer
 EMBEDDING_S, CANDIDATES_S, RESPONSE_S = 24 * 3600.0, 3600.0, 3600.0
 
 
+def anything(value: Any) -> bool:
+    """Whether a value is one that was asked for: whatever it is."""
+    return True
+
+
 class Cache(Protocol):
     """Values by key. `hits`, `misses` and `errors` count look-ups; a look-up that failed is a miss and an error."""
 
@@ -19,8 +24,8 @@ class Cache(Protocol):
     misses: int
     errors: int
 
-    def get(self, key: str) -> Any:
-        """The value kept under a key, or None."""
+    def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
+        """The value kept under a key, or None. Where others write as well, what does not fit is a failed look-up."""
         ...
 
     def put(self, key: str, value: Any) -> None: ...
@@ -47,7 +52,7 @@ class LocalCache:
         self.lock = threading.Lock()
         self.hits = self.misses = self.errors = 0
 
-    def get(self, key: str) -> Any:
+    def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
         with self.lock:
             found = self.kept.get(key)
             if found is None or found[0] < self.clock():

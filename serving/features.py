@@ -15,6 +15,8 @@ from serving.contract.segments import fixed_bytes
 Kind = Literal["text", "names", "number", "flag", "time"]
 BETWEEN = "\x1f"
 LEVELS = " > "
+SAMPLE, MOST_VALUES = 50_000, 25_000
+"""Of so many rows, no more different texts where a column is worth coding: codes for a million titles take seconds and 250 MB."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Features:
         self.kept: dict[str, Coded] = {}
         self.known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.read: dict[str, Texts] = {}
+        self.few: dict[str, bool] = {}
         self.lock = threading.Lock()
         self.palette = fixed_bytes(self.table[PALETTE]) if PALETTE in self.table.column_names else None
         self.brand, self.category = self.coded("brand"), self.coded("category")
@@ -104,6 +107,13 @@ class Features:
             if name not in self.kept:
                 self.kept[name] = _coded(self.table[name])
             return self.kept[name]
+
+    def has_few(self, name: str) -> bool:
+        """Whether a column of text repeats itself: told by a sample of its rows. One that does not is asked as it is."""
+        if name not in self.few:
+            sample = self.table[name].take(pa.array(np.arange(0, self.rows, max(1, self.rows // SAMPLE))))
+            self.few[name] = pc.count_distinct(sample).as_py() <= MOST_VALUES
+        return self.few[name]
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A column of numbers, flags or times (in microseconds), and which of them are known: (n,) and (n,) bool. Kept."""

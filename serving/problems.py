@@ -29,7 +29,7 @@ TITLES = {
     401: "Unauthorized", 404: "Not found", 405: "Not allowed", 408: "Too slow", 413: "Too large", 415: "Not supported",
     422: "Cannot be answered", 429: "Too often", 500: "Our fault", 503: "Not now", 504: "Too late",
 }  # fmt: skip
-IMAGE_STATUS = {"too_many_bytes": 413, "too_many_pixels": 413, "format": 415, "not_an_image": 415}
+IMAGE_STATUS = {"too_many_bytes": 413, "too_many_pixels": 413, "too_many_frames": 413, "format": 415, "not_an_image": 415}
 GONE = 499
 """Counted where the caller went away before there was an answer; never sent."""
 UNTOLD = ("/healthz", "/readyz", "/metrics", "/static", "/v1/version")

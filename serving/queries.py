@@ -18,12 +18,10 @@ from serving.models import Asker, Coverage, Result, SearchAnswer, SearchRequest
 from serving.phases import Phases
 from serving.profiles import Profiles
 from serving.ranker import Ranked, User
-from serving.release import Asked, Release
+from serving.release import UNIT_TOLERANCE, Asked, Release
 from serving.samples import Samples
 from serving.searcher import Found, Searcher
 from serving.together import Searching, Step
-
-UNIT_TOLERANCE = 1e-2
 
 
 class QueryError(Exception):
@@ -144,20 +142,19 @@ def search(release: Release, query: Query, means: Means, phases: Phases, request
     phases.check("work")
     request, caches = query.request, means.caches
     cached: list[str] = []
-    kept = None if query.personal else caches.response.get(f"{release.identity}|{query.key}")
+    name = f"{release.identity}|{query.key}"
+    kept = None if query.personal else caches.response.get(name, lambda kept: kept.version == release.told)
     if kept is not None:
         return kept.again(request_id, phases.timings_ms())
     user = _user(request.user, means.profiles)
     asked = yield from _asked(release, query, means, phases, cached)
     if sampled and not query.personal:
         means.samples.offer(query.kind, release.query.fingerprint, query.photo_sha256, asked.vector, query.photo)
-    own = request.product_id
-    k = request.k + (own is not None)
     with phases.phase("retrieve"):
-        found = yield from _candidates(release, request, asked.vector, k, caches, cached, phases.latest)
+        found = yield from _candidates(release, request, asked, caches, cached, phases.latest)
     with phases.phase("rank"):
-        ranked = release.rank(found, k, user, asked.colours)
-        results = _results(ranked, release.searcher.features, own, request)
+        ranked = release.rank(found, request.k, asked, user)
+        results = _results(ranked, release.searcher.features, request.explain)
     shards = release.manifest.shards
     answer = SearchAnswer.model_construct(  # of our own making: checking twenty products costs more than finding their titles
         request_id=request_id,
@@ -168,7 +165,7 @@ def search(release: Release, query: Query, means: Means, phases: Phases, request
         timings_ms=phases.timings_ms(),
     )
     if not query.personal and not found.missing:
-        caches.response.put(f"{release.identity}|{query.key}", answer)
+        caches.response.put(name, answer)
     return answer
 
 
@@ -193,7 +190,7 @@ def _asked(release: Release, query: Query, means: Means, phases: Phases, cached:
     if request.product_id is not None:
         row = row_of(release.searcher, request.product_id)
         colours = release.searcher.features.palette
-        return Asked(release.vector(row, phases.latest), None if colours is None else colours[row])
+        return Asked(release.vector(row, phases.latest), None if colours is None else colours[row], row)
     if query.vector is not None:
         with np.errstate(over="ignore"):
             return Asked(_checked(query.vector.astype(np.float32), release.searcher.dim))
@@ -212,7 +209,7 @@ def _asked(release: Release, query: Query, means: Means, phases: Phases, cached:
 
 def _of_photo(release: Release, query: Query, means: Means, phases: Phases, cached: list[str]) -> Generator[Step, Any, Asked]:
     key = f"{release.query.fingerprint}|{release.searcher.features.palette is not None}|{query.photo_sha256}"
-    kept: Asked | None = means.caches.embedding.get(key)
+    kept: Asked | None = means.caches.embedding.get(key, release.is_query)
     if kept is not None:
         cached.append("embedding")
         return kept
@@ -231,7 +228,7 @@ def _of_words(release: Release, text: str, caches: Caches, phases: Phases, cache
         encoder = release.manifest.encoder
         raise QueryError(f"encoder version {encoder.version} has no text tower; search with a photo, a product or a vector")
     key = f"{release.words.fingerprint}|text|{sha256(text.encode()).hexdigest()}"
-    kept: Asked | None = caches.embedding.get(key)
+    kept: Asked | None = caches.embedding.get(key, release.is_query)
     if kept is not None:
         cached.append("embedding")
         return kept
@@ -242,18 +239,18 @@ def _of_words(release: Release, text: str, caches: Caches, phases: Phases, cache
 
 
 def _candidates(
-    release: Release, request: SearchRequest, vector: np.ndarray, k: int, caches: Caches, cached: list[str], latest: float | None
+    release: Release, request: SearchRequest, asked: Asked, caches: Caches, cached: list[str], latest: float | None
 ) -> Generator[Step, Any, Found]:
     """The first phase, remembered by the vector, the version, the filter and how many were asked for; only where it is whole."""
-    wanted = max(request.candidates or release.candidates, k)
+    wanted = max(request.candidates or release.candidates, request.k + (asked.row is not None))
     rest = request.filter.canonical() if request.filter else ""
-    key = f"{release.identity}|{sha256(vector.tobytes()).hexdigest()}|{wanted}|{sha256(rest.encode()).hexdigest()[:32]}"
-    found: Found | None = caches.candidates.get(key)
+    key = f"{release.identity}|{sha256(asked.vector.tobytes()).hexdigest()}|{wanted}|{sha256(rest.encode()).hexdigest()[:32]}"
+    found: Found | None = caches.candidates.get(key, lambda kept: release.are_candidates(kept, wanted))
     if found is not None:
         cached.append("candidates")
         return found
     try:
-        found = yield Retrieve(release, vector, wanted, request.filter, latest)
+        found = yield Retrieve(release, asked.vector, wanted, request.filter, latest)
     except FilterError as error:
         raise QueryError(str(error)) from None
     if not found.missing:
@@ -275,18 +272,15 @@ def _image_url(product_id: str) -> str:
     return f"/v1/images/{product_id if plain else quote(product_id, safe='')}"
 
 
-def _results(ranked: Ranked, features: Features, own: str | None, request: SearchRequest) -> list[Result]:
+def _results(ranked: Ranked, features: Features, explain: bool) -> list[Result]:
     """What is shown of the ranked products."""
     scores, similarities = ranked.score.round(6).tolist(), ranked.similarity.round(6).tolist()
-    terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if request.explain else {}
-    results: list[dict[str, Any]] = []
-    for place, shown in enumerate(features.shown(ranked.rows)):
-        if shown["product_id"] == own:
-            continue
+    terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if explain else {}
+    results = features.shown(ranked.rows)
+    for place, shown in enumerate(results):
         shown["score"], shown["similarity"] = scores[place], similarities[place]
         shown["image_url"] = _image_url(shown["product_id"])
-        if request.explain:
+        if explain:
             note = ranked.notes.get(place)
             shown["reasons"], shown["notes"] = {n: t[place] for n, t in terms.items()}, [note] if note else []
-        results.append(shown)
-    return cast(list[Result], results[: request.k])
+    return cast(list[Result], results)

@@ -71,10 +71,12 @@ def rank(
     k: int,
     user: User | None = None,
     colours: np.ndarray | None = None,
+    own: int | None = None,
 ) -> Ranked:
     """The k best of one query's candidates: `rows` (n,) int64 handles (-1: none) with `similarity` (n,) float32, best first.
 
-    `colours` (13,) uint8 is the palette of the photo or product that was asked with.
+    `colours` (13,) uint8 is the palette of the photo or product that was asked with. `own` is the row of the product that was
+    asked about: it votes for its category, and has no place in the answer.
     """
     there = rows >= 0
     rows, similarity = rows[there], similarity[there]
@@ -92,7 +94,10 @@ def rank(
     if config.rules.boost or config.rules.bury:
         terms["rules"] = nudges(rows, features, config.rules)
     score = sum(terms.values(), np.zeros(len(rows)))
-    arranged = arrange(np.argsort(-score, kind="stable"), rows, features, config.rules)
+    best_first = np.argsort(-score, kind="stable")
+    if own is not None:
+        best_first = best_first[rows[best_first] != own]
+    arranged = arrange(best_first, rows, features, config.rules)
     order = arranged.positions[:k]
     notes = {place: arranged.notes[int(p)] for place, p in enumerate(order) if int(p) in arranged.notes}
     return Ranked(rows[order], score[order], similarity[order], {name: term[order] for name, term in terms.items()}, notes)

@@ -24,13 +24,20 @@ from serving.ranker import Ranked, RankerConfig, User, rank
 from serving.searcher import Found, Searcher
 from serving.words import TextEncoder
 
+UNIT_TOLERANCE = 1e-2
+"""How far from 1 the length of a query's vector may be."""
+
 
 @dataclass(frozen=True)
 class Asked:
-    """A query as the phases need it: its unit vector (d,) float32, and the palette (13,) uint8 of its picture if it has one."""
+    """A query as the phases need it: its unit vector (d,) float32, and the palette (13,) uint8 of its picture if it has one.
+
+    `row`: the product that is asked about, which is no answer to itself.
+    """
 
     vector: np.ndarray
     colours: np.ndarray | None = None
+    row: int | None = None
 
 
 class Release:
@@ -113,6 +120,22 @@ class Release:
         runs = [self.query.encode(np.stack(pictures[n : n + most])) for n in range(0, len(pictures), most)]
         return [vector for run in runs for vector in run]
 
+    def is_query(self, asked: Asked) -> bool:
+        """Whether this version can be asked with what a shared cache holds: a unit vector of its dimension."""
+        length = float(np.linalg.norm(asked.vector.astype(np.float64)))
+        return asked.vector.shape == (self.searcher.dim,) and abs(length - 1) <= UNIT_TOLERANCE
+
+    def are_candidates(self, found: Found, wanted: int) -> bool:
+        """Whether what a shared cache holds may be this version's candidates of one query: so many rows of it, best first."""
+        similarity, rows = found.similarity[0], found.rows[0]
+        there = rows >= 0
+        return (
+            len(rows) == wanted
+            and bool((rows < self.searcher.rows).all())
+            and bool(np.isfinite(similarity[there]).all())
+            and bool((similarity[1:] <= similarity[:-1]).all())
+        )
+
     def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Asked:
         """The query of a photo's bytes. Raises ImageRejected."""
         pixels, colours = self.seen(data, limits)
@@ -141,13 +164,13 @@ class Release:
         """
         return self.searcher.search(xq, candidates, self.allowed(wanted))
 
-    def rank(self, found: Found, k: int, user: User | None = None, colours: np.ndarray | None = None) -> Ranked:
+    def rank(self, found: Found, k: int, asked: Asked, user: User | None = None) -> Ranked:
         """The second phase: the k best of one query's candidates."""
-        return rank(found.rows[0], found.similarity[0], self.searcher.features, self.ranker, k, user, colours)
+        return rank(found.rows[0], found.similarity[0], self.searcher.features, self.ranker, k, user, asked.colours, asked.row)
 
     def answer(self, asked: Asked, k: int = 20) -> Ranked:
         """Both phases, with the version's own number of candidates."""
-        return self.rank(self.retrieve(asked.vector[None], max(self.candidates, k)), k, None, asked.colours)
+        return self.rank(self.retrieve(asked.vector[None], max(self.candidates, k)), k, asked)
 
     def warm(self, rounds: int = 3) -> None:
         """Runs a few made-up queries, so that the first shopper does not pay for page faults and lazy set-up."""

@@ -47,7 +47,11 @@ class Replica:
         self.slots: Slots[Release] = Slots(source, opener=self._opener(source))
         self.access = Access(settings.admin_token, read_keys(settings.api_keys))
         self.tracing = tracing_to(settings.otel_endpoint)
-        self.limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+        self.limits = ImageLimits(
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+            max_whole_pixels=settings.max_whole_pixels,
+        )
         samples = Samples(settings.sample_rate, settings.sample_kept, settings.sample_photos)
         self.means = Means(self.limits, _caches(settings), _profiles(settings), samples)
         self.live_recall = LiveRecall(samples, lambda: self.slots.live)

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from serving.contract.files import Frozen
-from serving.contract.keys import product_keys
+from serving.contract.keys import product_key
 from serving.features import Features
 from serving.filters import Filter, check, matching
 
@@ -29,7 +29,8 @@ class Rules(Frozen):
     """`require`: what every answer's products must fulfil, e.g. {"in_stock": true}; applied before the candidates are chosen.
 
     `max_per_brand`: no more of one brand within an answer while others are there (0: no cap); what is over the cap follows
-    after. `collapse`: of products with the same value in this column (variants of one article) only the best is shown.
+    after. `collapse`: of products with the same value in this column (variants of one article) only the best is shown, or what
+    is pinned of them.
     """
 
     require: Filter | None = None
@@ -67,21 +68,28 @@ def nudges(rows: np.ndarray, features: Features, rules: Rules) -> np.ndarray:
 def arrange(order: np.ndarray, rows: np.ndarray, features: Features, rules: Rules) -> Order:
     """Variants collapsed, brands capped, pins set: positions `order` (n,) best first, of candidates `rows` (n,)."""
     notes: dict[int, str] = {}
+    pinned = _pinned(order, features.key[rows], rules.pin) if rules.pin else {}
     if rules.collapse:
-        order, hidden = _collapsed(order, _groups(features, rules.collapse, rows))
+        order, hidden = _collapsed(order, _groups(features, rules.collapse, rows), list(pinned))
         notes |= {p: f"stands for {n} more of its {rules.collapse}" for p, n in hidden.items()}
     if rules.max_per_brand:
         brands = features.brand.codes[rows][order]
         late = (brands != 0) & (_place_within(brands) >= rules.max_per_brand)
         order = np.concatenate([order[~late], order[late]])
         notes |= {int(p): "after others: the brand's share was reached" for p in order[len(order) - int(late.sum()) :]}
-    for pin in sorted(rules.pin, key=lambda p: p.place):
-        there = np.flatnonzero(features.key[rows[order]] == product_keys([pin.product_id])[0])
-        if len(there):
-            moved = int(order[there[0]])
-            order = np.insert(np.delete(order, there[0]), min(pin.place - 1, len(order) - 1), moved)
-            notes[moved] = f"pinned at place {pin.place}"
+    if pinned:
+        order = order[~np.isin(order, list(pinned))]
+    for position, place in sorted(pinned.items(), key=lambda p: p[1]):
+        order = np.insert(order, min(place - 1, len(order)), position)
+        notes[position] = f"pinned at place {place}"
     return Order(order, notes)
+
+
+def _pinned(order: np.ndarray, keys: np.ndarray, pins: tuple[Pin, ...]) -> dict[int, int]:
+    """The places of those positions in `order` that are pinned; keys (n,) of all candidates."""
+    places = {product_key(pin.product_id): pin.place for pin in pins}
+    there = order[np.isin(keys[order], list(places))]
+    return {int(p): places[int(keys[p])] for p in there}
 
 
 def _groups(features: Features, column: str, rows: np.ndarray) -> np.ndarray:
@@ -94,14 +102,17 @@ def _groups(features: Features, column: str, rows: np.ndarray) -> np.ndarray:
     return np.where(known[rows], groups, -1)
 
 
-def _collapsed(order: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
-    """The first of each group, in order; and for those that stand for others, how many those are."""
-    ordered = groups[order]
-    kept = (ordered < 0) | (_place_within(ordered) == 0)
-    names, counts = np.unique(ordered[ordered >= 0], return_counts=True)
-    several = dict(zip(names[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True))
-    hidden = {int(p): several[int(groups[p])] - 1 for p in order[kept] if int(groups[p]) in several} if several else {}
-    return order[kept], hidden
+def _collapsed(order: np.ndarray, groups: np.ndarray, pinned: list[int]) -> tuple[np.ndarray, dict[int, int]]:
+    """The pinned of each group or else its first, in order; and for those that stand for others, how many those are."""
+    kept = np.zeros(len(groups), bool)
+    kept[pinned] = True
+    first = order[np.argsort(~kept[order], kind="stable")]  # each group's pinned before its others
+    kept[first] |= (groups[first] < 0) | (_place_within(groups[first]) == 0)
+    shown, rest = order[kept[order]], order[~kept[order]]
+    names, counts = np.unique(groups[rest], return_counts=True)
+    several = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    hidden = {int(p): several[int(groups[p])] for p in shown if int(groups[p]) in several} if several else {}
+    return shown, hidden
 
 
 def _place_within(groups: np.ndarray) -> np.ndarray:

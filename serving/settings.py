@@ -93,6 +93,8 @@ class ServingSettings:
     """A line the search page shows, such as that the data is generated."""
     max_image_bytes: int = _number(10 * 2**20, 1)
     max_image_pixels: int = _number(50_000_000, 1)
+    max_whole_pixels: int = _number(25_000_000, 1)
+    """Of all images but JPEGs in RGB or grey: others cannot be decoded at a reduced size, and take about a second at this limit."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> "ServingSettings":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.cache import CANDIDATES_S, EMBEDDING_S, RESPONSE_S, Caches
+from serving.cache import CANDIDATES_S, EMBEDDING_S, RESPONSE_S, Caches, anything
 from serving.contract.palette import NAMES
 from serving.models import SearchAnswer
 from serving.release import Asked
@@ -69,7 +69,10 @@ ANSWER = Layout(lambda answer: answer.wire, SearchAnswer.model_validate_json)
 
 
 class RedisCache:
-    """Values of one layout under a name, each for `ttl_s` seconds. Redis away, slow, or holding nonsense: a miss."""
+    """Values of one layout under a name, each for `ttl_s` seconds.
+
+    Redis away, slow, or holding what cannot be read or does not fit what was asked for: a miss and an error.
+    """
 
     def __init__(self, redis: Any, name: str, ttl_s: float, layout: Layout, clock: Callable[[], float] = time.monotonic) -> None:
         self.redis, self.name, self.ttl_s, self.layout, self.clock = redis, name, ttl_s, layout, clock
@@ -77,15 +80,10 @@ class RedisCache:
         self.away_until = 0.0
         self.lock = threading.Lock()
 
-    def get(self, key: str) -> Any:
-        found = None
+    def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
         data = self._call(lambda: self.redis.get(self._key(key)))
-        if data is not None:
-            try:
-                found = self.layout.read(data)
-            except (ValueError, struct.error):
-                self._count(errors=1)
-        self._count(hits=int(found is not None), misses=int(found is None))
+        found = None if data is None else self._read(data, fits)
+        self._count(int(found is not None), int(found is None), int(found is None and data is not None))
         return found
 
     def put(self, key: str, value: Any) -> None:
@@ -94,6 +92,14 @@ class RedisCache:
 
     def close(self) -> None:
         self.redis.close()
+
+    def _read(self, data: bytes, fits: Callable[[Any], bool]) -> Any:
+        """The value in some bytes; None where they hold none that fits."""
+        try:
+            value = self.layout.read(data)
+        except (ValueError, struct.error):
+            return None
+        return value if fits(value) else None
 
     def _key(self, key: str) -> str:
         return f"{PREFIX}:{self.name}:{key}"

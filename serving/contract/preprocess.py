@@ -16,11 +16,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
 from serving.contract.files import Frozen
+from serving.contract.frames import frames
 from serving.contract.jpeg import plain_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 ORIENTATION_TAG = 0x0112
 WHITE = (255, 255, 255)
+STRIP = 256
+"""Rows that become RGB at a time: what lies between takes a few megabytes, however large the picture is."""
 
 
 class ImageRejected(Exception):
@@ -47,6 +50,10 @@ class ImageLimits(Frozen):
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 64_000_000
+    max_whole_pixels: int = 64_000_000
+    """Of all images but JPEGs in RGB or grey, which cameras write: others cannot be decoded at a reduced size."""
+    max_frames: int = 1000
+    """Only the first is read."""
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -55,7 +62,8 @@ DEFAULT_LIMITS = ImageLimits()
 def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS) -> np.ndarray:
     """Pixels (size, size, 3) uint8 RGB of encoded image bytes.
 
-    Raises ImageRejected with a reason: empty, too_many_bytes, not_an_image, format, too_many_pixels, truncated.
+    Raises ImageRejected with a reason: empty, too_many_bytes, not_an_image, format, too_many_pixels, too_many_frames,
+    truncated.
     """
     if not data:
         raise ImageRejected("empty", "the image has no bytes")
@@ -86,16 +94,23 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
             picture = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ImageRejected("not_an_image", "the bytes are not an image in a known format") from None
-    except Image.DecompressionBombError as error:
-        raise ImageRejected("too_many_pixels", str(error)) from None
+    except Image.DecompressionBombError:  # more than any replica takes, before its size could be read
+        detail = f"the image has far too many pixels; at most {limits.max_pixels} are accepted"
+        raise ImageRejected("too_many_pixels", detail) from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageRejected("truncated", f"the image's header is damaged: {error}") from None
     if picture.format not in FORMATS:
         raise ImageRejected("format", f"images of format {picture.format} are not accepted; send one of {', '.join(FORMATS)}")
     width, height = picture.size
-    if width * height > limits.max_pixels:
-        detail = f"the image is {width} x {height}; at most {limits.max_pixels} pixels are accepted"
+    photo = picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L")
+    most = limits.max_pixels if photo else min(limits.max_pixels, limits.max_whole_pixels)
+    if width * height > most:
+        kind = f"{picture.format} in {picture.mode}"
+        detail = f"the image is {width} x {height}; at most {most} pixels are accepted of a {kind}"
         raise ImageRejected("too_many_pixels", detail)
+    if frames(picture, data, limits.max_frames) > limits.max_frames:
+        detail = f"the image has too many frames; at most {limits.max_frames} are accepted"
+        raise ImageRejected("too_many_frames", detail)
     return picture
 
 
@@ -103,26 +118,34 @@ def _pixels(data: bytes, picture: Image.Image, orientation: int, least: tuple[in
     """Upright RGB pixels (h, w, 3) uint8; a JPEG is decoded no larger than needed to cover `least` = (height, width)."""
     if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
         pixels = _jpeg(data, least)
-        if orientation == 1:
-            return pixels
-        picture = Image.fromarray(pixels)
     else:
         picture.seek(0)
         picture.load()
         orientation = picture.getexif().get(ORIENTATION_TAG, 1)  # Pillow has turned a TIFF already, and says so only now
-        picture = _to_rgb(picture)
-    picture.getexif()[ORIENTATION_TAG] = orientation
-    return np.asarray(ImageOps.exif_transpose(picture))
+        pixels = _whole(picture)
+    if orientation == 1:
+        return pixels
+    turned = Image.fromarray(pixels)
+    turned.getexif()[ORIENTATION_TAG] = orientation
+    return np.asarray(ImageOps.exif_transpose(turned))
 
 
 def _jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray:
     return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
 
 
+def _whole(picture: Image.Image) -> np.ndarray:
+    """The RGB pixels (h, w, 3) of a decoded picture."""
+    width, height = picture.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, STRIP):
+        pixels[top : top + STRIP] = np.asarray(_to_rgb(picture.crop((0, top, width, min(top + STRIP, height)))))
+    return pixels
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
-        wide = np.asarray(picture).astype(np.int64)
-        return Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (*WHITE, 255))

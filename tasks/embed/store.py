@@ -22,7 +22,7 @@ from tasks import storage
 from tasks.errors import VitrineError
 
 SHA_TYPE = pa.binary(32)
-LASTING = frozenset({"empty", "too_many_bytes", "not_an_image", "format", "too_many_pixels", "truncated"})
+LASTING = frozenset({"empty", "too_many_bytes", "not_an_image", "format", "too_many_pixels", "too_many_frames", "truncated"})
 """Reasons that lie in the bytes themselves: such an image is tried again only when its bytes change."""
 READERS = 16
 AHEAD = 2

@@ -165,10 +165,64 @@ def test_a_truncated_picture_is_refused_at_any_length(kind: str) -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
-    data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
-    with pytest.raises(ImageRejected) as caught:
-        decode(data, SPEC)
-    assert caught.value.reason == "too_many_pixels"
+    for side, words in ((20_000, "far too many pixels; at most 64000000"), (9_000, "is 9000 x 9000; at most 64000000")):
+        data = encoded(Image.new("1", (side, side)), "PNG")
+        with pytest.raises(ImageRejected, match=words) as caught:
+            decode(data, SPEC)
+        assert caught.value.reason == "too_many_pixels"
+
+
+def test_what_is_decoded_whole_has_a_limit_of_its_own(scene: Image.Image) -> None:
+    limits = ImageLimits(max_whole_pixels=scene.width * scene.height - 1)
+    for kind, picture in (("JPEG", scene), ("JPEG", scene.convert("L")), ("MPO", scene)):
+        more = {"save_all": True, "append_images": [scene]} if kind == "MPO" else {}
+        assert decode(encoded(picture, kind, **more), SPEC, limits).shape == (64, 64, 3)
+    for kind, picture in (("PNG", scene), ("WEBP", scene), ("GIF", scene), ("TIFF", scene), ("JPEG", scene.convert("CMYK"))):
+        data = encoded(picture, kind)
+        assert decode(data, SPEC).shape == (64, 64, 3)
+        with pytest.raises(ImageRejected, match=f"160 x 96; at most 15359 pixels are accepted of a {kind} in ") as caught:
+            decode(data, SPEC, limits)
+        assert caught.value.reason == "too_many_pixels"
+
+
+def pixels_of(mode: str) -> Image.Image:
+    """A picture of every brightness and, where the mode has it, every transparency, taller than a strip."""
+    rng = np.random.default_rng(3)
+    if mode == "I;16":
+        return Image.fromarray(rng.integers(0, 2**16, (600, 20), dtype=np.uint16))
+    picture = Image.fromarray(rng.integers(0, 256, (600, 20, 4), dtype=np.uint8))
+    return picture.convert("RGB").quantize(40) if mode == "P" else picture.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "I;16", "CMYK", "1"])
+def test_a_picture_becomes_the_same_pixels_in_strips_as_in_one(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = pixels_of(mode)
+    data = encoded(picture, "TIFF" if mode == "CMYK" else "PNG", **({"transparency": 3} if mode == "P" else {}))
+    found = decode(data, PreprocessSpec(size=600, fit="pad"))
+    monkeypatch.setattr("serving.contract.preprocess.STRIP", 10_000)
+    assert np.array_equal(found, decode(data, PreprocessSpec(size=600, fit="pad")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("GIF", {}), ("WEBP", {}), ("PNG", {}), ("TIFF", {}), ("TIFF", {"big_tiff": True}), ("MPO", {})]
+)
+def test_frames_are_counted_before_any_is_decoded(kind: str, options: dict) -> None:
+    pictures = [Image.new("RGB", (20, 20), (250, 40 * n, 0)) for n in range(5)]
+    data = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:], **options)
+    assert (decode(data, SPEC, ImageLimits(max_frames=5))[0, 0] > (240, -1, -1)).all()
+    with pytest.raises(ImageRejected, match="too many frames; at most 4 are accepted") as caught:
+        decode(data, SPEC, ImageLimits(max_frames=4))
+    assert caught.value.reason == "too_many_frames"
+
+
+def test_files_made_to_be_counted_for_long_are_refused() -> None:
+    """A million frames of ten bytes, and a page whose next page is itself."""
+    gif, tiff = encoded(Image.new("P", (20, 20)), "GIF"), encoded(Image.new("RGB", (20, 20)), "TIFF")
+    first = int.from_bytes(tiff[4:8], "little")
+    last = first + 2 + 12 * int.from_bytes(tiff[first : first + 2], "little")
+    for data in (gif[:-1] + (b"," + bytes(11)) * 1_000_000, tiff[:last] + tiff[4:8] + tiff[last + 4 :]):
+        with pytest.raises(ImageRejected, match="too many frames"):
+            decode(data, SPEC)
 
 
 def test_other_formats_are_refused_by_name() -> None:

@@ -10,6 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from serving.app import create_app
+from serving.settings import ServingSettings
 from tests.serving.conftest import TOKEN
 
 
@@ -42,6 +44,21 @@ def test_json_by_image_product_and_vector(client: TestClient, photo: bytes) -> N
     vector = np.zeros(16)
     vector[0] = 1
     assert len(client.post("/v1/search", json={"vector": vector.tolist(), "k": 4}).json()["results"]) == 4
+
+
+def test_rules_count_the_products_that_are_shown(home: Path) -> None:
+    """The product that is asked about, the nearest of all, takes neither a place before a pin nor its brand's share."""
+    path = home / "release" / "1" / "manifest.json"
+    rules = {"max_per_brand": 1, "pin": [{"product_id": "p003", "place": 2}]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ranker": {"rules": rules}}))
+    app = create_app(ServingSettings(release=str(home / "release")))
+    app.state.replica.slots.refresh()
+    with TestClient(app) as client:
+        found = client.post("/v1/search", json={"product_id": "p004", "k": 11, "explain": True}).json()["results"]
+    assert len(found) == 11
+    assert (found[1]["product_id"], found[1]["notes"]) == ("p003", ["pinned at place 2"])
+    early = [r["brand"] for r in found if not r["notes"]]
+    assert "brand 1" in early  # that of p004
 
 
 def test_the_same_photo_again_is_not_encoded_again(client: TestClient, photo: bytes) -> None:
@@ -101,6 +118,12 @@ def test_bodies_that_are_no_request_are_refused(client: TestClient, photo: bytes
     bomb = io.BytesIO()
     Image.new("1", (9000, 9000)).save(bomb, "PNG")
     assert send(files={"image": bomb.getvalue()}).json()["reason"] == "too_many_pixels"
+    for kind, status in (("PNG", 413), ("WEBP", 413), ("JPEG", 200)):  # 26 megapixels
+        large = io.BytesIO()
+        Image.new("L", (5100, 5100)).save(large, kind)
+        answer = send(files={"image": large.getvalue()})
+        assert answer.status_code == status
+        assert status == 200 or "at most 25000000 pixels are accepted" in answer.json()["detail"]
 
 
 def test_admin_routes_need_the_token(client: TestClient) -> None:

@@ -1,5 +1,6 @@
 """The filter language against a plain reading of its definition, one product at a time; and its refusals."""
 
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -97,6 +98,12 @@ CASES = [
     {"weight": {"gt": 150}},
     {"weight": {"lte": 10**400}},
     {"weight": {"exists": True}, "in_stock": False},
+    {"weight": {"in": [10, 10, 20.0, 30.5, 10**400, -(2**61)]}},
+    {"price": {"in": list(range(3, 500, 2))}},
+    {"cost": {"in": [0.25, 1, 2.125]}},
+    {"weight": {"in": [*range(20, 320), 30.0, 330.5, 10**400, -(2**61)]}},
+    {"cost": {"in": [n / 8 for n in range(300)]}},
+    {"updated_at": [str(START + timedelta(hours=12 * n)) for n in range(-300, 40)]},
     {"cost": {"lte": 2.5}},
     {"in_stock": True},
     {"in_stock": [True, False]},
@@ -109,7 +116,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("wanted", CASES, ids=str)
+@pytest.mark.parametrize("wanted", CASES, ids=lambda wanted: str(wanted)[:80])
 def test_a_filter_means_what_its_words_say(wanted: dict) -> None:
     expected = [says(item, wanted) for item in ITEMS]
     assert matching(FEATURES, Filter(wanted)).tolist() == expected
@@ -176,12 +183,37 @@ def test_what_a_version_cannot_be_asked_names_the_column(wanted: dict, words: st
         ({"or": [{"not": [1]}]}, "or.0.not is not an object"),
         ({"and": [{"brand": str(i)} for i in range(65)]}, "more than 64 conditions"),
         ({"brand": [str(i) for i in range(1001)]}, "1 to 1000 values"),
+        ({"or": [{"price": list(range(600))}, {"brand": ["Vela"] * 401}]}, "lists have more than 1000 values together"),
     ],
 )
 def test_what_is_not_in_the_language_names_the_place(wanted: dict, words: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Filter(wanted)
     assert words in str(caught.value)
+
+
+def test_a_list_of_many_values_takes_the_memory_of_a_few_rows_masks() -> None:
+    rows = 20_000
+    table = pa.concat_tables([TABLE] * (rows // ROWS))
+    features = Features(table)
+    wanted = Filter({"or": [{"price": {"in": list(range(900))}}] + [{"price": {"lt": n}} for n in range(60)]})
+    matching(features, wanted)
+    tracemalloc.start()
+    try:
+        mask = matching(features, wanted)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert mask.sum() == rows // ROWS * sum(item["price"] is not None for item in ITEMS)
+    assert peak < 10 * rows + 200_000  # each value's and each condition's mask kept would be 960 times the rows
+
+
+def test_products_by_name_are_all_rows_that_bear_it() -> None:
+    """A product may be in a base and in later deltas."""
+    features = Features(pa.concat_tables([TABLE, TABLE.slice(3, 2)]))
+    wanted = Filter({"product_id": ["p3", "p3", "nobody", *(f"p{n}" for n in range(20, 40))]})
+    assert matching(features, wanted).nonzero()[0].tolist() == [3, *range(20, 40), 40]
+    assert matching(features, wanted, np.array([40, 4, 3])).tolist() == [True, False, True]
 
 
 def test_a_filter_as_deep_as_the_stack_is_refused_and_not_followed() -> None:
@@ -196,6 +228,28 @@ def test_the_same_filter_has_one_canonical_form() -> None:
     one, other = Filter({"brand": "Vela", "price": {"lt": 3, "gt": 1}}), Filter({"price": {"gt": 1, "lt": 3}, "brand": "Vela"})
     assert one.canonical() == other.canonical()
     assert one.canonical() != Filter({"brand": "Vela", "price": {"lt": 3, "gte": 1}}).canonical()
+
+
+@pytest.mark.parametrize("wanted", [c for c in CASES if "brand" in str(c)], ids=str)
+def test_a_text_that_nearly_every_row_has_its_own_of_is_asked_uncoded(wanted: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.features.MOST_VALUES", 2)
+    features = Features(TABLE)
+    features.kept.clear()
+    expected = [says(item, wanted) for item in ITEMS]
+    assert matching(features, Filter(wanted)).tolist() == expected
+    some = np.array([7, 3, 39, 3])
+    assert matching(features, Filter(wanted), some).tolist() == [expected[i] for i in some]
+    assert matching(features, Filter(wanted), np.zeros(0, np.int64)).tolist() == []
+    assert "brand" not in features.kept
+
+
+def test_titles_are_not_coded_because_somebody_asks_for_one() -> None:
+    rows = 60_000
+    table = pa.concat_tables([TABLE] * (rows // ROWS)).append_column("title", pa.array([f"thing {n}" for n in range(rows)]))
+    features = Features(table)
+    assert matching(features, Filter({"title": ["thing 7", "nothing", ""]})).nonzero()[0].tolist() == [7]
+    assert matching(features, Filter({"title": {"exists": True}, "brand": "Vela"})).sum() == rows // ROWS * 9
+    assert "title" not in features.kept
 
 
 @pytest.mark.parametrize(("names", "width"), [(254, 1), (255, 2), (70_000, 4)])

@@ -157,6 +157,43 @@ def test_a_pinned_product_takes_its_place_only_among_the_candidates() -> None:
     assert found.notes == {0: "pinned at place 1", 1: "pinned at place 2"}
 
 
+def test_the_product_asked_about_votes_and_takes_no_place_from_others() -> None:
+    features, table = shop()
+    brands = table["brand"].to_pylist()
+    rows, similarity = np.arange(60), np.linspace(1, 0, 60).astype(np.float32)
+    own = next(r for r in range(60) if brands[r])
+    others = rows[rows != own]
+    pins = (Pin(product_id=f"p{own}", place=1), Pin(product_id="p40", place=2))
+    config = RankerConfig(weights=PLAIN, rules=Rules(max_per_brand=1, pin=pins))
+    found = rank(rows, similarity, features, config, 60, own=own)
+    assert found.rows.tolist() == rank(others, similarity[others], features, config, 60).rows.tolist()
+    assert (found.rows[1], found.notes[1]) == (40, "pinned at place 2")
+    everyone = rank(rows, similarity, features, RankerConfig(), 60)
+    alone = rank(rows, similarity, features, RankerConfig(), 60, own=own)
+    assert alone.score.tolist() == everyone.score[everyone.rows != own].tolist()
+
+
+def test_a_pinned_variant_stands_for_its_article() -> None:
+    features, table = shop()
+    features = Features(table.append_column("article", pa.array([f"a{i // 4}" for i in range(60)])))
+    rows, similarity = np.arange(60), np.linspace(1, 0, 60).astype(np.float32)
+    pins = (Pin(product_id="p6", place=1), Pin(product_id="p9", place=5), Pin(product_id="p10", place=7))
+    config = RankerConfig(weights=PLAIN, rules=Rules(collapse="article", pin=pins))
+    found = rank(rows, similarity, features, config, 60)
+    assert found.rows.tolist() == [6, 0, 12, 16, 9, 20, 10, *range(24, 60, 4)]
+    assert [found.notes[n] for n in (0, 1, 4)] == ["pinned at place 1", "stands for 3 more of its article", "pinned at place 5"]
+
+
+def test_pins_hold_their_places_over_caps_and_one_another() -> None:
+    features, _ = shop()
+    rows, similarity = np.arange(60), np.linspace(1, 0, 60).astype(np.float32)
+    pins = (Pin(product_id="p50", place=3), Pin(product_id="p0", place=4), Pin(product_id="p51", place=1))
+    found = rank(rows, similarity, features, RankerConfig(weights=PLAIN, rules=Rules(max_per_brand=1, pin=pins)), 60)
+    assert found.rows[[0, 2, 3]].tolist() == [51, 50, 0]
+    assert [found.notes[n] for n in (0, 2, 3)] == [f"pinned at place {n}" for n in (1, 3, 4)]
+    assert sorted(found.rows) == list(range(60))
+
+
 def test_colours_alike_count_where_both_are_known() -> None:
     features, table = shop()
     palettes = np.zeros((60, len(NAMES)), np.uint8)

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +98,60 @@ def test_nonsense_in_redis_is_a_miss(home: Path, redis: Redis, url: str, photo: 
         assert again["cached"] == []
         assert again["results"] == first["results"]
         assert 'vitrine_cache_lookups{cache="response",outcome="error"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("d", "number"), [(8, 1.0), (17, 1.0), (0, 0.0), (None, np.nan), (None, np.inf), (None, 1e38), (None, 3.0), (None, 0.0)]
+)
+def test_a_query_that_is_none_of_this_version_is_a_miss(
+    home: Path, redis: Redis, url: str, photo: bytes, d: int | None, number: float
+) -> None:
+    with replica(home, cache_url=url) as client:
+        first = client.post("/v1/search", files={"image": photo}).json()
+        (name,) = redis.keys("*:embedding:*")
+        kept = read_asked(redis.get(name))  # type: ignore[arg-type]
+        vector = np.zeros(len(kept.vector) if d is None else d, np.float32)
+        vector[:1] = number
+        redis.set(name, write_asked(Asked(vector, kept.colours)))
+        again = client.post("/v1/search", files={"image": photo}, data={"k": "7"}).json()
+        assert again["cached"] == ["candidates"]
+        assert again["results"] == first["results"][:7]
+        assert 'vitrine_cache_lookups{cache="embedding",outcome="error"} 1.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s, r: (s, r + 10**9),
+        lambda s, r: (s * np.float32(np.nan), r),
+        lambda s, r: (np.full_like(s, np.inf), r),
+        lambda s, r: (s[::-1], r[::-1]),
+        lambda s, r: (s[:3], r[:3]),
+    ],
+)
+def test_candidates_that_are_none_of_this_version_are_a_miss(
+    home: Path, redis: Redis, url: str, photo: bytes, change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+) -> None:
+    with replica(home, cache_url=url) as client:
+        first = client.post("/v1/search", files={"image": photo}).json()
+        (name,) = redis.keys("*:candidates:*")
+        kept = read_found(redis.get(name))  # type: ignore[arg-type]
+        similarity, rows = change(kept.similarity[0], kept.rows[0])
+        redis.set(name, write_found(Found(similarity[None], rows[None])))
+        again = client.post("/v1/search", files={"image": photo}, data={"k": "7"}).json()
+        assert again["cached"] == ["embedding"]
+        assert again["results"] == first["results"][:7]
+        assert 'vitrine_cache_lookups{cache="candidates",outcome="error"} 1.0' in client.get("/metrics").text
+
+
+def test_an_answer_of_another_version_is_a_miss(home: Path, redis: Redis, url: str, photo: bytes) -> None:
+    with replica(home, cache_url=url) as client:
+        first = client.post("/v1/search", files={"image": photo}).json()
+        (name,) = redis.keys("*:response:*")
+        redis.set(name, json.dumps(first | {"version": first["version"] | {"index": "99"}}))
+        again = client.post("/v1/search", files={"image": photo}).json()
+        assert again["cached"] == ["embedding", "candidates"]
+        assert again["version"] == first["version"]
 
 
 def test_redis_away_or_silent_is_a_miss_and_costs_little(home: Path, photo: bytes) -> None:
