@@ -75,7 +75,7 @@ def chosen(replica: Replica, request: Request, slot: str) -> Release:
 
 def search_routes(app: FastAPI, replica: Replica) -> None:
     def admit(request: Request, searches: int = 1) -> None:
-        replica.access.check_key(request.headers.get("x-api-key", ""), searches)
+        replica.access.admit(request.headers, searches)
 
     async def found_for(request: Request, release: Release, query: queries.Query, number: str = "") -> SearchAnswer:
         """The answer to one query, fetched, computed, counted. Raises what a search raises."""

@@ -4,6 +4,7 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -11,6 +12,9 @@ from serving.access import Access, ApiKey, read_keys
 from serving.app import create_app
 from serving.problems import Refused
 from serving.settings import ServingSettings
+from tasks.release.replicas import Replica
+from tests.running import Served
+from tests.serving.conftest import TOKEN
 
 
 def key_file(folder: Path, **keys: int) -> Path:
@@ -42,7 +46,7 @@ def test_an_unknown_key_is_refused_where_keys_are_asked_for(tmp_path: Path) -> N
         with pytest.raises(Refused) as refused:
             access.check_key(given)
         assert refused.value.status == 401
-    Access("", ()).check_key("")  # nobody asks
+    Access("", ()).admit({})  # nobody asks
 
 
 def test_without_an_admin_token_nobody_is_admin() -> None:
@@ -50,6 +54,12 @@ def test_without_an_admin_token_nobody_is_admin() -> None:
         with pytest.raises(Refused):
             Access(token, ()).check_admin(given)
     Access("secret", ()).check_admin("Bearer secret")
+
+
+def test_the_admin_token_goes_with_its_scheme_in_any_case() -> None:
+    access = Access("secret", ())
+    assert [access.is_admin(f"{scheme} secret") for scheme in ("Bearer", "bearer", "BEARER")] == [True] * 3
+    assert [access.is_admin(given) for given in ("secret", "Basic secret", "Bearersecret", "Bearer")] == [False] * 4
 
 
 @pytest.mark.parametrize(
@@ -90,3 +100,25 @@ def test_over_http_every_way_to_search_asks_for_the_key(home: Path, tmp_path: Pa
         limited = ways[0](**{"x-api-key": "shop's key"})
         assert (limited.status_code, limited.json()["reason"]) == (429, "rate")
         assert int(limited.headers["retry-after"]) >= 1
+
+
+def test_an_admin_needs_no_key_and_uses_none_up(home: Path, tmp_path: Path) -> None:
+    """As a promotion asks: its client sends the admin token alone."""
+    keys = str(key_file(tmp_path, shop=1))
+    (home / "release" / "aliases.json").write_text('{"blue": "1", "green": "2", "live": "1"}')
+    app = create_app(ServingSettings(release=str(home / "release"), admin_token=TOKEN, api_keys=keys))
+    app.state.replica.slots.refresh()
+    vector = [1.0] + [0.0] * 15
+    with Served(app) as served:
+        for _ in range(3):
+            assert len(Replica(served.url, TOKEN).search("green", vector, 5)) == 5
+        admin = {"Authorization": f"Bearer {TOKEN}"}
+        searches = {"searches": [{"product_id": "p001"}] * 3}
+        batch = httpx.post(f"{served.url}/v1/search/batch", json=searches, headers=admin, trust_env=False)
+        assert batch.status_code == 200
+        assert (
+            "public"
+            not in httpx.get(f"{served.url}/v1/products/p001/similar", headers=admin, trust_env=False).headers["cache-control"]
+        )
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            Replica(served.url, "a guess").search("green", vector)
