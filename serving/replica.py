@@ -76,12 +76,12 @@ class Replica:
         self.means.caches.close()
         self.tracing.close()
 
-    def phases(self, timeout_ms: str = "") -> Phases:
-        """The phases of a search that begins now; a caller may give it less time than the setting does, never more."""
+    def latest(self, timeout_ms: str = "") -> float:
+        """By when what is asked now is answered, as `Phases` has it; a caller may give less time than the setting does, never more."""
         limit_s = self.settings.deadline_s
         if timeout_ms.isdecimal():
             limit_s = min(limit_s, int(timeout_ms[:9]) / 1e3)
-        return Phases(time.monotonic() + limit_s)
+        return time.monotonic() + limit_s
 
     @contextmanager
     def upload(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from serving import queries
 from serving.contract.preprocess import ImageRejected
 from serving.filters import Filter
 from serving.models import MOST_WORDS, PHOTO_SHA256, BatchAnswer, BatchRequest, Problem, SearchAnswer, SearchRequest
-from serving.phases import DeadlinePassed
+from serving.phases import DeadlinePassed, Phases
 from serving.problems import IMAGE_STATUS, TITLES, Refused, sentence_of
 from serving.queries import QueryError
 from serving.release import Release
@@ -77,9 +77,15 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
     def admit(request: Request, searches: int = 1) -> None:
         replica.access.admit(request.headers, searches)
 
-    async def found_for(request: Request, release: Release, query: queries.Query, number: str = "") -> SearchAnswer:
+    def latest_of(request: Request) -> float:
+        return replica.latest(request.headers.get("x-timeout-ms", ""))
+
+    async def found_for(
+        request: Request, release: Release, query: queries.Query, latest: float, number: str = ""
+    ) -> SearchAnswer:
         """The answer to one query, fetched, computed, counted. Raises what a search raises."""
-        phases = replica.phases(request.headers.get("x-timeout-ms", ""))
+        phases = Phases(latest)
+        phases.check("work")
         request.state.phases.append(phases)
         if query.request.image_url is not None:
             photo = await replica.fetch(query.request.image_url, phases)
@@ -97,13 +103,13 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
     async def cacheable(request: Request, release: Release, query: queries.Query, slot: str) -> Response:
         """The answer to a GET: with an ETag, and for everybody unless it is a slot's or this replica asks for keys."""
         if slot:
-            return told(await found_for(request, release, query), {"Cache-Control": OWN})
+            return told(await found_for(request, release, query, latest_of(request)), {"Cache-Control": OWN})
         reach = "public" if replica.access.open else "private"
         headers = {"Cache-Control": f"{reach}, max-age={FRESH_S}, stale-while-revalidate={FRESH_S}", "Vary": "Accept-Encoding"}
         headers["ETag"] = queries.etag(release, query)
         if headers["ETag"] in [t.strip().removeprefix("W/") for t in request.headers.get("if-none-match", "").split(",")]:
             return Response(status_code=304, headers=headers)
-        found = await found_for(request, release, query)
+        found = await found_for(request, release, query, latest_of(request))
         whole = found.coverage.shards_ok == found.coverage.shards_total
         return told(found, headers if whole else {"Cache-Control": OWN})
 
@@ -126,7 +132,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         headers = {"Cache-Control": OWN}
         if query.photo is not None and wanted.text is None and not query.personal and not slot:
             headers["Content-Location"] = "/v1/search?" + urlencode(_as_get(query))
-        return told(await found_for(request, release, query), headers)
+        return told(await found_for(request, release, query, latest_of(request)), headers)
 
     app.include_router(busiest)
 
@@ -163,12 +169,12 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         searches = BatchRequest.model_validate(fields).searches
         admit(request, len(searches))
         release = chosen(replica, request, slot)
-        places = asyncio.Semaphore(replica.settings.workers * replica.settings.together)
+        places, over = asyncio.Semaphore(replica.settings.workers * replica.settings.together), latest_of(request)
 
         async def one(number: int, wanted: SearchRequest) -> SearchAnswer | Problem:
             async with places:
                 try:
-                    return await found_for(request, release, queries.Query.of(wanted), f".{number}")
+                    return await found_for(request, release, queries.Query.of(wanted), over, f".{number}")
                 except (QueryError, ImageRejected, DeadlinePassed, Refused, ValueError) as error:
                     return _problem(error, f"{request.state.request_id}.{number}")
 

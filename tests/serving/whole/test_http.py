@@ -247,6 +247,18 @@ def test_a_search_that_waited_too_long_is_not_worked_on(store: Storefront) -> No
         nobody.close()
 
 
+def test_a_batch_has_one_deadline_for_all_its_searches(store: Storefront) -> None:
+    """One worker, busy for five deadlines: the last of twelve searches one after the other would find it free."""
+    app = open_app(store, workers=1, together=1, deadline_s=0.2)
+    with TestClient(app) as client:
+        nobody = asyncio.new_event_loop()
+        app.state.replica.workers.submit(Search(sleeping(1.0), copy_context(), nobody.create_future()))
+        late = client.post("/v1/search/batch", json={"searches": [{"product_id": p} for p in store.ids[:12]]})
+        assert late.status_code == 200
+        assert [a.get("status") for a in late.json()["answers"]] == [504] * 12
+        nobody.close()
+
+
 def test_an_unforeseen_failure_is_a_sentence_too(store: Storefront, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("secret path")
