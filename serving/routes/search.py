@@ -125,7 +125,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         """
         slot = asked_slot(request)
         admit(request)
-        with replica.upload():
+        with replica.uploads:
             photo, fields = await read_upload(request, replica.limits.max_bytes, replica.settings.body_s)
         wanted = SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {}))
         release, query = chosen(replica, request, slot), queries.Query.of(wanted, photo)
@@ -164,7 +164,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
     async def batch(request: Request, slot: Slot = "") -> Response:
         """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
         admit(request, 0)
-        with replica.upload():
+        with replica.uploads:
             fields = await read_json(request, replica.limits.max_bytes, replica.settings.body_s)
         searches = BatchRequest.model_validate(fields).searches
         admit(request, len(searches))
