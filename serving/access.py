@@ -72,11 +72,19 @@ class Access:
             )
 
     def check_key(self, given: str, searches: int = 1) -> None:
-        """Takes `searches` from what a key has left. Raises Refused(401) for an unknown key, Refused(429) when it has too few."""
+        """Takes `searches` from what a key has left.
+
+        Raises Refused: 401 for an unknown key, 429 when it has too few left, 422 when it never has so many at once.
+        """
         digest = hashlib.sha256(given.encode()).hexdigest()  # comparing digests says nothing about the key
         key = self.keys.get(digest)
         if key is None:
             raise Refused(401, "this replica asks for an API key: X-Api-Key: …", "api_key", {"WWW-Authenticate": "ApiKey"})
+        if searches > key.per_minute:
+            detail = (
+                f"the key {key.name!r} may ask {key.per_minute} searches at once; these are {searches}, send fewer in a batch"
+            )
+            raise Refused(422, detail, "rate")
         wait_s = self._take(key, searches)
         if wait_s:
             detail = f"the key {key.name!r} may search {key.per_minute} times a minute; try again in {wait_s:.0f} s"

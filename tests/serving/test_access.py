@@ -40,6 +40,14 @@ def test_a_key_has_its_searches_a_minute_and_gets_them_back_with_time(tmp_path: 
         access.check_key("app's key")
 
 
+def test_more_at_once_than_a_key_ever_has_is_not_told_to_wait(tmp_path: Path) -> None:
+    access = Access("", read_keys(str(key_file(tmp_path, app=2))), lambda: 0.0)
+    with pytest.raises(Refused, match="the key 'app' may ask 2 searches at once; these are 3") as refused:
+        access.check_key("app's key", 3)
+    assert (refused.value.status, refused.value.headers) == (422, {})
+    access.check_key("app's key", 2)  # nothing was taken
+
+
 def test_an_unknown_key_is_refused_where_keys_are_asked_for(tmp_path: Path) -> None:
     access = Access("", read_keys(str(key_file(tmp_path, shop=60))))
     for given in ("", "guess", sha256(b"shop's key").hexdigest()):
