@@ -5,11 +5,11 @@ from typing import Any
 
 from fastapi import Request
 from pydantic_core import from_json
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from serving.contract.preprocess import ImageRejected
 from serving.multipart import MultipartError, parts_of
+from serving.problems import Refused
 
 JSON_OVERHEAD = 1.4
 """base64 makes 4 bytes of 3; the rest is room for the other fields."""
@@ -22,7 +22,7 @@ MOST_PARTS = 11
 async def read_upload(request: Request, max_image_bytes: int, limit_s: float) -> tuple[bytes | None, dict[str, Any]]:
     """The photo's bytes (None when the body is JSON) and the other fields.
 
-    Raises ImageRejected, ValueError, or HTTPException(408) when the body takes longer than `limit_s` to arrive.
+    Raises ImageRejected, ValueError, or Refused(408) when the body takes longer than `limit_s` to arrive.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
@@ -53,7 +53,7 @@ async def read_json(request: Request, max_image_bytes: int, limit_s: float) -> d
 async def read_bytes(request: Request, most: int, limit_s: float) -> bytes:
     """The body, at most `most` bytes of it: refused by its announced length, and cut where it is longer than it said.
 
-    Raises ImageRejected(too_many_bytes), HTTPException(408), or ClientDisconnect.
+    Raises ImageRejected(too_many_bytes), Refused(408), or ClientDisconnect.
     """
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
@@ -62,7 +62,7 @@ async def read_bytes(request: Request, most: int, limit_s: float) -> bytes:
         async with asyncio.timeout(limit_s):
             return await _whole(request, most)
     except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive whole within {limit_s:g} s") from None
+        raise Refused(408, f"the body did not arrive whole within {limit_s:g} s", "body") from None
 
 
 def _body_limit(max_image_bytes: int) -> int:

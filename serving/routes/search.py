@@ -7,16 +7,13 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from serving import queries
-from serving.contract.preprocess import ImageRejected
 from serving.filters import Filter
 from serving.models import MOST_WORDS, PHOTO_SHA256, BatchAnswer, BatchRequest, Problem, SearchAnswer, SearchRequest
-from serving.phases import DeadlinePassed, Phases
-from serving.problems import IMAGE_STATUS, TITLES, Refused, sentence_of
-from serving.queries import QueryError
+from serving.phases import Phases
+from serving.problems import EXPECTED, problem_of
 from serving.release import Release
 from serving.replica import Replica
 from serving.routes.described import BATCH_BODY, NOT_THERE, PHOTO_BODY, PROBLEMS, SECURITY, SLOT, body
@@ -175,8 +172,8 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
             async with places:
                 try:
                     return await found_for(request, release, queries.Query.of(wanted), over, f".{number}")
-                except (QueryError, ImageRejected, DeadlinePassed, Refused, ValueError) as error:
-                    return _problem(error, f"{request.state.request_id}.{number}")
+                except EXPECTED as error:
+                    return problem_of(error, f"{request.state.request_id}.{number}", replica.metrics)
 
         content = BatchAnswer(answers=list(await asyncio.gather(*(one(n, s) for n, s in enumerate(searches)))))
         return Response(content.model_dump_json(), media_type="application/json", headers={"Cache-Control": OWN})
@@ -204,16 +201,3 @@ def _as_get(query: queries.Query) -> dict[str, str]:
     if wanted.filter:
         found["filter"] = wanted.filter.model_dump_json()
     return found | ({"explain": "true"} if wanted.explain else {})
-
-
-def _problem(error: Exception, request_id: str) -> Problem:
-    """What one search of a batch is answered when it fails alone."""
-    detail = sentence_of(error.errors()) if isinstance(error, ValidationError) else str(error)
-    status = 422
-    if isinstance(error, QueryError | Refused):
-        status = error.status
-    elif isinstance(error, ImageRejected):
-        status = IMAGE_STATUS.get(error.reason, 422)
-    elif isinstance(error, DeadlinePassed):
-        status = 504
-    return Problem(title=TITLES[status], status=status, detail=detail, request_id=request_id)

@@ -247,6 +247,43 @@ def test_a_search_that_waited_too_long_is_not_worked_on(store: Storefront) -> No
         nobody.close()
 
 
+def test_a_problem_in_a_batch_is_the_one_of_a_search_by_itself(store: Storefront) -> None:
+    """In its words, its reason, and in what is counted."""
+    wrong = [
+        {"product_id": "nothing"}, {"vector": [1.0, 2.0]}, {"image": "!!"}, {"image": base64.b64encode(b"hello").decode()},
+        {"image_url": "https://shop/1.jpg"}, {"product_id": store.ids[0], "filter": {"colour": "red"}},
+    ]  # fmt: skip
+    with TestClient(open_app(store)) as client:
+        alone = [client.post("/v1/search", json=w).json() for w in wrong]
+        answers = client.post("/v1/search/batch", json={"searches": wrong}, headers={"X-Request-Id": "mine"}).json()["answers"]
+        assert [a | {"request_id": ""} for a in answers] == [a | {"request_id": ""} for a in alone]
+        assert [a["request_id"] for a in answers] == [f"mine.{n}" for n in range(len(wrong))]
+        assert [a["reason"] for a in answers] == ["query", "query", "request", "not_an_image", "not_enabled", "query"]
+        assert 'vitrine_rejected_total{reason="not_an_image"} 2.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("DELETE", "/v1/search", "GET, POST"),
+        ("POST", "/v1/version", "GET"),
+        ("GET", "/v1/search/batch", "POST"),
+        ("POST", "/static/app.js", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_a_path_does_not_take_is_told_all_it_takes(asked: TestClient, method: str, path: str, allow: str) -> None:
+    answer = asked.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+    assert f"this path takes {allow}, not {method}" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/serach", "/v2", "/static/none.js"])
+def test_a_path_that_nobody_serves_says_where_all_are_described(asked: TestClient, path: str) -> None:
+    answer = asked.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert "/openapi.json" in answer.json()["detail"]
+
+
 def test_a_batch_has_one_deadline_for_all_its_searches(store: Storefront) -> None:
     """One worker, busy for five deadlines: the last of twelve searches one after the other would find it free."""
     app = open_app(store, workers=1, together=1, deadline_s=0.2)
