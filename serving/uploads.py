@@ -15,6 +15,7 @@ JSON_OVERHEAD = 1.4
 """base64 makes 4 bytes of 3; the rest is room for the other fields."""
 FORM_FIELDS = ("k", "candidates", "explain", "text", "text_weight")
 JSON_FIELDS = ("filter", "user")
+KNOWN = frozenset(FORM_FIELDS + JSON_FIELDS)
 MOST_PARTS = 11
 """A photo and ten fields."""
 
@@ -40,6 +41,8 @@ async def read_upload(request: Request, max_image_bytes: int, limit_s: float) ->
         raise ValueError("the multipart body holds several files; send one photo, as the field image")
     if not files or files[0].name != "image":
         raise ValueError("the field image is missing: send the photo's bytes as a file")
+    if unknown := form.keys() - KNOWN:
+        raise ValueError(f"the field {min(unknown)!r} is none of those beside a photo: {', '.join(sorted(KNOWN))}")
     fields: dict[str, Any] = {n: form[n] for n in FORM_FIELDS if n in form}
     fields |= {n: json_object(form[n].encode(), f"the field {n}") for n in JSON_FIELDS if form.get(n)}
     return files[0].content, fields

@@ -40,6 +40,7 @@ PHOTO_BODY: dict[str, Any] = {
         "schema": {
             "type": "object",
             "required": ["image"],
+            "additionalProperties": False,
             "properties": {
                 "image": {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, GIF, BMP or TIFF"},
                 "text": {"type": "string", "maxLength": 1000, "pattern": r"\S", "description": "words to mix with the photo"},

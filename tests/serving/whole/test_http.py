@@ -168,6 +168,8 @@ def test_a_batch_answers_each_search_and_a_bad_one_fails_alone(asked: TestClient
         ({"files": {"image": ("p.jpg", draw(0, 1)[:400])}}, 422, "damaged"),
         ({"files": {"picture": ("p.jpg", draw(0, 1))}}, 422, "field image is missing"),
         ({"files": {"image": ("p.jpg", draw(0, 1))}, "data": {"k": "many"}}, 422, "k: "),
+        ({"files": {"image": ("p.jpg", draw(0, 1))}, "data": {"filters": '{"brand": "Vela"}'}}, 422, "the field 'filters' is none of"),
+        ({"files": {"image": ("p.jpg", draw(0, 1))}, "data": {"product_id": "x"}}, 422, "the field 'product_id' is none of"),
         ({"files": {"image": ("p.jpg", draw(0, 1))}, "data": {"filter": "{"}}, 422, "not JSON"),
         ({"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 422, "multipart"),
         ({"content": b"--x\r\nq\r\n", "headers": FORM}, 422, "multipart"),
