@@ -23,6 +23,8 @@ from serving.uploads import json_object, read_json, read_upload
 FRESH_S = 60
 """How long a CDN may answer by itself. Short, as a flip does not reach it; afterwards the ETag asks whether anything changed."""
 OWN = "private, no-store"
+MOST_ADDRESS = 2048
+"""Characters of an address that every client, proxy and cache takes."""
 
 Slot = Annotated[str, Query(description="a slot instead of what is live; needs the admin token", pattern="^(blue|green|)$")]
 Number = Annotated[int, Query(ge=1, le=200, description="how many products")]
@@ -118,7 +120,8 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
     async def search(request: Request) -> Response:
         """Search by a photo (multipart field `image`, or base64 in JSON), words, a product or a vector; or a photo and words mixed.
 
-        A photo's answer that is not personal names the address where caches may keep it, in `Content-Location`.
+        A photo's answer that is not personal names the address where caches may keep it, in `Content-Location`, unless a filter
+        makes that too long.
         """
         slot = asked_slot(request)
         admit(request)
@@ -128,7 +131,9 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         release, query = chosen(replica, request, slot), queries.Query.of(wanted, photo)
         headers = {"Cache-Control": OWN}
         if query.photo is not None and wanted.text is None and not query.personal and not slot:
-            headers["Content-Location"] = "/v1/search?" + urlencode(_as_get(query))
+            address = "/v1/search?" + urlencode(_as_get(query))
+            if len(address) <= MOST_ADDRESS:
+                headers["Content-Location"] = address
         return told(await found_for(request, release, query, latest_of(request)), headers)
 
     app.include_router(busiest)

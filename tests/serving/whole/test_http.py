@@ -137,6 +137,17 @@ def test_an_unchanged_answer_is_304_and_another_question_is_not(asked: TestClien
     assert asked.get(url, params={"k": 3}, headers=tag).status_code == 200
 
 
+def test_a_posted_photo_names_its_address_unless_that_is_too_long(asked: TestClient) -> None:
+    photo = {"image": ("p.jpg", draw(1, 77))}
+    first = asked.post("/v1/search", files=photo, data={"filter": '{"brand": "Vela"}', "k": "3"})
+    again = asked.get(first.headers["content-location"])
+    assert again.json()["results"] == first.json()["results"]
+    many = json.dumps({"brand": ["Vela", *(f"nobody {n}" for n in range(200))]})
+    long = asked.post("/v1/search", files=photo, data={"filter": many, "k": "3"})
+    assert long.json()["results"] == first.json()["results"]
+    assert "content-location" not in long.headers
+
+
 def test_a_batch_answers_each_search_and_a_bad_one_fails_alone(asked: TestClient, front: Storefront) -> None:
     searches = [{"product_id": front.ids[0], "k": 3}, {"product_id": "nothing"}, {"vector": [1.0, 2.0]}, {"image": "!!"}]
     answers = asked.post("/v1/search/batch", json={"searches": searches}).json()["answers"]
