@@ -11,7 +11,7 @@ from serving.problems import Refused
 from serving.queries import row_of
 from serving.replica import Replica
 from serving.routes.described import problems
-from serving.routes.search import Slot, chosen
+from serving.routes.search import OWN, Slot, chosen
 
 STATIC = Path(__file__).parents[1] / "static"
 PAGE = {
@@ -39,5 +39,5 @@ def picture_routes(app: FastAPI, replica: Replica) -> None:
         path = picture_path(uri, replica.settings.image_root or release.manifest.snapshot.image_root)
         if path is None:
             raise Refused(404, f"the picture of product {product_id!r} cannot be shown from here", "no_picture")
-        headers = {"Cache-Control": "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
+        headers = {"Cache-Control": OWN if slot else "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
         return FileResponse(path, headers=headers)

@@ -105,11 +105,14 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
             return told(await found_for(request, release, query, latest_of(request)), {"Cache-Control": OWN})
         reach = "public" if replica.access.open else "private"
         headers = {"Cache-Control": f"{reach}, max-age={FRESH_S}, stale-while-revalidate={FRESH_S}", "Vary": "Accept-Encoding"}
-        headers["ETag"] = queries.etag(release, query)
-        if headers["ETag"] in [t.strip().removeprefix("W/") for t in request.headers.get("if-none-match", "").split(",")]:
+        headers["ETag"] = tag = queries.etag(release, query)
+        known = [t.strip() for t in request.headers.get("if-none-match", "").split(",")]
+        if tag in known or tag.removeprefix("W/") in known:
             return Response(status_code=304, headers=headers)
         found = await found_for(request, release, query, latest_of(request))
         whole = found.coverage.shards_ok == found.coverage.shards_total
+        if whole and known == ["*"]:  # any answer, now that there is one
+            return Response(status_code=304, headers=headers)
         return told(found, headers if whole else {"Cache-Control": OWN})
 
     busiest = APIRouter(route_class=PlainRoute)

@@ -135,6 +135,12 @@ def test_an_unchanged_answer_is_304_and_another_question_is_not(asked: TestClien
     again = asked.get(url, headers=tag)
     assert (again.status_code, again.content) == (304, b"")
     assert asked.get(url, params={"k": 3}, headers=tag).status_code == 200
+    assert first.headers["etag"].startswith('W/"')
+    strong = first.headers["etag"].removeprefix("W/")
+    for known in (strong, f'"other", {strong}', f'W/"other",{first.headers["etag"]}', "*"):
+        assert asked.get(url, headers={"If-None-Match": known}).status_code == 304
+    assert asked.get(url, headers={"If-None-Match": 'W/"other"'}).status_code == 200
+    assert asked.get("/v1/products/nothing/similar", headers={"If-None-Match": "*"}).status_code == 404
 
 
 def test_a_posted_photo_names_its_address_unless_that_is_too_long(asked: TestClient) -> None:
@@ -326,8 +332,14 @@ def test_pictures_are_shown_from_the_catalogue_only(asked: TestClient, front: St
     picture = asked.get(answer["results"][0]["image_url"])
     assert picture.headers["content-type"] == "image/jpeg"
     assert picture.content[:2] == b"\xff\xd8"
+    assert "public" in picture.headers["cache-control"]
     for other in ("../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", "nothing"):
         assert asked.get(f"/v1/images/{other}").status_code == 404
+
+
+def test_a_picture_of_a_slot_is_kept_by_nobody(asked: TestClient, front: Storefront, admin: dict[str, str]) -> None:
+    picture = asked.get(f"/v1/images/{front.ids[2]}", params={"slot": "blue"}, headers=admin)
+    assert (picture.status_code, picture.headers["cache-control"]) == (200, "private, no-store")
 
 
 def test_metrics_count_requests_phases_caches_and_name_only_what_is_live(store: Storefront) -> None:
