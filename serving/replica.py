@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -81,11 +82,12 @@ class Replica:
         self.tracing.close()
 
     def latest(self, timeout_ms: str = "") -> float:
-        """By when what is asked now is answered, as `Phases` has it; a caller may give less time than the setting does, never more."""
+        """By when what is asked now is answered, as `Phases` has it; a caller may give less time than the setting does, never more.
+
+        Raises ValueError where `timeout_ms` (a number of milliseconds, or "") is none.
+        """
         limit_s = self.settings.deadline_s
-        if timeout_ms.isdecimal():
-            limit_s = min(limit_s, int(timeout_ms[:9]) / 1e3)
-        return time.monotonic() + limit_s
+        return time.monotonic() + (min(limit_s, _given_s(timeout_ms)) if timeout_ms else limit_s)
 
     async def work(self, steps: Searching, phases: Phases) -> SearchAnswer:
         """Has a search worked on. Raises Refused(503) when too many wait already, DeadlinePassed, and what the search raises."""
@@ -154,6 +156,13 @@ class Replica:
             return WholeVersions(source, chosen.threads, runs, chosen.encode_batch)
         asking = Asking(self.fleet, self.metrics, chosen.shard_timeout_s, chosen.hedges)
         return GatewayVersions(source, self.fleet, asking, chosen.threads, chosen.shard_patience_s, runs, chosen.encode_batch)
+
+
+def _given_s(timeout_ms: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (given_s := float(timeout_ms) / 1e3) < math.inf:
+            return given_s
+    raise ValueError(f"X-Timeout-Ms: {timeout_ms!r} is no number of milliseconds, such as 250 or 0.5")
 
 
 def _left_s(phases: Phases) -> float:

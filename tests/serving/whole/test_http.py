@@ -303,6 +303,23 @@ def test_a_path_that_nobody_serves_says_where_all_are_described(asked: TestClien
     assert "/openapi.json" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ("60000", 200), ("20000.5", 200), ("1e9", 200), ("0", 504), ("0.001", 504), ("abc", 422), ("-1", 422), ("nan", 422), ("inf", 422),
+    ],
+)  # fmt: skip
+def test_a_caller_may_give_less_time_in_milliseconds(asked: TestClient, front: Storefront, given: str, status: int) -> None:
+    search = {"product_id": front.ids[0]}
+    alone = asked.post("/v1/search", json=search, headers={"X-Timeout-Ms": given})
+    assert alone.status_code == status
+    if status == 422:
+        assert alone.json()["detail"] == f"X-Timeout-Ms: {given!r} is no number of milliseconds, such as 250 or 0.5"
+    batch = asked.post("/v1/search/batch", json={"searches": [search]}, headers={"X-Timeout-Ms": given})
+    found = batch.json()["answers"][0].get("status", 200) if batch.status_code == 200 else batch.status_code
+    assert found == status
+
+
 def test_a_batch_has_one_deadline_for_all_its_searches(store: Storefront) -> None:
     """One worker, busy for five deadlines: the last of twelve searches one after the other would find it free."""
     app = open_app(store, workers=1, together=1, deadline_s=0.2)
