@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from schemathesis.checks import not_a_server_error
+from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.generation.modes import GenerationMode
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.running import Served
 from tests.serving.whole.conftest import TOKEN, open_app
@@ -15,13 +15,16 @@ from tests.serving.whole.storefront import Storefront
 
 pytestmark = pytest.mark.slow
 
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 OPERATIONS = [
     "POST /v1/search", "GET /v1/search", "POST /v1/search/batch", "GET /v1/products/{product_id}/similar", "GET /v1/images/{product_id}",
     "GET /v1/version", "GET /healthz", "GET /readyz", "GET /metrics", "GET /v1/samples", "POST /v1/follow", "POST /v1/hooks/mlflow",
 ]  # fmt: skip
 WITH_INPUT = [label for label in OPERATIONS if "search" in label or "similar" in label or "samples" in label]
-"""What can be asked wrongly."""
+"""What can be asked wrongly. All but samples may also be asked rightly by the document and yet be refused.
+
+It cannot say that a photo's bytes are a picture, a vector as long as the version's and of unit length, a column one of the version's,
+words only where it has a text tower, and of the parameters of a GET exactly one of three.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,12 @@ def test_every_operation_is_tried(document: schemathesis.BaseSchema) -> None:
 )
 def test_every_answer_is_one_that_the_document_names(document: schemathesis.BaseSchema, label: str, mode: GenerationMode) -> None:
     operation = next(o.ok() for o in document.get_all_operations() if o.ok().label == label)
+    load_all_checks()
+    checks = [c for c in CHECKS.get_all() if c is not positive_data_acceptance or label not in WITH_INPUT]
 
     @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
     def answer(case: schemathesis.Case) -> None:
-        case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, checks=CHECKS)
+        case.call_and_validate(headers={"Authorization": f"Bearer {TOKEN}"}, checks=checks)
 
     answer()
