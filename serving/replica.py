@@ -81,13 +81,13 @@ class Replica:
         self.means.caches.close()
         self.tracing.close()
 
-    def latest(self, timeout_ms: str = "") -> float:
+    def latest(self, timeout_ms: str | None = None) -> float:
         """By when what is asked now is answered, as `Phases` has it; a caller may give less time than the setting does, never more.
 
-        Raises ValueError where `timeout_ms` (a number of milliseconds, or "") is none.
+        Raises ValueError where `timeout_ms` is no number of milliseconds.
         """
         limit_s = self.settings.deadline_s
-        return time.monotonic() + (min(limit_s, _given_s(timeout_ms)) if timeout_ms else limit_s)
+        return time.monotonic() + (limit_s if timeout_ms is None else min(limit_s, _given_s(timeout_ms)))
 
     async def work(self, steps: Searching, phases: Phases) -> SearchAnswer:
         """Has a search worked on. Raises Refused(503) when too many wait already, DeadlinePassed, and what the search raises."""

@@ -4,7 +4,7 @@ import asyncio
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Path, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
@@ -16,7 +16,7 @@ from serving.phases import Phases
 from serving.problems import EXPECTED, problem_of
 from serving.release import Release
 from serving.replica import Replica
-from serving.routes.described import BATCH_BODY, NOT_THERE, PHOTO_BODY, PROBLEMS, SECURITY, SLOT, body
+from serving.routes.described import ASK, BATCH, BATCHED, KEPT, SEARCH, SEARCHED
 from serving.slots import SLOTS
 from serving.uploads import json_object, read_json, read_upload
 
@@ -27,6 +27,7 @@ MOST_ADDRESS = 2048
 """Characters of an address that every client, proxy and cache takes."""
 
 Slot = Annotated[str, Query(description="a slot instead of what is live; needs the admin token", pattern="^(blue|green|)$")]
+ProductId = Annotated[str, Path(examples=["P000001"])]
 Number = Annotated[int, Query(ge=1, le=200, description="how many products")]
 Candidates = Annotated[int | None, Query(ge=1, le=2000, description="how many to rank; by default the version's own, 500")]
 Wanted = Annotated[
@@ -77,7 +78,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         replica.access.admit(request.headers, searches)
 
     def latest_of(request: Request) -> float:
-        return replica.latest(request.headers.get("x-timeout-ms", ""))
+        return replica.latest(request.headers.get("x-timeout-ms"))
 
     async def found_for(
         request: Request, release: Release, query: queries.Query, latest: float, number: str = ""
@@ -117,9 +118,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
 
     busiest = APIRouter(route_class=PlainRoute)
 
-    @busiest.post(
-        "/v1/search", response_model=SearchAnswer, responses=NOT_THERE, openapi_extra=SECURITY | SLOT | body(PHOTO_BODY)
-    )
+    @busiest.post("/v1/search", response_model=SearchAnswer, responses=SEARCHED, openapi_extra=SEARCH)
     async def search(request: Request) -> Response:
         """Search by a photo (multipart field `image`, or base64 in JSON), words, a product or a vector; or a photo and words mixed.
 
@@ -141,7 +140,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
 
     app.include_router(busiest)
 
-    @app.get("/v1/search", response_model=SearchAnswer, responses=NOT_THERE, openapi_extra=SECURITY)
+    @app.get("/v1/search", response_model=SearchAnswer, responses=KEPT, openapi_extra=ASK)
     async def ask(
         request: Request,
         photo: Annotated[
@@ -165,7 +164,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         )  # fmt: skip
         return await cacheable(request, chosen(replica, request, slot), queries.Query.of(wanted, photo_sha256=photo), slot)
 
-    @app.post("/v1/search/batch", response_model=BatchAnswer, responses=PROBLEMS, openapi_extra=SECURITY | body(BATCH_BODY))
+    @app.post("/v1/search/batch", response_model=BatchAnswer, responses=BATCHED, openapi_extra=BATCH)
     async def batch(request: Request, slot: Slot = "") -> Response:
         """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
         admit(request, 0)
@@ -186,10 +185,10 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         content = BatchAnswer(answers=list(await asyncio.gather(*(one(n, s) for n, s in enumerate(searches)))))
         return Response(content.model_dump_json(), media_type="application/json", headers={"Cache-Control": OWN})
 
-    @app.get("/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses=NOT_THERE, openapi_extra=SECURITY)
+    @app.get("/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses=KEPT, openapi_extra=ASK)
     async def similar(
         request: Request,
-        product_id: str,
+        product_id: ProductId,
         k: Number = 20,
         candidates: Candidates = None,
         filter: Wanted = "",
