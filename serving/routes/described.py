@@ -46,6 +46,7 @@ PARAMETERS = {
         "in": "header",
         "description": "milliseconds, where the caller gives less time than the replica would",
         "schema": {"type": "number", "minimum": 0},
+        "example": 500,
     },
     "IfNoneMatch": {
         "name": "If-None-Match",
