@@ -6,7 +6,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -52,22 +52,39 @@ class Access:
         """Whether anybody may search."""
         return not self.keys
 
+    def admit(self, headers: Mapping[str, str], searches: int = 1) -> None:
+        """Lets `searches` of a caller pass: anybody's where no keys are asked for, an admin's, or a key's. Raises what `check_key` does."""
+        if not self.open and not self.is_admin(headers.get("authorization", "")):
+            self.check_key(headers.get("x-api-key", ""), searches)
+
+    def is_admin(self, authorization: str) -> bool:
+        """Whether these are the credentials `Bearer <admin token>` (the token compared in constant time, the scheme in any case)."""
+        scheme, _, token = authorization.partition(" ")
+        if not self.admin_token or scheme.lower() != "bearer":
+            return False
+        return hmac.compare_digest(token.strip().encode(), self.admin_token.encode())
+
     def check_admin(self, authorization: str) -> None:
-        """Raises Refused unless the bearer token is the admin token (compared in constant time)."""
-        token = authorization.removeprefix("Bearer ").strip()
-        if not self.admin_token or not hmac.compare_digest(token.encode(), self.admin_token.encode()):
+        """Raises Refused unless an admin asks."""
+        if not self.is_admin(authorization):
             raise Refused(
                 401, "this needs the admin token: Authorization: Bearer …", "unauthorized", {"WWW-Authenticate": "Bearer"}
             )
 
     def check_key(self, given: str, searches: int = 1) -> None:
-        """Takes `searches` from what a key has left. Raises Refused(401) for an unknown key, Refused(429) when it has too few."""
-        if self.open:
-            return
+        """Takes `searches` from what a key has left.
+
+        Raises Refused: 401 for an unknown key, 429 when it has too few left, 422 when it never has so many at once.
+        """
         digest = hashlib.sha256(given.encode()).hexdigest()  # comparing digests says nothing about the key
         key = self.keys.get(digest)
         if key is None:
             raise Refused(401, "this replica asks for an API key: X-Api-Key: …", "api_key", {"WWW-Authenticate": "ApiKey"})
+        if searches > key.per_minute:
+            detail = (
+                f"the key {key.name!r} may ask {key.per_minute} searches at once; these are {searches}, send fewer in a batch"
+            )
+            raise Refused(422, detail, "rate")
         wait_s = self._take(key, searches)
         if wait_s:
             detail = f"the key {key.name!r} may search {key.per_minute} times a minute; try again in {wait_s:.0f} s"

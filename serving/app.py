@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from serving.fetching import Fetcher
 from serving.problems import handle_errors
 from serving.replica import Replica
-from serving.routes.described import describe_bodies
+from serving.routes.described import describe
 from serving.routes.operating import operating_routes
 from serving.routes.pictures import picture_routes
 from serving.routes.search import search_routes
@@ -38,15 +38,16 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
         await asyncio.to_thread(replica.close)
 
     app = FastAPI(
-        title="Vitrine", version="1", summary="A shopper's photo in, the products that match best out.", lifespan=lifespan
-    )
+        title="Vitrine", version="1", summary="A shopper's photo in, the products that match best out.", lifespan=lifespan,
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
     app.state.replica = replica
     handle_errors(app, replica.metrics, replica.tracing)
     search_routes(app, replica)
     picture_routes(app, replica)
     state_routes(app, replica.slots, replica.describe, replica.metrics_text)
     operating_routes(app, replica)
-    describe_bodies(app)
+    describe(app)
     return app
 
 

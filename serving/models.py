@@ -3,7 +3,7 @@
 import base64
 import binascii
 from functools import cached_property
-from typing import NotRequired
+from typing import Annotated, Any, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
@@ -27,6 +27,17 @@ class Asker(User):
     id: str = Field(default="", max_length=200, examples=["u-1234"])
 
 
+WAYS = (("image",), ("image_url",), ("text",), ("product_id",), ("vector",), ("image", "text"), ("image_url", "text"))
+"""What a search may be by: fields that are given, while the others of these are not."""
+SOURCES = tuple(dict.fromkeys(name for way in WAYS for name in way))
+
+
+def _way(given: tuple[str, ...]) -> dict[str, Any]:
+    """One of the WAYS in JSON Schema. null is not given."""
+    known = {name: {"not": {"type": "null"}} if name in given else {"type": "null"} for name in SOURCES}
+    return {"title": " and ".join(given), "required": list(given), "properties": known}
+
+
 class SearchRequest(Wire):
     """A search by exactly one of: a photo, words, a product already in the catalogue, or a query vector; or photo and words mixed."""
 
@@ -37,7 +48,8 @@ class SearchRequest(Wire):
                 {"text": "a red mug with a handle", "filter": {"price": {"lte": 20}}},
                 {"image": "/9j/4AAQSkZJRg…", "text": "the same in blue", "text_weight": 0.3},
                 {"product_id": "P000001", "user": {"brands": {"Norda": 0.8}, "price": 25}},
-            ]
+            ],
+            "oneOf": [_way(given) for given in WAYS],
         }
     )
 
@@ -50,7 +62,9 @@ class SearchRequest(Wire):
     )
     text_weight: float = Field(default=0.5, ge=0, le=1, description="of a photo with words: how much the words count")
     product_id: str | None = Field(default=None, max_length=1000)
-    vector: list[float] | None = Field(default=None, description="a unit vector of the encoder's dimension", max_length=4096)
+    vector: list[Annotated[float, Field(strict=True)]] | None = Field(
+        default=None, description="a unit vector of the encoder's dimension", max_length=4096
+    )
     k: int = Field(default=20, ge=1, le=200)
     candidates: int | None = Field(default=None, ge=1, le=2000, description="how many to rank; by default the version's own, 500")
     filter: Filter | None = None
@@ -59,9 +73,8 @@ class SearchRequest(Wire):
 
     @model_validator(mode="after")
     def _one_query(self) -> "SearchRequest":
-        names = ("image", "image_url", "text", "product_id", "vector")
-        given = [n for n in names if getattr(self, n) is not None]
-        if len(given) != 1 and given not in (["image", "text"], ["image_url", "text"]):
+        given = tuple(n for n in SOURCES if getattr(self, n) is not None)
+        if given not in WAYS:
             shown = ", ".join(given) or "none"
             raise ValueError(
                 f"give exactly one of image, image_url, text, product_id, vector, or a photo and text (given: {shown})"

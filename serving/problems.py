@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from collections.abc import Mapping
 from secrets import token_hex
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
@@ -79,7 +81,7 @@ class Requests:
             if status:
                 raise
             detail = "the search failed for a reason of ours; the log has it under this request id"
-            await problem(Request(scope), 500, detail, "internal")(scope, receive, named)
+            await _answer(_problem(500, detail, "internal", request_id))(scope, receive, named)
         finally:
             self._tell(scope, traced, status, time.perf_counter() - began)
 
@@ -96,13 +98,41 @@ class Requests:
         traced.end(f"{scope['method']} {route}", took_s, attributes, scope["state"]["phases"])
 
 
-def problem(request: Request, status: int, detail: str, reason: str = "", headers: dict[str, str] | None = None) -> JSONResponse:
-    request_id = getattr(request.state, "request_id", "")
-    content = Problem(
-        title=TITLES.get(status, "Error"), status=status, detail=detail, reason=reason, request_id=request_id
-    )  # fmt: skip
-    headers = {"Cache-Control": "no-store"} | (headers or {})
-    return JSONResponse(content.model_dump(), status, headers=headers, media_type="application/problem+json")
+EXPECTED = (Refused, QueryError, DeadlinePassed, ImageRejected, RequestValidationError, ValueError)
+"""What a request, or one search of a batch, may raise and is answered a problem for; whatever else is raised is ours."""
+
+
+def problem_of(error: Exception, request_id: str, metrics: Metrics) -> Problem:
+    """What is answered where one of EXPECTED was raised. An image that is refused is counted."""
+    if isinstance(error, ImageRejected):
+        metrics.rejected.labels(error.reason).inc()
+    status, detail, reason = _told(error)
+    return _problem(status, detail, reason, request_id)
+
+
+def _told(error: Exception) -> tuple[int, str, str]:
+    """Status, sentence and reason code."""
+    match error:
+        case Refused() | QueryError():
+            return error.status, str(error), error.reason
+        case DeadlinePassed():
+            return 504, str(error), "deadline"
+        case ImageRejected():
+            return IMAGE_STATUS.get(error.reason, 422), str(error), error.reason
+        case RequestValidationError() | ValidationError():
+            return 422, sentence_of(error.errors()), "request"
+        case UnicodeError():
+            return 422, "the request holds half of a character (a lone surrogate)", "request"
+    return 422, str(error), "request"
+
+
+def _problem(status: int, detail: str, reason: str, request_id: str) -> Problem:
+    return Problem(title=TITLES.get(status, "Error"), status=status, detail=detail, reason=reason, request_id=request_id)
+
+
+def _answer(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    headers = {"Cache-Control": "no-store"} | dict(headers or {})
+    return JSONResponse(problem.model_dump(), problem.status, headers=headers, media_type="application/problem+json")
 
 
 def sentence_of(errors: Any) -> str:
@@ -116,33 +146,21 @@ def handle_errors(app: FastAPI, metrics: Metrics, tracing: Tracing) -> None:
     """Every error becomes problem+json."""
     app.add_middleware(Requests, metrics=metrics, tracing=tracing)
 
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
-        return problem(request, error.status, str(error), error.reason, error.headers)
+    async def expected(request: Request, error: Exception) -> JSONResponse:
+        return _answer(problem_of(error, request.state.request_id, metrics), getattr(error, "headers", None))
 
-    @app.exception_handler(QueryError)
-    async def query_error(request: Request, error: QueryError) -> JSONResponse:
-        return problem(request, error.status, str(error), error.reason, dict(error.headers))
-
-    @app.exception_handler(DeadlinePassed)
-    async def too_late(request: Request, error: DeadlinePassed) -> JSONResponse:
-        return problem(request, 504, str(error), "deadline")
-
-    @app.exception_handler(ImageRejected)
-    async def rejected(request: Request, error: ImageRejected) -> JSONResponse:
-        metrics.rejected.labels(error.reason).inc()
-        return problem(request, IMAGE_STATUS.get(error.reason, 422), str(error), error.reason)
-
-    @app.exception_handler(RequestValidationError)
-    @app.exception_handler(ValidationError)
-    async def invalid(request: Request, error: RequestValidationError | ValidationError) -> JSONResponse:
-        return problem(request, 422, sentence_of(error.errors()), "request")
-
-    @app.exception_handler(ValueError)
-    async def wrong_value(request: Request, error: ValueError) -> JSONResponse:
-        detail = "the request holds half of a character (a lone surrogate)" if isinstance(error, UnicodeError) else str(error)
-        return problem(request, 422, detail, "request")
+    for kind in EXPECTED:
+        app.add_exception_handler(kind, expected)
 
     @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(request, error.status_code, str(error.detail), "", dict(error.headers or {}))
+    async def not_routed(request: Request, error: HTTPException) -> JSONResponse:
+        """The router's own: a path that nobody serves, or not by this method. Two routes may share a path, each with its methods."""
+        headers, detail = dict(error.headers or {}), str(error.detail)
+        if error.status_code == 404:
+            detail = "nothing is served at this path; GET /openapi.json describes what is"
+        elif error.status_code == 405:
+            there = [r for r in app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE]
+            methods = {m for r in there for m in r.methods or ()} or {"GET", "HEAD"}  # a static file has no route of its own
+            headers["Allow"] = ", ".join(sorted(methods))
+            detail = f"this path takes {headers['Allow']}, not {request.method}; GET /openapi.json describes it"
+        return _answer(_problem(error.status_code, detail, "route", request.state.request_id), headers)

@@ -130,8 +130,8 @@ class Retrieve:
 
 
 def etag(release: Release, query: Query) -> str:
-    """Names an answer that is not personal: the same version asked the same gives the same."""
-    return '"' + sha256(f"{release.identity}|{query.key}".encode()).hexdigest()[:32] + '"'
+    """Names an answer that is not personal, weakly: the same version asked the same finds the same; its id and timings differ."""
+    return 'W/"' + sha256(f"{release.identity}|{query.key}".encode()).hexdigest()[:32] + '"'
 
 
 def search(release: Release, query: Query, means: Means, phases: Phases, request_id: str, sampled: bool = False) -> Searching:

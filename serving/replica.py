@@ -2,10 +2,11 @@
 
 import asyncio
 import contextvars
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from serving.access import Access, read_keys
 from serving.cache import Caches
@@ -17,6 +18,7 @@ from serving.live_recall import LiveRecall
 from serving.metrics import Metrics
 from serving.models import SearchAnswer
 from serving.phases import DeadlinePassed, Phases
+from serving.places import Places, overloaded
 from serving.problems import Refused
 from serving.profiles import NoProfiles, Profiles, RedisProfiles
 from serving.queries import Means
@@ -33,6 +35,7 @@ from serving.tracing import tracing_to
 from serving.workers import Workers
 
 FETCHERS = 4
+"""Photos that are fetched by their addresses at once; `queue` more may wait, and beyond that is 503."""
 PROFILE_TIMEOUT_S = 0.05
 TOO_LATE = "the answer was not ready in the time this request had; try again, or ask for less"
 
@@ -58,7 +61,9 @@ class Replica:
         self.fetcher = fetcher or Fetcher(settings.query_hosts, settings.max_image_bytes)
         self.workers = Workers(settings.workers, settings.together, self._over)
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
-        self.waiting = self.uploading = 0
+        self.waiting = 0
+        self.uploads = Places(settings.uploads, "photos are on their way in")
+        self.fetches = Places(FETCHERS + settings.queue, "photos are being fetched by their addresses")
         calls: dict[str, tuple[Callable[[], object], float | None]] = {
             "follow": (self.slots.follow, settings.poll_s),
             "load": (self.slots.load_next, LOADER_POLL_S),
@@ -80,28 +85,18 @@ class Replica:
         self.means.caches.close()
         self.tracing.close()
 
-    def phases(self, timeout_ms: str = "") -> Phases:
-        """The phases of a search that begins now; a caller may give it less time than the setting does, never more."""
-        limit_s = self.settings.deadline_s
-        if timeout_ms.isdecimal():
-            limit_s = min(limit_s, int(timeout_ms[:9]) / 1e3)
-        return Phases(time.monotonic() + limit_s)
+    def latest(self, timeout_ms: str | None = None) -> float:
+        """By when what is asked now is answered, as `Phases` has it; a caller may give less time than the setting does, never more.
 
-    @contextmanager
-    def upload(self) -> Iterator[None]:
-        """Holds a place for a body that is on its way in. Raises Refused(503) when there is none."""
-        if self.uploading >= self.settings.uploads:
-            raise _overloaded("too many photos are on their way in; try again in a second")
-        self.uploading += 1
-        try:
-            yield
-        finally:
-            self.uploading -= 1
+        Raises ValueError where `timeout_ms` is no number of milliseconds.
+        """
+        limit_s = self.settings.deadline_s
+        return time.monotonic() + (limit_s if timeout_ms is None else min(limit_s, _given_s(timeout_ms)))
 
     async def work(self, steps: Searching, phases: Phases) -> SearchAnswer:
         """Has a search worked on. Raises Refused(503) when too many wait already, DeadlinePassed, and what the search raises."""
         if self.waiting >= self.settings.workers * self.settings.together + self.settings.queue:
-            raise _overloaded("too many searches are waiting; try again in a second")
+            raise overloaded("searches are waiting")
         loop = asyncio.get_running_loop()
         search = Search(steps, contextvars.copy_context(), loop.create_future())
         self.waiting += 1  # until it is over: one that is given up goes on until its next phase
@@ -128,15 +123,16 @@ class Replica:
                 search.future.set_exception(search.error or RuntimeError("a search ended without an answer"))
 
     async def fetch(self, url: str, phases: Phases) -> bytes:
-        """A photo by its address, while workers do other things. Raises ImageRejected or DeadlinePassed."""
+        """A photo by its address, while workers do other things. Raises Refused(503), ImageRejected or DeadlinePassed."""
 
         def fetch() -> bytes:
             with phases.phase("fetch"):
                 return self.fetcher.fetch(url)
 
         try:
-            async with asyncio.timeout(_left_s(phases)):
-                return await asyncio.get_running_loop().run_in_executor(self.fetchers, fetch)
+            with self.fetches:
+                async with asyncio.timeout(_left_s(phases)):
+                    return await asyncio.get_running_loop().run_in_executor(self.fetchers, fetch)
         except TimeoutError:
             raise DeadlinePassed(TOO_LATE) from None
 
@@ -166,6 +162,13 @@ class Replica:
         return GatewayVersions(source, self.fleet, asking, chosen.threads, chosen.shard_patience_s, runs, chosen.encode_batch)
 
 
+def _given_s(timeout_ms: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (given_s := float(timeout_ms) / 1e3) < math.inf:
+            return given_s
+    raise ValueError(f"X-Timeout-Ms: {timeout_ms!r} is no number of milliseconds, such as 250 or 0.5")
+
+
 def _left_s(phases: Phases) -> float:
     assert phases.latest is not None
     return phases.latest - time.monotonic()
@@ -174,10 +177,6 @@ def _left_s(phases: Phases) -> float:
 def _give_up(future: asyncio.Future[SearchAnswer]) -> None:
     if not future.done():
         future.set_exception(DeadlinePassed(TOO_LATE))
-
-
-def _overloaded(detail: str) -> Refused:
-    return Refused(503, detail, "overloaded", {"Retry-After": "1"})
 
 
 def _fleet(settings: ServingSettings) -> Fleet | None:

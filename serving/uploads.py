@@ -5,16 +5,17 @@ from typing import Any
 
 from fastapi import Request
 from pydantic_core import from_json
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from serving.contract.preprocess import ImageRejected
 from serving.multipart import MultipartError, parts_of
+from serving.problems import Refused
 
 JSON_OVERHEAD = 1.4
 """base64 makes 4 bytes of 3; the rest is room for the other fields."""
 FORM_FIELDS = ("k", "candidates", "explain", "text", "text_weight")
 JSON_FIELDS = ("filter", "user")
+KNOWN = frozenset(FORM_FIELDS + JSON_FIELDS)
 MOST_PARTS = 11
 """A photo and ten fields."""
 
@@ -22,7 +23,7 @@ MOST_PARTS = 11
 async def read_upload(request: Request, max_image_bytes: int, limit_s: float) -> tuple[bytes | None, dict[str, Any]]:
     """The photo's bytes (None when the body is JSON) and the other fields.
 
-    Raises ImageRejected, ValueError, or HTTPException(408) when the body takes longer than `limit_s` to arrive.
+    Raises ImageRejected, ValueError, or Refused(408) when the body takes longer than `limit_s` to arrive.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
@@ -40,6 +41,8 @@ async def read_upload(request: Request, max_image_bytes: int, limit_s: float) ->
         raise ValueError("the multipart body holds several files; send one photo, as the field image")
     if not files or files[0].name != "image":
         raise ValueError("the field image is missing: send the photo's bytes as a file")
+    if unknown := form.keys() - KNOWN:
+        raise ValueError(f"the field {min(unknown)!r} is none of those beside a photo: {', '.join(sorted(KNOWN))}")
     fields: dict[str, Any] = {n: form[n] for n in FORM_FIELDS if n in form}
     fields |= {n: json_object(form[n].encode(), f"the field {n}") for n in JSON_FIELDS if form.get(n)}
     return files[0].content, fields
@@ -53,7 +56,7 @@ async def read_json(request: Request, max_image_bytes: int, limit_s: float) -> d
 async def read_bytes(request: Request, most: int, limit_s: float) -> bytes:
     """The body, at most `most` bytes of it: refused by its announced length, and cut where it is longer than it said.
 
-    Raises ImageRejected(too_many_bytes), HTTPException(408), or ClientDisconnect.
+    Raises ImageRejected(too_many_bytes), Refused(408), or ClientDisconnect.
     """
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
@@ -62,7 +65,7 @@ async def read_bytes(request: Request, most: int, limit_s: float) -> bytes:
         async with asyncio.timeout(limit_s):
             return await _whole(request, most)
     except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive whole within {limit_s:g} s") from None
+        raise Refused(408, f"the body did not arrive whole within {limit_s:g} s", "body") from None
 
 
 def _body_limit(max_image_bytes: int) -> int:

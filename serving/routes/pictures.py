@@ -1,6 +1,7 @@
 """The page, and the products' own pictures."""
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse
@@ -10,9 +11,10 @@ from serving.pictures import picture_path
 from serving.problems import Refused
 from serving.queries import row_of
 from serving.replica import Replica
-from serving.routes.described import problems
-from serving.routes.search import OWN, Slot, chosen
+from serving.routes.described import PICTURE_SECURITY, problems
+from serving.routes.search import OWN, ProductId, Slot, chosen
 
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
 STATIC = Path(__file__).parents[1] / "static"
 PAGE = {
     "Cache-Control": "no-cache",
@@ -30,8 +32,13 @@ def picture_routes(app: FastAPI, replica: Replica) -> None:
     async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html", headers=PAGE)
 
-    @app.get("/v1/images/{product_id:path}", response_class=FileResponse, responses=problems(401, 404, 422, 503))
-    async def picture(request: Request, product_id: str, slot: Slot = "") -> FileResponse:
+    @app.get(
+        "/v1/images/{product_id:path}",
+        response_class=FileResponse,
+        responses=PICTURE | problems(401, 404, 422, 503),
+        openapi_extra=PICTURE_SECURITY,
+    )
+    async def picture(request: Request, product_id: ProductId, slot: Slot = "") -> FileResponse:
         """A product's own picture, where it is a local file."""
         release = chosen(replica, request, slot)
         row = row_of(release.searcher, product_id)

@@ -4,30 +4,30 @@ import asyncio
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Path, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from serving import queries
-from serving.contract.preprocess import ImageRejected
 from serving.filters import Filter
 from serving.models import MOST_WORDS, PHOTO_SHA256, BatchAnswer, BatchRequest, Problem, SearchAnswer, SearchRequest
-from serving.phases import DeadlinePassed
-from serving.problems import IMAGE_STATUS, TITLES, Refused, sentence_of
-from serving.queries import QueryError
+from serving.phases import Phases
+from serving.problems import EXPECTED, problem_of
 from serving.release import Release
 from serving.replica import Replica
-from serving.routes.described import BATCH_BODY, NOT_THERE, PHOTO_BODY, PROBLEMS, SECURITY, SLOT, body
+from serving.routes.described import ASK, BATCH, BATCHED, KEPT, SEARCH, SEARCHED
 from serving.slots import SLOTS
 from serving.uploads import json_object, read_json, read_upload
 
 FRESH_S = 60
 """How long a CDN may answer by itself. Short, as a flip does not reach it; afterwards the ETag asks whether anything changed."""
 OWN = "private, no-store"
+MOST_ADDRESS = 2048
+"""Characters of an address that every client, proxy and cache takes."""
 
 Slot = Annotated[str, Query(description="a slot instead of what is live; needs the admin token", pattern="^(blue|green|)$")]
+ProductId = Annotated[str, Path(examples=["P000001"])]
 Number = Annotated[int, Query(ge=1, le=200, description="how many products")]
 Candidates = Annotated[int | None, Query(ge=1, le=2000, description="how many to rank; by default the version's own, 500")]
 Wanted = Annotated[
@@ -75,11 +75,17 @@ def chosen(replica: Replica, request: Request, slot: str) -> Release:
 
 def search_routes(app: FastAPI, replica: Replica) -> None:
     def admit(request: Request, searches: int = 1) -> None:
-        replica.access.check_key(request.headers.get("x-api-key", ""), searches)
+        replica.access.admit(request.headers, searches)
 
-    async def found_for(request: Request, release: Release, query: queries.Query, number: str = "") -> SearchAnswer:
+    def latest_of(request: Request) -> float:
+        return replica.latest(request.headers.get("x-timeout-ms"))
+
+    async def found_for(
+        request: Request, release: Release, query: queries.Query, latest: float, number: str = ""
+    ) -> SearchAnswer:
         """The answer to one query, fetched, computed, counted. Raises what a search raises."""
-        phases = replica.phases(request.headers.get("x-timeout-ms", ""))
+        phases = Phases(latest)
+        phases.check("work")
         request.state.phases.append(phases)
         if query.request.image_url is not None:
             photo = await replica.fetch(query.request.image_url, phases)
@@ -97,40 +103,44 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
     async def cacheable(request: Request, release: Release, query: queries.Query, slot: str) -> Response:
         """The answer to a GET: with an ETag, and for everybody unless it is a slot's or this replica asks for keys."""
         if slot:
-            return told(await found_for(request, release, query), {"Cache-Control": OWN})
+            return told(await found_for(request, release, query, latest_of(request)), {"Cache-Control": OWN})
         reach = "public" if replica.access.open else "private"
         headers = {"Cache-Control": f"{reach}, max-age={FRESH_S}, stale-while-revalidate={FRESH_S}", "Vary": "Accept-Encoding"}
-        headers["ETag"] = queries.etag(release, query)
-        if headers["ETag"] in [t.strip().removeprefix("W/") for t in request.headers.get("if-none-match", "").split(",")]:
+        headers["ETag"] = tag = queries.etag(release, query)
+        known = [t.strip() for t in request.headers.get("if-none-match", "").split(",")]
+        if tag in known or tag.removeprefix("W/") in known:
             return Response(status_code=304, headers=headers)
-        found = await found_for(request, release, query)
+        found = await found_for(request, release, query, latest_of(request))
         whole = found.coverage.shards_ok == found.coverage.shards_total
+        if whole and known == ["*"]:  # any answer, now that there is one
+            return Response(status_code=304, headers=headers)
         return told(found, headers if whole else {"Cache-Control": OWN})
 
     busiest = APIRouter(route_class=PlainRoute)
 
-    @busiest.post(
-        "/v1/search", response_model=SearchAnswer, responses=NOT_THERE, openapi_extra=SECURITY | SLOT | body(PHOTO_BODY)
-    )
+    @busiest.post("/v1/search", response_model=SearchAnswer, responses=SEARCHED, openapi_extra=SEARCH)
     async def search(request: Request) -> Response:
         """Search by a photo (multipart field `image`, or base64 in JSON), words, a product or a vector; or a photo and words mixed.
 
-        A photo's answer that is not personal names the address where caches may keep it, in `Content-Location`.
+        A photo's answer that is not personal names the address where caches may keep it, in `Content-Location`, unless a filter
+        makes that too long.
         """
         slot = asked_slot(request)
         admit(request)
-        with replica.upload():
+        with replica.uploads:
             photo, fields = await read_upload(request, replica.limits.max_bytes, replica.settings.body_s)
         wanted = SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {}))
         release, query = chosen(replica, request, slot), queries.Query.of(wanted, photo)
         headers = {"Cache-Control": OWN}
         if query.photo is not None and wanted.text is None and not query.personal and not slot:
-            headers["Content-Location"] = "/v1/search?" + urlencode(_as_get(query))
-        return told(await found_for(request, release, query), headers)
+            address = "/v1/search?" + urlencode(_as_get(query))
+            if len(address) <= MOST_ADDRESS:
+                headers["Content-Location"] = address
+        return told(await found_for(request, release, query, latest_of(request)), headers)
 
     app.include_router(busiest)
 
-    @app.get("/v1/search", response_model=SearchAnswer, responses=NOT_THERE, openapi_extra=SECURITY)
+    @app.get("/v1/search", response_model=SearchAnswer, responses=KEPT, openapi_extra=ASK)
     async def ask(
         request: Request,
         photo: Annotated[
@@ -154,31 +164,31 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         )  # fmt: skip
         return await cacheable(request, chosen(replica, request, slot), queries.Query.of(wanted, photo_sha256=photo), slot)
 
-    @app.post("/v1/search/batch", response_model=BatchAnswer, responses=PROBLEMS, openapi_extra=SECURITY | body(BATCH_BODY))
+    @app.post("/v1/search/batch", response_model=BatchAnswer, responses=BATCHED, openapi_extra=BATCH)
     async def batch(request: Request, slot: Slot = "") -> Response:
         """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
         admit(request, 0)
-        with replica.upload():
+        with replica.uploads:
             fields = await read_json(request, replica.limits.max_bytes, replica.settings.body_s)
         searches = BatchRequest.model_validate(fields).searches
         admit(request, len(searches))
         release = chosen(replica, request, slot)
-        places = asyncio.Semaphore(replica.settings.workers * replica.settings.together)
+        places, over = asyncio.Semaphore(replica.settings.workers * replica.settings.together), latest_of(request)
 
         async def one(number: int, wanted: SearchRequest) -> SearchAnswer | Problem:
             async with places:
                 try:
-                    return await found_for(request, release, queries.Query.of(wanted), f".{number}")
-                except (QueryError, ImageRejected, DeadlinePassed, Refused, ValueError) as error:
-                    return _problem(error, f"{request.state.request_id}.{number}")
+                    return await found_for(request, release, queries.Query.of(wanted), over, f".{number}")
+                except EXPECTED as error:
+                    return problem_of(error, f"{request.state.request_id}.{number}", replica.metrics)
 
         content = BatchAnswer(answers=list(await asyncio.gather(*(one(n, s) for n, s in enumerate(searches)))))
         return Response(content.model_dump_json(), media_type="application/json", headers={"Cache-Control": OWN})
 
-    @app.get("/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses=NOT_THERE, openapi_extra=SECURITY)
+    @app.get("/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses=KEPT, openapi_extra=ASK)
     async def similar(
         request: Request,
-        product_id: str,
+        product_id: ProductId,
         k: Number = 20,
         candidates: Candidates = None,
         filter: Wanted = "",
@@ -198,16 +208,3 @@ def _as_get(query: queries.Query) -> dict[str, str]:
     if wanted.filter:
         found["filter"] = wanted.filter.model_dump_json()
     return found | ({"explain": "true"} if wanted.explain else {})
-
-
-def _problem(error: Exception, request_id: str) -> Problem:
-    """What one search of a batch is answered when it fails alone."""
-    detail = sentence_of(error.errors()) if isinstance(error, ValidationError) else str(error)
-    status = 422
-    if isinstance(error, QueryError | Refused):
-        status = error.status
-    elif isinstance(error, ImageRejected):
-        status = IMAGE_STATUS.get(error.reason, 422)
-    elif isinstance(error, DeadlinePassed):
-        status = 504
-    return Problem(title=TITLES[status], status=status, detail=detail, request_id=request_id)

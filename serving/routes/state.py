@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 
 from serving.problems import Refused
-from serving.routes.described import problems
+from serving.routes.described import example, problems
 from serving.slots import Slots
+from serving.states import ReplicaState
 
 
 def state_routes(
@@ -16,7 +17,7 @@ def state_routes(
 ) -> None:
     """`describe` says what the process is besides its slots; `metrics_text` gives its metrics."""
 
-    @app.get("/v1/version")
+    @app.get("/v1/version", response_model=None, responses={200: {"model": ReplicaState}})
     async def version() -> dict[str, Any]:
         """What is live, what each slot holds, and why the version that the alias `live` names does not serve, if it does not."""
         state: dict[str, Any] = slots.describe()
@@ -36,19 +37,19 @@ def state_routes(
             }
         return state | describe()
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses=example({"status": "alive"}))
     async def healthz() -> dict[str, str]:
         """The process is alive."""
         return {"status": "alive"}
 
-    @app.get("/readyz", responses=problems(503))
+    @app.get("/readyz", responses=example({"status": "ready", "version": "7"}) | problems(503))
     async def readyz() -> dict[str, str]:
         """A version is loaded, verified, and has reproduced its golden answers."""
         if slots.live is None:
             raise Refused(503, slots.nothing_live(), "not_ready", {"Retry-After": "5"})
         return {"status": "ready", "version": slots.live.version}
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=example("vitrine_flips 3.0\n", "text/plain"))
     async def metrics() -> Response:
         """Prometheus metrics."""
         return Response(metrics_text(), media_type="text/plain; version=0.0.4")

@@ -35,7 +35,10 @@ def create_shard_app(settings: ServingSettings, source: VersionSource) -> FastAP
         await asyncio.to_thread(holder.close)
         await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(title="Vitrine shard", version="1", summary="A part of an index version, for gateways.", lifespan=lifespan)
+    app = FastAPI(
+        title="Vitrine shard", version="1", summary="A part of an index version, for gateways.", lifespan=lifespan,
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
     app.state.holder = holder
     handle_errors(app, holder.metrics, tracing)
     app.add_middleware(Questions, holder=holder, tracing=tracing)  # added last: it comes before what costs time

@@ -4,6 +4,7 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -12,6 +13,9 @@ from serving.app import create_app
 from serving.problems import Refused
 from serving.settings import ServingSettings
 from serving.source import FolderSource
+from tasks.release.replicas import Replica
+from tests.running import Served
+from tests.serving.conftest import TOKEN
 
 
 def key_file(folder: Path, **keys: int) -> Path:
@@ -37,13 +41,21 @@ def test_a_key_has_its_searches_a_minute_and_gets_them_back_with_time(tmp_path: 
         access.check_key("app's key")
 
 
+def test_more_at_once_than_a_key_ever_has_is_not_told_to_wait(tmp_path: Path) -> None:
+    access = Access("", read_keys(str(key_file(tmp_path, app=2))), lambda: 0.0)
+    with pytest.raises(Refused, match="the key 'app' may ask 2 searches at once; these are 3") as refused:
+        access.check_key("app's key", 3)
+    assert (refused.value.status, refused.value.headers) == (422, {})
+    access.check_key("app's key", 2)  # nothing was taken
+
+
 def test_an_unknown_key_is_refused_where_keys_are_asked_for(tmp_path: Path) -> None:
     access = Access("", read_keys(str(key_file(tmp_path, shop=60))))
     for given in ("", "guess", sha256(b"shop's key").hexdigest()):
         with pytest.raises(Refused) as refused:
             access.check_key(given)
         assert refused.value.status == 401
-    Access("", ()).check_key("")  # nobody asks
+    Access("", ()).admit({})  # nobody asks
 
 
 def test_without_an_admin_token_nobody_is_admin() -> None:
@@ -51,6 +63,12 @@ def test_without_an_admin_token_nobody_is_admin() -> None:
         with pytest.raises(Refused):
             Access(token, ()).check_admin(given)
     Access("secret", ()).check_admin("Bearer secret")
+
+
+def test_the_admin_token_goes_with_its_scheme_in_any_case() -> None:
+    access = Access("secret", ())
+    assert [access.is_admin(f"{scheme} secret") for scheme in ("Bearer", "bearer", "BEARER")] == [True] * 3
+    assert [access.is_admin(given) for given in ("secret", "Basic secret", "Bearersecret", "Bearer")] == [False] * 4
 
 
 @pytest.mark.parametrize(
@@ -91,3 +109,25 @@ def test_over_http_every_way_to_search_asks_for_the_key(home: Path, tmp_path: Pa
         limited = ways[0](**{"x-api-key": "shop's key"})
         assert (limited.status_code, limited.json()["reason"]) == (429, "rate")
         assert int(limited.headers["retry-after"]) >= 1
+
+
+def test_an_admin_needs_no_key_and_uses_none_up(home: Path, tmp_path: Path) -> None:
+    """As a promotion asks: its client sends the admin token alone."""
+    keys = str(key_file(tmp_path, shop=1))
+    (home / "release" / "aliases.json").write_text('{"blue": "1", "green": "2", "live": "1"}')
+    app = create_app(ServingSettings(release=str(home / "release"), admin_token=TOKEN, api_keys=keys))
+    app.state.replica.slots.refresh()
+    vector = [1.0] + [0.0] * 15
+    with Served(app) as served:
+        for _ in range(3):
+            assert len(Replica(served.url, TOKEN).search("green", vector, 5)) == 5
+        admin = {"Authorization": f"Bearer {TOKEN}"}
+        searches = {"searches": [{"product_id": "p001"}] * 3}
+        batch = httpx.post(f"{served.url}/v1/search/batch", json=searches, headers=admin, trust_env=False)
+        assert batch.status_code == 200
+        assert (
+            "public"
+            not in httpx.get(f"{served.url}/v1/products/p001/similar", headers=admin, trust_env=False).headers["cache-control"]
+        )
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            Replica(served.url, "a guess").search("green", vector)

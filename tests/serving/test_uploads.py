@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from fastapi import Request
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from serving.contract.preprocess import ImageRejected
+from serving.problems import Refused
 from serving.uploads import read_bytes
 
 PIECE = {"type": "http.request", "body": b"12345", "more_body": True}
@@ -53,6 +53,6 @@ def test_a_caller_who_leaves_is_not_waited_for() -> None:
 
 
 def test_a_body_that_does_not_come_whole_is_given_up() -> None:
-    with pytest.raises(HTTPException) as refused:
+    with pytest.raises(Refused) as refused:
         read([PIECE])
-    assert refused.value.status_code == 408
+    assert refused.value.status == 408
