@@ -8,12 +8,13 @@ from fastapi.testclient import TestClient
 
 from serving.app import create_app
 from serving.settings import ServingSettings
+from serving.source import FolderSource
 from tests.serving.whole.storefront import Storefront
 
 
 @pytest.fixture(scope="module")
-def document() -> dict[str, Any]:
-    found: dict[str, Any] = create_app(ServingSettings(release="nowhere")).openapi()
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found: dict[str, Any] = create_app(ServingSettings(), FolderSource(tmp_path_factory.mktemp("nothing"))).openapi()
     return found
 
 
