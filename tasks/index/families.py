@@ -8,6 +8,8 @@ from itertools import pairwise, product
 from serving.contract.manifest import CANDIDATES, Scalar
 from tasks.errors import VitrineError
 
+SCALAR_LEAST = 256
+"""Training vectors for the range of each number of a scalar quantiser, at least."""
 HNSW_LISTS = 8192
 """From this many lists on, the coarse search itself goes through a graph (a flat one costs 0.5 us per list at 512-d)."""
 FAST_CODES = 64
@@ -54,6 +56,11 @@ def lists_for(rows: int) -> int:
     training and adding take two thirds of the time (docs/performance.md, "How many lists").
     """
     return 1 << max(4, math.floor(math.log2(2.5 * max(rows, 1) ** 0.5)))
+
+
+def least_training(family: Family, rows: int) -> int:
+    """Training vectors without which a family cannot be trained for the rows of all shards; 0 where it is not trained."""
+    return max(family.per_list * lists_for(rows), SCALAR_LEAST) if family.trained else 0
 
 
 def code_count(d: int, share: int) -> int:

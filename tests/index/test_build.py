@@ -15,7 +15,8 @@ import pytest
 from serving.contract.files import ContractError, verify
 from serving.searcher import Searcher
 from tasks.errors import VitrineError
-from tasks.index.build import IndexConfig, Template, build_shard, train_template
+from tasks.index.build import IndexConfig, Template, build_shard, train_template, training_vectors
+from tasks.index.families import FAMILIES, least_training, lists_for
 from tests.index.shop import Shop, build_all, clustered, manifest_of, open_shop, write_vectors
 
 
@@ -124,6 +125,22 @@ def test_no_vectors_and_too_few_vectors_are_said_clearly(shop: Shop, tmp_path: P
     with pytest.raises(VitrineError, match="needs at least 1248 training vectors and there are 600: use the family flat"):
         train_template(shop.vectors_uri, IndexConfig(family="ivf_flat"), tmp_path)
     assert not (tmp_path / "template.faiss").exists()
+
+
+def test_many_lists_are_trained_on_more_than_the_usual_sample(wide_shop: Shop, tmp_path: Path) -> None:
+    template = train_template(wide_shop.vectors_uri, IndexConfig(family="ivf_flat", sample=1000), tmp_path)
+    assert template.factory == "IVF256,Flat"
+    assert int(template.reason.split()[2]) >= 256 * 39
+
+
+@pytest.mark.parametrize("rows", [10_737_418, 10_737_419, 42_949_673, 1_000_000_000])
+def test_a_sample_is_never_too_small_for_its_lists(rows: int) -> None:
+    """10,737,419 rows are the first to have 8192 lists, whose training needs more than the usual 200,000 vectors."""
+    family = FAMILIES["ivf_fs_sq8"]
+    wanted = training_vectors(family, rows, IndexConfig())
+    drawn = np.random.default_rng(7).binomial(rows, wanted / rows, 10_000)
+    assert drawn.min() >= least_training(family, rows) == 39 * lists_for(rows)
+    assert wanted < max(200_000, 1.02 * 39 * lists_for(rows)) + 1
 
 
 def test_all_equal_vectors_build_and_answer(shop: Shop, wide_shop: Shop, tmp_path: Path) -> None:
