@@ -97,6 +97,7 @@ def train_template(
 ) -> Template:
     """Trains what the family trains on a sample of all shards, or takes `previous` over while its centroids still fit.
 
+    A family without centroids is always trained.
     `refused` says why there is no `previous` to take over; the template's `reason` repeats it.
 
     Raises VitrineError when there is too little to train on, or no family fits the budget.
@@ -228,11 +229,16 @@ def with_palettes(rows: pa.Table, palettes: pa.ChunkedArray | None) -> pa.Table:
 
 
 def _refuse_reuse(previous: Template, wanted: Template, config: IndexConfig) -> str:
-    """Why a template cannot be used again; "" when it can."""
+    """Why a template cannot be used again; "" when it can.
+
+    Without lists nothing says whether it still fits, and training, the range of each number, takes seconds.
+    """
     same = ("family", "factory", "dim", "shards")
     for name in same:
         if getattr(previous, name) != getattr(wanted, name):
             return f"its {name} {getattr(previous, name)} is now {getattr(wanted, name)}"
+    if not FAMILIES[wanted.family].per_list:
+        return f"{wanted.family} has no lists that tell whether it still fits"
     if not Path(previous.file).is_file():
         return "its file is gone"
     sample = sample_vectors(wanted.vectors_uri, wanted.shards, DRIFT_SAMPLE, config.seed)

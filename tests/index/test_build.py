@@ -15,7 +15,7 @@ import pytest
 from serving.contract.files import ContractError, verify
 from serving.searcher import Searcher
 from tasks.errors import VitrineError
-from tasks.index.build import IndexConfig, Template, build_shard, train_template, training_vectors
+from tasks.index.build import IndexConfig, Template, build_shard, empty_index, train_template, training_vectors
 from tasks.index.families import FAMILIES, least_training, lists_for
 from tests.index.shop import Shop, build_all, clustered, manifest_of, open_shop, write_vectors
 
@@ -206,6 +206,22 @@ def test_a_template_is_taken_over_until_the_vectors_drift(wide_shop: Shop, tmp_p
     assert "the mean cosine to the centroids fell" in moved.reason
     other = train_template(wide_shop.vectors_uri, replace(config, family="ivf_flat"), tmp_path / "fourth", previous=first)
     assert "its family ivf_fs_sq8 is now ivf_flat" in other.reason
+
+
+@pytest.mark.parametrize("family", ["hnsw_sq8", "hnsw_fp16"])
+def test_a_graph_is_trained_anew_as_nothing_tells_whether_its_template_fits(family: str, wide_shop: Shop, tmp_path: Path) -> None:
+    """Eight bits for the range of the vectors of before cut off what has moved out of it."""
+    config = IndexConfig(shards=2, family=family)
+    narrow = np.zeros_like(wide_shop.vectors)
+    narrow[:, :2] = wide_shop.vectors[:, :2] / np.linalg.norm(wide_shop.vectors[:, :2], axis=1, keepdims=True)
+    write_vectors(tmp_path / "vectors", wide_shop.keys, narrow, 2)
+    before = train_template(str(tmp_path / "vectors"), config, tmp_path / "before")
+    made = train_template(wide_shop.vectors_uri, config, tmp_path / "made", previous=before)
+    assert made.reason.startswith("trained on")
+    assert "has no lists that tell" in made.reason
+    index = empty_index(made)
+    index.add(wide_shop.vectors[:100])
+    assert (index.reconstruct_n(0, 100) * wide_shop.vectors[:100]).sum(axis=1).min() > 0.99
 
 
 def test_parquet_tables_have_no_rows_of_other_shards(shop: Shop, tmp_path: Path) -> None:
