@@ -18,8 +18,9 @@ CODE_NS = {"fs": 11.0, "rabitqfs": 45.0, "pq": 45.0, "flat": 90.0}
 """Nanoseconds per vector probed, 512-d, one thread (docs/performance.md): what trials are ordered by, never what they are judged by."""
 REFINE_US = {"sq8": 0.5, "fp16": 1.2}
 """Microseconds per candidate refined, 512-d."""
-GRAPH_US = 1.0
-"""Microseconds per neighbour followed in a graph over SQ8 codes, 512-d (ef 500: 0.5 ms)."""
+FOLLOWED_US, KEPT_US = 4.0, 0.5
+"""Microseconds per neighbour followed in a graph over SQ8 codes, 512-d, and per candidate kept (docs/performance.md, "Every family
+at a million")."""
 SCAN_BYTES_PER_MS = 22e6
 """An exact scan streams 22 GB/s."""
 
@@ -29,10 +30,10 @@ class Family:
     """How to make an index with FAISS and what may be tuned.
 
     `factory(d, nlist)` gives the factory string and `grid` the search parameters to try; `bytes_per_vector(d)` is its memory;
-    `cost(params, candidates, rows_per_list)` orders the trials, in microseconds a query. `per_list` is the training vectors
-    wanted per inverted list (0: no lists); `exact` says that its similarities are those of the stored vectors. `usual` are
-    parameters that reach recall@10 0.95 on hard data and `build_s` the seconds to train and add a million vectors of dimension
-    512 on two cores: what it is expected to cost before it is built.
+    `cost(params, candidates, rows_per_list)` is the work of a search that finds enough at once, in microseconds a query.
+    `per_list` is the training vectors wanted per inverted list (0: no lists); `exact` says that its similarities are those of the
+    stored vectors. `usual` are parameters that reach recall@10 0.95 on hard data and `build_s` the seconds to train and add a
+    million vectors of dimension 512 on two cores: what it is expected to cost before it is built.
     """
 
     name: str
@@ -106,7 +107,7 @@ def _scan(code: str, refine: str = "") -> Callable[[dict[str, Scalar], int, floa
 
 
 def _graph(params: dict[str, Scalar], candidates: int, rows_per_list: float) -> float:
-    return GRAPH_US * max(float(params["ef"] or 0), candidates)
+    return FOLLOWED_US * float(params["ef"] or 0) + KEPT_US * candidates
 
 
 WIDE = (4, 8, 16, 32, 64, 128, 256, 512)

@@ -14,6 +14,7 @@ from serving.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.families import FAMILIES, Family, half_steps, lists_for
 from tasks.index.truth import DEPTH, TIE, Truth, recall_of
+from tasks.index.work import Work
 
 K = 10
 LEAST_QUERIES = 20
@@ -26,8 +27,9 @@ FIRST_PART = 64
 class Trial:
     """One point that was measured: recall@10 of the answer, recall of the true top 10 within the candidates, time per query.
 
-    Times and queries per second are those of as many clients as were asked for, each with one query at a time. `pareto`: no
-    other trial is both faster (p50) and better.
+    Times and queries per second are those of as many clients as were asked for, each with one query at a time. `work_us` is the
+    work of a query by what the engines were asked (tasks/index/work), `again` how often it was searched again for finding too
+    little. `pareto`: no other trial is both faster (p50) and better.
     """
 
     params: dict[str, Scalar]
@@ -36,6 +38,8 @@ class Trial:
     p50_ms: float
     p99_ms: float
     qps: float = 0.0
+    work_us: float = 0.0
+    again: float = 0.0
     verdict: str = ""
     pareto: bool = False
 
@@ -65,11 +69,11 @@ def tune(
 ) -> Tuned:
     """Tries the family's grid on queries xq (nq, d), all shards and segments searched, and takes the cheapest that qualifies.
 
-    Half steps between the grid's values are tried where they would be cheaper still. The files are read before anything is timed,
-    as a replica does before it is ready. Cheapest by the work it does (vectors scanned and refined), so that the same input gives
-    the same choice on a busy machine; time only decides whether p99 keeps to its limit with `clients` at once. `truth` is exact
-    search over the encoder's own vectors (tasks/index/truth); without it, over the vectors the index stores. Raises GateFailed with
-    the best point when nothing qualifies.
+    Half steps between the grid's values are tried where they could be cheaper still. The files are read before anything is timed,
+    as a replica does before it is ready. Cheapest by the work that was done (vectors scanned and refined, short searches repeated),
+    so that the same input gives the same choice on a busy machine; time only decides whether p99 keeps to its limit with `clients`
+    at once. `truth` is exact search over the encoder's own vectors (tasks/index/truth); without it, over the vectors the index
+    stores. Raises GateFailed with the best point when nothing qualifies.
     """
     kind = FAMILIES[family]
     files = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
@@ -81,14 +85,18 @@ def tune(
     candidates = min(CANDIDATES, max(searcher.live_rows, 1))
     truth = truth or stored_truth(searcher, xq)
 
-    def tried(points: list[dict[str, Scalar]]) -> list[Trial]:
-        return [_measure(searcher, xq, truth, params, candidates, target, clients) for params in points]
+    nlist = lists_for(sum(s.rows for s in searcher.segments))
+    grid, finer = (_ordered(kind, searcher.rows, nlist, candidates, points) for points in (kind.grid, half_steps(kind.grid)))
+    work = Work(searcher, kind, nlist)
 
-    grid, finer = (_ordered(kind, searcher, candidates, points) for points in (kind.grid, half_steps(kind.grid)))
-    searcher.search(xq, candidates, params=grid[-1])  # reads what any trial will: none waits for the disk
+    def tried(points: list[dict[str, Scalar]]) -> list[Trial]:
+        return [_measure(work, xq, truth, params, candidates, target, clients) for params in points]
+
+    work.searcher.search(xq, candidates, params=grid[-1])  # reads what any trial will: none waits for the disk
+    least = {str(params): work.us(params, widening=False) / len(xq) for params in finer}
     trials = tried(grid)
-    trials += tried(_between(finer, trials, target, p99_ms))
-    trials.sort(key=lambda t: finer.index(t.params))
+    trials += tried(_between(finer, least, trials, target, p99_ms))
+    trials.sort(key=lambda t: (t.work_us, finer.index(t.params)))
     reasons = [_refusal(t, target, p99_ms) for t in trials]
     chosen = next((n for n, reason in enumerate(reasons) if not reason), -1)
     rows = [
@@ -117,39 +125,43 @@ def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
     return np.where(rows < 0, -1, searcher.features.key[np.maximum(rows, 0)])
 
 
-def _between(finer: list[dict[str, Scalar]], trials: list[Trial], target: float, p99_ms: float) -> list[dict[str, Scalar]]:
-    """Of a finer grid, cheapest first, what costs less than the first trial that qualifies.
+def _between(
+    finer: list[dict[str, Scalar]], least: dict[str, float], trials: list[Trial], target: float, p99_ms: float
+) -> list[dict[str, Scalar]]:
+    """Of a finer grid, what could take less work than the trials that qualify: `least` is the work of each point when nothing is short.
 
-    Without what does in no respect more than a trial that found too little: more lists or candidates never find less.
+    Without what does in no respect more than a trial that found too little: but for repeated searches, more lists or candidates
+    never find less.
     """
-    first = next((t.params for t in trials if not _refusal(t, target, p99_ms)), None)
-    if first is None:
-        return []
+    enough = min((t.work_us for t in trials if not _refusal(t, target, p99_ms)), default=-math.inf)
+    tried = [t.params for t in trials]
     poor = [t.params for t in trials if t.recall_at_10 < target]
 
     def hopeless(params: dict[str, Scalar]) -> bool:
         return any(all(float(params[n] or 0) <= float(v or 0) for n, v in p.items()) for p in poor)
 
-    return [p for p in finer[: finer.index(first)] if not hopeless(p)]
+    return [p for p in finer if least[str(p)] < enough and p not in tried and not hopeless(p)]
 
 
-def _ordered(family: Family, searcher: Searcher, candidates: int, points: Iterable[dict[str, Scalar]]) -> list[dict[str, Scalar]]:
+def _ordered(
+    family: Family, rows: int, nlist: int, candidates: int, points: Iterable[dict[str, Scalar]]
+) -> list[dict[str, Scalar]]:
     """Points of a grid, cheapest first; probing more lists than there are is one trial, not several."""
-    base = [s.rows for s in searcher.segments] or [0]
-    nlist = lists_for(sum(base))
     grid: dict[str, dict[str, Scalar]] = {}
     for params in points:
         kept = dict(params)
         if "nprobe" in kept:
             kept["nprobe"] = min(int(kept["nprobe"] or 1), nlist)
         grid.setdefault(str(kept), kept)
-    return sorted(grid.values(), key=lambda p: family.cost(p, candidates, sum(base) / nlist))
+    return sorted(grid.values(), key=lambda p: family.cost(p, candidates, rows / nlist))
 
 
 def _measure(
-    searcher: Searcher, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float, clients: int
+    work: Work, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float, clients: int
 ) -> Trial:
+    searcher = work.searcher
     searcher.search(xq[:1], candidates, params=params)
+    work.begin()
 
     def asked(q: np.ndarray) -> tuple[float, np.ndarray]:
         began = time.perf_counter()
@@ -171,7 +183,10 @@ def _measure(
     qps = len(answers) / (time.perf_counter() - began)
     keys, seen = keys_of(searcher, np.concatenate([rows for _, rows in answers])), _head(truth, len(answers))
     p50, p99 = np.percentile([ms for ms, _ in answers], [50, 99])
-    return Trial(params, recall_of(keys[:, :K], seen, K), recall_of(keys, seen, K), float(p50), float(p99), qps)
+    return Trial(
+        params, recall_of(keys[:, :K], seen, K), recall_of(keys, seen, K), float(p50), float(p99), qps,
+        work.us(params) / len(answers), work.repeated() / len(answers),
+    )  # fmt: skip
 
 
 def _head(truth: Truth, n: int) -> Truth:
@@ -189,7 +204,7 @@ def _refusal(trial: Trial, target: float, p99_ms: float) -> str:
 def _verdict(number: int, chosen: int, reason: str, trials: list[Trial]) -> str:
     if number == chosen:
         return "chosen: the least work that keeps to the budget"
-    return reason or f"more work than needed: p50 {trials[number].p50_ms:.2f} ms against {trials[chosen].p50_ms:.2f} ms"
+    return reason or f"{trials[number].work_us / trials[chosen].work_us:.2f} times the work of the chosen point"
 
 
 def _pareto(trial: Trial, trials: list[Trial]) -> bool:

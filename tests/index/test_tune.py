@@ -77,23 +77,50 @@ def test_half_steps_lie_between_the_points_of_a_grid() -> None:
     assert half_steps(({},)) == ({},)
 
 
-@pytest.mark.parametrize("cost", [FAMILIES["ivf_flat"].cost, lambda params, candidates, rows: 500.0], ids=["rising", "equal"])
+def far(n: int) -> np.ndarray:
+    """Unit queries near no product: lists matter, and small ones hold too few candidates."""
+    xq = np.random.default_rng(4).standard_normal((n, 32)).astype(np.float32)
+    return xq / np.linalg.norm(xq, axis=1, keepdims=True)
+
+
 def test_a_half_step_is_taken_where_it_is_cheaper_and_enough(
-    cost: Any, searchers: dict[str, Searcher], monkeypatch: pytest.MonkeyPatch
+    searchers: dict[str, Searcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where costs are equal, as a graph's are up to 500 neighbours, the smaller parameters come first."""
-    xq = np.random.default_rng(4).standard_normal((40, 32)).astype(np.float32)  # near no product, so that lists matter
-    xq /= np.linalg.norm(xq, axis=1, keepdims=True)
+    xq = far(40)
     searcher, truth = searchers["ivf_flat"], stored_truth(searchers["ivf_flat"], xq)
-    steps = tuple({"nprobe": n} for n in (2, 4, 8))
-    monkeypatch.setitem(FAMILIES, "ivf_flat", replace(FAMILIES["ivf_flat"], grid=half_steps(steps), cost=cost))
-    found = {int(t["params"]["nprobe"]): t["recall_at_10"] for t in tune(searcher, xq, "ivf_flat", 0.0, truth).trials}
+    steps = tuple({"nprobe": n} for n in (20, 28, 44))
+    monkeypatch.setitem(FAMILIES, "ivf_flat", replace(FAMILIES["ivf_flat"], grid=half_steps(steps)))
+    found = {int(t["params"]["nprobe"]): t for t in tune(searcher, xq, "ivf_flat", 0.0, truth).trials}
+    recall = {n: t["recall_at_10"] for n, t in found.items()}
+    assert recall[20] < recall[24] <= recall[28]
+    assert not any(t["again"] for t in found.values())
     monkeypatch.setitem(FAMILIES, "ivf_flat", replace(FAMILIES["ivf_flat"], grid=steps))
-    assert found[2] < found[3] <= found[4]
-    enough = tune(searcher, xq, "ivf_flat", found[3], truth)
-    assert enough.chosen["params"] == {"nprobe": 3}
-    assert [t["params"]["nprobe"] for t in enough.trials] == [2, 3, 4, 8], "6 costs more than 4, which is enough"
-    assert tune(searcher, xq, "ivf_flat", found[2], truth).chosen["params"] == {"nprobe": 2}
+    enough = tune(searcher, xq, "ivf_flat", recall[24], truth)
+    assert enough.chosen["params"] == {"nprobe": 24}
+    assert [t["params"]["nprobe"] for t in enough.trials] == [20, 24, 28, 44], "36 costs more than 28, which is enough"
+    assert tune(searcher, xq, "ivf_flat", recall[20], truth).chosen["params"] == {"nprobe": 20}
+
+
+@pytest.mark.parametrize("family", ["ivf_fs_sq8", "hnsw_sq8", "ivf_pq"])
+def test_searches_that_are_repeated_for_finding_too_little_are_counted(family: str, searchers: dict[str, Searcher]) -> None:
+    """Few lists or neighbours are no bargain where most queries must then look eight times as wide."""
+    xq = far(60)
+    tuned = tune(searchers[family], xq, family, 0.0, stored_truth(searchers[family], xq))
+    narrow = min(tuned.trials, key=lambda t: list(t["params"].values()))
+    assert narrow["again"] > 0.2
+    assert narrow["work_us"] > tuned.chosen["work_us"]
+    assert tuned.chosen["again"] < narrow["again"]
+    assert [t["work_us"] for t in tuned.trials] == sorted(t["work_us"] for t in tuned.trials)
+    more = [float(t["verdict"].split()[0]) for t in tuned.trials if "times the work" in t["verdict"]]
+    assert more == sorted(more)
+    assert more[0] >= 1
+    engine = searchers[family].parts[0].engine
+    assert type(engine).__module__.startswith("serving."), "the searcher that was given is not touched"
+
+
+def test_more_neighbours_are_more_work() -> None:
+    costs = [FAMILIES["hnsw_sq8"].cost({"ef": ef}, 500, 0.0) for ef in (16, 32, 512, 1024)]
+    assert costs == sorted(set(costs))
 
 
 def test_what_trials_read_is_read_before_any_is_timed(
