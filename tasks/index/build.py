@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
 from serving.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
+from tasks.index.choice import Budget, Need, choose_family
 from tasks.index.coarse import quick_adding, quick_training
 from tasks.index.codes import choose_codes, filling
-from tasks.index.families import FAMILIES, Budget, Family, choose_family, least_training, lists_for
+from tasks.index.families import FAMILIES, Family, least_training, lists_for
 from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts, shard_palettes
 from tasks.progress import Progress
 
@@ -43,7 +45,7 @@ class IndexConfig:
 
     shards: int = 2
     family: str = ""
-    """A name of tasks.index.families, or "" to choose by size."""
+    """A name of tasks.index.families, or "" to choose by size, recall and budget."""
     sample: int = 200_000
     """Training vectors, taken evenly from all shards; more where the lists of many rows need more (`training_vectors`)."""
     seed: int = 7
@@ -106,7 +108,8 @@ def train_template(
     rows = sum(counts)
     if rows == 0:
         raise VitrineError("no product has a vector, so there is nothing to index; look at the quarantine of the embedding step")
-    choice = choose_family(max(counts), config.family, dim, config.budget, config.shards)
+    need = Need(max(counts), dim, config.shards, config.recall_target, config.budget, os.cpu_count() or 1)
+    choice = choose_family(need, config.family)
     family = choice.family
     for name, why in choice.reasons.items():
         log.info("family %s: %s", name, why)

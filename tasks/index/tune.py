@@ -1,6 +1,7 @@
 """The search parameters: the cheapest that keep to the budget on shoppers' photos, never on database vectors."""
 
 import math
+import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 from serving.contract.manifest import CANDIDATES, Scalar
 from serving.searcher import Searcher
 from tasks.errors import GateFailed
+from tasks.index.choice import Budget, Need, next_family
 from tasks.index.families import FAMILIES, Family, half_steps, lists_for
 from tasks.index.truth import DEPTH, TIE, Truth, recall_of
 from tasks.index.work import Work
@@ -63,24 +65,25 @@ def tune(
     family: str,
     target: float,
     truth: Truth | None = None,
-    p99_ms: float = math.inf,
-    ram_bytes: float = math.inf,
-    clients: int = 1,
+    budget: Budget | None = None,
 ) -> Tuned:
     """Tries the family's grid on queries xq (nq, d), all shards and segments searched, and takes the cheapest that qualifies.
 
     Half steps between the grid's values are tried where they could be cheaper still. The files are read before anything is timed,
     as a replica does before it is ready. Cheapest by the work that was done (vectors scanned and refined, short searches repeated),
-    so that the same input gives the same choice on a busy machine; time only decides whether p99 keeps to its limit with `clients`
-    at once. `truth` is exact search over the encoder's own vectors (tasks/index/truth); without it, over the vectors the index
-    stores. Raises GateFailed with the best point when nothing qualifies.
+    so that the same input gives the same choice on a busy machine; time only decides whether p99 keeps to its limit with the
+    budget's clients at once. `truth` is exact search over the encoder's own vectors (tasks/index/truth); without it, over the
+    vectors the index stores. Raises GateFailed when nothing qualifies, with the best point and the family to take instead.
     """
     kind = FAMILIES[family]
+    budget = budget or Budget()
+    need = _need(searcher, target, budget)
+    p99_ms, clients = budget.p99_ms, budget.clients
     files = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
-    if files > ram_bytes:
+    if files > budget.ram_bytes:
         raise GateFailed(
-            f"{family} takes {files / 2**20:.0f} MiB for {searcher.rows} vectors and {ram_bytes / 2**20:.0f} MiB are allowed; "
-            "choose a smaller family or allow more memory"
+            f"{family} takes {files / 2**20:.0f} MiB for {searcher.rows} vectors and {budget.ram_bytes / 2**20:.0f} MiB are allowed; "
+            f"{_instead(next_family(kind, need, 'memory'))}allow more memory (VITRINE_INDEX_RAM_MB)"
         )
     candidates = min(CANDIDATES, max(searcher.live_rows, 1))
     truth = truth or stored_truth(searcher, xq)
@@ -106,9 +109,11 @@ def tune(
     if chosen < 0:
         best = max(trials, key=lambda t: t.recall_at_10)
         fits = f" and p99 {p99_ms:g} ms" if p99_ms < math.inf else ""
+        found = best.recall_at_10 >= target
+        other = _instead(next_family(kind, need, "p99" if found else "recall"))
         raise GateFailed(
             f"no parameters of {family} reach recall@10 {target:.3f}{fits}: the best, {best.params}, has {best.recall_at_10:.3f} at "
-            f"p99 {best.p99_ms:.1f} ms; choose another family or lower VITRINE_RECALL_TARGET"
+            f"p99 {best.p99_ms:.1f} ms; {other}{'raise VITRINE_INDEX_P99_MS' if found else 'lower VITRINE_RECALL_TARGET'}"
         )
     search: dict[str, Scalar] = {"family": family, "candidates": CANDIDATES, **trials[chosen].params}
     return Tuned(search, rows[chosen], rows, len(xq), clients, files)
@@ -123,6 +128,16 @@ def stored_truth(searcher: Searcher, xq: np.ndarray) -> Truth:
 def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
     """The product keys of row handles, -1 where there is none."""
     return np.where(rows < 0, -1, searcher.features.key[np.maximum(rows, 0)])
+
+
+def _need(searcher: Searcher, target: float, budget: Budget) -> Need:
+    """What the family of a searcher was chosen for."""
+    largest = max((s.rows for s in searcher.segments if s.base), default=0)
+    return Need(largest, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
+
+
+def _instead(family: str) -> str:
+    return f"set VITRINE_INDEX_FAMILY={family} or " if family else "no other family is known to keep to the budget: "
 
 
 def _between(

@@ -179,10 +179,7 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     chosen = settings()
     content = f"{snapshot['content_sha256']} {encoder['document_fingerprint']}"
     truth = exact_truth(template["vectors_uri"], template["shards"], xq, storage.join(chosen.store_uri, "truth"), content)
-    budget = _config(chosen).budget
-    tuned = choose(
-        searcher, xq, template["family"], chosen.recall_target, truth, budget.p99_ms, budget.ram_bytes, chosen.index_clients
-    )
+    tuned = choose(searcher, xq, template["family"], chosen.recall_target, truth, _config(chosen).budget)
     tuned = dataclasses.replace(tuned, families=template["families"])
     for trial in tuned.trials:
         log.info("%s recall@10 %.3f p50 %.2f ms: %s", trial["params"], trial["recall_at_10"], trial["p50_ms"], trial["verdict"])
@@ -306,11 +303,12 @@ def _content_key(snapshot: dict, encoder: dict) -> str:
 
 def _config(chosen: Settings) -> Any:
     from tasks.index.build import IndexConfig
-    from tasks.index.families import Budget
+    from tasks.index.choice import Budget
 
     budget = Budget(
         ram_bytes=chosen.index_ram_mb * 2**20 or math.inf,
         p99_ms=chosen.index_p99_ms or math.inf,
         build_s=chosen.index_build_s or math.inf,
+        clients=chosen.index_clients,
     )
     return IndexConfig(shards=chosen.shards, family=chosen.index_family, recall_target=chosen.recall_target, budget=budget)

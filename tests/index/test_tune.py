@@ -9,6 +9,7 @@ import pytest
 
 from serving.searcher import Searcher
 from tasks.errors import GateFailed
+from tasks.index.choice import Budget
 from tasks.index.families import FAMILIES, half_steps
 from tasks.index.report import tuning_plot, tuning_table
 from tasks.index.truth import DEPTH, Truth, exact_truth, recall_of
@@ -151,7 +152,7 @@ def test_a_coded_family_knows_a_good_candidate_list_from_a_good_answer(
     truth = exact_truth(wide_shop.vectors_uri, wide_shop.shards, xq, tmp_path)
     with pytest.raises(GateFailed, match=r"no parameters of ivf_pq reach recall@10 0\.950") as refusal:
         tune(searcher, xq, "ivf_pq", 0.95, truth)
-    assert "choose another family" in str(refusal.value)
+    assert "set VITRINE_INDEX_FAMILY=flat or lower VITRINE_RECALL_TARGET" in str(refusal.value), "which suits 12,000 vectors"
     tuned = tune(searcher, xq, "ivf_pq", 0.2, truth)
     assert max(t["within_candidates"] for t in tuned.trials) > 0.95 > max(t["recall_at_10"] for t in tuned.trials)
 
@@ -159,9 +160,9 @@ def test_a_coded_family_knows_a_good_candidate_list_from_a_good_answer(
 def test_a_budget_that_nothing_keeps_is_refused(shop: Shop, xq: np.ndarray, tmp_path: Path) -> None:
     searcher = open_shop(shop, tmp_path)
     with pytest.raises(GateFailed, match=r"p99 1e-06 ms"):
-        tune(searcher, xq, "flat", 0.95, p99_ms=1e-6)
+        tune(searcher, xq, "flat", 0.95, budget=Budget(p99_ms=1e-6))
     with pytest.raises(GateFailed, match=r"0 MiB are allowed"):
-        tune(searcher, xq, "flat", 0.95, ram_bytes=1000)
+        tune(searcher, xq, "flat", 0.95, budget=Budget(ram_bytes=1000))
 
 
 def test_flat_needs_no_parameters_and_is_exact(shop: Shop, xq: np.ndarray, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_flat_needs_no_parameters_and_is_exact(shop: Shop, xq: np.ndarray, tmp_p
 
 def test_several_clients_ask_at_once_and_find_the_same(shop: Shop, xq: np.ndarray, tmp_path: Path) -> None:
     searcher = open_shop(shop, tmp_path)
-    one, two = (tune(searcher, xq, "flat", 0.95, clients=n) for n in (1, 2))
+    one, two = (tune(searcher, xq, "flat", 0.95, budget=Budget(clients=n)) for n in (1, 2))
     assert (one.search, one.chosen["recall_at_10"]) == (two.search, two.chosen["recall_at_10"])
     assert two.clients == 2
     assert two.chosen["qps"] > 0
