@@ -108,7 +108,7 @@ def train_template(
     rows = sum(counts)
     if rows == 0:
         raise VitrineError("no product has a vector, so there is nothing to index; look at the quarantine of the embedding step")
-    need = Need(max(counts), dim, config.shards, config.recall_target, config.budget, os.cpu_count() or 1)
+    need = Need(rows, dim, config.shards, config.recall_target, config.budget, os.cpu_count() or 1)
     choice = choose_family(need, config.family)
     family = choice.family
     for name, why in choice.reasons.items():

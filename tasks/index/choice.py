@@ -33,7 +33,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Need:
-    """What an index is to be: `rows` vectors of dimension d in each of `shards` shards, recall@10 of `target`, within a budget.
+    """What an index is to be: `rows` vectors of dimension d, spread over `shards` shards, recall@10 of `target`, within a budget.
 
     `cores`: how many searches run side by side, where more clients ask at once.
     """
@@ -44,11 +44,6 @@ class Need:
     target: float = 0.95
     budget: Budget = field(default_factory=Budget)
     cores: int = 1
-
-    @property
-    def whole(self) -> int:
-        """The rows of all shards."""
-        return self.rows * self.shards
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def choose_family(need: Need, name: str = "") -> Choice:
     if not name and not fitting:
         shown = "; ".join(f"{n}: {why}" for n, why in refused.items())
         raise VitrineError(
-            f"no index family holds {need.rows} vectors of dimension {need.d} a shard at recall@10 {need.target:g} within the "
+            f"no index family holds {need.rows} vectors of dimension {need.d} at recall@10 {need.target:g} within the "
             f"budget: {shown}"
         )
     chosen = FAMILIES[name] if name else fitting[0]
@@ -87,7 +82,7 @@ def preferred(need: Need) -> list[Family]:
     An exact scan is first for few rows; for more it comes after whatever does less work. Estimates alone are last.
     """
     fitting = [f for f in FAMILIES.values() if not refusal(f, need)]
-    few = need.whole <= FLAT_MAX_ROWS
+    few = need.rows <= FLAT_MAX_ROWS
 
     def rank(family: Family) -> tuple[int, float]:
         order = 3 if not family.exact else 1 if family.trained or family.sequential else 0 if few else 2
@@ -111,10 +106,10 @@ def expected_ms(family: Family, need: Need) -> float:
     """The work of one query over all shards, milliseconds on one core: graphs and exact scans are searched shard by shard."""
     params = next((params for recall, params in family.reach if recall >= need.target), family.reach[-1][1])
     if not params:
-        return need.whole * need.d * 4 / SCAN_BYTES_PER_MS
+        return need.rows * need.d * 4 / SCAN_BYTES_PER_MS
     if family.sequential:
         return need.shards * family.cost(params, -(-CANDIDATES // need.shards), 0.0) / 1e3
-    return family.cost(params, CANDIDATES, need.whole / lists_for(need.whole)) / 1e3
+    return family.cost(params, CANDIDATES, need.rows / lists_for(need.rows)) / 1e3
 
 
 def refusal(family: Family, need: Need) -> str:
@@ -122,15 +117,15 @@ def refusal(family: Family, need: Need) -> str:
     budget, most = need.budget, family.reach[-1][0]
     if need.target > most:
         return f"reaches recall@10 {most:g} on every kind of vectors measured and {need.target:g} is asked for"
-    if (least := least_training(family, need.whole)) > need.whole:
-        return f"needs {least} training vectors and there are {need.whole}"
+    if (least := least_training(family, need.rows)) > need.rows:
+        return f"needs {least} training vectors and there are {need.rows}"
     if (whole := _bytes(family, need)) > budget.ram_bytes:
         return f"takes {whole / 2**20:.0f} MiB and {budget.ram_bytes / 2**20:.0f} are allowed"
     waiting = max(1.0, budget.clients / need.cores)
     if (ms := P99_OF_COST * waiting * expected_ms(family, need)) > budget.p99_ms:
         at_once = f" with {budget.clients} clients" if budget.clients > 1 else ""
         return f"would have a p99 of about {ms:.1f} ms{at_once} and {budget.p99_ms:g} are allowed"
-    if (seconds := family.build_s * need.rows / 1e6 * need.d / 512) > budget.build_s:
+    if (seconds := family.build_s * need.rows / need.shards / 1e6 * need.d / 512) > budget.build_s:
         return f"would take about {seconds:.0f} s to build a shard and {budget.build_s:g} are allowed"
     return ""
 
@@ -140,13 +135,13 @@ def _why(chosen: Family, need: Need) -> str:
         return "nothing finer fits"
     if chosen.trained or chosen.sequential:
         return "least memory of those that fit"
-    if need.whole <= FLAT_MAX_ROWS:
-        return f"{need.whole} vectors are compared exactly in about {expected_ms(chosen, need):.1f} ms"
+    if need.rows <= FLAT_MAX_ROWS:
+        return f"{need.rows} vectors are compared exactly in about {expected_ms(chosen, need):.1f} ms"
     return "nothing that does less work fits"
 
 
 def _bytes(family: Family, need: Need) -> float:
-    return family.bytes_per_vector(need.d) * need.whole
+    return family.bytes_per_vector(need.d) * need.rows
 
 
 def _memory(family: Family, need: Need) -> str:

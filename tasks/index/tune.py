@@ -31,7 +31,7 @@ class Trial:
 
     Times and queries per second are those of as many clients as were asked for, each with one query at a time. `work_us` is the
     work of a query by what the engines were asked (tasks/index/work), `again` how often it was searched again for finding too
-    little. `pareto`: no other trial is both faster (p50) and better.
+    little, `queries` how many were asked. `pareto`: no other trial of all queries is both faster (p50) and better.
     """
 
     params: dict[str, Scalar]
@@ -42,13 +42,17 @@ class Trial:
     qps: float = 0.0
     work_us: float = 0.0
     again: float = 0.0
+    queries: int = 0
     verdict: str = ""
     pareto: bool = False
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The chosen parameters with the trial behind them, every trial with its verdict, and why the family was taken."""
+    """The chosen parameters with the trial behind them, every trial with its verdict, and why the family was taken.
+
+    `refused` says why nothing was chosen: then the parameters and the trial are the best there were.
+    """
 
     search: dict[str, Scalar]
     chosen: dict[str, Any]
@@ -57,6 +61,15 @@ class Tuned:
     clients: int = 1
     memory_bytes: int = 0
     families: dict[str, str] = field(default_factory=dict)
+    refused: str = ""
+
+
+class TuningRefused(GateFailed):
+    """Nothing keeps to the budget; `tuned` holds all that was tried."""
+
+    def __init__(self, tuned: Tuned) -> None:
+        super().__init__(tuned.refused)
+        self.tuned = tuned
 
 
 def tune(
@@ -73,7 +86,7 @@ def tune(
     as a replica does before it is ready. Cheapest by the work that was done (vectors scanned and refined, short searches repeated),
     so that the same input gives the same choice on a busy machine; time only decides whether p99 keeps to its limit with the
     budget's clients at once. `truth` is exact search over the encoder's own vectors (tasks/index/truth); without it, over the
-    vectors the index stores. Raises GateFailed when nothing qualifies, with the best point and the family to take instead.
+    vectors the index stores. Raises TuningRefused when nothing qualifies, with the best point and the family to take instead.
     """
     kind = FAMILIES[family]
     budget = budget or Budget()
@@ -81,10 +94,11 @@ def tune(
     p99_ms, clients = budget.p99_ms, budget.clients
     files = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
     if files > budget.ram_bytes:
-        raise GateFailed(
+        refused = (
             f"{family} takes {files / 2**20:.0f} MiB for {searcher.rows} vectors and {budget.ram_bytes / 2**20:.0f} MiB are allowed; "
             f"{_instead(next_family(kind, need, 'memory'))}allow more memory (VITRINE_INDEX_RAM_MB)"
         )
+        raise TuningRefused(Tuned({"family": family}, {}, [], len(xq), clients, files, refused=refused))
     candidates = min(CANDIDATES, max(searcher.live_rows, 1))
     truth = truth or stored_truth(searcher, xq)
 
@@ -103,20 +117,14 @@ def tune(
     reasons = [_refusal(t, target, p99_ms) for t in trials]
     chosen = next((n for n, reason in enumerate(reasons) if not reason), -1)
     rows = [
-        asdict(t) | {"verdict": _verdict(n, chosen, reasons[n], trials), "pareto": _pareto(t, trials)}
+        asdict(t) | {"verdict": _verdict(n, chosen, reasons[n], trials), "pareto": _pareto(t, trials, len(xq))}
         for n, t in enumerate(trials)
     ]
     if chosen < 0:
-        best = max(trials, key=lambda t: t.recall_at_10)
-        fits = f" and p99 {p99_ms:g} ms" if p99_ms < math.inf else ""
-        found = best.recall_at_10 >= target
-        other = _instead(next_family(kind, need, "p99" if found else "recall"))
-        raise GateFailed(
-            f"no parameters of {family} reach recall@10 {target:.3f}{fits}: the best, {best.params}, has {best.recall_at_10:.3f} at "
-            f"p99 {best.p99_ms:.1f} ms; {other}{'raise VITRINE_INDEX_P99_MS' if found else 'lower VITRINE_RECALL_TARGET'}"
-        )
-    search: dict[str, Scalar] = {"family": family, "candidates": CANDIDATES, **trials[chosen].params}
-    return Tuned(search, rows[chosen], rows, len(xq), clients, files)
+        best = max(range(len(trials)), key=lambda n: trials[n].recall_at_10)
+        refused = _why_none(kind, need, trials[best])
+        raise TuningRefused(Tuned(_search(family, trials[best]), rows[best], rows, len(xq), clients, files, refused=refused))
+    return Tuned(_search(family, trials[chosen]), rows[chosen], rows, len(xq), clients, files)
 
 
 def stored_truth(searcher: Searcher, xq: np.ndarray) -> Truth:
@@ -132,8 +140,23 @@ def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
 
 def _need(searcher: Searcher, target: float, budget: Budget) -> Need:
     """What the family of a searcher was chosen for."""
-    largest = max((s.rows for s in searcher.segments if s.base), default=0)
-    return Need(largest, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
+    return Need(searcher.rows, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
+
+
+def _search(family: str, trial: Trial) -> dict[str, Scalar]:
+    return {"family": family, "candidates": CANDIDATES, **trial.params}
+
+
+def _why_none(family: Family, need: Need, best: Trial) -> str:
+    """Why no parameters qualify, and what to do."""
+    limit, found = need.budget.p99_ms, best.recall_at_10 >= need.target
+    fits = f" and p99 {limit:g} ms" if limit < math.inf else ""
+    other = _instead(next_family(family, need, "p99" if found else "recall"))
+    return (
+        f"no parameters of {family.name} reach recall@10 {need.target:.3f}{fits}: the best, {best.params}, has "
+        f"{best.recall_at_10:.3f} at p99 {best.p99_ms:.1f} ms; "
+        f"{other}{'raise VITRINE_INDEX_P99_MS' if found else 'lower VITRINE_RECALL_TARGET'}"
+    )
 
 
 def _instead(family: str) -> str:
@@ -200,7 +223,7 @@ def _measure(
     p50, p99 = np.percentile([ms for ms, _ in answers], [50, 99])
     return Trial(
         params, recall_of(keys[:, :K], seen, K), recall_of(keys, seen, K), float(p50), float(p99), qps,
-        work.us(params) / len(answers), work.repeated() / len(answers),
+        work.us(params) / len(answers), work.repeated() / len(answers), len(answers),
     )  # fmt: skip
 
 
@@ -222,9 +245,10 @@ def _verdict(number: int, chosen: int, reason: str, trials: list[Trial]) -> str:
     return reason or f"{trials[number].work_us / trials[chosen].work_us:.2f} times the work of the chosen point"
 
 
-def _pareto(trial: Trial, trials: list[Trial]) -> bool:
-    return not any(
-        o.recall_at_10 >= trial.recall_at_10
+def _pareto(trial: Trial, trials: list[Trial], queries: int) -> bool:
+    return trial.queries == queries and not any(
+        o.queries == queries
+        and o.recall_at_10 >= trial.recall_at_10
         and o.p50_ms <= trial.p50_ms
         and (o.recall_at_10 > trial.recall_at_10 + TIE or o.p50_ms < trial.p50_ms)
         for o in trials

@@ -161,7 +161,7 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     from serving.contract.encoder import EncoderFolder
     from serving.searcher import Searcher
     from tasks.index.truth import exact_truth
-    from tasks.index.tune import LEAST_QUERIES
+    from tasks.index.tune import LEAST_QUERIES, TuningRefused
     from tasks.index.tune import tune as choose
     from tasks.release.whole_path import held_out, query_vectors
 
@@ -179,26 +179,34 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     chosen = settings()
     content = f"{snapshot['content_sha256']} {encoder['document_fingerprint']}"
     truth = exact_truth(template["vectors_uri"], template["shards"], xq, storage.join(chosen.store_uri, "truth"), content)
-    tuned = choose(searcher, xq, template["family"], chosen.recall_target, truth, _config(chosen).budget)
+    try:
+        tuned, refusal = choose(searcher, xq, template["family"], chosen.recall_target, truth, _config(chosen).budget), None
+    except TuningRefused as error:
+        tuned, refusal = error.tuned, error
     tuned = dataclasses.replace(tuned, families=template["families"])
     for trial in tuned.trials:
         log.info("%s recall@10 %.3f p50 %.2f ms: %s", trial["params"], trial["recall_at_10"], trial["p50_ms"], trial["verdict"])
     _report(tuned, template, snapshot, run_key, chosen.recall_target)
+    if refusal is not None:
+        raise refusal
     return dataclasses.asdict(tuned)
 
 
 def _report(tuned: Any, template: dict, snapshot: dict, run_key: str, target: float) -> None:
-    """The tuning table and plot, and the chosen point's figures, in the run of this version."""
+    """The tuning table and plot, also of a refusal, and the chosen point's figures, in the run of this version."""
     from tasks.index.report import tuning_plot, tuning_table
 
     folder = work_folder(run_key) / "tuning"
     folder.mkdir(exist_ok=True)
     (folder / "tuning.md").write_text(tuning_table(tuned))
-    tuning_plot(tuned, folder / "tuning.png", target)
+    if tuned.trials:
+        tuning_plot(tuned, folder / "tuning.png", target)
     names = ("recall_at_10", "within_candidates", "p50_ms", "p99_ms", "qps")
     with registry().run(EXPERIMENT, run_key, f"index {snapshot['id']}") as run:
         run.artifacts(folder, "tuning")
-        run.metrics({f"tuned.{name}": tuned.chosen[name] for name in names} | {"tuned.index_mb": tuned.memory_bytes / 2**20})
+        if not tuned.refused:
+            run.metrics({f"tuned.{name}": tuned.chosen[name] for name in names})
+        run.metrics({"tuned.index_mb": tuned.memory_bytes / 2**20})
         run.params({"factory": template["factory"], "template": template["reason"]})
 
 

@@ -16,8 +16,8 @@ MIB = 2**20
     ("need", "chosen"),
     [
         (Need(2_000, 512), "flat"),
-        (Need(2_000, 512, shards=8), "flat"),
-        (Need(50_000, 512, shards=8), "ivf_fs_sq8"),
+        (Need(16_000, 512, shards=8), "flat"),
+        (Need(400_000, 512, shards=8), "ivf_fs_sq8"),
         (Need(MILLION, 512), "ivf_fs_sq8"),
         (Need(MILLION, 128, target=0.98), "ivf_fs_fp16"),
         (Need(MILLION, 512, target=0.7), "ivf_fs_sq8"),
@@ -59,7 +59,7 @@ def test_without_a_budget_rows_and_recall_decide(need: Need, chosen: str) -> Non
         ),
         (Need(MILLION, 512, target=0.99, budget=Budget(p99_ms=5, build_s=200)), "", {}),
         (
-            Need(MILLION, 512, shards=8, budget=Budget(p99_ms=30, ram_bytes=8 * 2**30, build_s=600)),
+            Need(8 * MILLION, 512, shards=8, budget=Budget(p99_ms=30, ram_bytes=8 * 2**30, build_s=600)),
             "ivf_fs_sq8",
             {"ivf_flat": "takes 15747 MiB"},
         ),
@@ -79,7 +79,7 @@ def test_without_a_budget_rows_and_recall_decide(need: Need, chosen: str) -> Non
             {"ivf_fs_sq8": "would have a p99 of about 11.2 ms with 8 clients"},
         ),
         (Need(MILLION, 512, budget=Budget(p99_ms=8, clients=8), cores=8), "ivf_fs_sq8", {}),
-        (Need(50_000, 512, shards=100, budget=Budget(ram_bytes=100 * MIB, p99_ms=1)), "", {}),
+        (Need(5 * MILLION, 512, shards=100, budget=Budget(ram_bytes=100 * MIB, p99_ms=1)), "", {}),
         (
             Need(40_000, 512, budget=Budget(ram_bytes=50 * MIB)),
             "ivf_fs_sq8",
@@ -120,7 +120,7 @@ def test_a_name_is_taken_and_what_speaks_against_it_is_said() -> None:
 def test_the_rows_of_all_shards_are_compared_exactly_within_what_is_said() -> None:
     flat = FAMILIES["flat"]
     assert expected_ms(flat, Need(FLAT_MAX_ROWS, 512)) < 5
-    assert expected_ms(flat, Need(50_000, 512, shards=8)) > 30
+    assert expected_ms(flat, Need(400_000, 512, shards=8)) > 30
 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 0.95, 0.98, 0.99, 0.999])

@@ -11,9 +11,9 @@ from serving.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.choice import Budget
 from tasks.index.families import FAMILIES, half_steps
-from tasks.index.report import tuning_plot, tuning_table
+from tasks.index.report import front, tuning_plot, tuning_table
 from tasks.index.truth import DEPTH, Truth, exact_truth, recall_of
-from tasks.index.tune import keys_of, stored_truth, tune
+from tasks.index.tune import FIRST_PART, TuningRefused, keys_of, stored_truth, tune
 from tests.index.shop import Shop, brute_force, clustered, open_shop
 
 
@@ -183,7 +183,7 @@ def test_several_clients_ask_at_once_and_find_the_same(shop: Shop, xq: np.ndarra
 def test_the_report_names_every_trial_and_every_family(
     wide_shop: Shop, searchers: dict[str, Searcher], xq: np.ndarray, tmp_path: Path
 ) -> None:
-    families = {"ivf_fs_sq8": "chosen: least memory of those that fit", "flat": "p99 would be about 280 ms and 3 are allowed"}
+    families = {"ivf_fs_sq8": "chosen: least memory of those that fit", "flat": "would have a p99 of about 280 ms"}
     tuned = replace(tune(searchers["ivf_fs_sq8"], xq, "ivf_fs_sq8", 0.9), families=families)
     table = tuning_table(tuned)
     assert table.count("| nprobe") == len(tuned.trials)
@@ -191,6 +191,34 @@ def test_the_report_names_every_trial_and_every_family(
     assert all(why in table for why in families.values())
     tuning_plot(tuned, tmp_path / "tuning.png", 0.9)
     assert (tmp_path / "tuning.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_trial_that_was_cut_short_says_so_and_is_no_pareto_point(searchers: dict[str, Searcher], tmp_path: Path) -> None:
+    xq = far(100)
+    with pytest.raises(TuningRefused, match="no parameters of ivf_pq reach") as refusal:
+        tune(searchers["ivf_pq"], xq, "ivf_pq", 0.95, stored_truth(searchers["ivf_flat"], xq))
+    tuned = refusal.value.tuned
+    cut = [t for t in tuned.trials if t["queries"] == FIRST_PART]
+    assert cut
+    assert not any(t["pareto"] for t in cut)
+    table = tuning_table(tuned)
+    assert f"Refused: {refusal.value}" in table
+    assert table.count(f" | {FIRST_PART} | ") == len(cut)
+    tuning_plot(tuned, tmp_path / "tuning.png", 0.95)
+    before = [{n: v for n, v in t.items() if n not in ("queries", "work_us", "again")} for t in tuned.trials]
+    tuning_plot(replace(tuned, trials=before), tmp_path / "of before.png", 0.95)
+    assert (tmp_path / "of before.png").read_bytes()[:4] == b"\x89PNG", "reports of before are drawn still"
+
+
+def test_the_front_of_a_panel_holds_what_no_other_trial_beats_in_both() -> None:
+    trials = [
+        {"p99_ms": 1.0, "qps": 900.0, "recall_at_10": 0.90},
+        {"p99_ms": 2.0, "qps": 950.0, "recall_at_10": 0.95},
+        {"p99_ms": 3.0, "qps": 300.0, "recall_at_10": 0.94},
+        {"p99_ms": 4.0, "qps": 200.0, "recall_at_10": 0.99},
+    ]
+    assert front(trials, "p99_ms") == [(1.0, 0.90), (2.0, 0.95), (4.0, 0.99)]
+    assert front(trials, "qps") == [(950.0, 0.95), (200.0, 0.99)]
 
 
 def test_the_truth_of_a_snapshot_and_an_encoder_serves_every_run(wide_shop: Shop, xq: np.ndarray, tmp_path: Path) -> None:
