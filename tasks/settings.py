@@ -64,7 +64,7 @@ class Settings:
     index_p99_ms: float = 0.0
     """Most for the first phase of one query, 99 of 100, with index_clients at once. 0: any."""
     index_clients: int = 1
-    """How many queries at once the index is tuned for."""
+    """How many queries at once the index is chosen and tuned for."""
     index_build_s: float = 0.0
     """Most seconds that building one shard may take. 0: any."""
     encoder_runtime: str = "onnxruntime"
