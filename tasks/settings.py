@@ -58,13 +58,13 @@ class Settings:
     recall_target: float = 0.95
     """Least recall@10 of the index against exact search, on photos."""
     index_family: str = ""
-    """An index family by name (tasks/index/families.py). Empty: the one that fits the size and the budget below."""
+    """An index family by name (tasks/index/families.py). Empty: the one that fits the size, the recall target and the budget below."""
     index_ram_mb: float = 0.0
     """Most memory for the index files of all shards, MiB. 0: any."""
     index_p99_ms: float = 0.0
     """Most for the first phase of one query, 99 of 100, with index_clients at once. 0: any."""
     index_clients: int = 1
-    """How many queries at once the index is tuned for."""
+    """How many queries at once the index is chosen and tuned for."""
     index_build_s: float = 0.0
     """Most seconds that building one shard may take. 0: any."""
     ranker: str = ""

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import math
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
 from serving.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
+from tasks.index.choice import Budget, Need, choose_family
 from tasks.index.coarse import quick_adding, quick_training
 from tasks.index.codes import choose_codes, filling
-from tasks.index.families import FAMILIES, Budget, choose_family, lists_for
+from tasks.index.families import FAMILIES, Family, least_training, lists_for
 from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts, shard_palettes
 from tasks.progress import Progress
 
@@ -30,7 +33,6 @@ EF_CONSTRUCTION = 100
 """Neighbours weighed for each new node of a graph. FAISS's own 40 needs over twice the ef for recall@10 0.95 of a million hard vectors."""
 OPQ_ROUNDS, OPQ_VECTORS = 8, 20_000
 """FAISS's own 50 rounds over 65,536 vectors take minutes and gained nothing that a tuned nprobe does not."""
-SCALAR_LEAST = 256
 DRIFT_LIMIT = 0.02
 """A template is used again while vectors lie at most this much farther (cosine) from their coarse centroid than at its training."""
 DRIFT_SAMPLE = 20_000
@@ -43,9 +45,9 @@ class IndexConfig:
 
     shards: int = 2
     family: str = ""
-    """A name of tasks.index.families, or "" to choose by size."""
+    """A name of tasks.index.families, or "" to choose by size, recall and budget."""
     sample: int = 200_000
-    """Training vectors, taken evenly from all shards."""
+    """Training vectors, taken evenly from all shards; more where the lists of many rows need more (`training_vectors`)."""
     seed: int = 7
     recall_target: float = 0.95
     budget: Budget = field(default_factory=Budget)
@@ -97,6 +99,7 @@ def train_template(
 ) -> Template:
     """Trains what the family trains on a sample of all shards, or takes `previous` over while its centroids still fit.
 
+    A family without centroids is always trained.
     `refused` says why there is no `previous` to take over; the template's `reason` repeats it.
 
     Raises VitrineError when there is too little to train on, or no family fits the budget.
@@ -105,7 +108,8 @@ def train_template(
     rows = sum(counts)
     if rows == 0:
         raise VitrineError("no product has a vector, so there is nothing to index; look at the quarantine of the embedding step")
-    choice = choose_family(max(counts), config.family, dim, config.budget, config.shards)
+    need = Need(rows, dim, config.shards, config.recall_target, config.budget, os.cpu_count() or 1)
+    choice = choose_family(need, config.family)
     family = choice.family
     for name, why in choice.reasons.items():
         log.info("family %s: %s", name, why)
@@ -125,12 +129,12 @@ def train_template(
                 families=choice.reasons,
                 reason="taken over: its centroids still fit",
             )
-    sample = sample_vectors(vectors_uri, config.shards, config.sample, config.seed)
-    least = max(family.per_list * nlist, SCALAR_LEAST)
-    if len(sample) < least:
+    least = least_training(family, rows)
+    if rows < least:
         raise VitrineError(
-            f"{made.factory} needs at least {least} training vectors and there are {len(sample)}: use the family flat for so few"
+            f"{made.factory} needs at least {least} training vectors and there are {rows}: use the family flat for so few"
         )
+    sample = sample_vectors(vectors_uri, config.shards, training_vectors(family, rows, config), config.seed)
     index = make_index(dim, made.factory)
     with Progress("train the template", 1, "templates") as progress, quick_training(index):
         index.train(sample)
@@ -141,6 +145,17 @@ def train_template(
     fit = coarse_fit(index, sample[:DRIFT_SAMPLE])
     why = f"trained on {len(sample)} vectors" + (f": {refused}" if refused else "") + (f"; {trial}" if trial else "")
     return _with(made, file=str(path), sha256=describe(path, path.name).sha256, fit=fit, reason=why)
+
+
+def training_vectors(family: Family, rows: int, config: IndexConfig) -> int:
+    """How many training vectors to ask for: those of the configuration, or what the lists of so many rows need, if that is more.
+
+    A sample is drawn row by row and comes out smaller or larger by a few standard deviations, so six of them are asked for more.
+    Lists grow with the square root of the rows and the sample with them: at 512-d it holds 0.7 GB from 10.7M rows on and 1.3 GB
+    from 43M, and as much again while it is put together.
+    """
+    least = least_training(family, rows)
+    return max(config.sample, least + math.ceil(6 * least**0.5))
 
 
 def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: int, folder: Path) -> BuiltShard:
@@ -217,11 +232,16 @@ def with_palettes(rows: pa.Table, palettes: pa.ChunkedArray | None) -> pa.Table:
 
 
 def _refuse_reuse(previous: Template, wanted: Template, config: IndexConfig) -> str:
-    """Why a template cannot be used again; "" when it can."""
+    """Why a template cannot be used again; "" when it can.
+
+    Without lists nothing says whether it still fits, and training, the range of each number, takes seconds.
+    """
     same = ("family", "factory", "dim", "shards")
     for name in same:
         if getattr(previous, name) != getattr(wanted, name):
             return f"its {name} {getattr(previous, name)} is now {getattr(wanted, name)}"
+    if not FAMILIES[wanted.family].per_list:
+        return f"{wanted.family} has no lists that tell whether it still fits"
     if not Path(previous.file).is_file():
         return "its file is gone"
     sample = sample_vectors(wanted.vectors_uri, wanted.shards, DRIFT_SAMPLE, config.seed)

@@ -1,6 +1,7 @@
 """The search parameters: the cheapest that keep to the budget on shoppers' photos, never on database vectors."""
 
 import math
+import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,10 @@ import numpy as np
 from serving.contract.manifest import CANDIDATES, Scalar
 from serving.searcher import Searcher
 from tasks.errors import GateFailed
+from tasks.index.choice import Budget, Need, next_family
 from tasks.index.families import FAMILIES, Family, half_steps, lists_for
 from tasks.index.truth import DEPTH, TIE, Truth, recall_of
+from tasks.index.work import Work
 
 K = 10
 LEAST_QUERIES = 20
@@ -26,8 +29,9 @@ FIRST_PART = 64
 class Trial:
     """One point that was measured: recall@10 of the answer, recall of the true top 10 within the candidates, time per query.
 
-    Times and queries per second are those of as many clients as were asked for, each with one query at a time. `pareto`: no
-    other trial is both faster (p50) and better.
+    Times and queries per second are those of as many clients as were asked for, each with one query at a time. `work_us` is the
+    work of a query by what the engines were asked (tasks/index/work), `again` how often it was searched again for finding too
+    little, `queries` how many were asked. `pareto`: no other trial of all queries is both faster (p50) and better.
     """
 
     params: dict[str, Scalar]
@@ -36,13 +40,19 @@ class Trial:
     p50_ms: float
     p99_ms: float
     qps: float = 0.0
+    work_us: float = 0.0
+    again: float = 0.0
+    queries: int = 0
     verdict: str = ""
     pareto: bool = False
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The chosen parameters with the trial behind them, every trial with its verdict, and why the family was taken."""
+    """The chosen parameters with the trial behind them, every trial with its verdict, and why the family was taken.
+
+    `refused` says why nothing was chosen: then the parameters and the trial are the best there were.
+    """
 
     search: dict[str, Scalar]
     chosen: dict[str, Any]
@@ -51,6 +61,15 @@ class Tuned:
     clients: int = 1
     memory_bytes: int = 0
     families: dict[str, str] = field(default_factory=dict)
+    refused: str = ""
+
+
+class TuningRefused(GateFailed):
+    """Nothing keeps to the budget; `tuned` holds all that was tried."""
+
+    def __init__(self, tuned: Tuned) -> None:
+        super().__init__(tuned.refused)
+        self.tuned = tuned
 
 
 def tune(
@@ -59,51 +78,53 @@ def tune(
     family: str,
     target: float,
     truth: Truth | None = None,
-    p99_ms: float = math.inf,
-    ram_bytes: float = math.inf,
-    clients: int = 1,
+    budget: Budget | None = None,
 ) -> Tuned:
     """Tries the family's grid on queries xq (nq, d), all shards and segments searched, and takes the cheapest that qualifies.
 
-    Half steps between the grid's values are tried where they would be cheaper still. The files are read before anything is timed,
-    as a replica does before it is ready. Cheapest by the work it does (vectors scanned and refined), so that the same input gives
-    the same choice on a busy machine; time only decides whether p99 keeps to its limit with `clients` at once. `truth` is exact
-    search over the encoder's own vectors (tasks/index/truth); without it, over the vectors the index stores. Raises GateFailed with
-    the best point when nothing qualifies.
+    Half steps between the grid's values are tried where they could be cheaper still. The files are read before anything is timed,
+    as a replica does before it is ready. Cheapest by the work that was done (vectors scanned and refined, short searches repeated),
+    so that the same input gives the same choice on a busy machine; time only decides whether p99 keeps to its limit with the
+    budget's clients at once. `truth` is exact search over the encoder's own vectors (tasks/index/truth); without it, over the
+    vectors the index stores. Raises TuningRefused when nothing qualifies, with the best point and the family to take instead.
     """
     kind = FAMILIES[family]
+    budget = budget or Budget()
+    need = _need(searcher, target, budget)
+    p99_ms, clients = budget.p99_ms, budget.clients
     files = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
-    if files > ram_bytes:
-        raise GateFailed(
-            f"{family} takes {files / 2**20:.0f} MiB for {searcher.rows} vectors and {ram_bytes / 2**20:.0f} MiB are allowed; "
-            "choose a smaller family or allow more memory"
+    if files > budget.ram_bytes:
+        refused = (
+            f"{family} takes {files / 2**20:.0f} MiB for {searcher.rows} vectors and {budget.ram_bytes / 2**20:.0f} MiB are allowed; "
+            f"{_instead(next_family(kind, need, 'memory'))}allow more memory (VITRINE_INDEX_RAM_MB)"
         )
+        raise TuningRefused(Tuned({"family": family}, {}, [], len(xq), clients, files, refused=refused))
     candidates = min(CANDIDATES, max(searcher.live_rows, 1))
     truth = truth or stored_truth(searcher, xq)
 
-    def tried(points: list[dict[str, Scalar]]) -> list[Trial]:
-        return [_measure(searcher, xq, truth, params, candidates, target, clients) for params in points]
+    nlist = lists_for(sum(s.rows for s in searcher.segments))
+    grid, finer = (_ordered(kind, searcher.rows, nlist, candidates, points) for points in (kind.grid, half_steps(kind.grid)))
+    work = Work(searcher, kind, nlist)
 
-    grid, finer = (_ordered(kind, searcher, candidates, points) for points in (kind.grid, half_steps(kind.grid)))
-    searcher.search(xq, candidates, params=grid[-1])  # reads what any trial will: none waits for the disk
+    def tried(points: list[dict[str, Scalar]]) -> list[Trial]:
+        return [_measure(work, xq, truth, params, candidates, target, clients) for params in points]
+
+    work.searcher.search(xq, candidates, params=grid[-1])  # reads what any trial will: none waits for the disk
+    least = {str(params): work.us(params, widening=False) / len(xq) for params in finer}
     trials = tried(grid)
-    trials += tried(_between(finer, trials, target, p99_ms))
-    trials.sort(key=lambda t: finer.index(t.params))
+    trials += tried(_between(finer, least, trials, target, p99_ms))
+    trials.sort(key=lambda t: (t.work_us, finer.index(t.params)))
     reasons = [_refusal(t, target, p99_ms) for t in trials]
     chosen = next((n for n, reason in enumerate(reasons) if not reason), -1)
     rows = [
-        asdict(t) | {"verdict": _verdict(n, chosen, reasons[n], trials), "pareto": _pareto(t, trials)}
+        asdict(t) | {"verdict": _verdict(n, chosen, reasons[n], trials), "pareto": _pareto(t, trials, len(xq))}
         for n, t in enumerate(trials)
     ]
     if chosen < 0:
-        best = max(trials, key=lambda t: t.recall_at_10)
-        fits = f" and p99 {p99_ms:g} ms" if p99_ms < math.inf else ""
-        raise GateFailed(
-            f"no parameters of {family} reach recall@10 {target:.3f}{fits}: the best, {best.params}, has {best.recall_at_10:.3f} at "
-            f"p99 {best.p99_ms:.1f} ms; choose another family or lower VITRINE_RECALL_TARGET"
-        )
-    search: dict[str, Scalar] = {"family": family, "candidates": CANDIDATES, **trials[chosen].params}
-    return Tuned(search, rows[chosen], rows, len(xq), clients, files)
+        best = max(range(len(trials)), key=lambda n: trials[n].recall_at_10)
+        refused = _why_none(kind, need, trials[best])
+        raise TuningRefused(Tuned(_search(family, trials[best]), rows[best], rows, len(xq), clients, files, refused=refused))
+    return Tuned(_search(family, trials[chosen]), rows[chosen], rows, len(xq), clients, files)
 
 
 def stored_truth(searcher: Searcher, xq: np.ndarray) -> Truth:
@@ -117,39 +138,68 @@ def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
     return np.where(rows < 0, -1, searcher.features.key[np.maximum(rows, 0)])
 
 
-def _between(finer: list[dict[str, Scalar]], trials: list[Trial], target: float, p99_ms: float) -> list[dict[str, Scalar]]:
-    """Of a finer grid, cheapest first, what costs less than the first trial that qualifies.
+def _need(searcher: Searcher, target: float, budget: Budget) -> Need:
+    """What the family of a searcher was chosen for."""
+    return Need(searcher.rows, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
 
-    Without what does in no respect more than a trial that found too little: more lists or candidates never find less.
+
+def _search(family: str, trial: Trial) -> dict[str, Scalar]:
+    return {"family": family, "candidates": CANDIDATES, **trial.params}
+
+
+def _why_none(family: Family, need: Need, best: Trial) -> str:
+    """Why no parameters qualify, and what to do."""
+    limit, found = need.budget.p99_ms, best.recall_at_10 >= need.target
+    fits = f" and p99 {limit:g} ms" if limit < math.inf else ""
+    other = _instead(next_family(family, need, "p99" if found else "recall"))
+    return (
+        f"no parameters of {family.name} reach recall@10 {need.target:.3f}{fits}: the best, {best.params}, has "
+        f"{best.recall_at_10:.3f} at p99 {best.p99_ms:.1f} ms; "
+        f"{other}{'raise VITRINE_INDEX_P99_MS' if found else 'lower VITRINE_RECALL_TARGET'}"
+    )
+
+
+def _instead(family: str) -> str:
+    return f"set VITRINE_INDEX_FAMILY={family} or " if family else "no other family is known to keep to the budget: "
+
+
+def _between(
+    finer: list[dict[str, Scalar]], least: dict[str, float], trials: list[Trial], target: float, p99_ms: float
+) -> list[dict[str, Scalar]]:
+    """Of a finer grid, what could take less work than the trials that qualify: `least` is the work of each point when nothing is short.
+
+    Without what does in no respect more than a trial that found too little: but for repeated searches, more lists or candidates
+    never find less.
     """
-    first = next((t.params for t in trials if not _refusal(t, target, p99_ms)), None)
-    if first is None:
-        return []
+    enough = min((t.work_us for t in trials if not _refusal(t, target, p99_ms)), default=-math.inf)
+    tried = [t.params for t in trials]
     poor = [t.params for t in trials if t.recall_at_10 < target]
 
     def hopeless(params: dict[str, Scalar]) -> bool:
         return any(all(float(params[n] or 0) <= float(v or 0) for n, v in p.items()) for p in poor)
 
-    return [p for p in finer[: finer.index(first)] if not hopeless(p)]
+    return [p for p in finer if least[str(p)] < enough and p not in tried and not hopeless(p)]
 
 
-def _ordered(family: Family, searcher: Searcher, candidates: int, points: Iterable[dict[str, Scalar]]) -> list[dict[str, Scalar]]:
+def _ordered(
+    family: Family, rows: int, nlist: int, candidates: int, points: Iterable[dict[str, Scalar]]
+) -> list[dict[str, Scalar]]:
     """Points of a grid, cheapest first; probing more lists than there are is one trial, not several."""
-    base = [s.rows for s in searcher.segments] or [0]
-    nlist = lists_for(sum(base))
     grid: dict[str, dict[str, Scalar]] = {}
     for params in points:
         kept = dict(params)
         if "nprobe" in kept:
             kept["nprobe"] = min(int(kept["nprobe"] or 1), nlist)
         grid.setdefault(str(kept), kept)
-    return sorted(grid.values(), key=lambda p: family.cost(p, candidates, sum(base) / nlist))
+    return sorted(grid.values(), key=lambda p: family.cost(p, candidates, rows / nlist))
 
 
 def _measure(
-    searcher: Searcher, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float, clients: int
+    work: Work, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float, clients: int
 ) -> Trial:
+    searcher = work.searcher
     searcher.search(xq[:1], candidates, params=params)
+    work.begin()
 
     def asked(q: np.ndarray) -> tuple[float, np.ndarray]:
         began = time.perf_counter()
@@ -171,7 +221,10 @@ def _measure(
     qps = len(answers) / (time.perf_counter() - began)
     keys, seen = keys_of(searcher, np.concatenate([rows for _, rows in answers])), _head(truth, len(answers))
     p50, p99 = np.percentile([ms for ms, _ in answers], [50, 99])
-    return Trial(params, recall_of(keys[:, :K], seen, K), recall_of(keys, seen, K), float(p50), float(p99), qps)
+    return Trial(
+        params, recall_of(keys[:, :K], seen, K), recall_of(keys, seen, K), float(p50), float(p99), qps,
+        work.us(params) / len(answers), work.repeated() / len(answers), len(answers),
+    )  # fmt: skip
 
 
 def _head(truth: Truth, n: int) -> Truth:
@@ -189,12 +242,13 @@ def _refusal(trial: Trial, target: float, p99_ms: float) -> str:
 def _verdict(number: int, chosen: int, reason: str, trials: list[Trial]) -> str:
     if number == chosen:
         return "chosen: the least work that keeps to the budget"
-    return reason or f"more work than needed: p50 {trials[number].p50_ms:.2f} ms against {trials[chosen].p50_ms:.2f} ms"
+    return reason or f"{trials[number].work_us / trials[chosen].work_us:.2f} times the work of the chosen point"
 
 
-def _pareto(trial: Trial, trials: list[Trial]) -> bool:
-    return not any(
-        o.recall_at_10 >= trial.recall_at_10
+def _pareto(trial: Trial, trials: list[Trial], queries: int) -> bool:
+    return trial.queries == queries and not any(
+        o.queries == queries
+        and o.recall_at_10 >= trial.recall_at_10
         and o.p50_ms <= trial.p50_ms
         and (o.recall_at_10 > trial.recall_at_10 + TIE or o.p50_ms < trial.p50_ms)
         for o in trials

@@ -163,7 +163,7 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     """Search parameters, chosen on held-out photos through the code that serves."""
     from serving.contract.encoder import EncoderFolder
     from serving.searcher import Searcher
-    from tasks.index.tune import LEAST_QUERIES
+    from tasks.index.tune import LEAST_QUERIES, TuningRefused
     from tasks.index.tune import tune as choose
     from tasks.release.whole_path import held_out, query_vectors
 
@@ -180,14 +180,16 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     searcher = Searcher.open(manifest, _locate(shards, run_key))
     chosen = settings()
     truth = _truth_of(snapshot, encoder, template["vectors_uri"], template["shards"])(xq)
-    budget = _config(chosen).budget
-    tuned = choose(
-        searcher, xq, template["family"], chosen.recall_target, truth, budget.p99_ms, budget.ram_bytes, chosen.index_clients
-    )
+    try:
+        tuned, refusal = choose(searcher, xq, template["family"], chosen.recall_target, truth, _config(chosen).budget), None
+    except TuningRefused as error:
+        tuned, refusal = error.tuned, error
     tuned = dataclasses.replace(tuned, families=template["families"])
     for trial in tuned.trials:
         log.info("%s recall@10 %.3f p50 %.2f ms: %s", trial["params"], trial["recall_at_10"], trial["p50_ms"], trial["verdict"])
     _report(tuned, template, snapshot, run_key, chosen.recall_target)
+    if refusal is not None:
+        raise refusal
     return dataclasses.asdict(tuned)
 
 
@@ -201,17 +203,20 @@ def _truth_of(snapshot: dict, encoder: dict, vectors_uri: str, shards: int) -> "
 
 
 def _report(tuned: Any, template: dict, snapshot: dict, run_key: str, target: float) -> None:
-    """The tuning table and plot, and the chosen point's figures, in the run of this version."""
+    """The tuning table and plot, also of a refusal, and the chosen point's figures, in the run of this version."""
     from tasks.index.report import tuning_plot, tuning_table
 
     folder = work_folder(run_key) / "tuning"
     folder.mkdir(exist_ok=True)
     (folder / "tuning.md").write_text(tuning_table(tuned))
-    tuning_plot(tuned, folder / "tuning.png", target)
+    if tuned.trials:
+        tuning_plot(tuned, folder / "tuning.png", target)
     names = ("recall_at_10", "within_candidates", "p50_ms", "p99_ms", "qps")
     with registry().run(EXPERIMENT, run_key, f"index {snapshot['id']}") as run:
         run.artifacts(folder, "tuning")
-        run.metrics({f"tuned.{name}": tuned.chosen[name] for name in names} | {"tuned.index_mb": tuned.memory_bytes / 2**20})
+        if not tuned.refused:
+            run.metrics({f"tuned.{name}": tuned.chosen[name] for name in names})
+        run.metrics({"tuned.index_mb": tuned.memory_bytes / 2**20})
         run.params({"factory": template["factory"], "template": template["reason"]})
 
 
@@ -319,11 +324,12 @@ def _content_key(snapshot: dict, encoder: dict, ranker: dict[str, Any]) -> str:
 
 def _config(chosen: Settings) -> Any:
     from tasks.index.build import IndexConfig
-    from tasks.index.families import Budget
+    from tasks.index.choice import Budget
 
     budget = Budget(
         ram_bytes=chosen.index_ram_mb * 2**20 or math.inf,
         p99_ms=chosen.index_p99_ms or math.inf,
         build_s=chosen.index_build_s or math.inf,
+        clients=chosen.index_clients,
     )
     return IndexConfig(shards=chosen.shards, family=chosen.index_family, recall_target=chosen.recall_target, budget=budget)

@@ -15,7 +15,8 @@ import pytest
 from serving.contract.files import ContractError, verify
 from serving.searcher import Searcher
 from tasks.errors import VitrineError
-from tasks.index.build import IndexConfig, Template, build_shard, train_template
+from tasks.index.build import IndexConfig, Template, build_shard, empty_index, train_template, training_vectors
+from tasks.index.families import FAMILIES, least_training, lists_for
 from tests.index.shop import Shop, build_all, clustered, manifest_of, open_shop, write_vectors
 
 
@@ -126,6 +127,22 @@ def test_no_vectors_and_too_few_vectors_are_said_clearly(shop: Shop, tmp_path: P
     assert not (tmp_path / "template.faiss").exists()
 
 
+def test_many_lists_are_trained_on_more_than_the_usual_sample(wide_shop: Shop, tmp_path: Path) -> None:
+    template = train_template(wide_shop.vectors_uri, IndexConfig(family="ivf_flat", sample=1000), tmp_path)
+    assert template.factory == "IVF256,Flat"
+    assert int(template.reason.split()[2]) >= 256 * 39
+
+
+@pytest.mark.parametrize("rows", [10_737_418, 10_737_419, 42_949_673, 1_000_000_000])
+def test_a_sample_is_never_too_small_for_its_lists(rows: int) -> None:
+    """10,737,419 rows are the first to have 8192 lists, whose training needs more than the usual 200,000 vectors."""
+    family = FAMILIES["ivf_fs_sq8"]
+    wanted = training_vectors(family, rows, IndexConfig())
+    drawn = np.random.default_rng(7).binomial(rows, wanted / rows, 10_000)
+    assert drawn.min() >= least_training(family, rows) == 39 * lists_for(rows)
+    assert wanted < max(200_000, 1.02 * 39 * lists_for(rows)) + 1
+
+
 def test_all_equal_vectors_build_and_answer(shop: Shop, wide_shop: Shop, tmp_path: Path) -> None:
     same = np.repeat(wide_shop.vectors[:1], len(wide_shop.keys), axis=0)
     write_vectors(tmp_path / "vectors", wide_shop.keys, same, wide_shop.shards)
@@ -189,6 +206,22 @@ def test_a_template_is_taken_over_until_the_vectors_drift(wide_shop: Shop, tmp_p
     assert "the mean cosine to the centroids fell" in moved.reason
     other = train_template(wide_shop.vectors_uri, replace(config, family="ivf_flat"), tmp_path / "fourth", previous=first)
     assert "its family ivf_fs_sq8 is now ivf_flat" in other.reason
+
+
+@pytest.mark.parametrize("family", ["hnsw_sq8", "hnsw_fp16"])
+def test_a_graph_is_trained_anew_as_nothing_tells_whether_its_template_fits(family: str, wide_shop: Shop, tmp_path: Path) -> None:
+    """Eight bits for the range of the vectors of before cut off what has moved out of it."""
+    config = IndexConfig(shards=2, family=family)
+    narrow = np.zeros_like(wide_shop.vectors)
+    narrow[:, :2] = wide_shop.vectors[:, :2] / np.linalg.norm(wide_shop.vectors[:, :2], axis=1, keepdims=True)
+    write_vectors(tmp_path / "vectors", wide_shop.keys, narrow, 2)
+    before = train_template(str(tmp_path / "vectors"), config, tmp_path / "before")
+    made = train_template(wide_shop.vectors_uri, config, tmp_path / "made", previous=before)
+    assert made.reason.startswith("trained on")
+    assert "has no lists that tell" in made.reason
+    index = empty_index(made)
+    index.add(wide_shop.vectors[:100])
+    assert (index.reconstruct_n(0, 100) * wide_shop.vectors[:100]).sum(axis=1).min() > 0.99
 
 
 def test_parquet_tables_have_no_rows_of_other_shards(shop: Shop, tmp_path: Path) -> None:

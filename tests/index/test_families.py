@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from serving.searcher import Searcher
-from tasks.errors import VitrineError
-from tasks.index.families import FAMILIES, Budget, choose_family, code_count, fast_code_count, lists_for
+from tasks.index.families import FAMILIES, code_count, fast_code_count, lists_for
 from tests.index.shop import Shop, brute_force, build_all, clustered, manifest_of
 
 APPROXIMATE = [n for n in FAMILIES if n != "flat"]
@@ -68,40 +67,6 @@ def test_the_memory_formula_is_within_a_quarter_of_the_file(name: str, wide_shop
 def test_brute_force_agrees_with_flat(wide_shop: Shop, searchers: dict[str, Searcher]) -> None:
     xq = clustered(np.random.default_rng(9), 20, 32)
     np.testing.assert_allclose(searchers["flat"].search(xq, K).similarity, brute_force(wide_shop.vectors, xq, K), atol=1e-5)
-
-
-def test_a_family_is_chosen_by_size_and_memory() -> None:
-    assert choose_family(2_000).family.name == "flat"
-    assert choose_family(1_000_000).family.name == "ivf_fs_sq8"
-
-
-@pytest.mark.parametrize(
-    ("budget", "shards", "chosen", "refused"),
-    [
-        (Budget(ram_bytes=1000 * 2**20), 1, "ivf_fs_sq8", {"ivf_fs_fp16": "takes 1022 MiB", "hnsw_flat": "takes 2216 MiB"}),
-        (Budget(ram_bytes=200 * 2**20), 1, "ivf_pq", {"ivf_fs_sq8": "takes 534 MiB"}),
-        (Budget(p99_ms=3), 1, "hnsw_sq8", {"ivf_fs_sq8": "p99 would be about", "flat": "p99 would be about 279.3 ms"}),
-        (Budget(p99_ms=3, build_s=3600), 1, "hnsw_sq8", {"ivf_rabitq_sq8": "p99 would be about"}),
-        (Budget(p99_ms=30, ram_bytes=8 * 2**30, build_s=600), 8, "ivf_fs_sq8", {"ivf_flat": "takes 15747 MiB"}),
-        (Budget(build_s=200, p99_ms=15), 1, "ivf_fs_sq8", {"hnsw_sq8": "a shard would take about 680 s to build"}),
-    ],
-)
-def test_a_budget_decides_the_family_and_every_other_hears_why(
-    budget: Budget, shards: int, chosen: str, refused: dict[str, str]
-) -> None:
-    choice = choose_family(1_000_000, "", 512, budget, shards)
-    assert choice.family.name == chosen
-    assert choice.reasons[chosen].startswith("chosen: ")
-    for name, why in refused.items():
-        assert choice.reasons[name].startswith(why)
-    assert set(choice.reasons) == set(FAMILIES)
-
-
-def test_a_budget_that_nothing_keeps_is_refused_with_what_each_family_needs() -> None:
-    with pytest.raises(VitrineError, match=r"ivf_pq: takes 76 MiB and 10 are allowed; .*hnsw_sq8: takes"):
-        choose_family(1_000_000, "", 512, Budget(ram_bytes=10 * 2**20))
-    with pytest.raises(VitrineError, match="'annoy' is not known"):
-        choose_family(10, "annoy")
 
 
 def test_lists_and_codes_fit_the_data() -> None:

@@ -1,0 +1,148 @@
+"""Which family an index is built of: by what was measured of each, before anything is built."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from serving.contract.manifest import CANDIDATES
+from tasks.errors import VitrineError
+from tasks.index.families import FAMILIES, Family, least_training, lists_for
+
+FLAT_MAX_ROWS = 50_000
+"""Up to so many rows in all an exact scan takes less than 5 ms a query on one core (93 ms per million 512-d vectors,
+docs/performance.md)."""
+SCAN_BYTES_PER_MS = 22e6
+"""An exact scan streams 22 GB/s."""
+P99_OF_COST = 3.0
+"""The p99 expected of a query, over the work it does."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an index may cost: memory of all shards, p99 of the first phase with `clients` at once, seconds to build a shard.
+
+    Infinite: any.
+    """
+
+    ram_bytes: float = math.inf
+    p99_ms: float = math.inf
+    build_s: float = math.inf
+    clients: int = 1
+
+
+@dataclass(frozen=True)
+class Need:
+    """What an index is to be: `rows` vectors of dimension d, spread over `shards` shards, recall@10 of `target`, within a budget.
+
+    `cores`: how many searches run side by side, where more clients ask at once.
+    """
+
+    rows: int
+    d: int
+    shards: int = 1
+    target: float = 0.95
+    budget: Budget = field(default_factory=Budget)
+    cores: int = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The family that was chosen, and for every family why it was or was not, with the memory it would take."""
+
+    family: Family
+    reasons: dict[str, str]
+
+
+def choose_family(need: Need, name: str = "") -> Choice:
+    """The family asked for by name, or the preferred one of those expected to reach the recall within the budget.
+
+    Raises VitrineError for an unknown name, and when nothing fits, saying what each would need.
+    """
+    if name and name not in FAMILIES:
+        raise VitrineError(f"index family {name!r} is not known; choose one of {', '.join(FAMILIES)}")
+    refused = {n: refusal(f, need) for n, f in FAMILIES.items()}
+    fitting = preferred(need)
+    if not name and not fitting:
+        shown = "; ".join(f"{n}: {why}" for n, why in refused.items())
+        raise VitrineError(
+            f"no index family holds {need.rows} vectors of dimension {need.d} at recall@10 {need.target:g} within the "
+            f"budget: {shown}"
+        )
+    chosen = FAMILIES[name] if name else fitting[0]
+    reasons = {n: why or ("fits" if FAMILIES[n].exact else "fits, but answers by estimates alone") for n, why in refused.items()}
+    why = "asked for by name" + (f", though it {refused[name]}" if refused[name] else "") if name else _why(chosen, need)
+    reasons[chosen.name] = f"chosen: {why}"
+    return Choice(chosen, {n: f"{why}; {_memory(FAMILIES[n], need)}" for n, why in reasons.items()})
+
+
+def preferred(need: Need) -> list[Family]:
+    """The families that are expected to fit, best first: least memory.
+
+    An exact scan is first for few rows; for more it comes after whatever does less work. Estimates alone are last.
+    """
+    fitting = [f for f in FAMILIES.values() if not refusal(f, need)]
+    few = need.rows <= FLAT_MAX_ROWS
+
+    def rank(family: Family) -> tuple[int, float]:
+        order = 3 if not family.exact else 1 if family.trained or family.sequential else 0 if few else 2
+        return order, family.bytes_per_vector(need.d)
+
+    return sorted(fitting, key=rank)
+
+
+def next_family(family: Family, need: Need, missed: Literal["recall", "p99", "memory"]) -> str:
+    """What to set where a family was built and missed its recall, p99 or memory: the preferred one that promises better; "" without one."""
+    measures: dict[str, Callable[[Family], float]] = {
+        "recall": lambda f: -f.reach[-1][0],
+        "p99": lambda f: expected_ms(f, need),
+        "memory": lambda f: f.bytes_per_vector(need.d),
+    }
+    measure = measures[missed]
+    return next((f.name for f in preferred(need) if measure(f) < measure(family)), "")
+
+
+def expected_ms(family: Family, need: Need) -> float:
+    """The work of one query over all shards, milliseconds on one core: graphs and exact scans are searched shard by shard."""
+    params = next((params for recall, params in family.reach if recall >= need.target), family.reach[-1][1])
+    if not params:
+        return need.rows * need.d * 4 / SCAN_BYTES_PER_MS
+    if family.sequential:
+        return need.shards * family.cost(params, -(-CANDIDATES // need.shards), 0.0) / 1e3
+    return family.cost(params, CANDIDATES, need.rows / lists_for(need.rows)) / 1e3
+
+
+def refusal(family: Family, need: Need) -> str:
+    """What a family is expected to miss or overstep; "" when nothing."""
+    budget, most = need.budget, family.reach[-1][0]
+    if need.target > most:
+        return f"reaches recall@10 {most:g} on every kind of vectors measured and {need.target:g} is asked for"
+    if (least := least_training(family, need.rows)) > need.rows:
+        return f"needs {least} training vectors and there are {need.rows}"
+    if (whole := _bytes(family, need)) > budget.ram_bytes:
+        return f"takes {whole / 2**20:.0f} MiB and {budget.ram_bytes / 2**20:.0f} are allowed"
+    waiting = max(1.0, budget.clients / need.cores)
+    if (ms := P99_OF_COST * waiting * expected_ms(family, need)) > budget.p99_ms:
+        at_once = f" with {budget.clients} clients" if budget.clients > 1 else ""
+        return f"would have a p99 of about {ms:.1f} ms{at_once} and {budget.p99_ms:g} are allowed"
+    if (seconds := family.build_s * need.rows / need.shards / 1e6 * need.d / 512) > budget.build_s:
+        return f"would take about {seconds:.0f} s to build a shard and {budget.build_s:g} are allowed"
+    return ""
+
+
+def _why(chosen: Family, need: Need) -> str:
+    if not chosen.exact:
+        return "nothing finer fits"
+    if chosen.trained or chosen.sequential:
+        return "least memory of those that fit"
+    if need.rows <= FLAT_MAX_ROWS:
+        return f"{need.rows} vectors are compared exactly in about {expected_ms(chosen, need):.1f} ms"
+    return "nothing that does less work fits"
+
+
+def _bytes(family: Family, need: Need) -> float:
+    return family.bytes_per_vector(need.d) * need.rows
+
+
+def _memory(family: Family, need: Need) -> str:
+    return f"{family.bytes_per_vector(need.d):.0f} bytes a vector, {_bytes(family, need) / 2**20:.0f} MiB"
