@@ -269,6 +269,11 @@ class Registry:
             raise
         return _version(model, found, tuple(sorted(found.aliases)))
 
+    def named(self, model: str, name: str) -> Version:
+        """The version of this number or alias. Raises VitrineError when there is none."""
+        found = None if name.isdigit() else self.alias(model, name)
+        return found or self.version(model, name)
+
     def alias(self, model: str, alias: str) -> Version | None:
         """The version an alias names, or None."""
         from mlflow.exceptions import MlflowException
@@ -475,6 +480,14 @@ class Registry:
             maker = "train_encoder" if model == ENCODER_MODEL else "rebuild_index"
             raise VitrineError(f"{model} has no version called {alias!r}; run the DAG {maker} first")
         return found
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether an error of MLflow's says that its server could not be asked."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    return isinstance(error, MlflowException) and isinstance(error.__cause__ or error.__context__, RequestException)
 
 
 def _verified_encoder(folder: Path) -> None:
