@@ -165,7 +165,7 @@ class Searcher:
 
 
 def _check_manifest(manifest: IndexManifest, wanted: Iterable[int]) -> None:
-    """Raises ContractError when a wanted shard has no base, a segment lies in no shard, or a search parameter is no number."""
+    """Raises ContractError when a wanted shard has no base, a segment no shard or no index, or a search parameter no number."""
     missing = sorted(set(wanted) - {s.shard for s in manifest.segments if s.kind == "base" and s.index is not None})
     if missing:
         raise ContractError(f"index {manifest.id}: shard {missing[0]} of {manifest.shards} has no base segment in the manifest")
@@ -174,6 +174,9 @@ def _check_manifest(manifest: IndexManifest, wanted: Iterable[int]) -> None:
             raise ContractError(
                 f"{segment.table.path}: it is of shard {segment.shard}, and the index has {manifest.shards} shards"
             )
+        if (segment.index is None) != (segment.kind == "tombstones"):
+            there = "no index file" if segment.index is None else "an index file"
+            raise ContractError(f"{segment.table.path}: a segment of kind {segment.kind} with {there}")
     for name in TUNED:
         value = manifest.search.get(name)
         if value is not None and (isinstance(value, str) or not value >= 0):
