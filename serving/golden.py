@@ -95,8 +95,8 @@ def _read(path: Path, dim: int) -> dict[str, np.ndarray]:
         with path.open("rb") as stream:  # NumPy leaves a path open that is no such file
             golden = dict(np.load(stream, allow_pickle=False))
         vectors, keys, similarity = golden["vectors"], golden["keys"], golden["similarity"]
-    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ContractError(f"{path.name}: not a file of golden answers: {error}") from None
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        raise ContractError(f"{path.name}: not a file of golden answers (.npz with vectors, keys and similarity)") from None
     if vectors.ndim != 2 or vectors.shape[1] != dim:
         raise ContractError(f"golden answers have vectors of shape {vectors.shape}, the index has dimension {dim}")
     if not keys.shape == similarity.shape == (len(vectors), TOP):

@@ -189,7 +189,7 @@ def _snapshot(searcher: Searcher, locate: Callable[[FileRef], Path]) -> str:
         lost = found.missing or catalogue.filter(pa.array(np.isin(catalogue["key"], bad)))["product_id"].to_pylist()
         raise ContractError(
             f"{len(found.missing) + len(bad)} products of the catalogue cannot be found and {manifest.counts.quarantined} are "
-            f"quarantined: {_shown(lost)}"
+            f"quarantined{': ' if lost else ''}{_shown(lost)}"
         )
     if found.strange:
         raise ContractError(f"{len(found.strange)} servable products are not in the catalogue: {_shown(found.strange)}")
