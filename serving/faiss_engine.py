@@ -13,6 +13,7 @@ from serving.found import Found, one_above_the_other
 from serving.stored import Stored, asked
 
 EFFORT = ("nprobe", "ef")
+TUNED = (*EFFORT, "k_factor")
 NPROBE, K_FACTOR, EF = 16, 4, 64
 """What is used where a manifest does not say."""
 ONE_BY_ONE = 11

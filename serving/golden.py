@@ -1,5 +1,6 @@
 """Golden answers: what a version answered when it was made, which every load must answer again."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,8 @@ def check_golden(path: Path, searcher: Searcher) -> None:
 
     Answers of before, for which ten were asked, may be surpassed.
     """
-    golden = np.load(path, allow_pickle=False)
+    golden = _read(path, searcher.dim)
     vectors, expected = golden["vectors"], golden["similarity"]
-    if vectors.shape[1] != searcher.dim:
-        raise ContractError(f"golden answers have dimension {vectors.shape[1]}, the index has {searcher.dim}")
     if "candidates" not in golden:
         check_apart(path, searcher)
         return
@@ -42,7 +41,7 @@ def check_golden(path: Path, searcher: Searcher) -> None:
     if not np.array_equal(there, was):
         raise ContractError("golden answers are not reproduced: another number of products is found")
     difference = float(np.abs(found.similarity[was] - expected[was]).max(initial=0.0))
-    if difference > MAX_DIFFERENCE:
+    if not difference <= MAX_DIFFERENCE:
         raise ContractError(f"golden answers are not reproduced: similarities differ by {difference:.2g} (> {MAX_DIFFERENCE:g})")
     keys = _keys(searcher, found.rows)
     for row in range(len(keys)):
@@ -60,7 +59,7 @@ def check_apart(path: Path, searcher: Searcher) -> None:
 
     Shards apart each refine their own best estimates, a whole index only the best of all: apart they find the same or better.
     """
-    golden = np.load(path, allow_pickle=False)
+    golden = _read(path, searcher.dim)
     expected = golden["similarity"]
     found = _found(searcher, golden["vectors"])
     worse = float((expected - found.similarity)[golden["keys"] >= 0].max(initial=0.0))
@@ -73,7 +72,7 @@ def check_part(path: Path, searcher: Searcher, shard: int) -> None:
 
     One that ten products of the shard now surpass is as good as found: a shard apart refines more of its own.
     """
-    golden = np.load(path, allow_pickle=False)
+    golden = _read(path, searcher.dim)
     keys, expected = golden["keys"], golden["similarity"]
     mine = (keys >= 0) & (shard_of(keys, searcher.manifest.shards) == shard)
     found = _found(searcher, golden["vectors"])
@@ -83,11 +82,30 @@ def check_part(path: Path, searcher: Searcher, shard: int) -> None:
         there = np.flatnonzero(found_keys[row] == key)
         if len(there):
             difference = abs(float(found.similarity[row, there[0]] - was))
-            if difference > MAX_DIFFERENCE:
+            if not difference <= MAX_DIFFERENCE:
                 where = f"shard {shard}, query {row}: the similarity of key {key}"
                 raise ContractError(f"golden answers are not reproduced: {where} differs by {difference:.2g}")
         elif was > found.similarity[row, -1] + MAX_DIFFERENCE:
             raise ContractError(f"golden answers are not reproduced: shard {shard}, query {row} no longer finds key {key}")
+
+
+def _read(path: Path, dim: int) -> dict[str, np.ndarray]:
+    """The arrays of a file of golden answers. Raises ContractError when it is none, or one of another dimension."""
+    try:
+        with path.open("rb") as stream:  # NumPy leaves a path open that is no such file
+            golden = dict(np.load(stream, allow_pickle=False))
+        vectors, keys, similarity = golden["vectors"], golden["keys"], golden["similarity"]
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        raise ContractError(f"{path.name}: not a file of golden answers (.npz with vectors, keys and similarity)") from None
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ContractError(f"golden answers have vectors of shape {vectors.shape}, the index has dimension {dim}")
+    if not keys.shape == similarity.shape == (len(vectors), TOP):
+        raise ContractError(
+            f"golden answers have shape {keys.shape} and {similarity.shape}, where ({len(vectors)}, {TOP}) is expected"
+        )
+    if not np.isfinite(vectors).all():
+        raise ContractError("golden answers were asked for vectors with NaN or infinity")
+    return golden
 
 
 def _found(searcher: Searcher, vectors: np.ndarray) -> Found:

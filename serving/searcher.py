@@ -5,7 +5,7 @@ returned, and while k matching rows are there, k are returned: an approximate se
 compares the matching rows of that segment exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from serving.contract.files import ContractError, FileRef
 from serving.contract.manifest import IndexManifest, Scalar, Segment
-from serving.contract.segments import read_index, read_rows
+from serving.contract.segments import ROW_COLUMNS, read_index, read_rows
 from serving.engine import Engine, Mask
-from serving.faiss_engine import FaissEngine, is_flat, omp_threads, together
+from serving.faiss_engine import TUNED, FaissEngine, is_flat, omp_threads, together
 from serving.faiss_shards import FaissShards, trained_as_one
 from serving.features import Features
 from serving.found import Found, Source, gather, merge, nothing, padded
@@ -92,31 +92,28 @@ class Searcher:
         Raises ContractError for what does not fit.
         """
         wanted = range(manifest.shards) if shard is None else [shard]
-        missing = sorted(set(wanted) - {s.shard for s in manifest.segments if s.kind == "base"})
-        if missing:
-            raise ContractError(
-                f"index {manifest.id}: shard {missing[0]} of {manifest.shards} has no base segment in the manifest"
-            )
+        _check_manifest(manifest, wanted)
         opened: list[OpenSegment] = []
         tables: list[pa.Table] = []
         start = 0
         for segment in ordered(manifest.segments):
             if segment.index is None or segment.shard not in wanted:
                 continue
-            table = read_rows(locate(segment.table))
-            engine = FaissEngine(read_index(locate(segment.index), manifest.encoder.dim, len(table)))
+            table = read_rows(locate(segment.table), ROW_COLUMNS, segment.rows)
+            engine = FaissEngine(read_index(locate(segment.index), manifest.encoder.dim, segment.rows))
             alive = alive_rows(segment, table["key"].to_numpy(), manifest.segments, locate)
             opened.append(OpenSegment(engine, start, len(table), alive, segment.kind == "base"))
             tables.append(table)
             start += len(table)
-        return cls(manifest, opened, Features(pa.concat_tables(tables, promote_options="default")), threads)
+        return cls(manifest, opened, features_of(manifest, tables), threads)
 
     def search(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None) -> Found:
         """The k nearest live rows of unit queries xq (nq, d) float32, among `allowed` (rows,) bool when given.
 
-        `params` replaces the manifest's search parameters (for tuning). Raises ValueError for queries or a filter that do not fit.
+        `params` replaces the manifest's search parameters (for tuning). Raises ValueError for queries, a k or a filter that do not
+        fit.
         """
-        xq = self._checked(xq, allowed)
+        xq = self._checked(xq, allowed, k)
         chosen = params or self.params
         masks = [part.mask(allowed) for part in self.parts]
         counts = [part.rows if mask is None else mask.count for part, mask in zip(self.parts, masks, strict=True)]
@@ -126,11 +123,11 @@ class Searcher:
 
         with omp_threads(self.threads):
             there = [source(*one) for one in zip(self.parts, masks, counts, strict=True) if one[2]]
-            return gather(there, len(xq), k) if there else nothing(len(xq), k)
+            return gather(there, len(xq), k) if there and k else nothing(len(xq), k)
 
     def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
         """The same by comparing every matching row with the vectors the index stores."""
-        xq = self._checked(xq, allowed)
+        xq = self._checked(xq, allowed, k)
         found = []
         for part in self.parts:
             mask = part.mask(allowed)
@@ -155,14 +152,35 @@ class Searcher:
     def _segment(self, row: int) -> OpenSegment:
         return next(s for s in self.segments if s.start <= row < s.start + s.rows)
 
-    def _checked(self, xq: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+    def _checked(self, xq: np.ndarray, allowed: np.ndarray | None, k: int = 0) -> np.ndarray:
         if xq.ndim != 2 or xq.shape[1] != self.dim:
             raise ValueError(f"queries of shape {xq.shape}, where (nq, {self.dim}) is expected")
         if not np.isfinite(xq).all():
             raise ValueError("a query vector holds NaN or infinity")
+        if k < 0:
+            raise ValueError(f"{k} nearest rows are asked for, where 0 or more are expected")
         if allowed is not None and (allowed.shape != (self.rows,) or allowed.dtype != bool):
             raise ValueError(f"a filter of shape {allowed.shape}, {allowed.dtype}, where ({self.rows},) bool is expected")
         return np.ascontiguousarray(xq, np.float32)
+
+
+def _check_manifest(manifest: IndexManifest, wanted: Iterable[int]) -> None:
+    """Raises ContractError when a wanted shard has no base, a segment no shard or no index, or a search parameter no number."""
+    missing = sorted(set(wanted) - {s.shard for s in manifest.segments if s.kind == "base" and s.index is not None})
+    if missing:
+        raise ContractError(f"index {manifest.id}: shard {missing[0]} of {manifest.shards} has no base segment in the manifest")
+    for segment in manifest.segments:
+        if not 0 <= segment.shard < manifest.shards:
+            raise ContractError(
+                f"{segment.table.path}: it is of shard {segment.shard}, and the index has {manifest.shards} shards"
+            )
+        if (segment.index is None) != (segment.kind == "tombstones"):
+            there = "no index file" if segment.index is None else "an index file"
+            raise ContractError(f"{segment.table.path}: a segment of kind {segment.kind} with {there}")
+    for name in TUNED:
+        value = manifest.search.get(name)
+        if value is not None and (isinstance(value, str) or not value >= 0):
+            raise ContractError(f"index {manifest.id}: the search parameter {name} is {value!r}, where a number is expected")
 
 
 def _search_part(part: Part, mask: Mask | None, matching: int, xq: np.ndarray, k: int, params: dict[str, Scalar]) -> Found:
@@ -211,6 +229,14 @@ def _parts(segments: list[OpenSegment]) -> list[Part]:
     if flat:
         parts.append(Part(together([engine for _, engine in flat]), [s for s, _ in flat]))
     return parts + [Part(engine, [s]) for s, engine in coded if (s, engine) not in as_one]
+
+
+def features_of(manifest: IndexManifest, tables: list[pa.Table]) -> Features:
+    """The columns of all segments' tables, one after the other. Raises ContractError when they do not fit together."""
+    try:
+        return Features(pa.concat_tables(tables, promote_options="default"))
+    except pa.ArrowException as error:
+        raise ContractError(f"index {manifest.id}: the tables of its segments do not fit together: {error}") from None
 
 
 def ordered(segments: tuple[Segment, ...]) -> list[Segment]:

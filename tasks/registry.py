@@ -1,16 +1,17 @@
 """MLflow: runs, artifacts, and the two registered models with their aliases. The only module of the pipeline that talks to it."""
 
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from serving.contract.encoder import EncoderFolder
-from serving.contract.files import FileRef, describe, verify
+from serving.contract.files import ContractError, FileRef, describe, verify
 from serving.contract.manifest import EncoderRef, IndexManifest, read_manifest
 from tasks.errors import VitrineError
 
@@ -41,6 +42,7 @@ METRIC_BATCH = 500
 METRIC_EVERY_S = 10.0
 """Metrics are sent when so many wait, or the oldest has waited so long: a training's curve is live, and cheap."""
 SYSTEM_EVERY_S = 10.0
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,11 @@ class Registry:
             raise
         return _version(model, found, tuple(sorted(found.aliases)))
 
+    def named(self, model: str, name: str) -> Version:
+        """The version of this number or alias. Raises VitrineError when there is none."""
+        found = None if name.isdigit() else self.alias(model, name)
+        return found or self.version(model, name)
+
     def alias(self, model: str, alias: str) -> Version | None:
         """The version an alias names, or None."""
         from mlflow.exceptions import MlflowException
@@ -310,18 +317,43 @@ class Registry:
                 raise
 
     def fetch(self, run_id: str, path: str, into: Path) -> Path:
-        """An artifact (file or folder) of a run, downloaded below `into`."""
+        """An artifact (file or folder) of a run, downloaded below `into`. Raises ContractError when there is none (any more)."""
         from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
 
         into.mkdir(parents=True, exist_ok=True)
-        return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(into), tracking_uri=self.uri))
+        try:
+            return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(into), tracking_uri=self.uri))
+        except MlflowException as error:
+            # MLflow says "does not exist" of a store that is away as well: that passes, and is no ContractError.
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or self._is_there(run_id, path):
+                raise
+            whose = ", ".join(f"{v.name} version {v.version}" for v in self.client.search_model_versions(f"run_id = '{run_id}'"))
+            raise ContractError(
+                f"{path} of run {run_id}{f' ({whose})' if whose else ''} is not in MLflow's store; take it from a copy, or make a "
+                "new version"
+            ) from None
+
+    def _is_there(self, run_id: str, path: str) -> bool:
+        """Whether the store lists an artifact. Raises what MLflow raises where the store cannot be asked."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            parent = str(PurePosixPath(path).parent)
+            return any(info.path == path for info in self.client.list_artifacts(run_id, parent if parent != "." else None))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the run
+                return False
+            raise
 
     def file(self, ref: FileRef) -> Path:
-        """A file of an index version, fetched once (by its sha256) and verified. Raises ContractError when it is damaged."""
+        """A file of an index version, fetched once (by its sha256) and verified every time.
+
+        Raises ContractError when the registry's own is damaged or gone.
+        """
         path = self.cache / "files" / ref.sha256
-        if not path.is_file():
-            self._fetch_whole(ref.run_id, ref.path, path)
-        return verify(path, ref)
+        self._kept(path, ref.run_id, ref.path, lambda found: verify(found, ref))
+        return path
 
     def delete_version(self, model: str, version: str) -> None:
         """Takes a version out of the registry; its run, with its metrics, stays. One that is gone already is no error."""
@@ -386,27 +418,33 @@ class Registry:
         except MlflowException:
             return ""
 
-    def _fetch_whole(self, run_id: str, path: str, target: Path) -> None:
-        """Fetches an artifact to `target`, which appears whole or not at all, also when two processes fetch it at once."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target.parent) as folder:
-            found = self.fetch(run_id, path, Path(folder))
+    def _kept(self, path: Path, run_id: str, artifact: str, opened: Callable[[Path], Opened]) -> Opened:
+        """What `opened` makes of the copy of an artifact at `path`, or of one fetched now, where ContractError says it is not whole.
+
+        A copy is kept only once `opened` took it, so that a damaged download does not stay; it appears whole or not at all, also
+        when two processes fetch it at once.
+        """
+        try:
+            return opened(path)
+        except ContractError:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=path.parent) as folder:
+            found = self.fetch(run_id, artifact, Path(folder))
+            result = opened(found)
             try:
-                found.replace(target)
+                found.replace(path)
             except OSError:
-                if not target.exists():
+                if not path.exists():
                     raise
+        return result
 
     def encoder_folder(self, version: str) -> Path:
         """The files of an encoder version, fetched once and verified every time."""
         found = self.version(ENCODER_MODEL, version)
         folder = self.cache / "encoders" / found.run_id
-        if not folder.is_dir():
-            self._fetch_whole(found.run_id, ENCODER_PATH, folder)
-        opened = EncoderFolder(folder)
-        for variants in opened.manifest.towers.values():
-            for variant in variants.values():
-                verify(folder / variant.file.path, variant.file)
+        self._kept(folder, found.run_id, ENCODER_PATH, _verified_encoder)
         return folder
 
     def encoder_ref(self, version: str) -> EncoderRef:
@@ -433,9 +471,7 @@ class Registry:
     def manifest_of(self, found: Version) -> IndexManifest:
         """The manifest of an index version that was read already; fetched once, as a version never changes."""
         path = self.cache / "manifests" / found.run_id / "manifest.json"
-        if not path.is_file():
-            self._fetch_whole(found.run_id, f"{INDEX_PATH}/manifest.json", path)
-        return read_manifest(path, IndexManifest)
+        return self._kept(path, found.run_id, f"{INDEX_PATH}/manifest.json", lambda kept: read_manifest(kept, IndexManifest))
 
     def require_alias(self, model: str, alias: str) -> Version:
         """The version an alias names. Raises VitrineError saying which DAG makes one."""
@@ -444,6 +480,20 @@ class Registry:
             maker = "train_encoder" if model == ENCODER_MODEL else "rebuild_index"
             raise VitrineError(f"{model} has no version called {alias!r}; run the DAG {maker} first")
         return found
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether an error of MLflow's says that its server could not be asked."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    return isinstance(error, MlflowException) and isinstance(error.__cause__ or error.__context__, RequestException)
+
+
+def _verified_encoder(folder: Path) -> None:
+    for variants in EncoderFolder(folder).manifest.towers.values():
+        for variant in variants.values():
+            verify(folder / variant.file.path, variant.file)
 
 
 def _version(model: str, found: Any, aliases: tuple[str, ...]) -> Version:

@@ -1,5 +1,6 @@
 """The files of a segment: a FAISS index over positions, and the Parquet table whose row i describes position i."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,19 @@ def write_rows(path: Path, table: pa.Table) -> None:
         pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd", store_schema=False)
 
 
-def read_rows(path: Path) -> pa.Table:
-    """A segment's row table. Raises ContractError when the file is not one."""
+def read_rows(path: Path, columns: Sequence[str] = ("key",), rows: int | None = None) -> pa.Table:
+    """A segment's row table. Raises ContractError when it is none, lacks one of `columns`, or does not have so many `rows`."""
     try:
-        return pq.read_table(path)
+        table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ContractError(f"{path.name}: not a readable Parquet file: {error}") from None
+    if missing := [n for n in columns if n not in table.column_names]:
+        raise ContractError(f"{path.name}: it has no column {missing[0]!r}, which every such table has")
+    if not pa.types.is_int64(kind := table.schema.field("key").type):
+        raise ContractError(f"{path.name}: its keys are {kind}, where int64 is expected")
+    if rows is not None and len(table) != rows:
+        raise ContractError(f"{path.name}: {len(table)} rows, where the manifest says {rows}")
+    return table
 
 
 def write_index(path: Path, index: "faiss.Index") -> None:

@@ -21,7 +21,7 @@ from serving.filters import Filter, check
 from serving.golden import check_apart
 from serving.queries import QueryError
 from serving.release import Release
-from serving.searcher import Found, OpenSegment, Searcher, alive_rows, merge, ordered
+from serving.searcher import Found, OpenSegment, Searcher, alive_rows, features_of, merge, ordered
 from serving.shards.asking import Asking, Refusal
 from serving.shards.fleet import Fleet
 from serving.shards.part import offsets
@@ -62,8 +62,7 @@ class RemoteSearcher(Searcher):
             segments.append(OpenSegment(None, start, segment.rows, alive))
             tables.append(table)
             start += segment.rows
-        features = Features(pa.concat_tables(tables, promote_options="default"))
-        return cls(manifest, segments, features, version, asking)
+        return cls(manifest, segments, features_of(manifest, tables), version, asking)
 
     def search(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None) -> Found:
         """The k nearest rows of all shards. Raises ShardsAway; ValueError for masks and parameters, which do not travel."""

@@ -1,5 +1,6 @@
 """`vitrine`: the catalogue, searches, index versions and where an answer comes from, on the command line."""
 
+import os
 import sys
 
 import typer
@@ -8,6 +9,7 @@ from serving.contract.files import ContractError
 from tasks.cli import capacity, catalog, changes, index, release, search, settings, stream, trace, webhook
 from tasks.cli.output import console
 from tasks.errors import VitrineError
+from tasks.settings import Settings
 
 app = typer.Typer(help="Keeps a shop's visual search fresh, fast and right.", no_args_is_help=True, add_completion=False)
 app.command()(search.search)
@@ -20,6 +22,8 @@ app.add_typer(catalog.app, name="catalog")
 app.add_typer(changes.app, name="changes")
 app.add_typer(index.app, name="index")
 app.add_typer(release.app, name="release")
+MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""MLflow's own (minutes) hides from whoever waits that it is away."""
 
 
 def main() -> None:
@@ -27,8 +31,20 @@ def main() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
+    for name, value in MLFLOW_PATIENCE.items():
+        os.environ.setdefault(name, value)
     try:
         app()
     except (VitrineError, ContractError) as error:
         console.print(f"[bold red]vitrine:[/] {error}")
+        sys.exit(1)
+    except Exception as error:
+        from tasks.registry import unreachable
+
+        if not unreachable(error):
+            raise
+        uri = Settings.load().mlflow_uri
+        console.print(
+            f"[bold red]vitrine:[/] MLflow does not answer at {uri}; start it, or set VITRINE_MLFLOW_URI to where it is"
+        )
         sys.exit(1)

@@ -1,13 +1,22 @@
 """`vitrine index`: the index versions in the registry."""
 
+import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.status import Status
 from rich.table import Table
 
-from tasks.cli.output import console, open_registry
+from serving.contract.files import ContractError, FileRef
+from tasks.cli.output import console, find_version, open_registry
+from tasks.errors import VitrineError
 from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from serving.contract.manifest import IndexManifest
 
 app = typer.Typer(help="Index versions in the registry.", no_args_is_help=True)
 
@@ -29,33 +38,59 @@ def list_versions() -> None:
     console.print(table)
 
 
-Chosen = Annotated[str, typer.Argument(help="an index version; default: live")]
+Chosen = Annotated[str, typer.Argument(help="an index version, by number or alias; default: live")]
 
 
 @app.command("check")
 def check(version: Chosen = "") -> None:
-    """Open a version as a stranger would and verify all of it: files, segments, keys, counts, snapshot, encoder, golden answers."""
-    from tasks import storage
+    """Fetch a version anew, open it as a stranger would and verify all of it: files, segments, keys, counts, products, encoder, answers."""
     from tasks.index.check import check_index
-    from tasks.registry import INDEX_MODEL
 
-    models = open_registry()
-    found = models.version(INDEX_MODEL, version) if version else models.require_alias(INDEX_MODEL, "live")
-    manifest = models.index_manifest(found.version)
-    # An hourly version holds what its snapshot does not have yet; only a base can be held against it.
-    whole = all(s.kind == "base" for s in manifest.segments)
-    uri = manifest.snapshot.uri if whole and storage.exists(storage.join(manifest.snapshot.uri, "_manifest.json")) else ""
+    work = Settings.load().home / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    # Nothing that this machine fetched before: what is checked is what the registry has. A dot: garbage of a killed check.
+    with tempfile.TemporaryDirectory(prefix="check.", dir=work) as folder, console.status("asking MLflow") as status:
+        models = open_registry(Path(folder))
+        found = find_version(models, version)
+        manifest = models.index_manifest(found.version)
+        done = check_index(manifest, _fetching(models, manifest, status), lambda: models.encoder_folder(manifest.encoder.version))
     table = Table(show_edge=False)
     for column in ("check", "", "what was seen"):
         table.add_column(column)
-    done = check_index(manifest, models.file, uri, models.encoder_folder(manifest.encoder.version))
     for one in done:
-        table.add_row(one.name, "[green]holds[/]" if one.passed else "[bold red]BROKEN[/]", one.detail)
+        table.add_row(one.name, VERDICTS[one.passed], one.detail)
     console.print(table)
-    broken = [one.name for one in done if not one.passed]
-    console.print(f"index version {found.version}: " + (f"broken: {', '.join(broken)}" if broken else "every check holds"))
+    broken = ", ".join(one.name for one in done if one.passed is False)
+    unknown = ", ".join(one.name for one in done if one.passed is None)
+    verdict = f"broken: {broken}" if broken else f"all else holds, not checked: {unknown}" if unknown else "every check holds"
+    console.print(f"index version {found.version}: {verdict}")
     if broken:
         raise typer.Exit(1)
+
+
+VERDICTS = {True: "[green]holds[/]", False: "[bold red]BROKEN[/]", None: "[yellow]not checked[/]"}
+
+
+def _fetching(models: Any, manifest: "IndexManifest", status: Status) -> Callable[[FileRef], Path]:
+    """Finds the version's files, each fetched when it is first asked for; `status` tells how far that is."""
+    files = {ref.sha256: ref for ref in (*manifest.files(), *manifest.changes)}
+    total, fetched = sum(ref.bytes for ref in files.values()), [0, 0]
+
+    @cache
+    def locate(ref: FileRef) -> Path:
+        status.update(
+            f"fetching {ref.path}, file {fetched[0] + 1} of {len(files)}; {_mib(fetched[1])} of {_mib(total)} MiB are here"
+        )
+        path = models.file(ref)
+        fetched[:] = fetched[0] + 1, fetched[1] + ref.bytes
+        status.update(f"checking {_mib(fetched[1])} MiB")
+        return Path(path)
+
+    return locate
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
 
 
 @app.command("tuning")
@@ -68,13 +103,16 @@ def tuning(
 
     from tasks.index.report import tuning_plot
     from tasks.index.tune import Tuned
-    from tasks.registry import INDEX_MODEL, INDEX_PATH
+    from tasks.registry import INDEX_PATH
 
     models = open_registry()
-    found = models.version(INDEX_MODEL, version) if version else models.require_alias(INDEX_MODEL, "live")
+    found = find_version(models, version)
     base = next(s for s in models.index_manifest(found.version).segments if s.index is not None)
     assert base.index is not None
-    path = models.fetch(base.index.run_id, f"{INDEX_PATH}/tuning.json", models.cache / "tuning" / base.index.run_id)
+    try:
+        path = models.fetch(base.index.run_id, f"{INDEX_PATH}/tuning.json", models.cache / "tuning" / base.index.run_id)
+    except ContractError:
+        raise VitrineError(f"no tuning report is kept of index version {found.version}: its run has no tuning.json") from None
     tuned = Tuned(**json.loads(path.read_text()))
     table = Table(show_edge=False, title=f"{tuned.search['family']}, {tuned.queries} held-out photos, {tuned.clients} at a time")
     for column in ("parameters", "recall@10", "in candidates", "p50 ms", "p99 ms", "QPS", "Pareto", "verdict"):

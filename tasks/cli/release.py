@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tasks.cli import trace, versions
-from tasks.cli.output import console, open_registry
+from tasks.cli.output import console, find_version, numbered, open_registry
 
 app = typer.Typer(help="What is live, and going back.", no_args_is_help=True)
 app.command("list")(versions.list_versions)
@@ -22,18 +22,19 @@ app.command("trace")(trace.trace)
 @app.command("export")
 def export(
     folder: Annotated[Path, typer.Argument(help="where to write it; a replica serves it with VITRINE_RELEASE=<folder>")],
-    version: Annotated[str, typer.Option(help="an index version; default: live")] = "",
+    version: Annotated[str, typer.Option(help="an index version, by number or alias; default: live")] = "",
 ) -> None:
     """Write an index version with everything it needs into a folder that a replica can serve without MLflow."""
     from tasks.release.export import export_release
 
-    made = export_release(open_registry(), folder, version)
+    registry = open_registry()
+    made = export_release(registry, folder, find_version(registry, version).version)
     console.print(f"index version {made} in {folder}; serve it with VITRINE_RELEASE={folder} vitrine-serve")
 
 
 @app.command("promote")
 def promote(
-    version: Annotated[str, typer.Argument(help="an index version; default: the candidate")] = "",
+    version: Annotated[str, typer.Argument(help="an index version, by number or alias; default: the candidate")] = "",
     bake_s: Annotated[
         float | None, typer.Option("--bake", min=0, help="seconds to watch it; default: the setting VITRINE_BAKE_S")
     ] = None,
@@ -41,15 +42,17 @@ def promote(
     """Put a version live that passed its gates: warm, shadow check, flip, watch; the same as the DAG promote_index."""
     from tasks.steps import promoting
 
-    console.print(promoting.promote(version, _who("promote"), bake_s)["summary"])
+    console.print(promoting.promote(numbered(version), _who("promote"), bake_s)["summary"])
 
 
 @app.command("rollback")
-def roll_back(to: Annotated[str, typer.Option(help="the version to go to; default: what was live before")] = "") -> None:
+def roll_back(
+    to: Annotated[str, typer.Option(help="the version to go to, by number or alias; default: what was live before")] = "",
+) -> None:
     """Go back to the version that was live before; a promotion that is under way is void."""
     from tasks.steps import promoting
 
-    console.print(promoting.roll_back(_who("rollback"), to)["summary"])
+    console.print(promoting.roll_back(_who("rollback"), numbered(to))["summary"])
 
 
 def _who(command: str) -> str:

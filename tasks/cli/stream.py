@@ -16,7 +16,6 @@ def stream(
 ) -> None:
     """Take what changed into the index round after round, and make it live, until Ctrl-C or SIGTERM."""
     import logging
-    import os
     import signal
     from datetime import datetime
     from threading import Event
@@ -24,8 +23,6 @@ def stream(
     from tasks.steps.streaming import Stream
 
     logging.basicConfig(level=logging.ERROR)
-    # MLflow's own patience (minutes) would hide that it is away: the stream waits itself, and says so.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     chosen = Settings.load()
     every, stop = seconds or chosen.stream_seconds, Event()
     for number in (signal.SIGTERM, signal.SIGINT):

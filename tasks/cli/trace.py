@@ -4,12 +4,15 @@ from typing import Annotated
 
 import typer
 
-from tasks.cli.output import console, open_registry
+from tasks.cli.output import console, find_version, open_registry
 
 
-def trace(product_id: str, version: Annotated[str, typer.Option(help="an index version; default: live")] = "") -> None:
+def trace(
+    product_id: str, version: Annotated[str, typer.Option(help="an index version, by number or alias; default: live")] = ""
+) -> None:
     """Where an answer comes from: picture, embedding part, shard segment, index version, encoder version."""
     from tasks.release.trace import trace_product
 
-    for step, value in trace_product(open_registry(), product_id, version):
+    registry = open_registry()
+    for step, value in trace_product(registry, product_id, find_version(registry, version).version):
         console.print(f"{step:<16} {value}")

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.cli.output import console, open_registry
+from tasks.cli.output import console, find_version, open_registry
 from tasks.settings import Settings
 
 MIB = 2**20
@@ -35,7 +35,9 @@ def list_versions(limit: Annotated[int, typer.Option(min=1, help="how many, the 
     console.print(table)
 
 
-def show(version: Annotated[str, typer.Argument(help="an index version; without one: what every replica serves")] = "") -> None:
+def show(
+    version: Annotated[str, typer.Argument(help="an index version or alias; without one: what every replica serves")] = "",
+) -> None:
     """What every replica serves and holds; or one version: its gates and what it rests on."""
     from tasks.board.lineage import lineage
     from tasks.registry import INDEX_MODEL
@@ -44,16 +46,16 @@ def show(version: Annotated[str, typer.Argument(help="an index version; without 
         show_replicas()
         return
     registry = open_registry()
-    found = registry.version(INDEX_MODEL, version)
+    found = find_version(registry, version)
     manifest = registry.manifest_of(found)
-    console.print(f"[bold]index version {version}[/]{' is ' + ', '.join(found.aliases) if found.aliases else ''}")
+    console.print(f"[bold]index version {found.version}[/]{' is ' + ', '.join(found.aliases) if found.aliases else ''}")
     for link in lineage(found, manifest, registry):
         console.print(f"  {link.what:16} {link.name} [dim]({link.proof})[/]")
     table = _table("gate", "value", "threshold", "", "why")
     for gate in manifest.gates:
         table.add_row(gate.name, f"{gate.value:.4g}", f"{gate.threshold:.4g}", _verdict(gate.passed), gate.reason)
     console.print(table)
-    console.print(f"[dim]{registry.version_url(INDEX_MODEL, version)}[/]")
+    console.print(f"[dim]{registry.version_url(INDEX_MODEL, found.version)}[/]")
 
 
 def show_replicas() -> None:
@@ -72,14 +74,16 @@ def show_replicas() -> None:
 
 
 def diff(
-    before: Annotated[str, typer.Argument(help="an index version")],
+    before: Annotated[str, typer.Argument(help="an index version, by number or alias")],
     after: Annotated[str, typer.Argument(help="another one")],
     photos: Annotated[int, typer.Option(min=0, help="held-out photos that both are asked")] = 30,
 ) -> None:
     """What changed between two index versions: products, files, gates, and the answers to the same photos."""
     from tasks.release.diff import difference
 
-    found = difference(open_registry(), before, after, photos)
+    registry = open_registry()
+    before, after = (find_version(registry, name).version for name in (before, after))
+    found = difference(registry, before, after, photos)
     made = found.products
     console.print(f"[bold]index version {before} -> {after}[/]")
     _change("encoder version", *found.encoders)

@@ -1,78 +1,114 @@
 """The verifier: opens an index version as a stranger would, and believes nothing that it has not recomputed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError, FileRef, Frozen, verify
 from serving.contract.keys import product_keys, shard_of
-from serving.contract.manifest import EncoderRef, IndexManifest
+from serving.contract.manifest import EncoderRef, IndexManifest, Segment
+from serving.contract.segments import read_rows
 from serving.golden import check_golden
-from serving.searcher import Searcher
-from tasks.catalog.snapshot import product_batches
+from serving.searcher import OpenSegment, Searcher, ordered
+from tasks import storage
+from tasks.catalog.changes.ledger import SCHEMA, newest
+from tasks.catalog.snapshot import MANIFEST, product_table, read_snapshot
+from tasks.errors import VitrineError
+from tasks.index.families import FAMILIES
+from tasks.index.kinds import kind_made, kind_of
+from tasks.index.successor import quarantined_keys
+from tasks.release.reconcile import catalogue_now, reconcile
 
-SAMPLE = 2000
+BLOCK, BLOCKS = 4096, 64
+"""Stored vectors are looked at in blocks of so many, of a segment at most so many blocks, spread over it."""
+LENGTH = 0.1
+"""By how much a stored vector may be longer or shorter than 1: eight-bit codes err by a hundredth."""
 SHOWN = 5
 
 
 class Check(Frozen):
-    """One thing that was checked: whether it holds, and what was seen."""
+    """One thing that was looked at: whether it holds (None: it could not be checked), and what was seen, or why not."""
 
     name: str
-    passed: bool
+    passed: bool | None
     detail: str
 
 
+class NotChecked(Exception):
+    """Something that cannot be looked at, and why: neither holds nor broken."""
+
+
 def check_index(
-    manifest: IndexManifest, locate: Callable[[FileRef], Path], snapshot_uri: str = "", encoder: Path | None = None
+    manifest: IndexManifest, locate: Callable[[FileRef], Path], encoder: Callable[[], Path] | None = None
 ) -> list[Check]:
     """Every check of a version, in order; after the first broken file or segment nothing more is opened.
 
-    Checksums of all files; segments that open with the rows and dimension the manifest says; keys that follow from product ids,
-    lie in their shard and are live once; stored vectors that are finite (a sample); counts; the snapshot, where `snapshot_uri` is
-    given; the encoder, where its folder is given: its manifest's checksum, both fingerprints, its golden outputs; golden answers.
-    Reads every file whole.
+    Checksums of all files; segments that open with the rows, dimension and family the manifest says; keys that follow from product
+    ids, lie in their shard and are live once; stored vectors that are finite and of unit length (of long segments a sample); counts;
+    the products, against the snapshot and the ledger of what changed since, where the snapshot is still kept; the encoder, where
+    `encoder` gives its folder: its manifest's checksum, both fingerprints, its golden outputs; golden answers. Reads every file
+    whole.
     """
     done: list[Check] = []
-    for name, check in _checks(manifest, locate, snapshot_uri, encoder):
+    for name, check in _checks(manifest, locate, encoder):
+        passed: bool | None = True
         try:
-            done.append(Check(name=name, passed=True, detail=check()))
-        except ContractError as error:
-            done.append(Check(name=name, passed=False, detail=str(error)))
-            if name in ("checksums", "segments"):
-                break
+            detail = check()
+        except NotChecked as why:
+            passed, detail = None, str(why)
+        except (ContractError, VitrineError, pa.ArrowException) as error:
+            passed, detail = False, str(error)
+        done.append(Check(name=name, passed=passed, detail=detail))
+        if passed is False and name in ("checksums", "segments"):
+            break
     return done
 
 
 def _checks(
-    manifest: IndexManifest, locate: Callable[[FileRef], Path], snapshot_uri: str, encoder: Path | None
+    manifest: IndexManifest, locate: Callable[[FileRef], Path], encoder: Callable[[], Path] | None
 ) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "checksums", lambda: _checksums(manifest, locate)
     opened: list[Searcher] = []
-
-    def segments() -> str:
-        opened.append(Searcher.open(manifest, locate))
-        return f"{len(manifest.segments)} segments of {manifest.shards} shards open"
-
-    yield "segments", segments
+    yield "segments", lambda: _segments(manifest, locate, opened)
     searcher = opened[0]
     yield "keys", lambda: _keys(searcher)
-    yield "vectors", lambda: _unit_vectors(searcher)
+    yield "vectors", lambda: _vectors(searcher)
     yield "counts", lambda: _counts(searcher)
-    if snapshot_uri:
-        yield "snapshot", lambda: _snapshot(searcher, snapshot_uri)
+    yield "snapshot", lambda: _snapshot(searcher, locate)
     if encoder is not None:
-        yield "encoder", lambda: _encoder(manifest.encoder, encoder)
+        yield "encoder", lambda: _encoder(manifest.encoder, encoder())
     yield "golden answers", lambda: _golden(searcher, locate)
 
 
 def _checksums(manifest: IndexManifest, locate: Callable[[FileRef], Path]) -> str:
-    files = manifest.files()
+    files = [*manifest.files(), *manifest.changes]
     for ref in files:
         verify(locate(ref), ref)
     return f"{len(files)} files, {sum(f.bytes for f in files) / 2**20:.1f} MiB"
+
+
+def _segments(manifest: IndexManifest, locate: Callable[[FileRef], Path], opened: list[Searcher]) -> str:
+    """Opens the version into `opened`."""
+    searcher = Searcher.open(manifest, locate)
+    for segment, held in _pairs(searcher):
+        if segment.family not in FAMILIES:
+            raise ContractError(f"{segment.table.path}: there is no index family {segment.family!r}")
+        assert held.engine is not None
+        if kind_of(held.engine.index) != kind_made(segment.family, searcher.dim):
+            raise ContractError(f"{segment.table.path}: the index beside it is not one of family {segment.family}")
+    for segment in manifest.segments:
+        if segment.kind == "tombstones":
+            read_rows(locate(segment.table), rows=segment.rows)
+    opened.append(searcher)
+    return f"{len(manifest.segments)} segments of {manifest.shards} shards open"
+
+
+def _pairs(searcher: Searcher) -> Iterator[tuple[Segment, OpenSegment]]:
+    """Every base and delta of the manifest with what was opened of it."""
+    return zip([s for s in ordered(searcher.manifest.segments) if s.index is not None], searcher.segments, strict=True)
 
 
 def _keys(searcher: Searcher) -> str:
@@ -80,8 +116,7 @@ def _keys(searcher: Searcher) -> str:
     ids = features.table["product_id"].to_pylist()
     if len(wrong := np.flatnonzero(product_keys(ids) != features.key)):
         raise ContractError(f"product {ids[wrong[0]]!r} has key {features.key[wrong[0]]}, which is not the key of its id")
-    bases = [s for s in searcher.manifest.segments if s.index is not None]
-    for segment, opened in zip(sorted(bases, key=lambda s: (s.shard, s.sequence, s.kind)), searcher.segments, strict=True):
+    for segment, opened in _pairs(searcher):
         part = features.key[opened.start : opened.start + opened.rows]
         if (shard_of(part, searcher.manifest.shards) != segment.shard).any():
             raise ContractError(f"{segment.table.path}: it holds keys of other shards than {segment.shard}")
@@ -91,39 +126,85 @@ def _keys(searcher: Searcher) -> str:
     return f"{len(unique)} live products, each once"
 
 
-def _unit_vectors(searcher: Searcher) -> str:
-    rows = np.unique(np.linspace(0, max(searcher.rows - 1, 0), SAMPLE).astype(int)) if searcher.rows else np.zeros(0, int)
-    vectors = [searcher.vector(int(r)) for r in rows]
-    if vectors and not np.isfinite(np.stack(vectors)).all():
-        raise ContractError("stored vectors hold NaN or infinity")
-    return f"{len(vectors)} stored vectors are finite"
+def _vectors(searcher: Searcher) -> str:
+    looked = unit = 0
+    for segment, opened in _pairs(searcher):
+        assert opened.engine is not None
+        starts = range(0, opened.rows, BLOCK)
+        for start in starts[:: -(-len(starts) // BLOCKS) or 1]:
+            positions = np.arange(start, min(start + BLOCK, opened.rows))
+            lengths = np.linalg.norm(opened.engine.vectors(positions), axis=1)
+            exact = FAMILIES[segment.family].exact  # what another family keeps are estimates, of any length
+            wrong = ~(np.abs(lengths - 1) <= LENGTH) if exact else ~np.isfinite(lengths)
+            if wrong.any():
+                place = int(np.argmax(wrong))
+                product = searcher.features.table["product_id"][opened.start + start + place].as_py()
+                raise ContractError(
+                    f"{segment.table.path}: the stored vector of product {product!r} has length {lengths[place]:.3g}, not 1"
+                )
+            looked += len(positions)
+            unit += len(positions) * exact
+    return f"{looked} of {searcher.rows} stored vectors are finite, {unit} of them of unit length"
 
 
 def _counts(searcher: Searcher) -> str:
-    counts = searcher.manifest.counts
-    facts = {"indexed": searcher.rows, "servable": searcher.live_rows}
+    manifest, counts = searcher.manifest, searcher.manifest.counts
+    facts = {
+        "indexed": searcher.rows,
+        "servable": searcher.live_rows,
+        "embedded": searcher.live_rows,
+        "tombstoned": sum(s.rows for s in manifest.segments if s.kind == "tombstones"),
+    }
     for name, found in facts.items():
         if getattr(counts, name) != found:
             raise ContractError(f"the manifest counts {getattr(counts, name)} {name} products and there are {found}")
+    if counts.catalogue != counts.embedded + counts.quarantined:
+        raise ContractError(
+            f"the manifest counts {counts.catalogue} products in the catalogue, which are not the {counts.embedded} embedded and "
+            f"{counts.quarantined} quarantined ones"
+        )
     return f"{searcher.live_rows} servable, {counts.quarantined} quarantined, of {counts.catalogue}"
 
 
-def _snapshot(searcher: Searcher, uri: str) -> str:
-    live = set(searcher.features.key[searcher.live()].tolist())
-    missing: list[str] = []
-    for batch in product_batches(uri, ["product_id", "key"]):
-        for product_id, key in zip(batch["product_id"].to_pylist(), batch["key"].to_pylist(), strict=True):
-            if key in live:
-                live.remove(key)
-            else:
-                missing.append(product_id)
-    if live:
-        raise ContractError(f"{len(live)} servable products are not in the snapshot, the first with key {min(live)}")
-    quarantined = searcher.manifest.counts.quarantined
-    if len(missing) != quarantined:
-        shown = ", ".join(missing[:SHOWN])
-        raise ContractError(f"{len(missing)} products of the snapshot cannot be found and {quarantined} are quarantined: {shown}")
-    return f"every product is servable or one of {quarantined} in quarantine"
+def _snapshot(searcher: Searcher, locate: Callable[[FileRef], Path]) -> str:
+    """The products, one by one, against the catalogue that the version was made from: its snapshot and what changed since."""
+    manifest, wanted = searcher.manifest, searcher.manifest.snapshot
+    try:
+        there = storage.exists(storage.join(wanted.uri, MANIFEST))
+    except OSError as error:
+        raise NotChecked(f"{wanted.uri} cannot be read ({error}), so lost products would not be noticed") from None
+    if not there:
+        raise NotChecked(f"{wanted.uri} is not there (any more), so lost products would not be noticed")
+    snapshot = read_snapshot(wanted.uri)
+    for name in ("id", "rows", "content_sha256"):
+        said, found = getattr(wanted, name), getattr(snapshot, name)
+        if said != found:
+            raise ContractError(f"{wanted.uri}: its {name} is {found}, where the manifest says {said}")
+    ledger = newest(read_rows(locate(ref), SCHEMA.names) for ref in manifest.changes)
+    catalogue = catalogue_now(snapshot, ledger)
+    base = np.concatenate([searcher.features.key[s.start : s.start + s.rows] for s in searcher.segments if s.base])
+    bad = quarantined_keys(product_table(wanted.uri, ["key"])["key"].to_numpy(), base, ledger)
+    found = reconcile(searcher, catalogue, bad)
+    if found.missing or len(bad) != manifest.counts.quarantined:
+        lost = found.missing or catalogue.filter(pa.array(np.isin(catalogue["key"], bad)))["product_id"].to_pylist()
+        raise ContractError(
+            f"{len(found.missing) + len(bad)} products of the catalogue cannot be found and {manifest.counts.quarantined} are "
+            f"quarantined{': ' if lost else ''}{_shown(lost)}"
+        )
+    if found.strange:
+        raise ContractError(f"{len(found.strange)} servable products are not in the catalogue: {_shown(found.strange)}")
+    if found.doubled:
+        raise ContractError(f"{len(found.doubled)} products are found twice, or in spite of quarantine: {_shown(found.doubled)}")
+    if len(catalogue) != manifest.counts.catalogue:
+        raise ContractError(
+            f"the manifest counts {manifest.counts.catalogue} products in the catalogue and there are {len(catalogue)}"
+        )
+    since = f" with {len(ledger)} changes" if len(ledger) else ""
+    return f"every product of {wanted.id}{since} is servable or one of {len(bad)} in quarantine"
+
+
+def _shown(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
 
 
 def _encoder(wanted: EncoderRef, folder: Path) -> str:

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from serving.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import ChangeSource, open_changes
+from tasks.index.check import check_index
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.steps import draining, refreshing
 from tests.catalogs import picture
@@ -88,7 +89,9 @@ class LiveShop:
         return Searcher.open(self.registry.index_manifest(version), self.registry.file)
 
     def found(self, version: str) -> dict[str, dict]:
-        """What can be found in a version: product id -> its row, with its vector."""
+        """What can be found in a version, of which the verifier finds nothing wrong: product id -> its row, with its vector."""
+        done = check_index(self.registry.index_manifest(version), self.registry.file)
+        assert [(c.name, c.detail) for c in done if not c.passed] == []
         searcher = self.searcher(version)
         rows = np.flatnonzero(searcher.live())
         records = searcher.features.take(rows, ["product_id", "title", "price", "image_uri", "updated_at"])

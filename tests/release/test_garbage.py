@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,18 @@ from mlflow import MlflowClient
 
 from serving.contract.manifest import IndexManifest
 from serving.searcher import Searcher
+from tasks.catalog.changes.event import delete
+from tasks.catalog.changes.ledger import entries
 from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
 from tasks.index.assemble import with_golden
 from tasks.index.check import check_index
-from tasks.index.delta import Changes, add_delta
+from tasks.index.successor import Embedded, Place, placed, succeed
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.garbage import Places, collect, plan_garbage, unreachable_files
 from tasks.release.promotion import choose_slot, flip, warm
 from tasks.release.retention import Retention, kept_versions
+from tasks.steps.draining import ledger_of
 from tests.registered import Shop, good_gates
 
 pytestmark = [
@@ -64,18 +68,19 @@ def delta(shop: Shop, parent: str, gone: int) -> str:
     shop.built += 1
     folder = shop.home / "work" / f"delta-{shop.built}"
     folder.mkdir(parents=True)
-    table = product_table(manifest.snapshot.uri)
-    changes = Changes(
-        table.slice(0, 0), np.zeros((0, manifest.encoder.dim), np.float32), table["key"].to_numpy()[gone : gone + 1]
-    )
+    products = product_table(manifest.snapshot.uri, ["key", "product_id"])
+    now = datetime.now(UTC)
+    changed = entries([delete(products["product_id"][gone].as_py(), now)], now)
+    changed = placed(changed, products, products["key"].combine_chunks())
+    none = Embedded(products.slice(0, 0), np.zeros((0, manifest.encoder.dim), np.float32))
     with shop.registry.run("indexes", f"delta-{shop.built}", f"delta of {parent}") as run:
-        segments = add_delta(manifest, changes, folder, run.run_id, INDEX_PATH)
-        counts = manifest.counts.model_copy(update={"servable": manifest.counts.servable - 1})
-        made = manifest.model_copy(update={"id": f"delta-{shop.built}", "segments": segments, "parent": parent, "counts": counts})
 
         def locate(ref):
             return folder / Path(ref.path).name if ref.run_id == run.run_id else shop.registry.file(ref)
 
+        place = Place(folder, run.run_id, INDEX_PATH)
+        made, _ = succeed(manifest, ledger_of(shop.registry, manifest), changed, none, place, locate)
+        made = made.model_copy(update={"id": f"delta-{shop.built}", "parent": parent})
         searcher = Searcher.open(made, locate)
         vectors = np.stack([searcher.vector(row) for row in range(4)])
         made = with_golden(made, searcher, vectors, folder, run.run_id, INDEX_PATH)
@@ -89,7 +94,7 @@ def whole(shop: Shop, version: str) -> list[str]:
     """What the verifier finds wrong with a version whose files are fetched afresh."""
     fresh = Registry(shop.registry.uri, shop.home / "fresh" / str(time.monotonic_ns()))
     manifest: IndexManifest = fresh.index_manifest(version)
-    return [f"{check.name}: {check.detail}" for check in check_index(manifest, fresh.file) if not check.passed]
+    return [f"{check.name}: {check.detail}" for check in check_index(manifest, fresh.file) if check.passed is False]
 
 
 def places(shop: Shop) -> Places:

@@ -41,6 +41,35 @@ def test_other_similarities_are_refused(by: float, golden: Path, searcher: Searc
         check_golden(golden, searcher)
 
 
+def test_what_is_no_file_of_golden_answers_is_refused(golden: Path, searcher: Searcher) -> None:
+    whole = golden.read_bytes()
+    for content in (b"hello" * 100, b"", whole[: len(whole) // 2]):
+        golden.write_bytes(content)
+        with pytest.raises(ContractError, match=r"golden\.npz: not a file of golden answers"):
+            check_golden(golden, searcher)
+    golden.write_bytes(whole)
+    changed(golden, "keys")
+    with pytest.raises(ContractError, match="keys"):
+        check_golden(golden, searcher)
+
+
+@pytest.mark.parametrize(
+    ("array", "value", "message"),
+    [
+        ("vectors", np.zeros((12, 16), np.float32), "the index has dimension 32"),
+        ("vectors", np.full((12, 32), np.nan, np.float32), "NaN or infinity"),
+        ("similarity", np.full((12, 10), np.nan, np.float32), "similarities differ by nan"),
+        ("similarity", np.zeros((3, 10), np.float32), r"where \(12, 10\) is expected"),
+    ],
+)
+def test_golden_answers_that_cannot_be_compared_are_refused(
+    array: str, value: np.ndarray, message: str, golden: Path, searcher: Searcher
+) -> None:
+    changed(golden, **{array: value})
+    with pytest.raises(ContractError, match=message):
+        check_golden(golden, searcher)
+
+
 def test_another_key_in_an_early_place_is_refused(golden: Path, searcher: Searcher) -> None:
     keys = np.load(golden)["keys"].copy()
     keys[2, 0] = 7

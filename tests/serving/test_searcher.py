@@ -5,10 +5,14 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from serving.contract.files import ContractError, describe
+from serving.contract.manifest import IndexManifest
+from serving.contract.segments import read_rows, write_rows
 from serving.searcher import Found, Searcher, merge, omp_threads
-from tests.index.shop import Shop, brute_force, clustered, make_shop, open_shop
+from tests.index.shop import Shop, brute_force, build_all, clustered, make_shop, manifest_of, open_shop
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,73 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         opened[1].search(xq, 5, allowed)
+
+
+def test_none_may_be_asked_for_and_fewer_not(opened: tuple[Shop, Searcher]) -> None:
+    _, searcher = opened
+    xq = clustered(np.random.default_rng(1), 2, 32)
+    for search in (searcher.search, searcher.exact):
+        assert search(xq, 0).rows.shape == (2, 0)
+        with pytest.raises(ValueError, match="-1 nearest rows are asked for, where 0 or more are expected"):
+            search(xq, -1)
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> IndexManifest:
+    shop = make_shop(tmp_path / "shop", n=60)
+    return manifest_of(shop, build_all(shop, tmp_path)[1])
+
+
+def with_segment(manifest: IndexManifest, **changed: object) -> IndexManifest:
+    """The manifest with its first segment changed."""
+    first, *others = manifest.segments
+    return manifest.model_copy(update={"segments": (first.model_copy(update=changed), *others)})
+
+
+def with_table(manifest: IndexManifest, folder: Path, table: pa.Table) -> IndexManifest:
+    """The manifest with another table for its first segment, under its right checksum."""
+    write_rows(folder / "other.parquet", table)
+    return with_segment(manifest, table=describe(folder / "other.parquet", "other.parquet"))
+
+
+def refused(manifest: IndexManifest, folder: Path) -> str:
+    with pytest.raises(ContractError) as caught:
+        Searcher.open(manifest, lambda ref: folder / ref.path)
+    return str(caught.value)
+
+
+def test_rows_are_compared_with_the_manifest_and_the_file_that_differs_is_named(built: IndexManifest, tmp_path: Path) -> None:
+    first = built.segments[0]
+    table = read_rows(tmp_path / first.table.path)
+    short = refused(with_table(built, tmp_path, table.slice(0, 10)), tmp_path)
+    assert short == f"other.parquet: 10 rows, where the manifest says {first.rows}"
+    assert refused(with_segment(built, rows=1), tmp_path) == f"base-00000.parquet: {first.rows} rows, where the manifest says 1"
+    whole = with_segment(with_table(built, tmp_path, table.slice(0, 10)), rows=10)
+    assert refused(whole, tmp_path) == f"base-00000.faiss: {first.rows} vectors, where the manifest says 10"
+
+
+@pytest.mark.parametrize("column", ["key", "price"])
+def test_a_table_without_one_of_its_columns_is_refused(column: str, built: IndexManifest, tmp_path: Path) -> None:
+    table = read_rows(tmp_path / built.segments[0].table.path).drop_columns([column])
+    assert f"it has no column '{column}'" in refused(with_table(built, tmp_path, table), tmp_path)
+
+
+def test_tables_whose_columns_do_not_fit_together_are_refused(built: IndexManifest, tmp_path: Path) -> None:
+    table = read_rows(tmp_path / built.segments[0].table.path)
+    other = table.set_column(table.column_names.index("colour"), "colour", pa.array([3.5] * len(table)))
+    assert "do not fit together" in refused(with_table(built, tmp_path, other), tmp_path)
+    texts = table.set_column(table.column_names.index("key"), "key", pa.array(["one"] * len(table)))
+    assert "its keys are string" in refused(with_table(built, tmp_path, texts), tmp_path)
+
+
+def test_a_manifest_that_makes_no_sense_is_refused(built: IndexManifest, tmp_path: Path) -> None:
+    stray = built.segments[0].model_copy(update={"shard": 5})
+    more = built.model_copy(update={"segments": (*built.segments, stray)})
+    assert "it is of shard 5, and the index has 2 shards" in refused(more, tmp_path)
+    assert "shard 0 of 2 has no base segment" in refused(with_segment(built, index=None), tmp_path)
+    for value in ("many", -1, float("nan")):
+        odd = built.model_copy(update={"search": {"family": "flat", "nprobe": value}})
+        assert f"the search parameter nprobe is {value!r}, where a number" in refused(odd, tmp_path)
 
 
 def test_threads_search_at_once_and_agree(opened: tuple[Shop, Searcher]) -> None:

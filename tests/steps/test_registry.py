@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from serving.contract.files import ContractError
+from serving.contract.files import ContractError, FileRef, describe
+from serving.contract.manifest import IndexManifest
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
+from tests.registered import Shop
 from tests.tiny import tiny_encoder
 
 pytestmark = pytest.mark.slow
@@ -54,9 +56,72 @@ def test_an_encoder_is_fetched_once_and_verified_every_time(registry: Registry, 
     ref = registry.encoder_ref(version)
     assert (ref.version, ref.document, ref.dim) == (version, "student.fp32", 16)
     model = folder / "student.fp32.onnx"
-    model.write_bytes(model.read_bytes()[:-1] + b"?")
-    with pytest.raises(ContractError, match="corrupt"):
-        registry.encoder_folder(version)
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + b"?")
+    assert (registry.encoder_folder(version) / model.name).read_bytes() == whole, "a kept copy that was damaged is fetched anew"
+
+
+def stored_file(registry: Registry, folder: Path, content: bytes) -> FileRef:
+    """Puts a file with this content into a run of its own."""
+    path = folder / "part.bin"
+    path.write_bytes(content)
+    with registry.run("test files", str(folder), "a file") as run:
+        run.artifact(path, "index")
+    return describe(path, "index/part.bin", run.run_id)
+
+
+def store(registry: Registry, ref: FileRef, folder: Path, content: bytes) -> None:
+    """Replaces a file in the registry's store by one with this content."""
+    path = folder / Path(ref.path).name
+    path.write_bytes(content)
+    registry.client.log_artifact(ref.run_id, str(path), "index")
+
+
+def test_a_damaged_download_is_not_kept_and_a_damaged_copy_is_fetched_anew(registry: Registry, tmp_path: Path) -> None:
+    content = b"vectors" * 1000
+    ref = stored_file(registry, tmp_path, content)
+    store(registry, ref, tmp_path, b"V" + content[1:])
+    with pytest.raises(ContractError, match=r"index/part\.bin.*corrupt"):
+        registry.file(ref)
+    store(registry, ref, tmp_path, content)
+    kept = registry.file(ref)
+    assert kept.read_bytes() == content, "the store is whole again"
+    kept.write_bytes(content[:-1])
+    assert registry.file(ref).read_bytes() == content
+
+
+def test_a_file_that_the_store_lost_is_named_with_its_version(registry: Registry, tmp_path: Path) -> None:
+    ref = stored_file(registry, tmp_path, b"vectors")
+    version = registry.register(INDEX_MODEL, ref.run_id, "index", {}, "a version").version
+    registry.delete_artifact(ref.run_id, ref.path)
+    with pytest.raises(ContractError, match=rf"index/part\.bin of run .* \(product-index version {version}\) is not in MLflow's"):
+        registry.file(ref)
+    with pytest.raises(ContractError, match=r"index/manifest\.json of run"):
+        registry.index_manifest(version)
+    gone = ref.model_copy(update={"run_id": "f" * 32})
+    with pytest.raises(ContractError, match=f"of run {'f' * 32} is not in"):
+        registry.file(gone)
+
+
+def test_a_store_that_cannot_be_reached_is_not_a_file_that_is_gone(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    ref = stored_file(registry, tmp_path, b"vectors")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    nowhere = Registry("http://127.0.0.1:9", tmp_path / "other")
+    with pytest.raises(MlflowException, match="Connection refused"):
+        nowhere.file(ref)
+
+
+def test_a_manifest_whose_kept_copy_was_damaged_is_fetched_anew(registry: Registry, tmp_path: Path) -> None:
+    version = Shop(tmp_path, registry).version()
+    manifest = registry.index_manifest(version)
+    (kept,) = (registry.cache / "manifests").rglob("manifest.json")
+    kept.write_text("{}")
+    assert registry.index_manifest(version) == manifest
+    assert IndexManifest.model_validate_json(kept.read_bytes()) == manifest
 
 
 def test_aliases(registry: Registry, tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""What kind of FAISS index a file holds, to be compared with what its family makes."""
+
+from typing import Any
+
+import faiss
+
+from tasks.index.build import make_index
+from tasks.index.families import FAMILIES
+
+FEW_LISTS = 16
+
+
+def kind_of(index: Any) -> tuple[object, ...]:
+    """The stages of an index and how each keeps its vectors; not how many lists, codes or links it has, which may be tuned."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return "refined", *kind_of(index.base_index), *kind_of(index.refine_index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return "rotated", *kind_of(index.index)
+    if isinstance(index, faiss.IndexHNSW):
+        return "graph", *kind_of(index.storage)
+    if isinstance(index, faiss.IndexScalarQuantizer):
+        return "scalar", index.sq.qtype
+    return ("flat",) if isinstance(index, faiss.IndexFlat) else (type(index).__name__,)
+
+
+def kind_made(family: str, dim: int) -> tuple[object, ...]:
+    """The kind of index that a family makes."""
+    made = make_index(dim, FAMILIES[family].factory(dim, FEW_LISTS))
+    return kind_of(made)
