@@ -133,6 +133,7 @@ class Registry:
         from mlflow import MlflowClient
 
         self.uri, self.cache, self.page, self.origin = uri, cache, (page or uri).rstrip("/"), origin
+        self.verified: dict[Path, tuple[int, int, int] | None] = {}
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     @contextmanager
@@ -347,12 +348,14 @@ class Registry:
             raise
 
     def file(self, ref: FileRef) -> Path:
-        """A file of an index version, fetched once (by its sha256) and verified every time.
+        """A file of an index version, fetched once (by its sha256) and verified: once by this object, while nobody writes to it.
 
         Raises ContractError when the registry's own is damaged or gone.
         """
         path = self.cache / "files" / ref.sha256
-        self._kept(path, ref.run_id, ref.path, lambda found: verify(found, ref))
+        if path not in self.verified or self.verified[path] != _written(path):
+            self._kept(path, ref.run_id, ref.path, lambda found: verify(found, ref))
+            self.verified[path] = _written(path)
         return path
 
     def delete_version(self, model: str, version: str) -> None:
@@ -488,6 +491,15 @@ def unreachable(error: BaseException) -> bool:
     from requests.exceptions import RequestException
 
     return isinstance(error, MlflowException) and isinstance(error.__cause__ or error.__context__, RequestException)
+
+
+def _written(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written to or replaced; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _verified_encoder(folder: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.contract.files import ContractError, FileRef, describe
+from serving.contract.files import ContractError, FileRef, describe, verify
 from serving.contract.manifest import IndexManifest
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
@@ -88,6 +88,27 @@ def test_a_damaged_download_is_not_kept_and_a_damaged_copy_is_fetched_anew(regis
     assert kept.read_bytes() == content, "the store is whole again"
     kept.write_bytes(content[:-1])
     assert registry.file(ref).read_bytes() == content
+    kept.unlink()
+    assert registry.file(ref).read_bytes() == content
+
+
+def test_a_file_is_read_whole_once_while_nobody_writes_to_it(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = stored_file(registry, tmp_path, b"vectors")
+    kept = registry.file(ref)
+    read: list[Path] = []
+
+    def noted(path: Path, ref: FileRef) -> Path:
+        read.append(path)
+        return verify(path, ref)
+
+    monkeypatch.setattr("tasks.registry.verify", noted)
+    registry.file(ref)
+    assert not read
+    kept.write_bytes(b"vectors")
+    registry.file(ref)
+    assert read == [kept]
 
 
 def test_a_file_that_the_store_lost_is_named_with_its_version(registry: Registry, tmp_path: Path) -> None:
