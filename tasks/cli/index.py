@@ -115,11 +115,12 @@ def tuning(
         raise VitrineError(f"no tuning report is kept of index version {found.version}: its run has no tuning.json") from None
     tuned = Tuned(**json.loads(path.read_text()))
     table = Table(show_edge=False, title=f"{tuned.search['family']}, {tuned.queries} held-out photos, {tuned.clients} at a time")
-    for column in ("parameters", "recall@10", "in candidates", "p50 ms", "p99 ms", "QPS", "Pareto", "verdict"):
+    for column in ("parameters", "photos", "recall@10", "in candidates", "p50 ms", "p99 ms", "QPS", "Pareto", "verdict"):
         table.add_column(column)
     for t in tuned.trials:
         params = ", ".join(f"{n} {v}" for n, v in t["params"].items())
         figures = [
+            str(t.get("queries", tuned.queries)),
             f"{t['recall_at_10']:.3f}",
             f"{t['within_candidates']:.3f}",
             f"{t['p50_ms']:.2f}",
