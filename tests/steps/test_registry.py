@@ -122,6 +122,7 @@ def test_a_file_that_the_store_lost_is_named_with_its_version(registry: Registry
     gone = ref.model_copy(update={"run_id": "f" * 32})
     with pytest.raises(ContractError, match=f"of run {'f' * 32} is not in"):
         registry.file(gone)
+    registry.delete_version(INDEX_MODEL, version)
 
 
 def test_a_store_that_cannot_be_reached_is_not_a_file_that_is_gone(
