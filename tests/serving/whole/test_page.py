@@ -247,7 +247,9 @@ def test_back_leads_to_the_photo_before(page: "Page", front: Storefront) -> None
 
 def test_a_file_is_chosen_by_keyboard(page: "Page", front: Storefront) -> None:
     # Playwright may miss a chooser that a key opens at once: what the key does to the file field is counted instead.
-    page.evaluate("() => { window.pressed = 0; document.querySelector('#file').onclick = e => { window.pressed++; e.preventDefault(); }; }")
+    page.evaluate(
+        "() => { window.pressed = 0; document.querySelector('#file').onclick = e => { window.pressed++; e.preventDefault(); }; }"
+    )
     for times, key in enumerate(("Enter", "Space"), 1):
         page.get_by_role("button", name="choose a file").focus()
         page.keyboard.press(key)
