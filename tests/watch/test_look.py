@@ -15,6 +15,7 @@ from tasks.watch.checks import Limits, checks
 from tasks.watch.cost import Prices
 from tasks.watch.look import look
 from tasks.watch.report import write_report
+from tests.changes.refreshed import forget_versions
 from tests.registered import TOKEN, Running, Shop, replicas
 
 pytestmark = pytest.mark.slow
@@ -35,6 +36,7 @@ class Live:
 def live(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     home = tmp_path_factory.mktemp("watched")
     shop = Shop(home, Registry(mlflow_uri, home / "cache"), products=24)
+    forget_versions(shop.registry)
     version = shop.version()
     shop.point(live=version, blue=version)
     with replicas(mlflow_uri, home, 2, sample_rate=1.0) as running:
