@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from serving.contract.files import Frozen
+from serving.contract.files import Frozen, first_wrong
 from serving.problems import Refused
 
 
@@ -32,8 +32,7 @@ def read_keys(path: str) -> tuple[ApiKey, ...]:
     except OSError as error:
         raise ValueError(f"VITRINE_API_KEYS={path!r} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"VITRINE_API_KEYS={path!r}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+        raise ValueError(f"VITRINE_API_KEYS={path!r}: {first_wrong(error)}") from None
     except ValueError:
         raise ValueError(f"VITRINE_API_KEYS={path!r} is not JSON") from None
 

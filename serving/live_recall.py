@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.queries import QueryError
+from serving.recall import DEPTH, recall
 from serving.release import Release
 from serving.samples import Samples
 
@@ -22,10 +23,6 @@ AWAY_S = 5.0
 MOST = 2000
 VERSIONS = 8
 """Versions of which figures are kept, those that came last: a replica that runs for years sees thousands."""
-DEPTH = 100
-"""Compared beyond the k that count, so that rows as similar as the k-th count as well."""
-TIE = 1e-4
-"""Similarities this close are one: float16 storage moves them by about as much."""
 
 
 @dataclass
@@ -39,13 +36,8 @@ class Tally:
 def recall_of(release: Release, vector: np.ndarray, k: int = K) -> float:
     """Recall@k of the first phase for one unit query vector (d,) against exact search over base and deltas; ties count as found."""
     xq = vector[None]
-    found = release.searcher.search(xq, max(release.candidates, k)).rows[0, :k]
-    exact = release.searcher.exact(xq, max(DEPTH, k))
-    there = exact.rows[0] >= 0
-    rows, similarity = exact.rows[0][there], exact.similarity[0][there]
-    wanted = min(k, len(rows))
-    right = rows[similarity >= similarity[wanted - 1] - TIE] if wanted else rows
-    return min(int(np.isin(found, right).sum()), wanted) / wanted if wanted else 1.0
+    found = release.searcher.search(xq, max(release.candidates, k)).rows[:, :k]
+    return recall(found, release.searcher.exact(xq, max(DEPTH, k)), k)
 
 
 class LiveRecall:

@@ -10,9 +10,6 @@ import typer
 from serving import logs
 from serving.settings import ServingSettings
 
-MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""MLflow's own are 120 s and 7 retries: a replica would learn minutes late that its registry is away."""
-
 KEEP_ALIVE_S = 75
 """Longer than load balancers (60 s) and gateways keep a connection idle: whoever may send next must not be the one who is closed on."""
 
@@ -27,9 +24,9 @@ def serve() -> None:
 
     from serving.app import create_app
     from serving.one_write import OneWriteProtocol
+    from serving.source import limit_patience
 
-    for name, value in MLFLOW_PATIENCE.items():
-        os.environ.setdefault(name, value)
+    limit_patience()
     try:
         settings = ServingSettings.load(os.environ)
         app = create_app(settings)

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from serving.contract.encoder import Encoder, EncoderFolder
-from serving.contract.files import ContractError, FileRef, verify
+from serving.contract.files import ContractError, FileRef, first_wrong, verify
 from serving.contract.manifest import CANDIDATES, IndexManifest
 from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
@@ -194,8 +194,7 @@ def _ranker(manifest: IndexManifest, searcher: Searcher) -> RankerConfig:
         config = RankerConfig.model_validate(manifest.ranker)
         config.rules.check(searcher.features)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ContractError(f"index {manifest.id}: ranker: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+        raise ContractError(f"index {manifest.id}: ranker: {first_wrong(error)}") from None
     except FilterError as error:
         raise ContractError(f"index {manifest.id}: ranker: {error}") from None
     return config

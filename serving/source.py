@@ -1,6 +1,7 @@
 """Where versions come from: the MLflow registry, or a folder that holds an exported release. One small protocol."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +12,14 @@ from serving.kept import Kept, used
 
 MODEL = "product-index"
 ALIASES = "aliases.json"
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""MLflow's own are 120 s and 7 retries: whoever waits would learn minutes late that it is away."""
+
+
+def limit_patience() -> None:
+    """This process asks MLflow for no longer than PATIENCE, unless its environment says something else."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
 
 
 class VersionSource(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 CHUNK_BYTES = 1 << 20
 
@@ -20,6 +20,12 @@ class Frozen(BaseModel):
     """Base of every record in the contract: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def first_wrong(error: ValidationError, whole: str = "") -> str:
+    """Where in a record the first thing that is wrong with it lies, and what it is; `whole` stands for the record itself."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(p) for p in first['loc']) or whole}: {first['msg']}"
 
 
 class FileRef(Frozen):

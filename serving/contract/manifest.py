@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from serving.contract.files import ContractError, FileRef, Frozen
+from serving.contract.files import ContractError, FileRef, Frozen, first_wrong
 from serving.contract.preprocess import PreprocessSpec
 
 Scalar = str | int | float | bool | None
@@ -175,9 +175,7 @@ def read_manifest(path: Path, kind: type[ManifestT]) -> ManifestT:
     except FileNotFoundError:
         raise ContractError(f"{path}: no such manifest") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "the file"
-        raise ContractError(f"{path}: not a {kind.__name__}: {where}: {first['msg']}") from None
+        raise ContractError(f"{path}: not a {kind.__name__}: {first_wrong(error, 'the file')}") from None
 
 
 def fingerprint(onnx_sha256: str, preprocess: PreprocessSpec) -> str:

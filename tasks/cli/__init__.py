@@ -1,11 +1,11 @@
 """`vitrine`: the catalogue, searches, index versions and where an answer comes from, on the command line."""
 
-import os
 import sys
 
 import typer
 
 from serving.contract.files import ContractError
+from serving.source import limit_patience
 from tasks.cli import capacity, catalog, changes, index, release, search, settings, stream, trace, webhook
 from tasks.cli.output import console
 from tasks.errors import VitrineError
@@ -22,8 +22,6 @@ app.add_typer(catalog.app, name="catalog")
 app.add_typer(changes.app, name="changes")
 app.add_typer(index.app, name="index")
 app.add_typer(release.app, name="release")
-MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""MLflow's own (minutes) hides from whoever waits that it is away."""
 
 
 def main() -> None:
@@ -31,8 +29,7 @@ def main() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
-    for name, value in MLFLOW_PATIENCE.items():
-        os.environ.setdefault(name, value)
+    limit_patience()
     try:
         app()
     except (VitrineError, ContractError) as error:

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
+from serving.contract.files import first_wrong
 from serving.features import Features
 from serving.filters import FilterError
 from serving.ranker import RankerConfig
@@ -30,9 +31,7 @@ def read_ranker(uri: str, columns: pa.Schema | None = None) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise SettingsError(f"{uri} is not JSON: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "the file"
-        raise SettingsError(f"{uri} holds no weights and rules: {where}: {first['msg']}") from None
+        raise SettingsError(f"{uri} holds no weights and rules: {first_wrong(error, 'the file')}") from None
     except FilterError as error:
         raise SettingsError(f"{uri}: {error}") from None
     return config.model_dump(mode="json", exclude_defaults=True)

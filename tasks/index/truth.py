@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.found import Found
+from serving.recall import DEPTH, recall
 from tasks import storage
 from tasks.index.vectors import shard_batches, shard_counts
 from tasks.progress import Progress
-
-DEPTH = 100
-"""Kept beyond the 10 that count, so that products as similar as the tenth count as well."""
-TIE = 1e-4
-"""Similarities this close are one: float16 storage moves them by about as much."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,5 @@ def exact_truth(
 
 
 def recall_of(found: np.ndarray, truth: Truth, k: int) -> float:
-    """Mean share of the true k nearest among found keys (nq, any) int64, -1 none; what ties with the k-th counts as well.
-
-    Judged by key, since a coded index's similarities are estimates.
-    """
-    wanted = (truth.keys[:, :k] >= 0).sum(axis=1)
-    last = truth.similarity[np.arange(len(found)), np.maximum(wanted - 1, 0)]
-    right = np.where((truth.keys >= 0) & (truth.similarity >= last[:, None] - TIE), truth.keys, -2)
-    hits = np.array([np.isin(f[f >= 0], r).sum() for f, r in zip(found, right, strict=True)])
-    return float(np.mean(np.where(wanted > 0, np.minimum(hits, wanted) / np.maximum(wanted, 1), 1.0)))
+    """Mean share of the true k nearest among found keys (nq, any) int64, -1 none; what ties with the k-th counts as well."""
+    return recall(found, Found(truth.similarity, truth.keys), k)

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from serving.contract.manifest import CANDIDATES, Scalar
+from serving.recall import DEPTH, TIE
 from serving.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.choice import Budget, Need, next_family
 from tasks.index.families import FAMILIES, Family, half_steps, lists_for
-from tasks.index.truth import DEPTH, TIE, Truth, recall_of
+from tasks.index.truth import Truth, recall_of
 from tasks.index.work import Work
 
 K = 10

@@ -8,9 +8,9 @@ from serving.contract.files import verify, written_whole
 from tasks.registry import INDEX_MODEL, Registry
 
 
-def export_release(registry: Registry, folder: Path, version: str = "") -> str:
-    """Writes the layout of serving.source.FolderSource, `aliases.json` last; gives the version (default: what is live)."""
-    found = registry.version(INDEX_MODEL, version) if version else registry.require_alias(INDEX_MODEL, "live")
+def export_release(registry: Registry, folder: Path, version: str) -> str:
+    """Writes the layout of serving.source.FolderSource, `aliases.json` last; gives the version."""
+    found = registry.version(INDEX_MODEL, version)
     manifest = registry.index_manifest(found.version)
     files = folder / "files"
     files.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,8 @@ def plan_on(
         drained = choose(source, held, carried, most + len(carried), wait_s, now)
         waiting = max(source.waiting() - len(drained.handles), drained.left)
     something = bool(pc.any(pc.invert(ledger.memories(drained.rows, products, begun))).as_py())
-    due = something or ranker != manifest.ranker
+    reranked = ranker != manifest.ranker
+    due = something or reranked
     if source is not None and not due:
         source.acknowledge(drained.handles)
     rows = placed(drained.rows, products, base_keys(models, manifest))
@@ -110,7 +111,7 @@ def plan_on(
     parts = [f"{upserts} upserts and {len(rows) - upserts} deletes on version {parent.version}"]
     parts += [f"{len(carried)} of them carried over from version {', '.join(v.version for v in others)}"] if len(carried) else []
     parts += [f"{drained.malformed} malformed messages went to the dead letters"] if drained.malformed else []
-    parts += ["other weights or rules of the ranker"] if ranker != manifest.ranker else []
+    parts += ["other weights or rules of the ranker"] if reranked else []
     plan = counted | {
         "due": due, "run_key": run_key, "uri": uri, "parent": parent.version, "ranker": ranker, "carried": [v.version for v in others],
         "contained": drained.contained, "malformed": drained.malformed, "now": now.isoformat(),
