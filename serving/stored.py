@@ -6,19 +6,15 @@ from typing import Any
 import faiss
 import numpy as np
 
-from serving.found import Found, nothing
+from serving.found import Found, nothing, one_above_the_other
 
 BLOCK = 2048
 """Stored vectors compared at a time: a megabyte of eight-bit codes of dimension 512. Larger blocks of decoded ones spend their time
 in fresh pages."""
 FEW = 4
 """Up to so many queries, codes are compared as they are; for more, decoding them once costs less (docs/performance.md, "Refining")."""
-WORTH_BYTES = 250_000
+WORTH_BYTES = 64_000
 """From so many bytes of eight-bit codes on, copying them pays (docs/performance.md, "Refining")."""
-
-SORTED = 2
-"""Where k of at most so many times k eight-bit codes are wanted, all are sorted: keeping a heap of k takes longer
-(docs/performance.md, "Refining")."""
 
 
 class Stored:
@@ -46,17 +42,13 @@ class Stored:
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
         """The k nearest of queries xq (nq, d) float32 among the rows at these positions (n,); (nq, n) where there are only n."""
-        if not len(positions):
+        k = min(k, len(positions))
+        if not k:
             return nothing(len(xq), 0)
-        blocks = [positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK)]
-        if len(blocks) == 1:
-            return self._compared(xq, positions, min(k, len(positions)))
-        heap = faiss.ResultHeap(len(xq), min(k, len(positions)), keep_max=True)
-        for block in blocks:
-            found = self._compared(xq, block, min(k, len(block)))
-            heap.add_result(found.similarity, found.rows)
-        heap.finalize()
-        return Found(heap.D, heap.I)
+        if self.codes is None or not self.quantised or len(xq) > FEW:
+            return decoded(self, xq, positions, k)
+        similarity = self._similarities(self.codes, np.ascontiguousarray(xq, np.float32), positions)
+        return one_above_the_other([best(row, positions, k) for row in similarity])
 
     def worth_copying(self, rows: int) -> bool:
         """Whether comparing so many rows, scattered over the memory, is quicker here than by FAISS's refining.
@@ -66,22 +58,22 @@ class Stored:
         """
         return self.eight_bit and rows * self.store.code_size >= WORTH_BYTES
 
-    def _compared(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
-        if self.codes is None or not self.quantised or len(xq) > FEW:
-            return decoded(self, xq, positions, k)
-        beside = self._beside(len(positions))
-        self.codes.take(positions, axis=0, out=beside.room[: len(positions)], mode="clip")  # clip: written to `out` directly
-        few_left_out = self.eight_bit and len(xq) == 1 and len(positions) <= SORTED * k
-        found = beside.sorted(xq, len(positions), k) if few_left_out else asked(beside.index, xq, k)
-        return Found(found.similarity, positions.take(found.rows))
+    def _similarities(self, codes: np.ndarray, xq: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """The similarities (nq, n) of queries and the codes at these positions."""
+        similarity = np.empty((len(xq), len(positions)), np.float32)
+        beside = self._beside()
+        for start in range(0, len(positions), BLOCK):
+            block = positions[start : start + BLOCK]
+            codes.take(block, axis=0, out=beside.room[: len(block)], mode="clip")  # clip: written to `out` directly
+            for x, row in zip(xq, similarity, strict=True):
+                beside.compare(x, row[start : start + BLOCK])
+        return similarity
 
-    def _beside(self, rows: int) -> "_Beside":
-        """This thread's own copy, of so many rows."""
-        beside = getattr(self.mine, "beside", None)
-        if beside is None or len(beside.room) < rows:
-            beside = self.mine.beside = _Beside(self.store, max(rows, BLOCK // 2))
-        beside.index.ntotal = rows
-        return beside
+    def _beside(self) -> "_Beside":
+        """This thread's own room."""
+        if not hasattr(self.mine, "beside"):
+            self.mine.beside = _Beside(self.store)
+        return self.mine.beside
 
 
 def asked(index: Any, xq: np.ndarray, k: int, params: Any = None) -> Found:
@@ -93,32 +85,52 @@ def asked(index: Any, xq: np.ndarray, k: int, params: Any = None) -> Found:
 
 
 def decoded(stored: Stored, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
-    """The k nearest among the rows at these positions, by comparing the vectors (n, d) that they stand for."""
-    similarity, places = faiss.knn(xq, stored.vectors(positions), k, metric=faiss.METRIC_INNER_PRODUCT)
-    return Found(similarity, np.where(places < 0, -1, positions.take(places)))
+    """The k nearest (at most n) among the rows at these positions (n,), by comparing the vectors that they stand for."""
+    heap = faiss.ResultHeap(len(xq), k, keep_max=True)
+    for start in range(0, len(positions), BLOCK):
+        block = positions[start : start + BLOCK]
+        similarity, places = faiss.knn(xq, stored.vectors(block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        heap.add_result(similarity, np.where(places < 0, -1, block.take(places)))
+    heap.finalize()
+    return Found(heap.D, heap.I)
+
+
+def best(similarity: np.ndarray, positions: np.ndarray, k: int) -> Found:
+    """The k best of one query's similarities (n,) to the rows at these positions (n,)."""
+    far = -similarity
+    if k * 2 < len(positions):
+        nearest = far.argpartition(k - 1)[:k]
+        places = nearest.take(far.take(nearest).argsort())
+    else:
+        places = far.argsort()[:k]
+    return Found(similarity.take(places)[None], positions.take(places)[None])
 
 
 class _Beside:
-    """An index of the same kind and training as a scalar quantiser's, whose `room` (most, code size) is there to be written over."""
+    """Room (BLOCK, code size) uint8 for copied codes of a scalar quantiser, and FAISS's own comparison of them with a query.
 
-    def __init__(self, store: Any, most: int) -> None:
-        self.index = faiss.IndexScalarQuantizer(store.d, store.sq.qtype, store.metric_type)
-        self.index.sq, self.index.is_trained, self.index.ntotal = store.sq, True, most
-        self.index.codes.resize(most * store.code_size)
-        self.room = _codes(self.index)
-        self.plain = np.empty((most, store.d), np.float32)
+    FAISS's searches keep the best in a heap, which takes several times as long as comparing where most are wanted. What goes through
+    an inverted list to find all within a radius does not.
+    """
 
-    def sorted(self, xq: np.ndarray, rows: int, k: int) -> Found:
-        """The k nearest of one query (1, d) among the first rows, all of them compared and sorted.
+    def __init__(self, store: Any) -> None:
+        self.room = np.empty((BLOCK, store.code_size), np.uint8)
+        # It stays when this goes: SWIG does not own it. 170 bytes a thread and version.
+        self.scanner = store.sq.select_InvertedListScanner(store.metric_type, None, True, None, False)
+        self.scanner.set_list(0, 0.0)
+        self.result = faiss.RangeSearchResult(1)
+        self.result.buffer_size = BLOCK
+        self.places = np.empty(BLOCK, np.int64)
 
-        Without BLAS, which would wake threads of its own for it.
-        """
-        xq, similarity = np.ascontiguousarray(xq, np.float32), np.empty(rows, np.float32)
-        self.index.sa_decode_c(rows, faiss.swig_ptr(self.room), faiss.swig_ptr(self.plain))
-        places = faiss.swig_ptr(xq), faiss.swig_ptr(self.plain)
-        faiss.fvec_inner_products_ny(faiss.swig_ptr(similarity), *places, xq.shape[1], rows)
-        order = np.argsort(-similarity)[:k]
-        return Found(similarity.take(order)[None], order[None])
+    def compare(self, x: np.ndarray, similarity: np.ndarray) -> None:
+        """Fills the similarities (rows,) float32 of a query x (d,) float32 and the first rows of the room."""
+        found = faiss.RangeSearchPartialResult(self.result)
+        mine, rows = found.new_result(0), len(similarity)
+        self.scanner.set_query(faiss.swig_ptr(x))
+        self.scanner.scan_codes_range(rows, faiss.swig_ptr(self.room), None, -np.inf, mine)
+        if mine.nres != rows:
+            raise ValueError(f"{rows - mine.nres} of {rows} stored vectors have no similarity to the query: NaN or infinite")
+        found.copy_range(0, rows, faiss.swig_ptr(self.places), faiss.swig_ptr(similarity))
 
 
 def _codes(store: Any) -> np.ndarray:

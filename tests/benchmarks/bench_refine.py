@@ -22,8 +22,7 @@ import numpy as np
 
 from serving.contract.manifest import CANDIDATES
 from serving.faiss_engine import FaissEngine
-from serving.found import Found, merge
-from serving.stored import BLOCK, Stored, decoded
+from serving.stored import Stored, decoded
 from tests.benchmarks.market import market
 
 POINTS = ((10, 5, 16), (10, 50, 32), (500, 1, 32), (500, 2, 64), (500, 4, 128))
@@ -91,15 +90,10 @@ def measure_exact(index: faiss.Index, xq: np.ndarray, rows: int) -> dict:
             if name == "codes":
                 found[name] = stored.nearest(q[None], positions, k)
             else:
-                found[name] = decoded_in_blocks(stored, q[None], positions, k)
+                found[name] = decoded(stored, q[None], positions, k)
             times[name].append(1e3 * (time.thread_time() - began))
         agree.append(len(np.intersect1d(found["codes"].rows, found["decoded"].rows)) / k)
     return {"among": rows, "agree": float(np.mean(agree))} | {f"{n}_ms": float(np.median(t[2:])) for n, t in times.items()}
-
-
-def decoded_in_blocks(stored: Stored, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
-    blocks = np.split(positions, range(BLOCK, len(positions), BLOCK))
-    return merge([decoded(stored, xq, block, min(k, len(block))) for block in blocks], k)
 
 
 def main() -> None:

@@ -58,6 +58,17 @@ def test_the_nearest_are_those_of_the_vectors_read_back(
     np.testing.assert_allclose(np.take_along_axis(similarity, np.array(places), 1), found.similarity, atol=1e-5)
 
 
+def test_a_stored_vector_that_is_no_number_is_said_and_not_passed_over(queries: np.ndarray) -> None:
+    vectors = clustered(np.random.default_rng(6), 100, D)
+    vectors[7, 3] = np.nan
+    index = faiss.index_factory(D, "SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index.add(vectors)
+    stored = Stored(index)
+    assert stored.nearest(queries[:1], np.arange(8, 100), 5).rows.min() >= 8
+    with pytest.raises(ValueError, match="1 of 100 stored vectors have no similarity to the query: NaN or infinite"):
+        stored.nearest(queries[:1], np.arange(100), 5)
+
+
 def test_threads_compare_side_by_side(opened: dict[str, FaissEngine], queries: np.ndarray) -> None:
     stored = Stored(opened["SQ8"].index)
     asked = [np.random.default_rng(n).permutation(N)[: 10 + 37 * (n % 20)] for n in range(400)]
