@@ -1,6 +1,7 @@
 """A replica against other servers of vectors over the same vectors: milvus-lite, and the back end of clip-retrieval.
 
-    python -m tests.benchmarks.bench_servers [--rows 200000] [--seconds 5] [--rounds 2] [--out build/bench]
+    python -m tests.benchmarks.bench_servers [--rows 200000] [--family ivf_fs_sq8] [--recall 0.95] [--seconds 5] [--rounds 2]
+        [--out build/bench]
 
 Each other server runs in an environment of its own below build/peers/<name>, made beforehand by whoever wants it there:
 `uv venv build/peers/milvus && VIRTUAL_ENV=build/peers/milvus uv pip install 'pymilvus[milvus_lite]'`, and likewise `clip-retrieval
@@ -26,7 +27,7 @@ import psutil
 
 from serving.searcher import Searcher
 from tests.benchmarks.bench_serving import best, measure, replica, requests_of
-from tests.benchmarks.market import BLOCK, DIM, Market, market
+from tests.benchmarks.market import BLOCK, DIM, RECALL, Market, market
 from tests.benchmarks.peer_servers import Ask, loop
 from tests.benchmarks.vectors import Vectors
 from tests.servers import free_port
@@ -162,15 +163,17 @@ def run(made: Market, args: argparse.Namespace, folder: Path, url: str, process:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--family", default="ivf_fs_sq8", help="of our index")
+    parser.add_argument("--recall", type=float, default=RECALL, help="recall@10 that ours is tuned to")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    made = market(args.out, args.rows)
+    made = market(args.out, args.rows, args.family, recall=args.recall)
     with TemporaryDirectory() as name, replica(made.release, args.out / "serving.log") as (url, process):
         rows = run(made, args, Path(name), url, process)
-    print(f"\n{args.rows} x {DIM}, HARD; load {psutil.getloadavg()[0]:.1f}")
+    print(f"\n{args.rows} x {DIM}, HARD, ours {args.family}; load {psutil.getloadavg()[0]:.1f}")
     print(f"{'server':26} {'clients':>7} {'recall@10':>9} {'QPS':>8} {'p50 ms':>8} {'p99 ms':>8} {'ours x QPS':>10}")
     for row in rows:
         mine = next(r for r in rows if r["server"] == "Vitrine" and r["clients"] == row["clients"])

@@ -39,6 +39,7 @@ DIM, SIZE = 512, 224
 NETWORK = "mobilenetv4_conv_small"
 BLOCK = 50_000
 QUERIES = 400
+RECALL = 0.95
 PHOTOS = 2500
 """More than the caches of candidates and responses hold: asked in turns, no photo is remembered."""
 KINDS = ("Mugs", "Plates", "Shoes", "Boots", "Bags", "Belts", "Lamps", "Chairs", "Shelves", "Coats", "Shirts", "Hats")
@@ -56,17 +57,19 @@ class Market:
         return IndexManifest.model_validate_json((self.release / "1" / "manifest.json").read_bytes())
 
 
-def market(out: Path, rows: int = 1_000_000, family: str = "ivf_fs_sq8", preset: str = "hard", shards: int = 1) -> Market:
-    """The release below `out`; built when it is not there. Version "1" is live in blue."""
-    home = out / f"market-{rows}-{family}-{preset}-{shards}-colours"
+def market(
+    out: Path, rows: int = 1_000_000, family: str = "ivf_fs_sq8", preset: str = "hard", shards: int = 1, recall: float = RECALL
+) -> Market:
+    """The release below `out`, tuned to this recall@10; built when it is not there. Version "1" is live in blue."""
+    home = out / f"market-{rows}-{family}-{preset}-{shards}-colours{'' if recall == RECALL else f'-{recall}'}"
     if not (home / "release" / "aliases.json").is_file():
         shutil.rmtree(home, ignore_errors=True)
-        _build(home, rows, family, preset, shards)
+        _build(home, rows, family, preset, shards, recall)
     photos = [p.read_bytes() for p in sorted((home / "photos").iterdir())]
     return Market(home / "release", np.load(home / "queries.npy"), photos)
 
 
-def _build(home: Path, rows: int, family: str, preset: str, shards: int) -> None:
+def _build(home: Path, rows: int, family: str, preset: str, shards: int, recall: float) -> None:
     work, release = home / "work", home / "release"
     work.mkdir(parents=True)
     ids = [f"P{i:07d}" for i in range(rows)]
@@ -94,7 +97,7 @@ def _build(home: Path, rows: int, family: str, preset: str, shards: int) -> None
     )  # fmt: skip
     files = {p.name: p for s in range(shards) for p in (work / f"shard-{s}").iterdir()} | {"golden.npz": work / "golden.npz"}
     truth = exact_truth(str(work / "vectors"), shards, xq, work)
-    tuned = tune(Searcher.open(manifest, local_files(files)), xq, family, 0.95, truth)
+    tuned = tune(Searcher.open(manifest, local_files(files)), xq, family, recall, truth)
     (home / "tuned.json").write_text(json.dumps(tuned.chosen, indent=1))
     manifest = manifest.model_copy(update={"search": tuned.search})
     manifest = with_golden(manifest, Searcher.open(manifest, local_files(files)), xq, work, "", "files")
