@@ -1,5 +1,6 @@
 """Errors as problem+json with one useful sentence; a request id and a count for every answer."""
 
+import asyncio
 import logging
 import re
 import time
@@ -83,7 +84,8 @@ class Requests:
             detail = "the search failed for a reason of ours; the log has it under this request id"
             await _answer(_problem(500, detail, "internal", request_id))(scope, receive, named)
         finally:
-            self._tell(scope, traced, status, time.perf_counter() - began)
+            # In the loop's next turn: at the end of this one, what was written is sent.
+            asyncio.get_running_loop().call_soon(self._tell, scope, traced, status, time.perf_counter() - began)
 
     def _tell(self, scope: Scope, traced: Traced, status: int, took_s: float) -> None:
         """Counts, logs and traces a request that is over."""

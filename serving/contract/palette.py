@@ -28,9 +28,10 @@ GROUND = 12.0
 def palette(pixels: np.ndarray) -> np.ndarray:
     """Shares (13,) uint8 of COLOURS in pixels (h, w, 3) uint8 RGB; they sum to about 255."""
     small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    lab = np.ascontiguousarray(_lab(small).reshape(-1, 3).T)  # channel by channel: what runs along a row of numbers is quick
-    shares = _soft(lab) @ (_MIDDLE * _figure(lab))
-    return np.rint(255 * shares / shares.sum()).astype(np.uint8)
+    lab = _lab(small).reshape(-1, 3).T.copy()  # channel by channel: what runs along a row of numbers is quick
+    near = np.exp(_TWICE @ lab - _SQUARES)
+    shares = near @ (_MIDDLE * _figure(lab) / (_ONES @ near))
+    return np.rint(shares * (255 / shares.sum())).astype(np.uint8)
 
 
 def alike(one: np.ndarray, many: np.ndarray) -> np.ndarray:
@@ -41,14 +42,7 @@ def alike(one: np.ndarray, many: np.ndarray) -> np.ndarray:
 
 
 def _lab(pixels: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(pixels.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-
-
-def _soft(lab: np.ndarray) -> np.ndarray:
-    """Each name's share in each colour (3, n): (13, n), columns sum to one."""
-    closer = 2 * (_ANCHORS @ lab) - _SQUARES  # the colour's own square is the same for every name
-    near = np.exp((closer - closer.max(axis=0)) / (2 * NEAR**2))
-    return near / near.sum(axis=0)
+    return cv2.cvtColor(np.divide(pixels, 255, dtype=np.float32), cv2.COLOR_RGB2LAB)
 
 
 def _figure(lab: np.ndarray) -> np.ndarray | int:
@@ -57,16 +51,20 @@ def _figure(lab: np.ndarray) -> np.ndarray | int:
     half = border.shape[1] // 2
     middle = np.partition(border, (half - 1, half), axis=1)
     ground = (middle[:, half - 1] + middle[:, half]) / 2  # the median; np.median takes three times as long
-    l, a, b = (lab - ground[:, None]) ** 2  # noqa: E741
-    distance = np.sqrt(l + a + b)
-    if distance.take(_BORDER).sum() > GROUND * len(_BORDER):
+    away = lab - ground[:, None]
+    squared = _ONES[:3] @ (away * away)
+    if np.sqrt(squared.take(_BORDER)).sum() > GROUND * len(_BORDER):
         return 1
-    apart = distance > GROUND
+    apart = squared > GROUND**2
     return apart if np.count_nonzero(apart) > 0.02 * len(apart) else 1
 
 
 _ANCHORS = _lab(np.array([list(COLOURS.values())], np.uint8))[0]
-_SQUARES = (_ANCHORS**2).sum(axis=1, keepdims=True)
+_TWICE = _ANCHORS / np.float32(NEAR**2)
+_SQUARES = (_ANCHORS**2).sum(axis=1, keepdims=True) / np.float32(2 * NEAR**2)
+"""exp(_TWICE @ lab - _SQUARES) is, but for a factor that a colour's names share, exp(-distance**2 / (2 * NEAR**2)); in sRGB it stays
+between 1e-20 and 1e20."""
+_ONES = np.ones(len(NAMES), np.float32)
 _ACROSS = np.linspace(-1, 1, SIDE, dtype=np.float32) ** 2
 _MIDDLE = np.exp(-(_ACROSS[:, None] + _ACROSS[None]) / (2 * 0.6**2)).ravel()
 _BORDER = np.flatnonzero(np.pad(np.zeros((SIDE - 2, SIDE - 2), bool), 1, constant_values=True))

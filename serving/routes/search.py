@@ -93,7 +93,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         request_id = request.state.request_id + number
         sampled = not request.query_params.get("slot") and request.headers.get("sec-gpc") != "1"
         found = await replica.work(queries.search(release, query, replica.means, phases, request_id, sampled), phases)
-        replica.metrics.search(found)
+        asyncio.get_running_loop().call_soon(replica.metrics.search, found)  # once the answer is on its way
         return found
 
     def told(found: SearchAnswer, headers: dict[str, str]) -> Response:
