@@ -16,6 +16,9 @@ JSON_OVERHEAD = 1.4
 FORM_FIELDS = ("k", "candidates", "explain", "text", "text_weight")
 JSON_FIELDS = ("filter", "user")
 KNOWN = frozenset(FORM_FIELDS + JSON_FIELDS)
+MOST_VALUES = 20_000
+"""What the JSON of one search may hold, by its commas: a vector has up to 4,096 numbers, a list of a filter up to 1,000 values. A
+photo's base64 has none; without a limit, ten megabytes of numbers hold up everybody for a second."""
 MOST_PARTS = 11
 """A photo and ten fields."""
 
@@ -48,9 +51,9 @@ async def read_upload(request: Request, max_image_bytes: int, limit_s: float) ->
     return files[0].content, fields
 
 
-async def read_json(request: Request, max_image_bytes: int, limit_s: float) -> dict[str, Any]:
-    """The body as a JSON object. Raises as `read_upload`."""
-    return json_object(await read_bytes(request, _body_limit(max_image_bytes), limit_s))
+async def read_json(request: Request, max_image_bytes: int, limit_s: float, most: int = MOST_VALUES) -> dict[str, Any]:
+    """The body as a JSON object with at most so many values. Raises as `read_upload`."""
+    return json_object(await read_bytes(request, _body_limit(max_image_bytes), limit_s), most=most)
 
 
 async def read_bytes(request: Request, most: int, limit_s: float) -> bytes:
@@ -86,8 +89,10 @@ async def _whole(request: Request, most: int) -> bytes:
     return b"".join(pieces)
 
 
-def json_object(data: bytes, what: str = "the body") -> dict[str, Any]:
-    """The JSON object in some bytes. Raises ValueError saying that `what` is none."""
+def json_object(data: bytes, what: str = "the body", most: int = MOST_VALUES) -> dict[str, Any]:
+    """The JSON object in some bytes. Raises ValueError saying that `what` is none, or holds more than so many values."""
+    if data.count(b",") > most:
+        raise ValueError(f"{what} holds more than {most:,} values")
     try:
         value = from_json(data, allow_inf_nan=False)
     except ValueError:

@@ -18,11 +18,14 @@ from serving.release import Release
 from serving.replica import Replica
 from serving.routes.described import ASK, BATCH, BATCHED, KEPT, SEARCH, SEARCHED
 from serving.slots import SLOTS
-from serving.uploads import json_object, read_json, read_upload
+from serving.uploads import MOST_VALUES, json_object, read_json, read_upload
 
 FRESH_S = 60
 """How long a CDN may answer by itself. Short, as a flip does not reach it; afterwards the ETag asks whether anything changed."""
 OWN = "private, no-store"
+LARGE = 1 << 20
+"""Bytes from which on a photo is read and named beside the loop: decoding and hashing ten megabytes takes it a tenth of a second."""
+BATCH_VALUES = 10 * MOST_VALUES
 MOST_ADDRESS = 2048
 """Characters of an address that every client, proxy and cache takes."""
 
@@ -73,6 +76,13 @@ def chosen(replica: Replica, request: Request, slot: str) -> Release:
     return replica.release(slot)
 
 
+async def query_of(wanted: SearchRequest, photo: bytes | None = None) -> queries.Query:
+    """What is asked. Raises ValueError when the photo in the request is not base64."""
+    if len(photo if photo is not None else wanted.image or "") < LARGE:
+        return queries.Query.of(wanted, photo)
+    return await asyncio.to_thread(queries.Query.of, wanted, photo)
+
+
 def search_routes(app: FastAPI, replica: Replica) -> None:
     def admit(request: Request, searches: int = 1) -> None:
         replica.access.admit(request.headers, searches)
@@ -89,7 +99,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         request.state.phases.append(phases)
         if query.request.image_url is not None:
             photo = await replica.fetch(query.request.image_url, phases)
-            query = queries.Query.of(query.request, photo)
+            query = await query_of(query.request, photo)
         request_id = request.state.request_id + number
         sampled = not request.query_params.get("slot") and request.headers.get("sec-gpc") != "1"
         found = await replica.work(queries.search(release, query, replica.means, phases, request_id, sampled), phases)
@@ -130,7 +140,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         with replica.uploads:
             photo, fields = await read_upload(request, replica.limits.max_bytes, replica.settings.body_s)
         wanted = SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {}))
-        release, query = chosen(replica, request, slot), queries.Query.of(wanted, photo)
+        release, query = chosen(replica, request, slot), await query_of(wanted, photo)
         headers = {"Cache-Control": OWN}
         if query.photo is not None and wanted.text is None and not query.personal and not slot:
             address = "/v1/search?" + urlencode(_as_get(query))
@@ -169,7 +179,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
         admit(request, 0)
         with replica.uploads:
-            fields = await read_json(request, replica.limits.max_bytes, replica.settings.body_s)
+            fields = await read_json(request, replica.limits.max_bytes, replica.settings.body_s, BATCH_VALUES)
         searches = BatchRequest.model_validate(fields).searches
         admit(request, len(searches))
         release = chosen(replica, request, slot)
@@ -178,7 +188,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
         async def one(number: int, wanted: SearchRequest) -> SearchAnswer | Problem:
             async with places:
                 try:
-                    return await found_for(request, release, queries.Query.of(wanted), over, f".{number}")
+                    return await found_for(request, release, await query_of(wanted), over, f".{number}")
                 except EXPECTED as error:
                     return problem_of(error, f"{request.state.request_id}.{number}", replica.metrics)
 

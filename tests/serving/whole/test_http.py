@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from serving.routes.search import LARGE
 from serving.together import Search, Searching
 from tests.serving.whole.conftest import open_app
 from tests.serving.whole.storefront import Storefront, draw
@@ -176,6 +177,8 @@ def test_a_batch_answers_each_search_and_a_bad_one_fails_alone(asked: TestClient
         ({"json": {"image": "not base64!"}}, 422, "not base64"),
         ({"json": {"image": ""}}, 422, "no bytes"),
         ({"content": b"[1, 2]", "headers": JSON}, 422, "not a JSON object"),
+        ({"json": {"vector": [0.5] * 20_002}}, 422, "the body holds more than 20,000 values"),
+        ({"files": {"image": ("p.jpg", draw(0, 1))}, "data": {"user": "[" + "1," * 20_001 + "1]"}}, 422, "the field user holds more than"),
         ({"content": b'{"vector": [NaN]}', "headers": JSON}, 422, "not JSON"),
         ({"content": b"{" * 100_000, "headers": JSON}, 422, "not JSON"),
         ({"content": b'{"product_id": "\\ud800"}', "headers": JSON}, 422, "not JSON"),
@@ -201,6 +204,14 @@ def test_what_cannot_be_answered_is_a_problem_with_a_sentence(asked: TestClient,
     assert says in problem["detail"]
     assert problem["status"] == status
     assert problem["request_id"] == response.headers["x-request-id"]
+
+
+def test_a_large_photo_is_answered_as_a_small_one(asked: TestClient) -> None:
+    small, large = draw(0, 1), draw(0, 1) + bytes(LARGE)
+    answers = [asked.post("/v1/search", files={"image": ("p.jpg", photo)}).json()["results"] for photo in (small, large)]
+    answers.append(asked.post("/v1/search", json={"image": base64.b64encode(large).decode()}).json()["results"])
+    assert answers[0]
+    assert answers[0] == answers[1] == answers[2]
 
 
 def test_a_body_that_does_not_say_its_length_is_cut(asked: TestClient) -> None:
