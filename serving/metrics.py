@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from serving.live_recall import VERSIONS, Tally
 from serving.memory import resident_bytes
 from serving.models import SearchAnswer
+from serving.one_write import OneWriteProtocol
 from serving.queries import Means
 from serving.shards.fleet import Fleet
 from serving.slots import STATES, Slots
@@ -62,6 +63,9 @@ class Metrics:
         self.draining = Gauge("vitrine_draining_versions", "Versions given up whose last request has not ended", **own)
         self.freed = Gauge("vitrine_freed_versions", "Versions whose memory was given back since the start", **own)
         self.memory = Gauge("vitrine_resident_bytes", "Memory this process occupies", **own)
+        self.turned_away = Gauge(
+            "vitrine_connections_turned_away", "Connections closed since the start because as many were open as may be", **own
+        )
         self.busy = Gauge("vitrine_busy", "Searches being worked on or waiting", **own)
 
     def request(self, route: str, status: int, took_s: float) -> None:
@@ -115,6 +119,7 @@ class Metrics:
         for backend in list(fleet.backends.values()) if fleet else []:
             self.shard_up.labels(backend.name).set(int(backend.up))
         self.memory.set(resident_bytes())
+        self.turned_away.set(OneWriteProtocol.turned_away)
         return generate_latest(self.registry)
 
     def _slots(self, slots: Slots[Any]) -> None:

@@ -45,8 +45,11 @@ class OneWrite:
 class OneWriteProtocol(HttpToolsProtocol):
     """One connection. It is closed when there are more than `most`, or when a whole head is not there in time.
 
-    The first head has `head_s`; each later one has uvicorn's keep-alive, from the answer before it.
+    The first head has `head_s`; each later one has uvicorn's keep-alive, from the answer before it. `turned_away` counts, for all
+    connections of the process, those that were too many.
     """
+
+    turned_away = 0
 
     def __init__(self, *args: Any, head_s: float = 20.0, most: int = 1000, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -55,6 +58,7 @@ class OneWriteProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
         if len(self.connections) > self.most:
+            OneWriteProtocol.turned_away += 1
             transport.close()
             return
         self.timeout_keep_alive_task = self.loop.call_later(self.head_s, self.timeout_keep_alive_handler)

@@ -165,8 +165,10 @@ def test_connections_beyond_the_most_are_closed_until_there_is_room() -> None:
         for opened in (one, two):
             ask(opened, "/whole")
             assert opened.recv(65536).endswith(b"w" * 5000)
+        before = OneWriteProtocol.turned_away
         with connect(port) as third:
             assert third.recv(65536) == b""
+        assert OneWriteProtocol.turned_away == before + 1
         one.close()
 
         def room() -> bool:
