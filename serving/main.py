@@ -8,6 +8,7 @@ from functools import partial
 import typer
 
 from serving import logs
+from serving.memory import keep_large_apart
 from serving.settings import ServingSettings
 
 KEEP_ALIVE_S = 75
@@ -32,6 +33,7 @@ def serve() -> None:
         app = create_app(settings)
     except ValueError as error:
         sys.exit(str(error))
+    keep_large_apart()
     logs.set_up(settings.log)
     gc.collect()
     gc.freeze()  # modules live as long as the process: they need not be gone through again and again

@@ -1,9 +1,25 @@
-"""Memory that a freed version leaves behind: allocators keep it for later, a replica gives it back."""
+"""Memory that is no longer used: allocators keep it for later, a replica gives it back."""
 
 import ctypes
 import logging
 
 log = logging.getLogger(__name__)
+
+M_MMAP_THRESHOLD = -3
+"""mallopt's name for it in glibc's malloc.h."""
+LARGE = 1 << 20
+
+
+def keep_large_apart() -> None:
+    """Blocks of a megabyte and more come from the system one by one, and go back to it when they are freed.
+
+    glibc begins that way and gives it up with the first of them that is freed: from then on bodies of megabytes and encoders'
+    weights lie between what lives long, and leave holes (docs/performance.md, "Serving").
+    """
+    try:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+    except AttributeError:
+        log.debug("this C library has no mallopt")
 
 
 def give_back() -> None:
