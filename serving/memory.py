@@ -14,7 +14,7 @@ def keep_large_apart() -> None:
     """Blocks of a megabyte and more come from the system one by one, and go back to it when they are freed.
 
     glibc begins that way and gives it up with the first of them that is freed: from then on bodies of megabytes and encoders'
-    weights lie between what lives long, and leave holes (docs/performance.md, "Serving").
+    weights lie between what lives long, and leave holes (docs/decisions/0067).
     """
     try:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)

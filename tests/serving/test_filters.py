@@ -205,7 +205,7 @@ def test_a_list_of_many_values_takes_the_memory_of_a_few_rows_masks() -> None:
     finally:
         tracemalloc.stop()
     assert mask.sum() == rows // ROWS * sum(item["price"] is not None for item in ITEMS)
-    assert peak < 10 * rows + 200_000  # each value's and each condition's mask kept would be 960 times the rows
+    assert peak < 30 * rows  # each value's and each condition's mask kept would be 960 times the rows
 
 
 def test_products_by_name_are_all_rows_that_bear_it() -> None:
