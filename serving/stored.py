@@ -86,13 +86,20 @@ def asked(index: Any, xq: np.ndarray, k: int, params: Any = None) -> Found:
 
 def decoded(stored: Stored, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
     """The k nearest (at most n) among the rows at these positions (n,), by comparing the vectors that they stand for."""
+    blocks = [positions[start : start + BLOCK] for start in range(0, len(positions), BLOCK)]
+    if len(blocks) == 1:
+        return _decoded(stored, xq, positions, k)
     heap = faiss.ResultHeap(len(xq), k, keep_max=True)
-    for start in range(0, len(positions), BLOCK):
-        block = positions[start : start + BLOCK]
-        similarity, places = faiss.knn(xq, stored.vectors(block), min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-        heap.add_result(similarity, np.where(places < 0, -1, block.take(places)))
+    for block in blocks:
+        found = _decoded(stored, xq, block, min(k, len(block)))
+        heap.add_result(found.similarity, found.rows)
     heap.finalize()
     return Found(heap.D, heap.I)
+
+
+def _decoded(stored: Stored, xq: np.ndarray, block: np.ndarray, k: int) -> Found:
+    similarity, places = faiss.knn(xq, stored.vectors(block), k, metric=faiss.METRIC_INNER_PRODUCT)
+    return Found(similarity, np.where(places < 0, -1, block.take(places)))
 
 
 def best(similarity: np.ndarray, positions: np.ndarray, k: int) -> Found:

@@ -197,15 +197,16 @@ def test_a_list_of_many_values_takes_the_memory_of_a_few_rows_masks() -> None:
     table = pa.concat_tables([TABLE] * (rows // ROWS))
     features = Features(table)
     wanted = Filter({"or": [{"price": {"in": list(range(900))}}] + [{"price": {"lt": n}} for n in range(60)]})
-    matching(features, wanted)
-    tracemalloc.start()
-    try:
-        mask = matching(features, wanted)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    mask, peaks = matching(features, wanted), []
+    for _ in range(3):  # what other threads of the tests allocate meanwhile counts as well
+        tracemalloc.start()
+        try:
+            mask = matching(features, wanted)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
     assert mask.sum() == rows // ROWS * sum(item["price"] is not None for item in ITEMS)
-    assert peak < 30 * rows  # each value's and each condition's mask kept would be 960 times the rows
+    assert min(peaks) < 10 * rows + 200_000  # each value's and each condition's mask kept would be 960 times the rows
 
 
 def test_products_by_name_are_all_rows_that_bear_it() -> None:
