@@ -46,6 +46,8 @@ Scalar = str | int | float | bool
 class FilterError(ValueError):
     """A filter that cannot be asked of this index version; the message names the column."""
 
+    status, reason = 422, "query"
+
 
 @dataclass(frozen=True)
 class Condition:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
 from serving.contract.preprocess import ImageRejected
+from serving.filters import FilterError
 from serving.metrics import Metrics
 from serving.models import Problem
 from serving.phases import DeadlinePassed
@@ -105,17 +106,18 @@ EXPECTED = (Refused, QueryError, DeadlinePassed, ImageRejected, RequestValidatio
 
 
 def problem_of(error: Exception, request_id: str, metrics: Metrics) -> Problem:
-    """What is answered where one of EXPECTED was raised. An image that is refused is counted."""
+    """What is answered where one of EXPECTED was raised: here it ends. An image that is refused is counted."""
     if isinstance(error, ImageRejected):
         metrics.rejected.labels(error.reason).inc()
     status, detail, reason = _told(error)
+    error.__traceback__ = None  # its frames hold the error, the photo and the version: a circle that Python finds late
     return _problem(status, detail, reason, request_id)
 
 
 def _told(error: Exception) -> tuple[int, str, str]:
     """Status, sentence and reason code."""
     match error:
-        case Refused() | QueryError():
+        case Refused() | QueryError() | FilterError():
             return error.status, str(error), error.reason
         case DeadlinePassed():
             return 504, str(error), "deadline"

@@ -13,7 +13,7 @@ from serving.cache import Caches
 from serving.contract.keys import product_key
 from serving.contract.preprocess import ImageLimits
 from serving.features import Features
-from serving.filters import Filter, FilterError
+from serving.filters import Filter
 from serving.models import Asker, Coverage, Result, SearchAnswer, SearchRequest
 from serving.phases import Phases
 from serving.profiles import Profiles
@@ -249,10 +249,7 @@ def _candidates(
     if found is not None:
         cached.append("candidates")
         return found
-    try:
-        found = yield Retrieve(release, asked.vector, wanted, request.filter, latest)
-    except FilterError as error:
-        raise QueryError(str(error)) from None
+    found = yield Retrieve(release, asked.vector, wanted, request.filter, latest)
     if not found.missing:
         caches.candidates.put(key, found)
     return found

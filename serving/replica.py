@@ -116,6 +116,7 @@ class Replica:
         for search in searches:
             self.waiting -= 1
             if search.future.done():
+                search.error = None  # nobody asks for it, and its traceback holds this search and its version
                 continue
             if search.answer is not None:
                 search.future.set_result(search.answer)

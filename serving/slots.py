@@ -4,7 +4,9 @@ A query takes one `Release` and keeps it to its end; the flip changes a single r
 becomes ready, and what was live stays. Loading and following are apart, so that a flip back never waits for a slow candidate.
 """
 
+import gc
 import logging
+import math
 import threading
 import time
 import weakref
@@ -24,6 +26,9 @@ SLOTS = ("blue", "green")
 STATES = ("empty", "loading", "ready", "failed")
 RETRY_S = 30.0
 """A version that failed is tried again after this long: what failed may have been the network."""
+COLLECT_S = 10.0
+"""How often at most objects are gone through for a version that is given up and still there. Python looks for circles when many
+objects were made, and where all caches are full, hardly any are; a few frames in a circle then hold a version's gigabytes for good."""
 
 
 class Version(Protocol):
@@ -119,6 +124,7 @@ class Slots(Generic[V]):
         self.flips = self.failures = 0
         self.in_memory: list[tuple[str, weakref.ref[V]]] = []
         self.freed = 0
+        self.collected = -math.inf
         self.lock, self.following = threading.Lock(), threading.Lock()
 
     def refresh(self) -> None:
@@ -256,6 +262,9 @@ class Slots(Generic[V]):
 
     def _free(self) -> None:
         """Once the last request of a version that was given up has ended, its memory goes back to the system."""
+        if self.draining() and self.clock() - self.collected >= COLLECT_S:
+            gc.collect()
+            self.collected = self.clock()
         gone = [kept for kept in list(self.in_memory) if kept[1]() is None]
         for kept in gone:
             self.in_memory.remove(kept)

@@ -1,5 +1,6 @@
 """Slots follow the aliases; what cannot be verified never serves; a flip back waits for nothing."""
 
+import gc
 import json
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from serving.golden import write_golden
 from serving.queries import QueryError, row_of
 from serving.release import Release
 from serving.searcher import Searcher
-from serving.slots import RETRY_S, Slots, WholeVersions
+from serving.slots import COLLECT_S, RETRY_S, Slots, WholeVersions
 from serving.source import FolderSource
 from tests.serving.whole.storefront import Storefront, corrupt, put_file, reseal, tombstones
 
@@ -235,6 +236,41 @@ def test_what_was_given_up_is_freed_when_its_last_request_has_ended(store: Store
     del answering
     slots.refresh()
     assert (slots.draining(), slots.freed) == ([], 1)
+
+
+class Circle:
+    """Holds something and itself, as an error does whose traceback leads to it."""
+
+    def __init__(self, held: object) -> None:
+        self.held, self.own = held, self
+
+
+def test_what_was_given_up_is_freed_though_a_circle_holds_it(store: Storefront) -> None:
+    now = [0.0]
+    slots = Slots(FolderSource(store.release), clock=lambda: now[0])
+    slots.refresh()
+    gc.disable()  # as good as a replica whose caches are full: no object more, no search for circles
+    try:
+        Circle(slots.live)
+        store.point(green="2", live="2")
+        slots.refresh()
+        store.point(blue="")
+        slots.refresh()
+        assert (slots.draining(), slots.freed) == (["1"], 0)
+        slots.refresh()
+        assert (slots.draining(), slots.freed) == ([], 1)
+        Circle(slots.live)
+        store.point(blue="1", live="1")
+        slots.refresh()
+        store.point(green="")
+        slots.refresh()
+        slots.refresh()
+        assert slots.draining() == ["2"], "objects are not gone through at every turn"
+        now[0] += COLLECT_S
+        slots.refresh()
+        assert (slots.draining(), slots.freed) == ([], 2)
+    finally:
+        gc.enable()
 
 
 class Waiting(WholeVersions):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from serving.phases import Phases
 from serving.routes.search import LARGE
 from serving.together import Search, Searching
+from tests.running import until
 from tests.serving.whole.conftest import open_app
 from tests.serving.whole.storefront import Storefront, draw
 
@@ -290,6 +293,31 @@ def test_a_problem_in_a_batch_is_the_one_of_a_search_by_itself(store: Storefront
         assert [a["request_id"] for a in answers] == [f"mine.{n}" for n in range(len(wrong))]
         assert [a["reason"] for a in answers] == ["query", "query", "request", "not_an_image", "not_enabled", "query"]
         assert 'vitrine_rejected_total{reason="not_an_image"} 2.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/search/batch"])
+def test_nothing_of_a_search_outlives_its_problem(store: Storefront, path: str) -> None:
+    """Whatever an error's traceback leads to, a photo or a version, is not left in a circle for Python to find some day."""
+
+    def left() -> int:
+        return sum(type(o) in (Search, Phases) for o in gc.get_objects())
+
+    wrong: list[dict[str, object]] = [
+        {"product_id": "nothing"}, {"vector": [1.0, 2.0]}, {"text": "a mug"}, {"image": base64.b64encode(b"hello").decode()},
+        {"image": base64.b64encode(store.photos[store.ids[0]][:700]).decode()},
+        {"product_id": store.ids[0], "filter": {"colour": "red"}},
+    ]  # fmt: skip
+    with TestClient(open_app(store)) as client:
+        for search in wrong:
+            gc.collect()
+            before = left()
+            gc.disable()
+            try:
+                answer = client.post(path, json=search if path == "/v1/search" else {"searches": [search]})
+                assert answer.status_code in (200, 404, 415, 422)
+                until(lambda: left() <= before)
+            finally:
+                gc.enable()
 
 
 @pytest.mark.parametrize(
