@@ -315,7 +315,7 @@ def test_nothing_of_a_search_outlives_its_problem(store: Storefront, path: str) 
             try:
                 answer = client.post(path, json=search if path == "/v1/search" else {"searches": [search]})
                 assert answer.status_code in (200, 404, 415, 422)
-                until(lambda: left() <= before)
+                until(lambda before=before: left() <= before)
             finally:
                 gc.enable()
 
