@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from serving.fetching import Fetcher
 from serving.problems import handle_errors
 from serving.replica import Replica
+from serving.requests import Requests
 from serving.routes.described import describe
 from serving.routes.operating import operating_routes
 from serving.routes.pictures import picture_routes
@@ -42,8 +44,10 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
         docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.replica = replica
-    handle_errors(app, replica.metrics, replica.tracing)
-    search_routes(app, replica)
+    plain: dict[tuple[str, str], APIRoute] = {}
+    handle_errors(app, replica.metrics)
+    app.add_middleware(Requests, metrics=replica.metrics, tracing=replica.tracing, plain=plain)
+    search_routes(app, replica, plain)
     picture_routes(app, replica)
     state_routes(app, replica.slots, replica.describe, replica.metrics_text)
     operating_routes(app, replica)

@@ -93,8 +93,11 @@ class Replica:
         limit_s = self.settings.deadline_s
         return time.monotonic() + (limit_s if timeout_ms is None else min(limit_s, _given_s(timeout_ms)))
 
-    async def work(self, steps: Searching, phases: Phases) -> SearchAnswer:
-        """Has a search worked on. Raises Refused(503) when too many wait already, DeadlinePassed, and what the search raises."""
+    def begin(self, steps: Searching, phases: Phases) -> asyncio.Future[SearchAnswer]:
+        """Has a search worked on. Raises Refused(503) when too many wait already.
+
+        Its answer may be DeadlinePassed, and whatever else the search raises.
+        """
         if self.waiting >= self.settings.workers * self.settings.together + self.settings.queue:
             raise overloaded("searches are waiting")
         loop = asyncio.get_running_loop()
@@ -102,10 +105,8 @@ class Replica:
         self.waiting += 1  # until it is over: one that is given up goes on until its next phase
         self.workers.submit(search)
         timer = loop.call_later(_left_s(phases), _give_up, search.future)
-        try:
-            return await search.future
-        finally:
-            timer.cancel()
+        search.future.add_done_callback(lambda _: timer.cancel())
+        return search.future
 
     def _over(self, searches: list[Search]) -> None:
         """Tells those who asked: all of them at once, as every call into the loop wakes it."""

@@ -1,13 +1,12 @@
 """Searching: one query, several at once, and what looks like a product."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, cast
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, FastAPI, Path, Query, Request
+from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
 
 from serving import queries
 from serving.filters import Filter
@@ -44,23 +43,8 @@ Wanted = Annotated[
 Explain = Annotated[bool, Query(description="with each term of each result's score")]
 
 
-class PlainRoute(APIRoute):
-    """A route whose function takes the request and gives the response: FastAPI describes it, and reads and checks nothing.
-
-    For the busiest one: reading one parameter through FastAPI had cost a tenth of the work besides the search.
-    """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.app = self._answer
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self.endpoint(Request(scope, receive, send))
-        await response(scope, receive, send)
-
-
 def asked_slot(request: Request) -> str:
-    """The parameter `slot`, which a PlainRoute has to read by hand."""
+    """The parameter `slot`, which a plain route has to read by hand."""
     if not request.scope["query_string"]:
         return ""
     slot = request.query_params.get("slot", "")
@@ -83,17 +67,19 @@ async def query_of(wanted: SearchRequest, photo: bytes | None = None) -> queries
     return await asyncio.to_thread(queries.Query.of, wanted, photo)
 
 
-def search_routes(app: FastAPI, replica: Replica) -> None:
+def search_routes(app: FastAPI, replica: Replica, plain: dict[tuple[str, str], APIRoute]) -> None:
+    """Adds the routes, and the busiest to those that are answered the short way (serving/requests.py)."""
+
     def admit(request: Request, searches: int = 1) -> None:
         replica.access.admit(request.headers, searches)
 
     def latest_of(request: Request) -> float:
         return replica.latest(request.headers.get("x-timeout-ms"))
 
-    async def found_for(
+    async def begun(
         request: Request, release: Release, query: queries.Query, latest: float, number: str = ""
-    ) -> SearchAnswer:
-        """The answer to one query, fetched, computed, counted. Raises what a search raises."""
+    ) -> asyncio.Future[SearchAnswer]:
+        """One query that a worker is at, or will be: its photo was fetched where it names an address. Raises what that raises."""
         phases = Phases(latest)
         phases.check("work")
         request.state.phases.append(phases)
@@ -102,9 +88,18 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
             query = await query_of(query.request, photo)
         request_id = request.state.request_id + number
         sampled = not request.query_params.get("slot") and request.headers.get("sec-gpc") != "1"
-        found = await replica.work(queries.search(release, query, replica.means, phases, request_id, sampled), phases)
-        asyncio.get_running_loop().call_soon(replica.metrics.search, found)  # once the answer is on its way
+        return replica.begin(queries.search(release, query, replica.means, phases, request_id, sampled), phases)
+
+    async def counted(search: asyncio.Future[SearchAnswer]) -> SearchAnswer:
+        """The answer, which is counted once it is on its way. Raises what a search raises."""
+        found = await search
+        asyncio.get_running_loop().call_soon(replica.metrics.search, found)
         return found
+
+    async def found_for(
+        request: Request, release: Release, query: queries.Query, latest: float, number: str = ""
+    ) -> SearchAnswer:
+        return await counted(await begun(request, release, query, latest, number))
 
     def told(found: SearchAnswer, headers: dict[str, str]) -> Response:
         timings = ", ".join(f"{name};dur={ms}" for name, ms in found.timings_ms.items())
@@ -126,9 +121,7 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
             return Response(status_code=304, headers=headers)
         return told(found, headers if whole else {"Cache-Control": OWN})
 
-    busiest = APIRouter(route_class=PlainRoute)
-
-    @busiest.post("/v1/search", response_model=SearchAnswer, responses=SEARCHED, openapi_extra=SEARCH)
+    @app.post("/v1/search", response_model=SearchAnswer, responses=SEARCHED, openapi_extra=SEARCH)
     async def search(request: Request) -> Response:
         """Search by a photo (multipart field `image`, or base64 in JSON), words, a product or a vector; or a photo and words mixed.
 
@@ -141,14 +134,15 @@ def search_routes(app: FastAPI, replica: Replica) -> None:
             photo, fields = await read_upload(request, replica.limits.max_bytes, replica.settings.body_s)
         wanted = SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {}))
         release, query = chosen(replica, request, slot), await query_of(wanted, photo)
+        under_way = await begun(request, release, query, latest_of(request))
         headers = {"Cache-Control": OWN}
         if query.photo is not None and wanted.text is None and not query.personal and not slot:
             address = "/v1/search?" + urlencode(_as_get(query))
             if len(address) <= MOST_ADDRESS:
                 headers["Content-Location"] = address
-        return told(await found_for(request, release, query, latest_of(request)), headers)
+        return told(await counted(under_way), headers)
 
-    app.include_router(busiest)
+    plain["POST", "/v1/search"] = cast(APIRoute, app.routes[-1])
 
     @app.get("/v1/search", response_model=SearchAnswer, responses=KEPT, openapi_extra=ASK)
     async def ask(

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import logs
 from serving.problems import handle_errors
+from serving.requests import Requests
 from serving.routes.state import state_routes
 from serving.settings import ServingSettings
 from serving.shards.holder import Holder, NotAnswered
@@ -40,7 +41,8 @@ def create_shard_app(settings: ServingSettings, source: VersionSource) -> FastAP
         docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.holder = holder
-    handle_errors(app, holder.metrics, tracing)
+    handle_errors(app, holder.metrics)
+    app.add_middleware(Requests, metrics=holder.metrics, tracing=tracing)
     app.add_middleware(Questions, holder=holder, tracing=tracing)  # added last: it comes before what costs time
     state_routes(
         app,

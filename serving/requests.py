@@ -1,0 +1,96 @@
+"""What every request has in common: a request id, its count, its line in the log, its trace; and the short way to the busiest route."""
+
+import asyncio
+import logging
+import re
+import time
+from secrets import token_hex
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving import logs
+from serving.metrics import Metrics
+from serving.problems import EXPECTED, answer_of, expected, problem
+from serving.tracing import Traced, Tracing
+
+log = logging.getLogger(__name__)
+
+GONE = 499
+"""Counted where the caller went away before there was an answer; never sent."""
+UNTOLD = ("/healthz", "/readyz", "/metrics", "/static", "/v1/version")
+"""Routes that machines ask every few seconds: counted, and neither logged nor traced."""
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Requests:
+    """ASGI middleware: every answer carries `X-Request-Id` (the caller's own where it is a plain word), is counted, logged, traced.
+
+    `plain`: routes by method and path whose function takes the request and gives the response. They are answered from here:
+    the framework describes them, and its own way to them takes longer than all that they do before a search is begun.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, tracing: Tracing, plain: dict[tuple[str, str], APIRoute] | None = None
+    ) -> None:
+        self.app, self.metrics, self.tracing, self.plain = app, metrics, tracing, {} if plain is None else plain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        request_id = asked if REQUEST_ID.fullmatch(asked) else token_hex(8)
+        scope.setdefault("state", {}).update(request_id=request_id, phases=[])
+        logs.request_id.set(request_id)
+        traced, began = self.tracing.begin(headers, time.time()), time.perf_counter()
+        status = 0
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            if route := self.plain.get((scope["method"], scope["path"])):
+                await self._plainly(route, scope, receive, named)
+            else:
+                await self.app(scope, receive, named)
+        except ClientDisconnect:  # nobody is there to be answered, and nothing of ours is wrong
+            status = status or GONE
+        except Exception as error:  # what nobody foresaw is ours; the caller gets a sentence, the log the rest
+            log.error("request %s failed", request_id, exc_info=error)
+            if status:
+                raise
+            detail = "the search failed for a reason of ours; the log has it under this request id"
+            await answer_of(problem(500, detail, "internal", request_id))(scope, receive, named)
+        finally:
+            # In the loop's next turn: at the end of this one, what was written is sent.
+            asyncio.get_running_loop().call_soon(self._tell, scope, traced, status, time.perf_counter() - began)
+
+    async def _plainly(self, route: APIRoute, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers by a plain route."""
+        scope["route"] = route
+        try:
+            response = await route.endpoint(Request(scope, receive, send))
+        except EXPECTED as error:
+            response = expected(error, scope["state"]["request_id"], self.metrics)
+        await response(scope, receive, send)
+
+    def _tell(self, scope: Scope, traced: Traced, status: int, took_s: float) -> None:
+        """Counts, logs and traces a request that is over."""
+        route = getattr(scope.get("route"), "path", "other")
+        self.metrics.request(route, status, took_s)
+        if route in UNTOLD:
+            return
+        fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * took_s, 2)}
+        log.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
+        attributes = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status}
+        attributes["vitrine.request_id"] = scope["state"]["request_id"]
+        traced.end(f"{scope['method']} {route}", took_s, attributes, scope["state"]["phases"])
