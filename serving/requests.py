@@ -29,8 +29,8 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Requests:
     """ASGI middleware: every answer carries `X-Request-Id` (the caller's own where it is a plain word), is counted, logged, traced.
 
-    `plain`: routes by method and path whose function takes the request and gives the response. They are answered from here:
-    the framework describes them, and its own way to them takes longer than all that they do before a search is begun.
+    `plain`: routes by method and path whose function takes the request and gives the response. They are answered from here: the
+    framework describes them, and reads and checks nothing (its own way costs a search 0.05 to 0.1 ms: docs/performance.md).
     """
 
     def __init__(
