@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
-from serving.memory import give_back, in_large_pages
+from serving.memory import give_back
 from serving.release import Release
 from serving.source import VersionSource
 
@@ -253,7 +253,6 @@ class Slots(Generic[V]):
             if waits:
                 return Slot(version, "loading", waits, slot.since, opened=opened)
             opened.warm()
-            in_large_pages()
         except Exception as error:  # whatever is wrong with a candidate, the live version goes on
             log.error("%s: version %s failed: %s", name, version, _sentence(error))
             self.failures += 1

@@ -14,6 +14,7 @@ from serving.app import create_app
 from serving.logs import JsonLines
 from serving.settings import ServingSettings
 from tests.releases import add_version, make_release
+from tests.running import until
 
 TOKEN = "the admin's token"
 
@@ -39,9 +40,7 @@ def client(home: Path) -> Iterator[TestClient]:
         release=str(home / "release"), admin_token=TOKEN, poll_s=0.05, notice="sample data", max_image_bytes=2**20
     )
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        for _ in range(400):
-            if client.get("/readyz").status_code == 200:
-                break
+        until(lambda: client.get("/readyz").status_code == 200, "the replica is ready")
         yield client
 
 

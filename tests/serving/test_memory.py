@@ -1,10 +1,7 @@
-"""Large blocks go back to the system when they are freed, whatever was freed before; what stays lies in large pages."""
+"""Large blocks go back to the system when they are freed, whatever was freed before."""
 
-import platform
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -32,35 +29,3 @@ def test_what_lives_long_does_not_keep_freed_blocks() -> None:
     )
     assert apart > 170  # all of 60 x 3 MiB
     assert apart >= kept
-
-
-PAGES = """
-import ctypes, mmap
-from serving.memory import LARGE_PAGE, in_large_pages
-def rolled(name):
-    return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith(name + ":")) << 10
-full, empty = (mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2))
-full[:] = bytes(range(256)) * (len(full) // 256)
-large, own = rolled("AnonHugePages"), rolled("Anonymous")
-moved = in_large_pages()
-same = full[:] == bytes(range(256)) * (len(full) // 256)
-print(moved >> 20, (rolled("AnonHugePages") - large) >> 20, (rolled("Anonymous") - own) >> 20, same)
-"""
-
-
-def _may_have_large_pages() -> bool:
-    """Linux 6.1 and later, unless somebody turned them off."""
-    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    version = tuple(int(n) for n in re.findall(r"\d+", platform.release())[:2])
-    return setting.exists() and "[never]" not in setting.read_text() and version >= (6, 1)
-
-
-def test_what_is_there_is_moved_into_large_pages_and_nothing_is_filled_for_it() -> None:
-    told = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True).stdout.split()
-    moved, large, more, same = int(told[0]), int(told[1]), int(told[2]), told[3]
-    assert same == "True"
-    if not _may_have_large_pages():
-        assert moved == 0
-        return
-    assert moved >= large >= 28, "32 MiB, but for what is no whole page at its ends"
-    assert more < 16, "what is reserved and empty stays so"
