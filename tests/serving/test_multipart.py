@@ -7,10 +7,11 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartParser
 
-from serving.multipart import MultipartError, Part, parts_of
+from serving.multipart import BOUNDARY, DISPOSITION, MultipartError, Part, parts_of
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='"\\'), min_size=1, max_size=8)
 CONTENT = st.one_of(st.binary(max_size=200), st.sampled_from([b"", b"\r\n", b"--", b"\r\n--", b"\r\n\r\n", b"--x\r\n", b"\n--x"]))
@@ -62,6 +63,27 @@ def test_bytes_that_are_no_form_are_refused_and_nothing_else_happens(pieces: lis
     except MultipartError:
         return
     assert all(isinstance(p, Part) for p in found)
+
+
+GAPS, INSIDE = st.sampled_from(["", " ", " ", "\t"]), st.text(st.sampled_from("ab1;,=%é \"\\'\t.*"), max_size=6)
+NAMED = st.builds('{}form-data;{}name="{}"'.format, GAPS, GAPS, INSIDE)
+FILED = st.builds('{};{}filename="{}"'.format, NAMED, GAPS, INSIDE)
+
+
+@given(st.one_of(NAMED, FILED), st.sampled_from(["", "", " ", ";", '; name="b"']))
+def test_a_disposition_that_is_read_the_quick_way_says_what_it_says_to_the_usual_parser(start: str, end: str) -> None:
+    disposition = (start + end).encode()
+    if quick := DISPOSITION.fullmatch(disposition):
+        kind, options = parse_options_header(disposition)
+        assert (kind, options[b"name"]) == (b"form-data", quick[1])
+        assert (b"filename" in options) == (quick[2] is not None)
+
+
+@given(st.lists(st.sampled_from(["multipart/form-data", "; ", ";", "boundary", "=", '"', "x-1", "_", "=", "\u00e9", "A"])))
+def test_a_boundary_that_is_read_the_quick_way_is_the_usual_parsers(pieces: list[str]) -> None:
+    kind = "".join(["multipart/form-data; boundary=", *pieces])
+    if quick := BOUNDARY.fullmatch(kind):
+        assert parse_options_header(kind)[1] == {b"boundary": quick[2].encode()}
 
 
 def form(*parts: bytes, end: bytes = b"--x--") -> bytes:
