@@ -8,7 +8,8 @@ from functools import partial
 import typer
 
 from serving import logs
-from serving.memory import keep_large_apart
+from serving.following import Following
+from serving.memory import in_large_pages, keep_large_apart
 from serving.settings import ServingSettings
 
 KEEP_ALIVE_S = 75
@@ -17,6 +18,9 @@ KEEP_ALIVE_S = 75
 GARBAGE = 20_000
 """New objects until Python looks for circles among them. Its own 700 are there after a few requests, and of those under way none is
 garbage: up to a twentieth of a search by vector went there (docs/performance.md, "Serving")."""
+
+PAGES_S = 10.0
+"""How often memory that was taken since is moved into large pages: a few milliseconds where there is none."""
 
 
 def serve() -> None:
@@ -38,6 +42,7 @@ def serve() -> None:
     gc.collect()
     gc.freeze()  # modules live as long as the process: they need not be gone through again and again
     gc.set_threshold(GARBAGE)
+    Following({"large pages": (in_large_pages, PAGES_S)}).start()
     uvicorn.run(
         app,
         host=settings.host,

@@ -1,9 +1,14 @@
-"""Large blocks go back to the system when they are freed, whatever was freed before."""
+"""Large blocks go back to the system when they are freed, whatever was freed before; what is in use lies in large pages."""
 
+import json
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from serving import memory
 
 FREED = """
 import numpy as np
@@ -29,3 +34,38 @@ def test_what_lives_long_does_not_keep_freed_blocks() -> None:
     )
     assert apart > 170  # all of 60 x 3 MiB
     assert apart >= kept
+
+
+PLACED = """
+import json, mmap
+from serving.memory import in_large_pages, resident_bytes
+def huge(): return sum(int(line.split()[1]) << 10 for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages"))
+used, hardly = (mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2))
+for at in range(0, 64 << 20, 4096):
+    used[at] = at // 4096 % 251
+    if at % 16384 == 0:
+        hardly[at] = 1
+before = huge(), resident_bytes()
+moved = in_large_pages()
+whole = all(used[at] == at // 4096 % 251 for at in range(0, 64 << 20, 4096))
+print(json.dumps([moved, huge() - before[0], resident_bytes() - before[1], whole, in_large_pages()]))
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or tuple(map(int, platform.release().split(".")[:2])) < (6, 1), reason="Linux can from 6.1 on"
+)
+def test_memory_that_is_in_use_is_moved_into_large_pages_and_what_hardly_is_stays() -> None:
+    told = subprocess.run([sys.executable, "-c", PLACED], capture_output=True, text=True, check=True).stdout
+    moved, huge, grown, whole, again = json.loads(told)
+    assert whole
+    assert huge >= 60 << 20
+    assert moved >= huge
+    assert grown < 16 << 20  # 48 MiB if the other pages had been filled up
+    assert again >= moved  # what lies there already counts
+
+
+def test_nothing_is_moved_where_the_system_was_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "enabled").write_text("always madvise [never]\n")
+    monkeypatch.setattr(memory, "LARGE_PAGES", tmp_path / "enabled")
+    assert memory.in_large_pages() == 0
