@@ -15,6 +15,8 @@ FEW = 4
 """Up to so many queries, codes are compared as they are; for more, decoding them once costs less (docs/performance.md, "Refining")."""
 WORTH_BYTES = 64_000
 """From so many bytes of eight-bit codes on, copying them pays (docs/performance.md, "Refining")."""
+MANY, SHORT = 200, 512
+"""So many wanted of codes of at most so many bytes, and what is saved is the heap that FAISS keeps them in; of other codes, too."""
 
 
 class Stored:
@@ -50,13 +52,15 @@ class Stored:
         similarity = self._similarities(self.codes, np.ascontiguousarray(xq, np.float32), positions)
         return one_above_the_other([best(row, positions, k) for row in similarity])
 
-    def worth_copying(self, rows: int) -> bool:
+    def worth_copying(self, rows: int, wanted: int) -> bool:
         """Whether comparing so many rows, scattered over the memory, is quicker here than by FAISS's refining.
 
-        That reads vector after vector where they lie and waits for each; copied side by side, several are fetched at once. It is
-        so with eight-bit codes, and not with the longer fp16 ones.
+        That reads vector after vector where they lie and waits for each, and keeps those that are wanted in a heap. Copied side by
+        side, several are fetched at once; fp16 codes of many numbers are too long to gain from that.
         """
-        return self.eight_bit and rows * self.store.code_size >= WORTH_BYTES
+        if self.eight_bit and rows * self.store.code_size >= WORTH_BYTES:
+            return True
+        return self.quantised and wanted >= MANY and self.store.code_size <= SHORT
 
     def _similarities(self, codes: np.ndarray, xq: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The similarities (nq, n) of queries and the codes at these positions."""

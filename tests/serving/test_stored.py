@@ -13,8 +13,17 @@ from serving.stored import BLOCK, FEW, Stored
 from tests.index.shop import clustered
 
 D, N = 32, 3 * BLOCK
-KINDS = ["Flat", "SQ8", "SQfp16", "HNSW8,SQfp16", "IVF16,Flat", "OPQ8_32,IVF16,PQ8", "IVF16,PQ16x4fs,Refine(SQ8)"]
-REFINED = KINDS[-1]
+KINDS = [
+    "Flat",
+    "SQ8",
+    "SQfp16",
+    "HNSW8,SQfp16",
+    "IVF16,Flat",
+    "OPQ8_32,IVF16,PQ8",
+    "IVF16,PQ16x4fs,Refine(SQ8)",
+    "IVF16,PQ16x4fs,Refine(SQfp16)",
+]
+REFINED = KINDS[-2:]
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +87,19 @@ def test_threads_compare_side_by_side(opened: dict[str, FaissEngine], queries: n
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("kind", REFINED)
 @pytest.mark.parametrize("allowed", [N, 400, 7])
 def test_refining_gives_what_faiss_gives(
-    allowed: int, opened: dict[str, FaissEngine], queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    allowed: int, kind: str, opened: dict[str, FaissEngine], queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = opened[REFINED]
+    engine = opened[kind]
     mask = None if allowed == N else Mask(np.isin(np.arange(N), np.random.default_rng(1).permutation(N)[:allowed]))
     k, params = min(40, allowed), {"nprobe": 3, "k_factor": 4}
     theirs = engine.search(queries, k, mask, params)
+    assert not engine.stored.worth_copying(4 * k, k)
     monkeypatch.setattr(module, "WORTH_BYTES", 0)
+    monkeypatch.setattr(module, "MANY", 0)
+    assert engine.stored.worth_copying(4 * k, k)
     ours = engine.search(queries, k, mask, params)
     np.testing.assert_allclose(ours.similarity[ours.rows >= 0], theirs.similarity[theirs.rows >= 0], atol=1e-5)
     np.testing.assert_array_equal(ours.rows >= 0, theirs.rows >= 0)
@@ -95,7 +108,7 @@ def test_refining_gives_what_faiss_gives(
     assert engine.search(queries[:0], k, mask, params).rows.shape == (0, k)
 
 
-@pytest.mark.parametrize("kind", ["Flat", "SQ8", REFINED])
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", REFINED[0]])
 def test_queries_of_another_dimension_are_refused_and_other_layouts_are_not(
     kind: str, opened: dict[str, FaissEngine], queries: np.ndarray
 ) -> None:
