@@ -47,8 +47,7 @@ class FaissEngine:
         if not self.stored.worth_copying(wanted, k):
             return asked(self.index, xq, k, chosen)
         estimates = asked(self.estimating, xq, wanted, chosen.base_index_params).rows
-        found = [rows if rows[-1] >= 0 else rows[rows >= 0] for rows in estimates]  # what is missing, is missing at the end
-        finer = [self.nearest(x[None], rows, k) for x, rows in zip(xq, found, strict=True)]
+        finer = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, estimates, strict=True)]
         return one_above_the_other(finer, k)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:

@@ -8,8 +8,6 @@ from functools import partial
 import typer
 
 from serving import logs
-from serving.following import Following
-from serving.memory import in_large_pages, keep_large_apart
 from serving.settings import ServingSettings
 
 KEEP_ALIVE_S = 75
@@ -28,6 +26,8 @@ def serve() -> None:
     import uvicorn
 
     from serving.app import create_app
+    from serving.following import Following
+    from serving.memory import in_large_pages, keep_large_apart
     from serving.one_write import OneWriteProtocol
     from serving.source import limit_patience
 

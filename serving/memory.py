@@ -1,4 +1,4 @@
-"""Memory that is no longer used: allocators keep it for later, a replica gives it back."""
+"""A replica's memory: what is no longer used goes back to the system, what is used lies in large pages."""
 
 import ctypes
 import logging
@@ -18,7 +18,7 @@ MADV_COLLAPSE = 25
 PAGE, LARGE_PAGE = 1 << 12, 1 << 21
 IN_USE = 0.75
 """The share of a large page that must be in use before the rest of it is filled up."""
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+PAGES_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def keep_large_apart() -> None:
@@ -48,7 +48,7 @@ def resident_bytes() -> int:
     """What this process occupies of the machine's memory; 0 where the system does not tell (it is read from /proc)."""
     try:
         with open("/proc/self/statm") as stream:
-            return int(stream.read().split()[1]) * 4096
+            return int(stream.read().split()[1]) * PAGE
     except OSError:
         return 0
 
@@ -60,7 +60,7 @@ def in_large_pages() -> int:
     pages of 4 KiB (docs/decisions/0069). Nothing is done where the system does not know how, or was told not to.
     """
     with suppress(OSError):
-        if "[never]" in LARGE_PAGES.read_text():
+        if "[never]" in PAGES_SETTING.read_text():
             return 0
     libc = ctypes.CDLL(None)
     moved = 0

@@ -67,5 +67,5 @@ def test_memory_that_is_in_use_is_moved_into_large_pages_and_what_hardly_is_stay
 
 def test_nothing_is_moved_where_the_system_was_told_not_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "enabled").write_text("always madvise [never]\n")
-    monkeypatch.setattr(memory, "LARGE_PAGES", tmp_path / "enabled")
+    monkeypatch.setattr(memory, "PAGES_SETTING", tmp_path / "enabled")
     assert memory.in_large_pages() == 0
