@@ -4,6 +4,7 @@ import math
 from collections.abc import Generator, Hashable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import islice
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -129,6 +130,29 @@ class Retrieve:
         return [Found(found.similarity[n : n + 1], found.rows[n : n + 1], found.missing) for n in range(len(steps))]
 
 
+@dataclass(frozen=True)
+class Rank:
+    """A step: the k best of one query's candidates, as what is shown of them."""
+
+    release: Release
+    found: Found
+    k: int
+    asked: Asked
+    user: User | None
+    explain: bool
+
+    @property
+    def alike(self) -> Hashable:
+        rows = self.found.rows
+        if self.user is not None or self.asked.row is not None or not rows.size or rows.min() < 0:
+            return "rank", id(self)  # personal, about a product or short of candidates: by itself
+        return "rank", id(self.release), self.k, rows.shape, self.asked.colours is None, self.explain
+
+    def run(self, steps: "list[Rank]") -> list[list[Result]]:
+        ranked = self.release.rank([s.found for s in steps], self.k, [s.asked for s in steps], self.user)
+        return _results(ranked, self.release.searcher.features, self.explain)
+
+
 def etag(release: Release, query: Query) -> str:
     """Names an answer that is not personal, weakly: the same version asked the same finds the same; its id and timings differ."""
     return 'W/"' + sha256(f"{release.identity}|{query.key}".encode()).hexdigest()[:32] + '"'
@@ -153,8 +177,7 @@ def search(release: Release, query: Query, means: Means, phases: Phases, request
     with phases.phase("retrieve"):
         found = yield from _candidates(release, request, asked, caches, cached, phases.latest)
     with phases.phase("rank"):
-        ranked = release.rank(found, request.k, asked, user)
-        results = _results(ranked, release.searcher.features, request.explain)
+        results = yield Rank(release, found, request.k, asked, user, request.explain)
     shards = release.manifest.shards
     answer = SearchAnswer.model_construct(  # of our own making: checking twenty products costs more than finding their titles
         request_id=request_id,
@@ -269,11 +292,15 @@ def _image_url(product_id: str) -> str:
     return f"/v1/images/{product_id if plain else quote(product_id, safe='')}"
 
 
-def _results(ranked: Ranked, features: Features, explain: bool) -> list[Result]:
-    """What is shown of the ranked products."""
+def _results(ranked: list[Ranked], features: Features, explain: bool) -> list[list[Result]]:
+    """What is shown of the ranked products of each query."""
+    shown = iter(features.shown(np.concatenate([r.rows for r in ranked])))
+    return [_result(one, list(islice(shown, len(one.rows))), explain) for one in ranked]
+
+
+def _result(ranked: Ranked, results: list[dict[str, Any]], explain: bool) -> list[Result]:
     scores, similarities = ranked.score.round(6).tolist(), ranked.similarity.round(6).tolist()
     terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if explain else {}
-    results = features.shown(ranked.rows)
     for place, shown in enumerate(results):
         shown["score"], shown["similarity"] = scores[place], similarities[place]
         shown["image_url"] = _image_url(shown["product_id"])

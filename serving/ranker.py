@@ -79,7 +79,24 @@ def rank(
     asked about: it votes for its category, and has no place in the answer.
     """
     there = rows >= 0
-    rows, similarity = rows[there], similarity[there]
+    palettes = None if colours is None else colours[None]
+    return rank_several(rows[there][None], similarity[there][None], features, config, k, user, palettes, own)[0]
+
+
+def rank_several(
+    rows: np.ndarray,
+    similarity: np.ndarray,
+    features: Features,
+    config: RankerConfig,
+    k: int,
+    user: User | None = None,
+    colours: np.ndarray | None = None,
+    own: int | None = None,
+) -> list[Ranked]:
+    """Several queries' candidates, each ranked as by itself, to the last bit: `rows` and `similarity` (nq, n), none missing.
+
+    `colours` (nq, 13) are the palettes of what was asked with; `user` asks and `own` is asked about in all of them.
+    """
     weights = config.weights
     terms = {
         "similarity": similarity.astype(np.float64),
@@ -92,32 +109,38 @@ def rank(
     if user is not None:
         terms["affinity"] = weights.affinity * _affinity(rows, features, user)
     if config.rules.boost or config.rules.bury:
-        terms["rules"] = nudges(rows, features, config.rules)
-    score = sum(terms.values(), np.zeros(len(rows)))
-    best_first = np.argsort(-score, kind="stable")
-    if own is not None:
-        best_first = best_first[rows[best_first] != own]
-    arranged = arrange(best_first, rows, features, config.rules)
-    order = arranged.positions[:k]
-    notes = {place: arranged.notes[int(p)] for place, p in enumerate(order) if int(p) in arranged.notes}
-    return Ranked(rows[order], score[order], similarity[order], {name: term[order] for name, term in terms.items()}, notes)
+        terms["rules"] = nudges(rows.ravel(), features, config.rules).reshape(rows.shape)
+    score = sum(terms.values(), np.zeros(rows.shape))
+    ordered = np.argsort(-score, axis=1, kind="stable")
+    ranked = []
+    for query, best_first in enumerate(ordered):
+        candidates = rows[query]
+        if own is not None:
+            best_first = best_first[candidates[best_first] != own]
+        arranged = arrange(best_first, candidates, features, config.rules)
+        order = arranged.positions[:k]
+        notes = (
+            {place: arranged.notes[int(p)] for place, p in enumerate(order) if int(p) in arranged.notes} if arranged.notes else {}
+        )
+        shares = {name: term[query, order] for name, term in terms.items()}
+        ranked.append(Ranked(candidates[order], score[query, order], similarity[query, order], shares, notes))
+    return ranked
 
 
 def _weighted(weight: float, column: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """What a column adds; one without weight is not read: 500 rows of millions are 500 cache misses."""
-    return weight * column[rows] if weight else np.zeros(len(rows))
+    return weight * column[rows] if weight else np.zeros(rows.shape)
 
 
 def _category_share(rows: np.ndarray, similarity: np.ndarray, category: Coded, config: RankerConfig) -> np.ndarray:
-    """How much of the nearest neighbours' vote a candidate's own category got, in [0, 1]: the predicted attribute."""
-    if not len(rows):
-        return np.zeros(0)
-    leaves = category.codes[rows]
-    nearest = similarity[: config.voters]
-    votes = np.exp((nearest - nearest[0]) / config.temperature).astype(np.float64)
-    share = np.bincount(leaves[: config.voters], votes, len(category.values))
-    share[0] = 0.0
-    return share[leaves] / votes.sum()
+    """How much of its query's nearest neighbours' vote a candidate's own category got, (nq, n) in [0, 1]: the predicted attribute."""
+    queries, names = len(rows), len(category.values)
+    nearest = similarity[:, : config.voters]
+    votes = np.exp((nearest - nearest[:, :1]) / config.temperature).astype(np.float64)
+    ballots = category.codes[rows] + names * np.arange(queries)[:, None]  # every query's categories are counted by themselves
+    share = np.bincount(ballots[:, : config.voters].ravel(), votes.ravel(), queries * names)
+    share[::names] = 0.0
+    return share[ballots] / votes.sum(axis=1, keepdims=True)
 
 
 def _affinity(rows: np.ndarray, features: Features, user: User) -> np.ndarray:
@@ -130,7 +153,7 @@ def _affinity(rows: np.ndarray, features: Features, user: User) -> np.ndarray:
     if user.price:
         distance = np.abs(np.log(np.maximum(features.price[rows], 1e-9) / user.price))
         parts.append(np.nan_to_num(np.exp(-distance)))
-    return np.mean(parts, axis=0) if parts else np.zeros(len(rows))
+    return np.mean(parts, axis=0) if parts else np.zeros(rows.shape)
 
 
 def _preferred(column: Coded, rows: np.ndarray, weights: dict[str, float]) -> np.ndarray:

@@ -20,7 +20,7 @@ from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.filters import Filter, FilterError, matching
 from serving.golden import check_golden
 from serving.models import VersionOf
-from serving.ranker import Ranked, RankerConfig, User, rank
+from serving.ranker import Ranked, RankerConfig, User, rank, rank_several
 from serving.searcher import Found, Searcher
 from serving.words import TextEncoder
 
@@ -164,13 +164,23 @@ class Release:
         """
         return self.searcher.search(xq, candidates, self.allowed(wanted))
 
-    def rank(self, found: Found, k: int, asked: Asked, user: User | None = None) -> Ranked:
-        """The second phase: the k best of one query's candidates."""
-        return rank(found.rows[0], found.similarity[0], self.searcher.features, self.ranker, k, user, asked.colours, asked.row)
+    def rank(self, found: list[Found], k: int, asked: list[Asked], user: User | None = None) -> list[Ranked]:
+        """The second phase: the k best of each query's candidates.
+
+        Several are ranked at once: with as many candidates each, none of them missing, all with a palette or none, and no product
+        asked about.
+        """
+        features = self.searcher.features
+        if len(found) == 1:
+            (one,), (query,) = found, asked
+            return [rank(one.rows[0], one.similarity[0], features, self.ranker, k, user, query.colours, query.row)]
+        palettes = [a.colours for a in asked if a.colours is not None]
+        rows, similarity = np.concatenate([f.rows for f in found]), np.concatenate([f.similarity for f in found])
+        return rank_several(rows, similarity, features, self.ranker, k, user, np.stack(palettes) if palettes else None)
 
     def answer(self, asked: Asked, k: int = 20) -> Ranked:
         """Both phases, with the version's own number of candidates."""
-        return self.rank(self.retrieve(asked.vector[None], max(self.candidates, k)), k, asked)
+        return self.rank([self.retrieve(asked.vector[None], max(self.candidates, k))], k, [asked])[0]
 
     def warm(self, rounds: int = 3) -> None:
         """Runs a few made-up queries, so that the first shopper does not pay for page faults and lazy set-up."""

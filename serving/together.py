@@ -59,7 +59,8 @@ def together(searches: list[Search]) -> None:
     while under_way := [s for s in searches if s.wants is not None]:
         first = under_way[0].wants
         assert first is not None
-        chosen = [s for s in under_way if s.wants is not None and s.wants.alike == first.alike]
+        kind = first.alike
+        chosen = [s for s in under_way if s.wants is not None and s.wants.alike == kind]
         try:
             results = _context_of(chosen).run(first.run, [s.wants for s in chosen])
         except Exception as error:  # each of them gets it, and says so in its own words

@@ -35,10 +35,11 @@ def palette(pixels: np.ndarray) -> np.ndarray:
 
 
 def alike(one: np.ndarray, many: np.ndarray) -> np.ndarray:
-    """How alike a palette (13,) and others (n, 13) are, in [0, 1]: their Bhattacharyya coefficient. A palette of zeros: 0."""
+    """How alike a palette (..., 13) and others (..., n, 13) are, in [0, 1]: their Bhattacharyya coefficient. A palette of zeros: 0."""
     p, q = one.astype(np.float32), many.astype(np.float32)
-    sums = p.sum() * (q @ np.ones(len(p), np.float32))  # a product; summing along short rows takes ten times as long
-    return np.sqrt(q) @ np.sqrt(p) / np.sqrt(np.maximum(sums, 1))
+    ones = np.ones((len(NAMES), 1), np.float32)
+    sums = p.sum(axis=-1, keepdims=True) * (q @ ones)[..., 0]  # a product; summing along short rows takes ten times as long
+    return (np.sqrt(q) @ np.sqrt(p)[..., None])[..., 0] / np.sqrt(np.maximum(sums, 1))
 
 
 def _lab(pixels: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """A replica under load against the bare loop: decode + ONNX Runtime + FAISS, called directly, in the same run.
 
-    python -m tests.benchmarks.bench_serving [--rows 1000000] [--seconds 5] [--rounds 3] [--out build/bench]
+    python -m tests.benchmarks.bench_serving [--rows 1000000] [--network resnet50] [--seconds 5] [--rounds 3] [--out build/bench]
 
 The replica is `vitrine-serve` in a process of its own, the load generator another, over real HTTP; no query is asked twice, so
 that no cache answers. The bare loop runs in turns with it, on as many threads as the replica has workers; so do two replicas of
@@ -29,7 +29,7 @@ import psutil
 
 from serving.contract.manifest import CANDIDATES, EncoderManifest
 from serving.contract.segments import read_index
-from tests.benchmarks.market import SIZE, Market, market
+from tests.benchmarks.market import NETWORK, SIZE, Market, market
 from tests.load import MARK, Shots, fire, json_request, photo_request
 from tests.servers import free_port
 
@@ -264,13 +264,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--family", default="ivf_fs_sq8")
+    parser.add_argument("--network", default=NETWORK, help="the photos' encoder, by timm's name for it")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    made = market(args.out, args.rows, args.family)
-    print(f"{args.rows} x 512, {made.manifest().search}, {WORKERS} workers; load {psutil.getloadavg()[0]:.1f}")
+    made = market(args.out, args.rows, args.family, network=args.network)
+    print(f"{args.rows} x 512, {args.network}, {made.manifest().search}, {WORKERS} workers; load {psutil.getloadavg()[0]:.1f}")
     with ExitStack() as stack:
         one = stack.enter_context(replica(made.release, args.out / "serving.log"))
         several = [stack.enter_context(replica(made.release, args.out / f"serving-{n}.log", WORKERS="1")) for n in range(WORKERS)]

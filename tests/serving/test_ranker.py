@@ -11,7 +11,7 @@ from serving.contract.palette import NAMES, PALETTE
 from serving.contract.segments import fixed_column
 from serving.features import Features
 from serving.filters import Filter
-from serving.ranker import RankerConfig, User, Weights, rank
+from serving.ranker import RankerConfig, User, Weights, rank, rank_several
 from serving.rules import Nudge, Pin, Rules
 
 CATEGORIES = [["Home", "Mugs"], ["Home", "Lamps"], ["Shoes"], []]
@@ -223,6 +223,34 @@ def test_equal_scores_keep_the_order_they_came_in() -> None:
     rows = np.array([9, 4, 30, 2])
     found = rank(rows, np.full(4, 0.5, np.float32), features, RankerConfig(weights=PLAIN), 4)
     assert found.rows.tolist() == [9, 4, 30, 2]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RankerConfig(weights=Weights(colour=0.3, popularity=0.1)),
+        RankerConfig(voters=7, rules=Rules(max_per_brand=1, collapse="brand", pin=(Pin(product_id="p4", place=2),))),
+        RankerConfig(rules=Rules(boost=(boost({"brand": "Vela"}, 0.2),), bury=(boost({"price": {"lt": 20}}, 0.1),))),
+    ],
+)
+@pytest.mark.parametrize(("queries", "candidates"), [(1, 40), (2, 1), (5, 41), (8, 60)])
+def test_several_queries_are_ranked_as_each_by_itself_to_the_last_bit(
+    config: RankerConfig, queries: int, candidates: int
+) -> None:
+    _, table = shop()
+    rng = np.random.default_rng(queries)
+    features = Features(table.append_column(PALETTE, fixed_column(rng.integers(0, 40, (60, len(NAMES)), np.uint8))))
+    rows = np.stack([rng.permutation(60)[:candidates] for _ in range(queries)])
+    similarity = -np.sort(-rng.random((queries, candidates), np.float32))
+    for colours in (None, rng.integers(0, 40, (queries, len(NAMES)), np.uint8)):
+        together = rank_several(rows, similarity, features, config, 20, colours=colours)
+        for n, found in enumerate(together):
+            alone = rank(rows[n], similarity[n], features, config, 20, colours=None if colours is None else colours[n])
+            assert found.rows.tolist() == alone.rows.tolist()
+            assert found.score.tolist() == alone.score.tolist()
+            assert found.similarity.tolist() == alone.similarity.tolist()
+            assert {n: t.tolist() for n, t in found.terms.items()} == {n: t.tolist() for n, t in alone.terms.items()}
+            assert found.notes == alone.notes
 
 
 def test_other_weights_or_rules_are_another_ranker() -> None:
