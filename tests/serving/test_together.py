@@ -1,6 +1,9 @@
 """Searches carried through their phases together: each gets its own results, one call is made for several, failures stay apart."""
 
+import os
+import random
 import threading
+import time
 from collections.abc import Hashable
 from concurrent.futures import Future
 from contextvars import ContextVar, copy_context
@@ -9,7 +12,7 @@ from typing import Any
 
 from serving import logs
 from serving.together import Search, Searching, together
-from serving.workers import Workers
+from serving.workers import Workers, cores_of
 from tests.running import until
 
 CALLS: list[tuple[str, int]] = []
@@ -137,7 +140,7 @@ def came_while_busy(count: int, most: int, searches: int) -> Desk:
     workers = Workers(count, most, desk)
     for _ in range(count):
         workers.submit(begun(held(go)))
-    until(lambda: not workers.waiting.qsize())
+    until(lambda: not workers.waiting)
     for n in range(searches):
         workers.submit(begun(search(n, "encode")))
     go.set()
@@ -161,12 +164,75 @@ def test_workers_that_are_closed_begin_nothing_more() -> None:
     go, desk = threading.Event(), Desk()
     workers = Workers(1, 4, desk)
     workers.submit(begun(held(go)))
-    until(lambda: not workers.waiting.qsize())
+    until(lambda: not workers.waiting)
     workers.submit(begun(search(1, "encode")))
     workers.close()
     go.set()
     until(lambda: not workers.threads[0].is_alive())
     assert desk.answered == 1
+
+
+def test_workers_that_rest_end_when_they_are_closed() -> None:
+    desk = Desk()
+    workers = Workers(3, 4, desk)
+    for n in range(3):
+        workers.submit(begun(search(n, "encode")))
+    until(lambda: desk.answered == 3)
+    workers.close()
+    until(lambda: not any(t.is_alive() for t in workers.threads))
+
+
+def test_of_several_idle_workers_the_one_that_was_busy_last_is_woken() -> None:
+    go, desk = threading.Event(), Desk()
+    workers = Workers(3, 4, desk)
+    for _ in range(3):
+        workers.submit(begun(held(go)))
+    until(lambda: not workers.waiting)
+    go.set()
+    until(lambda: len(workers.idle) == 3)
+    names: list[str] = []
+
+    def named() -> Any:
+        names.append(threading.current_thread().name)
+        return "named"
+        yield
+
+    for n in range(20):
+        workers.submit(begun(named()))
+        until(lambda n=n: len(names) == n + 1 and len(workers.idle) == 3)
+    assert len(set(names)) == 1
+    workers.close()
+
+
+def test_a_search_that_comes_as_a_worker_goes_to_rest_is_not_forgotten() -> None:
+    desk, chance = Desk(), random.Random(1)
+    workers = Workers(2, 4, desk)
+    for n in range(3000):
+        workers.submit(begun(search(n, "encode")))
+        if chance.random() < 0.5:
+            time.sleep(chance.random() * 1e-4)
+    until(lambda: desk.answered == 3000)
+    assert not workers.waiting
+    workers.close()
+
+
+def test_workers_share_the_cores_where_there_is_one_for_each() -> None:
+    cores = os.sched_getaffinity(os.getpid())
+    shares = [cores_of(n, len(cores)) for n in range(len(cores))]
+    assert all(len(s) == 1 for s in shares)
+    assert set.union(*shares) == cores
+    assert set.union(cores_of(0, 2), cores_of(1, 2)) == cores
+    assert cores_of(0, 1) == cores
+    assert cores_of(5, len(cores) + 1) == cores
+    go = threading.Event()
+    workers = Workers(2, 4, Desk())
+    for _ in range(2):
+        workers.submit(begun(held(go)))
+    until(lambda: not workers.waiting)
+    assert [os.sched_getaffinity(t.native_id or 0) for t in workers.threads] == [cores_of(0, 2), cores_of(1, 2)]
+    assert os.sched_getaffinity(os.getpid()) == cores
+    go.set()
+    workers.close()
 
 
 def test_many_searches_on_several_workers_each_get_their_own() -> None:
