@@ -143,10 +143,9 @@ class Rank:
 
     @property
     def alike(self) -> Hashable:
-        rows = self.found.rows
-        if self.user is not None or self.asked.row is not None or not rows.size or rows.min() < 0:
-            return "rank", id(self)  # personal, about a product or short of candidates: by itself
-        return "rank", id(self.release), self.k, rows.shape, self.asked.colours is None, self.explain
+        if self.user is not None or self.asked.row is not None:
+            return "rank", id(self)  # personal, or about a product: by itself
+        return "rank", id(self.release), self.k, self.found.rows.shape, self.asked.colours is None, self.explain
 
     def run(self, steps: "list[Rank]") -> list[list[Result]]:
         ranked = self.release.rank([s.found for s in steps], self.k, [s.asked for s in steps], self.user)

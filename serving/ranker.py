@@ -72,31 +72,18 @@ def rank(
     user: User | None = None,
     colours: np.ndarray | None = None,
     own: int | None = None,
-) -> Ranked:
-    """The k best of one query's candidates: `rows` (n,) int64 handles (-1: none) with `similarity` (n,) float32, best first.
+) -> list[Ranked]:
+    """The k best of each query's candidates: `rows` (nq, n) int64 handles (-1: none) with `similarity` (nq, n) float32, best first.
 
-    `colours` (13,) uint8 is the palette of the photo or product that was asked with. `own` is the row of the product that was
-    asked about: it votes for its category, and has no place in the answer.
+    Each query is ranked as by itself, to the last bit. `colours` (nq, 13) uint8 are the palettes of the photos or products that
+    were asked with. `user` asks all of them, and `own` is the row of the product that all are about: it votes for its category, and
+    has no place in the answer.
     """
     there = rows >= 0
-    palettes = None if colours is None else colours[None]
-    return rank_several(rows[there][None], similarity[there][None], features, config, k, user, palettes, own)[0]
-
-
-def rank_several(
-    rows: np.ndarray,
-    similarity: np.ndarray,
-    features: Features,
-    config: RankerConfig,
-    k: int,
-    user: User | None = None,
-    colours: np.ndarray | None = None,
-    own: int | None = None,
-) -> list[Ranked]:
-    """Several queries' candidates, each ranked as by itself, to the last bit: `rows` and `similarity` (nq, n), none missing.
-
-    `colours` (nq, 13) are the palettes of what was asked with; `user` asks and `own` is asked about in all of them.
-    """
+    if not there.all():
+        palettes = [None] * len(rows) if colours is None else colours[:, None]
+        each = zip(rows, similarity, there, palettes, strict=True)
+        return [rank(r[None, t], s[None, t], features, config, k, user, p, own)[0] for r, s, t, p in each]
     weights = config.weights
     terms = {
         "similarity": similarity.astype(np.float64),
@@ -119,9 +106,7 @@ def rank_several(
             best_first = best_first[candidates[best_first] != own]
         arranged = arrange(best_first, candidates, features, config.rules)
         order = arranged.positions[:k]
-        notes = (
-            {place: arranged.notes[int(p)] for place, p in enumerate(order) if int(p) in arranged.notes} if arranged.notes else {}
-        )
+        notes = {place: arranged.notes[p] for place, p in enumerate(order.tolist()) if p in arranged.notes}
         shares = {name: term[query, order] for name, term in terms.items()}
         ranked.append(Ranked(candidates[order], score[query, order], similarity[query, order], shares, notes))
     return ranked

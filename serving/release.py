@@ -18,9 +18,10 @@ from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.filters import Filter, FilterError, matching
+from serving.found import one_above_the_other
 from serving.golden import check_golden
 from serving.models import VersionOf
-from serving.ranker import Ranked, RankerConfig, User, rank, rank_several
+from serving.ranker import Ranked, RankerConfig, User, rank
 from serving.searcher import Found, Searcher
 from serving.words import TextEncoder
 
@@ -167,16 +168,12 @@ class Release:
     def rank(self, found: list[Found], k: int, asked: list[Asked], user: User | None = None) -> list[Ranked]:
         """The second phase: the k best of each query's candidates.
 
-        Several are ranked at once: with as many candidates each, none of them missing, all with a palette or none, and no product
-        asked about.
+        Several have all a palette or none, and are about the same product or about none.
         """
-        features = self.searcher.features
-        if len(found) == 1:
-            (one,), (query,) = found, asked
-            return [rank(one.rows[0], one.similarity[0], features, self.ranker, k, user, query.colours, query.row)]
+        several = one_above_the_other(found)
         palettes = [a.colours for a in asked if a.colours is not None]
-        rows, similarity = np.concatenate([f.rows for f in found]), np.concatenate([f.similarity for f in found])
-        return rank_several(rows, similarity, features, self.ranker, k, user, np.stack(palettes) if palettes else None)
+        colours = np.stack(palettes) if palettes else None
+        return rank(several.rows, several.similarity, self.searcher.features, self.ranker, k, user, colours, asked[0].row)
 
     def answer(self, asked: Asked, k: int = 20) -> Ranked:
         """Both phases, with the version's own number of candidates."""
