@@ -10,6 +10,7 @@ import numpy as np
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
 from serving.found import Found, one_above_the_other
+from serving.lists import Lists, selector
 from serving.stored import Stored, asked
 
 EFFORT = ("nprobe", "ef")
@@ -31,6 +32,8 @@ class FaissEngine:
         self.unmasked: dict[tuple[object, ...], Any] = {}
         view = faiss.downcast_index(index)
         self.estimating = faiss.downcast_index(view.base_index) if isinstance(view, faiss.IndexRefine) else None
+        self.searched = view if self.estimating is None else self.estimating
+        self.lists = Lists(self.searched) if isinstance(self.searched, faiss.IndexIVF) else None
         lists = innermost(index)
         if isinstance(lists, faiss.IndexIVFFastScan):
             lists.implem = ONE_BY_ONE
@@ -40,14 +43,19 @@ class FaissEngine:
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         if xq.shape[1] != self.dim:
             raise ValueError(f"queries of dimension {xq.shape[1]}, where the index has {self.dim}")
-        chosen = self._chosen(params, effort, mask)
+        chosen, wanted = self._chosen(params, effort, mask), k
+        if self.estimating is not None:
+            wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
+            if not self.stored.worth_copying(wanted, k):
+                return asked(self.index, xq, k, chosen)
+        if self.lists is not None and self.lists.reads_once(len(xq)):
+            lists = self.lists.nearest(xq, probes(self.searched, widened(params, effort)))
+            found = self.lists.search(xq, wanted, lists, mask)
+        else:
+            found = asked(self.searched, xq, wanted, chosen if self.estimating is None else chosen.base_index_params)
         if self.estimating is None:
-            return asked(self.index, xq, k, chosen)
-        wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
-        if not self.stored.worth_copying(wanted, k):
-            return asked(self.index, xq, k, chosen)
-        estimates = asked(self.estimating, xq, wanted, chosen.base_index_params).rows
-        finer = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, estimates, strict=True)]
+            return found
+        finer = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, found.rows, strict=True)]
         return one_above_the_other(finer, k)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
@@ -89,13 +97,6 @@ def together(engines: Sequence[FaissEngine]) -> FaissEngine:
         if engine.rows:
             whole.add(engine.vectors(np.arange(engine.rows)))
     return FaissEngine(whole)
-
-
-def selector(mask: Mask) -> Any:
-    """FAISS's selector of the rows that count."""
-    chosen = faiss.IDSelectorBitmap(len(mask.allowed), faiss.swig_ptr(mask.bits))
-    chosen.bits = mask.bits  # keeps the bitmap alive as long as the selector
-    return chosen
 
 
 def widened(params: dict[str, Scalar], factor: int) -> dict[str, Scalar]:

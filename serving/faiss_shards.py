@@ -13,9 +13,9 @@ import numpy as np
 
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
-from serving.faiss_engine import FaissEngine, innermost, k_factor, probes, selector, widened
+from serving.faiss_engine import FaissEngine, innermost, k_factor, probes, widened
 from serving.found import Found, Source, merge, nothing, one_above_the_other, shares
-from serving.stored import asked
+from serving.lists import Lists
 
 
 class FaissShards:
@@ -25,11 +25,9 @@ class FaissShards:
         self.engines = list(engines)
         self.starts = np.concatenate([[0], np.cumsum([e.rows for e in engines])])
         self.rows = int(self.starts[-1])
-        self.lists = [innermost(e.index) for e in engines]
-        self.quantizer = faiss.downcast_index(self.lists[0].quantizer)
+        self.lists = [Lists(innermost(e.index)) for e in engines]
         self.transforms = _transforms(engines[0].index)
         self.refined = engines[0].estimating is not None
-        self.unmasked: dict[int, Any] = {}
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         masks = [None if mask is None else mask.part(*self._span(s)) for s in range(len(self.engines))]
@@ -38,11 +36,15 @@ class FaissShards:
         x = xq
         for transform in self.transforms:
             x = transform.apply(x)
-        coarse = asked(self.quantizer, x, probes(self.lists[0], widened(params, effort)))
+        coarse = self.lists[0].nearest(x, probes(self.lists[0].index, widened(params, effort)))
 
         def source(shard: int) -> Source:
-            index, scan = self.lists[shard], self._scan(coarse.rows.shape[1], masks[shard])
-            return Source(lambda which, n: _preassigned(index, x[which], n, coarse, which, scan), counts[shard] / whole)
+            lists, live = self.lists[shard], masks[shard]
+
+            def ask(which: np.ndarray, n: int) -> Found:
+                return lists.search(x[which], n, Found(coarse.similarity[which], coarse.rows[which]), live)
+
+            return Source(ask, counts[shard] / whole)
 
         if not held:
             return nothing(len(xq), k)
@@ -66,14 +68,6 @@ class FaissShards:
 
     def _span(self, shard: int) -> tuple[int, int]:
         return int(self.starts[shard]), int(self.starts[shard + 1])
-
-    def _scan(self, nprobe: int, mask: Mask | None) -> Any:
-        """FAISS's parameters for going through so many lists; those without a mask are kept."""
-        if mask is not None:
-            return faiss.SearchParametersIVF(nprobe=nprobe, sel=selector(mask))
-        if nprobe not in self.unmasked:
-            self.unmasked[nprobe] = faiss.SearchParametersIVF(nprobe=nprobe)
-        return self.unmasked[nprobe]
 
 
 def trained_as_one(engines: Sequence[FaissEngine]) -> bool:
@@ -113,15 +107,6 @@ def _transforms(index: Any) -> list[Any]:
     if not isinstance(index, faiss.IndexPreTransform):
         return []
     return [faiss.downcast_VectorTransform(index.chain.at(number)) for number in range(index.chain.size())]
-
-
-def _preassigned(index: Any, x: np.ndarray, k: int, coarse: Found, which: np.ndarray, scan: Any) -> Found:
-    """The k nearest of the queries `which` within lists that were found before; FAISS's own wrapper takes no parameters."""
-    similarity, rows = np.empty((len(x), k), np.float32), np.empty((len(x), k), np.int64)
-    x, lists, closeness = (np.ascontiguousarray(a) for a in (x, coarse.rows[which], coarse.similarity[which]))
-    pointers = [faiss.swig_ptr(a) for a in (x, lists, closeness, similarity, rows)]
-    index.search_preassigned_c(len(x), pointers[0], k, *pointers[1:], False, scan)
-    return Found(similarity, rows)
 
 
 def _refined(engine: FaissEngine, xq: np.ndarray, estimates: Found, last: np.ndarray, k: int) -> Found:

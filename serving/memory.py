@@ -10,9 +10,9 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-M_MMAP_THRESHOLD = -3
-"""mallopt's name for it in glibc's malloc.h."""
-LARGE = 1 << 20
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""mallopt's names for them in glibc's malloc.h."""
+LARGE, KEPT = 1 << 20, 1 << 22
 MADV_COLLAPSE = 25
 """madvise's number for it in Linux's mman-common.h, from 6.1 on."""
 PAGE, LARGE_PAGE = 1 << 12, 1 << 21
@@ -25,10 +25,13 @@ def keep_large_apart() -> None:
     """Blocks of a megabyte and more come from the system one by one, and go back to it when they are freed.
 
     glibc begins that way and gives it up with the first of them that is freed: from then on bodies of megabytes and encoders'
-    weights lie between what lives long, and leave holes (docs/decisions/0067).
+    weights lie between what lives long, and leave holes (docs/decisions/0067). Of smaller blocks a heap keeps up to KEPT bytes that are
+    free: by itself it would give back what one search frees, and take it anew, page by page, for the next.
     """
     try:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
     except AttributeError:
         log.debug("this C library has no mallopt")
 
