@@ -217,5 +217,15 @@ FAMILIES = {
             reach=((EIGHT_BITS, {"ef": 64}), (FINE, {"ef": 128})),
             build_s=650.0,
         ),
+        Family(
+            "hnsw16_fp16",
+            lambda d, n: "HNSW16,SQfp16",
+            EFS,
+            lambda d: 2 * d + 148,
+            _graph,
+            sequential=True,
+            reach=((EIGHT_BITS, {"ef": 64}), (FINE, {"ef": 256})),
+            build_s=590.0,
+        ),
     )
 }

@@ -11,14 +11,14 @@ FEW_LISTS = 16
 
 
 def kind_of(index: Any) -> tuple[object, ...]:
-    """The stages of an index and how each keeps its vectors; not how many lists, codes or links it has, which may be tuned."""
+    """The stages of an index, how each keeps its vectors, and a graph's links; not how many lists or codes, which follow the rows."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
         return "refined", *kind_of(index.base_index), *kind_of(index.refine_index)
     if isinstance(index, faiss.IndexPreTransform):
         return "rotated", *kind_of(index.index)
     if isinstance(index, faiss.IndexHNSW):
-        return "graph", *kind_of(index.storage)
+        return "graph", index.hnsw.nb_neighbors(0), *kind_of(index.storage)
     if isinstance(index, faiss.IndexScalarQuantizer):
         return "scalar", index.sq.qtype
     return ("flat",) if isinstance(index, faiss.IndexFlat) else (type(index).__name__,)

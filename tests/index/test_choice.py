@@ -52,8 +52,9 @@ def test_without_a_budget_rows_and_recall_decide(need: Need, chosen: str) -> Non
             "hnsw_sq8",
             {"ivf_fs_sq8": "would have a p99 of about", "flat": "would have a p99 of about 279.3 ms"},
         ),
+        (Need(MILLION, 512, target=0.99, budget=Budget(p99_ms=5)), "hnsw16_fp16", {}),
         (
-            Need(MILLION, 512, target=0.99, budget=Budget(p99_ms=5)),
+            Need(MILLION, 512, target=0.99, budget=Budget(p99_ms=3)),
             "hnsw_fp16",
             {"hnsw_sq8": "reaches recall@10 0.97 on every", "ivf_fs_fp16": "would have a p99 of about"},
         ),
