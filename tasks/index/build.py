@@ -187,7 +187,7 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
     key = np.concatenate(keys) if keys else np.zeros(0, np.int64)
     _check_keys(key, shard, template.shards)
     palettes = shard_palettes(vectors_uri, [shard])
-    order = group(index)
+    order = group(index, f", shard {shard}")
     if order is not None:
         key, palettes = key[order], palettes and palettes.take(pa.array(order))
     table = with_palettes(rows_of(snapshot_uri, key, shard, template.shards), palettes)
