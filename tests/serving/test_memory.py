@@ -69,3 +69,29 @@ def test_nothing_is_moved_where_the_system_was_told_not_to(tmp_path: Path, monke
     (tmp_path / "enabled").write_text("always madvise [never]\n")
     monkeypatch.setattr(memory, "PAGES_SETTING", tmp_path / "enabled")
     assert memory.in_large_pages() == 0
+
+
+TOUCHED = """
+import resource, threading
+import numpy as np
+from serving.memory import keep_large_apart
+keep_large_apart()
+def search(): return [np.ones(400_000, np.uint8) for _ in range(4)]
+def work():
+    for _ in range(20):
+        search()
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(100):
+        search()
+    print(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heaps")
+def test_what_one_search_frees_is_there_for_the_next() -> None:
+    """1.6 MB in blocks below LARGE, a hundred times: 66 new pages each time where 128 KiB are all that stays, as glibc has it."""
+    told = subprocess.run([sys.executable, "-c", TOUCHED], capture_output=True, text=True, check=True).stdout
+    assert int(told) < 1_000
