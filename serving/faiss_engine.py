@@ -43,15 +43,16 @@ class FaissEngine:
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         if xq.shape[1] != self.dim:
             raise ValueError(f"queries of dimension {xq.shape[1]}, where the index has {self.dim}")
-        chosen, wanted = self._chosen(params, effort, mask), k
+        wanted = k
         if self.estimating is not None:
             wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
             if not self.stored.worth_copying(wanted, k):
-                return asked(self.index, xq, k, chosen)
+                return asked(self.index, xq, k, self._chosen(params, effort, mask))
         if self.lists is not None and self.lists.reads_once(len(xq)):
             lists = self.lists.nearest(xq, probes(self.searched, widened(params, effort)))
             found = self.lists.search(xq, wanted, lists, mask)
         else:
+            chosen = self._chosen(params, effort, mask)
             found = asked(self.searched, xq, wanted, chosen if self.estimating is None else chosen.base_index_params)
         if self.estimating is None:
             return found

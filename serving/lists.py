@@ -7,8 +7,8 @@ import faiss
 import numpy as np
 
 from serving.engine import Mask
-from serving.found import Found
-from serving.stored import asked
+from serving.found import Found, one_above_the_other
+from serving.stored import asked, best
 
 SEVERAL = range(2, 65)
 WORTH_BYTES = 1 << 20
@@ -48,13 +48,7 @@ class Lists:
         if not self.reads_once(len(xq)):
             return asked(self.quantizer, xq, nprobe)
         similarity = np.ascontiguousarray((self.centroids @ xq.T).reshape(-1, len(xq))[: self.count].T)
-        found = Found(np.empty((len(xq), nprobe), np.float32), np.empty((len(xq), nprobe), np.int64))
-        for row, closest, lists in zip(similarity, found.similarity, found.rows, strict=True):
-            near = row.argpartition(self.count - nprobe)[self.count - nprobe :]
-            close = row.take(near)
-            order = (-close).argsort()
-            closest[:], lists[:] = close.take(order), near.take(order)
-        return found
+        return one_above_the_other([best(row, np.arange(self.count), nprobe) for row in similarity])
 
     def search(self, xq: np.ndarray, k: int, chosen: Found, mask: Mask | None) -> Found:
         """The k nearest of queries xq (nq, d) within the lists chosen for each of them; FAISS's own wrapper takes no parameters."""

@@ -28,7 +28,7 @@ def graph(vectors: np.ndarray, factory: str = "HNSW16,SQfp16") -> faiss.Index:
     return index
 
 
-def apart(vectors: np.ndarray) -> float:
+def closeness(vectors: np.ndarray) -> float:
     """Mean cosine of rows that follow each other."""
     return float((vectors[1:] * vectors[:-1]).sum(axis=1).mean())
 
@@ -44,7 +44,7 @@ def test_near_rows_follow_each_other_and_searches_find_the_same(factory: str, ve
     after = index.search(xq, 20)
     np.testing.assert_array_equal(after[0], before[0])
     assert np.mean(order[after[1]] == before[1]) > 0.99  # equal similarities may change places
-    assert apart(stored[order]) > apart(stored) + 0.2
+    assert closeness(stored[order]) > closeness(stored) + 0.2
 
 
 def test_the_same_rows_are_grouped_alike(vectors: np.ndarray) -> None:
