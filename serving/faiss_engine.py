@@ -10,6 +10,7 @@ import numpy as np
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
 from serving.found import Found, one_above_the_other
+from serving.graphs import remember_in_bytes
 from serving.lists import Lists, selector
 from serving.stored import Stored, asked
 
@@ -37,13 +38,15 @@ class FaissEngine:
         lists = innermost(index)
         if isinstance(lists, faiss.IndexIVFFastScan):
             lists.implem = ONE_BY_ONE
+        if isinstance(lists, faiss.IndexHNSW):
+            remember_in_bytes()
         if isinstance(lists, faiss.IndexIVF) and lists.ntotal and self.estimating is None:
             lists.make_direct_map(True)  # stored vectors are read back by position
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         if xq.shape[1] != self.dim:
             raise ValueError(f"queries of dimension {xq.shape[1]}, where the index has {self.dim}")
-        wanted = k
+        xq, wanted = self.stored.query(xq), k
         if self.estimating is not None:
             wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
             if not self.stored.worth_copying(wanted, k):

@@ -31,9 +31,17 @@ class Stored:
             store = faiss.downcast_index(store.storage)
         self.store = store
         self.quantised = isinstance(store, faiss.IndexScalarQuantizer)
+        self.bfloat = self.quantised and store.sq.qtype == faiss.ScalarQuantizer.QT_bf16
         self.eight_bit = self.quantised and store.sq.qtype == faiss.ScalarQuantizer.QT_8bit
         self.codes = _codes(store) if isinstance(store, faiss.IndexFlatCodes) and store.ntotal else None
         self.mine = threading.local()
+
+    def query(self, xq: np.ndarray) -> np.ndarray:
+        """Queries (nq, d) float32 as they are compared: of bf16 vectors rounded to bf16.
+
+        A processor that multiplies bf16 rounds them itself, others do not: rounded first, similarities are the same everywhere.
+        """
+        return as_bfloat16(xq) if self.bfloat else xq
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """The vectors (n, d) float32 at these positions."""
@@ -44,6 +52,7 @@ class Stored:
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
         """The k nearest of queries xq (nq, d) float32 among the rows at these positions (n,); (nq, n) where there are only n."""
+        xq = self.query(xq)
         k = min(k, len(positions))
         if not k:
             return nothing(len(xq), 0)
@@ -78,6 +87,12 @@ class Stored:
         if not hasattr(self.mine, "beside"):
             self.mine.beside = _Beside(self.store)
         return self.mine.beside
+
+
+def as_bfloat16(vectors: np.ndarray) -> np.ndarray:
+    """The nearest float32 that bf16 can say, its upper 16 bits, of finite numbers (n, d) float32."""
+    bits = np.ascontiguousarray(vectors, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def asked(index: Any, xq: np.ndarray, k: int, params: Any = None) -> Found:

@@ -20,9 +20,9 @@ REFINE_US = {"sq8": 0.5, "fp16": 1.2}
 FOLLOWED_US, KEPT_US = 4.0, 0.5
 """Microseconds per neighbour followed in a graph over SQ8 codes, 512-d, and per candidate kept (docs/performance.md, "Every family
 at a million")."""
-EIGHT_BITS, FINE = 0.97, 0.995
-"""What eight bits a number and finer stores reach: near vectors are not told apart by eight bits (docs/performance.md, "The index on
-vectors of real photos")."""
+EIGHT_BITS, BF16, FINE = 0.97, 0.98, 0.995
+"""What eight bits a number, bf16 and finer stores reach: near vectors are not told apart by eight bits (docs/performance.md, "The index
+on vectors of real photos"), and a little less well by bf16."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,16 @@ FAMILIES = {
             sequential=True,
             reach=((EIGHT_BITS, {"ef": 64}),),
             build_s=680.0,
+        ),
+        Family(
+            "hnsw_bf16",
+            lambda d, n: "HNSW32,SQbf16",
+            EFS,
+            lambda d: 2 * d + 276,
+            _graph,
+            sequential=True,
+            reach=((EIGHT_BITS, {"ef": 64}), (BF16, {"ef": 128})),
+            build_s=650.0,
         ),
         Family(
             "hnsw_fp16",

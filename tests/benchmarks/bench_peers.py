@@ -24,6 +24,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from serving.contract.segments import read_index
 from serving.faiss_engine import FaissEngine, omp_threads
 from tasks.index.build import make_index
 from tasks.index.codes import choose_codes, filling
@@ -33,7 +34,7 @@ from tests.benchmarks.made_shop import world_of
 from tests.benchmarks.peer import K, measure
 
 PEERS = Path("build/peers")
-OURS = ("hnsw_sq8", "hnsw_fp16", "ivf_fs_sq8")
+OURS = ("hnsw_sq8", "hnsw_bf16", "ivf_fs_sq8")
 BLOCK = 50_000
 TARGETS = (0.9, 0.95, 0.98, 0.99)
 REFINED = (2, 3, 4, 5, 7.5, 10, 15, 20, 30, 40)
@@ -65,12 +66,11 @@ def ours(name: str, k: int, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, fold
         faiss.write_index(index, str(path))
         np.save(ids, np.arange(len(xb)) if order is None else order)
         took.write_text(str(build_s))
-    index = faiss.read_index(str(path))
     grid = half_steps(family.grid)
     # Where ten are asked for and not the pipeline's 500 candidates, more of them are refined.
     if k == K and "k_factor" in grid[0]:
         grid = tuple(p | {"k_factor": f} for p in grid if p["k_factor"] == 1 for f in REFINED)
-    engine = FaissEngine(index)
+    engine = FaissEngine(read_index(path, xb.shape[1], len(xb)))
     asks = [lambda q, p=params: engine.search(q[None], k, None, p).rows[0] for params in grid]
     place = np.argsort(np.load(ids))  # where each row lies
     with omp_threads(1):

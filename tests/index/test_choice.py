@@ -56,6 +56,11 @@ def test_without_a_budget_rows_and_recall_decide(need: Need, chosen: str) -> Non
         (
             Need(MILLION, 512, target=0.99, budget=Budget(p99_ms=3)),
             "hnsw_fp16",
+            {"hnsw_bf16": "reaches recall@10 0.98 on every", "ivf_fs_fp16": "would have a p99 of about"},
+        ),
+        (
+            Need(MILLION, 512, target=0.98, budget=Budget(p99_ms=3)),
+            "hnsw_bf16",
             {"hnsw_sq8": "reaches recall@10 0.97 on every", "ivf_fs_fp16": "would have a p99 of about"},
         ),
         (Need(MILLION, 512, target=0.99, budget=Budget(p99_ms=5, build_s=200)), "", {}),

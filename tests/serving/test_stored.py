@@ -9,7 +9,7 @@ import pytest
 from serving import stored as module
 from serving.engine import Mask
 from serving.faiss_engine import FaissEngine, omp_threads
-from serving.stored import BLOCK, FEW, Stored
+from serving.stored import BLOCK, FEW, Stored, as_bfloat16
 from tests.index.shop import clustered
 
 D, N = 32, 3 * BLOCK
@@ -18,6 +18,7 @@ KINDS = [
     "SQ8",
     "SQfp16",
     "HNSW8,SQfp16",
+    "HNSW8,SQbf16",
     "IVF16,Flat",
     "OPQ8_32,IVF16,PQ8",
     "IVF16,PQ16x4fs,Refine(SQ8)",
@@ -60,11 +61,30 @@ def test_the_nearest_are_those_of_the_vectors_read_back(
     assert found.rows.shape == found.similarity.shape == (count, k)
     if not rows:
         return
-    similarity = xq @ engine.vectors(positions).T
+    similarity = engine.stored.query(xq) @ engine.vectors(positions).T
     np.testing.assert_allclose(found.similarity, -np.sort(-similarity, axis=1)[:, :k], atol=1e-5)
     where = {int(p): i for i, p in enumerate(positions)}
     places = [[where[int(r)] for r in row] for row in found.rows]
     np.testing.assert_allclose(np.take_along_axis(similarity, np.array(places), 1), found.similarity, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_search_gives_the_similarities_that_comparing_gives(
+    kind: str, opened: dict[str, FaissEngine], queries: np.ndarray
+) -> None:
+    """To 1e-5, a tenth of what golden answers may differ by between machines."""
+    engine = opened[kind]
+    found = engine.search(queries, 20, None, {"nprobe": 16, "ef": 100, "k_factor": 4})
+    for x, rows, similarity in zip(queries, found.rows, found.similarity, strict=True):
+        np.testing.assert_allclose(engine.nearest(x[None], rows, 20).similarity[0], similarity, atol=1e-5)
+
+
+def test_rounded_to_bf16_is_what_torch_rounds_to() -> None:
+    import torch
+
+    x = np.random.default_rng(3).standard_normal((50, D)).astype(np.float32)
+    np.testing.assert_array_equal(as_bfloat16(x), torch.from_numpy(x).bfloat16().float().numpy())
+    np.testing.assert_array_equal(as_bfloat16(as_bfloat16(x)), as_bfloat16(x))
 
 
 def test_a_stored_vector_that_is_no_number_is_said_and_not_passed_over(queries: np.ndarray) -> None:
