@@ -22,7 +22,7 @@ FOLLOWED_US, KEPT_US = 4.0, 0.5
 at a million")."""
 EIGHT_BITS, BF16, FINE = 0.97, 0.98, 0.995
 """What eight bits a number, bf16 and finer stores reach: near vectors are not told apart by eight bits (docs/performance.md, "The index
-on vectors of real photos"), and a little less well by bf16."""
+on vectors of real photos"), nor all of them by bf16 (docs/decisions/0073)."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,29 @@ def _graph(params: dict[str, Scalar], candidates: int, rows_per_list: float) -> 
     return FOLLOWED_US * float(params["ef"] or 0) + KEPT_US * candidates
 
 
+def _hnsw(
+    name: str,
+    links: int,
+    store: str,
+    width: int,
+    reach: tuple[tuple[float, dict[str, Scalar]], ...],
+    build_s: float,
+    trained: bool = True,
+) -> Family:
+    """A graph over `store`, which takes `width` bytes a number: each node has twice `links` neighbours of 4 bytes, and 20 bytes more."""
+    return Family(
+        name,
+        lambda d, n: f"HNSW{links},{store}",
+        EFS,
+        lambda d: width * d + 8 * links + 20,
+        _graph,
+        trained=trained,
+        sequential=True,
+        reach=reach,
+        build_s=build_s,
+    )
+
+
 WIDE = (4, 8, 16, 32, 64, 128, 256, 512)
 REFINED = tuple(p for kf in (1, 2, 4, 8) for p in _probes(*WIDE, k_factor=kf))
 USUAL: dict[str, Scalar] = {"nprobe": 128, "k_factor": 1}
@@ -186,56 +209,10 @@ FAMILIES = {
             39,
             reach=((EIGHT_BITS, USUAL), (FINE, {"nprobe": 256, "k_factor": 1})),
         ),
-        Family(
-            "hnsw_flat",
-            lambda d, n: "HNSW32,Flat",
-            EFS,
-            lambda d: 4 * d + 276,
-            _graph,
-            trained=False,
-            sequential=True,
-            reach=((EIGHT_BITS, {"ef": 64}), (FINE, {"ef": 128})),
-            build_s=790.0,
-        ),
-        Family(
-            "hnsw_sq8",
-            lambda d, n: "HNSW32,SQ8",
-            EFS,
-            lambda d: d + 276,
-            _graph,
-            sequential=True,
-            reach=((EIGHT_BITS, {"ef": 64}),),
-            build_s=680.0,
-        ),
-        Family(
-            "hnsw_bf16",
-            lambda d, n: "HNSW32,SQbf16",
-            EFS,
-            lambda d: 2 * d + 276,
-            _graph,
-            sequential=True,
-            reach=((EIGHT_BITS, {"ef": 64}), (BF16, {"ef": 128})),
-            build_s=650.0,
-        ),
-        Family(
-            "hnsw_fp16",
-            lambda d, n: "HNSW32,SQfp16",
-            EFS,
-            lambda d: 2 * d + 276,
-            _graph,
-            sequential=True,
-            reach=((EIGHT_BITS, {"ef": 64}), (FINE, {"ef": 128})),
-            build_s=650.0,
-        ),
-        Family(
-            "hnsw16_fp16",
-            lambda d, n: "HNSW16,SQfp16",
-            EFS,
-            lambda d: 2 * d + 148,
-            _graph,
-            sequential=True,
-            reach=((EIGHT_BITS, {"ef": 64}), (FINE, {"ef": 256})),
-            build_s=590.0,
-        ),
+        _hnsw("hnsw_flat", 32, "Flat", 4, ((EIGHT_BITS, {"ef": 64}), (FINE, {"ef": 128})), 790.0, trained=False),
+        _hnsw("hnsw_sq8", 32, "SQ8", 1, ((EIGHT_BITS, {"ef": 64}),), 680.0),
+        _hnsw("hnsw_bf16", 32, "SQbf16", 2, ((EIGHT_BITS, {"ef": 64}), (BF16, {"ef": 128})), 650.0),
+        _hnsw("hnsw_fp16", 32, "SQfp16", 2, ((EIGHT_BITS, {"ef": 64}), (FINE, {"ef": 128})), 650.0),
+        _hnsw("hnsw16_fp16", 16, "SQfp16", 2, ((EIGHT_BITS, {"ef": 64}), (FINE, {"ef": 256})), 590.0),
     )
 }
