@@ -17,7 +17,6 @@ from serving.contract.files import ContractError, FileRef, describe, verify, wri
 from serving.contract.keys import shard_of
 from serving.contract.palette import PALETTE
 from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
-from serving.graphs import remember_in_bytes
 from serving.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
@@ -272,7 +271,6 @@ def make_index(dim: int, factory: str) -> Any:
         transform.niter, transform.max_train_points = OPQ_ROUNDS, OPQ_VECTORS
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efConstruction = EF_CONSTRUCTION
-        remember_in_bytes()
     return made
 
 

@@ -10,6 +10,7 @@ import pytest
 from serving import graphs
 from serving.faiss_engine import FaissEngine, omp_threads
 from serving.graphs import ROWS_IN_BYTES, remember_in_bytes, threshold
+from tasks.index.codes import filling
 from tests.index.shop import clustered
 
 D, N = 32, 3000
@@ -54,6 +55,22 @@ def test_the_answers_are_the_same_with_a_set(graph: faiss.Index) -> None:
         found[rows] = engine.search(xq, 50, None, {"ef": 64})
     np.testing.assert_array_equal(found[0].rows, found[ROWS_IN_BYTES].rows)
     np.testing.assert_array_equal(found[0].similarity, found[ROWS_IN_BYTES].similarity)
+
+
+@pytest.mark.usefixtures("anew")
+def test_filling_a_graph_raises_the_threshold_and_makes_the_same_graph() -> None:
+    vectors, made = clustered(np.random.default_rng(4), N, D), []
+    for rows in (0, ROWS_IN_BYTES):
+        index = faiss.index_factory(D, "HNSW16,SQbf16", faiss.METRIC_INNER_PRODUCT)
+        index.train(vectors)
+        threshold().value = 500_000
+        with omp_threads(1), filling(index) as add:
+            assert threshold().value == ROWS_IN_BYTES
+            threshold().value = rows
+            add(vectors)
+        made.append(faiss.serialize_index(index))
+        remember_in_bytes.cache_clear()
+    np.testing.assert_array_equal(*made)
 
 
 @pytest.mark.usefixtures("anew")
