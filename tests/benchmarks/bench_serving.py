@@ -111,14 +111,14 @@ def replica(release: Path, log: Path, **settings: str) -> Iterator[tuple[str, ps
         process = subprocess.Popen([sys.executable, "-m", "serving.main"], env=environ, stderr=stream)
         try:
             url = f"http://127.0.0.1:{port}"
-            _until_ready(url, process)
+            wait_until_ready(url, process)
             yield url, psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait(20)
 
 
-def _until_ready(url: str, process: subprocess.Popen) -> None:
+def wait_until_ready(url: str, process: subprocess.Popen) -> None:
     until = time.monotonic() + 300
     while time.monotonic() < until:
         if process.poll() is not None:
