@@ -32,7 +32,9 @@ from dags.running import DEFAULTS, clear_failure, run_key
     doc_md=__doc__,
     tags=["vitrine", "release"],
     params={
-        "version": Param("", type="string", title="Version", description="Empty: the candidate", pattern="^[0-9]{0,9}$"),
+        "version": Param(
+            None, type=["null", "string"], title="Version", description="Empty: the candidate", pattern="^[0-9]{0,9}$"
+        ),
         "approval": Param(
             "setting", enum=["setting", "yes", "no"], title="Ask a person", description="setting: as VITRINE_APPROVAL says"
         ),

@@ -24,7 +24,9 @@ from dags.running import DEFAULTS, clear_failure, run_key
     doc_md=__doc__,
     tags=["vitrine", "release"],
     params={
-        "version": Param("", type="string", title="Version", description="Empty: what was live before", pattern="^[0-9]{0,9}$"),
+        "version": Param(
+            None, type=["null", "string"], title="Version", description="Empty: what was live before", pattern="^[0-9]{0,9}$"
+        ),
     },
 )
 def rollback_index() -> None:
@@ -33,7 +35,7 @@ def rollback_index() -> None:
         from tasks.steps import promoting
 
         with clear_failure():
-            return promoting.roll_back(run_key(), get_current_context()["params"]["version"])
+            return promoting.roll_back(run_key(), get_current_context()["params"]["version"] or "")
 
     roll_back()
 

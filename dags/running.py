@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import get_current_context
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.alerts import tell_failure
 
@@ -28,13 +28,28 @@ def run_key() -> str:
 
 @contextmanager
 def clear_failure() -> Iterator[None]:
-    """Turns an error that a person must mend into a failure without retries; anything else keeps its retries."""
+    """Turns an error that a person must mend into a failure without retries; anything else keeps its retries.
+
+    A scheduled run that lacks its inputs before the first success is skipped (tasks/steps/first_run.py).
+    """
     from serving.contract.files import ContractError
-    from tasks.errors import VitrineError
+    from tasks.errors import InputMissing, VitrineError
 
     try:
         yield
     except (VitrineError, ContractError) as error:
+        context = get_current_context()
+        if isinstance(error, InputMissing):
+            _skip_before_first_success(context, error)
         if links := getattr(error, "links", None):  # the buttons of a task show what it returned, also when it failed
-            get_current_context()["ti"].xcom_push("return_value", {"links": links})
+            context["ti"].xcom_push("return_value", {"links": links})
         raise AirflowFailException(str(error)) from error
+
+
+def _skip_before_first_success(context: Any, error: Any) -> None:
+    from tasks.steps import first_run
+
+    run = context["dag_run"]
+    if reason := first_run.skip_reason(run.dag_id, run.run_type, error):
+        context["ti"].xcom_push("return_value", {"summary": reason})
+        raise AirflowSkipException(reason) from error

@@ -30,7 +30,7 @@ from dags.running import DEFAULTS, clear_failure, run_key
     doc_md=__doc__,
     tags=["vitrine", "encoder"],
     params={
-        "preset": Param("", type="string", title="Preset", description="Empty: the setting VITRINE_ENCODER_PRESET"),
+        "preset": Param(None, type=["null", "string"], title="Preset", description="Empty: the setting VITRINE_ENCODER_PRESET"),
         "epochs": Param(
             None,
             type=["null", "number"],

@@ -9,8 +9,16 @@ class SettingsError(VitrineError):
     """A setting that is missing or makes no sense."""
 
 
+class InputMissing(VitrineError):
+    """What a pipeline works on does not exist: no catalogue, no champion, no index version. A scheduled run waits for the first one."""
+
+
 class CatalogError(VitrineError):
     """The catalogue, or a snapshot of it, is not usable as it is."""
+
+
+class CatalogMissing(CatalogError, InputMissing):
+    """There is no catalogue, or no product in it."""
 
 
 class ValidationFailed(VitrineError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError, FileRef, describe, verify
 from serving.contract.manifest import EncoderRef, IndexManifest, read_manifest
-from tasks.errors import VitrineError
+from tasks.errors import InputMissing, VitrineError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -197,13 +197,7 @@ class Registry:
 
     def register(self, model: str, run_id: str, path: str, tags: dict[str, str], description: str) -> Version:
         """The version of `model` made from this run's artifacts: registered once, however often it is asked for."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.client.create_registered_model(model, {"made_by": "vitrine"}, ABOUT[model])
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        self._create_model(model)
         for version in self.versions(model):
             if version.run_id == run_id:
                 return version
@@ -212,6 +206,16 @@ class Registry:
         text = f"{description}\n\nMade by {' · '.join(link.markdown for link in links)}"
         made = self.client.create_model_version(model, source, run_id, tags=self._origin_tags() | tags, description=text)
         return self.version(model, str(made.version))
+
+    def _create_model(self, model: str) -> None:
+        """Creates a registered model without versions, unless it exists."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(model, {"made_by": "vitrine"}, ABOUT[model])
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
 
     def _origin_tags(self) -> dict[str, str]:
         return {ORIGIN_NAME: self.origin.name, ORIGIN_URL: self.origin.url} if self.origin else {}
@@ -305,7 +309,16 @@ class Registry:
             raise
 
     def set_model_tag(self, model: str, tag: str, value: str) -> None:
-        self.client.set_registered_model_tag(model, tag, value)
+        """Sets a tag of a registered model, which is created if it does not exist: a lease is taken before the first version too."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.set_registered_model_tag(model, tag, value)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self._create_model(model)
+            self.client.set_registered_model_tag(model, tag, value)
 
     def delete_model_tag(self, model: str, tag: str) -> None:
         """Removes a tag of a registered model; none is fine as well."""
@@ -477,11 +490,11 @@ class Registry:
         return self._kept(path, found.run_id, f"{INDEX_PATH}/manifest.json", lambda kept: read_manifest(kept, IndexManifest))
 
     def require_alias(self, model: str, alias: str) -> Version:
-        """The version an alias names. Raises VitrineError saying which DAG makes one."""
+        """The version an alias names. Raises InputMissing saying which DAG makes one."""
         found = self.alias(model, alias)
         if found is None:
             maker = "train_encoder" if model == ENCODER_MODEL else "rebuild_index"
-            raise VitrineError(f"{model} has no version called {alias!r}; run the DAG {maker} first")
+            raise InputMissing(f"{model} has no version called {alias!r}; run the DAG {maker} first")
         return found
 
 

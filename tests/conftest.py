@@ -2,7 +2,9 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +18,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server over SQLite."""
-    home = tmp_path_factory.mktemp("mlflow")
+@contextmanager
+def mlflow_server(home: Path) -> Iterator[str]:
+    """A real MLflow server over SQLite below `home`; gives its address."""
     settings = replace(Settings(), home=home, mlflow_uri=f"http://127.0.0.1:{free_port()}")
     supervisor, service = Supervisor(home), mlflow_service(settings)
     supervisor.start(service)
@@ -28,3 +29,10 @@ def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield settings.mlflow_uri
     finally:
         supervisor.stop(service.name)
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The MLflow server that most tests share."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
+        yield uri

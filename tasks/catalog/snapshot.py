@@ -16,7 +16,7 @@ from serving.contract.keys import product_keys
 from tasks import storage
 from tasks.catalog.schema import PHOTO_SCHEMA, to_photos, to_products
 from tasks.catalog.source import Source, open_source
-from tasks.errors import CatalogError
+from tasks.errors import CatalogError, CatalogMissing
 from tasks.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,9 @@ def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str) -> Snap
     A copy that was killed goes on after its last whole part if nothing was written to the catalogue since, else it starts anew:
     a snapshot never holds rows of two moments. Memory holds one part and 8 bytes a product.
 
-    Raises CatalogError with one sentence for a missing column, a duplicate product_id, two ids with one key, a photo of an
-    unknown product, or an empty catalogue. Without its manifest a snapshot does not exist, so nothing is half-published.
+    Raises CatalogError with one sentence for a missing column, a duplicate product_id, two ids with one key, or a photo of an
+    unknown product; CatalogMissing where there is no product at all. Without its manifest a snapshot does not exist, so nothing is
+    half-published.
     """
     uri = storage.join(snapshots_uri, snapshot_id)
     if storage.exists(storage.join(uri, MANIFEST)):
@@ -63,7 +64,7 @@ def write_snapshot(source: Source, source_uri: str, uri: str, snapshot_id: str, 
     _write_products(source, writer)
     keys = _checked_keys(writer, source)
     if not len(keys):
-        raise CatalogError(f"{source_uri}: the catalogue has no products")
+        raise CatalogMissing(f"{source_uri}: the catalogue has no products")
     photos = _write_photos(source, writer, keys)
     root = source.image_root
     snapshot = Snapshot(snapshot_id, uri, len(keys), photos, writer.content_sha256(), source_uri, root)

@@ -12,7 +12,7 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from tasks.errors import CatalogError
+from tasks.errors import CatalogError, CatalogMissing
 
 BATCH_ROWS = 50_000
 
@@ -44,7 +44,7 @@ def open_source(uri: str) -> Iterator[Source]:
     if uri.startswith("sqlite:///"):
         path = Path(uri[len("sqlite:///") :])
         if not path.is_file():
-            raise CatalogError(
+            raise CatalogMissing(
                 f"{uri}: there is no such database; make one with: vitrine catalog sample, or vitrine catalog load"
             )
         from adbc_driver_sqlite import dbapi
@@ -96,8 +96,13 @@ class DatabaseSource(ABC):
                 cursor.execute(query)
                 yield from cursor.fetch_record_batch()
             except Exception as error:  # each ADBC driver has its own error classes
-                if table == "photos" and ("no such table" in str(error) or "does not exist" in str(error)):
+                missing = "no such table" in str(error) or f'relation "{table}" does not exist' in str(error)
+                if missing and table == "photos":
                     return
+                if missing:
+                    raise CatalogMissing(
+                        f"{self.name}: there is no table {table} in it; make one with: vitrine catalog load"
+                    ) from None
                 raise CatalogError(f"{self.name}: cannot read the table {table}: {str(error).strip().splitlines()[0]}") from None
 
 
@@ -182,14 +187,14 @@ class FolderSource:
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise CatalogError(f"{folder}: there is no such catalogue folder")
+            raise CatalogMissing(f"{folder}: there is no such catalogue folder")
         self.folder, self.name, self.image_root = folder, str(folder), str(folder.resolve())
         self.moment = _stamp(*sorted(f for f in folder.iterdir() if f.suffix in (".csv", ".parquet")))
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
         table = self._table("products")
         if table is None:
-            raise CatalogError(f"{self.folder}: neither products.csv nor products.parquet is in the folder")
+            raise CatalogMissing(f"{self.folder}: neither products.csv nor products.parquet is in the folder")
         if "product_id" in table.column_names:
             table = table.sort_by("product_id")
             if after:

@@ -16,6 +16,7 @@ from serving.contract.segments import read_rows
 from tasks import storage
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.catalog.snapshot import product_table, started_at
+from tasks.errors import InputMissing
 from tasks.registry import INDEX_MODEL, Registry, Version
 from tasks.settings import Settings
 from tasks.steps.common import registry, settings
@@ -44,6 +45,7 @@ def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -
 
     `limit` and `minutes` bound it (0: the settings): no more changes, and no more than can be embedded in this time at the
     pace of the last refresh. "due" is False when there is nothing to do; "summary" says why, and how much is left waiting.
+    Raises InputMissing when no index version is live or on its way.
     """
     chosen = settings()
     uri = storage.join(chosen.store_uri, "changes", run_key)
@@ -55,11 +57,7 @@ def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -
 
     parent = to_build_on(versions, models.aliases(INDEX_MODEL))
     if parent is None:
-        return {
-            "due": False,
-            "changes": 0,
-            "summary": "there is no index version to refresh yet; run the DAG rebuild_index first",
-        }
+        raise InputMissing("there is no index version to refresh yet; run the DAG rebuild_index first")
     most = _bound(parent, limit or chosen.refresh_changes, minutes or chosen.refresh_minutes)
     with change_source(chosen) as source:
         return plan_on(run_key, models, versions, parent, source, most, wait_s)

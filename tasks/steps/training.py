@@ -22,7 +22,7 @@ PROMOTED = "promoted_by"
 def plan(snapshot: dict, asked: dict[str, Any], run_key: str) -> dict[str, Any]:
     """The recipe of a run, and the version that was already trained with it on the same data ("" when none was).
 
-    `asked` holds what the form gave: preset ("" for the setting's), epochs, alpha, photo_days (each None for the preset's own)
+    `asked` holds what the form gave: preset (None for the setting's), epochs, alpha, photo_days (each None for the preset's own)
     and force. Raises TrainingError for what cannot be trained.
     """
     from tasks.encoder.photos import read_training_set

@@ -1,27 +1,57 @@
 """Runs DAGs in this process with `dag.test()`, one after the other; prints each run's states as JSON.
 
-python -m tests.dags.in_process '[["promote_index", {"version": "2"}], ["rollback_index", {}]]'
+A run is a DAG, its conf, and optionally its type in Airflow's words (default: manual).
+
+python -m tests.dags.in_process '[["promote_index", {"version": "2"}], ["rebuild_index", {}, "scheduled"]]'
 """
 
 import importlib
 import json
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
-def run(name: str, conf: dict[str, Any]) -> dict[str, Any]:
+@contextmanager
+def runs_of_type(kind: str) -> Iterator[None]:
+    """Gives the runs that `dag.test()` makes this type: by itself it makes manual runs only."""
+    from airflow.models import dagrun
+    from airflow.utils.types import DagRunType
+
+    make = dagrun.get_or_create_dagrun
+
+    def make_typed(**arguments: Any) -> Any:
+        made = make(**arguments)
+        made.run_type = DagRunType(kind)
+        arguments["session"].commit()
+        return made
+
+    dagrun.get_or_create_dagrun = make_typed
+    try:
+        yield
+    finally:
+        dagrun.get_or_create_dagrun = make
+
+
+def run(name: str, conf: dict[str, Any], kind: str = "manual") -> dict[str, Any]:
     from airflow.sdk import DAG
 
     module = importlib.import_module(f"dags.{name}")
     dag = next((v for v in vars(module).values() if isinstance(v, DAG)), None) or getattr(module, name)()
     dag.deadline = None  # Airflow 3.3's dag.test() cannot keep deadlines: it passes the alert's record where its id belongs
-    made = dag.test(run_conf=conf)
+    with runs_of_type(kind):
+        made = dag.test(run_conf=conf)
     tasks = made.get_task_instances()
-    return {"dag": name, "state": str(made.state), "tasks": {t.task_id: str(t.state) for t in tasks}}
+    returned = {t.task_id: t.xcom_pull(task_ids=t.task_id, run_id=made.run_id) for t in tasks}
+    return {
+        "dag": name, "type": str(made.run_type), "state": str(made.state), "tasks": {t.task_id: str(t.state) for t in tasks},
+        "summaries": {task: value["summary"] for task, value in returned.items() if isinstance(value, dict) and "summary" in value},
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    for name, conf in json.loads(sys.argv[1]):
-        print("RUN " + json.dumps(run(name, conf)), flush=True)
+    for wanted in json.loads(sys.argv[1]):
+        print("RUN " + json.dumps(run(*wanted)), flush=True)
