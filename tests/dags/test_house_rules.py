@@ -57,7 +57,8 @@ for name in %r:
     found[name] = {
         "seconds": took, "start": start, "dag_id": dag.dag_id, "doc": dag.doc_md or "", "tags": sorted(dag.tags), "catchup": dag.catchup,
         "max_active_runs": dag.max_active_runs,
-        "defaults": dag.params.validate(), "schemas": {name: param.schema | {"description": param.description} for name, param in dag.params.items()},
+        "defaults": dag.params.validate(),
+        "schemas": {n: p.schema | {"description": p.description} for n, p in dag.params.items()},
         "tasks": {t.task_id: {"owner": t.owner, "retries": t.retries,
                               "timeout": bool(t.execution_timeout or getattr(t, "response_timeout", 0)),
                               "upstream": sorted(t.upstream_task_ids)} for t in dag.tasks},
