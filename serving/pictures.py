@@ -1,6 +1,7 @@
 """Showing a product's own picture: a local file below the catalogue's root, or nothing."""
 
 from pathlib import Path
+from urllib.parse import unquote
 
 SHOWN = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
@@ -10,7 +11,8 @@ def picture_path(uri: str, root: str) -> Path | None:
     if "://" in uri.removeprefix("file://") or "://" in root or not root:
         return None
     base = Path(root).resolve()
-    path = (base / uri.removeprefix("file://")).resolve()
+    text = unquote(uri.removeprefix("file://")).removeprefix("localhost") if uri.startswith("file://") else uri
+    path = (base / text).resolve()
     if not path.is_relative_to(base) or path.suffix.lower() not in SHOWN or not path.is_file():
         return None
     return path

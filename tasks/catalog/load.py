@@ -15,8 +15,9 @@ from tasks.errors import CatalogError
 def load_folder(folder: Path, database_uri: str) -> dict[str, int]:
     """Replaces the tables `products` and `photos` with the folder's, in one transaction; gives the row counts.
 
-    Pictures stay where they are: their paths become absolute file:// uris only for PostgreSQL's `image_root`; for SQLite they are
-    made relative to the database's folder. Raises CatalogError for an unusable folder before anything is written.
+    Pictures stay where they are. For SQLite their relative paths are made relative to the database's folder; for PostgreSQL they
+    stay relative to the catalogue's folder, which `image_root` must name. Addresses and absolute paths stay as they are. Raises
+    CatalogError for an unusable folder before anything is written.
     """
     source = FolderSource(folder)
     products = pa.concat_tables([_flat(to_products(b, source.name)) for b in source.products()], promote_options="default")
@@ -70,5 +71,7 @@ def _prefix(folder: Path, base: Path) -> str:
 
 
 def _below(table: pa.Table, column: str, prefix: str) -> pa.Table:
-    texts: Iterator[str] = (t if "://" in t or prefix == "." else f"{prefix}/{t}" for t in table[column].to_pylist())
+    texts: Iterator[str] = (
+        t if "://" in t or t.startswith("/") or prefix == "." else f"{prefix}/{t}" for t in table[column].to_pylist()
+    )
     return table.set_column(table.column_names.index(column), column, pa.array(list(texts), pa.string()))

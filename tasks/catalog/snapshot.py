@@ -25,11 +25,15 @@ MANIFEST = "_manifest.json"
 JOURNAL = "_journal.json"
 PART_ROWS = 250_000
 BATCH_ROWS = 50_000
+PHOTO_ORDER = [("photo_uri", "ascending"), ("product_id", "ascending")]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Reference to a published snapshot. `content_sha256` covers products and photos, not when or where they were copied."""
+    """Reference to a published snapshot. `content_sha256` covers products and photos, not when or where they were copied.
+
+    `orphan_photos` were left out because the catalogue does not have the product that they show; `photos` does not count them.
+    """
 
     id: str
     uri: str
@@ -38,6 +42,13 @@ class Snapshot:
     content_sha256: str
     source: str
     image_root: str
+    orphan_photos: int = 0
+
+    @property
+    def orphans(self) -> str:
+        """What was left out, in words that can follow a sentence; "" where nothing was."""
+        count = self.orphan_photos
+        return f"labelled photos left out because their product is not in the catalogue: {count}" if count else ""
 
 
 def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str) -> Snapshot:
@@ -46,9 +57,10 @@ def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str) -> Snap
     A copy that was killed goes on after its last whole part if nothing was written to the catalogue since, else it starts anew:
     a snapshot never holds rows of two moments. Memory holds one part and 8 bytes a product.
 
-    Raises CatalogError with one sentence for a missing column, a duplicate product_id, two ids with one key, or a photo of an
-    unknown product; CatalogMissing where there is no product at all. Without its manifest a snapshot does not exist, so nothing is
-    half-published.
+    Photos whose product is not in the catalogue (it was deleted, say) are left out and counted.
+
+    Raises CatalogError with one sentence for a missing column, a duplicate product_id or two ids with one key; CatalogMissing where
+    there is no product at all. Without its manifest a snapshot does not exist, so nothing is half-published.
     """
     uri = storage.join(snapshots_uri, snapshot_id)
     if storage.exists(storage.join(uri, MANIFEST)):
@@ -65,9 +77,9 @@ def write_snapshot(source: Source, source_uri: str, uri: str, snapshot_id: str, 
     keys = _checked_keys(writer, source)
     if not len(keys):
         raise CatalogMissing(f"{source_uri}: the catalogue has no products")
-    photos = _write_photos(source, writer, keys)
+    photos, orphans = _write_photos(source, writer, keys)
     root = source.image_root
-    snapshot = Snapshot(snapshot_id, uri, len(keys), photos, writer.content_sha256(), source_uri, root)
+    snapshot = Snapshot(snapshot_id, uri, len(keys), photos, writer.content_sha256(), source_uri, root, orphans)
     finished = datetime.now(UTC).isoformat()
     record = {"snapshot": asdict(snapshot), "files": writer.files, "started": writer.started, "finished": finished}
     storage.write_json(storage.join(uri, MANIFEST), record)
@@ -225,23 +237,27 @@ def _checked_keys(writer: _Writer, source: Source) -> np.ndarray:
     raise CatalogError(f"{source.name}: products {ids[0]!r} and {ids[1]!r} have the same key; rename one")
 
 
-def _write_photos(source: Source, writer: _Writer, keys: np.ndarray) -> int:
-    """Writes the labelled photos, ordered by uri whatever the source's order was; gives how many there are."""
-    batches = []
+def _write_photos(source: Source, writer: _Writer, keys: np.ndarray) -> tuple[int, int]:
+    """Writes the labelled photos of products that the catalogue has, ordered by uri whatever the source's order was.
+
+    Gives how many there are, and how many were left out because their product is not among `keys` (n,) int64, sorted.
+    """
+    batches, orphans = [PHOTO_SCHEMA.empty_table()], [PHOTO_SCHEMA.empty_table()]
     for batch in source.photos():
         if not batch.num_rows:
             continue
         table = to_photos(batch, source.name)
-        wanted = product_keys(table["product_id"].to_pylist())
-        known = keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
-        if not known.all():
-            row = int(np.flatnonzero(~known)[0])
-            photo, product = table["photo_uri"][row].as_py(), table["product_id"][row].as_py()
-            raise CatalogError(f"{source.name}: photo {photo!r} shows product {product!r}, which is not in the catalogue")
-        batches.append(table)
-    if not batches:
-        return 0
-    photos = pa.concat_tables(batches).sort_by([("photo_uri", "ascending"), ("product_id", "ascending")])
+        shown = product_keys(table["product_id"].to_pylist())
+        known = pa.array(keys[np.minimum(np.searchsorted(keys, shown), len(keys) - 1)] == shown)
+        batches.append(table.filter(known))
+        orphans.append(table.filter(pc.invert(known)))
+    photos, left_out = (pa.concat_tables(tables).sort_by(PHOTO_ORDER) for tables in (batches, orphans))
+    if len(left_out):
+        first = left_out.slice(0, 1).to_pylist()[0]
+        log.warning(
+            "%s: %d of %d photos show a product that is not in the catalogue and are left out (first: %r shows product %r)",
+            source.name, len(left_out), len(photos) + len(left_out), first["photo_uri"], first["product_id"],
+        )  # fmt: skip
     for start in range(0, len(photos), PART_ROWS):
         writer.write("photos", photos.slice(start, PART_ROWS).combine_chunks())
-    return len(photos)
+    return len(photos), len(left_out)

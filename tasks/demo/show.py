@@ -13,6 +13,7 @@ from rich.table import Table
 
 from serving.contract.encoder import EncoderFolder
 from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
+from tasks.catalog.changes.ledger import deleted_products, ledger_of
 from tasks.catalog.snapshot import Snapshot, product_table, read_snapshot
 from tasks.embed.images import read_image
 from tasks.errors import VitrineError
@@ -44,7 +45,7 @@ def show_answers(settings: Settings, console: Console) -> list[Line]:
     url = settings.serving_urls[0]
     _wait_until_live(url, live.version)
     snapshot = read_snapshot(manifest.snapshot.uri)
-    queries = held_out(snapshot, PHOTOS)
+    queries = held_out(snapshot, PHOTOS, deleted_products(ledger_of(manifest, registry.file)))
     answers, times = _ask(url, snapshot, queries, console)
     console.print(_answer_table(answers[:: max(len(answers) // SHOWN, 1)][:SHOWN], snapshot))
     ranks = np.array([_rank(found, q.product_id) for q, found in answers])

@@ -19,9 +19,9 @@ def fetcher(hosts: tuple[str, ...], private: bool = False, timeout_s: float = 10
 def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
     """The bytes of the picture at `uri`; undecoded.
 
-    A relative uri lies below `root` (a folder or s3:// prefix); so must a file:// one. s3:// is read with the process's own
-    credentials; https:// as `web` allows. Raises ImageRejected with a reason: outside_root, missing, too_many_bytes,
-    forbidden_host, forbidden_address, forbidden_scheme, redirects, timeout, unreachable, unreadable.
+    A relative uri is relative to `root` (a folder or s3:// prefix); an absolute path or a file:// uri must lie below it. s3:// is
+    read with the process's own credentials; https:// as `web` allows. Raises ImageRejected with a reason: outside_root, missing,
+    too_many_bytes, forbidden_host, forbidden_address, forbidden_scheme, redirects, timeout, unreachable, unreadable.
     """
     scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
     if scheme in ("http", "https"):
@@ -64,21 +64,28 @@ def stamp(uri: str, root: str, web: Fetcher = NOWHERE) -> str | None:
 
 def resolve(uri: str, root: str) -> Path:
     """The real path of a local uri, links followed. Raises ImageRejected(outside_root) when it leaves the root."""
-    text = unquote(uri[len("file://") :]) if uri.startswith("file://") else uri
+    text = unquote(uri[len("file://") :]).removeprefix("localhost") if uri[:7].lower() == "file://" else uri
     base = storage.local_path(root).resolve()
     try:
         path = (base / text).resolve()
     except (OSError, ValueError) as error:
         raise ImageRejected("unreadable", f"{uri!r}: {error}") from None
     if not path.is_relative_to(base):
-        raise ImageRejected("outside_root", f"{uri}: lies outside the catalogue's folder {base}")
+        raise ImageRejected("outside_root", _outside(uri, str(base)))
     return path
 
 
 def _inside_prefix(uri: str, root: str) -> str:
     if uri.startswith("/") or ".." in uri.split("/"):
-        raise ImageRejected("outside_root", f"{uri}: lies outside the catalogue's folder {root}")
+        raise ImageRejected("outside_root", _outside(uri, root))
     return storage.join(root, uri)
+
+
+def _outside(uri: str, root: str) -> str:
+    return (
+        f"{uri}: lies outside the pictures' folder {root}; a picture's path is relative to that folder (the catalogue's own, the SQLite "
+        "file's, or for PostgreSQL image_root in VITRINE_CATALOG) or an absolute path below it"
+    )
 
 
 def _read_object(uri: str, limits: ImageLimits) -> bytes:

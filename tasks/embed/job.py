@@ -1,9 +1,11 @@
 """The embedding job: every picture of a snapshot to a vector, each image once per encoder version, and the vectors by shard."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from tasks.embed import worker
 from tasks.embed.images import fetcher
 from tasks.embed.looks import look_at, remember
 from tasks.embed.partition import write_shards
+from tasks.embed.quarantine import SCHEMA as QUARANTINE
+from tasks.embed.quarantine import named, quarantine_uri, with_ids
 from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, rejected_images
 from tasks.embed.tally import watched
@@ -92,6 +96,8 @@ class Embedded:
     embedded_now: int
     reused: int
     reasons: dict[str, int]
+    named: list[str] = field(default_factory=list)
+    """The first few products in quarantine with their reasons."""
 
     @property
     def account(self) -> str:
@@ -99,8 +105,13 @@ class Embedded:
         why = "".join(f", {count} {reason}" for reason, count in self.reasons.items())
         return (
             f"{self.catalogue} products = {self.embedded} embedded + {self.quarantined} in quarantine{why and f' ({why[2:]})'}; "
-            f"{self.embedded_now} pictures embedded now, {self.reused} products reused"
+            f"{self.embedded_now} pictures embedded now, {self.reused} products reused{self.dropped and f'; {self.dropped}'}"
         )
+
+    @property
+    def dropped(self) -> str:
+        """How many products cannot be found because of their picture, and the first few with their reasons; "" for none."""
+        return f"{self.quarantined} in quarantine: {', '.join(self.named)}" if self.quarantined else ""
 
 
 def embed_snapshot(
@@ -144,7 +155,7 @@ def embed_snapshot(
                         embed(name)
                 else:
                     for_each_chunk(spark(), names, embed, config.gpus)
-    result = _publish(snapshot, store, looked, vectors_uri, storage.join(store_uri, "quarantine"), run_key, config)
+    result = _publish(snapshot, store, looked, vectors_uri, quarantine_uri(store_uri, run_key), run_key, config)
     remember(looked, looks_uri, snapshot.image_root, run_key)
     storage.write_json(storage.join(vectors_uri, MANIFEST), asdict(result))
     for leftover in storage.listing(chunks_uri, recursive=True):
@@ -203,31 +214,30 @@ def _publish(
     commits = store.commits()
     known = store.known(commits)
     embedded = pc.is_in(looked["sha256"], known)  # a null sha256 is not in it
-    bad = _with_reasons(looked.filter(pc.invert(embedded)), rejected_images(commits), run_key)
-    quarantine_uri = storage.join(quarantine, f"{run_key}.parquet")
-    with storage.writer(quarantine_uri) as stream:
-        pq.write_table(bad, stream)
+    bad = _with_reasons(looked.filter(pc.invert(embedded)), rejected_images(commits), snapshot.uri, run_key)
+    with storage.writer(quarantine) as stream:
+        pq.write_table(pa.Table.from_pylist(bad, QUARANTINE), stream)
     usable = looked.filter(embedded).select(["key", "sha256"]).sort_by("key")
     if len(usable) + len(bad) != snapshot.rows:
         raise VitrineError(f"{snapshot.rows} products, but {len(usable)} embedded and {len(bad)} in quarantine")
     write_shards(usable, store, commits, vectors_uri, config.shards)
     here = store.known([c for c in commits if c.run == run_key])
     now = pc.is_in(usable["sha256"], here)
-    reasons = {c["values"]: c["counts"] for c in pc.value_counts(bad["reason"]).to_pylist()}
+    reasons = Counter(row["reason"] for row in bad)
     return Embedded(
-        run_key, vectors_uri, store.uri, quarantine_uri, store.dim, config.shards, snapshot.rows, len(usable), len(bad),
-        len(here), len(usable) - (pc.sum(now).as_py() or 0), dict(sorted(reasons.items())),
+        run_key, vectors_uri, store.uri, quarantine, store.dim, config.shards, snapshot.rows, len(usable), len(bad),
+        len(here), len(usable) - (pc.sum(now).as_py() or 0), dict(sorted(reasons.items())), named(bad),
     )  # fmt: skip
 
 
-def _with_reasons(bad: pa.Table, rejected: dict[bytes, dict[str, str]], run_key: str) -> pa.Table:
+def _with_reasons(bad: pa.Table, rejected: dict[bytes, dict[str, str]], snapshot_uri: str, run_key: str) -> list[dict[str, Any]]:
     """The quarantine's rows: those without a sha256 have the reason of the look, the others that of the store."""
     unknown: dict[str, Any] = {"reason": "unknown", "detail": "no worker told what became of this picture"}
-    rows = []
+    now, rows = datetime.now(UTC), []
     for row in bad.to_pylist():
         why = row if row["reason"] else rejected.get(row["sha256"], unknown)
         rows.append(
-            {n: row[n] for n in ("key", "image_uri")} | {"reason": why["reason"], "detail": why["detail"], "run": run_key}
+            {n: row[n] for n in ("key", "image_uri")}
+            | {"reason": why["reason"], "detail": why["detail"], "run": run_key, "at": now}
         )
-    text = [pa.field(n, pa.string()) for n in ("image_uri", "reason", "detail", "run")]
-    return pa.Table.from_pylist(rows, pa.schema([pa.field("key", pa.int64()), *text]))
+    return with_ids(rows, snapshot_uri)

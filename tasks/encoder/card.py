@@ -70,6 +70,7 @@ def _data(recipe: dict, report: EncoderReport | None) -> list[str]:
         lines.append(
             f"- Judged on catalogue content `{report.content_sha256[:16]}`: {report.products} products and {len(report.photos)} "
             f"held-out photos (split `{report.split}`), none of which was trained on."
+            + (report.orphans and f" {report.orphans.capitalize()}.")
         )
     lines.append(
         "- Splits are by photo and by product: a twentieth of the products, chosen by their ids, is never trained on; photos that "

@@ -70,6 +70,8 @@ class EncoderReport(Frozen):
     unseen_products: int = 0
     photos: tuple[str, ...]
     categories: tuple[str, ...]
+    orphans: str = ""
+    """Photos that the snapshot left out, in words; "" for none."""
     pairs: tuple[PairReport, ...]
     metrics: dict[str, float]
 
@@ -110,7 +112,8 @@ def evaluate_encoder(
     training = read_training_set(snapshot_uri)
     photos, unseen = training.held_out(), training.split("unseen")
     if not len(photos):
-        raise TrainingError(f"{snapshot_uri} has no held-out photos; recall needs rows with split=val in photos.csv")
+        also = training.orphans and f"; {training.orphans}"
+        raise TrainingError(f"{snapshot_uri} has no held-out photos; recall needs rows with split=val in photos.csv{also}")
     names = [f"{t}.{v}" for t, variants in manifest.towers.items() if t != "text" for v in variants]
     documents = sorted({manifest.document, *(n for n in names if n.endswith(".fp32"))})
     encoders: dict[str, Encode] = {n: _onnx(opened, n) for n in names}
@@ -154,6 +157,7 @@ def evaluate_encoder(
         unseen_products=len(np.unique(unseen.products[readable])),
         photos=tuple(u for u, seen in zip(photos.uris, good, strict=True) if seen),
         categories=categories,
+        orphans=training.orphans,
         pairs=pairs_of(raw, categories),
         metrics=dict(manifest.metrics),
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.catalog.snapshot import photo_table, product_table, read_snapshot
+from tasks.catalog.snapshot import Snapshot, photo_table, product_table, read_snapshot
 from tasks.catalog.splits import is_unseen
 from tasks.errors import TrainingError
 
@@ -39,6 +39,8 @@ class TrainingSet:
     by_split: dict[str, Photos]
     root: str
     content_sha256: str
+    orphans: str = ""
+    """What the snapshot left out (Snapshot.orphans), "" for nothing."""
 
     def split(self, name: str) -> Photos:
         return self.by_split[name]
@@ -70,13 +72,14 @@ def read_training_set(snapshot_uri: str, photo_days: int = 0) -> TrainingSet:
         categories=tuple((c or [""])[0] for c in products["category"].to_pylist()),
         image_uris=tuple(products["image_uri"].to_pylist()),
         unseen=unseen,
-        by_split=_splits(_recent(photo_table(snapshot_uri), photo_days, snapshot.id), ids, unseen, snapshot.id),
+        by_split=_splits(_recent(photo_table(snapshot_uri), photo_days, snapshot.id), ids, unseen, snapshot),
         root=snapshot.image_root,
         content_sha256=snapshot.content_sha256,
+        orphans=snapshot.orphans,
     )
 
 
-def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray, snapshot_id: str) -> dict[str, Photos]:
+def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray, snapshot: Snapshot) -> dict[str, Photos]:
     row = {product_id: i for i, product_id in enumerate(ids)}
     seen: dict[str, str] = {}
     parts: dict[str, tuple[list[str], list[int]]] = {name: ([], []) for name in ("train", "val", "test", "unseen")}
@@ -88,17 +91,18 @@ def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray, snapshot_id: s
         parts[where][1].append(row[product_id])
     if not parts["train"][0]:
         raise TrainingError(
-            f"snapshot {snapshot_id} has no training photos; add rows with split=train to photos.csv (or the photos table)"
+            f"snapshot {snapshot.id} has no training photos; add rows with split=train to photos.csv (or the photos table)"
+            + (snapshot.orphans and f"; {snapshot.orphans}")
         )
     return {k: Photos(tuple(uris), np.asarray(rows, np.int64)) for k, (uris, rows) in parts.items()}
 
 
 def _recent(photos: pa.Table, days: int, snapshot_id: str) -> pa.Table:
     """The photos without the train photos that are older than `days` days, or all of them when `days` is 0."""
-    if not days:
+    if not days or not len(photos):
         return photos
     taken = photos["taken_at"]
-    if not len(taken) or taken.null_count == len(taken):
+    if taken.null_count == len(taken):
         raise TrainingError(
             f"snapshot {snapshot_id}: no photo has a date, so a window of {days} days means nothing; "
             "give photos.csv a column taken_at, or leave the data window empty"

@@ -53,7 +53,7 @@ def write_report(
     parts = [
         f"<h1>Encoder {html.escape(report.encoder)}</h1>",
         f"<p>{len(report.photos)} held-out photos ({report.split}) against {report.products} products. "
-        f"Documents by {report.document}, queries by {report.query}.</p>",
+        f"Documents by {report.document}, queries by {report.query}.{report.orphans and f' {report.orphans.capitalize()}.'}</p>",
         "<h2>Gates</h2>",
         _gate_table(gates),
         "<h2>Recall, with 95 % bootstrap intervals</h2>",

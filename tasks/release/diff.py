@@ -1,7 +1,7 @@
 """What changed between two index versions: products, files, encoder, gates, and the answers to the same photos."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from serving.features import LEVELS
 from serving.release import Release
+from tasks.catalog.changes.ledger import deleted_products, ledger_of
 from tasks.catalog.snapshot import read_snapshot
 from tasks.registry import Registry
 from tasks.release.measuring import open_version
@@ -91,7 +92,7 @@ def difference(registry: Registry, before: str, after: str, photos: int = PHOTOS
         files_after=len(new.manifest.files()),
         new_bytes=sum(f.bytes for f in fresh),
         figures=figures(old, new),
-        answers=answers(old, new, photos) if photos else (),
+        answers=answers(old, new, photos, deleted_products(ledger_of(new.manifest, registry.file))) if photos else (),
     )
 
 
@@ -121,10 +122,10 @@ def figures(old: Release, new: Release) -> tuple[Figure, ...]:
     return tuple(Figure(name, before.get(name), after.get(name)) for name in names)
 
 
-def answers(old: Release, new: Release, photos: int) -> tuple[Answer, ...]:
-    """The same held-out photos of the newer version's snapshot, asked of both."""
+def answers(old: Release, new: Release, photos: int, deleted: Collection[str] = ()) -> tuple[Answer, ...]:
+    """The same held-out photos of the newer version's snapshot, asked of both; none of a product that was `deleted` since."""
     snapshot = read_snapshot(new.manifest.snapshot.uri)
-    asked = held_out(snapshot, photos)
+    asked = held_out(snapshot, photos, deleted)
     first, second = (measure(r, snapshot, asked, f"ask version {r.version}") for r in (old, new))
     return tuple(_answers(first, second))
 

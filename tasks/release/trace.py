@@ -1,5 +1,6 @@
 """From an answer back to the catalogue: which picture, which vector, which segment, which versions."""
 
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pyarrow.parquet as pq
 from serving.contract.keys import product_key
 from serving.contract.manifest import EncoderRef, IndexManifest, Segment
 from tasks import storage
+from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, ledger_of
 from tasks.catalog.snapshot import product_batches
+from tasks.embed.quarantine import Quarantined, quarantined
 from tasks.embed.store import Commit, EmbeddingStore
 from tasks.errors import VitrineError
 from tasks.index.vectors import shard_uri
@@ -19,65 +22,108 @@ from tasks.registry import INDEX_MODEL, Registry
 def trace_product(registry: Registry, product_id: str, version: str = "") -> list[tuple[str, str]]:
     """The chain of what a product's place in an index version (default: live) rests on, from the answer back to the catalogue.
 
-    Raises VitrineError when the product cannot be found in that version, with the reason: hidden by a tombstone, in quarantine,
-    or not in its snapshot.
+    Where a newer run could not use the product's picture, the last row says so. Raises VitrineError when the product cannot be
+    found in that version, with the reason: quarantined, deleted, or in neither its snapshot nor a change since.
     """
     found = registry.version(INDEX_MODEL, version) if version else registry.require_alias(INDEX_MODEL, "live")
-    manifest = registry.index_manifest(found.version)
+    newest = max([found, *registry.versions(INDEX_MODEL, 1)], key=lambda v: int(v.version))
+    manifest, latest = (registry.manifest_of(v) for v in (found, newest))
     key = product_key(product_id)
+    quarantine = quarantined(_store(manifest), key=key)
+    state = _state(registry, latest, key, product_id)
+    rejected = _rejected(quarantine, latest, state)
+    held = _holding(registry, manifest, key)
+    if held is None:
+        why = _absence(registry, manifest, key, product_id, quarantine, rejected)
+        newer = f"; index version {newest.version} has it" if state == INDEXED and newest.version != found.version else ""
+        raise VitrineError(f"product {product_id!r} is not in index version {found.version}: {why}{newer}")
     aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
-    segment, row = _holding(registry, manifest, key, found.version, product_id)
+    segment, row = held
     assert segment.index is not None
-    encoder, snapshot = manifest.encoder, manifest.snapshot
+    encoder, snapshot, store = manifest.encoder, manifest.snapshot, _store(manifest)
     run_key = registry.run_key(segment.table.run_id) or found.tags.get("run_key", manifest.id)
-    root = snapshot.uri.rsplit("/snapshots/", 1)[0]
-    sha = _image_sha(shard_uri(storage.join(root, "vectors", run_key), segment.shard), key)
-    return [
+    sha = _image_sha(shard_uri(storage.join(store, "vectors", run_key), segment.shard), key)
+    chain = [
         ("product", f"{product_id} (key {key})"),
         ("index version", f"{found.version}{aliases}, run {found.run_id}"),
         ("segment", f"{segment.kind} {segment.sequence} of shard {segment.shard}, {segment.family}, {segment.index.sha256[:12]}"),
         ("made by", f"{run_key}, run {segment.table.run_id}"),
         ("encoder version", f"{encoder.version}, {encoder.document} {encoder.document_fingerprint[:12]}, run {encoder.run_id}"),
-        ("vector", _part(root, encoder, sha) if sha else "(the vectors of that run are no longer kept)"),
+        ("vector", _part(store, encoder, sha) if sha else "(the vectors of that run are no longer kept)"),
         ("image sha256", sha.hex() if sha else "(not kept)"),
         ("picture", str(row["image_uri"])),
         ("snapshot", f"{snapshot.id}, {snapshot.uri}"),
         ("catalogue", _catalogue_row(snapshot.uri, product_id, row)),
     ]
+    older = f"; the picture above is an older one, shown while index version {found.version} serves"
+    return [*chain, ("quarantined", rejected + older)] if rejected else chain
 
 
-def _holding(
-    registry: Registry, manifest: IndexManifest, key: int, version: str, product_id: str
-) -> tuple[Segment, dict[str, Any]]:
-    """The newest segment that holds the key and is not hidden by a tombstone, with the product's row in it."""
+def _store(manifest: IndexManifest) -> str:
+    return manifest.snapshot.uri.rsplit("/snapshots/", 1)[0]
+
+
+def _holding(registry: Registry, manifest: IndexManifest, key: int) -> tuple[Segment, dict[str, Any]] | None:
+    """The newest segment that holds the key, with the product's row in it; None where there is none, or tombstones hide it."""
     mine = sorted((s for s in manifest.segments if s.shard == key % manifest.shards), key=lambda s: s.sequence, reverse=True)
     for segment in (s for s in mine if s.index is not None):
         table = pq.read_table(registry.file(segment.table), columns=["key", "image_uri", "updated_at", "title"])
         place = pc.index(table["key"], key).as_py()
         if place < 0:
             continue
-        for later in (s for s in mine if s.kind == "tombstones" and s.sequence > segment.sequence):
-            if pc.index(pq.read_table(registry.file(later.table), columns=["key"])["key"], key).as_py() >= 0:
-                raise VitrineError(
-                    f"product {product_id!r} is not in index version {version}: tombstones {later.sequence} of shard {later.shard} hide it"
-                )
-        return segment, table.slice(place, 1).to_pylist()[0]
-    raise VitrineError(
-        f"product {product_id!r} is not in index version {version}: {_missing(registry, manifest, key, product_id)}"
-    )
+        later = (s for s in mine if s.kind == "tombstones" and s.sequence > segment.sequence)
+        return None if any(_has(registry, s, key) for s in later) else (segment, table.slice(place, 1).to_pylist()[0])
+    return None
 
 
-def _missing(registry: Registry, manifest: IndexManifest, key: int, product_id: str) -> str:
-    snapshot = manifest.snapshot
-    if _snapshot_row(snapshot.uri, product_id) is None:
-        return f"it is not in its snapshot {snapshot.id} either"
-    runs = {s.table.run_id for s in manifest.segments}
-    root = snapshot.uri.rsplit("/snapshots/", 1)[0]
-    for run in sorted(runs):
-        uri = storage.join(root, "quarantine", f"{registry.run_key(run)}.parquet")
-        if storage.exists(uri) and (why := _quarantined(uri, key)):
-            return why
-    return f"it is in its snapshot {snapshot.id}, and neither indexed nor in quarantine"
+def _has(registry: Registry, segment: Segment, key: int) -> bool:
+    return pc.index(pq.read_table(registry.file(segment.table), columns=["key"])["key"], key).as_py() >= 0
+
+
+def _state(registry: Registry, manifest: IndexManifest, key: int, product_id: str) -> str:
+    """What a version knows of a product: indexed, quarantined or deleted (tasks/catalog/changes/ledger.py), "" for nothing."""
+    change = _change(registry, manifest, key)
+    if change is not None:
+        return str(change["state"])
+    if any(_has(registry, s, key) for s in manifest.segments if s.kind == "base" and s.shard == key % manifest.shards):
+        return INDEXED
+    return QUARANTINED if _snapshot_row(manifest.snapshot.uri, product_id) else ""
+
+
+def _change(registry: Registry, manifest: IndexManifest, key: int) -> dict[str, Any] | None:
+    """The ledger's row of a product that changed since the version's base, None where it did not."""
+    ledger = ledger_of(manifest, registry.file)
+    place = pc.index(ledger["key"], key).as_py()
+    return ledger.slice(place, 1).to_pylist()[0] if place >= 0 else None
+
+
+def _rejected(quarantine: list[Quarantined], latest: IndexManifest, state: str) -> str:
+    """Why the last run that met the product could not use its picture; "" where it could.
+
+    `state` is the product's in the newest version `latest`; a run after that may have failed before it made a version.
+    """
+    last = quarantine[0] if quarantine else None
+    if state == QUARANTINED:
+        return last.sentence if last else "the list of reasons of that run is no longer kept"
+    after = last is not None and last.at is not None and last.at > datetime.fromisoformat(latest.created_at)
+    return last.sentence if last and after else ""
+
+
+def _absence(
+    registry: Registry, manifest: IndexManifest, key: int, product_id: str, quarantine: list[Quarantined], rejected: str
+) -> str:
+    """Why a version does not hold a product."""
+    state, snapshot = _state(registry, manifest, key, product_id), manifest.snapshot
+    change = _change(registry, manifest, key)
+    if rejected or state == QUARANTINED:
+        return f"quarantined: {rejected or _rejected(quarantine, manifest, state)}"
+    if change is not None and state == DELETED:
+        return f"a change of {change['updated_at']:%Y-%m-%d %H:%M} UTC deleted it"
+    if state == INDEXED:
+        return f"its changes say that it should be; vitrine index check names what is damaged"
+    if not storage.exists(storage.join(snapshot.uri, "_manifest.json")):
+        return f"no change since its snapshot {snapshot.id} names it, and that snapshot is no longer kept"
+    return f"it is neither in its snapshot {snapshot.id} nor in a change since"
 
 
 def _part(root: str, encoder: EncoderRef, sha: bytes) -> str:
@@ -111,12 +157,6 @@ def _image_sha(uri: str, key: int) -> bytes | None:
         if place >= 0:
             return table["image_sha256"][place].as_py()
     return None
-
-
-def _quarantined(uri: str, key: int) -> str:
-    table = storage.read_table(uri)
-    place = pc.index(table["key"], key).as_py()
-    return f"in quarantine, {table['reason'][place].as_py()}: {table['detail'][place].as_py()}" if place >= 0 else ""
 
 
 def _holds(store: EmbeddingStore, commit: Commit, sha: bytes) -> bool:

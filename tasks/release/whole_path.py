@@ -1,6 +1,8 @@
 """The whole path, measured with the very code that serves: photo bytes -> pixels -> query vector -> index -> ranker."""
 
+import logging
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,8 @@ from serving.release import Release
 from tasks.catalog.snapshot import Snapshot, photo_table
 from tasks.embed.images import read_image
 from tasks.progress import Progress
+
+log = logging.getLogger(__name__)
 
 MAX_PHOTOS = 2000
 TOP = 20
@@ -42,9 +46,16 @@ class WholePath:
     unreadable: int
 
 
-def held_out(snapshot: Snapshot, limit: int = MAX_PHOTOS) -> list[Query]:
-    """The photos to ask: split val, else test; evenly thinned to `limit`. None when the snapshot has no such photos."""
+def held_out(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Collection[str] = ()) -> list[Query]:
+    """The photos to ask: split val, else test; evenly thinned to `limit`. Empty when the snapshot has no such photos.
+
+    Photos of `deleted` products have no right answer any more: they are left out, and how many is logged.
+    """
     photos = photo_table(snapshot.uri)
+    orphans = pc.is_in(photos["product_id"], pa.array(sorted(deleted), pa.string()))
+    if left_out := pc.sum(orphans).as_py():
+        log.info("%d of %d labelled photos show products deleted since snapshot %s: left out", left_out, len(photos), snapshot.id)
+        photos = photos.filter(pc.invert(orphans))
     for split in ("val", "test"):
         chosen = photos.filter(pc.equal(photos["split"], split))
         if len(chosen):

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from serving.contract.manifest import IndexManifest
 from serving.contract.palette import PALETTE
-from serving.contract.segments import read_rows
 from tasks import storage
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.catalog.snapshot import product_table, started_at
@@ -150,9 +149,9 @@ def changed_rows(plan: dict) -> pa.Table:
 
 
 def ledger_of(models: Registry, manifest: IndexManifest) -> pa.Table:
-    from tasks.catalog.changes.ledger import newest
+    from tasks.catalog.changes import ledger
 
-    return newest(read_rows(models.file(ref)) for ref in manifest.changes)
+    return ledger.ledger_of(manifest, models.file)
 
 
 def columns_of(models: Registry, manifest: IndexManifest) -> pa.Schema:

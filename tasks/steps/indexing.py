@@ -172,7 +172,7 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     if len(queries) < LEAST_QUERIES:
         raise VitrineError(
             f"{len(queries)} labelled photos are held out (split val or test) and at least {LEAST_QUERIES} are needed: "
-            "recall is measured on shoppers' photos; add some to the catalogue's photos"
+            f"recall is measured on shoppers' photos; add some to the catalogue's photos{whole.orphans and f'; {whole.orphans}'}"
         )
     folder = EncoderFolder(registry().encoder_folder(encoder["version"]))
     xq = query_vectors(folder, encoder["query"], whole, queries, query_runtime())
@@ -225,6 +225,7 @@ def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], 
     from serving.release import Release
     from serving.searcher import Searcher
     from tasks.catalog.snapshot import started_at
+    from tasks.embed.job import Embedded
     from tasks.index.assemble import with_golden
     from tasks.release.whole_path import held_out, query_vectors
     from tasks.steps.judging import judge
@@ -254,10 +255,11 @@ def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], 
             "encoder_version": encoder["version"], "snapshot": snapshot["id"], "verdict": "passed" if decision.passed else "failed",
             "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": run_key,
         }  # fmt: skip
+        dropped = Embedded(**embedded).dropped
         text = (
             f"{manifest.counts.servable} products, {len(shards)} shards of {tuned['search']['family']}, encoder version "
             f"{encoder['version']}: Recall@1 {candidate.recall_at_1:.3f}, Recall@10 {candidate.recall_at_10:.3f} on "
-            f"{candidate.photos} held-out photos; {decision.summary}"
+            f"{candidate.photos} held-out photos; {'; '.join(p for p in (dropped, whole.orphans, decision.summary) if p)}"
         )
         version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, tags, text).version
     return {"version": version, "passed": decision.passed, "summary": f"index version {version}: {text}"}

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from serving.contract.files import FileRef, verify, written_whole
 from serving.contract.manifest import IndexManifest
@@ -88,7 +87,7 @@ def embed(plan: dict) -> dict[str, Any]:
     )  # fmt: skip
     took = (datetime.now(UTC) - began).total_seconds()
     pace = embedded.embedded_now / took if embedded.embedded_now >= PACED else 0.0
-    return dataclasses.asdict(embedded) | {"pace": round(pace, 2), "snapshot_uri": snapshot.uri}
+    return dataclasses.asdict(embedded) | {"pace": round(pace, 2), "snapshot_uri": snapshot.uri, "dropped": embedded.dropped}
 
 
 def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
@@ -112,7 +111,8 @@ def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
         _upload(run, manifest, folder)
         run.params({"parent": plan["parent"], "changes": plan["changes"], "encoder_version": manifest.encoder.version})
         run.metrics({g.name: g.value for g in manifest.gates} | {"recall_at_10": measured.recall_at_10})
-        text = f"{plan['summary']}: {manifest.counts.servable} products; {decision.summary}"
+        dropped = f"; {embedded['dropped']}" if embedded.get("dropped") else ""
+        text = f"{plan['summary']}: {manifest.counts.servable} products{dropped}; {decision.summary}"
         version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, _tags(plan, embedded, manifest, decision.passed), text)
     record = _registered(version)
     log.info("%s", record["summary"])
@@ -152,6 +152,7 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
     """The whole version, its files in `folder`: manifest with golden answers, gates and ledger, and what was measured."""
     from serving.release import Release
     from serving.searcher import Searcher
+    from tasks.catalog.changes.ledger import deleted_products
     from tasks.index.assemble import with_golden
     from tasks.index.build import Template
     from tasks.index.kept_template import template_of
@@ -179,9 +180,7 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
         "candidate", manifest, models.encoder_folder(manifest.encoder.version), locate, runtime=query_runtime()
     )
     snapshot = read_snapshot(manifest.snapshot.uri)
-    gone = set(ledger.filter(pc.equal(ledger["kind"], "delete"))["product_id"].to_pylist())
-    # A photo of a product that was deleted has no right answer any more.
-    queries = [q for q in held_out(snapshot, photos or MAX_PHOTOS) if q.product_id not in gone]
+    queries = held_out(snapshot, photos or MAX_PHOTOS, deleted_products(ledger))
     read_at = datetime.fromisoformat(plan["now"])
     products = product_table(snapshot.uri, ["key"])["key"].to_numpy()
     bad = quarantined_keys(products, base_keys(models, manifest).to_numpy(), ledger)

@@ -31,13 +31,16 @@ def plan(snapshot: dict, asked: dict[str, Any], run_key: str) -> dict[str, Any]:
 
     config = preset(asked.get("preset") or settings().encoder_preset)
     window = asked.get("photo_days")
-    photos = read_training_set(snapshot["uri"], max(0, window if window is not None else config.photo_days)).split("train")
+    training = read_training_set(snapshot["uri"], max(0, window if window is not None else config.photo_days))
+    photos = training.split("train")
     config = config.changed(asked.get("epochs"), asked.get("alpha"), window, len(photos))
     recipe = recipe_key(config, as_snapshot(snapshot).content_sha256)
     found = {"preset": config.name, "recipe": recipe, "config": config.as_dict(), "existing": "", "forced": ""}
     existing = next((v for v in registry().versions(ENCODER_MODEL) if v.tags.get("recipe") == recipe), None)
     steps = (config.teacher_recipe.steps, config.student_recipe.steps)
     log.info("preset %s, %d train photos, alpha %g: %d and %d steps", config.name, len(photos), config.alpha, *steps)
+    if training.orphans:
+        log.info("%s", training.orphans)
     if asked.get("force"):
         log.info("asked to train again whatever was trained before")
         return found | {"forced": run_key}

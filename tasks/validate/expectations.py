@@ -36,7 +36,7 @@ class Validation:
     page: str
     """The page of `docs` to look at first: the first that failed, else the first."""
     also: tuple[str, ...] = ()
-    """What a person wants to know beside a failure, such as the ids of what is missing."""
+    """What a person wants to know besides, such as the ids of what is missing."""
 
     @property
     def passed(self) -> bool:
@@ -46,7 +46,7 @@ class Validation:
     def sentence(self) -> str:
         """What held or failed, in one line."""
         if self.passed:
-            return f"{self.name}: {self.checked} expectations hold"
+            return "; ".join([f"{self.name}: {self.checked} expectations hold", *self.also])
         return f"{self.name}: {'; '.join([*self.failures, *self.also])}"
 
 

@@ -63,7 +63,7 @@ def check_snapshot(
     found = read_facts(snapshot, limits)
     facts = {
         "rows": len(found.keys), "distinct_ids": len(np.unique(found.keys)), "promised_rows": snapshot.rows,
-        "odd_uri_share": found.odd_uris / max(len(found.keys), 1),
+        "odd_uri_share": found.odd_uris / max(len(found.keys), 1), "orphan_photos": snapshot.orphan_photos,
     }  # fmt: skip
     checks = [
         *(Check("rows", "ExpectColumnValuesToNotBeNull", {"column": name}) for name in ("product_id", "title", "image_uri")),
@@ -73,8 +73,10 @@ def check_snapshot(
         Check("facts", "ExpectColumnPairValuesToBeEqual", {"column_A": "rows", "column_B": "distinct_ids"}),
         _between("facts", "rows", 1, None),
         _between("facts", "odd_uri_share", 0, limits.most_odd_uris),
+        _between("facts", "orphan_photos", 0, None),  # any number: the data docs show it
     ]
     also = [f"no kind of picture address: {', '.join(found.odd_ids)}"] if facts["odd_uri_share"] > limits.most_odd_uris else []
+    also += [snapshot.orphans] if snapshot.orphans else []
     if found.newest is not None:
         facts["newest_change_days_ago"] = ((now or datetime.now(UTC)) - found.newest).total_seconds() / 86400
         checks.append(_between("facts", "newest_change_days_ago", -limits.most_days_ahead, limits.max_age_days or None))

@@ -4,14 +4,18 @@ Ledgers of different versions may be joined in any order and any number of times
 stays. That is what makes duplicates, reordering, replays and two makers of versions at once harmless.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serving.contract.files import FileRef
 from serving.contract.keys import product_keys
+from serving.contract.manifest import IndexManifest
+from serving.contract.segments import read_rows
 from tasks.catalog.changes.event import DELETE, Event
 from tasks.catalog.schema import UPDATED_AT
 
@@ -52,6 +56,16 @@ def newest(tables: Iterable[pa.Table]) -> pa.Table:
     last = np.ones(len(keys), bool)
     last[:-1] = keys[1:] != keys[:-1]
     return whole.filter(pa.array(last)).select(SCHEMA.names).combine_chunks()
+
+
+def ledger_of(manifest: IndexManifest, locate: Callable[[FileRef], Path]) -> pa.Table:
+    """The changes that an index version holds on top of its base, from its ledger's files as `locate` finds them."""
+    return newest(read_rows(locate(ref)) for ref in manifest.changes)
+
+
+def deleted_products(ledger: pa.Table) -> list[str]:
+    """Ids of the products whose last change was a delete."""
+    return ledger.filter(pc.equal(ledger["kind"], DELETE))["product_id"].to_pylist()
 
 
 def fresh(rows: pa.Table, held: pa.Table, products: pa.Table) -> pa.Table:
