@@ -103,9 +103,10 @@ class Embedded:
     def account(self) -> str:
         """Where every product went, in one line."""
         why = "".join(f", {count} {reason}" for reason, count in self.reasons.items())
+        named = self.named and f"; in quarantine: {', '.join(self.named)}"
         return (
             f"{self.catalogue} products = {self.embedded} embedded + {self.quarantined} in quarantine{why and f' ({why[2:]})'}; "
-            f"{self.embedded_now} pictures embedded now, {self.reused} products reused{self.dropped and f'; {self.dropped}'}"
+            f"{self.embedded_now} pictures embedded now, {self.reused} products reused{named or ''}"
         )
 
     @property

@@ -120,7 +120,7 @@ def _absence(
     if change is not None and state == DELETED:
         return f"a change of {change['updated_at']:%Y-%m-%d %H:%M} UTC deleted it"
     if state == INDEXED:
-        return f"its changes say that it should be; vitrine index check names what is damaged"
+        return "its changes say that it should be; vitrine index check names what is damaged"
     if not storage.exists(storage.join(snapshot.uri, "_manifest.json")):
         return f"no change since its snapshot {snapshot.id} names it, and that snapshot is no longer kept"
     return f"it is neither in its snapshot {snapshot.id} nor in a change since"

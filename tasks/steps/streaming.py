@@ -120,7 +120,8 @@ class Stream:
         self._promote(state)
         done("promote")
         took = ", ".join(f"{step} {at - before:.1f} s" for (_, before), (step, at) in pairwise(marks))
-        self.say(f"version {registered['version']} {live}: {plan['summary']} ({took})")
+        dropped = f"; {embedded['dropped']}" if embedded.get("dropped") else ""
+        self.say(f"version {registered['version']} {live}: {plan['summary']}{dropped} ({took})")
         if registered["compaction_due"]:
             self.say(f"a rebuild is due: {registered['compaction_due']}; run the DAG rebuild_index")
         return True

@@ -29,6 +29,27 @@ def test_a_file_uri_below_the_root_is_read(root: Path) -> None:
     assert read_image((root / "images" / "a b%20.jpg").as_uri(), str(root)) == b"picture"
 
 
+def test_an_absolute_path_and_a_file_uri_below_the_root_are_read_however_the_root_is_reached(root: Path, tmp_path: Path) -> None:
+    picture, linked = root / "images" / "a b%20.jpg", tmp_path / "linked"
+    linked.symlink_to(root)
+    behind_link = linked / "images" / "a b%20.jpg"
+    uris = [str(picture), str(behind_link), f"{root}/images/../images/a b%20.jpg", behind_link.as_uri()]
+    uris += [picture.as_uri().replace("file:///", head) for head in ("FILE:///", "file://localhost/")]
+    for uri in uris:
+        for base in (root, linked):
+            assert read_image(uri, str(base)) == b"picture", f"{uri} below {base}"
+            assert stamp(uri, str(base)) == stamp("images/a b%20.jpg", str(root))
+
+
+def test_a_picture_outside_the_root_is_told_what_its_path_is_relative_to(root: Path) -> None:
+    with pytest.raises(ImageRejected) as caught:
+        read_image("/srv/pictures/7.jpg", str(root))
+    assert str(caught.value).startswith(
+        f"/srv/pictures/7.jpg: lies outside the pictures' folder {root}; a picture's path is relative"
+    )
+    assert "image_root in VITRINE_CATALOG" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [

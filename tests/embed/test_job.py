@@ -78,7 +78,7 @@ def test_every_product_is_embedded_or_in_quarantine(first: tuple[Snapshot, Embed
     assert all(r["detail"] and r["run"] == "r1" for r in rows.values())
     assert result.account == (
         "120 products = 117 embedded + 3 in quarantine (1 missing, 1 not_an_image, 1 truncated); "
-        "116 pictures embedded now, 0 products reused"
+        "116 pictures embedded now, 0 products reused; in quarantine: p7 (not_an_image), p8 (truncated), p9 (missing)"
     )
 
 

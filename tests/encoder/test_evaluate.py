@@ -242,6 +242,19 @@ def test_a_champion_measured_on_other_photos_is_no_measure() -> None:
     assert "none of these photos" in failed[0].reason
 
 
+def test_photos_of_a_deleted_product_are_left_out_of_the_figures_and_told(exported: Exported, tmp_path: Path) -> None:
+    folder = draw_catalogue(tmp_path / "shop")
+    products = folder / "products.csv"
+    products.write_text("".join(line for line in products.read_text().splitlines(True) if not line.startswith("p004,")))
+    snapshot = take_snapshot(str(folder), str(tmp_path / "snapshots"), "one")
+    report = evaluate_encoder(exported.folder, snapshot.uri, tmp_path / "work", baselines=False)
+    assert (len(report.photos), report.products) == (PRODUCTS - 1, PRODUCTS - 1)
+    assert all(len(p.ranks) == PRODUCTS - 1 for p in report.pairs if p.asked == "photos")
+    page = write_report(exported.folder, report, (), snapshot.uri, tmp_path / "work", tmp_path / "report")
+    for text in (page.read_text(), (page.parent / "card.md").read_text()):
+        assert "Labelled photos left out because their product is not in the catalogue: 3." in text
+
+
 def test_the_report_page_shows_the_failures_and_the_card_names_the_figures(
     report: EncoderReport, snapshot: Snapshot, exported: Exported, tmp_path: Path
 ) -> None:

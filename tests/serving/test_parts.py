@@ -66,10 +66,12 @@ def test_only_pictures_below_the_root_are_shown(tmp_path: Path, uri: str, shown:
     root = tmp_path / "catalog"
     (root / "images").mkdir(parents=True)
     (root / "images" / "a.jpg").write_bytes(b"x")
+    (root / "images" / "b 1.jpg").write_bytes(b"x")
     (root / "images" / "notes.txt").write_bytes(b"x")
     (tmp_path / "secret.jpg").write_bytes(b"x")
     (root / "images" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
     assert (picture_path(uri, str(root)) is not None) == shown
+    assert picture_path((root / "images" / "b 1.jpg").as_uri(), str(root)) == root / "images" / "b 1.jpg"
     assert picture_path(uri, "") is None
     assert picture_path(uri, "s3://bucket") is None
 

@@ -1,17 +1,23 @@
 """The hourly path over a real registry: what changed is what can be found, whatever else happens meanwhile."""
 
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tasks.embed.job import Embedded
 from tasks.errors import VitrineError
 from tasks.index.build import IndexConfig, train_template
 from tasks.index.delta import flat_rows
 from tasks.index.kept_template import TEMPLATE_FILE, keep_template
 from tasks.registry import INDEX_MODEL, INDEX_PATH
-from tasks.steps import draining, refreshing
+from tasks.release.diff import difference
+from tasks.release.trace import trace_product
+from tasks.steps import draining, indexing, refreshing
+from tests.catalogs import picture, read_table, write_table
 from tests.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
 from tests.index.shop import make_shop
 
@@ -128,6 +134,81 @@ def test_an_unusable_picture_takes_its_product_out_and_a_good_one_brings_it_back
     counts = live.registry.index_manifest(second["version"]).counts
     assert (counts.catalogue, counts.quarantined, counts.servable) == (60, 0, 60)
     assert live.found(second["version"])["p003"]["title"] == "product 3 at 2"
+
+
+def test_photos_of_deleted_products_count_neither_for_nor_against_a_version(
+    live: LiveShop, caplog: pytest.LogCaptureFixture
+) -> None:
+    live.send(*(live.delete(n, 1) for n in range(5)))
+    with caplog.at_level("INFO"):
+        made = live.refresh("r1")
+    assert made["passed"], made["summary"]
+    gate = next(g for g in live.registry.index_manifest(made["version"]).gates if g.name == "photo_recall")
+    assert (gate.value, "on 55 photos" in gate.reason) == (1.0, True), gate.reason
+    assert "15 of 180 labelled photos show products deleted since snapshot made-1: left out" in caplog.text
+    answers = difference(live.registry, live.base, made["version"], photos=60).answers
+    assert len(answers) == 55
+    assert {a.after for a in answers} == {1}
+    live.send(live.upsert(0, 2))
+    back = live.registry.index_manifest(live.refresh("r2")["version"])
+    assert "on 56 photos" in next(g.reason for g in back.gates if g.name == "photo_recall")
+
+
+def test_a_quarantined_product_is_named_in_the_run_and_traced_with_its_reason(live: LiveShop) -> None:
+    live.send(live.upsert(90, 1, image="/srv/pictures/90.jpg"))
+    first = live.refresh("r1")
+    assert "; 1 in quarantine: p090 (outside_root); all" in first["summary"]
+    assert live.registry.index_manifest(first["version"]).counts.quarantined == 1
+    outside = "quarantined: /srv/pictures/90.jpg: lies outside the pictures' folder "
+    for version in (live.base, first["version"]):  # the live version never heard of it, the candidate left it out
+        with pytest.raises(VitrineError, match=f"'p090' is not in index version {version}: {outside}") as caught:
+            trace_product(live.registry, "p090", version)
+        assert "a picture's path is relative to that folder" in str(caught.value)
+        assert re.search(r"\(outside_root\), in run r1 at 20\d\d-\d\d-\d\d \d\d:\d\d UTC$", str(caught.value))
+
+    absolute = picture(live.home / "shop" / "images" / "90.jpg", 90)
+    live.send(live.upsert(90, 2, image=str(absolute)), live.upsert(91, 2, seed=91, image=absolute.as_uri()))
+    second = live.refresh("r2")
+    assert "in quarantine" not in second["summary"]
+    assert {"p090", "p091"} <= set(live.found(second["version"]))
+    chain = dict(trace_product(live.registry, "p090", second["version"]))
+    assert (chain["picture"], chain["made by"].split(",")[0]) == (str(absolute), "r2")
+    assert "quarantined" not in chain
+    with pytest.raises(VitrineError, match=rf"{outside}.*; index version {second['version']} has it$"):
+        trace_product(live.registry, "p090", first["version"])
+
+
+def test_an_older_picture_that_is_live_is_traced_with_what_is_wrong_with_the_new_one(live: LiveShop) -> None:
+    live.send(live.upsert(3, 1, image="images/none.jpg"), live.delete(4, 1))
+    made = live.refresh("r1")
+    chain = dict(trace_product(live.registry, "p003"))
+    assert chain["picture"] == "images/3.jpg"
+    assert re.match(
+        r"images/none\.jpg: there is no such file below .* \(missing\), in run r1 at .* UTC; the picture above is an older one",
+        chain["quarantined"],
+    )
+    assert "quarantined" not in dict(trace_product(live.registry, "p005"))
+    for product, why in {
+        "p003": r"quarantined: images/none\.jpg: there is no such file below",
+        "p004": r"a change of 20.* UTC deleted it$",
+        "p999": r"it is neither in its snapshot made-1 nor in a change since$",
+    }.items():
+        with pytest.raises(VitrineError, match=f"{product!r} is not in index version {made['version']}: {why}"):
+            trace_product(live.registry, product, made["version"])
+
+
+def test_a_rebuild_that_cannot_use_a_picture_names_it_and_trace_tells_it_whatever_became_of_the_run(live: LiveShop) -> None:
+    rows = read_table(live.home / "shop" / "products.csv")
+    write_table(live.home / "shop" / "products.csv", [rows[0] | {"image": "/srv/0.jpg"}, *rows[1:]])
+    snapshot = asdict(live.shop.snapshot("nightly"))
+    encoder = live.registry.index_manifest(live.base).encoder.model_dump()
+    made = Embedded(**indexing.embed(snapshot, encoder, "nightly"))
+    assert made.dropped == "1 in quarantine: p000 (outside_root)"
+    assert made.account.endswith("; in quarantine: p000 (outside_root)")
+    # The run was stopped here: no version tells of it, and the live one still shows the older picture.
+    chain = dict(trace_product(live.registry, "p000"))
+    assert chain["quarantined"].startswith("/srv/0.jpg: lies outside the pictures' folder ")
+    assert "in run nightly at 20" in chain["quarantined"]
 
 
 def test_a_version_that_fails_its_gates_acknowledges_nothing(live: LiveShop) -> None:
