@@ -25,7 +25,7 @@ from serving.queries import Means
 from serving.release import Release
 from serving.samples import Samples
 from serving.settings import ServingSettings
-from serving.shards.asking import Asking
+from serving.shards.client import ShardClient
 from serving.shards.fleet import RESOLVE_S, Fleet, addresses_of
 from serving.shards.gateway import GatewayVersions
 from serving.slots import Opener, Slots, WholeVersions
@@ -160,8 +160,8 @@ class Replica:
         runs = runtime(chosen.encoder_runtime)
         if self.fleet is None:
             return WholeVersions(source, chosen.threads, runs, chosen.encode_batch)
-        asking = Asking(self.fleet, self.metrics, chosen.shard_timeout_s, chosen.hedges)
-        return GatewayVersions(source, self.fleet, asking, chosen.threads, chosen.shard_patience_s, runs, chosen.encode_batch)
+        client = ShardClient(self.fleet, self.metrics, chosen.shard_timeout_s, chosen.hedges)
+        return GatewayVersions(source, self.fleet, client, chosen.threads, chosen.shard_patience_s, runs, chosen.encode_batch)
 
 
 def _given_s(timeout_ms: str) -> float:

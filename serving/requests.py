@@ -21,8 +21,10 @@ log = logging.getLogger(__name__)
 
 GONE = 499
 """Counted where the caller went away before there was an answer; never sent."""
-UNTOLD = ("/healthz", "/readyz", "/metrics", "/static", "/v1/version")
+UNTOLD = ("/healthz", "/readyz", "/metrics", "/static", "/v1/version", "/shard/state")
 """Routes that machines ask every few seconds: counted, and neither logged nor traced."""
+SHARD_ROUTES = "/shard/"
+"""What a gateway asks of a shard: traced, and not logged, as the gateway logs each of its own requests."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -89,8 +91,9 @@ class Requests:
         self.metrics.request(route, status, took_s)
         if route in UNTOLD:
             return
-        fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * took_s, 2)}
-        log.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
+        if not route.startswith(SHARD_ROUTES):
+            fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * took_s, 2)}
+            log.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
         attributes = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status}
         attributes["vitrine.request_id"] = scope["state"]["request_id"]
         traced.end(f"{scope['method']} {route}", took_s, attributes, scope["state"]["phases"])

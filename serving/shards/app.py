@@ -1,25 +1,21 @@
-"""The HTTP interface of a shard process: what gateways ask, below FastAPI's own routes for people, probes and Prometheus."""
+"""The HTTP interface of a shard process: what gateways ask, beside the routes for people, probes and Prometheus."""
 
 import asyncio
-import json
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-from fastapi import FastAPI
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import FastAPI, Request, Response
 
-from serving import logs
 from serving.problems import handle_errors
 from serving.requests import Requests
 from serving.routes.state import state_routes
 from serving.settings import ServingSettings
 from serving.shards.holder import Holder, NotAnswered
-from serving.shards.wire import KIND, MOST_BYTES, SEARCH, STATE, VECTORS
+from serving.shards.wire import MAX_BYTES, MEDIA_TYPE, SEARCH, STATE, VECTORS
 from serving.source import VersionSource
-from serving.tracing import Tracing, tracing_to
+from serving.tracing import tracing_to
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +39,8 @@ def create_shard_app(settings: ServingSettings, source: VersionSource) -> FastAP
     app.state.holder = holder
     handle_errors(app, holder.metrics)
     app.add_middleware(Requests, metrics=holder.metrics, tracing=tracing)
-    app.add_middleware(Questions, holder=holder, tracing=tracing)  # added last: it comes before what costs time
+    app.add_exception_handler(NotAnswered, _refuse)
+    _shard_routes(app, holder)
     state_routes(
         app,
         holder.slots,
@@ -53,63 +50,36 @@ def create_shard_app(settings: ServingSettings, source: VersionSource) -> FastAP
     return app
 
 
-class Questions:
-    """ASGI middleware that answers a gateway's questions itself and leaves everything else to the application.
+def _shard_routes(app: FastAPI, holder: Holder) -> None:
+    @app.post(SEARCH, include_in_schema=False)
+    async def search(request: Request) -> Response:
+        """The nearest rows of some queries in one shard."""
+        return Response(await holder.search(await _body(request)), media_type=MEDIA_TYPE)
 
-    A question is traced below the gateway's span, and logged where it is refused: the gateway logs every request already.
-    """
+    @app.post(VECTORS, include_in_schema=False)
+    async def vectors(request: Request) -> Response:
+        """The stored vectors of some rows."""
+        return Response(await holder.vectors(await _body(request)), media_type=MEDIA_TYPE)
 
-    def __init__(self, app: ASGIApp, holder: Holder, tracing: Tracing) -> None:
-        self.app, self.holder, self.tracing = app, holder, tracing
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path")
-        if scope["type"] != "http" or path not in (SEARCH, VECTORS, STATE):
-            await self.app(scope, receive, send)
-        elif path == STATE:
-            await _send(send, 200, "application/json", json.dumps(self.holder.state()).encode())
-        else:
-            headers = Headers(scope=scope)
-            logs.request_id.set(headers.get("x-request-id", ""))
-            traced, began, status = self.tracing.begin(headers, time.time()), time.perf_counter(), 500
-            try:
-                status, kind, body = await self._answer(scope, receive)
-                await _send(send, status, kind, body)
-            finally:
-                told = {"http.request.method": scope["method"], "http.route": path, "http.response.status_code": status}
-                told["vitrine.request_id"] = logs.request_id.get()
-                traced.end(f"{scope['method']} {path}", time.perf_counter() - began, told)
-
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, str, bytes]:
-        """Status, kind and body of the answer to a question."""
-        path = scope["path"]
-        try:
-            if scope["method"] != "POST":
-                raise NotAnswered(405, "ask with POST")
-            answer = self.holder.search if path == SEARCH else self.holder.vectors
-            return 200, KIND, await answer(await _whole(receive))
-        except NotAnswered as refused:
-            fields = {"method": scope["method"], "route": path, "status": refused.status}
-            log.info("%s %s %d: %s", scope["method"], path, refused.status, refused, extra={"fields": fields})
-            return refused.status, "text/plain; charset=utf-8", str(refused).encode()
+    @app.get(STATE, include_in_schema=False)
+    async def state() -> dict[str, Any]:
+        """Which shards this process has, and which versions of them are ready."""
+        return holder.state()
 
 
-async def _send(send: Send, status: int, kind: str, body: bytes) -> None:
-    headers = [(b"content-length", str(len(body)).encode()), (b"content-type", kind.encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _body(request: Request) -> bytes:
+    """The whole body. Raises NotAnswered where it is too large."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BYTES:
+            raise NotAnswered(413, f"the question is larger than {MAX_BYTES} bytes")
+    return bytes(body)
 
 
-async def _whole(receive: Receive) -> bytes:
-    pieces, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise NotAnswered(400, "the gateway went away")
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > MOST_BYTES:
-            raise NotAnswered(413, f"the question is larger than {MOST_BYTES} bytes")
-        pieces.append(piece)
-        if not message.get("more_body"):
-            return b"".join(pieces)
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Answers a question that is refused with its sentence, and logs it: the gateway only sees that a shard is missing."""
+    assert isinstance(error, NotAnswered)
+    fields = {"method": request.method, "route": request.url.path, "status": error.status}
+    log.info("%s %s %d: %s", request.method, request.url.path, error.status, error, extra={"fields": fields})
+    return Response(str(error), error.status, media_type="text/plain")

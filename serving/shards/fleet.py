@@ -9,25 +9,32 @@ import logging
 import random
 import socket
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving.shards.connection import Connection, ConnectionFailed
-from serving.shards.wire import STATE
+import urllib3
+
+from serving.shards.wire import MAX_BYTES, STATE
 
 log = logging.getLogger(__name__)
 
 CONNECT_S = 0.3
 PROBE_TIMEOUT_S = 1.0
 RESOLVE_S = 2.0
-MOST_IDLE = 64
+MAX_IDLE = 64
+MAX_REQUESTS = 256
+"""Requests under way to all shard processes: a thread each, started when it is needed."""
+
+
+class ConnectionFailed(OSError):
+    """The other side is away, went away, does not speak HTTP, or did not answer in time."""
 
 
 class Backend:
-    """One shard process at an address. `up` while it answers; `versions` by "version|digest" what it holds ready."""
+    """One shard process at an address. `up` while it answers; `ready` names what it holds ready, as "version|digest"."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port, self.name = host, port, f"{host}:{port}"
@@ -37,28 +44,29 @@ class Backend:
         self.ready: frozenset[str] = frozenset()
         self.told: dict[str, dict[str, str]] = {}
         self.outstanding = 0
-        self.idle: deque[Connection] = deque()
+        self.http = urllib3.HTTPConnectionPool(host, port, maxsize=MAX_IDLE, retries=False)
         self.stop = threading.Event()
         self.lock = threading.Lock()
 
-    def connection(self) -> Connection:
-        """A connection to ask with: a kept one, or a new one. Raises ConnectionFailed."""
-        while self.idle:
+    def request(
+        self, method: str, path: str, limit_s: float, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """Status and body of the answer over a kept connection. Raises ConnectionFailed."""
+        timeout = urllib3.Timeout(connect=min(CONNECT_S, max(limit_s, 1e-3)), read=max(limit_s, 1e-3))
+        try:
+            response = self.http.urlopen(method, path, body=body, headers=headers, timeout=timeout, preload_content=False)
             try:
-                kept = self.idle.pop()
-            except IndexError:
-                break
-            if kept.idle():
-                return kept
-            kept.close()
-        return Connection(self.host, self.port, CONNECT_S)
-
-    def keep(self, connection: Connection) -> None:
-        """Takes a connection back whose answer was read whole."""
-        if self.up and len(self.idle) < MOST_IDLE:
-            self.idle.append(connection)
-        else:
-            connection.close()
+                content = response.read(MAX_BYTES + 1, decode_content=False)
+                if len(content) > MAX_BYTES:
+                    response.close()
+                    raise ConnectionFailed(f"an answer of more than {MAX_BYTES} bytes")
+                return response.status, content
+            finally:
+                response.release_conn()
+        except urllib3.exceptions.TimeoutError:
+            raise ConnectionFailed(f"no answer within {limit_s:.2g} s") from None
+        except urllib3.exceptions.HTTPError as error:
+            raise ConnectionFailed(str(error)) from None
 
     def count(self, change: int) -> None:
         with self.lock:
@@ -69,21 +77,12 @@ class Backend:
         if self.up:
             log.warning("shard process %s is down: %s", self.name, why)
         self.up, self.why = False, why
-        while self.idle:
-            try:
-                self.idle.pop().close()
-            except IndexError:
-                return
 
     def probe(self) -> None:
         """Asks what it holds. Never raises."""
         try:
-            connection = Connection(self.host, self.port, CONNECT_S)
-            try:
-                connection.ask("GET", STATE)
-                told = json.loads(connection.wait(PROBE_TIMEOUT_S))
-            finally:
-                connection.close()
+            _, answer = self.request("GET", STATE, PROBE_TIMEOUT_S)
+            told = json.loads(answer)
             shards, versions = frozenset(int(s) for s in told["shards"]), dict(told["versions"])
             ready = frozenset(f"{v}|{s['digest']}" for v, s in versions.items() if s["state"] == "ready")
         except (ConnectionFailed, ValueError, KeyError, TypeError) as error:
@@ -98,8 +97,8 @@ class Backend:
         while not self.stop.is_set():
             self.probe()
             self.stop.wait(every_s)
-        self.up = False
-        self.down("no longer in the shard map")
+        self.up, self.why = False, "no longer in the shard map"
+        self.http.close()
 
     def describe(self) -> dict[str, Any]:
         versions = {v: s["state"] + (f": {s['reason']}" if s.get("reason") else "") for v, s in self.told.items()}
@@ -113,6 +112,7 @@ class Fleet:
         self.addresses, self.probe_s, self.random = addresses, probe_s, chance or random.Random()
         self.backends: dict[str, Backend] = {}
         self.error = ""
+        self.requests = ThreadPoolExecutor(MAX_REQUESTS, "shard-request")
 
     def follow(self) -> None:
         """Takes up addresses that are new and lets go of those that are gone. Never raises; what cannot be read changes nothing."""
@@ -131,6 +131,7 @@ class Fleet:
     def close(self) -> None:
         for backend in self.backends.values():
             backend.stop.set()
+        self.requests.shutdown(wait=False, cancel_futures=True)
 
     def holding(self, shard: int, wanted: str) -> list[Backend]:
         """The processes that answer and hold this shard of this version ("version|digest")."""

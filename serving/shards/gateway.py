@@ -22,7 +22,7 @@ from serving.golden import check_apart
 from serving.queries import QueryError
 from serving.release import Release
 from serving.searcher import Found, OpenSegment, Searcher, alive_rows, features_of, merge, ordered
-from serving.shards.asking import Asking, Refusal
+from serving.shards.client import Refusal, ShardClient
 from serving.shards.fleet import Fleet
 from serving.shards.part import offsets
 from serving.shards.wire import SEARCH, VECTORS, pack, unpack
@@ -38,16 +38,18 @@ class RemoteSearcher(Searcher):
     """The searcher of a version whose index is in shard processes; its features and tombstones are here."""
 
     def __init__(
-        self, manifest: IndexManifest, segments: list[OpenSegment], features: Features, version: str, asking: Asking
+        self, manifest: IndexManifest, segments: list[OpenSegment], features: Features, version: str, client: ShardClient
     ) -> None:
         super().__init__(manifest, segments, features)
-        self.version, self.digest, self.asking = version, manifest.digest(), asking
-        self.wanted = f"{version}|{self.digest}"
+        self.version, self.digest, self.client = version, manifest.digest(), client
+        self.held_as = f"{version}|{self.digest}"
         self.shards = list(range(manifest.shards))
         self.starts = offsets(manifest)
 
     @classmethod
-    def over(cls, version: str, manifest: IndexManifest, locate: Callable[[FileRef], Path], asking: Asking) -> "RemoteSearcher":
+    def over(
+        cls, version: str, manifest: IndexManifest, locate: Callable[[FileRef], Path], client: ShardClient
+    ) -> "RemoteSearcher":
         """Opens the row tables and tombstones of every segment; `locate` gives a verified path. Raises ContractError."""
         segments: list[OpenSegment] = []
         tables: list[pa.Table] = []
@@ -62,10 +64,10 @@ class RemoteSearcher(Searcher):
             segments.append(OpenSegment(None, start, segment.rows, alive))
             tables.append(table)
             start += segment.rows
-        return cls(manifest, segments, features_of(manifest, tables), version, asking)
+        return cls(manifest, segments, features_of(manifest, tables), version, client)
 
     def search(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None) -> Found:
-        """The k nearest rows of all shards. Raises ShardsAway; ValueError for masks and parameters, which do not travel."""
+        """The k nearest rows of all shards. Raises ShardsUnavailable; ValueError for masks and parameters, which do not travel."""
         if allowed is not None or params is not None:
             raise ValueError("a gateway sends shards filters, not masks or parameters")
         return self._whole(self.ask(xq, k, measure="index"))
@@ -76,7 +78,7 @@ class RemoteSearcher(Searcher):
         return self._whole(self.ask(xq, k, measure="exact"))
 
     def ask(self, xq: np.ndarray, k: int, wanted: Filter | None = None, latest: float | None = None, measure: str = "") -> Found:
-        """The k nearest rows of all shards that answer; `missing` says how many did not. Raises ShardsAway when none did.
+        """The k nearest rows of all shards that answer; `missing` says how many did not. Raises ShardsUnavailable when none did.
 
         `measure`: "index" or "exact" to measure by the one or the other, whatever the version's rules require.
         """
@@ -88,58 +90,58 @@ class RemoteSearcher(Searcher):
             "filter": wanted.root if wanted else None,
             "measure": measure,
         }
-        shape = (len(xq), k)
-        parts = self._asked(SEARCH, self.shards, header, xq, (shape, shape), latest, EXACT_S if measure else 0.0)
+        shapes = {"similarity": (len(xq), k), "row": (len(xq), k)}
+        parts = self._request(SEARCH, self.shards, header, {"query": xq}, shapes, latest, EXACT_S if measure else 0.0)
         if not parts:
-            raise ShardsAway("no shard answered; try again in a second")
-        found = merge([Found(p[0], p[1]) for _, p in sorted(parts.items())], k)
+            raise ShardsUnavailable("no shard answered; try again in a second")
+        found = merge([Found(p["similarity"], p["row"]) for _, p in sorted(parts.items())], k)
         return Found(found.similarity, found.rows, len(self.shards) - len(parts))
 
     def vector(self, row: int, latest: float | None = None) -> np.ndarray:
-        """The stored vector (d,) float32 of a row, from its shard. Raises ShardsAway."""
+        """The stored vector (d,) float32 of a row, from its shard. Raises ShardsUnavailable."""
         shard = max(s for s, start in self.starts.items() if start <= row)
         header = {"version": self.version, "digest": self.digest}
-        parts = self._asked(VECTORS, [shard], header, np.array([row], np.int64), ((1, self.dim),), latest)
+        parts = self._request(VECTORS, [shard], header, {"row": np.array([row], np.int64)}, {"vector": (1, self.dim)}, latest)
         if not parts:
-            raise ShardsAway("the shard that holds this product does not answer; try again in a second")
-        return parts[shard][0][0]
+            raise ShardsUnavailable("the shard that holds this product does not answer; try again in a second")
+        return parts[shard]["vector"][0]
 
     def _whole(self, found: Found) -> Found:
-        """For those that measure: what only some shards answered is no measurement. Raises ShardsAway."""
+        """For those that measure: what only some shards answered is no measurement. Raises ShardsUnavailable."""
         if found.missing:
-            raise ShardsAway(f"{found.missing} of {len(self.shards)} shards did not answer")
+            raise ShardsUnavailable(f"{found.missing} of {len(self.shards)} shards did not answer")
         return found
 
-    def _asked(
+    def _request(
         self,
         path: str,
         shards: list[int],
         header: dict,
-        array: np.ndarray,
-        shapes: tuple[tuple[int, ...], ...],
+        arrays: dict[str, np.ndarray],
+        shapes: dict[str, tuple[int, ...]],
         latest: float | None,
         slow_s: float = 0.0,
-    ) -> dict[int, list[np.ndarray]]:
+    ) -> dict[int, dict[str, np.ndarray]]:
         """The arrays that shards answer with. What is not of this version, or not of `shapes`, counts as no answer."""
 
         def question(shard: int, left_s: float) -> bytes:
-            return pack(header | {"shard": shard, "left_ms": round(1e3 * left_s, 1)}, array)
+            return pack(header | {"shard": shard, "left_ms": round(1e3 * left_s, 1)}, **arrays)
 
-        def read(body: bytes) -> list[np.ndarray]:
-            told, arrays = unpack(body)
-            if told.get("digest") != self.digest:
-                raise ValueError(f"it answered for {told.get('digest')}, asked was {self.digest}")
-            if tuple(a.shape for a in arrays) != shapes:
-                raise ValueError(f"it answered with arrays of {[a.shape for a in arrays]}, asked was {list(shapes)}")
-            return arrays
+        def read(body: bytes) -> dict[str, np.ndarray]:
+            answer, columns = unpack(body)
+            if answer.get("digest") != self.digest:
+                raise ValueError(f"it answered for {answer.get('digest')}, asked was {self.digest}")
+            if (got := {name: a.shape for name, a in columns.items()}) != shapes:
+                raise ValueError(f"it answered with arrays of {got}, asked was {shapes}")
+            return columns
 
         try:
-            return self.asking.ask(path, self.wanted, shards, question, read, latest, slow_s)
+            return self.client.ask(path, self.held_as, shards, question, read, latest, slow_s)
         except Refusal as error:
             raise ValueError(str(error)) from None
 
 
-class ShardsAway(QueryError):
+class ShardsUnavailable(QueryError):
     """No shard, or not the one that matters, could answer."""
 
     reason = "shards_away"
@@ -166,7 +168,7 @@ class GatewayRelease(Release):
         """Also where some shards are away: they are warmed by themselves."""
         try:
             super().warm(rounds)
-        except ShardsAway as error:
+        except ShardsUnavailable as error:
             log.warning("version %s is not warm: %s", self.version, error)
 
 
@@ -177,10 +179,10 @@ class GatewayVersions:
     """
 
     def __init__(
-        self, source: VersionSource, fleet: Fleet, asking: Asking, threads: int = 1, patience_s: float = 10.0,
+        self, source: VersionSource, fleet: Fleet, client: ShardClient, threads: int = 1, patience_s: float = 10.0,
         runtime: Runtime = ONNXRUNTIME, encode_most: int = 1, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self.source, self.fleet, self.asking, self.threads = source, fleet, asking, threads
+        self.source, self.fleet, self.client, self.threads = source, fleet, client, threads
         self.patience_s, self.runtime, self.encode_most, self.clock = patience_s, runtime, encode_most, clock
         self.since: dict[str, float] = {}
 
@@ -190,7 +192,7 @@ class GatewayVersions:
         def locate(ref: FileRef) -> Path:
             return verify(self.source.fetch(ref), ref)
 
-        searcher = RemoteSearcher.over(version, manifest, locate, self.asking)
+        searcher = RemoteSearcher.over(version, manifest, locate, self.client)
         locate(manifest.golden)
         encoder = self.source.encoder(manifest)
         opened = GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime)
@@ -204,17 +206,17 @@ class GatewayVersions:
         for shard, _ in lacking:
             if why := self.fleet.failed(shard, opened.version):
                 raise ContractError(f"shard {shard} could not load version {opened.version}: {why}")
-        began = self.since.setdefault(searcher.wanted, self.clock())
+        began = self.since.setdefault(searcher.held_as, self.clock())
         if lacking and first and len(lacking) < manifest.shards and self.clock() - began > self.patience_s:
             log.warning("version %s goes live without %d of %d shards", opened.version, len(lacking), manifest.shards)
             lacking = []
         elif not lacking:
             try:
                 check_apart(verify(self.source.fetch(manifest.golden), manifest.golden), searcher)
-            except ShardsAway as error:
+            except ShardsUnavailable as error:
                 return str(error)
         if not lacking:
-            self.since.pop(searcher.wanted, None)
+            self.since.pop(searcher.held_as, None)
             return ""
         return f"{lacking[0][1]} ({manifest.shards - len(lacking)} of {manifest.shards} shards hold version {opened.version})"
 

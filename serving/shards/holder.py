@@ -80,7 +80,7 @@ class Holder:
 
     async def search(self, body: bytes) -> bytes:
         """The nearest rows of some queries in one shard of the version that is named. Raises NotAnswered."""
-        header, (xq,) = _unpacked(body, 1)
+        header, xq = _unpacked(body, "query")
         part, shard = self._named(header)
         try:
             wanted = Filter.model_validate(header["filter"]) if header.get("filter") is not None else None
@@ -96,17 +96,17 @@ class Holder:
             found = shard.measure(xq, k, measure == "exact") if measure else shard.search(xq, k, wanted)
             took_s = time.perf_counter() - began
             self.metrics.shard_searched(str(header["shard"]), part.version, took_s)
-            return pack({"digest": part.digest, "ms": round(1e3 * took_s, 3)}, found.similarity, found.rows)
+            return pack({"digest": part.digest, "ms": round(1e3 * took_s, 3)}, similarity=found.similarity, row=found.rows)
 
         return await self._work(work, header)
 
     async def vectors(self, body: bytes) -> bytes:
         """The stored vectors of some rows. Raises NotAnswered."""
-        header, (rows,) = _unpacked(body, 1)
+        header, rows = _unpacked(body, "row")
         part, shard = self._named(header)
         if rows.dtype.kind != "i" or rows.ndim != 1 or not 1 <= len(rows) <= MOST_QUERIES:
             raise NotAnswered(422, f"1 to {MOST_QUERIES} rows are expected")
-        return await self._work(lambda: pack({"digest": part.digest}, shard.vectors(rows)), header)
+        return await self._work(lambda: pack({"digest": part.digest}, vector=shard.vectors(rows)), header)
 
     def _named(self, header: dict[str, Any]) -> tuple[Part, ShardSearcher]:
         """The part and the shard that a question names, by version and content: never another in its place."""
@@ -143,11 +143,12 @@ class Holder:
             self.metrics.busy.set(self.waiting)
 
 
-def _unpacked(body: bytes, count: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _unpacked(body: bytes, name: str) -> tuple[dict[str, Any], np.ndarray]:
+    """The header and the one array of a question. Raises NotAnswered."""
     try:
         header, arrays = unpack(body)
     except ValueError as error:
         raise NotAnswered(422, str(error)) from None
-    if len(arrays) != count:
-        raise NotAnswered(422, f"{len(arrays)} arrays, where {count} are expected")
-    return header, arrays
+    if list(arrays) != [name]:
+        raise NotAnswered(422, f"the arrays {sorted(arrays)}, where {name!r} alone is expected")
+    return header, arrays[name]

@@ -1,58 +1,59 @@
-"""What travels between a gateway and its shards: one HTTP body of a few named arrays behind a small JSON header.
+"""The messages between a gateway and its shard processes: an Arrow IPC stream of one record batch, in an HTTP body.
 
-    4 bytes "VTR1", uint32 length of the header, the header (JSON), the arrays' bytes one after another (little-endian)
-
-The header's `arrays` lists [dtype, shape] of each. A query of dimension 512 is about 2.2 kB, an answer of 500 candidates 6 kB.
-Chosen over gRPC and HTTP/2 by measurement: docs/decisions/0051.
+What names the question or the answer (version, digest, shard, k, filter) is JSON in the schema's metadata; vectors, similarities and
+row handles are columns: one row per query, a fixed-size list where there are several numbers a query.
 """
 
 import json
-import struct
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from serving import logs, tracing
-
-MAGIC = b"VTR1"
-KIND = "application/x-vitrine-shard"
-DTYPES = ("<f4", "<i8")
-MOST_BYTES = 8 * 2**20
+MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+MAX_BYTES = 8 * 2**20
 SEARCH, VECTORS, STATE = "/shard/search", "/shard/vectors", "/shard/state"
+HEADER = b"vitrine"
+TYPES = {"f": pa.float32(), "i": pa.int64()}
 
 
-def on_behalf() -> bytes:
-    """The header lines that tell a shard for which request it is asked, and which span its own is below."""
-    request_id, parent = logs.request_id.get(), tracing.parent.get()
-    line = b"x-request-id: %s\r\n" % request_id.encode() if request_id else b""
-    return line + b"traceparent: %s\r\n" % parent.encode() if parent else line
+def pack(header: Mapping[str, Any], **arrays: np.ndarray) -> bytes:
+    """One message. Arrays are float32 or int64, of one or two dimensions and of equal length; their names are the columns'."""
+    columns = {name: _column(array) for name, array in arrays.items()}
+    schema = pa.schema([(n, c.type) for n, c in columns.items()], {HEADER: json.dumps(dict(header)).encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as stream:
+        if columns:
+            stream.write_batch(pa.record_batch(list(columns.values()), schema=schema))
+    return sink.getvalue().to_pybytes()
 
 
-def pack(header: Mapping[str, Any], *arrays: np.ndarray) -> bytes:
-    """One body. Arrays are float32 or int64."""
-    wide = [np.ascontiguousarray(a, "<f4" if a.dtype.kind == "f" else "<i8") for a in arrays]
-    told = json.dumps(dict(header) | {"arrays": [[a.dtype.str, a.shape] for a in wide]}, separators=(",", ":")).encode()
-    return b"".join([MAGIC, struct.pack("<I", len(told)), told, *(a.tobytes() for a in wide)])
-
-
-def unpack(body: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The header and the arrays (read-only views). Raises ValueError for what is no such body."""
+def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the arrays (read-only) by name. Raises ValueError for what is no such message."""
     try:
-        magic, size = struct.unpack_from("<4sI", body)
-        header = json.loads(body[8 : 8 + size])
-        shapes = header.pop("arrays")
-        if magic != MAGIC:
+        with pa.ipc.open_stream(body) as stream:
+            header = json.loads((stream.schema.metadata or {})[HEADER])
+            table = stream.read_all()
+        if not isinstance(header, dict) or len(body) > MAX_BYTES:
             raise ValueError
-        at, arrays = 8 + size, []
-        for dtype, shape in shapes:
-            if dtype not in DTYPES or any(not isinstance(n, int) or n < 0 for n in shape):
-                raise ValueError
-            count = int(np.prod(shape, dtype=np.int64))
-            arrays.append(np.frombuffer(body, dtype, count, at).reshape(shape))
-            at += count * np.dtype(dtype).itemsize
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError):
+        table.validate(full=True)
+        return header, {name: _array(table[name]) for name in table.column_names}
+    except (ValueError, KeyError, TypeError, OSError, RecursionError, MemoryError, pa.ArrowException):
         raise ValueError(f"{len(body)} bytes are no message between a gateway and a shard") from None
-    if at != len(body):
-        raise ValueError(f"{len(body)} bytes, where the message says {at}")
-    return header, arrays
+
+
+def _column(array: np.ndarray) -> pa.Array:
+    values = pa.array(np.ascontiguousarray(array).reshape(-1), TYPES[array.dtype.kind])
+    return values if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(values, array.shape[1])
+
+
+def _array(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) or (n, size). Raises ValueError for other types than `pack` writes, and for nulls."""
+    values, kind = column.combine_chunks(), column.type
+    size = kind.list_size if pa.types.is_fixed_size_list(kind) else None
+    inner = values.flatten() if size is not None else values
+    if inner.type not in TYPES.values() or values.null_count or inner.null_count:
+        raise ValueError
+    flat = inner.to_numpy(zero_copy_only=False)
+    return flat if size is None else flat.reshape(len(values), size)

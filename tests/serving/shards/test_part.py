@@ -84,7 +84,7 @@ def test_a_shard_keeps_what_is_still_asked_for_and_then_lets_go(store: Storefron
     holder = Holder(settings, FolderSource(store.release), clock=lambda: now[0])
     holder.slots.refresh()
     digest = holder.state()["versions"]["1"]["digest"]
-    question = pack({"version": "1", "digest": digest, "shard": 0, "k": 3}, store.vectors["1"][:1])
+    question = pack({"version": "1", "digest": digest, "shard": 0, "k": 3}, query=store.vectors["1"][:1])
     store.point(blue="2", live="2")
     holder.slots.refresh()
     assert holder.slots.live is not None
