@@ -6,7 +6,7 @@ whole replica over the very same columns.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +118,7 @@ class RemoteSearcher(Searcher):
         shards: list[int],
         header: dict,
         arrays: dict[str, np.ndarray],
-        shapes: dict[str, tuple[int, ...]],
+        shapes: Mapping[str, tuple[int, ...]],
         latest: float | None,
         slow_s: float = 0.0,
     ) -> dict[int, dict[str, np.ndarray]]:
