@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from cachetools import TTLCache
 
 from serving.models import SearchAnswer
 
@@ -47,32 +48,25 @@ class LocalCache:
         write: Callable[[Any], Any] = lambda value: value,
         read: Callable[[Any], Any] = lambda kept: kept,
     ) -> None:
-        self.entries, self.ttl_s, self.clock, self.write, self.read = entries, ttl_s, clock, write, read
-        self.kept: OrderedDict[str, tuple[float, Any]] = OrderedDict()
+        self.values: TTLCache[str, Any] = TTLCache(entries, ttl_s, timer=clock)
+        self.write, self.read = write, read
         self.lock = threading.Lock()
         self.hits = self.misses = self.errors = 0
 
     def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
         with self.lock:
-            found = self.kept.get(key)
-            if found is None or found[0] < self.clock():
-                self.kept.pop(key, None)
-                self.misses += 1
-                return None
-            self.kept.move_to_end(key)
-            self.hits += 1
-        return self.read(found[1])
+            value = self.values.get(key)
+            self.hits, self.misses = self.hits + (value is not None), self.misses + (value is None)
+        return None if value is None else self.read(value)
 
     def put(self, key: str, value: Any) -> None:
-        kept = self.write(value)
+        written = self.write(value)
         with self.lock:
-            self.kept[key] = (self.clock() + self.ttl_s, kept)
-            self.kept.move_to_end(key)
-            while len(self.kept) > self.entries:
-                self.kept.popitem(last=False)
+            self.values[key] = written
 
     def close(self) -> None:
-        self.kept.clear()
+        with self.lock:
+            self.values.clear()
 
 
 @dataclass(frozen=True)
