@@ -6,7 +6,8 @@
 version of `product-index` that references its parent's segments and adds a delta, and what it hides, per touched shard;
 `candidate` when it passes its gates (asset: product-index), which starts `promote_index`. Messages are acknowledged once such a
 version is registered. Other weights or rules (the file that `VITRINE_RANKER` names) make a version too, with or without changes.
-What does not fit into the bounds waits for the next run; the log and the result say how much.
+What does not fit into the bounds waits for the next run; the log and the result say how much. What became dead letters or went
+into quarantine stands in the run's note, with the first reason; the release board lists both, and the changes that wait.
 
 Where `VITRINE_REDIS_URL` is set, price, stock and popularity of what changed are in the feature store at once, and the version's
 features before it goes live; a Redis that is away fails those tasks alone.
@@ -47,6 +48,7 @@ def refresh_index() -> None:
         with clear_failure():
             plan = draining.drain(run_key(), params["changes"], params["minutes"])
         if not plan["due"]:
+            get_current_context()["ti"].xcom_push("return_value", plan)  # its note stands on the run, also when nothing is made
             raise AirflowSkipException(plan["summary"])
         return plan
 
@@ -79,11 +81,11 @@ def refresh_index() -> None:
             return featuring.load(registered)
 
     @task(retries=3)
-    def acknowledge(plan: dict, registered: dict) -> dict:
+    def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict:
         from tasks.steps import refreshing
 
         with clear_failure():
-            told = refreshing.acknowledge(plan, registered)
+            told = refreshing.acknowledge(plan, registered, embedded)
             refreshing.refuse(registered)
         return told
 
@@ -106,10 +108,11 @@ def refresh_index() -> None:
         get_current_context()["outlet_events"][COMPACTION].extra = {"why": registered["compaction_due"]}
 
     plan = drain_changes()
-    registered = register_version(plan, embed_changes(plan))
+    embedded = embed_changes(plan)
+    registered = register_version(plan, embedded)
     refresh_features(plan)
     load_features(registered)
-    acknowledge(plan, registered) >> publish_candidate(registered) >> ask_for_rebuild(registered)
+    acknowledge(plan, registered, embedded) >> publish_candidate(registered) >> ask_for_rebuild(registered)
 
 
 refresh_index()

@@ -6,6 +6,7 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
+from plugins.board import run_notes
 from plugins.board.task_links import LINKS
 from tasks.settings import Settings
 
@@ -29,11 +30,14 @@ class Later:
 
 def make_board() -> Any:
     from plugins.board.app import create_app
+    from tasks.board.changes import ChangesBoard
     from tasks.board.read import Board
     from tasks.steps.common import registry
+    from tasks.steps.draining import change_source
     from tasks.steps.promoting import replicas_of
 
-    return create_app(lambda: Board(lambda: registry(SETTINGS), replicas_of(SETTINGS)))
+    board = Board(lambda: registry(SETTINGS), replicas_of(SETTINGS))
+    return create_app(board, ChangesBoard(lambda: change_source(SETTINGS), lambda: board.registry, SETTINGS.store_uri))
 
 
 def make_hook() -> Any:
@@ -67,3 +71,4 @@ class VitrinePlugin(AirflowPlugin):
         *outside(),
     ]  # fmt: skip
     global_operator_extra_links = LINKS
+    listeners = [run_notes]

@@ -48,6 +48,7 @@ class AsUser:
             {
                 "dag": dag, "run": r["dag_run_id"], "state": r["state"], "began": r["start_date"] or r["run_after"], "ended": r["end_date"],
                 "by": r.get("triggering_user_name") or r["run_type"], "conf": r.get("conf") or {},
+                "note": r.get("note") or "",
             }
             for r in found["dag_runs"]
         ]  # fmt: skip

@@ -1,7 +1,6 @@
 """The board's routes. Every one asks Airflow who is there; the rules live in `tasks`, what happens happens in DAGs."""
 
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,11 +14,15 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from plugins.board.access import ACTIONS, Reader, may_act, meant, operator, reader, token_of
 from plugins.board.airflow_api import AsUser
 from serving.contract.files import ContractError
+from tasks.board.changes import ChangesBoard
 from tasks.board.read import Board
 from tasks.errors import VitrineError
 
 STATIC = Path(__file__).parent / "static"
-FILES = {"board.css": "text/css", "board.js": "text/javascript", "draw.js": "text/javascript", "icon.svg": "image/svg+xml"}
+FILES = {
+    "board.css": "text/css", "board.js": "text/javascript", "draw.js": "text/javascript",
+    "changes.js": "text/javascript", "words.js": "text/javascript", "icon.svg": "image/svg+xml",
+}  # fmt: skip
 DAGS = ("promote_index", "rollback_index", "rebuild_index", "refresh_index")
 RUNS = 6
 HEADERS = {
@@ -45,18 +48,11 @@ class GoBack(BaseModel):
     version: VersionNumber | Literal[""] = ""
 
 
-def create_app(open_board: Callable[[], Board]) -> FastAPI:
-    """The application; `open_board` is called at the first request that needs the registry."""
+def create_app(board: Board, changes: ChangesBoard) -> FastAPI:
+    """The application. Nothing is opened before the first request that needs it."""
     app = FastAPI(title="Vitrine release board", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(reader)])
-    held: list[Board] = []
-
-    def board() -> Board:
-        if not held:
-            held.append(open_board())
-        return held[0]
-
     _page_routes(app)
-    _data_routes(app, board)
+    _data_routes(app, board, changes)
     _action_routes(app, board)
 
     @app.middleware("http")
@@ -93,16 +89,21 @@ def _page_routes(app: FastAPI) -> None:
         return FileResponse(STATIC / name, media_type=FILES[name])
 
 
-def _data_routes(app: FastAPI, board: Callable[[], Board]) -> None:
+def _data_routes(app: FastAPI, board: Board, changes: ChangesBoard) -> None:
     @app.get("/data")
     def data(user: Reader) -> Response:
         """Versions, slots, replicas, charts, lineage of what is live, and what this user may do."""
-        found = board().read(datetime.now(UTC)) | {
+        found = board.read(datetime.now(UTC)) | {
             "user": user.get_name(),
             "may": {action: may_act(user, action) for action in ACTIONS},
             "dags": ACTIONS,
         }
         return _json(found)
+
+    @app.get("/changes")
+    def waiting_changes() -> Response:
+        """Changes that wait, dead letters, products in quarantine; a sentence in the place of what cannot be read."""
+        return _json(changes.read())
 
     @app.get("/runs")
     async def runs(request: Request) -> Response:
@@ -116,18 +117,18 @@ def _data_routes(app: FastAPI, board: Callable[[], Board]) -> None:
     @app.get("/lineage/{version}")
     def lineage(version: VersionNumber) -> Response:
         """What one version rests on."""
-        return _json({"lineage": board().lineage(version)})
+        return _json({"lineage": board.lineage(version)})
 
     @app.get("/trace")
     def trace(product: Annotated[str, Query(min_length=1, max_length=200)], version: str = "") -> Response:
         """What a product's place in a version (default: live) rests on."""
         from tasks.release.trace import trace_product
 
-        steps = trace_product(board().registry, product, version)
+        steps = trace_product(board.registry, product, version)
         return _json({"steps": [{"what": what, "name": name} for what, name in steps]})
 
 
-def _action_routes(app: FastAPI, board: Callable[[], Board]) -> None:
+def _action_routes(app: FastAPI, board: Board) -> None:
     async def start(request: Request, action: str, conf: dict[str, Any], note: str) -> Response:
         airflow, dag = AsUser(token_of(request)), ACTIONS[action]
         active = next((r for r in await airflow.runs(dag, 1) if r["state"] in ("queued", "running")), None)
@@ -138,7 +139,7 @@ def _action_routes(app: FastAPI, board: Callable[[], Board]) -> None:
     def checked(version: str) -> str:
         from tasks.release.verdict import refusal
 
-        registry = board().registry
+        registry = board.registry
         if why := refusal(registry.version("product-index", version), registry.index_manifest(version)):
             raise HTTPException(409, why)
         return version

@@ -52,9 +52,12 @@ def returned(ti_key: Any) -> Any:
                 map_indexes=ti_key.map_index,
             ).with_only_columns(XComModel.value)
         ).first()
-    if row is None:
-        return None
+    return None if row is None else as_json(row.value)
+
+
+def as_json(value: Any) -> Any:
+    """An XCom's value as it lies in the database, as plain JSON; None where it is none."""
     try:
-        return json.loads(row.value) if isinstance(row.value, str) else row.value
+        return json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return None

@@ -49,19 +49,18 @@ def send(
 def waiting() -> None:
     """How many changes wait, and how many could not be used."""
     with _queue() as source:
-        dead = len(source.dead(1000))
-        console.print(f"{source.name}: {source.waiting()} wait, {dead if dead < 1000 else '1000 or more'} dead letters")
+        console.print(f"{source.name}: {source.waiting()} wait, {source.count_dead()} dead letters")
 
 
 @app.command("dead")
 def dead(limit: Annotated[int, typer.Option(min=1, help="how many to show")] = SHOWN) -> None:
-    """Messages that could not be used, and why."""
+    """Messages that could not be used, and why, the newest first."""
     table = Table(show_edge=False)
-    for column in ("reason", "message"):
+    for column in ("since", "reason", "message"):
         table.add_column(column)
     with _queue() as source:
         for letter in source.dead(limit):
-            table.add_row(letter.reason, letter.text)
+            table.add_row(f"{letter.at:%Y-%m-%d %H:%M:%S} UTC" if letter.at else "", letter.reason, letter.text)
     console.print(table)
 
 

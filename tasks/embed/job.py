@@ -109,10 +109,15 @@ class Embedded:
             f"{self.embedded_now} pictures embedded now, {self.reused} products reused{named or ''}"
         )
 
-    @property
-    def dropped(self) -> str:
-        """How many products cannot be found because of their picture, and the first few with their reasons; "" for none."""
-        return f"{self.quarantined} in quarantine: {', '.join(self.named)}" if self.quarantined else ""
+    def note(self, products: str = "products") -> str:
+        """How many products are in quarantine, the first few by id and reason, in one sentence for people; "" when none is."""
+        if not self.quarantined:
+            return ""
+        are = "is" if self.quarantined == 1 else "are"
+        return (
+            f"{self.quarantined} of {self.catalogue} {products} {are} in quarantine: {', '.join(self.named)}; "
+            "the release board lists them"
+        )
 
 
 def embed_snapshot(

@@ -1,6 +1,7 @@
 """The first step of a refresh: which changes it makes, written down before anything else happens, so that a killed run makes the same."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,13 +13,13 @@ import pyarrow.parquet as pq
 
 from serving.contract.manifest import IndexManifest
 from serving.contract.palette import PALETTE
-from tasks import storage
+from tasks import alerts, storage
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.catalog.snapshot import product_table, started_at
 from tasks.errors import InputMissing
 from tasks.registry import INDEX_MODEL, Registry, Version
 from tasks.settings import Settings
-from tasks.steps.common import registry, settings
+from tasks.steps.common import origin, registry, settings
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -
 
     `limit` and `minutes` bound it (0: the settings): no more changes, and no more than can be embedded in this time at the
     pace of the last refresh. "due" is False when there is nothing to do; "summary" says why, and how much is left waiting.
-    Raises InputMissing when no index version is live or on its way.
+    "note" is what a person should know of without reading logs: what became dead letters ("" when nothing did); it is also told
+    to VITRINE_ALERT_URL. Raises InputMissing when no index version is live or on its way.
     """
     chosen = settings()
     uri = storage.join(chosen.store_uri, "changes", run_key)
@@ -107,14 +109,17 @@ def plan_on(
     counted = {"changes": len(rows), "upserts": upserts, "deletes": len(rows) - upserts, "waiting": waiting}
     parts = [f"{upserts} upserts and {len(rows) - upserts} deletes on version {parent.version}"]
     parts += [f"{len(carried)} of them carried over from version {', '.join(v.version for v in others)}"] if len(carried) else []
-    parts += [f"{drained.malformed} malformed messages went to the dead letters"] if drained.malformed else []
     parts += ["other weights or rules of the ranker"] if reranked else []
     plan = counted | {
         "due": due, "run_key": run_key, "uri": uri, "parent": parent.version, "ranker": ranker, "carried": [v.version for v in others],
-        "contained": drained.contained, "malformed": drained.malformed, "now": now.isoformat(),
-        "summary": "; ".join([*parts, f"{waiting} wait for the next refresh"]),
+        "contained": drained.contained, "received": drained.received, "dead_letters": drained.malformed, "note": drained.note,
+        "now": now.isoformat(),
+        "summary": "; ".join([*parts, f"{waiting} wait for the next refresh", *([drained.note] if drained.note else [])]),
     }  # fmt: skip
     log.info("%s", plan["summary"])
+    if drained.note:
+        here = origin(chosen, os.environ)
+        alerts.send(drained.note, here.url if here else "")
     if not due:
         return plan | {"changes": 0}
     with storage.writer(storage.join(uri, "rows.parquet")) as stream:

@@ -102,7 +102,7 @@ def validate_embeddings(snapshot: dict, embedded: dict, run_key: str) -> dict[st
     limits = EmbeddingLimits(most_covariance_shift=chosen.most_drift)
     vectors = check_embeddings(found, made, whole, before, folder / "embeddings", limits)
     inputs = check_index_inputs(found, made, whole, folder / "index_inputs")
-    return published(models, run_key, snapshot["id"], vectors, inputs)
+    return published(models, run_key, snapshot["id"], vectors, inputs) | {"note": made.note()}
 
 
 def published(models: Registry, run_key: str, snapshot_id: str, *validations: "Validation") -> dict[str, Any]:
@@ -255,11 +255,11 @@ def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], 
             "encoder_version": encoder["version"], "snapshot": snapshot["id"], "verdict": "passed" if decision.passed else "failed",
             "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": run_key,
         }  # fmt: skip
-        dropped = Embedded(**embedded).dropped
+        note = Embedded(**embedded).note()
         text = (
             f"{manifest.counts.servable} products, {len(shards)} shards of {tuned['search']['family']}, encoder version "
             f"{encoder['version']}: Recall@1 {candidate.recall_at_1:.3f}, Recall@10 {candidate.recall_at_10:.3f} on "
-            f"{candidate.photos} held-out photos; {'; '.join(p for p in (dropped, whole.orphans, decision.summary) if p)}"
+            f"{candidate.photos} held-out photos; {'; '.join(p for p in (note, whole.orphans, decision.summary) if p)}"
         )
         version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, tags, text).version
     return {"version": version, "passed": decision.passed, "summary": f"index version {version}: {text}"}

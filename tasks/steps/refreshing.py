@@ -87,7 +87,8 @@ def embed(plan: dict) -> dict[str, Any]:
     )  # fmt: skip
     took = (datetime.now(UTC) - began).total_seconds()
     pace = embedded.embedded_now / took if embedded.embedded_now >= PACED else 0.0
-    return dataclasses.asdict(embedded) | {"pace": round(pace, 2), "snapshot_uri": snapshot.uri, "dropped": embedded.dropped}
+    note = embedded.note("changed products")
+    return dataclasses.asdict(embedded) | {"pace": round(pace, 2), "snapshot_uri": snapshot.uri, "note": note}
 
 
 def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
@@ -111,16 +112,25 @@ def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
         _upload(run, manifest, folder)
         run.params({"parent": plan["parent"], "changes": plan["changes"], "encoder_version": manifest.encoder.version})
         run.metrics({g.name: g.value for g in manifest.gates} | {"recall_at_10": measured.recall_at_10})
-        dropped = f"; {embedded['dropped']}" if embedded.get("dropped") else ""
-        text = f"{plan['summary']}: {manifest.counts.servable} products{dropped}; {decision.summary}"
+        run.metrics({f"changes.{name}": count for name, count in unusable(plan, embedded).items()})
+        note = f"; {embedded['note']}" if embedded.get("note") else ""
+        text = f"{plan['summary']}: {manifest.counts.servable} products{note}; {decision.summary}"
         version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, _tags(plan, embedded, manifest, decision.passed), text)
     record = _registered(version)
     log.info("%s", record["summary"])
     return record
 
 
-def acknowledge(plan: dict, registered: dict) -> dict[str, Any]:
-    """Takes the messages out of the queue, now that a version which passed holds what they say; gives how many still wait."""
+def unusable(plan: dict, embedded: dict) -> dict[str, int]:
+    """How many messages became dead letters, and how many products went into quarantine."""
+    return {"dead_letters": plan.get("dead_letters", 0), "quarantined": embedded.get("quarantined", 0)}
+
+
+def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict[str, Any]:
+    """Takes the messages out of the queue, now that a version which passed holds what they say.
+
+    Gives how many still wait, and what of the changes could not be used; "summary" says it in one sentence.
+    """
     chosen = settings()
     handles = storage.read_json(storage.join(plan["uri"], "handles.json"))
     with change_source(chosen) as source:
@@ -129,8 +139,11 @@ def acknowledge(plan: dict, registered: dict) -> dict[str, Any]:
         else:
             source.release(handles)
         waiting = source.waiting()
-    log.info("%d messages acknowledged, %d wait", len(handles) if registered.get("passed") else 0, waiting)
-    return {"acknowledged": len(handles) if registered.get("passed") else 0, "waiting": waiting}
+    taken = len(handles) if registered.get("passed") else 0
+    notes = [note for note in (plan.get("note"), embedded.get("note")) if note]
+    summary = "; ".join([f"{taken} messages acknowledged, {waiting} wait", *notes])
+    log.info("%s", summary)
+    return {"acknowledged": taken, "waiting": waiting, **unusable(plan, embedded), "summary": summary}
 
 
 def publish(registered: dict) -> bool:

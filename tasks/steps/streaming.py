@@ -96,6 +96,8 @@ class Stream:
         plan = draining.drain(state.key, wait_s=0 if state.pending else min(self.every_s, POLL_S))
         if not plan["due"]:
             state.key = ""
+            if plan.get("note"):
+                self.say(plan["note"])
             if state.pending:
                 self._promote(state)
             return False
@@ -105,7 +107,7 @@ class Stream:
         done("embed")
         registered = refreshing.register(plan, embedded, PHOTOS)
         done("register")
-        refreshing.acknowledge(plan, registered)
+        refreshing.acknowledge(plan, registered, embedded)
         if not registered["passed"]:
             self._clear(plan)
             state.key = ""
@@ -120,8 +122,9 @@ class Stream:
         self._promote(state)
         done("promote")
         took = ", ".join(f"{step} {at - before:.1f} s" for (_, before), (step, at) in pairwise(marks))
-        dropped = f"; {embedded['dropped']}" if embedded.get("dropped") else ""
-        self.say(f"version {registered['version']} {live}: {plan['summary']}{dropped} ({took})")
+        self.say(f"version {registered['version']} {live}: {plan['summary']} ({took})")
+        if embedded.get("note"):
+            self.say(embedded["note"])
         if registered["compaction_due"]:
             self.say(f"a rebuild is due: {registered['compaction_due']}; run the DAG rebuild_index")
         return True

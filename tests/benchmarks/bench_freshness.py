@@ -191,7 +191,7 @@ def hourly(bench: Bench, count: int, first: int) -> dict[str, Any]:
     plan = timed("drain", lambda: draining.drain(key))
     embedded = timed("embed", lambda: refreshing.embed(plan))
     registered = timed("register", lambda: refreshing.register(plan, embedded))
-    timed("acknowledge", lambda: refreshing.acknowledge(plan, registered))
+    timed("acknowledge", lambda: refreshing.acknowledge(plan, registered, embedded))
     refreshing.refuse(registered)
     timed("publish", lambda: refreshing.publish(registered))
     manifest = bench.registry.index_manifest(registered["version"])

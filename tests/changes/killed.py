@@ -37,8 +37,9 @@ def main() -> None:
     run_key, when, place, which = sys.argv[1:]
     arm(when, place, int(which))
     plan = draining.drain(run_key, wait_s=5)
-    registered = refreshing.register(plan, refreshing.embed(plan))
-    refreshing.acknowledge(plan, registered)
+    embedded = refreshing.embed(plan)
+    registered = refreshing.register(plan, embedded)
+    refreshing.acknowledge(plan, registered, embedded)
     refreshing.publish(registered)
 
 

@@ -73,8 +73,9 @@ class LiveShop:
         plan = draining.drain(run_key, **bounds)  # type: ignore[arg-type]
         if not plan["due"]:
             return plan
-        registered = refreshing.register(plan, refreshing.embed(plan))
-        refreshing.acknowledge(plan, registered)
+        embedded = refreshing.embed(plan)
+        registered = refreshing.register(plan, embedded)
+        refreshing.acknowledge(plan, registered, embedded)
         refreshing.refuse(registered)
         refreshing.publish(registered)
         return registered

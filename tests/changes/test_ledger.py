@@ -213,6 +213,10 @@ def test_priority_goes_first_and_only_what_is_left_stays_unacknowledged(base) ->
     assert queue.released == ["2"], "the newer one of product 0 waits; its older one has nothing to say any more"
     assert sorted(drained.handles) == ["0", "1", "3", "4", "5"]
     assert (drained.left, drained.malformed, drained.contained) == (1, 1, 1)
+    assert (
+        drained.note
+        == "1 of 6 changes became dead letters: kind is None; expected upsert or delete; vitrine changes dead lists it"
+    )
     assert queue.buried[0][0] == "5"
 
 
@@ -236,7 +240,11 @@ GOOD = {"title": "x", "image": "x.jpg"}
         ({"product": GOOD | {"in_stock": "maybe"}}, "in_stock is 'maybe'"),
         ({"product": GOOD | {"category": 3}}, "category is 3"),
         ({"product": GOOD | {"brand": ["a"]}}, "brand is"),
-        ({"product": GOOD | {"weight": "heavy"}}, "weight is 'heavy'; the catalogue has double there"),
+        ({"product": GOOD | {"weight": "heavy"}}, "column weight holds 'heavy' (a text); the index has double there"),
+        (
+            {"product": GOOD | {"colour": {"main": "red"}}},
+            "column colour holds {'main': 'red'} (a JSON object); the index has string there",
+        ),
     ],
 )
 def test_what_is_no_event_goes_to_the_dead_letters_with_the_reason(base, record, says: str) -> None:  # type: ignore[no-untyped-def]

@@ -1,9 +1,10 @@
 """The three sources of changes against real servers: nothing leaves a queue before it is acknowledged, and then for good."""
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,54 @@ def test_malformed_messages_are_kept_with_their_reason_and_can_be_sent_again(ope
         assert source.revive() == 1
         assert source.dead(10) == []
         assert [m.text for m in source.receive(10, 2)] == [first.text]
+
+
+def test_what_waits_since_when_and_the_newest_dead_letters_can_be_seen(opened: Open) -> None:
+    from tasks.board.changes import look_at_queue
+
+    began = datetime.now(UTC) - timedelta(seconds=1)
+    with opened() as source:
+        assert (source.waiting(), source.oldest(), source.count_dead(), source.dead(10)) == (0, None, 0, [])
+        source.send([upsert(f"p{n}", datetime.now(UTC), {"title": "x", "image": "x.jpg"}) for n in range(5)])
+        received = sorted(source.receive(10, 2), key=lambda m: m.text)
+        for message in received[:3]:
+            source.bury([(message, f"no such colour in {read_event(message.text, datetime.now(UTC)).product_id}")])
+            time.sleep(0.01)
+        source.acknowledge([m.handle for m in received[:3]])
+        source.release([m.handle for m in received[3:]])
+    found = look_at_queue(opened)
+    assert found["problem"] == found["dead_note"] == ""
+    assert (found["name"], found["dead"], found["requeue"]) == (source.name, 3, "vitrine changes revive")
+    if "SQS" in found["name"]:
+        assert "ApproximateAgeOfOldestMessage" in found["oldest_note"]
+    else:
+        assert began <= datetime.fromisoformat(found["oldest"]) + timedelta(seconds=1) <= datetime.now(UTC) + timedelta(seconds=1)
+    assert [x["product_id"] for x in found["letters"]] == ["p2", "p1", "p0"], "the newest first"
+    assert found["letters"][0]["reason"] == "no such colour in p2"
+    assert len({x["id"] for x in found["letters"]}) == 3
+    assert all(began <= datetime.fromisoformat(x["at"]) + timedelta(seconds=1) for x in found["letters"])
+    assert look_at_queue(opened) == found, "looking changes nothing"
+    with opened() as source:
+        waiting = source.waiting()
+        assert waiting >= 2
+        assert source.revive() == 3
+        assert look_at_queue(opened)["dead"] == 0
+
+
+def test_dead_letters_from_before_their_time_was_written_down_are_shown(tmp_path: Path) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database, database:
+        database.execute(
+            "CREATE TABLE outbox_dead (id INTEGER PRIMARY KEY AUTOINCREMENT, event TEXT NOT NULL, reason TEXT NOT NULL)"
+        )
+        database.execute("INSERT INTO outbox_dead (event, reason) VALUES ('[]', 'old')")
+    with open_changes(f"outbox:sqlite:///{tmp_path / 'shop.db'}", "", tmp_path) as source:
+        assert [(x.reason, x.at, x.product_id) for x in source.dead(10)] == [("old", None, "")]
+        source.send(events(1))
+        source.bury([(source.receive(1, 0)[0], "new")])
+        assert [(x.reason, x.at is None) for x in source.dead(10)] == [("new", False), ("old", True)]
 
 
 def test_waiting_for_the_first_message_ends_when_it_comes(opened: Open) -> None:

@@ -11,11 +11,23 @@ from tests.plugins.conftest import Stack
 
 pytestmark = pytest.mark.slow
 
-READS = ("/", "/data", "/runs", "/lineage/1", "/trace?product=p001", "/static/board.js", "/static/board.css", "/static/icon.svg")
+READS = (
+    "/",
+    "/data",
+    "/changes",
+    "/runs",
+    "/lineage/1",
+    "/trace?product=p001",
+    "/static/board.js",
+    "/static/changes.js",
+    "/static/words.js",
+    "/static/board.css",
+    "/static/icon.svg",
+)
 ACTIONS = {"promote": {"version": "1"}, "rollback": {}, "rebuild": {}}
 CODE = """
 from plugins.board.app import create_app
-print("\\n".join(f"{sorted(r.methods - {'HEAD'})[0]} {r.path}" for r in create_app(lambda: None).routes))
+print("\\n".join(f"{sorted(r.methods - {'HEAD'})[0]} {r.path}" for r in create_app(None, None).routes))
 """
 
 
@@ -30,7 +42,7 @@ def test_this_file_knows_every_route(stack: Stack) -> None:
     )
     routes = {line for line in done.stdout.splitlines() if line.startswith(("GET ", "POST "))}
     assert routes == {
-        "GET /", "GET /static/{name}", "GET /data", "GET /runs", "GET /lineage/{version}", "GET /trace",
+        "GET /", "GET /static/{name}", "GET /data", "GET /changes", "GET /runs", "GET /lineage/{version}", "GET /trace",
         "POST /actions/promote", "POST /actions/rollback", "POST /actions/rebuild",
     }  # fmt: skip
 

@@ -203,7 +203,7 @@ def test_a_rebuild_that_cannot_use_a_picture_names_it_and_trace_tells_it_whateve
     snapshot = asdict(live.shop.snapshot("nightly"))
     encoder = live.registry.index_manifest(live.base).encoder.model_dump()
     made = Embedded(**indexing.embed(snapshot, encoder, "nightly"))
-    assert made.dropped == "1 in quarantine: p000 (outside_root)"
+    assert "in quarantine: p000 (outside_root)" in made.note()
     assert made.account.endswith("; in quarantine: p000 (outside_root)")
     # The run was stopped here: no version tells of it, and the live one still shows the older picture.
     chain = dict(trace_product(live.registry, "p000"))
@@ -228,12 +228,32 @@ def test_malformed_messages_go_to_the_dead_letters_with_the_reason(live: LiveSho
     with live.queue() as source:
         source.database.execute("INSERT INTO outbox (event) VALUES ('nonsense'), ('{\"kind\": \"upsert\"}')")  # type: ignore[attr-defined]
     live.send(live.upsert(3, 1))
-    assert live.refresh("r1")["passed"]
+    plan = draining.drain("r1")
+    embedded = refreshing.embed(plan)
+    registered = refreshing.register(plan, embedded)
+    told = refreshing.acknowledge(plan, registered, embedded)
     with live.queue() as source:
-        reasons = [letter.reason for letter in source.dead(10)]
+        second, first = source.dead(10)
         assert source.waiting() == 0
-    assert "not JSON" in reasons[0]
-    assert "product_id is None" in reasons[1]
+    assert "not JSON" in first.reason
+    assert "product_id is None" in second.reason
+    assert plan["note"].startswith("2 of 3 changes became dead letters: not JSON: ")
+    assert plan["note"].endswith("; vitrine changes dead lists them")
+    assert plan["note"] in plan["summary"]
+    assert plan["note"] in registered["summary"]
+    assert (told["acknowledged"], told["waiting"], told["dead_letters"], told["quarantined"]) == (3, 0, 2, 0)
+    assert plan["note"] in told["summary"]
+    run = live.registry.client.get_run(live.registry.version(INDEX_MODEL, registered["version"]).run_id)
+    assert run.data.metrics["changes.dead_letters"] == 2
+
+
+def test_a_run_whose_changes_are_all_dead_letters_makes_nothing_and_says_so(live: LiveShop) -> None:
+    with live.queue() as source:
+        source.database.execute("INSERT INTO outbox (event) VALUES ('nonsense')")  # type: ignore[attr-defined]
+    plan = live.refresh("r1")
+    assert (plan["due"], plan["dead_letters"]) == (False, 1)
+    assert "1 of 1 change became a dead letter: not JSON" in plan["summary"]
+    assert live.refresh("r2")["note"] == "", "the next run has nothing to tell"
 
 
 def test_priority_products_go_first_and_the_others_wait(live: LiveShop) -> None:

@@ -1,10 +1,12 @@
 // The release board: reads its data, draws it, and asks before it acts. The page holds no rules: what may be done is told by the server.
-import { chart, chip, figure, h } from "./draw.js";
+import { changes } from "./changes.js";
+import { chart, chip, figure, h, link } from "./draw.js";
+import { count, when } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const QUICK_MS = 3000, CALM_MS = 15000;
 const open = new Set();
-const state = { data: null, runs: [], error: "", drawn: "", watched: "" };
+const state = { data: null, runs: [], error: "", drawn: "", watched: "", changes: "" };
 
 // ---------------------------------------------------------------- talking to the server
 
@@ -28,7 +30,21 @@ const act = (action, body) => ask(`actions/${action}`, {
   method: "POST", headers: { "content-type": "application/json", "x-vitrine": "release-board" }, body: JSON.stringify(body ?? {}),
 });
 
+// The queue may be slow or away: its section is read and drawn on its own.
+async function refreshChanges() {
+  let found;
+  try { found = await ask("changes"); } catch (error) { found = { problem: error.message }; }
+  const key = JSON.stringify(found);
+  if (key === state.changes && !found.queue?.oldest) return;
+  state.changes = key;
+  const open = [...$("changes").querySelectorAll("details[open]")].map((d) => d.id);
+  $("changes").replaceChildren(...changes(found));
+  for (const id of open) $(id)?.setAttribute("open", "");
+}
+
+let reading;
 async function refresh() {
+  reading ??= refreshChanges().finally(() => { reading = undefined; });
   // Runs first: what a run that is done has made is then in the data.
   const [runs] = await Promise.allSettled([ask("runs")]);
   const [data] = await Promise.allSettled([ask("data")]);
@@ -49,34 +65,10 @@ const busy = () => state.runs.filter((r) => r.state === "queued" || r.state === 
 
 // ---------------------------------------------------------------- words
 
-function age(ms) {
-  const s = Math.max(0, (Date.now() - ms) / 1000);
-  for (const [unit, length] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {
-    const n = Math.floor(s / length);
-    if (n) return `${n} ${unit}${n > 1 ? "s" : ""} ago`;
-  }
-  return "just now";
-}
-
-const when = (ms) => h("time", { datetime: new Date(ms).toISOString(), title: new Date(ms).toLocaleString() }, age(ms));
-const count = (n) => n.toLocaleString("en");
 const percent = (share) => `${(100 * share).toFixed(share && share < 0.1 ? 1 : 0)} %`;
 const size = (bytes) => bytes > 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : bytes > 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : `${Math.ceil(bytes / 1024)} KiB`;
 const gate = (entry, name) => entry.gates.find((g) => g.name === name);
 const host = (url) => url.replace(/^https?:\/\//, "");
-
-// Airflow frames this page in a sandbox that lets no link leave it: the click is made in the page around it.
-function link(text, url, kind = "") {
-  return h("a", { href: url, target: "_blank", rel: "noopener", class: kind, onclick: (event) => {
-    if (window.parent === window) return;
-    try {
-      const outer = window.parent.document.createElement("a");
-      Object.assign(outer, { href: url, target: "_blank", rel: "noopener" });
-      outer.click();
-      event.preventDefault();
-    } catch { /* framed by another site: the browser decides */ }
-  } }, text);
-}
 
 const runUrl = (r) => new URL(`../dags/${r.dag}/runs/${encodeURIComponent(r.run)}`, location.href).href;
 
@@ -198,6 +190,7 @@ function runs() {
   return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["what", "state", "started", "by"].map((t) => h("th", { scope: "col" }, t)))), h("tbody", {},
     state.runs.slice(0, 7).map((r) => h("tr", {},
       h("td", {}, link(r.dag, runUrl(r)), r.conf?.version ? ` version ${r.conf.version}` : "",
+        r.note && r.note.split("\n").map((line) => h("p", { class: "soft note" }, line)),
         r.waiting.map((w) => h("p", { class: "soft" }, "waits for a person: ", link(w.subject, `${runUrl(r)}/tasks/${w.task}/required_actions`)))),
       h("td", {}, chip(r.waiting.length ? "waiting" : r.state, r.waiting.length ? "waiting" : r.state)),
       h("td", {}, r.began ? when(new Date(r.began).getTime()) : "–"), h("td", {}, r.by))))));

@@ -12,6 +12,13 @@ from tasks.catalog.changes.ledger import entries, fresh, newest
 from tasks.catalog.changes.source import ChangeSource, Message
 from tasks.catalog.schema import PRODUCT_SCHEMA
 
+NOTED, QUOTED = 300, 120
+"""As much of a reason as stands in a run's note, and of a value as stands in a reason: characters."""
+JSON_TYPES = {
+    dict: "a JSON object", list: "a JSON array", str: "a text", bool: "true or false", int: "a number", float: "a number",
+    type(None): "null",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Held:
@@ -35,6 +42,18 @@ class Drained:
     malformed: int
     contained: int
     left: int
+    received: int = 0
+    reason: str = ""
+    """Why the first malformed message is none."""
+
+    @property
+    def note(self) -> str:
+        """What became dead letters, in one sentence for whoever reads of the run; "" when nothing did."""
+        if not self.malformed:
+            return ""
+        became = "change became a dead letter" if self.received == 1 else "changes became dead letters"
+        lists = "lists it" if self.malformed == 1 else "lists them"
+        return f"{self.malformed} of {self.received} {became}: {self.reason}; vitrine changes dead {lists}"
 
 
 def drain(source: ChangeSource, held: Held, carried: pa.Table, limit: int, wait_s: float, now: datetime) -> Drained:
@@ -55,7 +74,8 @@ def drain(source: ChangeSource, held: Held, carried: pa.Table, limit: int, wait_
     # What stays unacknowledged is exactly what is left: an earlier event about the same product may go, a later one remains.
     handles = [m.handle for m, e in good if e.digest not in waiting] + [m.handle for m, _ in bad]
     contained = len({e.digest for _, e in good} - set(wanted["digest"].to_pylist()))
-    return Drained(taken.sort_by("key"), handles, len(bad), contained, len(left))
+    reason = shortened(bad[0][1], NOTED) if bad else ""
+    return Drained(taken.sort_by("key"), handles, len(bad), contained, len(left), len(messages), reason)
 
 
 def event_of(row: dict) -> Event:
@@ -113,7 +133,14 @@ def _check_columns(event: Event, columns: pa.Schema) -> None:
         try:
             pa.array([value], field.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-            raise MalformedEvent(f"{field.name} is {value!r}; the catalogue has {field.type} there") from None
+            raise MalformedEvent(
+                f"column {field.name} holds {shortened(repr(value), QUOTED)} ({JSON_TYPES[type(value)]}); the index has {field.type} there"
+            ) from None
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many characters, its end cut off."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _by_priority(rows: pa.Table, events: list[Event], carried: set[str]) -> pa.Table:

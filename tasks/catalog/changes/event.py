@@ -88,6 +88,14 @@ def read_event(text: str, now: datetime) -> Event:
     return upsert(product_id, updated_at, record["product"])
 
 
+def event_time(text: str) -> datetime | None:
+    """The time in a message, whatever else may be wrong with it; None where there is none."""
+    try:
+        return _time(json.loads(text).get("updated_at"))
+    except (ValueError, AttributeError, MalformedEvent):
+        return None
+
+
 def moment(at: datetime) -> str:
     """A time as events write it: UTC with microseconds."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

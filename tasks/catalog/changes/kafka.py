@@ -4,20 +4,31 @@ Partitions are assigned here and not by the group's coordinator: one refresh rea
 nor loses its place to one. Where two read at once, both make the same changes, which does no harm (see ledger.py).
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from tasks.catalog.changes.event import Event
-from tasks.catalog.changes.source import DeadLetter, Message
+from tasks.catalog.changes.source import DeadLetter, Message, product_of
 from tasks.errors import CatalogError
 
 TIMEOUT_S = 15.0
 SETTLE_S = 2.0
 """How long a partition may be silent before what was received so far is all there is; its high watermark usually says so first."""
+
+
+class Record(NamedTuple):
+    """A record as it was read: the one at `offset`, before which there is nothing back to `first`; `at` is when it was written."""
+
+    partition: int
+    first: int
+    offset: int
+    text: str
+    reason: str
+    at: datetime
 
 
 class KafkaTopic:
@@ -54,10 +65,8 @@ class KafkaTopic:
 
     def receive(self, limit: int, wait_s: float) -> list[Message]:
         with _clear():
-            return [
-                Message(text, f"{p}:{first}:{at}")
-                for p, first, at, text, _ in self._read(self.consumer, self.topic, limit, wait_s)
-            ]
+            found = self._read(self.consumer, self.topic, limit, wait_s)
+            return [Message(r.text, f"{r.partition}:{r.first}:{r.offset}") for r in found]
 
     def extend(self, handles: Sequence[str], seconds: int) -> None:
         """Nothing to do: a message stays in the topic."""
@@ -89,25 +98,42 @@ class KafkaTopic:
 
     def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
         """To the topic of dead letters; their offsets are committed with the others'."""
-        self._produce(self.dead_topic, [(_product(m.text), m.text, {"reason": reason}) for m, reason in messages])
+        self._produce(self.dead_topic, [(product_of(m.text), m.text, {"reason": reason}) for m, reason in messages])
 
     def waiting(self) -> int:
         with _clear():
             return self._behind(self.consumer, self.topic)
 
+    def oldest(self) -> datetime | None:
+        with _clear():
+            places = self._committed(self.consumer, self.topic, self._partitions(self.topic))
+            ends = self._ends(self.consumer, places)
+            behind = [p for p in places if ends[p.partition] > p.offset]
+            return min((r.at for p in behind for r in self._poll(self.consumer, [p], ends, 1)), default=None)
+
+    def count_dead(self) -> int:
+        with _clear(), self._dead_reader() as (reader, topic):
+            return self._behind(reader, topic)
+
     def dead(self, limit: int) -> list[DeadLetter]:
         with _clear(), self._dead_reader() as (reader, topic):
-            return [DeadLetter(text, reason) for *_, text, reason in self._read(reader, topic, limit, 0)]
+            places = self._committed(reader, topic, self._partitions(topic))
+            ends = self._ends(reader, places)
+            for place in places:
+                place.offset = max(place.offset, ends[place.partition] - limit)
+            found = self._poll(reader, places, ends, limit * len(places))
+            found.sort(key=lambda r: (r.at, r.partition, r.offset), reverse=True)
+            return [DeadLetter(r.text, r.reason, f"{r.partition}:{r.offset}", r.at) for r in found[:limit]]
 
     def revive(self) -> int:
         from confluent_kafka import TopicPartition
 
         with _clear(), self._dead_reader() as (reader, topic):
             found = self._read(reader, topic, self._behind(reader, topic), 0)
-            self._produce(self.topic, [(_product(text), text, {}) for *_, text, _ in found])
+            self._produce(self.topic, [(product_of(r.text), r.text, {}) for r in found])
             ends: dict[int, int] = {}
-            for partition, _, offset, *_ in found:
-                ends[partition] = max(ends.get(partition, 0), offset + 1)
+            for record in found:
+                ends[record.partition] = max(ends.get(record.partition, 0), record.offset + 1)
             if ends:
                 reader.commit(offsets=[TopicPartition(topic, p, o) for p, o in ends.items()], asynchronous=False)
             return len(found)
@@ -162,8 +188,8 @@ class KafkaTopic:
         ends = self._ends(reader, places)
         return sum(max(ends[p.partition] - p.offset, 0) for p in places)
 
-    def _read(self, reader: Any, topic: str, limit: int, wait_s: float) -> list[tuple[int, int, int, str, str]]:
-        """(partition, from, offset, text, reason) of what lies behind the group's place, up to `limit`."""
+    def _read(self, reader: Any, topic: str, limit: int, wait_s: float) -> list[Record]:
+        """What lies behind the group's place, up to `limit`; waits up to `wait_s` for the first record."""
         places = self._committed(reader, topic, self._partitions(topic))
         next_ = {p.partition: p.offset for p in places}
         until = time.monotonic() + wait_s
@@ -171,7 +197,12 @@ class KafkaTopic:
         while all(ends[p] <= next_[p] for p in next_) and time.monotonic() < until:
             time.sleep(0.1)
             ends = self._ends(reader, places)
-        found: list[tuple[int, int, int, str, str]] = []
+        return self._poll(reader, places, ends, limit)
+
+    def _poll(self, reader: Any, places: Sequence[Any], ends: dict[int, int], limit: int) -> list[Record]:
+        """Up to `limit` records from `places` to `ends` (partition -> offset); nothing is committed."""
+        next_ = {p.partition: p.offset for p in places}
+        found: list[Record] = []
         reader.assign(places)
         heard = time.monotonic()
         try:
@@ -185,7 +216,8 @@ class KafkaTopic:
                 partition, offset = message.partition(), message.offset()
                 headers = {k: v.decode() for k, v in message.headers() or []}
                 text = (message.value() or b"").decode(errors="replace")
-                found.append((partition, next_[partition], offset, text, headers.get("reason", "")))
+                at = datetime.fromtimestamp(max(message.timestamp()[1], 0) / 1000, UTC)
+                found.append(Record(partition, next_[partition], offset, text, headers.get("reason", ""), at))
                 next_[partition] = offset + 1
         finally:
             reader.unassign()
@@ -224,12 +256,3 @@ def _clear() -> Iterator[None]:
         yield
     except KafkaException as error:
         raise CatalogError(f"Kafka: {error.args[0].str()}") from None
-
-
-def _product(text: str) -> str:
-    """The product a message is about, as its key; "" where it does not say."""
-    try:
-        found = json.loads(text).get("product_id")
-    except (ValueError, AttributeError):
-        return ""
-    return found if isinstance(found, str) else ""

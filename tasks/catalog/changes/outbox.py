@@ -4,10 +4,11 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.catalog.changes.event import Event
+from tasks.catalog.changes.event import Event, event_time, moment
 from tasks.catalog.changes.source import DeadLetter, Message
 from tasks.catalog.source import split_image_root
 from tasks.errors import CatalogError
@@ -17,8 +18,10 @@ BUSY_S = 30.0
 """How long SQLite waits for another writer."""
 TABLES = {
     "outbox": "id {serial}, event TEXT NOT NULL, priority BOOLEAN NOT NULL DEFAULT FALSE",
-    "outbox_dead": "id {serial}, event TEXT NOT NULL, reason TEXT NOT NULL",
+    "outbox_dead": "id {serial}, event TEXT NOT NULL, reason TEXT NOT NULL, died_at TEXT",
 }
+ADDED = "ALTER TABLE outbox_dead ADD COLUMN died_at TEXT"
+"""For tables that were made before there was such a column."""
 AT_ONCE = 500
 
 
@@ -28,6 +31,7 @@ class Database(Protocol):
     serial: str
 
     def exists(self, table: str) -> bool: ...
+    def has_column(self, table: str, column: str) -> bool: ...
     def fetch(self, query: str) -> list[tuple[Any, ...]]: ...
     def transaction(self) -> Any: ...
     def execute(self, command: str, rows: Sequence[tuple[Any, ...]] | None = None) -> None: ...
@@ -35,7 +39,7 @@ class Database(Protocol):
 
 
 class Outbox:
-    """Tables `outbox` (id, event, priority) and `outbox_dead` (id, event, reason). An acknowledged event is deleted."""
+    """Tables `outbox` (id, event, priority) and `outbox_dead` (id, event, reason, died_at). An acknowledged event is deleted."""
 
     ahead = 1  # the table itself gives priority products first
 
@@ -84,22 +88,38 @@ class Outbox:
         """Nothing to do: a row was never taken away."""
 
     def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
+        if not self.database.has_column("outbox_dead", "died_at"):
+            with self.database.transaction():
+                self.database.execute(ADDED)
         with self.database.transaction():  # exactly once: into one table and out of the other together
             kept = {str(row[0]) for row in self._rows("outbox", [m.handle for m, _ in messages])}
-            rows = [(m.text, reason) for m, reason in messages if m.handle in kept]
-            self.database.execute("INSERT INTO outbox_dead (event, reason) VALUES ({}, {})", rows)
+            now = moment(datetime.now(UTC))
+            rows = [(m.text, reason, now) for m, reason in messages if m.handle in kept]
+            self.database.execute("INSERT INTO outbox_dead (event, reason, died_at) VALUES ({}, {}, {})", rows)
             self._delete("outbox", [m.handle for m, _ in messages])
 
     def waiting(self) -> int:
         return int(self.database.fetch("SELECT count(*) FROM outbox")[0][0])
 
+    def oldest(self) -> datetime | None:
+        """By the event's own time: the table has no other."""
+        rows = self.database.fetch("SELECT event FROM outbox ORDER BY id LIMIT 1")
+        return event_time(rows[0][0]) if rows else None
+
+    def count_dead(self) -> int:
+        return int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0])
+
     def dead(self, limit: int) -> list[DeadLetter]:
-        found = self.database.fetch(f"SELECT event, reason FROM outbox_dead ORDER BY id LIMIT {int(limit)}")
-        return [DeadLetter(event, reason) for event, reason in found]
+        died_at = "died_at" if self.database.has_column("outbox_dead", "died_at") else "NULL"
+        query = f"SELECT event, reason, id, {died_at} FROM outbox_dead ORDER BY id DESC LIMIT {int(limit)}"
+        return [
+            DeadLetter(event, reason, str(number), datetime.fromisoformat(at) if at else None)
+            for event, reason, number, at in self.database.fetch(query)
+        ]
 
     def revive(self) -> int:
         with self.database.transaction():
-            count = int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0])
+            count = self.count_dead()
             self.database.execute("INSERT INTO outbox (event) SELECT event FROM outbox_dead ORDER BY id")
             self.database.execute("DELETE FROM outbox_dead")
         return count
@@ -135,6 +155,9 @@ class Sqlite:
     def exists(self, table: str) -> bool:
         return bool(self.fetch(f"SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '{table}'"))
 
+    def has_column(self, table: str, column: str) -> bool:
+        return bool(self.fetch(f"SELECT 1 FROM pragma_table_info('{table}') WHERE name = '{column}'"))
+
     def fetch(self, query: str) -> list[tuple[Any, ...]]:
         with closing(self.connection.cursor()) as cursor:
             return cursor.execute(query).fetchall()
@@ -160,7 +183,7 @@ class Sqlite:
         if rows is None:
             self.connection.execute(command)
         else:
-            self.connection.executemany(command.format("?", "?"), rows)
+            self.connection.executemany(command.format(*"???"), rows)
 
     def close(self) -> None:
         self.connection.close()
@@ -181,6 +204,12 @@ class Postgres:
 
     def exists(self, table: str) -> bool:
         return self.fetch(f"SELECT to_regclass('{table}')::text")[0][0] is not None
+
+    def has_column(self, table: str, column: str) -> bool:
+        query = (
+            f"SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('{table}') AND attname = '{column}' AND NOT attisdropped"
+        )
+        return bool(self.fetch(query))
 
     def fetch(self, query: str) -> list[tuple[Any, ...]]:
         with self.connection.cursor() as cursor:
@@ -215,7 +244,7 @@ class Postgres:
             if rows is None:
                 cursor.execute(command)
             elif rows:
-                cursor.executemany(command.format("$1", "$2"), list(rows))
+                cursor.executemany(command.format("$1", "$2", "$3"), list(rows))
 
     def close(self) -> None:
         self.connection.close()

@@ -1,14 +1,16 @@
 """Where changes come from: one protocol for the outbox, SQS and Kafka."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from tasks.catalog.changes.event import Event
-from tasks.errors import SettingsError
+from tasks.errors import CatalogError, SettingsError
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,21 @@ class Message:
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A message that could not be used, and why."""
+    """A message that could not be used, and why. `id` names it in its queue; `at` is when it became one, None where that is not kept."""
 
     text: str
     reason: str
+    id: str = ""
+    at: datetime | None = None
+
+    @property
+    def product_id(self) -> str:
+        """The product that the message is about; "" where it does not say."""
+        return product_of(self.text)
+
+
+class NotCounted(CatalogError):
+    """A queue cannot tell this cheaply; the message says so."""
 
 
 class ChangeSource(Protocol):
@@ -55,8 +68,14 @@ class ChangeSource(Protocol):
     def waiting(self) -> int:
         """How many messages are not acknowledged; SQS and Kafka count as exactly as they can."""
 
+    def oldest(self) -> datetime | None:
+        """When the message that waits longest came, as exactly as the queue knows; None when none waits. Raises NotCounted."""
+
+    def count_dead(self) -> int:
+        """How many dead letters there are; SQS and Kafka count as exactly as they can."""
+
     def dead(self, limit: int) -> list[DeadLetter]:
-        """Dead letters, oldest first."""
+        """Dead letters, newest first as far as the queue knows; looking does not take them away."""
 
     def revive(self) -> int:
         """Sends every dead letter to the queue again; gives how many."""
@@ -100,3 +119,12 @@ def _database(catalog_uri: str, home: Path) -> str:
     if catalog_uri.startswith(("sqlite:///", "postgresql://", "postgres://")):
         return catalog_uri
     return f"sqlite:///{home / 'catalog' / 'changes.db'}"
+
+
+def product_of(text: str) -> str:
+    """The product id in a message, whatever else may be wrong with it; "" where there is none."""
+    try:
+        found = json.loads(text).get("product_id")
+    except (ValueError, AttributeError):
+        return ""
+    return found if isinstance(found, str) else ""

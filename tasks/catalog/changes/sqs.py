@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tasks.catalog.changes.event import Event
-from tasks.catalog.changes.source import DeadLetter, Message
+from tasks.catalog.changes.source import DeadLetter, Message, NotCounted
 from tasks.errors import CatalogError
 
 BATCH = 10
@@ -17,6 +18,8 @@ VISIBLE_S = 1800
 MOST_RECEIVED = 20
 """After so many receptions without an acknowledgement SQS itself moves a message to the dead letters."""
 REASON = "reason"
+SENT = "SentTimestamp"
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class SqsQueue:
@@ -85,14 +88,23 @@ class SqsQueue:
         self.acknowledge([m.handle for m, _ in messages])
 
     def waiting(self) -> int:
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed"]
-        found = self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"]
-        return sum(int(found.get(name, 0)) for name in names)
+        return self._count(self.url)
+
+    def oldest(self) -> datetime | None:
+        if not self.waiting():
+            return None
+        raise NotCounted(
+            "SQS tells the age of its oldest message only in CloudWatch, as the queue's metric ApproximateAgeOfOldestMessage"
+        )
+
+    def count_dead(self) -> int:
+        return self._count(self.dead_url)
 
     def dead(self, limit: int) -> list[DeadLetter]:
+        """Some of them, newest first: SQS gives them in no order. They are out of a revive's sight for the moment of looking."""
         letters = list(self._dead_letters(limit))
         self._visible([handle for _, handle in letters], 0, self.dead_url)
-        return [letter for letter, _ in letters]
+        return sorted((letter for letter, _ in letters), key=lambda x: (x.at or EPOCH, x.id), reverse=True)
 
     def revive(self) -> int:
         count = 0
@@ -111,19 +123,27 @@ class SqsQueue:
         except self.client.exceptions.QueueDoesNotExist:
             return str(self.client.create_queue(QueueName=name, Attributes=attributes)["QueueUrl"])
 
+    def _count(self, url: str) -> int:
+        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed"]
+        found = self.client.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]
+        return sum(int(found.get(name, 0)) for name in names)
+
     def _dead_letters(self, limit: int | None) -> Iterator[tuple[DeadLetter, str]]:
         count = 0
         while limit is None or count < limit:
             wanted = BATCH if limit is None else min(BATCH, limit - count)
             answer = self.client.receive_message(
-                QueueUrl=self.dead_url, MaxNumberOfMessages=wanted, MessageAttributeNames=[REASON], VisibilityTimeout=60
-            )
+                QueueUrl=self.dead_url, MaxNumberOfMessages=wanted, MessageAttributeNames=[REASON],
+                MessageSystemAttributeNames=[SENT], VisibilityTimeout=60,
+            )  # fmt: skip
             if not answer.get("Messages"):
                 return
             for message in answer["Messages"]:
                 told = message.get("MessageAttributes", {}).get(REASON, {})
                 reason = told.get("StringValue") or f"received more than {MOST_RECEIVED} times and never acknowledged"
-                yield DeadLetter(message["Body"], reason), message["ReceiptHandle"]
+                sent = message.get("Attributes", {}).get(SENT)
+                at = datetime.fromtimestamp(int(sent) / 1000, UTC) if sent else None
+                yield DeadLetter(message["Body"], reason, message["MessageId"], at), message["ReceiptHandle"]
                 count += 1
 
     def _send(self, url: str, entries: list[dict[str, Any]]) -> None:

@@ -1,0 +1,51 @@
+"""A note on a DAG run says what its tasks want a person to know: what became dead letters, what went into quarantine.
+
+A task returns such a sentence as `note`; when the run ends, the notes of its tasks are written on the run, where Airflow shows them
+in its list of runs and on the run's page. Called by the scheduler, in whose session the run is.
+"""
+
+from typing import Any
+
+from airflow.listeners import hookimpl
+
+from plugins.board.task_links import as_json
+
+DAGS = ("refresh_index", "rebuild_index")
+LONGEST = 1000
+"""Airflow's own limit of a note, in characters."""
+
+
+@hookimpl
+def on_dag_run_success(dag_run: Any, msg: str) -> None:
+    """Writes the notes of a run that ended well; all of its changes may be dead letters nevertheless."""
+    write_note(dag_run)
+
+
+@hookimpl
+def on_dag_run_failed(dag_run: Any, msg: str) -> None:
+    """Writes what the tasks said before one of them failed."""
+    write_note(dag_run)
+
+
+def write_note(dag_run: Any) -> None:
+    """Adds the tasks' notes to what a person or the board has written on the run already; again for the same ones does nothing."""
+    if dag_run.dag_id not in DAGS:
+        return
+    before = dag_run.note or ""
+    new = [note for note in dict.fromkeys(notes_of(dag_run)) if note not in before]
+    if new:
+        dag_run.note = "\n".join([before, *new] if before else new)[:LONGEST]
+
+
+def notes_of(dag_run: Any) -> list[str]:
+    """The notes that tasks of a run returned, in the order in which they did."""
+    from airflow.models.xcom import XComModel
+    from sqlalchemy.orm import object_session
+
+    session = object_session(dag_run)
+    if session is None:
+        return []
+    query = XComModel.get_many(key="return_value", run_id=dag_run.run_id, dag_ids=dag_run.dag_id)
+    found = session.execute(query.with_only_columns(XComModel.value, XComModel.timestamp)).all()
+    results = [as_json(row.value) for row in sorted(found, key=lambda row: row.timestamp)]
+    return [r["note"] for r in results if isinstance(r, dict) and isinstance(r.get("note"), str) and r["note"]]

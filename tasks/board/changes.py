@@ -1,0 +1,139 @@
+"""What of the catalogue's changes does not reach shoppers: those that wait, dead letters, and products in quarantine."""
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from tasks import storage
+from tasks.board.quarantine import newest_list, of_lists, quarantine_lines
+from tasks.catalog.changes.drain import shortened
+from tasks.catalog.changes.source import ChangeSource, NotCounted
+from tasks.registry import INDEX_MODEL, ORIGIN_URL, Registry
+
+SHOWN = 20
+VERSIONS = 2000
+"""How far back the runs that quarantined a product are looked for."""
+FRESH_S = 10.0
+"""The queue is looked at again after this time, however many people have the board open."""
+PATIENCE_S = 10.0
+"""How long a page waits for the queue or for MLflow."""
+SENTENCE = 400
+REQUEUE = "vitrine changes revive"
+
+
+class ChangesBoard:
+    """The queue that VITRINE_CHANGES names and the quarantine of the newest index version. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        open_queue: Callable[[], AbstractContextManager[ChangeSource]],
+        open_registry: Callable[[], Registry],
+        store_uri: str,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self.queue = Look(lambda: look_at_queue(open_queue), "the queue", patience_s)
+        self.quarantine = Look(lambda: look_at_quarantine(open_registry(), store_uri), "the quarantine", patience_s)
+
+    def read(self) -> dict[str, Any]:
+        """`queue` and `quarantine`, JSON-able; each has a sentence `problem` instead of figures where it could not be read."""
+        parts = (("queue", self.queue.begin()), ("quarantine", self.quarantine.begin()))
+        return {name: look() for name, look in parts}
+
+
+class Look:
+    """One look at something that may be slow or away: shared by whoever asks meanwhile, and never two at once."""
+
+    def __init__(self, work: Callable[[], dict[str, Any]], what: str, patience_s: float) -> None:
+        self.work, self.what, self.patience_s = work, what, patience_s
+        self.pool = ThreadPoolExecutor(1)
+        self.lock = threading.Lock()
+        self.held: Future[dict[str, Any]] | None = None
+        self.done_at = 0.0
+
+    def begin(self) -> Callable[[], dict[str, Any]]:
+        """Starts a look unless one is fresh or under way; call what this gives for its result, or `{"problem": …}`."""
+        with self.lock:
+            if self.held is None or (self.held.done() and time.monotonic() - self.done_at > FRESH_S):
+                self.held = self.pool.submit(self._timed)
+            held = self.held
+
+        def result() -> dict[str, Any]:
+            try:
+                return held.result(self.patience_s)
+            except TimeoutError:
+                return {"problem": f"{self.what} did not answer within {self.patience_s:g} s"}
+
+        return result
+
+    def _timed(self) -> dict[str, Any]:
+        try:
+            return self.work()
+        except Exception as error:  # whatever is away or refuses: the board says so and shows the rest
+            return {"problem": f"{self.what} cannot be read: {sentence(error)}"}
+        finally:
+            self.done_at = time.monotonic()
+
+
+def look_at_queue(open_queue: Callable[[], AbstractContextManager[ChangeSource]]) -> dict[str, Any]:
+    """How many changes wait and since when, and the newest dead letters. What a queue cannot tell is a sentence in `…_note`."""
+    with open_queue() as source:
+        waiting = source.waiting()
+        oldest, note = None, ""
+        try:
+            oldest = source.oldest()
+        except NotCounted as error:
+            note = str(error)
+        found = {"name": source.name, "waiting": waiting, "oldest": _iso(oldest), "oldest_note": note, "problem": ""}
+        return found | _dead_letters(source)
+
+
+def _dead_letters(source: ChangeSource) -> dict[str, Any]:
+    """A separate queue, table or topic: where it cannot be read, what waits is still shown."""
+    try:
+        count, letters = source.count_dead(), source.dead(SHOWN)
+    except Exception as error:
+        return {
+            "dead": None,
+            "dead_note": f"the dead letters cannot be read: {sentence(error)}",
+            "letters": [],
+            "requeue": REQUEUE,
+        }
+    lines = [
+        {"id": x.id, "product_id": shortened(x.product_id, 80), "reason": shortened(x.reason, SENTENCE), "at": _iso(x.at)}
+        for x in letters
+    ]
+    return {"dead": count, "dead_note": "", "letters": lines, "requeue": REQUEUE}
+
+
+def look_at_quarantine(registry: Registry, store_uri: str) -> dict[str, Any]:
+    """What is in quarantine in the newest index version; before there is one (`version` ""), what the last run put there."""
+    versions = registry.versions(INDEX_MODEL, VERSIONS)
+    if versions:
+        manifest = registry.manifest_of(versions[0])
+        count, lines = manifest.counts.quarantined, quarantine_lines(registry, versions[0], manifest, versions, SHOWN)
+    else:
+        last = newest_list(store_uri)
+        snapshot = storage.join(store_uri, "snapshots", last[0].run) if last else ""
+        count, lines = len(last), of_lists(last[:SHOWN], snapshot)
+    urls = {v.tags.get("run_key", ""): v.tags.get(ORIGIN_URL, "") for v in versions}
+    return {
+        "version": versions[0].version if versions else "", "aliases": versions[0].aliases if versions else (), "count": count,
+        "products": [{n: shortened(t, SENTENCE) for n, t in asdict(x).items()} | {"url": urls.get(x.run, "")} for x in lines],
+        "problem": "",
+    }  # fmt: skip
+
+
+def sentence(error: Exception) -> str:
+    """An error's first line as it may be shown to everybody: passwords inside addresses hidden."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return shortened(re.sub(r"(://[^:/@\s]*:)[^@/]+@", r"\1********@", lines[0]), SENTENCE)
+
+
+def _iso(at: datetime | None) -> str:
+    return at.isoformat(timespec="seconds") if at else ""

@@ -1,0 +1,110 @@
+"""Which products of an index version are in quarantine, and why: the newest first."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import pyarrow.compute as pc
+
+from serving.contract.manifest import IndexManifest
+from tasks import storage
+from tasks.catalog.changes.ledger import QUARANTINED
+from tasks.embed.quarantine import Quarantined, quarantined, with_ids
+from tasks.errors import VitrineError
+from tasks.registry import Registry, Version
+from tasks.release.ancestry import PARENT
+from tasks.steps.draining import ledger_of
+
+RUNS = 200
+"""As many runs' lists are looked through for a reason, the newest first."""
+
+
+@dataclass(frozen=True)
+class QuarantineLine:
+    """One product as it is shown. `reason` is a short code, `detail` a sentence, `run` the key of the run that found out.
+
+    `product_id` is "" where only the key is known any more, `reason` and `run` where the run's list is no longer kept.
+    """
+
+    product_id: str
+    image: str
+    reason: str
+    detail: str
+    run: str
+
+
+def quarantine_lines(
+    registry: Registry, version: Version, manifest: IndexManifest, versions: Sequence[Version], limit: int
+) -> list[QuarantineLine]:
+    """Up to `limit` products that are in quarantine in this version; its ancestors are looked for among `versions`.
+
+    How many there are in all is `manifest.counts.quarantined`.
+    """
+    if not manifest.counts.quarantined:
+        return []
+    store = manifest.snapshot.uri.rsplit("/snapshots/", 1)[0]
+    ledger = ledger_of(registry, manifest)
+    order = [("received_at", "descending"), ("key", "ascending")]
+    changed = ledger.filter(pc.equal(ledger["state"], QUARANTINED)).sort_by(order).slice(0, limit).to_pylist()
+    reasons = _reasons(store, _runs(version, versions), {row["key"] for row in changed})
+    lines = [
+        _line(row["product_id"], json.loads(row["event"])["product"]["image_uri"], reasons.get(row["key"])) for row in changed
+    ]
+    room = limit - len(lines)
+    if room > 0:
+        since = set(ledger["key"].to_pylist())
+        base = [row for row in quarantined(store, _base_runs(registry, manifest)) if row.key not in since][:room]
+        lines += of_lists(base, manifest.snapshot.uri)
+    return lines
+
+
+def of_lists(rows: Sequence[Quarantined], snapshot_uri: str) -> list[QuarantineLine]:
+    """Rows of runs' lists, which the snapshot names where they do not name their products themselves."""
+    unnamed = [{"key": row.key} for row in rows if not row.product_id]
+    try:
+        ids = {row["key"]: row["product_id"] for row in with_ids(unnamed, snapshot_uri)}
+    except (VitrineError, OSError):  # the snapshot is no longer kept: the pictures still say which products they are
+        ids = {}
+    return [_line(row.product_id or ids.get(row.key, ""), row.image_uri, row) for row in rows]
+
+
+def _line(product_id: str, image: str, why: Quarantined | None) -> QuarantineLine:
+    if why is None:
+        return QuarantineLine(product_id, image, "", "the list of the run that found out is no longer kept", "")
+    return QuarantineLine(product_id, image, why.reason, why.detail.removeprefix(f"{image}: "), why.run)
+
+
+def _reasons(store: str, runs: Iterable[str], keys: set[int]) -> dict[int, Quarantined]:
+    """What the newest of `runs` that met a product says of it: key -> row of its list. Reads no more lists than it needs."""
+    found: dict[int, Quarantined] = {}
+    for run in islice(runs, RUNS):
+        if len(found) == len(keys):
+            break
+        for row in quarantined(store, [run]):
+            if row.key in keys:
+                found.setdefault(row.key, row)
+    return found
+
+
+def _runs(version: Version, versions: Sequence[Version]) -> Iterator[str]:
+    """The keys of the runs that made a version and its ancestors, newest first."""
+    known = {v.version: v for v in versions}
+    here: Version | None = version
+    while here is not None:
+        if run_key := here.tags.get("run_key", ""):
+            yield run_key
+        here = known.get(here.tags.get(PARENT, ""))
+
+
+def _base_runs(registry: Registry, manifest: IndexManifest) -> list[str]:
+    runs = dict.fromkeys(s.table.run_id for s in manifest.segments if s.kind == "base" and s.table.run_id)
+    return [key for key in map(registry.run_key, runs) if key]
+
+
+def newest_list(store: str) -> list[Quarantined]:
+    """What the last run put into quarantine, for a store whose runs have made no index version yet."""
+    runs = [
+        uri.rsplit("/", 1)[1].removesuffix(".parquet") for uri in storage.listing(storage.join(store, "quarantine"), ".parquet")
+    ]
+    return quarantined(store, sorted(runs)[-1:])
