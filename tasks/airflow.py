@@ -5,19 +5,21 @@ from typing import Any
 
 import httpx
 
-from tasks.errors import VitrineError
+from tasks.errors import SettingsError, VitrineError
+from tasks.settings import Settings, where_looked
 
 FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """One task instance: `map_index` is -1 unless mapped; `duration_s` is None until it ran."""
+    """One task instance: `map_index` is -1 unless mapped; `duration_s` is None until it ran; `attempt` is its latest."""
 
     task: str
     map_index: int
     state: str
     duration_s: float | None
+    attempt: int = 1
 
     @property
     def label(self) -> str:
@@ -32,11 +34,14 @@ class Airflow:
         self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
     def call(self, method: str, path: str, **options: Any) -> Any:
-        """The JSON answer of an /api/v2 call. Raises VitrineError with Airflow's own words when it refuses."""
-        answer = self.client.request(method, f"/api/v2{path}", **options)
-        if answer.status_code == 401:
-            self._log_in()
+        """The JSON answer of an /api/v2 call. Raises VitrineError with Airflow's own words when it refuses, or does not answer."""
+        try:
             answer = self.client.request(method, f"/api/v2{path}", **options)
+            if answer.status_code == 401:
+                self._log_in()
+                answer = self.client.request(method, f"/api/v2{path}", **options)
+        except httpx.HTTPError as error:
+            raise VitrineError(f"Airflow at {self.url} does not answer ({type(error).__name__})") from None
         if answer.is_error:
             raise VitrineError(f"Airflow refused {method} {path}: {answer.status_code} {answer.text[:300]}")
         return answer.json() if answer.content else None
@@ -44,7 +49,10 @@ class Airflow:
     def _log_in(self) -> None:
         answer = self.client.post("/auth/token", json={"username": self.user, "password": self.password})
         if answer.is_error:
-            raise VitrineError(f"Airflow at {self.url} does not accept the user {self.user!r}: {answer.status_code}")
+            raise SettingsError(
+                f"Airflow at {self.url} does not accept the user {self.user!r} ({answer.status_code}): set VITRINE_AIRFLOW_USER and "
+                f"VITRINE_AIRFLOW_PASSWORD (looked for in {where_looked(Settings.load().home)})"
+            )
         self.client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
     def dags(self) -> set[str]:
@@ -68,7 +76,10 @@ class Airflow:
     def tasks(self, dag: str, run_id: str) -> list[TaskState]:
         found = self.call("GET", f"/dags/{dag}/dagRuns/{run_id}/taskInstances", params={"limit": 200})["task_instances"]
         order = sorted(found, key=lambda t: (t["start_date"] or "9", t["task_id"], t["map_index"]))
-        return [TaskState(t["task_id"], t["map_index"], t["state"] or "waiting", t["duration"]) for t in order]
+        return [
+            TaskState(t["task_id"], t["map_index"], t["state"] or "waiting", t["duration"], max(1, t.get("try_number") or 1))
+            for t in order
+        ]
 
     def result(self, dag: str, run_id: str, task: str) -> Any:
         """What a task returned."""
@@ -77,9 +88,13 @@ class Airflow:
 
     def log(self, dag: str, run_id: str, task: str, attempt: int = 1, map_index: int = -1) -> str:
         """A task's log as text."""
+        return "\n".join(self.log_entries(dag, run_id, task, attempt, map_index))
+
+    def log_entries(self, dag: str, run_id: str, task: str, attempt: int = 1, map_index: int = -1) -> list[str]:
+        """A task's log, entry by entry; an entry may have several lines."""
         path = f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/logs/{attempt}"
         content = self.call("GET", path, params={"map_index": map_index, "full_content": "true"})["content"]
-        return "\n".join(text for line in content for text in _texts(line))
+        return [text for line in content for text in _texts(line)]
 
 
 def _texts(line: Any) -> list[str]:

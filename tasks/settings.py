@@ -1,7 +1,9 @@
-"""Process settings: from the environment (prefix VITRINE_) or a `.env` file, else a default that works on one laptop."""
+"""Process settings: from the environment (prefix VITRINE_), a `.env` file, or the file that a demo wrote below VITRINE_HOME, else a
+default that works on one laptop."""
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,6 +13,8 @@ from tasks.errors import SettingsError
 
 PREFIX = "VITRINE_"
 PROJECT = Path(__file__).resolve().parent.parent
+HOME_FILE = "settings.env"
+"""Below VITRINE_HOME: what the services of this home were started with, so that every command beside them finds them."""
 
 
 def _secret(default: str = "") -> Any:
@@ -83,10 +87,48 @@ class Settings:
     """Most seconds a picture may take to come from such a host."""
     catalog_max_age_days: float = 0.0
     """A catalogue whose newest change is older is refused. 0: any age will do."""
+    min_held_out: int = 20
+    """Fewest held-out photos (split val, or test where there is no val): recall is measured on them."""
+    most_quarantined: float = 0.02
+    """Largest share of products that may be without a usable picture."""
+    max_unreadable: float = 0.2
+    """Largest share of unreadable pictures among those that an encoder is trained or judged on."""
+    max_untrainable: float = 0.01
+    """Largest share of labelled products without one readable picture; a smaller share is left out of training."""
+    max_price: float = 1e7
+    """Greatest price of a product, in its own currency."""
+    max_category_depth: int = 12
+    """Most steps in a product's category."""
+    max_title_length: int = 2000
+    """Most characters of a title."""
+    max_uri_length: int = 4000
+    """Most characters of a picture's uri."""
+    max_days_ahead: float = 1.0
+    """How many days in the future the newest change may lie."""
     most_dropped: float = 0.2
     """A catalogue that lost more than this share of its products since the last version is refused."""
     most_drift: float = 0.5
     """Vectors whose covariance moved by more than this share since the last version are refused."""
+    max_mean_shift: float = 0.1
+    """Vectors whose mean moved by more than this since the last version are refused."""
+    max_duplicates: float = 0.05
+    """Largest share of different pictures with one and the same vector."""
+    min_student_recall: float = 0.95
+    """Least share of the teacher's Recall@10 that the student keeps."""
+    min_int8_recall: float = 0.99
+    """Least share of fp32's Recall@10 that int8 keeps."""
+    min_student_speedup: float = 2.0
+    """How many times as fast as the teacher the query encoder is at least, one picture at a time."""
+    min_student_compression: float = 4.0
+    """How many times fewer parameters the student has than the teacher at least."""
+    max_recall_loss: float = 0.02
+    """By how much Recall@10 may lie below the champion's (encoders) or the live version's (indexes) on the same photos."""
+    max_slice_loss: float = 0.10
+    """The same in any one category, unless chance explains it."""
+    max_churn: float = 0.5
+    """Largest share of the live version's top 20 that may be other products in a new version, while the encoder is the same."""
+    max_age_h: float = 48.0
+    """Oldest the catalogue may be, in hours, that an index version was made from."""
     spark_gpus: float = 0.0
     """GPUs that an embedding task asks of the Spark cluster: 1 its own, 0.5 one for two tasks, 0 none."""
     approval: bool = False
@@ -110,9 +152,11 @@ class Settings:
     """Largest share of the live version's products that a new version may lack."""
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> "Settings":
-        """Settings from `environ` (default: the process's), then the `.env` file, then the defaults."""
-        return cls(**{name: value for name, (value, _) in read_settings(environ, dotenv).items()})
+    def load(
+        cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None, home_file: bool = True
+    ) -> "Settings":
+        """Settings from `environ` (default: the process's), then `.env`, then the home's file, then the defaults."""
+        return cls(**{name: value for name, (value, _) in read_settings(environ, dotenv, home_file).items()})
 
     @property
     def store_uri(self) -> str:
@@ -123,21 +167,77 @@ class Settings:
         return self.catalog or f"sqlite:///{self.home / 'catalog' / 'catalog.db'}"
 
 
-def read_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None = None) -> dict[str, tuple[Any, str]]:
-    """Each setting's value and its source: "environment", ".env" or "default"."""
+def read_settings(
+    environ: Mapping[str, str] | None = None, dotenv: Path | None = None, home_file: bool = True
+) -> dict[str, tuple[Any, str]]:
+    """Each setting's value and its source: "environment", ".env", the path of the home's file (unless left out), or "default"."""
     environ = os.environ if environ is None else environ
-    from_file = _read_dotenv(PROJECT / ".env" if dotenv is None else dotenv)
-    known = {f.name: f for f in fields(Settings)}
-    result: dict[str, tuple[Any, str]] = {}
-    for name, spec in known.items():
-        key = PREFIX + name.upper()
-        for source, values in (("environment", environ), (".env", from_file)):
-            if key in values:
-                result[name] = (_parse(key, values[key], spec.default), source)
-                break
-        else:
-            result[name] = (spec.default, "default")
+    sources: list[tuple[str, Mapping[str, str]]] = [
+        ("environment", environ), (".env", _read_dotenv(PROJECT / ".env" if dotenv is None else dotenv)),
+    ]  # fmt: skip
+    home, source = _setting("home", Settings.home, sources)
+    result: dict[str, tuple[Any, str]] = {"home": (home, source)}
+    if home_file:
+        sources.append((str(home / HOME_FILE), _read_dotenv(home / HOME_FILE)))
+    for spec in fields(Settings):
+        if spec.name != "home":
+            result[spec.name] = _setting(spec.name, spec.default, sources)
     return result
+
+
+def _setting(name: str, default: Any, sources: list[tuple[str, Mapping[str, str]]]) -> tuple[Any, str]:
+    """A setting's value and source; the first source that has it counts."""
+    key = variable(name)
+    for source, values in sources:
+        if key in values:
+            return _parse(key, values[key], default), source
+    return default, "default"
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def where_looked(home: Path) -> str:
+    """Where a setting is looked for, in words."""
+    return f"the environment, {PROJECT / '.env'} and {home / HOME_FILE}"
+
+
+def as_variables(settings: Settings) -> dict[str, str]:
+    """Every setting as an environment variable: a process that gets them all sees the same settings."""
+    return {variable(spec.name): _text(getattr(settings, spec.name)) for spec in fields(Settings)}
+
+
+def write_home_file(settings: Settings, always: tuple[str, ...]) -> Path:
+    """Keeps settings below their home, readable by the owner only: those that are no defaults, and those named in `always`.
+
+    Raises SettingsError for a value of more than one line.
+    """
+    chosen = [s for s in fields(Settings) if s.name in always or getattr(settings, s.name) != s.default]
+    lines = ["# Written by make demo and make up, anew each time; settings of your own belong into the environment or .env."]
+    for spec in chosen:
+        text = _text(getattr(settings, spec.name))
+        if len(text.splitlines()) > 1:
+            raise SettingsError(f"{variable(spec.name)} has more than one line; give a value of one line")
+        if spec.name != "home":
+            lines.append(f"{variable(spec.name)}='{text}'")
+    return write_private(settings.home / HOME_FILE, "\n".join(lines) + "\n")
+
+
+def write_private(path: Path, text: str) -> Path:
+    """Writes a file that only its owner may read, all of it or nothing; mkstemp makes it with mode 0600."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
 
 
 def masked(name: str, value: Any) -> str:
@@ -162,9 +262,25 @@ def _parse(key: str, text: str, default: Any) -> Any:
         raise SettingsError(f"{key}={text!r} is not a {type(default).__name__}") from None
 
 
+def _text(value: Any) -> str:
+    """A value as `_parse` reads it."""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
 def _read_dotenv(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    lines = (line.strip() for line in path.read_text().splitlines())
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: the settings in it cannot be read: {error}") from None
     pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
-    return {key.strip(): value.strip().strip("'\"") for key, value in pairs}
+    return {key.strip(): _unquoted(value.strip()) for key, value in pairs}
+
+
+def _unquoted(text: str) -> str:
+    """A value without the pair of quotes around it."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text

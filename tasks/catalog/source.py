@@ -15,6 +15,10 @@ import pyarrow.parquet as pq
 from tasks.errors import CatalogError, CatalogMissing
 
 BATCH_ROWS = 50_000
+NO_DATABASE = (
+    "{uri}: there is no such database; name the catalogue with VITRINE_CATALOG, or make one with: vitrine catalog sample and "
+    "vitrine catalog load"
+)
 
 
 class Source(Protocol):
@@ -44,9 +48,7 @@ def open_source(uri: str) -> Iterator[Source]:
     if uri.startswith("sqlite:///"):
         path = Path(uri[len("sqlite:///") :])
         if not path.is_file():
-            raise CatalogMissing(
-                f"{uri}: there is no such database; make one with: vitrine catalog sample, or vitrine catalog load"
-            )
+            raise CatalogMissing(NO_DATABASE.format(uri=uri))
         from adbc_driver_sqlite import dbapi
 
         with dbapi.connect(f"file:{path}?mode=ro") as connection:

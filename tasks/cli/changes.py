@@ -12,7 +12,7 @@ from rich.table import Table
 from tasks.catalog.changes.source import ChangeSource
 from tasks.cli.output import console
 from tasks.errors import CatalogError
-from tasks.settings import Settings
+from tasks.settings import Settings, masked
 
 app = typer.Typer(help="Changes of the catalogue on their way into the index.", no_args_is_help=True)
 SHOWN = 20
@@ -40,16 +40,15 @@ def send(
         events = [gone(i, now) for i in [*(e.product_id for e in events), *ids]]
     with _queue() as source:
         source.send(events)
-        console.print(
-            f"{len(events)} {'deletes' if delete else 'upserts'} sent to the {source.name}; {source.waiting()} wait there"
-        )
+        kind = "deletes" if delete else "upserts"
+        console.print(f"{len(events)} {kind} sent to the {source.name} ({_catalogue()}); {source.waiting()} wait there")
 
 
 @app.command("waiting")
 def waiting() -> None:
     """How many changes wait, and how many could not be used."""
     with _queue() as source:
-        console.print(f"{source.name}: {source.waiting()} wait, {source.count_dead()} dead letters")
+        console.print(f"{source.name} ({_catalogue()}): {source.waiting()} wait, {source.count_dead()} dead letters")
 
 
 @app.command("dead")
@@ -81,6 +80,10 @@ def capture(
     chosen = Settings.load()
     (remove_triggers if off else install_triggers)(chosen.catalog_uri)
     console.print(f"changes of products {'no longer ' if off else ''}go to the outbox of {'the catalogue'}")
+
+
+def _catalogue() -> str:
+    return f"catalogue {masked('catalog', Settings.load().catalog_uri)}"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from tasks.cli.output import console
-from tasks.errors import VitrineError
+from tasks.errors import SettingsError, VitrineError
 from tasks.settings import Settings
 
 
@@ -19,14 +19,21 @@ def search(
     """Ask the running replica which products a photo shows."""
     import httpx
 
-    url = Settings.load().serving_urls[0]
+    from tasks.release.replicas import token_refused
+
+    chosen = Settings.load()
+    url = next(iter(chosen.serving_urls), "")
     if not photo.is_file():
         raise VitrineError(f"{photo}: there is no such file")
     try:
         fields = {"k": str(k), "explain": str(explain).lower()}
-        answer = httpx.post(f"{url}/v1/search", files={"image": photo.read_bytes()}, data=fields, timeout=30, trust_env=False)
+        headers = {"Authorization": f"Bearer {chosen.admin_token}"} if chosen.admin_token else {}  # where API keys are asked for
+        files = {"image": photo.read_bytes()}
+        answer = httpx.post(f"{url}/v1/search", files=files, data=fields, headers=headers, timeout=30, trust_env=False)
     except httpx.HTTPError:
         raise VitrineError(f"no replica answers at {url}; start one with: make up") from None
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise SettingsError(token_refused(url, chosen.admin_token))
     body = answer.json()
     if answer.is_error:
         raise VitrineError(body["detail"])

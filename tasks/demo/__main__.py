@@ -2,16 +2,30 @@
 
 import dataclasses
 import os
+import secrets
 import signal
+import sqlite3
 import sys
 import time
 import warnings
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
+from serving.contract.files import ContractError
 from tasks.errors import VitrineError
-from tasks.settings import Settings
+from tasks.settings import Settings, write_home_file
+
+if TYPE_CHECKING:
+    from tasks.demo.services import Supervisor
+
+WRITTEN = (
+    "catalog", "mlflow_uri", "airflow_url", "airflow_user", "airflow_password", "serving_urls", "admin_token", "webhook_secret",
+)  # fmt: skip
+"""Settings that the home's file names whatever they are: where the services of this home are, and how to be let in."""
 
 
 def main(arguments: list[str]) -> int:
@@ -20,90 +34,155 @@ def main(arguments: list[str]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     command = arguments[0] if arguments else "demo"
     try:
-        settings = demo_settings(Settings.load(), os.environ.get("CATALOG", ""))
         if command == "down":
-            return down(settings, console)
+            return down(Settings.load().home, console)
         if command not in ("demo", "up"):
             raise VitrineError(f"{command!r} is not one of demo, up, down")
-        run(settings, console)
+        settings = demo_settings(os.environ.get("CATALOG", ""))
+        succeeded = run(settings, console)
         if command == "up":
             stay(settings, console)
-        return 0
+        return 0 if succeeded else 1
     except VitrineError as error:
-        console.print(f"[bold red]stopped:[/] {error}", markup=True)
+        stopped(error, console)
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; what was started goes on in the background: make down stops it")
+        console.print("interrupted")
         return 130
 
 
-def demo_settings(settings: Settings, catalog: str) -> Settings:
-    """The settings of this demo: the folder named by CATALOG, and secrets made for this home."""
-    from tasks.demo.services import secret
+def demo_settings(catalog: str) -> Settings:
+    """The settings of this demo: the folder named by CATALOG, and the secrets of this home, made once.
 
+    Of what the last demo wrote below the home only the secrets are taken over.
+    """
+    settings, before = Settings.load(home_file=False), Settings.load()
     if catalog:
         folder = Path(catalog).expanduser().resolve()
         if not folder.is_dir():
-            raise VitrineError(f"CATALOG={catalog}: there is no such folder")
+            raise VitrineError(f"CATALOG={catalog}: there is no such folder; a database is named by VITRINE_CATALOG")
         settings = dataclasses.replace(settings, catalog=str(folder))
-    return dataclasses.replace(
-        settings,
-        airflow_password=settings.airflow_password or secret(settings.home / "airflow" / "admin.password"),
-        admin_token=settings.admin_token or secret(settings.home / "serving" / "admin.token"),
-        webhook_secret=settings.webhook_secret or secret(settings.home / "airflow" / "webhook.secret"),
-    )
+    kept = {n: getattr(before, n) or secrets.token_urlsafe(24) for n in ("airflow_password", "admin_token", "webhook_secret")}
+    return dataclasses.replace(settings, **kept)
 
 
-def run(settings: Settings, console: Console) -> None:
-    """Catalogue, services, the chain of DAGs, and the answers to held-out photos."""
+def run(settings: Settings, console: Console) -> bool:
+    """Catalogue, services, the chain of DAGs, and the answers to held-out photos; whether all of it succeeded.
+
+    What can be seen to be wrong before is said before any service starts, and raises VitrineError; so does a service that does not
+    start, and those that were started now are stopped again. Once all are up they stay up, whatever the chain does.
+    """
+    from tasks.demo.services import Supervisor
+
+    began = time.monotonic()
+    console.rule("[bold]Vitrine[/] demo", align="left")
+    prepare_catalog(settings, console)
+    check(settings, console)
+    start_services(settings, Supervisor(settings.home), console)
+    try:
+        make_live(settings, console)
+    except (VitrineError, ContractError) as error:
+        stopped(error, console)
+        print_access(settings, console, f"failed after {time.monotonic() - began:.0f} s. The services are up, until `make down`:")
+        return False
+    except BaseException:
+        print_access(settings, console, "The services are up, until `make down`:")
+        raise
+    print_access(settings, console, f"done in {time.monotonic() - began:.0f} s. Still running, until `make down`:")
+    console.print("  try          .venv/bin/vitrine search <photo.jpg>")
+    return True
+
+
+def make_live(settings: Settings, console: Console) -> None:
+    """The chain of DAGs, followed, and what the replica answers in the end."""
     from tasks.demo.chain import run_chain
-    from tasks.demo.services import Supervisor, all_services
     from tasks.demo.show import show_answers
     from tasks.registry import Registry
     from tasks.webhook import register_webhook
 
-    began = time.monotonic()
-    console.rule("[bold]Vitrine[/] demo", align="left")
-    supervisor = Supervisor(settings.home)
-    services = all_services(settings)
-    started = [s.name for s in services if supervisor.start(s)]
-    running = [s.name for s in services if s.name not in started]
-    if started:
-        console.print(f"starting {', '.join(started)} (about a minute; logs in {supervisor.logs})")
-    if running:
-        console.print(f"already running: {', '.join(running)}")
-    prepare_catalog(settings, console)
-    for service in services:
-        with console.status(f"waiting for {service.name}"):
-            supervisor.wait(service)
-        console.print(f"  [green]✓[/] {service.name:<10} {_origin(service.health)}")
     register_webhook(Registry(settings.mlflow_uri, settings.home / "cache"), settings.airflow_url, settings.webhook_secret)
     run_chain(settings, console)
     show_answers(settings, console)
+
+
+def start_services(settings: Settings, supervisor: "Supervisor", console: Console) -> None:
+    """Starts what does not run yet, waits until all answer, and keeps the settings where commands beside them find them.
+
+    Raises VitrineError when one does not start; those that were started here are stopped then.
+    """
+    from tasks.demo.services import all_services
+
+    services = all_services(settings)
+    started: list[str] = []
+    try:
+        for service in services:
+            if supervisor.start(service):
+                started.append(service.name)
+        if started:
+            console.print(f"starting {', '.join(started)} (about a minute; logs in {supervisor.logs})")
+        if running := [s.name for s in services if s.name not in started]:
+            console.print(f"already running: {', '.join(running)}")
+        write_home_file(settings, WRITTEN)
+        for service in services:
+            with console.status(f"waiting for {service.name}"):
+                supervisor.wait(service)
+            console.print(f"  [green]✓[/] {service.name:<10} {_origin(service.health)}")
+    except BaseException:
+        for name in started:
+            supervisor.stop(name)
+            console.print(f"stopped {name} again")
+        raise
+
+
+def print_access(settings: Settings, console: Console, heading: str) -> None:
+    """Where everything is, and how to be let in."""
     console.rule(align="left")
-    console.print(f"done in {time.monotonic() - began:.0f} s. Still running, until `make down`:")
+    console.print(heading)
     console.print(f"  search page  {settings.serving_urls[0]}/")
-    console.print(f"  Airflow      {settings.airflow_url}   user {settings.airflow_user}, password {settings.airflow_password}")
+    console.print(f"  Airflow      {settings.airflow_url}   user {settings.airflow_user}, password {escape(settings.airflow_password)}")
     console.print(f"  MLflow       {settings.mlflow_uri}")
-    console.print("  try          .venv/bin/vitrine search <photo.jpg>")
+
+
+def stopped(error: Exception, console: Console) -> None:
+    """Says why the demo does not go on."""
+    console.print(f"[bold red]stopped:[/] {escape(str(error))}")
 
 
 def prepare_catalog(settings: Settings, console: Console) -> None:
     """The sample catalogue, drawn and loaded once, unless the settings name another."""
     from tasks.catalog.load import load_folder
     from tasks.catalog.sample import SampleConfig, draw_sample
+    from tasks.settings import masked
 
     if settings.catalog:
-        console.print(f"catalogue: {settings.catalog_uri}")
+        console.print(f"catalogue: {masked('catalog', settings.catalog_uri)}")
         return
     folder, database = settings.home / "catalog" / "sample", settings.home / "catalog" / "catalog.db"
-    if database.is_file():
+    if _holds_products(database):
         console.print(f"catalogue: the sample of the last run, {database}")
         return
     with console.status("drawing the sample catalogue (generated test data)"):
         sample = draw_sample(SampleConfig(), folder)
         load_folder(folder, settings.catalog_uri)
     console.print(f"catalogue: {sample.products} products and {sample.photos} photos, drawn by code as test data, in {database}")
+
+
+def _holds_products(database: Path) -> bool:
+    """Whether a SQLite file was loaded; one whose loading was interrupted was not."""
+    if not database.is_file():
+        return False
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'products'").fetchone())
+
+
+def check(settings: Settings, console: Console) -> None:
+    """Raises CatalogError with all that would stop a step later on."""
+    from tasks.validate.preconditions import check_preconditions
+
+    with console.status("looking at the catalogue") as status:
+        notes = check_preconditions(settings, lambda line: status.update(f"looking at the catalogue: {line}"))
+    for note in notes:
+        console.print(f"  {escape(note)}")
 
 
 def stay(settings: Settings, console: Console) -> None:
@@ -114,14 +193,14 @@ def stay(settings: Settings, console: Console) -> None:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        down(settings, console)
+        down(settings.home, console)
 
 
-def down(settings: Settings, console: Console) -> int:
+def down(home: Path, console: Console) -> int:
     """Stops what was started from this home."""
     from tasks.demo.services import Supervisor
 
-    supervisor = Supervisor(settings.home)
+    supervisor = Supervisor(home)
     names = supervisor.running()
     for name in names:
         supervisor.stop(name)

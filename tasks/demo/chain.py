@@ -1,8 +1,11 @@
 """The chain train_encoder -> rebuild_index -> promote_index, started once and followed through its assets."""
 
 import time
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from tasks.airflow import Airflow
 from tasks.demo.follow import Follower
@@ -13,10 +16,19 @@ DAGS = ("train_encoder", "rebuild_index", "promote_index")
 PARSE_LIMIT_S = 120.0
 ASSET_LIMIT_S = 90.0
 RUN_LIMIT_S = 3 * 3600.0
+WHAT_CAN_BE_DONE = (
+    "What can be done: start it again (what was trained is kept and only judged again, which helps where a busy machine made it "
+    "slow); train for longer (train_encoder in Airflow, form field Epochs) or with another preset (VITRINE_ENCODER_PRESET); label "
+    "more train photos; or, knowing what it costs, change the threshold whose setting the gate names. The run judge in MLflow's "
+    "experiment encoders holds the whole report."
+)
 
 
 def run_chain(settings: Settings, console: Console) -> None:
-    """Trains (or finds the encoder of the same data and recipe), indexes what changed, promotes what is new."""
+    """Trains (or finds the encoder of the same data and recipe), indexes what changed, promotes what is new.
+
+    Raises VitrineError with the reason of the first run that failed, or did not do what the next one needs.
+    """
     airflow = Airflow(settings.airflow_url, settings.airflow_user, settings.airflow_password)
     _wait_for_dags(airflow, console)
     follower = Follower(airflow, console, settings.home / "progress")
@@ -25,7 +37,15 @@ def run_chain(settings: Settings, console: Console) -> None:
     train = airflow.trigger("train_encoder")
     follower.follow("train_encoder", train, RUN_LIMIT_S)
     decision = airflow.result("train_encoder", train, "judge")
-    console.print(f"  {decision['summary']}")
+    if decision["failed"]:
+        _tell_gates(decision, console)
+    else:
+        console.print(f"  {escape(decision['summary'])}")
+    if not decision["promote"] and not decision["against"]:
+        raise VitrineError(
+            f"encoder version {decision['version']} did not pass its gates and no other encoder is champion, so nothing is indexed. "
+            + WHAT_CAN_BE_DONE
+        )
 
     rebuild = follower.next_run("rebuild_index", known["rebuild_index"], ASSET_LIMIT_S) if decision["promote"] else None
     rebuild = rebuild or airflow.trigger("rebuild_index")
@@ -43,8 +63,26 @@ def run_chain(settings: Settings, console: Console) -> None:
     if promote is None:
         raise VitrineError(f"the candidate was published, but Airflow started no promote_index: look at {settings.airflow_url}")
     follower.follow("promote_index", promote, RUN_LIMIT_S)
-    flipped = airflow.result("promote_index", promote, "flip")
-    console.print(f"  {flipped['summary']}")
+    states = {t.task: t.state for t in airflow.tasks("promote_index", promote)}
+    if states["flip"] == "success":
+        console.print(f"  {escape(airflow.result('promote_index', promote, 'flip')['summary'])}")
+        return
+    skipped = next((task for task in ("choose_slot", "approve") if states.get(task) in ("skipped", "success")), "flip")
+    why = follower.reason("promote_index", promote, skipped)
+    console.print(f"  the version that was live stays live: {escape(why)}")
+
+
+def _tell_gates(decision: dict[str, Any], console: Console) -> None:
+    """The gates that an encoder version did not pass: what was measured, what was asked for, and against whom."""
+    rival = f"encoder version {decision['against']}, the champion" if decision["against"] else ""
+    going_on = f"; {rival}, stays" if rival else ""
+    console.print(f"  [red]encoder version {decision['version']} did not pass {len(decision['failed'])} of its gates[/]{going_on}")
+    table = Table(show_edge=False)
+    for column in ("gate", "measured", "asked for", "what, and against whom"):
+        table.add_column(column, justify="right" if column in ("measured", "asked for") else "left", no_wrap=column == "gate")
+    for gate in decision["failed"]:
+        table.add_row(gate["name"], f"{gate['value']:.4g}", f"{gate['threshold']:.4g}", escape(gate["reason"]))
+    console.print(table)
 
 
 def _wait_for_dags(airflow: Airflow, console: Console) -> None:

@@ -78,12 +78,27 @@ class Follower:
         failed = next((t for t in tasks if t.state == "failed"), None)
         if failed is None:
             return f"{dag} failed; look at it in Airflow: {self.airflow.url}"
-        log = self.airflow.log(dag, run_id, failed.task, map_index=failed.map_index).strip().splitlines()
-        told = [line for line in log if line.startswith("AirflowFailException: ")]
-        if told:
-            return f"{dag}, task {failed.label}: {told[-1].removeprefix('AirflowFailException: ')}"
-        end = "\n".join(line for line in log[-25:] if not line.startswith("::"))
-        return f"{dag}, task {failed.label} failed; the end of its log:\n{end}"
+        entries = self.airflow.log_entries(dag, run_id, failed.task, failed.attempt, failed.map_index)
+        if told := _last_words(entries):
+            return f"{dag}, task {failed.label}: {told}"
+        lines = [line for entry in entries for line in entry.splitlines() if not line.startswith("::")]
+        return f"{dag}, task {failed.label} failed; the end of its log:\n" + "\n".join(lines[-25:])
+
+    def reason(self, dag: str, run_id: str, task: str) -> str:
+        """What a task said of its being skipped or failing, "" when nothing."""
+        found = next((t for t in self.airflow.tasks(dag, run_id) if t.task == task), None)
+        if found is None:
+            return ""
+        return _last_words(self.airflow.log_entries(dag, run_id, task, found.attempt, found.map_index))
+
+
+def _last_words(entries: list[str]) -> str:
+    """The message, of however many lines, with which a task ended on purpose."""
+    for entry in reversed(entries):
+        for kind in ("AirflowFailException: ", "AirflowSkipException: "):
+            if kind in entry:
+                return entry.partition(kind)[2].strip()
+    return ""
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import psutil
 
 from tasks.catalog.sample import NOTICE
 from tasks.errors import VitrineError
-from tasks.settings import PROJECT, Settings
+from tasks.settings import PROJECT, Settings, as_variables, write_private
 
 START_LIMIT_S = 240
 STOP_LIMIT_S = 20
@@ -44,11 +44,9 @@ class Service:
 
 
 def secret(path: Path) -> str:
-    """A random secret of this home, made once, readable by its owner only."""
+    """A random secret of this home's services, made once, readable by its owner only."""
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(24))
+        write_private(path, secrets.token_urlsafe(24))
     return path.read_text().strip()
 
 
@@ -63,35 +61,10 @@ def all_services(settings: Settings) -> list[Service]:
 
 
 def process_environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables, so that every process of the demo sees the same."""
-    return {
-        "VITRINE_HOME": str(settings.home),
+    """All settings as environment variables, so that every process of the demo sees the same."""
+    return as_variables(settings) | {
         "VITRINE_STORE": settings.store_uri,
         "VITRINE_CATALOG": settings.catalog_uri,
-        "VITRINE_CHANGES": settings.changes,
-        "VITRINE_REFRESH_CHANGES": str(settings.refresh_changes),
-        "VITRINE_REFRESH_MINUTES": str(settings.refresh_minutes),
-        "VITRINE_STREAM_SECONDS": str(settings.stream_seconds),
-        "VITRINE_MLFLOW_URI": settings.mlflow_uri,
-        "VITRINE_MLFLOW_PAGE": settings.mlflow_page,
-        "VITRINE_AIRFLOW_URL": settings.airflow_url,
-        "VITRINE_AIRFLOW_PAGE": settings.airflow_page,
-        "VITRINE_AIRFLOW_USER": settings.airflow_user,
-        "VITRINE_AIRFLOW_PASSWORD": settings.airflow_password,
-        "VITRINE_SERVING_URLS": ",".join(settings.serving_urls),
-        "VITRINE_ADMIN_TOKEN": settings.admin_token,
-        "VITRINE_WEBHOOK_SECRET": settings.webhook_secret,
-        "VITRINE_ENCODER_PRESET": settings.encoder_preset,
-        "VITRINE_SHARDS": str(settings.shards),
-        "VITRINE_RECALL_TARGET": str(settings.recall_target),
-        "VITRINE_RANKER": settings.ranker,
-        "VITRINE_SPARK_MASTER": settings.spark_master,
-        "VITRINE_IMAGE_HOSTS": ",".join(settings.image_hosts),
-        "VITRINE_APPROVAL": "1" if settings.approval else "0",
-        "VITRINE_BAKE_S": str(settings.bake_s),
-        "VITRINE_P99_MS": str(settings.p99_ms),
-        "VITRINE_REPLICA_MB": str(settings.replica_mb),
-        "VITRINE_MAX_LOST": str(settings.max_lost),
         "VITRINE_PROGRESS_DIR": str(settings.home / "progress"),
         "GX_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -175,9 +148,7 @@ def _write_passwords(path: Path, settings: Settings) -> None:
     for user in ("operator", "viewer"):
         wanted.setdefault(user, secrets.token_urlsafe(12))
     if wanted != known:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(wanted))
+        write_private(path, json.dumps(wanted))
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -18,8 +18,6 @@ from tasks.errors import TrainingError
 
 OWN = -1
 """The row that stands for a product's own picture among the rows of its photos."""
-MAX_EMPTY = 0.01
-"""The share of labelled products without a readable picture that is left out with a warning; more is an error."""
 
 log = logging.getLogger(__name__)
 
@@ -152,15 +150,15 @@ def training_batches(
     kept = decoding.keeps(len(train) + len(training.image_uris), spec)
     look = cached_pixels if kept else survey
     with replicas.in_turn():
-        pictures = look(training.image_uris, training.root, spec, folder, "product")
-        photos = look(train.uris, training.root, spec, folder, "train")
+        pictures = look(training.image_uris, training.root, spec, folder, "product", decoding.max_unreadable)
+        photos = look(train.uris, training.root, spec, folder, "train", decoding.max_unreadable)
     held_out = set(content_digests(training.never_trained().uris, training.root)) - {b""}
     shown = pictures.usable & ~training.unseen & ~_known(pictures.digests, held_out)
     usable = photos.usable & ~_known(photos.digests, held_out)
     copies = int(photos.usable.sum() - usable.sum())
     if copies:
         log.warning("%d training photos are copies of held-out photos and are left out", copies)
-    _refuse_empty(training, shown, usable)
+    _refuse_empty(training, shown, usable, decoding.max_untrainable)
     plan = BatchPlan(shown, usable, train.products, recipe, config.seed)
     if kept:
         assert isinstance(pictures, Pixels)
@@ -175,7 +173,7 @@ def _known(digests: np.ndarray, held_out: set[bytes]) -> np.ndarray:
     return np.asarray([d.tobytes() in held_out for d in digests], bool)
 
 
-def _refuse_empty(training: TrainingSet, shown: np.ndarray, usable: np.ndarray) -> None:
+def _refuse_empty(training: TrainingSet, shown: np.ndarray, usable: np.ndarray, most: float) -> None:
     """A labelled product of which nothing can be read is left out where it is one of many, else an error."""
     products = training.split("train").products
     labelled = np.unique(products)
@@ -184,9 +182,9 @@ def _refuse_empty(training: TrainingSet, shown: np.ndarray, usable: np.ndarray) 
     if not len(empty):
         return
     named = ", ".join(training.product_ids[p] for p in empty[:5])
-    if len(empty) > MAX_EMPTY * len(labelled):
+    if len(empty) > most * len(labelled):
         raise TrainingError(
-            f"{len(empty)} of {len(labelled)} labelled products have no picture that can be read and trained on (first: {named}); "
-            "mend their pictures, or take their rows out of the photos"
+            f"{len(empty)} of {len(labelled)} labelled products have no picture that can be read and trained on, allowed {most:.3g} of them: "
+            f"VITRINE_MAX_UNTRAINABLE (first: {named}); mend their pictures, or take their rows out of the photos"
         )
     log.warning("%d labelled products have no readable picture and are left out: %s", len(empty), named)

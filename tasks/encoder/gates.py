@@ -10,6 +10,15 @@ from tasks.encoder.pace import FASTER
 from tasks.metrics import Interval, interval, paired_bootstrap
 
 
+RIVALS = {HISTOGRAM: "a colour histogram", UNTRAINED: "the same encoder before its training"}
+SETTINGS = {
+    "student_recall": "VITRINE_MIN_STUDENT_RECALL", "int8_recall": "VITRINE_MIN_INT8_RECALL",
+    "student_size": "VITRINE_MIN_STUDENT_COMPRESSION", "student_speed": "VITRINE_MIN_STUDENT_SPEEDUP",
+    "champion_recall": "VITRINE_MAX_RECALL_LOSS", "champion_slices": "VITRINE_MAX_SLICE_LOSS",
+}  # fmt: skip
+"""Which setting moves a gate's threshold; what beats a baseline or reproduces PyTorch is not up for choice."""
+
+
 @dataclass(frozen=True)
 class EncoderPolicy:
     """The thresholds; shares of 1 unless named otherwise."""
@@ -54,7 +63,8 @@ def _against_baselines(report: EncoderReport, ours: PairReport) -> list[Gate]:
         for figure in ("recall_at_1", "recall_at_10"):
             if theirs is not None:
                 value, least = ours.recall[figure].value, theirs.recall[figure].value
-                gates.append(_gate(f"beats_{baseline}_{figure}", value, least, value > least, f"{figure} of photos, more than"))
+                what = f"{figure} of photos, more than {RIVALS[baseline]} has,"
+                gates.append(_gate(f"beats_{baseline}_{figure}", value, least, value > least, what))
     return gates
 
 
@@ -152,5 +162,5 @@ def _gate(name: str, value: float, threshold: float, passed: bool, what: str) ->
         value=float(value),
         threshold=float(threshold),
         passed=bool(passed),
-        reason=f"{what} {threshold:.4g}: {value:.4g}",
+        reason=f"{what} {threshold:.4g}: {value:.4g}" + (f" ({SETTINGS[name]})" if name in SETTINGS and not passed else ""),
     )

@@ -40,6 +40,8 @@ class Job(Frozen):
     teacher: TrainedTower | None = None
     cache_bytes: int = Decoding.cache_bytes
     workers: int = Decoding.workers
+    max_unreadable: float = Decoding.max_unreadable
+    max_untrainable: float = Decoding.max_untrainable
 
 
 def train(job: Job, metrics: MetricLog, processes: int = 0) -> TrainedTower:
@@ -62,7 +64,7 @@ def train(job: Job, metrics: MetricLog, processes: int = 0) -> TrainedTower:
 
 def _train_here(job: Job, metrics: MetricLog) -> TrainedTower:
     config, work = EncoderConfig.from_dict(job.config), Path(job.work)
-    decoding = Decoding(job.cache_bytes, job.workers)
+    decoding = Decoding(job.cache_bytes, job.workers, job.max_unreadable, job.max_untrainable)
     if job.tower == "teacher":
         return train_teacher(job.snapshot_uri, config, work, metrics, decoding)
     assert job.teacher is not None, "a student is distilled from a teacher"

@@ -19,7 +19,7 @@ from tasks.progress import Progress
 
 DECODING_THREADS = 4
 BLOCK = 512
-MAX_REJECTED = 0.2
+MAX_UNREADABLE = 0.2
 """A larger share of unreadable pictures is a broken catalogue, not bad luck."""
 
 
@@ -31,6 +31,9 @@ class Decoding:
     """Decoded pictures are kept on disk while a set of them fits in so many bytes; a larger set is decoded as it is used."""
     workers: int = 2
     """Processes that decode for a training whose pictures are not kept."""
+    max_unreadable: float = MAX_UNREADABLE
+    max_untrainable: float = 0.01
+    """Share of labelled products without a readable picture that is left out with a warning; more is an error."""
 
     def keeps(self, pictures: int, spec: PreprocessSpec) -> bool:
         """Whether this many pictures are decoded once and kept."""
@@ -86,24 +89,28 @@ def _digest(uri: str, root: str) -> bytes:
         return b""
 
 
-def cached_pixels(uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str) -> Pixels:
+def cached_pixels(
+    uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str, max_unreadable: float = MAX_UNREADABLE
+) -> Pixels:
     """The pictures decoded once into `folder`; a later call with the same uris and spec maps the same file.
 
-    The array is read through a memory map, so its size is bounded by the disk. Raises TrainingError when more than a fifth
-    of the pictures cannot be read.
+    The array is read through a memory map, so its size is bounded by the disk. Raises TrainingError when more than
+    the share `max_unreadable` of the pictures cannot be read.
     """
     path, seen = _paths(uris, root, spec, folder, name)
     if not (seen.is_file() and path.is_file()):
-        _decode_all(uris, root, spec, path, seen, name)
+        _decode_all(uris, root, spec, path, seen, name, max_unreadable)
     digests = np.load(seen)
     return Pixels(np.load(path, mmap_mode="r"), digests.any(axis=1), digests)
 
 
-def survey(uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str) -> Survey:
+def survey(
+    uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str, max_unreadable: float = MAX_UNREADABLE
+) -> Survey:
     """The same look at every picture without keeping its pixels; made once, and kept in `folder`. Raises TrainingError."""
     _, seen = _paths(uris, root, spec, folder, name)
     if not seen.is_file():
-        _decode_all(uris, root, spec, None, seen, name)
+        _decode_all(uris, root, spec, None, seen, name, max_unreadable)
     digests = np.load(seen)
     return Survey(digests.any(axis=1), digests)
 
@@ -113,7 +120,9 @@ def _paths(uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, n
     return folder / f"{name}-{digest}.npy", folder / f"{name}-{digest}.seen.npy"
 
 
-def _decode_all(uris: Sequence[str], root: str, spec: PreprocessSpec, path: Path | None, seen: Path, name: str) -> None:
+def _decode_all(
+    uris: Sequence[str], root: str, spec: PreprocessSpec, path: Path | None, seen: Path, name: str, max_unreadable: float
+) -> None:
     """Decodes every picture; keeps its pixels at `path` unless that is None, and what was seen at `seen`, last."""
     digests = np.zeros((len(uris), 32), np.uint8)
     shape = (len(uris), spec.size, spec.size, 3)
@@ -132,9 +141,10 @@ def _decode_all(uris: Sequence[str], root: str, spec: PreprocessSpec, path: Path
         if array is not None:
             array.flush()
     rejected = [uri for uri, digest in zip(uris, digests, strict=True) if not digest.any()]
-    if len(rejected) > MAX_REJECTED * len(uris):
+    if len(rejected) > max_unreadable * len(uris):
         raise TrainingError(
-            f"{len(rejected)} of {len(uris)} {name} pictures cannot be read (first: {rejected[0]}); check the catalogue's paths"
+            f"{len(rejected)} of {len(uris)} {name} pictures cannot be read, allowed {max_unreadable:.0%}: VITRINE_MAX_UNREADABLE "
+            f"(first: {rejected[0]}); check the catalogue's paths"
         )
     seen.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(seen) as temporary, temporary.open("wb") as stream:
@@ -146,7 +156,7 @@ def pixel_blocks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All pictures in order as blocks: pixels (n, size, size, 3) uint8 and `usable` (n,) bool; kept on disk when they fit."""
     if decoding.keeps(len(uris), spec):
-        kept = cached_pixels(uris, root, spec, folder, name)
+        kept = cached_pixels(uris, root, spec, folder, name, decoding.max_unreadable)
         for start in range(0, len(uris), BLOCK):
             yield np.asarray(kept.array[start : start + BLOCK]), kept.usable[start : start + BLOCK]
         return

@@ -9,6 +9,7 @@ import numpy as np
 
 from serving.contract.preprocess import ImageRejected
 from serving.release import Asked, Release
+from tasks.errors import SettingsError
 from tasks.release.replicas import Replica, Sampled, of_each
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def sampled_from(replicas: Sequence[Replica], limit: int) -> list[Sampled]:
     def ask(replica: Replica) -> list[Sampled]:
         try:
             return replica.samples(limit)
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, ValueError, SettingsError) as error:
             log.warning("%s gives no samples: %s", replica.url, error)
             return []
 

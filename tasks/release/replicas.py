@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
-from tasks.errors import VitrineError
+from tasks.errors import SettingsError, VitrineError
+from tasks.settings import Settings, where_looked
 
 POLL_S = 0.2
 AT_ONCE = 32
@@ -47,11 +48,11 @@ class Replica:
         """Product ids that one slot gives for a query vector."""
         body = {"vector": vector, "k": k}
         answer = client().post(f"{self.url}/v1/search", params={"slot": slot}, json=body, timeout=30, headers=self._headers())
-        return [r["product_id"] for r in answer.raise_for_status().json()["results"]]
+        return [r["product_id"] for r in self._admitted(answer).json()["results"]]
 
     def follow(self) -> None:
         """Has the replica look at the aliases now. Raises httpx.HTTPError when it does not."""
-        client().post(f"{self.url}/v1/follow", timeout=10, headers=self._headers()).raise_for_status()
+        self._admitted(client().post(f"{self.url}/v1/follow", timeout=10, headers=self._headers()))
 
     def samples(self, limit: int) -> list[Sampled]:
         """The newest real queries that it kept. Raises httpx.HTTPError when it does not tell."""
@@ -61,7 +62,7 @@ class Replica:
                 s["kind"], s["fingerprint"], s["photo_sha256"], np.frombuffer(base64.b64decode(s["vector"]), "<f4").astype(np.float32),
                 base64.b64decode(s["photo"]) if s["photo"] is not None else None,
             )
-            for s in answer.raise_for_status().json()["samples"]
+            for s in self._admitted(answer).json()["samples"]
         ]  # fmt: skip
 
     def metrics(self) -> str:
@@ -70,6 +71,18 @@ class Replica:
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def _admitted(self, answer: httpx.Response) -> httpx.Response:
+        """The answer. Raises SettingsError for a token that the replica does not take, HTTPError for any other refusal."""
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise SettingsError(token_refused(self.url, self.token))
+        return answer.raise_for_status()
+
+
+def token_refused(url: str, token: str) -> str:
+    """What to do about a 401 of a replica."""
+    what = "does not take this admin token" if token else "asks for the admin token, and none is set here"
+    return f"the replica {url} {what}: set VITRINE_ADMIN_TOKEN to the replica's own (looked for in {where_looked(Settings.load().home)})"
 
 
 def client() -> httpx.Client:
@@ -94,7 +107,7 @@ def nudge(replicas: Sequence[Replica]) -> None:
     """Has every replica look at the aliases now. One that cannot be told finds out at its next poll."""
 
     def tell(replica: Replica) -> None:
-        with suppress(httpx.HTTPError):
+        with suppress(httpx.HTTPError, SettingsError):
             replica.follow()
 
     of_each(replicas, tell)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, Registry, Version
+from tasks.settings import Settings
 from tasks.steps.common import as_snapshot, query_runtime, registry, settings, work_folder
 
 if TYPE_CHECKING:
     from serving.contract.manifest import Gate
     from tasks.encoder.evaluate import EncoderReport
+    from tasks.encoder.gates import EncoderPolicy
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ def _train(tower: str, snapshot: dict, plan: dict, teacher: dict | None, run_key
     job = Job.model_validate(
         {"tower": tower, "snapshot_uri": snapshot["uri"], "config": plan["config"], "work": str(_work(plan)), "teacher": teacher}
         | {"cache_bytes": round(chosen.pixel_cache_gb * 2**30), "workers": chosen.decoders}
+        | {"max_unreadable": chosen.max_unreadable, "max_untrainable": chosen.max_untrainable}
     )
     name, tags = f"{tower} {plan['preset']}", {"recipe": plan["recipe"]}
     with registry().run(EXPERIMENT, f"{run_key}.{tower}", name, tags, system_metrics=True) as run:
@@ -103,7 +106,7 @@ def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
     models = registry()
     champion, found = models.alias(ENCODER_MODEL, "champion"), models.version(ENCODER_MODEL, version)
     against = champion.version if champion is not None else ""
-    decided = {"version": version, "promote": False, "against": against}
+    decided: dict[str, Any] = {"version": version, "promote": False, "against": against, "failed": []}
     summary = ""
     if champion is not None and champion.version == version:
         summary = (
@@ -133,7 +136,7 @@ def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
         run.tag("against", against or "no champion")
         run.metrics(report.flat() | {f"gate.{g.name}": g.value for g in gates})
         run.artifacts(work_folder(run_key) / "report", "report")
-    return decided | {"promote": not failed, "summary": summary}
+    return decided | {"promote": not failed, "summary": summary, "failed": [g.model_dump() for g in failed]}
 
 
 def _measure(
@@ -142,13 +145,13 @@ def _measure(
     """The gates of a version against the champion, and its evaluation; writes the report's pages and gates.json."""
     from serving.contract.encoder import EncoderFolder
     from tasks.encoder.evaluate import evaluate_encoder
-    from tasks.encoder.gates import EncoderPolicy, encoder_gates
+    from tasks.encoder.gates import encoder_gates
     from tasks.encoder.pace import FASTER, times_faster
     from tasks.encoder.pixels import Decoding
     from tasks.encoder.report import write_report
 
     chosen, work = settings(), _work({})
-    decoding = Decoding(round(chosen.pixel_cache_gb * 2**30), chosen.decoders)
+    decoding = Decoding(round(chosen.pixel_cache_gb * 2**30), chosen.decoders, chosen.max_unreadable)
     folder = models.encoder_folder(found.version)
     report = evaluate_encoder(folder, snapshot["uri"], work, baselines=True, decoding=decoding)
     faster = times_faster(EncoderFolder(folder), report.query, "teacher.fp32")
@@ -157,11 +160,21 @@ def _measure(
     if champion is not None:
         champion_folder = models.encoder_folder(champion.version)
         other = evaluate_encoder(champion_folder, snapshot["uri"], work, baselines=False, decoding=decoding)
-    gates = encoder_gates(report, other, EncoderPolicy())
+    gates = encoder_gates(report, other, policy_of(chosen))
     target = work_folder(run_key) / "report"
     write_report(folder, report, gates, snapshot["uri"], work, target)
     (target / "gates.json").write_text(json.dumps([g.model_dump() for g in gates], indent=1))
     return gates, report
+
+
+def policy_of(chosen: Settings) -> "EncoderPolicy":
+    """The thresholds that the settings name; the others are the policy's own."""
+    from tasks.encoder.gates import EncoderPolicy
+
+    return EncoderPolicy(
+        student_share=chosen.min_student_recall, int8_share=chosen.min_int8_recall, champion_margin=chosen.max_recall_loss,
+        slice_margin=chosen.max_slice_loss, smaller=chosen.min_student_compression, faster=chosen.min_student_speedup,
+    )  # fmt: skip
 
 
 def promote(decision: dict, run_key: str) -> dict[str, Any]:

@@ -91,5 +91,9 @@ def test_a_change_that_is_rolled_back_was_none(tmp_path: Path) -> None:
 def test_a_catalogue_that_cannot_capture_says_so(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="only a database can capture"):
         install_triggers(str(tmp_path))
-    with pytest.raises(CatalogError, match="no table products"):
+    with pytest.raises(CatalogError, match="there is no such database"):
         install_triggers(f"sqlite:///{tmp_path / 'new.db'}")
+    assert not (tmp_path / "new.db").exists()
+    sqlite3.connect(tmp_path / "empty.db").close()
+    with pytest.raises(CatalogError, match="no table products"):
+        install_triggers(f"sqlite:///{tmp_path / 'empty.db'}")

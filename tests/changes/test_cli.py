@@ -1,6 +1,9 @@
 """`vitrine changes`: what a person sends, sees and revives."""
 
+import contextlib
 import json
+import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from tasks.catalog.changes.event import read_event
 from tasks.catalog.changes.source import open_changes
 from tasks.cli import app
 from tasks.errors import CatalogError
+from tasks.settings import Settings, write_home_file
 from tests.catalogs import small_catalog
 
 
@@ -78,3 +82,32 @@ def test_what_cannot_be_sent_is_one_clear_sentence(home: Path) -> None:
         run("send", str(home / "none.csv"))
     with pytest.raises(CatalogError, match="only a database can capture"):
         run("capture")
+
+
+@pytest.mark.parametrize("command", [["waiting"], ["dead"], ["revive"], ["send", "p001"], ["send", "--delete", "p001"], ["capture"]])
+def test_no_command_makes_a_database_of_a_catalogue_that_is_not_there(
+    home: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setenv("VITRINE_CATALOG", f"sqlite:///{home / 'none' / 'shop.db'}")
+    with pytest.raises(CatalogError, match="there is no such database; name the catalogue with VITRINE_CATALOG"):
+        run(*command)
+    assert not (home / "none").exists()
+
+
+@pytest.mark.parametrize("command", ["waiting", "dead", "revive"])
+@pytest.mark.parametrize("catalogue", ["folder", "database"])
+def test_looking_at_the_outbox_writes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch, command: str, catalogue: str) -> None:
+    if catalogue == "database":
+        monkeypatch.setenv("VITRINE_CATALOG", f"sqlite:///{home / 'shop.db'}")
+        with contextlib.closing(sqlite3.connect(home / "shop.db")) as shop:
+            shop.execute("CREATE TABLE products (product_id TEXT)")
+    before = {p: p.stat().st_size for p in home.rglob("*")}
+    run(command)
+    assert {p: p.stat().st_size for p in home.rglob("*")} == before
+
+
+def test_the_catalogue_of_a_running_demo_is_the_one_that_is_spoken_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VITRINE_CATALOG")
+    write_home_file(replace(Settings.load(), catalog=str(home / "shop")), ())
+    assert f"(catalogue {home / 'shop'})" in run("send", "p001").replace("\n", "")
+    assert "1 wait" in run("waiting")

@@ -21,6 +21,7 @@ def install_triggers(catalog_uri: str) -> None:
         database = outbox.database
         if not database.exists("products"):
             raise CatalogError(f"{catalog_uri}: there is no table products whose changes could be captured")
+        outbox.make_tables()
         with database.transaction():
             for command in _removing(database) + _installing(database):
                 database.execute(command)
@@ -42,7 +43,7 @@ def remove_triggers(catalog_uri: str) -> None:
 def _outbox(catalog_uri: str) -> Outbox:
     if not catalog_uri.startswith(("sqlite:///", "postgresql://", "postgres://")):
         raise CatalogError(f"{catalog_uri}: only a database can capture its changes; send them with: vitrine changes send")
-    return Outbox.open(catalog_uri)
+    return Outbox.open(catalog_uri, existing=True)
 
 
 def _removing(database: object) -> list[str]:

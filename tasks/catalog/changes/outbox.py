@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tasks.catalog.changes.event import Event, event_time, moment
 from tasks.catalog.changes.source import DeadLetter, Message
-from tasks.catalog.source import split_image_root
+from tasks.catalog.source import NO_DATABASE, split_image_root
 from tasks.errors import CatalogError
 
 POLL_S = 0.2
@@ -39,32 +39,49 @@ class Database(Protocol):
 
 
 class Outbox:
-    """Tables `outbox` (id, event, priority) and `outbox_dead` (id, event, reason, died_at). An acknowledged event is deleted."""
+    """Tables `outbox` (id, event, priority) and `outbox_dead` (id, event, reason, died_at). An acknowledged event is deleted.
+
+    The tables are made by whoever writes first; reading makes nothing, and finds nothing where there are none.
+    """
 
     ahead = 1  # the table itself gives priority products first
 
     def __init__(self, name: str, database: Database) -> None:
         self.name, self.database = name, database
+        self.present: set[str] = set()
 
     @classmethod
-    def open(cls, database_uri: str) -> "Outbox":
-        """The outbox in a database, its tables made where they are missing. Raises CatalogError when that cannot be."""
+    def open(cls, database_uri: str, existing: bool = False) -> "Outbox":
+        """The outbox in a database. With `existing`, a SQLite file must be there already, else the first write makes it.
+
+        Raises CatalogError for a database that is not there or does not answer.
+        """
         database: Database
         if database_uri.startswith("sqlite:///"):
             path = Path(database_uri[len("sqlite:///") :])
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if existing and not path.is_file():
+                raise CatalogError(NO_DATABASE.format(uri=database_uri))
             database, name = Sqlite(path), f"outbox in {path.name}"
         elif database_uri.startswith(("postgresql://", "postgres://")):
             database, name = Postgres(database_uri), "outbox in PostgreSQL"
         else:
             raise CatalogError(f"{database_uri}: not a database for an outbox; give sqlite:///file or postgresql://…")
-        for table, columns in TABLES.items():
-            if not database.exists(table):
-                with database.transaction():
-                    database.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns.format(serial=database.serial)})")
         return cls(name, database)
 
+    def make_tables(self) -> None:
+        """Makes the tables that are missing."""
+        for table, columns in TABLES.items():
+            if not self._there(table):
+                with self.database.transaction():
+                    self.database.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns.format(serial=self.database.serial)})")
+
+    def _there(self, table: str) -> bool:
+        if table not in self.present and self.database.exists(table):
+            self.present.add(table)
+        return table in self.present
+
     def send(self, events: Sequence[Event]) -> None:
+        self.make_tables()
         with self.database.transaction():
             rows = [(e.text, e.priority) for e in events]
             self.database.execute("INSERT INTO outbox (event, priority) VALUES ({}, {})", rows)
@@ -72,7 +89,8 @@ class Outbox:
     def receive(self, limit: int, wait_s: float) -> list[Message]:
         until = time.monotonic() + wait_s
         while True:
-            rows = self.database.fetch(f"SELECT id, event FROM outbox ORDER BY priority DESC, id LIMIT {int(limit)}")
+            query = f"SELECT id, event FROM outbox ORDER BY priority DESC, id LIMIT {int(limit)}"
+            rows = self.database.fetch(query) if self._there("outbox") else []
             if rows or time.monotonic() >= until:
                 return [Message(event, str(number)) for number, event in rows]
             time.sleep(POLL_S)
@@ -81,6 +99,8 @@ class Outbox:
         """Nothing to do: a row stays where it is until it is deleted."""
 
     def acknowledge(self, handles: Sequence[str]) -> None:
+        if not self._there("outbox"):
+            return
         with self.database.transaction():
             self._delete("outbox", handles)
 
@@ -88,6 +108,7 @@ class Outbox:
         """Nothing to do: a row was never taken away."""
 
     def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
+        self.make_tables()
         if not self.database.has_column("outbox_dead", "died_at"):
             with self.database.transaction():
                 self.database.execute(ADDED)
@@ -99,17 +120,19 @@ class Outbox:
             self._delete("outbox", [m.handle for m, _ in messages])
 
     def waiting(self) -> int:
-        return int(self.database.fetch("SELECT count(*) FROM outbox")[0][0])
+        return int(self.database.fetch("SELECT count(*) FROM outbox")[0][0]) if self._there("outbox") else 0
 
     def oldest(self) -> datetime | None:
         """By the event's own time: the table has no other."""
-        rows = self.database.fetch("SELECT event FROM outbox ORDER BY id LIMIT 1")
+        rows = self.database.fetch("SELECT event FROM outbox ORDER BY id LIMIT 1") if self._there("outbox") else []
         return event_time(rows[0][0]) if rows else None
 
     def count_dead(self) -> int:
-        return int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0])
+        return int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0]) if self._there("outbox_dead") else 0
 
     def dead(self, limit: int) -> list[DeadLetter]:
+        if not self._there("outbox_dead"):
+            return []
         died_at = "died_at" if self.database.has_column("outbox_dead", "died_at") else "NULL"
         query = f"SELECT event, reason, id, {died_at} FROM outbox_dead ORDER BY id DESC LIMIT {int(limit)}"
         return [
@@ -118,6 +141,9 @@ class Outbox:
         ]
 
     def revive(self) -> int:
+        if not self._there("outbox_dead"):
+            return 0
+        self.make_tables()
         with self.database.transaction():
             count = self.count_dead()
             self.database.execute("INSERT INTO outbox (event) SELECT event FROM outbox_dead ORDER BY id")
@@ -150,9 +176,20 @@ class Sqlite:
     serial = "INTEGER PRIMARY KEY AUTOINCREMENT"
 
     def __init__(self, path: Path) -> None:
-        self.connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        self.path = path
+        self._open: sqlite3.Connection | None = None
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """Opened when it is first needed: that makes the file where there is none."""
+        if self._open is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        return self._open
 
     def exists(self, table: str) -> bool:
+        if self._open is None and not self.path.is_file():
+            return False
         return bool(self.fetch(f"SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '{table}'"))
 
     def has_column(self, table: str, column: str) -> bool:
@@ -186,7 +223,8 @@ class Sqlite:
             self.connection.executemany(command.format(*"???"), rows)
 
     def close(self) -> None:
-        self.connection.close()
+        if self._open is not None:
+            self._open.close()
 
 
 class Postgres:

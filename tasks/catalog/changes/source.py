@@ -103,7 +103,8 @@ def _open(uri: str, catalog_uri: str, home: Path) -> ChangeSource:
     if scheme == "outbox":
         from tasks.catalog.changes.outbox import Outbox
 
-        return Outbox.open(uri[len("outbox:") :] or _database(catalog_uri, home))
+        database = uri[len("outbox:") :] or _database(catalog_uri, home)
+        return Outbox.open(database, existing=database == catalog_uri)
     if scheme == "sqs":
         from tasks.catalog.changes.sqs import SqsQueue
 
