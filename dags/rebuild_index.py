@@ -36,6 +36,13 @@ from dags.running import DEFAULTS, clear_failure, run_key
 )
 def rebuild_index() -> None:
     @task
+    def check_preconditions() -> dict:
+        from tasks.steps import preconditions
+
+        with clear_failure():
+            return preconditions.check_preconditions(training=False)
+
+    @task
     def take_snapshot() -> dict:
         from tasks.steps import common
 
@@ -135,6 +142,7 @@ def rebuild_index() -> None:
         return registered
 
     snapshot, encoder = take_snapshot(), choose_encoder()
+    check_preconditions() >> [snapshot, encoder]
     changed = something_changed(snapshot, encoder)
     valid = validate_snapshot(snapshot)
     embedded = embed(snapshot, encoder)

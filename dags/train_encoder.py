@@ -58,6 +58,13 @@ from dags.running import DEFAULTS, clear_failure, run_key
 )
 def train_encoder() -> None:
     @task
+    def check_preconditions() -> dict:
+        from tasks.steps import preconditions
+
+        with clear_failure():
+            return preconditions.check_preconditions(training=True)
+
+    @task
     def take_snapshot() -> dict:
         from tasks.steps import common
 
@@ -117,6 +124,7 @@ def train_encoder() -> None:
         return decision
 
     snapshot = take_snapshot()
+    check_preconditions() >> snapshot
     plan = plan_training(snapshot)
     choice = train_or_reuse(plan)
     teacher = train_teacher(snapshot, plan)

@@ -152,9 +152,7 @@ class Settings:
     """Largest share of the live version's products that a new version may lack."""
 
     @classmethod
-    def load(
-        cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None, home_file: bool = True
-    ) -> "Settings":
+    def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None, home_file: bool = True) -> "Settings":
         """Settings from `environ` (default: the process's), then `.env`, then the home's file, then the defaults."""
         return cls(**{name: value for name, (value, _) in read_settings(environ, dotenv, home_file).items()})
 

@@ -139,7 +139,9 @@ def print_access(settings: Settings, console: Console, heading: str) -> None:
     console.rule(align="left")
     console.print(heading)
     console.print(f"  search page  {settings.serving_urls[0]}/")
-    console.print(f"  Airflow      {settings.airflow_url}   user {settings.airflow_user}, password {escape(settings.airflow_password)}")
+    console.print(
+        f"  Airflow      {settings.airflow_url}   user {settings.airflow_user}, password {escape(settings.airflow_password)}"
+    )
     console.print(f"  MLflow       {settings.mlflow_uri}")
 
 

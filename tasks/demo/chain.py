@@ -76,7 +76,9 @@ def _tell_gates(decision: dict[str, Any], console: Console) -> None:
     """The gates that an encoder version did not pass: what was measured, what was asked for, and against whom."""
     rival = f"encoder version {decision['against']}, the champion" if decision["against"] else ""
     going_on = f"; {rival}, stays" if rival else ""
-    console.print(f"  [red]encoder version {decision['version']} did not pass {len(decision['failed'])} of its gates[/]{going_on}")
+    console.print(
+        f"  [red]encoder version {decision['version']} did not pass {len(decision['failed'])} of its gates[/]{going_on}"
+    )
     table = Table(show_edge=False)
     for column in ("gate", "measured", "asked for", "what, and against whom"):
         table.add_column(column, justify="right" if column in ("measured", "asked for") else "left", no_wrap=column == "gate")

@@ -184,7 +184,8 @@ def _refuse_empty(training: TrainingSet, shown: np.ndarray, usable: np.ndarray, 
     named = ", ".join(training.product_ids[p] for p in empty[:5])
     if len(empty) > most * len(labelled):
         raise TrainingError(
-            f"{len(empty)} of {len(labelled)} labelled products have no picture that can be read and trained on, allowed {most:.3g} of them: "
-            f"VITRINE_MAX_UNTRAINABLE (first: {named}); mend their pictures, or take their rows out of the photos"
+            f"{len(empty)} of {len(labelled)} labelled products have no picture that can be read and trained on, "
+            f"allowed {most * 100:.3g} %: VITRINE_MAX_UNTRAINABLE (first: {named}); "
+            "mend their pictures, or take their rows out of the photos"
         )
     log.warning("%d labelled products have no readable picture and are left out: %s", len(empty), named)

@@ -199,7 +199,7 @@ def _samples(training: TrainingSet, config: EncoderConfig, tokens: np.ndarray, w
     photos = Photos(tuple(train.uris[i] for i in rows), train.products[rows])
     products = np.unique(np.linspace(0, len(training.image_uris) - 1, some // 2).round().astype(int))
     uris = [*photos.uris, *(training.image_uris[i] for i in products)]
-    found = cached_pixels(uris, training.root, config.preprocess, work / "pixels", "calibration")
+    found = cached_pixels(uris, training.root, config.preprocess, work / "pixels", "calibration", 1.0)
     pixels = np.array(found.array[found.usable])
     pixels = pixels[np.random.default_rng(0).permutation(len(pixels))]
     return Samples(pixels, tokens[:: max(1, len(tokens) // GOLDEN_TEXTS)][:GOLDEN_TEXTS])

@@ -9,7 +9,6 @@ from tasks.encoder.evaluate import HISTOGRAM, UNTRAINED, EncoderReport, PairRepo
 from tasks.encoder.pace import FASTER
 from tasks.metrics import Interval, interval, paired_bootstrap
 
-
 RIVALS = {HISTOGRAM: "a colour histogram", UNTRAINED: "the same encoder before its training"}
 SETTINGS = {
     "student_recall": "VITRINE_MIN_STUDENT_RECALL", "int8_recall": "VITRINE_MIN_INT8_RECALL",

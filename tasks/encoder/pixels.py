@@ -95,7 +95,7 @@ def cached_pixels(
     """The pictures decoded once into `folder`; a later call with the same uris and spec maps the same file.
 
     The array is read through a memory map, so its size is bounded by the disk. Raises TrainingError when more than
-    the share `max_unreadable` of the pictures cannot be read.
+    the share `max_unreadable` of the pictures cannot be read; 1.0 for pictures that were looked at before.
     """
     path, seen = _paths(uris, root, spec, folder, name)
     if not (seen.is_file() and path.is_file()):

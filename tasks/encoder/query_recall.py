@@ -18,8 +18,8 @@ def recall_measure(teacher: Path, training: TrainingSet, config: EncoderConfig, 
     photos = training.held_out()
     if not len(photos):
         return None
-    documents = cached_pixels(training.image_uris, training.root, config.preprocess, work / "pixels", "document")
-    queries = cached_pixels(photos.uris, training.root, config.preprocess, work / "pixels", "query")
+    documents = cached_pixels(training.image_uris, training.root, config.preprocess, work / "pixels", "document", 1.0)
+    queries = cached_pixels(photos.uris, training.root, config.preprocess, work / "pixels", "query", 1.0)
     xb = encode(teacher, documents.array)
 
     def measure(encoder: Encoder) -> float:

@@ -35,7 +35,7 @@ class WholeCatalogue:
     """All of a small catalogue but its unseen products, encoded once."""
 
     def __init__(self, teacher: nn.Module, training: TrainingSet, config: EncoderConfig, work: Path, where: torch.device) -> None:
-        found = cached_pixels(training.image_uris, training.root, config.preprocess, work / "pixels", "document")
+        found = cached_pixels(training.image_uris, training.root, config.preprocess, work / "pixels", "document", 1.0)
         rows = np.flatnonzero(found.usable & ~training.unseen)
         parts = []
         with torch.no_grad():

@@ -20,7 +20,6 @@ from tasks.index.truth import Truth, recall_of
 from tasks.index.work import Work
 
 K = 10
-LEAST_QUERIES = 20
 FAR_BELOW = 0.2
 """A trial whose recall on a first part of the queries lies this much below the target is not measured to its end."""
 FIRST_PART = 64

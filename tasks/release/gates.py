@@ -9,6 +9,12 @@ from serving.contract.manifest import Counts, Gate
 from tasks.metrics import paired_bootstrap
 
 K = 10
+SETTINGS = {
+    "exact_recall": "VITRINE_RECALL_TARGET", "photo_recall": "VITRINE_MAX_RECALL_LOSS", "photo_slices": "VITRINE_MAX_SLICE_LOSS",
+    "p99_ms": "VITRINE_P99_MS", "memory_mb": "VITRINE_REPLICA_MB", "quarantined": "VITRINE_MOST_QUARANTINED",
+    "lost": "VITRINE_MAX_LOST", "churn": "VITRINE_MAX_CHURN", "age_h": "VITRINE_MAX_AGE_H",
+}  # fmt: skip
+"""Which setting moves a gate's threshold."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,12 @@ def decide(candidate: Measured, live: Measured | None, policy: Policy) -> Decisi
 
 def of_gates(gates: tuple[Gate, ...]) -> Decision:
     """The decision that follows from gates."""
-    failed = tuple(f"{g.name}: {g.reason}" for g in gates if not g.passed)
+    failed = tuple(f"{g.name}: {g.reason}{_setting(g.name)}" for g in gates if not g.passed)
     return Decision(not failed, failed or (f"all {len(gates)} gates passed",), gates)
+
+
+def _setting(gate: str) -> str:
+    return f" ({SETTINGS[gate]})" if gate in SETTINGS else ""
 
 
 def index_gates(candidate: Measured, live: Measured | None, policy: Policy) -> tuple[Gate, ...]:

@@ -65,7 +65,7 @@ def validate_snapshot(snapshot: dict, run_key: str) -> dict[str, Any]:
         previous = read_snapshot(uri) if storage.exists(storage.join(uri, "_manifest.json")) else None
         if previous is not None and previous.source != snapshot["source"]:
             previous = None
-    limits = SnapshotLimits(most_dropped=chosen.most_dropped, max_age_days=chosen.catalog_max_age_days)
+    limits = SnapshotLimits.of(chosen)
     docs = work_folder(run_key) / "data_docs" / "snapshot"
     return published(models, run_key, snapshot["id"], check_snapshot(as_snapshot(snapshot), previous, docs, limits))
 
@@ -99,7 +99,10 @@ def validate_embeddings(snapshot: dict, embedded: dict, run_key: str) -> dict[st
     write_moments(made.vectors_uri, found.moments)
     before = read_moments(storage.join(chosen.store_uri, "vectors", _live_run(models)))
     folder = work_folder(run_key) / "data_docs"
-    limits = EmbeddingLimits(most_covariance_shift=chosen.most_drift)
+    limits = EmbeddingLimits(
+        most_quarantined=chosen.most_quarantined, most_duplicates=chosen.max_duplicates, most_mean_shift=chosen.max_mean_shift,
+        most_covariance_shift=chosen.most_drift,
+    )  # fmt: skip
     vectors = check_embeddings(found, made, whole, before, folder / "embeddings", limits)
     inputs = check_index_inputs(found, made, whole, folder / "index_inputs")
     return published(models, run_key, snapshot["id"], vectors, inputs) | {"note": made.note()}
@@ -163,16 +166,17 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
     """Search parameters, chosen on held-out photos through the code that serves."""
     from serving.contract.encoder import EncoderFolder
     from serving.searcher import Searcher
-    from tasks.index.tune import LEAST_QUERIES, TuningRefused
+    from tasks.index.tune import TuningRefused
     from tasks.index.tune import tune as choose
     from tasks.release.whole_path import held_out, query_vectors
 
     whole = as_snapshot(snapshot)
     queries = held_out(whole)
-    if len(queries) < LEAST_QUERIES:
+    if len(queries) < settings().min_held_out:
         raise VitrineError(
-            f"{len(queries)} labelled photos are held out (split val or test) and at least {LEAST_QUERIES} are needed: "
-            f"recall is measured on shoppers' photos; add some to the catalogue's photos{whole.orphans and f'; {whole.orphans}'}"
+            f"{len(queries)} labelled photos are held out (split val or test), at least {settings().min_held_out} are needed: "
+            "VITRINE_MIN_HELD_OUT; recall is measured on shoppers' photos, add some to the catalogue's photos"
+            f"{whole.orphans and f'; {whole.orphans}'}"
         )
     folder = EncoderFolder(registry().encoder_folder(encoder["version"]))
     xq = query_vectors(folder, encoder["query"], whole, queries, query_runtime())

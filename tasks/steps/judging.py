@@ -20,7 +20,12 @@ log = logging.getLogger(__name__)
 
 def policy_of(chosen: Settings) -> Policy:
     """The thresholds that the settings name; the others are the policy's own."""
-    return Policy(exact_recall=chosen.recall_target, p99_ms=chosen.p99_ms, memory_mb=chosen.replica_mb / 2, lost=chosen.max_lost)
+    return Policy(
+        exact_recall=chosen.recall_target, photo_margin=chosen.max_recall_loss,
+        photo_worst=max(Policy.photo_worst, chosen.max_recall_loss), slice_margin=chosen.max_slice_loss, p99_ms=chosen.p99_ms,
+        memory_mb=chosen.replica_mb / 2, quarantined=chosen.most_quarantined, lost=chosen.max_lost, churn=chosen.max_churn,
+        age_h=chosen.max_age_h,
+    )  # fmt: skip
 
 
 def judge(

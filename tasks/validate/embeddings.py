@@ -117,13 +117,17 @@ def check_embeddings(
         _between("least_dimension", embedded.dim, embedded.dim), _between("greatest_dimension", embedded.dim, embedded.dim),
         _between("not_finite", 0, 0), _between("least_norm", 1 - limits.norm_error, None),
         _between("greatest_norm", None, 1 + limits.norm_error), _between("constant_dimensions", 0, 0),
-        _between("duplicate_share", 0, limits.most_duplicates), _between("quarantined_share", 0, limits.most_quarantined),
+        _between("duplicate_share", 0, limits.most_duplicates, "VITRINE_MAX_DUPLICATES"),
+        _between(
+            "quarantined_share", 0, limits.most_quarantined, "VITRINE_MOST_QUARANTINED",
+            f"{embedded.quarantined} of {snapshot.rows} pictures unusable, allowed {limits.most_quarantined * 100:.3g} %",
+        ),
     ]  # fmt: skip
     moved = shift(before, found.moments) if before is not None else None
     if moved is not None:
         facts |= {"mean_shift": moved[0], "covariance_shift": moved[1]}
-        checks += [_between("mean_shift", 0, limits.most_mean_shift)]
-        checks += [_between("covariance_shift", 0, limits.most_covariance_shift)]
+        checks += [_between("mean_shift", 0, limits.most_mean_shift, "VITRINE_MAX_MEAN_SHIFT")]
+        checks += [_between("covariance_shift", 0, limits.most_covariance_shift, "VITRINE_MOST_DRIFT")]
     also = [f"in quarantine: {', '.join(f'{n} {reason}' for reason, n in embedded.reasons.items())}"] if embedded.reasons else []
     also += _named(
         found, snapshot, ("not_finite", "norm", *(["duplicate"] if facts["duplicate_share"] > limits.most_duplicates else []))
@@ -181,6 +185,6 @@ def _equal(a: str, b: str) -> Check:
     return Check("facts", "ExpectColumnPairValuesToBeEqual", {"column_A": a, "column_B": b})
 
 
-def _between(column: str, least: float | None, most: float | None) -> Check:
+def _between(column: str, least: float | None, most: float | None, setting: str = "", failure: str = "") -> Check:
     limits = {n: v for n, v in (("min_value", least), ("max_value", most)) if v is not None}
-    return Check("facts", "ExpectColumnValuesToBeBetween", {"column": column} | limits)
+    return Check("facts", "ExpectColumnValuesToBeBetween", {"column": column} | limits, setting, failure)

@@ -18,11 +18,17 @@ SHOWN_IDS = 5
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation by its GX class name, with its arguments; `frame` is the frame it looks at."""
+    """One expectation by its GX class name, with its arguments; `frame` is the frame it looks at.
+
+    `setting` is the environment variable that moves its limit. `failure` says in plain words what is wrong where it fails; without
+    it GX's own terms do.
+    """
 
     frame: str
     expectation: str
     arguments: dict[str, Any]
+    setting: str = ""
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,8 @@ def run_checks(
         failed: list[str] = []
         checked = 0
         for frame, data in frames.items():
-            wanted = [getattr(gxe, c.expectation)(**c.arguments) for c in checks if c.frame == frame]
+            chosen = [c for c in checks if c.frame == frame]
+            wanted = [getattr(gxe, c.expectation)(**c.arguments) for c in chosen]
             suite = context.suites.add(gx.ExpectationSuite(name=f"{name} {frame}", expectations=wanted))
             batch = source.add_dataframe_asset(frame).add_batch_definition_whole_dataframe("whole")
             definition = context.validation_definitions.add(
@@ -90,7 +97,7 @@ def run_checks(
             result = definition.run(batch_parameters={"dataframe": data}, result_format=form)
             _keep(context, result)
             checked += len(result.results)
-            failures += [_sentence(r, id_column) for r in result.results if not r.success]
+            failures += [_sentence(r, id_column, chosen) for r in result.results if not r.success]
             failed += [] if result.success else [suite.name]
         context.build_data_docs()
     first = (failed or [f"{name} {next(iter(frames))}"])[0]
@@ -110,8 +117,11 @@ def _keep(context: Any, result: Any) -> None:
     context.validation_results_store.set(identifier, result)
 
 
-def _sentence(result: Any, id_column: str) -> str:
+def _sentence(result: Any, id_column: str, checks: Sequence[Check]) -> str:
     config = result.expectation_config
+    check = next((c for c in checks if _is_of(config, c)), Check("", "", {}))
+    if check.failure:
+        return check.failure + (f": {check.setting}" if check.setting else "")
     found = result.result
     if result.exception_info and "exception_message" in str(result.exception_info) and not found:
         return f"{config.type}: could not be checked: {result.exception_info}"
@@ -126,4 +136,11 @@ def _sentence(result: Any, id_column: str) -> str:
         if isinstance(i, dict) and id_column in i
     ]
     named = f" (products {', '.join(ids)})" if ids else ""
-    return f"{config.type} {column} {limits}: observed {observed}{named}"
+    setting = f"; the limit is {check.setting}" if check.setting else ""
+    return f"{config.type} {column} {limits}: observed {observed}{named}{setting}"
+
+
+def _is_of(config: Any, check: Check) -> bool:
+    """Whether a result's configuration came from this check: the class's name and all its arguments."""
+    kind = "".join(f"_{c.lower()}" if c.isupper() else c for c in check.expectation).lstrip("_")
+    return config.type == kind and all(config.kwargs.get(name) == value for name, value in check.arguments.items())

@@ -11,12 +11,20 @@ import pyarrow.compute as pc
 
 from tasks.catalog.schema import EPOCH
 from tasks.catalog.snapshot import Snapshot, product_batches
+from tasks.settings import Settings
 from tasks.validate.expectations import Check, Validation, run_checks
 
 SAMPLE_ROWS = 100_000
 """Rows the row-level expectations show, taken evenly; every row is looked at, and those out of bounds are always among them."""
 SHOWN_BAD = 1_000
 COLUMNS = ["product_id", "key", "title", "category", "price", "popularity", "image_uri", "updated_at"]
+
+
+SETTINGS = {
+    "title_length": "VITRINE_MAX_TITLE_LENGTH", "uri_length": "VITRINE_MAX_URI_LENGTH", "price": "VITRINE_MAX_PRICE",
+    "category_depth": "VITRINE_MAX_CATEGORY_DEPTH",
+}  # fmt: skip
+"""Which setting moves the upper bound of a number about a product."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,15 @@ class SnapshotLimits:
     """How far in the future the newest change may lie: clocks differ, by less than a day."""
     max_age_days: float = 0.0
     """0: any age will do."""
+
+    @classmethod
+    def of(cls, chosen: Settings) -> "SnapshotLimits":
+        """The limits that the settings name."""
+        return cls(
+            most_dropped=chosen.most_dropped, most_odd_uris=chosen.most_quarantined, max_price=chosen.max_price,
+            deepest_category=chosen.max_category_depth, longest_title=chosen.max_title_length, longest_uri=chosen.max_uri_length,
+            most_days_ahead=chosen.max_days_ahead, max_age_days=chosen.catalog_max_age_days,
+        )  # fmt: skip
 
     @property
     def bounds(self) -> dict[str, tuple[float, float | None]]:
@@ -68,23 +85,24 @@ def check_snapshot(
     checks = [
         *(Check("rows", "ExpectColumnValuesToNotBeNull", {"column": name}) for name in ("product_id", "title", "image_uri")),
         Check("rows", "ExpectColumnValuesToBeUnique", {"column": "product_id"}),
-        *(_between("rows", name, least, most) for name, (least, most) in limits.bounds.items()),
+        *(_between("rows", name, least, most, SETTINGS.get(name, "")) for name, (least, most) in limits.bounds.items()),
         Check("facts", "ExpectColumnPairValuesToBeEqual", {"column_A": "rows", "column_B": "promised_rows"}),
         Check("facts", "ExpectColumnPairValuesToBeEqual", {"column_A": "rows", "column_B": "distinct_ids"}),
         _between("facts", "rows", 1, None),
-        _between("facts", "odd_uri_share", 0, limits.most_odd_uris),
+        _between("facts", "odd_uri_share", 0, limits.most_odd_uris, "VITRINE_MOST_QUARANTINED"),
         _between("facts", "orphan_photos", 0, None),  # any number: the data docs show it
     ]
     also = [f"no kind of picture address: {', '.join(found.odd_ids)}"] if facts["odd_uri_share"] > limits.most_odd_uris else []
     also += [snapshot.orphans] if snapshot.orphans else []
     if found.newest is not None:
         facts["newest_change_days_ago"] = ((now or datetime.now(UTC)) - found.newest).total_seconds() / 86400
-        checks.append(_between("facts", "newest_change_days_ago", -limits.most_days_ahead, limits.max_age_days or None))
+        setting = "VITRINE_MAX_DAYS_AHEAD" if facts["newest_change_days_ago"] < 0 else "VITRINE_CATALOG_MAX_AGE_DAYS"
+        checks.append(_between("facts", "newest_change_days_ago", -limits.most_days_ahead, limits.max_age_days or None, setting))
     if previous is not None:
         compared, gone = _compared(previous, found)
         facts |= compared
-        checks.append(_between("facts", "dropped_share", None, limits.most_dropped))
-        checks.append(_between("facts", "gone_share", 0, limits.most_dropped))
+        checks.append(_between("facts", "dropped_share", None, limits.most_dropped, "VITRINE_MOST_DROPPED"))
+        checks.append(_between("facts", "gone_share", 0, limits.most_dropped, "VITRINE_MOST_DROPPED"))
         if "days_older_than_last" in compared:
             checks.append(_between("facts", "days_older_than_last", None, 0))
         if compared["gone_share"] > limits.most_dropped:
@@ -161,6 +179,6 @@ def product_ids(snapshot: Snapshot, keys: np.ndarray, most: int) -> list[str]:
     return found[:most] or [f"key {key}" for key in keys[:most].tolist()]
 
 
-def _between(frame: str, column: str, least: float | None, most: float | None) -> Check:
+def _between(frame: str, column: str, least: float | None, most: float | None, setting: str = "") -> Check:
     limits = {n: v for n, v in (("min_value", least), ("max_value", most)) if v is not None}
-    return Check(frame, "ExpectColumnValuesToBeBetween", {"column": column} | limits)
+    return Check(frame, "ExpectColumnValuesToBeBetween", {"column": column} | limits, setting)

@@ -84,7 +84,9 @@ def test_what_cannot_be_sent_is_one_clear_sentence(home: Path) -> None:
         run("capture")
 
 
-@pytest.mark.parametrize("command", [["waiting"], ["dead"], ["revive"], ["send", "p001"], ["send", "--delete", "p001"], ["capture"]])
+@pytest.mark.parametrize(
+    "command", [["waiting"], ["dead"], ["revive"], ["send", "p001"], ["send", "--delete", "p001"], ["capture"]]
+)
 def test_no_command_makes_a_database_of_a_catalogue_that_is_not_there(
     home: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:

@@ -1,19 +1,28 @@
 """Who may ask, and how often."""
 
 import json
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
 from serving.access import Access, ApiKey, read_keys
 from serving.app import create_app
 from serving.problems import Refused
 from serving.settings import ServingSettings
 from serving.source import FolderSource
-from tasks.release.replicas import Replica
+from tasks.cli import app as cli
+from tasks.errors import SettingsError
+from tasks.release.replayed import Replayed, sampled_from
+from tasks.release.replicas import Replica, nudge
+from tasks.release.shadow import compare
+from tasks.settings import Settings, write_home_file
+from tests.catalogs import picture
 from tests.running import Served
 from tests.serving.conftest import TOKEN
 
@@ -129,5 +138,36 @@ def test_an_admin_needs_no_key_and_uses_none_up(home: Path, tmp_path: Path) -> N
             "public"
             not in httpx.get(f"{served.url}/v1/products/p001/similar", headers=admin, trust_env=False).headers["cache-control"]
         )
-        with pytest.raises(httpx.HTTPStatusError, match="401"):
-            Replica(served.url, "a guess").search("green", vector)
+
+
+def test_a_refused_token_is_one_sentence_that_names_the_setting(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever asks it, with a wrong token or none; and once the home's file has the token, commands beside it find it there."""
+    monkeypatch.setenv("VITRINE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("VITRINE_ADMIN_TOKEN", raising=False)
+    keys = str(key_file(tmp_path, shop=1))
+    replica = create_app(ServingSettings(release=str(home / "release"), admin_token=TOKEN, api_keys=keys))
+    replica.state.replica.slots.refresh()
+    with Served(replica) as served:
+        monkeypatch.setenv("VITRINE_SERVING_URLS", served.url)
+        for token, says in (
+            ("a guess", "does not take this admin token"),
+            ("", "asks for the admin token, and none is set here"),
+        ):
+            asked = Replica(served.url, token)
+            sentence = rf"{says}: set VITRINE_ADMIN_TOKEN .*the environment, .*\.env and {tmp_path}/home/settings\.env"
+            for ask in (asked.follow, lambda a=asked: a.samples(5), lambda a=asked: a.search("blue", [1.0] + [0.0] * 15)):
+                with pytest.raises(SettingsError, match=sentence):
+                    ask()
+            nudge([asked])
+            assert sampled_from([asked], 5) == []
+            with pytest.raises(SettingsError, match=sentence):
+                compare([asked], "blue", "", Replayed(np.eye(16, dtype=np.float32)[:1], None, "photos"), [["p001"]])
+        photo = str(next((home / "shop" / "images").glob("*.jpg"), "") or picture(tmp_path / "photo.jpg", 1))
+        refused = CliRunner().invoke(cli, ["search", photo])
+        assert isinstance(refused.exception, SettingsError)
+        assert "VITRINE_ADMIN_TOKEN" in str(refused.exception)
+        write_home_file(replace(Settings.load(), admin_token=TOKEN), ())
+        found = CliRunner().invoke(cli, ["search", photo])
+        assert found.exit_code == 0, found

@@ -1,0 +1,109 @@
+"""A quick look at pictures: whether each is there and starts as a picture does. Nothing is decoded, nothing is fetched."""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+from serving.contract.preprocess import DEFAULT_LIMITS, FORMATS, ImageRejected
+from tasks.embed.images import resolve
+
+MOST = 5_000
+LIMIT_S = 60.0
+BLOCK = 64
+THREADS = 8
+
+
+@dataclass
+class Looked:
+    """What was seen of pictures: `bad` says by row what is wrong; `usable` are the rows of good ones; `total` how many there are.
+
+    Rows that only reading could tell about (https://, s3://) count as usable.
+    """
+
+    total: int
+    usable: set[int] = field(default_factory=set)
+    bad: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return len(self.usable) + len(self.bad)
+
+    @property
+    def whole(self) -> bool:
+        return self.count == self.total
+
+    def exceeds(self, share: float) -> bool:
+        """Whether more than this share is bad; of a sample, by more than chance explains (three standard errors)."""
+        if not self.bad:
+            return False
+        found = len(self.bad) / self.count
+        error = 0.0 if self.whole else 3 * (found * (1 - found) / self.count) ** 0.5
+        return found - error > share
+
+    def shares(self) -> str:
+        """How many are bad, in words."""
+        return f"{len(self.bad)} of {self.count}" + ("" if self.whole else f" (a sample of {self.total})")
+
+
+def look_at(
+    uris: Sequence[str], root: str, hosts: tuple[str, ...], say: Callable[[str], None], limit_s: float = LIMIT_S
+) -> Looked:
+    """Looks at all pictures, or at MOST of them drawn evenly, for at most `limit_s` seconds."""
+    found = Looked(len(uris))
+    chosen = np.random.default_rng(0).permutation(len(uris))[:MOST].tolist()
+    end = time.monotonic() + limit_s
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(chosen), BLOCK):
+            if time.monotonic() > end:
+                break
+            rows = chosen[start : start + BLOCK]
+            for row, wrong in zip(rows, pool.map(partial(problem, root=root, hosts=hosts), [uris[r] for r in rows]), strict=True):
+                if wrong:
+                    found.bad[row] = wrong
+                else:
+                    found.usable.add(row)
+            say(f"{found.count} of {len(chosen)} pictures")
+    return found
+
+
+def problem(uri: str, root: str, hosts: tuple[str, ...]) -> str:
+    """What is wrong with a picture as far as its address, size and header tell; "" for nothing."""
+    scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
+    if scheme in ("http", "https"):
+        return "" if urlsplit(uri).hostname in hosts else f"{uri}: the host is not among VITRINE_IMAGE_HOSTS"
+    if scheme == "s3" or (not scheme and root.startswith("s3://")):
+        return ""
+    if scheme not in ("", "file"):
+        return f"{uri}: pictures are read from files, s3:// or https://, not {scheme}://"
+    try:
+        path = resolve(uri, root)
+        if not path.exists():
+            return f"{uri}: there is no such file below {root}"
+        if path.is_dir():
+            return f"{uri}: is a folder, not a picture"
+        size = path.stat().st_size
+        if not size:
+            return f"{uri}: the file is empty"
+        if size > DEFAULT_LIMITS.max_bytes:
+            return f"{uri}: {size} bytes; at most {DEFAULT_LIMITS.max_bytes} are accepted"
+        with warnings.catch_warnings(), Image.open(path) as picture:
+            warnings.simplefilter("ignore")
+            if picture.format not in FORMATS:
+                return f"{uri}: images of format {picture.format} are not accepted"
+            width, height = picture.size
+    except ImageRejected as error:
+        return str(error)
+    except Image.DecompressionBombError:
+        return f"{uri}: the image has far too many pixels"
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        return f"{uri}: not a picture that can be read ({type(error).__name__})"
+    if width * height > DEFAULT_LIMITS.max_pixels:
+        return f"{uri}: {width} x {height}; at most {DEFAULT_LIMITS.max_pixels} pixels are accepted"
+    return ""

@@ -1,0 +1,145 @@
+"""A catalogue's rows as its owner wrote them, each with the place where it stands: for saying which line is wrong."""
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tasks.catalog.schema import ALIASES, to_photos, to_products
+from tasks.catalog.source import FolderSource, open_source
+from tasks.errors import CatalogError
+
+FILE_ROWS = 1_000_000
+DATABASE_ROWS = 20_000
+LONGEST_FIELD = 10_000_000
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Products or photos. `rows()` gives (place, row), or (place, problem) for a row that is none; `whole` when it gives all.
+
+    `read()` converts the same rows as a snapshot does and raises CatalogError where that fails.
+    """
+
+    name: str
+    columns: list[str]
+    rows: Callable[[], Iterator[tuple[str, Row | str]]]
+    read: Callable[[], None]
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a catalogue consists of; `photos` is None where there is no such table."""
+
+    products: Table
+    photos: Table | None
+    image_root: str
+
+
+@contextmanager
+def open_tables(uri: str) -> Iterator[Tables]:
+    """The tables of a folder (up to FILE_ROWS rows) or a database (its first DATABASE_ROWS rows). Raises CatalogError."""
+    with open_source(uri) as source:
+        if isinstance(source, FolderSource):
+            products, photos = _file(source, "products"), _file(source, "photos")
+        else:
+            products = _arrow("products", "product_id", source.products, to_products, DATABASE_ROWS)
+            photos = _arrow("photos", "photo_uri", source.photos, to_photos, DATABASE_ROWS)
+        if products is None:
+            raise CatalogError(f"{source.name}: neither products.csv nor products.parquet is in the folder")
+        yield Tables(products, photos, source.image_root)
+
+
+def _file(source: FolderSource, kind: str) -> Table | None:
+    convert = to_products if kind == "products" else to_photos
+    batches = source.products if kind == "products" else source.photos
+    path = source.folder / f"{kind}.csv"
+    if (source.folder / f"{kind}.parquet").is_file():
+        return _arrow(f"{kind}.parquet", "", batches, convert, FILE_ROWS)
+    return _csv(path, batches, convert) if path.is_file() else None
+
+
+def _csv(
+    path: Path, batches: Callable[[], Iterator[pa.RecordBatch]], convert: Callable[[pa.RecordBatch, str], pa.Table]
+) -> Table:
+    """A CSV file read row by row, with the number of the line that a row starts in."""
+    csv.field_size_limit(LONGEST_FIELD)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        header = [ALIASES.get(n, n) for n in next(csv.reader(stream), [])]
+
+    def rows() -> Iterator[tuple[str, Row | str]]:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+            reader = csv.reader(stream)
+            next(reader, [])
+            for _ in range(FILE_ROWS):
+                place = f"line {reader.line_num + 1}"
+                try:
+                    fields = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield place, f"not readable as CSV: {error}"
+                    return
+                if not fields:
+                    continue
+                yield place, _row(header, fields)
+
+    def read() -> None:
+        for batch in batches():
+            convert(batch, path.name)
+
+    return Table(path.name, header, rows, read, _lines(path) <= FILE_ROWS)
+
+
+def _row(header: list[str], fields: list[str]) -> Row | str:
+    if len(fields) != len(header):
+        return f"{len(fields)} fields where the header has {len(header)}"
+    try:
+        "".join(fields).encode()  # bytes that are no UTF-8 were read as surrogates
+    except UnicodeEncodeError:
+        return "bytes that are not UTF-8"
+    return dict(zip(header, fields, strict=True))
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as stream:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
+
+
+def _arrow(
+    name: str, id_column: str, batches: Callable[[], Iterator[pa.RecordBatch]],
+    convert: Callable[[pa.RecordBatch, str], pa.Table], most: int,
+) -> Table | None:  # fmt: skip
+    """A Parquet file or a database's table: its first `most` rows, named by their number or by `id_column`."""
+    found = list(_first(batches(), most + 1))
+    if not found:
+        return None
+    count = sum(b.num_rows for b in found)
+    columns = [ALIASES.get(n, n) for n in found[0].schema.names]
+
+    def rows() -> Iterator[tuple[str, Row | str]]:
+        all_rows = (row for batch in found for row in batch.rename_columns(columns).to_pylist())
+        for number, row in enumerate(islice(all_rows, most), 1):
+            yield f"{name} {row[id_column]!r}" if row.get(id_column) else f"row {number}", row
+
+    def read() -> None:
+        for batch in found:
+            convert(batch, name)
+
+    return Table(name, columns, rows, read, count <= most)
+
+
+def _first(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
+    held = 0
+    for batch in batches:
+        yield batch.slice(0, most - held)
+        held += batch.num_rows
+        if held >= most:
+            return
