@@ -10,7 +10,7 @@ def settings() -> None:
     """Every setting, its value and where it came from; secrets masked."""
     table = Table(show_edge=False)
     for column in ("setting", "value", "from"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for name, (value, source) in read_settings().items():
         table.add_row(f"VITRINE_{name.upper()}", masked(name, value), source)
     console.print(table)

@@ -62,8 +62,12 @@ def demo_settings(catalog: str) -> Settings:
         if not folder.is_dir():
             raise VitrineError(f"CATALOG={catalog}: there is no such folder; a database is named by VITRINE_CATALOG")
         settings = dataclasses.replace(settings, catalog=str(folder))
-    kept = {n: getattr(before, n) or secrets.token_urlsafe(24) for n in ("airflow_password", "admin_token", "webhook_secret")}
-    return dataclasses.replace(settings, **kept)
+    return dataclasses.replace(
+        settings,
+        airflow_password=before.airflow_password or secrets.token_urlsafe(24),
+        admin_token=before.admin_token or secrets.token_urlsafe(24),
+        webhook_secret=before.webhook_secret or secrets.token_urlsafe(24),
+    )
 
 
 def run(settings: Settings, console: Console) -> bool:

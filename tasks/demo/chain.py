@@ -5,7 +5,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from tasks.airflow import Airflow
 from tasks.demo.follow import Follower
@@ -79,12 +78,8 @@ def _tell_gates(decision: dict[str, Any], console: Console) -> None:
     console.print(
         f"  [red]encoder version {decision['version']} did not pass {len(decision['failed'])} of its gates[/]{going_on}"
     )
-    table = Table(show_edge=False)
-    for column in ("gate", "measured", "asked for", "what, and against whom"):
-        table.add_column(column, justify="right" if column in ("measured", "asked for") else "left", no_wrap=column == "gate")
     for gate in decision["failed"]:
-        table.add_row(gate["name"], f"{gate['value']:.4g}", f"{gate['threshold']:.4g}", escape(gate["reason"]))
-    console.print(table)
+        console.print(f"    [red]✗[/] {gate['name']}: {escape(gate['reason'])}")
 
 
 def _wait_for_dags(airflow: Airflow, console: Console) -> None:

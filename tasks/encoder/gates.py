@@ -161,5 +161,6 @@ def _gate(name: str, value: float, threshold: float, passed: bool, what: str) ->
         value=float(value),
         threshold=float(threshold),
         passed=bool(passed),
-        reason=f"{what} {threshold:.4g}: {value:.4g}" + (f" ({SETTINGS[name]})" if name in SETTINGS and not passed else ""),
+        reason=f"{what} {threshold:.4g}: measured {value:.4g}"
+        + (f" ({SETTINGS[name]})" if name in SETTINGS and not passed else ""),
     )

@@ -143,7 +143,7 @@ def _decode_all(
     rejected = [uri for uri, digest in zip(uris, digests, strict=True) if not digest.any()]
     if len(rejected) > max_unreadable * len(uris):
         raise TrainingError(
-            f"{len(rejected)} of {len(uris)} {name} pictures cannot be read, allowed {max_unreadable:.0%}: VITRINE_MAX_UNREADABLE "
+            f"{len(rejected)} of {len(uris)} {name} pictures cannot be read, allowed {max_unreadable * 100:.3g} %: VITRINE_MAX_UNREADABLE "
             f"(first: {rejected[0]}); check the catalogue's paths"
         )
     seen.parent.mkdir(parents=True, exist_ok=True)

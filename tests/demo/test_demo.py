@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,12 +160,11 @@ def test_failed_gates_are_told_with_numbers_and_the_rival() -> None:
     text = io.StringIO()
     gate = {
         "name": "beats_untrained_recall_at_10", "value": 0.3125, "threshold": 0.5, "passed": False,
-        "reason": "recall_at_10 of photos, more than the same encoder before its training has, 0.5: 0.3125",
+        "reason": "recall_at_10 of photos, more than the same encoder before its training has, 0.5: measured 0.3125",
     }  # fmt: skip
     _tell_gates({"version": "3", "against": "", "failed": [gate]}, Console(file=text, width=200))
-    said = re.sub(r"[\s│]+", " ", text.getvalue())
-    assert "encoder version 3 did not pass 1 of its gates" in said
-    assert "beats_untrained_recall_at_10 0.3125 0.5 recall_at_10 of photos, more than the same encoder before" in said
+    assert "encoder version 3 did not pass 1 of its gates" in text.getvalue()
+    assert f"{gate['name']}: {gate['reason']}" in text.getvalue()
     text.truncate(0)
     _tell_gates({"version": "3", "against": "2", "failed": [gate]}, Console(file=text, width=200))
     assert "encoder version 2, the champion, stays" in text.getvalue()

@@ -115,7 +115,10 @@ def test_one_damaged_picture_is_left_out_and_many_are_an_error(tmp_path: Path) -
     assert pixels.usable.tolist() == [True, True, False, True, True, True]
     for name in ("p000", "p001"):
         (folder / "images" / f"{name}.png").write_bytes(b"")
-    with pytest.raises(TrainingError, match=r"3 of 6 product pictures cannot be read \(first: images/p000.png\)"):
+    with pytest.raises(
+        TrainingError,
+        match=r"3 of 6 product pictures cannot be read, allowed 20 %: VITRINE_MAX_UNREADABLE \(first: images/p000.png\)",
+    ):
         cached_pixels(training.image_uris, training.root, SPEC, tmp_path / "other", "product")
 
 
