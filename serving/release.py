@@ -17,6 +17,7 @@ from serving.contract.manifest import CANDIDATES, IndexManifest
 from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from serving.encoder_guard import EncoderGuard
 from serving.filters import Filter, FilterError, matching
 from serving.found import one_above_the_other
 from serving.golden import check_golden
@@ -73,17 +74,18 @@ class Release:
         locate: Callable[[FileRef], Path],
         threads: int = 1,
         runtime: Runtime = ONNXRUNTIME,
+        guard: EncoderGuard | None = None,
     ) -> "Release":
         """Opens a version; `encoder` is its encoder's folder, `locate` gives the path of a segment file.
 
-        `runtime` runs the photos' encoder; words are few and run in ONNX Runtime.
+        `runtime` runs the photos' encoder; words are few and run in ONNX Runtime. `guard` opens both in a child process first.
 
         Every file is compared with its checksum, the encoder with the fingerprint the index was made with, and both the
         encoder and the index must reproduce their golden answers. Raises ContractError naming what does not.
         """
         searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref))
         check_golden(verify(locate(manifest.golden), manifest.golden), searcher)
-        return cls.over(searcher, version, manifest, encoder, threads, runtime)
+        return cls.over(searcher, version, manifest, encoder, threads, runtime, guard)
 
     @classmethod
     def over(
@@ -94,6 +96,7 @@ class Release:
         encoder: Path,
         threads: int = 1,
         runtime: Runtime = ONNXRUNTIME,
+        guard: EncoderGuard | None = None,
     ) -> Self:
         """A release that searches with a searcher that is open already; its encoder is verified. Raises ContractError."""
         wanted = manifest.encoder
@@ -101,6 +104,8 @@ class Release:
         encoders = EncoderFolder(encoder)
         if encoders.manifest.variant(wanted.document).fingerprint != wanted.document_fingerprint:
             raise ContractError(f"encoder version {wanted.version} is not the one that embedded this index (fingerprint differs)")
+        if guard is not None:
+            guard(encoders, wanted.query, runtime)
         query = encoders.open(wanted.query, threads, runtime)
         if query.fingerprint != wanted.query_fingerprint:
             raise ContractError(

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from serving.encoder_guard import EncoderGuard
 from serving.memory import give_back
 from serving.release import Release
 from serving.source import VersionSource
@@ -68,11 +69,12 @@ class WholeVersions:
 
     def __init__(self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME, encode_most: int = 1) -> None:
         self.source, self.threads, self.runtime, self.encode_most = source, threads, runtime, encode_most
+        self.guard = EncoderGuard()
 
     def open(self, version: str) -> Release:
         manifest = self.source.manifest(version)
         encoder = self.source.encoder(manifest)
-        opened = Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime)
+        opened = Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime, self.guard)
         opened.encode_most = self.encode_most
         return opened
 

@@ -6,10 +6,17 @@ import numpy as np
 
 from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.files import ContractError, verify
+from serving.contract.manifest import EncoderManifest
 
 TOWER = "text"
 ORDER = ("fp32", "fp16", "int8")
 """Which variant is taken, where there are several: texts are short, so exactness costs little."""
+
+
+def text_variant(manifest: EncoderManifest) -> str:
+    """The "text.variant" that encodes words; "" where the encoder version has no text tower."""
+    variants = manifest.towers.get(TOWER, {})
+    return f"{TOWER}.{min(variants, key=ORDER.index)}" if variants else ""
 
 
 class TextEncoder:
@@ -29,12 +36,11 @@ class TextEncoder:
     def open(cls, encoders: EncoderFolder, threads: int = 1) -> "TextEncoder | None":
         """The text tower, its files, golden outputs and tokenizer verified; None when the encoder version has none."""
         manifest = encoders.manifest
-        variants = manifest.towers.get(TOWER, {})
-        if not variants or manifest.tokenizer is None:
+        name = text_variant(manifest)
+        if not name or manifest.tokenizer is None:
             return None
-        name = min(variants, key=ORDER.index)
         tokenizer = verify(encoders.folder / manifest.tokenizer.path, manifest.tokenizer)
-        return cls(encoders.open(f"{TOWER}.{name}", threads), tokenizer)
+        return cls(encoders.open(name, threads), tokenizer)
 
     def encode(self, text: str) -> np.ndarray:
         """The unit vector (d,) float32 of some words; what is over the tower's context is cut."""

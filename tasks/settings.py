@@ -75,6 +75,8 @@ class Settings:
     """A JSON file, local or s3://, of the weights and business rules of the next versions (docs/serving.md). Empty: the defaults."""
     encoder_runtime: str = "onnxruntime"
     """What runs the queries' encoder, here where it is judged and in every replica: see docs/encoders.md."""
+    graph_open_s: float = 300.0
+    """Most seconds that a child process may take to open an exported graph and run it once; one that takes longer is refused."""
     embed_runtime: str = "onnxruntime"
     """What runs the documents' encoder in the embedding job; torch takes the GPU where there is one."""
     spark_master: str = "local[2]"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.contract.files import ContractError, FileRef, verify
+from serving.contract.graph_check import Check
 from serving.contract.manifest import EncoderManifest, Variant, fingerprint, read_manifest
 from serving.contract.runtimes import ONNXRUNTIME, Runtime, Session
 
@@ -54,18 +55,27 @@ class EncoderFolder:
         self._check_golden(encoder, name)
         return encoder
 
-    def _check_golden(self, encoder: Encoder, name: str) -> None:
-        tower, _, variant = name.partition(".")
+    def check_graph(self, name: str, check: Check, runtime: Runtime = ONNXRUNTIME) -> None:
+        """Opens the graph of "tower.variant" by `check`, in a child process, on one golden input. Raises ContractError."""
+        file = _file(self.manifest.variant(name), name, runtime)
+        inputs, _ = self._golden(name)
+        check(name, verify(self.folder / file.path, file), runtime, inputs[:1])
+
+    def _golden(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The golden inputs of "tower.variant" and its outputs."""
         path = verify(self.folder / self.manifest.golden.path, self.manifest.golden)
         with np.load(path, allow_pickle=False) as golden:
             if name not in golden:
                 raise ContractError(f"{name}: {self.manifest.golden.path} holds no golden outputs of it")
-            inputs, expected = golden["tokens" if tower == "text" else "pixels"], golden[name]
+            return golden["tokens" if name.startswith("text.") else "pixels"], golden[name]
+
+    def _check_golden(self, encoder: Encoder, name: str) -> None:
+        inputs, expected = self._golden(name)
         found = encoder.encode(inputs)
         if found.shape != expected.shape:
             raise ContractError(f"{name}: golden outputs have shape {expected.shape}, the model gives {found.shape}")
         cosine, difference = float((found * expected).sum(axis=1).min()), float(np.abs(found - expected).max())
-        allowed = GOLDEN[variant]
+        allowed = GOLDEN[name.partition(".")[2]]
         if not (cosine >= allowed.min_cosine and difference <= allowed.max_difference):
             raise ContractError(
                 f"{name}: golden outputs are not reproduced by {encoder.runtime} (least cosine {cosine:.5f}, allowed "

@@ -17,6 +17,12 @@ from serving.contract.files import ContractError
 Session = Callable[[np.ndarray], np.ndarray]
 """Pixels (n, size, size, 3) uint8, or tokens (n, context) int64, to unit vectors (n, dim) float32. Threads may share one."""
 Format = Literal["onnx", "torchscript"]
+DISABLED_OPTIMIZERS = ["FuseFp16InitializerToFp32NodeTransformer"]
+"""What ONNX Runtime leaves out of its full optimisation (ORT_ENABLE_ALL), in every session and so at export as in serving.
+
+It moves float16 weights into nodes that a CPU computes in float32. In 1.32 the next pass of NchwcTransformer over such a Conv, the
+one that cuts a ViT's patches, is a segmentation fault (docs/decisions/0019). A graph without float16 weights loses nothing.
+"""
 
 
 class Runtime(Protocol):
@@ -54,7 +60,8 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
-            session = ort.InferenceSession(str(path), options, providers=[(self.provider, self._settings(precision))])
+            providers = [(self.provider, self._settings(precision))]
+            session = ort.InferenceSession(str(path), options, providers, disabled_optimizers=DISABLED_OPTIMIZERS)
         except Exception as error:  # ONNX Runtime raises its own unrelated classes for every bad file
             raise ContractError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from None
         if session.get_providers()[0] != self.provider:

@@ -16,6 +16,7 @@ from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest, Scalar
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.contract.segments import read_rows
+from serving.encoder_guard import EncoderGuard
 from serving.features import Features
 from serving.filters import Filter, check
 from serving.golden import check_apart
@@ -185,6 +186,7 @@ class GatewayVersions:
         self.source, self.fleet, self.client, self.threads = source, fleet, client, threads
         self.patience_s, self.runtime, self.encode_most, self.clock = patience_s, runtime, encode_most, clock
         self.since: dict[str, float] = {}
+        self.guard = EncoderGuard()
 
     def open(self, version: str) -> GatewayRelease:
         manifest = self.source.manifest(version)
@@ -195,7 +197,7 @@ class GatewayVersions:
         searcher = RemoteSearcher.over(version, manifest, locate, self.client)
         locate(manifest.golden)
         encoder = self.source.encoder(manifest)
-        opened = GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime)
+        opened = GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime, self.guard)
         opened.encode_most = self.encode_most
         return opened
 

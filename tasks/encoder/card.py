@@ -125,7 +125,7 @@ def _limits(manifest: EncoderManifest, report: EncoderReport | None) -> list[str
     if "int8" not in manifest.towers.get("student", {}):
         limits.append("Ships without int8: it lost more recall than the gate allows.")
     limits += [
-        f"Ships without {tower}.fp16: half precision loses too much."
+        f"Ships without {tower}.fp16; the reason is under Export."
         for tower in ("teacher", "student")
         if tower in manifest.towers and "fp16" not in manifest.towers[tower]
     ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from serving.contract.encoder import GOLDEN, EncoderFolder
 from serving.contract.files import ContractError, describe, written_whole
+from serving.contract.graph_check import IN_CHILD, Check
 from serving.contract.manifest import EncoderManifest, Variant, fingerprint
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from tasks.encoder.card import card
@@ -38,6 +39,8 @@ GOLDEN_TEXTS = 8
 PARITY_PICTURES = 64
 PARITY_LIMIT = 1e-4
 """Most that any coordinate of an fp32 graph may differ from PyTorch on real pictures; about 1e-6 is usual."""
+CHECK_BATCH = 2
+"""Inputs that a graph is run on in the child process that opens it first."""
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +76,14 @@ def export_encoder(
     work: Path,
     folder: Path,
     runtime: Runtime = ONNXRUNTIME,
+    check: Check = IN_CHILD,
 ) -> EncoderManifest:
     """Writes the encoder version into `folder` (encoder.json last but for the card and MLmodel) and gives its manifest.
 
     Roles: the teacher embeds documents; the student embeds queries, in int8 when that keeps its recall and `runtime`, which is
-    to serve, is no slower with it. Every graph is opened through the serving contract before the manifest is believed. Raises
-    TrainingError when a graph does not agree with PyTorch.
+    to serve, is no slower with it. Every graph is opened by `check`, in a child process, before it is opened here, and through
+    the serving contract before the manifest is believed. fp16 is optional: where it fails, the version ships without it and its
+    notes say why. Raises TrainingError when another graph does not agree with PyTorch, ContractError when one does not open.
     """
     training = read_training_set(snapshot_uri)
     full_teacher, image_student = restore_teacher(teacher, config), restore_student(student, config)
@@ -94,8 +99,8 @@ def export_encoder(
         ("student", ImageGraph(image_student), pixels),
         ("text", full_teacher.text, torch.from_numpy(samples.tokens[:2].copy())),
     ):
-        _write_tower(tower, module, example, samples, folder, written)
-    _write_int8(training, config, samples, work, folder, runtime, written)
+        _write_tower(tower, module, example, samples, folder, written, check)
+    _write_int8(training, config, samples, work, folder, runtime, written, check)
     written.metrics |= {
         "teacher.parameters": float(parameters(full_teacher.image)),
         "student.parameters": float(parameters(image_student)),
@@ -127,14 +132,18 @@ def check_folder(folder: Path, runtime: Runtime = ONNXRUNTIME) -> None:
     version.open(version.manifest.query, runtime=runtime)
 
 
-def _write_tower(tower: str, module: nn.Module, example: Tensor, samples: Samples, folder: Path, written: Written) -> None:
+def _write_tower(
+    tower: str, module: nn.Module, example: Tensor, samples: Samples, folder: Path, written: Written, check: Check
+) -> None:
     """fp32 in ONNX and TorchScript, and fp16 of the image towers; each compared with PyTorch on real inputs."""
-    full, half, script = folder / f"{tower}.fp32.onnx", folder / f"{tower}.fp16.onnx", folder / f"{tower}.pt"
+    full, script = folder / f"{tower}.fp32.onnx", folder / f"{tower}.pt"
     inputs = samples.of(tower)
     with torch.no_grad():
         expected = module(torch.from_numpy(inputs)).numpy()
     write_onnx(module, example, full)
     write_torchscript(module, example, script)
+    check(f"{tower}.fp32", full, ONNXRUNTIME, inputs[:CHECK_BATCH])
+    check(f"{tower}.fp32", script, TorchScript(), inputs[:CHECK_BATCH])
     for name, found in (
         (f"{tower}.fp32", encode(full, inputs)),
         (f"{tower}.torchscript", TorchScript().open(script, "fp32", 2)(inputs)),
@@ -146,31 +155,37 @@ def _write_tower(tower: str, module: nn.Module, example: Tensor, samples: Sample
             )
         written.metrics |= {f"{name}.parity_max_difference": difference, f"{name}.parity_min_cosine": cosine}
     written.names.append(f"{tower}.fp32")
-    if tower == "text":
-        return  # words are short: half precision would gain nothing
-    write_half(full, half)
+    if tower != "text":  # words are short: half precision would gain nothing
+        _write_half(tower, full, inputs, expected, written, check)
+
+
+def _write_half(tower: str, full: Path, inputs: np.ndarray, expected: np.ndarray, written: Written, check: Check) -> None:
+    """fp16 next to the fp32 graph `full`, or a note why there is none."""
     name, least = f"{tower}.fp16", GOLDEN["fp16"].min_cosine
+    half = full.with_name(f"{name}.onnx")
+    write_half(full, half)
     try:
+        check(name, half, ONNXRUNTIME, inputs[:CHECK_BATCH])
         difference, cosine = _compare(encode(half, inputs), expected)
+        written.metrics |= {f"{name}.half_max_difference": difference, f"{name}.half_min_cosine": cosine}
+        if not cosine >= least:
+            raise ContractError(f"its least cosine to PyTorch is {cosine:.5f}, at least {least} is asked")
     except ContractError as error:
-        written.notes[name] = f"fp16 was not checked here: {error}"
-        written.names.append(name)
-        return
-    written.metrics |= {f"{name}.half_max_difference": difference, f"{name}.half_min_cosine": cosine}
-    if cosine >= least:
-        written.names.append(name)
-    else:
-        written.notes[name] = f"no fp16 is kept: its least cosine to PyTorch is {cosine:.5f}, at least {least} is asked"
+        written.notes[name] = f"no fp16 is kept: {error}"
+        log.warning("%s: %s", name, written.notes[name])
         half.unlink()
+    else:
+        written.names.append(name)
 
 
 def _write_int8(
-    training: TrainingSet, config: EncoderConfig, samples: Samples, work: Path, folder: Path, runtime: Runtime, written: Written
-) -> None:
+    training: TrainingSet, config: EncoderConfig, samples: Samples, work: Path, folder: Path, runtime: Runtime, written: Written,
+    check: Check,
+) -> None:  # fmt: skip
     source, target = folder / "student.fp32.onnx", folder / "student.int8.onnx"
     recall = recall_measure(folder / "teacher.fp32.onnx", training, config, work)
     kept = work / "int8" / training.content_sha256[:16]
-    choice, trials, fp32 = quantised(source, target, samples.pixels, recall, runtime, kept)
+    choice, trials, fp32 = quantised(source, target, samples.pixels, recall, runtime, kept, check)
     for trial in (fp32, *trials):
         prefix = "student.fp32" if trial is fp32 else f"student.int8.{trial.method}"
         written.metrics |= {f"{prefix}.cosine": trial.cosine, f"{prefix}.ms": trial.ms}
@@ -206,13 +221,11 @@ def _samples(training: TrainingSet, config: EncoderConfig, tokens: np.ndarray, w
 
 
 def _golden(folder: Path, written: Written, samples: Samples) -> dict[str, Any]:
-    """Inputs, and each variant's outputs in ONNX Runtime; those of a variant that it cannot run here are fp32's."""
+    """Inputs, and each variant's outputs in ONNX Runtime."""
     golden: dict[str, Any] = {"pixels": samples.pixels[:GOLDEN_PICTURES], "tokens": samples.tokens.astype(np.int64)}
     for name in written.names:
         inputs = golden["tokens" if name.startswith("text") else "pixels"]
-        unchecked = name in written.notes and name.endswith("fp16")
-        source = f"{name.partition('.')[0]}.fp32" if unchecked else name
-        encoder = opened(folder / f"{source}.onnx", threads=1)
+        encoder = opened(folder / f"{name}.onnx", threads=1)
         encoder.alone = name in written.alone
         golden[name] = encoder.encode(inputs).astype(np.float32)
     return golden

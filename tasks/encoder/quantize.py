@@ -24,6 +24,7 @@ import onnx
 
 from serving.contract.encoder import Encoder
 from serving.contract.files import sha256_file, written_whole
+from serving.contract.graph_check import IN_CHILD, Check
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from tasks.encoder.vectors import encode
 
@@ -89,12 +90,14 @@ def choose(trials: list[Trial], fp32: Trial) -> Choice:
 
 
 def quantised(
-    source: Path, target: Path, calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime, kept: Path
-) -> tuple[Choice, list[Trial], Trial]:
+    source: Path, target: Path, calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime, kept: Path,
+    check: Check = IN_CHILD,
+) -> tuple[Choice, list[Trial], Trial]:  # fmt: skip
     """Tries every way that suits the graph `source` and writes the chosen one to `target`; gives also all trials, and fp32's.
 
     `recall` measures Recall@10 in ONNX Runtime; speed is measured in `runtime`, which is to serve. What was measured is
-    remembered in the folder `kept`, so that an export that is killed and run again chooses the same.
+    remembered in the folder `kept`, so that an export that is killed and run again chooses the same. Every graph is opened by
+    `check`, in both runtimes, before it is opened here; raises ContractError naming the one that does not open.
     """
     record = kept / f"{sha256_file(source)[:16]}-{runtime.name}-{WEIGHT_BITS}.json"
     methods = ways(source)
@@ -102,13 +105,14 @@ def quantised(
         values = json.loads(record.read_text())
         trials, fp32 = [Trial(**t) for t in values["trials"]], Trial(**values["fp32"])
     else:
-        trials, fp32 = _measured(source, methods, calibration, recall, runtime)
+        trials, fp32 = _measured(source, methods, calibration, recall, runtime, check)
         with written_whole(record) as path:
             path.write_text(json.dumps({"trials": [asdict(t) for t in trials], "fp32": asdict(fp32)}))
     choice = choose(trials, fp32)
     log.info("%s", choice.reason)
     if choice.method:
         methods[choice.method](source, target, calibration)
+        _check_int8(target, runtime, calibration, check)
     return choice, trials, fp32
 
 
@@ -185,13 +189,16 @@ def quantise_dynamic(source: Path, target: Path) -> None:
 
 
 def _measured(
-    source: Path, methods: dict[str, Write], calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime
-) -> tuple[list[Trial], Trial]:
+    source: Path, methods: dict[str, Write], calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime,
+    check: Check,
+) -> tuple[list[Trial], Trial]:  # fmt: skip
+    check("student.fp32", source, runtime, calibration[:2])
     reference = encode(source, calibration)
     with tempfile.TemporaryDirectory() as scratch:
         files = {"fp32": source} | {name: Path(scratch) / f"{name}.onnx" for name in methods}
         for name, write in methods.items():
             write(source, files[name], calibration)
+            _check_int8(files[name], runtime, calibration, check)
         ms = _milliseconds(files, calibration, runtime)
         trials = {}
         for name, path in files.items():
@@ -200,6 +207,12 @@ def _measured(
             trials[name] = Trial(name, cosine, ms[name], recall(encoder) if recall else None)
     fp32 = trials.pop("fp32")
     return list(trials.values()), fp32
+
+
+def _check_int8(path: Path, runtime: Runtime, calibration: np.ndarray, check: Check) -> None:
+    """Checks an int8 graph in ONNX Runtime, where its golden outputs are made, and in the runtime that is to serve."""
+    for each in {r.name: r for r in (ONNXRUNTIME, runtime)}.values():
+        check("student.int8", path, each, calibration[:2])
 
 
 def _milliseconds(files: dict[str, Path], pixels: np.ndarray, runtime: Runtime) -> dict[str, float]:

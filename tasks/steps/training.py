@@ -80,14 +80,16 @@ def _train(tower: str, snapshot: dict, plan: dict, teacher: dict | None, run_key
 
 def export(snapshot: dict, plan: dict, teacher: dict, student: dict, run_key: str) -> str:
     """Exports both towers and the text tower, and registers them as one version; gives its number."""
+    from serving.contract.graph_check import GraphCheck
     from tasks.encoder.export import export_encoder
     from tasks.encoder.presets import EncoderConfig
     from tasks.encoder.trained import TrainedTower
 
+    check = GraphCheck(settings().graph_open_s, "VITRINE_GRAPH_OPEN_S")
     folder = work_folder(run_key) / ENCODER_PATH
     config = EncoderConfig.from_dict(plan["config"])
     towers = [TrainedTower.model_validate(t) for t in (teacher, student)]
-    manifest = export_encoder(snapshot["uri"], towers[0], towers[1], config, _work(plan), folder, query_runtime())
+    manifest = export_encoder(snapshot["uri"], towers[0], towers[1], config, _work(plan), folder, query_runtime(), check)
     models = registry()
     with models.run(EXPERIMENT, f"{run_key}.encoder", f"encoder {plan['preset']}", {"recipe": plan["recipe"]}) as run:
         run.params({"snapshot": snapshot["id"], "preset": plan["preset"], "recipe": plan["recipe"]} | _flat(plan["config"]))

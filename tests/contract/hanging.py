@@ -1,0 +1,20 @@
+"""A runtime that never comes back, for a child process that is to be ended."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from serving.contract.runtimes import Format, Session
+
+
+@dataclass(frozen=True)
+class Hanging:
+    """Its sessions take a minute to open."""
+
+    name: str = "hanging"
+    format: ClassVar[Format] = "onnx"
+
+    def open(self, path: Path, precision: str, threads: int) -> Session:
+        time.sleep(60)
+        raise AssertionError("it was not ended")
