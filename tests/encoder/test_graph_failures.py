@@ -19,7 +19,7 @@ from tests.encoder.conftest import Exported
 
 
 class Failing:
-    """Checks in child processes; those of the variants `fates` meet another child than the graph deserves."""
+    """Keeps what was to be checked; the variants of `fates` meet a child that does not end well, the others none."""
 
     def __init__(self, **fates: GraphCheck) -> None:
         self.fates = fates
@@ -27,7 +27,8 @@ class Failing:
 
     def __call__(self, name: str, path: Path, runtime: Runtime, inputs: np.ndarray) -> None:
         self.checked.append(f"{name} in {runtime.name}")
-        self.fates.get(name.replace(".", "_"), GraphCheck())(name, path, runtime, inputs)
+        if fate := self.fates.get(name.replace(".", "_")):
+            fate(name, path, runtime, inputs)
 
 
 def exported_with(snapshot: Snapshot, exported: Exported, place: Path, check: Failing) -> None:
@@ -65,7 +66,15 @@ def test_a_version_without_fp16_is_an_ordinary_version(
     assert {p.query for p in report.pairs} == {q for q in whole if not q.endswith("fp16")}
 
 
-@pytest.mark.parametrize("name", ["teacher.fp32", "student.fp32", "text.fp32", "student.int8"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "teacher.fp32",
+        pytest.param("student.fp32", marks=pytest.mark.slow),
+        pytest.param("text.fp32", marks=pytest.mark.slow),
+        "student.int8",
+    ],
+)
 def test_another_graph_that_cannot_be_opened_leaves_no_version(
     snapshot: Snapshot, exported: Exported, tmp_path: Path, name: str
 ) -> None:
