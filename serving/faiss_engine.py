@@ -11,7 +11,7 @@ from serving.contract.manifest import Scalar
 from serving.engine import Mask
 from serving.found import Found, one_above_the_other
 from serving.graphs import remember_in_bytes
-from serving.lists import Lists, selector
+from serving.lists import selector
 from serving.stored import Stored, asked
 
 EFFORT = ("nprobe", "ef")
@@ -34,7 +34,6 @@ class FaissEngine:
         view = faiss.downcast_index(index)
         self.estimating = faiss.downcast_index(view.base_index) if isinstance(view, faiss.IndexRefine) else None
         self.searched = view if self.estimating is None else self.estimating
-        self.lists = Lists(self.searched) if isinstance(self.searched, faiss.IndexIVF) else None
         lists = innermost(index)
         if isinstance(lists, faiss.IndexIVFFastScan):
             lists.implem = ONE_BY_ONE
@@ -51,12 +50,8 @@ class FaissEngine:
             wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
             if not self.stored.worth_copying(wanted, k):
                 return asked(self.index, xq, k, self._chosen(params, effort, mask))
-        if self.lists is not None and self.lists.reads_once(len(xq)):
-            lists = self.lists.nearest(xq, probes(self.searched, widened(params, effort)))
-            found = self.lists.search(xq, wanted, lists, mask)
-        else:
-            chosen = self._chosen(params, effort, mask)
-            found = asked(self.searched, xq, wanted, chosen if self.estimating is None else chosen.base_index_params)
+        chosen = self._chosen(params, effort, mask)
+        found = asked(self.searched, xq, wanted, chosen if self.estimating is None else chosen.base_index_params)
         if self.estimating is None:
             return found
         finer = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, found.rows, strict=True)]

@@ -15,7 +15,7 @@ from serving.contract.manifest import Scalar
 from serving.engine import Mask
 from serving.faiss_engine import FaissEngine, innermost, k_factor, probes, widened
 from serving.found import Found, Source, merge, nothing, one_above_the_other, shares
-from serving.lists import Lists
+from serving.lists import search_lists
 
 
 class FaissShards:
@@ -25,7 +25,7 @@ class FaissShards:
         self.engines = list(engines)
         self.starts = np.concatenate([[0], np.cumsum([e.rows for e in engines])])
         self.rows = int(self.starts[-1])
-        self.lists = [Lists(innermost(e.index)) for e in engines]
+        self.lists = [innermost(e.index) for e in engines]
         self.transforms = _transforms(engines[0].index)
         self.refined = engines[0].estimating is not None
 
@@ -36,13 +36,13 @@ class FaissShards:
         x = xq
         for transform in self.transforms:
             x = transform.apply(x)
-        coarse = self.lists[0].nearest(x, probes(self.lists[0].index, widened(params, effort)))
+        closeness, nearest = self.lists[0].quantizer.search(x, probes(self.lists[0], widened(params, effort)))
 
         def source(shard: int) -> Source:
             lists, live = self.lists[shard], masks[shard]
 
             def ask(which: np.ndarray, n: int) -> Found:
-                return lists.search(x[which], n, Found(coarse.similarity[which], coarse.rows[which]), live)
+                return search_lists(lists, x[which], n, Found(closeness[which], nearest[which]), live)
 
             return Source(ask, counts[shard] / whole)
 

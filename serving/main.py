@@ -17,16 +17,12 @@ GARBAGE = 20_000
 """New objects until Python looks for circles among them. Its own 700 are there after a few requests, and of those under way none is
 garbage: up to a twentieth of a search by vector went there (docs/performance.md, "Serving")."""
 
-BLAS = "OPENBLAS_NUM_THREADS"
-"""How many threads a product of matrices in NumPy takes, read when that is imported. Workers are as many as there are cores already."""
-
 PAGES_S = 10.0
 """How often memory that was taken since is moved into large pages: a few milliseconds where there is none."""
 
 
 def serve() -> None:
     """Serves the live index version over HTTP. Settings are VITRINE_… variables; see docs/serving.md."""
-    os.environ.setdefault(BLAS, "1")
     import uvicorn
 
     from serving.app import create_app
