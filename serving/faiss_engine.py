@@ -9,10 +9,10 @@ import numpy as np
 
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
-from serving.found import Found, one_above_the_other
+from serving.found import Found
 from serving.graphs import remember_in_bytes
 from serving.lists import selector
-from serving.stored import Stored, asked
+from serving.stored import Stored
 
 EFFORT = ("nprobe", "ef")
 TUNED = (*EFFORT, "k_factor")
@@ -31,31 +31,20 @@ class FaissEngine:
         self.stored = Stored(index)
         self.dim = index.d
         self.unmasked: dict[tuple[object, ...], Any] = {}
-        view = faiss.downcast_index(index)
-        self.estimating = faiss.downcast_index(view.base_index) if isinstance(view, faiss.IndexRefine) else None
-        self.searched = view if self.estimating is None else self.estimating
+        self.refined = isinstance(faiss.downcast_index(index), faiss.IndexRefine)
         lists = innermost(index)
         if isinstance(lists, faiss.IndexIVFFastScan):
             lists.implem = ONE_BY_ONE
         if isinstance(lists, faiss.IndexHNSW):
             remember_in_bytes()
-        if isinstance(lists, faiss.IndexIVF) and lists.ntotal and self.estimating is None:
+        if isinstance(lists, faiss.IndexIVF) and lists.ntotal and not self.refined:
             lists.make_direct_map(True)  # stored vectors are read back by position
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         if xq.shape[1] != self.dim:
             raise ValueError(f"queries of dimension {xq.shape[1]}, where the index has {self.dim}")
-        xq, wanted = self.stored.query(xq), k
-        if self.estimating is not None:
-            wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
-            if not self.stored.worth_copying(wanted, k):
-                return asked(self.index, xq, k, self._chosen(params, effort, mask))
-        chosen = self._chosen(params, effort, mask)
-        found = asked(self.searched, xq, wanted, chosen if self.estimating is None else chosen.base_index_params)
-        if self.estimating is None:
-            return found
-        finer = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, found.rows, strict=True)]
-        return one_above_the_other(finer, k)
+        similarity, rows = self.index.search(self.stored.query(xq), k, params=self._chosen(params, effort, mask))
+        return Found(similarity, rows)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
         return self.stored.nearest(xq, positions, k)

@@ -1,4 +1,4 @@
-"""Stored vectors are compared where they lie, copied side by side or decoded: always with the same result."""
+"""Stored vectors are compared by what they decode to, and a search gives the similarities that comparing gives."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,10 +6,11 @@ import faiss
 import numpy as np
 import pytest
 
-from serving import stored as module
+from serving.code_distance import FEW
 from serving.engine import Mask
 from serving.faiss_engine import FaissEngine, omp_threads
-from serving.stored import BLOCK, FEW, Stored, as_bfloat16
+from serving.lists import selector
+from serving.stored import BLOCK, Stored, as_bfloat16
 from tests.index.shop import clustered
 
 D, N = 32, 3 * BLOCK
@@ -109,20 +110,19 @@ def test_threads_compare_side_by_side(opened: dict[str, FaissEngine], queries: n
 
 @pytest.mark.parametrize("kind", REFINED)
 @pytest.mark.parametrize("allowed", [N, 400, 7])
-def test_refining_gives_what_faiss_gives(
-    allowed: int, kind: str, opened: dict[str, FaissEngine], queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+def test_refining_compares_the_best_estimates(
+    allowed: int, kind: str, opened: dict[str, FaissEngine], queries: np.ndarray
 ) -> None:
     engine = opened[kind]
     mask = None if allowed == N else Mask(np.isin(np.arange(N), np.random.default_rng(1).permutation(N)[:allowed]))
     k, params = min(40, allowed), {"nprobe": 3, "k_factor": 4}
-    theirs = engine.search(queries, k, mask, params)
-    assert not engine.stored.worth_copying(4 * k, k)
-    monkeypatch.setattr(module, "WORTH_BYTES", 0)
-    monkeypatch.setattr(module, "MANY", 0)
-    assert engine.stored.worth_copying(4 * k, k)
     ours = engine.search(queries, k, mask, params)
-    np.testing.assert_allclose(ours.similarity[ours.rows >= 0], theirs.similarity[theirs.rows >= 0], atol=1e-5)
-    np.testing.assert_array_equal(ours.rows >= 0, theirs.rows >= 0)
+    estimates = faiss.downcast_index(engine.index).base_index
+    scan = faiss.SearchParametersIVF(nprobe=3, **({} if mask is None else {"sel": selector(mask)}))
+    for n, x in enumerate(queries):
+        rows = estimates.search(x[None], 4 * k, params=scan)[1][0]
+        best = engine.nearest(x[None], rows[rows >= 0], k)
+        np.testing.assert_allclose(ours.similarity[n][ours.rows[n] >= 0], best.similarity[0], atol=1e-5)
     assert mask is None or mask.allowed[ours.rows[ours.rows >= 0]].all()
     assert allowed != 7 or (ours.rows < 0).any()
     assert engine.search(queries[:0], k, mask, params).rows.shape == (0, k)
