@@ -78,7 +78,7 @@ def test_results_of_several_queries_have_the_columns_of_the_widest() -> None:
 @given(seed=st.integers(0, 1000), large=st.booleans())
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_merging_is_sorting_by_similarity_then_row(seed: int, large: bool) -> None:
-    """Rows that fit 32 bits are sorted packed, others (keys, for instance) by two keys: the same order, the same numbers."""
+    """Handles of rows and keys of 64 bits alike; what is no row comes last."""
     rng = np.random.default_rng(seed)
     similarity = rng.choice(np.float32([-1, -0.5, -0.0, 0.0, 0.25, 1, 3e38]), (2, 40)) + rng.choice([0, 0.1], (2, 40))
     similarity = similarity.astype(np.float32)
