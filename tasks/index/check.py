@@ -17,7 +17,7 @@ from tasks import storage
 from tasks.catalog.changes.ledger import SCHEMA, newest
 from tasks.catalog.snapshot import MANIFEST, product_table, read_snapshot
 from tasks.errors import VitrineError
-from tasks.index.families import FAMILIES
+from tasks.index.families import KNOWN
 from tasks.index.kinds import kind_made, kind_of
 from tasks.index.successor import quarantined_keys
 from tasks.release.reconcile import catalogue_now, reconcile
@@ -94,7 +94,7 @@ def _segments(manifest: IndexManifest, locate: Callable[[FileRef], Path], opened
     """Opens the version into `opened`."""
     searcher = Searcher.open(manifest, locate)
     for segment, held in _pairs(searcher):
-        if segment.family not in FAMILIES:
+        if segment.family not in KNOWN:
             raise ContractError(f"{segment.table.path}: there is no index family {segment.family!r}")
         assert held.engine is not None
         if kind_of(held.engine.index) != kind_made(segment.family, searcher.dim):
@@ -134,7 +134,7 @@ def _vectors(searcher: Searcher) -> str:
         for start in starts[:: -(-len(starts) // BLOCKS) or 1]:
             positions = np.arange(start, min(start + BLOCK, opened.rows))
             lengths = np.linalg.norm(opened.engine.vectors(positions), axis=1)
-            exact = FAMILIES[segment.family].exact  # what another family keeps are estimates, of any length
+            exact = KNOWN[segment.family].exact  # what another family keeps are estimates, of any length
             wrong = ~(np.abs(lengths - 1) <= LENGTH) if exact else ~np.isfinite(lengths)
             if wrong.any():
                 place = int(np.argmax(wrong))

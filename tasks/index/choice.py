@@ -7,7 +7,7 @@ from typing import Literal
 
 from serving.contract.manifest import CANDIDATES
 from tasks.errors import VitrineError
-from tasks.index.families import FAMILIES, Family, least_training, lists_for
+from tasks.index.families import FAMILIES, RETIRED, Family, least_training, lists_for
 
 FLAT_MAX_ROWS = 50_000
 """Up to so many rows in all an exact scan takes less than 5 ms a query on one core (93 ms per million 512-d vectors,
@@ -57,10 +57,11 @@ class Choice:
 def choose_family(need: Need, name: str = "") -> Choice:
     """The family asked for by name, or the preferred one of those expected to reach the recall within the budget.
 
-    Raises VitrineError for an unknown name, and when nothing fits, saying what each would need.
+    Raises VitrineError for a name that is unknown or built no more, and when nothing fits, saying what each would need.
     """
     if name and name not in FAMILIES:
-        raise VitrineError(f"index family {name!r} is not known; choose one of {', '.join(FAMILIES)}")
+        why = "is built no more, though its versions are served and refreshed" if name in RETIRED else "is not known"
+        raise VitrineError(f"index family {name!r} {why}; choose one of {', '.join(FAMILIES)}")
     refused = {n: refusal(f, need) for n, f in FAMILIES.items()}
     fitting = preferred(need)
     if not name and not fitting:

@@ -1,4 +1,4 @@
-"""The index families: one row each. A new one is a new row."""
+"""The index families: one row each. A new one is a new row; one that is built no more is a row of RETIRED."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ HNSW_LISTS = 8192
 """From this many lists on, the coarse search itself goes through a graph (a flat one costs 0.5 us per list at 512-d)."""
 FAST_CODES = 64
 """Sub-quantisers that a fast scan has at least, where its vectors are long enough: as many as at 512-d."""
-CODE_NS = {"fs": 11.0, "rabitqfs": 45.0, "pq": 45.0, "flat": 90.0}
+CODE_NS = {"fs": 11.0, "pq": 45.0, "flat": 90.0}
 """Nanoseconds per vector probed, 512-d, one thread (docs/performance.md): what trials are ordered by, never what they are judged by."""
 REFINE_US = {"sq8": 0.5, "fp16": 1.2}
 """Microseconds per candidate refined, 512-d."""
@@ -181,34 +181,6 @@ FAMILIES = {
             39,
             reach=((EIGHT_BITS, USUAL), (FINE, {"nprobe": 256, "k_factor": 2})),
         ),
-        Family(
-            "ivf_rabitq",
-            lambda d, n: f"{_ivf(n)},RaBitQ",
-            _probes(*WIDE),
-            lambda d: d / 8 + 24,
-            _scan("pq"),
-            39,
-            exact=False,
-            reach=((0.75, {"nprobe": 512}),),
-        ),
-        Family(
-            "ivf_rabitq_sq8",
-            lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQ8)",
-            REFINED,
-            lambda d: d + d / 8 + 32,
-            _scan("rabitqfs", "sq8"),
-            39,
-            reach=((EIGHT_BITS, USUAL),),
-        ),
-        Family(
-            "ivf_rabitq_fp16",
-            lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQfp16)",
-            REFINED,
-            lambda d: 2 * d + d / 8 + 32,
-            _scan("rabitqfs", "fp16"),
-            39,
-            reach=((EIGHT_BITS, USUAL), (FINE, {"nprobe": 256, "k_factor": 1})),
-        ),
         _hnsw("hnsw_flat", 32, "Flat", 4, ((EIGHT_BITS, {"ef": 64}), (FINE, {"ef": 128})), 790.0, trained=False),
         _hnsw("hnsw_sq8", 32, "SQ8", 1, ((EIGHT_BITS, {"ef": 64}),), 680.0),
         _hnsw("hnsw_bf16", 32, "SQbf16", 2, ((EIGHT_BITS, {"ef": 64}), (BF16, {"ef": 128})), 650.0),
@@ -216,3 +188,21 @@ FAMILIES = {
         _hnsw("hnsw16_fp16", 16, "SQfp16", 2, ((EIGHT_BITS, {"ef": 64}), (FINE, {"ef": 256})), 590.0),
     )
 }
+"""What can be built: flat, IVF-Flat, IVF-PQ and HNSW over flat vectors, and what a budget chooses (docs/decisions/0033)."""
+
+
+@dataclass(frozen=True)
+class Retired:
+    """A family that is built no more, as far as its versions need it: they answer, are checked and refreshed, and rolled back to."""
+
+    factory: Callable[[int, int], str]
+    exact: bool = True
+
+
+RETIRED = {
+    "ivf_rabitq": Retired(lambda d, n: f"{_ivf(n)},RaBitQ", exact=False),
+    "ivf_rabitq_sq8": Retired(lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQ8)"),
+    "ivf_rabitq_fp16": Retired(lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQfp16)"),
+}
+KNOWN: dict[str, Family | Retired] = {**FAMILIES, **RETIRED}
+"""What a version may be of."""

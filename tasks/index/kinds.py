@@ -5,7 +5,7 @@ from typing import Any
 import faiss
 
 from tasks.index.build import make_index
-from tasks.index.families import FAMILIES
+from tasks.index.families import KNOWN
 
 FEW_LISTS = 16
 
@@ -25,6 +25,6 @@ def kind_of(index: Any) -> tuple[object, ...]:
 
 
 def kind_made(family: str, dim: int) -> tuple[object, ...]:
-    """The kind of index that a family makes."""
-    made = make_index(dim, FAMILIES[family].factory(dim, FEW_LISTS))
+    """The kind of index that a family makes, or made."""
+    made = make_index(dim, KNOWN[family].factory(dim, FEW_LISTS))
     return kind_of(made)

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.errors import VitrineError
 from tasks.index.choice import FLAT_MAX_ROWS, Budget, Need, choose_family, expected_ms, next_family, preferred
-from tasks.index.families import FAMILIES
+from tasks.index.families import FAMILIES, RETIRED
 
 MILLION = 1_000_000
 MIB = 2**20
@@ -46,7 +46,7 @@ def test_without_a_budget_rows_and_recall_decide(need: Need, chosen: str) -> Non
             "ivf_pq",
             {"ivf_fs_sq8": "takes 534 MiB"},
         ),
-        (Need(MILLION, 512, target=0.75, budget=Budget(ram_bytes=200 * MIB, build_s=200)), "ivf_rabitq", {}),
+        (Need(MILLION, 512, target=0.75, budget=Budget(ram_bytes=200 * MIB, build_s=200)), "", {}),
         (
             Need(MILLION, 512, budget=Budget(p99_ms=2)),
             "hnsw_sq8",
@@ -111,8 +111,17 @@ def test_a_budget_that_nothing_keeps_is_refused_with_what_each_family_needs() ->
         choose_family(Need(MILLION, 512, budget=Budget(ram_bytes=10 * MIB)))
     with pytest.raises(VitrineError, match="ivf_fs_sq8: needs 2496 training vectors and there are 2000"):
         choose_family(Need(2_000, 512, budget=Budget(ram_bytes=1 * MIB)))
-    with pytest.raises(VitrineError, match="'annoy' is not known"):
+    with pytest.raises(VitrineError, match="'annoy' is not known; choose one of flat, ivf_flat, ivf_pq, "):
         choose_family(Need(10, 512), "annoy")
+
+
+@pytest.mark.parametrize("family", RETIRED)
+def test_a_family_that_is_built_no_more_is_refused_and_others_are_named(family: str) -> None:
+    with pytest.raises(
+        VitrineError, match=f"index family '{family}' is built no more, .*; choose one of flat, ivf_flat, ivf_pq, "
+    ):
+        choose_family(Need(MILLION, 512), family)
+    assert family not in FAMILIES
 
 
 def test_a_name_is_taken_and_what_speaks_against_it_is_said() -> None:

@@ -47,7 +47,7 @@ def test_a_stored_vector_is_near_the_one_that_was_added(name: str, wide_shop: Sh
         assert cosine >= (0.999 if FAMILIES[name].exact else 0.7)
 
 
-@pytest.mark.parametrize("name", ["ivf_fs_sq8", "ivf_rabitq", "hnsw_sq8"])
+@pytest.mark.parametrize("name", ["ivf_fs_sq8", "ivf_pq", "hnsw_sq8"])
 def test_the_same_input_gives_the_same_bytes(name: str, wide_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> None:
     sums = []
     for _ in range(2):

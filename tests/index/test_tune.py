@@ -142,8 +142,8 @@ def test_what_trials_read_is_read_before_any_is_timed(
 
 
 def test_the_choice_is_the_same_again(wide_shop: Shop, searchers: dict[str, Searcher], xq: np.ndarray, tmp_path: Path) -> None:
-    searcher = searchers["ivf_rabitq_sq8"]
-    assert len({str(tune(searcher, xq, "ivf_rabitq_sq8", 0.9).search) for _ in range(2)}) == 1
+    searcher = searchers["ivf_fs_fp16"]
+    assert len({str(tune(searcher, xq, "ivf_fs_fp16", 0.9).search) for _ in range(2)}) == 1
 
 
 def test_a_coded_family_knows_a_good_candidate_list_from_a_good_answer(

@@ -132,11 +132,11 @@ def test_a_version_like_the_live_one_passes_and_one_of_an_old_catalogue_does_not
 
 
 def test_recall_is_that_of_the_encoders_vectors_where_they_are_at_hand(tmp_path: Path) -> None:
-    """An index of one bit a number finds by its own codes, and by them alone."""
+    """An index of codes finds by its own codes, and by them alone."""
     shop = make_shop(tmp_path / "shop", n=6000)
     xq = clustered(np.random.default_rng(3), 40, 32)
     nearest = shop.keys[np.argsort(-(xq @ shop.vectors.T), axis=1)[:, :10]]
-    searcher = open_shop(shop, tmp_path, "ivf_rabitq", dict(FAMILIES["ivf_rabitq"].grid[-1]))
+    searcher = open_shop(shop, tmp_path, "ivf_pq", dict(FAMILIES["ivf_pq"].grid[-1]))
     release = cast(Release, SimpleNamespace(searcher=searcher, candidates=500))
     found = searcher.features.key[searcher.search(xq, 500).rows[:, :10]]
     true = np.mean([np.isin(a, b).mean() for a, b in zip(nearest, found, strict=True)])

@@ -171,7 +171,7 @@ def test_an_index_stays_readable_after_its_opener_is_gone(tmp_path: Path) -> Non
     np.testing.assert_array_equal(searchers[0].search(xq, 10).rows, searchers[2].search(xq, 10).rows)
 
 
-@pytest.mark.parametrize("family", ["flat", "ivf_flat", "ivf_fs_sq8", "ivf_rabitq_sq8", "hnsw_sq8", "hnsw_fp16", "hnsw_bf16"])
+@pytest.mark.parametrize("family", ["flat", "ivf_flat", "ivf_fs_sq8", "ivf_fs_fp16", "hnsw_sq8", "hnsw_fp16", "hnsw_bf16"])
 def test_an_answer_does_not_depend_on_the_queries_beside_it(family: str, tmp_path: Path) -> None:
     shop = make_shop(tmp_path / "shop", n=11_000, shards=2)
     searcher = open_shop(shop, tmp_path / "built", family, {"nprobe": 8, "k_factor": 2, "ef": 64})
