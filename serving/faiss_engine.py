@@ -10,7 +10,6 @@ import numpy as np
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
 from serving.found import Found
-from serving.graphs import remember_in_bytes
 from serving.lists import selector
 from serving.stored import Stored
 
@@ -35,8 +34,6 @@ class FaissEngine:
         lists = innermost(index)
         if isinstance(lists, faiss.IndexIVFFastScan):
             lists.implem = ONE_BY_ONE
-        if isinstance(lists, faiss.IndexHNSW):
-            remember_in_bytes()
         if isinstance(lists, faiss.IndexIVF) and lists.ntotal and not self.refined:
             lists.make_direct_map(True)  # stored vectors are read back by position
 

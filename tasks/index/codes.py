@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from serving.graphs import remember_in_bytes
 from tasks.index.coarse import lists_of
 
 HELD_OUT, AMONG = 256, 20_000
@@ -76,8 +75,6 @@ def filling(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarray],
 
     lists = _fast_scan(index)
     if lists is None:
-        if isinstance(faiss.downcast_index(index), faiss.IndexHNSW):
-            remember_in_bytes()  # each new node is searched for
         yield index.add
         return
     # FAISS takes codes that are given to it (add_sa_codes) where they lie one after the other, not in the blocks of a fast scan.
