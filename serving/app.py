@@ -8,18 +8,21 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from serving.body_limits import BodyLimits
+from serving.contract.signed import LONGEST
 from serving.fetching import Fetcher
 from serving.problems import handle_errors
 from serving.replica import Replica
 from serving.requests import Requests
 from serving.routes.described import describe
-from serving.routes.operating import operating_routes
+from serving.routes.operating import MLFLOW_HOOK, operating_routes
 from serving.routes.pictures import picture_routes
 from serving.routes.search import search_routes
 from serving.routes.state import state_routes
 from serving.settings import ROLES, ServingSettings
 from serving.shards.app import create_shard_app
 from serving.source import MlflowSource, VersionSource, release_in
+from serving.uploads import body_limit
 
 
 def create_app(settings: ServingSettings, source: VersionSource | None = None, fetcher: Fetcher | None = None) -> FastAPI:
@@ -47,6 +50,10 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
     plain: dict[tuple[str, str], APIRoute] = {}
     handle_errors(app, replica.metrics)
     app.add_middleware(Requests, metrics=replica.metrics, tracing=replica.tracing, plain=plain)
+    app.add_middleware(
+        BodyLimits, max_bytes=body_limit(settings.max_image_bytes), limit_s=settings.body_s, places=replica.uploads,
+        by_path={MLFLOW_HOOK: LONGEST},
+    )  # fmt: skip
     search_routes(app, replica, plain)
     picture_routes(app, replica)
     state_routes(app, replica.slots, replica.describe, replica.metrics_text)

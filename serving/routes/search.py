@@ -17,7 +17,7 @@ from serving.release import Release
 from serving.replica import Replica
 from serving.routes.described import ASK, BATCH, BATCHED, KEPT, SEARCH, SEARCHED
 from serving.slots import SLOTS
-from serving.uploads import MOST_VALUES, json_object, read_json, read_upload
+from serving.uploads import MOST_VALUES, json_object, read_upload
 
 FRESH_S = 60
 """How long a CDN may answer by itself. Short, as a flip does not reach it; afterwards the ETag asks whether anything changed."""
@@ -130,8 +130,7 @@ def search_routes(app: FastAPI, replica: Replica, plain: dict[tuple[str, str], A
         """
         slot = asked_slot(request)
         admit(request)
-        with replica.uploads:
-            photo, fields = await read_upload(request, replica.limits.max_bytes, replica.settings.body_s)
+        photo, fields = await read_upload(request)
         wanted = SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {}))
         release, query = chosen(replica, request, slot), await query_of(wanted, photo)
         under_way = await begun(request, release, query, latest_of(request))
@@ -172,8 +171,7 @@ def search_routes(app: FastAPI, replica: Replica, plain: dict[tuple[str, str], A
     async def batch(request: Request, slot: Slot = "") -> Response:
         """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
         admit(request, 0)
-        with replica.uploads:
-            fields = await read_json(request, replica.limits.max_bytes, replica.settings.body_s, BATCH_VALUES)
+        fields = json_object(await request.body(), most=BATCH_VALUES)
         searches = BatchRequest.model_validate(fields).searches
         admit(request, len(searches))
         release = chosen(replica, request, slot)
