@@ -26,9 +26,9 @@ def serve() -> None:
     import uvicorn
 
     from serving.app import create_app
+    from serving.connection_limits import LimitedHttpProtocol
     from serving.following import Following
     from serving.memory import in_large_pages, keep_large_apart
-    from serving.one_write import OneWriteProtocol
     from serving.source import limit_patience
 
     limit_patience()
@@ -47,7 +47,12 @@ def serve() -> None:
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(OneWriteProtocol, head_s=settings.head_s, most=settings.connections),  # type: ignore[arg-type]
+        http=partial(
+            LimitedHttpProtocol,
+            head_s=settings.head_s,
+            max_head_bytes=settings.head_bytes,
+            max_connections=settings.connections,
+        ),  # type: ignore[arg-type]
         log_level="warning",
         log_config=None,
         access_log=False,

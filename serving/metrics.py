@@ -5,10 +5,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serving.connection_limits import LimitedHttpProtocol
 from serving.live_recall import VERSIONS, Tally
 from serving.memory import resident_bytes
 from serving.models import SearchAnswer
-from serving.one_write import OneWriteProtocol
 from serving.queries import Means
 from serving.shards.fleet import Fleet
 from serving.slots import STATES, Slots
@@ -119,7 +119,7 @@ class Metrics:
         for backend in list(fleet.backends.values()) if fleet else []:
             self.shard_up.labels(backend.name).set(int(backend.up))
         self.memory.set(resident_bytes())
-        self.turned_away.set(OneWriteProtocol.turned_away)
+        self.turned_away.set(LimitedHttpProtocol.turned_away)
         return generate_latest(self.registry)
 
     def _slots(self, slots: Slots[Any]) -> None:

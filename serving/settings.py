@@ -61,6 +61,8 @@ class ServingSettings:
     """Connections that may be open at once; what comes beyond is closed. The system's limit of open files has to allow them."""
     head_s: float = _number(20.0, 0.01, DAY_S)
     """A new connection that has not sent the whole head of a request after this long is closed."""
+    head_bytes: int = _number(32_768, 1024)
+    """Bytes of a request's line and headers; more is answered 431. nginx by default takes four headers of 8 KiB."""
     body_s: float = _number(20.0, 0.01, DAY_S)
     """A body that has not arrived whole after this long is answered 408."""
     uploads: int = _number(128, 1)

@@ -8,7 +8,7 @@ from types import TracebackType
 import uvicorn
 from fastapi import FastAPI
 
-from serving.one_write import OneWriteProtocol
+from serving.connection_limits import LimitedHttpProtocol
 from tests.servers import free_port
 
 
@@ -27,7 +27,7 @@ class Served:
     def __init__(self, app: FastAPI, port: int = 0) -> None:
         port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
-        config = uvicorn.Config(app, host="127.0.0.1", port=port, http=OneWriteProtocol, log_level="warning", ws="none")
+        config = uvicorn.Config(app, host="127.0.0.1", port=port, http=LimitedHttpProtocol, log_level="warning", ws="none")
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
 
