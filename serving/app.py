@@ -6,14 +6,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 
 from serving.body_limits import BodyLimits
 from serving.contract.signed import LONGEST
 from serving.fetching import Fetcher
 from serving.problems import handle_errors
 from serving.replica import Replica
-from serving.requests import Requests
+from serving.requests import RequestMiddleware
 from serving.routes.described import describe
 from serving.routes.operating import MLFLOW_HOOK, operating_routes
 from serving.routes.pictures import picture_routes
@@ -47,14 +46,13 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
         docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.replica = replica
-    plain: dict[tuple[str, str], APIRoute] = {}
     handle_errors(app, replica.metrics)
-    app.add_middleware(Requests, metrics=replica.metrics, tracing=replica.tracing, plain=plain)
+    app.add_middleware(RequestMiddleware, metrics=replica.metrics, tracing=replica.tracing)
     app.add_middleware(
         BodyLimits, max_bytes=body_limit(settings.max_image_bytes), limit_s=settings.body_s, places=replica.uploads,
         by_path={MLFLOW_HOOK: LONGEST},
     )  # fmt: skip
-    search_routes(app, replica, plain)
+    search_routes(app, replica)
     picture_routes(app, replica)
     state_routes(app, replica.slots, replica.describe, replica.metrics_text)
     operating_routes(app, replica)

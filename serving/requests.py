@@ -1,20 +1,17 @@
-"""What every request has in common: a request id, its count, its line in the log, its trace; and the short way to the busiest route."""
+"""What every request has in common: a request id, its count, its line in the log, its trace."""
 
-import asyncio
 import logging
 import re
 import time
 from secrets import token_hex
 
-from fastapi import Request
-from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
 from serving.metrics import Metrics
-from serving.problems import EXPECTED, answer_of, expected, problem
+from serving.problems import answer_of, problem
 from serving.tracing import Traced, Tracing
 
 log = logging.getLogger(__name__)
@@ -28,17 +25,11 @@ SHARD_ROUTES = "/shard/"
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Requests:
-    """ASGI middleware: every answer carries `X-Request-Id` (the caller's own where it is a plain word), is counted, logged, traced.
+class RequestMiddleware:
+    """ASGI middleware: every answer carries `X-Request-Id` (the caller's own where it is a plain word), is counted, logged, traced."""
 
-    `plain`: routes by method and path whose function takes the request and gives the response. They are answered from here: the
-    framework describes them, and reads and checks nothing (its own way costs a search 0.05 to 0.1 ms: docs/performance.md).
-    """
-
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, tracing: Tracing, plain: dict[tuple[str, str], APIRoute] | None = None
-    ) -> None:
-        self.app, self.metrics, self.tracing, self.plain = app, metrics, tracing, {} if plain is None else plain
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
+        self.app, self.metrics, self.tracing = app, metrics, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,10 +51,7 @@ class Requests:
             await send(message)
 
         try:
-            if route := self.plain.get((scope["method"], scope["path"])):
-                await self._plainly(route, scope, receive, named)
-            else:
-                await self.app(scope, receive, named)
+            await self.app(scope, receive, named)
         except ClientDisconnect:  # nobody is there to be answered, and nothing of ours is wrong
             status = status or GONE
         except Exception as error:  # what nobody foresaw is ours; the caller gets a sentence, the log the rest
@@ -73,17 +61,7 @@ class Requests:
             detail = "the search failed for a reason of ours; the log has it under this request id"
             await answer_of(problem(500, detail, "internal", request_id))(scope, receive, named)
         finally:
-            # In the loop's next turn: at the end of this one, what was written is sent.
-            asyncio.get_running_loop().call_soon(self._tell, scope, traced, status, time.perf_counter() - began)
-
-    async def _plainly(self, route: APIRoute, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers by a plain route."""
-        scope["route"] = route
-        try:
-            response = await route.endpoint(Request(scope, receive, send))
-        except EXPECTED as error:
-            response = expected(error, scope["state"]["request_id"], self.metrics)
-        await response(scope, receive, send)
+            self._tell(scope, traced, status, time.perf_counter() - began)
 
     def _tell(self, scope: Scope, traced: Traced, status: int, took_s: float) -> None:
         """Counts, logs and traces a request that is over."""

@@ -28,12 +28,6 @@ SCHEMES = {
     "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "where this replica asks for keys"},
     "admin": {"type": "http", "scheme": "bearer", "description": "the admin token, for `slot` and for operating a replica"},
 }
-SLOT = {
-    "name": "slot",
-    "in": "query",
-    "description": "a slot instead of what is live; needs the admin token",
-    "schema": {"type": "string", "pattern": "^(blue|green|)$", "default": ""},
-}
 PARAMETERS = {
     "RequestId": {
         "name": "X-Request-Id",
@@ -114,7 +108,7 @@ KEPT: dict[int | str, dict[str, Any]] = {
     304: {"description": "Nothing new: the caller has this answer", "headers": headers("ETag")},
 }
 KEPT |= problems(401, 404, 422, 429, 503, 504)
-SEARCH = SECURITY | {"parameters": [SLOT, _parameter("Timeout")]} | body(PHOTO_BODY)
+SEARCH = SECURITY | {"parameters": [_parameter("Timeout")]} | body(PHOTO_BODY)
 BATCH = SECURITY | {"parameters": [_parameter("Timeout")]} | body(BATCH_BODY)
 ASK = SECURITY | {"parameters": [_parameter("Timeout"), _parameter("IfNoneMatch")]}
 

@@ -1,12 +1,11 @@
 """Searching: one query, several at once, and what looks like a product."""
 
 import asyncio
-from typing import Annotated, cast
+from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 
 from serving import queries
 from serving.filters import Filter
@@ -16,7 +15,6 @@ from serving.problems import EXPECTED, problem_of
 from serving.release import Release
 from serving.replica import Replica
 from serving.routes.described import ASK, BATCH, BATCHED, KEPT, SEARCH, SEARCHED
-from serving.slots import SLOTS
 from serving.uploads import MOST_VALUES, json_object, read_upload
 
 FRESH_S = 60
@@ -43,16 +41,6 @@ Wanted = Annotated[
 Explain = Annotated[bool, Query(description="with each term of each result's score")]
 
 
-def asked_slot(request: Request) -> str:
-    """The parameter `slot`, which a plain route has to read by hand."""
-    if not request.scope["query_string"]:
-        return ""
-    slot = request.query_params.get("slot", "")
-    if slot not in ("", *SLOTS):
-        raise ValueError(f"slot: there is no slot {slot!r}; it is {' or '.join(SLOTS)}")
-    return slot
-
-
 def chosen(replica: Replica, request: Request, slot: str) -> Release:
     """The live release, or a slot's own for an admin. Raises Refused."""
     if slot:
@@ -67,9 +55,7 @@ async def query_of(wanted: SearchRequest, photo: bytes | None = None) -> queries
     return await asyncio.to_thread(queries.Query.of, wanted, photo)
 
 
-def search_routes(app: FastAPI, replica: Replica, plain: dict[tuple[str, str], APIRoute]) -> None:
-    """Adds the routes, and the busiest to those that are answered the short way (serving/requests.py)."""
-
+def search_routes(app: FastAPI, replica: Replica) -> None:
     def admit(request: Request, searches: int = 1) -> None:
         replica.access.admit(request.headers, searches)
 
@@ -91,9 +77,9 @@ def search_routes(app: FastAPI, replica: Replica, plain: dict[tuple[str, str], A
         return replica.begin(queries.search(release, query, replica.means, phases, request_id, sampled), phases)
 
     async def counted(search: asyncio.Future[SearchAnswer]) -> SearchAnswer:
-        """The answer, which is counted once it is on its way. Raises what a search raises."""
+        """The answer. Raises what a search raises."""
         found = await search
-        asyncio.get_running_loop().call_soon(replica.metrics.search, found)
+        replica.metrics.search(found)
         return found
 
     async def found_for(
@@ -122,13 +108,12 @@ def search_routes(app: FastAPI, replica: Replica, plain: dict[tuple[str, str], A
         return told(found, headers if whole else {"Cache-Control": OWN})
 
     @app.post("/v1/search", response_model=SearchAnswer, responses=SEARCHED, openapi_extra=SEARCH)
-    async def search(request: Request) -> Response:
+    async def search(request: Request, slot: Slot = "") -> Response:
         """Search by a photo (multipart field `image`, or base64 in JSON), words, a product or a vector; or a photo and words mixed.
 
         A photo's answer that is not personal names the address where caches may keep it, in `Content-Location`, unless a filter
         makes that too long.
         """
-        slot = asked_slot(request)
         admit(request)
         photo, fields = await read_upload(request)
         wanted = SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {}))
@@ -140,8 +125,6 @@ def search_routes(app: FastAPI, replica: Replica, plain: dict[tuple[str, str], A
             if len(address) <= MOST_ADDRESS:
                 headers["Content-Location"] = address
         return told(await counted(under_way), headers)
-
-    plain["POST", "/v1/search"] = cast(APIRoute, app.routes[-1])
 
     @app.get("/v1/search", response_model=SearchAnswer, responses=KEPT, openapi_extra=ASK)
     async def ask(

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from serving.problems import handle_errors
-from serving.requests import Requests
+from serving.requests import RequestMiddleware
 from serving.routes.state import state_routes
 from serving.settings import ServingSettings
 from serving.shards.holder import Holder, NotAnswered
@@ -38,7 +38,7 @@ def create_shard_app(settings: ServingSettings, source: VersionSource) -> FastAP
     )  # fmt: skip
     app.state.holder = holder
     handle_errors(app, holder.metrics)
-    app.add_middleware(Requests, metrics=holder.metrics, tracing=tracing)
+    app.add_middleware(RequestMiddleware, metrics=holder.metrics, tracing=tracing)
     app.add_exception_handler(NotAnswered, _refuse)
     _shard_routes(app, holder)
     state_routes(
