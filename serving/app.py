@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
 
 from serving.body_limits import BodyLimits
 from serving.contract.signed import LONGEST
@@ -13,10 +14,9 @@ from serving.fetching import Fetcher
 from serving.problems import handle_errors
 from serving.replica import Replica
 from serving.requests import RequestMiddleware
-from serving.routes.described import describe
-from serving.routes.operating import MLFLOW_HOOK, operating_routes
-from serving.routes.pictures import picture_routes
-from serving.routes.search import search_routes
+from serving.routes import batch, operating, pictures, search
+from serving.routes.openapi import describe
+from serving.routes.operating import MLFLOW_HOOK
 from serving.routes.state import state_routes
 from serving.settings import ROLES, ServingSettings
 from serving.shards.app import create_shard_app
@@ -52,10 +52,10 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
         BodyLimits, max_bytes=body_limit(settings.max_image_bytes), limit_s=settings.body_s, places=replica.uploads,
         by_path={MLFLOW_HOOK: LONGEST},
     )  # fmt: skip
-    search_routes(app, replica)
-    picture_routes(app, replica)
+    for routes in (search, batch, pictures, operating):
+        app.include_router(routes.router)
+    app.mount("/static", StaticFiles(directory=pictures.STATIC), name="static")
     state_routes(app, replica.slots, replica.describe, replica.metrics_text)
-    operating_routes(app, replica)
     describe(app)
     return app
 

@@ -1,18 +1,18 @@
 """The page, and the products' own pictures."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse
-from fastapi.staticfiles import StaticFiles
 
 from serving.pictures import picture_path
 from serving.problems import Refused
 from serving.queries import row_of
-from serving.replica import Replica
-from serving.routes.described import PICTURE_SECURITY, problems
-from serving.routes.search import OWN, ProductId, Slot, chosen
+from serving.release import Release
+from serving.routes.dependencies import Bearer, ProductId, ReplicaDep, Slot, chosen_release
+from serving.routes.openapi import KEY_OPTIONAL, problems
+from serving.routes.search import OWN
 
 PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
 STATIC = Path(__file__).parents[1] / "static"
@@ -24,27 +24,32 @@ PAGE = {
 }
 """The page runs its own script and shows its own and the reader's pictures; a title in a catalogue can be no script."""
 
+router = APIRouter()
 
-def picture_routes(app: FastAPI, replica: Replica) -> None:
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers=PAGE)
+@router.get("/", include_in_schema=False)
+async def page() -> FileResponse:
+    return FileResponse(STATIC / "index.html", headers=PAGE)
 
-    @app.get(
-        "/v1/images/{product_id:path}",
-        response_class=FileResponse,
-        responses=PICTURE | problems(401, 404, 422, 503),
-        openapi_extra=PICTURE_SECURITY,
-    )
-    async def picture(request: Request, product_id: ProductId, slot: Slot = "") -> FileResponse:
-        """A product's own picture, where it is a local file."""
-        release = chosen(replica, request, slot)
-        row = row_of(release.searcher, product_id)
-        uri = release.searcher.features.take([row], ["image_uri"])[0]["image_uri"]  # type: ignore[arg-type]
-        path = picture_path(uri, replica.settings.image_root or release.manifest.snapshot.image_root)
-        if path is None:
-            raise Refused(404, f"the picture of product {product_id!r} cannot be shown from here", "no_picture")
-        headers = {"Cache-Control": OWN if slot else "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
-        return FileResponse(path, headers=headers)
+
+@router.get(
+    "/v1/images/{product_id:path}",
+    response_class=FileResponse,
+    responses=PICTURE | problems(401, 404, 422, 503),
+    openapi_extra=KEY_OPTIONAL,
+)
+async def picture(
+    product_id: ProductId,
+    replica: ReplicaDep,
+    release: Annotated[Release, Depends(chosen_release)],
+    _: Bearer,
+    slot: Slot = "",
+) -> FileResponse:
+    """A product's own picture, where it is a local file."""
+    row = row_of(release.searcher, product_id)
+    uri = release.searcher.features.take([row], ["image_uri"])[0]["image_uri"]  # type: ignore[arg-type]
+    path = picture_path(uri, replica.settings.image_root or release.manifest.snapshot.image_root)
+    if path is None:
+        raise Refused(404, f"the picture of product {product_id!r} cannot be shown from here", "no_picture")
+    headers = {"Cache-Control": OWN if slot else "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
+    return FileResponse(path, headers=headers)

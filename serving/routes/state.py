@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, Response
 
 from serving.problems import Refused
-from serving.routes.described import example, problems
+from serving.routes.openapi import example, problems
 from serving.slots import Slots
 from serving.states import ReplicaState
 

@@ -13,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.phases import Phases
-from serving.routes.search import LARGE
+from serving.routes.dependencies import LARGE
 from serving.together import Search, Searching
 from tests.running import until
 from tests.serving.whole.conftest import open_app
