@@ -81,7 +81,7 @@ class Caches:
     candidates: Cache = field(default_factory=lambda: LocalCache(2_000, CANDIDATES_S))
     response: Cache = field(
         default_factory=lambda: LocalCache(
-            2_000, RESPONSE_S, write=lambda answer: answer.wire, read=SearchAnswer.model_validate_json
+            2_000, RESPONSE_S, write=SearchAnswer.model_dump_json, read=SearchAnswer.model_validate_json
         )
     )
 

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from functools import cached_property
 from typing import Annotated, Any, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -159,16 +158,9 @@ class SearchAnswer(Wire):
     cached: list[str]
     timings_ms: dict[str, float]
 
-    @cached_property
-    def wire(self) -> bytes:
-        """As JSON, written once for whoever sends it and whoever keeps it."""
-        return self.__pydantic_serializer__.to_json(self)
-
     def again(self, request_id: str, timings_ms: dict[str, float]) -> "SearchAnswer":
         """The same, remembered, for another request."""
-        told = self.model_copy(update={"request_id": request_id, "cached": ["response"], "timings_ms": timings_ms})
-        told.__dict__.pop("wire", None)  # a copy takes what was written of the other along
-        return told
+        return self.model_copy(update={"request_id": request_id, "cached": ["response"], "timings_ms": timings_ms})
 
 
 class BatchRequest(Wire):

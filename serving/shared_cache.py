@@ -65,7 +65,7 @@ def _header(data: bytes) -> tuple[int]:
 
 ASKED = Layout(write_asked, read_asked)
 FOUND = Layout(write_found, read_found)
-ANSWER = Layout(lambda answer: answer.wire, SearchAnswer.model_validate_json)
+ANSWER = Layout(lambda answer: answer.model_dump_json().encode(), SearchAnswer.model_validate_json)
 
 
 class RedisCache:
