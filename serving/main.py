@@ -1,6 +1,5 @@
 """`vitrine-serve`: one replica."""
 
-import gc
 import os
 import sys
 from functools import partial
@@ -13,12 +12,6 @@ from serving.settings import ServingSettings
 KEEP_ALIVE_S = 75
 """Longer than load balancers (60 s) and gateways keep a connection idle: whoever may send next must not be the one who is closed on."""
 
-GARBAGE = 20_000
-"""New objects until Python looks for circles among them. Its own 700 are there after a few requests, and of those under way none is
-garbage: up to a twentieth of a search by vector went there (docs/performance.md, "Serving")."""
-
-PAGES_S = 10.0
-"""How often memory that was taken since is moved into large pages: a few milliseconds where there is none."""
 
 
 def serve() -> None:
@@ -27,8 +20,6 @@ def serve() -> None:
 
     from serving.app import create_app
     from serving.connection_limits import LimitedHttpProtocol
-    from serving.following import Following
-    from serving.memory import in_large_pages, keep_large_apart
     from serving.source import limit_patience
 
     limit_patience()
@@ -37,12 +28,7 @@ def serve() -> None:
         app = create_app(settings)
     except ValueError as error:
         sys.exit(str(error))
-    keep_large_apart()
     logs.set_up(settings.log)
-    gc.collect()
-    gc.freeze()  # modules live as long as the process: they need not be gone through again and again
-    gc.set_threshold(GARBAGE)
-    Following({"large pages": (in_large_pages, PAGES_S)}).start()
     uvicorn.run(
         app,
         host=settings.host,

@@ -9,7 +9,7 @@ from serving.connection_limits import LimitedHttpProtocol
 from serving.live_recall import VERSIONS, Tally
 from serving.memory import resident_bytes
 from serving.models import SearchAnswer
-from serving.queries import Means
+from serving.queries import SearchDeps
 from serving.shards.fleet import Fleet
 from serving.slots import STATES, Slots
 
@@ -106,15 +106,19 @@ class Metrics:
                 self.timers = {key: timer for key, timer in self.timers.items() if key[1] != old}
 
     def text(
-        self, slots: Slots[Any], means: Means | None = None, recall: dict[str, Tally] | None = None, fleet: Fleet | None = None
+        self,
+        slots: Slots[Any],
+        deps: SearchDeps | None = None,
+        recall: dict[str, Tally] | None = None,
+        fleet: Fleet | None = None,
     ) -> bytes:
         """Everything, in Prometheus's text format, with the state of slots, caches and shards as it is now."""
         self._slots(slots)
         for version, tally in (recall or {}).items():
             self.recalled.labels(version).set(tally.queries)
             self.recall.labels(version).set(tally.recall)
-        if means is not None:
-            self._means(means)
+        if deps is not None:
+            self._deps(deps)
         self.shard_up.clear()
         for backend in list(fleet.backends.values()) if fleet else []:
             self.shard_up.labels(backend.name).set(int(backend.up))
@@ -135,11 +139,11 @@ class Metrics:
         self.draining.set(len(slots.draining()))
         self.freed.set(slots.freed)
 
-    def _means(self, means: Means) -> None:
-        self.samples.set(len(means.samples.ring))
-        for name, cache in means.caches:
+    def _deps(self, deps: SearchDeps) -> None:
+        self.samples.set(len(deps.samples.ring))
+        for name, cache in deps.caches:
             self.cache.labels(name, "hit").set(cache.hits)
             self.cache.labels(name, "miss").set(cache.misses)
             self.cache.labels(name, "error").set(cache.errors)
             self.hit_rate.labels(name).set(cache.hits / max(1, cache.hits + cache.misses))
-        self.profile_failures.set(means.profiles.failures)
+        self.profile_failures.set(deps.profiles.failures)

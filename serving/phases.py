@@ -1,13 +1,37 @@
-"""The phases of one search: how long each took, and whether there is time left for the next."""
+"""Timings of the phases of one search, and the deadline that each phase checks before it begins."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 
 class DeadlinePassed(Exception):
     """The time a request was given is over; the message names the phase that was not begun any more."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The moment `at` (seconds by `clock`) at which a request's time is over; infinity: never."""
+
+    at: float = math.inf
+    clock: Callable[[], float] = time.monotonic
+
+    @classmethod
+    def after(cls, seconds: float) -> "Deadline":
+        return cls(time.monotonic() + seconds)
+
+    def left_s(self) -> float:
+        """Seconds until the deadline; negative when it has passed."""
+        return self.at - self.clock()
+
+    def check(self, phase: str) -> None:
+        """Raises DeadlinePassed, naming the phase that was to begin, when the time is over."""
+        if self.left_s() < 0:
+            raise DeadlinePassed(
+                f"the time for this request was over before its phase {phase!r} began; try again, or ask for less"
+            )
 
 
 @dataclass(frozen=True)
@@ -19,25 +43,21 @@ class Phase:
     took_s: float
 
 
-class Phases:
-    """Times phases in order. A phase that would begin after `latest` (by `clock`) raises DeadlinePassed instead."""
+class Timings:
+    """The phases of one search in order, each timed, each begun only before the `deadline`."""
 
-    def __init__(self, latest: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.latest, self.clock = latest, clock
+    def __init__(self, deadline: Deadline | None = None) -> None:
+        self.deadline = deadline or Deadline()
         self.began = time.perf_counter()
         self.done: list[Phase] = []
 
-    def phase(self, name: str) -> "Running":
-        """For a `with` around the phase; one that fails is not kept."""
-        self.check(name)
-        return Running(self.done, name)
-
-    def check(self, name: str) -> None:
-        """Raises DeadlinePassed when the time is over."""
-        if self.latest is not None and self.clock() > self.latest:
-            raise DeadlinePassed(
-                f"the time for this request was over before its phase {name!r} began; try again, or ask for less"
-            )
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times the block, and records it unless it raises. Raises DeadlinePassed before it when the time is over."""
+        self.deadline.check(name)
+        at, began = time.time(), time.perf_counter()
+        yield
+        self.done.append(Phase(name, at, time.perf_counter() - began))
 
     def timings_ms(self) -> dict[str, float]:
         """Milliseconds per phase, and `total` since this object was made."""
@@ -46,19 +66,3 @@ class Phases:
             spent[phase.name] = spent.get(phase.name, 0.0) + 1e3 * phase.took_s
         spent["total"] = 1e3 * (time.perf_counter() - self.began)
         return {name: round(ms, 3) for name, ms in spent.items()}
-
-
-class Running:
-    """A phase while it runs. A class, not a generator under `contextmanager`: every search enters four."""
-
-    __slots__ = ("at", "began", "done", "name")
-
-    def __init__(self, done: list[Phase], name: str) -> None:
-        self.done, self.name = done, name
-
-    def __enter__(self) -> None:
-        self.at, self.began = time.time(), time.perf_counter()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.done.append(Phase(self.name, self.at, time.perf_counter() - self.began))

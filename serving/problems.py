@@ -37,11 +37,10 @@ EXPECTED = (Refused, QueryError, DeadlinePassed, ImageRejected, RequestValidatio
 
 
 def problem_of(error: Exception, request_id: str, metrics: Metrics) -> Problem:
-    """What is answered where one of EXPECTED was raised: here it ends. An image that is refused is counted."""
+    """What is answered where one of EXPECTED was raised. An image that is refused is counted."""
     if isinstance(error, ImageRejected):
         metrics.rejected.labels(error.reason).inc()
     status, detail, reason = _told(error)
-    error.__traceback__ = None  # its frames hold the error, the photo and the version: a circle that Python finds late
     return problem(status, detail, reason, request_id)
 
 

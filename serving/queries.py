@@ -1,11 +1,10 @@
-"""From a request to an answer: the work of one search, done in a worker thread on one release."""
+"""One search from its query to its answer: decode, encode, retrieve, rank, on one release."""
 
 import math
-from collections.abc import Generator, Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import islice
-from typing import Any, cast
+from typing import cast
 from urllib.parse import quote
 
 import numpy as np
@@ -14,15 +13,14 @@ from serving.cache import Caches
 from serving.contract.keys import product_key
 from serving.contract.preprocess import ImageLimits
 from serving.features import Features
-from serving.filters import Filter
 from serving.models import Asker, Coverage, Result, SearchAnswer, SearchRequest
-from serving.phases import Phases
+from serving.phases import Timings
 from serving.profiles import Profiles
 from serving.ranker import Ranked, User
-from serving.release import UNIT_TOLERANCE, Asked, Release
+from serving.release import UNIT_TOLERANCE, EncodedQuery, Release
 from serving.samples import Samples
 from serving.searcher import Found, Searcher
-from serving.together import Searching, Step
+from serving.words import TextEncoder
 
 
 class QueryError(Exception):
@@ -37,8 +35,8 @@ class QueryError(Exception):
 
 
 @dataclass(frozen=True)
-class Means:
-    """What all searches of a replica use."""
+class SearchDeps:
+    """What all searches of a replica share."""
 
     limits: ImageLimits
     caches: Caches
@@ -48,7 +46,7 @@ class Means:
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked, before anything is computed: the photo by its bytes or only its sha256, and a key for caches.
+    """A request before anything is computed: the photo by its bytes or only its sha256, and a key for caches.
 
     `key` names the query and everything else that the answer depends on besides the versions.
     """
@@ -93,63 +91,11 @@ class Query:
     def personal(self) -> bool:
         return self.request.user is not None
 
-
-@dataclass(frozen=True)
-class Encode:
-    """A step: the vector (d,) of a picture."""
-
-    release: Release
-    pixels: np.ndarray
-
-    @property
-    def alike(self) -> Hashable:
-        return "encode", id(self.release)
-
-    def run(self, steps: "list[Encode]") -> list[np.ndarray]:
-        return self.release.encode([s.pixels for s in steps])
-
-
-@dataclass(frozen=True)
-class Retrieve:
-    """A step: the candidates of a vector (d,), as `Found` of one query."""
-
-    release: Release
-    vector: np.ndarray
-    wanted: int
-    filter: Filter | None
-    latest: float | None
-
-    @property
-    def alike(self) -> Hashable:
-        return "retrieve", id(self.release), self.wanted, self.filter and self.filter.canonical()
-
-    def run(self, steps: "list[Retrieve]") -> list[Found]:
-        times = [s.latest for s in steps if s.latest is not None]  # the longest: whoever asked waits no longer than its own
-        xq = np.stack([s.vector for s in steps])
-        found = self.release.retrieve(xq, self.wanted, self.filter, max(times, default=None))
-        return [Found(found.similarity[n : n + 1], found.rows[n : n + 1], found.missing) for n in range(len(steps))]
-
-
-@dataclass(frozen=True)
-class Rank:
-    """A step: the k best of one query's candidates, as what is shown of them."""
-
-    release: Release
-    found: Found
-    k: int
-    asked: Asked
-    user: User | None
-    explain: bool
-
-    @property
-    def alike(self) -> Hashable:
-        if self.user is not None or self.asked.row is not None:
-            return "rank", id(self)  # personal, or about a product: by itself
-        return "rank", id(self.release), self.k, self.found.rows.shape, self.asked.colours is None, self.explain
-
-    def run(self, steps: "list[Rank]") -> list[list[Result]]:
-        ranked = self.release.rank([s.found for s in steps], self.k, [s.asked for s in steps], self.user)
-        return _results(ranked, self.release.searcher.features, self.explain)
+    def photo_bytes(self) -> bytes:
+        """Raises QueryError(404) where only the photo's sha256 is known."""
+        if self.photo is None:
+            raise QueryError("this photo is not known here (any more); send it with POST /v1/search", 404)
+        return self.photo
 
 
 def etag(release: Release, query: Query) -> str:
@@ -157,38 +103,127 @@ def etag(release: Release, query: Query) -> str:
     return 'W/"' + sha256(f"{release.identity}|{query.key}".encode()).hexdigest()[:32] + '"'
 
 
-def search(release: Release, query: Query, means: Means, phases: Phases, request_id: str, sampled: bool = False) -> Searching:
-    """The steps of a search, answered from one release throughout; one that is `sampled` may be kept among the real queries.
+def search(
+    release: Release, query: Query, deps: SearchDeps, timings: Timings, request_id: str, sampled: bool = False
+) -> SearchAnswer:
+    """Answers a query from one release throughout; one that is `sampled` may be kept among the real queries.
 
-    A phase's time includes what is done meanwhile for searches beside it. Raises QueryError, FilterError, ImageRejected or DeadlinePassed.
+    Raises QueryError, FilterError, ImageRejected or DeadlinePassed.
     """
-    phases.check("work")
-    request, caches = query.request, means.caches
-    cached: list[str] = []
-    name = f"{release.identity}|{query.key}"
-    kept = None if query.personal else caches.response.get(name, lambda kept: kept.version == release.told)
-    if kept is not None:
-        return kept.again(request_id, phases.timings_ms())
-    user = _user(request.user, means.profiles)
-    asked = yield from _asked(release, query, means, phases, cached)
+    timings.deadline.check("work")
+    request, cache = query.request, SearchCache(release, query, deps.caches)
+    if (remembered := cache.answer()) is not None:
+        return remembered.again(request_id, timings.timings_ms())
+    user = _preferences(request.user, deps.profiles)
+
+    encoded = _given_vector(release, query, timings)
+    if encoded is None:
+        photo, text = cache.photo(), cache.text()
+        if query.photo_sha256 and photo is None:
+            with timings.phase("decode"):
+                pixels, colours = release.preprocess_photo(query.photo_bytes(), deps.limits)
+            with timings.phase("encode"):
+                photo = cache.keep_photo(EncodedQuery(release.encode(pixels), colours))
+        if request.text is not None and text is None:
+            with timings.phase("encode"):
+                text = cache.keep_text(EncodedQuery(text_encoder(release).encode(request.text)))
+        encoded = _mixed(photo, text, request.text_weight)
     if sampled and not query.personal:
-        means.samples.offer(query.kind, release.query.fingerprint, query.photo_sha256, asked.vector, query.photo)
-    with phases.phase("retrieve"):
-        found = yield from _candidates(release, request, asked, caches, cached, phases.latest)
-    with phases.phase("rank"):
-        results = yield Rank(release, found, request.k, asked, user, request.explain)
+        deps.samples.offer(query.kind, release.query.fingerprint, query.photo_sha256, encoded.vector, query.photo)
+
+    with timings.phase("retrieve"):
+        wanted = max(request.candidates or release.candidates, request.k + (encoded.row is not None))
+        found = cache.candidates(encoded, wanted)
+        if found is None:
+            found = release.retrieve(encoded.vector[None], wanted, request.filter, timings.deadline.at)
+            cache.keep_candidates(encoded, wanted, found)
+    with timings.phase("rank"):
+        ranked = release.rank(found, request.k, encoded, user)
+        results = _results(ranked, release.searcher.features, request.explain)
+
     shards = release.manifest.shards
     answer = SearchAnswer.model_construct(  # of our own making: checking twenty products costs more than finding their titles
         request_id=request_id,
-        version=release.told,
+        version=release.version_info,
         results=results,
         coverage=Coverage(shards_ok=shards - found.missing, shards_total=shards),
-        cached=cached,
-        timings_ms=phases.timings_ms(),
+        cached=cache.hits,
+        timings_ms=timings.timings_ms(),
     )
-    if not query.personal and not found.missing:
-        caches.response.put(name, answer)
-    return answer
+    return cache.keep_answer(answer, found)
+
+
+class SearchCache:
+    """What is remembered of earlier searches, as one search asks for it: the keys, and in `hits` what was found.
+
+    Every key names the versions that its value depends on. Answers that are personal or lack shards are not kept.
+    """
+
+    def __init__(self, release: Release, query: Query, caches: Caches) -> None:
+        self.release, self.query, self.caches = release, query, caches
+        self.hits: list[str] = []
+        self.answer_key = f"{release.identity}|{query.key}"
+        self.photo_key = f"{release.query.fingerprint}|{release.searcher.features.palette is not None}|{query.photo_sha256}"
+
+    def answer(self) -> SearchAnswer | None:
+        if self.query.personal:
+            return None
+        version = self.release.version_info
+        return cast(SearchAnswer | None, self.caches.response.get(self.answer_key, lambda kept: kept.version == version))
+
+    def keep_answer(self, answer: SearchAnswer, found: Found) -> SearchAnswer:
+        if not self.query.personal and not found.missing:
+            self.caches.response.put(self.answer_key, answer)
+        return answer
+
+    def photo(self) -> EncodedQuery | None:
+        return self._embedding(self.photo_key) if self.query.photo_sha256 else None
+
+    def keep_photo(self, encoded: EncodedQuery) -> EncodedQuery:
+        self.caches.embedding.put(self.photo_key, encoded)
+        return encoded
+
+    def text(self) -> EncodedQuery | None:
+        """Raises QueryError where the encoder has no text tower."""
+        return self._embedding(self._text_key()) if self.query.request.text is not None else None
+
+    def keep_text(self, encoded: EncodedQuery) -> EncodedQuery:
+        self.caches.embedding.put(self._text_key(), encoded)
+        return encoded
+
+    def candidates(self, encoded: EncodedQuery, wanted: int) -> Found | None:
+        key, release = self._candidates_key(encoded, wanted), self.release
+        found: Found | None = self.caches.candidates.get(key, lambda kept: release.are_candidates(kept, wanted))
+        if found is not None:
+            self.hits.append("candidates")
+        return found
+
+    def keep_candidates(self, encoded: EncodedQuery, wanted: int, found: Found) -> None:
+        if not found.missing:
+            self.caches.candidates.put(self._candidates_key(encoded, wanted), found)
+
+    def _embedding(self, key: str) -> EncodedQuery | None:
+        encoded: EncodedQuery | None = self.caches.embedding.get(key, self.release.is_query)
+        if encoded is not None:
+            self.hits.append("embedding")
+        return encoded
+
+    def _text_key(self) -> str:
+        text = (self.query.request.text or "").encode()
+        return f"{text_encoder(self.release).fingerprint}|text|{sha256(text).hexdigest()}"
+
+    def _candidates_key(self, encoded: EncodedQuery, wanted: int) -> str:
+        chosen = self.query.request.filter
+        rest = sha256((chosen.canonical() if chosen else "").encode()).hexdigest()[:32]
+        return f"{self.release.identity}|{sha256(encoded.vector.tobytes()).hexdigest()}|{wanted}|{rest}"
+
+
+def text_encoder(release: Release) -> TextEncoder:
+    """Raises QueryError where this encoder version has none."""
+    if release.words is None:
+        version = release.manifest.encoder.version
+        raise QueryError(f"encoder version {version} has no text tower; search with a photo, a product or a vector")
+    return release.words
 
 
 def row_of(searcher: Searcher, product_id: str) -> int:
@@ -199,7 +234,7 @@ def row_of(searcher: Searcher, product_id: str) -> int:
     raise QueryError(f"product {product_id!r} is not in this index version", 404)
 
 
-def _user(asker: Asker | None, profiles: Profiles) -> User | None:
+def _preferences(asker: Asker | None, profiles: Profiles) -> User | None:
     """The user's preferences: what the request says, over what the feature store knows."""
     if asker is None or not asker.id:
         return asker
@@ -207,74 +242,30 @@ def _user(asker: Asker | None, profiles: Profiles) -> User | None:
     return known.model_copy(update=asker.model_dump(exclude={"id"}, exclude_unset=True))
 
 
-def _asked(release: Release, query: Query, means: Means, phases: Phases, cached: list[str]) -> Generator[Step, Any, Asked]:
-    request = query.request
-    if request.product_id is not None:
-        row = row_of(release.searcher, request.product_id)
-        colours = release.searcher.features.palette
-        return Asked(release.vector(row, phases.latest), None if colours is None else colours[row], row)
+def _given_vector(release: Release, query: Query, timings: Timings) -> EncodedQuery | None:
+    """The query of a product, by its stored vector, or of the caller's own vector; None where something is to be encoded."""
+    product_id, searcher = query.request.product_id, release.searcher
+    if product_id is not None:
+        row = row_of(searcher, product_id)
+        colours = searcher.features.palette
+        return EncodedQuery(release.vector(row, timings.deadline.at), None if colours is None else colours[row], row)
     if query.vector is not None:
         with np.errstate(over="ignore"):
-            return Asked(_checked(query.vector.astype(np.float32), release.searcher.dim))
-    photo = (yield from _of_photo(release, query, means, phases, cached)) if query.photo_sha256 else None
-    words = _of_words(release, request.text, means.caches, phases, cached) if request.text is not None else None
-    if photo is None or words is None:
-        found = photo or words
-        assert found is not None
-        return found
-    mixed = (1 - request.text_weight) * photo.vector + request.text_weight * words.vector
+            return EncodedQuery(_checked(query.vector.astype(np.float32), searcher.dim))
+    return None
+
+
+def _mixed(photo: EncodedQuery | None, text: EncodedQuery | None, text_weight: float) -> EncodedQuery:
+    """The one that there is, or the weighted sum of both at unit length, with the photo's colours."""
+    if photo is None or text is None:
+        given = photo or text
+        assert given is not None
+        return given
+    mixed = (1 - text_weight) * photo.vector + text_weight * text.vector
     length = float(np.linalg.norm(mixed))
     if length < 1e-6:
         raise QueryError("the photo and the words are opposite to each other and cancel out; change text_weight")
-    return Asked(mixed / np.float32(length), photo.colours)
-
-
-def _of_photo(release: Release, query: Query, means: Means, phases: Phases, cached: list[str]) -> Generator[Step, Any, Asked]:
-    key = f"{release.query.fingerprint}|{release.searcher.features.palette is not None}|{query.photo_sha256}"
-    kept: Asked | None = means.caches.embedding.get(key, release.is_query)
-    if kept is not None:
-        cached.append("embedding")
-        return kept
-    if query.photo is None:
-        raise QueryError("this photo is not known here (any more); send it with POST /v1/search", 404)
-    with phases.phase("decode"):
-        pixels, colours = release.seen(query.photo, means.limits)
-    with phases.phase("encode"):
-        asked = Asked((yield Encode(release, pixels)), colours)
-    means.caches.embedding.put(key, asked)
-    return asked
-
-
-def _of_words(release: Release, text: str, caches: Caches, phases: Phases, cached: list[str]) -> Asked:
-    if release.words is None:
-        encoder = release.manifest.encoder
-        raise QueryError(f"encoder version {encoder.version} has no text tower; search with a photo, a product or a vector")
-    key = f"{release.words.fingerprint}|text|{sha256(text.encode()).hexdigest()}"
-    kept: Asked | None = caches.embedding.get(key, release.is_query)
-    if kept is not None:
-        cached.append("embedding")
-        return kept
-    with phases.phase("encode"):
-        asked = Asked(release.words.encode(text))
-    caches.embedding.put(key, asked)
-    return asked
-
-
-def _candidates(
-    release: Release, request: SearchRequest, asked: Asked, caches: Caches, cached: list[str], latest: float | None
-) -> Generator[Step, Any, Found]:
-    """The first phase, remembered by the vector, the version, the filter and how many were asked for; only where it is whole."""
-    wanted = max(request.candidates or release.candidates, request.k + (asked.row is not None))
-    rest = request.filter.canonical() if request.filter else ""
-    key = f"{release.identity}|{sha256(asked.vector.tobytes()).hexdigest()}|{wanted}|{sha256(rest.encode()).hexdigest()[:32]}"
-    found: Found | None = caches.candidates.get(key, lambda kept: release.are_candidates(kept, wanted))
-    if found is not None:
-        cached.append("candidates")
-        return found
-    found = yield Retrieve(release, asked.vector, wanted, request.filter, latest)
-    if not found.missing:
-        caches.candidates.put(key, found)
-    return found
+    return EncodedQuery(mixed / np.float32(length), photo.colours)
 
 
 def _checked(vector: np.ndarray, dim: int) -> np.ndarray:
@@ -286,23 +277,14 @@ def _checked(vector: np.ndarray, dim: int) -> np.ndarray:
     return vector / length
 
 
-def _image_url(product_id: str) -> str:
-    plain = product_id.isascii() and product_id.isalnum()  # as nearly all are: then there is nothing to quote
-    return f"/v1/images/{product_id if plain else quote(product_id, safe='')}"
-
-
-def _results(ranked: list[Ranked], features: Features, explain: bool) -> list[list[Result]]:
-    """What is shown of the ranked products of each query."""
-    shown = iter(features.shown(np.concatenate([r.rows for r in ranked])))
-    return [_result(one, list(islice(shown, len(one.rows))), explain) for one in ranked]
-
-
-def _result(ranked: Ranked, results: list[dict[str, Any]], explain: bool) -> list[Result]:
+def _results(ranked: Ranked, features: Features, explain: bool) -> list[Result]:
+    """The ranked products as they are shown; with each term of their scores where that is wanted."""
+    results = features.shown(ranked.rows)
     scores, similarities = ranked.score.round(6).tolist(), ranked.similarity.round(6).tolist()
     terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if explain else {}
     for place, shown in enumerate(results):
         shown["score"], shown["similarity"] = scores[place], similarities[place]
-        shown["image_url"] = _image_url(shown["product_id"])
+        shown["image_url"] = f"/v1/images/{quote(shown['product_id'], safe='')}"
         if explain:
             note = ranked.notes.get(place)
             shown["reasons"], shown["notes"] = {n: t[place] for n, t in terms.items()}, [note] if note else []

@@ -72,18 +72,14 @@ def rank(
     user: User | None = None,
     colours: np.ndarray | None = None,
     own: int | None = None,
-) -> list[Ranked]:
-    """The k best of each query's candidates: `rows` (nq, n) int64 handles (-1: none) with `similarity` (nq, n) float32, best first.
+) -> Ranked:
+    """The k best of a query's candidates: `rows` (n,) int64 handles (-1: none) with `similarity` (n,) float32, best first.
 
-    Each query is ranked as by itself, to the last bit. `colours` (nq, 13) uint8 are the palettes of the photos or products that
-    were asked with. `user` asks all of them, and `own` is the row of the product that all are about: it votes for its category, and
-    has no place in the answer.
+    `colours` (13,) uint8 is the palette of the photo or product of the query. `own` is the row of the product whose neighbours are
+    wanted: it votes for its category, and has no place in the answer.
     """
     there = rows >= 0
-    if not there.all():
-        palettes = [None] * len(rows) if colours is None else colours[:, None]
-        each = zip(rows, similarity, there, palettes, strict=True)
-        return [rank(r[None, t], s[None, t], features, config, k, user, p, own)[0] for r, s, t, p in each]
+    rows, similarity = rows[there], similarity[there]
     weights = config.weights
     terms = {
         "similarity": similarity.astype(np.float64),
@@ -96,20 +92,16 @@ def rank(
     if user is not None:
         terms["affinity"] = weights.affinity * _affinity(rows, features, user)
     if config.rules.boost or config.rules.bury:
-        terms["rules"] = nudges(rows.ravel(), features, config.rules).reshape(rows.shape)
-    score = sum(terms.values(), np.zeros(rows.shape))
-    ordered = np.argsort(-score, axis=1, kind="stable")
-    ranked = []
-    for query, best_first in enumerate(ordered):
-        candidates = rows[query]
-        if own is not None:
-            best_first = best_first[candidates[best_first] != own]
-        arranged = arrange(best_first, candidates, features, config.rules)
-        order = arranged.positions[:k]
-        notes = {place: arranged.notes[p] for place, p in enumerate(order.tolist()) if p in arranged.notes}
-        shares = {name: term[query, order] for name, term in terms.items()}
-        ranked.append(Ranked(candidates[order], score[query, order], similarity[query, order], shares, notes))
-    return ranked
+        terms["rules"] = nudges(rows, features, config.rules)
+    score = sum(terms.values(), np.zeros(len(rows)))
+    best_first = np.argsort(-score, kind="stable")
+    if own is not None:
+        best_first = best_first[rows[best_first] != own]
+    arranged = arrange(best_first, rows, features, config.rules)
+    order = arranged.positions[:k]
+    notes = {place: arranged.notes[p] for place, p in enumerate(order.tolist()) if p in arranged.notes}
+    shares = {name: term[order] for name, term in terms.items()}
+    return Ranked(rows[order], score[order], similarity[order], shares, notes)
 
 
 def _weighted(weight: float, column: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -118,14 +110,15 @@ def _weighted(weight: float, column: np.ndarray, rows: np.ndarray) -> np.ndarray
 
 
 def _category_share(rows: np.ndarray, similarity: np.ndarray, category: Coded, config: RankerConfig) -> np.ndarray:
-    """How much of its query's nearest neighbours' vote a candidate's own category got, (nq, n) in [0, 1]: the predicted attribute."""
-    queries, names = len(rows), len(category.values)
-    nearest = similarity[:, : config.voters]
-    votes = np.exp((nearest - nearest[:, :1]) / config.temperature).astype(np.float64)
-    ballots = category.codes[rows] + names * np.arange(queries)[:, None]  # every query's categories are counted by themselves
-    share = np.bincount(ballots[:, : config.voters].ravel(), votes.ravel(), queries * names)
-    share[::names] = 0.0
-    return share[ballots] / votes.sum(axis=1, keepdims=True)
+    """How much of the nearest neighbours' vote a candidate's own category got, (n,) in [0, 1]: the predicted attribute."""
+    if not len(rows):
+        return np.zeros(0)
+    nearest = similarity[: config.voters]
+    votes = np.exp((nearest - nearest[0]) / config.temperature).astype(np.float64)
+    codes = category.codes[rows]
+    share = np.bincount(codes[: config.voters], votes, len(category.values))
+    share[0] = 0.0  # no category
+    return share[codes] / votes.sum()
 
 
 def _affinity(rows: np.ndarray, features: Features, user: User) -> np.ndarray:

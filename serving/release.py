@@ -1,6 +1,6 @@
 """An index version, opened whole: its query encoders, its searcher and its ranker. Opened means verified.
 
-A query passes three phases: encode (a photo or words to `Asked`), retrieve (candidates from all segments), rank.
+A query passes three phases: encode (a photo or words to an `EncodedQuery`), retrieve (candidates from all segments), rank.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,6 @@ from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.encoder_guard import EncoderGuard
 from serving.filters import Filter, FilterError, matching
-from serving.found import one_above_the_other
 from serving.golden import check_golden
 from serving.models import VersionOf
 from serving.ranker import Ranked, RankerConfig, User, rank
@@ -31,10 +30,10 @@ UNIT_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A query as the phases need it: its unit vector (d,) float32, and the palette (13,) uint8 of its picture if it has one.
+class EncodedQuery:
+    """A query as retrieval and ranking take it: a unit vector (d,) float32, and the palette (13,) uint8 of its picture if it has one.
 
-    `row`: the product that is asked about, which is no answer to itself.
+    `row`: the row of the product whose neighbours are wanted; it is left out of the answer.
     """
 
     vector: np.ndarray
@@ -56,9 +55,8 @@ class Release:
     ) -> None:
         self.version, self.manifest, self.encoders = version, manifest, encoders
         self.query, self.searcher, self.words = query, searcher, words
-        self.encode_most = 1
         self.preprocess = encoders.manifest.preprocess
-        self.told = _told(version, manifest)
+        self.version_info = _version_info(version, manifest)
         self.ranker = _ranker(manifest, searcher)
         self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
         self.candidates = int(manifest.search.get("candidates") or CANDIDATES)
@@ -113,23 +111,19 @@ class Release:
             )
         return cls(version, manifest, encoders, query, searcher, TextEncoder.open(encoders, threads))
 
-    def seen(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, np.ndarray | None]:
-        """What the encoder and the ranker see of a photo: its pixels, and its palette where the ranker uses one. Raises ImageRejected."""
+    def preprocess_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, np.ndarray | None]:
+        """Decodes a photo to the encoder's input (h, w, 3) uint8, and its palette where the ranker uses one. Raises ImageRejected."""
         pixels = decode(data, self.preprocess, limits)
         return pixels, palette(pixels) if self.searcher.features.palette is not None else None
 
-    def encode(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
-        """The unit vectors (d,) float32 of pixels, at most `encode_most` pictures in one run of the network."""
-        most = self.encode_most
-        if most == 1:
-            return [self.query.encode(picture[None])[0] for picture in pictures]
-        runs = [self.query.encode(np.stack(pictures[n : n + most])) for n in range(0, len(pictures), most)]
-        return [vector for run in runs for vector in run]
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """The unit vector (d,) float32 of pixels (h, w, 3) uint8."""
+        return self.query.encode(pixels[None])[0]
 
-    def is_query(self, asked: Asked) -> bool:
+    def is_query(self, query: EncodedQuery) -> bool:
         """Whether this version can be asked with what a shared cache holds: a unit vector of its dimension."""
-        length = float(np.linalg.norm(asked.vector.astype(np.float64)))
-        return asked.vector.shape == (self.searcher.dim,) and abs(length - 1) <= UNIT_TOLERANCE
+        length = float(np.linalg.norm(query.vector.astype(np.float64)))
+        return query.vector.shape == (self.searcher.dim,) and abs(length - 1) <= UNIT_TOLERANCE
 
     def are_candidates(self, found: Found, wanted: int) -> bool:
         """Whether what a shared cache holds may be this version's candidates of one query: so many rows of it, best first."""
@@ -142,10 +136,10 @@ class Release:
             and bool((similarity[1:] <= similarity[:-1]).all())
         )
 
-    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Asked:
+    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> EncodedQuery:
         """The query of a photo's bytes. Raises ImageRejected."""
-        pixels, colours = self.seen(data, limits)
-        return Asked(self.encode([pixels])[0], colours)
+        pixels, colours = self.preprocess_photo(data, limits)
+        return EncodedQuery(self.encode(pixels), colours)
 
     def allowed(self, wanted: Filter | None) -> np.ndarray | None:
         """Which rows (n,) bool may be in an answer: what the rules require, and the filter. None: all. Raises FilterError."""
@@ -170,32 +164,27 @@ class Release:
         """
         return self.searcher.search(xq, candidates, self.allowed(wanted))
 
-    def rank(self, found: list[Found], k: int, asked: list[Asked], user: User | None = None) -> list[Ranked]:
-        """The second phase: the k best of each query's candidates.
+    def rank(self, found: Found, k: int, query: EncodedQuery, user: User | None = None) -> Ranked:
+        """The second phase: the k best of one query's candidates, as the user likes them."""
+        rows, similarity = found.rows[0], found.similarity[0]
+        return rank(rows, similarity, self.searcher.features, self.ranker, k, user, query.colours, query.row)
 
-        Several have all a palette or none, and are about the same product or about none.
-        """
-        several = one_above_the_other(found)
-        palettes = [a.colours for a in asked if a.colours is not None]
-        colours = np.stack(palettes) if palettes else None
-        return rank(several.rows, several.similarity, self.searcher.features, self.ranker, k, user, colours, asked[0].row)
-
-    def answer(self, asked: Asked, k: int = 20) -> Ranked:
+    def answer(self, query: EncodedQuery, k: int = 20) -> Ranked:
         """Both phases, with the version's own number of candidates."""
-        return self.rank([self.retrieve(asked.vector[None], max(self.candidates, k))], k, [asked])[0]
+        return self.rank(self.retrieve(query.vector[None], max(self.candidates, k)), k, query)
 
     def warm(self, rounds: int = 3) -> None:
         """Runs a few made-up queries, so that the first shopper does not pay for page faults and lazy set-up."""
         size = self.preprocess.size
         for n in range(rounds):
-            pixels = np.full((1, size, size, 3), 40 * n, np.uint8)
-            self.answer(Asked(self.query.encode(pixels)[0], palette(pixels[0])))
+            pixels = np.full((size, size, 3), 40 * n, np.uint8)
+            self.answer(EncodedQuery(self.encode(pixels), palette(pixels)))
             if self.words is not None:
                 self.words.encode("a warm word")
 
 
-def _told(version: str, manifest: IndexManifest) -> VersionOf:
-    """What answers say of the version they are from."""
+def _version_info(version: str, manifest: IndexManifest) -> VersionOf:
+    """The versions of index and encoder, as every answer names them."""
     tower, _, variant = manifest.encoder.query.partition(".")
     return VersionOf(index=version, encoder=manifest.encoder.version, tower=tower, variant=variant, manifest=manifest.id)
 

@@ -3,11 +3,12 @@
 import asyncio
 import contextvars
 import math
-import time
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
+from serving import queries
 from serving.access import Access, read_keys
 from serving.cache import Caches
 from serving.contract.preprocess import ImageLimits
@@ -17,11 +18,11 @@ from serving.following import LOADER_POLL_S, Following
 from serving.live_recall import LiveRecall
 from serving.metrics import Metrics
 from serving.models import SearchAnswer
-from serving.phases import DeadlinePassed, Phases
+from serving.phases import Deadline, DeadlinePassed, Timings
 from serving.places import Places, overloaded
 from serving.problems import Refused
 from serving.profiles import NoProfiles, Profiles, RedisProfiles
-from serving.queries import Means
+from serving.queries import Query, SearchDeps
 from serving.release import Release
 from serving.samples import Samples
 from serving.settings import ServingSettings
@@ -30,9 +31,7 @@ from serving.shards.fleet import RESOLVE_S, Fleet, addresses_of
 from serving.shards.gateway import GatewayVersions
 from serving.slots import Opener, Slots, WholeVersions
 from serving.source import VersionSource
-from serving.together import Search, Searching
 from serving.tracing import tracing_to
-from serving.workers import Workers
 
 FETCHERS = 4
 """Photos that are fetched by their addresses at once; `queue` more may wait, and beyond that is 503."""
@@ -56,12 +55,12 @@ class Replica:
             max_whole_pixels=settings.max_whole_pixels,
         )
         samples = Samples(settings.sample_rate, settings.sample_kept, settings.sample_photos)
-        self.means = Means(self.limits, _caches(settings), _profiles(settings), samples)
+        self.deps = SearchDeps(self.limits, _caches(settings), _profiles(settings), samples)
         self.live_recall = LiveRecall(samples, lambda: self.slots.live)
         self.fetcher = fetcher or Fetcher(settings.query_hosts, settings.max_image_bytes)
-        self.workers = Workers(settings.workers, settings.together, self._over)
+        self.workers = ThreadPoolExecutor(settings.workers, "search")
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
-        self.waiting = 0
+        self.waiting, self.lock = 0, threading.Lock()
         self.uploads = Places(settings.uploads, "photos are on their way in")
         self.fetches = Places(FETCHERS + settings.queue, "photos are being fetched by their addresses")
         calls: dict[str, tuple[Callable[[], object], float | None]] = {
@@ -80,60 +79,63 @@ class Replica:
         self.following.close()
         if self.fleet is not None:
             self.fleet.close()
-        self.workers.close()
+        self.workers.shutdown(wait=False, cancel_futures=True)
         self.fetchers.shutdown(wait=False, cancel_futures=True)
-        self.means.caches.close()
+        self.deps.caches.close()
         self.tracing.close()
 
-    def latest(self, timeout_ms: str | None = None) -> float:
-        """By when what is asked now is answered, as `Phases` has it; a caller may give less time than the setting does, never more.
+    def deadline(self, timeout_ms: str | None = None) -> Deadline:
+        """The deadline of a request that begins now; a caller may give it less time than the setting does, never more.
 
         Raises ValueError where `timeout_ms` is no number of milliseconds.
         """
         limit_s = self.settings.deadline_s
-        return time.monotonic() + (limit_s if timeout_ms is None else min(limit_s, _given_s(timeout_ms)))
+        return Deadline.after(limit_s if timeout_ms is None else min(limit_s, _timeout_s(timeout_ms)))
 
-    def begin(self, steps: Searching, phases: Phases) -> asyncio.Future[SearchAnswer]:
-        """Has a search worked on. Raises Refused(503) when too many wait already.
+    async def search(
+        self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool = False
+    ) -> SearchAnswer:
+        """The answer to a query, from a worker thread. Raises Refused(503) when too many wait, DeadlinePassed, and what a search raises.
 
-        Its answer may be DeadlinePassed, and whatever else the search raises.
+        A search whose deadline passes, or whose caller is cancelled, is dropped if it waits, and else ends before its next phase.
         """
-        if self.waiting >= self.settings.workers * self.settings.together + self.settings.queue:
+        if self.waiting >= self.settings.workers + self.settings.queue:
             raise overloaded("searches are waiting")
-        loop = asyncio.get_running_loop()
-        search = Search(steps, contextvars.copy_context(), loop.create_future())
-        self.waiting += 1  # until it is over: one that is given up goes on until its next phase
-        self.workers.submit(search)
-        timer = loop.call_later(_left_s(phases), _give_up, search.future)
-        search.future.add_done_callback(lambda _: timer.cancel())
-        return search.future
+        try:
+            async with asyncio.timeout(timings.deadline.left_s()):
+                return await self._submit(release, query, timings, request_id, sampled)
+        except TimeoutError:
+            raise DeadlinePassed(TOO_LATE) from None
 
-    def _over(self, searches: list[Search]) -> None:
-        """Tells those who asked: all of them at once, as every call into the loop wakes it."""
-        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            searches[0].future.get_loop().call_soon_threadsafe(self._tell, searches)
+    def _submit(
+        self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool
+    ) -> asyncio.Future[SearchAnswer]:
+        """Gives a search to the workers; it counts as waiting until a worker is done with it.
 
-    def _tell(self, searches: list[Search]) -> None:
-        for search in searches:
+        Nobody but the caller's `await` holds the future: an error's traceback that leads back to its own future is a cycle, which
+        would keep a retired version in memory.
+        """
+        context = contextvars.copy_context()
+        job = self.workers.submit(context.run, queries.search, release, query, self.deps, timings, request_id, sampled)
+        with self.lock:
+            self.waiting += 1
+        job.add_done_callback(self._count_down)
+        return asyncio.wrap_future(job)
+
+    def _count_down(self, job: Future[SearchAnswer]) -> None:
+        with self.lock:
             self.waiting -= 1
-            if search.future.done():
-                search.error = None  # nobody asks for it, and its traceback holds this search and its version
-                continue
-            if search.answer is not None:
-                search.future.set_result(search.answer)
-            else:
-                search.future.set_exception(search.error or RuntimeError("a search ended without an answer"))
 
-    async def fetch(self, url: str, phases: Phases) -> bytes:
+    async def fetch(self, url: str, timings: Timings) -> bytes:
         """A photo by its address, while workers do other things. Raises Refused(503), ImageRejected or DeadlinePassed."""
 
         def fetch() -> bytes:
-            with phases.phase("fetch"):
+            with timings.phase("fetch"):
                 return self.fetcher.fetch(url)
 
         try:
             with self.fetches:
-                async with asyncio.timeout(_left_s(phases)):
+                async with asyncio.timeout(timings.deadline.left_s()):
                     return await asyncio.get_running_loop().run_in_executor(self.fetchers, fetch)
         except TimeoutError:
             raise DeadlinePassed(TOO_LATE) from None
@@ -153,32 +155,22 @@ class Replica:
 
     def metrics_text(self) -> bytes:
         self.metrics.busy.set(self.waiting)
-        return self.metrics.text(self.slots, self.means, self.live_recall.told(), self.fleet)
+        return self.metrics.text(self.slots, self.deps, self.live_recall.told(), self.fleet)
 
     def _opener(self, source: VersionSource) -> Opener[Release]:
         chosen = self.settings
         runs = runtime(chosen.encoder_runtime)
         if self.fleet is None:
-            return WholeVersions(source, chosen.threads, runs, chosen.encode_batch)
+            return WholeVersions(source, chosen.threads, runs)
         client = ShardClient(self.fleet, self.metrics, chosen.shard_timeout_s, chosen.hedges)
-        return GatewayVersions(source, self.fleet, client, chosen.threads, chosen.shard_patience_s, runs, chosen.encode_batch)
+        return GatewayVersions(source, self.fleet, client, chosen.threads, chosen.shard_patience_s, runs)
 
 
-def _given_s(timeout_ms: str) -> float:
+def _timeout_s(timeout_ms: str) -> float:
     with suppress(ValueError):
-        if 0 <= (given_s := float(timeout_ms) / 1e3) < math.inf:
-            return given_s
+        if 0 <= (timeout_s := float(timeout_ms) / 1e3) < math.inf:
+            return timeout_s
     raise ValueError(f"X-Timeout-Ms: {timeout_ms!r} is no number of milliseconds, such as 250 or 0.5")
-
-
-def _left_s(phases: Phases) -> float:
-    assert phases.latest is not None
-    return phases.latest - time.monotonic()
-
-
-def _give_up(future: asyncio.Future[SearchAnswer]) -> None:
-    if not future.done():
-        future.set_exception(DeadlinePassed(TOO_LATE))
 
 
 def _fleet(settings: ServingSettings) -> Fleet | None:

@@ -1,13 +1,18 @@
 """What a replica is told from outside: VITRINE_ variables, typed, with defaults that work on one machine."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 PREFIX = "VITRINE_"
 ROLES = ("all", "shard", "gateway")
-GATEWAY_WORKERS = 16
+GATEWAY_WORKERS, GATEWAY_QUEUE = 16, 176
+REMOVED = ("together", "encode_batch")
+"""Settings of earlier versions: still accepted, and ignored with a warning."""
 DAY_S = 86_400
 
 
@@ -44,17 +49,13 @@ class ServingSettings:
     """The share of questions to shards that a gateway may ask a second process when the first is late. 0: none."""
     probe_s: float = _number(0.5, 0.01, DAY_S)
     """How often a gateway asks every shard process what it holds."""
-    together: int = _number(8, 1)
-    """How many of the searches that wait a worker takes at once. Below 20 an answer does not depend on its company (decision 0057)."""
-    encode_batch: int = _number(1, 1)
-    """How many photos of those go through the encoder in one run. 1: each by itself."""
     threads: int = _number(1, 1)
     encoder_runtime: str = "onnxruntime"
     """What runs the photos' encoder: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or openvino (docs/encoders.md)."""
     workers: int = _number(2, 1)
-    """Requests that are worked on at once; more wait, up to `queue`, and beyond that are answered 503.
-    A gateway, whose workers mostly wait for shards, has 16 where nothing is set."""
-    queue: int = _number(64, 0)
+    """Searches that are worked on at once; more wait, up to `queue`, and beyond that are answered 503.
+    A gateway, whose workers mostly wait for shards, has 16 and a queue of 176 where nothing is set."""
+    queue: int = _number(78, 0)
     deadline_s: float = _number(5.0, 0.01, DAY_S)
     """From the whole body to the answer; what takes longer is answered 504, and no further phase of it begins."""
     connections: int = _number(1000, 1)
@@ -102,6 +103,9 @@ class ServingSettings:
     def load(cls, environ: Mapping[str, str]) -> "ServingSettings":
         """Settings from the environment; a value that does not parse or is out of bounds is a ValueError naming the variable."""
         values: dict[str, Any] = {}
+        for name in (PREFIX + removed.upper() for removed in REMOVED):
+            if name in environ:
+                log.warning("%s is ignored: searches are no longer worked on together; take it out of the environment", name)
         for spec in fields(cls):
             text = environ.get(PREFIX + spec.name.upper())
             if text is None:
@@ -118,7 +122,7 @@ class ServingSettings:
                     upper = f" and at most {most:g}" if most < float("inf") else ""
                     raise ValueError(f"{given} is out of bounds: at least {least:g}{upper} is needed")
         if values.get("role") == "gateway":
-            values.setdefault("workers", GATEWAY_WORKERS)
+            values = {"workers": GATEWAY_WORKERS, "queue": GATEWAY_QUEUE} | values
         return cls(**values)
 
     def shard_numbers(self) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from serving.cache import CANDIDATES_S, EMBEDDING_S, RESPONSE_S, Caches, anything
 from serving.contract.palette import NAMES
 from serving.models import SearchAnswer
-from serving.release import Asked
+from serving.release import EncodedQuery
 from serving.searcher import Found
 
 TIMEOUT_S = 0.1
@@ -30,18 +30,18 @@ class Layout:
     read: Callable[[bytes], Any]
 
 
-def write_asked(asked: Asked) -> bytes:
+def write_asked(asked: EncodedQuery) -> bytes:
     """uint32 d, d float32, then 13 palette bytes or none."""
     colours = b"" if asked.colours is None else asked.colours.tobytes()
     return struct.pack("<I", len(asked.vector)) + asked.vector.astype("<f4").tobytes() + colours
 
 
-def read_asked(data: bytes) -> Asked:
+def read_asked(data: bytes) -> EncodedQuery:
     (d,) = _header(data)
     rest = data[4 + 4 * d :]
     if len(data) < 4 + 4 * d or len(rest) not in (0, len(NAMES)):
         raise ValueError(f"{len(data)} bytes are no query of dimension {d}")
-    return Asked(np.frombuffer(data, "<f4", d, 4), np.frombuffer(rest, np.uint8) if rest else None)
+    return EncodedQuery(np.frombuffer(data, "<f4", d, 4), np.frombuffer(rest, np.uint8) if rest else None)
 
 
 def write_found(found: Found) -> bytes:

@@ -4,9 +4,7 @@ A query takes one `Release` and keeps it to its end; the flip changes a single r
 becomes ready, and what was live stays. Loading and following are apart, so that a flip back never waits for a slow candidate.
 """
 
-import gc
 import logging
-import math
 import threading
 import time
 import weakref
@@ -17,7 +15,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.encoder_guard import EncoderGuard
-from serving.memory import give_back
 from serving.release import Release
 from serving.source import VersionSource
 
@@ -27,9 +24,6 @@ SLOTS = ("blue", "green")
 STATES = ("empty", "loading", "ready", "failed")
 RETRY_S = 30.0
 """A version that failed is tried again after this long: what failed may have been the network."""
-COLLECT_S = 10.0
-"""How often at most objects are gone through for a version that is given up and still there. Python looks for circles when many
-objects were made, and where all caches are full, hardly any are; a few frames in a circle then hold a version's gigabytes for good."""
 
 
 class Version(Protocol):
@@ -67,16 +61,14 @@ class Opener(Protocol[V]):
 class WholeVersions:
     """Opens whole versions, which wait for nothing."""
 
-    def __init__(self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME, encode_most: int = 1) -> None:
-        self.source, self.threads, self.runtime, self.encode_most = source, threads, runtime, encode_most
+    def __init__(self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME) -> None:
+        self.source, self.threads, self.runtime = source, threads, runtime
         self.guard = EncoderGuard()
 
     def open(self, version: str) -> Release:
         manifest = self.source.manifest(version)
         encoder = self.source.encoder(manifest)
-        opened = Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime, self.guard)
-        opened.encode_most = self.encode_most
-        return opened
+        return Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime, self.guard)
 
     def lacks(self, opened: Release, first: bool) -> str:
         return ""
@@ -126,7 +118,6 @@ class Slots(Generic[V]):
         self.flips = self.failures = 0
         self.in_memory: list[tuple[str, weakref.ref[V]]] = []
         self.freed = 0
-        self.collected = -math.inf
         self.lock, self.following = threading.Lock(), threading.Lock()
 
     def refresh(self) -> None:
@@ -141,7 +132,7 @@ class Slots(Generic[V]):
             self._follow()
 
     def _follow(self) -> None:
-        self._free()
+        self._count_freed()
         try:
             wanted = {name: self.source.resolve(name) for name in (*SLOTS, "live")}
         except Exception as error:  # the registry being away must not disturb what is served
@@ -262,18 +253,13 @@ class Slots(Generic[V]):
         log.info("%s: version %s is ready (%d products)", name, version, opened.products)
         return Slot(version, "ready", "", _now(), opened)
 
-    def _free(self) -> None:
-        """Once the last request of a version that was given up has ended, its memory goes back to the system."""
-        if self.draining() and self.clock() - self.collected >= COLLECT_S:
-            gc.collect()
-            self.collected = self.clock()
+    def _count_freed(self) -> None:
+        """Counts versions that were given up and whose last request has ended: then nothing refers to them any more."""
         gone = [kept for kept in list(self.in_memory) if kept[1]() is None]
         for kept in gone:
             self.in_memory.remove(kept)
+            self.freed += 1
             log.info("version %s is freed", kept[0])
-        if gone:
-            self.freed += len(gone)
-            give_back()
 
 
 def _now() -> str:

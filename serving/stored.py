@@ -47,7 +47,7 @@ class Stored:
         xq, k = self.query(xq), min(k, len(positions))
         if not k:
             return nothing(len(xq), 0)
-        if self.distance is not None and len(xq) <= FEW:
+        if self.distance is not None and self.codes is not None and len(xq) <= FEW:
             similarity = self.distance.similarities(xq, self.codes, positions)
             order = np.argsort(-similarity, axis=1)[:, :k]
             return Found(np.take_along_axis(similarity, order, 1), positions[order])

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
-from serving.phases import Phases
+from serving.phases import Timings
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -20,7 +20,7 @@ parent: ContextVar[str] = ContextVar("traceparent", default="")
 class Traced(Protocol):
     """A request under way."""
 
-    def end(self, name: str, took_s: float, attributes: Mapping[str, str | int], searches: Sequence[Phases] = ()) -> None: ...
+    def end(self, name: str, took_s: float, attributes: Mapping[str, str | int], searches: Sequence[Timings] = ()) -> None: ...
 
 
 class Tracing(Protocol):
@@ -52,7 +52,7 @@ class SpanOf:
     def __init__(self, tracer: "Tracer", span: "Span", began_s: float) -> None:
         self.tracer, self.span, self.began_s = tracer, span, began_s
 
-    def end(self, name: str, took_s: float, attributes: Mapping[str, str | int], searches: Sequence[Phases] = ()) -> None:
+    def end(self, name: str, took_s: float, attributes: Mapping[str, str | int], searches: Sequence[Timings] = ()) -> None:
         from opentelemetry.trace import set_span_in_context
 
         below = set_span_in_context(self.span)

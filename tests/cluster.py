@@ -14,6 +14,7 @@ from types import TracebackType
 import httpx
 import psutil
 
+from tests.image import allocator_settings
 from tests.servers import free_port
 
 
@@ -24,7 +25,7 @@ class Serving:
         port = free_port()
         self.url, self.log = f"http://127.0.0.1:{port}", log
         chosen = {"RELEASE": str(release), "PORT": str(port), **settings}
-        self.environ = os.environ | {f"VITRINE_{n.upper()}": str(v) for n, v in chosen.items()}
+        self.environ = os.environ | allocator_settings() | {f"VITRINE_{n.upper()}": str(v) for n, v in chosen.items()}
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:

@@ -50,7 +50,7 @@ router = APIRouter(route_class=StrictJsonRoute)
 async def batch(body: BatchRequest, call: SearchCallDep, response: Response, _: Key, __: Bearer) -> BatchAnswer:
     """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
     call.replica.access.admit(call.request.headers, len(body.searches))
-    places = asyncio.Semaphore(call.replica.settings.workers * call.replica.settings.together)
+    places = asyncio.Semaphore(call.replica.settings.workers)
 
     async def answer(number: int, search: SearchRequest) -> SearchAnswer | Problem:
         async with places:

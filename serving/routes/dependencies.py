@@ -11,7 +11,7 @@ from pydantic import WithJsonSchema
 from serving import queries
 from serving.filters import Filter
 from serving.models import SearchAnswer, SearchRequest
-from serving.phases import Phases
+from serving.phases import Deadline, Timings
 from serving.release import Release
 from serving.replica import Replica
 from serving.uploads import json_object
@@ -67,7 +67,7 @@ class SearchCall:
     replica: Replica
     release: Release
     slot: str
-    latest: float
+    deadline: Deadline
 
     async def answer(self, query: queries.Query, suffix: str = "") -> SearchAnswer:
         """The answer from a worker, its photo fetched first where it is an address. `suffix` tells apart the searches of a batch.
@@ -75,17 +75,16 @@ class SearchCall:
         Raises what a search raises, and Refused(503) where too many wait.
         """
         replica, state = self.replica, self.request.state
-        phases = Phases(self.latest)
-        phases.check("work")
-        state.phases.append(phases)
+        timings = Timings(self.deadline)
+        self.deadline.check("work")
+        state.phases.append(timings)
         if query.request.image_url is not None:
-            photo = await replica.fetch(query.request.image_url, phases)
+            photo = await replica.fetch(query.request.image_url, timings)
             query = await query_of(query.request, photo)
         sampled = not self.slot and self.request.headers.get("sec-gpc") != "1"
-        search = queries.search(self.release, query, replica.means, phases, state.request_id + suffix, sampled)
-        found = await replica.begin(search, phases)
-        replica.metrics.search(found)
-        return found
+        answer = await replica.search(self.release, query, timings, state.request_id + suffix, sampled)
+        replica.metrics.search(answer)
+        return answer
 
 
 async def get_search_call(
@@ -96,7 +95,7 @@ async def get_search_call(
     timeout_ms: TimeoutMs = None,
 ) -> SearchCall:
     """Its deadline counts from here, which is after the body where a route names the body first."""
-    return SearchCall(request, replica, release, slot, replica.latest(timeout_ms))
+    return SearchCall(request, replica, release, slot, replica.deadline(timeout_ms))
 
 
 SearchCallDep = Annotated[SearchCall, Depends(get_search_call)]

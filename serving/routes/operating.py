@@ -30,7 +30,7 @@ Fingerprint = Annotated[str, Query(pattern="^[0-9a-f]{64}$|^$", description="onl
 @router.get("/v1/samples", response_model=KeptSamples, responses=problems(401, 422), dependencies=[Depends(require_admin)])
 async def samples(replica: ReplicaDep, limit: Limit = 200, fingerprint: Fingerprint = "") -> dict[str, Any]:
     """Sampled real queries: vectors (base64 of float32) and the sha256 of photos; photos only where a setting keeps them."""
-    return {"samples": [s.wire() for s in replica.means.samples.newest(limit, fingerprint)]}
+    return {"samples": [s.wire() for s in replica.deps.samples.newest(limit, fingerprint)]}
 
 
 @router.post("/v1/follow", response_model=SlotsState, responses=problems(401), dependencies=[Depends(require_admin)])

@@ -181,10 +181,10 @@ class GatewayVersions:
 
     def __init__(
         self, source: VersionSource, fleet: Fleet, client: ShardClient, threads: int = 1, patience_s: float = 10.0,
-        runtime: Runtime = ONNXRUNTIME, encode_most: int = 1, clock: Callable[[], float] = time.monotonic,
+        runtime: Runtime = ONNXRUNTIME, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.source, self.fleet, self.client, self.threads = source, fleet, client, threads
-        self.patience_s, self.runtime, self.encode_most, self.clock = patience_s, runtime, encode_most, clock
+        self.patience_s, self.runtime, self.clock = patience_s, runtime, clock
         self.since: dict[str, float] = {}
         self.guard = EncoderGuard()
 
@@ -197,9 +197,7 @@ class GatewayVersions:
         searcher = RemoteSearcher.over(version, manifest, locate, self.client)
         locate(manifest.golden)
         encoder = self.source.encoder(manifest)
-        opened = GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime, self.guard)
-        opened.encode_most = self.encode_most
-        return opened
+        return GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime, self.guard)
 
     def lacks(self, opened: Release, first: bool) -> str:
         manifest, searcher = opened.manifest, opened.searcher

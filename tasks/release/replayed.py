@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 
 from serving.contract.preprocess import ImageRejected
-from serving.release import Asked, Release
+from serving.release import EncodedQuery, Release
 from tasks.errors import SettingsError
 from tasks.release.replicas import Replica, Sampled, of_each
 
@@ -92,7 +92,7 @@ def replayed(
 
 def answers(release: Release, vectors: np.ndarray) -> list[list[str]]:
     """The ids of the top 20 that a version itself gives for query vectors (n, d)."""
-    rows = [release.answer(Asked(vector), TOP).rows for vector in vectors]
+    rows = [release.answer(EncodedQuery(vector), TOP).rows for vector in vectors]
     return [[r["product_id"] for r in release.searcher.features.take(found, ["product_id"])] for found in rows]
 
 

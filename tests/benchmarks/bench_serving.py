@@ -30,6 +30,7 @@ import psutil
 from serving.contract.manifest import CANDIDATES, EncoderManifest
 from serving.contract.segments import read_index
 from tests.benchmarks.market import NETWORK, SIZE, Market, market
+from tests.image import allocator_settings
 from tests.load import MARK, Shots, fire, json_request, photo_request
 from tests.servers import free_port
 
@@ -106,7 +107,7 @@ def replica(release: Path, log: Path, **settings: str) -> Iterator[tuple[str, ps
     """`vitrine-serve` in a process of its own, ready; its url and process."""
     port = free_port()
     chosen = {"RELEASE": str(release), "PORT": str(port), "WORKERS": str(WORKERS), **settings}
-    environ = os.environ | {f"VITRINE_{n}": v for n, v in chosen.items()}
+    environ = os.environ | allocator_settings() | {f"VITRINE_{n}": v for n, v in chosen.items()}
     with log.open("w") as stream:
         process = subprocess.Popen([sys.executable, "-m", "serving.main"], env=environ, stderr=stream)
         try:

@@ -1,19 +1,17 @@
 """The second phase against a plain reading of its definition, one product at a time."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from serving import ranker
 from serving.contract.keys import product_keys
 from serving.contract.palette import NAMES, PALETTE
 from serving.contract.segments import fixed_column
 from serving.features import Features
 from serving.filters import Filter
-from serving.ranker import Ranked, RankerConfig, User, Weights
+from serving.ranker import RankerConfig, User, Weights, rank
 from serving.rules import Nudge, Pin, Rules
 
 CATEGORIES = [["Home", "Mugs"], ["Home", "Lamps"], ["Shoes"], []]
@@ -36,13 +34,6 @@ def shop(n: int = 60, seed: int = 0) -> tuple[Features, pa.Table]:
         }
     )
     return Features(table), table
-
-
-def rank(rows: np.ndarray, similarity: np.ndarray, *rest: Any, colours: np.ndarray | None = None, **named: Any) -> Ranked:
-    """One query's candidates (n,)."""
-    palettes = None if colours is None else colours[None]
-    (found,) = ranker.rank(rows[None], similarity[None], *rest, colours=palettes, **named)
-    return found
 
 
 def one_at_a_time(
@@ -232,38 +223,6 @@ def test_equal_scores_keep_the_order_they_came_in() -> None:
     rows = np.array([9, 4, 30, 2])
     found = rank(rows, np.full(4, 0.5, np.float32), features, RankerConfig(weights=PLAIN), 4)
     assert found.rows.tolist() == [9, 4, 30, 2]
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        RankerConfig(weights=Weights(colour=0.3, popularity=0.1)),
-        RankerConfig(voters=7, rules=Rules(max_per_brand=1, collapse="brand", pin=(Pin(product_id="p4", place=2),))),
-        RankerConfig(rules=Rules(boost=(boost({"brand": "Vela"}, 0.2),), bury=(boost({"price": {"lt": 20}}, 0.1),))),
-    ],
-)
-@pytest.mark.parametrize(
-    ("queries", "candidates", "missing"), [(1, 40, 0), (2, 1, 0), (5, 41, 0), (8, 60, 0), (4, 30, 7), (3, 9, 9)]
-)
-def test_several_queries_are_ranked_as_each_by_itself_to_the_last_bit(
-    config: RankerConfig, queries: int, candidates: int, missing: int
-) -> None:
-    _, table = shop()
-    rng = np.random.default_rng(queries)
-    features = Features(table.append_column(PALETTE, fixed_column(rng.integers(0, 40, (60, len(NAMES)), np.uint8))))
-    rows = np.stack([rng.permutation(60)[:candidates] for _ in range(queries)])
-    similarity = -np.sort(-rng.random((queries, candidates), np.float32))
-    if missing:
-        rows[0, -missing:], similarity[0, -missing:] = -1, -np.inf
-    for colours in (None, rng.integers(0, 40, (queries, len(NAMES)), np.uint8)):
-        together = ranker.rank(rows, similarity, features, config, 20, colours=colours)
-        for n, found in enumerate(together):
-            alone = rank(rows[n], similarity[n], features, config, 20, colours=None if colours is None else colours[n])
-            assert found.rows.tolist() == alone.rows.tolist()
-            assert found.score.tolist() == alone.score.tolist()
-            assert found.similarity.tolist() == alone.similarity.tolist()
-            assert {n: t.tolist() for n, t in found.terms.items()} == {n: t.tolist() for n, t in alone.terms.items()}
-            assert found.notes == alone.notes
 
 
 def test_other_weights_or_rules_are_another_ranker() -> None:

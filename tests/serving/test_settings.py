@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serving.app import create_app
-from serving.settings import ServingSettings
+from serving.settings import REMOVED, ServingSettings
 
 
 def test_numbers_at_their_bounds_are_taken() -> None:
@@ -32,6 +32,14 @@ def test_numbers_at_their_bounds_are_taken() -> None:
 def test_a_number_that_makes_no_sense_is_one_sentence(name: str, text: str, words: str) -> None:
     with pytest.raises(ValueError, match=f"^VITRINE_{name}='{text}' .*{words}"):
         ServingSettings.load({f"VITRINE_{name}": text})
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_setting_of_an_earlier_version_is_ignored_with_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert ServingSettings.load({f"VITRINE_{name.upper()}": "8"}) == ServingSettings()
+    assert caplog.messages == [
+        f"VITRINE_{name.upper()} is ignored: searches are no longer worked on together; take it out of the environment"
+    ]
 
 
 def test_a_folder_that_holds_no_release_is_one_sentence(tmp_path: Path) -> None:

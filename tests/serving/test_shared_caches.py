@@ -16,7 +16,7 @@ from redis import Redis
 
 from serving.app import create_app
 from serving.profiles import RedisProfiles
-from serving.release import Asked
+from serving.release import EncodedQuery
 from serving.searcher import Found
 from serving.settings import ServingSettings
 from serving.shared_cache import ASKED, FOUND, RedisCache, connect, read_asked, read_found, write_asked, write_found
@@ -49,8 +49,8 @@ def replica(home: Path, **settings: object) -> TestClient:
 
 def test_values_come_back_as_they_were_and_nonsense_is_refused() -> None:
     rng = np.random.default_rng(1)
-    asked = Asked(rng.standard_normal(16).astype(np.float32), rng.integers(0, 255, 13, dtype=np.uint8))
-    for one in (asked, Asked(asked.vector)):
+    asked = EncodedQuery(rng.standard_normal(16).astype(np.float32), rng.integers(0, 255, 13, dtype=np.uint8))
+    for one in (asked, EncodedQuery(asked.vector)):
         again = read_asked(write_asked(one))
         assert np.array_equal(again.vector, one.vector)
         assert (again.colours is None) == (one.colours is None)
@@ -112,7 +112,7 @@ def test_a_query_that_is_none_of_this_version_is_a_miss(
         kept = read_asked(redis.get(name))  # type: ignore[arg-type]
         vector = np.zeros(len(kept.vector) if d is None else d, np.float32)
         vector[:1] = number
-        redis.set(name, write_asked(Asked(vector, kept.colours)))
+        redis.set(name, write_asked(EncodedQuery(vector, kept.colours)))
         again = client.post("/v1/search", files={"image": photo}, data={"k": "7"}).json()
         assert again["cached"] == ["candidates"]
         assert again["results"] == first["results"][:7]
@@ -174,7 +174,7 @@ def test_after_a_failure_redis_is_left_alone_for_a_while() -> None:
         assert cache.get("a") is None
     assert (cache.misses, cache.errors) == (5, 1)
     now[0] = 2.0
-    cache.put("a", Asked(np.zeros(4, np.float32)))
+    cache.put("a", EncodedQuery(np.zeros(4, np.float32)))
     assert cache.errors == 2
     cache.close()
 

@@ -1,6 +1,12 @@
 """A short version of the proofs under load: versions flip, a corrupt one is offered, garbage comes in; nothing fails or mixes."""
 
+import contextlib
+import gc
+import itertools
+import threading
 import time
+from collections import Counter
+from typing import Any
 
 import httpx
 import numpy as np
@@ -8,7 +14,7 @@ import pytest
 
 from tests.benchmarks.bench_soak import Garbage
 from tests.load import MARK, Load, fire, photo_request
-from tests.running import Served
+from tests.running import Served, until
 from tests.serving.whole.conftest import open_app
 from tests.serving.whole.storefront import Storefront, corrupt
 
@@ -41,6 +47,59 @@ def test_flips_under_load_fail_nothing_and_mix_nothing(store: Storefront) -> Non
     assert np.array_equal(shots.version, shots.encoder)
     told = zip(shots.request.tolist(), shots.version.tolist(), shots.digest.tolist(), strict=True)
     assert [d for r, v, d in told if known[(r, v)] != d] == []
+
+
+WRONG: list[dict[str, Any]] = [
+    {"product_id": "nobody"}, {"vector": [1.0, 2.0]}, {"text": "a mug"}, {"image": "aGVsbG8="}, {"vector": [9.0] * 16},
+    {"product_id": "P001/Shoes", "filter": {"colour": "red"}}, {"product_id": "P001/Shoes", "filter": {"price": {"lt": "many"}}},
+]  # fmt: skip
+
+
+def test_versions_that_are_retired_under_load_are_freed_by_reference_counting_alone(store: Storefront) -> None:
+    """Good, wrong, late and abandoned searches, alone and in batches, while versions flip; without Python's cycle collector."""
+    photos = list(store.photos.values())
+    app = open_app(store, queue=2)
+    replica, stop = app.state.replica, threading.Event()
+    statuses: Counter[int] = Counter()
+
+    def shop(url: str, number: int) -> None:
+        with httpx.Client(base_url=url, trust_env=False, timeout=20) as client:
+            for n in itertools.count(number):
+                if stop.is_set():
+                    return
+                wrong = WRONG[n % len(WRONG)]
+                late = {"X-Timeout-Ms": str(n % 7)}
+                for answer in (
+                    client.post("/v1/search", files={"image": photos[n % len(photos)] + MARK + str(n).encode()}),
+                    client.post("/v1/search", json=wrong),
+                    client.post("/v1/search", files={"image": photos[n % len(photos)] + str(n).encode()}, headers=late),
+                    client.post("/v1/search/batch", json={"searches": [wrong, *WRONG]}, headers=late),
+                ):
+                    statuses[answer.status_code] += 1
+                with contextlib.suppress(httpx.TimeoutException):
+                    client.post("/v1/search", files={"image": photos[0] + f"gone {n}".encode()}, timeout=0.001)
+
+    with Served(app) as served:
+        threads = [threading.Thread(target=shop, args=(served.url, 1000 * n)) for n in range(6)]
+        gc.collect()
+        gc.disable()
+        try:
+            for thread in threads:
+                thread.start()
+            for flips, (version, slot) in enumerate([("2", "green"), ("1", "blue")] * 4, start=1):
+                other = "blue" if slot == "green" else "green"
+                store.point(**{slot: version, "live": version})
+                until(lambda version=version: replica.slots.live.version == version, f"version {version} is live")
+                time.sleep(0.2)
+                store.point(**{other: ""})
+                until(lambda flips=flips: replica.slots.freed == flips, f"the version before flip {flips} is freed")
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+        finally:
+            stop.set()
+            gc.enable()
+    assert {200, 404, 415, 422, 504} <= set(statuses) <= {200, 404, 415, 422, 503, 504}, statuses
 
 
 def test_a_corrupt_candidate_is_offered_under_load_and_never_serves(store: Storefront) -> None:

@@ -1,20 +1,18 @@
 """The HTTP interface, over a real release of two versions."""
 
-import asyncio
 import base64
 import gc
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextvars import copy_context
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.phases import Phases
+from serving.phases import Timings
+from serving.queries import Query
 from serving.routes.dependencies import LARGE
-from serving.together import Search, Searching
 from tests.running import until
 from tests.serving.whole.conftest import open_app
 from tests.serving.whole.storefront import Storefront, draw
@@ -257,7 +255,7 @@ def test_without_a_version_it_is_alive_but_not_ready(store: Storefront) -> None:
 
 
 def test_too_many_waiting_are_refused_at_once(store: Storefront) -> None:
-    app = open_app(store, workers=1, together=1, queue=0)
+    app = open_app(store, workers=1, queue=0)
     with TestClient(app) as client:
         app.state.replica.waiting = 1
         refused = client.post("/v1/search", json={"product_id": store.ids[0]})
@@ -266,21 +264,12 @@ def test_too_many_waiting_are_refused_at_once(store: Storefront) -> None:
         assert client.post("/v1/search", json={"product_id": store.ids[0]}).status_code == 200
 
 
-def sleeping(seconds: float) -> Searching:
-    """A search that keeps a worker busy."""
-    time.sleep(seconds)
-    yield from ()
-    raise RuntimeError("this one has no answer")
-
-
 def test_a_search_that_waited_too_long_is_not_worked_on(store: Storefront) -> None:
     app = open_app(store, workers=1, deadline_s=0.1)
     with TestClient(app) as client:
-        nobody = asyncio.new_event_loop()
-        app.state.replica.workers.submit(Search(sleeping(0.4), copy_context(), nobody.create_future()))
+        app.state.replica.workers.submit(time.sleep, 0.4)
         late = client.post("/v1/search", json={"product_id": store.ids[0]})
         assert (late.status_code, late.json()["reason"]) == (504, "deadline")
-        nobody.close()
 
 
 def test_a_problem_in_a_batch_is_the_one_of_a_search_by_itself(store: Storefront) -> None:
@@ -303,7 +292,7 @@ def test_nothing_of_a_search_outlives_its_problem(store: Storefront, path: str) 
     """Whatever an error's traceback leads to, a photo or a version, is not left in a circle for Python to find some day."""
 
     def left() -> int:
-        return sum(type(o) in (Search, Phases) for o in gc.get_objects())
+        return sum(type(o) in (Query, Timings) for o in gc.get_objects())
 
     wrong: list[dict[str, object]] = [
         {"product_id": "nothing"}, {"vector": [1.0, 2.0]}, {"text": "a mug"}, {"image": base64.b64encode(b"hello").decode()},
@@ -365,14 +354,12 @@ def test_a_caller_may_give_less_time_in_milliseconds(asked: TestClient, front: S
 
 def test_a_batch_has_one_deadline_for_all_its_searches(store: Storefront) -> None:
     """One worker, busy for five deadlines: the last of twelve searches one after the other would find it free."""
-    app = open_app(store, workers=1, together=1, deadline_s=0.2)
+    app = open_app(store, workers=1, deadline_s=0.2)
     with TestClient(app) as client:
-        nobody = asyncio.new_event_loop()
-        app.state.replica.workers.submit(Search(sleeping(1.0), copy_context(), nobody.create_future()))
+        app.state.replica.workers.submit(time.sleep, 1.0)
         late = client.post("/v1/search/batch", json={"searches": [{"product_id": p} for p in store.ids[:12]]})
         assert late.status_code == 200
         assert [a.get("status") for a in late.json()["answers"]] == [504] * 12
-        nobody.close()
 
 
 def test_an_unforeseen_failure_is_a_sentence_too(store: Storefront, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
-"""Searches of every kind worked on together answer as each does alone."""
+"""Searches of every kind on several threads at once answer as each does alone."""
 
-from concurrent.futures import Future
-from contextvars import copy_context
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,14 +8,13 @@ import pytest
 from serving.cache import Caches
 from serving.contract.preprocess import ImageLimits
 from serving.models import SearchAnswer, SearchRequest
-from serving.phases import Phases
+from serving.phases import Timings
 from serving.profiles import NoProfiles
-from serving.queries import Means, Query, QueryError, Rank, search
+from serving.queries import Query, QueryError, SearchDeps, search
 from serving.release import Release
 from serving.samples import Samples
 from serving.slots import WholeVersions
 from serving.source import release_in
-from serving.together import Search, together
 from tests.serving.whole.storefront import Storefront
 
 ASIDE = {"request_id", "timings_ms"}
@@ -27,23 +25,16 @@ def release(front: Storefront) -> Release:
     return WholeVersions(release_in(front.release), 1).open("1")
 
 
-def begun(release: Release, photo: bytes | None = None, **asked: Any) -> Search:
-    """A search that no other one has left anything for."""
-    means = Means(ImageLimits(), Caches(), NoProfiles(), Samples(0, 10, False))
+def answer(release: Release, photo: bytes | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """The answer of a search that no other one has left anything in a cache for."""
+    deps = SearchDeps(ImageLimits(), Caches(), NoProfiles(), Samples(0, 10, False))
     query = Query.of(SearchRequest.model_validate({"image": "", **asked} if photo else asked), photo)
-    return Search(search(release, query, means, Phases(), "id"), copy_context(), Future())  # type: ignore[arg-type]
+    found = search(release, query, deps, Timings(), "id")
+    assert isinstance(found, SearchAnswer)
+    return found.model_dump(exclude=ASIDE)
 
 
-def answers(searches: list[Search]) -> list[dict[str, Any]]:
-    together(searches)
-    told = []
-    for one in searches:
-        assert isinstance(one.answer, SearchAnswer), one.error
-        told.append(one.answer.model_dump(exclude=ASIDE))
-    return told
-
-
-def test_searches_of_every_kind_together_answer_as_each_alone(front: Storefront, release: Release) -> None:
+def test_searches_of_every_kind_side_by_side_answer_as_each_alone(front: Storefront, release: Release) -> None:
     photos = list(front.photos.values())[:4]
     vectors = [v.tolist() for v in front.vectors["1"][:3]]
     user = {"brands": {"Norda": 1.0}, "price": 20.0}
@@ -58,25 +49,20 @@ def test_searches_of_every_kind_together_answer_as_each_alone(front: Storefront,
         (None, {"product_id": front.ids[5], "candidates": 30}),
         (None, {"product_id": front.ids[6], "candidates": 30}),
     ]
-    alone = [answers([begun(release, photo, **fields)])[0] for photo, fields in asked]
-    assert answers([begun(release, photo, **fields) for photo, fields in asked]) == alone
+    alone = [answer(release, photo, fields) for photo, fields in asked]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert list(pool.map(lambda one: answer(release, *one), asked)) == alone
     assert all(a["results"] for a in alone)
     assert front.ids[5] not in [r["product_id"] for r in alone[-2]["results"]]
 
 
-def test_what_is_ranked_for_several_is_one_call(front: Storefront, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    once = Rank.run
-    monkeypatch.setattr(Rank, "run", lambda self, steps: calls.append(len(steps)) or once(self, steps))
-    photos = list(front.photos.values())[:3]
-    answers([begun(release, photo, candidates=30) for photo in photos] + [begun(release, photos[0], candidates=30, user={})])
-    assert sorted(calls) == [1, 3]
-
-
 def test_a_wrong_search_among_others_fails_alone(front: Storefront, release: Release) -> None:
     photos = list(front.photos.values())[:2]
-    searches = [begun(release, photo, candidates=30) for photo in photos]
-    wrong = begun(release, product_id="nobody's")
-    together([searches[0], wrong, searches[1]])
-    assert isinstance(wrong.error, QueryError)
-    assert all(isinstance(s.answer, SearchAnswer) for s in searches)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(answer, release, photos[0], {"candidates": 30})
+        wrong = pool.submit(answer, release, None, {"product_id": "nobody's"})
+        second = pool.submit(answer, release, photos[1], {"candidates": 30})
+        assert isinstance(wrong.exception(), QueryError)
+        assert first.result()["results"]
+        assert second.result()["results"]
