@@ -13,7 +13,6 @@ KEEP_ALIVE_S = 75
 """Longer than load balancers (60 s) and gateways keep a connection idle: whoever may send next must not be the one who is closed on."""
 
 
-
 def serve() -> None:
     """Serves the live index version over HTTP. Settings are VITRINE_… variables; see docs/serving.md."""
     import uvicorn
