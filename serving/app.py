@@ -8,26 +8,27 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 
-from serving.body_limits import BodyLimits
+from serving.api.body_limits import BodyLimits
+from serving.api.errors import handle_errors
+from serving.api.middleware import RequestMiddleware
+from serving.api.openapi import describe
+from serving.api.replica import Replica
+from serving.api.routes import admin as operating
+from serving.api.routes import batch, pictures, search
+from serving.api.routes.admin import MLFLOW_HOOK
+from serving.api.routes.state import state_routes
+from serving.api.shard_app import create_shard_app
+from serving.api.uploads import body_limit
 from serving.contract.signed import LONGEST
-from serving.fetching import Fetcher
-from serving.problems import handle_errors
-from serving.replica import Replica
-from serving.requests import RequestMiddleware
-from serving.routes import batch, operating, pictures, search
-from serving.routes.openapi import describe
-from serving.routes.operating import MLFLOW_HOOK
-from serving.routes.state import state_routes
+from serving.search.image_fetch import Fetcher
 from serving.settings import ROLES, ServingSettings
-from serving.shards.app import create_shard_app
-from serving.source import MlflowSource, VersionSource, release_in
-from serving.uploads import body_limit
+from serving.versions.version_source import MlflowSource, VersionSource, release_in
 
 
 def create_app(settings: ServingSettings, source: VersionSource | None = None, fetcher: Fetcher | None = None) -> FastAPI:
     """The application; everything is opened when it starts and closed when it stops. Raises ValueError for settings that do not fit.
 
-    `source` and `fetcher` replace what the settings name. A process of the role shard is another application: serving/shards/app.py.
+    `source` and `fetcher` replace what the settings name. A process of the role shard is another application: serving/api/shard_app.py.
     """
     if settings.role not in ROLES:
         raise ValueError(f"VITRINE_ROLE={settings.role!r} is none of {', '.join(ROLES)}")
@@ -46,8 +47,8 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
         docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.replica = replica
-    handle_errors(app, replica.metrics)
-    app.add_middleware(RequestMiddleware, metrics=replica.metrics, tracing=replica.tracing)
+    handle_errors(app, replica.request_metrics)
+    app.add_middleware(RequestMiddleware, metrics=replica.request_metrics, tracing=replica.tracing)
     app.add_middleware(
         BodyLimits, max_bytes=body_limit(settings.max_image_bytes), limit_s=settings.body_s, places=replica.uploads,
         by_path={MLFLOW_HOOK: LONGEST},
@@ -55,7 +56,7 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
     for routes in (search, batch, pictures, operating):
         app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=pictures.STATIC), name="static")
-    state_routes(app, replica.slots, replica.describe, replica.metrics_text)
+    state_routes(app, replica.slots, replica.describe, replica.metrics.text)
     describe(app)
     return app
 

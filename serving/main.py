@@ -6,8 +6,8 @@ from functools import partial
 
 import typer
 
-from serving import logs
 from serving.settings import ServingSettings
+from serving.telemetry import logs
 
 KEEP_ALIVE_S = 75
 """Longer than load balancers (60 s) and gateways keep a connection idle: whoever may send next must not be the one who is closed on."""
@@ -17,9 +17,9 @@ def serve() -> None:
     """Serves the live index version over HTTP. Settings are VITRINE_… variables; see docs/serving.md."""
     import uvicorn
 
+    from serving.api.connection_limits import LimitedHttpProtocol
     from serving.app import create_app
-    from serving.connection_limits import LimitedHttpProtocol
-    from serving.source import limit_patience
+    from serving.versions.version_source import limit_patience
 
     limit_patience()
     try:

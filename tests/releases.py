@@ -14,8 +14,8 @@ from serving.contract.files import FileRef, describe
 from serving.contract.keys import shard_of
 from serving.contract.manifest import Counts, EncoderRef, IndexManifest, SnapshotRef
 from serving.contract.preprocess import decode
-from serving.searcher import Searcher
-from serving.source import FolderSource
+from serving.index.searcher import Searcher
+from serving.versions.version_source import FolderSource
 from tasks.catalog.snapshot import Snapshot, product_table, take_snapshot
 from tasks.index.assemble import base_segment, with_golden
 from tasks.index.build import IndexConfig, build_shard, train_template

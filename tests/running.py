@@ -8,7 +8,7 @@ from types import TracebackType
 import uvicorn
 from fastapi import FastAPI
 
-from serving.connection_limits import LimitedHttpProtocol
+from serving.api.connection_limits import LimitedHttpProtocol
 from tests.servers import free_port
 
 

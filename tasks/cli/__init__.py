@@ -5,7 +5,7 @@ import sys
 import typer
 
 from serving.contract.files import ContractError
-from serving.source import limit_patience
+from serving.versions.version_source import limit_patience
 from tasks.cli import capacity, catalog, changes, index, release, search, settings, stream, trace, webhook
 from tasks.cli.output import console
 from tasks.errors import VitrineError

@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, ImageRejected
-from serving.fetching import Fetcher
+from serving.search.image_fetch import Fetcher
 from tasks import storage
 
 NOWHERE = Fetcher()

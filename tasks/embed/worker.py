@@ -18,7 +18,7 @@ from PIL import Image
 from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.palette import PALETTE, PALETTE_TYPE, palette
 from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
-from serving.fetching import Fetcher
+from serving.search.image_fetch import Fetcher
 from tasks import storage
 from tasks.embed.images import read_image, stamp
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name, vector_column

@@ -11,7 +11,7 @@ import numpy as np
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import Frozen, written_whole
 from serving.contract.manifest import EncoderManifest
-from serving.words import TextEncoder
+from serving.versions.text_encoder import TextEncoder
 from tasks.encoder.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
 from tasks.encoder.found import Found, asked_titles, search_photos, search_words
 from tasks.encoder.photos import Photos, TrainingSet, read_training_set

@@ -11,8 +11,8 @@ import numpy as np
 
 from serving.contract.files import FileRef, describe
 from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar, Segment, SnapshotRef
-from serving.golden import write_golden
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
+from serving.versions.golden import write_golden
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import Embedded
 from tasks.index.build import BuiltShard, IndexConfig

@@ -17,7 +17,7 @@ from serving.contract.files import ContractError, FileRef, describe, verify, wri
 from serving.contract.keys import shard_of
 from serving.contract.palette import PALETTE
 from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
-from serving.searcher import omp_threads
+from serving.index.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
 from tasks.index.choice import Budget, Need, choose_family

@@ -11,8 +11,8 @@ from serving.contract.files import ContractError, FileRef, Frozen, verify
 from serving.contract.keys import product_keys, shard_of
 from serving.contract.manifest import EncoderRef, IndexManifest, Segment
 from serving.contract.segments import read_rows
-from serving.golden import check_golden
-from serving.searcher import OpenSegment, Searcher, ordered
+from serving.index.searcher import OpenSegment, Searcher, ordered
+from serving.versions.golden import check_golden
 from tasks import storage
 from tasks.catalog.changes.ledger import SCHEMA, newest
 from tasks.catalog.snapshot import MANIFEST, product_table, read_snapshot

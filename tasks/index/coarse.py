@@ -17,7 +17,7 @@ def lists_of(index: Any) -> Any:
     """A view of the IVF index inside a refined or rotated one; None when there is none. `index` must stay referenced."""
     import faiss
 
-    from serving.faiss_engine import innermost
+    from serving.index.faiss_engine import innermost
 
     view = innermost(index)
     return view if isinstance(view, faiss.IndexIVF) else None

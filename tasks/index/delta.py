@@ -16,7 +16,7 @@ from serving.contract.files import FileRef, describe
 from serving.contract.keys import shard_of
 from serving.contract.manifest import IndexManifest, Segment
 from serving.contract.segments import ROW_COLUMNS, read_index, read_rows, write_index, write_rows
-from serving.faiss_engine import FaissEngine
+from serving.index.faiss_engine import FaissEngine
 from tasks.errors import VitrineError
 from tasks.index.build import Template, empty_index
 from tasks.index.codes import filling

@@ -7,9 +7,9 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from serving.contract.files import first_wrong
-from serving.features import Features
-from serving.filters import FilterError
-from serving.ranker import RankerConfig
+from serving.ranking.features import Features
+from serving.ranking.filters import FilterError
+from serving.ranking.ranker import RankerConfig
 from tasks import storage
 from tasks.errors import SettingsError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.found import Found
-from serving.recall import DEPTH, recall
+from serving.index.merge import Found
+from serving.index.recall import DEPTH, recall
 from tasks import storage
 from tasks.index.vectors import shard_batches, shard_counts
 from tasks.progress import Progress

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from serving.contract.manifest import CANDIDATES, Scalar
-from serving.recall import DEPTH, TIE
-from serving.searcher import Searcher
+from serving.index.recall import DEPTH, TIE
+from serving.index.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.choice import Budget, Need, next_family
 from tasks.index.families import FAMILIES, Family, half_steps, lists_for

@@ -5,16 +5,16 @@ import copy
 import numpy as np
 
 from serving.contract.manifest import Scalar
-from serving.engine import Engine, Mask
-from serving.faiss_engine import widened
-from serving.found import Found
-from serving.searcher import WIDER, Searcher
+from serving.index.engine import Engine, Mask
+from serving.index.faiss_engine import widened
+from serving.index.merge import Found
+from serving.index.searcher import WIDER, Searcher
 from tasks.index.families import Family
 
 CALL_US = 50.0
-"""Microseconds that asking an engine costs whatever it holds (serving/faiss_engine.py, `together`)."""
+"""Microseconds that asking an engine costs whatever it holds (serving/index/faiss_engine.py, `together`)."""
 COMPARED_US = 1 / 3
-"""Microseconds for each row that is read and compared one by one (serving/searcher.py, `EXACT_ROWS`)."""
+"""Microseconds for each row that is read and compared one by one (serving/index/searcher.py, `EXACT_ROWS`)."""
 
 
 class Counted:

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serving.features import LEVELS
-from serving.release import Release
+from serving.ranking.features import LEVELS
+from serving.versions.release import Release
 from tasks.catalog.changes.ledger import deleted_products, ledger_of
 from tasks.catalog.snapshot import read_snapshot
 from tasks.registry import Registry

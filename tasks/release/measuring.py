@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from serving.contract.files import ContractError
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
-from serving.release import Release
+from serving.versions.release import Release
 from tasks.catalog.snapshot import Snapshot, product_batches, product_table
 from tasks.index.truth import Truth, recall_of
 from tasks.index.tune import keys_of, stored_truth

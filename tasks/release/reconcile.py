@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import Snapshot, product_table
 from tasks.release.gates import Reconciled
 

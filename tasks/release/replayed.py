@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 
 from serving.contract.preprocess import ImageRejected
-from serving.release import EncodedQuery, Release
+from serving.versions.release import EncodedQuery, Release
 from tasks.errors import SettingsError
 from tasks.release.replicas import Replica, Sampled, of_each
 

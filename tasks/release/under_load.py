@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.contract.preprocess import ImageRejected
-from serving.release import Release
+from serving.versions.release import Release
 
 CLIENTS = 4
 """Two workers of a replica (VITRINE_WORKERS) with as many again waiting for them."""

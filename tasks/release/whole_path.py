@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from serving.contract.encoder import EncoderFolder
 from serving.contract.preprocess import ImageRejected, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
-from serving.release import Release
+from serving.versions.release import Release
 from tasks.catalog.snapshot import Snapshot, photo_table
 from tasks.embed.images import read_image
 from tasks.progress import Progress

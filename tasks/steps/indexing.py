@@ -165,7 +165,7 @@ def shard(number: int, snapshot: dict, embedded: dict, template: dict, run_key: 
 def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_key: str) -> dict[str, Any]:
     """Search parameters, chosen on held-out photos through the code that serves."""
     from serving.contract.encoder import EncoderFolder
-    from serving.searcher import Searcher
+    from serving.index.searcher import Searcher
     from tasks.index.tune import TuningRefused
     from tasks.index.tune import tune as choose
     from tasks.release.whole_path import held_out, query_vectors
@@ -226,8 +226,8 @@ def _report(tuned: Any, template: dict, snapshot: dict, run_key: str, target: fl
 
 def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], tuned: dict, run_key: str) -> dict[str, Any]:
     """Puts the version together, measures the whole path against the live version, and registers it with its gate report."""
-    from serving.release import Release
-    from serving.searcher import Searcher
+    from serving.index.searcher import Searcher
+    from serving.versions.release import Release
     from tasks.catalog.snapshot import started_at
     from tasks.embed.job import Embedded
     from tasks.index.assemble import with_golden

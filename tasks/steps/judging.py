@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 
-from serving.release import Release
+from serving.versions.release import Release
 from tasks.catalog.snapshot import Snapshot
 from tasks.registry import Registry
 from tasks.release.gates import Policy

@@ -163,8 +163,8 @@ def publish(registered: dict) -> bool:
 
 def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Path, photos: int) -> tuple[IndexManifest, Any]:
     """The whole version, its files in `folder`: manifest with golden answers, gates and ledger, and what was measured."""
-    from serving.release import Release
-    from serving.searcher import Searcher
+    from serving.index.searcher import Searcher
+    from serving.versions.release import Release
     from tasks.catalog.changes.ledger import deleted_products
     from tasks.index.assemble import with_golden
     from tasks.index.build import Template

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.release import Release
+from serving.versions.release import Release
 from tasks import storage
 from tasks.catalog.snapshot import read_snapshot
 from tasks.index.delta import compaction_due

@@ -26,7 +26,7 @@ from serving.contract.files import FileRef
 from serving.contract.keys import product_keys
 from serving.contract.manifest import CANDIDATES, IndexManifest, read_manifest
 from serving.contract.segments import read_rows
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.index.build import Template
 from tasks.index.delta import Changes, add_delta, code_deltas, merge_deltas
 from tests.benchmarks.bench_index import build, manifest_of

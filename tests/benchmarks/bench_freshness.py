@@ -32,7 +32,7 @@ from serving.contract.keys import product_keys
 from serving.contract.manifest import IndexManifest
 from serving.contract.palette import PALETTE, PALETTE_TYPE
 from serving.contract.preprocess import decode
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import open_changes
 from tasks.catalog.snapshot import take_snapshot

@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from serving.contract.manifest import Counts, IndexManifest, SnapshotRef
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
 from tasks.index.assemble import base_segment
 from tasks.index.build import BuiltShard, IndexConfig, Template, build_shard, train_template

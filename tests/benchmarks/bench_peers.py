@@ -25,7 +25,7 @@ import faiss
 import numpy as np
 
 from serving.contract.segments import read_index
-from serving.faiss_engine import FaissEngine, omp_threads
+from serving.index.faiss_engine import FaissEngine, omp_threads
 from tasks.index.build import make_index
 from tasks.index.codes import choose_codes, filling
 from tasks.index.families import FAMILIES, half_steps, lists_for

@@ -25,7 +25,7 @@ import faiss
 import numpy as np
 import psutil
 
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tests.benchmarks.bench_serving import best, measure, replica, requests_of
 from tests.benchmarks.market import BLOCK, DIM, RECALL, Market, market
 from tests.benchmarks.peer_servers import Ask, loop

@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from serving.contract.manifest import CANDIDATES
-from serving.found import Found, merge
-from serving.searcher import Searcher
+from serving.index.merge import Found, merge
+from serving.index.searcher import Searcher
 from tasks.index.build import BuiltShard, IndexConfig, build_shard, train_template
 from tasks.index.truth import Truth, exact_truth, recall_of
 from tests.benchmarks.bench_index import manifest_of

@@ -19,8 +19,8 @@ from serving.contract.files import FileRef, describe, written_whole
 from serving.contract.manifest import EncoderManifest, IndexManifest, Variant, fingerprint
 from serving.contract.runtimes import ONNXRUNTIME
 from serving.contract.segments import read_index, write_index
-from serving.golden import write_golden
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
+from serving.versions.golden import write_golden
 from tests.benchmarks.market import DIM, Market, market
 
 CORRUPT = "corrupt"

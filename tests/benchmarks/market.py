@@ -27,7 +27,7 @@ from serving.contract.manifest import Counts, EncoderManifest, EncoderRef, Index
 from serving.contract.palette import NAMES, PALETTE, PALETTE_TYPE
 from serving.contract.preprocess import PreprocessSpec
 from serving.contract.segments import fixed_column
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import take_snapshot
 from tasks.index.assemble import EMPTY_SHA, base_segment, local_files, with_golden
 from tasks.index.build import IndexConfig, build_shard, train_template

@@ -16,7 +16,7 @@ import numpy as np
 
 from serving.contract.files import verify
 from serving.contract.manifest import CANDIDATES, IndexManifest, read_manifest
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 
 LEAST_S = 8.0
 

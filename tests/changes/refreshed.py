@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.index.check import check_index

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from serving.contract.manifest import IndexManifest
 from serving.contract.segments import ROW_COLUMNS
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.catalog.changes import ledger
 from tasks.catalog.changes.drain import Held, Upserts, drain
 from tasks.catalog.changes.event import Event, MalformedEvent, delete, read_event, upsert

@@ -15,8 +15,8 @@ from serving.contract.encoder import EncoderFolder
 from serving.contract.manifest import EncoderManifest
 from serving.contract.preprocess import decode
 from serving.contract.runtimes import ONNXRUNTIME, Session
-from serving.release import Release
-from serving.source import FolderSource
+from serving.versions.release import Release
+from serving.versions.version_source import FolderSource
 from tasks.embed import worker
 from tasks.embed.store import SHA_TYPE, EmbeddingStore
 from tasks.encoder.pixels import cached_pixels

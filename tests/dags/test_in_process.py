@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry
 from tasks.settings import PROJECT, Settings
 from tests.airflow_server import environment

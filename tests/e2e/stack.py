@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.airflow import Airflow
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import open_changes

@@ -18,7 +18,7 @@ import pytest
 from serving.contract.encoder import EncoderFolder
 from serving.contract.palette import PALETTE, palette
 from serving.contract.preprocess import decode
-from serving.fetching import Fetcher
+from serving.search.image_fetch import Fetcher
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker

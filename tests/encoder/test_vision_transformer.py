@@ -17,8 +17,8 @@ from serving.contract.encoder import GOLDEN, EncoderFolder
 from serving.contract.files import describe
 from serving.contract.manifest import EncoderManifest, EncoderRef
 from serving.contract.preprocess import PreprocessSpec, decode
-from serving.searcher import Searcher
-from serving.words import TextEncoder
+from serving.index.searcher import Searcher
+from serving.versions.text_encoder import TextEncoder
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, product_table
 from tasks.embed.job import EmbedConfig, Embedded, embed_snapshot

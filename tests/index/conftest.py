@@ -1,6 +1,6 @@
 import pytest
 
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.index.families import FAMILIES
 from tests.index.shop import Shop, make_shop, open_shop
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from serving.contract.files import FileRef
 from serving.contract.keys import product_keys, shard_of
 from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar, SnapshotRef
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.index.assemble import EMPTY_SHA, base_segment
 from tasks.index.build import BuiltShard, IndexConfig, Template, build_shard, train_template

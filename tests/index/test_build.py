@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.contract.files import ContractError, verify
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
 from tasks.index.build import IndexConfig, Template, build_shard, empty_index, train_template, training_vectors
 from tasks.index.families import FAMILIES, least_training, lists_for

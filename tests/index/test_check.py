@@ -11,7 +11,7 @@ import pytest
 from serving.contract.files import FileRef, describe
 from serving.contract.manifest import IndexManifest, Segment, read_manifest
 from serving.contract.segments import read_index, read_rows, write_index
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.catalog.changes.event import delete, upsert
 from tasks.catalog.changes.ledger import SCHEMA, entries
 from tasks.catalog.snapshot import product_table

@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 import pytest
 
-from serving.faiss_engine import omp_threads
+from serving.index.faiss_engine import omp_threads
 from tasks.index.coarse import gpus, lists_of, quick_adding, quick_training
 from tests.index.shop import clustered
 

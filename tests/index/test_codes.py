@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 import pytest
 
-from serving.faiss_engine import omp_threads
+from serving.index.faiss_engine import omp_threads
 from tasks.index.build import make_index
 from tasks.index.coarse import lists_of
 from tasks.index.codes import ALONG, Trial, choose_codes, filling, turned

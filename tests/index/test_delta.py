@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serving.contract.keys import product_keys
 from serving.contract.manifest import IndexManifest
 from serving.contract.segments import ROW_COLUMNS
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
 from tasks.index.build import Template

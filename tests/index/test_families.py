@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.index.families import FAMILIES, code_count, fast_code_count, lists_for
 from tests.index.shop import Shop, brute_force, build_all, clustered, manifest_of
 

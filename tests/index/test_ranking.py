@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.ranker import RankerConfig
+from serving.ranking.ranker import RankerConfig
 from tasks.errors import SettingsError
 from tasks.index.assemble import content_key
 from tasks.index.build import IndexConfig

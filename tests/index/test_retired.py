@@ -9,8 +9,8 @@ import pytest
 from serving.contract.files import describe
 from serving.contract.manifest import IndexManifest
 from serving.contract.segments import write_index
-from serving.faiss_engine import omp_threads
-from serving.searcher import Searcher
+from serving.index.faiss_engine import omp_threads
+from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
 from tasks.index.build import IndexConfig, Template, build_shard, coarse_fit, make_index, train_template
 from tasks.index.check import _segments, _vectors

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.recall import DEPTH
-from serving.searcher import Searcher
+from serving.index.recall import DEPTH
+from serving.index.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.choice import Budget
 from tasks.index.families import FAMILIES, half_steps

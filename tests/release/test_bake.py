@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serving.metrics import Metrics
+from serving.telemetry.metrics import Metrics
 from tasks.release.bake import BakePolicy, Reading, bake, judge, quantile_s, read_metrics, total
 from tasks.release.replicas import Replica
 

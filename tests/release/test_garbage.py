@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from serving.contract.manifest import IndexManifest
-from serving.searcher import Searcher
+from serving.index.searcher import Searcher
 from tasks.catalog.changes.event import delete
 from tasks.catalog.changes.ledger import entries
 from tasks.catalog.snapshot import product_table

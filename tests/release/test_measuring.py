@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from serving.contract.keys import product_keys
-from serving.live_recall import recall_of
-from serving.release import Release
-from serving.source import FolderSource
+from serving.search.live_recall import recall_of
+from serving.versions.release import Release
+from serving.versions.version_source import FolderSource
 from tasks.catalog.snapshot import Snapshot, product_table
 from tasks.index.families import FAMILIES
 from tasks.index.truth import exact_truth

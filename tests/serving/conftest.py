@@ -11,8 +11,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.app import create_app
-from serving.logs import JsonLines
 from serving.settings import ServingSettings
+from serving.telemetry.logs import JsonLines
 from tests.releases import add_version, make_release
 from tests.running import until
 

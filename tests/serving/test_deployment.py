@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serving.api.shard_app import create_shard_app
 from serving.app import create_app
-from serving.metrics import Metrics
 from serving.settings import ServingSettings
-from serving.shards.app import create_shard_app
-from serving.source import FolderSource
+from serving.versions.version_source import FolderSource
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SETTINGS = {f"VITRINE_{f.name.upper()}" for f in fields(ServingSettings)}
@@ -75,8 +74,11 @@ def test_selectors_choose_the_pods_of_their_own_file_and_probes_ask_routes_that_
         assert container["securityContext"]["readOnlyRootFilesystem"]
 
 
-def test_the_dashboard_shows_metrics_that_exist() -> None:
-    known = {m.name for m in Metrics().registry.collect()}
+def test_the_dashboard_shows_metrics_that_exist(tmp_path: Path) -> None:
+    (tmp_path / "aliases.json").write_text("{}")
+    chosen = {"release": str(tmp_path), "role": "gateway", "shard_urls": ("http://127.0.0.1:1",)}
+    replica = create_app(ServingSettings(**chosen)).state.replica  # type: ignore[arg-type]
+    known = {m.name for m in replica.metrics.registry.collect()}
     panels = json.loads((DOCKER / "watching" / "serving.json").read_text())["panels"]
     asked = {name for p in panels for t in p["targets"] for name in re.findall(r"vitrine_\w+", t["expr"])}
     missing = {n for n in asked if n not in known and re.sub(r"_(total|bucket|sum|count)$", "", n) not in known}

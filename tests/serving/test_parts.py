@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.cache import LocalCache
-from serving.pictures import picture_path
+from serving.api.product_pictures import picture_path
+from serving.search.caches import LocalCache
 from serving.settings import ServingSettings
 
 HEAVY = (
@@ -85,7 +85,7 @@ from serving.app import create_app
 from serving.main import main
 from pathlib import Path
 from serving.settings import ServingSettings
-from serving.source import FolderSource
+from serving.versions.version_source import FolderSource
 create_app(ServingSettings(), FolderSource(Path("somewhere")))
 print(sorted(m for m in sys.modules if m.split(".")[0] in ("mlflow", "pandas", "sqlalchemy", "matplotlib", "sklearn", "redis")))
 """

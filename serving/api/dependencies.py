@@ -1,0 +1,131 @@
+"""What routes depend on: the replica, who may call, and the search that a request asks for."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, Header, Path, Query, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import WithJsonSchema
+
+from serving.api.replica import Replica
+from serving.api.uploads import json_object
+from serving.ranking.filters import Filter
+from serving.search import pipeline as queries
+from serving.search.schemas import SearchAnswer, SearchRequest
+from serving.telemetry.timing import Deadline, Timings
+from serving.versions.release import Release
+
+LARGE = 1 << 20
+"""Bytes from which on a photo is read and named beside the loop: decoding and hashing ten megabytes takes it a tenth of a second."""
+
+API_KEY = APIKeyHeader(name="X-Api-Key", scheme_name="key", description="where this replica asks for keys", auto_error=False)
+BEARER = HTTPBearer(scheme_name="admin", description="the admin token, for `slot` and for operating a replica", auto_error=False)
+Key = Annotated[str | None, Security(API_KEY)]
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
+
+ProductId = Annotated[str, Path(examples=["P000001"])]
+Slot = Annotated[Literal["", "blue", "green"], Query(description="a slot instead of what is live; needs the admin token")]
+TimeoutMs = Annotated[
+    str | None,
+    WithJsonSchema({"type": "number", "minimum": 0, "examples": [500]}),
+    Header(alias="X-Timeout-Ms", description="milliseconds, where the caller gives less time than the replica would"),
+]
+
+
+async def get_replica(request: Request) -> Replica:
+    """The replica of this application. Dependencies are coroutines: FastAPI would give a function a thread."""
+    replica: Replica = request.app.state.replica
+    return replica
+
+
+ReplicaDep = Annotated[Replica, Depends(get_replica)]
+
+
+async def require_admin(request: Request, replica: ReplicaDep, _: Bearer) -> None:
+    """Raises Refused(401) unless the caller has the admin token."""
+    replica.access.check_admin(request.headers.get("authorization", ""))
+
+
+async def admit(request: Request, replica: ReplicaDep, _: Key, __: Bearer) -> None:
+    """Counts one search of the caller. Raises Refused: 401 without a key where keys are asked for, 429 when it has none left."""
+    replica.access.admit(request.headers)
+
+
+async def chosen_release(request: Request, replica: ReplicaDep, slot: Slot = "") -> Release:
+    """The live release, or a slot's own for an admin. Raises Refused: 401, or 503 where there is none."""
+    if slot:
+        replica.access.check_admin(request.headers.get("authorization", ""))
+    return replica.release(slot)
+
+
+@dataclass(frozen=True)
+class SearchCall:
+    """The searches of one HTTP request: all on one release, all by the same deadline."""
+
+    request: Request
+    replica: Replica
+    release: Release
+    slot: str
+    deadline: Deadline
+
+    async def answer(self, query: queries.Query, suffix: str = "") -> SearchAnswer:
+        """The answer from a worker, its photo fetched first where it is an address. `suffix` tells apart the searches of a batch.
+
+        Raises what a search raises, and Refused(503) where too many wait.
+        """
+        replica, state = self.replica, self.request.state
+        timings = Timings(self.deadline)
+        self.deadline.check("work")
+        state.phases.append(timings)
+        if query.request.image_url is not None:
+            photo = await replica.fetch(query.request.image_url, timings)
+            query = await query_of(query.request, photo)
+        sampled = not self.slot and self.request.headers.get("sec-gpc") != "1"
+        answer = await replica.search(self.release, query, timings, state.request_id + suffix, sampled)
+        replica.search_metrics.count(answer)
+        return answer
+
+
+async def get_search_call(
+    request: Request,
+    replica: ReplicaDep,
+    release: Annotated[Release, Depends(chosen_release)],
+    slot: Slot = "",
+    timeout_ms: TimeoutMs = None,
+) -> SearchCall:
+    """Its deadline counts from here, which is after the body where a route names the body first."""
+    return SearchCall(request, replica, release, slot, replica.deadline(timeout_ms))
+
+
+SearchCallDep = Annotated[SearchCall, Depends(get_search_call)]
+
+
+async def query_of(search: SearchRequest, photo: bytes | None = None) -> queries.Query:
+    """Raises ValueError when the photo in the request is not base64."""
+    if len(photo if photo is not None else search.image or "") < LARGE:
+        return queries.Query.of(search, photo)
+    return await asyncio.to_thread(queries.Query.of, search, photo)
+
+
+async def shown_fields(
+    k: Annotated[int, Query(ge=1, le=200, description="how many products")] = 20,
+    candidates: Annotated[
+        int | None, Query(ge=1, le=2000, description="how many to rank; by default the version's own, 500")
+    ] = None,
+    filter: Annotated[
+        str,
+        Query(
+            description="a Filter as JSON",
+            examples=['{"in_stock": true}'],
+            json_schema_extra={"contentMediaType": "application/json"},
+        ),
+    ] = "",
+    explain: Annotated[bool, Query(description="with each term of each result's score")] = False,
+) -> dict[str, Any]:
+    """Fields of a SearchRequest that every GET takes as parameters."""
+    conditions = Filter.model_validate(json_object(filter.encode(), "filter")) if filter else None
+    return {"k": k, "candidates": candidates, "filter": conditions, "explain": explain}
+
+
+ShownFields = Annotated[dict[str, Any], Depends(shown_fields)]

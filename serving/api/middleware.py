@@ -1,0 +1,77 @@
+"""What every request has in common: a request id, its count, its line in the log, its trace."""
+
+import logging
+import re
+import time
+from secrets import token_hex
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.api.errors import answer_of, problem
+from serving.api.metrics import RequestMetrics
+from serving.telemetry import logs
+from serving.telemetry.tracing import Traced, Tracing
+
+log = logging.getLogger(__name__)
+
+GONE = 499
+"""Counted where the caller went away before there was an answer; never sent."""
+UNTOLD = ("/healthz", "/readyz", "/metrics", "/static", "/v1/version", "/shard/state")
+"""Routes that machines ask every few seconds: counted, and neither logged nor traced."""
+SHARD_ROUTES = "/shard/"
+"""What a gateway asks of a shard: traced, and not logged, as the gateway logs each of its own requests."""
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestMiddleware:
+    """ASGI middleware: every answer carries `X-Request-Id` (the caller's own where it is a plain word), is counted, logged, traced."""
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics, tracing: Tracing) -> None:
+        self.app, self.metrics, self.tracing = app, metrics, tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        request_id = asked if REQUEST_ID.fullmatch(asked) else token_hex(8)
+        scope.setdefault("state", {}).update(request_id=request_id, phases=[])
+        logs.request_id.set(request_id)
+        traced, began = self.tracing.begin(headers, time.time()), time.perf_counter()
+        status = 0
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, named)
+        except ClientDisconnect:  # nobody is there to be answered, and nothing of ours is wrong
+            status = status or GONE
+        except Exception as error:  # what nobody foresaw is ours; the caller gets a sentence, the log the rest
+            log.error("request %s failed", request_id, exc_info=error)
+            if status:
+                raise
+            detail = "the search failed for a reason of ours; the log has it under this request id"
+            await answer_of(problem(500, detail, "internal", request_id))(scope, receive, named)
+        finally:
+            self._tell(scope, traced, status, time.perf_counter() - began)
+
+    def _tell(self, scope: Scope, traced: Traced, status: int, took_s: float) -> None:
+        """Counts, logs and traces a request that is over."""
+        route = getattr(scope.get("route"), "path", "other")
+        self.metrics.count(route, status, took_s)
+        if route in UNTOLD:
+            return
+        if not route.startswith(SHARD_ROUTES):
+            fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * took_s, 2)}
+            log.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
+        attributes = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status}
+        attributes["vitrine.request_id"] = scope["state"]["request_id"]
+        traced.end(f"{scope['method']} {route}", took_s, attributes, scope["state"]["phases"])

@@ -1,0 +1,203 @@
+"""What one serving process holds: its slots, its workers, its caches and its counters."""
+
+import asyncio
+import contextvars
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+from serving.api.admission import Places, overloaded
+from serving.api.auth import Access, read_keys
+from serving.api.errors import Refused
+from serving.api.metrics import RequestMetrics
+from serving.cluster.client import ShardClient
+from serving.cluster.fleet import RESOLVE_S, Fleet, addresses_of
+from serving.cluster.gateway import GatewayVersions
+from serving.cluster.metrics import GatewayMetrics
+from serving.contract.preprocess import ImageLimits
+from serving.contract.runtimes import runtime
+from serving.ranking.profiles import NoProfiles, Profiles, RedisProfiles
+from serving.search import pipeline as queries
+from serving.search.caches import Caches
+from serving.search.image_fetch import Fetcher
+from serving.search.live_recall import LiveRecall
+from serving.search.metrics import SearchMetrics
+from serving.search.pipeline import Query, SearchDeps
+from serving.search.samples import Samples
+from serving.search.schemas import SearchAnswer
+from serving.settings import ServingSettings
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.timing import Deadline, DeadlinePassed, Timings
+from serving.telemetry.tracing import tracing_to
+from serving.versions.alias_poller import LOADER_POLL_S, Following
+from serving.versions.metrics import SlotMetrics
+from serving.versions.release import Release
+from serving.versions.slots import Opener, Slots, WholeVersions
+from serving.versions.version_source import VersionSource
+
+FETCHERS = 4
+"""Photos that are fetched by their addresses at once; `queue` more may wait, and beyond that is 503."""
+PROFILE_TIMEOUT_S = 0.05
+TOO_LATE = "the answer was not ready in the time this request had; try again, or ask for less"
+
+
+class Replica:
+    """Opened by `start`, closed by `close`; in between it follows the aliases and works on searches."""
+
+    def __init__(self, settings: ServingSettings, source: VersionSource, fetcher: Fetcher | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.request_metrics = RequestMetrics(self.metrics)
+        self.fleet = _fleet(settings)
+        self.slots: Slots[Release] = Slots(source, opener=self._opener(source))
+        self.access = Access(settings.admin_token, read_keys(settings.api_keys))
+        self.tracing = tracing_to(settings.otel_endpoint)
+        self.limits = ImageLimits(
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+            max_whole_pixels=settings.max_whole_pixels,
+        )
+        samples = Samples(settings.sample_rate, settings.sample_kept, settings.sample_photos)
+        self.deps = SearchDeps(self.limits, _caches(settings), _profiles(settings), samples)
+        self.live_recall = LiveRecall(samples, lambda: self.slots.live)
+        self.slot_metrics = SlotMetrics(self.metrics, self.slots)
+        self.search_metrics = SearchMetrics(self.metrics, self.deps, self.live_recall)
+        busy = self.metrics.gauge("vitrine_busy", "Searches being worked on or waiting")
+        self.metrics.before_scrape(lambda: busy.set(self.waiting))
+        self.fetcher = fetcher or Fetcher(settings.query_hosts, settings.max_image_bytes)
+        self.workers = ThreadPoolExecutor(settings.workers, "search")
+        self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
+        self.waiting, self.lock = 0, threading.Lock()
+        self.uploads = Places(settings.uploads, "photos are on their way in")
+        self.fetches = Places(FETCHERS + settings.queue, "photos are being fetched by their addresses")
+        calls: dict[str, tuple[Callable[[], object], float | None]] = {
+            "follow": (self.slots.follow, settings.poll_s),
+            "load": (self.slots.load_next, LOADER_POLL_S),
+            "recall": (self.live_recall.step, None),
+        }
+        if self.fleet is not None:
+            calls["shards"] = (self.fleet.follow, RESOLVE_S)
+        self.following = Following(calls)
+
+    def start(self) -> None:
+        self.following.start()
+
+    def close(self) -> None:
+        self.following.close()
+        if self.fleet is not None:
+            self.fleet.close()
+        self.workers.shutdown(wait=False, cancel_futures=True)
+        self.fetchers.shutdown(wait=False, cancel_futures=True)
+        self.deps.caches.close()
+        self.tracing.close()
+
+    def deadline(self, timeout_ms: str | None = None) -> Deadline:
+        """The deadline of a request that begins now; a caller may give it less time than the setting does, never more.
+
+        Raises ValueError where `timeout_ms` is no number of milliseconds.
+        """
+        limit_s = self.settings.deadline_s
+        return Deadline.after(limit_s if timeout_ms is None else min(limit_s, _timeout_s(timeout_ms)))
+
+    async def search(
+        self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool = False
+    ) -> SearchAnswer:
+        """The answer to a query, from a worker thread. Raises Refused(503) when too many wait, DeadlinePassed, and what a search raises.
+
+        A search whose deadline passes, or whose caller is cancelled, is dropped if it waits, and else ends before its next phase.
+        """
+        if self.waiting >= self.settings.workers + self.settings.queue:
+            raise overloaded("searches are waiting")
+        try:
+            async with asyncio.timeout(timings.deadline.left_s()):
+                return await self._submit(release, query, timings, request_id, sampled)
+        except TimeoutError:
+            raise DeadlinePassed(TOO_LATE) from None
+
+    def _submit(
+        self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool
+    ) -> asyncio.Future[SearchAnswer]:
+        """Gives a search to the workers; it counts as waiting until a worker is done with it.
+
+        Nobody but the caller's `await` holds the future: an error's traceback that leads back to its own future is a cycle, which
+        would keep a retired version in memory.
+        """
+        context = contextvars.copy_context()
+        job = self.workers.submit(context.run, queries.search, release, query, self.deps, timings, request_id, sampled)
+        with self.lock:
+            self.waiting += 1
+        job.add_done_callback(self._count_down)
+        return asyncio.wrap_future(job)
+
+    def _count_down(self, job: Future[SearchAnswer]) -> None:
+        with self.lock:
+            self.waiting -= 1
+
+    async def fetch(self, url: str, timings: Timings) -> bytes:
+        """A photo by its address, while workers do other things. Raises Refused(503), ImageRejected or DeadlinePassed."""
+
+        def fetch() -> bytes:
+            with timings.phase("fetch"):
+                return self.fetcher.fetch(url)
+
+        try:
+            with self.fetches:
+                async with asyncio.timeout(timings.deadline.left_s()):
+                    return await asyncio.get_running_loop().run_in_executor(self.fetchers, fetch)
+        except TimeoutError:
+            raise DeadlinePassed(TOO_LATE) from None
+
+    def release(self, slot: str = "") -> Release:
+        """The release to answer with. Raises Refused(503) when there is none."""
+        found = self.slots.get(slot)
+        if found is None:
+            what = f"slot {slot} holds no version that is ready" if slot else self.slots.nothing_live()
+            raise Refused(503, what, "not_ready", {"Retry-After": "5"})
+        return found
+
+    def describe(self) -> dict[str, object]:
+        """What this process is, besides its slots."""
+        told: dict[str, object] = {"role": self.settings.role, "notice": self.settings.notice}
+        return told if self.fleet is None else told | {"shards": self.fleet.describe(), "shard_map_error": self.fleet.error}
+
+    def _opener(self, source: VersionSource) -> Opener[Release]:
+        chosen = self.settings
+        runs = runtime(chosen.encoder_runtime)
+        if self.fleet is None:
+            return WholeVersions(source, chosen.threads, runs)
+        client = ShardClient(self.fleet, GatewayMetrics(self.metrics, self.fleet), chosen.shard_timeout_s, chosen.hedges)
+        return GatewayVersions(source, self.fleet, client, chosen.threads, chosen.shard_patience_s, runs)
+
+
+def _timeout_s(timeout_ms: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (timeout_s := float(timeout_ms) / 1e3) < math.inf:
+            return timeout_s
+    raise ValueError(f"X-Timeout-Ms: {timeout_ms!r} is no number of milliseconds, such as 250 or 0.5")
+
+
+def _fleet(settings: ServingSettings) -> Fleet | None:
+    """A gateway's shard processes; None in other roles. Raises ValueError where none are named."""
+    if settings.role != "gateway":
+        return None
+    if not settings.shard_urls and not settings.shard_map:
+        raise ValueError("VITRINE_ROLE=gateway needs to know its shards: VITRINE_SHARD_URLS or VITRINE_SHARD_MAP")
+    return Fleet(addresses_of(settings.shard_urls, settings.shard_map), settings.probe_s)
+
+
+def _caches(settings: ServingSettings) -> Caches:
+    if not settings.cache_url:
+        return Caches()
+    from serving.search.shared_cache import shared_caches
+
+    return shared_caches(settings.cache_url)
+
+
+def _profiles(settings: ServingSettings) -> Profiles:
+    if not settings.profiles_url:
+        return NoProfiles()
+    from serving.search.shared_cache import connect
+
+    return RedisProfiles(connect(settings.profiles_url, PROFILE_TIMEOUT_S))

@@ -1,0 +1,63 @@
+"""Several searches in one request."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+
+from serving.api.dependencies import Bearer, Key, SearchCallDep, query_of
+from serving.api.errors import EXPECTED, problem_of
+from serving.api.openapi import BATCHED, KEY_OPTIONAL
+from serving.api.routes.search import OWN
+from serving.api.uploads import MOST_VALUES, json_object
+from serving.search.schemas import BatchAnswer, BatchRequest, Problem, SearchAnswer, SearchRequest
+
+BATCH_VALUES = 10 * MOST_VALUES
+
+
+class StrictJsonRequest(Request):
+    """A request whose JSON is an object of at most BATCH_VALUES values, without NaN and lone surrogates."""
+
+    async def json(self) -> Any:
+        """Raises ValueError with one sentence where the body is not such an object."""
+        if not hasattr(self, "_object"):
+            self._object = json_object(await self.body(), most=BATCH_VALUES)
+        return self._object
+
+
+class StrictJsonRoute(APIRoute):
+    """Reads its body as StrictJsonRequest does, and only a known caller's: FastAPI reads bodies before it asks dependencies."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            request = StrictJsonRequest(request.scope, request.receive)
+            request.app.state.replica.access.admit(request.headers, 0)
+            await request.json()  # before FastAPI does, which would make a 400 of whatever is raised
+            return await handle(request)
+
+        return strict
+
+
+router = APIRouter(route_class=StrictJsonRoute)
+
+
+@router.post("/v1/search/batch", responses=BATCHED, openapi_extra=KEY_OPTIONAL)
+async def batch(body: BatchRequest, call: SearchCallDep, response: Response, _: Key, __: Bearer) -> BatchAnswer:
+    """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
+    call.replica.access.admit(call.request.headers, len(body.searches))
+    places = asyncio.Semaphore(call.replica.settings.workers)
+
+    async def answer(number: int, search: SearchRequest) -> SearchAnswer | Problem:
+        async with places:
+            try:
+                return await call.answer(await query_of(search), f".{number}")
+            except EXPECTED as error:
+                return problem_of(error, f"{call.request.state.request_id}.{number}", call.replica.request_metrics)
+
+    response.headers["Cache-Control"] = OWN
+    return BatchAnswer(answers=list(await asyncio.gather(*(answer(n, s) for n, s in enumerate(body.searches)))))

@@ -1,0 +1,55 @@
+"""The page, and the products' own pictures."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import FileResponse
+
+from serving.api.dependencies import Bearer, ProductId, ReplicaDep, Slot, chosen_release
+from serving.api.errors import Refused
+from serving.api.openapi import KEY_OPTIONAL, problems
+from serving.api.product_pictures import picture_path
+from serving.api.routes.search import OWN
+from serving.search.pipeline import row_of
+from serving.versions.release import Release
+
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
+STATIC = Path(__file__).parents[2] / "static"
+PAGE = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""The page runs its own script and shows its own and the reader's pictures; a title in a catalogue can be no script."""
+
+router = APIRouter()
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> FileResponse:
+    return FileResponse(STATIC / "index.html", headers=PAGE)
+
+
+@router.get(
+    "/v1/images/{product_id:path}",
+    response_class=FileResponse,
+    responses=PICTURE | problems(401, 404, 422, 503),
+    openapi_extra=KEY_OPTIONAL,
+)
+async def picture(
+    product_id: ProductId,
+    replica: ReplicaDep,
+    release: Annotated[Release, Depends(chosen_release)],
+    _: Bearer,
+    slot: Slot = "",
+) -> FileResponse:
+    """A product's own picture, where it is a local file."""
+    row = row_of(release.searcher, product_id)
+    uri = release.searcher.features.take([row], ["image_uri"])[0]["image_uri"]  # type: ignore[arg-type]
+    path = picture_path(uri, replica.settings.image_root or release.manifest.snapshot.image_root)
+    if path is None:
+        raise Refused(404, f"the picture of product {product_id!r} cannot be shown from here", "no_picture")
+    headers = {"Cache-Control": OWN if slot else "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
+    return FileResponse(path, headers=headers)

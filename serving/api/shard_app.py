@@ -1,0 +1,87 @@
+"""The HTTP interface of a shard process: what gateways ask, beside the routes for people, probes and Prometheus."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from serving.api.errors import handle_errors
+from serving.api.metrics import RequestMetrics
+from serving.api.middleware import RequestMiddleware
+from serving.api.routes.state import state_routes
+from serving.cluster.shard_server import Holder, NotAnswered
+from serving.cluster.wire import MAX_BYTES, MEDIA_TYPE, SEARCH, STATE, VECTORS
+from serving.settings import ServingSettings
+from serving.telemetry.tracing import tracing_to
+from serving.versions.version_source import VersionSource
+
+log = logging.getLogger(__name__)
+
+
+def create_shard_app(settings: ServingSettings, source: VersionSource) -> FastAPI:
+    """The application of a shard process. Raises ValueError for settings that do not fit."""
+    holder = Holder(settings, source)
+    tracing = tracing_to(settings.otel_endpoint)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        holder.start()
+        yield
+        await asyncio.to_thread(holder.close)
+        await asyncio.to_thread(tracing.close)
+
+    app = FastAPI(
+        title="Vitrine shard", version="1", summary="A part of an index version, for gateways.", lifespan=lifespan,
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
+    app.state.holder = holder
+    request_metrics = RequestMetrics(holder.metrics)
+    handle_errors(app, request_metrics)
+    app.add_middleware(RequestMiddleware, metrics=request_metrics, tracing=tracing)
+    app.add_exception_handler(NotAnswered, _refuse)
+    _shard_routes(app, holder)
+    state_routes(
+        app,
+        holder.slots,
+        lambda: {"role": "shard", "shards": holder.shards},
+        holder.metrics.text,
+    )
+    return app
+
+
+def _shard_routes(app: FastAPI, holder: Holder) -> None:
+    @app.post(SEARCH, include_in_schema=False)
+    async def search(request: Request) -> Response:
+        """The nearest rows of some queries in one shard."""
+        return Response(await holder.search(await _body(request)), media_type=MEDIA_TYPE)
+
+    @app.post(VECTORS, include_in_schema=False)
+    async def vectors(request: Request) -> Response:
+        """The stored vectors of some rows."""
+        return Response(await holder.vectors(await _body(request)), media_type=MEDIA_TYPE)
+
+    @app.get(STATE, include_in_schema=False)
+    async def state() -> dict[str, Any]:
+        """Which shards this process has, and which versions of them are ready."""
+        return holder.state()
+
+
+async def _body(request: Request) -> bytes:
+    """The whole body. Raises NotAnswered where it is too large."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BYTES:
+            raise NotAnswered(413, f"the question is larger than {MAX_BYTES} bytes")
+    return bytes(body)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Answers a question that is refused with its sentence, and logs it: the gateway only sees that a shard is missing."""
+    assert isinstance(error, NotAnswered)
+    fields = {"method": request.method, "route": request.url.path, "status": error.status}
+    log.info("%s %s %d: %s", request.method, request.url.path, error.status, error, extra={"fields": fields})
+    return Response(str(error), error.status, media_type="text/plain")

@@ -1,0 +1,1 @@
+"""Gateways and shard processes: an index that is too large for one process."""

@@ -1,0 +1,212 @@
+"""One question to several shards at once: in parallel, with hedges and retries, each answered by the first process that does."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from serving.cluster.fleet import Backend, ConnectionFailed, Fleet
+from serving.cluster.hedging import Budget, Latencies
+from serving.cluster.metrics import GatewayMetrics
+from serving.cluster.wire import MEDIA_TYPE
+from serving.telemetry import logs, tracing
+
+MIN_HEDGE_S = 0.002
+MAX_TRIES = 3
+
+T = TypeVar("T")
+
+
+class Refusal(Exception):
+    """A shard says that the question itself is wrong."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of several shards from `began` to `until` (seconds of the client's clock).
+
+    `read` makes an answer of a body and raises ValueError for a body that is none. A question that is not `usual` is slow by its
+    nature: it is not hedged and tells nothing about a shard's latency.
+    """
+
+    path: str
+    version: str
+    body: Callable[[int, float], bytes]
+    read: Callable[[bytes], Any]
+    began: float
+    until: float
+    most_s: float
+    usual: bool
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request under way to one process."""
+
+    shard: int
+    backend: Backend
+    began: float
+    hedge: bool
+
+
+@dataclass
+class PendingShard:
+    """A shard that has not answered yet: which processes were tried, and when to ask one more."""
+
+    tried: set[str] = field(default_factory=set)
+    under_way: int = 0
+    hedge_at: float = float("inf")
+
+
+class ShardClient:
+    """Asks the shards of a fleet. One for a gateway; many threads may ask at once."""
+
+    def __init__(
+        self, fleet: Fleet, metrics: GatewayMetrics, timeout_s: float, hedges: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`timeout_s`: what a shard gets at most; `hedges`: the share of questions that may be asked twice."""
+        self.fleet, self.metrics, self.timeout_s, self.clock = fleet, metrics, timeout_s, clock
+        self.budget = Budget(hedges)
+        self.latencies: dict[tuple[str, int], Latencies] = {}
+
+    def ask(
+        self,
+        path: str,
+        version: str,
+        shards: list[int],
+        question: Callable[[int, float], bytes],
+        read: Callable[[bytes], T],
+        latest: float | None = None,
+        slow_s: float = 0.0,
+    ) -> dict[int, T]:
+        """The answers by shard; a shard that could not answer in time is not among them. Raises Refusal.
+
+        `version` is "version|digest"; `question(shard, left_s)` makes the body for a shard that has `left_s` seconds; `read` makes
+        an answer of what came, and raises ValueError for what is none: the process that sent it is not asked again until a probe
+        finds it well, like one whose connection broke. `slow_s`: a question that may take this long.
+        """
+        began = self.clock()
+        most_s = slow_s or self.timeout_s
+        until = min(began + most_s, latest if latest is not None else float("inf"))
+        headers = {"content-type": MEDIA_TYPE} | request_headers()
+        return FanOut(self, Question(path, version, question, read, began, until, most_s, not slow_s, headers)).run(shards)
+
+    def observe(self, path: str, shard: int, took_s: float, hedged: bool) -> None:
+        self.latencies.setdefault((path, shard), Latencies()).add(took_s)
+        self.metrics.took.labels(str(shard)).observe(took_s)
+        self.metrics.answers.labels(str(shard), "hedge" if hedged else "first").inc()
+
+    def hedge_after_s(self, path: str, shard: int) -> float:
+        known = self.latencies.get((path, shard))
+        return max(known.late_s, MIN_HEDGE_S) if known else float("inf")
+
+
+class FanOut:
+    """One question's requests, from the first to the last answer."""
+
+    def __init__(self, client: ShardClient, question: Question) -> None:
+        self.client, self.question, self.clock = client, question, client.clock
+        self.calls: dict[Future[tuple[int, bytes]], Call] = {}
+        self.pending: dict[int, PendingShard] = {}
+        self.answers: dict[int, Any] = {}
+
+    def run(self, shards: list[int]) -> dict[int, Any]:
+        """Raises Refusal."""
+        for shard in shards:
+            self.client.budget.earn()
+            self.pending[shard] = PendingShard()
+            self._try(shard)
+        while self.pending:
+            now = self.clock()
+            if now >= self.question.until:
+                self._time_out()
+                break
+            for shard in [s for s, p in self.pending.items() if p.hedge_at <= now]:
+                self._hedge(shard)
+            next_at = min([self.question.until, *(p.hedge_at for p in self.pending.values())])
+            done, _ = wait(self.calls, max(0.0, next_at - self.clock()), FIRST_COMPLETED)
+            for future in done:
+                self._receive(future, self.calls.pop(future))
+        for future in self.calls:  # whoever was too slow is not listened to any more
+            future.cancel()
+        return self.answers
+
+    def _try(self, shard: int, hedge: bool = False) -> None:
+        """Asks one more process; a shard that nobody else can answer for, and nobody is asked, is given up."""
+        state, question = self.pending[shard], self.question
+        state.hedge_at = float("inf")
+        backend = None
+        if len(state.tried) < MAX_TRIES:
+            backend = self.client.fleet.choose(shard, question.version, state.tried)
+        if backend is None:
+            if not state.under_way:
+                self._lose(shard)
+            return
+        state.tried.add(backend.name)
+        state.under_way += 1
+        now = self.clock()
+        left_s = question.until - now
+        backend.count(1)
+        body = question.body(shard, left_s)
+        future = self.client.fleet.requests.submit(backend.request, "POST", question.path, left_s, body, question.headers)
+        future.add_done_callback(lambda _: backend.count(-1))
+        self.calls[future] = Call(shard, backend, now, hedge)
+        if question.usual and not hedge:
+            state.hedge_at = now + self.client.hedge_after_s(question.path, shard)
+
+    def _hedge(self, shard: int) -> None:
+        state = self.pending[shard]
+        state.hedge_at = float("inf")
+        another = self.client.fleet.choose(shard, self.question.version, state.tried)
+        if another is not None and self.client.budget.spend():
+            self._try(shard, hedge=True)
+
+    def _receive(self, future: Future[tuple[int, bytes]], call: Call) -> None:
+        try:
+            status, body = future.result()
+            answer = self.question.read(body) if status == 200 else None
+        except (ConnectionFailed, ValueError) as error:
+            if self.clock() < self.question.until:  # later it is our own time that ran out: `_time_out` judges that
+                call.backend.down(str(error))
+            return self._next(call.shard)
+        if call.shard not in self.pending:
+            return None
+        if status == 422:
+            raise Refusal(body.decode(errors="replace"))
+        if status != 200:  # too busy, or without this version: another may have it
+            if status == 409:
+                call.backend.ready -= {self.question.version}
+            return self._next(call.shard)
+        if self.question.usual:
+            self.client.observe(self.question.path, call.shard, self.clock() - call.began, call.hedge)
+        self.answers[call.shard] = answer
+        del self.pending[call.shard]
+        return None
+
+    def _next(self, shard: int) -> None:
+        if shard in self.pending:
+            self.pending[shard].under_way -= 1
+            self._try(shard)
+
+    def _time_out(self) -> None:
+        """The time is over. A process that had all the time a shard gets is not asked again until a probe finds it well."""
+        waited_s = self.question.until - self.question.began
+        for future, call in self.calls.items():
+            whole = waited_s >= self.question.most_s - 1e-3 and not call.hedge and not future.cancel()
+            if whole and call.shard in self.pending:
+                call.backend.down(f"no answer within {waited_s:.2g} s")
+        for shard in list(self.pending):
+            self._lose(shard)
+
+    def _lose(self, shard: int) -> None:
+        del self.pending[shard]
+        self.client.metrics.answers.labels(str(shard), "lost").inc()
+
+
+def request_headers() -> dict[str, str]:
+    """Headers that tell a shard for which request it is asked, and which span its own is below."""
+    request_id, parent = logs.request_id.get(), tracing.parent.get()
+    found = {"x-request-id": request_id, "traceparent": parent}
+    return {name: value for name, value in found.items() if value}

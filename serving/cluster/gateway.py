@@ -1,0 +1,226 @@
+"""A version as a gateway holds it: the encoder, the features of every row, and no index: candidates come from the shards.
+
+Features live here (docs/decisions/0050): a shard answers with rows and similarities alone, and ranking is the very code of a
+whole replica over the very same columns.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from serving.cluster.client import Refusal, ShardClient
+from serving.cluster.fleet import Fleet
+from serving.cluster.shard_set import offsets
+from serving.cluster.wire import SEARCH, VECTORS, pack, unpack
+from serving.contract.files import ContractError, FileRef, verify
+from serving.contract.manifest import IndexManifest, Scalar
+from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from serving.contract.segments import read_rows
+from serving.index.searcher import Found, OpenSegment, Searcher, alive_rows, features_of, merge, ordered
+from serving.ranking.features import Features
+from serving.ranking.filters import Filter, check
+from serving.search.pipeline import QueryError
+from serving.versions.encoder_guard import EncoderGuard
+from serving.versions.golden import check_apart
+from serving.versions.release import Release
+from serving.versions.version_source import VersionSource
+
+log = logging.getLogger(__name__)
+
+EXACT_S = 30.0
+"""What comparing every row may take: ten million take a second or more."""
+
+
+class RemoteSearcher(Searcher):
+    """The searcher of a version whose index is in shard processes; its features and tombstones are here."""
+
+    def __init__(
+        self, manifest: IndexManifest, segments: list[OpenSegment], features: Features, version: str, client: ShardClient
+    ) -> None:
+        super().__init__(manifest, segments, features)
+        self.version, self.digest, self.client = version, manifest.digest(), client
+        self.held_as = f"{version}|{self.digest}"
+        self.shards = list(range(manifest.shards))
+        self.starts = offsets(manifest)
+
+    @classmethod
+    def over(
+        cls, version: str, manifest: IndexManifest, locate: Callable[[FileRef], Path], client: ShardClient
+    ) -> "RemoteSearcher":
+        """Opens the row tables and tombstones of every segment; `locate` gives a verified path. Raises ContractError."""
+        segments: list[OpenSegment] = []
+        tables: list[pa.Table] = []
+        start = 0
+        for segment in ordered(manifest.segments):
+            if segment.index is None:
+                continue
+            table = read_rows(locate(segment.table))
+            if len(table) != segment.rows:
+                raise ContractError(f"{segment.table.path}: {len(table)} rows, where the manifest says {segment.rows}")
+            alive = alive_rows(segment, table["key"].to_numpy(), manifest.segments, locate)
+            segments.append(OpenSegment(None, start, segment.rows, alive))
+            tables.append(table)
+            start += segment.rows
+        return cls(manifest, segments, features_of(manifest, tables), version, client)
+
+    def search(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None) -> Found:
+        """The k nearest rows of all shards. Raises ShardsUnavailable; ValueError for masks and parameters, which do not travel."""
+        if allowed is not None or params is not None:
+            raise ValueError("a gateway sends shards filters, not masks or parameters")
+        return self._whole(self.ask(xq, k, measure="index"))
+
+    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
+        if allowed is not None:
+            raise ValueError("a gateway sends shards filters, not masks")
+        return self._whole(self.ask(xq, k, measure="exact"))
+
+    def ask(self, xq: np.ndarray, k: int, wanted: Filter | None = None, latest: float | None = None, measure: str = "") -> Found:
+        """The k nearest rows of all shards that answer; `missing` says how many did not. Raises ShardsUnavailable when none did.
+
+        `measure`: "index" or "exact" to measure by the one or the other, whatever the version's rules require.
+        """
+        xq = self._checked(xq, None)
+        header = {
+            "version": self.version,
+            "digest": self.digest,
+            "k": k,
+            "filter": wanted.root if wanted else None,
+            "measure": measure,
+        }
+        shapes = {"similarity": (len(xq), k), "row": (len(xq), k)}
+        parts = self._request(SEARCH, self.shards, header, {"query": xq}, shapes, latest, EXACT_S if measure else 0.0)
+        if not parts:
+            raise ShardsUnavailable("no shard answered; try again in a second")
+        found = merge([Found(p["similarity"], p["row"]) for _, p in sorted(parts.items())], k)
+        return Found(found.similarity, found.rows, len(self.shards) - len(parts))
+
+    def vector(self, row: int, latest: float | None = None) -> np.ndarray:
+        """The stored vector (d,) float32 of a row, from its shard. Raises ShardsUnavailable."""
+        shard = max(s for s, start in self.starts.items() if start <= row)
+        header = {"version": self.version, "digest": self.digest}
+        parts = self._request(VECTORS, [shard], header, {"row": np.array([row], np.int64)}, {"vector": (1, self.dim)}, latest)
+        if not parts:
+            raise ShardsUnavailable("the shard that holds this product does not answer; try again in a second")
+        return parts[shard]["vector"][0]
+
+    def _whole(self, found: Found) -> Found:
+        """For those that measure: what only some shards answered is no measurement. Raises ShardsUnavailable."""
+        if found.missing:
+            raise ShardsUnavailable(f"{found.missing} of {len(self.shards)} shards did not answer")
+        return found
+
+    def _request(
+        self,
+        path: str,
+        shards: list[int],
+        header: dict,
+        arrays: dict[str, np.ndarray],
+        shapes: Mapping[str, tuple[int, ...]],
+        latest: float | None,
+        slow_s: float = 0.0,
+    ) -> dict[int, dict[str, np.ndarray]]:
+        """The arrays that shards answer with. What is not of this version, or not of `shapes`, counts as no answer."""
+
+        def question(shard: int, left_s: float) -> bytes:
+            return pack(header | {"shard": shard, "left_ms": round(1e3 * left_s, 1)}, **arrays)
+
+        def read(body: bytes) -> dict[str, np.ndarray]:
+            answer, columns = unpack(body)
+            if answer.get("digest") != self.digest:
+                raise ValueError(f"it answered for {answer.get('digest')}, asked was {self.digest}")
+            if (got := {name: a.shape for name, a in columns.items()}) != shapes:
+                raise ValueError(f"it answered with arrays of {got}, asked was {shapes}")
+            return columns
+
+        try:
+            return self.client.ask(path, self.held_as, shards, question, read, latest, slow_s)
+        except Refusal as error:
+            raise ValueError(str(error)) from None
+
+
+class ShardsUnavailable(QueryError):
+    """No shard, or not the one that matters, could answer."""
+
+    reason = "shards_away"
+    headers = {"Retry-After": "1"}
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 503)
+
+
+class GatewayRelease(Release):
+    """A release whose candidates come from shards."""
+
+    searcher: RemoteSearcher
+
+    def vector(self, row: int, latest: float | None = None) -> np.ndarray:
+        return self.searcher.vector(row, latest)
+
+    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
+        if wanted is not None:
+            check(self.searcher.features, wanted)  # here all columns are known; a shard may lack one that others have
+        return self.searcher.ask(xq, candidates, wanted, latest)
+
+    def warm(self, rounds: int = 3) -> None:
+        """Also where some shards are away: they are warmed by themselves."""
+        try:
+            super().warm(rounds)
+        except ShardsUnavailable as error:
+            log.warning("version %s is not warm: %s", self.version, error)
+
+
+class GatewayVersions:
+    """Opens versions for a gateway: ready once every shard holds them and together they reproduce the golden answers.
+
+    A gateway that serves nothing yet takes a version whose shards are not all there after `patience_s`.
+    """
+
+    def __init__(
+        self, source: VersionSource, fleet: Fleet, client: ShardClient, threads: int = 1, patience_s: float = 10.0,
+        runtime: Runtime = ONNXRUNTIME, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.source, self.fleet, self.client, self.threads = source, fleet, client, threads
+        self.patience_s, self.runtime, self.clock = patience_s, runtime, clock
+        self.since: dict[str, float] = {}
+        self.guard = EncoderGuard()
+
+    def open(self, version: str) -> GatewayRelease:
+        manifest = self.source.manifest(version)
+
+        def locate(ref: FileRef) -> Path:
+            return verify(self.source.fetch(ref), ref)
+
+        searcher = RemoteSearcher.over(version, manifest, locate, self.client)
+        locate(manifest.golden)
+        encoder = self.source.encoder(manifest)
+        return GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime, self.guard)
+
+    def lacks(self, opened: Release, first: bool) -> str:
+        manifest, searcher = opened.manifest, opened.searcher
+        assert isinstance(searcher, RemoteSearcher)
+        lacking = self.fleet.lacks(opened.version, searcher.digest, manifest.shards)
+        for shard, _ in lacking:
+            if why := self.fleet.failed(shard, opened.version):
+                raise ContractError(f"shard {shard} could not load version {opened.version}: {why}")
+        began = self.since.setdefault(searcher.held_as, self.clock())
+        if lacking and first and len(lacking) < manifest.shards and self.clock() - began > self.patience_s:
+            log.warning("version %s goes live without %d of %d shards", opened.version, len(lacking), manifest.shards)
+            lacking = []
+        elif not lacking:
+            try:
+                check_apart(verify(self.source.fetch(manifest.golden), manifest.golden), searcher)
+            except ShardsUnavailable as error:
+                return str(error)
+        if not lacking:
+            self.since.pop(searcher.held_as, None)
+            return ""
+        return f"{lacking[0][1]} ({manifest.shards - len(lacking)} of {manifest.shards} shards hold version {opened.version})"
+
+    def hinders(self, ready: Release) -> str:
+        """A shard that is away altogether would be missing from the old version too, so it does not hold a flip up."""
+        lacking = self.fleet.lacks(ready.version, ready.manifest.digest(), ready.manifest.shards)
+        return next((why for shard, why in lacking if self.fleet.answering(shard)), "")

@@ -1,0 +1,158 @@
+"""One shard process: the parts it holds, and what it answers a gateway that names a version."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from serving.cluster.metrics import ShardMetrics
+from serving.cluster.shard_set import Part, PartVersions, ShardSearcher
+from serving.cluster.wire import pack, unpack
+from serving.ranking.filters import Filter
+from serving.settings import ServingSettings
+from serving.telemetry.metrics import Metrics
+from serving.versions.alias_poller import LOADER_POLL_S, Following
+from serving.versions.metrics import SlotMetrics
+from serving.versions.slots import Slots
+from serving.versions.version_source import VersionSource
+
+log = logging.getLogger(__name__)
+
+LINGER_S = 10.0
+"""A version that both slots have given up is kept while a gateway still asks for it: one that has not flipped yet."""
+MOST_QUERIES, MOST_K = 64, 4096
+
+
+class NotAnswered(Exception):
+    """A gateway's question that is refused: `status` and one sentence."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class Holder:
+    """Holds the parts of versions that both slots name. Opened by `start`, closed by `close`."""
+
+    def __init__(self, settings: ServingSettings, source: VersionSource, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings, self.clock = settings, clock
+        self.shards = settings.shard_numbers()
+        self.slots: Slots[Part] = Slots(source, opener=PartVersions(source, self.shards, settings.threads))
+        self.metrics = Metrics()
+        self.shard_metrics = ShardMetrics(self.metrics)
+        self.slot_metrics = SlotMetrics(self.metrics, self.slots)
+        self.pool = ThreadPoolExecutor(settings.workers, "shard")
+        self.waiting = 0
+        self.asked: dict[str, tuple[Part, float]] = {}
+        self.lock = threading.Lock()
+        self.following = Following(
+            {"follow": (self.follow, settings.poll_s), "load": (self.slots.load_next, LOADER_POLL_S)}
+        )  # fmt: skip
+
+    def start(self) -> None:
+        self.following.start()
+
+    def close(self) -> None:
+        self.following.close()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def follow(self) -> None:
+        """Follows the aliases; lets go of versions that nobody has asked for lately."""
+        self.slots.follow()
+        with self.lock:
+            for version, (_, at) in list(self.asked.items()):
+                if self.clock() - at > LINGER_S:
+                    del self.asked[version]
+
+    def state(self) -> dict[str, Any]:
+        """Which shards this process has, and which versions of them are ready."""
+        versions: dict[str, dict[str, str]] = {}
+        with self.lock:
+            lingering = [part for part, _ in self.asked.values()]
+        for part in [*lingering, *self.slots.held()]:
+            versions[part.version] = {"state": "ready", "digest": part.digest, "reason": ""}
+        for slot in self.slots.slots.values():
+            if slot.version and slot.version not in versions:
+                versions[slot.version] = {"state": slot.state, "digest": "", "reason": slot.reason}
+        return {"shards": self.shards, "versions": versions, "error": self.slots.error}
+
+    async def search(self, body: bytes) -> bytes:
+        """The nearest rows of some queries in one shard of the version that is named. Raises NotAnswered."""
+        header, xq = _unpacked(body, "query")
+        part, shard = self._named(header)
+        try:
+            wanted = Filter.model_validate(header["filter"]) if header.get("filter") is not None else None
+            k = int(header["k"])
+        except (ValidationError, KeyError, TypeError, ValueError) as error:
+            raise NotAnswered(422, f"the question is not one: {str(error).splitlines()[0]}") from None
+        if not (1 <= k <= MOST_K and xq.ndim == 2 and 1 <= len(xq) <= MOST_QUERIES):
+            raise NotAnswered(422, f"{xq.shape} queries and k {k}, where at most {MOST_QUERIES} and 1 to {MOST_K} are expected")
+
+        def work() -> bytes:
+            began = time.perf_counter()
+            measure = header.get("measure")
+            found = shard.measure(xq, k, measure == "exact") if measure else shard.search(xq, k, wanted)
+            took_s = time.perf_counter() - began
+            self.shard_metrics.count(str(header["shard"]), part.version, took_s)
+            return pack({"digest": part.digest, "ms": round(1e3 * took_s, 3)}, similarity=found.similarity, row=found.rows)
+
+        return await self._work(work, header)
+
+    async def vectors(self, body: bytes) -> bytes:
+        """The stored vectors of some rows. Raises NotAnswered."""
+        header, rows = _unpacked(body, "row")
+        part, shard = self._named(header)
+        if rows.dtype.kind != "i" or rows.ndim != 1 or not 1 <= len(rows) <= MOST_QUERIES:
+            raise NotAnswered(422, f"1 to {MOST_QUERIES} rows are expected")
+        return await self._work(lambda: pack({"digest": part.digest}, vector=shard.vectors(rows)), header)
+
+    def _named(self, header: dict[str, Any]) -> tuple[Part, ShardSearcher]:
+        """The part and the shard that a question names, by version and content: never another in its place."""
+        version, digest, shard = header.get("version"), header.get("digest"), header.get("shard")
+        with self.lock:
+            lingering = [part for part, _ in self.asked.values()]
+        part = next((p for p in [*self.slots.held(), *lingering] if p.version == version and p.digest == digest), None)
+        if part is None:
+            raise NotAnswered(409, f"this process does not hold version {version} ({digest}) ready")
+        if shard not in part.shards:
+            raise NotAnswered(409, f"this process holds the shards {self.shards}, not shard {shard}")
+        with self.lock:
+            self.asked[part.version] = (part, self.clock())
+        return part, part.shards[shard]
+
+    async def _work(self, call: Callable[[], bytes], header: dict[str, Any]) -> bytes:
+        """Runs a call in the pool, unless too many wait or the question's time is over when its turn comes."""
+        if self.waiting >= self.pool._max_workers + self.settings.queue:
+            raise NotAnswered(503, "too many questions are waiting at this shard")
+        latest = time.monotonic() + float(header.get("left_ms") or 1e3 * self.settings.deadline_s) / 1e3
+
+        def in_time() -> bytes:
+            if time.monotonic() > latest:
+                raise NotAnswered(504, "the question's time was over when its turn came")
+            return call()
+
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.pool, in_time)
+        except ValueError as error:
+            raise NotAnswered(422, str(error)) from None
+        finally:
+            self.waiting -= 1
+            self.shard_metrics.busy.set(self.waiting)
+
+
+def _unpacked(body: bytes, name: str) -> tuple[dict[str, Any], np.ndarray]:
+    """The header and the one array of a question. Raises NotAnswered."""
+    try:
+        header, arrays = unpack(body)
+    except ValueError as error:
+        raise NotAnswered(422, str(error)) from None
+    if list(arrays) != [name]:
+        raise NotAnswered(422, f"the arrays {sorted(arrays)}, where {name!r} alone is expected")
+    return header, arrays[name]

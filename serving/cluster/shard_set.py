@@ -1,0 +1,118 @@
+"""What one shard process holds of an index version: the searchers of its shards, and nothing to encode or rank with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from serving.contract.files import ContractError, FileRef, verify
+from serving.contract.manifest import IndexManifest
+from serving.index.searcher import Found, Searcher, ordered
+from serving.ranking.filters import Filter, matching
+from serving.ranking.ranker import RankerConfig
+from serving.versions.golden import check_part
+from serving.versions.version_source import VersionSource
+
+
+def offsets(manifest: IndexManifest) -> dict[int, int]:
+    """By shard, the handle of its first row among all rows of the version: shards' rows follow each other."""
+    found: dict[int, int] = {}
+    start = 0
+    for segment in ordered(manifest.segments):
+        if segment.index is not None:
+            found.setdefault(segment.shard, start)
+            start += segment.rows
+    return found
+
+
+class ShardSearcher:
+    """One shard: searched by its own rows, answering with the handles that the whole version gives them."""
+
+    def __init__(self, searcher: Searcher, start: int, config: RankerConfig) -> None:
+        self.searcher, self.start = searcher, start
+        searcher.features.lenient = True
+        require = config.rules.require
+        self.required = matching(searcher.features, require) if require else None
+
+    def search(self, xq: np.ndarray, k: int, wanted: Filter | None) -> Found:
+        """The k nearest rows of unit queries xq (nq, d) that may be in the answer, exactly as a whole version would choose here."""
+        mask = self.required
+        if wanted is not None:
+            chosen = matching(self.searcher.features, wanted)
+            mask = chosen if mask is None else chosen & mask
+        return self._global(self.searcher.search(xq, k, mask))
+
+    def measure(self, xq: np.ndarray, k: int, exact: bool) -> Found:
+        """The k nearest live rows whatever the rules require, by the index or by comparing every row: for those that measure."""
+        return self._global(self.searcher.exact(xq, k) if exact else self.searcher.search(xq, k))
+
+    def _global(self, found: Found) -> Found:
+        return Found(found.similarity, np.where(found.rows < 0, -1, found.rows + self.start))
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Stored vectors (n, d) float32 of handles (n,). Raises ValueError for rows of other shards."""
+        local = rows - self.start
+        if len(local) and not (local.min() >= 0 and local.max() < self.searcher.rows):
+            raise ValueError(f"rows {rows.min()}..{rows.max()} are not of this shard")
+        return np.stack([self.searcher.vector(int(row)) for row in local])
+
+
+class Part:
+    """Some shards of an index version, each verified; `digest` names the version's content."""
+
+    def __init__(self, version: str, manifest: IndexManifest, shards: dict[int, ShardSearcher]) -> None:
+        self.version, self.manifest, self.shards = version, manifest, shards
+        self.digest = manifest.digest()
+
+    @classmethod
+    def open(
+        cls, version: str, manifest: IndexManifest, locate: Callable[[FileRef], Path], shards: list[int], threads: int = 1
+    ) -> "Part":
+        """Opens the segments of `shards` and no others. Raises ContractError naming what is wrong."""
+        strange = [s for s in shards if s not in range(manifest.shards)]
+        if strange:
+            raise ContractError(
+                f"index {manifest.id} has {manifest.shards} shards; this process is told to hold shard {strange[0]} (VITRINE_SHARDS)"
+            )
+        config = RankerConfig.model_validate(manifest.ranker)
+        starts = offsets(manifest)
+        golden = verify(locate(manifest.golden), manifest.golden)
+        held = {}
+        for shard in shards:
+            searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref), threads, shard)
+            rows = sum(s.rows for s in manifest.segments if s.shard == shard and s.index is not None)
+            if searcher.rows != rows:
+                raise ContractError(
+                    f"index {manifest.id}: shard {shard} has {searcher.rows} rows, where the manifest says {rows}"
+                )
+            check_part(golden, searcher, shard)
+            held[shard] = ShardSearcher(searcher, starts[shard], config)
+        return cls(version, manifest, held)
+
+    @property
+    def products(self) -> int:
+        return sum(s.searcher.live_rows for s in self.shards.values())
+
+    def warm(self, rounds: int = 3) -> None:
+        """A few made-up queries, so that the first one does not pay for page faults."""
+        rng = np.random.default_rng(0)
+        for shard in self.shards.values():
+            xq = rng.standard_normal((rounds, shard.searcher.dim)).astype(np.float32)
+            for x in xq / np.linalg.norm(xq, axis=1, keepdims=True):
+                shard.search(x[None], 500, None)
+
+
+class PartVersions:
+    """Opens a shard's part of versions; it waits for nothing."""
+
+    def __init__(self, source: VersionSource, shards: list[int], threads: int = 1) -> None:
+        self.source, self.shards, self.threads = source, shards, threads
+
+    def open(self, version: str) -> Part:
+        return Part.open(version, self.source.manifest(version), self.source.fetch, self.shards, self.threads)
+
+    def lacks(self, opened: Part, first: bool) -> str:
+        return ""
+
+    def hinders(self, ready: Part) -> str:
+        return ""

@@ -1,0 +1,58 @@
+"""What the feature store knows of users: preferences under `user:<id>`, a JSON object {"brands": {…}, "categories": {…}, "price": …}.
+
+A store that is away or has nothing on a user means an answer that is not personalised; it never fails a search.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from serving.ranking.ranker import User
+
+AWAY_S = 1.0
+
+
+class Profiles(Protocol):
+    """Users by id. `failures` counts look-ups that could not be made or read."""
+
+    failures: int
+
+    def read(self, user_id: str) -> User | None: ...
+
+
+class NoProfiles:
+    """Nothing is known of anybody."""
+
+    failures = 0
+
+    def read(self, user_id: str) -> User | None:
+        return None
+
+
+class RedisProfiles:
+    """Users in the Redis at `redis` (a client that decodes nothing)."""
+
+    def __init__(self, redis: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        self.redis, self.clock = redis, clock
+        self.failures = 0
+        self.away_until = 0.0
+        self.lock = threading.Lock()
+
+    def read(self, user_id: str) -> User | None:
+        from redis import RedisError
+
+        if self.clock() < self.away_until:
+            return None
+        try:
+            data = self.redis.get(f"user:{user_id}")
+            return None if data is None else User.model_validate_json(data)
+        except (RedisError, OSError):
+            self.away_until = self.clock() + AWAY_S
+        except ValidationError:
+            pass
+        with self.lock:
+            self.failures += 1
+        return None

@@ -1,0 +1,143 @@
+"""The second phase: from 500 candidates to the 20 that are shown. A few array operations over the candidates' columns."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from serving.contract.files import Frozen
+from serving.contract.palette import alike
+from serving.ranking.features import Coded, Features
+from serving.ranking.rules import Rules, arrange, nudges
+
+
+class Weights(Frozen):
+    """What each term in [0, 1] adds to the similarity, whose own weight is 1.
+
+    `category`: the share of a candidate's category among the nearest `voters`; `colour`: how alike its colours are to the
+    photo's; `affinity`: how well it fits what the user prefers; `popularity` and `in_stock`: small nudges.
+    """
+
+    category: float = 0.05
+    colour: float = 0.02
+    affinity: float = 0.05
+    popularity: float = 0.0
+    in_stock: float = 0.005
+
+
+class RankerConfig(Frozen):
+    """Weights and rules; part of an index version (`ranker` in its manifest). `temperature`: how fast a voter's vote falls."""
+
+    weights: Weights = Weights()
+    voters: int = Field(default=20, ge=1)
+    temperature: float = Field(default=0.05, gt=0)
+    rules: Rules = Rules()
+
+    def digest(self) -> str:
+        """Names these weights and rules; part of the key of every cached answer."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+Weight = Annotated[float, Field(ge=0, le=1)]
+
+
+class User(Frozen):
+    """What is known of who asks: preferred brands and categories, each with a weight in [0, 1], and a usual price."""
+
+    brands: dict[str, Weight] = Field(default={}, max_length=100, examples=[{"Norda": 0.8}])
+    categories: dict[str, Weight] = Field(default={}, max_length=100, examples=[{"Shoes": 0.5}])
+    price: float | None = Field(default=None, gt=0, allow_inf_nan=False, examples=[25.0])
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The answer, best first: row handles, scores, similarities, each term's contribution, and by place what a rule did."""
+
+    rows: np.ndarray
+    score: np.ndarray
+    similarity: np.ndarray
+    terms: Mapping[str, np.ndarray]
+    notes: Mapping[int, str]
+
+
+def rank(
+    rows: np.ndarray,
+    similarity: np.ndarray,
+    features: Features,
+    config: RankerConfig,
+    k: int,
+    user: User | None = None,
+    colours: np.ndarray | None = None,
+    own: int | None = None,
+) -> Ranked:
+    """The k best of a query's candidates: `rows` (n,) int64 handles (-1: none) with `similarity` (n,) float32, best first.
+
+    `colours` (13,) uint8 is the palette of the photo or product of the query. `own` is the row of the product whose neighbours are
+    wanted: it votes for its category, and has no place in the answer.
+    """
+    there = rows >= 0
+    rows, similarity = rows[there], similarity[there]
+    weights = config.weights
+    terms = {
+        "similarity": similarity.astype(np.float64),
+        "category": weights.category * _category_share(rows, similarity, features.category, config),
+        "popularity": _weighted(weights.popularity, features.popularity, rows),
+        "in_stock": _weighted(weights.in_stock, features.in_stock, rows),
+    }
+    if colours is not None and features.palette is not None:
+        terms["colour"] = weights.colour * alike(colours, features.palette.take(rows, axis=0))
+    if user is not None:
+        terms["affinity"] = weights.affinity * _affinity(rows, features, user)
+    if config.rules.boost or config.rules.bury:
+        terms["rules"] = nudges(rows, features, config.rules)
+    score = sum(terms.values(), np.zeros(len(rows)))
+    best_first = np.argsort(-score, kind="stable")
+    if own is not None:
+        best_first = best_first[rows[best_first] != own]
+    arranged = arrange(best_first, rows, features, config.rules)
+    order = arranged.positions[:k]
+    notes = {place: arranged.notes[p] for place, p in enumerate(order.tolist()) if p in arranged.notes}
+    shares = {name: term[order] for name, term in terms.items()}
+    return Ranked(rows[order], score[order], similarity[order], shares, notes)
+
+
+def _weighted(weight: float, column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What a column adds; one without weight is not read: 500 rows of millions are 500 cache misses."""
+    return weight * column[rows] if weight else np.zeros(rows.shape)
+
+
+def _category_share(rows: np.ndarray, similarity: np.ndarray, category: Coded, config: RankerConfig) -> np.ndarray:
+    """How much of the nearest neighbours' vote a candidate's own category got, (n,) in [0, 1]: the predicted attribute."""
+    if not len(rows):
+        return np.zeros(0)
+    nearest = similarity[: config.voters]
+    votes = np.exp((nearest - nearest[0]) / config.temperature).astype(np.float64)
+    codes = category.codes[rows]
+    share = np.bincount(codes[: config.voters], votes, len(category.values))
+    share[0] = 0.0  # no category
+    return share[codes] / votes.sum()
+
+
+def _affinity(rows: np.ndarray, features: Features, user: User) -> np.ndarray:
+    """Preference in [0, 1]: the mean of what is known of brand, category and price."""
+    parts = []
+    if user.brands:
+        parts.append(_preferred(features.brand, rows, user.brands))
+    if user.categories:
+        parts.append(_preferred(features.category, rows, user.categories))
+    if user.price:
+        distance = np.abs(np.log(np.maximum(features.price[rows], 1e-9) / user.price))
+        parts.append(np.nan_to_num(np.exp(-distance)))
+    return np.mean(parts, axis=0) if parts else np.zeros(rows.shape)
+
+
+def _preferred(column: Coded, rows: np.ndarray, weights: dict[str, float]) -> np.ndarray:
+    """Each row's weight: the largest among the names it has."""
+    by_code = np.zeros(len(column.values))
+    for name, weight in weights.items():
+        for code in column.having.get(name, ()):
+            by_code[code] = max(by_code[code], weight)
+    return by_code[column.codes[rows]]

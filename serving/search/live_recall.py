@@ -1,0 +1,80 @@
+"""Recall on real queries, measured by the replica itself: a sample is asked once more by comparing every row.
+
+Comparing every row of ten million takes a second or more, so a measurement is followed by a rest of `REST` times its length: it
+never takes more than about one per cent of one core.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.index.recall import DEPTH, recall
+from serving.search.pipeline import QueryError
+from serving.search.samples import Samples
+from serving.telemetry.metrics import VERSIONS
+from serving.versions.release import Release
+
+K = 10
+REST = 100
+LEAST_REST_S = 0.02
+AWAY_S = 5.0
+MOST = 2000
+
+
+@dataclass
+class Tally:
+    """What was measured of one version: `queries`, and the sum of their recalls."""
+
+    queries: int = 0
+    recall: float = 0.0
+
+
+def recall_of(release: Release, vector: np.ndarray, k: int = K) -> float:
+    """Recall@k of the first phase for one unit query vector (d,) against exact search over base and deltas; ties count as found."""
+    xq = vector[None]
+    found = release.searcher.search(xq, max(release.candidates, k)).rows[:, :k]
+    return recall(found, release.searcher.exact(xq, max(DEPTH, k)), k)
+
+
+class LiveRecall:
+    """Measures each sample once with the version that is live, the oldest first, with a rest in between."""
+
+    def __init__(
+        self, samples: Samples, live: Callable[[], Release | None], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.samples, self.live, self.clock = samples, live, clock
+        self.tallies: dict[str, Tally] = {}
+        self.measured: dict[str, int] = {}
+        self.lock = threading.Lock()
+
+    def step(self) -> float:
+        """Measures one sample if there is one to measure; gives the seconds to rest."""
+        release = self.live()
+        if release is None:
+            return 1.0
+        measured = self.measured.get(release.version, 0)
+        waiting = [s for s in self.samples.newest(MOST, release.query.fingerprint) if s.number > measured]
+        if not waiting:
+            return 1.0
+        sample = waiting[-1]
+        began = self.clock()
+        try:
+            recall = recall_of(release, sample.vector)
+        except QueryError:  # a gateway whose shards are not all there measures another time
+            return AWAY_S
+        with self.lock:
+            self.measured[release.version] = sample.number
+            tally = self.tallies.setdefault(release.version, Tally())
+            for old in list(self.tallies)[:-VERSIONS]:
+                del self.tallies[old], self.measured[old]
+            tally.queries += 1
+            tally.recall += recall
+        return max(REST * (self.clock() - began), LEAST_REST_S)
+
+    def tallies_by_version(self) -> dict[str, Tally]:
+        """Per version, what was measured since the start; of the last VERSIONS."""
+        with self.lock:
+            return {version: Tally(t.queries, t.recall) for version, t in self.tallies.items()}

@@ -1,0 +1,140 @@
+"""The caches in a Redis that several replicas share. Values are plain bytes of a stated layout, never pickles."""
+
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serving.contract.palette import NAMES
+from serving.index.searcher import Found
+from serving.search.caches import CANDIDATES_S, EMBEDDING_S, RESPONSE_S, Caches, anything
+from serving.search.schemas import SearchAnswer
+from serving.versions.release import EncodedQuery
+
+TIMEOUT_S = 0.1
+"""A cache that takes longer costs more than what it saves."""
+AWAY_S = 1.0
+"""After a failure Redis is left alone this long, so that not every query waits for it."""
+PREFIX = "vitrine:1"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of value becomes bytes and back. `read` raises ValueError for bytes that are none."""
+
+    write: Callable[[Any], bytes]
+    read: Callable[[bytes], Any]
+
+
+def write_asked(asked: EncodedQuery) -> bytes:
+    """uint32 d, d float32, then 13 palette bytes or none."""
+    colours = b"" if asked.colours is None else asked.colours.tobytes()
+    return struct.pack("<I", len(asked.vector)) + asked.vector.astype("<f4").tobytes() + colours
+
+
+def read_asked(data: bytes) -> EncodedQuery:
+    (d,) = _header(data)
+    rest = data[4 + 4 * d :]
+    if len(data) < 4 + 4 * d or len(rest) not in (0, len(NAMES)):
+        raise ValueError(f"{len(data)} bytes are no query of dimension {d}")
+    return EncodedQuery(np.frombuffer(data, "<f4", d, 4), np.frombuffer(rest, np.uint8) if rest else None)
+
+
+def write_found(found: Found) -> bytes:
+    """uint32 k, k float32 similarities, k int64 rows, of one query."""
+    similarity, rows = found.similarity[0].astype("<f4"), found.rows[0].astype("<i8")
+    return struct.pack("<I", len(rows)) + similarity.tobytes() + rows.tobytes()
+
+
+def read_found(data: bytes) -> Found:
+    (k,) = _header(data)
+    if len(data) != 4 + 12 * k:
+        raise ValueError(f"{len(data)} bytes are no list of {k} candidates")
+    return Found(np.frombuffer(data, "<f4", k, 4)[None], np.frombuffer(data, "<i8", k, 4 + 4 * k)[None])
+
+
+def _header(data: bytes) -> tuple[int]:
+    if len(data) < 4:
+        raise ValueError(f"{len(data)} bytes are no value of this cache")
+    return struct.unpack_from("<I", data)
+
+
+ASKED = Layout(write_asked, read_asked)
+FOUND = Layout(write_found, read_found)
+ANSWER = Layout(lambda answer: answer.model_dump_json().encode(), SearchAnswer.model_validate_json)
+
+
+class RedisCache:
+    """Values of one layout under a name, each for `ttl_s` seconds.
+
+    Redis away, slow, or holding what cannot be read or does not fit what was asked for: a miss and an error.
+    """
+
+    def __init__(self, redis: Any, name: str, ttl_s: float, layout: Layout, clock: Callable[[], float] = time.monotonic) -> None:
+        self.redis, self.name, self.ttl_s, self.layout, self.clock = redis, name, ttl_s, layout, clock
+        self.hits = self.misses = self.errors = 0
+        self.away_until = 0.0
+        self.lock = threading.Lock()
+
+    def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
+        data = self._call(lambda: self.redis.get(self._key(key)))
+        found = None if data is None else self._read(data, fits)
+        self._count(int(found is not None), int(found is None), int(found is None and data is not None))
+        return found
+
+    def put(self, key: str, value: Any) -> None:
+        data = self.layout.write(value)
+        self._call(lambda: self.redis.set(self._key(key), data, px=round(1e3 * self.ttl_s)))
+
+    def close(self) -> None:
+        self.redis.close()
+
+    def _read(self, data: bytes, fits: Callable[[Any], bool]) -> Any:
+        """The value in some bytes; None where they hold none that fits."""
+        try:
+            value = self.layout.read(data)
+        except (ValueError, struct.error):
+            return None
+        return value if fits(value) else None
+
+    def _key(self, key: str) -> str:
+        return f"{PREFIX}:{self.name}:{key}"
+
+    def _call(self, call: Callable[[], Any]) -> Any:
+        from redis import RedisError
+
+        if self.clock() < self.away_until:
+            return None
+        try:
+            return call()
+        except (RedisError, OSError):
+            self.away_until = self.clock() + AWAY_S
+            self._count(errors=1)
+            return None
+
+    def _count(self, hits: int = 0, misses: int = 0, errors: int = 0) -> None:
+        with self.lock:
+            self.hits, self.misses, self.errors = self.hits + hits, self.misses + misses, self.errors + errors
+
+
+def connect(url: str, timeout_s: float = TIMEOUT_S) -> Any:
+    """A client that gives up at once instead of trying again. Nothing is connected yet."""
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0))
+
+
+def shared_caches(url: str) -> Caches:
+    """The three caches in the Redis at a redis:// url."""
+    redis = connect(url)
+    return Caches(
+        RedisCache(redis, "embedding", EMBEDDING_S, ASKED),
+        RedisCache(redis, "candidates", CANDIDATES_S, FOUND),
+        RedisCache(redis, "response", RESPONSE_S, ANSWER),
+    )

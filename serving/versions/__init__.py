@@ -1,0 +1,1 @@
+"""Finding, fetching, verifying, holding and flipping index versions."""

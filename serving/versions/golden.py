@@ -1,0 +1,118 @@
+"""Golden answers: what a version answered when it was made, which every load must answer again."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from serving.contract.files import ContractError, written_whole
+from serving.contract.keys import shard_of
+from serving.contract.manifest import CANDIDATES
+from serving.index.merge import Found
+from serving.index.searcher import Searcher
+
+TOP = 10
+MAX_DIFFERENCE = 1e-4
+
+
+def write_golden(path: Path, searcher: Searcher, vectors: np.ndarray) -> None:
+    """Writes `vectors` (n, d) float32 with the `keys` (n, 10) int64 and `similarity` (n, 10) float32 found for them.
+
+    And `candidates`, what was asked for each; files of before do not say it, and asked for ten.
+    """
+    found = _found(searcher, vectors)
+    keys = _keys(searcher, found.rows)
+    with written_whole(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, vectors=vectors, keys=keys, similarity=found.similarity, candidates=CANDIDATES)
+
+
+def check_golden(path: Path, searcher: Searcher) -> None:
+    """Raises ContractError unless the searcher gives the golden answers again: similarities within 1e-4, keys up to ties.
+
+    Answers of before, for which ten were asked, may be surpassed.
+    """
+    golden = _read(path, searcher.dim)
+    vectors, expected = golden["vectors"], golden["similarity"]
+    if "candidates" not in golden:
+        check_apart(path, searcher)
+        return
+    found = _found(searcher, vectors)
+    there, was = found.rows >= 0, golden["keys"] >= 0
+    if not np.array_equal(there, was):
+        raise ContractError("golden answers are not reproduced: another number of products is found")
+    difference = float(np.abs(found.similarity[was] - expected[was]).max(initial=0.0))
+    if not difference <= MAX_DIFFERENCE:
+        raise ContractError(f"golden answers are not reproduced: similarities differ by {difference:.2g} (> {MAX_DIFFERENCE:g})")
+    keys = _keys(searcher, found.rows)
+    for row in range(len(keys)):
+        moved = [
+            k
+            for k, s in zip(golden["keys"][row], expected[row], strict=True)
+            if k not in keys[row] and s > expected[row].min() + MAX_DIFFERENCE
+        ]
+        if moved:
+            raise ContractError(f"golden answers are not reproduced: query {row} no longer finds key {moved[0]}")
+
+
+def check_apart(path: Path, searcher: Searcher) -> None:
+    """The same for shards that are searched apart: at every place the answer is as similar as it was, or more.
+
+    Shards apart each refine their own best estimates, a whole index only the best of all: apart they find the same or better.
+    """
+    golden = _read(path, searcher.dim)
+    expected = golden["similarity"]
+    found = _found(searcher, golden["vectors"])
+    worse = float((expected - found.similarity)[golden["keys"] >= 0].max(initial=0.0))
+    if not worse <= MAX_DIFFERENCE:
+        raise ContractError(f"golden answers are not reproduced: similarities are less by {worse:.2g} (> {MAX_DIFFERENCE:g})")
+
+
+def check_part(path: Path, searcher: Searcher, shard: int) -> None:
+    """The same for the searcher of one shard: every golden product of this shard is found again, as similar as it was.
+
+    One that ten products of the shard now surpass is as good as found: a shard apart refines more of its own.
+    """
+    golden = _read(path, searcher.dim)
+    keys, expected = golden["keys"], golden["similarity"]
+    mine = (keys >= 0) & (shard_of(keys, searcher.manifest.shards) == shard)
+    found = _found(searcher, golden["vectors"])
+    found_keys = _keys(searcher, found.rows)
+    for row, place in np.argwhere(mine):
+        key, was = keys[row, place], expected[row, place]
+        there = np.flatnonzero(found_keys[row] == key)
+        if len(there):
+            difference = abs(float(found.similarity[row, there[0]] - was))
+            if not difference <= MAX_DIFFERENCE:
+                where = f"shard {shard}, query {row}: the similarity of key {key}"
+                raise ContractError(f"golden answers are not reproduced: {where} differs by {difference:.2g}")
+        elif was > found.similarity[row, -1] + MAX_DIFFERENCE:
+            raise ContractError(f"golden answers are not reproduced: shard {shard}, query {row} no longer finds key {key}")
+
+
+def _read(path: Path, dim: int) -> dict[str, np.ndarray]:
+    """The arrays of a file of golden answers. Raises ContractError when it is none, or one of another dimension."""
+    try:
+        with path.open("rb") as stream:  # NumPy leaves a path open that is no such file
+            golden = dict(np.load(stream, allow_pickle=False))
+        vectors, keys, similarity = golden["vectors"], golden["keys"], golden["similarity"]
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        raise ContractError(f"{path.name}: not a file of golden answers (.npz with vectors, keys and similarity)") from None
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ContractError(f"golden answers have vectors of shape {vectors.shape}, the index has dimension {dim}")
+    if not keys.shape == similarity.shape == (len(vectors), TOP):
+        raise ContractError(
+            f"golden answers have shape {keys.shape} and {similarity.shape}, where ({len(vectors)}, {TOP}) is expected"
+        )
+    if not np.isfinite(vectors).all():
+        raise ContractError("golden answers were asked for vectors with NaN or infinity")
+    return golden
+
+
+def _found(searcher: Searcher, vectors: np.ndarray) -> Found:
+    """The best ten of as many as shoppers ask for: asked for ten, equal estimates at the edge of what is refined could change them."""
+    found = searcher.search(vectors, CANDIDATES)
+    return Found(found.similarity[:, :TOP], found.rows[:, :TOP])
+
+
+def _keys(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
+    return np.where(rows < 0, -1, searcher.features.key[np.maximum(rows, 0)])

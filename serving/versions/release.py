@@ -1,0 +1,201 @@
+"""An index version, opened whole: its query encoders, its searcher and its ranker. Opened means verified.
+
+A query passes three phases: encode (a photo or words to an `EncodedQuery`), retrieve (candidates from all segments), rank.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import ValidationError
+
+from serving.contract.encoder import Encoder, EncoderFolder
+from serving.contract.files import ContractError, FileRef, first_wrong, verify
+from serving.contract.manifest import CANDIDATES, IndexManifest
+from serving.contract.palette import palette
+from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
+from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from serving.index.searcher import Found, Searcher
+from serving.ranking.filters import Filter, FilterError, matching
+from serving.ranking.ranker import Ranked, RankerConfig, User, rank
+from serving.versions.encoder_guard import EncoderGuard
+from serving.versions.golden import check_golden
+from serving.versions.text_encoder import TextEncoder
+from serving.versions.version_info import VersionInfo
+
+UNIT_TOLERANCE = 1e-2
+"""How far from 1 the length of a query's vector may be."""
+
+
+@dataclass(frozen=True)
+class EncodedQuery:
+    """A query as retrieval and ranking take it: a unit vector (d,) float32, and the palette (13,) uint8 of its picture if it has one.
+
+    `row`: the row of the product whose neighbours are wanted; it is left out of the answer.
+    """
+
+    vector: np.ndarray
+    colours: np.ndarray | None = None
+    row: int | None = None
+
+
+class Release:
+    """Everything that answers a query, all of one version. `words` is None where the encoder version has no text tower."""
+
+    def __init__(
+        self,
+        version: str,
+        manifest: IndexManifest,
+        encoders: EncoderFolder,
+        query: Encoder,
+        searcher: Searcher,
+        words: TextEncoder | None = None,
+    ) -> None:
+        self.version, self.manifest, self.encoders = version, manifest, encoders
+        self.query, self.searcher, self.words = query, searcher, words
+        self.preprocess = encoders.manifest.preprocess
+        self.version_info = _version_info(version, manifest)
+        self.ranker = _ranker(manifest, searcher)
+        self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
+        self.candidates = int(manifest.search.get("candidates") or CANDIDATES)
+        require = self.ranker.rules.require
+        self.required = matching(searcher.features, require) if require else None
+
+    @classmethod
+    def open(
+        cls,
+        version: str,
+        manifest: IndexManifest,
+        encoder: Path,
+        locate: Callable[[FileRef], Path],
+        threads: int = 1,
+        runtime: Runtime = ONNXRUNTIME,
+        guard: EncoderGuard | None = None,
+    ) -> "Release":
+        """Opens a version; `encoder` is its encoder's folder, `locate` gives the path of a segment file.
+
+        `runtime` runs the photos' encoder; words are few and run in ONNX Runtime. `guard` opens both in a child process first.
+
+        Every file is compared with its checksum, the encoder with the fingerprint the index was made with, and both the
+        encoder and the index must reproduce their golden answers. Raises ContractError naming what does not.
+        """
+        searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref))
+        check_golden(verify(locate(manifest.golden), manifest.golden), searcher)
+        return cls.over(searcher, version, manifest, encoder, threads, runtime, guard)
+
+    @classmethod
+    def over(
+        cls,
+        searcher: Searcher,
+        version: str,
+        manifest: IndexManifest,
+        encoder: Path,
+        threads: int = 1,
+        runtime: Runtime = ONNXRUNTIME,
+        guard: EncoderGuard | None = None,
+    ) -> Self:
+        """A release that searches with a searcher that is open already; its encoder is verified. Raises ContractError."""
+        wanted = manifest.encoder
+        verify(encoder / "encoder.json", wanted.manifest)
+        encoders = EncoderFolder(encoder)
+        if encoders.manifest.variant(wanted.document).fingerprint != wanted.document_fingerprint:
+            raise ContractError(f"encoder version {wanted.version} is not the one that embedded this index (fingerprint differs)")
+        if guard is not None:
+            guard(encoders, wanted.query, runtime)
+        query = encoders.open(wanted.query, threads, runtime)
+        if query.fingerprint != wanted.query_fingerprint:
+            raise ContractError(
+                f"the query encoder {wanted.query} is not the one this index was tuned with (fingerprint differs)"
+            )
+        return cls(version, manifest, encoders, query, searcher, TextEncoder.open(encoders, threads))
+
+    def preprocess_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, np.ndarray | None]:
+        """Decodes a photo to the encoder's input (h, w, 3) uint8, and its palette where the ranker uses one. Raises ImageRejected."""
+        pixels = decode(data, self.preprocess, limits)
+        return pixels, palette(pixels) if self.searcher.features.palette is not None else None
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """The unit vector (d,) float32 of pixels (h, w, 3) uint8."""
+        return self.query.encode(pixels[None])[0]
+
+    def is_query(self, query: EncodedQuery) -> bool:
+        """Whether this version can be asked with what a shared cache holds: a unit vector of its dimension."""
+        length = float(np.linalg.norm(query.vector.astype(np.float64)))
+        return query.vector.shape == (self.searcher.dim,) and abs(length - 1) <= UNIT_TOLERANCE
+
+    def are_candidates(self, found: Found, wanted: int) -> bool:
+        """Whether what a shared cache holds may be this version's candidates of one query: so many rows of it, best first."""
+        similarity, rows = found.similarity[0], found.rows[0]
+        there = rows >= 0
+        return (
+            len(rows) == wanted
+            and bool((rows < self.searcher.rows).all())
+            and bool(np.isfinite(similarity[there]).all())
+            and bool((similarity[1:] <= similarity[:-1]).all())
+        )
+
+    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> EncodedQuery:
+        """The query of a photo's bytes. Raises ImageRejected."""
+        pixels, colours = self.preprocess_photo(data, limits)
+        return EncodedQuery(self.encode(pixels), colours)
+
+    def allowed(self, wanted: Filter | None) -> np.ndarray | None:
+        """Which rows (n,) bool may be in an answer: what the rules require, and the filter. None: all. Raises FilterError."""
+        if wanted is None:
+            return self.required
+        mask = matching(self.searcher.features, wanted)
+        return mask if self.required is None else mask & self.required
+
+    @property
+    def products(self) -> int:
+        """How many products may be found."""
+        return self.searcher.live_rows
+
+    def vector(self, row: int, latest: float | None = None) -> np.ndarray:
+        """The stored vector (d,) float32 of a row."""
+        return self.searcher.vector(row)
+
+    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
+        """The first phase: the nearest rows of unit query vectors xq (nq, d) that may be in the answer.
+
+        `latest` (by time.monotonic) is when the request's time is over; it matters where shards are asked over the network.
+        """
+        return self.searcher.search(xq, candidates, self.allowed(wanted))
+
+    def rank(self, found: Found, k: int, query: EncodedQuery, user: User | None = None) -> Ranked:
+        """The second phase: the k best of one query's candidates, as the user likes them."""
+        rows, similarity = found.rows[0], found.similarity[0]
+        return rank(rows, similarity, self.searcher.features, self.ranker, k, user, query.colours, query.row)
+
+    def answer(self, query: EncodedQuery, k: int = 20) -> Ranked:
+        """Both phases, with the version's own number of candidates."""
+        return self.rank(self.retrieve(query.vector[None], max(self.candidates, k)), k, query)
+
+    def warm(self, rounds: int = 3) -> None:
+        """Runs a few made-up queries, so that the first shopper does not pay for page faults and lazy set-up."""
+        size = self.preprocess.size
+        for n in range(rounds):
+            pixels = np.full((size, size, 3), 40 * n, np.uint8)
+            self.answer(EncodedQuery(self.encode(pixels), palette(pixels)))
+            if self.words is not None:
+                self.words.encode("a warm word")
+
+
+def _version_info(version: str, manifest: IndexManifest) -> VersionInfo:
+    """The versions of index and encoder, as every answer names them."""
+    tower, _, variant = manifest.encoder.query.partition(".")
+    return VersionInfo(index=version, encoder=manifest.encoder.version, tower=tower, variant=variant, manifest=manifest.id)
+
+
+def _ranker(manifest: IndexManifest, searcher: Searcher) -> RankerConfig:
+    """The manifest's weights and rules, once they fit its columns. Raises ContractError."""
+    try:
+        config = RankerConfig.model_validate(manifest.ranker)
+        config.rules.check(searcher.features)
+    except ValidationError as error:
+        raise ContractError(f"index {manifest.id}: ranker: {first_wrong(error)}") from None
+    except FilterError as error:
+        raise ContractError(f"index {manifest.id}: ranker: {error}") from None
+    return config

@@ -1,0 +1,271 @@
+"""The two places a replica holds versions in, and how they follow the aliases without a query ever seeing a mix.
+
+A query takes one `Release` and keeps it to its end; the flip changes a single reference. A version that cannot be verified never
+becomes ready, and what was live stays. Loading and following are apart, so that a flip back never waits for a slow candidate.
+"""
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from serving.versions.encoder_guard import EncoderGuard
+from serving.versions.release import Release
+from serving.versions.version_source import VersionSource
+
+log = logging.getLogger(__name__)
+
+SLOTS = ("blue", "green")
+STATES = ("empty", "loading", "ready", "failed")
+RETRY_S = 30.0
+"""A version that failed is tried again after this long: what failed may have been the network."""
+
+
+class Version(Protocol):
+    """What a slot holds: a whole `Release`, a gateway's, or a shard's part of one."""
+
+    version: str
+
+    @property
+    def products(self) -> int: ...
+    def warm(self) -> None: ...
+
+
+V = TypeVar("V", bound=Version)
+
+
+class Opener(Protocol[V]):
+    """Opens versions of one role, and says what they still wait for."""
+
+    def open(self, version: str) -> V:
+        """A version, verified. Raises ContractError naming what is wrong with it."""
+        ...
+
+    def lacks(self, opened: V, first: bool) -> str:
+        """What an opened version waits for before it can be ready; "" for nothing. Raises ContractError where it will never come.
+
+        `first`: nothing is served yet, so that less than everything may be better than nothing.
+        """
+        ...
+
+    def hinders(self, ready: V) -> str:
+        """Why a version that was ready cannot go live at this moment; "" for nothing."""
+        ...
+
+
+class WholeVersions:
+    """Opens whole versions, which wait for nothing."""
+
+    def __init__(self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME) -> None:
+        self.source, self.threads, self.runtime = source, threads, runtime
+        self.guard = EncoderGuard()
+
+    def open(self, version: str) -> Release:
+        manifest = self.source.manifest(version)
+        encoder = self.source.encoder(manifest)
+        return Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime, self.guard)
+
+    def lacks(self, opened: Release, first: bool) -> str:
+        return ""
+
+    def hinders(self, ready: Release) -> str:
+        return ""
+
+
+@dataclass
+class Slot(Generic[V]):
+    """What one slot holds. `version` is what its alias names, `release` that version once it is ready.
+
+    `opened` is the version while it is loaded and waits for something else, which `reason` names.
+    """
+
+    version: str = ""
+    state: str = "empty"
+    reason: str = ""
+    since: str = ""
+    release: V | None = field(default=None, repr=False)
+    failed_at: float = 0.0
+    opened: V | None = field(default=None, repr=False)
+
+    def describe(self) -> dict[str, str | int]:
+        rows = self.release.products if self.release else 0
+        return {"version": self.version, "state": self.state, "reason": self.reason, "since": self.since, "products": rows}
+
+
+class Slots(Generic[V]):
+    """Follows `blue`, `green` and `live`. One thread calls `follow`, another `load_next`; tests call `refresh`, which does both."""
+
+    def __init__(
+        self,
+        source: VersionSource,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        opener: Opener[V] | None = None,
+    ) -> None:
+        self.source, self.clock = source, clock
+        self.opener: Opener[Any] = opener or WholeVersions(source, threads)
+        self.slots: dict[str, Slot[V]] = {name: Slot() for name in SLOTS}
+        self.live: V | None = None
+        self.live_slot = ""
+        self.wanted_live = ""
+        self.error = ""
+        self.held_up = ""
+        self.flips = self.failures = 0
+        self.in_memory: list[tuple[str, weakref.ref[V]]] = []
+        self.freed = 0
+        self.lock, self.following = threading.Lock(), threading.Lock()
+
+    def refresh(self) -> None:
+        """Follows the aliases and loads all they newly name. Never raises."""
+        self.follow()
+        while self.load_next():
+            pass
+
+    def follow(self) -> None:
+        """Marks what the aliases newly name for loading, and flips when `live` names a version that is ready. Never raises."""
+        with self.following:  # what was read of the aliases later is applied later
+            self._follow()
+
+    def _follow(self) -> None:
+        self._count_freed()
+        try:
+            wanted = {name: self.source.resolve(name) for name in (*SLOTS, "live")}
+        except Exception as error:  # the registry being away must not disturb what is served
+            self.error = f"the registry does not answer: {_sentence(error)}"
+            return
+        self.error = ""
+        with self.lock:
+            self.wanted_live = wanted["live"]
+            for name in SLOTS:
+                slot = self.slots[name]
+                late = slot.state == "failed" and self.clock() - slot.failed_at >= RETRY_S
+                if wanted[name] != slot.version or late:
+                    self.slots[name] = self._begin(wanted[name])
+            self._flip()
+
+    def load_next(self) -> bool:
+        """Brings one version that is loading further, what is to serve first. Whether anything changed. Never raises."""
+        with self.lock:
+            waiting = [n for n in SLOTS if self.slots[n].state == "loading"]
+            if not waiting:
+                return False
+            name = min(waiting, key=lambda n: (self.slots[n].opened is not None, self.slots[n].version != self.wanted_live))
+            slot = self.slots[name]
+        loaded = self._load(name, slot)
+        with self.lock:
+            for other in SLOTS:  # the alias may have moved on meanwhile, or both slots may name this version
+                if self.slots[other].state == "loading" and self.slots[other].version == slot.version:
+                    self.slots[other] = loaded
+            self._flip()
+        return loaded.state != "loading" or (slot.opened is None and len(waiting) > 1)
+
+    def get(self, slot: str = "") -> V | None:
+        """The live release, or the one that a slot holds ready."""
+        return self.slots[slot].release if slot else self.live
+
+    def held(self) -> list[V]:
+        """Every version that is live or ready in a slot."""
+        with self.lock:
+            found = [s.release for s in self.slots.values()] + [self.live]
+        return [r for n, r in enumerate(found) if r is not None and r not in found[:n]]
+
+    def describe(self) -> dict[str, object]:
+        live = self.live
+        return {
+            "live": {"version": live.version, "slot": self.live_slot} if live else None,
+            "slots": {n: s.describe() for n, s in self.slots.items()},
+            "error": self.error or self.held_up,
+            "flips": self.flips,
+        }
+
+    def nothing_live(self) -> str:
+        """The sentence for whoever asks while nothing is live."""
+        why = self.error or self.held_up
+        return f"no index version is live on this replica yet{': ' + why if why else ''}"
+
+    def draining(self) -> list[str]:
+        """Versions that no slot holds any more and that are still in memory, for requests that began with them."""
+        held = [*self.held(), *(s.opened for s in self.slots.values())]
+        return sorted(version for version, release in list(self.in_memory) if (found := release()) and found not in held)
+
+    def _begin(self, version: str) -> Slot[V]:
+        """A slot for a version: empty, already loaded (in the other slot, or still live), or waiting to be loaded."""
+        if not version:
+            return Slot(since=_now())
+        held = [s.release for s in self.slots.values() if s.version == version and s.state == "ready"]
+        if self.live is not None and self.live.version == version:
+            held.append(self.live)
+        return Slot(version, "ready", "", _now(), held[0]) if held else Slot(version, "loading", "", _now())
+
+    def _flip(self) -> None:
+        self.held_up = ""
+        for name, slot in self.slots.items():
+            if not self.wanted_live or slot.version != self.wanted_live or slot.release is None:
+                continue
+            if self.live is not slot.release:
+                if self.live is not None and (why := self.opener.hinders(slot.release)):
+                    self.held_up = f"version {slot.version} is not live yet: {why}"
+                    return
+                before = self.live.version if self.live else "nothing"
+                self.live, self.live_slot = slot.release, name
+                self.flips += 1
+                log.info("live: version %s from %s (before: %s)", slot.version, name, before)
+            elif self.slots[self.live_slot].release is not self.live:
+                self.live_slot = name
+            return
+        self.held_up = self._absent()
+
+    def _absent(self) -> str:
+        """Why the version that `live` names does not serve, where no slot holds it ready; "" where it serves all the same."""
+        wanted, serves = self.wanted_live, self.live.version if self.live else ""
+        if wanted and wanted == serves:
+            return ""
+        if not wanted:
+            why = "the alias live names no version"
+        elif name := next((n for n, s in self.slots.items() if s.version == wanted), ""):
+            why = f"version {wanted} is not ready: slot {name} is {self.slots[name].state}"
+        else:
+            held = ", ".join(f"{n} names {s.version or 'none'}" for n, s in self.slots.items())
+            why = f"the alias live names version {wanted}, which is in no slot ({held})"
+        return f"{why}; version {serves} goes on" if serves else why
+
+    def _load(self, name: str, slot: Slot[V]) -> Slot[V]:
+        """The version opened, verified and warm; or what it waits for; or the reason why it failed."""
+        version, opened = slot.version, slot.opened
+        try:
+            if opened is None:
+                log.info("%s: loading version %s", name, version)
+                opened = self.opener.open(version)
+                self.in_memory.append((version, weakref.ref(opened)))
+            waits = self.opener.lacks(opened, self.live is None)
+            if waits:
+                return Slot(version, "loading", waits, slot.since, opened=opened)
+            opened.warm()
+        except Exception as error:  # whatever is wrong with a candidate, the live version goes on
+            log.error("%s: version %s failed: %s", name, version, _sentence(error))
+            self.failures += 1
+            return Slot(version, "failed", _sentence(error), _now(), failed_at=self.clock())
+        log.info("%s: version %s is ready (%d products)", name, version, opened.products)
+        return Slot(version, "ready", "", _now(), opened)
+
+    def _count_freed(self) -> None:
+        """Counts versions that were given up and whose last request has ended: then nothing refers to them any more."""
+        gone = [kept for kept in list(self.in_memory) if kept[1]() is None]
+        for kept in gone:
+            self.in_memory.remove(kept)
+            self.freed += 1
+            log.info("version %s is freed", kept[0])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

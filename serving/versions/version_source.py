@@ -1,0 +1,151 @@
+"""Where versions come from: the MLflow registry, or a folder that holds an exported release. One small protocol."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from serving.contract.files import ContractError, FileRef, sha256_file, verify
+from serving.contract.manifest import EncoderManifest, IndexManifest, read_manifest
+from serving.versions.disk_cache import Kept, used
+
+MODEL = "product-index"
+ALIASES = "aliases.json"
+PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""MLflow's own are 120 s and 7 retries: whoever waits would learn minutes late that it is away."""
+
+
+def limit_patience() -> None:
+    """This process asks MLflow for no longer than PATIENCE, unless its environment says something else."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+
+
+class VersionSource(Protocol):
+    """Aliases, manifests and files of index versions."""
+
+    def resolve(self, alias: str) -> str:
+        """The version that `blue`, `green` or `live` names; "" when it names none."""
+        ...
+
+    def manifest(self, version: str) -> IndexManifest: ...
+
+    def encoder(self, manifest: IndexManifest) -> Path:
+        """The folder of the encoder version that the index needs."""
+        ...
+
+    def fetch(self, ref: FileRef) -> Path:
+        """A local path of a segment file; it is verified by whoever opens it."""
+        ...
+
+
+class FolderSource:
+    """An exported release: `aliases.json` {alias: version}, `<version>/manifest.json`, `encoders/<sha>/…`, `files/<sha256>`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def resolve(self, alias: str) -> str:
+        path = self.folder / ALIASES
+        return str(json.loads(path.read_text()).get(alias, "")) if path.is_file() else ""
+
+    def manifest(self, version: str) -> IndexManifest:
+        return read_manifest(self.folder / version / "manifest.json", IndexManifest)
+
+    def encoder(self, manifest: IndexManifest) -> Path:
+        return self.folder / "encoders" / manifest.encoder.manifest.sha256
+
+    def fetch(self, ref: FileRef) -> Path:
+        return self.folder / "files" / ref.sha256
+
+
+def release_in(folder: Path) -> FolderSource:
+    """The release exported to a folder. Raises ValueError where there is none."""
+    if not (folder / ALIASES).is_file():
+        what = f"there is no {ALIASES} in it" if folder.is_dir() else "there is no such folder"
+        raise ValueError(f"VITRINE_RELEASE={str(folder)!r} holds no release: {what}; `vitrine release export` writes one")
+    return FolderSource(folder)
+
+
+class MlflowSource:
+    """The registry at `uri`, through mlflow-skinny; files and encoders are kept in `cache` by their sha256 and fetched once.
+
+    The cache takes at most `limit_bytes`: the least recently used go first, never those of versions that the aliases name.
+    """
+
+    def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30) -> None:
+        from mlflow import MlflowClient  # type: ignore[attr-defined, unused-ignore]
+
+        self.uri, self.kept = uri, Kept(cache, limit_bytes)
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self.named: dict[str, str] = {}
+        self.parts: dict[str, set[str]] = {}
+
+    def resolve(self, alias: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            version = str(self.client.get_model_version_by_alias(MODEL, alias).version)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            version = ""
+        self.named[alias] = version
+        return version
+
+    def manifest(self, version: str) -> IndexManifest:
+        run = str(self.client.get_model_version(MODEL, version).run_id)
+        with self.kept.incoming() as folder:
+            manifest = read_manifest(self._download(run, "index/manifest.json", folder), IndexManifest)
+        named = set(self.named.values())
+        self.parts = {v: parts for v, parts in self.parts.items() if v in named}
+        self.parts[version] = {manifest.encoder.manifest.sha256, *(f.sha256 for f in manifest.files())}
+        return manifest
+
+    def encoder(self, manifest: IndexManifest) -> Path:
+        wanted = manifest.encoder
+        folder = self.kept.encoder(wanted.manifest.sha256)
+        if folder.is_dir() and _whole(folder, wanted.manifest):
+            return used(folder)
+        with self.kept.incoming() as incoming:
+            found = self._download(wanted.run_id, "encoder", incoming)
+            verify(found / "encoder.json", wanted.manifest)
+            shutil.rmtree(folder, ignore_errors=True)
+            found.replace(folder)
+        self._make_room()
+        return folder
+
+    def fetch(self, ref: FileRef) -> Path:
+        path = self.kept.file(ref.sha256)
+        if path.is_file() and path.stat().st_size == ref.bytes and sha256_file(path) == ref.sha256:
+            return used(path)
+        with self.kept.incoming() as incoming:
+            verify(self._download(ref.run_id, ref.path, incoming), ref).replace(path)
+        self._make_room()
+        return path
+
+    def _make_room(self) -> None:
+        """What the aliases name stays, and the version that was asked for last: it is on its way."""
+        self.kept.make_room(set().union(*self.parts.values()))
+
+    def _download(self, run: str, artifact: str, into: Path) -> Path:
+        from mlflow.artifacts import download_artifacts
+
+        try:
+            return Path(download_artifacts(run_id=run, artifact_path=artifact, dst_path=str(into), tracking_uri=self.uri))
+        except Exception as error:  # MLflow raises many unrelated classes when an artifact is not there
+            raise ContractError(f"{artifact} of run {run} cannot be fetched: {str(error).splitlines()[0]}") from None
+
+
+def _whole(folder: Path, manifest: FileRef) -> bool:
+    """Whether a kept encoder version has every file as its manifest says."""
+    try:
+        verify(folder / "encoder.json", manifest)
+        found = read_manifest(folder / "encoder.json", EncoderManifest)
+        files = [v.file for variants in found.towers.values() for v in variants.values()]
+        for ref in [*files, found.golden, *([found.tokenizer] if found.tokenizer else [])]:
+            verify(folder / ref.path, ref)
+    except ContractError:
+        return False
+    return True

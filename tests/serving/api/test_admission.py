@@ -1,0 +1,50 @@
+"""What waits is bounded, and whoever finds no place is told so at once."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving.api.admission import Places
+from serving.api.errors import Refused
+from serving.app import create_app
+from serving.search.image_fetch import Fetcher
+from serving.settings import ServingSettings
+from tests.running import Served
+
+
+def test_a_place_is_free_again_however_it_was_left() -> None:
+    places = Places(1, "things are here")
+    for _ in range(2):
+        with pytest.raises(KeyError), places:
+            raise KeyError
+    with places:
+        with pytest.raises(Refused, match="too many things are here; try again in a second") as refused, places:
+            pass
+        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
+    assert places.taken == 0
+
+
+def test_photos_of_a_slow_host_are_refused_beyond_those_that_may_wait(home: Path) -> None:
+    """Four are fetched and two wait; a host that takes connections and says nothing keeps all of them until their time is over."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as slow:
+        shop = f"shop:{slow.getsockname()[1]}"
+        fetcher = Fetcher((shop,), timeout_s=2.0, schemes=("http",), private=True, resolve=lambda host, port: ["127.0.0.1"])
+        app = create_app(ServingSettings(release=str(home / "release"), queue=2, deadline_s=2.0), fetcher=fetcher)
+        app.state.replica.slots.refresh()
+
+        async def ask(url: str) -> list[httpx.Response]:
+            async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
+                wanted = [{"image_url": f"http://{shop}/{n}.jpg"} for n in range(12)] + [{"product_id": "p001"}]
+                return await asyncio.gather(*(client.post(f"{url}/v1/search", json=body) for body in wanted))
+
+        with Served(app) as served:
+            *photos, product = asyncio.run(ask(served.url))
+        assert product.status_code == 200
+        refused = [answer for answer in photos if answer.status_code == 503]
+        assert sorted({answer.status_code for answer in photos}) == [503, 504]
+        assert len(refused) <= 6
+        assert all((a.json()["reason"], a.headers["retry-after"]) == ("overloaded", "1") for a in refused)
+        assert app.state.replica.fetches.taken == 0

@@ -1,0 +1,238 @@
+"""Limits over real sockets: nobody idles for ever, heads are bounded, and so are connections."""
+
+import asyncio
+import json
+import select
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+
+from serving.api.connection_limits import LimitedHttpProtocol
+from tests.running import until
+from tests.servers import free_port
+
+later = threading.Event()
+
+
+async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+    """/whole: one body; /slow: its second half when `later` is set; /read: what was sent, once it is whole."""
+    if scope["type"] != "http":
+        return
+    path = scope["path"]
+    bodies = {"/whole": [b"w" * 5000], "/slow": [b"a" * 10, b"b" * 10], "/read": [b"r" * 10]}[path]
+    more = path == "/read"
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        more = message["more_body"]
+    headers = [(b"content-length", str(sum(len(b) for b in bodies)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if path == "/slow":
+        await asyncio.to_thread(later.wait, 20)
+    for n, body in enumerate(bodies):
+        await send({"type": "http.response.body", "body": body, "more_body": n + 1 < len(bodies)})
+
+
+@contextmanager
+def serving(keep_alive_s: int = 75, **limits: Any) -> Iterator[int]:
+    """The port of a server of the application."""
+    later.clear()
+    port = free_port()
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, http=partial(LimitedHttpProtocol, **limits), lifespan="off", log_level="warning",
+        timeout_keep_alive=keep_alive_s,
+    )  # type: ignore[arg-type]  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    try:
+        yield port
+    finally:
+        later.set()
+        server.should_exit = True
+        thread.join(20)
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def ask(connection: socket.socket, path: str = "/whole", more: bytes = b"") -> None:
+    connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n".encode() + more + b"\r\n")
+
+
+def answered(connection: socket.socket, end: bytes = b"w" * 5000) -> bool:
+    """Whether an answer comes that ends so, before the other side closes."""
+    answer = b""
+    while not answer.endswith(end):
+        piece = connection.recv(65536)
+        if not piece:
+            return False
+        answer += piece
+    return True
+
+
+def dribbled(connection: socket.socket) -> bool:
+    """Sends a head that never ends, byte by byte: whether the other side closes in the end."""
+    connection.sendall(b"GET /whole HTTP/1.1\r\nx: ")
+    connection.settimeout(0.05)
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            connection.sendall(b"x")
+            return connection.recv(65536) == b""
+        except TimeoutError:
+            continue
+        except OSError:
+            return True
+    return False
+
+
+def test_who_never_asks_or_never_ends_to_ask_is_closed() -> None:
+    with serving(head_s=0.3) as port, connect(port) as silent, connect(port) as slow:
+        assert dribbled(slow)
+        assert silent.recv(65536) == b""
+
+
+def test_a_later_head_has_the_time_of_an_idle_connection() -> None:
+    with serving(keep_alive_s=1, head_s=20) as port, connect(port) as slow, connect(port) as blank:
+        for one in (slow, blank):
+            ask(one)
+            assert answered(one)
+        blank.sendall(b"\r\n")
+        assert dribbled(slow)
+        assert blank.recv(65536) == b""
+
+
+def test_neither_a_slow_answer_nor_a_kept_connection_is_cut_by_the_time_for_a_head() -> None:
+    with serving(head_s=0.3) as port, connect(port) as opened:
+        for piece in (b"GET /slow HTTP/1.1\r\n", b"host: x\r\n", b"\r\n"):
+            opened.sendall(piece)
+            time.sleep(0.01)
+        time.sleep(0.6)
+        later.set()
+        assert answered(opened, b"b" * 10)
+        time.sleep(0.6)
+        ask(opened)
+        assert answered(opened)
+
+
+def refused_head(connection: socket.socket, sent: Iterator[bytes]) -> tuple[bool, int]:
+    """Sends pieces until an answer comes: whether that is 431 with a problem, before the other side closes; and how many bytes went."""
+    count = 0
+    with suppress(ConnectionError):
+        for piece in sent:
+            connection.sendall(piece)
+            count += len(piece)
+            if select.select([connection], [], [], 0.02)[0]:
+                break
+    answer = b""
+    while piece := connection.recv(65536):
+        answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    problem = json.loads(body or b"{}")
+    return head.startswith(b"HTTP/1.1 431 ") and problem["detail"].startswith(
+        "the request line and headers have more than"
+    ), count
+
+
+LINE = b"GET /whole HTTP/1.1\r\nhost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /whole?" + b"q" * 5000 + b" HTTP/1.1\r\n\r\n",
+        LINE + b"x: " + b"y" * 5000 + b"\r\n\r\n",
+        LINE + b"a: b\r\n" * 1000 + b"\r\n",
+        LINE + b"a" * 5000 + b": b\r\n\r\n",
+    ],
+    ids=["address", "one header", "many headers", "name"],
+)
+def test_a_head_that_is_too_large_is_told_so_and_the_connection_closed(head: bytes) -> None:
+    with serving(max_head_bytes=4096) as port:
+        with connect(port) as opened:
+            assert refused_head(opened, iter([head]))[0]
+        with connect(port) as opened:
+            assert refused_head(opened, (head[n : n + 700] for n in range(0, len(head), 700)))[0], "in pieces"
+        with connect(port) as opened:
+            for _ in range(3):  # what fits is answered, again and again
+                ask(opened, more=b"a: b\r\n" * 400)
+                assert answered(opened)
+            assert refused_head(opened, iter([head]))[0]
+
+
+@pytest.mark.parametrize("start", [LINE + b"x: ", LINE, LINE[:4] + b"/"], ids=["value", "name", "address"])
+def test_a_head_that_never_ends_is_cut_though_the_parser_keeps_it_to_itself(start: bytes) -> None:
+    def endless() -> Iterator[bytes]:
+        yield start
+        while True:
+            yield b"y" * 1000
+
+    with serving(max_head_bytes=4096) as port, connect(port) as opened:
+        refused, sent = refused_head(opened, endless())
+        assert refused
+        assert sent < 10_000
+
+
+def test_trailers_are_bounded_as_headers_are() -> None:
+    chunked = b"GET /read HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"
+    with serving(max_head_bytes=4096) as port:
+        with connect(port) as opened:
+            opened.sendall(chunked + b"a: b\r\n\r\n")
+            assert answered(opened, b"r" * 10)
+        for trailers in (b"a: b\r\n" * 5000, b"a: " + b"b" * 50_000):
+            with connect(port) as opened:
+                opened.sendall(chunked)
+                for n in range(0, len(trailers), 1000):
+                    with suppress(ConnectionError):
+                        opened.sendall(trailers[n : n + 1000])
+                with suppress(ConnectionError):
+                    assert opened.recv(65536) == b""
+
+
+def test_bodies_of_any_size_are_no_heads() -> None:
+    body = b"b" * 10**6
+    with serving(max_head_bytes=4096) as port, connect(port) as opened:
+        for _ in range(2):
+            opened.sendall(b"GET /read HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            assert answered(opened, b"r" * 10)
+
+
+def test_many_small_requests_at_once_are_no_large_head() -> None:
+    with serving(max_head_bytes=1024) as port, connect(port) as opened:
+        opened.sendall((LINE + b"\r\n") * 200 + LINE[:-2] + b"\r\nconnection: close\r\n\r\n")
+        answer = b""
+        while piece := opened.recv(65536):
+            answer += piece
+        assert answer.count(b"HTTP/1.1 200 OK") == 201
+
+
+def test_connections_beyond_the_most_are_closed_until_there_is_room() -> None:
+    with serving(max_connections=2) as port, connect(port) as one, connect(port) as two:
+        for opened in (one, two):
+            ask(opened)
+            assert answered(opened)
+        before = LimitedHttpProtocol.turned_away
+        with connect(port) as third:
+            assert third.recv(65536) == b""
+        assert LimitedHttpProtocol.turned_away == before + 1
+        one.close()
+
+        def room() -> bool:
+            with connect(port) as fourth, suppress(ConnectionError):
+                ask(fourth)
+                return answered(fourth)
+            return False
+
+        until(room)

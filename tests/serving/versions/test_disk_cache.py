@@ -1,0 +1,74 @@
+"""What is kept of versions on disk: least recently used goes first, and only what dead processes left is cleared away."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.versions.disk_cache import Kept, used
+
+FETCHING = """
+import sys
+from pathlib import Path
+from serving.versions.disk_cache import Kept
+with Kept(Path(sys.argv[1]), 1).incoming() as folder:
+    (folder / "half").write_bytes(b"x")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Kept:
+    """Three files of ten bytes, and an encoder of ten in two files, used in the order: old, encoder, middle, new."""
+    found = Kept(tmp_path, 25)
+    with found.incoming():
+        pass
+    (found.encoder("encoder") / "deep").mkdir(parents=True)
+    (found.encoder("encoder") / "encoder.json").write_bytes(b"12345")
+    (found.encoder("encoder") / "deep" / "model").write_bytes(b"12345")
+    for name in ("old", "middle", "new"):
+        found.file(name).write_bytes(b"1234567890")
+    for age, path in enumerate([found.file("new"), found.file("middle"), found.encoder("encoder"), found.file("old")]):
+        os.utime(path, (1000 - age, 1000 - age))
+    return found
+
+
+def names(kept: Kept) -> set[str]:
+    return {p.name for name in ("files", "encoders", "incoming") for p in (kept.folder / name).iterdir()}
+
+
+def test_the_least_recently_used_files_and_encoders_go_first(kept: Kept) -> None:
+    kept.make_room(set())
+    assert names(kept) == {"middle", "new"}
+
+
+def test_what_was_used_just_now_and_what_is_in_use_stays(kept: Kept) -> None:
+    used(kept.encoder("encoder"))
+    kept.make_room({"old"})
+    assert names(kept) == {"old", "encoder"}
+
+
+def test_within_its_limit_everything_stays(kept: Kept) -> None:
+    kept.limit_bytes = 40
+    kept.make_room(set())
+    assert names(kept) == {"old", "middle", "new", "encoder"}
+
+
+def test_what_a_killed_process_left_on_its_way_is_cleared_and_what_a_living_one_fetches_is_not(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FETCHING, str(tmp_path)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    try:
+        theirs = Path(other.stdout.readline().strip())
+        with Kept(tmp_path, 1).incoming() as mine:
+            assert (theirs / "half").exists()
+            assert set((tmp_path / "incoming").iterdir()) == {mine, theirs}
+    finally:
+        other.kill()
+        other.communicate()
+    assert theirs.exists()
+    with Kept(tmp_path, 1).incoming() as mine:
+        assert set((tmp_path / "incoming").iterdir()) == {mine}
