@@ -40,7 +40,7 @@ e2e: $(STAMP) java ## the longer proofs over the real Airflow: three nights, six
 	@LONG=1 $(BIN)/python -m pytest -q tests/e2e
 
 chaos: $(STAMP) ## promotions and refreshes as real processes, killed before and after every one of their writes
-	@CHAOS=1 $(BIN)/python -m pytest -q tests/release/test_killed_promotions.py tests/changes/test_kills.py
+	@CHAOS=1 $(BIN)/python -m pytest -q tests/release/test_killed_promotions.py tests/catalog/changes/test_kills.py
 
 bench-%: $(STAMP) ## one benchmark, e.g. make bench-index; prints a table, writes build/bench/<name>.json
 	@mkdir -p build/bench && $(BIN)/python -m tests.benchmarks.bench_$* $(ARGS)

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 def tell_failure(context: Any) -> None:
     """A task has failed for good."""
-    from tasks.alerts import send
+    from tasks.watch.alerts import send
 
     task, error = context["task_instance"], context.get("exception")
     send(f"{task.dag_id}.{task.task_id} failed: {error}", task.log_url)
@@ -21,7 +21,7 @@ async def tell_lateness(text: str, **kwargs: Any) -> None:
     """A run is not done by its deadline. Called by the triggerer."""
     import asyncio
 
-    from tasks.alerts import send
+    from tasks.watch.alerts import send
 
     await asyncio.to_thread(send, text)
 

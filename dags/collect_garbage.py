@@ -31,7 +31,7 @@ from dags.running import DEFAULTS, clear_failure, run_key
 def collect_garbage() -> None:
     @task
     def plan_garbage() -> dict:
-        from tasks.steps import collecting
+        from tasks.pipelines import collect_garbage as collecting
 
         with clear_failure():
             return collecting.plan(run_key(), get_current_context()["params"]["versions"])
@@ -42,7 +42,7 @@ def collect_garbage() -> None:
 
     @task
     def delete_garbage() -> dict:
-        from tasks.steps import collecting
+        from tasks.pipelines import collect_garbage as collecting
 
         with clear_failure():
             return collecting.delete(run_key(), get_current_context()["params"]["versions"])

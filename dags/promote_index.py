@@ -7,7 +7,7 @@ running version; real queries that the replicas sampled are replayed against bot
 report and approves; only then the alias `live` moves, and `previous` names the version to go back to. Then the replicas' errors,
 p99 and recall are watched for a while: the version is kept, or the one before is live again by itself.
 
-Only one promotion moves the aliases at a time (a lease, tasks/release/lease.py). One that was killed is finished or undone by the
+Only one promotion moves the aliases at a time (a lease, tasks/release/promotion/lease.py). One that was killed is finished or undone by the
 next run.
 
 **When it fails**: the log names the replica or the check, and says whether anything went live. What was live before is live still
@@ -43,7 +43,7 @@ from dags.running import DEFAULTS, clear_failure, run_key
 def promote_index() -> None:
     @task
     def choose_slot() -> dict:
-        from tasks.steps import promoting
+        from tasks.pipelines import promote_index as promoting
 
         context = get_current_context()
         told = [event.extra.get("version", "") for event in context["triggering_asset_events"].get(INDEX, [])]
@@ -55,14 +55,14 @@ def promote_index() -> None:
 
     @task
     def warm_slot(plan: dict) -> dict:
-        from tasks.steps import promoting
+        from tasks.pipelines import promote_index as promoting
 
         with clear_failure():
             return promoting.warm(plan, run_key())
 
     @task
     def shadow_check(plan: dict) -> dict:
-        from tasks.steps import promoting
+        from tasks.pipelines import promote_index as promoting
 
         with clear_failure():
             report = promoting.shadow(plan, run_key())
@@ -72,7 +72,7 @@ def promote_index() -> None:
 
     @task.branch
     def ask_or_not() -> str:
-        from tasks.steps import promoting
+        from tasks.pipelines import promote_index as promoting
 
         wanted = get_current_context()["params"]["approval"]
         if not promoting.approval_wanted(wanted):
@@ -82,21 +82,21 @@ def promote_index() -> None:
 
     @task(trigger_rule="none_failed_min_one_success")
     def flip(plan: dict) -> dict:
-        from tasks.steps import promoting
+        from tasks.pipelines import promote_index as promoting
 
         with clear_failure():
             return promoting.flip(plan, run_key())
 
     @task
     def bake(plan: dict, flipped: dict) -> dict:
-        from tasks.steps import promoting
+        from tasks.pipelines import promote_index as promoting
 
         with clear_failure():
             return promoting.bake(plan, flipped, run_key())
 
     @teardown
     def settle() -> dict:
-        from tasks.steps import promoting
+        from tasks.pipelines import promote_index as promoting
 
         with clear_failure():
             return promoting.settle(run_key())

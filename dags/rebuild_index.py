@@ -37,103 +37,103 @@ from dags.running import DEFAULTS, clear_failure, run_key
 def rebuild_index() -> None:
     @task
     def check_preconditions() -> dict:
-        from tasks.steps import preconditions
+        from tasks.pipelines import preconditions
 
         with clear_failure():
             return preconditions.check_preconditions(training=False)
 
     @task
     def take_snapshot() -> dict:
-        from tasks.steps import common
+        from tasks.pipelines import common
 
         with clear_failure():
             return common.snapshot(run_key())
 
     @task
     def choose_encoder() -> dict:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         with clear_failure():
             return indexing.choose_encoder()
 
     @task.short_circuit
     def something_changed(snapshot: dict, encoder: dict) -> bool:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         return indexing.something_changed(snapshot, encoder)
 
     @task
     def validate_snapshot(snapshot: dict) -> dict:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         with clear_failure():
             return indexing.validate_snapshot(snapshot, run_key())
 
     @task(retries=3)
     def embed(snapshot: dict, encoder: dict) -> dict:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         with clear_failure():
             return indexing.embed(snapshot, encoder, run_key())
 
     @task
     def validate_embeddings(snapshot: dict, embedded: dict) -> dict:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         with clear_failure():
             return indexing.validate_embeddings(snapshot, embedded, run_key())
 
     @task
     def train_template(encoder: dict, embedded: dict) -> dict:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         with clear_failure():
             return indexing.template(encoder, embedded, run_key())
 
     @task
     def list_shards(template: dict) -> list[int]:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         return indexing.shard_numbers(template)
 
     @task(retries=3)
     def build_shard(shard: int, snapshot: dict, embedded: dict, template: dict) -> dict:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         with clear_failure():
             return indexing.shard(shard, snapshot, embedded, template, run_key())
 
     @task
     def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict]) -> dict:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         with clear_failure():
             return indexing.tune(snapshot, encoder, template, list(shards), run_key())
 
     @task
     def register_version(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], tuned: dict) -> dict:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         with clear_failure():
             return indexing.register(snapshot, encoder, embedded, list(shards), tuned, run_key())
 
     @task
     def catch_up(registered: dict) -> dict:
-        from tasks.steps import refreshing
+        from tasks.pipelines import refresh_index as refreshing
 
         with clear_failure():
             return refreshing.catch_up(registered, run_key())
 
     @task
     def load_features(registered: dict) -> dict:
-        from tasks.steps import featuring
+        from tasks.pipelines import publish_features as featuring
 
         with clear_failure():
             return featuring.load(registered)
 
     @task(outlets=[INDEX])
     def publish_candidate(registered: dict) -> dict:
-        from tasks.steps import indexing
+        from tasks.pipelines import rebuild_index as indexing
 
         if not registered["passed"]:
             raise AirflowFailException(registered["summary"])

@@ -42,7 +42,7 @@ from dags.running import DEFAULTS, clear_failure, run_key
 def refresh_index() -> None:
     @task
     def drain_changes() -> dict:
-        from tasks.steps import draining
+        from tasks.pipelines import drain_changes as draining
 
         params = get_current_context()["params"]
         with clear_failure():
@@ -54,35 +54,35 @@ def refresh_index() -> None:
 
     @task
     def refresh_features(plan: dict) -> dict:
-        from tasks.steps import featuring
+        from tasks.pipelines import publish_features as featuring
 
         with clear_failure():
             return featuring.refresh(plan)
 
     @task(retries=3)
     def embed_changes(plan: dict) -> dict:
-        from tasks.steps import refreshing
+        from tasks.pipelines import refresh_index as refreshing
 
         with clear_failure():
             return refreshing.embed(plan)
 
     @task
     def register_version(plan: dict, embedded: dict) -> dict:
-        from tasks.steps import refreshing
+        from tasks.pipelines import refresh_index as refreshing
 
         with clear_failure():
             return refreshing.register(plan, embedded)
 
     @task
     def load_features(registered: dict) -> dict:
-        from tasks.steps import featuring
+        from tasks.pipelines import publish_features as featuring
 
         with clear_failure():
             return featuring.load(registered)
 
     @task(retries=3)
     def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict:
-        from tasks.steps import refreshing
+        from tasks.pipelines import refresh_index as refreshing
 
         with clear_failure():
             told = refreshing.acknowledge(plan, registered, embedded)
@@ -91,7 +91,7 @@ def refresh_index() -> None:
 
     @task(outlets=[INDEX])
     def publish_candidate(registered: dict) -> dict:
-        from tasks.steps import refreshing
+        from tasks.pipelines import refresh_index as refreshing
 
         with clear_failure():
             if not refreshing.publish(registered):

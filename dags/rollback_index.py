@@ -32,7 +32,7 @@ from dags.running import DEFAULTS, clear_failure, run_key
 def rollback_index() -> None:
     @task
     def roll_back() -> dict:
-        from tasks.steps import promoting
+        from tasks.pipelines import promote_index as promoting
 
         with clear_failure():
             return promoting.roll_back(run_key(), get_current_context()["params"]["version"] or "")

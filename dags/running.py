@@ -30,7 +30,7 @@ def run_key() -> str:
 def clear_failure() -> Iterator[None]:
     """Turns an error that a person must mend into a failure without retries; anything else keeps its retries.
 
-    A scheduled run that lacks its inputs before the first success is skipped (tasks/steps/first_run.py).
+    A scheduled run that lacks its inputs before the first success is skipped (tasks/pipelines/first_run.py).
     """
     from serving.contract.files import ContractError
     from tasks.errors import InputMissing, VitrineError
@@ -47,7 +47,7 @@ def clear_failure() -> Iterator[None]:
 
 
 def _skip_before_first_success(context: Any, error: Any) -> None:
-    from tasks.steps import first_run
+    from tasks.pipelines import first_run
 
     run = context["dag_run"]
     if reason := first_run.skip_reason(run.dag_id, run.run_type, error):

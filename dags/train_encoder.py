@@ -59,21 +59,21 @@ from dags.running import DEFAULTS, clear_failure, run_key
 def train_encoder() -> None:
     @task
     def check_preconditions() -> dict:
-        from tasks.steps import preconditions
+        from tasks.pipelines import preconditions
 
         with clear_failure():
             return preconditions.check_preconditions(training=True)
 
     @task
     def take_snapshot() -> dict:
-        from tasks.steps import common
+        from tasks.pipelines import common
 
         with clear_failure():
             return common.snapshot(run_key())
 
     @task
     def plan_training(snapshot: dict) -> dict:
-        from tasks.steps import training
+        from tasks.pipelines import train_encoder as training
 
         with clear_failure():
             return training.plan(snapshot, dict(get_current_context()["params"]), run_key())
@@ -84,35 +84,35 @@ def train_encoder() -> None:
 
     @task(execution_timeout=timedelta(days=2), retries=2)
     def train_teacher(snapshot: dict, plan: dict) -> dict:
-        from tasks.steps import training
+        from tasks.pipelines import train_encoder as training
 
         with clear_failure():
             return training.teacher(snapshot, plan, run_key())
 
     @task(execution_timeout=timedelta(days=2), retries=2)
     def distil_student(snapshot: dict, plan: dict, teacher: dict) -> dict:
-        from tasks.steps import training
+        from tasks.pipelines import train_encoder as training
 
         with clear_failure():
             return training.student(snapshot, plan, teacher, run_key())
 
     @task
     def export_encoder(snapshot: dict, plan: dict, teacher: dict, student: dict) -> str:
-        from tasks.steps import training
+        from tasks.pipelines import train_encoder as training
 
         with clear_failure():
             return training.export(snapshot, plan, teacher, student, run_key())
 
     @task(trigger_rule="none_failed_min_one_success")
     def judge(snapshot: dict, plan: dict, exported: str | None) -> dict:
-        from tasks.steps import training
+        from tasks.pipelines import train_encoder as training
 
         with clear_failure():
             return training.judge(snapshot, plan["existing"] or exported, run_key())
 
     @task(outlets=[ENCODER])
     def promote_champion(decision: dict) -> dict:
-        from tasks.steps import training
+        from tasks.pipelines import train_encoder as training
 
         if not decision["promote"]:
             raise AirflowSkipException(decision["summary"])

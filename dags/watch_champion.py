@@ -29,7 +29,7 @@ from dags.running import DEFAULTS, clear_failure
 def watch_champion() -> None:
     @task(inlets=[ENCODER], outlets=[ENCODER])
     def announce_moved_champion() -> dict:
-        from tasks.steps import watching_champion
+        from tasks.pipelines import watch_champion as watching_champion
 
         context = get_current_context()
 

@@ -30,7 +30,7 @@ from dags.running import DEFAULTS, clear_failure, run_key
 def watch_quality() -> None:
     @task
     def look() -> dict:
-        from tasks.steps import watching
+        from tasks.pipelines import watch_quality as watching
 
         with clear_failure():
             return watching.look(run_key())

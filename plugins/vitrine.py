@@ -32,9 +32,9 @@ def make_board() -> Any:
     from plugins.board.app import create_app
     from tasks.board.changes import ChangesBoard
     from tasks.board.read import Board
-    from tasks.steps.common import registry
-    from tasks.steps.draining import change_source
-    from tasks.steps.promoting import replicas_of
+    from tasks.pipelines.common import registry
+    from tasks.pipelines.drain_changes import change_source
+    from tasks.pipelines.promote_index import replicas_of
 
     board = Board(lambda: registry(SETTINGS), replicas_of(SETTINGS))
     return create_app(board, ChangesBoard(lambda: change_source(SETTINGS), lambda: board.registry, SETTINGS.store_uri))

@@ -137,7 +137,7 @@ def _action_routes(app: FastAPI, board: Board) -> None:
         return _json({"dag": dag, "run": await airflow.trigger(dag, conf, note)}, 202)
 
     def checked(version: str) -> str:
-        from tasks.release.verdict import refusal
+        from tasks.release.gates.verdict import refusal
 
         registry = board.registry
         if why := refusal(registry.version("product-index", version), registry.index_manifest(version)):

@@ -14,10 +14,10 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 
+from tasks.pipelines.common import registry
 from tasks.registry import ENCODER_MODEL, Registry
+from tasks.registry.webhook import NotBelieved, believe
 from tasks.settings import Settings
-from tasks.steps.common import registry
-from tasks.webhook import NotBelieved, believe
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from tasks import storage
 from tasks.catalog.changes.ledger import QUARANTINED
 from tasks.embed.quarantine import Quarantined, quarantined, with_ids
 from tasks.errors import VitrineError
+from tasks.pipelines.drain_changes import ledger_of
 from tasks.registry import Registry, Version
 from tasks.release.ancestry import PARENT
-from tasks.steps.draining import ledger_of
 
 RUNS = 200
 """As many runs' lists are looked through for a reason, the newest first."""

@@ -13,7 +13,7 @@ from tasks.board.replicas import SLOTS, ask, replica_lines
 from tasks.board.timeline import Made, links, series, timeline
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry, Version
-from tasks.release.replicas import Replica
+from tasks.release.promotion.serving_replicas import Replica
 
 SHOWN = 60
 FETCHES = 8

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from tasks.release.replicas import Replica
+from tasks.release.promotion.serving_replicas import Replica
 
 SLOTS = ("blue", "green")
 

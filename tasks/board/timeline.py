@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from serving.contract.manifest import IndexManifest
 from tasks.registry import INDEX_MODEL, Registry, Version
-from tasks.release.shares import delta_share
-from tasks.release.verdict import refusal, verdict
+from tasks.release.delta_share import delta_share
+from tasks.release.gates.verdict import refusal, verdict
 
 STATUSES = {
     "live": "shoppers get it",

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.catalog.schema import to_photos, to_products
-from tasks.catalog.source import FolderSource, split_image_root
+from tasks.catalog.sources.folder import FolderSource
+from tasks.catalog.sources.postgresql import split_image_root
 from tasks.errors import CatalogError
 
 

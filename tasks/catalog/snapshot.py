@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from serving.contract.keys import product_keys
 from tasks import storage
 from tasks.catalog.schema import PHOTO_SCHEMA, to_photos, to_products
-from tasks.catalog.source import Source, open_source
+from tasks.catalog.sources import Source, open_source
 from tasks.errors import CatalogError, CatalogMissing
 from tasks.progress import Progress
 

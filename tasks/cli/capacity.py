@@ -25,8 +25,8 @@ def capacity(
     save: Annotated[Path | None, typer.Option(help="keep the measured times in this file")] = None,
 ) -> None:
     """How many gateway and shard pods carry a load, by a queueing simulation over measured times."""
-    from tasks.capacity import Wanted, plans
-    from tasks.service_times import made_up_photos, measure_times, read_times, write_times
+    from tasks.capacity.service_times import made_up_photos, measure_times, read_times, write_times
+    from tasks.capacity.simulation import Wanted, plans
     from tasks.settings import Settings
 
     if times is None:

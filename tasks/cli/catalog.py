@@ -19,7 +19,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="the same seed draws the same catalogue")] = 7,
 ) -> None:
     """Draw a sample catalogue (generated test data): products.csv, photos.csv and their pictures."""
-    from tasks.catalog.sample import SampleConfig, draw_sample
+    from tasks.catalog.sample.catalog import SampleConfig, draw_sample
 
     with console.status(f"drawing {products} products"):
         made = draw_sample(SampleConfig(products, photos, seed), folder)

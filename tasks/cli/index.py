@@ -101,8 +101,8 @@ def tuning(
     """What was tried when a version was tuned: every point with its recall, times and verdict, and why its family was taken."""
     import json
 
-    from tasks.index.report import tuning_plot
     from tasks.index.tune import Tuned
+    from tasks.index.tuning_report import tuning_plot
     from tasks.registry import INDEX_PATH
 
     models = open_registry()

@@ -40,7 +40,7 @@ def promote(
     ] = None,
 ) -> None:
     """Put a version live that passed its gates: warm, shadow check, flip, watch; the same as the DAG promote_index."""
-    from tasks.steps import promoting
+    from tasks.pipelines import promote_index as promoting
 
     console.print(promoting.promote(numbered(version), _who("promote"), bake_s)["summary"])
 
@@ -50,7 +50,7 @@ def roll_back(
     to: Annotated[str, typer.Option(help="the version to go to, by number or alias; default: what was live before")] = "",
 ) -> None:
     """Go back to the version that was live before; a promotion that is under way is void."""
-    from tasks.steps import promoting
+    from tasks.pipelines import promote_index as promoting
 
     console.print(promoting.roll_back(_who("rollback"), numbered(to))["summary"])
 

@@ -19,7 +19,7 @@ def search(
     """Ask the running replica which products a photo shows."""
     import httpx
 
-    from tasks.release.replicas import token_refused
+    from tasks.release.promotion.serving_replicas import token_refused
 
     chosen = Settings.load()
     url = next(iter(chosen.serving_urls), "")

@@ -20,7 +20,7 @@ def stream(
     from datetime import datetime
     from threading import Event
 
-    from tasks.steps.streaming import Stream
+    from tasks.pipelines.stream import Stream
 
     logging.basicConfig(level=logging.ERROR)
     chosen = Settings.load()

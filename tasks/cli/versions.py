@@ -61,8 +61,8 @@ def show(
 def show_replicas() -> None:
     """What every replica serves and holds, and what is wrong with it if anything is."""
     from tasks.board.replicas import ask, replica_lines
+    from tasks.pipelines.promote_index import replicas_of
     from tasks.registry import INDEX_MODEL
-    from tasks.steps.promoting import replicas_of
 
     live = open_registry().aliases(INDEX_MODEL).get("live", "")
     console.print(f"live: {'version ' + live if live else 'nothing yet'}")
@@ -125,8 +125,8 @@ def garbage(
     versions: Annotated[int, typer.Option(min=0, help="newest versions to keep; 0: as VITRINE_KEEP_VERSIONS says")] = 0,
 ) -> None:
     """What no kept index version needs: a list, or, with --delete, its removal."""
-    from tasks.release.garbage import plan_garbage
-    from tasks.steps.collecting import collected, places_of, retention_of
+    from tasks.pipelines.collect_garbage import collected, places_of, retention_of
+    from tasks.release.retention.garbage import plan_garbage
 
     chosen = Settings.load()
     if delete:

@@ -16,7 +16,7 @@ def webhook(
     replica: Annotated[list[str] | None, typer.Option(help="where MLflow's server reaches a replica; once for each")] = None,
 ) -> None:
     """Have MLflow tell Airflow, signed, when an encoder becomes champion; with --replica, tell replicas of moved aliases instead."""
-    from tasks.webhook import AIRFLOW, REPLICA, register_webhook
+    from tasks.registry.webhook import AIRFLOW, REPLICA, register_webhook
 
     chosen = Settings.load()
     if not chosen.webhook_secret:

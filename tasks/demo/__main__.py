@@ -102,7 +102,7 @@ def make_live(settings: Settings, console: Console) -> None:
     from tasks.demo.chain import run_chain
     from tasks.demo.show import show_answers
     from tasks.registry import Registry
-    from tasks.webhook import register_webhook
+    from tasks.registry.webhook import register_webhook
 
     register_webhook(Registry(settings.mlflow_uri, settings.home / "cache"), settings.airflow_url, settings.webhook_secret)
     run_chain(settings, console)
@@ -157,7 +157,7 @@ def stopped(error: Exception, console: Console) -> None:
 def prepare_catalog(settings: Settings, console: Console) -> None:
     """The sample catalogue, drawn and loaded once, unless the settings name another."""
     from tasks.catalog.load import load_folder
-    from tasks.catalog.sample import SampleConfig, draw_sample
+    from tasks.catalog.sample.catalog import SampleConfig, draw_sample
     from tasks.settings import masked
 
     if settings.catalog:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from tasks.airflow import Airflow
+from tasks.demo.airflow import Airflow
 from tasks.demo.follow import Follower
 from tasks.errors import VitrineError
 from tasks.settings import Settings

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from tasks.airflow import FINISHED, Airflow, TaskState
+from tasks.demo.airflow import FINISHED, Airflow, TaskState
 from tasks.errors import VitrineError
 
 POLL_S = 1.0

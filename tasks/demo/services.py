@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from tasks.catalog.sample import NOTICE
+from tasks.catalog.sample.catalog import NOTICE
 from tasks.errors import VitrineError
 from tasks.settings import PROJECT, Settings, as_variables, write_private
 

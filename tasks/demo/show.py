@@ -19,7 +19,7 @@ from tasks.embed.images import read_image
 from tasks.errors import VitrineError
 from tasks.index.metrics import hit_at
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.release.whole_path import Query, held_out
+from tasks.release.gates.end_to_end_eval import Query, held_out
 from tasks.settings import Settings
 
 PHOTOS = 400
@@ -101,7 +101,7 @@ def _rank(found: list[dict], product_id: str) -> int:
 
 def _baselines(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Line]:
     """A colour-histogram search, and the encoder before its training, on the same photos and products."""
-    from tasks.encoder.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
+    from tasks.encoder.evaluate.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
     from tasks.encoder.presets import EncoderConfig
 
     manifest = EncoderFolder(folder).manifest

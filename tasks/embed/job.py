@@ -18,14 +18,14 @@ from serving.contract.encoder import EncoderFolder
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
+from tasks.embed.chunk_progress import watched
+from tasks.embed.image_hash_cache import look_at, remember
 from tasks.embed.images import fetcher
-from tasks.embed.looks import look_at, remember
 from tasks.embed.partition import write_shards
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
 from tasks.embed.quarantine import named, quarantine_uri, with_ids
 from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, rejected_images
-from tasks.embed.tally import watched
 from tasks.errors import VitrineError
 from tasks.storage import read_table as read_table
 

@@ -20,10 +20,10 @@ from serving.contract.palette import PALETTE, PALETTE_TYPE, palette
 from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
 from serving.search.image_fetch import Fetcher
 from tasks import storage
+from tasks.embed.chunk_progress import REJECTED
 from tasks.embed.images import read_image, stamp
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name, vector_column
-from tasks.embed.tally import REJECTED
-from tasks.encoder.runtimes import runtime
+from tasks.encoder.export.runtimes import runtime
 
 LOOKED = pa.schema([
     ("key", pa.int64()), ("image_uri", pa.string()), ("stamp", pa.string()), ("sha256", SHA_TYPE),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from serving.contract.preprocess import PreprocessSpec
-from tasks.encoder.augment import Augmentation
+from tasks.encoder.data.augment import Augmentation
 from tasks.errors import TrainingError
 
 Precision = Literal["bf16", "fp32"]
@@ -90,7 +90,7 @@ class EncoderConfig:
     kl_temperature: float = 0.1
     cosine_weight: float = 1.0
     precision: Precision = "bf16"
-    """What towers are trained in; bf16 means fp32 on a processor that only emulates it (tasks/encoder/towers.py)."""
+    """What towers are trained in; bf16 means fp32 on a processor that only emulates it (tasks/encoder/train/towers.py)."""
     photo_days: int = 0
     """Train photos older than so many days before the newest photo are left out; 0: none."""
     seed: int = 7

@@ -22,8 +22,8 @@ from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
 from tasks.index.choice import Budget, Need, choose_family
 from tasks.index.coarse import quick_adding, quick_training
-from tasks.index.codes import choose_codes, filling
 from tasks.index.families import FAMILIES, Family, least_training, lists_for
+from tasks.index.quantizer_codes import choose_codes, filling
 from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts, shard_palettes
 from tasks.progress import Progress
 

@@ -17,10 +17,10 @@ from tasks import storage
 from tasks.catalog.changes.ledger import SCHEMA, newest
 from tasks.catalog.snapshot import MANIFEST, product_table, read_snapshot
 from tasks.errors import VitrineError
+from tasks.index.delta_version import quarantined_keys
 from tasks.index.families import KNOWN
-from tasks.index.kinds import kind_made, kind_of
-from tasks.index.successor import quarantined_keys
-from tasks.release.reconcile import catalogue_now, reconcile
+from tasks.index.index_type import kind_made, kind_of
+from tasks.release.gates.reconcile import catalogue_now, reconcile
 
 BLOCK, BLOCKS = 4096, 64
 """Stored vectors are looked at in blocks of so many, of a segment at most so many blocks, spread over it."""

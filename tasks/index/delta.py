@@ -19,7 +19,7 @@ from serving.contract.segments import ROW_COLUMNS, read_index, read_rows, write_
 from serving.index.faiss_engine import FaissEngine
 from tasks.errors import VitrineError
 from tasks.index.build import Template, empty_index
-from tasks.index.codes import filling
+from tasks.index.quantizer_codes import filling
 from tasks.index.vectors import check_vectors
 
 Locate = Callable[[FileRef], Path]

@@ -15,9 +15,9 @@ from serving.index.recall import DEPTH, TIE
 from serving.index.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.choice import Budget, Need, next_family
+from tasks.index.cost_counter import Work
 from tasks.index.families import FAMILIES, Family, half_steps, lists_for
 from tasks.index.truth import Truth, recall_of
-from tasks.index.work import Work
 
 K = 10
 FAR_BELOW = 0.2

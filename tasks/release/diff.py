@@ -13,8 +13,8 @@ from serving.versions.release import Release
 from tasks.catalog.changes.ledger import deleted_products, ledger_of
 from tasks.catalog.snapshot import read_snapshot
 from tasks.registry import Registry
-from tasks.release.measuring import open_version
-from tasks.release.whole_path import WholePath, held_out, measure
+from tasks.release.gates.end_to_end_eval import WholePath, held_out, measure
+from tasks.release.gates.evaluate import open_version
 
 NAMED = 10
 PHOTOS = 30

@@ -13,8 +13,8 @@ from tasks import storage
 from tasks.catalog.snapshot import Snapshot, product_batches
 from tasks.embed.job import Embedded
 from tasks.index.vectors import matrix, shard_uri
+from tasks.validate.drift_statistics import Gathering, Moments, shift
 from tasks.validate.expectations import Check, Validation, run_checks
-from tasks.validate.moments import Gathering, Moments, shift
 from tasks.validate.snapshot import product_ids
 
 BATCH_ROWS = 20_000

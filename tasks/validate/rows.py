@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.catalog.schema import ALIASES, to_photos, to_products
-from tasks.catalog.source import FolderSource, open_source
+from tasks.catalog.sources import open_source
+from tasks.catalog.sources.folder import FolderSource
 from tasks.errors import CatalogError
 
 FILE_ROWS = 1_000_000

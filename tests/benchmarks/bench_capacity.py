@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tasks.capacity import simulate, whole_path
-from tasks.service_times import made_up_photos, measure_times, write_times
+from tasks.capacity.service_times import made_up_photos, measure_times, write_times
+from tasks.capacity.simulation import simulate, whole_path
 from tests.benchmarks.bench_serving import requests_of
 from tests.benchmarks.market import market
 from tests.cluster import Serving

@@ -32,10 +32,10 @@ from serving.contract.manifest import EncoderManifest, Variant, fingerprint
 from serving.contract.preprocess import PreprocessSpec, decode
 from tasks.catalog.snapshot import take_snapshot
 from tasks.embed.job import EmbedConfig, embed_snapshot
-from tasks.encoder.graphs import ImageGraph, write_onnx
+from tasks.encoder.export.onnx_graph import ImageGraph, write_onnx
+from tasks.encoder.export.quantize import quantise_dynamic, quantise_static
 from tasks.encoder.presets import TowerConfig, preset
-from tasks.encoder.quantize import quantise_dynamic, quantise_static
-from tasks.encoder.towers import build_teacher
+from tasks.encoder.train.towers import build_teacher
 from tests.benchmarks.bench_embed import draw
 
 PEER = Path("build/peers/clip-retrieval/bin")

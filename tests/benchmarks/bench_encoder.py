@@ -24,10 +24,10 @@ import torch
 
 from serving.contract.files import ContractError
 from serving.contract.runtimes import RUNTIMES
-from tasks.encoder.graphs import ImageGraph, write_half, write_onnx
+from tasks.encoder.export.onnx_graph import ImageGraph, write_half, write_onnx
+from tasks.encoder.export.quantize import has_attention, quantise_dynamic, quantise_static
 from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
-from tasks.encoder.quantize import has_attention, quantise_dynamic, quantise_static
-from tasks.encoder.towers import ImageEncoder, build_student, build_teacher, parameters
+from tasks.encoder.train.towers import ImageEncoder, build_student, build_teacher, parameters
 
 BATCHES = (1, 8, 32)
 MODELS = ("demo_teacher", "demo_student", "ViT-B-32", "ViT-B-16", "RN50")
@@ -176,11 +176,11 @@ def timed(runtimes: dict[str, Run], batch: np.ndarray, rounds: int, clock: Clock
 def bench_pair(catalogue: str, name: str) -> dict[str, float]:
     """Trains the pair of a preset on a catalogue folder and measures it through its exported files."""
     from tasks.catalog.snapshot import take_snapshot
-    from tasks.encoder.evaluate import evaluate_encoder
-    from tasks.encoder.export import export_encoder
-    from tasks.encoder.loop import quiet
-    from tasks.encoder.student import distil_student
-    from tasks.encoder.teacher import train_teacher
+    from tasks.encoder.evaluate.evaluate import evaluate_encoder
+    from tasks.encoder.export.export import export_encoder
+    from tasks.encoder.train.loop import quiet
+    from tasks.encoder.train.student import distil_student
+    from tasks.encoder.train.teacher import train_teacher
 
     config: EncoderConfig = preset(name)
     with tempfile.TemporaryDirectory() as scratch:

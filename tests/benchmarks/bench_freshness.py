@@ -176,7 +176,8 @@ class Bench:
 
 def hourly(bench: Bench, count: int, first: int) -> dict[str, Any]:
     """The steps of refresh_index over `count` changes: seconds of each."""
-    from tasks.steps import draining, refreshing
+    from tasks.pipelines import drain_changes as draining
+    from tasks.pipelines import refresh_index as refreshing
 
     bench.send(bench.changes(count, first))
     seconds: dict[str, float] = {}
@@ -248,7 +249,7 @@ def streamed(bench: Bench, seconds: float, every: float, first: int) -> dict[str
 
 def _held(registry: Registry, version: str) -> set[str]:
     """The digests of the changes that a version holds."""
-    from tasks.steps.draining import ledger_of
+    from tasks.pipelines.drain_changes import ledger_of
 
     return set(ledger_of(registry, registry.index_manifest(version))["digest"].to_pylist())
 

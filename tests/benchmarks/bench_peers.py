@@ -27,8 +27,8 @@ import numpy as np
 from serving.contract.segments import read_index
 from serving.index.faiss_engine import FaissEngine, omp_threads
 from tasks.index.build import make_index
-from tasks.index.codes import choose_codes, filling
 from tasks.index.families import FAMILIES, half_steps, lists_for
+from tasks.index.quantizer_codes import choose_codes, filling
 from tests.benchmarks.made_shop import world_of
 from tests.benchmarks.peer import K, measure
 

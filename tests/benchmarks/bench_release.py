@@ -24,9 +24,9 @@ import httpx
 import numpy as np
 
 from tasks.demo.services import Supervisor, mlflow_service, process_environment
+from tasks.pipelines import promote_index as promoting
 from tasks.registry import Registry
 from tasks.settings import PROJECT, Settings
-from tasks.steps import promoting
 from tests.load import Load, json_request, photo_request
 from tests.registered import TOKEN, Shop
 from tests.servers import free_port

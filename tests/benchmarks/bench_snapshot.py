@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from adbc_driver_postgresql import dbapi as postgres
 
 from tasks.catalog.snapshot import take_snapshot
-from tasks.catalog.source import open_source
+from tasks.catalog.sources import open_source
 from tests.benchmarks.peak import measured
 
 NEEDED_BYTES_A_ROW = 900

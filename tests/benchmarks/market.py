@@ -163,8 +163,8 @@ def _encoder(folder: Path, name: str) -> tuple[EncoderManifest, FileRef]:
     import timm
     import torch
 
-    from tasks.encoder.graphs import ImageGraph, write_onnx
-    from tasks.encoder.towers import PLAIN_MEAN, PLAIN_STD, ImageEncoder
+    from tasks.encoder.export.onnx_graph import ImageGraph, write_onnx
+    from tasks.encoder.train.towers import PLAIN_MEAN, PLAIN_STD, ImageEncoder
 
     folder.mkdir()
     spec = PreprocessSpec(size=SIZE, fit="crop")

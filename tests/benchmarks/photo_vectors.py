@@ -18,14 +18,14 @@ import torch
 
 from serving.contract.files import written_whole
 from tasks.catalog.snapshot import take_snapshot
-from tasks.encoder.augment import Augmentation, augment, plain
-from tasks.encoder.loop import quiet
-from tasks.encoder.photos import Photos, read_training_set
-from tasks.encoder.pixels import decode_some
+from tasks.encoder.data.augment import Augmentation, augment, plain
+from tasks.encoder.data.photos import Photos, read_training_set
+from tasks.encoder.data.pixels import decode_some
 from tasks.encoder.presets import preset
-from tasks.encoder.student import distil_student
-from tasks.encoder.teacher import train_teacher
-from tasks.encoder.trained import restore_student
+from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.student import distil_student
+from tasks.encoder.train.teacher import train_teacher
+from tasks.encoder.train.trained import restore_student
 
 BATCH = 256
 EVERY_S = 20.0

@@ -18,10 +18,10 @@ from tasks.board.quarantine import quarantine_lines
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.embed.quarantine import SCHEMA, quarantine_uri
 from tasks.errors import CatalogError
+from tasks.pipelines.common import settings
+from tasks.pipelines.drain_changes import change_source
 from tasks.registry import INDEX_MODEL
-from tasks.steps.common import settings
-from tasks.steps.draining import change_source
-from tests.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
+from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
 from tests.servers import free_port
 
 pytestmark = [

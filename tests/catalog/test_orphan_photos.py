@@ -13,9 +13,9 @@ import pytest
 
 from tasks.catalog.load import load_folder
 from tasks.catalog.snapshot import Snapshot, photo_table, read_snapshot, take_snapshot
-from tasks.encoder.photos import read_training_set
+from tasks.encoder.data.photos import read_training_set
 from tasks.errors import TrainingError
-from tasks.release.whole_path import held_out
+from tasks.release.gates.end_to_end_eval import held_out
 from tasks.validate.snapshot import SnapshotLimits, check_snapshot
 from tests.catalogs import read_table, small_catalog, write_table
 from tests.servers import postgres_server

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tasks.catalog.drawing import paint_product, shopper_photo
-from tasks.catalog.sample import SampleConfig, _looks, draw_sample
+from tasks.catalog.sample.catalog import SampleConfig, _looks, draw_sample
+from tasks.catalog.sample.drawing import paint_product, shopper_photo
 from tasks.catalog.snapshot import photo_table, product_table, take_snapshot
 
 

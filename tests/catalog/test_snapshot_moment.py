@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from tasks.catalog import snapshot as snapshots
-from tasks.catalog import source as sources
 from tasks.catalog.snapshot import JOURNAL, product_table, take_snapshot
-from tasks.catalog.source import open_source
+from tasks.catalog.sources import folder, open_source, sqlite
 from tasks.errors import CatalogError
 
 ROWS = 1000
@@ -37,7 +36,8 @@ def shop(tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "PART_ROWS", PART)
-    monkeypatch.setattr(sources, "BATCH_ROWS", 64)
+    for module in (sqlite, folder):
+        monkeypatch.setattr(module, "BATCH_ROWS", 64)
 
 
 KILLED = """

@@ -19,8 +19,8 @@ from serving.versions.release import Release
 from serving.versions.version_source import FolderSource
 from tasks.embed import worker
 from tasks.embed.store import SHA_TYPE, EmbeddingStore
-from tasks.encoder.pixels import cached_pixels
-from tasks.encoder.vectors import encode
+from tasks.encoder.data.pixels import cached_pixels
+from tasks.encoder.evaluate.vectors import encode
 from tests.releases import make_release
 
 SAME = 1e-5

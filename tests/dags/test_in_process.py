@@ -13,7 +13,7 @@ from serving.index.searcher import Searcher
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry
 from tasks.settings import PROJECT, Settings
 from tests.airflow_server import environment
-from tests.changes.refreshed import forget_versions
+from tests.catalog.changes.refreshed import forget_versions
 from tests.conftest import free_port
 from tests.registered import TOKEN, Shop, replicas
 

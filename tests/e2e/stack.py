@@ -13,9 +13,9 @@ import httpx
 import numpy as np
 
 from serving.index.searcher import Searcher
-from tasks.airflow import Airflow
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import open_changes
+from tasks.demo.airflow import Airflow
 from tasks.demo.services import Service, Supervisor, all_services, serving_service
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
 from tasks.settings import Settings

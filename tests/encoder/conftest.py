@@ -10,12 +10,12 @@ from PIL import Image
 
 from serving.contract.manifest import EncoderManifest
 from tasks.catalog.snapshot import Snapshot, take_snapshot
-from tasks.encoder.export import export_encoder
-from tasks.encoder.loop import quiet
+from tasks.encoder.export.export import export_encoder
 from tasks.encoder.presets import EncoderConfig, preset
-from tasks.encoder.student import distil_student
-from tasks.encoder.teacher import train_teacher
-from tasks.encoder.trained import TrainedTower
+from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.student import distil_student
+from tasks.encoder.train.teacher import train_teacher
+from tasks.encoder.train.trained import TrainedTower
 
 PRODUCTS = 12
 torch.set_num_threads(1)  # how many threads a sum is split over, and so its last bit, depends on how busy the machine is

@@ -2,7 +2,7 @@
 
 import torch
 
-from tasks.encoder.augment import Augmentation, augment, plain
+from tasks.encoder.data.augment import Augmentation, augment, plain
 
 STILL = Augmentation(
     least_area=1.0, aspect=1.0, rotation=0.0, flip=False, brightness=0, contrast=0, saturation=0, tint=0, erase=0

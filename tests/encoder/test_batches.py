@@ -16,12 +16,12 @@ import pytest
 
 from serving.contract.preprocess import PreprocessSpec
 from tasks.catalog.snapshot import Snapshot, take_snapshot
-from tasks.encoder.batches import BalancedBatches, BatchPlan, StreamedBatches, training_batches
-from tasks.encoder.decoders import decode_many
-from tasks.encoder.photos import read_training_set
-from tasks.encoder.pixels import Decoding, Pixels
+from tasks.encoder.data.batches import BalancedBatches, BatchPlan, StreamedBatches, training_batches
+from tasks.encoder.data.decoders import decode_many
+from tasks.encoder.data.photos import read_training_set
+from tasks.encoder.data.pixels import Decoding, Pixels
 from tasks.encoder.presets import Recipe, preset
-from tasks.encoder.replicas import Replicas
+from tasks.encoder.train.distributed import Replicas
 from tasks.errors import TrainingError
 from tasks.settings import PROJECT
 from tests.encoder.conftest import draw_catalogue
@@ -106,7 +106,7 @@ def test_pictures_too_many_to_keep_are_decoded_by_workers_into_the_same_batches(
 def test_a_killed_training_leaves_no_decoders_behind(snapshot: Snapshot, tmp_path: Path) -> None:
     code = (
         "import sys, time, multiprocessing\nfrom serving.contract.preprocess import PreprocessSpec\n"
-        "from tasks.encoder.decoders import Decoders\n"
+        "from tasks.encoder.data.decoders import Decoders\n"
         "if __name__ == '__main__':\n"
         "    with Decoders(sys.argv[1], PreprocessSpec(size=24), 2) as d:\n"
         "        d(0, lambda step: [sys.argv[2]] * 8)\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.encoder.checkpoint import RECORD, WEIGHTS, keep_only, latest, load_checkpoint, save_checkpoint, step_name
+from tasks.encoder.train.checkpoint import RECORD, WEIGHTS, keep_only, latest, load_checkpoint, save_checkpoint, step_name
 from tasks.errors import TrainingError
 
 

@@ -9,15 +9,15 @@ from PIL import Image
 
 from serving.contract.encoder import EncoderFolder
 from tasks.catalog.snapshot import Snapshot, take_snapshot
-from tasks.encoder.baselines import colour_histograms
-from tasks.encoder.evaluate import EncoderReport, PairReport, Recall, evaluate_encoder, pairs_of
-from tasks.encoder.found import asked_titles, search_photos, search_words
-from tasks.encoder.gates import EncoderPolicy, encoder_gates
-from tasks.encoder.pace import FASTER, times_faster
-from tasks.encoder.photos import TrainingSet, read_training_set
-from tasks.encoder.report import write_report
+from tasks.encoder.data.photos import TrainingSet, read_training_set
+from tasks.encoder.evaluate.baselines import colour_histograms
+from tasks.encoder.evaluate.evaluate import EncoderReport, PairReport, Recall, evaluate_encoder, pairs_of
+from tasks.encoder.evaluate.exact_search import asked_titles, search_photos, search_words
+from tasks.encoder.evaluate.gates import EncoderPolicy, encoder_gates
+from tasks.encoder.evaluate.report import write_report
+from tasks.encoder.evaluate.retrieval_metrics import ranks
+from tasks.encoder.evaluate.speedup import FASTER, times_faster
 from tasks.errors import TrainingError
-from tasks.metrics import ranks
 from tests.encoder.conftest import PRODUCTS, Exported, draw_catalogue
 
 
@@ -109,7 +109,7 @@ def test_search_in_blocks_finds_what_one_matrix_finds(monkeypatch: pytest.Monkey
     xq, xb = rng.standard_normal((23, 8)).astype(np.float32), rng.standard_normal((50, 8)).astype(np.float32)
     products, good, shown = rng.integers(0, 50, 23), rng.random(23) < 0.8, rng.random(50) < 0.9
     whole = search_photos(xq, xb, shown, products, good)
-    monkeypatch.setattr("tasks.encoder.found.BLOCK_VALUES", 150)
+    monkeypatch.setattr("tasks.encoder.evaluate.exact_search.BLOCK_VALUES", 150)
     parts = search_photos(xq, xb, shown, products, good)
     similarity = np.where(shown, xq[good] @ xb.T, -np.inf)
     assert parts.ranks.tolist() == whole.ranks.tolist() == ranks(similarity, products[good]).tolist()

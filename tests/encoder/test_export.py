@@ -15,20 +15,20 @@ from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError
 from serving.contract.runtimes import ONNXRUNTIME
 from tasks.catalog.snapshot import Snapshot
-from tasks.encoder.export import export_encoder
-from tasks.encoder.graphs import ImageGraph
-from tasks.encoder.trained import restore_student, restore_teacher
-from tasks.encoder.vectors import encode
+from tasks.encoder.evaluate.vectors import encode
+from tasks.encoder.export.export import export_encoder
+from tasks.encoder.export.onnx_graph import ImageGraph
+from tasks.encoder.train.trained import restore_student, restore_teacher
 from tests.encoder.conftest import Exported
 
 EXPORT = """
 import sys
 from pathlib import Path
-from tasks.encoder.export import export_encoder
+from tasks.encoder.export.export import export_encoder
 from tasks.encoder.presets import preset
-from tasks.encoder.student import distil_student
-from tasks.encoder.teacher import train_teacher
-from tasks.encoder.loop import quiet
+from tasks.encoder.train.student import distil_student
+from tasks.encoder.train.teacher import train_teacher
+from tasks.encoder.train.loop import quiet
 uri, work, config = sys.argv[1], Path(sys.argv[2]), preset("tiny")
 teacher = train_teacher(uri, config, work, quiet)
 export_encoder(uri, teacher, distil_student(uri, teacher, config, work, quiet), config, work, Path(sys.argv[3]))

@@ -10,10 +10,10 @@ from serving.contract.files import ContractError
 from serving.contract.graph_check import GraphCheck
 from serving.contract.runtimes import Runtime
 from tasks.catalog.snapshot import Snapshot
-from tasks.encoder.card import card
-from tasks.encoder.evaluate import evaluate_encoder
-from tasks.encoder.export import check_folder, export_encoder
-from tasks.encoder.gates import EncoderPolicy, encoder_gates
+from tasks.encoder.evaluate.card import card
+from tasks.encoder.evaluate.evaluate import evaluate_encoder
+from tasks.encoder.evaluate.gates import EncoderPolicy, encoder_gates
+from tasks.encoder.export.export import check_folder, export_encoder
 from tests.contract.test_graph_check import CRASHES, HANGS
 from tests.encoder.conftest import Exported
 

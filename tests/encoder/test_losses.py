@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tasks.encoder.losses import cosine_loss, imitation_loss, pair_loss, search_loss, text_loss
+from tasks.encoder.train.losses import cosine_loss, imitation_loss, pair_loss, search_loss, text_loss
 
 
 def unit(n: int, d: int = 8, seed: int = 0) -> torch.Tensor:

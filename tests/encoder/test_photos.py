@@ -8,8 +8,8 @@ import pytest
 from serving.contract.preprocess import PreprocessSpec, decode
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.catalog.splits import UNSEEN_SHARE, VAL_SHARE, is_unseen, photo_split
-from tasks.encoder.photos import read_training_set
-from tasks.encoder.pixels import Decoding, cached_pixels, pixel_blocks, survey
+from tasks.encoder.data.photos import read_training_set
+from tasks.encoder.data.pixels import Decoding, cached_pixels, pixel_blocks, survey
 from tasks.errors import TrainingError
 from tests.encoder.conftest import PRODUCTS, draw_catalogue
 

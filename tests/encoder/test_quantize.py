@@ -10,10 +10,10 @@ from torch import nn
 
 from serving.contract.encoder import Encoder
 from serving.contract.runtimes import ONNXRUNTIME
-from tasks.encoder import quantize
-from tasks.encoder.graphs import write_half, write_onnx
-from tasks.encoder.quantize import Choice, Trial, choose, has_attention, quantise_static, quantised, ways
-from tasks.encoder.vectors import encode
+from tasks.encoder.evaluate.vectors import encode
+from tasks.encoder.export import quantize
+from tasks.encoder.export.onnx_graph import write_half, write_onnx
+from tasks.encoder.export.quantize import Choice, Trial, choose, has_attention, quantise_static, quantised, ways
 from tests.encoder.conftest import Exported
 
 SIZE = 16

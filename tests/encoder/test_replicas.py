@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from tasks.catalog.snapshot import Snapshot
-from tasks.encoder.jobs import Job, train
-from tasks.encoder.loop import quiet
 from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
-from tasks.encoder.trained import TrainedTower, load_tower
+from tasks.encoder.train.jobs import Job, train
+from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.trained import TrainedTower, load_tower
 from tasks.errors import TrainingError
 from tasks.settings import PROJECT
 from tests.running import until
@@ -59,7 +59,7 @@ def test_two_processes_train_as_one_with_the_same_batch(snapshot: Snapshot, tmp_
 SLOWED = """
 import sys, time
 from pathlib import Path
-from tasks.encoder.jobs import Job, train
+from tasks.encoder.train.jobs import Job, train
 train(Job.model_validate_json(Path(sys.argv[1]).read_text()), lambda *told: print(*told, flush=True), 2)
 """
 

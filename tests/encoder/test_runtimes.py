@@ -15,8 +15,8 @@ from serving.contract.encoder import GOLDEN, EncoderFolder
 from serving.contract.files import ContractError, describe
 from serving.contract.manifest import EncoderManifest, fingerprint
 from serving.contract.runtimes import ONNXRUNTIME, RUNTIMES, Runtime
-from tasks.encoder.export import check_folder
-from tasks.encoder.runtimes import TorchScript, runtime
+from tasks.encoder.export.export import check_folder
+from tasks.encoder.export.runtimes import TorchScript, runtime
 from tasks.errors import SettingsError
 from tests.encoder.conftest import Exported
 

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 from tokenizers import Tokenizer
 
-from tasks.encoder.tokenizer import write_tokenizer
+from tasks.encoder.export.tokenizer import write_tokenizer
 
 TEXTS = [
     "Golden Delicious",

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from tasks.catalog.snapshot import Snapshot
-from tasks.encoder.gates import EncoderPolicy
-from tasks.encoder.loop import quiet
+from tasks.encoder.evaluate.gates import EncoderPolicy
 from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
-from tasks.encoder.student import distil_student
-from tasks.encoder.teacher import train_teacher
-from tasks.encoder.towers import build_student, build_teacher, parameters
+from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.student import distil_student
+from tasks.encoder.train.teacher import train_teacher
+from tasks.encoder.train.towers import build_student, build_teacher, parameters
 from tasks.errors import TrainingError
 
 

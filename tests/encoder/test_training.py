@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tasks.catalog.snapshot import Snapshot
-from tasks.encoder.checkpoint import latest
-from tasks.encoder.loop import learning_rate, optimise, quiet
 from tasks.encoder.presets import EncoderConfig, Recipe, preset
-from tasks.encoder.student import distil_student
-from tasks.encoder.teacher import train_teacher
-from tasks.encoder.trained import load_tower, recipe_key
+from tasks.encoder.train.checkpoint import latest
+from tasks.encoder.train.loop import learning_rate, optimise, quiet
+from tasks.encoder.train.student import distil_student
+from tasks.encoder.train.teacher import train_teacher
+from tasks.encoder.train.trained import load_tower, recipe_key
 from tasks.errors import TrainingError
 from tests.encoder.conftest import Exported
 
@@ -25,7 +25,7 @@ SLOWED = """
 import sys, time
 from pathlib import Path
 from tasks.encoder.presets import preset
-from tasks.encoder.teacher import train_teacher
+from tasks.encoder.train.teacher import train_teacher
 train_teacher(sys.argv[1], preset("tiny"), Path(sys.argv[2]), lambda name, value, step: time.sleep(0.2))
 """
 

@@ -22,13 +22,13 @@ from serving.versions.text_encoder import TextEncoder
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, product_table
 from tasks.embed.job import EmbedConfig, Embedded, embed_snapshot
-from tasks.encoder.export import export_encoder
-from tasks.encoder.graphs import ImageGraph
-from tasks.encoder.loop import quiet
+from tasks.encoder.export.export import export_encoder
+from tasks.encoder.export.onnx_graph import ImageGraph
 from tasks.encoder.presets import EncoderConfig, Recipe, TowerConfig, preset
-from tasks.encoder.student import distil_student
-from tasks.encoder.teacher import train_teacher
-from tasks.encoder.trained import restore_teacher
+from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.student import distil_student
+from tasks.encoder.train.teacher import train_teacher
+from tasks.encoder.train.trained import restore_teacher
 from tasks.index.assemble import base_segment, draft, local_files, with_golden
 from tasks.index.build import IndexConfig, build_shard, train_template
 from tests.cluster import Serving

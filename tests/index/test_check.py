@@ -18,9 +18,9 @@ from tasks.catalog.snapshot import product_table
 from tasks.index.assemble import with_golden
 from tasks.index.check import Check, _vectors, check_index
 from tasks.index.delta import add_delta
+from tasks.index.delta_version import Embedded, Place, placed, succeed
 from tasks.index.families import FAMILIES
-from tasks.index.kinds import kind_made, kind_of
-from tasks.index.successor import Embedded, Place, placed, succeed
+from tasks.index.index_type import kind_made, kind_of
 from tests.index.shop import Shop, build_all, clustered, manifest_of
 from tests.index.test_delta import changes_of
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from serving.contract.signed import signature
+from tasks.pipelines.watch_champion import moved
 from tasks.registry import ENCODER_MODEL
-from tasks.steps.watching_champion import moved
-from tasks.webhook import AIRFLOW, register_webhook
+from tasks.registry.webhook import AIRFLOW, register_webhook
 from tests.plugins.conftest import SECRET, Stack
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ WRITES = ("set_alias", "tag_version", "set_model_tag", "delete_model_tag")
 def server() -> ForkServerContext:
     """Where children are forked from: a fresh process without threads, that imported what takes long."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow", "mlflow.artifacts", "tasks.steps.promoting", "tests.release.promoter"])
+    context.set_forkserver_preload(["mlflow", "mlflow.artifacts", "tasks.pipelines.promote_index", "tests.release.promoter"])
     return context
 
 
@@ -22,9 +22,9 @@ def run(environ: Mapping[str, str], action: str, version: str, holder: str, kill
 
     "before alias live" and "after tag bake" name the write by what it writes instead.
     """
+    from tasks.pipelines import promote_index as promoting
     from tasks.registry import Registry
-    from tasks.release import lease
-    from tasks.steps import promoting
+    from tasks.release.promotion import lease
 
     os.environ.update(environ)
     lease.LASTS_S, lease.MARGIN_S = lasts_s, 0.5

@@ -4,7 +4,7 @@ import pytest
 
 from tasks.registry import INDEX_MODEL, Version
 from tasks.release.ancestry import covered, to_build_on, uncovered
-from tasks.release.retention import Retention, kept_versions
+from tasks.release.retention.policy import Retention, kept_versions
 
 
 def version(

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from serving.telemetry.metrics import Metrics
-from tasks.release.bake import BakePolicy, Reading, bake, judge, quantile_s, read_metrics, total
-from tasks.release.replicas import Replica
+from tasks.release.promotion.bake import BakePolicy, Reading, bake, judge, quantile_s, read_metrics, total
+from tasks.release.promotion.serving_replicas import Replica
 
 POLICY = BakePolicy()
 FAST = {0.05: 900.0, 0.1: 995.0, 0.2: 1000.0, float("inf"): 1000.0}

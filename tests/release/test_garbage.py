@@ -21,12 +21,12 @@ from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
 from tasks.index.assemble import with_golden
 from tasks.index.check import check_index
-from tasks.index.successor import Embedded, Place, placed, succeed
+from tasks.index.delta_version import Embedded, Place, placed, succeed
+from tasks.pipelines.drain_changes import ledger_of
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
-from tasks.release.garbage import Places, collect, plan_garbage, unreachable_files
-from tasks.release.promotion import choose_slot, flip, warm
-from tasks.release.retention import Retention, kept_versions
-from tasks.steps.draining import ledger_of
+from tasks.release.promotion.blue_green import choose_slot, flip, warm
+from tasks.release.retention.garbage import Places, collect, plan_garbage, unreachable_files
+from tasks.release.retention.policy import Retention, kept_versions
 from tests.registered import Shop, good_gates
 
 pytestmark = [

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from serving.contract.manifest import Counts
-from tasks.release.gates import Compared, Measured, Policy, Reconciled, decide
+from tasks.release.gates.policy import Compared, Measured, Policy, Reconciled, decide
 
 PHOTOS = [f"photos/{n}.jpg" for n in range(200)]
 

@@ -175,7 +175,7 @@ def test_two_promotions_at_once_go_one_after_the_other(stack: Stack) -> None:
 
 
 def test_a_rollback_reaches_every_replica_at_once(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.steps import promoting
+    from tasks.pipelines import promote_index as promoting
 
     for name, value in stack.environ.items():
         monkeypatch.setenv(name, value)

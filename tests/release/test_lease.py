@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tasks.release.lease import FLAG, HANDOVER_S, LASTS_S, Busy, Lease, LeaseLost, flags, holding, take
+from tasks.release.promotion.lease import FLAG, HANDOVER_S, LASTS_S, Busy, Lease, LeaseLost, flags, holding, take
 
 
 @dataclass

@@ -7,8 +7,8 @@ import pytest
 
 from tasks.errors import VitrineError
 from tasks.registry import Version
-from tasks.release.promotion import Plan, choose_slot, flip, rollback, settle, warm
-from tasks.release.replicas import Replica
+from tasks.release.promotion.blue_green import Plan, choose_slot, flip, rollback, settle, warm
+from tasks.release.promotion.serving_replicas import Replica
 
 
 @dataclass

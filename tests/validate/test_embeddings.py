@@ -14,8 +14,8 @@ from tasks import storage
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.embed.job import Embedded
 from tasks.embed.store import PLAIN, vector_column
+from tasks.validate.drift_statistics import Gathering, Moments, read_moments, shift, write_moments
 from tasks.validate.embeddings import EmbeddingLimits, check_embeddings, check_index_inputs, inspect
-from tasks.validate.moments import Gathering, Moments, read_moments, shift, write_moments
 from tests.catalogs import write_table
 
 ROWS, DIM, SHARDS = 600, 16, 2

@@ -9,7 +9,7 @@ import pytest
 from tasks.watch.checks import Figures, Limits, checks
 from tasks.watch.cost import Prices, Work, cost
 from tasks.watch.freshness import Freshness, freshness, newest_change_s
-from tasks.watch.replicas import Counters, samples_of
+from tasks.watch.replica_metrics import Counters, samples_of
 
 GOOD = Figures(
     version="7", encoder="2", queries=300, real=True, recall=0.98, embedding_drift=0.01, query_drift=0.02, delta_share=0.01,

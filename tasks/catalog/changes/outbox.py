@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from tasks.catalog.changes.event import Event, event_time, moment
 from tasks.catalog.changes.source import DeadLetter, Message
-from tasks.catalog.source import NO_DATABASE, split_image_root
+from tasks.catalog.sources.postgresql import split_image_root
+from tasks.catalog.sources.sqlite import NO_DATABASE
 from tasks.errors import CatalogError
 
 POLL_S = 0.2

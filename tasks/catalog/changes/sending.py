@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tasks.catalog.changes.event import Event, upsert
 from tasks.catalog.schema import PRODUCT_SCHEMA, to_products
-from tasks.catalog.source import open_source
+from tasks.catalog.sources import open_source
 from tasks.errors import CatalogError
 
 

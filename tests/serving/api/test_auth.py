@@ -18,9 +18,9 @@ from serving.settings import ServingSettings
 from serving.versions.version_source import FolderSource
 from tasks.cli import app as cli
 from tasks.errors import SettingsError
-from tasks.release.replayed import Replayed, sampled_from
-from tasks.release.replicas import Replica, nudge
-from tasks.release.shadow import compare
+from tasks.release.promotion.replay import Replayed, sampled_from
+from tasks.release.promotion.serving_replicas import Replica, nudge
+from tasks.release.promotion.shadow import compare
 from tasks.settings import Settings, write_home_file
 from tests.catalogs import picture
 from tests.running import Served

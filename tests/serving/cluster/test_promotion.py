@@ -10,8 +10,8 @@ import pytest
 
 from tasks.errors import VitrineError
 from tasks.registry import Version
-from tasks.release.promotion import choose_slot, flip, rollback, warm
-from tasks.release.replicas import Replica
+from tasks.release.promotion.blue_green import choose_slot, flip, rollback, warm
+from tasks.release.promotion.serving_replicas import Replica
 from tests.running import Served, until
 from tests.serving.cluster.conftest import TOKEN, gateway_app, shard_app
 from tests.serving.replica.storefront import Storefront

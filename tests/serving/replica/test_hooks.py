@@ -10,7 +10,7 @@ from serving.app import create_app
 from serving.settings import ServingSettings
 from tasks.demo.services import WEBHOOK_CACHE_S
 from tasks.registry import Registry
-from tasks.webhook import REPLICA, register_webhook
+from tasks.registry.webhook import REPLICA, register_webhook
 from tests.registered import Shop
 from tests.running import Served
 

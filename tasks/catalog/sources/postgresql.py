@@ -1,0 +1,52 @@
+"""A catalogue in a PostgreSQL database."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from tasks.catalog.sources.database import DatabaseSource, sql_literal
+from tasks.errors import CatalogError
+
+
+@contextmanager
+def open_postgresql(uri: str) -> Iterator["PostgresSource"]:
+    """The catalogue at postgresql://…[?image_root=<folder>]. Raises CatalogError where the server does not answer."""
+    from adbc_driver_postgresql import dbapi
+
+    address, root = split_image_root(uri)
+    try:
+        connection = dbapi.connect(address)
+    except dbapi.Error as error:
+        raise CatalogError(f"PostgreSQL does not answer: {str(error).strip().splitlines()[-1]}") from None
+    with connection:
+        yield PostgresSource(address.rpartition("@")[2], root, connection)
+
+
+def split_image_root(uri: str) -> tuple[str, str]:
+    """A PostgreSQL uri without its `image_root` parameter, and that parameter (default ".")."""
+    address, _, query = uri.partition("?")
+    parts = [p for p in query.split("&") if p]
+    root = next((p.partition("=")[2] for p in parts if p.startswith("image_root=")), ".")
+    others = "&".join(p for p in parts if not p.startswith("image_root="))
+    return (f"{address}?{others}" if others else address), root
+
+
+class PostgresSource(DatabaseSource):
+    """A PostgreSQL database, streamed by COPY inside one repeatable-read transaction."""
+
+    def __init__(self, name: str, image_root: str, connection: Any) -> None:
+        super().__init__(name, image_root, connection)
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        with connection.cursor() as cursor:
+            # The same xmin, xmax and running transactions: nothing was committed in between, in any database of the server.
+            cursor.execute("SELECT pg_current_snapshot()::text")
+            self.moment = str(cursor.fetchone()[0])
+
+    def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
+        """COLLATE "C" orders by bytes, as SQLite does: the same catalogue gives the same snapshot from either."""
+        name = 'product_id::text COLLATE "C"'
+        where = f" WHERE {name} > {sql_literal(after)}" if after else ""
+        return self._read(f"SELECT * FROM products{where} ORDER BY {name}", "products")

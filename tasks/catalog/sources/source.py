@@ -1,0 +1,32 @@
+"""The protocol that every source of a catalogue fulfils."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+BATCH_ROWS = 50_000
+
+
+class Source(Protocol):
+    """One consistent view of a catalogue. Products come ordered by product_id; batches have at most about 64k rows.
+
+    Two views of one catalogue with the same `moment` hold the same rows; "" promises nothing.
+    """
+
+    name: str
+    image_root: str
+    moment: str
+
+    def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
+        """All products, or those whose product_id comes after `after`."""
+        ...
+
+    def photos(self) -> Iterator[pa.RecordBatch]: ...
+
+
+def file_stamp(*files: Path) -> str:
+    """Sizes and times of files (and of a database's write-ahead log): equal as long as nothing was written to them."""
+    found = [p.stat() for f in files for p in (f, f.with_name(f.name + "-wal")) if p.is_file()]
+    return " ".join(f"{s.st_ino}-{s.st_size}-{s.st_mtime_ns}" for s in found if s.st_size)  # a reader leaves an empty log

@@ -1,0 +1,1 @@
+"""Judging encoders: held-out photos, baselines, gates, reports and cards."""

@@ -1,0 +1,138 @@
+"""The model card: what an encoder version is, made of its manifest and, once it is judged, its evaluation; never by hand."""
+
+from serving.contract.manifest import EncoderManifest, Gate
+from tasks.encoder.evaluate.evaluate import EncoderReport
+
+ASKED = {"photos": "held-out photos", "unseen": "photos of unseen products", "titles": "titles"}
+"""What was asked, in words."""
+
+
+def card(manifest: EncoderManifest, report: EncoderReport | None = None, gates: tuple[Gate, ...] = ()) -> str:
+    """The card as Markdown; without a report it says that the version is not judged yet."""
+    recipe, metrics = manifest.recipe, manifest.metrics
+    lines = [
+        f"# Encoder {manifest.name}",
+        "",
+        f"Maps pictures of {manifest.preprocess.size} x {manifest.preprocess.size} pixels ({manifest.preprocess.fit}) and texts to "
+        f"unit vectors of {manifest.dim} numbers. Documents by `{manifest.document}`, queries by `{manifest.query}`.",
+        "",
+        "## Data",
+        "",
+        *_data(recipe, report),
+        "",
+        "## Recipe",
+        "",
+        *(f"- {tower}: {_tower(recipe, metrics, tower)}" for tower in ("teacher", "student")),
+        f"- Distillation: alpha {recipe.get('alpha')}, KL temperature {recipe.get('kl_temperature')}, "
+        f"cosine weight {recipe.get('cosine_weight')}; seed {recipe.get('seed')}; photos of "
+        + (f"the last {recipe['photo_days']} days." if recipe.get("photo_days") else "any age."),
+        "",
+        *_judged(report, gates),
+        "## Export",
+        "",
+        *_export(recipe, metrics),
+        "",
+        "## Files",
+        "",
+        *(
+            f"- `{v.file.path}`: {v.file.bytes / 1e6:.2f} MB, fingerprint `{v.fingerprint[:16]}`"
+            for variants in manifest.towers.values()
+            for v in variants.values()
+        ),
+        "",
+        "## Limits",
+        "",
+        *(f"- {limit}" for limit in _limits(manifest, report)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _tower(recipe: dict, metrics: dict[str, float], tower: str) -> str:
+    network = recipe.get(tower, {})
+    start = network.get("pretrained") or "random weights"
+    name = network.get("open_clip") or network.get("timm")
+    cost = {k: metrics.get(f"{tower}.training.{k}", 0.0) for k in ("steps", "seconds", "peak_memory_bytes")}
+    return (
+        f"{name} from {start}, {metrics.get(f'{tower}.parameters', 0) / 1e6:.2f}M parameters in the image tower; "
+        f"{cost['steps']:.0f} steps in {recipe.get('trained_in', {}).get(tower)} and {cost['seconds']:.0f} s, "
+        f"peak memory {cost['peak_memory_bytes'] / 2**30:.2f} GiB"
+    )
+
+
+def _data(recipe: dict, report: EncoderReport | None) -> list[str]:
+    data = recipe.get("data", {})
+    photos = ", ".join(f"{data[f'{split}_photos']} {split}" for split in ("train", "val", "test") if f"{split}_photos" in data)
+    lines = [
+        f"- Catalogue content `{recipe.get('data_sha256', '')[:16]}`: {data.get('products', 'unknown')} products, photos: {photos}."
+    ]
+    if report is not None:
+        lines.append(
+            f"- Judged on catalogue content `{report.content_sha256[:16]}`: {report.products} products and {len(report.photos)} "
+            f"held-out photos (split `{report.split}`), none of which was trained on."
+            + (report.orphans and f" {report.orphans.capitalize()}.")
+        )
+    lines.append(
+        "- Splits are by photo and by product: a twentieth of the products, chosen by their ids, is never trained on; photos that "
+        "are copies of held-out ones are not either."
+    )
+    return lines
+
+
+def _judged(report: EncoderReport | None, gates: tuple[Gate, ...]) -> list[str]:
+    if report is None:
+        return ["## Recall", "", "Not judged yet: the report of its judgement in MLflow has the whole card.", ""]
+    return [
+        "## Recall",
+        "",
+        "| queries | asked | documents | Recall@1 | Recall@5 | Recall@10 | MRR | mAP |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {p.query} | {len(p.ranks)} {ASKED[p.asked]} | {p.document} | "
+            + " | ".join(f"{r.value:.3f} ({r.low:.3f}-{r.high:.3f})" for r in (*p.recall.values(), p.mrr, p.map))
+            + " |"
+            for p in report.pairs
+        ),
+        "",
+        "## Gates",
+        "",
+        *(f"- {'passed' if g.passed else '**failed**'} {g.name}: {g.reason}" for g in gates),
+        "",
+    ]
+
+
+def _export(recipe: dict, metrics: dict[str, float]) -> list[str]:
+    """How far each file is from PyTorch, every way to int8 that was tried, and what was decided."""
+    lines = []
+    for kind in ("parity", "half"):
+        for key in sorted(k for k in metrics if k.endswith(f".{kind}_max_difference")):
+            name = key.removesuffix(f".{kind}_max_difference")
+            cosine = metrics[f"{name}.{kind}_min_cosine"]
+            lines.append(f"- {name}: largest difference from PyTorch {metrics[key]:.1e}, least cosine {cosine:.6f}")
+    tried = sorted(k.removesuffix(".ms") for k in metrics if k.startswith("student.int8.") and k.endswith(".ms"))
+    if tried:
+        lines += ["", "| query variant tried | Recall@10 | mean cosine to fp32 | ms, one picture |", "|---|---|---|---|"]
+    for name in ["student.fp32", *tried] if tried else []:
+        recall = metrics.get(f"{name}.recall_at_10")
+        shown = "not measured" if recall is None else f"{recall:.3f}"
+        lines.append(f"| {name} | {shown} | {metrics[f'{name}.cosine']:.4f} | {metrics[f'{name}.ms']:.2f} |")
+    notes = recipe.get("notes", {})
+    return [*lines, *([""] if notes else []), *(f"- {name}: {note}" for name, note in notes.items())]
+
+
+def _limits(manifest: EncoderManifest, report: EncoderReport | None) -> list[str]:
+    limits = ["Figures hold for catalogues like this one."]
+    if "int8" not in manifest.towers.get("student", {}):
+        limits.append("Ships without int8: it lost more recall than the gate allows.")
+    limits += [
+        f"Ships without {tower}.fp16; the reason is under Export."
+        for tower in ("teacher", "student")
+        if tower in manifest.towers and "fp16" not in manifest.towers[tower]
+    ]
+    pair = report.pair(report.query) if report is not None else None
+    if report is not None and pair is not None:
+        limits.append(f"{len(report.photos)} photos give the intervals above.")
+        if pair.slices:
+            name, worst = min(pair.slices.items(), key=lambda item: item[1]["recall_at_10"])
+            limits.append(f"Weakest category: {name}, Recall@10 {worst['recall_at_10']:.3f} on {worst['photos']:.0f} photos.")
+    return limits

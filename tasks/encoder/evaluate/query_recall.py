@@ -1,0 +1,30 @@
+"""What a query variant must keep: Recall@10 of held-out photos against the teacher's documents."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from serving.contract.encoder import Encoder
+from tasks.encoder.data.photos import TrainingSet
+from tasks.encoder.data.pixels import cached_pixels
+from tasks.encoder.evaluate.retrieval_metrics import ranks, recall_at
+from tasks.encoder.evaluate.vectors import encode
+from tasks.encoder.presets import EncoderConfig
+
+
+def recall_measure(teacher: Path, training: TrainingSet, config: EncoderConfig, work: Path) -> Callable[[Encoder], float] | None:
+    """A function from a query encoder to its Recall@10 against the documents of `teacher`; None without held-out photos."""
+    photos = training.held_out()
+    if not len(photos):
+        return None
+    documents = cached_pixels(training.image_uris, training.root, config.preprocess, work / "pixels", "document", 1.0)
+    queries = cached_pixels(photos.uris, training.root, config.preprocess, work / "pixels", "query", 1.0)
+    xb = encode(teacher, documents.array)
+
+    def measure(encoder: Encoder) -> float:
+        similarity = encode(encoder, queries.array) @ xb.T
+        similarity[:, ~documents.usable] = -np.inf
+        return recall_at(ranks(similarity, photos.products)[queries.usable], 10)
+
+    return measure

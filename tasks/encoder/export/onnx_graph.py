@@ -1,0 +1,96 @@
+"""A trained tower as files: an ONNX graph, its copy in half precision, and TorchScript."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from tasks.encoder.train.towers import ImageEncoder
+
+OPSET = 18
+
+log = logging.getLogger(__name__)
+
+
+class ImageGraph(nn.Module):
+    """What is exported: pixels (n, size, size, 3) uint8 RGB to unit vectors (n, dim) float32."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.encoder(pixels.permute(0, 3, 1, 2).to(torch.float32) / 255.0)
+
+
+def write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
+    """One single-file ONNX graph with a free batch size. The input is called `input`, the output `vectors`.
+
+    The exporter's notes (stack traces, with the paths of this machine) are left out: equal weights give equal bytes, wherever.
+    """
+    with warnings.catch_warnings():  # the exporter warns about its own dependencies
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["input"],
+            output_names=["vectors"],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            external_data=False,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(path), external_data=False)
+    model = onnx.load(path)
+    for notes in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del notes.metadata_props[:]
+    onnx.save(model, path)
+
+
+def write_half(source: Path, target: Path) -> None:
+    """A copy of an ONNX graph with float16 weights and arithmetic; reading bytes and the unit length at the end stay float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.load(source)
+    names = [node.op_type for node in model.graph.node]
+    last_norm = len(names) - 1 - names[::-1].index("ReduceL2")
+    exact = [node.name for node in model.graph.node[last_norm:]]
+    (output,) = (value.name for value in model.graph.output)
+    logging.getLogger("onnxruntime.transformers.float16").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weights below float16's smallest number become it, one warning each
+        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=exact)
+    _without_casts(half.graph, set(exact), output)
+    onnx.save(half, target)
+
+
+def _without_casts(graph: onnx.GraphProto, exact_nodes: set[str], output: str) -> None:
+    """Takes away casts to float16 and back: the converter puts them between all nodes that stay exact, and behind the last."""
+    made = {name: node for node in graph.node for name in node.output}
+    for outer in [node for node in graph.node if node.op_type == "Cast"]:
+        inner = made.get(outer.input[0])
+        source = made.get(inner.input[0]) if inner is not None and inner.op_type == "Cast" else None
+        if inner is None or source is None or source.name not in exact_nodes or outer.attribute[0].i != onnx.TensorProto.FLOAT:
+            continue
+        exact, back = inner.input[0], outer.output[0]
+        graph.node.remove(outer)
+        kept, gone = (back, exact) if back == output else (exact, back)  # the graph's output keeps its name
+        for node in graph.node:
+            node.input[:] = [kept if name == gone else name for name in node.input]
+            node.output[:] = [kept if name == gone else name for name in node.output]
+    used = {name for node in graph.node for name in node.input} | {output}
+    for node in [n for n in graph.node if n.op_type == "Cast" and n.output[0] not in used]:
+        graph.node.remove(node)
+
+
+def write_torchscript(module: nn.Module, example: Tensor, path: Path) -> None:
+    """The same graph for those who serve PyTorch (TorchServe, Triton's libtorch); its batch size is free too."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # tracing is deprecated, and warns at every shape it fixes: parity is checked instead
+        traced = torch.jit.trace(module.eval(), example, check_trace=False)
+        torch.jit.save(traced, str(path))

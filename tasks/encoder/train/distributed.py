@@ -1,0 +1,93 @@
+"""Several processes that train one module: each encodes its part of a step, all see the loss of the whole step.
+
+Vectors are gathered with their gradients, so the loss and its gradient are those of one process with the same global batch.
+Batch norms are the exception on CPUs, where each process normalises its own part; on GPUs they are synchronised.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tasks.encoder.train.towers import device
+
+
+class Replicas:
+    """This process among the `world` processes of a torchrun; alone where there is none."""
+
+    def __init__(self) -> None:
+        together = distributed.is_available() and distributed.is_initialized()
+        self.rank = distributed.get_rank() if together else 0
+        self.world = distributed.get_world_size() if together else 1
+        self.device = torch.device("cuda", torch.cuda.current_device()) if together and torch.cuda.is_available() else device()
+        self.spread_module: DistributedDataParallel | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and logs."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """The stretch of `count` things that this process works on."""
+        return self._part(count, self.rank)
+
+    def _part(self, count: int, rank: int) -> slice:
+        return slice(count * rank // self.world, count * (rank + 1) // self.world)
+
+    def spread(self, module: nn.Module) -> nn.Module:
+        """The module to call in training: gradients are averaged over the processes where there are several."""
+        if self.world == 1:
+            return module
+        if self.device.type == "cuda":
+            from timm.layers import convert_sync_batchnorm
+
+            convert_sync_batchnorm(module)
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        self.spread_module = DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
+        return self.spread_module
+
+    def unsynchronised(self) -> AbstractContextManager:
+        """A backward pass inside it keeps its gradients to itself: for all but the last part of an accumulated step."""
+        return self.spread_module.no_sync() if self.spread_module is not None else nullcontext()
+
+    def whole(self, rows: Tensor, count: int, each: int = 1) -> Tensor:
+        """The rows (count * each, d) of the whole step, of which this process made those of its `part` of `count` things."""
+        if self.world == 1:
+            return rows
+        parts = [self._part(count, rank) for rank in range(self.world)]
+        sizes = [(p.stop - p.start) * each for p in parts]
+        padded = torch.cat([rows, rows.new_zeros((max(sizes) - len(rows), *rows.shape[1:]))])
+        return torch.cat([found[:size] for found, size in zip(_Gathered.apply(padded), sizes, strict=True)])
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world > 1:
+            distributed.barrier()
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first process goes ahead, so that the others find what it made."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+
+class _Gathered(torch.autograd.Function):
+    """Every process's tensor on each of them; a tensor's gradient is the sum of what all processes made of it."""
+
+    @staticmethod
+    def forward(context: Any, own: Tensor) -> tuple[Tensor, ...]:
+        parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, own.contiguous())
+        return tuple(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        together = torch.stack(gradients)
+        distributed.all_reduce(together)
+        return together[distributed.get_rank()]

@@ -1,0 +1,155 @@
+"""A training as a job: here, or by torchrun in one process for each GPU; rank 0 tells its metrics back line by line.
+
+torchrun --nproc-per-node=8 -m tasks.encoder.train.jobs job.json     # by hand, on a machine of one's own
+"""
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, Literal
+
+from serving.contract.files import Frozen
+from tasks.encoder.data.pixels import Decoding
+from tasks.encoder.presets import EncoderConfig
+from tasks.encoder.train.loop import MetricLog, quiet
+from tasks.encoder.train.student import distil_student
+from tasks.encoder.train.teacher import train_teacher
+from tasks.encoder.train.trained import TrainedTower
+from tasks.errors import TrainingError, VitrineError
+from tasks.progress import FOLDER_VARIABLE
+from tasks.settings import PROJECT
+
+WITH_PARENT = "--with-parent"
+
+log = logging.getLogger(__name__)
+
+
+class Job(Frozen):
+    """What to train, on what, and where it is written; `config` is an EncoderConfig as a dict."""
+
+    tower: Literal["teacher", "student"]
+    snapshot_uri: str
+    config: dict[str, Any]
+    work: str
+    teacher: TrainedTower | None = None
+    cache_bytes: int = Decoding.cache_bytes
+    workers: int = Decoding.workers
+    max_unreadable: float = Decoding.max_unreadable
+    max_untrainable: float = Decoding.max_untrainable
+
+
+def train(job: Job, metrics: MetricLog, processes: int = 0) -> TrainedTower:
+    """Trains in this process, or by torchrun in `processes` of them (0: one for each GPU).
+
+    The loss is that of one process with the same recipe: the recipe's batch is the whole of a step, which the processes share.
+    Raises TrainingError like `train_teacher`; RuntimeError when a process died, after which the job goes on where it was.
+    """
+    import torch
+
+    count = processes or torch.cuda.device_count()
+    if count <= 1:
+        return _train_here(job, metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.json"
+        path.write_text(job.model_dump_json())
+        _run_processes(path, count, metrics)
+    return _train_here(job, quiet)  # finished: this only reads its record
+
+
+def _train_here(job: Job, metrics: MetricLog) -> TrainedTower:
+    config, work = EncoderConfig.from_dict(job.config), Path(job.work)
+    decoding = Decoding(job.cache_bytes, job.workers, job.max_unreadable, job.max_untrainable)
+    if job.tower == "teacher":
+        return train_teacher(job.snapshot_uri, config, work, metrics, decoding)
+    assert job.teacher is not None, "a student is distilled from a teacher"
+    return distil_student(job.snapshot_uri, job.teacher, config, work, metrics, decoding)
+
+
+def _run_processes(path: Path, count: int, metrics: MetricLog) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))} | os.environ
+    environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    log.info("training with %d processes", count)
+    process = subprocess.Popen(
+        [*command, "-m", "tasks.encoder.train.jobs", str(path), WITH_PARENT],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    failure = ""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            told = _told(line)
+            if "metric" in told:
+                metrics(*told["metric"])
+            elif "error" in told:
+                failure = failure or told["error"]
+            else:
+                log.info("%s", line.rstrip())
+    finally:
+        process.stdin.close()  # the processes end with it, if they have not yet
+        process.stdout.close()
+        status = process.wait()
+    if failure:
+        raise TrainingError(failure)
+    if status:
+        raise RuntimeError(f"a training process ended with status {status}; its log is above, and a new attempt resumes")
+
+
+def _told(line: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        found = json.loads(line)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def main(arguments: list[str]) -> int:
+    """One process of a torchrun."""
+    import torch
+    from torch import distributed
+
+    job = Job.model_validate_json(Path(arguments[0]).read_bytes())
+    first = int(os.environ["RANK"]) == 0
+    if WITH_PARENT in arguments:
+        threading.Thread(target=_leave_with_parent, daemon=True).start()
+    if not first:
+        os.environ.pop(FOLDER_VARIABLE, None)  # one progress bar is enough
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        _train_here(job, _tell if first else quiet)
+    except VitrineError as error:
+        _say({"error": str(error)})
+        return 1
+    finally:
+        distributed.destroy_process_group()
+    return 0
+
+
+def _tell(name: str, value: float, step: int) -> None:
+    _say({"metric": [name, value, step]})
+
+
+def _say(told: dict[str, Any]) -> None:
+    """One line in one write: what several processes say at once stays apart."""
+    os.write(sys.stdout.fileno(), f"{json.dumps(told)}\n".encode())
+
+
+def _leave_with_parent() -> None:
+    """Ends this process when whoever started it is gone: its end of the pipe closes."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

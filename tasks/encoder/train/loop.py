@@ -1,0 +1,186 @@
+"""The training loop that teacher and student share: schedule, clipping, EMA, checkpoints, and the curve."""
+
+import math
+import resource
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tasks.encoder.presets import Recipe
+from tasks.encoder.train.checkpoint import (
+    keep_only,
+    latest,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    step_name,
+    with_prefix,
+    without_prefix,
+)
+from tasks.encoder.train.distributed import Replicas
+from tasks.errors import TrainingError
+from tasks.progress import Progress
+
+MetricLog = Callable[[str, float, int], None]
+Losses = Callable[[int], dict[str, Tensor]]
+"""The named losses of one batch, by its number (step * accumulate + part). "loss" is what is minimised, the same on every process."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a training saw: the loss of every step, and what it cost in this process (a resumed one counts its own part)."""
+
+    loss: tuple[float, ...]
+    seconds: float
+    cpu_seconds: float
+    images_per_s: float
+    peak_memory_bytes: int
+
+
+def quiet(name: str, value: float, step: int) -> None:
+    """A MetricLog that keeps nothing."""
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """The rate of a step (from 0): a linear rise over the warm-up, then a cosine to zero."""
+    rising = max(1, round(recipe.steps * recipe.warm_up))
+    if step < rising:
+        return recipe.learning_rate * (step + 1) / rising
+    share = (step - rising) / max(1, recipe.steps - rising)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def optimise(
+    name: str,
+    module: nn.Module,
+    losses: Losses,
+    recipe: Recipe,
+    key: str,
+    images: int,
+    folder: Path,
+    log: MetricLog,
+    replicas: Replicas | None = None,
+) -> tuple[nn.Module, Curve]:
+    """Trains `module` in place for `recipe.steps` steps, then puts the averaged (EMA) weights into it.
+
+    Resumes from the newest checkpoint below `folder` whose key is `key`; a resumed training takes the same steps as one that
+    was never stopped. Raises TrainingError on a loss that is not a number, and on a damaged checkpoint. `images` is the number
+    of pictures in a step, for the rate that is logged. Of several `replicas` the first saves and logs; all resume.
+    """
+    replicas = replicas or Replicas()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(_groups(module, recipe), lr=recipe.learning_rate, fused=True)
+    average = {k: v.detach().clone() for k, v in module.state_dict().items()}
+    start, loss_curve = _resume(module, optimizer, average, key, folder)
+    clock, cpu = time.perf_counter(), time.process_time()
+    module.train()
+    with Progress(name, recipe.steps, "steps") as progress:
+        progress.set(start)
+        for step in range(start, recipe.steps):
+            began = time.perf_counter()
+            rate = learning_rate(step, recipe)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            seen = _one_step(parameters, optimizer, losses, step, recipe, replicas)
+            if not all(math.isfinite(v) for v in seen.values()):
+                raise TrainingError(
+                    f"{name}: the loss is not a number at step {step} ({seen}); lower the learning rate "
+                    f"(it was {rate:.2g}) or train in fp32"
+                )
+            _follow(average, module, min(recipe.ema_decay, (1 + step) / (10 + step)))
+            loss_curve.append(seen["loss"])
+            if not replicas.first:
+                continue
+            for key_, value in seen.items():
+                log(f"{name}.{key_}", value, step)
+            log(f"{name}.learning_rate", rate, step)
+            log(f"{name}.images_per_s", images / (time.perf_counter() - began), step)
+            progress.set(step + 1, f"loss {seen['loss']:.3f}")
+            if (step + 1) % recipe.checkpoint_every == 0 and step + 1 < recipe.steps:
+                _save(module, optimizer, average, key, loss_curve, folder, step + 1)
+    seconds = time.perf_counter() - clock
+    module.load_state_dict(average)
+    module.eval()
+    done = recipe.steps - start
+    rate = done * images / seconds if seconds and done else 0.0
+    return module, Curve(tuple(loss_curve), seconds, time.process_time() - cpu, rate, peak_memory_bytes())
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _one_step(
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    losses: Losses,
+    step: int,
+    recipe: Recipe,
+    replicas: Replicas,
+) -> dict[str, float]:
+    optimizer.zero_grad(set_to_none=True)
+    seen: dict[str, float] = {}
+    for part in range(recipe.accumulate):
+        last = part == recipe.accumulate - 1
+        with nullcontext() if last else replicas.unsynchronised():
+            found = losses(step * recipe.accumulate + part)
+            (found["loss"] / recipe.accumulate).backward()
+        for name, value in found.items():
+            seen[name] = seen.get(name, 0.0) + float(value.detach()) / recipe.accumulate
+    norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+    seen["gradient_norm"] = float(norm)
+    if math.isfinite(seen["gradient_norm"]):
+        optimizer.step()
+    return seen
+
+
+def _groups(module: nn.Module, recipe: Recipe) -> list[dict]:
+    """Matrices and kernels decay; biases, norms and the temperature do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
+    """Moves the average towards the present weights; counters are copied."""
+    state = module.state_dict()
+    floating = [k for k, v in state.items() if v.is_floating_point()]
+    torch._foreach_lerp_([average[k] for k in floating], [state[k] for k in floating], 1.0 - decay)
+    for k, v in state.items():
+        if not v.is_floating_point():
+            average[k].copy_(v)
+
+
+def _save(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    key: str,
+    curve: list[float],
+    folder: Path,
+    step: int,
+) -> None:
+    tensors = with_prefix("model", module) | {f"average.{k}": v for k, v in average.items()} | optimizer_tensors(optimizer)
+    save_checkpoint(folder / step_name(step), tensors, {"key": key, "step": step, "loss": curve})
+    keep_only(folder, step)
+
+
+def _resume(
+    module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], key: str, folder: Path
+) -> tuple[int, list[float]]:
+    found = latest(folder)
+    if found is None or found.values["key"] != key:
+        return 0, []
+    module.load_state_dict(without_prefix("model", found.tensors))
+    average.update({k: v.to(average[k].device) for k, v in without_prefix("average", found.tensors).items()})
+    restore_optimizer(optimizer, found.tensors)
+    return int(found.values["step"]), list(found.values["loss"])

@@ -1,0 +1,121 @@
+"""Distilling the student into the teacher's own space, so that its queries may search the teacher's documents."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.encoder.data.augment import augment, plain
+from tasks.encoder.data.batches import training_batches
+from tasks.encoder.data.photos import TrainingSet, read_training_set
+from tasks.encoder.data.pixels import Decoding, cached_pixels, decode_some
+from tasks.encoder.presets import EncoderConfig
+from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.loop import MetricLog, optimise
+from tasks.encoder.train.losses import cosine_loss, imitation_loss, pair_loss, search_loss
+from tasks.encoder.train.towers import build_student, native
+from tasks.encoder.train.trained import TrainedTower, finished, restore_teacher, save_tower, training_key
+
+DOCUMENTS = 4096
+"""The most documents a student's batch is compared with; a larger catalogue gives those of the batch's products only."""
+BATCH = 64
+
+
+class Documents(Protocol):
+    """The teacher's vectors of the catalogue pictures that a batch is compared with."""
+
+    def beside(self, products: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (m, d), and for each of `products` (n,) the row of its own; -1 where its picture is unreadable."""
+        ...
+
+
+class WholeCatalogue:
+    """All of a small catalogue but its unseen products, encoded once."""
+
+    def __init__(self, teacher: nn.Module, training: TrainingSet, config: EncoderConfig, work: Path, where: torch.device) -> None:
+        found = cached_pixels(training.image_uris, training.root, config.preprocess, work / "pixels", "document", 1.0)
+        rows = np.flatnonzero(found.usable & ~training.unseen)
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(rows), BATCH):
+                parts.append(teacher(plain(torch.from_numpy(found.array[rows[start : start + BATCH]]).to(where))))
+        self.vectors = torch.cat(parts)
+        place = np.full(len(found.usable), -1, np.int64)
+        place[rows] = np.arange(len(rows))
+        self.place = torch.from_numpy(place).to(where)
+
+    def beside(self, products: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vectors, self.place[products]
+
+
+class BatchCatalogue:
+    """Of a large catalogue the pictures of the batch's own products, decoded and encoded when the batch comes."""
+
+    def __init__(self, teacher: nn.Module, training: TrainingSet, config: EncoderConfig, where: torch.device) -> None:
+        self.teacher, self.training, self.spec, self.where = teacher, training, config.preprocess, where
+
+    def beside(self, products: Tensor) -> tuple[Tensor, Tensor]:
+        named = np.unique(products.cpu().numpy())
+        pixels, usable = decode_some([self.training.image_uris[p] for p in named], self.training.root, self.spec)
+        with torch.no_grad():
+            vectors = self.teacher(plain(torch.from_numpy(pixels[usable]).to(self.where)))
+        place = torch.from_numpy(np.where(usable, np.cumsum(usable) - 1, -1)).to(self.where)
+        return vectors, place[torch.searchsorted(torch.from_numpy(named).to(self.where), products)]
+
+
+def distil_student(
+    snapshot_uri: str, teacher: TrainedTower, config: EncoderConfig, work: Path, log: MetricLog, decoding: Decoding | None = None
+) -> TrainedTower:
+    """Trains the student on the same photos: alpha * task + (1 - alpha) * KL + cosine_weight * (1 - cosine).
+
+    Teacher and student see the same augmented pictures. The student's similarities are those to the teacher's vectors of the
+    batch and of the catalogue's pictures: what its queries will search. Resumes, repeats and shares its work like
+    `train_teacher`; raises TrainingError.
+    """
+    training = read_training_set(snapshot_uri, config.photo_days)
+    key = training_key(training, config, "student")
+    folder = work / "student" / key
+    done = finished(folder, key)
+    if done is not None:
+        return done
+    recipe, replicas = config.student_recipe, Replicas()
+    where = replicas.device
+    precision = native(config.precision, where)
+    image_teacher = restore_teacher(teacher, config).to(where).image
+    documents = _documents(image_teacher, training, config, work, replicas)
+    student = build_student(config).to(where)
+    spread = replicas.spread(student)
+    with training_batches(training, config, recipe, work, decoding or Decoding(), replicas) as batches:
+
+        def losses(number: int) -> dict[str, Tensor]:
+            batch = batches(number)
+            generator = torch.Generator().manual_seed(config.seed * 2_000_003 + number)
+            size = recipe.size_at(number // recipe.accumulate, config.preprocess.size)
+            pixels = torch.from_numpy(batch.pixels).to(where)
+            pictures = augment(pixels, size, recipe.augmentation, generator, batch.first, len(batch.products))
+            products = torch.from_numpy(batch.products).to(where)
+            shown = len(products) // recipe.pictures
+            with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
+                with torch.no_grad():
+                    target = replicas.whole(image_teacher(pictures), shown, recipe.pictures)
+                found = replicas.whole(spread(pictures), shown, recipe.pictures)
+                beside, places = documents.beside(products)
+                task = pair_loss(found, products, config.pair_temperature)
+                task = (task + search_loss(found, beside, places, config.pair_temperature)) / 2
+                kl = imitation_loss(found, target, torch.cat([target, beside]), config.kl_temperature)
+                cosine = cosine_loss(found, target)
+            loss = config.alpha * task + (1 - config.alpha) * kl + config.cosine_weight * cosine
+            return {"loss": loss, "task_loss": task, "kl": kl, "cosine_loss": cosine}
+
+        images = batches.count * recipe.pictures * recipe.accumulate
+        _, curve = optimise("student", student, losses, recipe, key, images, folder / "steps", log, replicas)
+    return save_tower(folder, "student", key, student, curve, precision, replicas)
+
+
+def _documents(teacher: nn.Module, training: TrainingSet, config: EncoderConfig, work: Path, replicas: Replicas) -> Documents:
+    if len(training.image_uris) > DOCUMENTS:
+        return BatchCatalogue(teacher, training, config, replicas.device)
+    with replicas.in_turn():
+        return WholeCatalogue(teacher, training, config, work, replicas.device)

@@ -1,0 +1,77 @@
+"""Training the teacher: an open_clip model pulled together by photo-product pairs and by the products' words."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks.encoder.data.augment import augment
+from tasks.encoder.data.batches import training_batches
+from tasks.encoder.data.photos import read_training_set
+from tasks.encoder.data.pixels import Decoding
+from tasks.encoder.data.text_tokens import Words
+from tasks.encoder.presets import EncoderConfig
+from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.loop import MetricLog, optimise
+from tasks.encoder.train.losses import pair_loss, text_loss
+from tasks.encoder.train.towers import Teacher, build_teacher, native
+from tasks.encoder.train.trained import TrainedTower, finished, save_tower, training_key
+
+
+class BothTowers(nn.Module):
+    """A step's pictures and texts through the teacher at once, as DDP wants it: unit vectors of each, and the text scale."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, pictures: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        images = self.teacher.image(pictures)
+        return (images, None, None) if tokens is None else (images, self.teacher.text(tokens), self.teacher.scale())
+
+
+def train_teacher(
+    snapshot_uri: str, config: EncoderConfig, work: Path, log: MetricLog, decoding: Decoding | None = None
+) -> TrainedTower:
+    """Trains the teacher on a snapshot's train photos; everything it writes lies below `work`.
+
+    Killed and called again it goes on from its last checkpoint, and a finished training is returned as it is. Called by every
+    process of a torchrun, they train it together (tasks/encoder/train/distributed.py). Raises TrainingError (no training photos,
+    missing weights, a loss that is not a number, a damaged checkpoint).
+    """
+    training = read_training_set(snapshot_uri, config.photo_days)
+    key = training_key(training, config, "teacher")
+    folder = work / "teacher" / key
+    done = finished(folder, key)
+    if done is not None:
+        return done
+    recipe, replicas = config.teacher_recipe, Replicas()
+    where = replicas.device
+    precision = native(config.precision, where)
+    teacher = build_teacher(config).to(where)
+    words = Words(training, config, teacher.context())
+    towers = replicas.spread(BothTowers(teacher))
+    with training_batches(training, config, recipe, work, decoding or Decoding(), replicas) as batches:
+
+        def losses(number: int) -> dict[str, Tensor]:
+            batch = batches(number)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+            size = recipe.size_at(number // recipe.accumulate, config.preprocess.size)
+            pixels = torch.from_numpy(batch.pixels).to(where)
+            pictures = augment(pixels, size, recipe.augmentation, generator, batch.first, len(batch.products))
+            products, named = torch.from_numpy(batch.products).to(where), np.unique(batch.products)
+            tokens = words(named, number)[replicas.part(len(named))].to(where) if config.text_weight else None
+            with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
+                own_images, own_texts, scale = towers(pictures, tokens)
+                images = replicas.whole(own_images, len(named), recipe.pictures)
+                pair = pair_loss(images, products, config.pair_temperature)
+                if own_texts is None:
+                    return {"loss": pair}
+                texts = replicas.whole(own_texts, len(named))
+                text = text_loss(images, texts, products, torch.from_numpy(named).to(where), scale)
+            return {"loss": pair + config.text_weight * text, "pair_loss": pair, "text_loss": text}
+
+        images = batches.count * recipe.pictures * recipe.accumulate
+        _, curve = optimise("teacher", teacher.model, losses, recipe, key, images, folder / "steps", log, replicas)
+    return save_tower(folder, "teacher", key, teacher.model, curve, precision, replicas)

@@ -1,0 +1,67 @@
+"""The steps of collect_garbage."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from tasks.pipelines.common import registry, settings, work_folder
+from tasks.registry import Registry
+from tasks.release.promotion.lease import holding
+from tasks.release.retention.garbage import Places, Plan, collect, plan_garbage
+from tasks.release.retention.policy import Retention
+from tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+EXPERIMENT = "garbage"
+PATIENCE_S = 1800.0
+"""How long a collection waits for a promotion to end."""
+
+
+def plan(run_key: str, versions: int = 0) -> dict[str, Any]:
+    """What a collection would remove, in the log and in MLflow; nothing is removed. `versions` 0: as the setting says."""
+    chosen = settings()
+    found = plan_garbage(registry(chosen), places_of(chosen), retention_of(chosen, versions))
+    for item in found.items:
+        log.info("%s %s (%d bytes): %s", item.kind, item.name, item.bytes, item.reason)
+    log.info("%s", found.summary)
+    _record(run_key, "plan.json", asdict(found))
+    return {"things": len(found.items), "bytes": found.bytes, "summary": found.summary}
+
+
+def delete(run_key: str, versions: int = 0) -> dict[str, Any]:
+    """Removes what is garbage by now, while no promotion runs."""
+    chosen = settings()
+    done = collected(chosen, registry(chosen), f"collect_garbage, {run_key}", versions)
+    _record(run_key, "collected.json", asdict(done))
+    return {"things": len(done.items), "bytes": done.bytes, "summary": done.summary.replace("to collect", "collected")}
+
+
+def collected(chosen: Settings, models: Registry, holder: str, versions: int = 0) -> Plan:
+    """Removes garbage while `holder` has the lease that promotions need."""
+
+    @contextmanager
+    def alone() -> Iterator[Callable[[], None]]:
+        with holding(models, holder, patience_s=PATIENCE_S) as lease:
+            yield lease.check
+
+    return collect(models, places_of(chosen), retention_of(chosen, versions), alone)
+
+
+def places_of(chosen: Settings) -> Places:
+    return Places(chosen.store_uri, chosen.home)
+
+
+def retention_of(chosen: Settings, versions: int = 0) -> Retention:
+    return Retention(versions=versions or chosen.keep_versions)
+
+
+def _record(run_key: str, name: str, content: dict[str, Any]) -> None:
+    path = work_folder(run_key) / name
+    path.write_text(json.dumps(content, indent=1))
+    with registry().run(EXPERIMENT, run_key, f"garbage {run_key}") as run:
+        run.artifact(path)
+        run.metrics({"things": len(content["items"]), "bytes": sum(item["bytes"] for item in content["items"])})

@@ -1,0 +1,167 @@
+"""The first step of a refresh: which changes it makes, written down before anything else happens, so that a killed run makes the same."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from serving.contract.manifest import IndexManifest
+from serving.contract.palette import PALETTE
+from tasks import storage
+from tasks.catalog.changes.source import ChangeSource, open_changes
+from tasks.catalog.snapshot import product_table, started_at
+from tasks.errors import InputMissing
+from tasks.pipelines.common import origin, registry, settings
+from tasks.registry import INDEX_MODEL, Registry, Version
+from tasks.settings import Settings
+from tasks.watch import alerts
+
+log = logging.getLogger(__name__)
+
+PLAN = "_plan.json"
+VISIBLE_S = 3600
+"""How long a step keeps received messages from others; each step asks for it anew."""
+FIRST_PACE = 5.0
+"""Pictures a second, while no refresh has measured its own: a ViT-B-32 on one core (docs/performance.md)."""
+LEAST_CHANGES = 64
+VERSIONS = 2000
+"""How far back versions are looked through for changes that were not taken along: 33 hours at one a minute."""
+
+
+@contextmanager
+def change_source(chosen: Settings) -> Iterator[ChangeSource]:
+    """The queue that the settings name, open."""
+    with open_changes(chosen.changes, chosen.catalog_uri, chosen.home) as source:
+        yield source
+
+
+def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -> dict[str, Any]:
+    """What this run will change: the waiting changes that fit, priority products first, and what other versions hold besides.
+
+    `limit` and `minutes` bound it (0: the settings): no more changes, and no more than can be embedded in this time at the
+    pace of the last refresh. "due" is False when there is nothing to do; "summary" says why, and how much is left waiting.
+    "note" is what a person should know of without reading logs: what became dead letters ("" when nothing did); it is also told
+    to VITRINE_ALERT_URL. Raises InputMissing when no index version is live or on its way.
+    """
+    chosen = settings()
+    uri = storage.join(chosen.store_uri, "changes", run_key)
+    if storage.exists(storage.join(uri, PLAN)):
+        return storage.read_json(storage.join(uri, PLAN))
+    models = registry(chosen)
+    versions = models.versions(INDEX_MODEL, VERSIONS)
+    from tasks.release.ancestry import to_build_on
+
+    parent = to_build_on(versions, models.aliases(INDEX_MODEL))
+    if parent is None:
+        raise InputMissing("there is no index version to refresh yet; run the DAG rebuild_index first")
+    most = _bound(parent, limit or chosen.refresh_changes, minutes or chosen.refresh_minutes)
+    with change_source(chosen) as source:
+        return plan_on(run_key, models, versions, parent, source, most, wait_s)
+
+
+def plan_on(
+    run_key: str,
+    models: Registry,
+    versions: list[Version],
+    parent: Version,
+    source: ChangeSource | None,
+    most: int,
+    wait_s: float,
+) -> dict[str, Any]:
+    """Decides what the run changes, and writes it down before anything else happens."""
+    from tasks.catalog.changes import ledger
+    from tasks.catalog.changes.drain import Drained, Held
+    from tasks.catalog.changes.drain import drain as choose
+    from tasks.index.delta_version import placed
+    from tasks.index.ranking import read_ranker
+    from tasks.release.ancestry import uncovered
+
+    chosen = settings()
+    uri = storage.join(chosen.store_uri, "changes", run_key)
+    if storage.exists(storage.join(uri, PLAN)):
+        return storage.read_json(storage.join(uri, PLAN))
+    now = datetime.now(UTC)
+    manifest = models.manifest_of(parent)
+    columns = columns_of(models, manifest)
+    ranker = read_ranker(chosen.ranker, columns)
+    products = product_table(manifest.snapshot.uri, ["key", "updated_at"])
+    held = Held(ledger_of(models, manifest), products, columns)
+    others = uncovered(parent.version, versions)
+    begun = started_at(manifest.snapshot.uri)
+    carried = ledger.carried(ledger.newest(ledger_of(models, models.manifest_of(v)) for v in others), products, begun, now)
+    carried = ledger.fresh(carried, held.ledger, products)
+    drained, waiting = Drained(carried, [], 0, 0, 0), 0
+    if source is not None:
+        drained = choose(source, held, carried, most + len(carried), wait_s, now)
+        waiting = max(source.waiting() - len(drained.handles), drained.left)
+    something = bool(pc.any(pc.invert(ledger.memories(drained.rows, products, begun))).as_py())
+    reranked = ranker != manifest.ranker
+    due = something or reranked
+    if source is not None and not due:
+        source.acknowledge(drained.handles)
+    rows = placed(drained.rows, products, base_keys(models, manifest))
+    upserts = int(pc.sum(pc.equal(rows["kind"], "upsert")).as_py() or 0)
+    counted = {"changes": len(rows), "upserts": upserts, "deletes": len(rows) - upserts, "waiting": waiting}
+    parts = [f"{upserts} upserts and {len(rows) - upserts} deletes on version {parent.version}"]
+    parts += [f"{len(carried)} of them carried over from version {', '.join(v.version for v in others)}"] if len(carried) else []
+    parts += ["other weights or rules of the ranker"] if reranked else []
+    plan = counted | {
+        "due": due, "run_key": run_key, "uri": uri, "parent": parent.version, "ranker": ranker, "carried": [v.version for v in others],
+        "contained": drained.contained, "received": drained.received, "dead_letters": drained.malformed, "note": drained.note,
+        "now": now.isoformat(),
+        "summary": "; ".join([*parts, f"{waiting} wait for the next refresh", *([drained.note] if drained.note else [])]),
+    }  # fmt: skip
+    log.info("%s", plan["summary"])
+    if drained.note:
+        here = origin(chosen, os.environ)
+        alerts.send(drained.note, here.url if here else "")
+    if not due:
+        return plan | {"changes": 0}
+    with storage.writer(storage.join(uri, "rows.parquet")) as stream:
+        pq.write_table(rows, stream)
+    storage.write_json(storage.join(uri, "handles.json"), drained.handles)
+    storage.write_json(storage.join(uri, PLAN), plan)
+    return plan
+
+
+def _bound(parent: Version, limit: int, minutes: float) -> int:
+    """How many changes fit: the limit, or what the pace of the last refresh lets embed in the time."""
+    pace = float(parent.tags.get("pace") or FIRST_PACE)
+    return max(min(limit, int(60 * minutes * pace)), min(limit, LEAST_CHANGES))
+
+
+def base_keys(models: Registry, manifest: IndexManifest) -> pa.Array:
+    """Keys of the products in the base segments."""
+    paths = [models.file(s.table) for s in manifest.segments if s.kind == "base"]
+    return pa.concat_tables([pq.read_table(path, columns=["key"]) for path in paths])["key"].combine_chunks()
+
+
+def keep_messages(chosen: Settings, plan: dict) -> None:
+    """Keeps the plan's messages from being given to others while a step works."""
+    handles = storage.read_json(storage.join(plan["uri"], "handles.json"))
+    if handles:
+        with change_source(chosen) as source:
+            source.extend(handles, VISIBLE_S)
+
+
+def changed_rows(plan: dict) -> pa.Table:
+    return storage.read_table(storage.join(plan["uri"], "rows.parquet"))
+
+
+def ledger_of(models: Registry, manifest: IndexManifest) -> pa.Table:
+    from tasks.catalog.changes import ledger
+
+    return ledger.ledger_of(manifest, models.file)
+
+
+def columns_of(models: Registry, manifest: IndexManifest) -> pa.Schema:
+    """The columns of the base's row tables that come from the catalogue: palettes are those of the pictures."""
+    path = models.file(next(s for s in manifest.segments if s.kind == "base").table)
+    schema = pq.read_schema(path).remove_metadata()
+    return pa.schema([field for field in schema if field.name != PALETTE])

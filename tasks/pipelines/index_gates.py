@@ -1,0 +1,55 @@
+"""The gates of a new index version, with the thresholds and replicas that the settings name: what every maker of versions calls."""
+
+import logging
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+
+from serving.versions.release import Release
+from tasks.catalog.snapshot import Snapshot
+from tasks.pipelines.common import query_runtime, settings
+from tasks.registry import Registry
+from tasks.release.gates.end_to_end_eval import Query
+from tasks.release.gates.evaluate import Judged, TruthOf, judged, open_live
+from tasks.release.gates.policy import Policy
+from tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def policy_of(chosen: Settings) -> Policy:
+    """The thresholds that the settings name; the others are the policy's own."""
+    return Policy(
+        exact_recall=chosen.recall_target, photo_margin=chosen.max_recall_loss,
+        photo_worst=max(Policy.photo_worst, chosen.max_recall_loss), slice_margin=chosen.max_slice_loss, p99_ms=chosen.p99_ms,
+        memory_mb=chosen.replica_mb / 2, quarantined=chosen.most_quarantined, lost=chosen.max_lost, churn=chosen.max_churn,
+        age_h=chosen.max_age_h,
+    )  # fmt: skip
+
+
+def judge(
+    models: Registry, release: Release, snapshot: Snapshot, queries: list[Query], read_at: datetime,
+    catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None, truth_of: TruthOf | None = None,
+) -> Judged:  # fmt: skip
+    """The decision on a candidate beside what is live, each gate in the log; what may be left out: see measuring.judged."""
+    from tasks.pipelines.promote_index import replicas_of
+
+    chosen = settings()
+    live = open_live(models, query_runtime())
+    decision, measured = judged(
+        release,
+        live,
+        snapshot,
+        queries,
+        policy_of(chosen),
+        replicas_of(chosen),
+        read_at,
+        datetime.now(UTC),
+        catalogue,
+        quarantined,
+        truth_of,
+    )
+    for gate in decision.gates:
+        log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)
+    return decision, measured

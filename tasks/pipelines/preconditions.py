@@ -1,0 +1,20 @@
+"""The first step of train_encoder and rebuild_index: what would stop a later one is said at once."""
+
+import logging
+from typing import Any
+
+from tasks.pipelines.common import settings
+from tasks.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+def check_preconditions(training: bool) -> dict[str, Any]:
+    """Looks at the catalogue; `training` also at what an encoder is trained on. Raises CatalogError with all that is wrong."""
+    from tasks.validate.preconditions import check_preconditions as check
+
+    with Progress("look at the catalogue", 0, "steps") as progress:
+        notes = check(settings(), lambda line: progress.add(note=line), training)
+    for note in notes:
+        log.warning("%s", note)
+    return {"notes": notes}

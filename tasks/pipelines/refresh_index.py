@@ -1,0 +1,261 @@
+"""The steps of refresh_index, which `vitrine stream` takes as well: what changed becomes a small index version on top of another.
+
+Each step leaves its result under the run's key, so that a run that was killed anywhere goes on with the same changes and makes
+the same files. A message is acknowledged when a version that holds it passed its gates and is registered.
+"""
+
+import dataclasses
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from serving.contract.files import FileRef, verify, written_whole
+from serving.contract.manifest import IndexManifest
+from tasks import storage
+from tasks.catalog.snapshot import product_table, read_snapshot, started_at
+from tasks.errors import VitrineError
+from tasks.pipelines.common import embed_config, query_runtime, registry, settings, work_folder
+from tasks.pipelines.drain_changes import (
+    VERSIONS,
+    base_keys,
+    change_source,
+    changed_rows,
+    columns_of,
+    keep_messages,
+    ledger_of,
+    plan_on,
+)
+from tasks.pipelines.rebuild_index import EXPERIMENT
+from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry, Run, Version
+
+log = logging.getLogger(__name__)
+
+PACED = 50
+"""Fewer pictures than this say little of the pace."""
+DIRECT_PICTURES = 2_000
+"""Up to so many new pictures are embedded without Spark, whose start takes about 20 s here (docs/decisions/0021)."""
+
+
+def catch_up(registered: dict, run_key: str) -> dict[str, Any]:
+    """A new base, and on top of it what hourly versions took in while it was built; nothing is drained.
+
+    Gives the record of the version to publish: the base itself where nothing was missed.
+    """
+    if not registered["passed"]:
+        return registered
+    models = registry()
+    versions = models.versions(INDEX_MODEL, VERSIONS)
+    parent = models.version(INDEX_MODEL, registered["version"])
+    plan = plan_on(f"{run_key}.caught-up", models, versions, parent, None, 0, 0)
+    if not plan["due"]:
+        return registered
+    log.info("version %s: %s", parent.version, plan["summary"])
+    return register(plan, embed(plan))
+
+
+def embed(plan: dict) -> dict[str, Any]:
+    """The new products and pictures through the embedding job and its store: a picture is embedded once, whoever meets it."""
+    from tasks.catalog.changes.drain import Upserts
+    from tasks.catalog.snapshot import write_snapshot
+    from tasks.embed.job import embed_snapshot
+
+    chosen = settings()
+    models = registry(chosen)
+    keep_messages(chosen, plan)
+    manifest = models.index_manifest(plan["parent"])
+    rows = changed_rows(plan)
+    if not plan["upserts"]:
+        return {}
+    columns = columns_of(models, manifest)
+    source = Upserts(f"changes of {plan['run_key']}", manifest.snapshot.image_root, rows, columns)
+    uri = storage.join(chosen.store_uri, "snapshots", plan["run_key"])
+    snapshot = (
+        read_snapshot(uri)
+        if storage.exists(storage.join(uri, "_manifest.json"))
+        else write_snapshot(source, source.name, uri, plan["run_key"], plan["now"])
+    )
+    config = dataclasses.replace(embed_config(chosen, manifest.shards), direct=DIRECT_PICTURES, looks=False)
+    began = datetime.now(UTC)
+    embedded = embed_snapshot(
+        snapshot, models.encoder_folder(manifest.encoder.version), manifest.encoder.version, chosen.store_uri, plan["run_key"],
+        work_folder(plan["run_key"]) / "embed", config,
+    )  # fmt: skip
+    took = (datetime.now(UTC) - began).total_seconds()
+    pace = embedded.embedded_now / took if embedded.embedded_now >= PACED else 0.0
+    note = embedded.note("changed products")
+    return dataclasses.asdict(embedded) | {"pace": round(pace, 2), "snapshot_uri": snapshot.uri, "note": note}
+
+
+def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
+    """A delta and a tombstone segment per touched shard, measured by the same gates as a whole index, and registered.
+
+    `photos` bounds how many held-out photos are asked (0: all).
+    """
+    chosen = settings()
+    models = registry(chosen)
+    keep_messages(chosen, plan)
+    run_key = plan["run_key"]
+    made = next((v for v in models.versions(INDEX_MODEL, VERSIONS) if v.tags.get("run_key") == run_key), None)
+    if made is not None:
+        return _registered(made)
+    folder = work_folder(run_key) / "index"
+    with models.run(EXPERIMENT, run_key, f"delta on version {plan['parent']}") as run:
+        from tasks.release.gates.policy import of_gates
+
+        manifest, measured = _version(models, plan, embedded, run, folder, photos)
+        decision = of_gates(manifest.gates)
+        _upload(run, manifest, folder)
+        run.params({"parent": plan["parent"], "changes": plan["changes"], "encoder_version": manifest.encoder.version})
+        run.metrics({g.name: g.value for g in manifest.gates} | {"recall_at_10": measured.recall_at_10})
+        run.metrics({f"changes.{name}": count for name, count in unusable(plan, embedded).items()})
+        note = f"; {embedded['note']}" if embedded.get("note") else ""
+        text = f"{plan['summary']}: {manifest.counts.servable} products{note}; {decision.summary}"
+        version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, _tags(plan, embedded, manifest, decision.passed), text)
+    record = _registered(version)
+    log.info("%s", record["summary"])
+    return record
+
+
+def unusable(plan: dict, embedded: dict) -> dict[str, int]:
+    """How many messages became dead letters, and how many products went into quarantine."""
+    return {"dead_letters": plan.get("dead_letters", 0), "quarantined": embedded.get("quarantined", 0)}
+
+
+def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict[str, Any]:
+    """Takes the messages out of the queue, now that a version which passed holds what they say.
+
+    Gives how many still wait, and what of the changes could not be used; "summary" says it in one sentence.
+    """
+    chosen = settings()
+    handles = storage.read_json(storage.join(plan["uri"], "handles.json"))
+    with change_source(chosen) as source:
+        if registered.get("passed"):
+            source.acknowledge(handles)
+        else:
+            source.release(handles)
+        waiting = source.waiting()
+    taken = len(handles) if registered.get("passed") else 0
+    notes = [note for note in (plan.get("note"), embedded.get("note")) if note]
+    summary = "; ".join([f"{taken} messages acknowledged, {waiting} wait", *notes])
+    log.info("%s", summary)
+    return {"acknowledged": taken, "waiting": waiting, **unusable(plan, embedded), "summary": summary}
+
+
+def publish(registered: dict) -> bool:
+    """Makes the version the candidate, unless one on a newer snapshot became it meanwhile: the next refresh then carries it over."""
+    from tasks.release.ancestry import covered
+
+    models = registry()
+    candidate = models.alias(INDEX_MODEL, "candidate")
+    if candidate is not None and candidate.version not in covered(registered["version"], models.versions(INDEX_MODEL, VERSIONS)):
+        ours, theirs = (models.index_manifest(v).snapshot for v in (registered["version"], candidate.version))
+        if ours != theirs and started_at(theirs.uri) > started_at(ours.uri):
+            log.info("version %s is built on a newer snapshot: the next refresh carries these changes over", candidate.version)
+            return False
+    models.set_alias(INDEX_MODEL, "candidate", registered["version"])
+    return True
+
+
+def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Path, photos: int) -> tuple[IndexManifest, Any]:
+    """The whole version, its files in `folder`: manifest with golden answers, gates and ledger, and what was measured."""
+    from serving.index.searcher import Searcher
+    from serving.versions.release import Release
+    from tasks.catalog.changes.ledger import deleted_products
+    from tasks.index.assemble import with_golden
+    from tasks.index.build import Template
+    from tasks.index.delta_version import Place, quarantined_keys, succeed
+    from tasks.index.template_store import template_of
+    from tasks.pipelines.index_gates import judge
+    from tasks.release.gates.end_to_end_eval import MAX_PHOTOS, held_out
+    from tasks.release.gates.reconcile import catalogue_now
+
+    parent = models.index_manifest(plan["parent"]).model_copy(update={"ranker": plan["ranker"]})
+
+    def locate(ref: FileRef) -> Path:
+        mine = folder / Path(ref.path).relative_to(INDEX_PATH)
+        return verify(mine, ref) if ref.run_id == run.run_id else models.file(ref)
+
+    def template() -> Template | None:
+        return template_of(models, parent, folder / "template")[0]
+
+    place = Place(folder, run.run_id, INDEX_PATH)
+    embedded_now = _embedded(parent, embedded)
+    manifest, ledger = succeed(parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template)
+    manifest = manifest.model_copy(update={"id": plan["run_key"], "created_at": plan["now"], "parent": plan["parent"]})
+    golden = np.load(models.file(parent.golden))["vectors"]
+    manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
+    release = Release.open(
+        "candidate", manifest, models.encoder_folder(manifest.encoder.version), locate, runtime=query_runtime()
+    )
+    snapshot = read_snapshot(manifest.snapshot.uri)
+    queries = held_out(snapshot, photos or MAX_PHOTOS, deleted_products(ledger))
+    read_at = datetime.fromisoformat(plan["now"])
+    products = product_table(snapshot.uri, ["key"])["key"].to_numpy()
+    bad = quarantined_keys(products, base_keys(models, manifest).to_numpy(), ledger)
+    decision, candidate = judge(models, release, snapshot, queries, read_at, catalogue_now(snapshot, ledger), bad)
+    return manifest.model_copy(update={"gates": decision.gates}), candidate
+
+
+def _embedded(parent: IndexManifest, embedded: dict) -> Any:
+    """The embedded upserts of the plan, as rows and vectors."""
+    from tasks.index.build import rows_of, with_palettes
+    from tasks.index.delta_version import Embedded
+    from tasks.index.vectors import shard_batches, shard_palettes
+
+    blocks = [b for s in range(parent.shards) for b in shard_batches(embedded["vectors_uri"], s)] if embedded else []
+    if not blocks:
+        return Embedded(pa.table({"key": pa.array([], pa.int64())}), np.zeros((0, parent.encoder.dim), np.float32))
+    keys = np.concatenate([k for k, _ in blocks])
+    palettes = shard_palettes(embedded["vectors_uri"], range(parent.shards))
+    rows = with_palettes(rows_of(embedded["snapshot_uri"], keys, 0, 1), palettes)
+    return Embedded(rows, np.concatenate([v for _, v in blocks]))
+
+
+def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:
+    """The run's own files, the manifest last, so that what has a manifest is whole."""
+    for ref in (*manifest.files(), *manifest.changes):
+        if ref.run_id == run.run_id:
+            path = Path(ref.path)
+            run.artifact(folder / path.relative_to(INDEX_PATH), str(path.parent))
+    gates = json.dumps([g.model_dump() for g in manifest.gates], indent=1)
+    for name, content in {"gates.json": gates, "manifest.json": manifest.model_dump_json(indent=1)}.items():
+        with written_whole(folder / name) as path:
+            path.write_text(content)
+        run.artifact(folder / name, INDEX_PATH)
+
+
+def _tags(plan: dict, embedded: dict, manifest: IndexManifest, passed: bool) -> dict[str, str]:
+    from tasks.index.delta import compaction_due
+    from tasks.release.ancestry import CARRIED, CHANGES, PARENT
+
+    tags = {
+        "encoder_version": manifest.encoder.version, "snapshot": manifest.snapshot.id, "verdict": "passed" if passed else "failed",
+        "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": plan["run_key"],
+        PARENT: plan["parent"],
+    }  # fmt: skip
+    if passed:
+        tags |= {CHANGES: str(plan["changes"]), CARRIED: ",".join(plan["carried"])}
+    if embedded.get("pace"):
+        tags["pace"] = str(embedded["pace"])
+    if due := compaction_due(manifest.segments):
+        tags["compaction_due"] = due
+    return {name: value for name, value in tags.items() if value}
+
+
+def _registered(version: Version) -> dict[str, Any]:
+    return {
+        "version": version.version, "passed": version.tags["verdict"] == "passed",
+        "summary": f"index version {version.version}: {version.description.partition(chr(10))[0]}",
+        "compaction_due": version.tags.get("compaction_due", ""),
+    }  # fmt: skip
+
+
+def refuse(registered: dict) -> None:
+    """Raises VitrineError with the failed gates, for a version that did not pass: its changes stay in the queue."""
+    if not registered["passed"]:
+        raise VitrineError(registered["summary"])

@@ -1,0 +1,49 @@
+"""The steps of watch_quality."""
+
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+from tasks.pipelines.common import registry, settings, work_folder
+from tasks.pipelines.promote_index import replicas_of
+from tasks.registry import INDEX_MODEL
+
+log = logging.getLogger(__name__)
+
+EXPERIMENT = "watch"
+
+
+def look(run_key: str) -> dict[str, Any]:
+    """Measures what is live, judges it, and keeps figures and plots in MLflow: one run per index version, a step per look."""
+    from tasks.watch.checks import Limits, checks
+    from tasks.watch.cost import Prices
+    from tasks.watch.live_metrics import look as look_at
+    from tasks.watch.watch_report import write_report
+
+    chosen = settings()
+    models = registry(chosen)
+    now = time.time()
+    prices = Prices(chosen.price_core_hour, chosen.price_gpu_hour)
+    seen = look_at(models, replicas_of(chosen), chosen.store_uri, prices, now)
+    figures = seen.figures
+    table = checks(figures, Limits(live_recall=chosen.recall_target, age_s=3600.0 * chosen.most_age_h))
+    files = write_report(seen, table, work_folder(run_key) / "watch")
+    with models.run(EXPERIMENT, f"watch-{figures.version}", f"index version {figures.version}") as run:
+        for name, value in figures.flat().items():
+            run.metric(name, value, round(now / 60))
+        for path in files:
+            run.artifact(path, time.strftime("%Y-%m-%dT%H%M", time.gmtime(now)))
+        page = models.run_url(run.run_id)
+    for note in figures.notes:
+        log.info("%s", note)
+    for gate in table:
+        log.info("%s %s: %s", "holds" if gate.passed else "DOES NOT HOLD", gate.name, gate.reason)
+    failed = [gate.reason for gate in table if not gate.passed]
+    state = "; ".join(failed) if failed else f"all {len(table)} checks hold"
+    summary = f"index version {figures.version}: {state}"
+    log.info("%s", summary)
+    return {
+        "version": figures.version, "passed": not failed, "summary": summary, "compaction": figures.compaction,
+        "figures": asdict(figures), "links": {"MLflow run": page, "Model version": models.version_url(INDEX_MODEL, figures.version)},
+    }  # fmt: skip

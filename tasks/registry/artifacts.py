@@ -1,0 +1,157 @@
+"""Files in MLflow's store, and what versions are made of: encoder folders and manifests, fetched once and verified."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from serving.contract.encoder import EncoderFolder
+from serving.contract.files import ContractError, FileRef, describe, verify
+from serving.contract.manifest import EncoderRef, IndexManifest, read_manifest
+from tasks.registry.versions import ENCODER_MODEL, INDEX_MODEL, Version, Versions
+
+ENCODER_PATH = "encoder"
+INDEX_PATH = "index"
+Opened = TypeVar("Opened")
+
+
+class Registry(Versions):
+    """The tracking server at `uri`; `cache` is where fetched encoder versions and index manifests are kept, by version.
+
+    `page` is where a browser reaches the same server (default: `uri`). `origin`, the DAG run that works here, is written into
+    every run and version that is made.
+    """
+
+    def fetch(self, run_id: str, path: str, into: Path) -> Path:
+        """An artifact (file or folder) of a run, downloaded below `into`. Raises ContractError when there is none (any more)."""
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        into.mkdir(parents=True, exist_ok=True)
+        try:
+            return Path(download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(into), tracking_uri=self.uri))
+        except MlflowException as error:
+            # MLflow says "does not exist" of a store that is away as well: that passes, and is no ContractError.
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST" or self._is_there(run_id, path):
+                raise
+            whose = ", ".join(f"{v.name} version {v.version}" for v in self.client.search_model_versions(f"run_id = '{run_id}'"))
+            raise ContractError(
+                f"{path} of run {run_id}{f' ({whose})' if whose else ''} is not in MLflow's store; take it from a copy, or make a "
+                "new version"
+            ) from None
+
+    def _is_there(self, run_id: str, path: str) -> bool:
+        """Whether the store lists an artifact. Raises what MLflow raises where the store cannot be asked."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            parent = str(PurePosixPath(path).parent)
+            return any(info.path == path for info in self.client.list_artifacts(run_id, parent if parent != "." else None))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the run
+                return False
+            raise
+
+    def file(self, ref: FileRef) -> Path:
+        """A file of an index version, fetched once (by its sha256) and verified: once by this object, while nobody writes to it.
+
+        Raises ContractError when the registry's own is damaged or gone.
+        """
+        path = self.cache / "files" / ref.sha256
+        if path not in self.verified or self.verified[path] != _written(path):
+            self._kept(path, ref.run_id, ref.path, lambda found: verify(found, ref))
+            self.verified[path] = _written(path)
+        return path
+
+    def artifacts(self, run_id: str, path: str) -> list[tuple[str, int]]:
+        """Every file of a run below `path`, with its bytes; [] when there is none."""
+        found: list[tuple[str, int]] = []
+        for info in self.client.list_artifacts(run_id, path):
+            found += self.artifacts(run_id, info.path) if info.is_dir else [(info.path, int(info.file_size or 0))]
+        return found
+
+    def delete_artifact(self, run_id: str, path: str) -> None:
+        """Removes one file of a run."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        uri = self.client.get_run(run_id).info.artifact_uri
+        get_artifact_repository(uri, tracking_uri=self.uri, registry_uri=self.uri).delete_artifacts(path)
+
+    def _kept(self, path: Path, run_id: str, artifact: str, opened: Callable[[Path], Opened]) -> Opened:
+        """What `opened` makes of the copy of an artifact at `path`, or of one fetched now, where ContractError says it is not whole.
+
+        A copy is kept only once `opened` took it, so that a damaged download does not stay; it appears whole or not at all, also
+        when two processes fetch it at once.
+        """
+        try:
+            return opened(path)
+        except ContractError:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=path.parent) as folder:
+            found = self.fetch(run_id, artifact, Path(folder))
+            result = opened(found)
+            try:
+                found.replace(path)
+            except OSError:
+                if not path.exists():
+                    raise
+        return result
+
+    def encoder_folder(self, version: str) -> Path:
+        """The files of an encoder version, fetched once and verified every time."""
+        found = self.version(ENCODER_MODEL, version)
+        folder = self.cache / "encoders" / found.run_id
+        self._kept(folder, found.run_id, ENCODER_PATH, _verified_encoder)
+        return folder
+
+    def encoder_ref(self, version: str) -> EncoderRef:
+        """The reference an index version carries for this encoder version."""
+        found = self.version(ENCODER_MODEL, version)
+        folder = self.encoder_folder(version)
+        manifest = EncoderFolder(folder).manifest
+        return EncoderRef(
+            name=manifest.name,
+            version=version,
+            run_id=found.run_id,
+            manifest=describe(folder / "encoder.json", f"{ENCODER_PATH}/encoder.json", found.run_id),
+            document=manifest.document,
+            document_fingerprint=manifest.variant(manifest.document).fingerprint,
+            query=manifest.query,
+            query_fingerprint=manifest.variant(manifest.query).fingerprint,
+            dim=manifest.dim,
+        )
+
+    def index_manifest(self, version: str) -> IndexManifest:
+        """The manifest of an index version."""
+        return self.manifest_of(self.version(INDEX_MODEL, version))
+
+    def manifest_of(self, found: Version) -> IndexManifest:
+        """The manifest of an index version that was read already; fetched once, as a version never changes."""
+        path = self.cache / "manifests" / found.run_id / "manifest.json"
+        return self._kept(path, found.run_id, f"{INDEX_PATH}/manifest.json", lambda kept: read_manifest(kept, IndexManifest))
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether an error of MLflow's says that its server could not be asked."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    return isinstance(error, MlflowException) and isinstance(error.__cause__ or error.__context__, RequestException)
+
+
+def _written(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written to or replaced; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _verified_encoder(folder: Path) -> None:
+    for variants in EncoderFolder(folder).manifest.towers.values():
+        for variant in variants.values():
+            verify(folder / variant.file.path, variant.file)

@@ -1,0 +1,204 @@
+"""MLflow's runs: opened once per key, their metrics sent in batches."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RUN_KEY = "vitrine.run_key"
+ORIGIN_NAME = "airflow.run"
+ORIGIN_URL = "airflow.url"
+METRIC_BATCH = 500
+METRIC_EVERY_S = 10.0
+"""Metrics are sent when so many wait, or the oldest has waited so long: a training's curve is live, and cheap."""
+SYSTEM_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run or a version was made, for whoever looks at it in MLflow: the name of the place and its address."""
+
+    name: str
+    url: str
+
+    @property
+    def markdown(self) -> str:
+        return f"[{self.name}]({self.url})"
+
+
+@dataclass(frozen=True)
+class RunOf:
+    """A run that exists: the key it was made under, and when (epoch seconds) it ended, or began where it has not."""
+
+    run_id: str
+    key: str
+    at_s: float
+
+
+class Run:
+    """An open MLflow run. Metrics are sent in batches; `flush` sends what is waiting."""
+
+    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+        self.client, self.run_id = client, run_id
+        self.waiting: list[Any] = []
+        self.sent = time.monotonic()
+
+    def metric(self, name: str, value: float, step: int = 0) -> None:
+        from mlflow.entities import Metric
+
+        self.waiting.append(Metric(name, float(value), int(time.time() * 1000), step))
+        if len(self.waiting) >= METRIC_BATCH or time.monotonic() - self.sent > METRIC_EVERY_S:
+            self.flush()
+
+    def metrics(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.metric(name, value)
+
+    def params(self, values: dict[str, Any]) -> None:
+        """Logs parameters; one that is already logged with another value is an error of MLflow's."""
+        from mlflow.entities import Param
+
+        self.client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in values.items()])
+
+    def tag(self, name: str, value: str) -> None:
+        self.client.set_tag(self.run_id, name, value)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        self.client.log_artifact(self.run_id, str(path), folder or None)
+
+    def artifacts(self, path: Path, folder: str = "") -> None:
+        self.client.log_artifacts(self.run_id, str(path), folder or None)
+
+    def flush(self) -> None:
+        if self.waiting:
+            self.client.log_batch(self.run_id, metrics=self.waiting)
+            self.waiting = []
+        self.sent = time.monotonic()
+
+
+class Runs:
+    """The runs of a tracking server. The constructor is the Registry's (tasks/registry/artifacts.py)."""
+
+    def __init__(self, uri: str, cache: Path, page: str = "", origin: Origin | None = None) -> None:
+        # MLflow draws a bar for every file it fetches, unless it is told not to before it is imported.
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        from mlflow import MlflowClient
+
+        self.uri, self.cache, self.page, self.origin = uri, cache, (page or uri).rstrip("/"), origin
+        self.verified: dict[Path, tuple[int, int, int] | None] = {}
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    @contextmanager
+    def run(
+        self, experiment: str, key: str, name: str, tags: dict[str, str] | None = None, system_metrics: bool = False
+    ) -> Iterator[Run]:
+        """The run with this key in the experiment: the one a killed attempt left behind, or a new one.
+
+        With `system_metrics`, MLflow's own monitor logs processor, memory, disk, network and GPU beside the run's metrics.
+        """
+        run_id = self._find_run(experiment, key) or self._new_run(experiment, key, name)
+        self.client.update_run(run_id, status="RUNNING")
+        with self._monitored(run_id) if system_metrics else nullcontext():
+            yield from self._in_run(run_id, tags)
+
+    def _in_run(self, run_id: str, tags: dict[str, str] | None) -> Iterator[Run]:
+        run = Run(self.client, run_id)
+        for tag, value in (self._origin_tags() | (tags or {})).items():
+            run.tag(tag, value)
+        try:
+            yield run
+        except BaseException:
+            run.flush()
+            self.client.set_terminated(run_id, "FAILED")
+            raise
+        run.flush()
+        self.client.set_terminated(run_id, "FINISHED")
+
+    @contextmanager
+    def _monitored(self, run_id: str) -> Iterator[None]:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, SYSTEM_EVERY_S, resume_logging=True, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+
+    def _experiment_id(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        try:
+            return self.client.create_experiment(name)
+        except MlflowException:  # another task made it in the meantime
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return found.experiment_id
+
+    def _find_run(self, experiment: str, key: str) -> str | None:
+        runs = self.client.search_runs([self._experiment_id(experiment)], f"tags.`{RUN_KEY}` = '{key}'", max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    def _new_run(self, experiment: str, key: str, name: str) -> str:
+        run = self.client.create_run(self._experiment_id(experiment), run_name=name, tags={RUN_KEY: key})
+        return run.info.run_id
+
+    def _origin_tags(self) -> dict[str, str]:
+        return {ORIGIN_NAME: self.origin.name, ORIGIN_URL: self.origin.url} if self.origin else {}
+
+    def run_url(self, run_id: str) -> str:
+        """Where a person sees a run."""
+        return f"{self.page}/#/runs/{run_id}"
+
+    def artifact_url(self, run_id: str, path: str) -> str:
+        """Where a person sees an artifact of a run."""
+        return f"{self.page}/#/runs/{run_id}/artifactPath/{path}"
+
+    def runs(self, experiment: str, without_tag: str) -> list[RunOf]:
+        """Every run of an experiment that does not carry a tag; [] when there is no such experiment."""
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        made: list[RunOf] = []
+        page: str | None = ""
+        while page is not None:
+            answer = self.client.search_runs([found.experiment_id], max_results=1000, page_token=page or None)
+            made += [
+                RunOf(r.info.run_id, r.data.tags.get(RUN_KEY, ""), (r.info.end_time or r.info.start_time) / 1e3)
+                for r in answer
+                if without_tag not in r.data.tags
+            ]
+            page = answer.token or None
+        return made
+
+    def latest_metrics(self, experiment: str, having: str, names: Sequence[str]) -> dict[str, float]:
+        """These metrics of the newest run of an experiment that has the metric `having`; {} when there is none."""
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            return {}
+        runs = self.client.search_runs(
+            [found.experiment_id], f"metrics.`{having}` > 0", max_results=1, order_by=["attributes.start_time DESC"]
+        )
+        return {name: runs[0].data.metrics[name] for name in names if name in runs[0].data.metrics} if runs else {}
+
+    def tag_run(self, run_id: str, tag: str, value: str) -> None:
+        self.client.set_tag(run_id, tag, value)
+
+    def run_key(self, run_id: str) -> str:
+        """The key under which a run was made ("" when it has none or is gone)."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.get_run(run_id).data.tags.get(RUN_KEY, ""))
+        except MlflowException:
+            return ""

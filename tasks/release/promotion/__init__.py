@@ -1,0 +1,1 @@
+"""Blue-green promotion: lease, slots, shadow check, flip, bake, rollback."""

@@ -1,0 +1,174 @@
+"""Blue-green: which slot takes a version, when every replica holds it, the flip of `live`, and the way back.
+
+The aliases in MLflow are the state, and the flip is one write. What a version replaced is written on it before it goes live, so
+that `previous` can always be told from what is live: a promotion that was killed at any point is finished by running it again,
+or undone by `settle`.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tasks.errors import VitrineError
+from tasks.registry import INDEX_MODEL, Version
+from tasks.release.promotion.lease import Lease
+from tasks.release.promotion.serving_replicas import Replica, nudge, wait_for
+
+SLOTS = ("blue", "green")
+REPLACED = "replaced"
+"""The tag of a version that names what was live before it."""
+LIVE_AT = "live_at"
+"""The tag that says when (epoch seconds) a version first went live: what freshness is measured to."""
+
+
+class Aliases(Protocol):
+    """The part of the registry that a promotion needs."""
+
+    def alias(self, model: str, alias: str) -> Version | None: ...
+    def set_alias(self, model: str, alias: str, version: str) -> None: ...
+    def tag_version(self, model: str, version: str, tag: str, value: str) -> None: ...
+
+
+class Guarded:
+    """Aliases that are written only while the lease holds; reading needs none."""
+
+    def __init__(self, registry: Aliases, lease: Lease) -> None:
+        self.registry, self.lease = registry, lease
+
+    def alias(self, model: str, alias: str) -> Version | None:
+        return self.registry.alias(model, alias)
+
+    def set_alias(self, model: str, alias: str, version: str) -> None:
+        self.lease.check()
+        self.registry.set_alias(model, alias, version)
+
+    def tag_version(self, model: str, version: str, tag: str, value: str) -> None:
+        self.lease.check()
+        self.registry.tag_version(model, version, tag, value)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which version goes to which slot; `live` is the version that serves now ("" when none does), `held` what the slot held."""
+
+    version: str
+    slot: str
+    live: str
+    live_slot: str
+    held: str = ""
+
+
+def choose_slot(registry: Aliases, version: str) -> Plan:
+    """The slot for a version: the one that holds it already, else the one that is not live."""
+    live = registry.alias(INDEX_MODEL, "live")
+    held = {slot: found.version for slot in SLOTS if (found := registry.alias(INDEX_MODEL, slot)) is not None}
+    live_version = live.version if live else ""
+    live_slot = next((slot for slot in SLOTS if live_version and held.get(slot) == live_version), "")
+    if live_version and not live_slot:
+        raise VitrineError(
+            f"{INDEX_MODEL}: live names version {live_version}, which neither blue nor green holds; set one of them"
+        )
+    slot = next((s for s in SLOTS if held.get(s) == version), None) or next(s for s in SLOTS if s != live_slot)
+    return Plan(version, slot, live_version, live_slot, held.get(slot, ""))
+
+
+def warm(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
+    """Points the slot at the version and waits until every replica reports it ready; the seconds from the first write."""
+    began = time.monotonic()
+    if plan.held != plan.version:
+        registry.set_alias(INDEX_MODEL, plan.slot, plan.version)
+        nudge(replicas)
+    wait_for(replicas, f"loading version {plan.version} into {plan.slot}", lambda s: _not_ready(s, plan), limit_s)
+    return time.monotonic() - began
+
+
+def flip(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
+    """Moves `live`, then `previous`, and waits until every replica serves it; the seconds from the first write.
+
+    Raises VitrineError naming the replicas that did not follow. `live` has moved then: the others serve it.
+    """
+    began = time.monotonic()
+    if plan.live != plan.version:
+        if plan.live:
+            registry.tag_version(INDEX_MODEL, plan.version, REPLACED, plan.live)
+        registry.set_alias(INDEX_MODEL, "live", plan.version)
+        nudge(replicas)
+    settle_previous(registry)
+    wait_for(replicas, f"serving version {plan.version}", lambda s: _not_live(s, plan.version), limit_s)
+    return time.monotonic() - began
+
+
+def rollback(registry: Aliases, replicas: list[Replica], limit_s: float, to: str = "") -> tuple[Plan, float]:
+    """Goes back to the version that was live before (or `to`): at once where its slot still holds it, else loaded first.
+
+    Raises VitrineError when there is none, when it did not pass its gates or its bake (unless it is named), or naming stragglers.
+    """
+    target = to or _before_live(registry)
+    plan = choose_slot(registry, target)
+    if plan.live == plan.version:
+        settle_previous(registry)
+        return plan, wait_for(replicas, f"serving version {target}", lambda s: _not_live(s, target), limit_s)
+    took = warm(registry, replicas, plan, limit_s)
+    took += flip(registry, replicas, plan, limit_s)
+    for _ in range(3):  # a promotion that this made void may have had one write on its way
+        now = registry.alias(INDEX_MODEL, "live")
+        if now is not None and now.version == target:
+            break
+        took += flip(registry, replicas, choose_slot(registry, target), limit_s)
+    return plan, took
+
+
+def settle_previous(registry: Aliases) -> str:
+    """Makes `previous` name what the live version replaced, where it does not; gives that version ("" for none)."""
+    live, previous = registry.alias(INDEX_MODEL, "live"), registry.alias(INDEX_MODEL, "previous")
+    replaced = live.tags.get(REPLACED, "") if live else ""
+    if replaced and (previous is None or previous.version != replaced):
+        registry.set_alias(INDEX_MODEL, "previous", replaced)
+    return replaced
+
+
+def settle(registry: Aliases, replicas: list[Replica]) -> str:
+    """Undoes what an ended promotion left in the idle slot: `previous` is loaded again, so that going back is fast.
+
+    Gives one sentence about what was done, "" for nothing. What is live is never changed.
+    """
+    previous = settle_previous(registry)
+    if not previous:
+        return ""
+    plan = choose_slot(registry, previous)
+    if plan.held == previous or not plan.live:
+        return ""
+    registry.set_alias(INDEX_MODEL, plan.slot, previous)
+    nudge(replicas)
+    return f"{plan.slot} holds version {previous} again instead of version {plan.held or 'none'}"
+
+
+def _before_live(registry: Aliases) -> str:
+    replaced = settle_previous(registry)
+    previous = registry.alias(INDEX_MODEL, "previous")
+    live = registry.alias(INDEX_MODEL, "live")
+    if previous is None:
+        raise VitrineError(f"{INDEX_MODEL} has no previous version to go back to")
+    if live is not None and previous.version == live.version:
+        raise VitrineError(f"version {live.version} is live and previous at once: there is nothing to go back to")
+    if previous.tags.get("verdict", "").startswith("failed"):
+        raise VitrineError(
+            f"the previous version {previous.version} {previous.tags['verdict']}; name the version to go to: vitrine release rollback --to"
+        )
+    return replaced or previous.version
+
+
+def _not_ready(state: dict[str, Any], plan: Plan) -> str:
+    slot = state["slots"][plan.slot]
+    if slot["version"] != plan.version:
+        return f"{plan.slot} holds version {slot['version'] or 'none'}"
+    if slot["state"] == "failed":
+        return f"failed: {slot['reason']}"
+    if slot["state"] == "ready":
+        return ""
+    return f"{plan.slot} is {slot['state']}" + (f": {slot['reason']}" if slot.get("reason") else "")
+
+
+def _not_live(state: dict[str, Any], version: str) -> str:
+    live = state["live"]["version"] if state.get("live") else "none"
+    return "" if live == version else f"still serves version {live}"

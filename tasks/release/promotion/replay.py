@@ -1,0 +1,115 @@
+"""Queries to replay against two versions: real ones that replicas sampled, held-out photos where there are too few."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+
+from serving.contract.preprocess import ImageRejected
+from serving.versions.release import EncodedQuery, Release
+from tasks.errors import SettingsError
+from tasks.release.promotion.serving_replicas import Replica, Sampled, of_each
+
+log = logging.getLogger(__name__)
+
+TOP = 20
+LEAST = 20
+"""With fewer sampled queries than this, held-out photos are replayed as well."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The same queries as each version takes them: `vectors` (n, d) for the candidate, `live_vectors` (n, d') for the live version.
+
+    The two differ only where the encoder changed. `live_vectors` is None when nothing is live. `origin` says where they come from.
+    """
+
+    vectors: np.ndarray
+    live_vectors: np.ndarray | None
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+def sampled_from(replicas: Sequence[Replica], limit: int) -> list[Sampled]:
+    """What the replicas sampled, one of each in turn, at most `limit`. A replica that does not tell is left out."""
+
+    def ask(replica: Replica) -> list[Sampled]:
+        try:
+            return replica.samples(limit)
+        except (httpx.HTTPError, ValueError, SettingsError) as error:
+            log.warning("%s gives no samples: %s", replica.url, error)
+            return []
+
+    kept = of_each(replicas, ask)
+    longest = max((len(k) for k in kept), default=0)
+    return [k[n] for n in range(longest) for k in kept if n < len(k)][:limit]
+
+
+def replayed(
+    candidate: Release, live: Release | None, sampled: Sequence[Sampled], photos: Sequence[bytes], limit: int
+) -> Replayed:
+    """Queries for both versions, at most `limit`.
+
+    A sampled vector is asked as it is where the candidate has the encoder that made it; where it has another, only a photo that
+    was kept can be asked of it.
+    """
+    ours: list[np.ndarray] = []
+    theirs: list[np.ndarray] = []
+    real = 0
+    for sample in sampled:
+        if len(ours) == limit:
+            break
+        own = _vector_for(candidate, sample)
+        other = _vector_for(live, sample) if live is not None else own
+        if own is not None and other is not None:
+            ours.append(own)
+            theirs.append(other)
+            real += 1
+    held_out = 0
+    if real < LEAST:
+        for photo in photos:
+            if len(ours) == limit:
+                break
+            try:
+                ours.append(candidate.encode_photo(photo).vector)
+                theirs.append(live.encode_photo(photo).vector if live is not None else ours[-1])
+            except ImageRejected:
+                del ours[len(theirs) :]
+                continue
+            held_out += 1
+    origin = " and ".join(
+        text for text, n in ((f"{real} sampled real queries", real), (f"{held_out} held-out photos", held_out)) if n
+    )
+    empty = np.zeros((0, candidate.searcher.dim), np.float32)
+    vectors = np.stack(ours) if ours else empty
+    live_vectors = (np.stack(theirs) if theirs else empty) if live is not None else None
+    return Replayed(vectors, live_vectors, origin or "no queries")
+
+
+def answers(release: Release, vectors: np.ndarray) -> list[list[str]]:
+    """The ids of the top 20 that a version itself gives for query vectors (n, d)."""
+    rows = [release.answer(EncodedQuery(vector), TOP).rows for vector in vectors]
+    return [[r["product_id"] for r in release.searcher.features.take(found, ["product_id"])] for found in rows]
+
+
+def churn(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> float:
+    """The mean share of the live version's top 20 that the other does not show; 0 for no queries."""
+    lost = [1 - len(set(a) & set(b)) / len(b) for a, b in zip(ours, theirs, strict=True) if b]
+    return float(np.mean(lost)) if lost else 0.0
+
+
+def _vector_for(release: Release | None, sample: Sampled) -> np.ndarray | None:
+    if release is None:
+        return None
+    if sample.fingerprint == release.query.fingerprint:
+        return sample.vector if len(sample.vector) == release.searcher.dim else None
+    if sample.photo is None or sample.kind != "photo":
+        return None
+    try:
+        return release.encode_photo(sample.photo).vector
+    except ImageRejected:
+        return None

@@ -1,0 +1,44 @@
+"""The shadow check: the same queries against a slot of every replica, before any shopper sees it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from tasks.errors import VitrineError
+from tasks.release.promotion.replay import Replayed, churn
+from tasks.release.promotion.serving_replicas import Replica, of_each
+
+LEAST_AGREEMENT = 0.99
+
+
+def compare(
+    replicas: Sequence[Replica], slot: str, live_slot: str, queries: Replayed, expected: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    """Whether every replica's `slot` gives what the version itself gave (`expected`), and how far that differs from what is live.
+
+    `agreement` is the least share over replicas of answers whose top 10 are the same; `churn` the mean share of the live
+    version's top 20 that the new one does not show. Raises VitrineError when a replica does not answer.
+    """
+    other = live_slot if live_slot and live_slot != slot and queries.live_vectors is not None else ""
+
+    def ask(replica: Replica) -> tuple[float, float]:
+        try:
+            found = [replica.search(slot, v.tolist()) for v in queries.vectors]
+            before = [replica.search(other, v.tolist()) for v in queries.live_vectors] if other else []  # type: ignore[union-attr]
+        except httpx.HTTPError as error:
+            raise VitrineError(f"{replica.url}: the shadow check got no answer from {slot}: {error}") from None
+        same = sum(list(f[:10]) == list(e[:10]) for f, e in zip(found, expected, strict=True))
+        return same / max(len(expected), 1) if expected else 1.0, churn(found, before) if other else 0.0
+
+    told = of_each(replicas, ask)
+    agreement = min((a for a, _ in told), default=1.0)
+    changed = max((c for _, c in told), default=0.0)
+    worst = [r.url for r, (a, _) in zip(replicas, told, strict=True) if a < LEAST_AGREEMENT]
+    against = f", {changed:.0%} of the top 20 differ from live" if other else ""
+    named = f"; not so on {', '.join(worst)}" if worst else ""
+    summary = f"{queries.origin} on {len(replicas)} replicas: {agreement:.0%} answered as the version itself does{against}{named}"
+    return {
+        "passed": agreement >= LEAST_AGREEMENT, "agreement": agreement, "churn": changed, "queries": len(queries),
+        "origin": queries.origin, "summary": summary,
+    }  # fmt: skip

@@ -1,0 +1,218 @@
+"""Collecting what nothing needs any more: index versions beyond retention, and whatever no kept version reaches.
+
+The registry decides: a version leaves it first, its files follow, so that nothing that can still be asked for ever misses a file.
+Killed in between, the next collection finds the files by their run. One that cannot read a kept version's manifest deletes
+nothing, since it cannot know what that version reaches.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.contract.files import ContractError
+from tasks import storage
+from tasks.errors import VitrineError
+from tasks.progress import Progress
+from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH, Registry
+from tasks.release.retention.policy import DAY_S, Reached, Retention, kept_encoders, kept_versions, reached
+
+log = logging.getLogger(__name__)
+
+INDEXES = "indexes"
+COLLECTED = "vitrine.collected"
+"""Marks a run whose artifacts were collected, so that it is not listed again every day."""
+CACHE_AGE_S = DAY_S
+KINDS = ("version", "artifact", "snapshot", "vectors", "changes", "quarantine", "embeddings", "work", "cache")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that nothing needs. `name` is for people, `uri` says where; an artifact's is "run_id/path"."""
+
+    kind: str
+    name: str
+    uri: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where garbage lies: the store of snapshots and vectors, and this machine's own folder."""
+
+    store: str
+    home: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may go, and what is kept and why."""
+
+    items: tuple[Item, ...]
+    kept: dict[str, str]
+    finished_runs: tuple[str, ...] = ()
+    """Runs with nothing left to collect afterwards."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(item.bytes for item in self.items)
+
+    @property
+    def summary(self) -> str:
+        counts = {kind: sum(item.kind == kind for item in self.items) for kind in KINDS}
+        parts = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "nothing"
+        return f"{parts} ({self.bytes / 2**20:.1f} MiB) to collect; {len(self.kept)} index versions are kept"
+
+
+def plan_garbage(registry: Registry, places: Places, retention: Retention, now_s: float | None = None) -> Plan:
+    """What a collection would remove now. Reads only. Raises VitrineError when a kept version's manifest cannot be read."""
+    now = time.time() if now_s is None else now_s
+    versions = registry.versions(INDEX_MODEL)
+    kept = kept_versions(versions, retention, now)
+    manifests = {}
+    for version in versions:
+        if version.version in kept:
+            try:
+                manifests[version.run_id] = registry.manifest_of(version)
+            except Exception as error:  # whatever MLflow raises: without this manifest nobody knows what the version needs
+                raise VitrineError(
+                    f"the manifest of index version {version.version}, which {kept[version.version]}, cannot be read "
+                    f"({str(error).splitlines()[0]}): nothing is deleted, since it may need any of it; repair or delete that version"
+                ) from None
+    needed = reached(manifests)
+    items = [
+        Item("version", v.version, f"{INDEX_MODEL}/{v.version}", 0, "beyond retention") for v in versions if v.version not in kept
+    ]
+    dropped = {v.run_id for v in versions if v.version not in kept}
+    artifacts, finished = _artifacts(registry, needed, dropped, {v.run_id for v in versions}, retention, now)
+    items += artifacts
+    items += _store(registry, places.store, needed, retention, now)
+    items += _local(places.home, needed, retention, now)
+    return Plan(tuple(items), kept, tuple(finished))
+
+
+def collect(
+    registry: Registry,
+    places: Places,
+    retention: Retention,
+    alone: Callable[[], AbstractContextManager[Callable[[], None]]],
+    now_s: float | None = None,
+) -> Plan:
+    """Plans afresh and deletes; gives what was deleted. `alone` keeps promotions out while versions leave the registry, and gives
+    a function that raises when it no longer does.
+
+    Raises VitrineError, having deleted no file yet, when a version got an alias by hand since the plan.
+    """
+    with alone() as check:
+        plan = plan_garbage(registry, places, retention, now_s)
+        for item in plan.items:
+            if item.kind == "version":
+                check()
+                if registry.version(INDEX_MODEL, item.name).aliases:  # somebody moved an alias by hand just now
+                    raise VitrineError(f"index version {item.name} was given an alias meanwhile: collect again")
+                log.info("index version %s leaves the registry: %s", item.name, item.reason)
+                registry.delete_version(INDEX_MODEL, item.name)
+    files = [item for item in plan.items if item.kind != "version"]
+    with Progress("collect garbage", len(files), "things") as progress:
+        for item in files:
+            _delete(registry, item)
+            progress.add()
+    for run_id in plan.finished_runs:
+        registry.tag_run(run_id, COLLECTED, str(int(time.time())))
+    log.info("%s", plan.summary.replace("to collect", "collected"))
+    return plan
+
+
+def _delete(registry: Registry, item: Item) -> None:
+    log.info("%s %s: %s", item.kind, item.name, item.reason)
+    if item.kind == "artifact":
+        run_id, _, path = item.uri.partition("/")
+        registry.delete_artifact(run_id, path)
+    elif item.kind in ("quarantine", "cache"):
+        storage.delete(item.uri)
+    else:
+        storage.delete_folder(item.uri)
+
+
+def _artifacts(
+    registry: Registry, needed: Reached, dropped: set[str], registered: set[str], retention: Retention, now: float
+) -> tuple[list[Item], list[str]]:
+    """Files of runs whose version goes, or that never made one, unless a kept version names them."""
+    items, finished = [], []
+    for run in registry.runs(INDEXES, COLLECTED):
+        orphan = run.run_id not in registered and now - run.at_s > retention.grace_s
+        if not (run.run_id in dropped or orphan):
+            continue
+        reason = "its version goes" if run.run_id in dropped else "its run made no version that is still registered"
+        held = registry.artifacts(run.run_id, INDEX_PATH)
+        free = [(path, size) for path, size in held if (run.run_id, path) not in needed.artifacts]
+        items += [Item("artifact", f"{run.key}: {path}", f"{run.run_id}/{path}", size, reason) for path, size in free]
+        if len(free) == len(held):
+            finished.append(run.run_id)
+    return items, finished
+
+
+def _store(registry: Registry, store: str, needed: Reached, retention: Retention, now: float) -> Iterator[Item]:
+    """Snapshots, vectors and quarantine lists of runs that nothing names, and vectors of encoders that nothing uses."""
+    keys = {registry.run_key(run) for run in needed.runs}
+    encoders = registry.versions(ENCODER_MODEL)
+    snapshots = {v.tags.get("snapshot", "") for v in encoders if v.aliases}
+    for uri in storage.folders(storage.join(store, "snapshots")):
+        name = uri.rsplit("/", 1)[1]
+        if uri not in needed.snapshots and name not in snapshots | keys:
+            yield from _old("snapshot", name, uri, "no kept version was made from it", retention.grace_s, now)
+    for uri in storage.folders(storage.join(store, "vectors")):
+        if (name := uri.rsplit("/", 1)[1]) not in keys:
+            yield from _old("vectors", name, uri, "no kept version was made from them", retention.grace_s, now)
+    for uri in storage.folders(storage.join(store, "changes")):
+        if (name := uri.rsplit("/", 1)[1]) not in keys:
+            yield from _old("changes", name, uri, "no kept version was made from them", retention.grace_s, now)
+    for uri in storage.listing(storage.join(store, "quarantine"), ".parquet"):
+        if (name := uri.rsplit("/", 1)[1].removesuffix(".parquet")) not in keys:
+            yield from _old("quarantine", name, uri, "no kept version was made by its run", retention.grace_s, now)
+    kept = kept_encoders(encoders, retention)
+    used = {(name, f"v{version}-{print_[:12]}") for name, version, print_ in needed.encoders}
+    for encoder in storage.folders(storage.join(store, "embeddings")):
+        for uri in storage.folders(encoder):
+            name, folder = encoder.rsplit("/", 1)[1], uri.rsplit("/", 1)[1]
+            number = folder.partition("-")[0].removeprefix("v")
+            if number not in kept and (name, folder) not in used:
+                reason = "neither a kept index version nor a recent encoder version uses them"
+                yield from _old("embeddings", f"{name} {folder}", uri, reason, retention.grace_s, now)
+
+
+def _local(home: Path, needed: Reached, retention: Retention, now: float) -> Iterator[Item]:
+    """This machine's folders of finished runs (named "<dag>.<run>"), and cached files of versions that are gone."""
+    for folder in sorted((home / "work").glob("*.*")):
+        if folder.is_dir():
+            yield from _old("work", folder.name, str(folder), "its run ended long ago", retention.grace_s, now)
+    for path in sorted((home / "cache" / "files").glob("*")):
+        if path.is_file() and path.name not in needed.checksums:
+            yield from _old("cache", path.name, str(path), "no kept version has this file", CACHE_AGE_S, now)
+
+
+def _old(kind: str, name: str, uri: str, reason: str, age_s: float, now: float) -> Iterator[Item]:
+    size, written = storage.weight(uri)
+    if now - written > age_s:
+        yield Item(kind, name, uri, size, reason)
+
+
+def unreachable_files(registry: Registry) -> list[str]:
+    """Every file of a registered version that its run no longer has: "version: run/path". Empty when all is whole."""
+    missing = []
+    for version in registry.versions(INDEX_MODEL):
+        try:
+            manifest = registry.manifest_of(version)
+        except ContractError as error:
+            missing.append(f"{version.version}: {error}")
+            continue
+        held: dict[str, set[str]] = {}
+        for ref in (*manifest.files(), *manifest.changes):
+            if ref.run_id not in held:
+                held[ref.run_id] = {path for path, _ in registry.artifacts(ref.run_id, INDEX_PATH)}
+            if ref.path not in held[ref.run_id]:
+                missing.append(f"{version.version}: {ref.run_id}/{ref.path}")
+    return missing

@@ -1,0 +1,126 @@
+"""One look at what is live: opens it as a replica does, asks it real queries, and compares with what it was before."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.versions.release import Release
+from tasks import storage
+from tasks.catalog.snapshot import read_snapshot
+from tasks.index.delta import compaction_due
+from tasks.registry import INDEX_MODEL, Registry
+from tasks.release.delta_share import delta_share
+from tasks.release.gates.end_to_end_eval import held_out, query_vectors
+from tasks.release.gates.evaluate import first_phase_recall, open_version
+from tasks.release.promotion.blue_green import LIVE_AT
+from tasks.release.promotion.serving_replicas import Replica
+from tasks.watch.checks import Figures
+from tasks.watch.cost import Prices, Work, cost
+from tasks.watch.drift import LEAST, Drift, Reference, drift, load, reference, save
+from tasks.watch.freshness import Delivered, delays_s, freshness, newest_change_s
+from tasks.watch.replica_metrics import counters, sampled_queries
+
+log = logging.getLogger(__name__)
+
+QUERIES = 300
+LEAST_REAL = 20
+"""Fewer real queries say less of recall than held-out photos do."""
+ROWS = 4000
+RECENT_VERSIONS = 24
+INDEXES = "indexes"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The figures, and what the plots show: the drifts with their references."""
+
+    figures: Figures
+    drifts: dict[str, tuple[Drift, Reference]]
+
+
+def look(registry: Registry, replicas: Sequence[Replica], store: str, prices: Prices, now_s: float) -> Looked:
+    """Measures the live version. Raises VitrineError when nothing is live, ContractError when it cannot be opened.
+
+    The first look with an encoder keeps what it sees as the reference of later ones, below <store>/watch.
+    """
+    live = registry.require_alias(INDEX_MODEL, "live")
+    release = open_version(registry, live.version)
+    manifest, searcher = release.manifest, release.searcher
+    notes: list[str] = []
+    sampled = sampled_queries(replicas, manifest.encoder.query_fingerprint, QUERIES)
+    real = len(sampled) >= LEAST_REAL
+    xq = sampled if real else _photos(release)
+    if not real:
+        notes.append(
+            f"{len(sampled)} real queries were kept by the replicas, {LEAST_REAL} are needed: held-out photos are asked instead"
+        )
+    recall = _recall(release, xq)
+    drifts: dict[str, tuple[Drift, Reference]] = {}
+    place = storage.join(store, "watch", manifest.encoder.document_fingerprint[:12])
+    rows = np.flatnonzero(searcher.live())
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int))] if len(rows) else rows
+    vectors = np.stack([searcher.vector(int(r)) for r in chosen]) if len(chosen) else np.zeros((0, searcher.dim), np.float32)
+    for name, found in (("embedding", vectors), ("query", sampled)):
+        if len(found) < LEAST:
+            notes.append(f"{name} drift is not measured: {len(found)} vectors, {LEAST} are needed")
+            continue
+        uri = storage.join(place, f"{name}.npz")
+        base = load(uri)
+        if base is None:
+            base = reference(found)
+            save(base, uri)
+            notes.append(
+                f"{name} drift is measured from now on: this is the first look with encoder version {manifest.encoder.version}"
+            )
+        drifts[name] = (drift(found, base), base)
+    told = counters(replicas)
+    recent = [v for v in registry.versions(INDEX_MODEL, RECENT_VERSIONS) if not v.tags.get("verdict", "").startswith("failed")]
+    delivered = [Delivered(registry.manifest_of(v), float(v.tags.get(LIVE_AT) or v.created_ms / 1e3)) for v in recent]
+    stones = sum(s.rows for s in manifest.segments if s.kind == "tombstones")
+    changed = newest_change_s(searcher.features.table["updated_at"], searcher.live())
+    figures = Figures(
+        version=live.version,
+        encoder=manifest.encoder.version,
+        queries=len(xq),
+        real=real,
+        recall=recall,
+        embedding_drift=_beyond_chance(drifts, "embedding"),
+        query_drift=_beyond_chance(drifts, "query"),
+        delta_share=delta_share(manifest),
+        tombstone_share=stones / max(searcher.rows, 1),
+        compaction=compaction_due(manifest.segments),
+        freshness=freshness(now_s, changed, delays_s(delivered, registry.file)),
+        hit_rates={name: told.hit_rate(name) for name in sorted(told.lookups)},
+        requests=told.requests,
+        error_share=told.errors / max(told.requests, 1.0),
+        p99_ms=told.quantile_ms(0.99),
+        silent=told.silent,
+        cost_per_million_products=cost(embedding_work(registry), 1e6, prices),
+        cost_per_thousand_queries=cost(Work(told.searches, told.busy_s), 1e3, prices),
+        notes=tuple(notes),
+    )  # fmt: skip
+    return Looked(figures, drifts)
+
+
+def embedding_work(registry: Registry) -> Work:
+    """The latest run that embedded something, as the embedding step measured it."""
+    found = registry.latest_metrics(INDEXES, "embed.images", ("embed.images", "embed.seconds", "embed.cores"))
+    return Work(found["embed.images"], found["embed.seconds"], found.get("embed.cores", 1.0)) if found else Work(0, 0)
+
+
+def _recall(release: Release, xq: np.ndarray) -> float:
+    return first_phase_recall(release, xq) if len(xq) else 1.0
+
+
+def _photos(release: Release) -> np.ndarray:
+    snapshot = read_snapshot(release.manifest.snapshot.uri)
+    return query_vectors(release.encoders, release.manifest.encoder.query, snapshot, held_out(snapshot, QUERIES))
+
+
+def _beyond_chance(drifts: dict[str, tuple[Drift, Reference]], name: str) -> float | None:
+    if name not in drifts:
+        return None
+    seen = drifts[name][0]
+    return max(0.0, seen.index - seen.noise)
