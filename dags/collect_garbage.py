@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
 
-from dags.running import DEFAULTS, clear_failure, run_key
+from dags.running import DEFAULTS, fail_without_retry, run_key
 
 
 @dag(
@@ -30,22 +30,22 @@ from dags.running import DEFAULTS, clear_failure, run_key
 )
 def collect_garbage() -> None:
     @task
+    @fail_without_retry
     def plan_garbage() -> dict:
         from tasks.pipelines import collect_garbage as collecting
 
-        with clear_failure():
-            return collecting.plan(run_key(), get_current_context()["params"]["versions"])
+        return collecting.plan(run_key(), get_current_context()["params"]["versions"])
 
     @task.short_circuit
     def something_to_delete(planned: dict) -> bool:
         return bool(planned["things"]) and get_current_context()["params"]["delete"]
 
     @task
+    @fail_without_retry
     def delete_garbage() -> dict:
         from tasks.pipelines import collect_garbage as collecting
 
-        with clear_failure():
-            return collecting.delete(run_key(), get_current_context()["params"]["versions"])
+        return collecting.delete(run_key(), get_current_context()["params"]["versions"])
 
     planned = plan_garbage()
     something_to_delete(planned) >> delete_garbage()

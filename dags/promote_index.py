@@ -21,7 +21,7 @@ from airflow.sdk import Param, dag, get_current_context, task, teardown
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.assets import INDEX
-from dags.running import DEFAULTS, clear_failure, run_key
+from dags.running import DEFAULTS, fail_without_retry, run_key
 
 
 @dag(
@@ -42,30 +42,30 @@ from dags.running import DEFAULTS, clear_failure, run_key
 )
 def promote_index() -> None:
     @task
+    @fail_without_retry
     def choose_slot() -> dict:
         from tasks.pipelines import promote_index as promoting
 
         context = get_current_context()
         told = [event.extra.get("version", "") for event in context["triggering_asset_events"].get(INDEX, [])]
-        with clear_failure():
-            plan = promoting.choose(context["params"]["version"] or (told[-1] if told else ""), run_key())
+        plan = promoting.choose(context["params"]["version"] or (told[-1] if told else ""), run_key())
         if plan["done"]:
             raise AirflowSkipException(plan["summary"])
         return plan
 
     @task
+    @fail_without_retry
     def warm_slot(plan: dict) -> dict:
         from tasks.pipelines import promote_index as promoting
 
-        with clear_failure():
-            return promoting.warm(plan, run_key())
+        return promoting.warm(plan, run_key())
 
     @task
+    @fail_without_retry
     def shadow_check(plan: dict) -> dict:
         from tasks.pipelines import promote_index as promoting
 
-        with clear_failure():
-            report = promoting.shadow(plan, run_key())
+        report = promoting.shadow(plan, run_key())
         if not report["passed"]:
             raise AirflowFailException(report["summary"])
         return report
@@ -81,25 +81,25 @@ def promote_index() -> None:
         return "approve"
 
     @task(trigger_rule="none_failed_min_one_success")
+    @fail_without_retry
     def flip(plan: dict) -> dict:
         from tasks.pipelines import promote_index as promoting
 
-        with clear_failure():
-            return promoting.flip(plan, run_key())
+        return promoting.flip(plan, run_key())
 
     @task
+    @fail_without_retry
     def bake(plan: dict, flipped: dict) -> dict:
         from tasks.pipelines import promote_index as promoting
 
-        with clear_failure():
-            return promoting.bake(plan, flipped, run_key())
+        return promoting.bake(plan, flipped, run_key())
 
     @teardown
+    @fail_without_retry
     def settle() -> dict:
         from tasks.pipelines import promote_index as promoting
 
-        with clear_failure():
-            return promoting.settle(run_key())
+        return promoting.settle(run_key())
 
     approve = ApprovalOperator(
         task_id="approve",

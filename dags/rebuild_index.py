@@ -22,7 +22,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from dags.alerts import done_within
 from dags.assets import COMPACTION, ENCODER, INDEX
-from dags.running import DEFAULTS, clear_failure, run_key
+from dags.running import DEFAULTS, fail_without_retry, run_key
 
 
 @dag(
@@ -36,25 +36,25 @@ from dags.running import DEFAULTS, clear_failure, run_key
 )
 def rebuild_index() -> None:
     @task
+    @fail_without_retry
     def check_preconditions() -> dict:
         from tasks.pipelines import preconditions
 
-        with clear_failure():
-            return preconditions.check_preconditions(training=False)
+        return preconditions.check_preconditions(training=False)
 
     @task
+    @fail_without_retry
     def take_snapshot() -> dict:
         from tasks.pipelines import common
 
-        with clear_failure():
-            return common.snapshot(run_key())
+        return common.snapshot(run_key())
 
     @task
+    @fail_without_retry
     def choose_encoder() -> dict:
         from tasks.pipelines import rebuild_index as indexing
 
-        with clear_failure():
-            return indexing.choose_encoder()
+        return indexing.choose_encoder()
 
     @task.short_circuit
     def something_changed(snapshot: dict, encoder: dict) -> bool:
@@ -63,32 +63,32 @@ def rebuild_index() -> None:
         return indexing.something_changed(snapshot, encoder)
 
     @task
+    @fail_without_retry
     def validate_snapshot(snapshot: dict) -> dict:
         from tasks.pipelines import rebuild_index as indexing
 
-        with clear_failure():
-            return indexing.validate_snapshot(snapshot, run_key())
+        return indexing.validate_snapshot(snapshot, run_key())
 
     @task(retries=3)
+    @fail_without_retry
     def embed(snapshot: dict, encoder: dict) -> dict:
         from tasks.pipelines import rebuild_index as indexing
 
-        with clear_failure():
-            return indexing.embed(snapshot, encoder, run_key())
+        return indexing.embed(snapshot, encoder, run_key())
 
     @task
+    @fail_without_retry
     def validate_embeddings(snapshot: dict, embedded: dict) -> dict:
         from tasks.pipelines import rebuild_index as indexing
 
-        with clear_failure():
-            return indexing.validate_embeddings(snapshot, embedded, run_key())
+        return indexing.validate_embeddings(snapshot, embedded, run_key())
 
     @task
+    @fail_without_retry
     def train_template(encoder: dict, embedded: dict) -> dict:
         from tasks.pipelines import rebuild_index as indexing
 
-        with clear_failure():
-            return indexing.template(encoder, embedded, run_key())
+        return indexing.template(encoder, embedded, run_key())
 
     @task
     def list_shards(template: dict) -> list[int]:
@@ -97,39 +97,39 @@ def rebuild_index() -> None:
         return indexing.shard_numbers(template)
 
     @task(retries=3)
+    @fail_without_retry
     def build_shard(shard: int, snapshot: dict, embedded: dict, template: dict) -> dict:
         from tasks.pipelines import rebuild_index as indexing
 
-        with clear_failure():
-            return indexing.shard(shard, snapshot, embedded, template, run_key())
+        return indexing.shard(shard, snapshot, embedded, template, run_key())
 
     @task
+    @fail_without_retry
     def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict]) -> dict:
         from tasks.pipelines import rebuild_index as indexing
 
-        with clear_failure():
-            return indexing.tune(snapshot, encoder, template, list(shards), run_key())
+        return indexing.tune(snapshot, encoder, template, list(shards), run_key())
 
     @task
+    @fail_without_retry
     def register_version(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], tuned: dict) -> dict:
         from tasks.pipelines import rebuild_index as indexing
 
-        with clear_failure():
-            return indexing.register(snapshot, encoder, embedded, list(shards), tuned, run_key())
+        return indexing.register(snapshot, encoder, embedded, list(shards), tuned, run_key())
 
     @task
+    @fail_without_retry
     def catch_up(registered: dict) -> dict:
         from tasks.pipelines import refresh_index as refreshing
 
-        with clear_failure():
-            return refreshing.catch_up(registered, run_key())
+        return refreshing.catch_up(registered, run_key())
 
     @task
+    @fail_without_retry
     def load_features(registered: dict) -> dict:
         from tasks.pipelines import publish_features as featuring
 
-        with clear_failure():
-            return featuring.load(registered)
+        return featuring.load(registered)
 
     @task(outlets=[INDEX])
     def publish_candidate(registered: dict) -> dict:

@@ -24,7 +24,7 @@ from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, t
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.assets import COMPACTION, INDEX
-from dags.running import DEFAULTS, clear_failure, run_key
+from dags.running import DEFAULTS, fail_without_retry, run_key
 
 
 @dag(
@@ -41,63 +41,61 @@ from dags.running import DEFAULTS, clear_failure, run_key
 )
 def refresh_index() -> None:
     @task
+    @fail_without_retry
     def drain_changes() -> dict:
         from tasks.pipelines import drain_changes as draining
 
         params = get_current_context()["params"]
-        with clear_failure():
-            plan = draining.drain(run_key(), params["changes"], params["minutes"])
+        plan = draining.drain(run_key(), params["changes"], params["minutes"])
         if not plan["due"]:
             get_current_context()["ti"].xcom_push("return_value", plan)  # its note stands on the run, also when nothing is made
             raise AirflowSkipException(plan["summary"])
         return plan
 
     @task
+    @fail_without_retry
     def refresh_features(plan: dict) -> dict:
         from tasks.pipelines import publish_features as featuring
 
-        with clear_failure():
-            return featuring.refresh(plan)
+        return featuring.refresh(plan)
 
     @task(retries=3)
+    @fail_without_retry
     def embed_changes(plan: dict) -> dict:
         from tasks.pipelines import refresh_index as refreshing
 
-        with clear_failure():
-            return refreshing.embed(plan)
+        return refreshing.embed(plan)
 
     @task
+    @fail_without_retry
     def register_version(plan: dict, embedded: dict) -> dict:
         from tasks.pipelines import refresh_index as refreshing
 
-        with clear_failure():
-            return refreshing.register(plan, embedded)
+        return refreshing.register(plan, embedded)
 
     @task
+    @fail_without_retry
     def load_features(registered: dict) -> dict:
         from tasks.pipelines import publish_features as featuring
 
-        with clear_failure():
-            return featuring.load(registered)
+        return featuring.load(registered)
 
     @task(retries=3)
+    @fail_without_retry
     def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict:
         from tasks.pipelines import refresh_index as refreshing
 
-        with clear_failure():
-            told = refreshing.acknowledge(plan, registered, embedded)
-            refreshing.refuse(registered)
+        told = refreshing.acknowledge(plan, registered, embedded)
+        refreshing.refuse(registered)
         return told
 
     @task(outlets=[INDEX])
+    @fail_without_retry
     def publish_candidate(registered: dict) -> dict:
         from tasks.pipelines import refresh_index as refreshing
 
-        with clear_failure():
-            if not refreshing.publish(registered):
-                raise AirflowSkipException(
-                    "a version on a newer snapshot is the candidate; the next refresh carries these changes"
-                )
+        if not refreshing.publish(registered):
+            raise AirflowSkipException("a version on a newer snapshot is the candidate; the next refresh carries these changes")
         get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
         return registered
 

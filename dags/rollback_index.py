@@ -13,7 +13,7 @@ from datetime import timedelta
 
 from airflow.sdk import Param, dag, get_current_context, task
 
-from dags.running import DEFAULTS, clear_failure, run_key
+from dags.running import DEFAULTS, fail_without_retry, run_key
 
 
 @dag(
@@ -31,11 +31,11 @@ from dags.running import DEFAULTS, clear_failure, run_key
 )
 def rollback_index() -> None:
     @task
+    @fail_without_retry
     def roll_back() -> dict:
         from tasks.pipelines import promote_index as promoting
 
-        with clear_failure():
-            return promoting.roll_back(run_key(), get_current_context()["params"]["version"] or "")
+        return promoting.roll_back(run_key(), get_current_context()["params"]["version"] or "")
 
     roll_back()
 

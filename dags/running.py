@@ -1,15 +1,18 @@
 """What every DAG shares: defaults, the key of a run, and how a step's failure is told to Airflow."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.alerts import tell_failure
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DEFAULTS: dict[str, Any] = {
     "owner": "vitrine",
@@ -26,24 +29,28 @@ def run_key() -> str:
     return f"{run.dag_id}." + re.sub(r"[^A-Za-z0-9]+", "-", run.run_id).strip("-")
 
 
-@contextmanager
-def clear_failure() -> Iterator[None]:
-    """Turns an error that a person must mend into a failure without retries; anything else keeps its retries.
+def fail_without_retry(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorates a task: an error that a person must mend fails it without retries; anything else keeps its retries.
 
     A scheduled run that lacks its inputs before the first success is skipped (tasks/pipelines/first_run.py).
     """
-    from serving.contract.files import ContractError
-    from tasks.errors import InputMissing, VitrineError
 
-    try:
-        yield
-    except (VitrineError, ContractError) as error:
-        context = get_current_context()
-        if isinstance(error, InputMissing):
-            _skip_before_first_success(context, error)
-        if links := getattr(error, "links", None):  # the buttons of a task show what it returned, also when it failed
-            context["ti"].xcom_push("return_value", {"links": links})
-        raise AirflowFailException(str(error)) from error
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        from serving.contract.files import ContractError
+        from tasks.errors import InputMissing, VitrineError
+
+        try:
+            return function(*args, **kwargs)
+        except (VitrineError, ContractError) as error:
+            context = get_current_context()
+            if isinstance(error, InputMissing):
+                _skip_before_first_success(context, error)
+            if links := getattr(error, "links", None):  # the buttons of a task show what it returned, also when it failed
+                context["ti"].xcom_push("return_value", {"links": links})
+            raise AirflowFailException(str(error)) from error
+
+    return run
 
 
 def _skip_before_first_success(context: Any, error: Any) -> None:

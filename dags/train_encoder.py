@@ -19,7 +19,7 @@ from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, t
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.assets import ENCODER
-from dags.running import DEFAULTS, clear_failure, run_key
+from dags.running import DEFAULTS, fail_without_retry, run_key
 
 
 @dag(
@@ -58,66 +58,66 @@ from dags.running import DEFAULTS, clear_failure, run_key
 )
 def train_encoder() -> None:
     @task
+    @fail_without_retry
     def check_preconditions() -> dict:
         from tasks.pipelines import preconditions
 
-        with clear_failure():
-            return preconditions.check_preconditions(training=True)
+        return preconditions.check_preconditions(training=True)
 
     @task
+    @fail_without_retry
     def take_snapshot() -> dict:
         from tasks.pipelines import common
 
-        with clear_failure():
-            return common.snapshot(run_key())
+        return common.snapshot(run_key())
 
     @task
+    @fail_without_retry
     def plan_training(snapshot: dict) -> dict:
         from tasks.pipelines import train_encoder as training
 
-        with clear_failure():
-            return training.plan(snapshot, dict(get_current_context()["params"]), run_key())
+        return training.plan(snapshot, dict(get_current_context()["params"]), run_key())
 
     @task.branch
     def train_or_reuse(plan: dict) -> str:
         return "judge" if plan["existing"] else "train_teacher"
 
     @task(execution_timeout=timedelta(days=2), retries=2)
+    @fail_without_retry
     def train_teacher(snapshot: dict, plan: dict) -> dict:
         from tasks.pipelines import train_encoder as training
 
-        with clear_failure():
-            return training.teacher(snapshot, plan, run_key())
+        return training.teacher(snapshot, plan, run_key())
 
     @task(execution_timeout=timedelta(days=2), retries=2)
+    @fail_without_retry
     def distil_student(snapshot: dict, plan: dict, teacher: dict) -> dict:
         from tasks.pipelines import train_encoder as training
 
-        with clear_failure():
-            return training.student(snapshot, plan, teacher, run_key())
+        return training.student(snapshot, plan, teacher, run_key())
 
     @task
+    @fail_without_retry
     def export_encoder(snapshot: dict, plan: dict, teacher: dict, student: dict) -> str:
         from tasks.pipelines import train_encoder as training
 
-        with clear_failure():
-            return training.export(snapshot, plan, teacher, student, run_key())
+        return training.export(snapshot, plan, teacher, student, run_key())
 
     @task(trigger_rule="none_failed_min_one_success")
+    @fail_without_retry
     def judge(snapshot: dict, plan: dict, exported: str | None) -> dict:
         from tasks.pipelines import train_encoder as training
 
-        with clear_failure():
-            return training.judge(snapshot, plan["existing"] or exported, run_key())
+        return training.judge(snapshot, plan["existing"] or exported, run_key())
 
     @task(outlets=[ENCODER])
+    @fail_without_retry
     def promote_champion(decision: dict) -> dict:
         from tasks.pipelines import train_encoder as training
 
         if not decision["promote"]:
             raise AirflowSkipException(decision["summary"])
-        with clear_failure():
-            promoted = training.promote(decision, run_key())
+        promoted = training.promote(decision, run_key())
         if not promoted["promoted"]:
             raise AirflowSkipException(promoted["summary"])
         get_current_context()["outlet_events"][ENCODER].extra = {"version": decision["version"]}

@@ -15,7 +15,7 @@ from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.assets import ENCODER
-from dags.running import DEFAULTS, clear_failure
+from dags.running import DEFAULTS, fail_without_retry
 
 
 @dag(
@@ -28,6 +28,7 @@ from dags.running import DEFAULTS, clear_failure
 )
 def watch_champion() -> None:
     @task(inlets=[ENCODER], outlets=[ENCODER])
+    @fail_without_retry
     def announce_moved_champion() -> dict:
         from tasks.pipelines import watch_champion as watching_champion
 
@@ -37,8 +38,7 @@ def watch_champion() -> None:
             events = context["inlet_events"][ENCODER]
             return str(events[-1].extra.get("version", "")) if len(events) else ""
 
-        with clear_failure():
-            moved = watching_champion.moved(told)
+        moved = watching_champion.moved(told)
         if not moved["version"]:
             raise AirflowSkipException(moved["summary"])
         context["outlet_events"][ENCODER].extra = {"version": moved["version"], "told_by": "watch_champion"}

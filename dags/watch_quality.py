@@ -16,7 +16,7 @@ from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.assets import COMPACTION
-from dags.running import DEFAULTS, clear_failure, run_key
+from dags.running import DEFAULTS, fail_without_retry, run_key
 
 
 @dag(
@@ -29,11 +29,11 @@ from dags.running import DEFAULTS, clear_failure, run_key
 )
 def watch_quality() -> None:
     @task
+    @fail_without_retry
     def look() -> dict:
         from tasks.pipelines import watch_quality as watching
 
-        with clear_failure():
-            return watching.look(run_key())
+        return watching.look(run_key())
 
     @task(outlets=[COMPACTION])
     def ask_for_compaction(looked: dict) -> str:
