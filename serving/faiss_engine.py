@@ -7,6 +7,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from serving.code_distance import LEAST
 from serving.contract.manifest import Scalar
 from serving.engine import Mask
 from serving.found import Found, one_above_the_other
@@ -42,9 +43,9 @@ class FaissEngine:
         if xq.shape[1] != self.dim:
             raise ValueError(f"queries of dimension {xq.shape[1]}, where the index has {self.dim}")
         xq, chosen = self.stored.query(xq), self._chosen(params, effort, mask)
-        if self.estimating is None:
-            return Found(*self.index.search(xq, k, params=chosen))
         wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
+        if self.estimating is None or not self.stored.eight_bit or wanted < LEAST:
+            return Found(*self.index.search(xq, k, params=chosen))
         estimates = self.estimating.search(xq, wanted, params=chosen.base_index_params)[1]
         refined = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, estimates, strict=True)]
         return one_above_the_other(refined, k)
