@@ -32,12 +32,12 @@ def serve() -> None:
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(
+        http=partial(  # type: ignore[arg-type]
             LimitedHttpProtocol,
             head_s=settings.head_s,
             max_head_bytes=settings.head_bytes,
             max_connections=settings.connections,
-        ),  # type: ignore[arg-type]
+        ),
         log_level="warning",
         log_config=None,
         access_log=False,

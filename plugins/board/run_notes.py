@@ -29,22 +29,31 @@ def on_dag_run_failed(dag_run: Any, msg: str) -> None:
 
 def write_note(dag_run: Any) -> None:
     """Adds the tasks' notes to what a person or the board has written on the run already; again for the same ones does nothing."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy.orm import object_session
+
     if dag_run.dag_id not in DAGS:
         return
+    session = object_session(dag_run)
+    if session is not None:  # the scheduler's: another one would wait for it
+        _write(session, dag_run)
+        return
+    with create_session() as own:
+        _write(own, own.get_one(DagRun, dag_run.id))
+
+
+def _write(session: Any, dag_run: Any) -> None:
     before = dag_run.note or ""
-    new = [note for note in dict.fromkeys(notes_of(dag_run)) if note not in before]
+    new = [note for note in dict.fromkeys(_notes(session, dag_run)) if note not in before]
     if new:
         dag_run.note = "\n".join([before, *new] if before else new)[:LONGEST]
 
 
-def notes_of(dag_run: Any) -> list[str]:
-    """The notes that tasks of a run returned, in the order in which they did."""
+def _notes(session: Any, dag_run: Any) -> list[str]:
+    """What the tasks of a run returned as `note`, in the order in which they did."""
     from airflow.models.xcom import XComModel
-    from sqlalchemy.orm import object_session
 
-    session = object_session(dag_run)
-    if session is None:
-        return []
     query = XComModel.get_many(key="return_value", run_id=dag_run.run_id, dag_ids=dag_run.dag_id)
     found = session.execute(query.with_only_columns(XComModel.value, XComModel.timestamp)).all()
     results = [as_json(row.value) for row in sorted(found, key=lambda row: row.timestamp)]

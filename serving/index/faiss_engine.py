@@ -9,8 +9,9 @@ import numpy as np
 
 from serving.contract.manifest import Scalar
 from serving.index.coarse import selector
+from serving.index.code_distance import LEAST
 from serving.index.engine import Mask
-from serving.index.merge import Found
+from serving.index.merge import Found, one_above_the_other
 from serving.index.refine import Stored
 
 EFFORT = ("nprobe", "ef")
@@ -30,18 +31,24 @@ class FaissEngine:
         self.stored = Stored(index)
         self.dim = index.d
         self.unmasked: dict[tuple[object, ...], Any] = {}
-        self.refined = isinstance(faiss.downcast_index(index), faiss.IndexRefine)
+        view = faiss.downcast_index(index)
+        self.estimating = faiss.downcast_index(view.base_index) if isinstance(view, faiss.IndexRefine) else None
         lists = innermost(index)
         if isinstance(lists, faiss.IndexIVFFastScan):
             lists.implem = ONE_BY_ONE
-        if isinstance(lists, faiss.IndexIVF) and lists.ntotal and not self.refined:
+        if isinstance(lists, faiss.IndexIVF) and lists.ntotal and self.estimating is None:
             lists.make_direct_map(True)  # stored vectors are read back by position
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         if xq.shape[1] != self.dim:
             raise ValueError(f"queries of dimension {xq.shape[1]}, where the index has {self.dim}")
-        similarity, rows = self.index.search(self.stored.query(xq), k, params=self._chosen(params, effort, mask))
-        return Found(similarity, rows)
+        xq, chosen = self.stored.query(xq), self._chosen(params, effort, mask)
+        wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
+        if self.estimating is None or not self.stored.eight_bit or wanted < LEAST:
+            return Found(*self.index.search(xq, k, params=chosen))
+        estimates = self.estimating.search(xq, wanted, params=chosen.base_index_params)[1]
+        refined = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, estimates, strict=True)]
+        return one_above_the_other(refined, k)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
         return self.stored.nearest(xq, positions, k)

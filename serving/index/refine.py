@@ -25,6 +25,7 @@ class Stored:
         self.store = store
         quantised = isinstance(store, faiss.IndexScalarQuantizer)
         self.bfloat = quantised and store.sq.qtype == faiss.ScalarQuantizer.QT_bf16
+        self.eight_bit = quantised and store.sq.qtype == faiss.ScalarQuantizer.QT_8bit
         self.codes = _codes(store) if isinstance(store, faiss.IndexFlatCodes) and store.ntotal else None
         self.distance = CodeDistance(store) if quantised and store.ntotal else None
 

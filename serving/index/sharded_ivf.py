@@ -27,7 +27,7 @@ class FaissShards:
         self.rows = int(self.starts[-1])
         self.lists = [innermost(e.index) for e in engines]
         self.transforms = _transforms(engines[0].index)
-        self.refined = engines[0].refined
+        self.refined = engines[0].estimating is not None
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         masks = [None if mask is None else mask.part(*self._span(s)) for s in range(len(self.engines))]

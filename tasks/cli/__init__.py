@@ -26,9 +26,13 @@ app.add_typer(release.app, name="release")
 
 def main() -> None:
     """Runs the command; what a person must mend is one sentence, not a traceback."""
+    import os
     import warnings
 
     warnings.simplefilter("ignore")
+    # What MLflow's client says beside a command's own words.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     limit_patience()
     try:
         app()

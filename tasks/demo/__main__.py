@@ -186,7 +186,9 @@ def check(settings: Settings, console: Console) -> None:
     from tasks.validate.preconditions import check_preconditions
 
     with console.status("looking at the catalogue") as status:
-        notes = check_preconditions(settings, lambda line: status.update(f"looking at the catalogue: {line}"))
+        notes = check_preconditions(
+            settings, lambda n, all_: status.update(f"looking at the catalogue's pictures: {n} of {all_}")
+        )
     for note in notes:
         console.print(f"  {escape(note)}")
 

@@ -23,6 +23,7 @@ from tasks.errors import VitrineError
 from tasks.index.choice import Budget, Need, choose_family
 from tasks.index.coarse import quick_adding, quick_training
 from tasks.index.families import FAMILIES, Family, least_training, lists_for
+from tasks.index.grouping import group
 from tasks.index.quantizer_codes import choose_codes, filling
 from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts, shard_palettes
 from tasks.progress import Progress
@@ -159,7 +160,7 @@ def training_vectors(family: Family, rows: int, config: IndexConfig) -> int:
 
 
 def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: int, folder: Path) -> BuiltShard:
-    """The base segment of a shard, in `folder`: position i of the index is row i of the table, in order of key.
+    """The base segment of a shard, in `folder`: position i of the index is row i of the table, in order of key, a graph's in groups.
 
     What an earlier attempt built whole from the same input is verified and kept; anything else is built again.
     """
@@ -185,7 +186,11 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
             progress.add(len(block))
     key = np.concatenate(keys) if keys else np.zeros(0, np.int64)
     _check_keys(key, shard, template.shards)
-    table = with_palettes(rows_of(snapshot_uri, key, shard, template.shards), shard_palettes(vectors_uri, [shard]))
+    palettes = shard_palettes(vectors_uri, [shard])
+    order = group(index, f", shard {shard}")
+    if order is not None:
+        key, palettes = key[order], palettes and palettes.take(pa.array(order))
+    table = with_palettes(rows_of(snapshot_uri, key, shard, template.shards), palettes)
     folder.mkdir(parents=True, exist_ok=True)
     faiss_path, rows_path = folder / f"base-{shard:05d}.faiss", folder / f"base-{shard:05d}.parquet"
     write_index(faiss_path, index)

@@ -13,8 +13,13 @@ def check_preconditions(training: bool) -> dict[str, Any]:
     """Looks at the catalogue; `training` also at what an encoder is trained on. Raises CatalogError with all that is wrong."""
     from tasks.validate.preconditions import check_preconditions as check
 
-    with Progress("look at the catalogue", 0, "steps") as progress:
-        notes = check(settings(), lambda line: progress.add(note=line), training)
+    with Progress("look at the catalogue", 0, "pictures") as progress:
+
+        def seen(done: int, total: int) -> None:
+            progress.total = total
+            progress.set(done)
+
+        notes = check(settings(), seen, training)
     for note in notes:
         log.warning("%s", note)
     return {"notes": notes}

@@ -53,9 +53,9 @@ class Looked:
 
 
 def look_at(
-    uris: Sequence[str], root: str, hosts: tuple[str, ...], say: Callable[[str], None], limit_s: float = LIMIT_S
+    uris: Sequence[str], root: str, hosts: tuple[str, ...], seen: Callable[[int, int], None], limit_s: float = LIMIT_S
 ) -> Looked:
-    """Looks at all pictures, or at MOST of them drawn evenly, for at most `limit_s` seconds."""
+    """Looks at all pictures, or at MOST of them drawn evenly, for at most `limit_s` seconds; `seen` is told how many of how many."""
     found = Looked(len(uris))
     chosen = np.random.default_rng(0).permutation(len(uris))[:MOST].tolist()
     end = time.monotonic() + limit_s
@@ -69,7 +69,7 @@ def look_at(
                     found.bad[row] = wrong
                 else:
                     found.usable.add(row)
-            say(f"{found.count} of {len(chosen)} pictures")
+            seen(found.count, len(chosen))
     return found
 
 

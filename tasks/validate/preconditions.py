@@ -45,9 +45,12 @@ class Labels:
         return [row for row, split in enumerate(self.splits) if split in splits]
 
 
-def check_preconditions(settings: Settings, say: Callable[[str], None] = lambda _: None, training: bool = True) -> list[str]:
+def check_preconditions(
+    settings: Settings, seen: Callable[[int, int], None] = lambda *_: None, training: bool = True
+) -> list[str]:
     """Looks at the catalogue that the settings name and gives notes; `training` asks also for what an encoder is trained on.
 
+    `seen` is told how many pictures of how many were looked at.
     Of a folder all rows are read (up to a million) and up to 5,000 pictures each are looked at; of a database the first 20,000
     rows. Raises CatalogError with everything that is wrong.
     """
@@ -56,16 +59,15 @@ def check_preconditions(settings: Settings, say: Callable[[str], None] = lambda 
         _check_preset(settings, found)
     try:
         with open_tables(settings.catalog_uri) as tables:
-            say("reading its rows")
             products = _products(tables.products, settings, found)
             labels = _labels(tables.photos, set(products) if products and tables.products.whole else None, found)
-            shown = _product_pictures(tables.products, products, tables.image_root, settings, found, say)
+            shown = _product_pictures(tables.products, products, tables.image_root, settings, found, seen)
             if tables.photos is None:
                 found.wrong.append(
                     "there is no table of photos (photos.csv): encoders are trained, and recall is measured, on them"
                 )
             elif labels is not None:
-                _photos(labels, shown, products, tables.image_root, settings, found, say, training)
+                _photos(labels, shown, products, tables.image_root, settings, found, seen, training)
     except (CatalogError, pa.ArrowException) as error:
         found.wrong.append(str(error))
     if found.wrong:
@@ -208,10 +210,15 @@ def _labels(table: Table | None, known: set[str] | None, found: Findings) -> Lab
 
 
 def _product_pictures(
-    table: Table, products: dict[str, tuple[str, str]], root: str, settings: Settings, found: Findings, say: Callable[[str], None]
+    table: Table,
+    products: dict[str, tuple[str, str]],
+    root: str,
+    settings: Settings,
+    found: Findings,
+    seen: Callable[[int, int], None],
 ) -> Looked:
     places, uris = [p for p, _ in products.values()], [u for _, u in products.values()]
-    looked = look_at(uris, root, settings.image_hosts, say)
+    looked = look_at(uris, root, settings.image_hosts, seen)
     lines = [f"{places[row]}: {looked.bad[row]}" for row in sorted(looked.bad)]
     if looked.exceeds(settings.most_quarantined):
         allowed = f"allowed {settings.most_quarantined * 100:.3g} %: VITRINE_MOST_QUARANTINED"
@@ -224,10 +231,10 @@ def _product_pictures(
 
 def _photos(
     labels: Labels, shown: Looked, products: dict[str, tuple[str, str]], root: str, settings: Settings, found: Findings,
-    say: Callable[[str], None], training: bool,
+    seen: Callable[[int, int], None], training: bool,
 ) -> None:  # fmt: skip
     held_out = labels.of("val") or labels.of("test")
-    looked = look_at([labels.uris[r] for r in held_out], root, settings.image_hosts, say)
+    looked = look_at([labels.uris[r] for r in held_out], root, settings.image_hosts, seen)
     unusable = [f"{labels.places[held_out[r]]}: {looked.bad[r]}" for r in sorted(looked.bad)]
     if len(looked.usable) < settings.min_held_out:
         found.add(
@@ -242,7 +249,7 @@ def _photos(
     if not train:
         found.wrong.append("photos: none is in the split train; an encoder is trained on labelled photos")
         return
-    read = look_at([labels.uris[r] for r in train], root, settings.image_hosts, say)
+    read = look_at([labels.uris[r] for r in train], root, settings.image_hosts, seen)
     _unreadable("train photos", read, [f"{labels.places[train[r]]}: {read.bad[r]}" for r in sorted(read.bad)], settings, found)
     if read.whole and shown.whole:
         _trainable(labels, train, read, shown, list(products), settings, found)

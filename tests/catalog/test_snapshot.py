@@ -1,5 +1,7 @@
 """Snapshots: the same rows from every kind of source, one sentence for what is wrong, nothing half-written."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ from tasks.catalog import schema
 from tasks.catalog.load import load_folder
 from tasks.catalog.snapshot import photo_table, product_batches, product_table, read_snapshot, take_snapshot
 from tasks.embed.images import read_image
-from tasks.errors import CatalogError
+from tasks.errors import CatalogError, CatalogMissing
 from tests.catalogs import read_table, small_catalog, write_table
 
 
@@ -148,3 +150,27 @@ def test_two_ids_with_one_key_are_named(folder: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(schema, "product_keys", lambda ids: np.zeros(len(ids), np.int64))
     with pytest.raises(CatalogError, match="'p000' and 'p001' have the same key"):
         take_snapshot(str(folder), str(tmp_path / "a"), "one")
+
+
+def test_a_catalogue_that_is_not_there_yet_is_told_apart_from_a_bad_one(folder: Path, tmp_path: Path) -> None:
+    for name, statement in {
+        "empty.db": "CREATE TABLE others (id TEXT)",
+        "no-products.db": "CREATE TABLE products (product_id TEXT, title TEXT, image TEXT)",
+    }.items():
+        with closing(sqlite3.connect(tmp_path / name)) as database:
+            database.execute(statement)
+    (tmp_path / "nothing").mkdir()
+    missing = {
+        f"sqlite:///{tmp_path}/none.db": "no such database",
+        f"sqlite:///{tmp_path}/empty.db": "no table products",
+        f"sqlite:///{tmp_path}/no-products.db": "has no products",
+        f"{tmp_path}/none": "no such catalogue folder",
+        f"{tmp_path}/nothing": "neither products.csv nor",
+    }
+    for uri, words in missing.items():
+        with pytest.raises(CatalogMissing, match=words):
+            take_snapshot(uri, str(tmp_path / "snapshots"), "missing")
+    (folder / "products.csv").write_text("product_id,title\np1,one\n")
+    with pytest.raises(CatalogError, match="column image") as bad:
+        take_snapshot(str(folder), str(tmp_path / "snapshots"), "bad")
+    assert not isinstance(bad.value, CatalogMissing)

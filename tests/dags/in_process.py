@@ -36,7 +36,9 @@ def runs_of_type(kind: str) -> Iterator[None]:
 
 
 def run(name: str, conf: dict[str, Any], kind: str = "manual") -> dict[str, Any]:
+    from airflow.models.dagrun import DagRun
     from airflow.sdk import DAG
+    from airflow.utils.session import create_session
 
     module = importlib.import_module(f"dags.{name}")
     dag = next((v for v in vars(module).values() if isinstance(v, DAG)), None) or getattr(module, name)()
@@ -45,8 +47,10 @@ def run(name: str, conf: dict[str, Any], kind: str = "manual") -> dict[str, Any]
         made = dag.test(run_conf=conf)
     tasks = made.get_task_instances()
     returned = {t.task_id: t.xcom_pull(task_ids=t.task_id, run_id=made.run_id) for t in tasks}
+    with create_session() as session:
+        note = session.get_one(DagRun, made.id).note
     return {
-        "dag": name, "type": str(made.run_type), "state": str(made.state), "tasks": {t.task_id: str(t.state) for t in tasks},
+        "dag": name, "type": str(made.run_type), "state": str(made.state), "tasks": {t.task_id: str(t.state) for t in tasks}, "note": note,
         "summaries": {task: value["summary"] for task, value in returned.items() if isinstance(value, dict) and "summary" in value},
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from serving.index.searcher import Searcher
+from tasks.catalog.changes.source import open_changes
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry
 from tasks.settings import PROJECT, Settings
 from tests.airflow_server import environment
@@ -49,6 +50,8 @@ def test_every_dag_runs_to_its_end(mlflow_uri: str, tmp_path: Path) -> None:
             ["refresh_index", {}], ["rebuild_index", {}], ["watch_quality", {}], ["collect_garbage", {}],
             ["watch_champion", {}], ["train_encoder", {}],
         ]  # fmt: skip
+        with open_changes(settings.changes, settings.catalog_uri, settings.home) as source:
+            source.database.execute("INSERT INTO outbox (event) VALUES ('nonsense')")  # type: ignore[attr-defined]
         told = airflow(environ, "tests.dags.in_process", json.dumps(runs))
         serving = [httpx.get(f"{r.url}/v1/version", trust_env=False).json()["live"]["version"] for r in running]
     done = [json.loads(line[4:]) for line in told.splitlines() if line.startswith("RUN ")]
@@ -61,7 +64,9 @@ def test_every_dag_runs_to_its_end(mlflow_uri: str, tmp_path: Path) -> None:
     assert (again["state"], again["tasks"]["choose_slot"], again["tasks"]["settle"]) == ("success", "skipped", "success")
     assert (back["state"], back["tasks"]) == ("success", {"roll_back": "success"})
     assert (missing["state"], missing["tasks"]["choose_slot"], missing["tasks"]["settle"]) == ("failed", "failed", "success")
-    assert (hour["state"], hour["tasks"]["drain_changes"]) == ("success", "skipped"), "no change is waiting"
+    assert (hour["state"], hour["tasks"]["drain_changes"]) == ("success", "skipped"), "no change can be used"
+    assert hour["note"].startswith("1 of 1 change became a dead letter: not JSON"), hour
+    assert night["note"] is None, "nothing of its catalogue is in quarantine"
     assert (night["state"], night["tasks"]["publish_candidate"]) == ("success", "success"), night
     assert watch["tasks"]["look"] == "success"
     assert garbage["state"] == "success"

@@ -1,6 +1,8 @@
 """The board in a real browser, inside Airflow's own page, over the real API server, MLflow and replicas."""
 
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Any
@@ -8,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tasks.board.changes import FRESH_S
+from tasks.catalog.changes.event import upsert
+from tasks.catalog.changes.source import open_changes
 from tests.plugins.conftest import Stack
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, FrameLocator, Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")]
+RUN = "refresh_index.scheduled--2026-11-30T02-17-00-00-00"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
@@ -175,6 +181,49 @@ def test_it_fits_a_phone_in_the_dark(browser: "Browser", settled: Stack) -> None
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert sum(int(c) for c in ground[4:-1].split(",")) < 150
+    page.context.close()
+
+
+def test_changes_that_do_not_reach_shoppers_are_on_the_page(browser: "Browser", settled: Stack, tmp_path: Path) -> None:
+    """The queue is real; versions of this stack have nothing in quarantine, so that part of the answer is the test's."""
+    settings = settled.server.settings
+    page = visit(browser, settled, "viewer")
+    page.get_by_text("changes wait").wait_for()
+    page.get_by_text("is in quarantine").wait_for()
+    assert page.locator("#changes table").count() == 0
+    page.screenshot(path=tmp_path / "changes-none.png", full_page=True)
+    with open_changes(settings.changes, settings.catalog_uri, settings.home) as source:
+        source.send([upsert(f"shoe-{n}", datetime.now(UTC), {"title": "x", "image": "x.jpg"}) for n in range(9)])
+        said = "column specs holds {'upper': 'leather', 'sizes': [36, 37]} (a JSON object); the index has string there"
+        source.bury([(message, said) for message in source.receive(7, 0)])
+    products = [
+        {"product_id": f"shoe-{90 + n}", "image": f"images/shoe-{90 + n}.jpg", "reason": why, "detail": words, "run": RUN, "url": url}
+        for n, (why, words, url) in enumerate([
+            ("missing", "there is no such file below /srv/shop", f"{settled.server.url}/dags/refresh_index/runs/x"),
+            ("not_an_image", "cannot identify image file", ""),
+        ])
+    ]  # fmt: skip
+    quarantine = {"version": "7", "aliases": ["live"], "count": 31, "products": products, "problem": ""}
+    page.route("**/vitrine/changes", lambda route: route.fulfill(json=route.fetch().json() | {"quarantine": quarantine}))
+    time.sleep(FRESH_S)
+    page.get_by_role("button", name="Refresh").click()
+    section = page.locator("#changes")
+    section.get_by_text("vitrine changes revive").wait_for()
+    text = section.inner_text()
+    assert "specs holds" in text
+    assert "shoe-91" in text
+    assert "These are the newest 2 of 31." in text
+    assert section.locator("#more-letters summary").inner_text() == "2 more"
+    page.screenshot(path=tmp_path / "changes.png", full_page=True)
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    section.screenshot(path=tmp_path / "changes-phone.png")
+    away = {"queue": {"problem": "the queue cannot be read: Kafka does not answer at 127.0.0.1:9"}}
+    page.unroute("**/vitrine/changes")
+    page.route("**/vitrine/changes", lambda route: route.fulfill(json=route.fetch().json() | away))
+    page.get_by_role("button", name="Refresh").click()
+    section.get_by_text("Kafka does not answer").wait_for()
+    assert page.locator("#versions > li").count() >= 5, "the rest of the page is there"
     page.context.close()
 
 

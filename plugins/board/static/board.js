@@ -188,12 +188,12 @@ function replicas(d) {
 function runs() {
   if (!state.runs.length) return h("p", { class: "soft" }, "No release DAG has run yet.");
   return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["what", "state", "started", "by"].map((t) => h("th", { scope: "col" }, t)))), h("tbody", {},
-    state.runs.slice(0, 7).map((r) => h("tr", {},
+    state.runs.slice(0, 7).map((r) => [h("tr", { class: r.note && "noted" },
       h("td", {}, link(r.dag, runUrl(r)), r.conf?.version ? ` version ${r.conf.version}` : "",
-        r.note && r.note.split("\n").map((line) => h("p", { class: "soft note" }, line)),
         r.waiting.map((w) => h("p", { class: "soft" }, "waits for a person: ", link(w.subject, `${runUrl(r)}/tasks/${w.task}/required_actions`)))),
       h("td", {}, chip(r.waiting.length ? "waiting" : r.state, r.waiting.length ? "waiting" : r.state)),
-      h("td", {}, r.began ? when(new Date(r.began).getTime()) : "–"), h("td", {}, r.by))))));
+      h("td", {}, r.began ? when(new Date(r.began).getTime()) : "–"), h("td", {}, r.by)),
+      r.note && h("tr", {}, h("td", { colspan: 4 }, r.note.split("\n").map((line) => h("p", { class: "soft note" }, line))))]))));
 }
 
 function version(v, d) {

@@ -21,7 +21,7 @@ const figure = (name, value, bad) => h("div", {}, h("dt", {}, name), h("dd", { c
 function waiting(queue) {
   return [
     figure(queue.waiting === 1 ? "change waits" : "changes wait", queue.waiting),
-    queue.oldest && figure("the oldest since", age(Date.parse(queue.oldest)) || "less than a minute"),
+    queue.oldest && figure("the oldest waits", age(Date.parse(queue.oldest)) || "less than a minute"),
     queue.dead === null ? "" : figure(queue.dead === 1 ? "dead letter" : "dead letters", queue.dead, true),
   ];
 }
@@ -46,7 +46,7 @@ function inQuarantine(quarantine) {
     h("p", { class: "soft" }, `Their pictures cannot be used, so ${where} does not show them. The next run takes a picture that was mended.`),
     table("products", ["product", "picture", "reason", "run"], quarantine.products, quarantine.count, (x) => [
       x.product_id ? h("td", { class: "mono" }, x.product_id) : h("td", { class: "soft" }, "not named"),
-      h("td", { class: "mono" }, x.image), h("td", {}, x.reason && chip(x.reason.replaceAll("_", " "), "down"), " ", x.detail),
+      h("td", { class: "mono" }, x.image), h("td", {}, h("span", {}, x.reason && chip(x.reason.replaceAll("_", " "), "down"), " ", x.detail)),
       h("td", { class: "mono" }, x.url ? link(x.run, x.url) : x.run)]));
 }
 

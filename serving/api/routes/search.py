@@ -72,7 +72,7 @@ async def similar(
 async def _cacheable(call: SearchCall, query: queries.Query, response: Response, if_none_match: str) -> SearchAnswer | Response:
     """The answer to a GET: with an ETag, and for everybody unless it is a slot's or this replica asks for keys."""
     headers = {"Cache-Control": OWN}
-    known = []
+    known: list[str] = []
     if not call.slot:
         reach = "public" if call.replica.access.open else "private"
         tag = queries.etag(call.release, query)
