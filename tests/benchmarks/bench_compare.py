@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ AGAIN = "before, again"
 
 
 @contextmanager
-def replica_of(checkout: Path, release: Path, log: Path) -> Iterator[Target]:
-    """`vitrine-serve` with the code of a checkout and the packages of this environment, ready; its url and process."""
+def replica_of(checkout: Path, release: Path, log: Path, chosen: dict[str, str]) -> Iterator[Target]:
+    """`vitrine-serve` with the code of a checkout, its settings and the packages of this environment, ready; its url and process."""
     port = free_port()
-    settings = {"RELEASE": str(release.absolute()), "PORT": str(port), "WORKERS": "2"}
+    settings = {"RELEASE": str(release.absolute()), "PORT": str(port), "WORKERS": "2"} | chosen
     environ = os.environ | {f"VITRINE_{n}": v for n, v in settings.items()} | {"PYTHONPATH": str(checkout.absolute())}
     with log.open("w") as stream:
         process = subprocess.Popen([sys.executable, "-m", "serving.main"], cwd=checkout, env=environ, stderr=stream)
@@ -46,6 +46,11 @@ def replica_of(checkout: Path, release: Path, log: Path) -> Iterator[Target]:
         finally:
             process.terminate()
             process.wait(20)
+
+
+def _opened(described: str, made: Market, log: Path) -> AbstractContextManager[Target]:
+    checkout, *settings = described.split(",")
+    return replica_of(Path(checkout), made.release, log, dict(s.split("=", 1) for s in settings))
 
 
 def rounds_of(
@@ -111,12 +116,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     made = market(args.out, args.rows)
     named = dict(a.split("=", 1) for a in args.after) or {"after": "."}
-    checkouts = {"before": args.before, AGAIN: args.before} | {n: Path(p) for n, p in named.items()}
+    checkouts = {"before": str(args.before), AGAIN: str(args.before)} | named
     results: dict[str, Any] = {}
     with ExitStack() as stack:
         replicas = {
-            name: stack.enter_context(replica_of(path, made.release, args.out / f"compare-{n}.log"))
-            for n, (name, path) in enumerate(checkouts.items())
+            name: stack.enter_context(_opened(described, made, args.out / f"compare-{n}.log"))
+            for n, (name, described) in enumerate(checkouts.items())
         }
         print(f"{args.rows} x 512, {args.pairs} rounds of {args.seconds:g} s each; load {psutil.getloadavg()[0]:.1f}")
         for kind, clients in itertools.product(args.kinds, args.clients):
