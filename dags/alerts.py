@@ -9,7 +9,7 @@ from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
 log = logging.getLogger(__name__)
 
 
-def tell_failure(context: Any) -> None:
+def alert_failure(context: Any) -> None:
     """A task has failed for good."""
     from tasks.watch.alerts import send
 
@@ -17,7 +17,7 @@ def tell_failure(context: Any) -> None:
     send(f"{task.dag_id}.{task.task_id} failed: {error}", task.log_url)
 
 
-async def tell_lateness(text: str, **kwargs: Any) -> None:
+async def alert_late_run(text: str, **kwargs: Any) -> None:
     """A run is not done by its deadline. Called by the triggerer."""
     import asyncio
 
@@ -26,7 +26,11 @@ async def tell_lateness(text: str, **kwargs: Any) -> None:
     await asyncio.to_thread(send, text)
 
 
-def done_within(limit: timedelta, dag_id: str) -> DeadlineAlert:
+def deadline_alert(limit: timedelta, dag_id: str) -> DeadlineAlert:
     """Tells when a run of the DAG is not done this long after it was queued."""
     text = f"{dag_id}: a run is not done {limit} after it was queued"
-    return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, limit, AsyncCallback(tell_lateness, {"text": text}))
+    return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, limit, AsyncCallback(alert_late_run, {"text": text}))
+
+
+tell_lateness = alert_late_run
+"""The name that the deadlines of runs queued before it was renamed hold in Airflow's database."""

@@ -75,9 +75,9 @@ def promote_index() -> None:
         from tasks.pipelines import promote_index as promoting
 
         wanted = get_current_context()["params"]["approval"]
-        if not promoting.approval_wanted(wanted):
+        if not promoting.needs_approval(wanted):
             return "flip"
-        promoting.let_go(run_key())
+        promoting.release_lease(run_key())
         return "approve"
 
     @task(trigger_rule="none_failed_min_one_success")

@@ -20,7 +20,7 @@ from datetime import timedelta
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from dags.alerts import done_within
+from dags.alerts import deadline_alert
 from dags.assets import COMPACTION, ENCODER, INDEX
 from dags.running import DEFAULTS, fail_without_retry, run_key
 
@@ -30,7 +30,7 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,
-    deadline=done_within(timedelta(hours=12), "rebuild_index"),
+    deadline=deadline_alert(timedelta(hours=12), "rebuild_index"),
     doc_md=__doc__,
     tags=["vitrine", "index"],
 )

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from dags.alerts import tell_failure
+from dags.alerts import alert_failure
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,7 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "retries": 1,
     "retry_delay": timedelta(seconds=20),
     "execution_timeout": timedelta(hours=6),
-    "on_failure_callback": tell_failure,
+    "on_failure_callback": alert_failure,
 }
 
 

@@ -38,7 +38,7 @@ def watch_champion() -> None:
             events = context["inlet_events"][ENCODER]
             return str(events[-1].extra.get("version", "")) if len(events) else ""
 
-        moved = watching_champion.moved(told)
+        moved = watching_champion.moved_champion(told)
         if not moved["version"]:
             raise AirflowSkipException(moved["summary"])
         context["outlet_events"][ENCODER].extra = {"version": moved["version"], "told_by": "watch_champion"}

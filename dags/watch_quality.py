@@ -33,7 +33,7 @@ def watch_quality() -> None:
     def look() -> dict:
         from tasks.pipelines import watch_quality as watching
 
-        return watching.look(run_key())
+        return watching.measure(run_key())
 
     @task(outlets=[COMPACTION])
     def ask_for_compaction(looked: dict) -> str:

@@ -13,7 +13,7 @@ from tasks.settings import Settings
 SETTINGS = Settings.load()
 
 
-class Later:
+class LazyApp:
     """An application that is made at its first request: only the API server pays for it, not every worker that loads plugins."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
@@ -46,7 +46,7 @@ def make_hook() -> Any:
     return create_hook(SETTINGS)
 
 
-def outside() -> list[dict[str, str]]:
+def external_views() -> list[dict[str, str]]:
     """Pages of other servers: they open in a tab of their own, as they do not let themselves be framed."""
     pages = [
         ("MLflow", SETTINGS.mlflow_page or SETTINGS.mlflow_uri),
@@ -60,15 +60,15 @@ class VitrinePlugin(AirflowPlugin):
 
     name = "vitrine"
     fastapi_apps = [
-        {"app": Later(make_board), "url_prefix": "/vitrine", "name": "Vitrine release board"},
-        {"app": Later(make_hook), "url_prefix": "/vitrine-hook", "name": "Vitrine hook for MLflow"},
+        {"app": LazyApp(make_board), "url_prefix": "/vitrine", "name": "Vitrine release board"},
+        {"app": LazyApp(make_hook), "url_prefix": "/vitrine-hook", "name": "Vitrine hook for MLflow"},
     ]
     external_views = [
         {
             "name": "Releases", "href": "/vitrine/", "destination": "nav", "nav_top_level": True, "url_route": "releases",
             "icon": "/vitrine/static/icon.svg",
         },
-        *outside(),
+        *external_views(),
     ]  # fmt: skip
     global_operator_extra_links = LINKS
     listeners = [run_notes]

@@ -199,7 +199,7 @@ def variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
-def where_looked(home: Path) -> str:
+def setting_sources(home: Path) -> str:
     """Where a setting is looked for, in words."""
     return f"the environment, {PROJECT / '.env'} and {home / HOME_FILE}"
 

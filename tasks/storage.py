@@ -57,7 +57,7 @@ def exists(uri: str) -> bool:
     return fs.get_file_info(path).type == pafs.FileType.File
 
 
-def listing(uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
+def list_files(uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
     """Uris of the files below a folder, sorted; [] when there is no such folder."""
     fs, path = filesystem(uri)
     found = fs.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
@@ -65,7 +65,7 @@ def listing(uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
     return sorted(scheme + f.path for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
 
 
-def folders(uri: str) -> list[str]:
+def list_folders(uri: str) -> list[str]:
     """Uris of the folders directly below a folder, sorted; [] when there is no such folder."""
     fs, path = filesystem(uri)
     found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
@@ -73,7 +73,7 @@ def folders(uri: str) -> list[str]:
     return sorted(scheme + f.path for f in found if f.type == pafs.FileType.Directory)
 
 
-def weight(uri: str) -> tuple[int, float]:
+def disk_usage(uri: str) -> tuple[int, float]:
     """What a file or a whole folder takes, in bytes, and when (epoch seconds) the newest of it was written."""
     fs, path = filesystem(uri)
     info = fs.get_file_info(path)

@@ -10,7 +10,7 @@ ORIGIN = "http://airflow.internal"
 """Only names the scheme: the call never leaves the process."""
 
 
-class AsUser:
+class AirflowClient:
     """Airflow's /api/v2 as one user."""
 
     def __init__(self, token: str) -> None:
@@ -53,7 +53,7 @@ class AsUser:
             for r in found["dag_runs"]
         ]  # fmt: skip
 
-    async def waiting(self, dag: str, run: str) -> list[dict[str, str]]:
+    async def pending_inputs(self, dag: str, run: str) -> list[dict[str, str]]:
         """What of a run waits for a person: the task, its subject, and whether it is an approval."""
         found = await self.call("GET", f"/dags/{dag}/dagRuns/{run}/hitlDetails", params={"response_received": "false"})
         return [{"task": h["task_instance"]["task_id"], "subject": h["subject"]} for h in found["hitl_details"]]

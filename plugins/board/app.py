@@ -11,8 +11,8 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from plugins.board.access import ACTIONS, Reader, may_act, meant, operator, reader, token_of
-from plugins.board.airflow_api import AsUser
+from plugins.board.access import ACTIONS, Reader, can_act, refuse_cross_site, require_operator, require_reader, token_of
+from plugins.board.airflow_api import AirflowClient
 from serving.contract.files import ContractError
 from tasks.board.changes import ChangesBoard
 from tasks.board.read import Board
@@ -36,13 +36,13 @@ HEADERS = {
 VersionNumber = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
-class Promote(BaseModel):
+class PromoteRequest(BaseModel):
     """Which version is to go live."""
 
     version: VersionNumber
 
 
-class GoBack(BaseModel):
+class RollbackRequest(BaseModel):
     """Which version the page said it goes back to, so that a second press does not lead forth again; "" for what was live before."""
 
     version: VersionNumber | Literal[""] = ""
@@ -50,7 +50,9 @@ class GoBack(BaseModel):
 
 def create_app(board: Board, changes: ChangesBoard) -> FastAPI:
     """The application. Nothing is opened before the first request that needs it."""
-    app = FastAPI(title="Vitrine release board", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(reader)])
+    app = FastAPI(
+        title="Vitrine release board", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(require_reader)]
+    )
     _page_routes(app)
     _data_routes(app, board, changes)
     _action_routes(app, board)
@@ -95,7 +97,7 @@ def _data_routes(app: FastAPI, board: Board, changes: ChangesBoard) -> None:
         """Versions, slots, replicas, charts, lineage of what is live, and what this user may do."""
         found = board.read(datetime.now(UTC)) | {
             "user": user.get_name(),
-            "may": {action: may_act(user, action) for action in ACTIONS},
+            "may": {action: can_act(user, action) for action in ACTIONS},
             "dags": ACTIONS,
         }
         return _json(found)
@@ -108,10 +110,10 @@ def _data_routes(app: FastAPI, board: Board, changes: ChangesBoard) -> None:
     @app.get("/runs")
     async def runs(request: Request) -> Response:
         """The newest runs of the release DAGs, and what of them waits for a person, as Airflow shows them to this user."""
-        airflow = AsUser(token_of(request))
+        airflow = AirflowClient(token_of(request))
         found = [run for dag in DAGS for run in await airflow.runs(dag, RUNS)]
         for run in found:
-            run["waiting"] = await airflow.waiting(run["dag"], run["run"]) if run["state"] == "running" else []
+            run["waiting"] = await airflow.pending_inputs(run["dag"], run["run"]) if run["state"] == "running" else []
         return _json({"runs": sorted(found, key=lambda r: r["began"] or "", reverse=True)})
 
     @app.get("/lineage/{version}")
@@ -130,7 +132,7 @@ def _data_routes(app: FastAPI, board: Board, changes: ChangesBoard) -> None:
 
 def _action_routes(app: FastAPI, board: Board) -> None:
     async def start(request: Request, action: str, conf: dict[str, Any], note: str) -> Response:
-        airflow, dag = AsUser(token_of(request)), ACTIONS[action]
+        airflow, dag = AirflowClient(token_of(request)), ACTIONS[action]
         active = next((r for r in await airflow.runs(dag, 1) if r["state"] in ("queued", "running")), None)
         if active is not None:
             raise HTTPException(409, f"{dag} is under way already, started by {active['by']}: wait for run {active['run']}")
@@ -144,23 +146,23 @@ def _action_routes(app: FastAPI, board: Board) -> None:
             raise HTTPException(409, why)
         return version
 
-    acts = [Depends(meant)]
+    acts = [Depends(refuse_cross_site)]
 
-    @app.post("/actions/promote", dependencies=[*acts, Depends(operator("promote"))])
-    async def promote(request: Request, wanted: Promote) -> Response:
+    @app.post("/actions/promote", dependencies=[*acts, Depends(require_operator("promote"))])
+    async def promote(request: Request, wanted: PromoteRequest) -> Response:
         """Starts `promote_index` for one version, as this user."""
         from starlette.concurrency import run_in_threadpool
 
         version = await run_in_threadpool(checked, wanted.version)
         return await start(request, "promote", {"version": version}, f"promote index version {version}, from the release board")
 
-    @app.post("/actions/rollback", dependencies=[*acts, Depends(operator("rollback"))])
-    async def rollback(request: Request, wanted: GoBack) -> Response:
+    @app.post("/actions/rollback", dependencies=[*acts, Depends(require_operator("rollback"))])
+    async def rollback(request: Request, wanted: RollbackRequest) -> Response:
         """Starts `rollback_index`, as this user."""
         to = f" to index version {wanted.version}" if wanted.version else ""
         return await start(request, "rollback", {"version": wanted.version}, f"roll back{to}, from the release board")
 
-    @app.post("/actions/rebuild", dependencies=[*acts, Depends(operator("rebuild"))])
+    @app.post("/actions/rebuild", dependencies=[*acts, Depends(require_operator("rebuild"))])
     async def rebuild(request: Request) -> Response:
         """Starts `rebuild_index`, as this user."""
         return await start(request, "rebuild", {}, "rebuild, from the release board")

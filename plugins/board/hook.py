@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tasks.pipelines.common import registry
 from tasks.registry import ENCODER_MODEL, Registry
-from tasks.registry.webhook import NotBelieved, believe
+from tasks.registry.webhook import InvalidSignature, verify
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ def create_hook(
             if len(body) > LONGEST:
                 raise HTTPException(413, f"a message has at most {LONGEST} bytes")
         try:
-            moved = believe(request.headers, bytes(body), settings.webhook_secret, clock())
-        except NotBelieved as error:
+            moved = verify(request.headers, bytes(body), settings.webhook_secret, clock())
+        except InvalidSignature as error:
             log.warning("a message to the hook was refused: %s", error)
             raise HTTPException(401, str(error)) from None
         if moved is None or not moved.is_champion:

@@ -16,7 +16,7 @@ class TaskLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """ "" when the task returned none. Runs in the API server."""
-        found = returned(ti_key)
+        found = task_result(ti_key)
         links = found.get("links") if isinstance(found, dict) else None
         url = links.get(self.name, "") if isinstance(links, dict) else ""
         return url if isinstance(url, str) and url.startswith(("http://", "https://")) else ""
@@ -37,7 +37,7 @@ class DataDocs(TaskLink):
 LINKS = [MlflowRun(), ModelVersion(), DataDocs()]
 
 
-def returned(ti_key: Any) -> Any:
+def task_result(ti_key: Any) -> Any:
     """What a task returned, as plain JSON; None when it has not returned yet."""
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from serving.contract.manifest import IndexManifest
 from tasks import storage
 from tasks.catalog.changes.ledger import QUARANTINED
-from tasks.embed.quarantine import Quarantined, quarantined, with_ids
+from tasks.embed.quarantine import QuarantineEntry, read_quarantine, with_ids
 from tasks.errors import VitrineError
 from tasks.pipelines.drain_changes import ledger_of
 from tasks.registry import Registry, Version
@@ -54,12 +54,12 @@ def quarantine_lines(
     room = limit - len(lines)
     if room > 0:
         since = set(ledger["key"].to_pylist())
-        base = [row for row in quarantined(store, _base_runs(registry, manifest)) if row.key not in since][:room]
-        lines += of_lists(base, manifest.snapshot.uri)
+        base = [row for row in read_quarantine(store, _base_runs(registry, manifest)) if row.key not in since][:room]
+        lines += from_lists(base, manifest.snapshot.uri)
     return lines
 
 
-def of_lists(rows: Sequence[Quarantined], snapshot_uri: str) -> list[QuarantineLine]:
+def from_lists(rows: Sequence[QuarantineEntry], snapshot_uri: str) -> list[QuarantineLine]:
     """Rows of runs' lists, which the snapshot names where they do not name their products themselves."""
     unnamed = [{"key": row.key} for row in rows if not row.product_id]
     try:
@@ -69,19 +69,19 @@ def of_lists(rows: Sequence[Quarantined], snapshot_uri: str) -> list[QuarantineL
     return [_line(row.product_id or ids.get(row.key, ""), row.image_uri, row) for row in rows]
 
 
-def _line(product_id: str, image: str, why: Quarantined | None) -> QuarantineLine:
+def _line(product_id: str, image: str, why: QuarantineEntry | None) -> QuarantineLine:
     if why is None:
         return QuarantineLine(product_id, image, "", "the list of the run that found out is no longer kept", "")
     return QuarantineLine(product_id, image, why.reason, why.detail.removeprefix(f"{image}: "), why.run)
 
 
-def _reasons(store: str, runs: Iterable[str], keys: set[int]) -> dict[int, Quarantined]:
+def _reasons(store: str, runs: Iterable[str], keys: set[int]) -> dict[int, QuarantineEntry]:
     """What the newest of `runs` that met a product says of it: key -> row of its list. Reads no more lists than it needs."""
-    found: dict[int, Quarantined] = {}
+    found: dict[int, QuarantineEntry] = {}
     for run in islice(runs, RUNS):
         if len(found) == len(keys):
             break
-        for row in quarantined(store, [run]):
+        for row in read_quarantine(store, [run]):
             if row.key in keys:
                 found.setdefault(row.key, row)
     return found
@@ -102,9 +102,10 @@ def _base_runs(registry: Registry, manifest: IndexManifest) -> list[str]:
     return [key for key in map(registry.run_key, runs) if key]
 
 
-def newest_list(store: str) -> list[Quarantined]:
+def latest_list(store: str) -> list[QuarantineEntry]:
     """What the last run put into quarantine, for a store whose runs have made no index version yet."""
     runs = [
-        uri.rsplit("/", 1)[1].removesuffix(".parquet") for uri in storage.listing(storage.join(store, "quarantine"), ".parquet")
+        uri.rsplit("/", 1)[1].removesuffix(".parquet")
+        for uri in storage.list_files(storage.join(store, "quarantine"), ".parquet")
     ]
-    return quarantined(store, sorted(runs)[-1:])
+    return read_quarantine(store, sorted(runs)[-1:])

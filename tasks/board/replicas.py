@@ -36,7 +36,7 @@ class ReplicaLine:
     slots: tuple[SlotLine, ...]
 
 
-def ask(replicas: Sequence[Replica]) -> list[tuple[str, dict[str, Any] | str]]:
+def fetch_states(replicas: Sequence[Replica]) -> list[tuple[str, dict[str, Any] | str]]:
     """Every replica's own words, all asked at once; a sentence instead where one does not answer."""
 
     def one(replica: Replica) -> tuple[str, dict[str, Any] | str]:
@@ -51,9 +51,9 @@ def ask(replicas: Sequence[Replica]) -> list[tuple[str, dict[str, Any] | str]]:
         return list(pool.map(one, replicas))
 
 
-def replica_lines(told: Sequence[tuple[str, dict[str, Any] | str]], live: str) -> list[ReplicaLine]:
+def replica_lines(states: Sequence[tuple[str, dict[str, Any] | str]], live: str) -> list[ReplicaLine]:
     """One line per replica; `live` is the version that every one of them should serve ("" when nothing is live yet)."""
-    return [_line(url, state, live) for url, state in told]
+    return [_line(url, state, live) for url, state in states]
 
 
 def _line(url: str, state: dict[str, Any] | str, wanted: str) -> ReplicaLine:

@@ -19,7 +19,7 @@ STATUSES = {
 
 
 @dataclass(frozen=True)
-class Made:
+class LoadedVersion:
     """A registered version with its manifest; `problem` says why there is none."""
 
     version: Version
@@ -63,7 +63,7 @@ class Entry:
     links: dict[str, str]
 
 
-def timeline(made: Iterable[Made], registry: Registry) -> list[Entry]:
+def timeline(made: Iterable[LoadedVersion], registry: Registry) -> list[Entry]:
     """Every version, newest first as they come. `registry` only makes the addresses."""
     return [_entry(one, registry) for one in made]
 
@@ -82,12 +82,12 @@ def status(version: Version, manifest: IndexManifest | None, problem: str = "") 
     return "kept"
 
 
-def kind(manifest: IndexManifest) -> str:
+def version_kind(manifest: IndexManifest) -> str:
     """ "whole" for a version of bases only, "delta" for one with changes on top of its bases."""
     return "whole" if all(s.kind == "base" for s in manifest.segments) else "delta"
 
 
-def _entry(made: Made, registry: Registry) -> Entry:
+def _entry(made: LoadedVersion, registry: Registry) -> Entry:
     version, manifest = made.version, made.manifest
     now = status(version, manifest, made.problem)
     gates = tuple(GateLine(g.name, g.value, g.threshold, g.passed, g.reason) for g in manifest.gates) if manifest else ()

@@ -51,7 +51,7 @@ def write_times(path: Path, times: Times) -> None:
     path.write_text(json.dumps({"products": times.products, "unit": "ms"} | kept))
 
 
-def made_up_photos(count: int, seed: int) -> list[bytes]:
+def synthetic_photos(count: int, seed: int) -> list[bytes]:
     """JPEGs of 500 x 500 and about 25 kB, soft shapes with some grain: what a query costs does not depend on what it shows."""
     from PIL import Image
 

@@ -69,13 +69,13 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Simulated:
+class SimulationResult:
     """`latency_ms` (n,) per query after the warm-up, and by station the share of its cores' time that was used."""
 
     latency_ms: np.ndarray
     load: dict[str, float]
 
-    def p(self, percentile: float) -> float:
+    def percentile(self, percentile: float) -> float:
         return float(np.percentile(self.latency_ms, percentile))
 
 
@@ -85,11 +85,11 @@ class Pod:
     queue: deque[tuple[int, int, float]] = field(default_factory=deque)
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         return self.busy + len(self.queue)
 
 
-def simulate(path: Sequence[Stage], qps: float, queries: int = 20_000, seed: int = 0, warm: float = 0.1) -> Simulated:
+def simulate(path: Sequence[Stage], qps: float, queries: int = 20_000, seed: int = 0, warm: float = 0.1) -> SimulationResult:
     """Sends `queries` through the stages of `path` at `qps`; the first `warm` share is not counted."""
     rng, choice = np.random.default_rng(seed), random.Random(seed)
     arrived = np.cumsum(rng.exponential(1e3 / qps, queries))
@@ -138,7 +138,7 @@ def simulate(path: Sequence[Stage], qps: float, queries: int = 20_000, seed: int
     first = int(warm * queries)
     cores = {s.name: s.pods * s.cores for stage in path for s, _ in stage.visits}
     span = float(arrived[-1] - arrived[0])
-    return Simulated((ended - arrived)[first:], {name: spent / (span * cores[name]) for name, spent in used.items()})
+    return SimulationResult((ended - arrived)[first:], {name: spent / (span * cores[name]) for name, spent in used.items()})
 
 
 def _choose(pods: list[Pod], choice: random.Random) -> Pod:
@@ -146,16 +146,16 @@ def _choose(pods: list[Pod], choice: random.Random) -> Pod:
         return pods[0]
     a, b = choice.randrange(len(pods)), choice.randrange(len(pods) - 1)
     first, second = pods[a], pods[b + (b >= a)]
-    return first if first.under_way <= second.under_way else second
+    return first if first.in_flight <= second.in_flight else second
 
 
-def whole_path(times: Times, cores: int) -> list[Stage]:
+def replica_path(times: Times, cores: int) -> list[Stage]:
     """One replica of role `all` with this many cores (or workers, where those are fewer)."""
     return [Stage(((Station("replica", 1, cores), times.total),))]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LoadTarget:
     """What is asked for. `encoder_cores` and `index_cores`: of one pod; `network_ms`: one way between a gateway and a shard."""
 
     qps: float = 10_000.0
@@ -184,7 +184,7 @@ class Plan:
         return self.shards * self.replicas
 
 
-def cluster_path(times: Times, wanted: Wanted, encoders: int, shards: int, replicas: int) -> list[Stage]:
+def cluster_path(times: Times, wanted: LoadTarget, encoders: int, shards: int, replicas: int) -> list[Stage]:
     """Gateways encode, all shards search at once, gateways rank and answer."""
     gateway = Station("gateway", encoders, wanted.encoder_cores)
     held = tuple((Station(f"shard {n}", replicas, wanted.index_cores), times.retrieve) for n in range(shards))
@@ -192,7 +192,7 @@ def cluster_path(times: Times, wanted: Wanted, encoders: int, shards: int, repli
     return [Stage(((gateway, times.encode),), way), Stage(held, way), Stage(((gateway, times.rank + times.rest),))]
 
 
-def plans(times: Times, wanted: Wanted, queries: int = 20_000, seed: int = 0) -> list[Plan]:
+def plans(times: Times, wanted: LoadTarget, queries: int = 20_000, seed: int = 0) -> list[Plan]:
     """Plans from the fullest pods to the emptiest, up to and including the first that keeps the 99th percentile.
 
     Raises VitrineError when none does, because single queries already take too long.
@@ -206,7 +206,9 @@ def plans(times: Times, wanted: Wanted, queries: int = 20_000, seed: int = 0) ->
         replicas = math.ceil(wanted.qps * times.retrieve.mean() / 1e3 / wanted.index_cores / load)
         told = simulate(cluster_path(times, wanted, encoders, shards, replicas), wanted.qps, queries, seed)
         index_load = float(np.mean([v for n, v in told.load.items() if n != "gateway"]))
-        found.append(Plan(load, encoders, shards, replicas, told.p(50), told.p(99), told.load["gateway"], index_load))
+        found.append(
+            Plan(load, encoders, shards, replicas, told.percentile(50), told.percentile(99), told.load["gateway"], index_load)
+        )
         if found[-1].p99_ms <= wanted.p99_ms:
             return found
     best = min(p.p99_ms for p in found)

@@ -136,7 +136,7 @@ class _Writer:
         self.last_id = ""
         self._take_over()
         kept = {storage.join(uri, f["name"]) for f in self.files}
-        for leftover in storage.listing(uri):
+        for leftover in storage.list_files(uri):
             if leftover not in kept and not leftover.endswith(f"/{JOURNAL}"):
                 storage.delete(leftover)
 

@@ -14,14 +14,14 @@ UNSEEN_SHARE = 0.05
 
 def photo_split(uri: str) -> str:
     """The split of a photo that the catalogue gives none: "val" for a tenth of them, else "train"."""
-    return "val" if place(f"photo:{uri}") < VAL_SHARE else "train"
+    return "val" if hash_fraction(f"photo:{uri}") < VAL_SHARE else "train"
 
 
 def is_unseen(product_id: str) -> bool:
     """Whether a product is one of those that no encoder is trained on."""
-    return place(f"product:{product_id}") < UNSEEN_SHARE
+    return hash_fraction(f"product:{product_id}") < UNSEEN_SHARE
 
 
-def place(name: str) -> float:
+def hash_fraction(name: str) -> float:
     """A name's own place in [0, 1): spread evenly, the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

@@ -25,19 +25,19 @@ def capacity(
     save: Annotated[Path | None, typer.Option(help="keep the measured times in this file")] = None,
 ) -> None:
     """How many gateway and shard pods carry a load, by a queueing simulation over measured times."""
-    from tasks.capacity.service_times import made_up_photos, measure_times, read_times, write_times
-    from tasks.capacity.simulation import Wanted, plans
+    from tasks.capacity.service_times import measure_times, read_times, synthetic_photos, write_times
+    from tasks.capacity.simulation import LoadTarget, plans
     from tasks.settings import Settings
 
     if times is None:
         replica = url or next(iter(Settings.load().serving_urls), "")
         console.print(f"measuring {PHOTOS} photos, one at a time, on {replica}")
-        measured = measure_times(replica, made_up_photos(PHOTOS, seed=time.time_ns() % 2**32))
+        measured = measure_times(replica, synthetic_photos(PHOTOS, seed=time.time_ns() % 2**32))
     else:
         measured = read_times(times)
     if save is not None:
         write_times(save, measured)
-    wanted = Wanted(qps, p99_ms, products, encoder_cores, index_cores, network_ms)
+    wanted = LoadTarget(qps, p99_ms, products, encoder_cores, index_cores, network_ms)
     found = plans(measured, wanted)
     console.print("measured, ms (mean / p99):")
     for name in ("encode", "retrieve", "rank", "rest"):

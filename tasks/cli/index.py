@@ -101,7 +101,7 @@ def tuning(
     """What was tried when a version was tuned: every point with its recall, times and verdict, and why its family was taken."""
     import json
 
-    from tasks.index.tune import Tuned
+    from tasks.index.tune import TuningResult
     from tasks.index.tuning_report import tuning_plot
     from tasks.registry import INDEX_PATH
 
@@ -113,7 +113,7 @@ def tuning(
         path = models.fetch(base.index.run_id, f"{INDEX_PATH}/tuning.json", models.cache / "tuning" / base.index.run_id)
     except ContractError:
         raise VitrineError(f"no tuning report is kept of index version {found.version}: its run has no tuning.json") from None
-    tuned = Tuned(**json.loads(path.read_text()))
+    tuned = TuningResult(**json.loads(path.read_text()))
     table = Table(show_edge=False, title=f"{tuned.search['family']}, {tuned.queries} held-out photos, {tuned.clients} at a time")
     for column in ("parameters", "photos", "recall@10", "in candidates", "p50 ms", "p99 ms", "QPS", "Pareto", "verdict"):
         table.add_column(column)

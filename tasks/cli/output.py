@@ -22,9 +22,9 @@ def find_version(registry: Any, name: str) -> Any:
     """The index version that a person names, by its number or an alias; "" is what is live."""
     from tasks.registry import INDEX_MODEL
 
-    return registry.named(INDEX_MODEL, name) if name else registry.require_alias(INDEX_MODEL, "live")
+    return registry.resolve(INDEX_MODEL, name) if name else registry.require_alias(INDEX_MODEL, "live")
 
 
-def numbered(name: str) -> str:
+def version_number(name: str) -> str:
     """The number of the index version that a person names; "" stays, for commands with another default."""
     return find_version(open_registry(), name).version if name else ""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tasks.cli import trace, versions
-from tasks.cli.output import console, find_version, numbered, open_registry
+from tasks.cli.output import console, find_version, open_registry, version_number
 
 app = typer.Typer(help="What is live, and going back.", no_args_is_help=True)
 app.command("list")(versions.list_versions)
@@ -42,7 +42,7 @@ def promote(
     """Put a version live that passed its gates: warm, shadow check, flip, watch; the same as the DAG promote_index."""
     from tasks.pipelines import promote_index as promoting
 
-    console.print(promoting.promote(numbered(version), _who("promote"), bake_s)["summary"])
+    console.print(promoting.promote(version_number(version), _who("promote"), bake_s)["summary"])
 
 
 @app.command("rollback")
@@ -52,7 +52,7 @@ def roll_back(
     """Go back to the version that was live before; a promotion that is under way is void."""
     from tasks.pipelines import promote_index as promoting
 
-    console.print(promoting.roll_back(_who("rollback"), numbered(to))["summary"])
+    console.print(promoting.roll_back(_who("rollback"), version_number(to))["summary"])
 
 
 def _who(command: str) -> str:

@@ -19,7 +19,7 @@ def search(
     """Ask the running replica which products a photo shows."""
     import httpx
 
-    from tasks.release.promotion.serving_replicas import token_refused
+    from tasks.release.promotion.serving_replicas import token_error
 
     chosen = Settings.load()
     url = next(iter(chosen.serving_urls), "")
@@ -33,7 +33,7 @@ def search(
     except httpx.HTTPError:
         raise VitrineError(f"no replica answers at {url}; start one with: make up") from None
     if answer.status_code == httpx.codes.UNAUTHORIZED:
-        raise SettingsError(token_refused(url, chosen.admin_token))
+        raise SettingsError(token_error(url, chosen.admin_token))
     body = answer.json()
     if answer.is_error:
         raise VitrineError(body["detail"])

@@ -60,13 +60,13 @@ def show(
 
 def show_replicas() -> None:
     """What every replica serves and holds, and what is wrong with it if anything is."""
-    from tasks.board.replicas import ask, replica_lines
+    from tasks.board.replicas import fetch_states, replica_lines
     from tasks.pipelines.promote_index import replicas_of
     from tasks.registry import INDEX_MODEL
 
     live = open_registry().aliases(INDEX_MODEL).get("live", "")
     console.print(f"live: {'version ' + live if live else 'nothing yet'}")
-    for line in replica_lines(ask(replicas_of(Settings.load())), live):
+    for line in replica_lines(fetch_states(replicas_of(Settings.load())), live):
         slots = "; ".join(f"{s.name}: {'version ' + s.version if s.version else 'nothing'} {s.state}" for s in line.slots)
         console.print(f"{line.url}  serves {'version ' + line.live if line.live else 'nothing'}; {slots}")
         if line.problem:
@@ -125,12 +125,12 @@ def garbage(
     versions: Annotated[int, typer.Option(min=0, help="newest versions to keep; 0: as VITRINE_KEEP_VERSIONS says")] = 0,
 ) -> None:
     """What no kept index version needs: a list, or, with --delete, its removal."""
-    from tasks.pipelines.collect_garbage import collected, places_of, retention_of
+    from tasks.pipelines.collect_garbage import collect_with_lease, places_of, retention_of
     from tasks.release.retention.garbage import plan_garbage
 
     chosen = Settings.load()
     if delete:
-        done = collected(chosen, open_registry(), "vitrine release garbage", versions)
+        done = collect_with_lease(chosen, open_registry(), "vitrine release garbage", versions)
         console.print(done.summary.replace("to collect", "collected"))
         return
     plan = plan_garbage(open_registry(), places_of(chosen), retention_of(chosen, versions))
@@ -144,12 +144,12 @@ def garbage(
 
 def _made(registry, version):  # type: ignore[no-untyped-def]
     from serving.contract.files import ContractError
-    from tasks.board.timeline import Made
+    from tasks.board.timeline import LoadedVersion
 
     try:
-        return Made(version, registry.manifest_of(version))
+        return LoadedVersion(version, registry.manifest_of(version))
     except ContractError as error:
-        return Made(version, None, str(error))
+        return LoadedVersion(version, None, str(error))
 
 
 def _table(*columns: str) -> Table:

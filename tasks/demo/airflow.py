@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from tasks.errors import SettingsError, VitrineError
-from tasks.settings import Settings, where_looked
+from tasks.settings import Settings, setting_sources
 
 FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
@@ -51,7 +51,7 @@ class Airflow:
         if answer.is_error:
             raise SettingsError(
                 f"Airflow at {self.url} does not accept the user {self.user!r} ({answer.status_code}): set VITRINE_AIRFLOW_USER and "
-                f"VITRINE_AIRFLOW_PASSWORD (looked for in {where_looked(Settings.load().home)})"
+                f"VITRINE_AIRFLOW_PASSWORD (looked for in {setting_sources(Settings.load().home)})"
             )
         self.client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 

@@ -19,7 +19,7 @@ from tasks.embed.images import read_image
 from tasks.errors import VitrineError
 from tasks.index.metrics import hit_at
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.release.gates.end_to_end_eval import Query, held_out
+from tasks.release.gates.end_to_end_eval import Query, held_out_queries
 from tasks.settings import Settings
 
 PHOTOS = 400
@@ -45,7 +45,7 @@ def show_answers(settings: Settings, console: Console) -> list[Line]:
     url = settings.serving_urls[0]
     _wait_until_live(url, live.version)
     snapshot = read_snapshot(manifest.snapshot.uri)
-    queries = held_out(snapshot, PHOTOS, deleted_products(ledger_of(manifest, registry.file)))
+    queries = held_out_queries(snapshot, PHOTOS, deleted_products(ledger_of(manifest, registry.file)))
     answers, times = _ask(url, snapshot, queries, console)
     console.print(_answer_table(answers[:: max(len(answers) // SHOWN, 1)][:SHOWN], snapshot))
     ranks = np.array([_rank(found, q.product_id) for q, found in answers])

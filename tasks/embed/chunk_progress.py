@@ -15,7 +15,7 @@ REJECTED = ".rejected"
 
 
 @contextmanager
-def watched(name: str, tally: Path, total: int, unit: str, landed: Callable[[], int] = lambda: 0) -> Iterator[None]:
+def show_progress(name: str, tally: Path, total: int, unit: str, landed: Callable[[], int] = lambda: 0) -> Iterator[None]:
     """Shows progress while the files in `tally` grow; a chunk that is tried twice counts once at most.
 
     Of workers on other machines, which do not see the folder, `landed` tells how many pictures they have stored.
@@ -28,7 +28,7 @@ def watched(name: str, tally: Path, total: int, unit: str, landed: Callable[[], 
         def watch() -> None:
             asked = time.monotonic()
             while not stop.wait(EVERY_S):
-                done, rejected = counted(tally)
+                done, rejected = count_pictures(tally)
                 if not done and time.monotonic() - asked > ELSEWHERE_S:
                     done, asked = max(landed(), progress.done), time.monotonic()
                 if done:
@@ -41,10 +41,10 @@ def watched(name: str, tally: Path, total: int, unit: str, landed: Callable[[], 
         finally:
             stop.set()
             thread.join()
-        progress.set(total, f"{counted(tally)[1]} in quarantine")
+        progress.set(total, f"{count_pictures(tally)[1]} in quarantine")
 
 
-def counted(tally: Path) -> tuple[int, int]:
+def count_pictures(tally: Path) -> tuple[int, int]:
     """Pictures that are done, and those of them that were rejected."""
     sizes = [(file.suffix == REJECTED, file.stat().st_size) for file in tally.iterdir()]
     return sum(size for bad, size in sizes if not bad), sum(size for bad, size in sizes if bad)

@@ -51,7 +51,7 @@ class FeatureStore:
         With `base`, the rows are those that differ from it and `gone` the keys of products that it has and this version has not.
         Not visible until `switch`. Loading a version that is complete writes nothing; one that was interrupted is written again.
         """
-        if (done := self.complete(version)) is not None:
+        if (done := self.loaded_count(version)) is not None:
             return done
         count = 0
         with Progress("feature store", total, "products") as progress:
@@ -95,7 +95,7 @@ class FeatureStore:
         Raises VitrineError when the version was not loaded whole. A version that goes live again is kept again.
         """
         base = self._base(version)
-        if self.complete(version) is None or (base and self.complete(base) is None):
+        if self.loaded_count(version) is None or (base and self.loaded_count(base) is None):
             raise VitrineError(f"features of version {version} are not complete; load them before switching")
         for layer in (base, version):
             if layer:
@@ -109,7 +109,7 @@ class FeatureStore:
     def live(self) -> str | None:
         return self.redis.get(LIVE)
 
-    def complete(self, version: str) -> int | None:
+    def loaded_count(self, version: str) -> int | None:
         """How many products a version holds, once it is loaded whole."""
         count = self.redis.get(f"features:{version}:_complete")
         return None if count is None else int(count)

@@ -17,13 +17,13 @@ SCHEMA = pa.schema([("image_uri", pa.string()), ("stamp", pa.string()), ("sha256
 ForEach = Callable[[list[str], Callable[[str], None]], None]
 
 
-def look_at(snapshot: Snapshot, work_uri: str, looks_uri: str, config: worker.WorkerConfig, for_each: ForEach) -> pa.Table:
+def hash_images(snapshot: Snapshot, work_uri: str, looks_uri: str, config: worker.WorkerConfig, for_each: ForEach) -> pa.Table:
     """worker.LOOKED rows of all products: what each picture's sha256 is, or why it has none.
 
     Chunks that were looked at before a kill are not looked at again.
     """
     products = product_table(snapshot.uri, ["key", "image_uri"])
-    known = remembered(looks_uri, snapshot.image_root)
+    known = read_cache(looks_uri, snapshot.image_root)
     places = pc.index_in(products["image_uri"], known["image_uri"])
     for column in ("stamp", "sha256"):
         products = products.append_column(f"known_{column}", known[column].take(places))
@@ -37,27 +37,27 @@ def look_at(snapshot: Snapshot, work_uri: str, looks_uri: str, config: worker.Wo
                 pq.write_table(products.slice(start, CHUNK_ROWS), stream)
 
     def work(chunk: str) -> None:
-        worker.look(chunk, chunk.replace("/look-", "/looked-"), config)
+        worker.hash_chunk(chunk, chunk.replace("/look-", "/looked-"), config)
 
     for_each(waiting, work)
     return pa.concat_tables([storage.read_table(out) for out in outs])
 
 
-def remembered(looks_uri: str, root: str) -> pa.Table:
+def read_cache(looks_uri: str, root: str) -> pa.Table:
     """The newest look at each uri below `root`, as SCHEMA."""
-    tables = [storage.read_table(file) for file in storage.listing(_place(looks_uri, root), ".parquet")]
+    tables = [storage.read_table(file) for file in storage.list_files(_place(looks_uri, root), ".parquet")]
     if not tables:
         return SCHEMA.empty_table()
     newest = pa.concat_tables(tables).group_by("image_uri", use_threads=False).aggregate([("stamp", "last"), ("sha256", "last")])
     return pa.table({"image_uri": newest["image_uri"], "stamp": newest["stamp_last"], "sha256": newest["sha256_last"]})
 
 
-def remember(looked: pa.Table, looks_uri: str, root: str, run_key: str) -> None:
+def update_cache(looked: pa.Table, looks_uri: str, root: str, run_key: str) -> None:
     """Keeps the looks for the next run, in one file that holds and then replaces the older ones."""
     place = _place(looks_uri, root)
-    before = storage.listing(place, ".parquet")
+    before = storage.list_files(place, ".parquet")
     good = looked.filter(pc.and_(pc.is_valid(looked["sha256"]), pc.is_valid(looked["stamp"]))).select(SCHEMA.names)
-    old = remembered(looks_uri, root)
+    old = read_cache(looks_uri, root)
     merged = pa.concat_tables([old.filter(pc.invert(pc.is_in(old["image_uri"], good["image_uri"]))), good])
     name = storage.join(place, f"looks-{run_key}.parquet")
     with storage.writer(name) as stream:

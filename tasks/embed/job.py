@@ -18,12 +18,12 @@ from serving.contract.encoder import EncoderFolder
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
-from tasks.embed.chunk_progress import watched
-from tasks.embed.image_hash_cache import look_at, remember
+from tasks.embed.chunk_progress import show_progress
+from tasks.embed.image_hash_cache import hash_images, update_cache
 from tasks.embed.images import fetcher
 from tasks.embed.partition import write_shards
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
-from tasks.embed.quarantine import named, quarantine_uri, with_ids
+from tasks.embed.quarantine import quarantine_uri, sample_reasons, with_ids
 from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, rejected_images
 from tasks.errors import VitrineError
@@ -78,7 +78,7 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbedResult:
     """What became of every product's picture: catalogue == embedded + quarantined, always.
 
     `embedded_now` counts images that this run embedded, `reused` products whose image another run had embedded.
@@ -100,7 +100,7 @@ class Embedded:
     """The first few products in quarantine with their reasons."""
 
     @property
-    def account(self) -> str:
+    def summary(self) -> str:
         """Where every product went, in one line."""
         why = "".join(f", {count} {reason}" for reason, count in self.reasons.items())
         named = self.named and f"; in quarantine: {', '.join(self.named)}"
@@ -122,7 +122,7 @@ class Embedded:
 
 def embed_snapshot(
     snapshot: Snapshot, encoder_folder: Path, encoder_version: str, store_uri: str, run_key: str, work: Path, config: EmbedConfig
-) -> Embedded:
+) -> EmbedResult:
     """Embeds what the store lacks and writes `vectors/<run_key>/shard=<i>/`: key, image_sha256, vector, sorted by key.
 
     A run that was killed goes on where it was and ends with the same vectors; a run that was finished is returned as it is.
@@ -130,7 +130,7 @@ def embed_snapshot(
     """
     vectors_uri = storage.join(store_uri, "vectors", run_key)
     if storage.exists(storage.join(vectors_uri, MANIFEST)):
-        return Embedded(**storage.read_json(storage.join(vectors_uri, MANIFEST)))
+        return EmbedResult(**storage.read_json(storage.join(vectors_uri, MANIFEST)))
     encoder = EncoderFolder(encoder_folder).manifest
     print_ = encoder.variant(encoder.document).fingerprint
     store = EmbeddingStore(storage.join(store_uri, "embeddings", encoder.name, f"v{encoder_version}-{print_[:12]}"), encoder.dim)
@@ -151,22 +151,22 @@ def embed_snapshot(
             elif chunks:
                 for_each_chunk(spark(), chunks, look)
 
-        looked = look_at(snapshot, chunks_uri, looks_uri, settings, look_each)
+        looked = hash_images(snapshot, chunks_uri, looks_uri, settings, look_each)
         names, images = _chunks(looked, store, storage.join(chunks_uri, "embed"), config)
         if names:
-            embed = partial(worker.embed, config=settings)
-            with watched("embed pictures", tally, images, "pictures", partial(_landed, store, run_key)):
+            embed = partial(worker.embed_chunk, config=settings)
+            with show_progress("embed pictures", tally, images, "pictures", partial(_landed, store, run_key)):
                 if images <= config.direct:
                     for name in names:
                         embed(name)
                 else:
                     for_each_chunk(spark(), names, embed, config.gpus)
     result = _publish(snapshot, store, looked, vectors_uri, quarantine_uri(store_uri, run_key), run_key, config)
-    remember(looked, looks_uri, snapshot.image_root, run_key)
+    update_cache(looked, looks_uri, snapshot.image_root, run_key)
     storage.write_json(storage.join(vectors_uri, MANIFEST), asdict(result))
-    for leftover in storage.listing(chunks_uri, recursive=True):
+    for leftover in storage.list_files(chunks_uri, recursive=True):
         storage.delete(leftover)
-    log.info("%s", result.account)
+    log.info("%s", result.summary)
     return result
 
 
@@ -200,7 +200,9 @@ def _todo(looked: pa.Table, store: EmbeddingStore) -> pa.Table:
     each = readable.group_by("sha256", use_threads=False).aggregate([("image_uri", "first")])
     commits = store.commits()
     lasting = pa.array(list(rejected_images(commits, lasting=True)), SHA_TYPE)
-    new = each.filter(pc.invert(pc.is_in(each["sha256"], pa.concat_arrays([store.known(commits), lasting])))).sort_by("sha256")
+    new = each.filter(pc.invert(pc.is_in(each["sha256"], pa.concat_arrays([store.checksums(commits), lasting])))).sort_by(
+        "sha256"
+    )
     return pa.table({"image_sha256": new["sha256"], "image_uri": new["image_uri_first"]})
 
 
@@ -215,10 +217,10 @@ def _chunk_rows(images: int, config: EmbedConfig) -> int:
 def _publish(
     snapshot: Snapshot, store: EmbeddingStore, looked: pa.Table, vectors_uri: str, quarantine: str, run_key: str,
     config: EmbedConfig,
-) -> Embedded:  # fmt: skip
+) -> EmbedResult:  # fmt: skip
     """Writes the quarantine and the shards' vectors, and counts where every product went."""
     commits = store.commits()
-    known = store.known(commits)
+    known = store.checksums(commits)
     embedded = pc.is_in(looked["sha256"], known)  # a null sha256 is not in it
     bad = _with_reasons(looked.filter(pc.invert(embedded)), rejected_images(commits), snapshot.uri, run_key)
     with storage.writer(quarantine) as stream:
@@ -227,12 +229,12 @@ def _publish(
     if len(usable) + len(bad) != snapshot.rows:
         raise VitrineError(f"{snapshot.rows} products, but {len(usable)} embedded and {len(bad)} in quarantine")
     write_shards(usable, store, commits, vectors_uri, config.shards)
-    here = store.known([c for c in commits if c.run == run_key])
+    here = store.checksums([c for c in commits if c.run == run_key])
     now = pc.is_in(usable["sha256"], here)
     reasons = Counter(row["reason"] for row in bad)
-    return Embedded(
+    return EmbedResult(
         run_key, vectors_uri, store.uri, quarantine, store.dim, config.shards, snapshot.rows, len(usable), len(bad),
-        len(here), len(usable) - (pc.sum(now).as_py() or 0), dict(sorted(reasons.items())), named(bad),
+        len(here), len(usable) - (pc.sum(now).as_py() or 0), dict(sorted(reasons.items())), sample_reasons(bad),
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ NAMED = 5
 
 
 @dataclass(frozen=True)
-class Quarantined:
+class QuarantineEntry:
     """One product without a usable picture. `reason` is a short code, `detail` a sentence; `run` is the run's key.
 
     Files of before say neither `product_id` ("") nor when (`at` None).
@@ -46,19 +46,21 @@ def quarantine_uri(store_uri: str, run_key: str) -> str:
     return storage.join(store_uri, "quarantine", f"{run_key}.parquet")
 
 
-def quarantined(store_uri: str, run_keys: Iterable[str] | None = None, key: int | None = None) -> list[Quarantined]:
+def read_quarantine(store_uri: str, run_keys: Iterable[str] | None = None, key: int | None = None) -> list[QuarantineEntry]:
     """What these runs (default: all whose list is kept) put into quarantine, the newest first; with `key`, that product only."""
     if run_keys is None:
-        uris = storage.listing(storage.join(store_uri, "quarantine"), ".parquet")
+        uris = storage.list_files(storage.join(store_uri, "quarantine"), ".parquet")
     else:
         uris = [uri for uri in (quarantine_uri(store_uri, run) for run in run_keys) if storage.exists(uri)]
-    rows: list[Quarantined] = []
+    rows: list[QuarantineEntry] = []
     for uri in uris:
         table = storage.read_table(uri)
         if key is not None:
             table = table.filter(pa.array(table["key"].to_numpy() == key))
         blank = {"product_id": "", "at": None}
-        rows += [Quarantined(**(blank | {name: row[name] for name in SCHEMA.names if name in row})) for row in table.to_pylist()]
+        rows += [
+            QuarantineEntry(**(blank | {name: row[name] for name in SCHEMA.names if name in row})) for row in table.to_pylist()
+        ]
     return sorted(rows, key=lambda row: (row.at or datetime.min.replace(tzinfo=UTC), row.run), reverse=True)
 
 
@@ -73,7 +75,7 @@ def with_ids(rows: list[dict], snapshot_uri: str) -> list[dict]:
     return named
 
 
-def named(rows: list[dict]) -> list[str]:
+def sample_reasons(rows: list[dict]) -> list[str]:
     """The first few products of a quarantine with their reasons, for a summary: "p1 (missing)"."""
     shown = [f"{row['product_id']} ({row['reason']})" for row in rows[:NAMED]]
     return shown + ([f"and {len(rows) - NAMED} more"] if len(rows) > NAMED else [])

@@ -91,7 +91,7 @@ class EmbeddingStore:
 
     def commits(self) -> list[Commit]:
         """Every finished chunk, in order of name."""
-        uris = storage.listing(storage.join(self.uri, "_commits"), ".json")
+        uris = storage.list_files(storage.join(self.uri, "_commits"), ".json")
         with ThreadPoolExecutor(READERS) as pool:
             return [Commit(**record) for record in pool.map(storage.read_json, uris)]
 
@@ -117,7 +117,7 @@ class EmbeddingStore:
             raise VitrineError(f"{uri}: its sha256 is not {commit.sha256[:12]}…, the committed one: the file is corrupt; {again}")
         return pq.read_table(pa.BufferReader(data), columns=columns)
 
-    def known(self, commits: Sequence[Commit] | None = None) -> pa.Array:
+    def checksums(self, commits: Sequence[Commit] | None = None) -> pa.Array:
         """The sha256 of every embedded image, in the order of the commits (default: all)."""
         chosen = [c for c in (self.commits() if commits is None else commits) if c.rows]
         with ThreadPoolExecutor(READERS) as pool:

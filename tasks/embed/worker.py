@@ -25,11 +25,11 @@ from tasks.embed.images import read_image, stamp
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name, vector_column
 from tasks.encoder.export.runtimes import runtime
 
-LOOKED = pa.schema([
+HASHED = pa.schema([
     ("key", pa.int64()), ("image_uri", pa.string()), ("stamp", pa.string()), ("sha256", SHA_TYPE),
     ("reason", pa.string()), ("detail", pa.string()),
 ])  # fmt: skip
-LOOKERS = 16
+HASH_THREADS = 16
 """Looking waits for disks and networks, not for the processor."""
 AHEAD = 2
 """Batches decoded ahead of the encoder, so that neither waits and memory stays bounded."""
@@ -63,16 +63,16 @@ class Picture:
     height: int
 
 
-def look(chunk: str, out: str, config: WorkerConfig) -> None:
+def hash_chunk(chunk: str, out: str, config: WorkerConfig) -> None:
     """Finds each picture's sha256: without reading it when its stamp is that of the last look.
 
     Chunk: key, image_uri, known_stamp, known_sha256. Writes LOOKED rows; an unreadable picture has a reason.
     """
     table = storage.read_table(chunk)
-    with ThreadPoolExecutor(LOOKERS) as pool:
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
         rows = list(pool.map(lambda row: _look(row, config), table.to_pylist()))
     with storage.writer(out) as stream:
-        pq.write_table(pa.Table.from_pylist(rows, LOOKED), stream)
+        pq.write_table(pa.Table.from_pylist(rows, HASHED), stream)
 
 
 def _look(row: dict, config: WorkerConfig) -> dict:
@@ -89,7 +89,7 @@ def _look(row: dict, config: WorkerConfig) -> dict:
         return found | {"reason": error.reason, "detail": str(error)}
 
 
-def embed(chunk: str, config: WorkerConfig) -> None:
+def embed_chunk(chunk: str, config: WorkerConfig) -> None:
     """Embeds a chunk (image_sha256, image_uri) and commits it: its vectors, and its rejected pictures with their reasons.
 
     A chunk that this run has committed before is left as it is.

@@ -58,7 +58,7 @@ class Recipe:
     first_share: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
-    def lasting(self, epochs: float | None, photos: int) -> "Recipe":
+    def for_epochs(self, epochs: float | None, photos: int) -> "Recipe":
         """The same recipe for so many passes over `photos` pictures; None keeps its steps."""
         if epochs is None:
             return self
@@ -99,7 +99,7 @@ class EncoderConfig:
         """Plain values, for the log and for the recipe's key."""
         return asdict(self) | {"preprocess": self.preprocess.model_dump()}
 
-    def changed(self, epochs: float | None, alpha: float | None, photo_days: int | None, photos: int) -> "EncoderConfig":
+    def with_overrides(self, epochs: float | None, alpha: float | None, photo_days: int | None, photos: int) -> "EncoderConfig":
         """This recipe with what a person asked for in a run; None leaves the preset's own.
 
         An epoch of `photos` train photos is as many pictures as there are photos; both towers train for `epochs`. Raises
@@ -119,8 +119,8 @@ class EncoderConfig:
             self,
             alpha=self.alpha if alpha is None else alpha,
             photo_days=self.photo_days if photo_days is None else photo_days,
-            teacher_recipe=self.teacher_recipe.lasting(epochs, photos),
-            student_recipe=self.student_recipe.lasting(epochs, photos),
+            teacher_recipe=self.teacher_recipe.for_epochs(epochs, photos),
+            student_recipe=self.student_recipe.for_epochs(epochs, photos),
         )
 
     @classmethod

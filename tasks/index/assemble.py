@@ -14,7 +14,7 @@ from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar,
 from serving.index.searcher import Searcher
 from serving.versions.golden import write_golden
 from tasks.catalog.snapshot import Snapshot
-from tasks.embed.job import Embedded
+from tasks.embed.job import EmbedResult
 from tasks.index.build import BuiltShard, IndexConfig
 
 GOLDEN_QUERIES = 16
@@ -39,9 +39,9 @@ def base_segment(built: BuiltShard, run_id: str, path: str) -> Segment:
     return Segment(kind="base", shard=built.shard, sequence=0, rows=built.rows, family=built.family, index=index, table=table)
 
 
-def draft(
+def draft_manifest(
     name: str, created_at: str, encoder: EncoderRef, snapshot: Snapshot, segments: list[Segment], search: dict[str, Scalar],
-    ranker: dict[str, Any], embedded: Embedded, shards: int, key: str,
+    ranker: dict[str, Any], embedded: EmbedResult, shards: int, key: str,
 ) -> IndexManifest:  # fmt: skip
     """The manifest before its golden answers and gates exist."""
     indexed = sum(s.rows for s in segments)

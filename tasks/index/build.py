@@ -20,11 +20,11 @@ from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
 from serving.index.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
-from tasks.index.choice import Budget, Need, choose_family
-from tasks.index.coarse import quick_adding, quick_training
-from tasks.index.families import FAMILIES, Family, least_training, lists_for
+from tasks.index.choice import Budget, Requirements, choose_family
+from tasks.index.coarse import fast_adding, fast_training
+from tasks.index.families import FAMILIES, Family, least_training, list_count
 from tasks.index.grouping import group
-from tasks.index.quantizer_codes import choose_codes, filling
+from tasks.index.quantizer_codes import choose_codes, code_adder
 from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts, shard_palettes
 from tasks.progress import Progress
 
@@ -109,12 +109,12 @@ def train_template(
     rows = sum(counts)
     if rows == 0:
         raise VitrineError("no product has a vector, so there is nothing to index; look at the quarantine of the embedding step")
-    need = Need(rows, dim, config.shards, config.recall_target, config.budget, os.cpu_count() or 1)
+    need = Requirements(rows, dim, config.shards, config.recall_target, config.budget, os.cpu_count() or 1)
     choice = choose_family(need, config.family)
     family = choice.family
     for name, why in choice.reasons.items():
         log.info("family %s: %s", name, why)
-    nlist = lists_for(rows)
+    nlist = list_count(rows)
     made = Template(
         family.name, family.factory(dim, nlist), dim, config.shards, rows, vectors_uri=vectors_uri, families=choice.reasons
     )
@@ -137,7 +137,7 @@ def train_template(
         )
     sample = sample_vectors(vectors_uri, config.shards, training_vectors(family, rows, config), config.seed)
     index = make_index(dim, made.factory)
-    with Progress("train the template", 1, "templates") as progress, quick_training(index):
+    with Progress("train the template", 1, "templates") as progress, fast_training(index):
         index.train(sample)
         trial = choose_codes(index, sample, config.seed)
         progress.add()
@@ -176,8 +176,8 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
     with (
         Progress(f"add vectors, shard {shard}", total, "vectors") as progress,
         omp_threads(threads),
-        filling(index) as add,
-        quick_adding(index),
+        code_adder(index) as add,
+        fast_adding(index),
     ):
         for block, vectors in shard_batches(vectors_uri, shard):
             check_vectors(vectors, block, template.dim)

@@ -14,12 +14,12 @@ from serving.contract.segments import read_rows
 from serving.index.searcher import OpenSegment, Searcher, ordered
 from serving.versions.golden import check_golden
 from tasks import storage
-from tasks.catalog.changes.ledger import SCHEMA, newest
+from tasks.catalog.changes.ledger import SCHEMA, latest_changes
 from tasks.catalog.snapshot import MANIFEST, product_table, read_snapshot
 from tasks.errors import VitrineError
 from tasks.index.delta_version import quarantined_keys
-from tasks.index.families import KNOWN
-from tasks.index.index_type import kind_made, kind_of
+from tasks.index.families import ALL_FAMILIES
+from tasks.index.index_type import family_index_type, index_type
 from tasks.release.gates.reconcile import catalogue_now, reconcile
 
 BLOCK, BLOCKS = 4096, 64
@@ -37,7 +37,7 @@ class Check(Frozen):
     detail: str
 
 
-class NotChecked(Exception):
+class CheckSkipped(Exception):
     """Something that cannot be looked at, and why: neither holds nor broken."""
 
 
@@ -57,7 +57,7 @@ def check_index(
         passed: bool | None = True
         try:
             detail = check()
-        except NotChecked as why:
+        except CheckSkipped as why:
             passed, detail = None, str(why)
         except (ContractError, VitrineError, pa.ArrowException) as error:
             passed, detail = False, str(error)
@@ -94,10 +94,10 @@ def _segments(manifest: IndexManifest, locate: Callable[[FileRef], Path], opened
     """Opens the version into `opened`."""
     searcher = Searcher.open(manifest, locate)
     for segment, held in _pairs(searcher):
-        if segment.family not in KNOWN:
+        if segment.family not in ALL_FAMILIES:
             raise ContractError(f"{segment.table.path}: there is no index family {segment.family!r}")
         assert held.engine is not None
-        if kind_of(held.engine.index) != kind_made(segment.family, searcher.dim):
+        if index_type(held.engine.index) != family_index_type(segment.family, searcher.dim):
             raise ContractError(f"{segment.table.path}: the index beside it is not one of family {segment.family}")
     for segment in manifest.segments:
         if segment.kind == "tombstones":
@@ -134,7 +134,7 @@ def _vectors(searcher: Searcher) -> str:
         for start in starts[:: -(-len(starts) // BLOCKS) or 1]:
             positions = np.arange(start, min(start + BLOCK, opened.rows))
             lengths = np.linalg.norm(opened.engine.vectors(positions), axis=1)
-            exact = KNOWN[segment.family].exact  # what another family keeps are estimates, of any length
+            exact = ALL_FAMILIES[segment.family].exact  # what another family keeps are estimates, of any length
             wrong = ~(np.abs(lengths - 1) <= LENGTH) if exact else ~np.isfinite(lengths)
             if wrong.any():
                 place = int(np.argmax(wrong))
@@ -172,15 +172,15 @@ def _snapshot(searcher: Searcher, locate: Callable[[FileRef], Path]) -> str:
     try:
         there = storage.exists(storage.join(wanted.uri, MANIFEST))
     except OSError as error:
-        raise NotChecked(f"{wanted.uri} cannot be read ({error}), so lost products would not be noticed") from None
+        raise CheckSkipped(f"{wanted.uri} cannot be read ({error}), so lost products would not be noticed") from None
     if not there:
-        raise NotChecked(f"{wanted.uri} is not there (any more), so lost products would not be noticed")
+        raise CheckSkipped(f"{wanted.uri} is not there (any more), so lost products would not be noticed")
     snapshot = read_snapshot(wanted.uri)
     for name in ("id", "rows", "content_sha256"):
         said, found = getattr(wanted, name), getattr(snapshot, name)
         if said != found:
             raise ContractError(f"{wanted.uri}: its {name} is {found}, where the manifest says {said}")
-    ledger = newest(read_rows(locate(ref), SCHEMA.names) for ref in manifest.changes)
+    ledger = latest_changes(read_rows(locate(ref), SCHEMA.names) for ref in manifest.changes)
     catalogue = catalogue_now(snapshot, ledger)
     base = np.concatenate([searcher.features.key[s.start : s.start + s.rows] for s in searcher.segments if s.base])
     bad = quarantined_keys(product_table(wanted.uri, ["key"])["key"].to_numpy(), base, ledger)

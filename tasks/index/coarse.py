@@ -13,7 +13,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-def lists_of(index: Any) -> Any:
+def ivf_view(index: Any) -> Any:
     """A view of the IVF index inside a refined or rotated one; None when there is none. `index` must stay referenced."""
     import faiss
 
@@ -24,11 +24,11 @@ def lists_of(index: Any) -> Any:
 
 
 @contextmanager
-def quick_training(index: Any) -> Iterator[None]:
+def fast_training(index: Any) -> Iterator[None]:
     """Within the block the centroids of an IVF index are trained on the GPUs, where there are some."""
     import faiss
 
-    lists = lists_of(index)
+    lists = ivf_view(index)
     if lists is None or not gpus():
         yield
         return
@@ -41,11 +41,11 @@ def quick_training(index: Any) -> Iterator[None]:
 
 
 @contextmanager
-def quick_adding(index: Any) -> Iterator[None]:
+def fast_adding(index: Any) -> Iterator[None]:
     """Within the block vectors find their list through a flat quantiser of the same centroids: on the GPUs, or instead of a graph."""
     import faiss
 
-    lists = lists_of(index)
+    lists = ivf_view(index)
     kept = None if lists is None else lists.quantizer
     graph = isinstance(faiss.downcast_index(kept), faiss.IndexHNSW) if kept is not None else False
     if kept is None or not (graph or gpus()):

@@ -17,7 +17,7 @@ COMPARED_US = 1 / 3
 """Microseconds for each row that is read and compared one by one (serving/index/searcher.py, `EXACT_ROWS`)."""
 
 
-class Counted:
+class CountingEngine:
     """An engine that notes what it is asked: `searches` as (queries, k, effort), and the rows it `compared`.
 
     Safe to use from several threads, as an append is one step.
@@ -26,33 +26,33 @@ class Counted:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.rows = engine, engine.rows
         self.searches: list[tuple[int, int, int]] = []
-        self.compared: list[int] = []
+        self.rows_compared: list[int] = []
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         self.searches.append((len(xq), k, effort))
         return self.engine.search(xq, k, mask, params, effort)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
-        self.compared.append(len(xq) * len(positions))
+        self.rows_compared.append(len(xq) * len(positions))
         return self.engine.nearest(xq, positions, k)
 
 
-class Work:
+class CostCounter:
     """What the engines of a searcher do. `searcher` is the same one over counted engines; the one it was made from is untouched."""
 
     def __init__(self, searcher: Searcher, family: Family, nlist: int) -> None:
         self.family, self.nlist = family, nlist
         self.searcher = copy.copy(searcher)
         self.searcher.parts = [copy.copy(part) for part in searcher.parts]
-        self.engines = [Counted(part.engine) for part in self.searcher.parts]
+        self.engines = [CountingEngine(part.engine) for part in self.searcher.parts]
         for part, engine in zip(self.searcher.parts, self.engines, strict=True):
             part.engine = engine
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Forgets what was counted."""
         for engine in self.engines:
             engine.searches.clear()
-            engine.compared.clear()
+            engine.rows_compared.clear()
 
     def us(self, params: dict[str, Scalar], widening: bool = True) -> float:
         """What was counted, in microseconds, had it been asked with these parameters; without `widening`, and nothing been short."""
@@ -63,9 +63,9 @@ class Work:
                 if "nprobe" in wide:
                     wide["nprobe"] = min(int(wide["nprobe"] or 1), self.nlist)
                 total += queries * (CALL_US + self.family.cost(wide, k, engine.rows / self.nlist))
-            total += sum(engine.compared) * COMPARED_US
+            total += sum(engine.rows_compared) * COMPARED_US
         return total
 
-    def repeated(self) -> int:
+    def repeats(self) -> int:
         """How many times a query was searched again for having found too little."""
         return sum(queries for engine in self.engines for queries, _, effort in engine.searches if effort >= WIDER[0])

@@ -19,7 +19,7 @@ from serving.contract.segments import ROW_COLUMNS, read_index, read_rows, write_
 from serving.index.faiss_engine import FaissEngine
 from tasks.errors import VitrineError
 from tasks.index.build import Template, empty_index
-from tasks.index.quantizer_codes import filling
+from tasks.index.quantizer_codes import code_adder
 from tasks.index.vectors import check_vectors
 
 Locate = Callable[[FileRef], Path]
@@ -186,7 +186,7 @@ class _Piece:
         coded = template if template is not None and template.fit else None
         flat = Template("flat", "Flat", vectors.shape[1], 1, len(rows))
         index = empty_index(coded or flat)
-        with filling(index) as add:
+        with code_adder(index) as add:
             add(np.ascontiguousarray(vectors, np.float32))
         carried = [n for n in rows.column_names if n not in ROW_COLUMNS]
         name = f"delta-{self.shard:05d}-{self.sequence:05d}"

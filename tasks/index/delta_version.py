@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from serving.contract.files import FileRef, describe
 from serving.contract.manifest import Counts, IndexManifest, Segment
 from serving.contract.segments import write_rows
-from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, newest
+from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, latest_changes
 from tasks.index.build import Template
 from tasks.index.delta import CODED_ROWS, Changes, add_delta, code_deltas, delta_rows, flat_rows, merge_deltas
 
@@ -24,7 +24,7 @@ LEDGER = "changes.parquet"
 
 
 @dataclass(frozen=True)
-class Place:
+class ArtifactLocation:
     """Where a version's files are written (`folder`), and what they are called: artifacts of `run_id` below `prefix`."""
 
     folder: Path
@@ -33,7 +33,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedRows:
     """The upserts that have a vector: `rows` as a segment's table, `vectors` (n, d) float32 of unit length, in the rows' order."""
 
     rows: pa.Table
@@ -44,19 +44,19 @@ class Embedded:
         return self.rows["key"].to_numpy() if len(self.rows) else np.zeros(0, np.int64)
 
 
-def placed(changed: pa.Table, products: pa.Table, base_keys: pa.Array) -> pa.Table:
+def mark_membership(changed: pa.Table, products: pa.Table, base_keys: pa.Array) -> pa.Table:
     """A ledger's rows, each saying whether the base's snapshot (`products`) and its segments (`base_keys`) have the product."""
     for name, keys in (("in_snapshot", products["key"].combine_chunks()), ("in_base", base_keys)):
         changed = changed.set_column(changed.column_names.index(name), name, pc.is_in(changed["key"], keys))
     return changed
 
 
-def succeed(
+def next_version(
     parent: IndexManifest,
     held: pa.Table,
     changed: pa.Table,
-    embedded: Embedded,
-    place: Place,
+    embedded: EmbeddedRows,
+    place: ArtifactLocation,
     locate: Callable[[FileRef], Path],
     template_of: Callable[[], Template | None] = lambda: None,
 ) -> tuple[IndexManifest, pa.Table]:
@@ -84,7 +84,7 @@ def succeed(
         segments = merge_deltas(grown, locate, place.folder / "merged", place.run_id, f"{place.prefix}/merged", template)
     elif template is not None:
         segments = code_deltas(grown, locate, template, place.folder / "coded", place.run_id, f"{place.prefix}/coded")
-    whole = newest([held, changed])
+    whole = latest_changes([held, changed])
     merged = len(parent.changes) >= MERGE_LEDGERS
     write_rows(place.folder / LEDGER, whole if merged else changed)
     mine = describe(place.folder / LEDGER, f"{place.prefix}/{LEDGER}", place.run_id)

@@ -51,7 +51,7 @@ class Family:
     """Whether vectors must be added on one thread for the same input to give the same bytes (graphs)."""
 
 
-def lists_for(rows: int) -> int:
+def list_count(rows: int) -> int:
     """Inverted lists for the rows of all shards: the largest power of two up to 2.5 * sqrt(rows).
 
     Fewer than the 4 to 16 * sqrt(rows) of FAISS's wiki ("Guidelines to choose an index"): fast scans make long lists cheap, and
@@ -62,7 +62,7 @@ def lists_for(rows: int) -> int:
 
 def least_training(family: Family, rows: int) -> int:
     """Training vectors without which a family cannot be trained for the rows of all shards; 0 where it is not trained."""
-    return max(family.per_list * lists_for(rows), SCALAR_LEAST) if family.trained else 0
+    return max(family.per_list * list_count(rows), SCALAR_LEAST) if family.trained else 0
 
 
 def code_count(d: int, share: int) -> int:
@@ -82,7 +82,7 @@ def _largest_divisor(d: int, most: int) -> int:
     return max(m for m in range(1, max(most, 1) + 1) if d % m == 0)
 
 
-def half_steps(grid: tuple[dict[str, Scalar], ...]) -> tuple[dict[str, Scalar], ...]:
+def refine_grid(grid: tuple[dict[str, Scalar], ...]) -> tuple[dict[str, Scalar], ...]:
     """A grid and what lies half way between the neighbouring values of each of its parameters, in every combination."""
     values = {name: sorted({float(p[name] or 0) for p in grid}) for name in grid[0]}
     finer = {name: sorted({*seen, *((a + b) / 2 for a, b in pairwise(seen))}) for name, seen in values.items()}
@@ -192,7 +192,7 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Retired:
+class RetiredFamily:
     """A family that is built no more, as far as its versions need it: they answer, are checked and refreshed, and rolled back to."""
 
     factory: Callable[[int, int], str]
@@ -200,9 +200,9 @@ class Retired:
 
 
 RETIRED = {
-    "ivf_rabitq": Retired(lambda d, n: f"{_ivf(n)},RaBitQ", exact=False),
-    "ivf_rabitq_sq8": Retired(lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQ8)"),
-    "ivf_rabitq_fp16": Retired(lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQfp16)"),
+    "ivf_rabitq": RetiredFamily(lambda d, n: f"{_ivf(n)},RaBitQ", exact=False),
+    "ivf_rabitq_sq8": RetiredFamily(lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQ8)"),
+    "ivf_rabitq_fp16": RetiredFamily(lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQfp16)"),
 }
-KNOWN: dict[str, Family | Retired] = {**FAMILIES, **RETIRED}
+ALL_FAMILIES: dict[str, Family | RetiredFamily] = {**FAMILIES, **RETIRED}
 """What a version may be of."""

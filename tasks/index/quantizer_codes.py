@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.index.coarse import lists_of
+from tasks.index.coarse import ivf_view
 
 HELD_OUT, AMONG = 256, 20_000
 """Training vectors that ask, and the others that they are to find."""
@@ -66,7 +66,7 @@ def choose_codes(index: Any, sample: np.ndarray, seed: int) -> Trial | None:
 
 
 @contextmanager
-def filling(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarray], None]]:
+def code_adder(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarray], None]]:
     """Within the block, what adds vectors (n, d) float32 to a trained, empty index; they are in it when the block ends.
 
     As `index.add`, but for the codes of a fast scan, whose files are what FAISS itself writes: only which code a vector gets differs.
@@ -108,12 +108,12 @@ def _codes(lists: Any, centroids: np.ndarray, vectors: np.ndarray, along: float)
     books = faiss.vector_to_array(lists.pq.centroids).reshape(lists.pq.M, lists.pq.ksub, lists.pq.dsub)
     places = [slice(start, start + CHUNK) for start in range(0, len(vectors), CHUNK)]
     with ThreadPoolExecutor(max(1, faiss.omp_get_max_threads())) as pool:
-        better = list(pool.map(lambda s: turned(codes[s], rest[s], vectors[s], books, along), places))
+        better = list(pool.map(lambda s: refine_codes(codes[s], rest[s], vectors[s], books, along), places))
     number = nearest.astype("<u8").view(np.uint8).reshape(-1, 8)[:, : lists.coarse_code_size()]
     return np.ascontiguousarray(np.concatenate([number, np.concatenate(better)], axis=1))
 
 
-def turned(codes: np.ndarray, described: np.ndarray, vectors: np.ndarray, books: np.ndarray, along: float) -> np.ndarray:
+def refine_codes(codes: np.ndarray, described: np.ndarray, vectors: np.ndarray, books: np.ndarray, along: float) -> np.ndarray:
     """Codes of M words of 4 bits, (n, M / 2) uint8, after each word in turn gave way to the one of least error.
 
     `described` (n, d) is what is coded, `vectors` (n, d) whose direction counts, `books` (M, 16, d / M) the codebooks. What
@@ -142,7 +142,7 @@ def _fast_scan(index: Any) -> Any:
     """A view of the fast scan of 4-bit codes inside an index; None when there is none."""
     import faiss
 
-    lists = lists_of(index)
+    lists = ivf_view(index)
     return lists if isinstance(lists, faiss.IndexIVFPQFastScan) else None
 
 
@@ -151,7 +151,7 @@ def _recall(index: Any, xb: np.ndarray, xq: np.ndarray, nearest: np.ndarray) -> 
     import faiss
 
     trial = faiss.clone_index(index)
-    with filling(trial) as add:
+    with code_adder(trial) as add:
         add(xb)
     rows = trial.search(xq, min(WITHIN, len(xb)), params=faiss.SearchParametersIVF(nprobe=trial.nlist))[1]
     return float(np.mean([np.isin(t, r).mean() for t, r in zip(nearest, rows, strict=True)]))

@@ -15,7 +15,7 @@ TEMPLATE_FILE = "template.json"
 """An artifact of every run that built bases: its template, the encoder of its vectors, and where its file is kept."""
 
 
-def keep_template(template: Template, fingerprint: str, kept_uri: str, folder: Path) -> None:
+def store_template(template: Template, fingerprint: str, kept_uri: str, folder: Path) -> None:
     """Puts the template's file below `kept_uri`, once, and writes its record to `folder`/template.json."""
     uri = storage.join(kept_uri, f"{template.sha256}.faiss") if template.file else ""
     if uri and not storage.exists(uri):
@@ -25,7 +25,7 @@ def keep_template(template: Template, fingerprint: str, kept_uri: str, folder: P
         path.write_text(json.dumps({"template": asdict(template), "fingerprint": fingerprint, "kept": uri}, indent=1))
 
 
-def kept_template(registry: Registry, fingerprint: str, folder: Path) -> tuple[Template | None, str]:
+def live_template(registry: Registry, fingerprint: str, folder: Path) -> tuple[Template | None, str]:
     """The template the live version's bases were built from, its file verified in `folder`; or None and why there is none.
 
     `fingerprint` is that of the encoder whose vectors are to be indexed: a template of another one is never taken over.

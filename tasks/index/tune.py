@@ -14,9 +14,9 @@ from serving.contract.manifest import CANDIDATES, Scalar
 from serving.index.recall import DEPTH, TIE
 from serving.index.searcher import Searcher
 from tasks.errors import GateFailed
-from tasks.index.choice import Budget, Need, next_family
-from tasks.index.cost_counter import Work
-from tasks.index.families import FAMILIES, Family, half_steps, lists_for
+from tasks.index.choice import Budget, Requirements, next_family
+from tasks.index.cost_counter import CostCounter
+from tasks.index.families import FAMILIES, Family, list_count, refine_grid
 from tasks.index.truth import Truth, recall_of
 
 K = 10
@@ -48,7 +48,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TuningResult:
     """The chosen parameters with the trial behind them, every trial with its verdict, and why the family was taken.
 
     `refused` says why nothing was chosen: then the parameters and the trial are the best there were.
@@ -67,7 +67,7 @@ class Tuned:
 class TuningRefused(GateFailed):
     """Nothing keeps to the budget; `tuned` holds all that was tried."""
 
-    def __init__(self, tuned: Tuned) -> None:
+    def __init__(self, tuned: TuningResult) -> None:
         super().__init__(tuned.refused)
         self.tuned = tuned
 
@@ -79,7 +79,7 @@ def tune(
     target: float,
     truth: Truth | None = None,
     budget: Budget | None = None,
-) -> Tuned:
+) -> TuningResult:
     """Tries the family's grid on queries xq (nq, d), all shards and segments searched, and takes the cheapest that qualifies.
 
     Half steps between the grid's values are tried where they could be cheaper still. The files are read before anything is timed,
@@ -98,13 +98,13 @@ def tune(
             f"{family} takes {files / 2**20:.0f} MiB for {searcher.rows} vectors and {budget.ram_bytes / 2**20:.0f} MiB are allowed; "
             f"{_instead(next_family(kind, need, 'memory'))}allow more memory (VITRINE_INDEX_RAM_MB)"
         )
-        raise TuningRefused(Tuned({"family": family}, {}, [], len(xq), clients, files, refused=refused))
+        raise TuningRefused(TuningResult({"family": family}, {}, [], len(xq), clients, files, refused=refused))
     candidates = min(CANDIDATES, max(searcher.live_rows, 1))
     truth = truth or stored_truth(searcher, xq)
 
-    nlist = lists_for(sum(s.rows for s in searcher.segments))
-    grid, finer = (_ordered(kind, searcher.rows, nlist, candidates, points) for points in (kind.grid, half_steps(kind.grid)))
-    work = Work(searcher, kind, nlist)
+    nlist = list_count(sum(s.rows for s in searcher.segments))
+    grid, finer = (_ordered(kind, searcher.rows, nlist, candidates, points) for points in (kind.grid, refine_grid(kind.grid)))
+    work = CostCounter(searcher, kind, nlist)
 
     def tried(points: list[dict[str, Scalar]]) -> list[Trial]:
         return [_measure(work, xq, truth, params, candidates, target, clients) for params in points]
@@ -123,8 +123,10 @@ def tune(
     if chosen < 0:
         best = max(range(len(trials)), key=lambda n: trials[n].recall_at_10)
         refused = _why_none(kind, need, trials[best])
-        raise TuningRefused(Tuned(_search(family, trials[best]), rows[best], rows, len(xq), clients, files, refused=refused))
-    return Tuned(_search(family, trials[chosen]), rows[chosen], rows, len(xq), clients, files)
+        raise TuningRefused(
+            TuningResult(_search(family, trials[best]), rows[best], rows, len(xq), clients, files, refused=refused)
+        )
+    return TuningResult(_search(family, trials[chosen]), rows[chosen], rows, len(xq), clients, files)
 
 
 def stored_truth(searcher: Searcher, xq: np.ndarray) -> Truth:
@@ -138,16 +140,16 @@ def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
     return np.where(rows < 0, -1, searcher.features.key[np.maximum(rows, 0)])
 
 
-def _need(searcher: Searcher, target: float, budget: Budget) -> Need:
+def _need(searcher: Searcher, target: float, budget: Budget) -> Requirements:
     """What the family of a searcher was chosen for."""
-    return Need(searcher.rows, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
+    return Requirements(searcher.rows, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
 
 
 def _search(family: str, trial: Trial) -> dict[str, Scalar]:
     return {"family": family, "candidates": CANDIDATES, **trial.params}
 
 
-def _why_none(family: Family, need: Need, best: Trial) -> str:
+def _why_none(family: Family, need: Requirements, best: Trial) -> str:
     """Why no parameters qualify, and what to do."""
     limit, found = need.budget.p99_ms, best.recall_at_10 >= need.target
     fits = f" and p99 {limit:g} ms" if limit < math.inf else ""
@@ -195,11 +197,11 @@ def _ordered(
 
 
 def _measure(
-    work: Work, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float, clients: int
+    work: CostCounter, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float, clients: int
 ) -> Trial:
     searcher = work.searcher
     searcher.search(xq[:1], candidates, params=params)
-    work.begin()
+    work.reset()
 
     def asked(q: np.ndarray) -> tuple[float, np.ndarray]:
         began = time.perf_counter()
@@ -223,7 +225,7 @@ def _measure(
     p50, p99 = np.percentile([ms for ms, _ in answers], [50, 99])
     return Trial(
         params, recall_of(keys[:, :K], seen, K), recall_of(keys, seen, K), float(p50), float(p99), qps,
-        work.us(params) / len(answers), work.repeated() / len(answers), len(answers),
+        work.us(params) / len(answers), work.repeats() / len(answers), len(answers),
     )  # fmt: skip
 
 

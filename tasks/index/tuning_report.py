@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tasks.index.tune import FIRST_PART, Tuned
+from tasks.index.tune import FIRST_PART, TuningResult
 
 PANELS = (("p50_ms", "p50, ms"), ("p99_ms", "p99, ms"), ("qps", "queries a second"))
 HEADER = (
@@ -12,7 +12,7 @@ HEADER = (
 )  # fmt: skip
 
 
-def tuning_table(tuned: Tuned) -> str:
+def tuning_table(tuned: TuningResult) -> str:
     """Markdown: every family with why it was or was not taken, and every trial with its verdict; the Pareto points are marked."""
     lines = [
         f"# {tuned.search['family']}: {tuned.memory_bytes / 2**20:.1f} MiB",
@@ -36,7 +36,7 @@ def tuning_table(tuned: Tuned) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tuning_plot(tuned: Tuned, path: Path, target: float) -> None:
+def tuning_plot(tuned: TuningResult, path: Path, target: float) -> None:
     """A PNG: recall@10 against p50, p99 and queries a second of every trial, the best of each joined, the chosen one ringed.
 
     A trial that only the first photos were asked is hollow.
@@ -77,6 +77,6 @@ def front(trials: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
     return points
 
 
-def _asked(trial: dict[str, Any], tuned: Tuned) -> int:
+def _asked(trial: dict[str, Any], tuned: TuningResult) -> int:
     """How many photos a trial was asked; reports of before did not say."""
     return int(trial.get("queries", tuned.queries))

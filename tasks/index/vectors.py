@@ -26,7 +26,7 @@ def shard_batches(vectors_uri: str, shard: int, unit: bool = True) -> Iterator[t
     """
     uri = shard_uri(vectors_uri, shard)
     fs, _ = storage.filesystem(uri)
-    files = [f.removeprefix("s3://") for f in storage.listing(uri, ".parquet")]
+    files = [f.removeprefix("s3://") for f in storage.list_files(uri, ".parquet")]
     for file in files:  # one after the other: reading ahead would hold several parts in memory
         for batch in pads.dataset(file, filesystem=fs).to_batches(
             columns=["key", "vector"], batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=0
@@ -39,7 +39,7 @@ def shard_batches(vectors_uri: str, shard: int, unit: bool = True) -> Iterator[t
 def shard_palettes(vectors_uri: str, shards: Iterable[int]) -> pa.ChunkedArray | None:
     """The palettes of some shards, one shard after the other, each in order of key; None for vectors written without them."""
     parts: list[pa.ChunkedArray] = []
-    for uri in (uri for shard in shards for uri in storage.listing(shard_uri(vectors_uri, shard), ".parquet")):
+    for uri in (uri for shard in shards for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet")):
         fs, path = storage.filesystem(uri)
         with fs.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
@@ -54,7 +54,7 @@ def shard_counts(vectors_uri: str, shards: int) -> tuple[list[int], int]:
     counts, dim = [], 0
     for shard in range(shards):
         total = 0
-        for uri in storage.listing(shard_uri(vectors_uri, shard), ".parquet"):
+        for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet"):
             fs, path = storage.filesystem(uri)
             with fs.open_input_file(path) as stream:
                 file = pq.ParquetFile(stream)

@@ -9,8 +9,8 @@ from typing import Any
 
 from tasks.pipelines.common import registry, settings, work_folder
 from tasks.registry import Registry
-from tasks.release.promotion.lease import holding
-from tasks.release.retention.garbage import Places, Plan, collect, plan_garbage
+from tasks.release.promotion.lease import hold_lease
+from tasks.release.retention.garbage import GarbageLocations, GarbagePlan, collect, plan_garbage
 from tasks.release.retention.policy import Retention
 from tasks.settings import Settings
 
@@ -35,24 +35,24 @@ def plan(run_key: str, versions: int = 0) -> dict[str, Any]:
 def delete(run_key: str, versions: int = 0) -> dict[str, Any]:
     """Removes what is garbage by now, while no promotion runs."""
     chosen = settings()
-    done = collected(chosen, registry(chosen), f"collect_garbage, {run_key}", versions)
+    done = collect_with_lease(chosen, registry(chosen), f"collect_garbage, {run_key}", versions)
     _record(run_key, "collected.json", asdict(done))
     return {"things": len(done.items), "bytes": done.bytes, "summary": done.summary.replace("to collect", "collected")}
 
 
-def collected(chosen: Settings, models: Registry, holder: str, versions: int = 0) -> Plan:
+def collect_with_lease(chosen: Settings, models: Registry, holder: str, versions: int = 0) -> GarbagePlan:
     """Removes garbage while `holder` has the lease that promotions need."""
 
     @contextmanager
     def alone() -> Iterator[Callable[[], None]]:
-        with holding(models, holder, patience_s=PATIENCE_S) as lease:
+        with hold_lease(models, holder, patience_s=PATIENCE_S) as lease:
             yield lease.check
 
     return collect(models, places_of(chosen), retention_of(chosen, versions), alone)
 
 
-def places_of(chosen: Settings) -> Places:
-    return Places(chosen.store_uri, chosen.home)
+def places_of(chosen: Settings) -> GarbageLocations:
+    return GarbageLocations(chosen.store_uri, chosen.home)
 
 
 def retention_of(chosen: Settings, versions: int = 0) -> Retention:

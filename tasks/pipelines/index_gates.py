@@ -11,7 +11,7 @@ from tasks.catalog.snapshot import Snapshot
 from tasks.pipelines.common import query_runtime, settings
 from tasks.registry import Registry
 from tasks.release.gates.end_to_end_eval import Query
-from tasks.release.gates.evaluate import Judged, TruthOf, judged, open_live
+from tasks.release.gates.evaluate import Evaluation, TruthOf, evaluate_version, open_live
 from tasks.release.gates.policy import Policy
 from tasks.settings import Settings
 
@@ -31,13 +31,13 @@ def policy_of(chosen: Settings) -> Policy:
 def judge(
     models: Registry, release: Release, snapshot: Snapshot, queries: list[Query], read_at: datetime,
     catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None, truth_of: TruthOf | None = None,
-) -> Judged:  # fmt: skip
-    """The decision on a candidate beside what is live, each gate in the log; what may be left out: see measuring.judged."""
+) -> Evaluation:  # fmt: skip
+    """The decision on a candidate beside what is live, each gate in the log; what may be left out: see evaluate.evaluate_version."""
     from tasks.pipelines.promote_index import replicas_of
 
     chosen = settings()
     live = open_live(models, query_runtime())
-    decision, measured = judged(
+    decision, measured = evaluate_version(
         release,
         live,
         snapshot,

@@ -10,10 +10,10 @@ from typing import Any
 
 from tasks.errors import GateFailed, VitrineError
 from tasks.pipelines.common import query_runtime, registry, settings, work_folder
-from tasks.pipelines.publish_features import follow_live
+from tasks.pipelines.publish_features import switch_features
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.release.promotion.blue_green import LIVE_AT, Guarded, Plan, choose_slot
-from tasks.release.promotion.lease import HANDOVER_S, LeaseLost, holding
+from tasks.release.promotion.blue_green import LIVE_AT, LeasedAliases, Plan, choose_slot
+from tasks.release.promotion.lease import HANDOVER_S, LeaseLost, hold_lease
 from tasks.release.promotion.serving_replicas import Replica
 from tasks.settings import Settings
 
@@ -38,7 +38,7 @@ def choose(version: str, run_key: str) -> dict[str, Any]:
     wanted = version or models.require_alias(INDEX_MODEL, "candidate").version
     found = models.version(INDEX_MODEL, wanted)
     _admit(models, wanted)
-    with holding(models, run_key, patience_s=PATIENCE_S, keep_s=HANDOVER_S) as lease:
+    with hold_lease(models, run_key, patience_s=PATIENCE_S, keep_s=HANDOVER_S) as lease:
         _finish_bake(models, lease, chosen, wanted)
         plan = choose_slot(models, wanted)
         epoch = lease.epoch
@@ -68,10 +68,10 @@ def shadow(plan: dict, run_key: str) -> dict[str, Any]:
     `text` is the gate report and this one for whoever approves the promotion, in Markdown.
     """
     from tasks.catalog.snapshot import read_snapshot
-    from tasks.release.gates.end_to_end_eval import held_out, read_photos
+    from tasks.release.gates.end_to_end_eval import held_out_queries, read_photos
     from tasks.release.gates.evaluate import open_version
     from tasks.release.gates.gate_report import approval_text
-    from tasks.release.promotion.replay import answers, replayed, sampled_from
+    from tasks.release.promotion.replay import collect_samples, replay_queries, top_ids
     from tasks.release.promotion.shadow import compare
 
     chosen = settings()
@@ -80,9 +80,9 @@ def shadow(plan: dict, run_key: str) -> dict[str, Any]:
         release = open_version(models, plan["version"], query_runtime())
         live = open_version(models, plan["live"], query_runtime()) if plan["live"] and plan["live"] != plan["version"] else None
         snapshot = read_snapshot(release.manifest.snapshot.uri)
-        photos = read_photos(snapshot, held_out(snapshot, SHADOW_QUERIES))
-        queries = replayed(release, live, sampled_from(replicas, SHADOW_QUERIES), photos, SHADOW_QUERIES)
-        report = compare(replicas, plan["slot"], plan["live_slot"] if live else "", queries, answers(release, queries.vectors))
+        photos = read_photos(snapshot, held_out_queries(snapshot, SHADOW_QUERIES))
+        queries = replay_queries(release, live, collect_samples(replicas, SHADOW_QUERIES), photos, SHADOW_QUERIES)
+        report = compare(replicas, plan["slot"], plan["live_slot"] if live else "", queries, top_ids(release, queries.vectors))
         folder = work_folder(run_key)
         (folder / "shadow.json").write_text(json.dumps(report, indent=1))
         with models.run(EXPERIMENT, run_key, f"promote version {plan['version']}", {"version": plan["version"]}) as run:
@@ -94,14 +94,14 @@ def shadow(plan: dict, run_key: str) -> dict[str, Any]:
     return report | {"text": text, "links": links}
 
 
-def approval_wanted(told: str) -> bool:
+def needs_approval(answer: str) -> bool:
     """Whether a person is asked: "yes", "no", or anything else for the setting."""
-    return {"yes": True, "no": False}.get(told, settings().approval)
+    return {"yes": True, "no": False}.get(answer, settings().approval)
 
 
-def let_go(run_key: str) -> None:
+def release_lease(run_key: str) -> None:
     """Gives the lease up while a person is asked: nobody else should have to wait for that."""
-    with holding(registry(), run_key):
+    with hold_lease(registry(), run_key):
         pass
 
 
@@ -162,11 +162,11 @@ def settle(run_key: str) -> dict[str, Any]:
     chosen = settings()
     models = registry(chosen)
     try:
-        with holding(models, run_key, patience_s=PATIENCE_S) as lease:
-            done = settle_slots(Guarded(models, lease), replicas_of(chosen))
+        with hold_lease(models, run_key, patience_s=PATIENCE_S) as lease:
+            done = settle_slots(LeasedAliases(models, lease), replicas_of(chosen))
     except (LeaseLost, VitrineError) as error:  # whoever has the lease now leaves things in order
         done = f"nothing: {error}"
-    done = "; ".join(told for told in (done, follow_live()) if told)
+    done = "; ".join(told for told in (done, switch_features()) if told)
     log.info("%s", done or "everything is in its place")
     return {"summary": done}
 
@@ -179,11 +179,11 @@ def roll_back(holder: str, to: str = "") -> dict[str, Any]:
     models = registry(chosen)
     if to:
         _passed(models, to)
-    with holding(models, holder, urgent=True, patience_s=PATIENCE_S) as lease:
-        plan, took = rollback(Guarded(models, lease), replicas_of(chosen), LIMIT_S, to)
+    with hold_lease(models, holder, urgent=True, patience_s=PATIENCE_S) as lease:
+        plan, took = rollback(LeasedAliases(models, lease), replicas_of(chosen), LIMIT_S, to)
     was = f"was: version {plan.live}" if plan.live != plan.version else "it was live already"
     summary = f"version {plan.version} is live in {plan.slot} ({was}), on every replica after {took:.1f} s"
-    summary = "; ".join(told for told in (summary, follow_live()) if told)
+    summary = "; ".join(told for told in (summary, switch_features()) if told)
     log.info("%s", summary)
     return {
         "version": plan.version,
@@ -236,10 +236,10 @@ def _passed(models: Registry, version: str) -> None:
 
 
 @contextmanager
-def _guarded(models: Registry, plan: dict, run_key: str) -> Iterator[Guarded]:
+def _guarded(models: Registry, plan: dict, run_key: str) -> Iterator[LeasedAliases]:
     """Aliases under the lease that this promotion was planned with; it stays ours until the next step takes it up."""
-    with holding(models, run_key, epoch=plan["epoch"], patience_s=PATIENCE_S, keep_s=HANDOVER_S) as lease:
-        yield Guarded(models, lease)
+    with hold_lease(models, run_key, epoch=plan["epoch"], patience_s=PATIENCE_S, keep_s=HANDOVER_S) as lease:
+        yield LeasedAliases(models, lease)
 
 
 def _plan(record: dict) -> Plan:
@@ -247,10 +247,10 @@ def _plan(record: dict) -> Plan:
 
 
 def _metrics_before(replicas: list[Replica], version: str) -> list[dict[str, Any]]:
-    from tasks.release.promotion.bake import Reading, reading
-    from tasks.release.promotion.serving_replicas import of_each
+    from tasks.release.promotion.bake import Reading, take_reading
+    from tasks.release.promotion.serving_replicas import for_each_replica
 
-    return [_record(r or Reading()) for r in of_each(replicas, lambda replica: reading(replica, version))]
+    return [_record(r or Reading()) for r in for_each_replica(replicas, lambda replica: take_reading(replica, version))]
 
 
 def _finish_bake(models: Registry, lease: Any, chosen: Settings, wanted: str) -> None:
@@ -259,21 +259,23 @@ def _finish_bake(models: Registry, lease: Any, chosen: Settings, wanted: str) ->
     if live is None or live.version == wanted or not live.tags.get(BAKE, "").startswith(UNDER_WAY):
         return
     log.info("version %s went live and nobody watched it to the end: that is done first", live.version)
-    decision = _bake(models, Guarded(models, lease), chosen, live.version, [])
+    decision = _bake(models, LeasedAliases(models, lease), chosen, live.version, [])
     log.info("%s", decision.summary)
 
 
-def _bake(models: Registry, aliases: Guarded, chosen: Settings, version: str, before: list[dict[str, Any]]) -> Any:
+def _bake(models: Registry, aliases: LeasedAliases, chosen: Settings, version: str, before: list[dict[str, Any]]) -> Any:
     from tasks.release.gates.policy import Decision
-    from tasks.release.promotion.bake import BakePolicy, Reading, bake, reading
+    from tasks.release.promotion.bake import BakePolicy, Reading, bake, take_reading
     from tasks.release.promotion.blue_green import flip as flip_live
     from tasks.release.promotion.blue_green import settle_previous
     from tasks.release.promotion.blue_green import warm as warm_slot
-    from tasks.release.promotion.serving_replicas import of_each
+    from tasks.release.promotion.serving_replicas import for_each_replica
 
     replicas = replicas_of(chosen)
     policy = BakePolicy(p99_ms=chosen.p99_ms, recall=chosen.recall_target - 0.05)
-    start = [_reading(r) for r in before] or [r or Reading() for r in of_each(replicas, lambda one: reading(one, version))]
+    start = [_reading(r) for r in before] or [
+        r or Reading() for r in for_each_replica(replicas, lambda one: take_reading(one, version))
+    ]
     decision = bake(replicas, version, start, chosen.bake_s, policy, aliases.lease.check)
     if decision.passed:
         aliases.tag_version(INDEX_MODEL, version, BAKE, f"{KEPT}: {decision.summary}")

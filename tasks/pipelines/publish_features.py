@@ -43,7 +43,7 @@ def load(registered: dict) -> dict[str, Any]:
     return {"products": count, "summary": summary}
 
 
-def follow_live() -> str:
+def switch_features() -> str:
     """Readers see the features of the live version; gives what happened in words, "" where there is no feature store."""
     chosen = settings()
     if not chosen.redis_url:

@@ -26,7 +26,7 @@ from tasks.pipelines.drain_changes import (
     change_source,
     changed_rows,
     columns_of,
-    keep_messages,
+    extend_visibility,
     ledger_of,
     plan_on,
 )
@@ -60,19 +60,19 @@ def catch_up(registered: dict, run_key: str) -> dict[str, Any]:
 
 def embed(plan: dict) -> dict[str, Any]:
     """The new products and pictures through the embedding job and its store: a picture is embedded once, whoever meets it."""
-    from tasks.catalog.changes.drain import Upserts
+    from tasks.catalog.changes.drain import UpsertSource
     from tasks.catalog.snapshot import write_snapshot
     from tasks.embed.job import embed_snapshot
 
     chosen = settings()
     models = registry(chosen)
-    keep_messages(chosen, plan)
+    extend_visibility(chosen, plan)
     manifest = models.index_manifest(plan["parent"])
     rows = changed_rows(plan)
     if not plan["upserts"]:
         return {}
     columns = columns_of(models, manifest)
-    source = Upserts(f"changes of {plan['run_key']}", manifest.snapshot.image_root, rows, columns)
+    source = UpsertSource(f"changes of {plan['run_key']}", manifest.snapshot.image_root, rows, columns)
     uri = storage.join(chosen.store_uri, "snapshots", plan["run_key"])
     snapshot = (
         read_snapshot(uri)
@@ -98,17 +98,17 @@ def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
     """
     chosen = settings()
     models = registry(chosen)
-    keep_messages(chosen, plan)
+    extend_visibility(chosen, plan)
     run_key = plan["run_key"]
     made = next((v for v in models.versions(INDEX_MODEL, VERSIONS) if v.tags.get("run_key") == run_key), None)
     if made is not None:
         return _registered(made)
     folder = work_folder(run_key) / "index"
     with models.run(EXPERIMENT, run_key, f"delta on version {plan['parent']}") as run:
-        from tasks.release.gates.policy import of_gates
+        from tasks.release.gates.policy import decision_of
 
         manifest, measured = _version(models, plan, embedded, run, folder, photos)
-        decision = of_gates(manifest.gates)
+        decision = decision_of(manifest.gates)
         _upload(run, manifest, folder)
         run.params({"parent": plan["parent"], "changes": plan["changes"], "encoder_version": manifest.encoder.version})
         run.metrics({g.name: g.value for g in manifest.gates} | {"recall_at_10": measured.recall_at_10})
@@ -138,7 +138,7 @@ def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict[str, Any]:
             source.acknowledge(handles)
         else:
             source.release(handles)
-        waiting = source.waiting()
+        waiting = source.count_waiting()
     taken = len(handles) if registered.get("passed") else 0
     notes = [note for note in (plan.get("note"), embedded.get("note")) if note]
     summary = "; ".join([f"{taken} messages acknowledged, {waiting} wait", *notes])
@@ -148,11 +148,13 @@ def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict[str, Any]:
 
 def publish(registered: dict) -> bool:
     """Makes the version the candidate, unless one on a newer snapshot became it meanwhile: the next refresh then carries it over."""
-    from tasks.release.ancestry import covered
+    from tasks.release.ancestry import covered_versions
 
     models = registry()
     candidate = models.alias(INDEX_MODEL, "candidate")
-    if candidate is not None and candidate.version not in covered(registered["version"], models.versions(INDEX_MODEL, VERSIONS)):
+    if candidate is not None and candidate.version not in covered_versions(
+        registered["version"], models.versions(INDEX_MODEL, VERSIONS)
+    ):
         ours, theirs = (models.index_manifest(v).snapshot for v in (registered["version"], candidate.version))
         if ours != theirs and started_at(theirs.uri) > started_at(ours.uri):
             log.info("version %s is built on a newer snapshot: the next refresh carries these changes over", candidate.version)
@@ -168,10 +170,10 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
     from tasks.catalog.changes.ledger import deleted_products
     from tasks.index.assemble import with_golden
     from tasks.index.build import Template
-    from tasks.index.delta_version import Place, quarantined_keys, succeed
+    from tasks.index.delta_version import ArtifactLocation, next_version, quarantined_keys
     from tasks.index.template_store import template_of
     from tasks.pipelines.index_gates import judge
-    from tasks.release.gates.end_to_end_eval import MAX_PHOTOS, held_out
+    from tasks.release.gates.end_to_end_eval import MAX_PHOTOS, held_out_queries
     from tasks.release.gates.reconcile import catalogue_now
 
     parent = models.index_manifest(plan["parent"]).model_copy(update={"ranker": plan["ranker"]})
@@ -183,9 +185,9 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
     def template() -> Template | None:
         return template_of(models, parent, folder / "template")[0]
 
-    place = Place(folder, run.run_id, INDEX_PATH)
+    place = ArtifactLocation(folder, run.run_id, INDEX_PATH)
     embedded_now = _embedded(parent, embedded)
-    manifest, ledger = succeed(parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template)
+    manifest, ledger = next_version(parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template)
     manifest = manifest.model_copy(update={"id": plan["run_key"], "created_at": plan["now"], "parent": plan["parent"]})
     golden = np.load(models.file(parent.golden))["vectors"]
     manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
@@ -193,7 +195,7 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
         "candidate", manifest, models.encoder_folder(manifest.encoder.version), locate, runtime=query_runtime()
     )
     snapshot = read_snapshot(manifest.snapshot.uri)
-    queries = held_out(snapshot, photos or MAX_PHOTOS, deleted_products(ledger))
+    queries = held_out_queries(snapshot, photos or MAX_PHOTOS, deleted_products(ledger))
     read_at = datetime.fromisoformat(plan["now"])
     products = product_table(snapshot.uri, ["key"])["key"].to_numpy()
     bad = quarantined_keys(products, base_keys(models, manifest).to_numpy(), ledger)
@@ -204,16 +206,16 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
 def _embedded(parent: IndexManifest, embedded: dict) -> Any:
     """The embedded upserts of the plan, as rows and vectors."""
     from tasks.index.build import rows_of, with_palettes
-    from tasks.index.delta_version import Embedded
+    from tasks.index.delta_version import EmbeddedRows
     from tasks.index.vectors import shard_batches, shard_palettes
 
     blocks = [b for s in range(parent.shards) for b in shard_batches(embedded["vectors_uri"], s)] if embedded else []
     if not blocks:
-        return Embedded(pa.table({"key": pa.array([], pa.int64())}), np.zeros((0, parent.encoder.dim), np.float32))
+        return EmbeddedRows(pa.table({"key": pa.array([], pa.int64())}), np.zeros((0, parent.encoder.dim), np.float32))
     keys = np.concatenate([k for k, _ in blocks])
     palettes = shard_palettes(embedded["vectors_uri"], range(parent.shards))
     rows = with_palettes(rows_of(embedded["snapshot_uri"], keys, 0, 1), palettes)
-    return Embedded(rows, np.concatenate([v for _, v in blocks]))
+    return EmbeddedRows(rows, np.concatenate([v for _, v in blocks]))
 
 
 def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:

@@ -49,7 +49,7 @@ class Round:
     failures: int = 0
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """The process was asked to stop; the round goes on when it starts again."""
 
 
@@ -72,7 +72,7 @@ class Stream:
                 worked = self._round(state)
                 made += worked
                 state.failures = 0
-            except Stopped:
+            except StopRequested:
                 break
             except Exception as error:  # whatever is away or refuses, the stream stays and tries again
                 self._failed(state, error)
@@ -94,7 +94,7 @@ class Stream:
             marks.append((step, time.monotonic()))
             self._told(state, step)
             if self.stop.is_set() and step != "promote":
-                raise Stopped
+                raise StopRequested
 
         plan = draining.drain(state.key, wait_s=0 if state.pending else min(self.every_s, POLL_S))
         if not plan["due"]:
@@ -163,7 +163,7 @@ class Stream:
     def _clear(self, plan: dict[str, Any]) -> None:
         """What only this round needed: its files are in the registry now, or its messages in the queue again."""
         shutil.rmtree(settings().home / "work" / plan["run_key"], ignore_errors=True)
-        for uri in reversed(storage.listing(plan["uri"])):
+        for uri in reversed(storage.list_files(plan["uri"])):
             storage.delete(uri)
 
     def _told(self, state: Round, step: str) -> None:

@@ -21,21 +21,21 @@ PROMOTED = "promoted_by"
 """The tag that a version gets when this pipeline makes it champion: the run's key."""
 
 
-def plan(snapshot: dict, asked: dict[str, Any], run_key: str) -> dict[str, Any]:
+def plan(snapshot: dict, overrides: dict[str, Any], run_key: str) -> dict[str, Any]:
     """The recipe of a run, and the version that was already trained with it on the same data ("" when none was).
 
-    `asked` holds what the form gave: preset (None for the setting's), epochs, alpha, photo_days (each None for the preset's own)
+    `overrides` holds what the form gave: preset (None for the setting's), epochs, alpha, photo_days (each None for the preset's own)
     and force. Raises TrainingError for what cannot be trained.
     """
     from tasks.encoder.data.photos import read_training_set
     from tasks.encoder.presets import preset
     from tasks.encoder.train.trained import recipe_key
 
-    config = preset(asked.get("preset") or settings().encoder_preset)
-    window = asked.get("photo_days")
+    config = preset(overrides.get("preset") or settings().encoder_preset)
+    window = overrides.get("photo_days")
     training = read_training_set(snapshot["uri"], max(0, window if window is not None else config.photo_days))
     photos = training.split("train")
-    config = config.changed(asked.get("epochs"), asked.get("alpha"), window, len(photos))
+    config = config.with_overrides(overrides.get("epochs"), overrides.get("alpha"), window, len(photos))
     recipe = recipe_key(config, as_snapshot(snapshot).content_sha256)
     found = {"preset": config.name, "recipe": recipe, "config": config.as_dict(), "existing": "", "forced": ""}
     existing = next((v for v in registry().versions(ENCODER_MODEL) if v.tags.get("recipe") == recipe), None)
@@ -43,7 +43,7 @@ def plan(snapshot: dict, asked: dict[str, Any], run_key: str) -> dict[str, Any]:
     log.info("preset %s, %d train photos, alpha %g: %d and %d steps", config.name, len(photos), config.alpha, *steps)
     if training.orphans:
         log.info("%s", training.orphans)
-    if asked.get("force"):
+    if overrides.get("force"):
         log.info("asked to train again whatever was trained before")
         return found | {"forced": run_key}
     if existing is not None:
@@ -150,13 +150,13 @@ def _measure(
     from tasks.encoder.evaluate.evaluate import evaluate_encoder
     from tasks.encoder.evaluate.gates import encoder_gates
     from tasks.encoder.evaluate.report import write_report
-    from tasks.encoder.evaluate.speedup import FASTER, times_faster
+    from tasks.encoder.evaluate.speedup import FASTER, measure_speedup
 
     chosen, work = settings(), _work({})
     decoding = Decoding(round(chosen.pixel_cache_gb * 2**30), chosen.decoders, chosen.max_unreadable)
     folder = models.encoder_folder(found.version)
     report = evaluate_encoder(folder, snapshot["uri"], work, baselines=True, decoding=decoding)
-    faster = times_faster(EncoderFolder(folder), report.query, "teacher.fp32")
+    faster = measure_speedup(EncoderFolder(folder), report.query, "teacher.fp32")
     report = report.model_copy(update={"metrics": report.metrics | {FASTER: faster}})
     other = None
     if champion is not None:

@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "watch"
 
 
-def look(run_key: str) -> dict[str, Any]:
+def measure(run_key: str) -> dict[str, Any]:
     """Measures what is live, judges it, and keeps figures and plots in MLflow: one run per index version, a step per look."""
     from tasks.watch.checks import Limits, checks
     from tasks.watch.cost import Prices
-    from tasks.watch.live_metrics import look as look_at
+    from tasks.watch.live_metrics import measure_live as look_at
     from tasks.watch.watch_report import write_report
 
     chosen = settings()

@@ -33,7 +33,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class RunOf:
+class RunRef:
     """A run that exists: the key it was made under, and when (epoch seconds) it ended, or began where it has not."""
 
     run_id: str
@@ -164,17 +164,17 @@ class Runs:
         """Where a person sees an artifact of a run."""
         return f"{self.page}/#/runs/{run_id}/artifactPath/{path}"
 
-    def runs(self, experiment: str, without_tag: str) -> list[RunOf]:
+    def runs(self, experiment: str, without_tag: str) -> list[RunRef]:
         """Every run of an experiment that does not carry a tag; [] when there is no such experiment."""
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
             return []
-        made: list[RunOf] = []
+        made: list[RunRef] = []
         page: str | None = ""
         while page is not None:
             answer = self.client.search_runs([found.experiment_id], max_results=1000, page_token=page or None)
             made += [
-                RunOf(r.info.run_id, r.data.tags.get(RUN_KEY, ""), (r.info.end_time or r.info.start_time) / 1e3)
+                RunRef(r.info.run_id, r.data.tags.get(RUN_KEY, ""), (r.info.end_time or r.info.start_time) / 1e3)
                 for r in answer
                 if without_tag not in r.data.tags
             ]

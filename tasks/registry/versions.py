@@ -107,7 +107,7 @@ class Versions(Runs):
             raise
         return _version(model, found, tuple(sorted(found.aliases)))
 
-    def named(self, model: str, name: str) -> Version:
+    def resolve(self, model: str, name: str) -> Version:
         """The version of this number or alias. Raises VitrineError when there is none."""
         found = None if name.isdigit() else self.alias(model, name)
         return found or self.version(model, name)

@@ -30,7 +30,7 @@ AIRFLOW = Receiver(
 REPLICA = Receiver("vitrine-replica", "/v1/hooks/mlflow", "Tells a replica that an alias moved, so that it looks at once.")
 
 
-class NotBelieved(VitrineError):
+class InvalidSignature(VitrineError):
     """The message does not carry a signature of ours, or an old one."""
 
 
@@ -47,20 +47,20 @@ class AliasMoved:
         return (self.model, self.alias) == (ENCODER_MODEL, "champion")
 
 
-def believe(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) -> AliasMoved | None:
+def verify(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) -> AliasMoved | None:
     """The message of a signed request; None when it is about something else. `now_s` is epoch seconds.
 
     Raises NotBelieved when the signature is missing or wrong (compared in constant time) or outside of the window, and when no
     secret is set.
     """
     if not secret:
-        raise NotBelieved(
+        raise InvalidSignature(
             "no secret is set for MLflow's messages: set VITRINE_WEBHOOK_SECRET for Airflow and run: vitrine webhook"
         )
     try:
         check_signed(headers, body, secret, now_s)
     except NotSigned as error:
-        raise NotBelieved(str(error)) from None
+        raise InvalidSignature(str(error)) from None
     try:
         said = json.loads(body)
         if f"{said['entity']}.{said['action']}" != EVENT:
@@ -68,7 +68,7 @@ def believe(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) 
         data = said["data"]
         return AliasMoved(str(data["name"]), str(data["alias"]), str(data["version"]))
     except (ValueError, KeyError, TypeError):
-        raise NotBelieved("the message is signed, but it is not one of MLflow's about an alias") from None
+        raise InvalidSignature("the message is signed, but it is not one of MLflow's about an alias") from None
 
 
 def register_webhook(registry: Registry, address: str, secret: str, receiver: Receiver = AIRFLOW) -> bool:

@@ -13,7 +13,7 @@ from serving.versions.release import Release
 from tasks.catalog.changes.ledger import deleted_products, ledger_of
 from tasks.catalog.snapshot import read_snapshot
 from tasks.registry import Registry
-from tasks.release.gates.end_to_end_eval import WholePath, held_out, measure
+from tasks.release.gates.end_to_end_eval import EndToEndResult, held_out_queries, measure
 from tasks.release.gates.evaluate import open_version
 
 NAMED = 10
@@ -125,12 +125,12 @@ def figures(old: Release, new: Release) -> tuple[Figure, ...]:
 def answers(old: Release, new: Release, photos: int, deleted: Collection[str] = ()) -> tuple[Answer, ...]:
     """The same held-out photos of the newer version's snapshot, asked of both; none of a product that was `deleted` since."""
     snapshot = read_snapshot(new.manifest.snapshot.uri)
-    asked = held_out(snapshot, photos, deleted)
+    asked = held_out_queries(snapshot, photos, deleted)
     first, second = (measure(r, snapshot, asked, f"ask version {r.version}") for r in (old, new))
     return tuple(_answers(first, second))
 
 
-def _answers(first: WholePath, second: WholePath) -> Sequence[Answer]:
+def _answers(first: EndToEndResult, second: EndToEndResult) -> Sequence[Answer]:
     found = []
     for n, query in enumerate(first.queries):
         kept = len(set(first.answers[n]) & set(second.answers[n])) / max(len(first.answers[n]), 1)

@@ -12,7 +12,7 @@ from serving.contract.manifest import EncoderRef, IndexManifest, Segment
 from tasks import storage
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, ledger_of
 from tasks.catalog.snapshot import product_batches
-from tasks.embed.quarantine import Quarantined, quarantined
+from tasks.embed.quarantine import QuarantineEntry, read_quarantine
 from tasks.embed.store import Commit, EmbeddingStore
 from tasks.errors import VitrineError
 from tasks.index.vectors import shard_uri
@@ -29,7 +29,7 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
     newest = max([found, *registry.versions(INDEX_MODEL, 1)], key=lambda v: int(v.version))
     manifest, latest = (registry.manifest_of(v) for v in (found, newest))
     key = product_key(product_id)
-    quarantine = quarantined(_store(manifest), key=key)
+    quarantine = read_quarantine(_store(manifest), key=key)
     state = _state(registry, latest, key, product_id)
     rejected = _rejected(quarantine, latest, state)
     held = _holding(registry, manifest, key)
@@ -97,7 +97,7 @@ def _change(registry: Registry, manifest: IndexManifest, key: int) -> dict[str, 
     return ledger.slice(place, 1).to_pylist()[0] if place >= 0 else None
 
 
-def _rejected(quarantine: list[Quarantined], latest: IndexManifest, state: str) -> str:
+def _rejected(quarantine: list[QuarantineEntry], latest: IndexManifest, state: str) -> str:
     """Why the last run that met the product could not use its picture; "" where it could.
 
     `state` is the product's in the newest version `latest`; a run after that may have failed before it made a version.
@@ -110,7 +110,7 @@ def _rejected(quarantine: list[Quarantined], latest: IndexManifest, state: str) 
 
 
 def _absence(
-    registry: Registry, manifest: IndexManifest, key: int, product_id: str, quarantine: list[Quarantined], rejected: str
+    registry: Registry, manifest: IndexManifest, key: int, product_id: str, quarantine: list[QuarantineEntry], rejected: str
 ) -> str:
     """Why a version does not hold a product."""
     state, snapshot = _state(registry, manifest, key, product_id), manifest.snapshot
@@ -151,7 +151,7 @@ def _snapshot_row(uri: str, product_id: str) -> dict[str, Any] | None:
 
 def _image_sha(uri: str, key: int) -> bytes | None:
     """The image that a key's vector was made of, from a shard's parts."""
-    for part in storage.listing(uri, ".parquet"):
+    for part in storage.list_files(uri, ".parquet"):
         table = storage.read_table(part, ["key", "image_sha256"])
         place = pc.index(table["key"], key).as_py()
         if place >= 0:

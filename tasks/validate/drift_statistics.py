@@ -24,7 +24,7 @@ class Moments:
     fingerprint: str
 
 
-class Gathering:
+class MomentsAccumulator:
     """Sums up batches of vectors."""
 
     def __init__(self, dim: int, expected: int) -> None:

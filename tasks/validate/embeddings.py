@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, product_batches
-from tasks.embed.job import Embedded
+from tasks.embed.job import EmbedResult
 from tasks.index.vectors import matrix, shard_uri
-from tasks.validate.drift_statistics import Gathering, Moments, shift
+from tasks.validate.drift_statistics import Moments, MomentsAccumulator, shift
 from tasks.validate.expectations import Check, Validation, run_checks
 from tasks.validate.snapshot import product_ids
 
@@ -35,7 +35,7 @@ class EmbeddingLimits:
 
 
 @dataclass
-class Inspected:
+class InspectionResult:
     """One pass over all vectors: facts about them, about each shard, and keys of products for which something is wrong."""
 
     facts: dict[str, Any]
@@ -44,10 +44,10 @@ class Inspected:
     bad: dict[str, list[int]] = field(default_factory=dict)
 
 
-def inspect(embedded: Embedded, snapshot: Snapshot, fingerprint: str) -> Inspected:
+def inspect(embedded: EmbedResult, snapshot: Snapshot, fingerprint: str) -> InspectionResult:
     """Reads every vector of the run once, with its page checksums; 24 bytes a product stay in memory."""
     known = np.sort(np.concatenate([b["key"].to_numpy() for b in product_batches(snapshot.uri, ["key"])]))
-    gathering = Gathering(embedded.dim, embedded.embedded)
+    gathering = MomentsAccumulator(embedded.dim, embedded.embedded)
     total, squares = np.zeros(embedded.dim), np.zeros(embedded.dim)
     bad: dict[str, list[int]] = {"not_finite": [], "norm": [], "duplicate": [], "unknown": [], "misplaced": []}
     facts: dict[str, Any] = {"vectors": 0, "not_finite": 0, "least_norm": np.inf, "greatest_norm": -np.inf}
@@ -60,7 +60,7 @@ def inspect(embedded: Embedded, snapshot: Snapshot, fingerprint: str) -> Inspect
     for shard in range(embedded.shards):
         row = {"shard": shard, "vectors": 0, "unsorted": 0, "misplaced": 0, "unknown": 0}
         last = -1
-        for uri in storage.listing(shard_uri(embedded.vectors_uri, shard), ".parquet"):
+        for uri in storage.list_files(shard_uri(embedded.vectors_uri, shard), ".parquet"):
             fs, path = storage.filesystem(uri)
             with fs.open_input_file(path) as stream:
                 file = pq.ParquetFile(stream, page_checksum_verification=True)
@@ -101,11 +101,16 @@ def inspect(embedded: Embedded, snapshot: Snapshot, fingerprint: str) -> Inspect
     facts["constant_dimensions"] = int((spread < 1e-10).sum()) if facts["vectors"] > 1 else 0
     facts["duplicate_share"], same = _duplicates(words, prints, keys)
     note("duplicate", same)
-    return Inspected(facts, shards, gathering.moments(fingerprint), bad)
+    return InspectionResult(facts, shards, gathering.moments(fingerprint), bad)
 
 
 def check_embeddings(
-    found: Inspected, embedded: Embedded, snapshot: Snapshot, before: Moments | None, docs: Path, limits: EmbeddingLimits
+    found: InspectionResult,
+    embedded: EmbedResult,
+    snapshot: Snapshot,
+    before: Moments | None,
+    docs: Path,
+    limits: EmbeddingLimits,
 ) -> Validation:
     """Checks a run's vectors by themselves, against the catalogue, and against the last version's. Failures are in the result."""
     facts = found.facts | {
@@ -135,7 +140,7 @@ def check_embeddings(
     return run_checks("embeddings", {"facts": pd.DataFrame([facts])}, checks, docs, also=also)
 
 
-def check_index_inputs(found: Inspected, embedded: Embedded, snapshot: Snapshot, docs: Path) -> Validation:
+def check_index_inputs(found: InspectionResult, embedded: EmbedResult, snapshot: Snapshot, docs: Path) -> Validation:
     """Checks that the shards hold every embedded product once, where a search looks for it, and nothing else."""
     facts = {"embedded": embedded.embedded, "in_shards": sum(s["vectors"] for s in found.shards)}
     checks = [_equal("embedded", "in_shards"), _between("embedded", 1, None)]
@@ -147,7 +152,7 @@ def check_index_inputs(found: Inspected, embedded: Embedded, snapshot: Snapshot,
     return run_checks("index inputs", frames, checks, docs, also=_named(found, snapshot, ("misplaced", "unknown")))
 
 
-def _named(found: Inspected, snapshot: Snapshot, kinds: tuple[str, ...]) -> list[str]:
+def _named(found: InspectionResult, snapshot: Snapshot, kinds: tuple[str, ...]) -> list[str]:
     """Sample products of what is wrong; nothing is looked up where nothing is."""
     return [
         f"{kind}: products {', '.join(product_ids(snapshot, np.array(found.bad[kind]), SAMPLE_KEYS))}"

@@ -21,7 +21,7 @@ THREADS = 8
 
 
 @dataclass
-class Looked:
+class PictureCheck:
     """What was seen of pictures: `bad` says by row what is wrong; `usable` are the rows of good ones; `total` how many there are.
 
     Rows that only reading could tell about (https://, s3://) count as usable.
@@ -52,11 +52,11 @@ class Looked:
         return f"{len(self.bad)} of {self.count}" + ("" if self.whole else f" (a sample of {self.total})")
 
 
-def look_at(
+def check_pictures(
     uris: Sequence[str], root: str, hosts: tuple[str, ...], seen: Callable[[int, int], None], limit_s: float = LIMIT_S
-) -> Looked:
+) -> PictureCheck:
     """Looks at all pictures, or at MOST of them drawn evenly, for at most `limit_s` seconds; `seen` is told how many of how many."""
-    found = Looked(len(uris))
+    found = PictureCheck(len(uris))
     chosen = np.random.default_rng(0).permutation(len(uris))[:MOST].tolist()
     end = time.monotonic() + limit_s
     with ThreadPoolExecutor(THREADS) as pool:

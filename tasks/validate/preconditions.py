@@ -11,7 +11,7 @@ from tasks.catalog.schema import ALIASES, REQUIRED, SPLITS
 from tasks.catalog.splits import is_unseen, photo_split
 from tasks.errors import CatalogError, TrainingError
 from tasks.settings import Settings, masked
-from tasks.validate.pictures import Looked, look_at
+from tasks.validate.pictures import PictureCheck, check_pictures
 from tasks.validate.rows import Row, Table, open_tables
 from tasks.validate.snapshot import SnapshotLimits
 
@@ -112,7 +112,7 @@ def _checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[R
 
 def _products(table: Table, settings: Settings, found: Findings) -> dict[str, tuple[str, str]]:
     """Each product's place and picture, by its id."""
-    limits, places = SnapshotLimits.of(settings), dict[str, str]()
+    limits, places = SnapshotLimits.from_settings(settings), dict[str, str]()
 
     def problems(row: Row) -> Iterator[str]:
         yield from (f"no {_as_people_say(name)}" for name in REQUIRED if row[name] is None or row[name] == "")
@@ -216,9 +216,9 @@ def _product_pictures(
     settings: Settings,
     found: Findings,
     seen: Callable[[int, int], None],
-) -> Looked:
+) -> PictureCheck:
     places, uris = [p for p, _ in products.values()], [u for _, u in products.values()]
-    looked = look_at(uris, root, settings.image_hosts, seen)
+    looked = check_pictures(uris, root, settings.image_hosts, seen)
     lines = [f"{places[row]}: {looked.bad[row]}" for row in sorted(looked.bad)]
     if looked.exceeds(settings.most_quarantined):
         allowed = f"allowed {settings.most_quarantined * 100:.3g} %: VITRINE_MOST_QUARANTINED"
@@ -230,11 +230,11 @@ def _product_pictures(
 
 
 def _photos(
-    labels: Labels, shown: Looked, products: dict[str, tuple[str, str]], root: str, settings: Settings, found: Findings,
+    labels: Labels, shown: PictureCheck, products: dict[str, tuple[str, str]], root: str, settings: Settings, found: Findings,
     seen: Callable[[int, int], None], training: bool,
 ) -> None:  # fmt: skip
     held_out = labels.of("val") or labels.of("test")
-    looked = look_at([labels.uris[r] for r in held_out], root, settings.image_hosts, seen)
+    looked = check_pictures([labels.uris[r] for r in held_out], root, settings.image_hosts, seen)
     unusable = [f"{labels.places[held_out[r]]}: {looked.bad[r]}" for r in sorted(looked.bad)]
     if len(looked.usable) < settings.min_held_out:
         found.add(
@@ -249,13 +249,13 @@ def _photos(
     if not train:
         found.wrong.append("photos: none is in the split train; an encoder is trained on labelled photos")
         return
-    read = look_at([labels.uris[r] for r in train], root, settings.image_hosts, seen)
+    read = check_pictures([labels.uris[r] for r in train], root, settings.image_hosts, seen)
     _unreadable("train photos", read, [f"{labels.places[train[r]]}: {read.bad[r]}" for r in sorted(read.bad)], settings, found)
     if read.whole and shown.whole:
         _trainable(labels, train, read, shown, list(products), settings, found)
 
 
-def _unreadable(what: str, looked: Looked, lines: list[str], settings: Settings, found: Findings) -> None:
+def _unreadable(what: str, looked: PictureCheck, lines: list[str], settings: Settings, found: Findings) -> None:
     if looked.exceeds(settings.max_unreadable):
         allowed = f"allowed {settings.max_unreadable * 100:.3g} %: VITRINE_MAX_UNREADABLE"
         found.add(f"photos: {looked.shares()} {what} unusable, {allowed}", lines)
@@ -264,7 +264,7 @@ def _unreadable(what: str, looked: Looked, lines: list[str], settings: Settings,
 
 
 def _trainable(
-    labels: Labels, train: list[int], read: Looked, shown: Looked, ids: list[str], settings: Settings, found: Findings
+    labels: Labels, train: list[int], read: PictureCheck, shown: PictureCheck, ids: list[str], settings: Settings, found: Findings
 ) -> None:
     """Labelled products of which nothing can be trained on, and whether there are two products at all."""
     with_picture = {ids[row] for row in shown.usable if not is_unseen(ids[row])}

@@ -45,7 +45,7 @@ class SnapshotLimits:
     """0: any age will do."""
 
     @classmethod
-    def of(cls, chosen: Settings) -> "SnapshotLimits":
+    def from_settings(cls, chosen: Settings) -> "SnapshotLimits":
         """The limits that the settings name."""
         return cls(
             most_dropped=chosen.most_dropped, most_odd_uris=chosen.most_quarantined, max_price=chosen.max_price,

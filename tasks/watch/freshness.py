@@ -25,7 +25,7 @@ class Freshness:
 
 
 @dataclass(frozen=True)
-class Delivered:
+class Delivery:
     """A version and when (epoch seconds) it could be served."""
 
     manifest: IndexManifest
@@ -38,7 +38,7 @@ def newest_change_s(updated_at: pa.ChunkedArray, live: np.ndarray) -> float:
     return newest.as_py().timestamp() if newest.is_valid else 0.0
 
 
-def delays_s(versions: Sequence[Delivered], locate: Callable[[FileRef], Path]) -> np.ndarray:
+def delays_s(versions: Sequence[Delivery], locate: Callable[[FileRef], Path]) -> np.ndarray:
     """Seconds (n,) from each changed row of these versions' own deltas to its version. Rows that do not say when are left out."""
     seen: set[str] = set()
     found: list[np.ndarray] = []

@@ -44,7 +44,7 @@ class Counters:
         return 1e3 * finite[0]
 
 
-def counters(replicas: Sequence[Replica]) -> Counters:
+def read_counters(replicas: Sequence[Replica]) -> Counters:
     """Reads /metrics of every replica; one that does not answer is named in `silent`."""
     silent: list[str] = []
     hits: dict[str, float] = {}

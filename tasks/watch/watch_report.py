@@ -8,10 +8,10 @@ import numpy as np
 
 from serving.contract.manifest import Gate
 from tasks.watch.drift import Drift, Reference
-from tasks.watch.live_metrics import Looked
+from tasks.watch.live_metrics import LiveMetrics
 
 
-def write_report(looked: Looked, table: tuple[Gate, ...], folder: Path) -> list[Path]:
+def write_report(looked: LiveMetrics, table: tuple[Gate, ...], folder: Path) -> list[Path]:
     """look.json with figures and checks, and <name>_drift.png for each drift that was measured."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"figures": asdict(looked.figures), "checks": [gate.model_dump() for gate in table]}

@@ -39,7 +39,7 @@ def prices(store: FeatureStore, version: str, *numbers: int) -> list[float | Non
 def test_features_follow_the_versions_and_what_is_live(live: LiveShop) -> None:
     store = FeatureStore.connect(live.environment["VITRINE_REDIS_URL"])
     featuring.load({"version": live.base})
-    assert "are live" in featuring.follow_live()
+    assert "are live" in featuring.switch_features()
     assert prices(store, live.base, 3, 4) == [13.0, 14.0]
     live.send(live.upsert(3, 1), live.delete(4, 1), live.upsert(90, 1, seed=90))
     plan = draining.drain("r1")
@@ -51,10 +51,10 @@ def test_features_follow_the_versions_and_what_is_live(live: LiveShop) -> None:
     assert store.live() == live.base
     assert prices(store, made, 3, 4, 90, 5) == [101.0, None, 101.0, 15.0]
     live.registry.set_alias(INDEX_MODEL, "live", made)
-    featuring.follow_live()
+    featuring.switch_features()
     assert store.live() == made
     live.registry.set_alias(INDEX_MODEL, "live", live.base)
-    featuring.follow_live()
+    featuring.switch_features()
     assert store.live() == live.base, "a rollback"
     store.redis.close()
 
@@ -62,8 +62,8 @@ def test_features_follow_the_versions_and_what_is_live(live: LiveShop) -> None:
 def test_a_redis_that_is_away_is_told_and_holds_nothing_up(live: LiveShop) -> None:
     live.environment["VITRINE_REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
     live.use()
-    assert "does not answer" in featuring.follow_live()
+    assert "does not answer" in featuring.switch_features()
     live.environment["VITRINE_REDIS_URL"] = ""
     live.use()
-    assert featuring.follow_live() == ""
+    assert featuring.switch_features() == ""
     assert featuring.load({"version": live.base})["products"] == 0

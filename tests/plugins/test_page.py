@@ -195,7 +195,7 @@ def test_changes_that_do_not_reach_shoppers_are_on_the_page(browser: "Browser", 
     with open_changes(settings.changes, settings.catalog_uri, settings.home) as source:
         source.send([upsert(f"shoe-{n}", datetime.now(UTC), {"title": "x", "image": "x.jpg"}) for n in range(9)])
         said = "column specs holds {'upper': 'leather', 'sizes': [36, 37]} (a JSON object); the index has string there"
-        source.bury([(message, said) for message in source.receive(7, 0)])
+        source.dead_letter([(message, said) for message in source.receive(7, 0)])
     products = [
         {"product_id": f"shoe-{90 + n}", "image": f"images/shoe-{90 + n}.jpg", "reason": why, "detail": words, "run": RUN, "url": url}
         for n, (why, words, url) in enumerate([
@@ -208,7 +208,7 @@ def test_changes_that_do_not_reach_shoppers_are_on_the_page(browser: "Browser", 
     time.sleep(FRESH_S)
     page.get_by_role("button", name="Refresh").click()
     section = page.locator("#changes")
-    section.get_by_text("vitrine changes revive").wait_for()
+    section.get_by_text("vitrine changes requeue").wait_for()
     text = section.inner_text()
     assert "specs holds" in text
     assert "shoe-91" in text

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.catalog.changes.event import UPSERT, Event, MalformedEvent, read_event
-from tasks.catalog.changes.ledger import entries, fresh, newest
+from tasks.catalog.changes.ledger import entries, latest_changes, newer
 from tasks.catalog.changes.source import ChangeSource, Message
 from tasks.catalog.schema import PRODUCT_SCHEMA
 
@@ -21,7 +21,7 @@ JSON_TYPES = {
 
 
 @dataclass(frozen=True)
-class Held:
+class ParentState:
     """What the version to build on knows: its ledger, its base's snapshot (key, updated_at), and the columns of its rows."""
 
     ledger: pa.Table
@@ -30,7 +30,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Drained:
+class DrainResult:
     """What was decided about the messages that were looked at.
 
     `rows` (ledger.SCHEMA, without states) are the changes to make; `handles` are acknowledged once they are in a registered
@@ -56,7 +56,7 @@ class Drained:
         return f"{self.malformed} of {self.received} {became}: {self.reason}; vitrine changes dead {lists}"
 
 
-def drain(source: ChangeSource, held: Held, carried: pa.Table, limit: int, wait_s: float, now: datetime) -> Drained:
+def drain(source: ChangeSource, held: ParentState, carried: pa.Table, limit: int, wait_s: float, now: datetime) -> DrainResult:
     """Looks at the waiting messages and takes up to `limit` changes, priority products first; the others stay in the queue.
 
     `carried` are changes of other versions that must be made as well; they count first. Malformed messages are buried here.
@@ -64,8 +64,8 @@ def drain(source: ChangeSource, held: Held, carried: pa.Table, limit: int, wait_
     messages = source.receive(limit * source.ahead, wait_s)
     good, bad = _read(messages, held.columns, now)
     if bad:
-        source.bury(bad)
-    wanted = fresh(newest([carried, entries([e for _, e in good], now)]), held.ledger, held.products)
+        source.dead_letter(bad)
+    wanted = newer(latest_changes([carried, entries([e for _, e in good], now)]), held.ledger, held.products)
     ranked = _by_priority(wanted, [e for _, e in good], set(carried["digest"].to_pylist()))
     taken, left = ranked.slice(0, limit), ranked.slice(limit)
     waiting = set(left["digest"].to_pylist())
@@ -74,8 +74,8 @@ def drain(source: ChangeSource, held: Held, carried: pa.Table, limit: int, wait_
     # What stays unacknowledged is exactly what is left: an earlier event about the same product may go, a later one remains.
     handles = [m.handle for m, e in good if e.digest not in waiting] + [m.handle for m, _ in bad]
     contained = len({e.digest for _, e in good} - set(wanted["digest"].to_pylist()))
-    reason = shortened(bad[0][1], NOTED) if bad else ""
-    return Drained(taken.sort_by("key"), handles, len(bad), contained, len(left), len(messages), reason)
+    reason = truncate(bad[0][1], NOTED) if bad else ""
+    return DrainResult(taken.sort_by("key"), handles, len(bad), contained, len(left), len(messages), reason)
 
 
 def event_of(row: dict) -> Event:
@@ -84,7 +84,7 @@ def event_of(row: dict) -> Event:
 
 
 @dataclass
-class Upserts:
+class UpsertSource:
     """The upserts of a drained set as a catalogue source, so that they are copied, checked and embedded like a catalogue."""
 
     name: str
@@ -134,11 +134,11 @@ def _check_columns(event: Event, columns: pa.Schema) -> None:
             pa.array([value], field.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
             raise MalformedEvent(
-                f"column {field.name} holds {shortened(repr(value), QUOTED)} ({JSON_TYPES[type(value)]}); the index has {field.type} there"
+                f"column {field.name} holds {truncate(repr(value), QUOTED)} ({JSON_TYPES[type(value)]}); the index has {field.type} there"
             ) from None
 
 
-def shortened(text: str, most: int) -> str:
+def truncate(text: str, most: int) -> str:
     """A text of at most so many characters, its end cut off."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 

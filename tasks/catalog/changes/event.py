@@ -39,7 +39,7 @@ class Event:
     @property
     def text(self) -> str:
         """The event as it is sent: JSON with sorted keys, so that equal events are equal texts."""
-        record: dict[str, Any] = {"kind": self.kind, "product_id": self.product_id, "updated_at": moment(self.updated_at)}
+        record: dict[str, Any] = {"kind": self.kind, "product_id": self.product_id, "updated_at": format_time(self.updated_at)}
         if self.kind == UPSERT:
             record["product"] = dict(self.product)
         return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
@@ -80,7 +80,7 @@ def read_event(text: str, now: datetime) -> Event:
         raise MalformedEvent(f"product_id is {product_id!r}; expected a text")
     updated_at = _time(record.get("updated_at"))
     if updated_at > now + AHEAD:
-        raise MalformedEvent(f"updated_at {moment(updated_at)} lies in the future; the sender's clock is wrong")
+        raise MalformedEvent(f"updated_at {format_time(updated_at)} lies in the future; the sender's clock is wrong")
     if kind == DELETE:
         return delete(product_id, updated_at)
     if not isinstance(record.get("product"), dict):
@@ -96,7 +96,7 @@ def event_time(text: str) -> datetime | None:
         return None
 
 
-def moment(at: datetime) -> str:
+def format_time(at: datetime) -> str:
     """A time as events write it: UTC with microseconds."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
@@ -156,4 +156,4 @@ def _category(value: Any) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    return moment(value) if isinstance(value, datetime) else str(value)
+    return format_time(value) if isinstance(value, datetime) else str(value)

@@ -96,26 +96,26 @@ class KafkaTopic:
     def release(self, handles: Sequence[str]) -> None:
         """Nothing to do: what is not committed is read again."""
 
-    def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
+    def dead_letter(self, messages: Sequence[tuple[Message, str]]) -> None:
         """To the topic of dead letters; their offsets are committed with the others'."""
         self._produce(self.dead_topic, [(product_of(m.text), m.text, {"reason": reason}) for m, reason in messages])
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         with _clear():
             return self._behind(self.consumer, self.topic)
 
-    def oldest(self) -> datetime | None:
+    def oldest_at(self) -> datetime | None:
         with _clear():
             places = self._committed(self.consumer, self.topic, self._partitions(self.topic))
             ends = self._ends(self.consumer, places)
             behind = [p for p in places if ends[p.partition] > p.offset]
             return min((r.at for p in behind for r in self._poll(self.consumer, [p], ends, 1)), default=None)
 
-    def count_dead(self) -> int:
+    def count_dead_letters(self) -> int:
         with _clear(), self._dead_reader() as (reader, topic):
             return self._behind(reader, topic)
 
-    def dead(self, limit: int) -> list[DeadLetter]:
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
         with _clear(), self._dead_reader() as (reader, topic):
             places = self._committed(reader, topic, self._partitions(topic))
             ends = self._ends(reader, places)
@@ -125,7 +125,7 @@ class KafkaTopic:
             found.sort(key=lambda r: (r.at, r.partition, r.offset), reverse=True)
             return [DeadLetter(r.text, r.reason, f"{r.partition}:{r.offset}", r.at) for r in found[:limit]]
 
-    def revive(self) -> int:
+    def requeue(self) -> int:
         from confluent_kafka import TopicPartition
 
         with _clear(), self._dead_reader() as (reader, topic):

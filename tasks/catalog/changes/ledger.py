@@ -43,7 +43,7 @@ def entries(events: Sequence[Event], received_at: datetime) -> pa.Table:
     }, SCHEMA)  # fmt: skip
 
 
-def newest(tables: Iterable[pa.Table]) -> pa.Table:
+def latest_changes(tables: Iterable[pa.Table]) -> pa.Table:
     """The last change of each product in order of key; of equal ones the one that stands in a later table, or arrived first."""
     parts = [t.append_column("place", pa.repeat(n, len(t))) for n, t in enumerate(tables)]
     if not parts:
@@ -60,7 +60,7 @@ def newest(tables: Iterable[pa.Table]) -> pa.Table:
 
 def ledger_of(manifest: IndexManifest, locate: Callable[[FileRef], Path]) -> pa.Table:
     """The changes that an index version holds on top of its base, from its ledger's files as `locate` finds them."""
-    return newest(read_rows(locate(ref)) for ref in manifest.changes)
+    return latest_changes(read_rows(locate(ref)) for ref in manifest.changes)
 
 
 def deleted_products(ledger: pa.Table) -> list[str]:
@@ -68,10 +68,10 @@ def deleted_products(ledger: pa.Table) -> list[str]:
     return ledger.filter(pc.equal(ledger["kind"], DELETE))["product_id"].to_pylist()
 
 
-def fresh(rows: pa.Table, held: pa.Table, products: pa.Table) -> pa.Table:
+def newer(rows: pa.Table, held: pa.Table, products: pa.Table) -> pa.Table:
     """The rows that say something newer than the ledger `held` and the base's snapshot (`products`: key, updated_at)."""
     marks = [(rows.drop_columns("state"), False), (held.drop_columns("state"), True)]
-    joined = newest(t.append_column("state", pa.repeat("old" if old else "", len(t))) for t, old in marks)
+    joined = latest_changes(t.append_column("state", pa.repeat("old" if old else "", len(t))) for t, old in marks)
     new = joined.filter(pc.equal(joined["state"], ""))
     places = pc.index_in(new["key"], products["key"])
     there = pc.take(products["updated_at"].combine_chunks(), places)
@@ -82,7 +82,7 @@ def fresh(rows: pa.Table, held: pa.Table, products: pa.Table) -> pa.Table:
     return _unstated(new.filter(pc.or_(pc.fill_null(later, True), pc.is_in(new["key"], held["key"]))))
 
 
-def carried(rows: pa.Table, products: pa.Table, snapshot_started: datetime, now: datetime) -> pa.Table:
+def carry_over(rows: pa.Table, products: pa.Table, snapshot_started: datetime, now: datetime) -> pa.Table:
     """What of other versions' ledgers still counts on a base whose snapshot was begun at `snapshot_started`.
 
     A change that arrived before the snapshot was in the catalogue when it was copied, so the snapshot knows better; but its
@@ -92,7 +92,7 @@ def carried(rows: pa.Table, products: pa.Table, snapshot_started: datetime, now:
     return _unstated(rows.filter(pc.or_(since, _remembered(rows, products, now))))
 
 
-def memories(rows: pa.Table, products: pa.Table, snapshot_started: datetime) -> pa.Array:
+def delete_markers(rows: pa.Table, products: pa.Table, snapshot_started: datetime) -> pa.Array:
     """Which rows only keep in mind that a product is gone which neither the snapshot nor a later change knows: (n,) bool."""
     before = pc.less(rows["received_at"], pa.scalar(snapshot_started - SKEW, UPDATED_AT))
     unknown = pc.invert(pc.is_in(rows["key"], products["key"]))

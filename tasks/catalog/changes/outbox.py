@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.catalog.changes.event import Event, event_time, moment
+from tasks.catalog.changes.event import Event, event_time, format_time
 from tasks.catalog.changes.source import DeadLetter, Message
 from tasks.catalog.sources.postgresql import split_image_root
 from tasks.catalog.sources.sqlite import NO_DATABASE
@@ -108,30 +108,30 @@ class Outbox:
     def release(self, handles: Sequence[str]) -> None:
         """Nothing to do: a row was never taken away."""
 
-    def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
+    def dead_letter(self, messages: Sequence[tuple[Message, str]]) -> None:
         self.make_tables()
         if not self.database.has_column("outbox_dead", "died_at"):
             with self.database.transaction():
                 self.database.execute(ADDED)
         with self.database.transaction():  # exactly once: into one table and out of the other together
             kept = {str(row[0]) for row in self._rows("outbox", [m.handle for m, _ in messages])}
-            now = moment(datetime.now(UTC))
+            now = format_time(datetime.now(UTC))
             rows = [(m.text, reason, now) for m, reason in messages if m.handle in kept]
             self.database.execute("INSERT INTO outbox_dead (event, reason, died_at) VALUES ({}, {}, {})", rows)
             self._delete("outbox", [m.handle for m, _ in messages])
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         return int(self.database.fetch("SELECT count(*) FROM outbox")[0][0]) if self._there("outbox") else 0
 
-    def oldest(self) -> datetime | None:
+    def oldest_at(self) -> datetime | None:
         """By the event's own time: the table has no other."""
         rows = self.database.fetch("SELECT event FROM outbox ORDER BY id LIMIT 1") if self._there("outbox") else []
         return event_time(rows[0][0]) if rows else None
 
-    def count_dead(self) -> int:
+    def count_dead_letters(self) -> int:
         return int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0]) if self._there("outbox_dead") else 0
 
-    def dead(self, limit: int) -> list[DeadLetter]:
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
         if not self._there("outbox_dead"):
             return []
         died_at = "died_at" if self.database.has_column("outbox_dead", "died_at") else "NULL"
@@ -141,12 +141,12 @@ class Outbox:
             for event, reason, number, at in self.database.fetch(query)
         ]
 
-    def revive(self) -> int:
+    def requeue(self) -> int:
         if not self._there("outbox_dead"):
             return 0
         self.make_tables()
         with self.database.transaction():
-            count = self.count_dead()
+            count = self.count_dead_letters()
             self.database.execute("INSERT INTO outbox (event) SELECT event FROM outbox_dead ORDER BY id")
             self.database.execute("DELETE FROM outbox_dead")
         return count

@@ -36,7 +36,7 @@ class DeadLetter:
         return product_of(self.text)
 
 
-class NotCounted(CatalogError):
+class CountUnavailable(CatalogError):
     """A queue cannot tell this cheaply; the message says so."""
 
 
@@ -62,22 +62,22 @@ class ChangeSource(Protocol):
     def release(self, handles: Sequence[str]) -> None:
         """Gives messages back that were received and are not used now."""
 
-    def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
+    def dead_letter(self, messages: Sequence[tuple[Message, str]]) -> None:
         """Puts messages with their reasons among the dead letters; at least once each, and out of the queue where it allows it."""
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         """How many messages are not acknowledged; SQS and Kafka count as exactly as they can."""
 
-    def oldest(self) -> datetime | None:
+    def oldest_at(self) -> datetime | None:
         """When the message that waits longest came, as exactly as the queue knows; None when none waits. Raises NotCounted."""
 
-    def count_dead(self) -> int:
+    def count_dead_letters(self) -> int:
         """How many dead letters there are; SQS and Kafka count as exactly as they can."""
 
-    def dead(self, limit: int) -> list[DeadLetter]:
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Dead letters, newest first as far as the queue knows; looking does not take them away."""
 
-    def revive(self) -> int:
+    def requeue(self) -> int:
         """Sends every dead letter to the queue again; gives how many."""
 
     def close(self) -> None:

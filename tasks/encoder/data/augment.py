@@ -43,7 +43,7 @@ def augment(pixels: Tensor, size: int, how: Augmentation, generator: torch.Gener
     return _erase(pictures, how, draw(4).to(device))
 
 
-def plain(pixels: Tensor) -> Tensor:
+def to_float(pixels: Tensor) -> Tensor:
     """Unchanged pictures (n, 3, s, s) float32 in [0, 1]."""
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
 

@@ -13,7 +13,7 @@ from tasks.encoder.data.decoders import Decoders
 from tasks.encoder.data.photos import TrainingSet
 from tasks.encoder.data.pixels import Decoding, Pixels, cached_pixels, content_digests, survey
 from tasks.encoder.presets import EncoderConfig, Recipe
-from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.errors import TrainingError
 
 OWN = -1
@@ -97,13 +97,13 @@ class BatchPlan:
 class BalancedBatches:
     """The batches of a plan out of decoded pictures; each of the `replicas` gets its part of each."""
 
-    def __init__(self, pictures: Pixels, photos: Pixels, plan: BatchPlan, replicas: Replicas) -> None:
+    def __init__(self, pictures: Pixels, photos: Pixels, plan: BatchPlan, replicas: ProcessGroup) -> None:
         self.pictures, self.photos, self.plan = pictures.array, photos.array, plan
         self.replicas, self.count = replicas, plan.count
 
     def __call__(self, number: int) -> Batch:
         products, rows = self.plan(number)
-        mine = self.replicas.part(len(products))
+        mine = self.replicas.local_slice(len(products))
         found = [
             self.pictures[product] if row == OWN else self.photos[row]
             for product, own in zip(products[mine], rows[mine], strict=True)
@@ -115,19 +115,19 @@ class BalancedBatches:
 class StreamedBatches:
     """The same batches decoded by worker processes a few steps ahead, for pictures that are too many to keep."""
 
-    def __init__(self, training: TrainingSet, decoders: Decoders, plan: BatchPlan, replicas: Replicas) -> None:
+    def __init__(self, training: TrainingSet, decoders: Decoders, plan: BatchPlan, replicas: ProcessGroup) -> None:
         self.decoders, self.plan, self.training = decoders, plan, training
         self.photos = training.split("train").uris
         self.replicas, self.count = replicas, plan.count
 
     def __call__(self, number: int) -> Batch:
         products, rows = self.plan(number)
-        mine = self.replicas.part(len(products))
+        mine = self.replicas.local_slice(len(products))
         return Batch(self.decoders(number, self._uris), np.repeat(products, rows.shape[1]), mine.start * rows.shape[1])
 
     def _uris(self, number: int) -> list[str]:
         products, rows = self.plan(number)
-        mine = self.replicas.part(len(products))
+        mine = self.replicas.local_slice(len(products))
         images = self.training.image_uris
         return [
             images[product] if row == OWN else self.photos[row]
@@ -138,7 +138,7 @@ class StreamedBatches:
 
 @contextmanager
 def training_batches(
-    training: TrainingSet, config: EncoderConfig, recipe: Recipe, work: Path, decoding: Decoding, replicas: Replicas
+    training: TrainingSet, config: EncoderConfig, recipe: Recipe, work: Path, decoding: Decoding, replicas: ProcessGroup
 ) -> Iterator[Batches]:
     """The batches of a snapshot's train split, without unseen products and without copies of held-out photos.
 
@@ -147,9 +147,9 @@ def training_batches(
     """
     spec = config.preprocess.model_copy(update={"size": config.cache_size})
     train, folder = training.split("train"), work / "pixels"
-    kept = decoding.keeps(len(train) + len(training.image_uris), spec)
+    kept = decoding.fits_cache(len(train) + len(training.image_uris), spec)
     look = cached_pixels if kept else survey
-    with replicas.in_turn():
+    with replicas.main_process_first():
         pictures = look(training.image_uris, training.root, spec, folder, "product", decoding.max_unreadable)
         photos = look(train.uris, training.root, spec, folder, "train", decoding.max_unreadable)
     held_out = set(content_digests(training.never_trained().uris, training.root)) - {b""}

@@ -35,7 +35,7 @@ class Decoding:
     max_untrainable: float = 0.01
     """Share of labelled products without a readable picture that is left out with a warning; more is an error."""
 
-    def keeps(self, pictures: int, spec: PreprocessSpec) -> bool:
+    def fits_cache(self, pictures: int, spec: PreprocessSpec) -> bool:
         """Whether this many pictures are decoded once and kept."""
         return pictures * spec.size**2 * 3 <= self.cache_bytes
 
@@ -155,7 +155,7 @@ def pixel_blocks(
     uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str, decoding: Decoding
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All pictures in order as blocks: pixels (n, size, size, 3) uint8 and `usable` (n,) bool; kept on disk when they fit."""
-    if decoding.keeps(len(uris), spec):
+    if decoding.fits_cache(len(uris), spec):
         kept = cached_pixels(uris, root, spec, folder, name, decoding.max_unreadable)
         for start in range(0, len(uris), BLOCK):
             yield np.asarray(kept.array[start : start + BLOCK]), kept.usable[start : start + BLOCK]

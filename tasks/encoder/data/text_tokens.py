@@ -15,7 +15,7 @@ DESCRIPTION_SHARE = 0.5
 """How often a product with a description is told by it rather than by its title."""
 
 
-class Words:
+class TokenBatches:
     """Tokens (m, context) int64 of products at a step: the choice between title and description follows from seed and step."""
 
     def __init__(self, training: TrainingSet, config: EncoderConfig, context: int) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from serving.contract.preprocess import PreprocessSpec
-from tasks.encoder.data.augment import plain
+from tasks.encoder.data.augment import to_float
 from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.train.towers import ImageEncoder, build_teacher
 
@@ -37,5 +37,5 @@ def encode_eager(encoder: ImageEncoder, pixels: np.ndarray) -> np.ndarray:
     parts = []
     with torch.no_grad():
         for start in range(0, len(pixels), BATCH):
-            parts.append(encoder(plain(torch.from_numpy(np.array(pixels[start : start + BATCH])))).numpy())
+            parts.append(encoder(to_float(torch.from_numpy(np.array(pixels[start : start + BATCH])))).numpy())
     return np.concatenate(parts)

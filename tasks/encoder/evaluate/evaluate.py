@@ -15,7 +15,7 @@ from serving.versions.text_encoder import TextEncoder
 from tasks.encoder.data.photos import Photos, TrainingSet, read_training_set
 from tasks.encoder.data.pixels import Decoding, pixel_blocks
 from tasks.encoder.evaluate.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
-from tasks.encoder.evaluate.exact_search import Found, asked_titles, search_photos, search_words
+from tasks.encoder.evaluate.exact_search import PhotoResults, search_photos, search_titles, title_queries
 from tasks.encoder.evaluate.retrieval_metrics import Interval, cluster_interval, interval
 from tasks.encoder.evaluate.vectors import encode
 from tasks.encoder.presets import EncoderConfig
@@ -126,7 +126,7 @@ def evaluate_encoder(
     xq, good = see.vectors(Pictures(photos.uris, "query"), encoders)
     if baselines:
         (xb[HISTOGRAM], _), (xq[HISTOGRAM], _) = see.colours(training.image_uris, "document"), see.colours(photos.uris, "query")
-    found: dict[tuple[str, str, Asked], Found] = {}
+    found: dict[tuple[str, str, Asked], PhotoResults] = {}
     for query in xq:
         beside = (manifest.document, f"{query.partition('.')[0]}.fp32") if query in names else (query,)
         for document in dict.fromkeys(d for d in beside if d in xb):
@@ -139,9 +139,9 @@ def evaluate_encoder(
         )
     text = TextEncoder.open(opened, threads=2)
     if text is not None:
-        titles, number = asked_titles(training.titles, shown)
+        titles, number = title_queries(training.titles, shown)
         tokens = np.asarray([t.ids for t in text.tokenizer.encode_batch(titles)], np.int64)
-        found[text.encoder.name, manifest.document, "titles"] = search_words(
+        found[text.encoder.name, manifest.document, "titles"] = search_titles(
             encode(text.encoder, tokens), xb[manifest.document], shown, number
         )
     raw = raw_results(work, manifest, training.content_sha256)
@@ -183,7 +183,7 @@ RAW = ("ranks", "precision", "products", "best", "similarity")
 
 
 def _write_raw(
-    path: Path, found: dict[tuple[str, str, Asked], Found], training: TrainingSet, photos: Photos, good: np.ndarray
+    path: Path, found: dict[tuple[str, str, Asked], PhotoResults], training: TrainingSet, photos: Photos, good: np.ndarray
 ) -> None:
     arrays: dict[str, Any] = {"product_ids": np.asarray(training.product_ids), "photos": np.asarray(photos.uris)[good]}
     for (query, document, asked), result in found.items():

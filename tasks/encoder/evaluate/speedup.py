@@ -14,7 +14,7 @@ THREADS = 1
 """As a replica runs one query."""
 
 
-def times_faster(opened: EncoderFolder, query: str, document: str, rounds: int = ROUNDS) -> float:
+def measure_speedup(opened: EncoderFolder, query: str, document: str, rounds: int = ROUNDS) -> float:
     """How many times as fast `query` encodes one picture as `document`: the median over rounds in which both take turns.
 
     The median of each round's ratio is taken, so a disturbance counts only when it hits one of the two.

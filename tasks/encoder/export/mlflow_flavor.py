@@ -11,7 +11,7 @@ from serving.contract.manifest import EncoderManifest
 REQUIRED = ("mlflow", "numpy", "onnx", "onnxruntime")
 
 
-def write_flavour(folder: Path, manifest: EncoderManifest) -> None:
+def write_flavor(folder: Path, manifest: EncoderManifest) -> None:
     """Writes MLmodel and what it needs: `mlflow.onnx.load_model` gives the query graph, `mlflow.pyfunc.load_model` runs it.
 
     The other towers and variants lie beside it under the names that `encoder.json` gives; loaded this way nothing is verified.

@@ -89,7 +89,7 @@ def choose(trials: list[Trial], fp32: Trial) -> Choice:
     return Choice(chosen.method, reason + ("; queries stay with fp32" if slower else ""), slower)
 
 
-def quantised(
+def quantize_graph(
     source: Path, target: Path, calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime, kept: Path,
     check: Check = IN_CHILD,
 ) -> tuple[Choice, list[Trial], Trial]:  # fmt: skip
@@ -100,7 +100,7 @@ def quantised(
     `check`, in both runtimes, before it is opened here; raises ContractError naming the one that does not open.
     """
     record = kept / f"{sha256_file(source)[:16]}-{runtime.name}-{WEIGHT_BITS}.json"
-    methods = ways(source)
+    methods = methods_for(source)
     if record.is_file():
         values = json.loads(record.read_text())
         trials, fp32 = [Trial(**t) for t in values["trials"]], Trial(**values["fp32"])
@@ -116,15 +116,15 @@ def quantised(
     return choice, trials, fp32
 
 
-def ways(source: Path) -> dict[str, Write]:
+def methods_for(source: Path) -> dict[str, Write]:
     """The ways to int8 that suit a graph, by name. Attention's own products (of two activations) may stay in floating point."""
     found: dict[str, Write] = {
-        "minmax": lambda s, t, c: quantise_static(s, t, c, "minmax"),
-        "percentile": lambda s, t, c: quantise_static(s, t, c, "percentile"),
+        "minmax": lambda s, t, c: quantize_static(s, t, c, "minmax"),
+        "percentile": lambda s, t, c: quantize_static(s, t, c, "percentile"),
     }
     if has_attention(source):
-        found["minmax_attention_fp32"] = lambda s, t, c: quantise_static(s, t, c, "minmax", attention=False)
-        found["dynamic"] = lambda s, t, c: quantise_dynamic(s, t)
+        found["minmax_attention_fp32"] = lambda s, t, c: quantize_static(s, t, c, "minmax", attention=False)
+        found["dynamic"] = lambda s, t, c: quantize_dynamic(s, t)
     return found
 
 
@@ -135,7 +135,7 @@ def has_attention(source: Path) -> bool:
     return any(node.op_type == "MatMul" and node.input[1] not in constant for node in graph.node)
 
 
-def quantise_static(source: Path, target: Path, calibration: np.ndarray, method: str, attention: bool = True) -> None:
+def quantize_static(source: Path, target: Path, calibration: np.ndarray, method: str, attention: bool = True) -> None:
     """Writes an int8 QDQ copy of an image graph, per channel; `calibration` (n, size, size, 3) uint8 sets the ranges."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -173,7 +173,7 @@ def _floating_outputs(source: Path) -> list[str]:
     return ["Gemm", "MatMul", "Conv"] if transformer else ["Gemm", "MatMul"]
 
 
-def quantise_dynamic(source: Path, target: Path) -> None:
+def quantize_dynamic(source: Path, target: Path) -> None:
     """Writes a dynamically quantised copy (weights of MatMul and Gemm in int8); see the module's docstring."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tasks.encoder.train.towers import device
 
 
-class Replicas:
+class ProcessGroup:
     """This process among the `world` processes of a torchrun; alone where there is none."""
 
     def __init__(self) -> None:
@@ -23,21 +23,21 @@ class Replicas:
         self.rank = distributed.get_rank() if together else 0
         self.world = distributed.get_world_size() if together else 1
         self.device = torch.device("cuda", torch.cuda.current_device()) if together and torch.cuda.is_available() else device()
-        self.spread_module: DistributedDataParallel | None = None
+        self.wrapped: DistributedDataParallel | None = None
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes and logs."""
         return self.rank == 0
 
-    def part(self, count: int) -> slice:
+    def local_slice(self, count: int) -> slice:
         """The stretch of `count` things that this process works on."""
-        return self._part(count, self.rank)
+        return self._slice(count, self.rank)
 
-    def _part(self, count: int, rank: int) -> slice:
+    def _slice(self, count: int, rank: int) -> slice:
         return slice(count * rank // self.world, count * (rank + 1) // self.world)
 
-    def spread(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module) -> nn.Module:
         """The module to call in training: gradients are averaged over the processes where there are several."""
         if self.world == 1:
             return module
@@ -46,21 +46,21 @@ class Replicas:
 
             convert_sync_batchnorm(module)
         ids = [self.device.index] if self.device.type == "cuda" else None
-        self.spread_module = DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
-        return self.spread_module
+        self.wrapped = DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
+        return self.wrapped
 
-    def unsynchronised(self) -> AbstractContextManager:
+    def no_sync(self) -> AbstractContextManager:
         """A backward pass inside it keeps its gradients to itself: for all but the last part of an accumulated step."""
-        return self.spread_module.no_sync() if self.spread_module is not None else nullcontext()
+        return self.wrapped.no_sync() if self.wrapped is not None else nullcontext()
 
-    def whole(self, rows: Tensor, count: int, each: int = 1) -> Tensor:
+    def all_gather(self, rows: Tensor, count: int, each: int = 1) -> Tensor:
         """The rows (count * each, d) of the whole step, of which this process made those of its `part` of `count` things."""
         if self.world == 1:
             return rows
-        parts = [self._part(count, rank) for rank in range(self.world)]
+        parts = [self._slice(count, rank) for rank in range(self.world)]
         sizes = [(p.stop - p.start) * each for p in parts]
         padded = torch.cat([rows, rows.new_zeros((max(sizes) - len(rows), *rows.shape[1:]))])
-        return torch.cat([found[:size] for found, size in zip(_Gathered.apply(padded), sizes, strict=True)])
+        return torch.cat([found[:size] for found, size in zip(_AllGather.apply(padded), sizes, strict=True)])
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -68,7 +68,7 @@ class Replicas:
             distributed.barrier()
 
     @contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process goes ahead, so that the others find what it made."""
         if not self.first:
             self.wait()
@@ -77,7 +77,7 @@ class Replicas:
             self.wait()
 
 
-class _Gathered(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     """Every process's tensor on each of them; a tensor's gradient is the sum of what all processes made of it."""
 
     @staticmethod

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from serving.contract.files import Frozen
 from tasks.encoder.data.pixels import Decoding
 from tasks.encoder.presets import EncoderConfig
-from tasks.encoder.train.loop import MetricLog, quiet
+from tasks.encoder.train.loop import MetricLog, no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.trained import TrainedTower
@@ -59,7 +59,7 @@ def train(job: Job, metrics: MetricLog, processes: int = 0) -> TrainedTower:
         path = Path(folder) / "job.json"
         path.write_text(job.model_dump_json())
         _run_processes(path, count, metrics)
-    return _train_here(job, quiet)  # finished: this only reads its record
+    return _train_here(job, no_log)  # finished: this only reads its record
 
 
 def _train_here(job: Job, metrics: MetricLog) -> TrainedTower:
@@ -127,7 +127,7 @@ def main(arguments: list[str]) -> int:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        _train_here(job, _tell if first else quiet)
+        _train_here(job, _tell if first else no_log)
     except VitrineError as error:
         _say({"error": str(error)})
         return 1

@@ -22,7 +22,7 @@ from tasks.encoder.train.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.errors import TrainingError
 from tasks.progress import Progress
 
@@ -42,7 +42,7 @@ class Curve:
     peak_memory_bytes: int
 
 
-def quiet(name: str, value: float, step: int) -> None:
+def no_log(name: str, value: float, step: int) -> None:
     """A MetricLog that keeps nothing."""
 
 
@@ -64,7 +64,7 @@ def optimise(
     images: int,
     folder: Path,
     log: MetricLog,
-    replicas: Replicas | None = None,
+    replicas: ProcessGroup | None = None,
 ) -> tuple[nn.Module, Curve]:
     """Trains `module` in place for `recipe.steps` steps, then puts the averaged (EMA) weights into it.
 
@@ -72,7 +72,7 @@ def optimise(
     was never stopped. Raises TrainingError on a loss that is not a number, and on a damaged checkpoint. `images` is the number
     of pictures in a step, for the rate that is logged. Of several `replicas` the first saves and logs; all resume.
     """
-    replicas = replicas or Replicas()
+    replicas = replicas or ProcessGroup()
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(_groups(module, recipe), lr=recipe.learning_rate, fused=True)
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
@@ -122,13 +122,13 @@ def _one_step(
     losses: Losses,
     step: int,
     recipe: Recipe,
-    replicas: Replicas,
+    replicas: ProcessGroup,
 ) -> dict[str, float]:
     optimizer.zero_grad(set_to_none=True)
     seen: dict[str, float] = {}
     for part in range(recipe.accumulate):
         last = part == recipe.accumulate - 1
-        with nullcontext() if last else replicas.unsynchronised():
+        with nullcontext() if last else replicas.no_sync():
             found = losses(step * recipe.accumulate + part)
             (found["loss"] / recipe.accumulate).backward()
         for name, value in found.items():

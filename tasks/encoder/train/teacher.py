@@ -10,13 +10,13 @@ from tasks.encoder.data.augment import augment
 from tasks.encoder.data.batches import training_batches
 from tasks.encoder.data.photos import read_training_set
 from tasks.encoder.data.pixels import Decoding
-from tasks.encoder.data.text_tokens import Words
+from tasks.encoder.data.text_tokens import TokenBatches
 from tasks.encoder.presets import EncoderConfig
-from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import MetricLog, optimise
 from tasks.encoder.train.losses import pair_loss, text_loss
-from tasks.encoder.train.towers import Teacher, build_teacher, native
-from tasks.encoder.train.trained import TrainedTower, finished, save_tower, training_key
+from tasks.encoder.train.towers import Teacher, build_teacher, training_precision
+from tasks.encoder.train.trained import TrainedTower, find_trained, save_tower, training_key
 
 
 class BothTowers(nn.Module):
@@ -43,15 +43,15 @@ def train_teacher(
     training = read_training_set(snapshot_uri, config.photo_days)
     key = training_key(training, config, "teacher")
     folder = work / "teacher" / key
-    done = finished(folder, key)
+    done = find_trained(folder, key)
     if done is not None:
         return done
-    recipe, replicas = config.teacher_recipe, Replicas()
+    recipe, replicas = config.teacher_recipe, ProcessGroup()
     where = replicas.device
-    precision = native(config.precision, where)
+    precision = training_precision(config.precision, where)
     teacher = build_teacher(config).to(where)
-    words = Words(training, config, teacher.context())
-    towers = replicas.spread(BothTowers(teacher))
+    words = TokenBatches(training, config, teacher.context())
+    towers = replicas.wrap(BothTowers(teacher))
     with training_batches(training, config, recipe, work, decoding or Decoding(), replicas) as batches:
 
         def losses(number: int) -> dict[str, Tensor]:
@@ -61,14 +61,14 @@ def train_teacher(
             pixels = torch.from_numpy(batch.pixels).to(where)
             pictures = augment(pixels, size, recipe.augmentation, generator, batch.first, len(batch.products))
             products, named = torch.from_numpy(batch.products).to(where), np.unique(batch.products)
-            tokens = words(named, number)[replicas.part(len(named))].to(where) if config.text_weight else None
+            tokens = words(named, number)[replicas.local_slice(len(named))].to(where) if config.text_weight else None
             with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
                 own_images, own_texts, scale = towers(pictures, tokens)
-                images = replicas.whole(own_images, len(named), recipe.pictures)
+                images = replicas.all_gather(own_images, len(named), recipe.pictures)
                 pair = pair_loss(images, products, config.pair_temperature)
                 if own_texts is None:
                     return {"loss": pair}
-                texts = replicas.whole(own_texts, len(named))
+                texts = replicas.all_gather(own_texts, len(named))
                 text = text_loss(images, texts, products, torch.from_numpy(named).to(where), scale)
             return {"loss": pair + config.text_weight * text, "pair_loss": pair, "text_loss": text}
 

@@ -198,7 +198,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def native(precision: Precision, where: torch.device) -> Precision:
+def training_precision(precision: Precision, where: torch.device) -> Precision:
     """The precision to train in there: fp32 where bf16 would be emulated, at a tenth of the speed of fp32 (docs/performance.md)."""
     if precision == "bf16" and where.type == "cpu" and not any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16):
         log.info("this processor only emulates bf16: training in fp32")

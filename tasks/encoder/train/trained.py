@@ -11,7 +11,7 @@ from serving.contract.files import Frozen
 from tasks.encoder.data.photos import TrainingSet
 from tasks.encoder.presets import EncoderConfig, Precision
 from tasks.encoder.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import Curve
 from tasks.encoder.train.towers import Teacher, build_student, build_teacher, parameters
 from tasks.errors import TrainingError
@@ -47,7 +47,7 @@ def training_key(training: TrainingSet, config: EncoderConfig, tower: str) -> st
 
 
 def save_tower(
-    folder: Path, tower: str, key: str, module: nn.Module, curve: Curve, precision: Precision, replicas: Replicas
+    folder: Path, tower: str, key: str, module: nn.Module, curve: Curve, precision: Precision, replicas: ProcessGroup
 ) -> TrainedTower:
     """Writes the finished weights and the training's curve; of several processes the first does, the others wait for it."""
     record = TrainedTower(
@@ -70,7 +70,7 @@ def save_tower(
     return record
 
 
-def finished(folder: Path, key: str) -> TrainedTower | None:
+def find_trained(folder: Path, key: str) -> TrainedTower | None:
     """The tower trained before with this key, or None."""
     found = load_checkpoint(folder)
     if found is None or found.values["record"]["key"] != key:

@@ -32,7 +32,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class WholePath:
+class EndToEndResult:
     """Per photo, in order: the rank of its product in the answer (0 best, -1 not there) and the milliseconds it took.
 
     `vectors` (n, d) float32 are the photos' query vectors; `unreadable` photos are left out.
@@ -46,7 +46,7 @@ class WholePath:
     unreadable: int
 
 
-def held_out(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Collection[str] = ()) -> list[Query]:
+def held_out_queries(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Collection[str] = ()) -> list[Query]:
     """The photos to ask: split val, else test; evenly thinned to `limit`. Empty when the snapshot has no such photos.
 
     Photos of `deleted` products have no right answer any more: they are left out, and how many is logged.
@@ -77,7 +77,7 @@ def read_photos(snapshot: Snapshot, queries: list[Query]) -> list[bytes]:
     return found
 
 
-def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: str = "ask the index") -> WholePath:
+def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: str = "ask the index") -> EndToEndResult:
     """Asks every photo, one at a time as shoppers do."""
     kept, ranks, ms, vectors, answers = [], [], [], [], []
     features = release.searcher.features
@@ -99,7 +99,7 @@ def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: st
             vectors.append(asked.vector)
             answers.append(ids)
     stacked = np.stack(vectors) if vectors else np.zeros((0, release.searcher.dim), np.float32)
-    return WholePath(kept, np.array(ranks, np.int64), np.array(ms), stacked, answers, len(queries) - len(kept))
+    return EndToEndResult(kept, np.array(ranks, np.int64), np.array(ms), stacked, answers, len(queries) - len(kept))
 
 
 def query_vectors(

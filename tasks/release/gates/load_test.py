@@ -17,7 +17,7 @@ TOP = 20
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadResult:
     """Milliseconds (n,) of each answer, from bytes to ranking, and answers a second over all clients."""
 
     ms: np.ndarray
@@ -28,7 +28,7 @@ class Load:
         return float(np.percentile(self.ms, q)) if len(self.ms) else 0.0
 
 
-def under_load(release: Release, photos: Sequence[bytes], clients: int = CLIENTS, seconds: float = SECONDS) -> Load:
+def run_load_test(release: Release, photos: Sequence[bytes], clients: int = CLIENTS, seconds: float = SECONDS) -> LoadResult:
     """Asks for `seconds`, and each photo at least once where there are fewer than that takes. Photos that cannot be read are left out."""
     times: list[list[float]] = [[] for _ in range(clients)]
     errors: list[BaseException] = []
@@ -59,4 +59,4 @@ def under_load(release: Release, photos: Sequence[bytes], clients: int = CLIENTS
     if errors:
         raise errors[0]
     ms = np.array([t for own in times for t in own])
-    return Load(ms, len(ms) / max(time.perf_counter() - began, 1e-9), clients)
+    return LoadResult(ms, len(ms) / max(time.perf_counter() - began, 1e-9), clients)

@@ -47,7 +47,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Reconciled:
+class Reconciliation:
     """Every product of the catalogue in its place. The ids are those of products that are not."""
 
     missing: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Reconciled:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """A candidate beside the live version. `churn` is over `queries` replayed queries of this `origin`; `lost` are product ids."""
 
     queries: int = 0
@@ -80,7 +80,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """What was measured of one version on the held-out photos, each of them by its uri.
 
     `ranks`: where the photo's product is in the answer, 0 best, -1 not there. `rows` counts rows of segments, `hidden` those of
@@ -100,8 +100,8 @@ class Measured:
     hidden: int
     delta_share: float = 0.0
     age_h: float = 0.0
-    reconciled: Reconciled = field(default_factory=Reconciled)
-    compared: Compared | None = None
+    reconciled: Reconciliation = field(default_factory=Reconciliation)
+    compared: Comparison | None = None
 
     @property
     def photos(self) -> int:
@@ -132,15 +132,15 @@ class Decision:
         return "; ".join(self.reasons)
 
 
-def decide(candidate: Measured, live: Measured | None, policy: Policy) -> Decision:
+def decide(candidate: Measurements, live: Measurements | None, policy: Policy) -> Decision:
     """Passes only when every gate does; the reasons name each gate that does not, or say how many held.
 
     `live` is the live version measured on the same photos, None when there is none.
     """
-    return of_gates(index_gates(candidate, live, policy))
+    return decision_of(index_gates(candidate, live, policy))
 
 
-def of_gates(gates: tuple[Gate, ...]) -> Decision:
+def decision_of(gates: tuple[Gate, ...]) -> Decision:
     """The decision that follows from gates."""
     failed = tuple(f"{g.name}: {g.reason}{_setting(g.name)}" for g in gates if not g.passed)
     return Decision(not failed, failed or (f"all {len(gates)} gates passed",), gates)
@@ -150,7 +150,7 @@ def _setting(gate: str) -> str:
     return f" ({SETTINGS[gate]})" if gate in SETTINGS else ""
 
 
-def index_gates(candidate: Measured, live: Measured | None, policy: Policy) -> tuple[Gate, ...]:
+def index_gates(candidate: Measurements, live: Measurements | None, policy: Policy) -> tuple[Gate, ...]:
     """The table of checks of a candidate."""
     counts = candidate.counts
     load = f"one photo, bytes to answer, p99 in ms while {candidate.clients} ask at once ({candidate.qps:.0f} answers/s)"
@@ -173,7 +173,7 @@ def index_gates(candidate: Measured, live: Measured | None, policy: Policy) -> t
     return tuple(gates)
 
 
-def _of_photos(candidate: Measured, live: Measured | None, policy: Policy) -> list[Gate]:
+def _of_photos(candidate: Measurements, live: Measurements | None, policy: Policy) -> list[Gate]:
     """Recall@10 of the whole path against live, over all photos and in the worst category: paired, photo by photo."""
     if not candidate.photos:
         return []
@@ -201,7 +201,7 @@ def _of_photos(candidate: Measured, live: Measured | None, policy: Policy) -> li
     return gates
 
 
-def _hits(version: Measured, photos: list[str]) -> np.ndarray:
+def _hits(version: Measurements, photos: list[str]) -> np.ndarray:
     return np.array([float(0 <= version.ranks[p] < K) for p in photos])
 
 
@@ -214,7 +214,7 @@ def _worst_slice(lead: np.ndarray, categories: np.ndarray, least: int) -> tuple[
     return name, float(means[name].mean()), paired_bootstrap(means[name], np.zeros(len(means[name]))).high
 
 
-def _reconciled(candidate: Measured) -> Gate:
+def _reconciled(candidate: Measurements) -> Gate:
     """catalogue = embedded + quarantined, embedded = servable = rows - hidden, product by product."""
     counts, found = candidate.counts, candidate.reconciled
     sums = {
@@ -232,7 +232,7 @@ def _reconciled(candidate: Measured) -> Gate:
     return Gate.at_most("reconciled", found.gaps + sum(abs(v) for v in sums.values()), 0, "; ".join([what, *told]))
 
 
-def _against_live(found: Compared, policy: Policy) -> list[Gate]:
+def _against_live(found: Comparison, policy: Policy) -> list[Gate]:
     share = len(found.lost) / max(found.products_before, 1)
     lost = f"share of the live version's products that are gone ({len(found.lost)} of {found.products_before})"
     lost += f": {_named(found.lost)}" if found.lost else ""

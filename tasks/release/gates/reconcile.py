@@ -6,10 +6,10 @@ import pyarrow.compute as pc
 
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import Snapshot, product_table
-from tasks.release.gates.policy import Reconciled
+from tasks.release.gates.policy import Reconciliation
 
 
-def reconcile(searcher: Searcher, catalogue: pa.Table, quarantined: np.ndarray | int) -> Reconciled:
+def reconcile(searcher: Searcher, catalogue: pa.Table, quarantined: np.ndarray | int) -> Reconciliation:
     """What is out of place. `catalogue` (product_id, key) is all that the version should know.
 
     `quarantined`: keys (n,) int64 of the products without a usable picture; or only how many there are, where their keys are
@@ -25,7 +25,9 @@ def reconcile(searcher: Searcher, catalogue: pa.Table, quarantined: np.ndarray |
         missing[:] = False
     strange = live & ~np.isin(features.key, keys)
     twice = live & (np.isin(features.key, servable[counts > 1]) | np.isin(features.key, bad))
-    return Reconciled(_ids(catalogue, missing), _ids(features.table, strange), tuple(dict.fromkeys(_ids(features.table, twice))))
+    return Reconciliation(
+        _ids(catalogue, missing), _ids(features.table, strange), tuple(dict.fromkeys(_ids(features.table, twice)))
+    )
 
 
 def catalogue_now(snapshot: Snapshot, ledger: pa.Table) -> pa.Table:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from tasks.release.gates.policy import Decision
-from tasks.release.promotion.serving_replicas import Replica, of_each
+from tasks.release.promotion.serving_replicas import Replica, for_each_replica
 
 POLL_S = 1.0
 SEARCHES = ("/v1/search", "/v1/products")
@@ -103,23 +103,23 @@ def quantile_s(buckets: Mapping[float, float], q: float) -> float:
     return low
 
 
-def judge(seen: Reading, policy: BakePolicy) -> Decision:
+def judge(reading: Reading, policy: BakePolicy) -> Decision:
     """Whether what was counted since the flip, over all replicas, lets the version stay; the reasons name figures and limits."""
     wrong: list[str] = []
     told: list[str] = []
-    share, p99_ms = seen.errors / max(seen.searches, 1), 1e3 * quantile_s(seen.buckets, 0.99)
-    timed = max(seen.buckets.values(), default=0.0)
-    if seen.searches >= policy.least_searches:
-        text = f"{seen.errors:.0f} of {seen.searches:.0f} searches failed ({share:.1%}, at most {policy.errors:.1%})"
+    share, p99_ms = reading.errors / max(reading.searches, 1), 1e3 * quantile_s(reading.buckets, 0.99)
+    timed = max(reading.buckets.values(), default=0.0)
+    if reading.searches >= policy.least_searches:
+        text = f"{reading.errors:.0f} of {reading.searches:.0f} searches failed ({share:.1%}, at most {policy.errors:.1%})"
         (wrong if share > policy.errors else told).append(text)
     if timed >= policy.least_searches:
         text = f"p99 {p99_ms:.0f} ms (at most {policy.p99_ms:.0f})"
         (wrong if p99_ms > policy.p99_ms else told).append(text)
-    if seen.samples >= policy.least_samples:
-        recall = seen.recall_sum / seen.samples
-        text = f"recall@10 {recall:.3f} on {seen.samples:.0f} real queries (at least {policy.recall:.2f})"
+    if reading.samples >= policy.least_samples:
+        recall = reading.recall_sum / reading.samples
+        text = f"recall@10 {recall:.3f} on {reading.samples:.0f} real queries (at least {policy.recall:.2f})"
         (wrong if recall < policy.recall else told).append(text)
-    quiet = (f"{seen.searches:.0f} searches and {seen.samples:.0f} samples: too few to say anything",)
+    quiet = (f"{reading.searches:.0f} searches and {reading.samples:.0f} samples: too few to say anything",)
     return Decision(not wrong, tuple(wrong) or tuple(told) or quiet)
 
 
@@ -136,7 +136,7 @@ def bake(
     heard = [began] * len(replicas)
     latest = list(before)
     while True:
-        readings = of_each(replicas, lambda r: reading(r, version))
+        readings = for_each_replica(replicas, lambda r: take_reading(r, version))
         now = clock()
         for place, found in enumerate(readings):
             if found is not None and found.serves == version:
@@ -153,7 +153,7 @@ def bake(
         pause(min(POLL_S, left) if left > 0 else POLL_S)
 
 
-def reading(replica: Replica, version: str) -> Reading | None:
+def take_reading(replica: Replica, version: str) -> Reading | None:
     """One replica's reading now; None when it does not answer."""
     try:
         return read_metrics(replica.metrics(), version)

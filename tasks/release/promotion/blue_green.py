@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from tasks.errors import VitrineError
 from tasks.registry import INDEX_MODEL, Version
 from tasks.release.promotion.lease import Lease
-from tasks.release.promotion.serving_replicas import Replica, nudge, wait_for
+from tasks.release.promotion.serving_replicas import Replica, poll_aliases, wait_for
 
 SLOTS = ("blue", "green")
 REPLACED = "replaced"
@@ -29,7 +29,7 @@ class Aliases(Protocol):
     def tag_version(self, model: str, version: str, tag: str, value: str) -> None: ...
 
 
-class Guarded:
+class LeasedAliases:
     """Aliases that are written only while the lease holds; reading needs none."""
 
     def __init__(self, registry: Aliases, lease: Lease) -> None:
@@ -77,7 +77,7 @@ def warm(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float)
     began = time.monotonic()
     if plan.held != plan.version:
         registry.set_alias(INDEX_MODEL, plan.slot, plan.version)
-        nudge(replicas)
+        poll_aliases(replicas)
     wait_for(replicas, f"loading version {plan.version} into {plan.slot}", lambda s: _not_ready(s, plan), limit_s)
     return time.monotonic() - began
 
@@ -92,7 +92,7 @@ def flip(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float)
         if plan.live:
             registry.tag_version(INDEX_MODEL, plan.version, REPLACED, plan.live)
         registry.set_alias(INDEX_MODEL, "live", plan.version)
-        nudge(replicas)
+        poll_aliases(replicas)
     settle_previous(registry)
     wait_for(replicas, f"serving version {plan.version}", lambda s: _not_live(s, plan.version), limit_s)
     return time.monotonic() - began
@@ -139,7 +139,7 @@ def settle(registry: Aliases, replicas: list[Replica]) -> str:
     if plan.held == previous or not plan.live:
         return ""
     registry.set_alias(INDEX_MODEL, plan.slot, previous)
-    nudge(replicas)
+    poll_aliases(replicas)
     return f"{plan.slot} holds version {previous} again instead of version {plan.held or 'none'}"
 
 

@@ -30,10 +30,10 @@ MARGIN_S = 10.0
 HANDOVER_S = 150.0
 """How long a flag counts between two tasks of one DAG run."""
 PAUSE_S = (0.2, 1.0)
-FLAG, EPOCH = "lease.", "lease-epoch"
+INTENT_PREFIX, EPOCH = "lease.", "lease-epoch"
 
 
-class Busy(VitrineError):
+class LeaseBusy(VitrineError):
     """Somebody else is moving the aliases."""
 
 
@@ -50,7 +50,7 @@ class Tags(Protocol):
 
 
 @dataclass(frozen=True)
-class Flag:
+class Intent:
     """One who wants to move the aliases, or does (`held`). `until` is epoch seconds."""
 
     holder: str
@@ -58,7 +58,7 @@ class Flag:
     held: bool
     urgent: bool = False
 
-    def words(self, now: float) -> str:
+    def describe(self, now: float) -> str:
         doing = "rolls back" if self.urgent else "promotes"
         return f"{self.holder} {doing} right now (its lease ends in {max(self.until - now, 0):.0f} s unless it is renewed)"
 
@@ -68,7 +68,7 @@ class Lease:
 
     def __init__(self, tags: Tags, holder: str, urgent: bool, clock: Callable[[], float]) -> None:
         self.tags, self.holder, self.urgent, self.clock = tags, holder, urgent, clock
-        self.key = FLAG + hashlib.sha256(holder.encode()).hexdigest()[:16]
+        self.key = INTENT_PREFIX + hashlib.sha256(holder.encode()).hexdigest()[:16]
         self.epoch = ""
         self.until = 0.0
         self.void = ""
@@ -80,7 +80,7 @@ class Lease:
             self.void = f"the lease of {self.holder} ran out before it was renewed; run it again"
         if not self.void and not self.urgent:
             found = self.tags.model_tags(INDEX_MODEL)
-            rivals = [f for key, f in flags(found).items() if key != self.key and f.urgent and f.until > self.clock()]
+            rivals = [f for key, f in read_intents(found).items() if key != self.key and f.urgent and f.until > self.clock()]
             if rivals or found.get(EPOCH, "") != self.epoch:
                 by = rivals[0].holder if rivals else "somebody"
                 self.void = (
@@ -93,27 +93,27 @@ class Lease:
         """Keeps the lease for another while. Raises LeaseLost when it is no longer ours to keep."""
         with self.lock:
             self.check()
-            self._raise(held=True, lasts_s=lasts_s)
+            self._write_intent(held=True, lasts_s=lasts_s)
 
-    def kept(self) -> bool:
+    def still_held(self) -> bool:
         """Whether this holder's flag of an earlier step still counts: then it is only taken up again."""
-        mine = flags(self.tags.model_tags(INDEX_MODEL)).get(self.key)
+        mine = read_intents(self.tags.model_tags(INDEX_MODEL)).get(self.key)
         return mine is not None and mine.held and mine.until - MARGIN_S > self.clock()
 
-    def give_up(self) -> None:
+    def release(self) -> None:
         """Lowers the flag; whoever waits may go on."""
         with self.lock:
             self.void = self.void or f"{self.holder} gave its lease up"
             self.tags.delete_model_tag(INDEX_MODEL, self.key)
 
-    def _raise(self, held: bool, lasts_s: float = 0.0) -> None:
+    def _write_intent(self, held: bool, lasts_s: float = 0.0) -> None:
         until = self.clock() + (lasts_s or LASTS_S)
-        flag = Flag(self.holder, until, held, self.urgent)
+        flag = Intent(self.holder, until, held, self.urgent)
         self.tags.set_model_tag(INDEX_MODEL, self.key, json.dumps(asdict(flag)))
         self.until = until
 
 
-def take(
+def acquire(
     tags: Tags, holder: str, urgent: bool = False, epoch: str | None = None, patience_s: float = 0.0,
     clock: Callable[[], float] = time.time, pause: Callable[[float], None] = time.sleep,
 ) -> Lease:  # fmt: skip
@@ -125,25 +125,25 @@ def take(
     lease = Lease(tags, holder, urgent, clock)
     gives_up = clock() + patience_s
     while True:
-        kept = lease.kept()  # whoever only wants the lease sees our flag, and lowers theirs
-        lease._raise(held=kept)
+        kept = lease.still_held()  # whoever only wants the lease sees our flag, and lowers theirs
+        lease._write_intent(held=kept)
         found = tags.model_tags(INDEX_MODEL)
-        others = {key: flag for key, flag in flags(found).items() if key != lease.key}
+        others = {key: flag for key, flag in read_intents(found).items() if key != lease.key}
         alive = [f for f in others.values() if f.until > clock()]
         rivals = [f for f in alive if f.urgent or not (urgent or (kept and not f.held))]
         if not rivals:
             return _taken(lease, found, others, epoch)
         tags.delete_model_tag(INDEX_MODEL, lease.key)
         if clock() >= gives_up:
-            raise Busy(f"{rivals[0].words(clock())}; wait for it, or roll back, which does not wait")
+            raise LeaseBusy(f"{rivals[0].describe(clock())}; wait for it, or roll back, which does not wait")
         pause(random.uniform(*PAUSE_S))
 
 
-def _taken(lease: Lease, found: dict[str, str], others: dict[str, Flag], epoch: str | None) -> Lease:
+def _taken(lease: Lease, found: dict[str, str], others: dict[str, Intent], epoch: str | None) -> Lease:
     """The lease as its holder has it, flags that ran out cleared away."""
     lease.epoch = found.get(EPOCH, "")
     if epoch is not None and epoch != lease.epoch:
-        lease.give_up()
+        lease.release()
         raise LeaseLost(f"somebody rolled back after {lease.holder} was planned, which is void now; run it again")
     if lease.urgent:
         lease.epoch = uuid.uuid4().hex
@@ -156,14 +156,14 @@ def _taken(lease: Lease, found: dict[str, str], others: dict[str, Flag], epoch: 
 
 
 @contextmanager
-def holding(
+def hold_lease(
     tags: Tags, holder: str, urgent: bool = False, epoch: str | None = None, patience_s: float = 0.0, keep_s: float = 0.0
 ) -> Iterator[Lease]:
     """The lease within the block, renewed in the background.
 
     Given up at its end; or, where the block ends well and `keep_s` is given, kept that long for the same holder's next step.
     """
-    lease = take(tags, holder, urgent, epoch, patience_s)
+    lease = acquire(tags, holder, urgent, epoch, patience_s)
     done = threading.Event()
 
     def keep_alive() -> None:
@@ -188,18 +188,18 @@ def holding(
             if ended_well and keep_s and not lease.void:
                 lease.renew(keep_s)
             else:
-                lease.give_up()
+                lease.release()
         except Exception as error:  # it runs out by itself; what ended the block matters more
             log.warning("the lease of %s could not be given up: %s", holder, error)
 
 
-def flags(found: dict[str, str]) -> dict[str, Flag]:
+def read_intents(found: dict[str, str]) -> dict[str, Intent]:
     """The flags among a model's tags; one that cannot be read counts for nothing."""
-    raised: dict[str, Flag] = {}
+    raised: dict[str, Intent] = {}
     for key, value in found.items():
-        if key.startswith(FLAG):
+        if key.startswith(INTENT_PREFIX):
             try:
-                raised[key] = Flag(**json.loads(value))
+                raised[key] = Intent(**json.loads(value))
             except (ValueError, TypeError):
                 continue
     return raised

@@ -14,16 +14,16 @@ import httpx
 import numpy as np
 
 from tasks.errors import SettingsError, VitrineError
-from tasks.settings import Settings, where_looked
+from tasks.settings import Settings, setting_sources
 
 POLL_S = 0.2
 AT_ONCE = 32
 
-Told = TypeVar("Told")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledQuery:
     """A real query that a replica kept: its unit vector (d,) float32 by the query encoder `fingerprint`, and its photo if it may."""
 
     kind: str
@@ -50,15 +50,15 @@ class Replica:
         answer = client().post(f"{self.url}/v1/search", params={"slot": slot}, json=body, timeout=30, headers=self._headers())
         return [r["product_id"] for r in self._admitted(answer).json()["results"]]
 
-    def follow(self) -> None:
+    def poll_aliases(self) -> None:
         """Has the replica look at the aliases now. Raises httpx.HTTPError when it does not."""
         self._admitted(client().post(f"{self.url}/v1/follow", timeout=10, headers=self._headers()))
 
-    def samples(self, limit: int) -> list[Sampled]:
+    def samples(self, limit: int) -> list[SampledQuery]:
         """The newest real queries that it kept. Raises httpx.HTTPError when it does not tell."""
         answer = client().get(f"{self.url}/v1/samples", params={"limit": limit}, timeout=30, headers=self._headers())
         return [
-            Sampled(
+            SampledQuery(
                 s["kind"], s["fingerprint"], s["photo_sha256"], np.frombuffer(base64.b64decode(s["vector"]), "<f4").astype(np.float32),
                 base64.b64decode(s["photo"]) if s["photo"] is not None else None,
             )
@@ -75,14 +75,14 @@ class Replica:
     def _admitted(self, answer: httpx.Response) -> httpx.Response:
         """The answer. Raises SettingsError for a token that the replica does not take, HTTPError for any other refusal."""
         if answer.status_code == httpx.codes.UNAUTHORIZED:
-            raise SettingsError(token_refused(self.url, self.token))
+            raise SettingsError(token_error(self.url, self.token))
         return answer.raise_for_status()
 
 
-def token_refused(url: str, token: str) -> str:
+def token_error(url: str, token: str) -> str:
     """What to do about a 401 of a replica."""
     what = "does not take this admin token" if token else "asks for the admin token, and none is set here"
-    return f"the replica {url} {what}: set VITRINE_ADMIN_TOKEN to the replica's own (looked for in {where_looked(Settings.load().home)})"
+    return f"the replica {url} {what}: set VITRINE_ADMIN_TOKEN to the replica's own (looked for in {setting_sources(Settings.load().home)})"
 
 
 def client() -> httpx.Client:
@@ -95,7 +95,7 @@ def _client(process: int) -> httpx.Client:
     return httpx.Client(trust_env=False)
 
 
-def of_each(replicas: Sequence[Replica], ask: Callable[[Replica], Told]) -> list[Told]:
+def for_each_replica(replicas: Sequence[Replica], ask: Callable[[Replica], T]) -> list[T]:
     """What every replica gives, all asked at once, in their order."""
     if not replicas:
         return []
@@ -103,14 +103,14 @@ def of_each(replicas: Sequence[Replica], ask: Callable[[Replica], Told]) -> list
         return list(pool.map(ask, replicas))
 
 
-def nudge(replicas: Sequence[Replica]) -> None:
+def poll_aliases(replicas: Sequence[Replica]) -> None:
     """Has every replica look at the aliases now. One that cannot be told finds out at its next poll."""
 
     def tell(replica: Replica) -> None:
         with suppress(httpx.HTTPError, SettingsError):
-            replica.follow()
+            replica.poll_aliases()
 
-    of_each(replicas, tell)
+    for_each_replica(replicas, tell)
 
 
 def wait_for(
@@ -123,7 +123,7 @@ def wait_for(
     """
     began = time.monotonic()
     while True:
-        reasons = of_each(replicas, lambda r: _reason(r, holds))
+        reasons = for_each_replica(replicas, lambda r: _reason(r, holds))
         waiting = {r.url: why for r, why in zip(replicas, reasons, strict=True) if why}
         if not waiting:
             return time.monotonic() - began

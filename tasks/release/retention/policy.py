@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from serving.contract.manifest import IndexManifest
 from tasks.registry import Version
-from tasks.release.ancestry import to_build_on, uncovered
+from tasks.release.ancestry import parent_version, uncovered_versions
 
 DAY_S = 24 * 3600.0
 
@@ -24,7 +24,7 @@ class Retention:
 
 
 @dataclass(frozen=True)
-class Reached:
+class Reachable:
     """Everything the kept versions need: artifacts as (run, path), snapshots and encoder versions, and the files by content."""
 
     artifacts: frozenset[tuple[str, str]] = frozenset()
@@ -43,8 +43,8 @@ def kept_versions(versions: Sequence[Version], retention: Retention, now_s: floa
     passed = [v for v in newest if v not in failed]
     for version in passed[: retention.versions]:
         kept.setdefault(version.version, f"is one of the newest {retention.versions}")
-    parent = to_build_on(versions, {alias: v.version for v in versions for alias in v.aliases})
-    for version in uncovered(parent.version, versions) if parent else []:
+    parent = parent_version(versions, {alias: v.version for v in versions for alias in v.aliases})
+    for version in uncovered_versions(parent.version, versions) if parent else []:
         kept.setdefault(version.version, "holds changes that the next refresh takes over")
     for version in failed:
         if now_s - version.created_ms / 1e3 < retention.grace_s:
@@ -52,11 +52,11 @@ def kept_versions(versions: Sequence[Version], retention: Retention, now_s: floa
     return kept
 
 
-def reached(manifests: Mapping[str, IndexManifest]) -> Reached:
+def reachable(manifests: Mapping[str, IndexManifest]) -> Reachable:
     """What these manifests (by the run that registered them) name: every file, wherever an earlier run made it."""
     files = [f for manifest in manifests.values() for f in (*manifest.files(), *manifest.changes)]
     whole = [(run, name) for run in manifests for name in ("manifest.json", "gates.json", "tuning.json")]
-    return Reached(
+    return Reachable(
         artifacts=frozenset([(f.run_id, f.path) for f in files] + [(run, f"index/{name}") for run, name in whole]),
         checksums=frozenset(f.sha256 for f in files),
         runs=frozenset([f.run_id for f in files] + list(manifests)),

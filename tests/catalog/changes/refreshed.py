@@ -53,9 +53,9 @@ class LiveShop:
         with self.queue() as source:
             source.send(events)
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         with self.queue() as source:
-            return source.waiting()
+            return source.count_waiting()
 
     def upsert(self, number: int, minute: int, seed: int | None = None, **columns: object) -> Event:
         """Product `number` as of `minute` after the shop was opened, showing the picture of `seed` (default: its own)."""
