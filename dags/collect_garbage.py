@@ -32,9 +32,9 @@ def collect_garbage() -> None:
     @task
     @fail_without_retry
     def plan_garbage() -> dict:
-        from tasks.pipelines import collect_garbage as collecting
+        from tasks.pipelines import collect_garbage as steps
 
-        return collecting.plan(run_key(), get_current_context()["params"]["versions"])
+        return steps.plan(run_key(), get_current_context()["params"]["versions"])
 
     @task.short_circuit
     def something_to_delete(planned: dict) -> bool:
@@ -43,9 +43,9 @@ def collect_garbage() -> None:
     @task
     @fail_without_retry
     def delete_garbage() -> dict:
-        from tasks.pipelines import collect_garbage as collecting
+        from tasks.pipelines import collect_garbage as steps
 
-        return collecting.delete(run_key(), get_current_context()["params"]["versions"])
+        return steps.delete(run_key(), get_current_context()["params"]["versions"])
 
     planned = plan_garbage()
     something_to_delete(planned) >> delete_garbage()

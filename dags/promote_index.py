@@ -44,11 +44,11 @@ def promote_index() -> None:
     @task
     @fail_without_retry
     def choose_slot() -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
         context = get_current_context()
         told = [event.extra.get("version", "") for event in context["triggering_asset_events"].get(INDEX, [])]
-        plan = promoting.choose(context["params"]["version"] or (told[-1] if told else ""), run_key())
+        plan = steps.choose(context["params"]["version"] or (told[-1] if told else ""), run_key())
         if plan["done"]:
             raise AirflowSkipException(plan["summary"])
         return plan
@@ -56,50 +56,50 @@ def promote_index() -> None:
     @task
     @fail_without_retry
     def warm_slot(plan: dict) -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        return promoting.warm(plan, run_key())
+        return steps.warm(plan, run_key())
 
     @task
     @fail_without_retry
     def shadow_check(plan: dict) -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        report = promoting.shadow(plan, run_key())
+        report = steps.shadow(plan, run_key())
         if not report["passed"]:
             raise AirflowFailException(report["summary"])
         return report
 
     @task.branch
     def ask_or_not() -> str:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
         wanted = get_current_context()["params"]["approval"]
-        if not promoting.needs_approval(wanted):
+        if not steps.needs_approval(wanted):
             return "flip"
-        promoting.release_lease(run_key())
+        steps.release_lease(run_key())
         return "approve"
 
     @task(trigger_rule="none_failed_min_one_success")
     @fail_without_retry
     def flip(plan: dict) -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        return promoting.flip(plan, run_key())
+        return steps.flip(plan, run_key())
 
     @task
     @fail_without_retry
     def bake(plan: dict, flipped: dict) -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        return promoting.bake(plan, flipped, run_key())
+        return steps.bake(plan, flipped, run_key())
 
     @teardown
     @fail_without_retry
     def settle() -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        return promoting.settle(run_key())
+        return steps.settle(run_key())
 
     approve = ApprovalOperator(
         task_id="approve",

@@ -52,92 +52,92 @@ def rebuild_index() -> None:
     @task
     @fail_without_retry
     def choose_encoder() -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.choose_encoder()
+        return steps.choose_encoder()
 
     @task.short_circuit
     def something_changed(snapshot: dict, encoder: dict) -> bool:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.something_changed(snapshot, encoder)
+        return steps.something_changed(snapshot, encoder)
 
     @task
     @fail_without_retry
     def validate_snapshot(snapshot: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.validate_snapshot(snapshot, run_key())
+        return steps.validate_snapshot(snapshot, run_key())
 
     @task(retries=3)
     @fail_without_retry
     def embed(snapshot: dict, encoder: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.embed(snapshot, encoder, run_key())
+        return steps.embed(snapshot, encoder, run_key())
 
     @task
     @fail_without_retry
     def validate_embeddings(snapshot: dict, embedded: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.validate_embeddings(snapshot, embedded, run_key())
+        return steps.validate_embeddings(snapshot, embedded, run_key())
 
     @task
     @fail_without_retry
     def train_template(encoder: dict, embedded: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.template(encoder, embedded, run_key())
+        return steps.template(encoder, embedded, run_key())
 
     @task
     def list_shards(template: dict) -> list[int]:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.shard_numbers(template)
+        return steps.shard_numbers(template)
 
     @task(retries=3)
     @fail_without_retry
     def build_shard(shard: int, snapshot: dict, embedded: dict, template: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.shard(shard, snapshot, embedded, template, run_key())
+        return steps.shard(shard, snapshot, embedded, template, run_key())
 
     @task
     @fail_without_retry
     def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict]) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.tune(snapshot, encoder, template, list(shards), run_key())
+        return steps.tune(snapshot, encoder, template, list(shards), run_key())
 
     @task
     @fail_without_retry
     def register_version(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], tuned: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.register(snapshot, encoder, embedded, list(shards), tuned, run_key())
+        return steps.register(snapshot, encoder, embedded, list(shards), tuned, run_key())
 
     @task
     @fail_without_retry
     def catch_up(registered: dict) -> dict:
-        from tasks.pipelines import refresh_index as refreshing
+        from tasks.pipelines import refresh_index
 
-        return refreshing.catch_up(registered, run_key())
+        return refresh_index.catch_up(registered, run_key())
 
     @task
     @fail_without_retry
     def load_features(registered: dict) -> dict:
-        from tasks.pipelines import publish_features as featuring
+        from tasks.pipelines import publish_features
 
-        return featuring.load(registered)
+        return publish_features.load(registered)
 
     @task(outlets=[INDEX])
     def publish_candidate(registered: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
         if not registered["passed"]:
             raise AirflowFailException(registered["summary"])
-        indexing.publish(registered)
+        steps.publish(registered)
         get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
         return registered
 

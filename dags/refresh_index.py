@@ -43,10 +43,10 @@ def refresh_index() -> None:
     @task
     @fail_without_retry
     def drain_changes() -> dict:
-        from tasks.pipelines import drain_changes as draining
+        from tasks.pipelines import drain_changes
 
         params = get_current_context()["params"]
-        plan = draining.drain(run_key(), params["changes"], params["minutes"])
+        plan = drain_changes.drain(run_key(), params["changes"], params["minutes"])
         if not plan["due"]:
             get_current_context()["ti"].xcom_push("return_value", plan)  # its note stands on the run, also when nothing is made
             raise AirflowSkipException(plan["summary"])
@@ -55,46 +55,46 @@ def refresh_index() -> None:
     @task
     @fail_without_retry
     def refresh_features(plan: dict) -> dict:
-        from tasks.pipelines import publish_features as featuring
+        from tasks.pipelines import publish_features
 
-        return featuring.refresh(plan)
+        return publish_features.refresh(plan)
 
     @task(retries=3)
     @fail_without_retry
     def embed_changes(plan: dict) -> dict:
-        from tasks.pipelines import refresh_index as refreshing
+        from tasks.pipelines import refresh_index as steps
 
-        return refreshing.embed(plan)
+        return steps.embed(plan)
 
     @task
     @fail_without_retry
     def register_version(plan: dict, embedded: dict) -> dict:
-        from tasks.pipelines import refresh_index as refreshing
+        from tasks.pipelines import refresh_index as steps
 
-        return refreshing.register(plan, embedded)
+        return steps.register(plan, embedded)
 
     @task
     @fail_without_retry
     def load_features(registered: dict) -> dict:
-        from tasks.pipelines import publish_features as featuring
+        from tasks.pipelines import publish_features
 
-        return featuring.load(registered)
+        return publish_features.load(registered)
 
     @task(retries=3)
     @fail_without_retry
     def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict:
-        from tasks.pipelines import refresh_index as refreshing
+        from tasks.pipelines import refresh_index as steps
 
-        told = refreshing.acknowledge(plan, registered, embedded)
-        refreshing.refuse(registered)
+        told = steps.acknowledge(plan, registered, embedded)
+        steps.refuse(registered)
         return told
 
     @task(outlets=[INDEX])
     @fail_without_retry
     def publish_candidate(registered: dict) -> dict:
-        from tasks.pipelines import refresh_index as refreshing
+        from tasks.pipelines import refresh_index as steps
 
-        if not refreshing.publish(registered):
+        if not steps.publish(registered):
             raise AirflowSkipException("a version on a newer snapshot is the candidate; the next refresh carries these changes")
         get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
         return registered

@@ -33,9 +33,9 @@ def rollback_index() -> None:
     @task
     @fail_without_retry
     def roll_back() -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        return promoting.roll_back(run_key(), get_current_context()["params"]["version"] or "")
+        return steps.roll_back(run_key(), get_current_context()["params"]["version"] or "")
 
     roll_back()
 

@@ -74,9 +74,9 @@ def train_encoder() -> None:
     @task
     @fail_without_retry
     def plan_training(snapshot: dict) -> dict:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
-        return training.plan(snapshot, dict(get_current_context()["params"]), run_key())
+        return steps.plan(snapshot, dict(get_current_context()["params"]), run_key())
 
     @task.branch
     def train_or_reuse(plan: dict) -> str:
@@ -85,39 +85,39 @@ def train_encoder() -> None:
     @task(execution_timeout=timedelta(days=2), retries=2)
     @fail_without_retry
     def train_teacher(snapshot: dict, plan: dict) -> dict:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
-        return training.teacher(snapshot, plan, run_key())
+        return steps.teacher(snapshot, plan, run_key())
 
     @task(execution_timeout=timedelta(days=2), retries=2)
     @fail_without_retry
     def distil_student(snapshot: dict, plan: dict, teacher: dict) -> dict:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
-        return training.student(snapshot, plan, teacher, run_key())
+        return steps.student(snapshot, plan, teacher, run_key())
 
     @task
     @fail_without_retry
     def export_encoder(snapshot: dict, plan: dict, teacher: dict, student: dict) -> str:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
-        return training.export(snapshot, plan, teacher, student, run_key())
+        return steps.export(snapshot, plan, teacher, student, run_key())
 
     @task(trigger_rule="none_failed_min_one_success")
     @fail_without_retry
     def judge(snapshot: dict, plan: dict, exported: str | None) -> dict:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
-        return training.judge(snapshot, plan["existing"] or exported, run_key())
+        return steps.judge(snapshot, plan["existing"] or exported, run_key())
 
     @task(outlets=[ENCODER])
     @fail_without_retry
     def promote_champion(decision: dict) -> dict:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
         if not decision["promote"]:
             raise AirflowSkipException(decision["summary"])
-        promoted = training.promote(decision, run_key())
+        promoted = steps.promote(decision, run_key())
         if not promoted["promoted"]:
             raise AirflowSkipException(promoted["summary"])
         get_current_context()["outlet_events"][ENCODER].extra = {"version": decision["version"]}

@@ -30,7 +30,7 @@ def watch_champion() -> None:
     @task(inlets=[ENCODER], outlets=[ENCODER])
     @fail_without_retry
     def announce_moved_champion() -> dict:
-        from tasks.pipelines import watch_champion as watching_champion
+        from tasks.pipelines import watch_champion as steps
 
         context = get_current_context()
 
@@ -38,7 +38,7 @@ def watch_champion() -> None:
             events = context["inlet_events"][ENCODER]
             return str(events[-1].extra.get("version", "")) if len(events) else ""
 
-        moved = watching_champion.moved_champion(told)
+        moved = steps.moved_champion(told)
         if not moved["version"]:
             raise AirflowSkipException(moved["summary"])
         context["outlet_events"][ENCODER].extra = {"version": moved["version"], "told_by": "watch_champion"}

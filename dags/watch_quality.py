@@ -31,9 +31,9 @@ def watch_quality() -> None:
     @task
     @fail_without_retry
     def look() -> dict:
-        from tasks.pipelines import watch_quality as watching
+        from tasks.pipelines import watch_quality as steps
 
-        return watching.measure(run_key())
+        return steps.measure(run_key())
 
     @task(outlets=[COMPACTION])
     def ask_for_compaction(looked: dict) -> str:

@@ -40,9 +40,9 @@ def promote(
     ] = None,
 ) -> None:
     """Put a version live that passed its gates: warm, shadow check, flip, watch; the same as the DAG promote_index."""
-    from tasks.pipelines import promote_index as promoting
+    from tasks.pipelines import promote_index
 
-    console.print(promoting.promote(version_number(version), _who("promote"), bake_s)["summary"])
+    console.print(promote_index.promote(version_number(version), _who("promote"), bake_s)["summary"])
 
 
 @app.command("rollback")
@@ -50,9 +50,9 @@ def roll_back(
     to: Annotated[str, typer.Option(help="the version to go to, by number or alias; default: what was live before")] = "",
 ) -> None:
     """Go back to the version that was live before; a promotion that is under way is void."""
-    from tasks.pipelines import promote_index as promoting
+    from tasks.pipelines import promote_index
 
-    console.print(promoting.roll_back(_who("rollback"), version_number(to))["summary"])
+    console.print(promote_index.roll_back(_who("rollback"), version_number(to))["summary"])
 
 
 def _who(command: str) -> str:

@@ -19,10 +19,7 @@ from typing import Any
 from serving.contract.files import ContractError, written_whole
 from tasks import storage
 from tasks.errors import VitrineError
-from tasks.pipelines import drain_changes as draining
-from tasks.pipelines import promote_index as promoting
-from tasks.pipelines import publish_features as featuring
-from tasks.pipelines import refresh_index as refreshing
+from tasks.pipelines import drain_changes, promote_index, publish_features, refresh_index
 from tasks.pipelines.common import settings
 
 log = logging.getLogger(__name__)
@@ -96,7 +93,7 @@ class Stream:
             if self.stop.is_set() and step != "promote":
                 raise StopRequested
 
-        plan = draining.drain(state.key, wait_s=0 if state.pending else min(self.every_s, POLL_S))
+        plan = drain_changes.drain(state.key, wait_s=0 if state.pending else min(self.every_s, POLL_S))
         if not plan["due"]:
             state.key = ""
             if plan.get("note"):
@@ -106,17 +103,17 @@ class Stream:
             return False
         done("drain")
         self._refresh_features(plan)
-        embedded = refreshing.embed(plan)
+        embedded = refresh_index.embed(plan)
         done("embed")
-        registered = refreshing.register(plan, embedded, PHOTOS)
+        registered = refresh_index.register(plan, embedded, PHOTOS)
         done("register")
-        refreshing.acknowledge(plan, registered, embedded)
+        refresh_index.acknowledge(plan, registered, embedded)
         if not registered["passed"]:
             self._clear(plan)
             state.key = ""
-            refreshing.refuse(registered)
+            refresh_index.refuse(registered)
         done("acknowledge")
-        published = refreshing.publish(registered)
+        published = refresh_index.publish(registered)
         state.pending = registered["version"] if published and self.promote else ""
         live = ("is live" if self.promote else "is the candidate") if published else "is left to the next round"
         self._clear(plan)
@@ -137,13 +134,13 @@ class Stream:
         from redis import RedisError
 
         try:
-            featuring.refresh(plan)
+            publish_features.refresh(plan)
         except (VitrineError, RedisError) as error:
             self.say(f"features are not refreshed: {error}")
 
     def _promote(self, state: Round) -> None:
         if state.pending and self.promote:
-            promoting.promote(state.pending, f"stream {state.pending}", BAKE_S)
+            promote_index.promote(state.pending, f"stream {state.pending}", BAKE_S)
         state.pending = ""
 
     def _failed(self, state: Round, error: Exception) -> None:

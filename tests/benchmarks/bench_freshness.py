@@ -176,8 +176,7 @@ class Bench:
 
 def hourly(bench: Bench, count: int, first: int) -> dict[str, Any]:
     """The steps of refresh_index over `count` changes: seconds of each."""
-    from tasks.pipelines import drain_changes as draining
-    from tasks.pipelines import refresh_index as refreshing
+    from tasks.pipelines import drain_changes, refresh_index
 
     bench.send(bench.changes(count, first))
     seconds: dict[str, float] = {}
@@ -189,12 +188,12 @@ def hourly(bench: Bench, count: int, first: int) -> dict[str, Any]:
         return result
 
     key = f"hourly-{count}-{first}"
-    plan = timed("drain", lambda: draining.drain(key))
-    embedded = timed("embed", lambda: refreshing.embed(plan))
-    registered = timed("register", lambda: refreshing.register(plan, embedded))
-    timed("acknowledge", lambda: refreshing.acknowledge(plan, registered, embedded))
-    refreshing.refuse(registered)
-    timed("publish", lambda: refreshing.publish(registered))
+    plan = timed("drain", lambda: drain_changes.drain(key))
+    embedded = timed("embed", lambda: refresh_index.embed(plan))
+    registered = timed("register", lambda: refresh_index.register(plan, embedded))
+    timed("acknowledge", lambda: refresh_index.acknowledge(plan, registered, embedded))
+    refresh_index.refuse(registered)
+    timed("publish", lambda: refresh_index.publish(registered))
     manifest = bench.registry.index_manifest(registered["version"])
     run = bench.registry.version(INDEX_MODEL, registered["version"]).run_id
     written = sum(f.bytes for f in (*manifest.files(), *manifest.changes) if f.run_id == run)

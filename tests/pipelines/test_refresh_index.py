@@ -13,9 +13,7 @@ from tasks.errors import VitrineError
 from tasks.index.build import IndexConfig, train_template
 from tasks.index.delta import flat_rows
 from tasks.index.template_store import TEMPLATE_FILE, store_template
-from tasks.pipelines import drain_changes as draining
-from tasks.pipelines import rebuild_index as indexing
-from tasks.pipelines import refresh_index as refreshing
+from tasks.pipelines import drain_changes, rebuild_index, refresh_index
 from tasks.registry import INDEX_MODEL, INDEX_PATH
 from tasks.release.diff import difference
 from tasks.release.trace import trace_product
@@ -204,7 +202,7 @@ def test_a_rebuild_that_cannot_use_a_picture_names_it_and_trace_tells_it_whateve
     write_table(live.home / "shop" / "products.csv", [rows[0] | {"image": "/srv/0.jpg"}, *rows[1:]])
     snapshot = asdict(live.shop.snapshot("nightly"))
     encoder = live.registry.index_manifest(live.base).encoder.model_dump()
-    made = EmbedResult(**indexing.embed(snapshot, encoder, "nightly"))
+    made = EmbedResult(**rebuild_index.embed(snapshot, encoder, "nightly"))
     assert "in quarantine: p000 (outside_root)" in made.note()
     assert made.account.endswith("; in quarantine: p000 (outside_root)")
     # The run was stopped here: no version tells of it, and the live one still shows the older picture.
@@ -230,10 +228,10 @@ def test_malformed_messages_go_to_the_dead_letters_with_the_reason(live: LiveSho
     with live.queue() as source:
         source.database.execute("INSERT INTO outbox (event) VALUES ('nonsense'), ('{\"kind\": \"upsert\"}')")  # type: ignore[attr-defined]
     live.send(live.upsert(3, 1))
-    plan = draining.drain("r1")
-    embedded = refreshing.embed(plan)
-    registered = refreshing.register(plan, embedded)
-    told = refreshing.acknowledge(plan, registered, embedded)
+    plan = drain_changes.drain("r1")
+    embedded = refresh_index.embed(plan)
+    registered = refresh_index.register(plan, embedded)
+    told = refresh_index.acknowledge(plan, registered, embedded)
     with live.queue() as source:
         second, first = source.dead_letters(10)
         assert source.count_waiting() == 0
@@ -272,11 +270,11 @@ def test_priority_products_go_first_and_the_others_wait(live: LiveShop) -> None:
 
 def test_what_another_maker_acknowledged_meanwhile_is_carried_over(live: LiveShop) -> None:
     live.send(live.upsert(3, 1))
-    plan = draining.drain("fork")
+    plan = drain_changes.drain("fork")
     live.send(live.upsert(4, 1))
     first = live.refresh("r1")  # the outbox gives both to both
     live.send(live.upsert(5, 1), live.delete(6, 1))
-    registered = refreshing.register(plan, refreshing.embed(plan))
+    registered = refresh_index.register(plan, refresh_index.embed(plan))
     live.refresh("r2")
     live.shop.point(live=first["version"], candidate=first["version"], blue=first["version"])
     live.send(live.upsert(8, 1))
@@ -304,7 +302,7 @@ def test_a_rebuild_takes_along_what_hourly_versions_took_in_meanwhile(live: Live
     assert "p006" not in found
     assert "p091" in found
     assert found["p003"]["title"] == "product 3 at 1"
-    refreshing.publish(made)
+    refresh_index.publish(made)
     assert live.refresh("r2")["changes"] == 0
     assert catch_up(made, "again") == made, "a base that missed nothing is published as it is"
 

@@ -97,13 +97,13 @@ def test_a_replica_that_is_away_is_named(live: Live) -> None:
 
 
 def test_the_step_keeps_a_curve_in_mlflow(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.pipelines import watch_quality as watching
+    from tasks.pipelines import watch_quality
 
     for name, value in {
         "HOME": str(live.shop.home), "MLFLOW_URI": live.shop.registry.uri, "SERVING_URLS": live.running[0].url, "ADMIN_TOKEN": TOKEN,
     }.items():  # fmt: skip
         monkeypatch.setenv(f"VITRINE_{name}", value)
-    record = watching.measure("watch_quality.test")
+    record = watch_quality.measure("watch_quality.test")
     assert record["version"] == live.version
     assert record["compaction"] == ""
     run_id = record["links"]["MLflow run"].rsplit("/", 1)[1]

@@ -73,7 +73,8 @@ def test_dead_letters_are_listed_and_requeued(home: Path) -> None:
     assert "no such colour" in run("dead")
     assert "1 dead letters sent" in run("requeue")
     assert "0 dead letters sent" in run("revive"), "the name before still works"
-    assert "requeue" in run("--help") and "revive" not in run("--help")
+    assert "requeue" in run("--help")
+    assert "revive" not in run("--help")
     assert "1 wait, 0 dead letters" in run("waiting")
 
 
