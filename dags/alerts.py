@@ -1,4 +1,4 @@
-"""Who is told when a run fails or is late: the log, and the address in VITRINE_ALERT_URL."""
+"""Failure and deadline alerts: written to the log and posted to VITRINE_ALERT_URL."""
 
 import logging
 from datetime import timedelta
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 def alert_failure(context: Any) -> None:
-    """A task has failed for good."""
+    """`on_failure_callback`: alerts when a task has failed and has no retries left."""
     from tasks.watch.alerts import send
 
     task, error = context["task_instance"], context.get("exception")
@@ -18,7 +18,7 @@ def alert_failure(context: Any) -> None:
 
 
 async def alert_late_run(text: str, **kwargs: Any) -> None:
-    """A run is not done by its deadline. Called by the triggerer."""
+    """Deadline callback, run by the triggerer: alerts when a run missed its deadline."""
     import asyncio
 
     from tasks.watch.alerts import send
@@ -27,7 +27,7 @@ async def alert_late_run(text: str, **kwargs: Any) -> None:
 
 
 def deadline_alert(limit: timedelta, dag_id: str) -> DeadlineAlert:
-    """Tells when a run of the DAG is not done this long after it was queued."""
+    """A deadline that alerts when a run of the DAG has not finished `limit` after it was queued."""
     text = f"{dag_id}: a run is not done {limit} after it was queued"
     return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, limit, AsyncCallback(alert_late_run, {"text": text}))
 

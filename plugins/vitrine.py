@@ -1,4 +1,4 @@
-"""What Vitrine adds to Airflow: the release board, links to the other places where a version is looked at, MLflow's hook."""
+"""The Airflow plugin: release board, external views, operator links, and the MLflow webhook."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ SETTINGS = Settings.load()
 
 
 class LazyApp:
-    """An application that is made at its first request: only the API server pays for it, not every worker that loads plugins."""
+    """An ASGI application created at its first request, so that only the API server imports it."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.make = make
@@ -47,7 +47,7 @@ def make_hook() -> Any:
 
 
 def external_views() -> list[dict[str, str]]:
-    """Pages of other servers: they open in a tab of their own, as they do not let themselves be framed."""
+    """Views of other servers. They open in a new tab, as those servers forbid framing."""
     pages = [
         ("MLflow", SETTINGS.mlflow_page or SETTINGS.mlflow_uri),
         *(("Search page", url) for url in SETTINGS.serving_urls[:1]),
@@ -56,7 +56,7 @@ def external_views() -> list[dict[str, str]]:
 
 
 class VitrinePlugin(AirflowPlugin):
-    """Registers; holds no rules."""
+    """Registers the apps, views, links and listeners."""
 
     name = "vitrine"
     fastapi_apps = [

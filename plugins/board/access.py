@@ -1,4 +1,4 @@
-"""Who may see the board and who may act on it, asked of Airflow's own auth manager; and that an action was meant."""
+"""Authorisation of the board through Airflow's auth manager, and CSRF protection of its actions."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -18,7 +18,7 @@ MEANT = "release-board"
 
 
 def require_reader(user: GetUserDep) -> BaseUser:
-    """Whoever may see the runs of `promote_index` may see the board. 401 without a valid token, 403 without the permission."""
+    """Dependency: requires permission to see runs of `promote_index`. 401 without a valid token, 403 without permission."""
     if not is_allowed(user, "GET", ACTIONS["promote"]):
         raise HTTPException(403, "the release board is for those who may see the DAG promote_index; ask an admin of Airflow")
     return user
@@ -28,7 +28,7 @@ Reader = Annotated[BaseUser, Depends(require_reader)]
 
 
 def require_operator(action: str) -> Callable[[BaseUser], BaseUser]:
-    """A dependency: whoever may trigger the action's DAG and publish assets may act. 403 names what is missing."""
+    """Dependency factory: requires permission to trigger the action's DAG and to publish assets. 403 names what is missing."""
 
     def check(user: Reader) -> BaseUser:
         if not can_act(user, action):
@@ -41,14 +41,14 @@ def require_operator(action: str) -> Callable[[BaseUser], BaseUser]:
 
 
 def can_act(user: BaseUser, action: str) -> bool:
-    """Whether a user is an operator of this action. Publishing assets is what tells an operator from a user in every auth manager."""
+    """Whether a user may perform an action. Permission to publish assets separates operators from users in every auth manager."""
     return is_allowed(user, "POST", ACTIONS[action]) and get_auth_manager().is_authorized_asset(
         method="POST", user=user, details=AssetDetails()
     )
 
 
 def is_allowed(user: BaseUser, method: str, dag_id: str) -> bool:
-    """Whether a user may see ("GET") or start ("POST") runs of a DAG."""
+    """Whether a user may read ("GET") or trigger ("POST") runs of a DAG."""
     details = DagDetails(id=dag_id, team_name=DagModel.get_team_name(dag_id))
     return get_auth_manager().is_authorized_dag(method=method, access_entity=DagAccessEntity.RUN, details=details, user=user)  # type: ignore[arg-type]
 
@@ -58,7 +58,7 @@ def refuse_cross_site(
     x_vitrine: Annotated[str, Header()] = "",
     sec_fetch_site: Annotated[str, Header()] = "same-origin",
 ) -> None:
-    """Refuses a request that another site made a browser send (CSRF). A bearer token is never sent by a browser on its own."""
+    """CSRF protection: refuses browser requests that another site initiated. Bearer tokens are exempt: browsers never add them."""
     if request.headers.get("authorization", "").lower().startswith("bearer "):
         return
     if x_vitrine != MEANT or sec_fetch_site != "same-origin":
@@ -66,6 +66,6 @@ def refuse_cross_site(
 
 
 def token_of(request: Request) -> str:
-    """The token that this request was authenticated with: to do things in Airflow as that user, and as nobody else."""
+    """The bearer token of this request, to call Airflow's API with the user's own permissions."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token if scheme.lower() == "bearer" else request.cookies.get(COOKIE_NAME_JWT_TOKEN, "")

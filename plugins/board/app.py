@@ -1,4 +1,4 @@
-"""The board's routes. Every one asks Airflow who is there; the rules live in `tasks`, what happens happens in DAGs."""
+"""HTTP routes of the board. Every route authorises with Airflow; actions trigger DAGs; rules live in `tasks`."""
 
 import json
 from datetime import UTC, datetime
@@ -37,19 +37,19 @@ VersionNumber = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
 class PromoteRequest(BaseModel):
-    """Which version is to go live."""
+    """The version to promote."""
 
     version: VersionNumber
 
 
 class RollbackRequest(BaseModel):
-    """Which version the page said it goes back to, so that a second press does not lead forth again; "" for what was live before."""
+    """The version the page showed as the rollback target, so that a second press is refused; "" for the previous version."""
 
     version: VersionNumber | Literal[""] = ""
 
 
 def create_app(board: Board, changes: ChangesBoard) -> FastAPI:
-    """The application. Nothing is opened before the first request that needs it."""
+    """The FastAPI application. Nothing is opened before the first request that needs it."""
     app = FastAPI(
         title="Vitrine release board", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(require_reader)]
     )
@@ -66,7 +66,7 @@ def create_app(board: Board, changes: ChangesBoard) -> FastAPI:
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
-        """One sentence as JSON; a person who opens the page without a session is sent to log in."""
+        """Errors as JSON with one sentence; browsers without a session are redirected to the login page."""
         if error.status_code == 401 and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse(get_auth_manager().get_url_login(next_url=str(request.url)))
         return JSONResponse({"detail": error.detail}, error.status_code)
@@ -94,7 +94,7 @@ def _page_routes(app: FastAPI) -> None:
 def _data_routes(app: FastAPI, board: Board, changes: ChangesBoard) -> None:
     @app.get("/data")
     def data(user: Reader) -> Response:
-        """Versions, slots, replicas, charts, lineage of what is live, and what this user may do."""
+        """Versions, slots, replicas, charts, lineage of the live version, and the actions this user may perform."""
         found = board.read(datetime.now(UTC)) | {
             "user": user.get_name(),
             "may": {action: can_act(user, action) for action in ACTIONS},
@@ -104,12 +104,12 @@ def _data_routes(app: FastAPI, board: Board, changes: ChangesBoard) -> None:
 
     @app.get("/changes")
     def waiting_changes() -> Response:
-        """Changes that wait, dead letters, products in quarantine; a sentence in the place of what cannot be read."""
+        """Pending changes, dead letters and quarantined products; `problem` replaces what cannot be read."""
         return _json(changes.read())
 
     @app.get("/runs")
     async def runs(request: Request) -> Response:
-        """The newest runs of the release DAGs, and what of them waits for a person, as Airflow shows them to this user."""
+        """The newest runs of the release DAGs and their pending approvals, as far as this user may see them."""
         airflow = AirflowClient(token_of(request))
         found = [run for dag in DAGS for run in await airflow.runs(dag, RUNS)]
         for run in found:
@@ -118,12 +118,12 @@ def _data_routes(app: FastAPI, board: Board, changes: ChangesBoard) -> None:
 
     @app.get("/lineage/{version}")
     def lineage(version: VersionNumber) -> Response:
-        """What one version rests on."""
+        """The lineage of one version."""
         return _json({"lineage": board.lineage(version)})
 
     @app.get("/trace")
     def trace(product: Annotated[str, Query(min_length=1, max_length=200)], version: str = "") -> Response:
-        """What a product's place in a version (default: live) rests on."""
+        """The lineage of one product in a version (default: live)."""
         from tasks.release.trace import trace_product
 
         steps = trace_product(board.registry, product, version)
@@ -150,7 +150,7 @@ def _action_routes(app: FastAPI, board: Board) -> None:
 
     @app.post("/actions/promote", dependencies=[*acts, Depends(require_operator("promote"))])
     async def promote(request: Request, wanted: PromoteRequest) -> Response:
-        """Starts `promote_index` for one version, as this user."""
+        """Triggers `promote_index` for one version as this user."""
         from starlette.concurrency import run_in_threadpool
 
         version = await run_in_threadpool(checked, wanted.version)
@@ -158,13 +158,13 @@ def _action_routes(app: FastAPI, board: Board) -> None:
 
     @app.post("/actions/rollback", dependencies=[*acts, Depends(require_operator("rollback"))])
     async def rollback(request: Request, wanted: RollbackRequest) -> Response:
-        """Starts `rollback_index`, as this user."""
+        """Triggers `rollback_index` as this user."""
         to = f" to index version {wanted.version}" if wanted.version else ""
         return await start(request, "rollback", {"version": wanted.version}, f"roll back{to}, from the release board")
 
     @app.post("/actions/rebuild", dependencies=[*acts, Depends(require_operator("rebuild"))])
     async def rebuild(request: Request) -> Response:
-        """Starts `rebuild_index`, as this user."""
+        """Triggers `rebuild_index` as this user."""
         return await start(request, "rebuild", {}, "rebuild, from the release board")
 
 

@@ -1,4 +1,4 @@
-"""What of the catalogue's changes does not reach shoppers: those that wait, dead letters, and products in quarantine."""
+"""Catalogue changes that shoppers do not see: pending ones, dead letters, and quarantined products."""
 
 import re
 import threading
@@ -28,7 +28,7 @@ REQUEUE = "vitrine changes requeue"
 
 
 class ChangesBoard:
-    """The queue that VITRINE_CHANGES names and the quarantine of the newest index version. Safe to call from several threads."""
+    """Reads the queue that VITRINE_CHANGES names and the quarantine of the newest index version. Thread-safe."""
 
     def __init__(
         self,
@@ -41,13 +41,13 @@ class ChangesBoard:
         self.quarantine = SingleFlight(lambda: read_quarantine(open_registry(), store_uri), "the quarantine", patience_s)
 
     def read(self) -> dict[str, Any]:
-        """`queue` and `quarantine`, JSON-able; each has a sentence `problem` instead of figures where it could not be read."""
+        """`queue` and `quarantine` as JSON; a sentence `problem` replaces the figures of a part that could not be read."""
         parts = (("queue", self.queue.start()), ("quarantine", self.quarantine.start()))
         return {name: look() for name, look in parts}
 
 
 class SingleFlight:
-    """One look at something that may be slow or away: shared by whoever asks meanwhile, and never two at once."""
+    """Runs a slow read at most once at a time and shares its result among concurrent callers, with a short cache (FRESH_S)."""
 
     def __init__(self, work: Callable[[], dict[str, Any]], what: str, patience_s: float) -> None:
         self.work, self.what, self.patience_s = work, what, patience_s
@@ -57,7 +57,7 @@ class SingleFlight:
         self.done_at = 0.0
 
     def start(self) -> Callable[[], dict[str, Any]]:
-        """Starts a look unless one is fresh or under way; call what this gives for its result, or `{"problem": …}`."""
+        """Starts the read unless a fresh result or a running one exists; the returned function gives it, or `{"problem": …}`."""
         with self.lock:
             if self.held is None or (self.held.done() and time.monotonic() - self.done_at > FRESH_S):
                 self.held = self.pool.submit(self._timed)
@@ -81,7 +81,7 @@ class SingleFlight:
 
 
 def read_queue(open_queue: Callable[[], AbstractContextManager[ChangeSource]]) -> dict[str, Any]:
-    """How many changes wait and since when, and the newest dead letters. What a queue cannot tell is a sentence in `…_note`."""
+    """Number and age of the pending changes, and the newest dead letters. `…_note` says what a queue cannot count."""
     with open_queue() as source:
         waiting = source.count_waiting()
         oldest, note = None, ""
@@ -94,7 +94,7 @@ def read_queue(open_queue: Callable[[], AbstractContextManager[ChangeSource]]) -
 
 
 def _dead_letters(source: ChangeSource) -> dict[str, Any]:
-    """A separate queue, table or topic: where it cannot be read, what waits is still shown."""
+    """Count and newest of the dead letters. Failing to read them leaves the rest of the queue's figures intact."""
     try:
         count, letters = source.count_dead_letters(), source.dead_letters(SHOWN)
     except Exception as error:
@@ -112,7 +112,7 @@ def _dead_letters(source: ChangeSource) -> dict[str, Any]:
 
 
 def read_quarantine(registry: Registry, store_uri: str) -> dict[str, Any]:
-    """What is in quarantine in the newest index version; before there is one (`version` ""), what the last run put there."""
+    """Quarantined products of the newest index version; without any version (`version` ""), those of the last run."""
     versions = registry.versions(INDEX_MODEL, VERSIONS)
     if versions:
         manifest = registry.manifest_of(versions[0])
@@ -130,7 +130,7 @@ def read_quarantine(registry: Registry, store_uri: str) -> dict[str, Any]:
 
 
 def public_message(error: Exception) -> str:
-    """An error's first line as it may be shown to everybody: passwords inside addresses hidden."""
+    """The first line of an error with passwords in URLs masked, safe to show to all users."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return truncate(re.sub(r"(://[^:/@\s]*:)[^@/]+@", r"\1********@", lines[0]), SENTENCE)
 

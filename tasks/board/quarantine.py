@@ -1,4 +1,4 @@
-"""Which products of an index version are in quarantine, and why: the newest first."""
+"""The quarantined products of an index version with their reasons, newest first."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ RUNS = 200
 
 @dataclass(frozen=True)
 class QuarantineLine:
-    """One product as it is shown. `reason` is a short code, `detail` a sentence, `run` the key of the run that found out.
+    """One quarantined product. `reason` is a short code, `detail` a sentence, `run` the key of the run that found it.
 
     `product_id` is "" where only the key is known any more, `reason` and `run` where the run's list is no longer kept.
     """
@@ -37,7 +37,7 @@ class QuarantineLine:
 def quarantine_lines(
     registry: Registry, version: Version, manifest: IndexManifest, versions: Sequence[Version], limit: int
 ) -> list[QuarantineLine]:
-    """Up to `limit` products that are in quarantine in this version; its ancestors are looked for among `versions`.
+    """Up to `limit` quarantined products of a version; its ancestors are looked up among `versions`.
 
     How many there are in all is `manifest.counts.quarantined`.
     """
@@ -60,7 +60,7 @@ def quarantine_lines(
 
 
 def from_lists(rows: Sequence[QuarantineEntry], snapshot_uri: str) -> list[QuarantineLine]:
-    """Rows of runs' lists, which the snapshot names where they do not name their products themselves."""
+    """Lines from runs' quarantine lists; missing product ids are looked up in the snapshot."""
     unnamed = [{"key": row.key} for row in rows if not row.product_id]
     try:
         ids = {row["key"]: row["product_id"] for row in with_ids(unnamed, snapshot_uri)}
@@ -76,7 +76,7 @@ def _line(product_id: str, image: str, why: QuarantineEntry | None) -> Quarantin
 
 
 def _reasons(store: str, runs: Iterable[str], keys: set[int]) -> dict[int, QuarantineEntry]:
-    """What the newest of `runs` that met a product says of it: key -> row of its list. Reads no more lists than it needs."""
+    """key -> the entry of the newest of `runs` that lists it. Reads no more lists than needed."""
     found: dict[int, QuarantineEntry] = {}
     for run in islice(runs, RUNS):
         if len(found) == len(keys):
@@ -88,7 +88,7 @@ def _reasons(store: str, runs: Iterable[str], keys: set[int]) -> dict[int, Quara
 
 
 def _runs(version: Version, versions: Sequence[Version]) -> Iterator[str]:
-    """The keys of the runs that made a version and its ancestors, newest first."""
+    """Run keys of a version and its ancestors, newest first."""
     known = {v.version: v for v in versions}
     here: Version | None = version
     while here is not None:
@@ -103,7 +103,7 @@ def _base_runs(registry: Registry, manifest: IndexManifest) -> list[str]:
 
 
 def latest_list(store: str) -> list[QuarantineEntry]:
-    """What the last run put into quarantine, for a store whose runs have made no index version yet."""
+    """The quarantine of the last run, for a store without an index version."""
     runs = [
         uri.rsplit("/", 1)[1].removesuffix(".parquet")
         for uri in storage.list_files(storage.join(store, "quarantine"), ".parquet")

@@ -1,4 +1,4 @@
-"""Reads the registry and the replicas once, and puts the board together."""
+"""Reads registry and replicas and assembles the board's data."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ CHARTS = (
 
 
 class Board:
-    """One registry and the replicas; manifests are read once, as a version never changes. Safe to call from several threads."""
+    """One registry and the replicas. Manifests are cached, as versions are immutable. Thread-safe."""
 
     def __init__(self, open_registry: Callable[[], Registry], replicas: Sequence[Replica]) -> None:
         self.open_registry, self.replicas = open_registry, replicas
@@ -40,7 +40,7 @@ class Board:
             return self.held
 
     def read(self, now: datetime) -> dict[str, Any]:
-        """Everything the page shows at once, JSON-able. Raises VitrineError when the registry does not answer."""
+        """All data of the page as JSON. Raises VitrineError when the registry does not respond."""
         registry = self.registry
         with ThreadPoolExecutor(FETCHES) as pool:
             told = pool.submit(fetch_states, self.replicas)
@@ -74,7 +74,7 @@ class Board:
         }  # fmt: skip
 
     def lineage(self, version: str) -> list[dict[str, str]]:
-        """The lineage of one version. Raises VitrineError or ContractError when it is not there or not whole."""
+        """The lineage of one version. Raises VitrineError or ContractError when it is missing or damaged."""
         found = self.registry.version(INDEX_MODEL, version)
         return [asdict(link) for link in lineage(found, self.registry.index_manifest(version), self.registry)]
 

@@ -1,4 +1,4 @@
-"""What every replica holds right now, and which of them do not follow."""
+"""State of every replica, and which replicas lag behind `live`."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ SLOTS = ("blue", "green")
 
 @dataclass(frozen=True)
 class SlotLine:
-    """One slot of one replica. `state` is one of empty, loading, ready, failed; `reason` says why it failed."""
+    """One slot of one replica. `state` is empty, loading, ready or failed; `reason` says why it failed."""
 
     name: str
     version: str
@@ -27,7 +27,7 @@ class SlotLine:
 
 @dataclass(frozen=True)
 class ReplicaLine:
-    """One replica: the version it serves ("" none) and its slots. `problem` is one sentence, "" when all is as it should be."""
+    """One replica: the version it serves ("" for none) and its slots. `problem` is one sentence, "" when healthy."""
 
     url: str
     answers: bool
@@ -37,7 +37,7 @@ class ReplicaLine:
 
 
 def fetch_states(replicas: Sequence[Replica]) -> list[tuple[str, dict[str, Any] | str]]:
-    """Every replica's own words, all asked at once; a sentence instead where one does not answer."""
+    """Every replica's /v1/version, fetched concurrently; an error sentence for a replica that does not respond."""
 
     def one(replica: Replica) -> tuple[str, dict[str, Any] | str]:
         try:
@@ -52,7 +52,7 @@ def fetch_states(replicas: Sequence[Replica]) -> list[tuple[str, dict[str, Any] 
 
 
 def replica_lines(states: Sequence[tuple[str, dict[str, Any] | str]], live: str) -> list[ReplicaLine]:
-    """One line per replica; `live` is the version that every one of them should serve ("" when nothing is live yet)."""
+    """One line per replica; `live` is the version all of them should serve ("" when nothing is live yet)."""
     return [_line(url, state, live) for url, state in states]
 
 

@@ -1,4 +1,4 @@
-"""Index versions as a timeline: what each is, what its gates said, and what may be done with it."""
+"""Index versions as a timeline: status, gates, and allowed actions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ STATUSES = {
 
 @dataclass(frozen=True)
 class LoadedVersion:
-    """A registered version with its manifest; `problem` says why there is none."""
+    """A registered version with its manifest; `problem` says why the manifest is missing."""
 
     version: Version
     manifest: IndexManifest | None
@@ -29,7 +29,7 @@ class LoadedVersion:
 
 @dataclass(frozen=True)
 class GateLine:
-    """One gate as it is shown."""
+    """One gate for display."""
 
     name: str
     value: float
@@ -40,7 +40,7 @@ class GateLine:
 
 @dataclass(frozen=True)
 class Entry:
-    """One version on the timeline. Times are epoch milliseconds; `delta_share` is the share of rows that are not in a base."""
+    """One version on the timeline. Times are epoch milliseconds; `delta_share` is the share of rows outside base segments."""
 
     version: str
     status: str
@@ -64,12 +64,12 @@ class Entry:
 
 
 def timeline(made: Iterable[LoadedVersion], registry: Registry) -> list[Entry]:
-    """Every version, newest first as they come. `registry` only makes the addresses."""
+    """One entry per version, in the given order. `registry` is used for URLs only."""
     return [_entry(one, registry) for one in made]
 
 
 def status(version: Version, manifest: IndexManifest | None, problem: str = "") -> str:
-    """One of STATUSES: what a version is right now, the most important first."""
+    """One of STATUSES, by precedence."""
     if "live" in version.aliases:
         return "live"
     if problem:
@@ -115,7 +115,7 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
 
 
 def links(version: Version, registry: Registry) -> dict[str, str]:
-    """Where a person follows a version: its model page, its run, its data docs, the DAG run that made it."""
+    """URLs of a version: model page, run, data docs, and the DAG run that created it."""
     found = {
         "Model version": registry.version_url(version.model, version.version),
         "MLflow run": registry.run_url(version.run_id),
@@ -128,7 +128,7 @@ def links(version: Version, registry: Registry) -> dict[str, str]:
 
 
 def series(entries: Sequence[Entry], gate: str) -> list[dict[str, object]]:
-    """The points of one gate's value over versions, oldest first; versions that were not measured for it are left out."""
+    """One gate's values over versions, oldest first; versions without that gate are skipped."""
     points = []
     for entry in reversed(entries):
         line = next((g for g in entry.gates if g.name == gate), None)

@@ -1,4 +1,4 @@
-"""How many pods carry a load: a queueing simulation over measured service times. Pure: arrays and records in, arrays and records out.
+"""Queueing simulation over measured service times: pods needed for a load. Pure functions.
 
 A query arrives at a random time (Poisson), passes stages one after the other, and within a stage visits one or more stations at
 once and waits for the last of them. A station is a number of pods with some cores each; of two pods drawn at random the one with
@@ -26,7 +26,7 @@ INTERPRETER_LOAD = 0.7
 
 @dataclass(frozen=True)
 class Times:
-    """Measured times of single queries, one after the other, in milliseconds; each (n,) float64, of the same queries.
+    """Measured times of sequential single queries in milliseconds; each (n,) float64, row i of the same query.
 
     `encode`: decoding and encoding; `retrieve`: searching the `products` of the replica that was measured; `rank`; `rest`: what
     else passed until the client had the answer (HTTP, JSON).
@@ -47,13 +47,13 @@ class Times:
 
     @property
     def total(self) -> np.ndarray:
-        """What one query takes on an idle replica of role `all`."""
+        """Latency of one query on an idle replica of role `all`."""
         return self.encode + self.retrieve + self.rank + self.rest
 
 
 @dataclass(frozen=True, eq=False)
 class Station:
-    """`pods` pods of `cores` cores."""
+    """`pods` pods with `cores` cores each."""
 
     name: str
     pods: int
@@ -62,7 +62,7 @@ class Station:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What a query visits at once: a station with the times (n,) ms a visit may take, for each visit; then `delay_ms` on the way on."""
+    """Stations visited in parallel: for each, the service times (n,) ms of a visit; then `delay_ms` until the next stage."""
 
     visits: tuple[tuple[Station, np.ndarray], ...]
     delay_ms: float = 0.0
@@ -70,7 +70,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """`latency_ms` (n,) per query after the warm-up, and by station the share of its cores' time that was used."""
+    """`latency_ms` (n,) per query after warm-up, and the utilisation of each station's cores."""
 
     latency_ms: np.ndarray
     load: dict[str, float]
@@ -90,7 +90,7 @@ class Pod:
 
 
 def simulate(path: Sequence[Stage], qps: float, queries: int = 20_000, seed: int = 0, warm: float = 0.1) -> SimulationResult:
-    """Sends `queries` through the stages of `path` at `qps`; the first `warm` share is not counted."""
+    """Sends `queries` through the stages of `path` at `qps`; the first share `warm` is discarded."""
     rng, choice = np.random.default_rng(seed), random.Random(seed)
     arrived = np.cumsum(rng.exponential(1e3 / qps, queries))
     drawn = [[times[rng.integers(0, len(times), queries)].tolist() for _, times in stage.visits] for stage in path]
@@ -150,13 +150,13 @@ def _choose(pods: list[Pod], choice: random.Random) -> Pod:
 
 
 def replica_path(times: Times, cores: int) -> list[Stage]:
-    """One replica of role `all` with this many cores (or workers, where those are fewer)."""
+    """One replica of role `all` with this many cores (or workers, if fewer)."""
     return [Stage(((Station("replica", 1, cores), times.total),))]
 
 
 @dataclass(frozen=True)
 class LoadTarget:
-    """What is asked for. `encoder_cores` and `index_cores`: of one pod; `network_ms`: one way between a gateway and a shard."""
+    """The load to size for. `encoder_cores`, `index_cores`: per pod; `network_ms`: one way between gateway and shard."""
 
     qps: float = 10_000.0
     p99_ms: float = 200.0
@@ -168,7 +168,7 @@ class LoadTarget:
 
 @dataclass(frozen=True)
 class Plan:
-    """Pods at some load: `encoders` gateways, `shards` shards of `replicas` pods each; and what a simulation says of them."""
+    """A cluster at some utilisation: `encoders` gateways, `shards` shards of `replicas` pods; and its simulated latencies."""
 
     load: float
     encoders: int
@@ -185,7 +185,7 @@ class Plan:
 
 
 def cluster_path(times: Times, wanted: LoadTarget, encoders: int, shards: int, replicas: int) -> list[Stage]:
-    """Gateways encode, all shards search at once, gateways rank and answer."""
+    """Gateways encode, all shards search in parallel, gateways rank and respond."""
     gateway = Station("gateway", encoders, wanted.encoder_cores)
     held = tuple((Station(f"shard {n}", replicas, wanted.index_cores), times.retrieve) for n in range(shards))
     way = wanted.network_ms
@@ -193,7 +193,7 @@ def cluster_path(times: Times, wanted: LoadTarget, encoders: int, shards: int, r
 
 
 def plans(times: Times, wanted: LoadTarget, queries: int = 20_000, seed: int = 0) -> list[Plan]:
-    """Plans from the fullest pods to the emptiest, up to and including the first that keeps the 99th percentile.
+    """Plans from the highest utilisation down, up to and including the first that meets the 99th percentile.
 
     Raises VitrineError when none does, because single queries already take too long.
     """

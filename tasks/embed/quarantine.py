@@ -1,4 +1,4 @@
-"""The quarantine: products whose picture cannot be used, each with its reason, one file per run."""
+"""The quarantine: products without a usable picture with their reasons, one file per run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,18 +36,18 @@ class QuarantineEntry:
 
     @property
     def sentence(self) -> str:
-        """Why, in which run and when."""
+        """Reason, run and time in one sentence."""
         when = f" at {self.at:%Y-%m-%d %H:%M} UTC" if self.at else ""
         return f"{self.detail} ({self.reason}), in run {self.run}{when}"
 
 
 def quarantine_uri(store_uri: str, run_key: str) -> str:
-    """Where a run lists what it put into quarantine: <store>/quarantine/<run>.parquet with the columns of SCHEMA."""
+    """The quarantine file of a run: <store>/quarantine/<run>.parquet with the columns of SCHEMA."""
     return storage.join(store_uri, "quarantine", f"{run_key}.parquet")
 
 
 def read_quarantine(store_uri: str, run_keys: Iterable[str] | None = None, key: int | None = None) -> list[QuarantineEntry]:
-    """What these runs (default: all whose list is kept) put into quarantine, the newest first; with `key`, that product only."""
+    """Entries of these runs (default: all stored), newest first; with `key`, of that product only."""
     if run_keys is None:
         uris = storage.list_files(storage.join(store_uri, "quarantine"), ".parquet")
     else:
@@ -65,7 +65,7 @@ def read_quarantine(store_uri: str, run_keys: Iterable[str] | None = None, key: 
 
 
 def with_ids(rows: list[dict], snapshot_uri: str) -> list[dict]:
-    """Rows that have a `key`, each with its `product_id` from the snapshot, in order of product_id."""
+    """Adds `product_id` from the snapshot to rows with a `key`, in order of product_id."""
     by_key = {row["key"]: row for row in rows}
     keys = np.fromiter(by_key, np.int64, len(by_key))
     named: list[dict] = []
@@ -76,6 +76,6 @@ def with_ids(rows: list[dict], snapshot_uri: str) -> list[dict]:
 
 
 def sample_reasons(rows: list[dict]) -> list[str]:
-    """The first few products of a quarantine with their reasons, for a summary: "p1 (missing)"."""
+    """The first few quarantined products with reasons, for a summary: "p1 (missing)"."""
     shown = [f"{row['product_id']} ({row['reason']})" for row in rows[:NAMED]]
     return shown + ([f"and {len(rows) - NAMED} more"] if len(rows) > NAMED else [])

@@ -79,7 +79,7 @@ def embed(plan: dict) -> dict[str, Any]:
         if storage.exists(storage.join(uri, "_manifest.json"))
         else write_snapshot(source, source.name, uri, plan["run_key"], plan["now"])
     )
-    config = dataclasses.replace(embed_config(chosen, manifest.shards), direct=DIRECT_PICTURES, looks=False)
+    config = dataclasses.replace(embed_config(chosen, manifest.shards), direct=DIRECT_PICTURES, hash_cache=False)
     began = datetime.now(UTC)
     embedded = embed_snapshot(
         snapshot, models.encoder_folder(manifest.encoder.version), manifest.encoder.version, chosen.store_uri, plan["run_key"],

@@ -53,9 +53,9 @@ class PictureCheck:
 
 
 def check_pictures(
-    uris: Sequence[str], root: str, hosts: tuple[str, ...], seen: Callable[[int, int], None], limit_s: float = LIMIT_S
+    uris: Sequence[str], root: str, hosts: tuple[str, ...], progress: Callable[[int, int], None], limit_s: float = LIMIT_S
 ) -> PictureCheck:
-    """Looks at all pictures, or at MOST of them drawn evenly, for at most `limit_s` seconds; `seen` is told how many of how many."""
+    """Looks at all pictures, or at MOST of them drawn evenly, for at most `limit_s` seconds; `progress` is told how many of how many."""
     found = PictureCheck(len(uris))
     chosen = np.random.default_rng(0).permutation(len(uris))[:MOST].tolist()
     end = time.monotonic() + limit_s
@@ -69,7 +69,7 @@ def check_pictures(
                     found.bad[row] = wrong
                 else:
                     found.usable.add(row)
-            seen(found.count, len(chosen))
+            progress(found.count, len(chosen))
     return found
 
 

@@ -46,11 +46,11 @@ class Labels:
 
 
 def check_preconditions(
-    settings: Settings, seen: Callable[[int, int], None] = lambda *_: None, training: bool = True
+    settings: Settings, progress: Callable[[int, int], None] = lambda *_: None, training: bool = True
 ) -> list[str]:
     """Looks at the catalogue that the settings name and gives notes; `training` asks also for what an encoder is trained on.
 
-    `seen` is told how many pictures of how many were looked at.
+    `progress` is told how many pictures of how many were looked at.
     Of a folder all rows are read (up to a million) and up to 5,000 pictures each are looked at; of a database the first 20,000
     rows. Raises CatalogError with everything that is wrong.
     """
@@ -61,13 +61,13 @@ def check_preconditions(
         with open_tables(settings.catalog_uri) as tables:
             products = _products(tables.products, settings, found)
             labels = _labels(tables.photos, set(products) if products and tables.products.whole else None, found)
-            shown = _product_pictures(tables.products, products, tables.image_root, settings, found, seen)
+            shown = _product_pictures(tables.products, products, tables.image_root, settings, found, progress)
             if tables.photos is None:
                 found.wrong.append(
                     "there is no table of photos (photos.csv): encoders are trained, and recall is measured, on them"
                 )
             elif labels is not None:
-                _photos(labels, shown, products, tables.image_root, settings, found, seen, training)
+                _photos(labels, shown, products, tables.image_root, settings, found, progress, training)
     except (CatalogError, pa.ArrowException) as error:
         found.wrong.append(str(error))
     if found.wrong:
@@ -215,10 +215,10 @@ def _product_pictures(
     root: str,
     settings: Settings,
     found: Findings,
-    seen: Callable[[int, int], None],
+    progress: Callable[[int, int], None],
 ) -> PictureCheck:
     places, uris = [p for p, _ in products.values()], [u for _, u in products.values()]
-    looked = check_pictures(uris, root, settings.image_hosts, seen)
+    looked = check_pictures(uris, root, settings.image_hosts, progress)
     lines = [f"{places[row]}: {looked.bad[row]}" for row in sorted(looked.bad)]
     if looked.exceeds(settings.most_quarantined):
         allowed = f"allowed {settings.most_quarantined * 100:.3g} %: VITRINE_MOST_QUARANTINED"
@@ -231,10 +231,10 @@ def _product_pictures(
 
 def _photos(
     labels: Labels, shown: PictureCheck, products: dict[str, tuple[str, str]], root: str, settings: Settings, found: Findings,
-    seen: Callable[[int, int], None], training: bool,
+    progress: Callable[[int, int], None], training: bool,
 ) -> None:  # fmt: skip
     held_out = labels.of("val") or labels.of("test")
-    looked = check_pictures([labels.uris[r] for r in held_out], root, settings.image_hosts, seen)
+    looked = check_pictures([labels.uris[r] for r in held_out], root, settings.image_hosts, progress)
     unusable = [f"{labels.places[held_out[r]]}: {looked.bad[r]}" for r in sorted(looked.bad)]
     if len(looked.usable) < settings.min_held_out:
         found.add(
@@ -249,18 +249,18 @@ def _photos(
     if not train:
         found.wrong.append("photos: none is in the split train; an encoder is trained on labelled photos")
         return
-    read = check_pictures([labels.uris[r] for r in train], root, settings.image_hosts, seen)
+    read = check_pictures([labels.uris[r] for r in train], root, settings.image_hosts, progress)
     _unreadable("train photos", read, [f"{labels.places[train[r]]}: {read.bad[r]}" for r in sorted(read.bad)], settings, found)
     if read.whole and shown.whole:
         _trainable(labels, train, read, shown, list(products), settings, found)
 
 
-def _unreadable(what: str, looked: PictureCheck, lines: list[str], settings: Settings, found: Findings) -> None:
-    if looked.exceeds(settings.max_unreadable):
+def _unreadable(what: str, check: PictureCheck, lines: list[str], settings: Settings, found: Findings) -> None:
+    if check.exceeds(settings.max_unreadable):
         allowed = f"allowed {settings.max_unreadable * 100:.3g} %: VITRINE_MAX_UNREADABLE"
-        found.add(f"photos: {looked.shares()} {what} unusable, {allowed}", lines)
+        found.add(f"photos: {check.shares()} {what} unusable, {allowed}", lines)
     elif lines:
-        found.notes.append(f"{looked.shares()} {what} unusable, they are left out: {'; '.join(shortened(lines)[:5])}")
+        found.notes.append(f"{check.shares()} {what} unusable, they are left out: {'; '.join(shortened(lines)[:5])}")
 
 
 def _trainable(

@@ -1,4 +1,4 @@
-"""Draining: which of the waiting changes go into the next index version, and what becomes of the other messages."""
+"""Draining the queue: selects the pending changes for the next index version and disposes of the other messages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ JSON_TYPES = {
 
 @dataclass(frozen=True)
 class ParentState:
-    """What the version to build on knows: its ledger, its base's snapshot (key, updated_at), and the columns of its rows."""
+    """State of the parent version: its ledger, its base's snapshot (key, updated_at), and its row schema."""
 
     ledger: pa.Table
     products: pa.Table
@@ -31,7 +31,7 @@ class ParentState:
 
 @dataclass(frozen=True)
 class DrainResult:
-    """What was decided about the messages that were looked at.
+    """The decision on the received messages.
 
     `rows` (ledger.SCHEMA, without states) are the changes to make; `handles` are acknowledged once they are in a registered
     version: their own, and those of messages that say nothing new. `left` changes were seen and wait for the next time.
@@ -48,7 +48,7 @@ class DrainResult:
 
     @property
     def note(self) -> str:
-        """What became dead letters, in one sentence for whoever reads of the run; "" when nothing did."""
+        """The dead letters of this run in one sentence for people; "" when there are none."""
         if not self.malformed:
             return ""
         became = "change became a dead letter" if self.received == 1 else "changes became dead letters"
@@ -57,7 +57,7 @@ class DrainResult:
 
 
 def drain(source: ChangeSource, held: ParentState, carried: pa.Table, limit: int, wait_s: float, now: datetime) -> DrainResult:
-    """Looks at the waiting messages and takes up to `limit` changes, priority products first; the others stay in the queue.
+    """Receives pending messages and takes up to `limit` changes, priority products first; the others stay in the queue.
 
     `carried` are changes of other versions that must be made as well; they count first. Malformed messages are buried here.
     """
@@ -79,13 +79,13 @@ def drain(source: ChangeSource, held: ParentState, carried: pa.Table, limit: int
 
 
 def event_of(row: dict) -> Event:
-    """The event of a ledger's row."""
+    """Parses the event of a ledger row."""
     return read_event(row["event"], row["received_at"])
 
 
 @dataclass
 class UpsertSource:
-    """The upserts of a drained set as a catalogue source, so that they are copied, checked and embedded like a catalogue."""
+    """The drained upserts as a catalogue source, so that they are copied, validated and embedded like a catalogue."""
 
     name: str
     image_root: str
@@ -94,7 +94,7 @@ class UpsertSource:
     moment: str = ""
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        """The products in order of product_id: the snapshot's columns and those that the base carries besides."""
+        """The products in order of product_id: the snapshot's columns and the base's extra columns."""
         chosen = self.rows.filter(pc.equal(self.rows["kind"], UPSERT)).sort_by("product_id")
         carried = [f for f in self.columns if f.name not in PRODUCT_SCHEMA.names]
         schema = pa.schema([f for f in PRODUCT_SCHEMA if f.name != "key"] + carried)
@@ -112,7 +112,7 @@ Read = tuple[list[tuple[Message, Event]], list[tuple[Message, str]]]
 
 
 def _read(messages: list[Message], columns: pa.Schema, now: datetime) -> Read:
-    """Messages as events, and those that are none with the reason."""
+    """Parses messages; returns (message, event) pairs, and malformed messages with their reasons."""
     good, bad = [], []
     for message in messages:
         try:
@@ -125,7 +125,7 @@ def _read(messages: list[Message], columns: pa.Schema, now: datetime) -> Read:
 
 
 def _check_columns(event: Event, columns: pa.Schema) -> None:
-    """Raises MalformedEvent where a column that the shop carries besides holds something of another type."""
+    """Raises MalformedEvent when an extra column has a value of another type than the index."""
     for field in columns:
         if field.name in PRODUCT_SCHEMA.names or field.name not in event.product:
             continue
@@ -139,12 +139,12 @@ def _check_columns(event: Event, columns: pa.Schema) -> None:
 
 
 def truncate(text: str, most: int) -> str:
-    """A text of at most so many characters, its end cut off."""
+    """The text cut to at most `most` characters, with an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _by_priority(rows: pa.Table, events: list[Event], carried: set[str]) -> pa.Table:
-    """Carried changes, then those with priority, then the others, each in the order in which the queue gave them."""
+    """Carried-over changes first, then priority ones, then the rest, each in queue order."""
     places = {e.digest: (not e.priority, n) for n, e in reversed(list(enumerate(events)))}
     digests = rows["digest"].to_pylist()
     order = sorted(range(len(digests)), key=lambda i: (False, -1) if digests[i] in carried else places[digests[i]])

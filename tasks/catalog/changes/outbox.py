@@ -1,4 +1,4 @@
-"""The outbox: a table beside the products, so that a change and its event are committed in one transaction of the shop's own."""
+"""The outbox table beside `products`: a change and its event are committed in one transaction (transactional outbox)."""
 
 import sqlite3
 import time
@@ -27,7 +27,7 @@ AT_ONCE = 500
 
 
 class Database(Protocol):
-    """The little that the outbox needs of a database."""
+    """The database operations that the outbox uses."""
 
     serial: str
 
@@ -40,7 +40,7 @@ class Database(Protocol):
 
 
 class Outbox:
-    """Tables `outbox` (id, event, priority) and `outbox_dead` (id, event, reason, died_at). An acknowledged event is deleted.
+    """Tables `outbox` (id, event, priority) and `outbox_dead` (id, event, reason, died_at). Acknowledged events are deleted.
 
     The tables are made by whoever writes first; reading makes nothing, and finds nothing where there are none.
     """
@@ -53,7 +53,7 @@ class Outbox:
 
     @classmethod
     def open(cls, database_uri: str, existing: bool = False) -> "Outbox":
-        """The outbox in a database. With `existing`, a SQLite file must be there already, else the first write makes it.
+        """The outbox of a database. With `existing`, a SQLite file must exist already; otherwise the first write creates it.
 
         Raises CatalogError for a database that is not there or does not answer.
         """
@@ -70,7 +70,7 @@ class Outbox:
         return cls(name, database)
 
     def make_tables(self) -> None:
-        """Makes the tables that are missing."""
+        """Creates missing tables."""
         for table, columns in TABLES.items():
             if not self._there(table):
                 with self.database.transaction():
@@ -97,7 +97,7 @@ class Outbox:
             time.sleep(POLL_S)
 
     def extend(self, handles: Sequence[str], seconds: int) -> None:
-        """Nothing to do: a row stays where it is until it is deleted."""
+        """No-op: a row stays until it is deleted."""
 
     def acknowledge(self, handles: Sequence[str]) -> None:
         if not self._there("outbox"):
@@ -106,7 +106,7 @@ class Outbox:
             self._delete("outbox", handles)
 
     def release(self, handles: Sequence[str]) -> None:
-        """Nothing to do: a row was never taken away."""
+        """No-op: rows are never hidden."""
 
     def dead_letter(self, messages: Sequence[tuple[Message, str]]) -> None:
         self.make_tables()
@@ -124,7 +124,7 @@ class Outbox:
         return int(self.database.fetch("SELECT count(*) FROM outbox")[0][0]) if self._there("outbox") else 0
 
     def oldest_at(self) -> datetime | None:
-        """By the event's own time: the table has no other."""
+        """The event's own time, as the table has no insertion time."""
         rows = self.database.fetch("SELECT event FROM outbox ORDER BY id LIMIT 1") if self._there("outbox") else []
         return event_time(rows[0][0]) if rows else None
 
@@ -172,7 +172,7 @@ def _pieces(handles: Sequence[str]) -> Iterator[str]:
 
 
 class Sqlite:
-    """One SQLite file. Ids are never given twice, so that acknowledging again cannot hit another event."""
+    """A SQLite file. Ids are never reused, so acknowledging twice cannot delete another event."""
 
     serial = "INTEGER PRIMARY KEY AUTOINCREMENT"
 
@@ -182,7 +182,7 @@ class Sqlite:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """Opened when it is first needed: that makes the file where there is none."""
+        """Opened on first use, which creates a missing file."""
         if self._open is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)

@@ -23,7 +23,7 @@ EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class SqsQueue:
-    """The queue `name` and its queue of dead letters. Standard queues: order and single delivery are not needed."""
+    """An SQS queue and its dead-letter queue. Standard queues: neither order nor single delivery is needed."""
 
     ahead = 1  # what is received and given back again counts towards MOST_RECEIVED
 
@@ -36,7 +36,7 @@ class SqsQueue:
 
     @classmethod
     def open(cls, uri: str) -> "SqsQueue":
-        """sqs://<queue>[?dead=<queue>] (default: <queue>-dead). Queues that do not exist are made."""
+        """sqs://<queue>[?dead=<queue>] (default: <queue>-dead). Missing queues are created."""
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -77,7 +77,7 @@ class SqsQueue:
         self._visible(handles, 0)
 
     def dead_letter(self, messages: Sequence[tuple[Message, str]]) -> None:
-        """To the dead letters first, then out of the queue: a kill between the two leaves a message in both."""
+        """Sends to the dead-letter queue, then deletes: a kill between the two leaves a message in both."""
         self._send(
             self.dead_url,
             [

@@ -1,4 +1,4 @@
-"""What a trained encoder must beat: a colour histogram, and the same network before training."""
+"""Baselines that a trained encoder must beat: colour histograms, and the network before training."""
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ def colour_histograms(pixels: np.ndarray) -> np.ndarray:
 
 
 def untrained_encoder(config: EncoderConfig) -> ImageEncoder:
-    """The teacher's image tower as it is before any training (random weights, whatever `pretrained` says)."""
+    """The teacher's image tower before training (random weights, whatever `pretrained` says)."""
     return build_teacher(config, load_pretrained=False).image.eval()
 
 

@@ -1,4 +1,4 @@
-"""What exact search finds: ranks, precision and the ten best of every query, block by block so that memory stays bounded."""
+"""Exact search for evaluation: ranks, precision and the top ten of every query, block by block in bounded memory."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class PhotoResults:
 
 
 def search_photos(xq: np.ndarray, xb: np.ndarray, shown: np.ndarray, products: np.ndarray, good: np.ndarray) -> PhotoResults:
-    """Photos `xq` (nq, d) of `products` (nq,) among documents `xb` (nb, d); those not `good`, documents not `shown` left out."""
+    """Photos `xq` (nq, d) of `products` (nq,) against documents `xb` (nb, d); queries not `good`, documents not `shown` excluded."""
     xq, products = xq[good], products[good]
     parts = []
     for rows in _blocks(len(xq), len(xb)):
@@ -48,7 +48,7 @@ def title_queries(titles: tuple[str, ...], shown: np.ndarray) -> tuple[list[str]
 
 
 def search_titles(xq: np.ndarray, xb: np.ndarray, shown: np.ndarray, number: np.ndarray) -> PhotoResults:
-    """Titles as vectors `xq` (nq, d) among documents `xb` (nb, d): every product with `number[product]` == query is right."""
+    """Title vectors `xq` (nq, d) against documents `xb` (nb, d); every product with `number[product]` == query is relevant."""
     parts = []
     for rows in _blocks(len(xq), len(xb)):
         similarity = _similarity(xq[rows], xb, shown)

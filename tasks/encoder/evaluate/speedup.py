@@ -1,4 +1,4 @@
-"""How much faster the encoder that serves queries is than the teacher: side by side, in the files that will serve."""
+"""Speedup of the query encoder over the teacher, measured side by side on the exported files."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ THREADS = 1
 
 
 def measure_speedup(opened: EncoderFolder, query: str, document: str, rounds: int = ROUNDS) -> float:
-    """How many times as fast `query` encodes one picture as `document`: the median over rounds in which both take turns.
+    """How many times faster `query` encodes one picture than `document`: the median over alternating rounds.
 
     The median of each round's ratio is taken, so a disturbance counts only when it hits one of the two.
     """

@@ -1,4 +1,4 @@
-"""From trained towers to an encoder folder: single-file graphs that take pixels or tokens and give unit vectors."""
+"""Exports trained towers to an encoder folder: single-file graphs from pixels or tokens to unit vectors."""
 
 import json
 import logging
@@ -47,19 +47,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Samples:
-    """Real inputs for golden answers, parity, and calibration."""
+    """Real inputs for golden outputs, parity and calibration."""
 
     pixels: np.ndarray
     tokens: np.ndarray
 
     def for_tower(self, name: str) -> np.ndarray:
-        """What the parity of a tower is measured on."""
+        """The inputs that a tower's parity is measured on."""
         return self.tokens if name.startswith("text") else self.pixels[:PARITY_PICTURES]
 
 
 @dataclass
 class ExportState:
-    """The version as far as it is written: variants by "tower.variant", what was measured, and what was decided."""
+    """The files written so far: variants by "tower.variant", metrics, and decisions."""
 
     names: list[str] = field(default_factory=list)
     alone: set[str] = field(default_factory=set)
@@ -78,7 +78,7 @@ def export_encoder(
     runtime: Runtime = ONNXRUNTIME,
     check: Check = IN_CHILD,
 ) -> EncoderManifest:
-    """Writes the encoder version into `folder` (encoder.json last but for the card and MLmodel) and gives its manifest.
+    """Writes the encoder version into `folder` (encoder.json last but for card and MLmodel); returns its manifest.
 
     Roles: the teacher embeds documents; the student embeds queries, in int8 when that keeps its recall and `runtime`, which is
     to serve, is no slower with it. Every graph is opened by `check`, in a child process, before it is opened here, and through
@@ -119,7 +119,7 @@ def export_encoder(
 
 
 def check_folder(folder: Path, runtime: Runtime = ONNXRUNTIME) -> None:
-    """Opens everything in an encoder folder as those who serve it would: in ONNX Runtime, in PyTorch, the queries in `runtime`.
+    """Opens all files of an encoder folder in ONNX Runtime and PyTorch, and the query graphs in `runtime`.
 
     Raises ContractError naming the first file that is damaged, cannot be loaded, or does not give its golden outputs.
     """
@@ -135,7 +135,7 @@ def check_folder(folder: Path, runtime: Runtime = ONNXRUNTIME) -> None:
 def _write_tower(
     tower: str, module: nn.Module, example: Tensor, samples: Samples, folder: Path, written: ExportState, check: Check
 ) -> None:
-    """fp32 in ONNX and TorchScript, and fp16 of the image towers; each compared with PyTorch on real inputs."""
+    """fp32 in ONNX and TorchScript, and fp16 for image towers; each compared with PyTorch on real inputs."""
     full, script = folder / f"{tower}.fp32.onnx", folder / f"{tower}.pt"
     inputs = samples.for_tower(tower)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def _write_tower(
 
 
 def _write_half(tower: str, full: Path, inputs: np.ndarray, expected: np.ndarray, written: ExportState, check: Check) -> None:
-    """fp16 next to the fp32 graph `full`, or a note why there is none."""
+    """fp16 beside the fp32 graph `full`, or a note why there is none."""
     name, least = f"{tower}.fp16", GOLDEN["fp16"].min_cosine
     half = full.with_name(f"{name}.onnx")
     write_half(full, half)
@@ -203,12 +203,12 @@ def _write_int8(
 
 
 def _compare(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """The largest difference of any coordinate, and the least cosine."""
+    """Largest coordinate difference, and smallest cosine."""
     return float(np.abs(found - expected).max()), float((found * expected).sum(axis=1).min())
 
 
 def _samples(training: TrainingSet, config: EncoderConfig, tokens: np.ndarray, work: Path) -> Samples:
-    """Pictures spread over train photos and catalogue (never held-out photos), through the contract's own preprocessing."""
+    """Pictures sampled from train photos and catalogue (never held-out photos), preprocessed as in serving."""
     train, some = training.split("train"), 256
     rows = np.unique(np.linspace(0, len(train) - 1, some).round().astype(int))
     photos = Photos(tuple(train.uris[i] for i in rows), train.products[rows])

@@ -1,4 +1,4 @@
-"""A training as a job: here, or by torchrun in one process for each GPU; rank 0 tells its metrics back line by line.
+"""Runs a training in this process, or by torchrun with one process per GPU; rank 0 reports metrics line by line.
 
 torchrun --nproc-per-node=8 -m tasks.encoder.train.jobs job.json     # by hand, on a machine of one's own
 """
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Job(Frozen):
-    """What to train, on what, and where it is written; `config` is an EncoderConfig as a dict."""
+    """What to train, on which data, and where to write; `config` is an EncoderConfig as a dict."""
 
     tower: Literal["teacher", "student"]
     snapshot_uri: str
@@ -45,7 +45,7 @@ class Job(Frozen):
 
 
 def train(job: Job, metrics: MetricLog, processes: int = 0) -> TrainedTower:
-    """Trains in this process, or by torchrun in `processes` of them (0: one for each GPU).
+    """Trains in this process, or by torchrun in `processes` processes (0: one per GPU).
 
     The loss is that of one process with the same recipe: the recipe's batch is the whole of a step, which the processes share.
     Raises TrainingError like `train_teacher`; RuntimeError when a process died, after which the job goes on where it was.
@@ -111,7 +111,7 @@ def _told(line: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """One process of a torchrun."""
+    """Entry point of one torchrun process."""
     import torch
     from torch import distributed
 
@@ -146,7 +146,7 @@ def _say(told: dict[str, Any]) -> None:
 
 
 def _leave_with_parent() -> None:
-    """Ends this process when whoever started it is gone: its end of the pipe closes."""
+    """Exits when the starting process is gone: its end of the pipe closes."""
     sys.stdin.read()
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""The training loop that teacher and student share: schedule, clipping, EMA, checkpoints, and the curve."""
+"""The training loop of teacher and student: schedule, clipping, EMA, checkpoints, and the loss curve."""
 
 import math
 import resource
@@ -33,7 +33,7 @@ Losses = Callable[[int], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Curve:
-    """What a training saw: the loss of every step, and what it cost in this process (a resumed one counts its own part)."""
+    """Loss of every step, and the cost in this process (a resumed training counts its own part)."""
 
     loss: tuple[float, ...]
     seconds: float
@@ -43,11 +43,11 @@ class Curve:
 
 
 def no_log(name: str, value: float, step: int) -> None:
-    """A MetricLog that keeps nothing."""
+    """A MetricLog that discards."""
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """The rate of a step (from 0): a linear rise over the warm-up, then a cosine to zero."""
+    """Learning rate of a step (from 0): linear warm-up, then cosine decay to zero."""
     rising = max(1, round(recipe.steps * recipe.warm_up))
     if step < rising:
         return recipe.learning_rate * (step + 1) / rising
@@ -66,7 +66,7 @@ def optimise(
     log: MetricLog,
     replicas: ProcessGroup | None = None,
 ) -> tuple[nn.Module, Curve]:
-    """Trains `module` in place for `recipe.steps` steps, then puts the averaged (EMA) weights into it.
+    """Trains `module` in place for `recipe.steps` steps, then loads the averaged (EMA) weights into it.
 
     Resumes from the newest checkpoint below `folder` whose key is `key`; a resumed training takes the same steps as one that
     was never stopped. Raises TrainingError on a loss that is not a number, and on a damaged checkpoint. `images` is the number
@@ -112,7 +112,7 @@ def optimise(
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held so far."""
+    """Peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -141,7 +141,7 @@ def _one_step(
 
 
 def _groups(module: nn.Module, recipe: Recipe) -> list[dict]:
-    """Matrices and kernels decay; biases, norms and the temperature do not."""
+    """Parameter groups: matrices and kernels with weight decay; biases, norms and the temperature without."""
     trained = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -151,7 +151,7 @@ def _groups(module: nn.Module, recipe: Recipe) -> list[dict]:
 
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    """Moves the average towards the present weights; counters are copied."""
+    """Updates the moving average of the weights; counters are copied."""
     state = module.state_dict()
     floating = [k for k, v in state.items() if v.is_floating_point()]
     torch._foreach_lerp_([average[k] for k in floating], [state[k] for k in floating], 1.0 - decay)

@@ -1,4 +1,4 @@
-"""Distilling the student into the teacher's own space, so that its queries may search the teacher's documents."""
+"""Distils the student into the teacher's embedding space, so that its queries can search the teacher's documents."""
 
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ BATCH = 64
 
 
 class Documents(Protocol):
-    """The teacher's vectors of the catalogue pictures that a batch is compared with."""
+    """The teacher's vectors of catalogue pictures that a batch is compared with."""
 
     def vectors_for(self, products: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (m, d), and for each of `products` (n,) the row of its own; -1 where its picture is unreadable."""
@@ -32,7 +32,7 @@ class Documents(Protocol):
 
 
 class WholeCatalogue:
-    """All of a small catalogue but its unseen products, encoded once."""
+    """All of a small catalogue except unseen products, encoded once."""
 
     def __init__(self, teacher: nn.Module, training: TrainingSet, config: EncoderConfig, work: Path, where: torch.device) -> None:
         found = cached_pixels(training.image_uris, training.root, config.preprocess, work / "pixels", "document", 1.0)
@@ -51,7 +51,7 @@ class WholeCatalogue:
 
 
 class BatchCatalogue:
-    """Of a large catalogue the pictures of the batch's own products, decoded and encoded when the batch comes."""
+    """For large catalogues: the pictures of the batch's own products, encoded per batch."""
 
     def __init__(self, teacher: nn.Module, training: TrainingSet, config: EncoderConfig, where: torch.device) -> None:
         self.teacher, self.training, self.spec, self.where = teacher, training, config.preprocess, where

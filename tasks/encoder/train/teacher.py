@@ -1,4 +1,4 @@
-"""Training the teacher: an open_clip model pulled together by photo-product pairs and by the products' words."""
+"""Trains the teacher: an open_clip model with photo-product pairs and product texts as positives."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tasks.encoder.train.trained import TrainedTower, find_trained, save_tower, 
 
 
 class BothTowers(nn.Module):
-    """A step's pictures and texts through the teacher at once, as DDP wants it: unit vectors of each, and the text scale."""
+    """Pictures and texts of a step in one forward, as DDP requires: unit vectors of each, and the text scale."""
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class BothTowers(nn.Module):
 def train_teacher(
     snapshot_uri: str, config: EncoderConfig, work: Path, log: MetricLog, decoding: Decoding | None = None
 ) -> TrainedTower:
-    """Trains the teacher on a snapshot's train photos; everything it writes lies below `work`.
+    """Trains the teacher on a snapshot's train photos; all output lies below `work`.
 
     Killed and called again it goes on from its last checkpoint, and a finished training is returned as it is. Called by every
     process of a torchrun, they train it together (tasks/encoder/train/distributed.py). Raises TrainingError (no training photos,
