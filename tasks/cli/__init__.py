@@ -1,4 +1,4 @@
-"""`vitrine`: the catalogue, searches, index versions and where an answer comes from, on the command line."""
+"""`vitrine`: the command line for catalogue, changes, search, index versions and releases."""
 
 import sys
 
@@ -25,7 +25,7 @@ app.add_typer(release.app, name="release")
 
 
 def main() -> None:
-    """Runs the command; what a person must mend is one sentence, not a traceback."""
+    """Runs the command; expected errors print one sentence instead of a traceback."""
     import os
     import warnings
 

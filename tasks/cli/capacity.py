@@ -1,4 +1,4 @@
-"""`vitrine capacity`: how many pods carry a load."""
+"""`vitrine capacity`: sizes a cluster for a load."""
 
 import time
 from pathlib import Path
@@ -24,7 +24,7 @@ def capacity(
     times: Annotated[Path | None, typer.Option(help="measured times kept before, instead of measuring")] = None,
     save: Annotated[Path | None, typer.Option(help="keep the measured times in this file")] = None,
 ) -> None:
-    """How many gateway and shard pods carry a load, by a queueing simulation over measured times."""
+    """Estimate the gateway and shard pods needed for a load, by a queueing simulation over measured service times."""
     from tasks.capacity.service_times import measure_times, read_times, synthetic_photos, write_times
     from tasks.capacity.simulation import LoadTarget, plans
     from tasks.settings import Settings

@@ -1,4 +1,4 @@
-"""`vitrine catalog`: draw a sample catalogue, or load your own."""
+"""`vitrine catalog`: generate a sample catalogue, or load your own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ def sample(
     photos: Annotated[int, typer.Option(min=1, help="shopper photos of each")] = 3,
     seed: Annotated[int, typer.Option(help="the same seed draws the same catalogue")] = 7,
 ) -> None:
-    """Draw a sample catalogue (generated test data): products.csv, photos.csv and their pictures."""
+    """Generate a sample catalogue (test data): products.csv, photos.csv and pictures."""
     from tasks.catalog.sample.catalog import SampleConfig, draw_sample
 
     with console.status(f"drawing {products} products"):
@@ -31,7 +31,7 @@ def load(
     folder: Annotated[Path, typer.Argument(help="a folder with products.csv or .parquet, and optionally photos.csv")],
     database: Annotated[str, typer.Option(help="sqlite:///file or postgresql://…; default: the setting VITRINE_CATALOG")] = "",
 ) -> None:
-    """Load a catalogue folder into a database, replacing what is there."""
+    """Load a catalogue folder into a database, replacing its content."""
     from tasks.catalog.load import load_folder
 
     uri = database or Settings.load().catalog_uri

@@ -23,7 +23,7 @@ app = typer.Typer(help="Index versions in the registry.", no_args_is_help=True)
 
 @app.command("list")
 def list_versions() -> None:
-    """Every index version: its aliases, encoder, products and verdict."""
+    """List index versions: aliases, encoder, products and gate verdict."""
     from tasks.registry import INDEX_MODEL
 
     table = Table(show_edge=False)
@@ -43,7 +43,7 @@ Chosen = Annotated[str, typer.Argument(help="an index version, by number or alia
 
 @app.command("check")
 def check(version: Chosen = "") -> None:
-    """Fetch a version anew, open it as a stranger would and verify all of it: files, segments, keys, counts, products, encoder, answers."""
+    """Download a version anew and verify all of it: files, segments, keys, counts, products, encoder, answers."""
     from tasks.index.check import check_index
 
     work = Settings.load().home / "work"
@@ -72,7 +72,7 @@ VERDICTS = {True: "[green]holds[/]", False: "[bold red]BROKEN[/]", None: "[yello
 
 
 def _fetching(models: Any, manifest: "IndexManifest", status: Status) -> Callable[[FileRef], Path]:
-    """Finds the version's files, each fetched when it is first asked for; `status` tells how far that is."""
+    """Locates the version's files, fetching each on first use; shows progress on `status`."""
     files = {ref.sha256: ref for ref in (*manifest.files(), *manifest.changes)}
     total, fetched = sum(ref.bytes for ref in files.values()), [0, 0]
 
@@ -98,7 +98,7 @@ def tuning(
     version: Chosen = "",
     plot: Annotated[Path | None, typer.Option(help="write the plot of recall against time to this PNG")] = None,
 ) -> None:
-    """What was tried when a version was tuned: every point with its recall, times and verdict, and why its family was taken."""
+    """Show the tuning trials of a version: parameters, recall, latency and verdict, and why its family was chosen."""
     import json
 
     from tasks.index.tune import TuningResult

@@ -1,4 +1,4 @@
-"""`vitrine release`: what is live, taking it away in a folder, and going back."""
+"""`vitrine release`: inspect, export, promote and roll back index versions."""
 
 import getpass
 import os
@@ -56,5 +56,5 @@ def roll_back(
 
 
 def _who(command: str) -> str:
-    """Names this call to others who wait for the lease."""
+    """Identifies this call to others waiting for the lease."""
     return f"vitrine release {command} ({getpass.getuser()} on {socket.gethostname()}, process {os.getpid()})"

@@ -1,4 +1,4 @@
-"""`vitrine search`: one photo, asked of a running replica."""
+"""`vitrine search`: search a running replica with one photo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def search(
     k: Annotated[int, typer.Option(help="how many products", min=1, max=200)] = 10,
     explain: Annotated[bool, typer.Option("--explain", help="show each term of the scores")] = False,
 ) -> None:
-    """Ask the running replica which products a photo shows."""
+    """Search the running replica for the products in a photo."""
     import httpx
 
     from tasks.release.promotion.serving_replicas import token_error

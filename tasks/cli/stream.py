@@ -1,4 +1,4 @@
-"""`vitrine stream`: changes go live within a minute, for as long as the process runs."""
+"""`vitrine stream`: index and promote changes continuously, within a minute."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ def stream(
     ] = 0,
     promote: Annotated[bool, typer.Option(help="make each version live; without it, it becomes the candidate")] = True,
 ) -> None:
-    """Take what changed into the index round after round, and make it live, until Ctrl-C or SIGTERM."""
+    """Index pending changes and promote the result in a loop, until Ctrl-C or SIGTERM."""
     import logging
     import signal
     from datetime import datetime

@@ -1,4 +1,4 @@
-"""`vitrine release list`, `show`, `diff` and `garbage`: index versions as a person asks about them."""
+"""`vitrine release list`, `show`, `diff` and `garbage`: inspect and clean up index versions."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ MIB = 2**20
 
 
 def list_versions(limit: Annotated[int, typer.Option(min=1, help="how many, the newest first")] = 30) -> None:
-    """Every index version: what it is right now, its encoder, products, changes on top of its base, and its gates."""
+    """List index versions: status, encoder, products, share in deltas, and gates."""
     from tasks.board.timeline import timeline
     from tasks.registry import INDEX_MODEL
 
@@ -38,7 +38,7 @@ def list_versions(limit: Annotated[int, typer.Option(min=1, help="how many, the 
 def show(
     version: Annotated[str, typer.Argument(help="an index version or alias; without one: what every replica serves")] = "",
 ) -> None:
-    """What every replica serves and holds; or one version: its gates and what it rests on."""
+    """Show what every replica serves and holds; or the gates and lineage of one version."""
     from tasks.board.lineage import lineage
     from tasks.registry import INDEX_MODEL
 
@@ -59,7 +59,7 @@ def show(
 
 
 def show_replicas() -> None:
-    """What every replica serves and holds, and what is wrong with it if anything is."""
+    """Prints what every replica serves and holds, and its problem if any."""
     from tasks.board.replicas import fetch_states, replica_lines
     from tasks.pipelines.promote_index import replicas_of
     from tasks.registry import INDEX_MODEL
@@ -78,7 +78,7 @@ def diff(
     after: Annotated[str, typer.Argument(help="another one")],
     photos: Annotated[int, typer.Option(min=0, help="held-out photos that both are asked")] = 30,
 ) -> None:
-    """What changed between two index versions: products, files, gates, and the answers to the same photos."""
+    """Compare two index versions: products, files, gates, and answers to the same photos."""
     from tasks.release.diff import difference
 
     registry = open_registry()
@@ -124,7 +124,7 @@ def garbage(
     delete: Annotated[bool, typer.Option("--delete", help="remove it; without this, it is only listed")] = False,
     versions: Annotated[int, typer.Option(min=0, help="newest versions to keep; 0: as VITRINE_KEEP_VERSIONS says")] = 0,
 ) -> None:
-    """What no kept index version needs: a list, or, with --delete, its removal."""
+    """List what no kept index version needs, or, with --delete, remove it."""
     from tasks.pipelines.collect_garbage import collect_with_lease, places_of, retention_of
     from tasks.release.retention.garbage import plan_garbage
 

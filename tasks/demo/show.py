@@ -1,4 +1,4 @@
-"""What the demo shows at its end: held-out photos sent to the running replica, and how often it is right, beside two baselines."""
+"""The demo's results: searches held-out photos on the running replica and compares recall with two baselines."""
 
 import time
 from collections.abc import Callable
@@ -30,7 +30,7 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table of recalls."""
+    """A row of the recall table."""
 
     name: str
     recall_at_1: float
@@ -38,7 +38,7 @@ class Line:
 
 
 def show_answers(settings: Settings, console: Console) -> list[Line]:
-    """Asks the replica, prints a table of answers and one of recalls; gives the latter."""
+    """Searches the replica and prints tables of answers and recall; returns the recall rows."""
     registry = Registry(settings.mlflow_uri, settings.home / "cache")
     live = registry.require_alias(INDEX_MODEL, "live")
     manifest = registry.index_manifest(live.version)
@@ -100,7 +100,7 @@ def _rank(found: list[dict], product_id: str) -> int:
 
 
 def _baselines(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Line]:
-    """A colour-histogram search, and the encoder before its training, on the same photos and products."""
+    """Recall of colour histograms and of the encoder before training, on the same photos and products."""
     from tasks.encoder.evaluate.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
     from tasks.encoder.presets import EncoderConfig
 
@@ -126,7 +126,7 @@ def _baselines(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[L
 def _encoded(
     uris: list[str], snapshot: Snapshot, spec: PreprocessSpec, encode: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (n, d) of the pictures that can be read, and which those are; a bounded number of pictures at a time."""
+    """Vectors (n, d) of the readable pictures, and their indices, in bounded memory."""
     vectors, pixels, kept = [], [], []
     for place, uri in enumerate(uris):
         try:

@@ -146,7 +146,7 @@ def embed_snapshot(
         spark = cache(lambda: stack.enter_context(session(config.spark_master, work, dict(config.spark), config.gpus)))
 
         def hash_each(chunks: list[str], look: Callable[[str], None]) -> None:
-            if len(chunks) == 1:  # one chunk is hashed at here sooner than Spark has started
+            if len(chunks) == 1:  # hashing one chunk here is faster than starting Spark
                 look(chunks[0])
             elif chunks:
                 for_each_chunk(spark(), chunks, look)

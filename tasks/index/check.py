@@ -1,4 +1,4 @@
-"""The verifier: opens an index version as a stranger would, and believes nothing that it has not recomputed."""
+"""The verifier: opens an index version independently and recomputes everything it checks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ SHOWN = 5
 
 
 class Check(Frozen):
-    """One thing that was looked at: whether it holds (None: it could not be checked), and what was seen, or why not."""
+    """One check: passed, failed, or None when it could not be made; `detail` says what was found."""
 
     name: str
     passed: bool | None
@@ -38,13 +38,13 @@ class Check(Frozen):
 
 
 class CheckSkipped(Exception):
-    """Something that cannot be looked at, and why: neither holds nor broken."""
+    """A check that could not be made, with the reason; neither passed nor failed."""
 
 
 def check_index(
     manifest: IndexManifest, locate: Callable[[FileRef], Path], encoder: Callable[[], Path] | None = None
 ) -> list[Check]:
-    """Every check of a version, in order; after the first broken file or segment nothing more is opened.
+    """All checks of a version, in order; stops opening files after the first broken file or segment.
 
     Checksums of all files; segments that open with the rows, dimension and family the manifest says; keys that follow from product
     ids, lie in their shard and are live once; stored vectors that are finite and of unit length (of long segments a sample); counts;
@@ -91,7 +91,7 @@ def _checksums(manifest: IndexManifest, locate: Callable[[FileRef], Path]) -> st
 
 
 def _segments(manifest: IndexManifest, locate: Callable[[FileRef], Path], opened: list[Searcher]) -> str:
-    """Opens the version into `opened`."""
+    """Opens all segments of the version into `opened`."""
     searcher = Searcher.open(manifest, locate)
     for segment, held in _pairs(searcher):
         if segment.family not in ALL_FAMILIES:
@@ -107,7 +107,7 @@ def _segments(manifest: IndexManifest, locate: Callable[[FileRef], Path], opened
 
 
 def _pairs(searcher: Searcher) -> Iterator[tuple[Segment, OpenSegment]]:
-    """Every base and delta of the manifest with what was opened of it."""
+    """Each base and delta of the manifest with its opened segment."""
     return zip([s for s in ordered(searcher.manifest.segments) if s.index is not None], searcher.segments, strict=True)
 
 
@@ -167,7 +167,7 @@ def _counts(searcher: Searcher) -> str:
 
 
 def _snapshot(searcher: Searcher, locate: Callable[[FileRef], Path]) -> str:
-    """The products, one by one, against the catalogue that the version was made from: its snapshot and what changed since."""
+    """Compares the products one by one with the catalogue: the snapshot and the ledger's later changes."""
     manifest, wanted = searcher.manifest, searcher.manifest.snapshot
     try:
         there = storage.exists(storage.join(wanted.uri, MANIFEST))

@@ -1,4 +1,4 @@
-"""Which family an index is built of: by what was measured of each, before anything is built."""
+"""Chooses the index family by measured costs, before anything is built."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ P99_OF_COST = 3.0
 
 @dataclass(frozen=True)
 class Budget:
-    """What an index may cost: memory of all shards, p99 of the first phase with `clients` at once, seconds to build a shard.
+    """Resource limits: memory of all shards, p99 of the first phase with `clients` concurrent clients, seconds per shard build.
 
     Infinite: any.
     """
@@ -33,7 +33,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an index is to be: `rows` vectors of dimension d, spread over `shards` shards, recall@10 of `target`, within a budget.
+    """Requirements of an index: `rows` vectors of dimension d in `shards` shards, recall@10 of `target`, a budget.
 
     `cores`: how many searches run side by side, where more clients ask at once.
     """
@@ -48,14 +48,14 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Choice:
-    """The family that was chosen, and for every family why it was or was not, with the memory it would take."""
+    """The chosen family, and for each family the reason and its expected memory."""
 
     family: Family
     reasons: dict[str, str]
 
 
 def choose_family(need: Requirements, name: str = "") -> Choice:
-    """The family asked for by name, or the preferred one of those expected to reach the recall within the budget.
+    """The family of this name, or the best-ranked one expected to reach the recall within the budget.
 
     Raises VitrineError for a name that is unknown or built no more, and when nothing fits, saying what each would need.
     """
@@ -78,7 +78,7 @@ def choose_family(need: Requirements, name: str = "") -> Choice:
 
 
 def rank_families(need: Requirements) -> list[Family]:
-    """The families that are expected to fit, best first: least memory.
+    """Families expected to meet the requirements, best (least memory) first.
 
     An exact scan is first for few rows; for more it comes after whatever does less work. Estimates alone are last.
     """
@@ -93,7 +93,7 @@ def rank_families(need: Requirements) -> list[Family]:
 
 
 def next_family(family: Family, need: Requirements, missed: Literal["recall", "p99", "memory"]) -> str:
-    """What to set where a family was built and missed its recall, p99 or memory: the preferred one that promises better; "" without one."""
+    """The family to set after a built one missed recall, p99 or memory: the best-ranked one that improves it; "" for none."""
     measures: dict[str, Callable[[Family], float]] = {
         "recall": lambda f: -f.reach[-1][0],
         "p99": lambda f: expected_ms(f, need),
@@ -104,7 +104,7 @@ def next_family(family: Family, need: Requirements, missed: Literal["recall", "p
 
 
 def expected_ms(family: Family, need: Requirements) -> float:
-    """The work of one query over all shards, milliseconds on one core: graphs and exact scans are searched shard by shard."""
+    """Expected work of one query over all shards, milliseconds on one core; graphs and flat scans pay per shard."""
     params = next((params for recall, params in family.reach if recall >= need.target), family.reach[-1][1])
     if not params:
         return need.rows * need.d * 4 / SCAN_BYTES_PER_MS
@@ -114,7 +114,7 @@ def expected_ms(family: Family, need: Requirements) -> float:
 
 
 def refusal(family: Family, need: Requirements) -> str:
-    """What a family is expected to miss or overstep; "" when nothing."""
+    """The requirement that a family is expected to miss; "" for none."""
     budget, most = need.budget, family.reach[-1][0]
     if need.target > most:
         return f"reaches recall@10 {most:g} on every kind of vectors measured and {need.target:g} is asked for"

@@ -1,4 +1,4 @@
-"""The coarse step of training and adding on the quickest hardware at hand; the file that comes out is the same.
+"""Coarse quantisation in training and adding on GPUs or through faster equivalents; the resulting file is the same.
 
 Most of the work of building an IVF index is comparing every vector with every centroid. A GPU does it where faiss-gpu sees one
 (by cuVS where FAISS was built with it). On the CPU it is done through a flat quantiser even where searches go through a graph:
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def ivf_view(index: Any) -> Any:
-    """A view of the IVF index inside a refined or rotated one; None when there is none. `index` must stay referenced."""
+    """The IVF index inside a refined or rotated one; None when there is none. `index` must stay referenced."""
     import faiss
 
     from serving.index.faiss_engine import innermost
@@ -25,7 +25,7 @@ def ivf_view(index: Any) -> Any:
 
 @contextmanager
 def fast_training(index: Any) -> Iterator[None]:
-    """Within the block the centroids of an IVF index are trained on the GPUs, where there are some."""
+    """Within the block, IVF centroids are trained on the GPUs, if any."""
     import faiss
 
     lists = ivf_view(index)
@@ -42,7 +42,7 @@ def fast_training(index: Any) -> Iterator[None]:
 
 @contextmanager
 def fast_adding(index: Any) -> Iterator[None]:
-    """Within the block vectors find their list through a flat quantiser of the same centroids: on the GPUs, or instead of a graph."""
+    """Within the block, vectors are assigned through a flat quantiser of the same centroids: on GPUs, or instead of HNSW."""
     import faiss
 
     lists = ivf_view(index)
@@ -62,14 +62,14 @@ def fast_adding(index: Any) -> Iterator[None]:
 
 
 def gpus() -> int:
-    """How many GPUs FAISS sees: 0 with faiss-cpu."""
+    """Number of GPUs that FAISS sees: 0 with faiss-cpu."""
     import faiss
 
     return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
 def on_gpu(flat: Any) -> Any:
-    """A flat index spread over all GPUs, through cuVS where FAISS has it."""
+    """A flat index sharded over all GPUs, with cuVS if FAISS has it."""
     import faiss
 
     options = faiss.GpuMultipleClonerOptions()

@@ -1,4 +1,4 @@
-"""The work of a search, counted where it is done: short searches are repeated 8 and 64 times as wide, which no formula foresees."""
+"""Counts the work of searches in the engines, including repeated searches with larger effort, which no formula predicts."""
 
 import copy
 
@@ -18,7 +18,7 @@ COMPARED_US = 1 / 3
 
 
 class CountingEngine:
-    """An engine that notes what it is asked: `searches` as (queries, k, effort), and the rows it `compared`.
+    """An engine that records its calls: `searches` as (queries, k, effort), and the number of `rows_compared`.
 
     Safe to use from several threads, as an append is one step.
     """
@@ -38,7 +38,7 @@ class CountingEngine:
 
 
 class CostCounter:
-    """What the engines of a searcher do. `searcher` is the same one over counted engines; the one it was made from is untouched."""
+    """Counts the work of a searcher. `searcher` is a copy over counting engines; the original is untouched."""
 
     def __init__(self, searcher: Searcher, family: Family, nlist: int) -> None:
         self.family, self.nlist = family, nlist
@@ -49,13 +49,13 @@ class CostCounter:
             part.engine = engine
 
     def reset(self) -> None:
-        """Forgets what was counted."""
+        """Resets the counts."""
         for engine in self.engines:
             engine.searches.clear()
             engine.rows_compared.clear()
 
     def us(self, params: dict[str, Scalar], widening: bool = True) -> float:
-        """What was counted, in microseconds, had it been asked with these parameters; without `widening`, and nothing been short."""
+        """Counted work in microseconds under these parameters; without `widening`, as if no search had been repeated."""
         total = 0.0
         for engine in self.engines:
             for queries, k, effort in engine.searches:
@@ -67,5 +67,5 @@ class CostCounter:
         return total
 
     def repeats(self) -> int:
-        """How many times a query was searched again for having found too little."""
+        """Number of queries that were repeated because they found too few results."""
         return sum(queries for engine in self.engines for queries, _, effort in engine.searches if effort >= WIDER[0])

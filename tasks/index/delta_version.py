@@ -1,4 +1,4 @@
-"""The next index version on top of another: what its changes add to segments, counts and ledger. Nothing of the base is read but keys."""
+"""The next index version on top of a parent: segments, counts and ledger after its changes. Reads only keys of the base."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ LEDGER = "changes.parquet"
 
 @dataclass(frozen=True)
 class ArtifactLocation:
-    """Where a version's files are written (`folder`), and what they are called: artifacts of `run_id` below `prefix`."""
+    """Where a version's files are written (`folder`) and their artifact names: `run_id`, below `prefix`."""
 
     folder: Path
     run_id: str
@@ -34,7 +34,7 @@ class ArtifactLocation:
 
 @dataclass(frozen=True)
 class EmbeddedRows:
-    """The upserts that have a vector: `rows` as a segment's table, `vectors` (n, d) float32 of unit length, in the rows' order."""
+    """Upserts with vectors: `rows` as a segment's table, `vectors` (n, d) float32 of unit length, in the rows' order."""
 
     rows: pa.Table
     vectors: np.ndarray
@@ -45,7 +45,7 @@ class EmbeddedRows:
 
 
 def mark_membership(changed: pa.Table, products: pa.Table, base_keys: pa.Array) -> pa.Table:
-    """A ledger's rows, each saying whether the base's snapshot (`products`) and its segments (`base_keys`) have the product."""
+    """Sets in_snapshot and in_base of ledger rows by the base's snapshot (`products`) and segments (`base_keys`)."""
     for name, keys in (("in_snapshot", products["key"].combine_chunks()), ("in_base", base_keys)):
         changed = changed.set_column(changed.column_names.index(name), name, pc.is_in(changed["key"], keys))
     return changed
@@ -60,7 +60,7 @@ def next_version(
     locate: Callable[[FileRef], Path],
     template_of: Callable[[], Template | None] = lambda: None,
 ) -> tuple[IndexManifest, pa.Table]:
-    """The manifest of the next version, and the whole ledger it stands for; its id, time, golden answers and gates are the caller's.
+    """The manifest of the next version and its whole ledger; the caller adds id, time, golden answers and gates.
 
     `parent` may have got other weights and rules already. `held` is its ledger, `changed` what is new (from `placed`).
     `template_of` gets the template of the base, where there are so many rows that they are to be coded. The same input gives
@@ -96,7 +96,7 @@ def next_version(
 
 
 def counts(snapshot_rows: int, segments: tuple[Segment, ...], ledger: pa.Table) -> Counts:
-    """Where every product of the catalogue is, by the ledger alone; the gates compare it with what can really be found."""
+    """Where every product of the catalogue is, according to the ledger; the gates compare it with the opened index."""
 
     def rows(mask: pa.Array) -> int:
         return int(pc.sum(mask).as_py() or 0)
@@ -115,14 +115,14 @@ def counts(snapshot_rows: int, segments: tuple[Segment, ...], ledger: pa.Table) 
 
 
 def _content_key(parent: IndexManifest, changed: pa.Table) -> str:
-    """Names what the version is made from, as a whole index's does: never that of a base, so that a rebuild is not skipped."""
+    """Hash of the version's inputs; never equal to a base's, so that a rebuild is not skipped."""
     ranker = [json.dumps(parent.ranker, sort_keys=True)] if parent.ranker else []
     text = "\n".join([parent.content_key, *ranker, *changed["digest"].to_pylist()])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def quarantined_keys(products: np.ndarray, base_keys: np.ndarray, ledger: pa.Table) -> np.ndarray:
-    """Keys (n,) int64 of the products without a usable picture: the base's, as far as they did not change since, and the ledger's.
+    """Keys (n,) int64 of products without a usable picture: unchanged ones of the base, and the ledger's.
 
     `products`: the keys of the base's snapshot.
     """

@@ -1,4 +1,4 @@
-"""What kind of FAISS index a file holds, to be compared with what its family makes."""
+"""The type of a FAISS index file, for comparison with its family's."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ FEW_LISTS = 16
 
 
 def index_type(index: Any) -> tuple[object, ...]:
-    """The stages of an index, how each keeps its vectors, and a graph's links; not how many lists or codes, which follow the rows."""
+    """The stages of an index, their vector storage, and a graph's link count; not list or code counts, which follow the rows."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
         return "refined", *index_type(index.base_index), *index_type(index.refine_index)
@@ -25,6 +25,6 @@ def index_type(index: Any) -> tuple[object, ...]:
 
 
 def family_index_type(family: str, dim: int) -> tuple[object, ...]:
-    """The kind of index that a family makes, or made."""
+    """The index type that a family builds or built."""
     made = make_index(dim, ALL_FAMILIES[family].factory(dim, FEW_LISTS))
     return index_type(made)

@@ -1,4 +1,4 @@
-"""The codes of a fast scan: what they describe, and which of them a vector gets.
+"""PQ codes of a fast scan: of vectors or residuals, and anisotropic assignment of codes to vectors.
 
 They describe the vectors, or their residuals (what is left of them beside the centroid of their list). Neither orders near vectors
 better everywhere, and the size of the error does not tell which does: an error that all neighbours share leaves their order alone.
@@ -31,7 +31,7 @@ CHUNK = 4_096
 
 @dataclass(frozen=True)
 class Trial:
-    """Mean recall of the true ten nearest within twenty by codes of the residuals and by codes of the vectors."""
+    """Mean recall of the true top ten within twenty, with residual codes and with vector codes."""
 
     of_residuals: float
     of_vectors: float
@@ -43,7 +43,7 @@ class Trial:
 
 
 def choose_codes(index: Any, sample: np.ndarray, seed: int) -> Trial | None:
-    """Gives a trained, empty fast-scan index the kind of codes that finds more of a training sample (n, d) float32.
+    """Sets by_residual of a trained, empty fast-scan index to the better of both on a training sample (n, d) float32.
 
     None, and the index as it is, for every other kind of index.
     """
@@ -67,7 +67,7 @@ def choose_codes(index: Any, sample: np.ndarray, seed: int) -> Trial | None:
 
 @contextmanager
 def code_adder(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarray], None]]:
-    """Within the block, what adds vectors (n, d) float32 to a trained, empty index; they are in it when the block ends.
+    """Context manager that yields a function adding vectors (n, d) float32 to a trained, empty index; done when the block ends.
 
     As `index.add`, but for the codes of a fast scan, whose files are what FAISS itself writes: only which code a vector gets differs.
     """
@@ -99,7 +99,7 @@ def code_adder(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarra
 
 
 def _codes(lists: Any, centroids: np.ndarray, vectors: np.ndarray, along: float) -> np.ndarray:
-    """What FAISS's add_sa_codes takes for vectors (n, d): the number of a list and the packed code of each, uint8."""
+    """Input of FAISS's add_sa_codes for vectors (n, d): list number and packed code of each, uint8."""
     import faiss
 
     nearest = lists.quantizer.search(vectors, 1)[1][:, 0]
@@ -114,7 +114,7 @@ def _codes(lists: Any, centroids: np.ndarray, vectors: np.ndarray, along: float)
 
 
 def refine_codes(codes: np.ndarray, described: np.ndarray, vectors: np.ndarray, books: np.ndarray, along: float) -> np.ndarray:
-    """Codes of M words of 4 bits, (n, M / 2) uint8, after each word in turn gave way to the one of least error.
+    """One round of coordinate descent on codes of M 4-bit words, (n, M / 2) uint8: each word in turn minimises the error.
 
     `described` (n, d) is what is coded, `vectors` (n, d) whose direction counts, `books` (M, 16, d / M) the codebooks. What
     is least is |e|^2 + (along - 1) (e u)^2, with the error e of a code and the unit vector u. One round; more of them gain nothing.
@@ -139,7 +139,7 @@ def refine_codes(codes: np.ndarray, described: np.ndarray, vectors: np.ndarray, 
 
 
 def _fast_scan(index: Any) -> Any:
-    """A view of the fast scan of 4-bit codes inside an index; None when there is none."""
+    """The 4-bit fast-scan IVF index inside an index; None when there is none."""
     import faiss
 
     lists = ivf_view(index)
@@ -147,7 +147,7 @@ def _fast_scan(index: Any) -> Any:
 
 
 def _recall(index: Any, xb: np.ndarray, xq: np.ndarray, nearest: np.ndarray) -> float:
-    """How many of the rows `nearest` (nq, k) an index of its own over xb holds within twenty, no list left out."""
+    """Share of the rows `nearest` (nq, k) within the top twenty of a clone of the index filled with xb, all lists probed."""
     import faiss
 
     trial = faiss.clone_index(index)

@@ -1,4 +1,4 @@
-"""Exact answers to the tuning queries, from the encoder's own vectors: computed once per (snapshot, encoder, queries) and kept."""
+"""Ground truth of the tuning queries by exact search over the encoder's vectors, cached per (snapshot, encoder, queries)."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from tasks.progress import Progress
 
 @dataclass(frozen=True)
 class Truth:
-    """The nearest products of each query, best first: `keys` (nq, depth) int64, -1 none; `similarity` float32, -inf none."""
+    """Exact nearest neighbours, best first: `keys` (nq, depth) int64, -1 for none; `similarity` float32, -inf for none."""
 
     keys: np.ndarray
     similarity: np.ndarray
@@ -25,7 +25,7 @@ class Truth:
 def exact_truth(
     vectors_uri: str, shards: int, xq: np.ndarray, kept_uri: str | Path, content: str = "", depth: int = DEPTH
 ) -> Truth:
-    """The exact nearest of unit queries xq (nq, d) among all shards' vectors, read in streams.
+    """Exact nearest neighbours of unit queries xq (nq, d) among all shards' vectors, streamed.
 
     Kept below `kept_uri` by what it follows from: the queries, and `content`, which names the snapshot and the encoder (without
     it, where the vectors lie). Asked for again, nothing is compared.
@@ -57,5 +57,5 @@ def exact_truth(
 
 
 def recall_of(found: np.ndarray, truth: Truth, k: int) -> float:
-    """Mean share of the true k nearest among found keys (nq, any) int64, -1 none; what ties with the k-th counts as well."""
+    """Mean share of the true top k among found keys (nq, any) int64, -1 for none; ties with the k-th count."""
     return recall(found, Found(truth.similarity, truth.keys), k)

@@ -1,4 +1,4 @@
-"""The search parameters: the cheapest that keep to the budget on shoppers' photos, never on database vectors."""
+"""Tunes search parameters: the cheapest that meet the requirements on shoppers' photos, never on database vectors."""
 
 import math
 import os
@@ -27,7 +27,7 @@ FIRST_PART = 64
 
 @dataclass(frozen=True)
 class Trial:
-    """One point that was measured: recall@10 of the answer, recall of the true top 10 within the candidates, time per query.
+    """One measured point: recall@10 of the answers, recall of the true top 10 within the candidates, latency.
 
     Times and queries per second are those of as many clients as were asked for, each with one query at a time. `work_us` is the
     work of a query by what the engines were asked (tasks/index/work), `again` how often it was searched again for finding too
@@ -49,7 +49,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TuningResult:
-    """The chosen parameters with the trial behind them, every trial with its verdict, and why the family was taken.
+    """The chosen parameters and their trial, all trials with verdicts, and the reasons for the family.
 
     `refused` says why nothing was chosen: then the parameters and the trial are the best there were.
     """
@@ -65,7 +65,7 @@ class TuningResult:
 
 
 class TuningRefused(GateFailed):
-    """Nothing keeps to the budget; `tuned` holds all that was tried."""
+    """No parameters meet the requirements; `tuned` holds all trials."""
 
     def __init__(self, tuned: TuningResult) -> None:
         super().__init__(tuned.refused)
@@ -80,7 +80,7 @@ def tune(
     truth: Truth | None = None,
     budget: Budget | None = None,
 ) -> TuningResult:
-    """Tries the family's grid on queries xq (nq, d), all shards and segments searched, and takes the cheapest that qualifies.
+    """Measures the family's grid on queries xq (nq, d) over all shards and segments, and takes the cheapest that qualifies.
 
     Half steps between the grid's values are tried where they could be cheaper still. The files are read before anything is timed,
     as a replica does before it is ready. Cheapest by the work that was done (vectors scanned and refined, short searches repeated),
@@ -130,18 +130,18 @@ def tune(
 
 
 def stored_truth(searcher: Searcher, xq: np.ndarray) -> Truth:
-    """Exact search over the vectors that the index stores."""
+    """Ground truth by exact search over the vectors stored in the index."""
     found = searcher.exact(xq, DEPTH)
     return Truth(keys_of(searcher, found.rows), found.similarity)
 
 
 def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
-    """The product keys of row handles, -1 where there is none."""
+    """Product keys of row handles, -1 for none."""
     return np.where(rows < 0, -1, searcher.features.key[np.maximum(rows, 0)])
 
 
 def _need(searcher: Searcher, target: float, budget: Budget) -> Requirements:
-    """What the family of a searcher was chosen for."""
+    """The requirements that a searcher's family was chosen for."""
     return Requirements(searcher.rows, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
 
 
@@ -168,7 +168,7 @@ def _instead(family: str) -> str:
 def _between(
     finer: list[dict[str, Scalar]], least: dict[str, float], trials: list[Trial], target: float, p99_ms: float
 ) -> list[dict[str, Scalar]]:
-    """Of a finer grid, what could take less work than the trials that qualify: `least` is the work of each point when nothing is short.
+    """Points of the finer grid that may cost less than the qualifying trials; `least` is each point's work without repeats.
 
     Without what does in no respect more than a trial that found too little: but for repeated searches, more lists or candidates
     never find less.
@@ -186,7 +186,7 @@ def _between(
 def _ordered(
     family: Family, rows: int, nlist: int, candidates: int, points: Iterable[dict[str, Scalar]]
 ) -> list[dict[str, Scalar]]:
-    """Points of a grid, cheapest first; probing more lists than there are is one trial, not several."""
+    """Grid points, cheapest first; values above the number of lists are merged into one trial."""
     grid: dict[str, dict[str, Scalar]] = {}
     for params in points:
         kept = dict(params)

@@ -1,4 +1,4 @@
-"""The tuning report: a table of what was tried, least work first, and a plot of recall against time and queries a second."""
+"""The tuning report: a table of all trials, and a plot of recall against latency and throughput."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ HEADER = (
 
 
 def tuning_table(tuned: TuningResult) -> str:
-    """Markdown: every family with why it was or was not taken, and every trial with its verdict; the Pareto points are marked."""
+    """Markdown: each family with the reason for or against it, and each trial with its verdict, Pareto points marked."""
     lines = [
         f"# {tuned.search['family']}: {tuned.memory_bytes / 2**20:.1f} MiB",
         "",
@@ -37,7 +37,7 @@ def tuning_table(tuned: TuningResult) -> str:
 
 
 def tuning_plot(tuned: TuningResult, path: Path, target: float) -> None:
-    """A PNG: recall@10 against p50, p99 and queries a second of every trial, the best of each joined, the chosen one ringed.
+    """A PNG of recall@10 against p50, p99 and queries per second, with Pareto fronts and the chosen point.
 
     A trial that only the first photos were asked is hollow.
     """
@@ -68,7 +68,7 @@ def tuning_plot(tuned: TuningResult, path: Path, target: float) -> None:
 
 
 def front(trials: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    """(value, recall@10) of the trials that no other beats in both, best value first: least time, most queries a second."""
+    """The Pareto front (value, recall@10) of the trials, best value first: least time, or most queries per second."""
     sign = -1 if name == "qps" else 1
     points: list[tuple[float, float]] = []
     for value, recall in sorted(((t[name], t["recall_at_10"]) for t in trials), key=lambda p: (sign * p[0], -p[1])):
@@ -78,5 +78,5 @@ def front(trials: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
 
 
 def _asked(trial: dict[str, Any], tuned: TuningResult) -> int:
-    """How many photos a trial was asked; reports of before did not say."""
+    """Number of photos of a trial; older reports lack it."""
     return int(trial.get("queries", tuned.queries))

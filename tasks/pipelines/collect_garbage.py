@@ -22,7 +22,7 @@ PATIENCE_S = 1800.0
 
 
 def plan(run_key: str, versions: int = 0) -> dict[str, Any]:
-    """What a collection would remove, in the log and in MLflow; nothing is removed. `versions` 0: as the setting says."""
+    """Dry run: logs what a collection would delete and records it in MLflow. `versions` 0: the setting's value."""
     chosen = settings()
     found = plan_garbage(registry(chosen), places_of(chosen), retention_of(chosen, versions))
     for item in found.items:
@@ -33,7 +33,7 @@ def plan(run_key: str, versions: int = 0) -> dict[str, Any]:
 
 
 def delete(run_key: str, versions: int = 0) -> dict[str, Any]:
-    """Removes what is garbage by now, while no promotion runs."""
+    """Deletes the current garbage, while no promotion runs."""
     chosen = settings()
     done = collect_with_lease(chosen, registry(chosen), f"collect_garbage, {run_key}", versions)
     _record(run_key, "collected.json", asdict(done))
@@ -41,7 +41,7 @@ def delete(run_key: str, versions: int = 0) -> dict[str, Any]:
 
 
 def collect_with_lease(chosen: Settings, models: Registry, holder: str, versions: int = 0) -> GarbagePlan:
-    """Removes garbage while `holder` has the lease that promotions need."""
+    """Deletes garbage while `holder` holds the promotion lease."""
 
     @contextmanager
     def alone() -> Iterator[Callable[[], None]]:

@@ -1,4 +1,4 @@
-"""The first step of a refresh: which changes it makes, written down before anything else happens, so that a killed run makes the same."""
+"""First step of a refresh: selects its changes and persists the plan, so that a killed run resumes with the same changes."""
 
 import logging
 import os
@@ -36,13 +36,13 @@ VERSIONS = 2000
 
 @contextmanager
 def change_source(chosen: Settings) -> Iterator[ChangeSource]:
-    """The queue that the settings name, open."""
+    """Opens the queue that the settings name."""
     with open_changes(chosen.changes, chosen.catalog_uri, chosen.home) as source:
         yield source
 
 
 def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -> dict[str, Any]:
-    """What this run will change: the waiting changes that fit, priority products first, and what other versions hold besides.
+    """Plans a refresh: pending changes that fit, priority products first, and changes carried over from other versions.
 
     `limit` and `minutes` bound it (0: the settings): no more changes, and no more than can be embedded in this time at the
     pace of the last refresh. "due" is False when there is nothing to do; "summary" says why, and how much is left waiting.
@@ -74,7 +74,7 @@ def plan_on(
     most: int,
     wait_s: float,
 ) -> dict[str, Any]:
-    """Decides what the run changes, and writes it down before anything else happens."""
+    """Plans the changes on a given parent version, and persists the plan."""
     from tasks.catalog.changes import ledger
     from tasks.catalog.changes.drain import DrainResult, ParentState
     from tasks.catalog.changes.drain import drain as choose
@@ -133,7 +133,7 @@ def plan_on(
 
 
 def _bound(parent: Version, limit: int, minutes: float) -> int:
-    """How many changes fit: the limit, or what the pace of the last refresh lets embed in the time."""
+    """Maximum number of changes: the limit, or what can be embedded in the time at the last refresh's throughput."""
     pace = float(parent.tags.get("pace") or FIRST_PACE)
     return max(min(limit, int(60 * minutes * pace)), min(limit, LEAST_CHANGES))
 
@@ -145,7 +145,7 @@ def base_keys(models: Registry, manifest: IndexManifest) -> pa.Array:
 
 
 def extend_visibility(chosen: Settings, plan: dict) -> None:
-    """Keeps the plan's messages from being given to others while a step works."""
+    """Extends the visibility timeout of the plan's messages while a step works."""
     handles = storage.read_json(storage.join(plan["uri"], "handles.json"))
     if handles:
         with change_source(chosen) as source:
@@ -163,7 +163,7 @@ def ledger_of(models: Registry, manifest: IndexManifest) -> pa.Table:
 
 
 def columns_of(models: Registry, manifest: IndexManifest) -> pa.Schema:
-    """The columns of the base's row tables that come from the catalogue: palettes are those of the pictures."""
+    """The catalogue columns of the base's row tables (without the palette)."""
     path = models.file(next(s for s in manifest.segments if s.kind == "base").table)
     schema = pq.read_schema(path).remove_metadata()
     return pa.schema([field for field in schema if field.name != PALETTE])

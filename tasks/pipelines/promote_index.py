@@ -1,4 +1,4 @@
-"""The steps of promote_index and rollback_index; and both as one call, for the command line and the stream."""
+"""The steps of promote_index and rollback_index, and both as one call for the command line and the stream."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ BAKE, KEPT, UNDER_WAY = "bake", "kept", "under way"
 
 
 def choose(version: str, run_key: str) -> dict[str, Any]:
-    """The slot for this version (default: the candidate), once it passed its gates.
+    """Chooses the slot for a version (default: the candidate) that passed its gates.
 
     Raises VitrineError when it did not. `done`: it is live and was kept already.
     """
@@ -50,7 +50,7 @@ def choose(version: str, run_key: str) -> dict[str, Any]:
 
 
 def warm(plan: dict, run_key: str) -> dict[str, Any]:
-    """Every replica loads and verifies the version beside the running one."""
+    """Every replica loads and verifies the version in the idle slot."""
     from tasks.release.promotion.blue_green import warm as warm_slot
 
     chosen = settings()
@@ -95,18 +95,18 @@ def shadow(plan: dict, run_key: str) -> dict[str, Any]:
 
 
 def needs_approval(answer: str) -> bool:
-    """Whether a person is asked: "yes", "no", or anything else for the setting."""
+    """Whether a person must approve: "yes", "no", or anything else for the setting's value."""
     return {"yes": True, "no": False}.get(answer, settings().approval)
 
 
 def release_lease(run_key: str) -> None:
-    """Gives the lease up while a person is asked: nobody else should have to wait for that."""
+    """Releases the lease while waiting for approval, so that others can promote meanwhile."""
     with hold_lease(registry(), run_key):
         pass
 
 
 def flip(plan: dict, run_key: str) -> dict[str, Any]:
-    """`live` names the version; every replica serves it. Raises LeaseLost when something else became live since the plan."""
+    """Moves `live` to the version on every replica. Raises LeaseLost when another version became live since the plan."""
     from tasks.release.promotion.blue_green import flip as flip_live
     from tasks.release.promotion.blue_green import warm as warm_slot
 
@@ -137,7 +137,7 @@ def flip(plan: dict, run_key: str) -> dict[str, Any]:
 
 
 def bake(plan: dict, flipped: dict, run_key: str, bake_s: float | None = None) -> dict[str, Any]:
-    """Watches what the replicas say of themselves for a while: the version stays, or what was live before is live again.
+    """Monitors the replicas for a while after the flip, then keeps the version or rolls back.
 
     `bake_s` replaces the setting. Raises GateFailed when it was rolled back.
     """
@@ -156,7 +156,7 @@ def bake(plan: dict, flipped: dict, run_key: str, bake_s: float | None = None) -
 
 
 def settle(run_key: str) -> dict[str, Any]:
-    """Leaves everything as it should be, however the promotion ended: the idle slot holds `previous`, and the lease is free."""
+    """Cleans up however the promotion ended: the idle slot holds `previous`, and the lease is released."""
     from tasks.release.promotion.blue_green import settle as settle_slots
 
     chosen = settings()
@@ -172,7 +172,7 @@ def settle(run_key: str) -> dict[str, Any]:
 
 
 def roll_back(holder: str, to: str = "") -> dict[str, Any]:
-    """`live` names the version before (or `to`) on every replica. Waits for no promotion; one that is under way is void."""
+    """Moves `live` to the previous version (or `to`) on every replica. Does not wait for a running promotion: that becomes void."""
     from tasks.release.promotion.blue_green import rollback
 
     chosen = settings()
@@ -195,7 +195,7 @@ def roll_back(holder: str, to: str = "") -> dict[str, Any]:
 
 
 def promote(version: str, holder: str, bake_s: float | None = None) -> dict[str, Any]:
-    """The whole of promote_index in one call, without asking a person: what `vitrine release promote` and the stream do.
+    """The whole promote_index in one call without approval, for `vitrine release promote` and the stream.
 
     `bake_s` replaces the setting. Raises VitrineError when the version did not go live, or went and was rolled back.
     """
@@ -237,7 +237,7 @@ def _passed(models: Registry, version: str) -> None:
 
 @contextmanager
 def _guarded(models: Registry, plan: dict, run_key: str) -> Iterator[LeasedAliases]:
-    """Aliases under the lease that this promotion was planned with; it stays ours until the next step takes it up."""
+    """Aliases under the lease of this promotion's plan; the lease is kept for the next step."""
     with hold_lease(models, run_key, epoch=plan["epoch"], patience_s=PATIENCE_S, keep_s=HANDOVER_S) as lease:
         yield LeasedAliases(models, lease)
 
@@ -254,7 +254,7 @@ def _metrics_before(replicas: list[Replica], version: str) -> list[dict[str, Any
 
 
 def _finish_bake(models: Registry, lease: Any, chosen: Settings, wanted: str) -> None:
-    """A promotion that died while it watched leaves that to the next one, before the slot to go back to is given away."""
+    """Finishes the interrupted bake of the live version before its rollback target is overwritten."""
     live = models.alias(INDEX_MODEL, "live")
     if live is None or live.version == wanted or not live.tags.get(BAKE, "").startswith(UNDER_WAY):
         return
@@ -293,7 +293,7 @@ def _bake(models: Registry, aliases: LeasedAliases, chosen: Settings, version: s
 
 
 def _record(found: Any) -> dict[str, Any]:
-    """A reading that can travel as JSON, where the bounds of its buckets are text."""
+    """A reading as JSON, with bucket bounds as text."""
     return dataclasses.asdict(found) | {"buckets": {str(le): n for le, n in found.buckets.items()}}
 
 

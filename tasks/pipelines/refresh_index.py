@@ -1,4 +1,4 @@
-"""The steps of refresh_index, which `vitrine stream` takes as well: what changed becomes a small index version on top of another.
+"""The steps of refresh_index, also used by `vitrine stream`: changes become a small index version on top of a parent.
 
 Each step leaves its result under the run's key, so that a run that was killed anywhere goes on with the same changes and makes
 the same files. A message is acknowledged when a version that holds it passed its gates and is registered.
@@ -42,7 +42,7 @@ DIRECT_PICTURES = 2_000
 
 
 def catch_up(registered: dict, run_key: str) -> dict[str, Any]:
-    """A new base, and on top of it what hourly versions took in while it was built; nothing is drained.
+    """Carries changes of hourly versions, made while a base was built, over to the new base; drains nothing.
 
     Gives the record of the version to publish: the base itself where nothing was missed.
     """
@@ -59,7 +59,7 @@ def catch_up(registered: dict, run_key: str) -> dict[str, Any]:
 
 
 def embed(plan: dict) -> dict[str, Any]:
-    """The new products and pictures through the embedding job and its store: a picture is embedded once, whoever meets it."""
+    """Embeds new products and pictures through the embedding job and store: each picture once, whichever path meets it first."""
     from tasks.catalog.changes.drain import UpsertSource
     from tasks.catalog.snapshot import write_snapshot
     from tasks.embed.job import embed_snapshot
@@ -92,7 +92,7 @@ def embed(plan: dict) -> dict[str, Any]:
 
 
 def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
-    """A delta and a tombstone segment per touched shard, measured by the same gates as a whole index, and registered.
+    """Builds, evaluates and registers the version: a delta and a tombstone segment per touched shard, the usual gates.
 
     `photos` bounds how many held-out photos are asked (0: all).
     """
@@ -122,12 +122,12 @@ def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
 
 
 def unusable(plan: dict, embedded: dict) -> dict[str, int]:
-    """How many messages became dead letters, and how many products went into quarantine."""
+    """Number of dead letters and of quarantined products."""
     return {"dead_letters": plan.get("dead_letters", 0), "quarantined": embedded.get("quarantined", 0)}
 
 
 def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict[str, Any]:
-    """Takes the messages out of the queue, now that a version which passed holds what they say.
+    """Acknowledges the messages once a passing version contains their changes.
 
     Gives how many still wait, and what of the changes could not be used; "summary" says it in one sentence.
     """
@@ -147,7 +147,7 @@ def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict[str, Any]:
 
 
 def publish(registered: dict) -> bool:
-    """Makes the version the candidate, unless one on a newer snapshot became it meanwhile: the next refresh then carries it over."""
+    """Makes the version the candidate, unless one on a newer snapshot is; then the next refresh carries it over."""
     from tasks.release.ancestry import covered_versions
 
     models = registry()
@@ -164,7 +164,7 @@ def publish(registered: dict) -> bool:
 
 
 def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Path, photos: int) -> tuple[IndexManifest, Any]:
-    """The whole version, its files in `folder`: manifest with golden answers, gates and ledger, and what was measured."""
+    """Builds the version in `folder`: manifest with golden answers, gates and ledger, and the measurements."""
     from serving.index.searcher import Searcher
     from serving.versions.release import Release
     from tasks.catalog.changes.ledger import deleted_products
@@ -204,7 +204,7 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
 
 
 def _embedded(parent: IndexManifest, embedded: dict) -> Any:
-    """The embedded upserts of the plan, as rows and vectors."""
+    """The plan's embedded upserts as rows and vectors."""
     from tasks.index.build import rows_of, with_palettes
     from tasks.index.delta_version import EmbeddedRows
     from tasks.index.vectors import shard_batches, shard_palettes
@@ -219,7 +219,7 @@ def _embedded(parent: IndexManifest, embedded: dict) -> Any:
 
 
 def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:
-    """The run's own files, the manifest last, so that what has a manifest is whole."""
+    """Uploads the run's files, the manifest last, so a manifest implies completeness."""
     for ref in (*manifest.files(), *manifest.changes):
         if ref.run_id == run.run_id:
             path = Path(ref.path)
@@ -258,6 +258,6 @@ def _registered(version: Version) -> dict[str, Any]:
 
 
 def refuse(registered: dict) -> None:
-    """Raises VitrineError with the failed gates, for a version that did not pass: its changes stay in the queue."""
+    """Raises VitrineError with the failed gates of a version that did not pass; its changes stay in the queue."""
     if not registered["passed"]:
         raise VitrineError(registered["summary"])

@@ -1,4 +1,4 @@
-"""The stream path: the steps of refresh_index again and again, and the promotion right behind, in one process that stays.
+"""The stream: refresh_index and promotion in a loop, in one long-running process.
 
 A round that was interrupted, by SIGTERM or SIGKILL, goes on under its old key when the process starts again, so it makes the same
 version. What is away (MLflow, the queue, a replica) is waited for.
@@ -39,7 +39,7 @@ ATTEMPTS = 5
 
 @dataclass
 class Round:
-    """Where the stream is, kept in a file: the round's key, the version that still has to go live, and how often it failed."""
+    """State persisted between rounds: the round's key, the version pending promotion, and the number of failures."""
 
     key: str = ""
     pending: str = ""
@@ -47,12 +47,12 @@ class Round:
 
 
 class StopRequested(Exception):
-    """The process was asked to stop; the round goes on when it starts again."""
+    """The process was asked to stop; the round resumes at the next start."""
 
 
 @dataclass
 class Stream:
-    """Rounds at most every `every_s` seconds until `stop` is set. `say` is told in words what each round did."""
+    """Rounds at most every `every_s` seconds until `stop` is set. `say` receives a sentence per event."""
 
     every_s: float
     stop: Event
@@ -60,7 +60,7 @@ class Stream:
     promote: bool = True
 
     def run(self, rounds: int = 0) -> None:
-        """Works until it is stopped, or for so many rounds that made a version (0: for ever)."""
+        """Runs until stopped, or for `rounds` rounds that made a version (0: forever)."""
         made = 0
         state = self._read()
         while not self.stop.is_set() and (not rounds or made < rounds):
@@ -81,7 +81,7 @@ class Stream:
         self.say("stopped; what was begun goes on at the next start" if state.key else "stopped")
 
     def _round(self, state: Round) -> bool:
-        """One round; whether it made a version."""
+        """One round; returns whether it made a version."""
         if not state.key:
             state.key = f"stream.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')}"
             self._write(state)
@@ -130,7 +130,7 @@ class Stream:
         return True
 
     def _refresh_features(self, plan: dict[str, Any]) -> None:
-        """Price, stock and popularity first; a feature store that is away holds nothing up."""
+        """Updates price, stock and popularity first; an unavailable feature store does not block the round."""
         from redis import RedisError
 
         try:
@@ -144,7 +144,7 @@ class Stream:
         state.pending = ""
 
     def _failed(self, state: Round, error: Exception) -> None:
-        """Says what is wrong and pauses, longer every time; a round that cannot be finished is left to a new one."""
+        """Reports an error and backs off exponentially; gives a round up after ATTEMPTS."""
         state.failures += 1
         pause = min(2.0**state.failures, LONGEST_PAUSE_S)
         expected = isinstance(error, VitrineError | ContractError)
@@ -158,7 +158,7 @@ class Stream:
         self.stop.wait(pause)
 
     def _clear(self, plan: dict[str, Any]) -> None:
-        """What only this round needed: its files are in the registry now, or its messages in the queue again."""
+        """Deletes the round's intermediate files."""
         shutil.rmtree(settings().home / "work" / plan["run_key"], ignore_errors=True)
         for uri in reversed(storage.list_files(plan["uri"])):
             storage.delete(uri)

@@ -22,7 +22,7 @@ PROMOTED = "promoted_by"
 
 
 def plan(snapshot: dict, overrides: dict[str, Any], run_key: str) -> dict[str, Any]:
-    """The recipe of a run, and the version that was already trained with it on the same data ("" when none was).
+    """The training configuration of a run, and the existing version of the same recipe and data ("" for none).
 
     `overrides` holds what the form gave: preset (None for the setting's), epochs, alpha, photo_days (each None for the preset's own)
     and force. Raises TrainingError for what cannot be trained.
@@ -61,7 +61,7 @@ def student(snapshot: dict, plan: dict, teacher: dict, run_key: str) -> dict[str
 
 
 def _train(tower: str, snapshot: dict, plan: dict, teacher: dict | None, run_key: str) -> dict[str, Any]:
-    """Trains one tower; every step's losses, learning rate and images/s go to MLflow, beside the machine's own metrics."""
+    """Trains one tower; losses, learning rate, images/s and system metrics go to MLflow."""
     from tasks.encoder.train.jobs import Job, train
 
     chosen = settings()
@@ -79,7 +79,7 @@ def _train(tower: str, snapshot: dict, plan: dict, teacher: dict | None, run_key
 
 
 def export(snapshot: dict, plan: dict, teacher: dict, student: dict, run_key: str) -> str:
-    """Exports both towers and the text tower, and registers them as one version; gives its number."""
+    """Exports all towers and registers them as one version; returns its number."""
     from serving.contract.graph_check import GraphCheck
     from tasks.encoder.export.export import export_encoder
     from tasks.encoder.presets import EncoderConfig
@@ -101,7 +101,7 @@ def export(snapshot: dict, plan: dict, teacher: dict, student: dict, run_key: st
 
 
 def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
-    """Measures a version and the champion on the same photos and decides; the reasons go to MLflow and the log.
+    """Evaluates a version and the champion on the same photos and decides; reasons go to MLflow and the log.
 
     A version that was champion before and is not now was replaced by a person, or by a better one: it stays replaced.
     """
@@ -144,7 +144,7 @@ def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
 def _measure(
     models: Registry, snapshot: dict, found: Version, champion: Version | None, run_key: str
 ) -> "tuple[tuple[Gate, ...], EncoderReport]":
-    """The gates of a version against the champion, and its evaluation; writes the report's pages and gates.json."""
+    """Gates of a version against the champion, and its evaluation; writes the report and gates.json."""
     from serving.contract.encoder import EncoderFolder
     from tasks.encoder.data.pixels import Decoding
     from tasks.encoder.evaluate.evaluate import evaluate_encoder
@@ -170,7 +170,7 @@ def _measure(
 
 
 def policy_of(chosen: Settings) -> "EncoderPolicy":
-    """The thresholds that the settings name; the others are the policy's own."""
+    """The thresholds from the settings; others keep the policy's defaults."""
     from tasks.encoder.evaluate.gates import EncoderPolicy
 
     return EncoderPolicy(
@@ -180,7 +180,7 @@ def policy_of(chosen: Settings) -> "EncoderPolicy":
 
 
 def promote(decision: dict, run_key: str) -> dict[str, Any]:
-    """Makes the judged version champion, unless somebody moved the alias since it was judged; says which in "summary".
+    """Makes the evaluated version champion, unless the alias moved since the evaluation; the outcome is in "summary".
 
     The version was not measured against what that person chose, so the person's choice stands. Run again, it does nothing.
     """
@@ -201,14 +201,14 @@ def promote(decision: dict, run_key: str) -> dict[str, Any]:
 
 
 def _work(plan: dict) -> Path:
-    """Pixel caches and checkpoints: keyed by content below it, so all runs share one folder; a forced training has its own."""
+    """The folder of pixel caches and checkpoints, keyed by content, so runs share it; a forced training has its own."""
     folder = settings().home / "work" / (f"encoder-{plan['forced']}" if plan.get("forced") else "encoder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A recipe's values by dotted names, as parameters for MLflow."""
+    """Nested values by dotted names, as MLflow parameters."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

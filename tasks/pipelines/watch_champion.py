@@ -1,4 +1,4 @@
-"""The step of watch_champion: has somebody moved the champion without Airflow being told?"""
+"""The step of watch_champion: detects a champion alias that moved without an asset event."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ GRACE_S = 30.0
 def moved_champion(
     announced: Callable[[], str], models: Registry | None = None, pause: Callable[[float], None] = time.sleep
 ) -> dict:
-    """The champion, where Airflow was `announced` of another one (or of none) and still is after a while; version "" otherwise."""
+    """The champion, if its last `announced` version still differs after a grace period; version "" otherwise."""
     models = models or registry()
     champion = models.aliases(ENCODER_MODEL).get("champion", "")
     if champion and champion != announced():

@@ -15,7 +15,7 @@ EXPERIMENT = "watch"
 
 
 def measure(run_key: str) -> dict[str, Any]:
-    """Measures what is live, judges it, and keeps figures and plots in MLflow: one run per index version, a step per look."""
+    """Measures and checks the live version; figures and plots go to MLflow, one run per index version, a step per hour."""
     from tasks.watch.checks import Limits, checks
     from tasks.watch.cost import Prices
     from tasks.watch.live_metrics import measure_live as look_at

@@ -1,4 +1,4 @@
-"""MLflow: runs, artifacts, and the two registered models with their aliases. The only room of the pipeline that talks to it."""
+"""MLflow: runs, artifacts, and the two registered models. The only package of the pipeline that talks to MLflow."""
 
 from tasks.registry.artifacts import ENCODER_PATH, INDEX_PATH, Registry, unreachable
 from tasks.registry.runs import ORIGIN_NAME, ORIGIN_URL, RUN_KEY, Origin, Run, RunRef

@@ -1,4 +1,4 @@
-"""Which index version the next delta builds on, and which others hold changes that it must take along.
+"""Parent of the next delta version, and other versions whose changes it must carry over.
 
 Versions form a graph like commits: a delta names its parent, and the versions whose changes it carried over. Whatever two makers
 of versions do at once, and whatever a rebuild leaves behind, what is not covered by the parent is carried into the next version.
@@ -14,7 +14,7 @@ PARENT, CARRIED, CHANGES = "parent", "carried", "changes"
 
 
 def parent_version(versions: Sequence[Version], aliases: Mapping[str, str]) -> Version | None:
-    """The candidate, while it passed and is on its way to become live; else the live version; None when there is neither.
+    """The candidate if it passed and awaits promotion, else the live version; None without either.
 
     A candidate that was live and was left again (a rollback made it `previous`) is not built on.
     """
@@ -28,7 +28,7 @@ def parent_version(versions: Sequence[Version], aliases: Mapping[str, str]) -> V
 
 
 def covered_versions(version: str, versions: Sequence[Version]) -> set[str]:
-    """Numbers of the versions whose changes a version holds: its own, its ancestors', and what these carried over."""
+    """Numbers of the versions whose changes a version contains: itself, its ancestors, and what these carried over."""
     known = {v.version: v for v in versions}
     found: set[str] = set()
     waiting = [version]
@@ -43,7 +43,7 @@ def covered_versions(version: str, versions: Sequence[Version]) -> set[str]:
 
 
 def uncovered_versions(parent: str, versions: Sequence[Version]) -> list[Version]:
-    """The versions whose acknowledged changes the parent does not hold, newest first; those that another of them covers left out."""
+    """Versions with acknowledged changes that the parent lacks, newest first; those covered by another are left out."""
     held = covered_versions(parent, versions)
     missing = sorted((v for v in versions if v.tags.get(CHANGES) and v.version not in held), key=lambda v: -int(v.version))
     heads: list[Version] = []

@@ -1,4 +1,4 @@
-"""What a run's vectors must be like before an index is built from them: all of them are looked at, once."""
+"""Validates all vectors of a run in one pass before an index is built from them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ SAMPLE_KEYS = 5
 
 @dataclass(frozen=True)
 class EmbeddingLimits:
-    """Where vectors stop being believable."""
+    """Thresholds of the embedding checks."""
 
     most_quarantined: float = 0.02
     norm_error: float = 0.01
@@ -36,7 +36,7 @@ class EmbeddingLimits:
 
 @dataclass
 class InspectionResult:
-    """One pass over all vectors: facts about them, about each shard, and keys of products for which something is wrong."""
+    """Result of one pass over all vectors: facts, per-shard facts, and keys of faulty products by kind."""
 
     facts: dict[str, Any]
     shards: list[dict[str, int]]
@@ -45,7 +45,7 @@ class InspectionResult:
 
 
 def inspect(embedded: EmbedResult, snapshot: Snapshot, fingerprint: str) -> InspectionResult:
-    """Reads every vector of the run once, with its page checksums; 24 bytes a product stay in memory."""
+    """Reads every vector of the run once, with page checksums; needs 24 bytes of memory per product."""
     known = np.sort(np.concatenate([b["key"].to_numpy() for b in product_batches(snapshot.uri, ["key"])]))
     gathering = MomentsAccumulator(embedded.dim, embedded.embedded)
     total, squares = np.zeros(embedded.dim), np.zeros(embedded.dim)
@@ -112,7 +112,7 @@ def check_embeddings(
     docs: Path,
     limits: EmbeddingLimits,
 ) -> Validation:
-    """Checks a run's vectors by themselves, against the catalogue, and against the last version's. Failures are in the result."""
+    """Checks vectors by themselves, against the catalogue, and against the last version's. Failures are in the result."""
     facts = found.facts | {
         "catalogue": snapshot.rows, "accounted": embedded.embedded + embedded.quarantined, "embedded": embedded.embedded,
         "quarantined_share": embedded.quarantined / max(snapshot.rows, 1),
@@ -141,7 +141,7 @@ def check_embeddings(
 
 
 def check_index_inputs(found: InspectionResult, embedded: EmbedResult, snapshot: Snapshot, docs: Path) -> Validation:
-    """Checks that the shards hold every embedded product once, where a search looks for it, and nothing else."""
+    """Checks that the shards hold every embedded product exactly once, in the right shard. Failures are in the result."""
     facts = {"embedded": embedded.embedded, "in_shards": sum(s["vectors"] for s in found.shards)}
     checks = [_equal("embedded", "in_shards"), _between("embedded", 1, None)]
     checks += [
@@ -153,7 +153,7 @@ def check_index_inputs(found: InspectionResult, embedded: EmbedResult, snapshot:
 
 
 def _named(found: InspectionResult, snapshot: Snapshot, kinds: tuple[str, ...]) -> list[str]:
-    """Sample products of what is wrong; nothing is looked up where nothing is."""
+    """Sample product ids of each kind of fault."""
     return [
         f"{kind}: products {', '.join(product_ids(snapshot, np.array(found.bad[kind]), SAMPLE_KEYS))}"
         for kind in kinds
@@ -177,7 +177,7 @@ def _prints(vectors: np.ndarray) -> np.ndarray:
 
 
 def _duplicates(words: list[np.ndarray], prints: list[np.ndarray], keys: list[np.ndarray]) -> tuple[float, np.ndarray]:
-    """The share of images whose vector another image has too, and keys of products that show such images."""
+    """The share of images whose vector another image has too, and keys of products with such images."""
     if not words:
         return 0.0, np.zeros(0, np.int64)
     _, first = np.unique(np.concatenate(words), return_index=True)

@@ -1,4 +1,4 @@
-"""What a catalogue must have before anything is made from it, looked at in seconds: all that is wrong, in one list."""
+"""Fast checks of a catalogue before a pipeline starts; reports all problems at once."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ FLAGS = ("true", "false", "0", "1")
 
 @dataclass
 class Findings:
-    """What is wrong, sentence by sentence, and what a person may want to know though nothing has to be done."""
+    """Problems as sentences, and notes that need no action."""
 
     wrong: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Findings:
 
 @dataclass
 class Labels:
-    """The labelled photos: each one's uri, product, split and place; those of unknown products are left out."""
+    """Labelled photos: uri, product, split and place in the file; photos of unknown products are left out."""
 
     uris: list[str] = field(default_factory=list)
     products: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Labels:
 def check_preconditions(
     settings: Settings, progress: Callable[[int, int], None] = lambda *_: None, training: bool = True
 ) -> list[str]:
-    """Looks at the catalogue that the settings name and gives notes; `training` asks also for what an encoder is trained on.
+    """Checks the catalogue of the settings, returns notes; `training` adds the requirements of training an encoder.
 
     `progress` is told how many pictures of how many were looked at.
     Of a folder all rows are read (up to a million) and up to 5,000 pictures each are looked at; of a database the first 20,000
@@ -92,7 +92,7 @@ def _check_preset(settings: Settings, found: Findings) -> None:
 
 
 def _checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[Row], Iterator[str]], found: Findings) -> list:
-    """The (place, row) of rows that can be read; what is wrong with any goes to the findings, one sentence each."""
+    """The (place, row) of readable rows; problems of the others go to the findings, one sentence each."""
     missing = [_as_people_say(n) for n in required if n not in table.columns]
     if missing:
         names = ", ".join(missing)
@@ -111,7 +111,7 @@ def _checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[R
 
 
 def _products(table: Table, settings: Settings, found: Findings) -> dict[str, tuple[str, str]]:
-    """Each product's place and picture, by its id."""
+    """Place and picture of each product by id."""
     limits, places = SnapshotLimits.from_settings(settings), dict[str, str]()
 
     def problems(row: Row) -> Iterator[str]:
@@ -173,7 +173,7 @@ def _out_of_bounds(row: Row, limits: SnapshotLimits) -> Iterator[str]:
 
 
 def _labels(table: Table | None, known: set[str] | None, found: Findings) -> Labels | None:
-    """The photos that can be used; None where the table cannot be read. Those of unknown products are a note."""
+    """The usable photos; None when the table cannot be read. Photos of unknown products become a note."""
     if table is None:
         return None
     split_of: dict[str, str] = {}
@@ -266,7 +266,7 @@ def _unreadable(what: str, check: PictureCheck, lines: list[str], settings: Sett
 def _trainable(
     labels: Labels, train: list[int], read: PictureCheck, shown: PictureCheck, ids: list[str], settings: Settings, found: Findings
 ) -> None:
-    """Labelled products of which nothing can be trained on, and whether there are two products at all."""
+    """Checks that labelled products have trainable pictures and that there are at least two products."""
     with_picture = {ids[row] for row in shown.usable if not is_unseen(ids[row])}
     seen = {labels.products[train[row]] for row in read.usable if not is_unseen(labels.products[train[row]])} | with_picture
     labelled = {labels.products[row] for row in train if not is_unseen(labels.products[row])}

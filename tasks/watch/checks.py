@@ -1,4 +1,4 @@
-"""What must hold of the live version, hour by hour: one table of named checks, judged from figures. Pure."""
+"""Hourly checks of the live version: one table of named checks over measured figures. Pure."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -8,7 +8,7 @@ from tasks.watch.freshness import Freshness
 
 @dataclass(frozen=True)
 class Limits:
-    """The thresholds. Shares of 1, milliseconds, seconds."""
+    """Thresholds. Fractions of 1, milliseconds, seconds."""
 
     live_recall: float = 0.95
     """Least recall@10 against exact search on real queries, over base and deltas."""
@@ -24,7 +24,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of the live version, in one look. Drifts are None where there was too little to compare."""
+    """One measurement of the live version. Drifts are None without enough data."""
 
     version: str
     encoder: str
@@ -49,7 +49,7 @@ class Figures:
     notes: tuple[str, ...] = field(default=())
 
     def flat(self) -> dict[str, float]:
-        """Everything that is a number, for a curve over time."""
+        """All numeric figures by name, for time series."""
         values = {k: v for k, v in asdict(self).items() if isinstance(v, int | float) and not isinstance(v, bool)}
         hits = {f"hit_rate.{name}": rate for name, rate in self.hit_rates.items()}
         fresh = {f"freshness.{name}": float(value) for name, value in asdict(self.freshness).items()}
@@ -57,7 +57,7 @@ class Figures:
 
 
 def checks(figures: Figures, limits: Limits) -> tuple[Gate, ...]:
-    """The table. What could not be measured is not judged; `seen.notes` says so."""
+    """The table of checks. Figures that could not be measured are skipped; `figures.notes` says so."""
     kind = "real queries" if figures.real else "held-out photos, as too few real queries were kept"
     table = [
         Gate.at_least(

@@ -1,4 +1,4 @@
-"""One look at what is live: opens it as a replica does, asks it real queries, and compares with what it was before."""
+"""Measures the live version: opens it as a replica does, runs real queries, and compares with its references."""
 
 import logging
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ INDEXES = "indexes"
 
 @dataclass(frozen=True)
 class LiveMetrics:
-    """The figures, and what the plots show: the drifts with their references."""
+    """The figures, and the drifts with their references for the plots."""
 
     figures: Figures
     drifts: dict[str, tuple[Drift, Reference]]
@@ -105,7 +105,7 @@ def measure_live(registry: Registry, replicas: Sequence[Replica], store: str, pr
 
 
 def embedding_work(registry: Registry) -> Work:
-    """The latest run that embedded something, as the embedding step measured it."""
+    """The work of the latest run that embedded something, as measured by the embedding step."""
     found = registry.latest_metrics(INDEXES, "embed.images", ("embed.images", "embed.seconds", "embed.cores"))
     return Work(found["embed.images"], found["embed.seconds"], found.get("embed.cores", 1.0)) if found else Work(0, 0)
 

@@ -1,4 +1,4 @@
-"""The look as pictures and as a page's worth of JSON."""
+"""The monitoring report: JSON and drift plots."""
 
 import json
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from tasks.watch.live_metrics import LiveMetrics
 
 
 def write_report(live: LiveMetrics, table: tuple[Gate, ...], folder: Path) -> list[Path]:
-    """look.json with figures and checks, and <name>_drift.png for each drift that was measured."""
+    """Writes look.json with figures and checks, and <name>_drift.png per measured drift."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"figures": asdict(live.figures), "checks": [gate.model_dump() for gate in table]}
     (folder / "look.json").write_text(json.dumps(content, indent=1))
@@ -24,7 +24,7 @@ def write_report(live: LiveMetrics, table: tuple[Gate, ...], folder: Path) -> li
 
 
 def plot_drift(name: str, current: Drift, base: Reference, path: Path) -> None:
-    """Two clouds on the reference's two main directions, and how each fills the reference's tenths along the first."""
+    """Scatter plot on the reference's two principal directions, and the occupancy of the reference's deciles along the first."""
     import matplotlib
 
     matplotlib.use("Agg")

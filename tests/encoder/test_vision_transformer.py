@@ -79,7 +79,7 @@ def made(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Made:
     with np.load(folder / "golden.npz") as golden, torch.no_grad():
         pixels = torch.from_numpy(golden["pixels"])
         expected = {"teacher": ImageGraph(restore_teacher(teacher, config).image)(pixels).numpy()}
-    direct = EmbedConfig(shards=SHARDS, direct=100, looks=False)
+    direct = EmbedConfig(shards=SHARDS, direct=100, hash_cache=False)
     embedded = embed_snapshot(snapshot, folder, "1", str(place / "store"), "r1", place / "embed", direct)
     return Made(folder, manifest, embedded, _release(place, snapshot, folder, embedded), expected)
 

@@ -1,4 +1,4 @@
-"""The whole path, measured with the very code that serves: photo bytes -> pixels -> query vector -> index -> ranker."""
+"""End-to-end evaluation through the serving code: photo bytes -> pixels -> query vector -> index -> ranker."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ TOP = 20
 
 @dataclass(frozen=True)
 class Query:
-    """A held-out photo: where it is, and the product it shows."""
+    """A held-out photo and its product."""
 
     photo_uri: str
     product_id: str
@@ -33,7 +33,7 @@ class Query:
 
 @dataclass(frozen=True)
 class EndToEndResult:
-    """Per photo, in order: the rank of its product in the answer (0 best, -1 not there) and the milliseconds it took.
+    """Per photo, in order: the rank of its product in the answer (0 best, -1 absent) and the latency in milliseconds.
 
     `vectors` (n, d) float32 are the photos' query vectors; `unreadable` photos are left out.
     """
@@ -47,7 +47,7 @@ class EndToEndResult:
 
 
 def held_out_queries(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Collection[str] = ()) -> list[Query]:
-    """The photos to ask: split val, else test; evenly thinned to `limit`. Empty when the snapshot has no such photos.
+    """Held-out photos: split val, else test; evenly thinned to `limit`. Empty when the snapshot has none.
 
     Photos of `deleted` products have no right answer any more: they are left out, and how many is logged.
     """
@@ -67,7 +67,7 @@ def held_out_queries(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Colle
 
 
 def read_photos(snapshot: Snapshot, queries: list[Query]) -> list[bytes]:
-    """The bytes of the photos that can be read."""
+    """Bytes of the readable photos."""
     found = []
     for query in queries:
         try:
@@ -78,7 +78,7 @@ def read_photos(snapshot: Snapshot, queries: list[Query]) -> list[bytes]:
 
 
 def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: str = "ask the index") -> EndToEndResult:
-    """Asks every photo, one at a time as shoppers do."""
+    """Searches every photo sequentially."""
     kept, ranks, ms, vectors, answers = [], [], [], [], []
     features = release.searcher.features
     release.warm()
@@ -105,7 +105,7 @@ def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: st
 def query_vectors(
     encoders: EncoderFolder, name: str, snapshot: Snapshot, queries: list[Query], runtime: Runtime = ONNXRUNTIME
 ) -> np.ndarray:
-    """Query vectors (n, d) float32 of the photos that can be read, by the variant `name`, one at a time as when serving."""
+    """Query vectors (n, d) float32 of the readable photos by the variant `name`, encoded one at a time as in serving."""
     encoder = encoders.open(name, runtime=runtime)
     vectors = []
     with Progress("encode photos", len(queries), "photos") as progress:

@@ -1,4 +1,4 @@
-"""Measuring a version for its gates: the whole path on photos, under load, against exact search, product by product, beside live."""
+"""Evaluates a version for its gates: end to end, under load, against exact search, by reconciliation, and against live."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,7 +34,7 @@ def evaluate_version(
     read_at: datetime, now: datetime, catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None,
     truth_of: TruthOf | None = None,
 ) -> Evaluation:  # fmt: skip
-    """The decision on a candidate beside what is live, and what was measured of it.
+    """The gate decision on a candidate against the live version, and the measurements behind it.
 
     `catalogue` (product_id, key) is what the version should know where that is not its snapshot (see `reconcile.catalogue_now`), `read_at`
     when it was read; `quarantined`: see `reconcile` (default: the manifest's count). `replicas` give sampled real queries. `truth_of`
@@ -56,7 +56,7 @@ def evaluate_version(
 def measure_version(
     release: Release, snapshot: Snapshot, queries: list[Query], photos: Sequence[bytes], truth_of: TruthOf | None = None
 ) -> Measurements:
-    """A version's own figures: on these photos one at a time, and with `photos` (their bytes) under load."""
+    """A version's own measurements: `queries` sequentially, and `photos` (bytes) under load."""
     path = measure(release, snapshot, queries)
     searcher = release.searcher
     recall = 1.0
@@ -81,20 +81,20 @@ def measure_version(
 
 
 def first_phase_recall(release: Release, xq: np.ndarray, truth: Truth | None = None) -> float:
-    """Recall@10 of the first phase for unit queries xq (nq, d), by key: against `truth`, or exact search over what the index stores."""
+    """Recall@10 of the first phase for unit queries xq (nq, d), by key, against `truth` or exact search over stored vectors."""
     found = release.searcher.search(xq, max(release.candidates, K))
     return recall_of(keys_of(release.searcher, found.rows)[:, :K], truth or stored_truth(release.searcher, xq), K)
 
 
 def memory_bytes(release: Release) -> int:
-    """What a version takes in a replica: its FAISS files, its features as columns, its query encoder's file."""
+    """Memory of a version in a replica: FAISS files, feature columns, and the query encoder's file."""
     files = sum(s.index.bytes for s in release.manifest.segments if s.index is not None)
     query = release.encoders.manifest.variant(release.manifest.encoder.query).file.bytes
     return files + release.searcher.features.table.nbytes + query
 
 
 def open_live(registry: Registry, runtime: Runtime = ONNXRUNTIME) -> Release | None:
-    """The live version; None when nothing is live yet or it can no longer be opened."""
+    """Opens the live version; None when nothing is live or it cannot be opened any more."""
     live = registry.alias(INDEX_MODEL, "live")
     if live is None:
         return None
@@ -105,7 +105,7 @@ def open_live(registry: Registry, runtime: Runtime = ONNXRUNTIME) -> Release | N
 
 
 def open_version(registry: Registry, version: str, runtime: Runtime = ONNXRUNTIME) -> Release:
-    """A registered version, its files fetched once and verified."""
+    """Opens a registered version, its files fetched once and verified."""
     manifest = registry.index_manifest(version)
     return Release.open(version, manifest, registry.encoder_folder(manifest.encoder.version), registry.file, runtime=runtime)
 

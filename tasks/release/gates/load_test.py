@@ -1,4 +1,4 @@
-"""The whole path while several ask at once, each their next photo when they have the answer to the last."""
+"""Closed-loop load test of the whole search: each client sends its next photo when the last is answered."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ TOP = 20
 
 @dataclass(frozen=True)
 class LoadResult:
-    """Milliseconds (n,) of each answer, from bytes to ranking, and answers a second over all clients."""
+    """Latencies (n,) in milliseconds, from bytes to ranking, and queries per second over all clients."""
 
     ms: np.ndarray
     qps: float
@@ -29,7 +29,7 @@ class LoadResult:
 
 
 def run_load_test(release: Release, photos: Sequence[bytes], clients: int = CLIENTS, seconds: float = SECONDS) -> LoadResult:
-    """Asks for `seconds`, and each photo at least once where there are fewer than that takes. Photos that cannot be read are left out."""
+    """Searches for `seconds`, or once per photo and client if that takes longer. Unreadable photos are skipped."""
     times: list[list[float]] = [[] for _ in range(clients)]
     errors: list[BaseException] = []
     ends = time.perf_counter() + seconds

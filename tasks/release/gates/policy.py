@@ -1,4 +1,4 @@
-"""What an index version must show before it may serve: one table of named checks, and one pure decision."""
+"""The gate table of index versions and the pure decision over it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Policy:
-    """The thresholds. Shares of 1, milliseconds, MiB, hours."""
+    """Thresholds. Fractions of 1, milliseconds, MiB, hours."""
 
     exact_recall: float = 0.95
     """Least recall@10 of the index against exact search over the same vectors."""
@@ -48,7 +48,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Reconciliation:
-    """Every product of the catalogue in its place. The ids are those of products that are not."""
+    """Result of the product-by-product reconciliation: the ids that are out of place."""
 
     missing: tuple[str, ...] = ()
     """In the catalogue, and neither servable nor in quarantine."""
@@ -64,7 +64,7 @@ class Reconciliation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate beside the live version. `churn` is over `queries` replayed queries of this `origin`; `lost` are product ids."""
+    """A candidate against the live version. `churn` is over `queries` replayed queries of this `origin`; `lost` are product ids."""
 
     queries: int = 0
     origin: str = ""
@@ -81,7 +81,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of one version on the held-out photos, each of them by its uri.
+    """Measurements of one version; photos are keyed by uri.
 
     `ranks`: where the photo's product is in the answer, 0 best, -1 not there. `rows` counts rows of segments, `hidden` those of
     them that later segments hide. `age_h`: how old the catalogue is that it was made from.
@@ -121,7 +121,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a version may go on, and why, in the order of the table."""
+    """Whether a version passes, with reasons and gates in the order of the table."""
 
     passed: bool
     reasons: tuple[str, ...]
@@ -133,7 +133,7 @@ class Decision:
 
 
 def decide(candidate: Measurements, live: Measurements | None, policy: Policy) -> Decision:
-    """Passes only when every gate does; the reasons name each gate that does not, or say how many held.
+    """Passes only when every gate does; the reasons name failed gates, or the number of passed ones.
 
     `live` is the live version measured on the same photos, None when there is none.
     """
@@ -141,7 +141,7 @@ def decide(candidate: Measurements, live: Measurements | None, policy: Policy) -
 
 
 def decision_of(gates: tuple[Gate, ...]) -> Decision:
-    """The decision that follows from gates."""
+    """The decision for evaluated gates."""
     failed = tuple(f"{g.name}: {g.reason}{_setting(g.name)}" for g in gates if not g.passed)
     return Decision(not failed, failed or (f"all {len(gates)} gates passed",), gates)
 
@@ -151,7 +151,7 @@ def _setting(gate: str) -> str:
 
 
 def index_gates(candidate: Measurements, live: Measurements | None, policy: Policy) -> tuple[Gate, ...]:
-    """The table of checks of a candidate."""
+    """The gate table of a candidate."""
     counts = candidate.counts
     load = f"one photo, bytes to answer, p99 in ms while {candidate.clients} ask at once ({candidate.qps:.0f} answers/s)"
     gates = [
@@ -174,7 +174,7 @@ def index_gates(candidate: Measurements, live: Measurements | None, policy: Poli
 
 
 def _of_photos(candidate: Measurements, live: Measurements | None, policy: Policy) -> list[Gate]:
-    """Recall@10 of the whole path against live, over all photos and in the worst category: paired, photo by photo."""
+    """End-to-end Recall@10 against live, overall and for the worst category: paired by photo."""
     if not candidate.photos:
         return []
     ours = candidate.recall_at_10
@@ -206,7 +206,7 @@ def _hits(version: Measurements, photos: list[str]) -> np.ndarray:
 
 
 def _worst_slice(lead: np.ndarray, categories: np.ndarray, least: int) -> tuple[str, float, float] | None:
-    """The category with the lowest mean lead, that mean, and the upper end of its interval."""
+    """The category with the lowest mean difference, that mean, and the upper end of its interval."""
     means = {str(c): lead[categories == c] for c in np.unique(categories) if c and (categories == c).sum() >= least}
     if not means:
         return None

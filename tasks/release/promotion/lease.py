@@ -1,4 +1,4 @@
-"""One promotion at a time: a lease that lives beside the aliases it protects, as tags of the registered model.
+"""Mutual exclusion of promotions: a lease stored beside the aliases, as tags of the registered model.
 
 MLflow has no compare-and-set, so the lease is taken by raising a flag and then looking around: whoever sees another's flag lowers
 their own and tries again later. Of two who do so at the same time each sees the other, because a tag that was set is seen by every
@@ -34,15 +34,15 @@ INTENT_PREFIX, EPOCH = "lease.", "lease-epoch"
 
 
 class LeaseBusy(VitrineError):
-    """Somebody else is moving the aliases."""
+    """Another holder is moving the aliases."""
 
 
 class LeaseLost(VitrineError):
-    """This promotion may not go on: its time is over, or a rollback made it void."""
+    """The lease expired, or a rollback voided this promotion."""
 
 
 class Tags(Protocol):
-    """The tags of a registered model; what was set is seen by every later read."""
+    """Tags of a registered model, with read-after-write consistency."""
 
     def model_tags(self, model: str) -> dict[str, str]: ...
     def set_model_tag(self, model: str, tag: str, value: str) -> None: ...
@@ -51,7 +51,7 @@ class Tags(Protocol):
 
 @dataclass(frozen=True)
 class Intent:
-    """One who wants to move the aliases, or does (`held`). `until` is epoch seconds."""
+    """A holder that wants the lease, or has it (`held`). `until` is epoch seconds."""
 
     holder: str
     until: float
@@ -64,7 +64,7 @@ class Intent:
 
 
 class Lease:
-    """The right to move the aliases, for as long as `check` says so. `epoch` names the last rollback at the time it was taken."""
+    """The lease of one holder, valid while `check` passes. `epoch` identifies the last rollback at its acquisition."""
 
     def __init__(self, tags: Tags, holder: str, urgent: bool, clock: Callable[[], float]) -> None:
         self.tags, self.holder, self.urgent, self.clock = tags, holder, urgent, clock
@@ -75,7 +75,7 @@ class Lease:
         self.lock = threading.Lock()
 
     def check(self) -> None:
-        """Raises LeaseLost unless this holder may write now. Asks the registry; call it right before each write."""
+        """Raises LeaseLost unless the lease is valid. Reads the registry; call it right before each write."""
         if not self.void and self.clock() > self.until - MARGIN_S:
             self.void = f"the lease of {self.holder} ran out before it was renewed; run it again"
         if not self.void and not self.urgent:
@@ -90,18 +90,18 @@ class Lease:
             raise LeaseLost(self.void)
 
     def renew(self, lasts_s: float = 0.0) -> None:
-        """Keeps the lease for another while. Raises LeaseLost when it is no longer ours to keep."""
+        """Extends the lease. Raises LeaseLost when it is no longer valid."""
         with self.lock:
             self.check()
             self._write_intent(held=True, lasts_s=lasts_s)
 
     def still_held(self) -> bool:
-        """Whether this holder's flag of an earlier step still counts: then it is only taken up again."""
+        """Whether this holder's intent of an earlier step is still valid, so that the lease is only taken over."""
         mine = read_intents(self.tags.model_tags(INDEX_MODEL)).get(self.key)
         return mine is not None and mine.held and mine.until - MARGIN_S > self.clock()
 
     def release(self) -> None:
-        """Lowers the flag; whoever waits may go on."""
+        """Deletes the intent tag, so that others may acquire."""
         with self.lock:
             self.void = self.void or f"{self.holder} gave its lease up"
             self.tags.delete_model_tag(INDEX_MODEL, self.key)
@@ -117,7 +117,7 @@ def acquire(
     tags: Tags, holder: str, urgent: bool = False, epoch: str | None = None, patience_s: float = 0.0,
     clock: Callable[[], float] = time.time, pause: Callable[[float], None] = time.sleep,
 ) -> Lease:  # fmt: skip
-    """The lease, once nobody else holds or wants it; a holder of the same name takes its own back at once.
+    """Acquires the lease once no other holder has or wants it; a holder of the same name takes over its own at once.
 
     `urgent` waits only for others that are urgent, and makes every promotion void that began before. `epoch`: the one that a plan
     was made under; LeaseLost when there was a rollback since. Raises Busy naming the holder after `patience_s` seconds.
@@ -140,7 +140,7 @@ def acquire(
 
 
 def _taken(lease: Lease, found: dict[str, str], others: dict[str, Intent], epoch: str | None) -> Lease:
-    """The lease as its holder has it, flags that ran out cleared away."""
+    """Completes the acquisition: checks the epoch and deletes expired intents."""
     lease.epoch = found.get(EPOCH, "")
     if epoch is not None and epoch != lease.epoch:
         lease.release()
@@ -194,7 +194,7 @@ def hold_lease(
 
 
 def read_intents(found: dict[str, str]) -> dict[str, Intent]:
-    """The flags among a model's tags; one that cannot be read counts for nothing."""
+    """The intents among a model's tags; malformed ones are ignored."""
     raised: dict[str, Intent] = {}
     for key, value in found.items():
         if key.startswith(INTENT_PREFIX):

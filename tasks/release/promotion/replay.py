@@ -1,4 +1,4 @@
-"""Queries to replay against two versions: real ones that replicas sampled, held-out photos where there are too few."""
+"""Queries replayed against two versions: sampled real ones, topped up with held-out photos."""
 
 import logging
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ LEAST = 20
 
 @dataclass(frozen=True)
 class ReplayQueries:
-    """The same queries as each version takes them: `vectors` (n, d) for the candidate, `live_vectors` (n, d') for the live version.
+    """Query vectors for each version: `vectors` (n, d) for the candidate, `live_vectors` (n, d') for the live version.
 
     The two differ only where the encoder changed. `live_vectors` is None when nothing is live. `origin` says where they come from.
     """
@@ -35,7 +35,7 @@ class ReplayQueries:
 
 
 def collect_samples(replicas: Sequence[Replica], limit: int) -> list[SampledQuery]:
-    """What the replicas sampled, one of each in turn, at most `limit`. A replica that does not tell is left out."""
+    """Sampled queries of the replicas, interleaved, at most `limit`. Replicas that fail are skipped."""
 
     def ask(replica: Replica) -> list[SampledQuery]:
         try:
@@ -91,13 +91,13 @@ def replay_queries(
 
 
 def top_ids(release: Release, vectors: np.ndarray) -> list[list[str]]:
-    """The ids of the top 20 that a version itself gives for query vectors (n, d)."""
+    """Ids of a version's top 20 for query vectors (n, d)."""
     rows = [release.answer(EncodedQuery(vector), TOP).rows for vector in vectors]
     return [[r["product_id"] for r in release.searcher.features.take(found, ["product_id"])] for found in rows]
 
 
 def churn(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> float:
-    """The mean share of the live version's top 20 that the other does not show; 0 for no queries."""
+    """Mean share of the live version's top 20 missing from the other; 0 without queries."""
     lost = [1 - len(set(a) & set(b)) / len(b) for a, b in zip(ours, theirs, strict=True) if b]
     return float(np.mean(lost)) if lost else 0.0
 

@@ -1,4 +1,4 @@
-"""The shadow check: the same queries against a slot of every replica, before any shopper sees it."""
+"""The shadow check: replays queries against the new slot of every replica before it serves shoppers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ LEAST_AGREEMENT = 0.99
 def compare(
     replicas: Sequence[Replica], slot: str, live_slot: str, queries: ReplayQueries, expected: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """Whether every replica's `slot` gives what the version itself gave (`expected`), and how far that differs from what is live.
+    """Whether every replica's `slot` returns the `expected` answers, and the churn against the live slot.
 
     `agreement` is the least share over replicas of answers whose top 10 are the same; `churn` the mean share of the live
     version's top 20 that the new one does not show. Raises VitrineError when a replica does not answer.

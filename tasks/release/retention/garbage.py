@@ -1,4 +1,4 @@
-"""Collecting what nothing needs any more: index versions beyond retention, and whatever no kept version reaches.
+"""Garbage collection: index versions beyond retention, and everything unreachable from retained versions.
 
 The registry decides: a version leaves it first, its files follow, so that nothing that can still be asked for ever misses a file.
 Killed in between, the next collection finds the files by their run. One that cannot read a kept version's manifest deletes
@@ -30,7 +30,7 @@ KINDS = ("version", "artifact", "snapshot", "vectors", "changes", "quarantine", 
 
 @dataclass(frozen=True)
 class GarbageItem:
-    """One thing that nothing needs. `name` is for people, `uri` says where; an artifact's is "run_id/path"."""
+    """One garbage item. `name` is for display, `uri` its location; an artifact's is "run_id/path"."""
 
     kind: str
     name: str
@@ -41,7 +41,7 @@ class GarbageItem:
 
 @dataclass(frozen=True)
 class GarbageLocations:
-    """Where garbage lies: the store of snapshots and vectors, and this machine's own folder."""
+    """Where garbage is looked for: the store of snapshots and vectors, and this machine's home."""
 
     store: str
     home: Path
@@ -49,7 +49,7 @@ class GarbageLocations:
 
 @dataclass(frozen=True)
 class GarbagePlan:
-    """What may go, and what is kept and why."""
+    """What would be deleted, and what is kept and why."""
 
     items: tuple[GarbageItem, ...]
     kept: dict[str, str]
@@ -68,7 +68,7 @@ class GarbagePlan:
 
 
 def plan_garbage(registry: Registry, places: GarbageLocations, retention: Retention, now_s: float | None = None) -> GarbagePlan:
-    """What a collection would remove now. Reads only. Raises VitrineError when a kept version's manifest cannot be read."""
+    """Dry run; reads only. Raises VitrineError when the manifest of a kept version cannot be read."""
     now = time.time() if now_s is None else now_s
     versions = registry.versions(INDEX_MODEL)
     kept = kept_versions(versions, retention, now)
@@ -142,7 +142,7 @@ def _delete(registry: Registry, item: GarbageItem) -> None:
 def _artifacts(
     registry: Registry, needed: Reachable, dropped: set[str], registered: set[str], retention: Retention, now: float
 ) -> tuple[list[GarbageItem], list[str]]:
-    """Files of runs whose version goes, or that never made one, unless a kept version names them."""
+    """Files of runs whose version is dropped, or that never registered one, unless a kept version references them."""
     items, finished = [], []
     for run in registry.runs(INDEXES, COLLECTED):
         orphan = run.run_id not in registered and now - run.at_s > retention.grace_s
@@ -158,7 +158,7 @@ def _artifacts(
 
 
 def _store(registry: Registry, store: str, needed: Reachable, retention: Retention, now: float) -> Iterator[GarbageItem]:
-    """Snapshots, vectors and quarantine lists of runs that nothing names, and vectors of encoders that nothing uses."""
+    """Unreferenced snapshots, vectors and quarantine lists, and vectors of dropped encoders."""
     keys = {registry.run_key(run) for run in needed.runs}
     encoders = registry.versions(ENCODER_MODEL)
     snapshots = {v.tags.get("snapshot", "") for v in encoders if v.aliases}
@@ -187,7 +187,7 @@ def _store(registry: Registry, store: str, needed: Reachable, retention: Retenti
 
 
 def _local(home: Path, needed: Reachable, retention: Retention, now: float) -> Iterator[GarbageItem]:
-    """This machine's folders of finished runs (named "<dag>.<run>"), and cached files of versions that are gone."""
+    """This machine's folders of finished runs (named "<dag>.<run>"), and caches of deleted versions."""
     for folder in sorted((home / "work").glob("*.*")):
         if folder.is_dir():
             yield from _old("work", folder.name, str(folder), "its run ended long ago", retention.grace_s, now)
@@ -203,7 +203,7 @@ def _old(kind: str, name: str, uri: str, reason: str, age_s: float, now: float) 
 
 
 def unreachable_files(registry: Registry) -> list[str]:
-    """Every file of a registered version that its run no longer has: "version: run/path". Empty when all is whole."""
+    """Files referenced by registered versions but missing in their run: "version: run/path". Empty when all exist."""
     missing = []
     for version in registry.versions(INDEX_MODEL):
         try:
