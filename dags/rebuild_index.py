@@ -1,18 +1,17 @@
-"""## rebuild_index: the whole catalogue into a new index version
+"""## rebuild_index: build a new index version from the whole catalogue
 
-**When**: nightly at 02:00 UTC, whenever a new encoder becomes champion (then every product is embedded again), and when
-`refresh_index` or `watch_quality` asks for it because the live version's deltas have grown too large.
+**When**: nightly at 02:00 UTC, when a new encoder becomes champion (every product is embedded again), and when `refresh_index` or
+`watch_quality` requests it because the live version's deltas have grown too large.
 
-**In**: the catalogue, the champion encoder. **Out**: a version of `product-index` in MLflow, called `candidate` when it
-passes its gates (asset: product-index), which starts `promote_index`.
+**In**: the catalogue, the champion encoder. **Out**: a version of `product-index` in MLflow, with the alias `candidate` when it
+passes its gates (asset: product-index), which triggers `promote_index`.
 
-Changes that hourly versions took in while this one was built are carried over before it is published.
+Changes that hourly versions indexed during the build are carried over before the version is published.
 
-If neither the catalogue, the encoder, the index settings nor the ranker's weights and rules changed since the live version, nothing
-is built.
+Nothing is built if the catalogue, the encoder, the index settings, and the ranker's weights and rules equal the live version's.
 
-**When it fails**: the log of the red task says in one sentence what is wrong. Clear that task: what was embedded stays
-embedded, built shards stay built. The live version is not touched.
+**When it fails**: the log of the failed task states the cause in one sentence. Clear that task: embedded pictures and built shards
+are kept. The live version is not touched.
 """
 
 from datetime import timedelta

@@ -1,16 +1,16 @@
-"""## train_encoder: retrain, distil, export, and only promote what is better
+"""## train_encoder: retrain, distil, export, and promote only an improvement
 
 **When**: weekly, or by hand with the form's parameters.
 
-**In**: the catalogue with its labelled photos. **Out**: a version of `product-encoder` in MLflow, `challenger`, and
-`champion` if it passes its gates against the present champion on the same photos (asset: product-encoder).
+**In**: the catalogue with its labelled photos. **Out**: a version of `product-encoder` in MLflow with the alias `challenger`, and
+`champion` if it passes its gates against the current champion on the same photos (asset: product-encoder).
 
-A training that was done before (same data, same recipe) is not done again: its version is judged as it is. Whoever moves
-the alias `champion` by hand has the last word: a version they replaced does not come back by itself, and one that was judged
-against another champion than theirs is not promoted. With several GPUs, one process trains on each.
+A training with the same data and recipe is not repeated: its version is evaluated as it is. Moving the alias `champion` by hand
+takes precedence: a replaced version is not promoted again automatically, nor is one that was evaluated against another champion.
+With several GPUs, one process trains on each.
 
-**When it fails**: the log of the red task says in one sentence what is wrong. Clear that task: finished steps are kept,
-training resumes from its last checkpoint. Nothing here touches what serves.
+**When it fails**: the log of the failed task states the cause in one sentence. Clear that task: finished steps are kept, and
+training resumes from its last checkpoint. Serving is not affected.
 """
 
 from datetime import timedelta
