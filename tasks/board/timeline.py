@@ -9,12 +9,12 @@ from tasks.release.delta_share import delta_share
 from tasks.release.gates.verdict import refusal, verdict
 
 STATUSES = {
-    "live": "shoppers get it",
-    "previous": "a rollback goes here",
-    "failed": "a gate did not hold",
-    "candidate": "passed its gates, waits for promotion",
-    "broken": "its manifest cannot be read",
-    "kept": "was not promoted, or was replaced",
+    "live": "serves shoppers",
+    "previous": "rollback target",
+    "failed": "failed a gate",
+    "candidate": "passed its gates, awaits promotion",
+    "broken": "unreadable manifest",
+    "kept": "not promoted, or replaced",
 }
 
 

@@ -148,9 +148,9 @@ class _Writer:
         if self.moment and found["moment"] == self.moment:
             self.files, self.content = found["files"], found["content"]
             self.started, self.last_id = found["started"], found["last_id"]
-            log.info("%s: going on after %d parts (%s)", self.uri, len(self.files), self.last_id)
+            log.info("%s: resuming after %d parts (%s)", self.uri, len(self.files), self.last_id)
         else:
-            log.info("%s: the catalogue changed since the copy was interrupted; it starts anew", self.uri)
+            log.info("%s: the catalogue changed since the copy was interrupted; starting over", self.uri)
 
     @property
     def rows(self) -> int:

@@ -11,7 +11,7 @@ from tasks.cli.output import console
 from tasks.errors import VitrineError
 from tasks.settings import Settings
 
-app = typer.Typer(help="Keeps a shop's visual search fresh, fast and right.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Visual product search: catalogue, index versions, releases.", no_args_is_help=True, add_completion=False)
 app.command()(search.search)
 app.command()(trace.trace)
 app.command()(capacity.capacity)

@@ -13,16 +13,16 @@ PHOTOS = 220
 
 def capacity(
     qps: Annotated[float, typer.Option(min=1, help="queries per second to carry")] = 10_000,
-    p99_ms: Annotated[float, typer.Option(min=1, help="what 99 of 100 queries may take at most")] = 200,
+    p99_ms: Annotated[float, typer.Option(min=1, help="99th percentile of latency to meet")] = 200,
     products: Annotated[int, typer.Option(min=1, help="products in the catalogue")] = 10_000_000,
     encoder_cores: Annotated[int, typer.Option(min=1, help="cores of a gateway pod")] = 4,
     index_cores: Annotated[int, typer.Option(min=1, help="cores of a shard pod")] = 4,
     network_ms: Annotated[float, typer.Option(min=0, help="one way between a gateway and a shard")] = 0.5,
     url: Annotated[
-        str, typer.Option(help="a quiet replica of role all to measure; default: the first of VITRINE_SERVING_URLS")
+        str, typer.Option(help="an idle replica of role all to measure; default: the first of VITRINE_SERVING_URLS")
     ] = "",
-    times: Annotated[Path | None, typer.Option(help="measured times kept before, instead of measuring")] = None,
-    save: Annotated[Path | None, typer.Option(help="keep the measured times in this file")] = None,
+    times: Annotated[Path | None, typer.Option(help="read service times from this file instead of measuring")] = None,
+    save: Annotated[Path | None, typer.Option(help="write the measured service times to this file")] = None,
 ) -> None:
     """Estimate the gateway and shard pods needed for a load, by a queueing simulation over measured service times."""
     from tasks.capacity.service_times import measure_times, read_times, synthetic_photos, write_times

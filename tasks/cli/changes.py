@@ -41,7 +41,7 @@ def send(
     with _queue() as source:
         source.send(events)
         kind = "deletes" if delete else "upserts"
-        console.print(f"{len(events)} {kind} sent to the {source.name} ({_catalogue()}); {source.count_waiting()} wait there")
+        console.print(f"{len(events)} {kind} sent to the {source.name} ({_catalogue()}); {source.count_waiting()} pending")
 
 
 @app.command("waiting")

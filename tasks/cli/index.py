@@ -49,13 +49,13 @@ def check(version: Chosen = "") -> None:
     work = Settings.load().home / "work"
     work.mkdir(parents=True, exist_ok=True)
     # Nothing that this machine fetched before: what is checked is what the registry has. A dot: garbage of a killed check.
-    with tempfile.TemporaryDirectory(prefix="check.", dir=work) as folder, console.status("asking MLflow") as status:
+    with tempfile.TemporaryDirectory(prefix="check.", dir=work) as folder, console.status("fetching the manifest") as status:
         models = open_registry(Path(folder))
         found = find_version(models, version)
         manifest = models.index_manifest(found.version)
         done = check_index(manifest, _fetching(models, manifest, status), lambda: models.encoder_folder(manifest.encoder.version))
     table = Table(show_edge=False)
-    for column in ("check", "", "what was seen"):
+    for column in ("check", "", "result"):
         table.add_column(column)
     for one in done:
         table.add_row(one.name, VERDICTS[one.passed], one.detail)
@@ -79,7 +79,7 @@ def _fetching(models: Any, manifest: "IndexManifest", status: Status) -> Callabl
     @cache
     def locate(ref: FileRef) -> Path:
         status.update(
-            f"fetching {ref.path}, file {fetched[0] + 1} of {len(files)}; {_mib(fetched[1])} of {_mib(total)} MiB are here"
+            f"fetching {ref.path}, file {fetched[0] + 1} of {len(files)}; {_mib(fetched[1])} of {_mib(total)} MiB fetched"
         )
         path = models.file(ref)
         fetched[:] = fetched[0] + 1, fetched[1] + ref.bytes

@@ -12,9 +12,9 @@ from tasks.settings import Settings
 
 
 def search(
-    photo: Annotated[Path, typer.Argument(help="a picture file")],
-    k: Annotated[int, typer.Option(help="how many products", min=1, max=200)] = 10,
-    explain: Annotated[bool, typer.Option("--explain", help="show each term of the scores")] = False,
+    photo: Annotated[Path, typer.Argument(help="an image file")],
+    k: Annotated[int, typer.Option(help="number of products", min=1, max=200)] = 10,
+    explain: Annotated[bool, typer.Option("--explain", help="show the terms of each score")] = False,
 ) -> None:
     """Search the running replica for the products in a photo."""
     import httpx

@@ -14,7 +14,7 @@ from tasks.settings import Settings
 MIB = 2**20
 
 
-def list_versions(limit: Annotated[int, typer.Option(min=1, help="how many, the newest first")] = 30) -> None:
+def list_versions(limit: Annotated[int, typer.Option(min=1, help="number of versions, newest first")] = 30) -> None:
     """List index versions: status, encoder, products, share in deltas, and gates."""
     from tasks.board.timeline import timeline
     from tasks.registry import INDEX_MODEL
@@ -24,7 +24,7 @@ def list_versions(limit: Annotated[int, typer.Option(min=1, help="how many, the 
     if not versions:
         console.print("no index version is registered yet; the DAG rebuild_index makes one")
         return
-    table = _table("version", "is", "aliases", "made", "encoder", "products", "in deltas", "MiB", "gates")
+    table = _table("version", "status", "aliases", "made", "encoder", "products", "in deltas", "MiB", "gates")
     for entry in timeline([_made(registry, v) for v in versions], registry):
         gates = f"[red]failed: {', '.join(entry.failed_gates)}[/]" if entry.failed_gates else f"{len(entry.gates)} passed"
         made = datetime.fromtimestamp(entry.created_ms / 1e3, UTC).strftime("%Y-%m-%d %H:%M")
@@ -36,7 +36,7 @@ def list_versions(limit: Annotated[int, typer.Option(min=1, help="how many, the 
 
 
 def show(
-    version: Annotated[str, typer.Argument(help="an index version or alias; without one: what every replica serves")] = "",
+    version: Annotated[str, typer.Argument(help="an index version or alias; default: show all replicas")] = "",
 ) -> None:
     """Show what every replica serves and holds; or the gates and lineage of one version."""
     from tasks.board.lineage import lineage
@@ -75,8 +75,8 @@ def show_replicas() -> None:
 
 def diff(
     before: Annotated[str, typer.Argument(help="an index version, by number or alias")],
-    after: Annotated[str, typer.Argument(help="another one")],
-    photos: Annotated[int, typer.Option(min=0, help="held-out photos that both are asked")] = 30,
+    after: Annotated[str, typer.Argument(help="the version to compare with")],
+    photos: Annotated[int, typer.Option(min=0, help="held-out photos to search in both")] = 30,
 ) -> None:
     """Compare two index versions: products, files, gates, and answers to the same photos."""
     from tasks.release.diff import difference
@@ -121,8 +121,8 @@ def diff(
 
 
 def garbage(
-    delete: Annotated[bool, typer.Option("--delete", help="remove it; without this, it is only listed")] = False,
-    versions: Annotated[int, typer.Option(min=0, help="newest versions to keep; 0: as VITRINE_KEEP_VERSIONS says")] = 0,
+    delete: Annotated[bool, typer.Option("--delete", help="delete it; default: list only")] = False,
+    versions: Annotated[int, typer.Option(min=0, help="newest versions to keep; 0: the setting VITRINE_KEEP_VERSIONS")] = 0,
 ) -> None:
     """List what no kept index version needs, or, with --delete, remove it."""
     from tasks.pipelines.collect_garbage import collect_with_lease, places_of, retention_of

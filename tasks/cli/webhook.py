@@ -11,9 +11,11 @@ from tasks.settings import Settings
 
 def webhook(
     airflow: Annotated[
-        str, typer.Option(help="where MLflow's server reaches Airflow; default: the setting VITRINE_AIRFLOW_URL")
+        str, typer.Option(help="Airflow's address as seen from the MLflow server; default: the setting VITRINE_AIRFLOW_URL")
     ] = "",
-    replica: Annotated[list[str] | None, typer.Option(help="where MLflow's server reaches a replica; once for each")] = None,
+    replica: Annotated[
+        list[str] | None, typer.Option(help="a replica's address as seen from the MLflow server; repeatable")
+    ] = None,
 ) -> None:
     """Register MLflow's signed webhook with Airflow for a new champion; with --replica, with replicas for all moved aliases."""
     from tasks.registry.webhook import AIRFLOW, REPLICA, register_webhook

@@ -74,5 +74,5 @@ def on_gpu(flat: Any) -> Any:
 
     options = faiss.GpuMultipleClonerOptions()
     options.use_cuvs = "CUVS" in faiss.get_compile_options()
-    log.info("the coarse step runs on %d GPUs%s", gpus(), " through cuVS" if options.use_cuvs else "")
+    log.info("coarse quantisation runs on %d GPUs%s", gpus(), " through cuVS" if options.use_cuvs else "")
     return faiss.index_cpu_to_all_gpus(flat, options)

@@ -62,7 +62,7 @@ def next_version(
 ) -> tuple[IndexManifest, pa.Table]:
     """The manifest of the next version and its whole ledger; the caller adds id, time, golden answers and gates.
 
-    `parent` may have got other weights and rules already. `held` is its ledger, `changed` what is new (from `placed`).
+    `parent` may have got other weights and rules already. `held` is its ledger, `changed` what is new (from `mark_membership`).
     `template_of` gets the template of the base, where there are so many rows that they are to be coded. The same input gives
     the same bytes.
     """

@@ -81,7 +81,7 @@ def code_adder(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarra
     plain = faiss.IndexIVFPQ(lists.quantizer, lists.d, lists.nlist, lists.pq.M, lists.pq.nbits, lists.metric_type)
     plain.pq, plain.by_residual, plain.is_trained = lists.pq, lists.by_residual, True
     refined = faiss.downcast_index(index)
-    centroids = lists.quantizer.reconstruct_n(0, lists.nlist)  # before `quick_adding` puts another quantiser there for a while
+    centroids = lists.quantizer.reconstruct_n(0, lists.nlist)  # before `fast_adding` puts another quantiser there for a while
 
     def add(vectors: np.ndarray) -> None:
         vectors = np.ascontiguousarray(vectors, np.float32)

@@ -167,7 +167,7 @@ def settle(run_key: str) -> dict[str, Any]:
     except (LeaseLost, VitrineError) as error:  # whoever has the lease now leaves things in order
         done = f"nothing: {error}"
     done = "; ".join(told for told in (done, switch_features()) if told)
-    log.info("%s", done or "everything is in its place")
+    log.info("%s", done or "nothing to clean up")
     return {"summary": done}
 
 
@@ -258,7 +258,7 @@ def _finish_bake(models: Registry, lease: Any, chosen: Settings, wanted: str) ->
     live = models.alias(INDEX_MODEL, "live")
     if live is None or live.version == wanted or not live.tags.get(BAKE, "").startswith(UNDER_WAY):
         return
-    log.info("version %s went live and nobody watched it to the end: that is done first", live.version)
+    log.info("version %s is live with an unfinished bake, which is finished first", live.version)
     decision = _bake(models, LeasedAliases(models, lease), chosen, live.version, [])
     log.info("%s", decision.summary)
 

@@ -44,10 +44,10 @@ def plan(snapshot: dict, overrides: dict[str, Any], run_key: str) -> dict[str, A
     if training.orphans:
         log.info("%s", training.orphans)
     if overrides.get("force"):
-        log.info("asked to train again whatever was trained before")
+        log.info("forced: trains again even if trained before")
         return found | {"forced": run_key}
     if existing is not None:
-        log.info("version %s was trained with this recipe on this data: it is judged as it is", existing.version)
+        log.info("version %s has this recipe and data: evaluating it without training", existing.version)
         return found | {"existing": existing.version}
     return found
 

@@ -38,9 +38,9 @@ def measure(run_key: str) -> dict[str, Any]:
     for note in figures.notes:
         log.info("%s", note)
     for gate in table:
-        log.info("%s %s: %s", "holds" if gate.passed else "DOES NOT HOLD", gate.name, gate.reason)
+        log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)
     failed = [gate.reason for gate in table if not gate.passed]
-    state = "; ".join(failed) if failed else f"all {len(table)} checks hold"
+    state = "; ".join(failed) if failed else f"all {len(table)} checks passed"
     summary = f"index version {figures.version}: {state}"
     log.info("%s", summary)
     return {

@@ -164,7 +164,7 @@ def test_a_replica_that_is_down_is_seen_and_so_is_its_return(browser: "Browser",
     lost = settled.replicas[1]
     lost.stop()
     page = visit(browser, settled, "viewer")
-    page.get_by_text("1 of 2 replicas need a look").wait_for()
+    page.get_by_text("1 of 2 replicas need attention").wait_for()
     assert "no answer (ConnectError)" in page.locator("#replicas").inner_text()
     page.context.close()
     settled.replicas[1] = Running(settled.server.settings.mlflow_uri, settled.shop.home / "replica-1", lost.port)
@@ -188,7 +188,7 @@ def test_changes_that_do_not_reach_shoppers_are_on_the_page(browser: "Browser", 
     """The queue is real; versions of this stack have nothing in quarantine, so that part of the answer is the test's."""
     settings = settled.server.settings
     page = visit(browser, settled, "viewer")
-    page.get_by_text("changes wait").wait_for()
+    page.get_by_text("pending changes").wait_for()
     page.get_by_text("is in quarantine").wait_for()
     assert page.locator("#changes table").count() == 0
     page.screenshot(path=tmp_path / "changes-none.png", full_page=True)

@@ -71,7 +71,7 @@ def test_the_second_is_told_who_is_first_and_goes_on_when_they_are_done() -> Non
     first.check()
     first.release()
     taken(tags, clock, "vitrine stream").check()
-    with pytest.raises(LeaseLost, match="gave its lease up"):
+    with pytest.raises(LeaseLost, match="released its lease"):
         first.check()
 
 

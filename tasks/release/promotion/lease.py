@@ -103,7 +103,7 @@ class Lease:
     def release(self) -> None:
         """Deletes the intent tag, so that others may acquire."""
         with self.lock:
-            self.void = self.void or f"{self.holder} gave its lease up"
+            self.void = self.void or f"{self.holder} released its lease"
             self.tags.delete_model_tag(INDEX_MODEL, self.key)
 
     def _write_intent(self, held: bool, lasts_s: float = 0.0) -> None:
@@ -190,7 +190,7 @@ def hold_lease(
             else:
                 lease.release()
         except Exception as error:  # it runs out by itself; what ended the block matters more
-            log.warning("the lease of %s could not be given up: %s", holder, error)
+            log.warning("the lease of %s could not be released: %s", holder, error)
 
 
 def read_intents(found: dict[str, str]) -> dict[str, Intent]:

@@ -41,7 +41,7 @@ def collect_samples(replicas: Sequence[Replica], limit: int) -> list[SampledQuer
         try:
             return replica.samples(limit)
         except (httpx.HTTPError, ValueError, SettingsError) as error:
-            log.warning("%s gives no samples: %s", replica.url, error)
+            log.warning("no samples from %s: %s", replica.url, error)
             return []
 
     kept = for_each_replica(replicas, ask)

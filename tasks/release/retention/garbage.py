@@ -115,7 +115,7 @@ def collect(
                 check()
                 if registry.version(INDEX_MODEL, item.name).aliases:  # somebody moved an alias by hand just now
                     raise VitrineError(f"index version {item.name} was given an alias meanwhile: collect again")
-                log.info("index version %s leaves the registry: %s", item.name, item.reason)
+                log.info("deleting index version %s from the registry: %s", item.name, item.reason)
                 registry.delete_version(INDEX_MODEL, item.name)
     files = [item for item in plan.items if item.kind != "version"]
     with Progress("collect garbage", len(files), "things") as progress:
