@@ -56,6 +56,7 @@ def test_with_nothing_wrong_it_says_so(live: LiveShop) -> None:
 def test_changes_that_wait_dead_letters_and_quarantine_are_shown_with_their_reasons(live: LiveShop) -> None:
     (live.home / "shop" / "images" / "bad.jpg").write_bytes(b"no picture")
     with live.queue() as source:
+        source.make_tables()  # type: ignore[attr-defined]
         source.database.execute('INSERT INTO outbox (event) VALUES (\'{"product_id": "p5"}\')')  # type: ignore[attr-defined]
     live.send(live.upsert(3, 1, image="images/bad.jpg"), live.upsert(4, 1))
     made = live.refresh("r1")

@@ -154,7 +154,7 @@ def test_a_viewer_sees_everything_and_can_press_nothing(browser: "Browser", sett
     buttons = page.locator("#live button, #versions button")
     assert buttons.count() >= 4
     assert all(b.is_disabled() for b in buttons.all())
-    assert "an operator acts" in page.locator("#who").inner_text()
+    assert "actions need an operator" in page.locator("#who").inner_text()
     page.context.close()
 
 
