@@ -56,7 +56,7 @@ def replica_lines(states: Sequence[tuple[str, dict[str, Any] | str]], live: str)
     return [_line(url, state, live) for url, state in states]
 
 
-def _line(url: str, state: dict[str, Any] | str, wanted: str) -> ReplicaLine:
+def _line(url: str, state: dict[str, Any] | str, live: str) -> ReplicaLine:
     if isinstance(state, str):
         return ReplicaLine(url, False, "", state, ())
     serves = state["live"]["version"] if state.get("live") else ""
@@ -69,12 +69,12 @@ def _line(url: str, state: dict[str, Any] | str, wanted: str) -> ReplicaLine:
         for name in SLOTS
         if (s := state.get("slots", {}).get(name)) is not None
     )  # fmt: skip
-    return ReplicaLine(url, True, serves, _problem(state, serves, wanted, slots), slots)
+    return ReplicaLine(url, True, serves, _problem(state, serves, live, slots), slots)
 
 
-def _problem(state: dict[str, Any], serves: str, wanted: str, slots: Sequence[SlotLine]) -> str:
-    if wanted and serves != wanted:
-        return f"serves {'version ' + serves if serves else 'nothing'}, live is version {wanted}"
+def _problem(state: dict[str, Any], serves: str, live: str, slots: Sequence[SlotLine]) -> str:
+    if live and serves != live:
+        return f"serves {'version ' + serves if serves else 'nothing'}, live is version {live}"
     broken = next((s for s in slots if s.state == "failed"), None)
     if broken is not None:
         return f"{broken.name} could not load version {broken.version}: {broken.reason}"

@@ -184,35 +184,35 @@ class Plan:
         return self.shards * self.replicas
 
 
-def cluster_path(times: Times, wanted: LoadTarget, encoders: int, shards: int, replicas: int) -> list[Stage]:
+def cluster_path(times: Times, target: LoadTarget, encoders: int, shards: int, replicas: int) -> list[Stage]:
     """Gateways encode, all shards search in parallel, gateways rank and respond."""
-    gateway = Station("gateway", encoders, wanted.encoder_cores)
-    held = tuple((Station(f"shard {n}", replicas, wanted.index_cores), times.retrieve) for n in range(shards))
-    way = wanted.network_ms
+    gateway = Station("gateway", encoders, target.encoder_cores)
+    held = tuple((Station(f"shard {n}", replicas, target.index_cores), times.retrieve) for n in range(shards))
+    way = target.network_ms
     return [Stage(((gateway, times.encode),), way), Stage(held, way), Stage(((gateway, times.rank + times.rest),))]
 
 
-def plans(times: Times, wanted: LoadTarget, queries: int = 20_000, seed: int = 0) -> list[Plan]:
+def plans(times: Times, target: LoadTarget, queries: int = 20_000, seed: int = 0) -> list[Plan]:
     """Plans from the highest utilisation down, up to and including the first that meets the 99th percentile.
 
     Raises VitrineError when none does, because single queries already take too long.
     """
-    shards = max(1, math.ceil(wanted.products / times.products))
+    shards = max(1, math.ceil(target.products / times.products))
     work = times.encode.mean() + times.rank.mean() + times.rest.mean()
-    python = (times.rank.mean() + times.rest.mean()) * wanted.qps / 1e3
+    python = (times.rank.mean() + times.rest.mean()) * target.qps / 1e3
     found: list[Plan] = []
     for load in LOADS:
-        encoders = math.ceil(max(wanted.qps * work / 1e3 / wanted.encoder_cores / load, python / min(load, INTERPRETER_LOAD)))
-        replicas = math.ceil(wanted.qps * times.retrieve.mean() / 1e3 / wanted.index_cores / load)
-        told = simulate(cluster_path(times, wanted, encoders, shards, replicas), wanted.qps, queries, seed)
+        encoders = math.ceil(max(target.qps * work / 1e3 / target.encoder_cores / load, python / min(load, INTERPRETER_LOAD)))
+        replicas = math.ceil(target.qps * times.retrieve.mean() / 1e3 / target.index_cores / load)
+        told = simulate(cluster_path(times, target, encoders, shards, replicas), target.qps, queries, seed)
         index_load = float(np.mean([v for n, v in told.load.items() if n != "gateway"]))
         found.append(
             Plan(load, encoders, shards, replicas, told.percentile(50), told.percentile(99), told.load["gateway"], index_load)
         )
-        if found[-1].p99_ms <= wanted.p99_ms:
+        if found[-1].p99_ms <= target.p99_ms:
             return found
     best = min(p.p99_ms for p in found)
     raise VitrineError(
-        f"no number of pods keeps the 99th percentile under {wanted.p99_ms:g} ms: with pods {LOADS[-1]:.0%} busy it is {best:.0f} ms;"
+        f"no number of pods keeps the 99th percentile under {target.p99_ms:g} ms: with pods {LOADS[-1]:.0%} busy it is {best:.0f} ms;"
         " a faster encoder, smaller shards or a later deadline is needed"
     )

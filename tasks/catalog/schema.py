@@ -88,12 +88,12 @@ def _renamed(batch: pa.RecordBatch, where: str, required: tuple[str, ...]) -> pa
     )
     missing = [n for n in required if n not in table.column_names]
     if missing:
-        shown = ", ".join(_as_people_say(n) for n in missing)
+        shown = ", ".join(_readable(n) for n in missing)
         raise CatalogError(f"{where}: the column {shown} is missing; found {', '.join(batch.schema.names)}")
     return table
 
 
-def _as_people_say(name: str) -> str:
+def _readable(name: str) -> str:
     return next((short for short, full in ALIASES.items() if full == name), name)
 
 

@@ -132,7 +132,7 @@ class EmbeddingStore:
         found = np.zeros((len(wanted), self.dim), np.float16)
         palettes = np.zeros((len(wanted), PALETTE_TYPE.byte_width), np.uint8)
         missing = np.ones(len(wanted), bool)
-        places = _Places(wanted)
+        places = _ChecksumIndex(wanted)
         full = [c for c in (self.commits() if commits is None else commits) if c.rows]
         for table in _ahead(self.part, full):
             rows, where = places.of(table["image_sha256"])
@@ -177,7 +177,7 @@ def _ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield done
 
 
-class _Places:
+class _ChecksumIndex:
     """Hash join of checksums (with repeats): matches on the first 8 bytes, sorted, then compares whole values."""
 
     def __init__(self, wanted: pa.Array) -> None:

@@ -165,7 +165,7 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
     What an earlier attempt built whole from the same input is verified and kept; anything else is built again.
     """
     source = hashlib.sha256("\n".join([vectors_uri, snapshot_uri, template.factory, template.sha256]).encode()).hexdigest()
-    kept = _kept(folder, source)
+    kept = _existing_build(folder, source)
     if kept is not None:
         return kept
     keys = []
@@ -236,20 +236,20 @@ def with_palettes(rows: pa.Table, palettes: pa.ChunkedArray | None) -> pa.Table:
     return rows if palettes is None else rows.append_column(PALETTE, palettes.combine_chunks())
 
 
-def _refuse_reuse(previous: Template, wanted: Template, config: IndexConfig) -> str:
+def _refuse_reuse(previous: Template, required: Template, config: IndexConfig) -> str:
     """Why a template cannot be reused; "" when it can.
 
     Without lists nothing says whether it still fits, and training, the range of each number, takes seconds.
     """
     same = ("family", "factory", "dim", "shards")
     for name in same:
-        if getattr(previous, name) != getattr(wanted, name):
-            return f"its {name} {getattr(previous, name)} is now {getattr(wanted, name)}"
-    if not FAMILIES[wanted.family].per_list:
-        return f"{wanted.family} has no lists that tell whether it still fits"
+        if getattr(previous, name) != getattr(required, name):
+            return f"its {name} {getattr(previous, name)} is now {getattr(required, name)}"
+    if not FAMILIES[required.family].per_list:
+        return f"{required.family} has no lists that tell whether it still fits"
     if not Path(previous.file).is_file():
         return "its file is gone"
-    sample = sample_vectors(wanted.vectors_uri, wanted.shards, DRIFT_SAMPLE, config.seed)
+    sample = sample_vectors(required.vectors_uri, required.shards, DRIFT_SAMPLE, config.seed)
     fit = coarse_fit(empty_index(previous), sample)
     if fit < previous.fit - DRIFT_LIMIT:
         return f"the mean cosine to the centroids fell from {previous.fit:.3f} to {fit:.3f} (limit {DRIFT_LIMIT})"
@@ -274,7 +274,7 @@ def make_index(dim: int, factory: str) -> Any:
     return made
 
 
-def _kept(folder: Path, source: str) -> BuiltShard | None:
+def _existing_build(folder: Path, source: str) -> BuiltShard | None:
     """The shard already built in the folder, when it is complete and from the same source."""
     done = folder / "built.json"
     if not done.is_file():

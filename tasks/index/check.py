@@ -207,17 +207,19 @@ def _shown(ids: Sequence[str]) -> str:
     return ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
 
 
-def _encoder(wanted: EncoderRef, folder: Path) -> str:
-    verify(folder / "encoder.json", wanted.manifest)
+def _encoder(expected: EncoderRef, folder: Path) -> str:
+    verify(folder / "encoder.json", expected.manifest)
     held = EncoderFolder(folder)
-    if held.manifest.dim != wanted.dim:
-        raise ContractError(f"encoder version {wanted.version} gives dimension {held.manifest.dim}, the index has {wanted.dim}")
-    for name, print_ in ((wanted.document, wanted.document_fingerprint), (wanted.query, wanted.query_fingerprint)):
+    if held.manifest.dim != expected.dim:
+        raise ContractError(
+            f"encoder version {expected.version} gives dimension {held.manifest.dim}, the index has {expected.dim}"
+        )
+    for name, print_ in ((expected.document, expected.document_fingerprint), (expected.query, expected.query_fingerprint)):
         if held.open(name).fingerprint != print_:
             raise ContractError(
-                f"encoder version {wanted.version}: {name} is not the one this index was made with (fingerprint differs)"
+                f"encoder version {expected.version}: {name} is not the one this index was made with (fingerprint differs)"
             )
-    return f"version {wanted.version}: {wanted.document} and {wanted.query} have their fingerprints and golden outputs"
+    return f"version {expected.version}: {expected.document} and {expected.query} have their fingerprints and golden outputs"
 
 
 def _golden(searcher: Searcher, locate: Callable[[FileRef], Path]) -> str:

@@ -67,7 +67,7 @@ def add_delta(manifest: IndexManifest, changes: Changes, folder: Path, run_id: s
         mine = np.flatnonzero(shard_of(keys, manifest.shards) == shard)
         mine = mine[np.argsort(keys[mine])]
         gone = changes.deletes[shard_of(changes.deletes, manifest.shards) == shard]
-        piece = _Piece(int(shard), sequence, folder, run_id, prefix)
+        piece = _SegmentWriter(int(shard), sequence, folder, run_id, prefix)
         if len(mine):
             added.append(piece.delta(changes.rows.take(pa.array(mine)), changes.vectors[mine]))
         hidden = np.union1d(np.setdiff1d(keys[mine], changes.new), gone)
@@ -103,7 +103,7 @@ def code_deltas(
         if flat:
             rows, vectors = _live(manifest, flat, [s for s in mine if s.kind == "tombstones"], locate)
             if len(rows):
-                segments.append(_Piece(shard, flat[-1].sequence, folder, run_id, prefix).delta(rows, vectors, template))
+                segments.append(_SegmentWriter(shard, flat[-1].sequence, folder, run_id, prefix).delta(rows, vectors, template))
     return tuple(segments)
 
 
@@ -124,7 +124,7 @@ def merge_deltas(
         if len(deltas) <= 1 and len(stones) <= 1:
             merged += [*deltas, *stones]
             continue
-        piece = _Piece(shard, max(s.sequence for s in (*deltas, *stones)), folder, run_id, prefix)
+        piece = _SegmentWriter(shard, max(s.sequence for s in (*deltas, *stones)), folder, run_id, prefix)
         if deltas:
             rows, vectors = _live(manifest, deltas, stones, locate)
             if len(rows):
@@ -172,7 +172,7 @@ def compaction_due(segments: Sequence[Segment], limits: DeltaLimits | None = Non
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _SegmentWriter:
     """Writes the new segments of one shard."""
 
     shard: int

@@ -15,9 +15,9 @@ TEMPLATE_FILE = "template.json"
 """An artifact of every run that built bases: its template, the encoder of its vectors, and where its file is kept."""
 
 
-def store_template(template: Template, fingerprint: str, kept_uri: str, folder: Path) -> None:
-    """Stores the template's file below `kept_uri`, once, and writes its record to `folder`/template.json."""
-    uri = storage.join(kept_uri, f"{template.sha256}.faiss") if template.file else ""
+def store_template(template: Template, fingerprint: str, templates_uri: str, folder: Path) -> None:
+    """Stores the template's file below `templates_uri`, once, and writes its record to `folder`/template.json."""
+    uri = storage.join(templates_uri, f"{template.sha256}.faiss") if template.file else ""
     if uri and not storage.exists(uri):
         with Path(template.file).open("rb") as source, storage.writer(uri) as target:
             shutil.copyfileobj(source, target)

@@ -90,7 +90,7 @@ def tune(
     """
     kind = FAMILIES[family]
     budget = budget or Budget()
-    need = _need(searcher, target, budget)
+    need = _requirements(searcher, target, budget)
     p99_ms, clients = budget.p99_ms, budget.clients
     files = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
     if files > budget.ram_bytes:
@@ -140,7 +140,7 @@ def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
     return np.where(rows < 0, -1, searcher.features.key[np.maximum(rows, 0)])
 
 
-def _need(searcher: Searcher, target: float, budget: Budget) -> Requirements:
+def _requirements(searcher: Searcher, target: float, budget: Budget) -> Requirements:
     """The requirements that a searcher's family was chosen for."""
     return Requirements(searcher.rows, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
 

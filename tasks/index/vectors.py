@@ -64,10 +64,10 @@ def shard_counts(vectors_uri: str, shards: int) -> tuple[list[int], int]:
     return counts, dim
 
 
-def sample_vectors(vectors_uri: str, shards: int, wanted: int, seed: int) -> np.ndarray:
-    """A random sample of about `wanted` validated vectors (n, d) float32 from all shards, by seed."""
+def sample_vectors(vectors_uri: str, shards: int, count: int, seed: int) -> np.ndarray:
+    """A random sample of about `count` validated vectors (n, d) float32 from all shards, by seed."""
     counts, dim = shard_counts(vectors_uri, shards)
-    share = min(1.0, wanted / max(sum(counts), 1))
+    share = min(1.0, count / max(sum(counts), 1))
     rng = np.random.default_rng(seed)
     parts = [np.zeros((0, dim), np.float32)]
     for shard in range(shards):

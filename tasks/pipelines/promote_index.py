@@ -253,10 +253,10 @@ def _metrics_before(replicas: list[Replica], version: str) -> list[dict[str, Any
     return [_record(r or Reading()) for r in for_each_replica(replicas, lambda replica: take_reading(replica, version))]
 
 
-def _finish_bake(models: Registry, lease: Any, chosen: Settings, wanted: str) -> None:
+def _finish_bake(models: Registry, lease: Any, chosen: Settings, version: str) -> None:
     """Finishes the interrupted bake of the live version before its rollback target is overwritten."""
     live = models.alias(INDEX_MODEL, "live")
-    if live is None or live.version == wanted or not live.tags.get(BAKE, "").startswith(UNDER_WAY):
+    if live is None or live.version == version or not live.tags.get(BAKE, "").startswith(UNDER_WAY):
         return
     log.info("version %s is live with an unfinished bake, which is finished first", live.version)
     decision = _bake(models, LeasedAliases(models, lease), chosen, live.version, [])
@@ -292,9 +292,9 @@ def _bake(models: Registry, aliases: LeasedAliases, chosen: Settings, version: s
     return Decision(False, (f"version {version} was rolled back and version {back} is live again: {decision.summary}",))
 
 
-def _record(found: Any) -> dict[str, Any]:
+def _record(reading: Any) -> dict[str, Any]:
     """A reading as JSON, with bucket bounds as text."""
-    return dataclasses.asdict(found) | {"buckets": {str(le): n for le, n in found.buckets.items()}}
+    return dataclasses.asdict(reading) | {"buckets": {str(le): n for le, n in reading.buckets.items()}}
 
 
 def _reading(record: dict[str, Any]) -> Any:

@@ -72,7 +72,7 @@ class Stream:
             except StopRequested:
                 break
             except Exception as error:  # whatever is away or refuses, the stream stays and tries again
-                self._failed(state, error)
+                self._handle_error(state, error)
                 continue
             finally:
                 self._write(state)
@@ -89,7 +89,7 @@ class Stream:
 
         def done(step: str) -> None:
             marks.append((step, time.monotonic()))
-            self._told(state, step)
+            self._log_step(state, step)
             if self.stop.is_set() and step != "promote":
                 raise StopRequested
 
@@ -143,7 +143,7 @@ class Stream:
             promote_index.promote(state.pending, f"stream {state.pending}", BAKE_S)
         state.pending = ""
 
-    def _failed(self, state: Round, error: Exception) -> None:
+    def _handle_error(self, state: Round, error: Exception) -> None:
         """Reports an error and backs off exponentially; gives a round up after ATTEMPTS."""
         state.failures += 1
         pause = min(2.0**state.failures, LONGEST_PAUSE_S)
@@ -163,7 +163,7 @@ class Stream:
         for uri in reversed(storage.list_files(plan["uri"])):
             storage.delete(uri)
 
-    def _told(self, state: Round, step: str) -> None:
+    def _log_step(self, state: Round, step: str) -> None:
         log.info("round %s: %s done", state.key, step)
 
     def _read(self) -> Round:

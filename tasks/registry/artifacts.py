@@ -60,7 +60,7 @@ class Registry(Versions):
         """
         path = self.cache / "files" / ref.sha256
         if path not in self.verified or self.verified[path] != _written(path):
-            self._kept(path, ref.run_id, ref.path, lambda found: verify(found, ref))
+            self._cached(path, ref.run_id, ref.path, lambda found: verify(found, ref))
             self.verified[path] = _written(path)
         return path
 
@@ -78,7 +78,7 @@ class Registry(Versions):
         uri = self.client.get_run(run_id).info.artifact_uri
         get_artifact_repository(uri, tracking_uri=self.uri, registry_uri=self.uri).delete_artifacts(path)
 
-    def _kept(self, path: Path, run_id: str, artifact: str, opened: Callable[[Path], Opened]) -> Opened:
+    def _cached(self, path: Path, run_id: str, artifact: str, opened: Callable[[Path], Opened]) -> Opened:
         """`opened` applied to the cached copy of an artifact at `path`, or to a fresh one when ContractError says it is damaged.
 
         A copy is kept only once `opened` took it, so that a damaged download does not stay; it appears whole or not at all, also
@@ -104,7 +104,7 @@ class Registry(Versions):
         """The folder of an encoder version, fetched once and verified every time."""
         found = self.version(ENCODER_MODEL, version)
         folder = self.cache / "encoders" / found.run_id
-        self._kept(folder, found.run_id, ENCODER_PATH, _verified_encoder)
+        self._cached(folder, found.run_id, ENCODER_PATH, _verified_encoder)
         return folder
 
     def encoder_ref(self, version: str) -> EncoderRef:
@@ -131,7 +131,7 @@ class Registry(Versions):
     def manifest_of(self, found: Version) -> IndexManifest:
         """The manifest of a version record; cached, as versions are immutable."""
         path = self.cache / "manifests" / found.run_id / "manifest.json"
-        return self._kept(path, found.run_id, f"{INDEX_PATH}/manifest.json", lambda kept: read_manifest(kept, IndexManifest))
+        return self._cached(path, found.run_id, f"{INDEX_PATH}/manifest.json", lambda kept: read_manifest(kept, IndexManifest))
 
 
 def unreachable(error: BaseException) -> bool:

@@ -105,7 +105,7 @@ def inspect(embedded: EmbedResult, snapshot: Snapshot, fingerprint: str) -> Insp
 
 
 def check_embeddings(
-    found: InspectionResult,
+    inspection: InspectionResult,
     embedded: EmbedResult,
     snapshot: Snapshot,
     before: Moments | None,
@@ -113,7 +113,7 @@ def check_embeddings(
     limits: EmbeddingLimits,
 ) -> Validation:
     """Checks vectors by themselves, against the catalogue, and against the last version's. Failures are in the result."""
-    facts = found.facts | {
+    facts = inspection.facts | {
         "catalogue": snapshot.rows, "accounted": embedded.embedded + embedded.quarantined, "embedded": embedded.embedded,
         "quarantined_share": embedded.quarantined / max(snapshot.rows, 1),
     }  # fmt: skip
@@ -128,36 +128,38 @@ def check_embeddings(
             f"{embedded.quarantined} of {snapshot.rows} pictures unusable, allowed {limits.most_quarantined * 100:.3g} %",
         ),
     ]  # fmt: skip
-    moved = shift(before, found.moments) if before is not None else None
+    moved = shift(before, inspection.moments) if before is not None else None
     if moved is not None:
         facts |= {"mean_shift": moved[0], "covariance_shift": moved[1]}
         checks += [_between("mean_shift", 0, limits.most_mean_shift, "VITRINE_MAX_MEAN_SHIFT")]
         checks += [_between("covariance_shift", 0, limits.most_covariance_shift, "VITRINE_MOST_DRIFT")]
     also = [f"in quarantine: {', '.join(f'{n} {reason}' for reason, n in embedded.reasons.items())}"] if embedded.reasons else []
     also += _named(
-        found, snapshot, ("not_finite", "norm", *(["duplicate"] if facts["duplicate_share"] > limits.most_duplicates else []))
+        inspection,
+        snapshot,
+        ("not_finite", "norm", *(["duplicate"] if facts["duplicate_share"] > limits.most_duplicates else [])),
     )
     return run_checks("embeddings", {"facts": pd.DataFrame([facts])}, checks, docs, also=also)
 
 
-def check_index_inputs(found: InspectionResult, embedded: EmbedResult, snapshot: Snapshot, docs: Path) -> Validation:
+def check_index_inputs(inspection: InspectionResult, embedded: EmbedResult, snapshot: Snapshot, docs: Path) -> Validation:
     """Checks that the shards hold every embedded product exactly once, in the right shard. Failures are in the result."""
-    facts = {"embedded": embedded.embedded, "in_shards": sum(s["vectors"] for s in found.shards)}
+    facts = {"embedded": embedded.embedded, "in_shards": sum(s["vectors"] for s in inspection.shards)}
     checks = [_equal("embedded", "in_shards"), _between("embedded", 1, None)]
     checks += [
         Check("shards", "ExpectColumnValuesToBeBetween", {"column": name, "min_value": 0, "max_value": 0})
         for name in ("unsorted", "misplaced", "unknown")
     ]
-    frames = {"facts": pd.DataFrame([facts]), "shards": pd.DataFrame(found.shards)}
-    return run_checks("index inputs", frames, checks, docs, also=_named(found, snapshot, ("misplaced", "unknown")))
+    frames = {"facts": pd.DataFrame([facts]), "shards": pd.DataFrame(inspection.shards)}
+    return run_checks("index inputs", frames, checks, docs, also=_named(inspection, snapshot, ("misplaced", "unknown")))
 
 
-def _named(found: InspectionResult, snapshot: Snapshot, kinds: tuple[str, ...]) -> list[str]:
+def _named(inspection: InspectionResult, snapshot: Snapshot, kinds: tuple[str, ...]) -> list[str]:
     """Sample product ids of each kind of fault."""
     return [
-        f"{kind}: products {', '.join(product_ids(snapshot, np.array(found.bad[kind]), SAMPLE_KEYS))}"
+        f"{kind}: products {', '.join(product_ids(snapshot, np.array(inspection.bad[kind]), SAMPLE_KEYS))}"
         for kind in kinds
-        if found.bad[kind]
+        if inspection.bad[kind]
     ]
 
 

@@ -79,7 +79,7 @@ def newer(rows: pa.Table, held: pa.Table, products: pa.Table) -> pa.Table:
         pc.greater(new["updated_at"], there), pc.and_(pc.equal(new["kind"], DELETE), pc.equal(new["updated_at"], there))
     )
     # What the ledger already says of a product is newer than the snapshot, and so is what is newer than that.
-    return _unstated(new.filter(pc.or_(pc.fill_null(later, True), pc.is_in(new["key"], held["key"]))))
+    return _without_state(new.filter(pc.or_(pc.fill_null(later, True), pc.is_in(new["key"], held["key"]))))
 
 
 def carry_over(rows: pa.Table, products: pa.Table, snapshot_started: datetime, now: datetime) -> pa.Table:
@@ -89,7 +89,7 @@ def carry_over(rows: pa.Table, products: pa.Table, snapshot_started: datetime, n
     deletes are remembered for a while.
     """
     since = pc.greater_equal(rows["received_at"], pa.scalar(snapshot_started - SKEW, UPDATED_AT))
-    return _unstated(rows.filter(pc.or_(since, _remembered(rows, products, now))))
+    return _without_state(rows.filter(pc.or_(since, _remembered_deletes(rows, products, now))))
 
 
 def delete_markers(rows: pa.Table, products: pa.Table, snapshot_started: datetime) -> pa.Array:
@@ -99,13 +99,13 @@ def delete_markers(rows: pa.Table, products: pa.Table, snapshot_started: datetim
     return pc.and_(before, pc.and_(pc.equal(rows["kind"], DELETE), unknown))
 
 
-def _remembered(rows: pa.Table, products: pa.Table, now: datetime) -> pa.Array:
+def _remembered_deletes(rows: pa.Table, products: pa.Table, now: datetime) -> pa.Array:
     young = pc.greater(rows["received_at"], pa.scalar(now - MEMORY, UPDATED_AT))
     unknown = pc.invert(pc.is_in(rows["key"], products["key"]))
     return pc.and_(young, pc.and_(pc.equal(rows["kind"], DELETE), unknown))
 
 
-def _unstated(rows: pa.Table) -> pa.Table:
+def _without_state(rows: pa.Table) -> pa.Table:
     """The rows with in_snapshot, in_base and state reset to null."""
     for name in ("in_snapshot", "in_base", "state"):
         field = SCHEMA.field(name)

@@ -121,7 +121,7 @@ def evaluate_encoder(
         fresh = untrained_encoder(EncoderConfig.from_dict(manifest.recipe))
         encoders[UNTRAINED] = lambda pixels: encode_eager(fresh, pixels)
         documents.append(UNTRAINED)
-    see = _Seen(training, manifest, work, decoding or Decoding())
+    see = _EvaluationImages(training, manifest, work, decoding or Decoding())
     xb, shown = see.vectors(Pictures(training.image_uris, "document"), {n: encoders[n] for n in documents})
     xq, good = see.vectors(Pictures(photos.uris, "query"), encoders)
     if baselines:
@@ -183,10 +183,10 @@ RAW = ("ranks", "precision", "products", "best", "similarity")
 
 
 def _write_raw(
-    path: Path, found: dict[tuple[str, str, Asked], PhotoResults], training: TrainingSet, photos: Photos, good: np.ndarray
+    path: Path, results: dict[tuple[str, str, Asked], PhotoResults], training: TrainingSet, photos: Photos, good: np.ndarray
 ) -> None:
     arrays: dict[str, Any] = {"product_ids": np.asarray(training.product_ids), "photos": np.asarray(photos.uris)[good]}
-    for (query, document, asked), result in found.items():
+    for (query, document, asked), result in results.items():
         arrays |= {f"{query}.on.{document}.{asked}.{name}": getattr(result, name) for name in RAW}
     with written_whole(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
@@ -230,7 +230,7 @@ def _onnx(opened: EncoderFolder, name: str) -> Encode:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _EvaluationImages:
     """Pictures of one evaluation encoded block by block."""
 
     training: TrainingSet

@@ -132,8 +132,8 @@ def _worst_slice(difference: np.ndarray, categories: np.ndarray, policy: Encoder
     return min(worse.items(), key=lambda item: item[1].value) if worse else None
 
 
-def _clearly_worse(found: Interval, policy: EncoderPolicy) -> bool:
-    return found.value < -policy.slice_margin and found.high < 0
+def _clearly_worse(interval: Interval, policy: EncoderPolicy) -> bool:
+    return interval.value < -policy.slice_margin and interval.high < 0
 
 
 def _hits(report: EncoderReport) -> dict[str, float]:

@@ -202,9 +202,9 @@ def _write_int8(
         written.query = "student.int8"
 
 
-def _compare(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+def _compare(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     """Largest coordinate difference, and smallest cosine."""
-    return float(np.abs(found - expected).max()), float((found * expected).sum(axis=1).min())
+    return float(np.abs(actual - expected).max()), float((actual * expected).sum(axis=1).min())
 
 
 def _samples(training: TrainingSet, config: EncoderConfig, tokens: np.ndarray, work: Path) -> Samples:

@@ -90,16 +90,16 @@ def choose(trials: list[Trial], fp32: Trial) -> Choice:
 
 
 def quantize_graph(
-    source: Path, target: Path, calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime, kept: Path,
+    source: Path, target: Path, calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime, cache: Path,
     check: Check = IN_CHILD,
 ) -> tuple[Choice, list[Trial], Trial]:  # fmt: skip
     """Tries every applicable method on the graph `source`, writes the chosen one to `target`; also returns all trials, and fp32's.
 
     `recall` measures Recall@10 in ONNX Runtime; speed is measured in `runtime`, which is to serve. What was measured is
-    remembered in the folder `kept`, so that an export that is killed and run again chooses the same. Every graph is opened by
+    remembered in the folder `cache`, so that an export that is killed and run again chooses the same. Every graph is opened by
     `check`, in both runtimes, before it is opened here; raises ContractError naming the one that does not open.
     """
-    record = kept / f"{sha256_file(source)[:16]}-{runtime.name}-{WEIGHT_BITS}.json"
+    record = cache / f"{sha256_file(source)[:16]}-{runtime.name}-{WEIGHT_BITS}.json"
     methods = methods_for(source)
     if record.is_file():
         values = json.loads(record.read_text())

@@ -85,7 +85,7 @@ def _run_processes(path: Path, count: int, metrics: MetricLog) -> None:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            told = _told(line)
+            told = _parse_metric(line)
             if "metric" in told:
                 metrics(*told["metric"])
             elif "error" in told:
@@ -102,7 +102,7 @@ def _run_processes(path: Path, count: int, metrics: MetricLog) -> None:
         raise RuntimeError(f"a training process ended with status {status}; its log is above, and a new attempt resumes")
 
 
-def _told(line: str) -> dict[str, Any]:
+def _parse_metric(line: str) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
         found = json.loads(line)
         if isinstance(found, dict):
@@ -127,20 +127,20 @@ def main(arguments: list[str]) -> int:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        _train_here(job, _tell if first else no_log)
+        _train_here(job, _send_metric if first else no_log)
     except VitrineError as error:
-        _say({"error": str(error)})
+        _write_line({"error": str(error)})
         return 1
     finally:
         distributed.destroy_process_group()
     return 0
 
 
-def _tell(name: str, value: float, step: int) -> None:
-    _say({"metric": [name, value, step]})
+def _send_metric(name: str, value: float, step: int) -> None:
+    _write_line({"metric": [name, value, step]})
 
 
-def _say(told: dict[str, Any]) -> None:
+def _write_line(told: dict[str, Any]) -> None:
     """One line in one write: what several processes say at once stays apart."""
     os.write(sys.stdout.fileno(), f"{json.dumps(told)}\n".encode())
 

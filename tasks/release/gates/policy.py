@@ -232,17 +232,17 @@ def _reconciled(candidate: Measurements) -> Gate:
     return Gate.at_most("reconciled", found.gaps + sum(abs(v) for v in sums.values()), 0, "; ".join([what, *told]))
 
 
-def _against_live(found: Comparison, policy: Policy) -> list[Gate]:
-    share = len(found.lost) / max(found.products_before, 1)
-    lost = f"share of the live version's products that are gone ({len(found.lost)} of {found.products_before})"
-    lost += f": {_named(found.lost)}" if found.lost else ""
-    churn = f"share of live's top 20 that is other products now, on {found.origin or 'no queries'}"
-    explained = found.encoder_changed
+def _against_live(comparison: Comparison, policy: Policy) -> list[Gate]:
+    share = len(comparison.lost) / max(comparison.products_before, 1)
+    lost = f"share of the live version's products that are gone ({len(comparison.lost)} of {comparison.products_before})"
+    lost += f": {_named(comparison.lost)}" if comparison.lost else ""
+    churn = f"share of live's top 20 that is other products now, on {comparison.origin or 'no queries'}"
+    explained = comparison.encoder_changed
     if explained:
-        churn += f"; explained by encoder version {found.encoder_now} in place of {found.encoder_before}"
+        churn += f"; explained by encoder version {comparison.encoder_now} in place of {comparison.encoder_before}"
     return [
         Gate.at_most("lost", share, policy.lost, lost),
-        _gate("churn", found.churn, policy.churn, explained or found.churn <= policy.churn, churn, "at most"),
+        _gate("churn", comparison.churn, policy.churn, explained or comparison.churn <= policy.churn, churn, "at most"),
     ]
 
 

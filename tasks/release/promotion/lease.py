@@ -1,9 +1,9 @@
 """Mutual exclusion of promotions: a lease stored beside the aliases, as tags of the registered model.
 
-MLflow has no compare-and-set, so the lease is taken by raising a flag and then looking around: whoever sees another's flag lowers
-their own and tries again later. Of two who do so at the same time each sees the other, because a tag that was set is seen by every
-later read. A flag expires, so a holder that was killed blocks nobody for long; a holder that was only asleep learns from its own
-clock that its time is over. A rollback is urgent: it waits for no promotion, and every promotion that began before it is void.
+MLflow has no compare-and-set, so acquiring writes an intent tag, reads all tags again, and backs off on conflict. Of two concurrent
+attempts each sees the other's intent, because reads see all earlier writes. An intent expires, so a killed holder blocks others only
+briefly; a suspended holder notices by its own clock that its lease is over. A rollback is urgent: it does not wait for promotions,
+and voids every promotion that began before it.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from tasks.registry import INDEX_MODEL
 log = logging.getLogger(__name__)
 
 LASTS_S = 60.0
-"""How long a flag counts without being renewed: what a killed holder costs the next one at most."""
+"""Validity of an intent without renewal: the longest wait after a holder was killed."""
 MARGIN_S = 10.0
-"""How much earlier a holder takes its own time to be over: for clocks that differ and a write that is on its way."""
+"""Safety margin before expiry, for clock differences and writes in flight."""
 HANDOVER_S = 150.0
-"""How long a flag counts between two tasks of one DAG run."""
+"""Validity of an intent between two tasks of one DAG run."""
 PAUSE_S = (0.2, 1.0)
 INTENT_PREFIX, EPOCH = "lease.", "lease-epoch"
 
@@ -108,8 +108,8 @@ class Lease:
 
     def _write_intent(self, held: bool, lasts_s: float = 0.0) -> None:
         until = self.clock() + (lasts_s or LASTS_S)
-        flag = Intent(self.holder, until, held, self.urgent)
-        self.tags.set_model_tag(INDEX_MODEL, self.key, json.dumps(asdict(flag)))
+        intent = Intent(self.holder, until, held, self.urgent)
+        self.tags.set_model_tag(INDEX_MODEL, self.key, json.dumps(asdict(intent)))
         self.until = until
 
 
@@ -125,21 +125,21 @@ def acquire(
     lease = Lease(tags, holder, urgent, clock)
     gives_up = clock() + patience_s
     while True:
-        kept = lease.still_held()  # whoever only wants the lease sees our flag, and lowers theirs
+        kept = lease.still_held()  # others that only want the lease see this intent and back off
         lease._write_intent(held=kept)
         found = tags.model_tags(INDEX_MODEL)
-        others = {key: flag for key, flag in read_intents(found).items() if key != lease.key}
+        others = {key: intent for key, intent in read_intents(found).items() if key != lease.key}
         alive = [f for f in others.values() if f.until > clock()]
         rivals = [f for f in alive if f.urgent or not (urgent or (kept and not f.held))]
         if not rivals:
-            return _taken(lease, found, others, epoch)
+            return _complete(lease, found, others, epoch)
         tags.delete_model_tag(INDEX_MODEL, lease.key)
         if clock() >= gives_up:
             raise LeaseBusy(f"{rivals[0].describe(clock())}; wait for it, or roll back, which does not wait")
         pause(random.uniform(*PAUSE_S))
 
 
-def _taken(lease: Lease, found: dict[str, str], others: dict[str, Intent], epoch: str | None) -> Lease:
+def _complete(lease: Lease, found: dict[str, str], others: dict[str, Intent], epoch: str | None) -> Lease:
     """Completes the acquisition: checks the epoch and deletes expired intents."""
     lease.epoch = found.get(EPOCH, "")
     if epoch is not None and epoch != lease.epoch:
@@ -148,8 +148,8 @@ def _taken(lease: Lease, found: dict[str, str], others: dict[str, Intent], epoch
     if lease.urgent:
         lease.epoch = uuid.uuid4().hex
         lease.tags.set_model_tag(INDEX_MODEL, EPOCH, lease.epoch)
-    for key, flag in others.items():
-        if flag.until + MARGIN_S < lease.clock() or (lease.urgent and not flag.urgent):
+    for key, intent in others.items():
+        if intent.until + MARGIN_S < lease.clock() or (lease.urgent and not intent.urgent):
             lease.tags.delete_model_tag(INDEX_MODEL, key)
     lease.renew()
     return lease
