@@ -1,4 +1,4 @@
-"""What DAGs wait for and publish."""
+"""The assets that trigger DAGs."""
 
 from airflow.sdk import Asset
 

@@ -1,12 +1,12 @@
-"""## collect_garbage: what nothing needs any more goes
+"""## collect_garbage: delete what no retained version needs
 
-**When**: daily at 05:00 UTC, or by hand with a form; `delete` off only says what would go.
+**When**: daily at 05:00 UTC, or by hand with a form; with `delete` off it is a dry run.
 
-**In**: the versions of `product-index` and what they reach. **Out**: index versions beyond retention leave the registry; files,
-snapshots, vectors and caches that no kept version reaches are deleted. `live`, `previous`, whatever else an alias names, and the
-newest versions stay (`VITRINE_KEEP_VERSIONS`), with every segment they reach, whichever run made it.
+**In**: the versions of `product-index` and everything they reference. **Out**: index versions beyond retention are removed from the
+registry; files, snapshots, vectors and caches unreachable from retained versions are deleted. Versions with an alias (`live`,
+`previous`, …) and the newest ones (`VITRINE_KEEP_VERSIONS`) are retained, with every segment they reference, whichever run made it.
 
-**When it fails**: nothing that is needed is gone. The log says what stood in the way, such as a manifest that cannot be read.
+**When it fails**: nothing that is needed was deleted. The log names the cause, such as an unreadable manifest.
 """
 
 from datetime import timedelta
@@ -24,17 +24,19 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
     doc_md=__doc__,
     tags=["vitrine", "release"],
     params={
-        "delete": Param(True, type="boolean", title="Delete", description="Off: a dry run that only says what would go"),
-        "versions": Param(0, type="integer", minimum=0, title="Versions to keep", description="0: as VITRINE_KEEP_VERSIONS says"),
+        "delete": Param(True, type="boolean", title="Delete", description="Off: a dry run"),
+        "versions": Param(
+            0, type="integer", minimum=0, title="Versions to keep", description="0: the setting VITRINE_KEEP_VERSIONS"
+        ),
     },
 )
 def collect_garbage() -> None:
     @task
     @fail_without_retry
     def plan_garbage() -> dict:
-        from tasks.pipelines import collect_garbage as collecting
+        from tasks.pipelines import collect_garbage as steps
 
-        return collecting.plan(run_key(), get_current_context()["params"]["versions"])
+        return steps.plan(run_key(), get_current_context()["params"]["versions"])
 
     @task.short_circuit
     def something_to_delete(planned: dict) -> bool:
@@ -43,9 +45,9 @@ def collect_garbage() -> None:
     @task
     @fail_without_retry
     def delete_garbage() -> dict:
-        from tasks.pipelines import collect_garbage as collecting
+        from tasks.pipelines import collect_garbage as steps
 
-        return collecting.delete(run_key(), get_current_context()["params"]["versions"])
+        return steps.delete(run_key(), get_current_context()["params"]["versions"])
 
     planned = plan_garbage()
     something_to_delete(planned) >> delete_garbage()

@@ -1,17 +1,16 @@
-"""## promote_index: blue-green, validated, and back again if need be
+"""## promote_index: blue-green promotion with validation and automatic rollback
 
 **When**: a new candidate of `product-index` was published; or by hand, from the release board or this page, for one version.
 
-**Story**: the idle slot (blue or green) takes the candidate; every serving replica loads and verifies it beside the
-running version; real queries that the replicas sampled are replayed against both; where it is wanted, a person reads the gate
-report and approves; only then the alias `live` moves, and `previous` names the version to go back to. Then the replicas' errors,
-p99 and recall are watched for a while: the version is kept, or the one before is live again by itself.
+**Story**: every serving replica loads and verifies the candidate in the idle slot (blue or green) beside the live version; sampled
+real queries are replayed against both; if required, a person approves the gate report; then the alias `live` moves, and `previous`
+names the rollback target. During the bake the replicas' errors, p99 and recall are monitored: the version is kept, or rolled back
+automatically.
 
-Only one promotion moves the aliases at a time (a lease, tasks/release/promotion/lease.py). One that was killed is finished or undone by the
-next run.
+A lease (tasks/release/promotion/lease.py) allows one promotion at a time. A killed promotion is finished or undone by the next run.
 
-**When it fails**: the log names the replica or the check, and says whether anything went live. What was live before is live still
-or again, except where `flip` names replicas that do not follow: look at those.
+**When it fails**: the log names the replica or the check, and says whether the version went live. The version that was live before
+still is, or is again, unless `flip` names replicas that did not follow: inspect those.
 """
 
 from datetime import timedelta
@@ -36,7 +35,7 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
             None, type=["null", "string"], title="Version", description="Empty: the candidate", pattern="^[0-9]{0,9}$"
         ),
         "approval": Param(
-            "setting", enum=["setting", "yes", "no"], title="Ask a person", description="setting: as VITRINE_APPROVAL says"
+            "setting", enum=["setting", "yes", "no"], title="Approval", description="setting: the value of VITRINE_APPROVAL"
         ),
     },
 )
@@ -44,11 +43,11 @@ def promote_index() -> None:
     @task
     @fail_without_retry
     def choose_slot() -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
         context = get_current_context()
-        told = [event.extra.get("version", "") for event in context["triggering_asset_events"].get(INDEX, [])]
-        plan = promoting.choose(context["params"]["version"] or (told[-1] if told else ""), run_key())
+        announced = [event.extra.get("version", "") for event in context["triggering_asset_events"].get(INDEX, [])]
+        plan = steps.choose(context["params"]["version"] or (announced[-1] if announced else ""), run_key())
         if plan["done"]:
             raise AirflowSkipException(plan["summary"])
         return plan
@@ -56,50 +55,50 @@ def promote_index() -> None:
     @task
     @fail_without_retry
     def warm_slot(plan: dict) -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        return promoting.warm(plan, run_key())
+        return steps.warm(plan, run_key())
 
     @task
     @fail_without_retry
     def shadow_check(plan: dict) -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        report = promoting.shadow(plan, run_key())
+        report = steps.shadow(plan, run_key())
         if not report["passed"]:
             raise AirflowFailException(report["summary"])
         return report
 
     @task.branch
     def ask_or_not() -> str:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
         wanted = get_current_context()["params"]["approval"]
-        if not promoting.approval_wanted(wanted):
+        if not steps.needs_approval(wanted):
             return "flip"
-        promoting.let_go(run_key())
+        steps.release_lease(run_key())
         return "approve"
 
     @task(trigger_rule="none_failed_min_one_success")
     @fail_without_retry
     def flip(plan: dict) -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        return promoting.flip(plan, run_key())
+        return steps.flip(plan, run_key())
 
     @task
     @fail_without_retry
     def bake(plan: dict, flipped: dict) -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        return promoting.bake(plan, flipped, run_key())
+        return steps.bake(plan, flipped, run_key())
 
     @teardown
     @fail_without_retry
     def settle() -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        return promoting.settle(run_key())
+        return steps.settle(run_key())
 
     approve = ApprovalOperator(
         task_id="approve",

@@ -1,18 +1,17 @@
-"""## rebuild_index: the whole catalogue into a new index version
+"""## rebuild_index: build a new index version from the whole catalogue
 
-**When**: nightly at 02:00 UTC, whenever a new encoder becomes champion (then every product is embedded again), and when
-`refresh_index` or `watch_quality` asks for it because the live version's deltas have grown too large.
+**When**: nightly at 02:00 UTC, when a new encoder becomes champion (every product is embedded again), and when `refresh_index` or
+`watch_quality` requests it because the live version's deltas have grown too large.
 
-**In**: the catalogue, the champion encoder. **Out**: a version of `product-index` in MLflow, called `candidate` when it
-passes its gates (asset: product-index), which starts `promote_index`.
+**In**: the catalogue, the champion encoder. **Out**: a version of `product-index` in MLflow, with the alias `candidate` when it
+passes its gates (asset: product-index), which triggers `promote_index`.
 
-Changes that hourly versions took in while this one was built are carried over before it is published.
+Changes that hourly versions indexed during the build are carried over before the version is published.
 
-If neither the catalogue, the encoder, the index settings nor the ranker's weights and rules changed since the live version, nothing
-is built.
+Nothing is built if the catalogue, the encoder, the index settings, and the ranker's weights and rules equal the live version's.
 
-**When it fails**: the log of the red task says in one sentence what is wrong. Clear that task: what was embedded stays
-embedded, built shards stay built. The live version is not touched.
+**When it fails**: the log of the failed task states the cause in one sentence. Clear that task: embedded pictures and built shards
+are kept. The live version is not touched.
 """
 
 from datetime import timedelta
@@ -20,7 +19,7 @@ from datetime import timedelta
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from dags.alerts import done_within
+from dags.alerts import deadline_alert
 from dags.assets import COMPACTION, ENCODER, INDEX
 from dags.running import DEFAULTS, fail_without_retry, run_key
 
@@ -30,7 +29,7 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,
-    deadline=done_within(timedelta(hours=12), "rebuild_index"),
+    deadline=deadline_alert(timedelta(hours=12), "rebuild_index"),
     doc_md=__doc__,
     tags=["vitrine", "index"],
 )
@@ -52,92 +51,92 @@ def rebuild_index() -> None:
     @task
     @fail_without_retry
     def choose_encoder() -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.choose_encoder()
+        return steps.choose_encoder()
 
     @task.short_circuit
     def something_changed(snapshot: dict, encoder: dict) -> bool:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.something_changed(snapshot, encoder)
+        return steps.something_changed(snapshot, encoder)
 
     @task
     @fail_without_retry
     def validate_snapshot(snapshot: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.validate_snapshot(snapshot, run_key())
+        return steps.validate_snapshot(snapshot, run_key())
 
     @task(retries=3)
     @fail_without_retry
     def embed(snapshot: dict, encoder: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.embed(snapshot, encoder, run_key())
+        return steps.embed(snapshot, encoder, run_key())
 
     @task
     @fail_without_retry
     def validate_embeddings(snapshot: dict, embedded: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.validate_embeddings(snapshot, embedded, run_key())
+        return steps.validate_embeddings(snapshot, embedded, run_key())
 
     @task
     @fail_without_retry
     def train_template(encoder: dict, embedded: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.template(encoder, embedded, run_key())
+        return steps.template(encoder, embedded, run_key())
 
     @task
     def list_shards(template: dict) -> list[int]:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.shard_numbers(template)
+        return steps.shard_numbers(template)
 
     @task(retries=3)
     @fail_without_retry
     def build_shard(shard: int, snapshot: dict, embedded: dict, template: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.shard(shard, snapshot, embedded, template, run_key())
+        return steps.shard(shard, snapshot, embedded, template, run_key())
 
     @task
     @fail_without_retry
     def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict]) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.tune(snapshot, encoder, template, list(shards), run_key())
+        return steps.tune(snapshot, encoder, template, list(shards), run_key())
 
     @task
     @fail_without_retry
     def register_version(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], tuned: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
-        return indexing.register(snapshot, encoder, embedded, list(shards), tuned, run_key())
+        return steps.register(snapshot, encoder, embedded, list(shards), tuned, run_key())
 
     @task
     @fail_without_retry
     def catch_up(registered: dict) -> dict:
-        from tasks.pipelines import refresh_index as refreshing
+        from tasks.pipelines import refresh_index
 
-        return refreshing.catch_up(registered, run_key())
+        return refresh_index.catch_up(registered, run_key())
 
     @task
     @fail_without_retry
     def load_features(registered: dict) -> dict:
-        from tasks.pipelines import publish_features as featuring
+        from tasks.pipelines import publish_features
 
-        return featuring.load(registered)
+        return publish_features.load(registered)
 
     @task(outlets=[INDEX])
     def publish_candidate(registered: dict) -> dict:
-        from tasks.pipelines import rebuild_index as indexing
+        from tasks.pipelines import rebuild_index as steps
 
         if not registered["passed"]:
             raise AirflowFailException(registered["summary"])
-        indexing.publish(registered)
+        steps.publish(registered)
         get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
         return registered
 

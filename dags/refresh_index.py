@@ -1,21 +1,21 @@
-"""## refresh_index: what changed in the last hour, as a small version on top of the newest one
+"""## refresh_index: index the last hour's changes as a small version on top of the newest one
 
-**When**: every hour; or by hand with the form's parameters. `vitrine stream` does the same every minute.
+**When**: hourly; or by hand with the form's parameters. `vitrine stream` does the same every minute.
 
-**In**: the changes waiting in the queue that `VITRINE_CHANGES` names (outbox, SQS or Kafka), priority products first. **Out**: a
-version of `product-index` that references its parent's segments and adds a delta, and what it hides, per touched shard;
-`candidate` when it passes its gates (asset: product-index), which starts `promote_index`. Messages are acknowledged once such a
-version is registered. Other weights or rules (the file that `VITRINE_RANKER` names) make a version too, with or without changes.
-What does not fit into the bounds waits for the next run; the log and the result say how much. What became dead letters or went
-into quarantine stands in the run's note, with the first reason; the release board lists both, and the changes that wait.
+**In**: the changes pending in the queue that `VITRINE_CHANGES` names (outbox, SQS or Kafka), priority products first. **Out**: a
+version of `product-index` that references its parent's segments and adds a delta and tombstones per touched shard, with the alias
+`candidate` when it passes its gates (asset: product-index), which triggers `promote_index`. Messages are acknowledged once such a
+version is registered. Other ranker weights or rules (the file that `VITRINE_RANKER` names) make a version too, with or without
+changes. Changes beyond the limits wait for the next run; log and result state how many. Dead letters and quarantined products are
+reported in the run's note with the first reason; the release board lists both, and the pending changes.
 
-Where `VITRINE_REDIS_URL` is set, price, stock and popularity of what changed are in the feature store at once, and the version's
-features before it goes live; a Redis that is away fails those tasks alone.
+If `VITRINE_REDIS_URL` is set, price, stock and popularity of changed products are written to the feature store immediately, and the
+version's features before it goes live; an unavailable Redis fails only those tasks.
 
-When deltas have grown past their limits the version asks for a rebuild (asset: index-compaction), which `rebuild_index` does.
+When the deltas exceed their limits, the version requests a rebuild (asset: index-compaction), which triggers `rebuild_index`.
 
-**When it fails**: the log of the red task says in one sentence what is wrong. The changes stay in the queue: clear the task, or let
-the next run take them. The live version is not touched.
+**When it fails**: the log of the failed task states the cause in one sentence. The changes stay in the queue: clear the task, or
+leave them to the next run. The live version is not touched.
 """
 
 from datetime import timedelta
@@ -43,58 +43,58 @@ def refresh_index() -> None:
     @task
     @fail_without_retry
     def drain_changes() -> dict:
-        from tasks.pipelines import drain_changes as draining
+        from tasks.pipelines import drain_changes
 
         params = get_current_context()["params"]
-        plan = draining.drain(run_key(), params["changes"], params["minutes"])
+        plan = drain_changes.drain(run_key(), params["changes"], params["minutes"])
         if not plan["due"]:
-            get_current_context()["ti"].xcom_push("return_value", plan)  # its note stands on the run, also when nothing is made
+            get_current_context()["ti"].xcom_push("return_value", plan)  # for the note on the run, also when nothing is made
             raise AirflowSkipException(plan["summary"])
         return plan
 
     @task
     @fail_without_retry
     def refresh_features(plan: dict) -> dict:
-        from tasks.pipelines import publish_features as featuring
+        from tasks.pipelines import publish_features
 
-        return featuring.refresh(plan)
+        return publish_features.refresh(plan)
 
     @task(retries=3)
     @fail_without_retry
     def embed_changes(plan: dict) -> dict:
-        from tasks.pipelines import refresh_index as refreshing
+        from tasks.pipelines import refresh_index as steps
 
-        return refreshing.embed(plan)
+        return steps.embed(plan)
 
     @task
     @fail_without_retry
     def register_version(plan: dict, embedded: dict) -> dict:
-        from tasks.pipelines import refresh_index as refreshing
+        from tasks.pipelines import refresh_index as steps
 
-        return refreshing.register(plan, embedded)
+        return steps.register(plan, embedded)
 
     @task
     @fail_without_retry
     def load_features(registered: dict) -> dict:
-        from tasks.pipelines import publish_features as featuring
+        from tasks.pipelines import publish_features
 
-        return featuring.load(registered)
+        return publish_features.load(registered)
 
     @task(retries=3)
     @fail_without_retry
     def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict:
-        from tasks.pipelines import refresh_index as refreshing
+        from tasks.pipelines import refresh_index as steps
 
-        told = refreshing.acknowledge(plan, registered, embedded)
-        refreshing.refuse(registered)
-        return told
+        acknowledged = steps.acknowledge(plan, registered, embedded)
+        steps.refuse(registered)
+        return acknowledged
 
     @task(outlets=[INDEX])
     @fail_without_retry
     def publish_candidate(registered: dict) -> dict:
-        from tasks.pipelines import refresh_index as refreshing
+        from tasks.pipelines import refresh_index as steps
 
-        if not refreshing.publish(registered):
+        if not steps.publish(registered):
             raise AirflowSkipException("a version on a newer snapshot is the candidate; the next refresh carries these changes")
         get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
         return registered

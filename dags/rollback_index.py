@@ -1,12 +1,12 @@
-"""## rollback_index: the version before is live again, on every replica, in seconds
+"""## rollback_index: make the previous version live on every replica, in seconds
 
 **When**: by hand, from the release board or this page.
 
-**Story**: `live` names the version before, which every replica still holds in its other slot; or the version that is given. It waits
-for no promotion: one that is under way is void and says so.
+**Story**: `live` moves to the previous version, which every replica still holds in its other slot, or to the given version. It does
+not wait for a running promotion: that one becomes void and says so.
 
-**When it fails**: the log names the replicas that did not follow; the others serve the version already. It is not tried again by
-itself: going back twice would lead forth again.
+**When it fails**: the log names the replicas that did not follow; the others already serve the version. No retries: a second
+rollback would undo the first.
 """
 
 from datetime import timedelta
@@ -25,7 +25,7 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
     tags=["vitrine", "release"],
     params={
         "version": Param(
-            None, type=["null", "string"], title="Version", description="Empty: what was live before", pattern="^[0-9]{0,9}$"
+            None, type=["null", "string"], title="Version", description="Empty: the previous version", pattern="^[0-9]{0,9}$"
         ),
     },
 )
@@ -33,9 +33,9 @@ def rollback_index() -> None:
     @task
     @fail_without_retry
     def roll_back() -> dict:
-        from tasks.pipelines import promote_index as promoting
+        from tasks.pipelines import promote_index as steps
 
-        return promoting.roll_back(run_key(), get_current_context()["params"]["version"] or "")
+        return steps.roll_back(run_key(), get_current_context()["params"]["version"] or "")
 
     roll_back()
 

@@ -1,4 +1,4 @@
-"""What every DAG shares: defaults, the key of a run, and how a step's failure is told to Airflow."""
+"""Shared by all DAGs: default arguments, the run key, and the mapping of errors to Airflow states."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from dags.alerts import tell_failure
+from dags.alerts import alert_failure
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,18 +19,18 @@ DEFAULTS: dict[str, Any] = {
     "retries": 1,
     "retry_delay": timedelta(seconds=20),
     "execution_timeout": timedelta(hours=6),
-    "on_failure_callback": tell_failure,
+    "on_failure_callback": alert_failure,
 }
 
 
 def run_key() -> str:
-    """Names this DAG run in paths and in MLflow: the same in every task and every retry of the run."""
+    """The key of this DAG run in paths and MLflow, equal in all tasks and retries of the run."""
     run = get_current_context()["dag_run"]
     return f"{run.dag_id}." + re.sub(r"[^A-Za-z0-9]+", "-", run.run_id).strip("-")
 
 
 def fail_without_retry(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a task: an error that a person must mend fails it without retries; anything else keeps its retries.
+    """Decorator of a task: errors that need a person (VitrineError, ContractError) fail it without retries; others keep them.
 
     A scheduled run that lacks its inputs before the first success is skipped (tasks/pipelines/first_run.py).
     """

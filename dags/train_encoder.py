@@ -1,16 +1,16 @@
-"""## train_encoder: retrain, distil, export, and only promote what is better
+"""## train_encoder: retrain, distil, export, and promote only an improvement
 
 **When**: weekly, or by hand with the form's parameters.
 
-**In**: the catalogue with its labelled photos. **Out**: a version of `product-encoder` in MLflow, `challenger`, and
-`champion` if it passes its gates against the present champion on the same photos (asset: product-encoder).
+**In**: the catalogue with its labelled photos. **Out**: a version of `product-encoder` in MLflow with the alias `challenger`, and
+`champion` if it passes its gates against the current champion on the same photos (asset: product-encoder).
 
-A training that was done before (same data, same recipe) is not done again: its version is judged as it is. Whoever moves
-the alias `champion` by hand has the last word: a version they replaced does not come back by itself, and one that was judged
-against another champion than theirs is not promoted. With several GPUs, one process trains on each.
+A training with the same data and recipe is not repeated: its version is evaluated as it is. Moving the alias `champion` by hand
+takes precedence: a replaced version is not promoted again automatically, nor is one that was evaluated against another champion.
+With several GPUs, one process trains on each.
 
-**When it fails**: the log of the red task says in one sentence what is wrong. Clear that task: finished steps are kept,
-training resumes from its last checkpoint. Nothing here touches what serves.
+**When it fails**: the log of the failed task states the cause in one sentence. Clear that task: finished steps are kept, and
+training resumes from its last checkpoint. Serving is not affected.
 """
 
 from datetime import timedelta
@@ -74,9 +74,9 @@ def train_encoder() -> None:
     @task
     @fail_without_retry
     def plan_training(snapshot: dict) -> dict:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
-        return training.plan(snapshot, dict(get_current_context()["params"]), run_key())
+        return steps.plan(snapshot, dict(get_current_context()["params"]), run_key())
 
     @task.branch
     def train_or_reuse(plan: dict) -> str:
@@ -85,39 +85,39 @@ def train_encoder() -> None:
     @task(execution_timeout=timedelta(days=2), retries=2)
     @fail_without_retry
     def train_teacher(snapshot: dict, plan: dict) -> dict:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
-        return training.teacher(snapshot, plan, run_key())
+        return steps.teacher(snapshot, plan, run_key())
 
     @task(execution_timeout=timedelta(days=2), retries=2)
     @fail_without_retry
     def distil_student(snapshot: dict, plan: dict, teacher: dict) -> dict:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
-        return training.student(snapshot, plan, teacher, run_key())
+        return steps.student(snapshot, plan, teacher, run_key())
 
     @task
     @fail_without_retry
     def export_encoder(snapshot: dict, plan: dict, teacher: dict, student: dict) -> str:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
-        return training.export(snapshot, plan, teacher, student, run_key())
+        return steps.export(snapshot, plan, teacher, student, run_key())
 
     @task(trigger_rule="none_failed_min_one_success")
     @fail_without_retry
     def judge(snapshot: dict, plan: dict, exported: str | None) -> dict:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
-        return training.judge(snapshot, plan["existing"] or exported, run_key())
+        return steps.judge(snapshot, plan["existing"] or exported, run_key())
 
     @task(outlets=[ENCODER])
     @fail_without_retry
     def promote_champion(decision: dict) -> dict:
-        from tasks.pipelines import train_encoder as training
+        from tasks.pipelines import train_encoder as steps
 
         if not decision["promote"]:
             raise AirflowSkipException(decision["summary"])
-        promoted = training.promote(decision, run_key())
+        promoted = steps.promote(decision, run_key())
         if not promoted["promoted"]:
             raise AirflowSkipException(promoted["summary"])
         get_current_context()["outlet_events"][ENCODER].extra = {"version": decision["version"]}

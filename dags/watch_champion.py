@@ -1,12 +1,12 @@
-"""## watch_champion: an encoder that was made champion by hand is noticed
+"""## watch_champion: detect a champion that was set by hand
 
-**When**: every 15 minutes. MLflow tells Airflow at once by a signed message (`vitrine webhook`); this is for the message
-that got lost, and for where none is set up.
+**When**: every 15 minutes. MLflow normally notifies Airflow at once by a signed webhook (`vitrine webhook`); this catches lost
+messages, and installations without the webhook.
 
-**In**: the alias `champion` of `product-encoder`, and the version that Airflow was told of last. **Out**: where the two
-differ, the asset event of the encoder, which starts `rebuild_index`: every product is embedded again.
+**In**: the alias `champion` of `product-encoder`, and the version of the last asset event. **Out**: if the two differ, the asset
+event of the encoder, which triggers `rebuild_index`: every product is embedded again.
 
-**When it fails**: MLflow did not answer. Nothing is lost: the next run looks again.
+**When it fails**: MLflow did not respond. Nothing is lost: the next run checks again.
 """
 
 from datetime import timedelta
@@ -30,15 +30,15 @@ def watch_champion() -> None:
     @task(inlets=[ENCODER], outlets=[ENCODER])
     @fail_without_retry
     def announce_moved_champion() -> dict:
-        from tasks.pipelines import watch_champion as watching_champion
+        from tasks.pipelines import watch_champion as steps
 
         context = get_current_context()
 
-        def told() -> str:
+        def announced() -> str:
             events = context["inlet_events"][ENCODER]
             return str(events[-1].extra.get("version", "")) if len(events) else ""
 
-        moved = watching_champion.moved(told)
+        moved = steps.moved_champion(announced)
         if not moved["version"]:
             raise AirflowSkipException(moved["summary"])
         context["outlet_events"][ENCODER].extra = {"version": moved["version"], "told_by": "watch_champion"}

@@ -1,13 +1,13 @@
-"""## watch_quality: is what shoppers get still right?
+"""## watch_quality: monitor the quality of the live version
 
 **When**: hourly, at half past.
 
-**In**: the live version, real queries that the replicas kept, their counters. **Out**: figures and plots in MLflow (experiment
+**In**: the live version, real queries sampled by the replicas, their metrics. **Out**: figures and plots in MLflow (experiment
 `watch`, one run per index version): recall against exact search, drift of vectors and queries, freshness, cache hit rates, cost.
-When the live version has too many deltas it asks for a whole build (asset: index-compaction).
+When the live version's deltas are too large, it requests a rebuild (asset: index-compaction).
 
-**When it fails**: a check does not hold; the message names it with its value, and goes to `VITRINE_ALERT_URL`. Nothing is changed
-by itself: go back with the board or `vitrine release rollback`, or rebuild.
+**When it fails**: a check failed; the message names it with its value, and is sent to `VITRINE_ALERT_URL`. Nothing is changed
+automatically: roll back with the board or `vitrine release rollback`, or rebuild.
 """
 
 from datetime import timedelta
@@ -31,9 +31,9 @@ def watch_quality() -> None:
     @task
     @fail_without_retry
     def look() -> dict:
-        from tasks.pipelines import watch_quality as watching
+        from tasks.pipelines import watch_quality as steps
 
-        return watching.look(run_key())
+        return steps.measure(run_key())
 
     @task(outlets=[COMPACTION])
     def ask_for_compaction(looked: dict) -> str:

@@ -1,4 +1,4 @@
-"""What Vitrine adds to Airflow: the release board, links to the other places where a version is looked at, MLflow's hook."""
+"""The Airflow plugin: release board, external views, operator links, and the MLflow webhook."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from tasks.settings import Settings
 SETTINGS = Settings.load()
 
 
-class Later:
-    """An application that is made at its first request: only the API server pays for it, not every worker that loads plugins."""
+class LazyApp:
+    """An ASGI application created at its first request, so that only the API server imports it."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.make = make
@@ -46,8 +46,8 @@ def make_hook() -> Any:
     return create_hook(SETTINGS)
 
 
-def outside() -> list[dict[str, str]]:
-    """Pages of other servers: they open in a tab of their own, as they do not let themselves be framed."""
+def external_views() -> list[dict[str, str]]:
+    """Views of other servers. They open in a new tab, as those servers forbid framing."""
     pages = [
         ("MLflow", SETTINGS.mlflow_page or SETTINGS.mlflow_uri),
         *(("Search page", url) for url in SETTINGS.serving_urls[:1]),
@@ -56,19 +56,19 @@ def outside() -> list[dict[str, str]]:
 
 
 class VitrinePlugin(AirflowPlugin):
-    """Registers; holds no rules."""
+    """Registers the apps, views, links and listeners."""
 
     name = "vitrine"
     fastapi_apps = [
-        {"app": Later(make_board), "url_prefix": "/vitrine", "name": "Vitrine release board"},
-        {"app": Later(make_hook), "url_prefix": "/vitrine-hook", "name": "Vitrine hook for MLflow"},
+        {"app": LazyApp(make_board), "url_prefix": "/vitrine", "name": "Vitrine release board"},
+        {"app": LazyApp(make_hook), "url_prefix": "/vitrine-hook", "name": "Vitrine hook for MLflow"},
     ]
     external_views = [
         {
             "name": "Releases", "href": "/vitrine/", "destination": "nav", "nav_top_level": True, "url_route": "releases",
             "icon": "/vitrine/static/icon.svg",
         },
-        *outside(),
+        *external_views(),
     ]  # fmt: skip
     global_operator_extra_links = LINKS
     listeners = [run_notes]

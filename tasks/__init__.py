@@ -1,1 +1,1 @@
-"""What the pipeline does, as a plain Python package. Imports no Airflow: `dags/` decides when each step runs."""
+"""The pipeline as a plain Python package. Imports no Airflow: `dags/` decides when each step runs."""

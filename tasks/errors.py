@@ -1,24 +1,24 @@
-"""The handful of errors a step may raise on purpose. Their message is one sentence: what, value, expected, what next."""
+"""Errors that a step raises on purpose. The message is one sentence: what, value, expected, what to do next."""
 
 
 class VitrineError(Exception):
-    """Something a person must mend; the message says what and how."""
+    """Base of errors that a person has to fix; the message says what and how."""
 
 
 class SettingsError(VitrineError):
-    """A setting that is missing or makes no sense."""
+    """A setting is missing or invalid."""
 
 
 class InputMissing(VitrineError):
-    """What a pipeline works on does not exist: no catalogue, no champion, no index version. A scheduled run waits for the first one."""
+    """A pipeline's input does not exist yet (catalogue, champion, index version). Scheduled runs wait for the first one."""
 
 
 class CatalogError(VitrineError):
-    """The catalogue, or a snapshot of it, is not usable as it is."""
+    """The catalogue, or a snapshot of it, is unusable as it is."""
 
 
 class CatalogMissing(CatalogError, InputMissing):
-    """There is no catalogue, or no product in it."""
+    """There is no catalogue, or it has no products."""
 
 
 class ValidationFailed(VitrineError):
@@ -33,8 +33,8 @@ class ValidationFailed(VitrineError):
 
 
 class TrainingError(VitrineError):
-    """Training cannot start or go on (empty class, NaN loss, damaged checkpoint, missing weights)."""
+    """Training cannot start or continue (empty class, NaN loss, damaged checkpoint, missing weights)."""
 
 
 class GateFailed(VitrineError):
-    """A version did not pass its gates; nothing was promoted."""
+    """A version failed its gates; nothing was promoted."""

@@ -1,4 +1,4 @@
-"""Progress of a long step: a line in the log now and then, and a small file that the terminal of `make demo` draws as a bar."""
+"""Progress of long steps: occasional log lines, and a small file from which `make demo` draws a progress bar."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ LOG_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts up to `total`. Used as a context manager; `add` is cheap enough for every batch.
+    """Counts up to `total`. A context manager; `add` is cheap enough to call for every batch.
 
     Writes <VITRINE_PROGRESS_DIR>/<name>.json ({name, done, total, unit, started, updated, note}) when that variable is set,
     and removes it at the end.

@@ -170,7 +170,7 @@ class Settings:
 def read_settings(
     environ: Mapping[str, str] | None = None, dotenv: Path | None = None, home_file: bool = True
 ) -> dict[str, tuple[Any, str]]:
-    """Each setting's value and its source: "environment", ".env", the path of the home's file (unless left out), or "default"."""
+    """Each setting's value and source: "environment", ".env", the path of the home's file, or "default"."""
     environ = os.environ if environ is None else environ
     sources: list[tuple[str, Mapping[str, str]]] = [
         ("environment", environ), (".env", _read_dotenv(PROJECT / ".env" if dotenv is None else dotenv)),
@@ -199,18 +199,18 @@ def variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
-def where_looked(home: Path) -> str:
-    """Where a setting is looked for, in words."""
+def setting_sources(home: Path) -> str:
+    """The places that settings are read from, as text for messages."""
     return f"the environment, {PROJECT / '.env'} and {home / HOME_FILE}"
 
 
 def as_variables(settings: Settings) -> dict[str, str]:
-    """Every setting as an environment variable: a process that gets them all sees the same settings."""
+    """Every setting as an environment variable, for subprocesses that must see the same settings."""
     return {variable(spec.name): _text(getattr(settings, spec.name)) for spec in fields(Settings)}
 
 
 def write_home_file(settings: Settings, always: tuple[str, ...]) -> Path:
-    """Keeps settings below their home, readable by the owner only: those that are no defaults, and those named in `always`.
+    """Stores settings below their home, mode 0600: those that differ from the defaults, and those named in `always`.
 
     Raises SettingsError for a value of more than one line.
     """
@@ -226,7 +226,7 @@ def write_home_file(settings: Settings, always: tuple[str, ...]) -> Path:
 
 
 def write_private(path: Path, text: str) -> Path:
-    """Writes a file that only its owner may read, all of it or nothing; mkstemp makes it with mode 0600."""
+    """Writes a file with mode 0600 atomically (mkstemp and rename)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -241,7 +241,7 @@ def write_private(path: Path, text: str) -> Path:
 
 
 def masked(name: str, value: Any) -> str:
-    """A setting's value as it may be shown: secrets and passwords inside URLs hidden."""
+    """A setting's value for display: secrets, and passwords in URLs, are masked."""
     spec = next(f for f in fields(Settings) if f.name == name)
     text = ", ".join(value) if isinstance(value, tuple) else str(value)
     if spec.metadata.get("secret") and text:

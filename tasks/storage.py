@@ -1,4 +1,4 @@
-"""Files by uri, the same for a local folder and for s3://: what is written is seen whole or not at all.
+"""File access by uri, the same for local folders and s3://. Writes are atomic.
 
 S3 settings come from the environment as for every AWS tool (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …); an endpoint implies
 path-style addresses, as MinIO and moto want, unless AWS_S3_ADDRESSING_STYLE is "virtual".
@@ -38,7 +38,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 @cache
 def _object_store(_process: int, **options: Any) -> pafs.FileSystem:
-    """One client per process and setting: it holds the connections, and does not survive a fork."""
+    """One client per process and setting: it pools connections and must not be shared across a fork."""
     return pafs.S3FileSystem(**options)
 
 
@@ -48,7 +48,7 @@ def local_path(uri: str) -> Path:
 
 
 def join(uri: str, *parts: str) -> str:
-    """A uri below another."""
+    """Joins path segments to a uri."""
     return "/".join([uri.rstrip("/"), *parts])
 
 
@@ -57,24 +57,24 @@ def exists(uri: str) -> bool:
     return fs.get_file_info(path).type == pafs.FileType.File
 
 
-def listing(uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
-    """Uris of the files below a folder, sorted; [] when there is no such folder."""
+def list_files(uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
+    """Uris of the files below a folder, sorted; [] when the folder does not exist."""
     fs, path = filesystem(uri)
     found = fs.get_file_info(pafs.FileSelector(path, recursive=recursive, allow_not_found=True))
     scheme = "s3://" if uri.startswith("s3://") else ""
     return sorted(scheme + f.path for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
 
 
-def folders(uri: str) -> list[str]:
-    """Uris of the folders directly below a folder, sorted; [] when there is no such folder."""
+def list_folders(uri: str) -> list[str]:
+    """Uris of a folder's direct subfolders, sorted; [] when the folder does not exist."""
     fs, path = filesystem(uri)
     found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     scheme = "s3://" if uri.startswith("s3://") else ""
     return sorted(scheme + f.path for f in found if f.type == pafs.FileType.Directory)
 
 
-def weight(uri: str) -> tuple[int, float]:
-    """What a file or a whole folder takes, in bytes, and when (epoch seconds) the newest of it was written."""
+def disk_usage(uri: str) -> tuple[int, float]:
+    """Bytes of a file or folder, and the modification time (epoch seconds) of its newest file."""
     fs, path = filesystem(uri)
     info = fs.get_file_info(path)
     inside = fs.get_file_info(pafs.FileSelector(path, recursive=True)) if info.type == pafs.FileType.Directory else [info]
@@ -88,7 +88,7 @@ def size(uri: str) -> int:
 
 
 def stamp(uri: str) -> str | None:
-    """A file's size and time (an object's size and ETag), as one word that changes when it does; None when there is none."""
+    """Size and modification time of a file (size and ETag of an object) as one token; None when it does not exist."""
     fs, path = filesystem(uri)
     try:
         if isinstance(fs, pafs.S3FileSystem):
@@ -108,7 +108,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_verified(uri: str, checksum: str, remedy: str = "take it from a copy, or run the step that made it again") -> pa.Buffer:
-    """A file's bytes, once their sha256 is `checksum` (hex). Raises VitrineError naming the file and the remedy."""
+    """A file's bytes, verified against `checksum` (hex sha256). Raises VitrineError naming the file and the remedy."""
     fs, path = filesystem(uri)
     try:
         with fs.open_input_file(path) as stream:
@@ -126,7 +126,7 @@ def read_json(uri: str) -> Any:
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file, whole."""
+    """A whole Parquet file as a table."""
     fs, path = filesystem(uri)
     with fs.open_input_file(path) as stream:
         return pq.read_table(stream, columns=columns)
@@ -134,7 +134,7 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 @contextmanager
 def writer(uri: str) -> Iterator[pa.NativeFile]:
-    """An output stream whose file appears at `uri`, whole, when the block ends well, and never when it does not."""
+    """An output stream whose file appears at `uri` atomically when the block succeeds, and never when it fails."""
     fs, path = filesystem(uri)
     if isinstance(fs, pafs.S3FileSystem):
         # An S3 object appears when its upload completes; a stream that is dropped would complete it, so spool it first.
@@ -175,7 +175,7 @@ def delete(uri: str) -> None:
 
 
 def delete_folder(uri: str) -> None:
-    """Removes a folder and all in it; one that is not there is no error."""
+    """Removes a folder recursively; no error when it does not exist."""
     fs, path = filesystem(uri)
     if fs.get_file_info(path).type == pafs.FileType.Directory:
         fs.delete_dir(path)

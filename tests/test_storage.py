@@ -45,7 +45,7 @@ def test_a_file_that_is_not_there(root: str) -> None:
     uri = storage.join(root, "none")
     assert not storage.exists(uri)
     assert storage.stamp(uri) is None
-    assert storage.listing(uri) == []
+    assert storage.list_files(uri) == []
     storage.delete(uri)
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(uri)
@@ -62,7 +62,7 @@ def test_a_writer_that_fails_leaves_nothing(root: str) -> None:
     with pytest.raises(RuntimeError, match="bad day"):
         fail()
     assert not storage.exists(uri)
-    assert storage.listing(root) == []
+    assert storage.list_files(root) == []
 
 
 def test_a_file_that_is_replaced_is_never_half_of_each(root: str) -> None:
@@ -72,18 +72,18 @@ def test_a_file_that_is_replaced_is_never_half_of_each(root: str) -> None:
     storage.write_json(uri, {"n": 22})
     assert storage.read_json(uri) == {"n": 22}
     assert storage.stamp(uri) != before
-    assert storage.listing(root) == [storage.listing(root, ".json")[0]]
+    assert storage.list_files(root) == [storage.list_files(root, ".json")[0]]
 
 
 def test_a_listing_is_sorted_filtered_and_readable(root: str) -> None:
     for name in ("b.json", "a.json", "c.txt", "deep/d.json"):
         storage.write_bytes(storage.join(root, name), name.encode())
-    names = [uri.rsplit("/", 1)[1] for uri in storage.listing(root, ".json")]
+    names = [uri.rsplit("/", 1)[1] for uri in storage.list_files(root, ".json")]
     assert names == ["a.json", "b.json"]
-    everything = storage.listing(root, recursive=True)
+    everything = storage.list_files(root, recursive=True)
     assert [storage.read_bytes(u).decode().rsplit("/", 1)[-1] for u in everything] == ["a.json", "b.json", "c.txt", "d.json"]
     storage.delete(everything[0])
-    assert len(storage.listing(root, recursive=True)) == 3
+    assert len(storage.list_files(root, recursive=True)) == 3
 
 
 def test_parquet_goes_through_the_same_door(root: str) -> None:
@@ -106,6 +106,6 @@ def test_a_writer_killed_in_the_middle_leaves_no_file(tmp_path: Path) -> None:
     uri = str(tmp_path / "half.bin")
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code), uri]).returncode == -9
     assert not storage.exists(uri)
-    assert storage.listing(str(tmp_path), ".bin") == []
+    assert storage.list_files(str(tmp_path), ".bin") == []
     storage.write_bytes(uri, b"whole")
     assert storage.read_bytes(uri) == b"whole"

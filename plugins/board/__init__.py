@@ -1,1 +1,1 @@
-"""The release board: a page in Airflow, its routes, and the hook that MLflow calls. Holds no rules of its own."""
+"""The release board: an Airflow plugin page with its API, and the MLflow webhook. Rules live in `tasks`."""

@@ -1,4 +1,4 @@
-"""Who may see the board and who may act on it, asked of Airflow's own auth manager; and that an action was meant."""
+"""Authorisation of the board through Airflow's auth manager, and CSRF protection of its actions."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -17,21 +17,21 @@ MEANT = "release-board"
 """The value of the header X-Vitrine: another site's form cannot send it, and another site's script may not."""
 
 
-def reader(user: GetUserDep) -> BaseUser:
-    """Whoever may see the runs of `promote_index` may see the board. 401 without a valid token, 403 without the permission."""
-    if not may(user, "GET", ACTIONS["promote"]):
+def require_reader(user: GetUserDep) -> BaseUser:
+    """Dependency: requires permission to see runs of `promote_index`. 401 without a valid token, 403 without permission."""
+    if not is_allowed(user, "GET", ACTIONS["promote"]):
         raise HTTPException(403, "the release board is for those who may see the DAG promote_index; ask an admin of Airflow")
     return user
 
 
-Reader = Annotated[BaseUser, Depends(reader)]
+Reader = Annotated[BaseUser, Depends(require_reader)]
 
 
-def operator(action: str) -> Callable[[BaseUser], BaseUser]:
-    """A dependency: whoever may trigger the action's DAG and publish assets may act. 403 names what is missing."""
+def require_operator(action: str) -> Callable[[BaseUser], BaseUser]:
+    """Dependency factory: requires permission to trigger the action's DAG and to publish assets. 403 names what is missing."""
 
     def check(user: Reader) -> BaseUser:
-        if not may_act(user, action):
+        if not can_act(user, action):
             raise HTTPException(
                 403, f"{action} is for operators: it needs the permission to trigger {ACTIONS[action]} and to publish assets"
             )
@@ -40,25 +40,25 @@ def operator(action: str) -> Callable[[BaseUser], BaseUser]:
     return check
 
 
-def may_act(user: BaseUser, action: str) -> bool:
-    """Whether a user is an operator of this action. Publishing assets is what tells an operator from a user in every auth manager."""
-    return may(user, "POST", ACTIONS[action]) and get_auth_manager().is_authorized_asset(
+def can_act(user: BaseUser, action: str) -> bool:
+    """Whether a user may perform an action. Permission to publish assets separates operators from users in every auth manager."""
+    return is_allowed(user, "POST", ACTIONS[action]) and get_auth_manager().is_authorized_asset(
         method="POST", user=user, details=AssetDetails()
     )
 
 
-def may(user: BaseUser, method: str, dag_id: str) -> bool:
-    """Whether a user may see ("GET") or start ("POST") runs of a DAG."""
+def is_allowed(user: BaseUser, method: str, dag_id: str) -> bool:
+    """Whether a user may read ("GET") or trigger ("POST") runs of a DAG."""
     details = DagDetails(id=dag_id, team_name=DagModel.get_team_name(dag_id))
     return get_auth_manager().is_authorized_dag(method=method, access_entity=DagAccessEntity.RUN, details=details, user=user)  # type: ignore[arg-type]
 
 
-def meant(
+def refuse_cross_site(
     request: Request,
     x_vitrine: Annotated[str, Header()] = "",
     sec_fetch_site: Annotated[str, Header()] = "same-origin",
 ) -> None:
-    """Refuses a request that another site made a browser send (CSRF). A bearer token is never sent by a browser on its own."""
+    """CSRF protection: refuses browser requests that another site initiated. Bearer tokens are exempt: browsers never add them."""
     if request.headers.get("authorization", "").lower().startswith("bearer "):
         return
     if x_vitrine != MEANT or sec_fetch_site != "same-origin":
@@ -66,6 +66,6 @@ def meant(
 
 
 def token_of(request: Request) -> str:
-    """The token that this request was authenticated with: to do things in Airflow as that user, and as nobody else."""
+    """The bearer token of this request, to call Airflow's API with the user's own permissions."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token if scheme.lower() == "bearer" else request.cookies.get(COOKIE_NAME_JWT_TOKEN, "")

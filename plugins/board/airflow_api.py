@@ -1,4 +1,4 @@
-"""Airflow's own REST API, called inside the API server with the user's own token: Airflow checks, records and answers."""
+"""Client of Airflow's REST API that acts with the user's own token, so Airflow authorises and records each call."""
 
 import os
 from typing import Any
@@ -10,14 +10,14 @@ ORIGIN = "http://airflow.internal"
 """Only names the scheme: the call never leaves the process."""
 
 
-class AsUser:
-    """Airflow's /api/v2 as one user."""
+class AirflowClient:
+    """Airflow's /api/v2, called as one user."""
 
     def __init__(self, token: str) -> None:
         self.token = token
 
     async def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        """The JSON answer. A refusal of Airflow's becomes ours, with its status and its words."""
+        """The JSON response. An error response of Airflow's is raised with its status and detail."""
         from airflow.api_fastapi.app import API_ROOT_PATH, cached_app
 
         app = cached_app(apps=os.environ.get("AIRFLOW_API_APPS", "all"))
@@ -32,12 +32,12 @@ class AsUser:
         return found
 
     async def trigger(self, dag: str, conf: dict[str, Any], note: str) -> str:
-        """Starts a run of a DAG and gives its id."""
+        """Triggers a DAG run; returns its id."""
         body = {"logical_date": None, "conf": conf, "note": note}
         return str((await self.call("POST", f"/dags/{dag}/dagRuns", json=body))["dag_run_id"])
 
     async def runs(self, dag: str, limit: int) -> list[dict[str, Any]]:
-        """The newest runs of a DAG; [] when the DAG is not there or not for this user."""
+        """The newest runs of a DAG; [] when the DAG does not exist or this user may not see it."""
         try:
             found = await self.call("GET", f"/dags/{dag}/dagRuns", params={"order_by": "-run_after", "limit": limit})
         except HTTPException as refused:
@@ -53,8 +53,8 @@ class AsUser:
             for r in found["dag_runs"]
         ]  # fmt: skip
 
-    async def waiting(self, dag: str, run: str) -> list[dict[str, str]]:
-        """What of a run waits for a person: the task, its subject, and whether it is an approval."""
+    async def pending_inputs(self, dag: str, run: str) -> list[dict[str, str]]:
+        """Human-in-the-loop tasks of a run that await a response: task, subject, and whether it is an approval."""
         found = await self.call("GET", f"/dags/{dag}/dagRuns/{run}/hitlDetails", params={"response_received": "false"})
         return [{"task": h["task_instance"]["task_id"], "subject": h["subject"]} for h in found["hitl_details"]]
 

@@ -1,4 +1,4 @@
-"""The board's routes. Every one asks Airflow who is there; the rules live in `tasks`, what happens happens in DAGs."""
+"""HTTP routes of the board. Every route authorises with Airflow; actions trigger DAGs; rules live in `tasks`."""
 
 import json
 from datetime import UTC, datetime
@@ -11,8 +11,8 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from plugins.board.access import ACTIONS, Reader, may_act, meant, operator, reader, token_of
-from plugins.board.airflow_api import AsUser
+from plugins.board.access import ACTIONS, Reader, can_act, refuse_cross_site, require_operator, require_reader, token_of
+from plugins.board.airflow_api import AirflowClient
 from serving.contract.files import ContractError
 from tasks.board.changes import ChangesBoard
 from tasks.board.read import Board
@@ -36,21 +36,23 @@ HEADERS = {
 VersionNumber = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
-class Promote(BaseModel):
-    """Which version is to go live."""
+class PromoteRequest(BaseModel):
+    """The version to promote."""
 
     version: VersionNumber
 
 
-class GoBack(BaseModel):
-    """Which version the page said it goes back to, so that a second press does not lead forth again; "" for what was live before."""
+class RollbackRequest(BaseModel):
+    """The version the page showed as the rollback target, so that a second press is refused; "" for the previous version."""
 
     version: VersionNumber | Literal[""] = ""
 
 
 def create_app(board: Board, changes: ChangesBoard) -> FastAPI:
-    """The application. Nothing is opened before the first request that needs it."""
-    app = FastAPI(title="Vitrine release board", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(reader)])
+    """The FastAPI application. Nothing is opened before the first request that needs it."""
+    app = FastAPI(
+        title="Vitrine release board", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(require_reader)]
+    )
     _page_routes(app)
     _data_routes(app, board, changes)
     _action_routes(app, board)
@@ -64,7 +66,7 @@ def create_app(board: Board, changes: ChangesBoard) -> FastAPI:
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
-        """One sentence as JSON; a person who opens the page without a session is sent to log in."""
+        """Errors as JSON with one sentence; browsers without a session are redirected to the login page."""
         if error.status_code == 401 and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse(get_auth_manager().get_url_login(next_url=str(request.url)))
         return JSONResponse({"detail": error.detail}, error.status_code)
@@ -92,36 +94,36 @@ def _page_routes(app: FastAPI) -> None:
 def _data_routes(app: FastAPI, board: Board, changes: ChangesBoard) -> None:
     @app.get("/data")
     def data(user: Reader) -> Response:
-        """Versions, slots, replicas, charts, lineage of what is live, and what this user may do."""
+        """Versions, slots, replicas, charts, lineage of the live version, and the actions this user may perform."""
         found = board.read(datetime.now(UTC)) | {
             "user": user.get_name(),
-            "may": {action: may_act(user, action) for action in ACTIONS},
+            "may": {action: can_act(user, action) for action in ACTIONS},
             "dags": ACTIONS,
         }
         return _json(found)
 
     @app.get("/changes")
     def waiting_changes() -> Response:
-        """Changes that wait, dead letters, products in quarantine; a sentence in the place of what cannot be read."""
+        """Pending changes, dead letters and quarantined products; `problem` replaces what cannot be read."""
         return _json(changes.read())
 
     @app.get("/runs")
     async def runs(request: Request) -> Response:
-        """The newest runs of the release DAGs, and what of them waits for a person, as Airflow shows them to this user."""
-        airflow = AsUser(token_of(request))
+        """The newest runs of the release DAGs and their pending approvals, as far as this user may see them."""
+        airflow = AirflowClient(token_of(request))
         found = [run for dag in DAGS for run in await airflow.runs(dag, RUNS)]
         for run in found:
-            run["waiting"] = await airflow.waiting(run["dag"], run["run"]) if run["state"] == "running" else []
+            run["waiting"] = await airflow.pending_inputs(run["dag"], run["run"]) if run["state"] == "running" else []
         return _json({"runs": sorted(found, key=lambda r: r["began"] or "", reverse=True)})
 
     @app.get("/lineage/{version}")
     def lineage(version: VersionNumber) -> Response:
-        """What one version rests on."""
+        """The lineage of one version."""
         return _json({"lineage": board.lineage(version)})
 
     @app.get("/trace")
     def trace(product: Annotated[str, Query(min_length=1, max_length=200)], version: str = "") -> Response:
-        """What a product's place in a version (default: live) rests on."""
+        """The lineage of one product in a version (default: live)."""
         from tasks.release.trace import trace_product
 
         steps = trace_product(board.registry, product, version)
@@ -130,7 +132,7 @@ def _data_routes(app: FastAPI, board: Board, changes: ChangesBoard) -> None:
 
 def _action_routes(app: FastAPI, board: Board) -> None:
     async def start(request: Request, action: str, conf: dict[str, Any], note: str) -> Response:
-        airflow, dag = AsUser(token_of(request)), ACTIONS[action]
+        airflow, dag = AirflowClient(token_of(request)), ACTIONS[action]
         active = next((r for r in await airflow.runs(dag, 1) if r["state"] in ("queued", "running")), None)
         if active is not None:
             raise HTTPException(409, f"{dag} is under way already, started by {active['by']}: wait for run {active['run']}")
@@ -144,25 +146,25 @@ def _action_routes(app: FastAPI, board: Board) -> None:
             raise HTTPException(409, why)
         return version
 
-    acts = [Depends(meant)]
+    acts = [Depends(refuse_cross_site)]
 
-    @app.post("/actions/promote", dependencies=[*acts, Depends(operator("promote"))])
-    async def promote(request: Request, wanted: Promote) -> Response:
-        """Starts `promote_index` for one version, as this user."""
+    @app.post("/actions/promote", dependencies=[*acts, Depends(require_operator("promote"))])
+    async def promote(request: Request, wanted: PromoteRequest) -> Response:
+        """Triggers `promote_index` for one version as this user."""
         from starlette.concurrency import run_in_threadpool
 
         version = await run_in_threadpool(checked, wanted.version)
         return await start(request, "promote", {"version": version}, f"promote index version {version}, from the release board")
 
-    @app.post("/actions/rollback", dependencies=[*acts, Depends(operator("rollback"))])
-    async def rollback(request: Request, wanted: GoBack) -> Response:
-        """Starts `rollback_index`, as this user."""
+    @app.post("/actions/rollback", dependencies=[*acts, Depends(require_operator("rollback"))])
+    async def rollback(request: Request, wanted: RollbackRequest) -> Response:
+        """Triggers `rollback_index` as this user."""
         to = f" to index version {wanted.version}" if wanted.version else ""
         return await start(request, "rollback", {"version": wanted.version}, f"roll back{to}, from the release board")
 
-    @app.post("/actions/rebuild", dependencies=[*acts, Depends(operator("rebuild"))])
+    @app.post("/actions/rebuild", dependencies=[*acts, Depends(require_operator("rebuild"))])
     async def rebuild(request: Request) -> Response:
-        """Starts `rebuild_index`, as this user."""
+        """Triggers `rebuild_index` as this user."""
         return await start(request, "rebuild", {}, "rebuild, from the release board")
 
 

@@ -1,4 +1,4 @@
-"""The route that MLflow calls when an alias moves. Its signature is what lets it in; what it says is looked up before it is believed.
+"""The endpoint of MLflow's webhook for moved aliases. The signature authenticates a message; its content is only a hint.
 
 A message only makes us look: which version is champion is asked of MLflow, and compared with what Airflow was told last. So a
 message that comes twice, late, or again from someone who kept it starts nothing.
@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tasks.pipelines.common import registry
 from tasks.registry import ENCODER_MODEL, Registry
-from tasks.registry.webhook import NotBelieved, believe
+from tasks.registry.webhook import InvalidSignature, verify
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ ANNOUNCER = ("train_encoder", "promote_champion")
 def create_hook(
     settings: Settings, open_registry: Callable[[], Registry] | None = None, clock: Callable[[], float] = time.time
 ) -> FastAPI:
-    """The application with its one route."""
+    """The FastAPI application with its one route."""
     app = FastAPI(title="Vitrine hook", docs_url=None, redoc_url=None, openapi_url=None)
     one_at_a_time = threading.Lock()
 
@@ -41,15 +41,15 @@ def create_hook(
 
     @app.post("/champion")
     async def champion(request: Request) -> dict[str, Any]:
-        """Publishes the asset event of a new champion, which starts rebuild_index: once for every move of the alias."""
+        """Publishes the encoder asset's event for a new champion, once per move of the alias; that triggers rebuild_index."""
         body = bytearray()
         async for piece in request.stream():
             body += piece
             if len(body) > LONGEST:
                 raise HTTPException(413, f"a message has at most {LONGEST} bytes")
         try:
-            moved = believe(request.headers, bytes(body), settings.webhook_secret, clock())
-        except NotBelieved as error:
+            moved = verify(request.headers, bytes(body), settings.webhook_secret, clock())
+        except InvalidSignature as error:
             log.warning("a message to the hook was refused: %s", error)
             raise HTTPException(401, str(error)) from None
         if moved is None or not moved.is_champion:
@@ -60,7 +60,7 @@ def create_hook(
 
 
 def announce_champion(version: str) -> dict[str, Any]:
-    """Publishes the event unless it is published already or its own task is about to; the row of the asset is the lock."""
+    """Publishes the event unless it was published already or train_encoder is about to; the asset's row serves as the lock."""
     from airflow.assets.manager import asset_manager
     from airflow.models.asset import AssetEvent, AssetModel
     from airflow.models.taskinstance import TaskInstance

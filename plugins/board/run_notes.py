@@ -1,4 +1,4 @@
-"""A note on a DAG run says what its tasks want a person to know: what became dead letters, what went into quarantine.
+"""Writes the `note` that tasks return (dead letters, quarantine) as the note of their DAG run.
 
 A task returns such a sentence as `note`; when the run ends, the notes of its tasks are written on the run, where Airflow shows them
 in its list of runs and on the run's page. Called by the scheduler, in whose session the run is.
@@ -17,18 +17,18 @@ LONGEST = 1000
 
 @hookimpl
 def on_dag_run_success(dag_run: Any, msg: str) -> None:
-    """Writes the notes of a run that ended well; all of its changes may be dead letters nevertheless."""
+    """Writes the notes of a successful run; even then all its changes may be dead letters."""
     write_note(dag_run)
 
 
 @hookimpl
 def on_dag_run_failed(dag_run: Any, msg: str) -> None:
-    """Writes what the tasks said before one of them failed."""
+    """Writes the notes of the tasks that finished before the failure."""
     write_note(dag_run)
 
 
 def write_note(dag_run: Any) -> None:
-    """Adds the tasks' notes to what a person or the board has written on the run already; again for the same ones does nothing."""
+    """Appends the tasks' notes to the run's note. Idempotent."""
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
     from sqlalchemy.orm import object_session
@@ -51,7 +51,7 @@ def _write(session: Any, dag_run: Any) -> None:
 
 
 def _notes(session: Any, dag_run: Any) -> list[str]:
-    """What the tasks of a run returned as `note`, in the order in which they did."""
+    """The `note` of each task result of a run, in order of time."""
     from airflow.models.xcom import XComModel
 
     query = XComModel.get_many(key="return_value", run_id=dag_run.run_id, dag_ids=dag_run.dag_id)

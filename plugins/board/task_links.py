@@ -1,4 +1,4 @@
-"""Buttons on a task's page in Airflow: to the MLflow run, the model version and the data docs that the task made.
+"""Operator links on a task's page: MLflow run, model version and data docs.
 
 A task returns its addresses as `links` = {name: url}; each button shows the address of its own name, and is not there without one.
 """
@@ -10,13 +10,13 @@ from airflow.sdk import BaseOperatorLink
 
 
 class TaskLink(BaseOperatorLink):
-    """The address that a task returned under this link's name."""
+    """A link whose URL is the entry of this name in the task's returned `links`."""
 
     name = ""
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """ "" when the task returned none. Runs in the API server."""
-        found = returned(ti_key)
+        found = task_result(ti_key)
         links = found.get("links") if isinstance(found, dict) else None
         url = links.get(self.name, "") if isinstance(links, dict) else ""
         return url if isinstance(url, str) and url.startswith(("http://", "https://")) else ""
@@ -37,8 +37,8 @@ class DataDocs(TaskLink):
 LINKS = [MlflowRun(), ModelVersion(), DataDocs()]
 
 
-def returned(ti_key: Any) -> Any:
-    """What a task returned, as plain JSON; None when it has not returned yet."""
+def task_result(ti_key: Any) -> Any:
+    """The return value of a task as plain JSON; None before it returned."""
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
 
@@ -56,7 +56,7 @@ def returned(ti_key: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """An XCom's value as it lies in the database, as plain JSON; None where it is none."""
+    """An XCom value as stored in the database, decoded as JSON; None when it is not JSON."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:

@@ -1,1 +1,1 @@
-"""What the release board shows, as plain records: pure functions over versions, manifests and what replicas say of themselves."""
+"""The data of the release board as plain records: pure functions over versions, manifests and replica states."""

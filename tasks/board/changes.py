@@ -1,4 +1,4 @@
-"""What of the catalogue's changes does not reach shoppers: those that wait, dead letters, and products in quarantine."""
+"""Catalogue changes that shoppers do not see: pending ones, dead letters, and quarantined products."""
 
 import re
 import threading
@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Any
 
 from tasks import storage
-from tasks.board.quarantine import newest_list, of_lists, quarantine_lines
-from tasks.catalog.changes.drain import shortened
-from tasks.catalog.changes.source import ChangeSource, NotCounted
+from tasks.board.quarantine import from_lists, latest_list, quarantine_lines
+from tasks.catalog.changes.drain import truncate
+from tasks.catalog.changes.source import ChangeSource, CountUnavailable
 from tasks.registry import INDEX_MODEL, ORIGIN_URL, Registry
 
 SHOWN = 20
@@ -24,11 +24,11 @@ FRESH_S = 10.0
 PATIENCE_S = 10.0
 """How long a page waits for the queue or for MLflow."""
 SENTENCE = 400
-REQUEUE = "vitrine changes revive"
+REQUEUE = "vitrine changes requeue"
 
 
 class ChangesBoard:
-    """The queue that VITRINE_CHANGES names and the quarantine of the newest index version. Safe to call from several threads."""
+    """Reads the queue that VITRINE_CHANGES names and the quarantine of the newest index version. Thread-safe."""
 
     def __init__(
         self,
@@ -37,17 +37,17 @@ class ChangesBoard:
         store_uri: str,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self.queue = Look(lambda: look_at_queue(open_queue), "the queue", patience_s)
-        self.quarantine = Look(lambda: look_at_quarantine(open_registry(), store_uri), "the quarantine", patience_s)
+        self.queue = SingleFlight(lambda: read_queue(open_queue), "the queue", patience_s)
+        self.quarantine = SingleFlight(lambda: read_quarantine(open_registry(), store_uri), "the quarantine", patience_s)
 
     def read(self) -> dict[str, Any]:
-        """`queue` and `quarantine`, JSON-able; each has a sentence `problem` instead of figures where it could not be read."""
-        parts = (("queue", self.queue.begin()), ("quarantine", self.quarantine.begin()))
+        """`queue` and `quarantine` as JSON; a sentence `problem` replaces the figures of a part that could not be read."""
+        parts = (("queue", self.queue.start()), ("quarantine", self.quarantine.start()))
         return {name: look() for name, look in parts}
 
 
-class Look:
-    """One look at something that may be slow or away: shared by whoever asks meanwhile, and never two at once."""
+class SingleFlight:
+    """Runs a slow read at most once at a time and shares its result among concurrent callers, with a short cache (FRESH_S)."""
 
     def __init__(self, work: Callable[[], dict[str, Any]], what: str, patience_s: float) -> None:
         self.work, self.what, self.patience_s = work, what, patience_s
@@ -56,8 +56,8 @@ class Look:
         self.held: Future[dict[str, Any]] | None = None
         self.done_at = 0.0
 
-    def begin(self) -> Callable[[], dict[str, Any]]:
-        """Starts a look unless one is fresh or under way; call what this gives for its result, or `{"problem": …}`."""
+    def start(self) -> Callable[[], dict[str, Any]]:
+        """Starts the read unless a fresh result or a running one exists; the returned function gives it, or `{"problem": …}`."""
         with self.lock:
             if self.held is None or (self.held.done() and time.monotonic() - self.done_at > FRESH_S):
                 self.held = self.pool.submit(self._timed)
@@ -75,64 +75,64 @@ class Look:
         try:
             return self.work()
         except Exception as error:  # whatever is away or refuses: the board says so and shows the rest
-            return {"problem": f"{self.what} cannot be read: {sentence(error)}"}
+            return {"problem": f"{self.what} cannot be read: {public_message(error)}"}
         finally:
             self.done_at = time.monotonic()
 
 
-def look_at_queue(open_queue: Callable[[], AbstractContextManager[ChangeSource]]) -> dict[str, Any]:
-    """How many changes wait and since when, and the newest dead letters. What a queue cannot tell is a sentence in `…_note`."""
+def read_queue(open_queue: Callable[[], AbstractContextManager[ChangeSource]]) -> dict[str, Any]:
+    """Number and age of the pending changes, and the newest dead letters. `…_note` says what a queue cannot count."""
     with open_queue() as source:
-        waiting = source.waiting()
+        waiting = source.count_waiting()
         oldest, note = None, ""
         try:
-            oldest = source.oldest()
-        except NotCounted as error:
+            oldest = source.oldest_at()
+        except CountUnavailable as error:
             note = str(error)
         found = {"name": source.name, "waiting": waiting, "oldest": _iso(oldest), "oldest_note": note, "problem": ""}
         return found | _dead_letters(source)
 
 
 def _dead_letters(source: ChangeSource) -> dict[str, Any]:
-    """A separate queue, table or topic: where it cannot be read, what waits is still shown."""
+    """Count and newest of the dead letters. Failing to read them leaves the rest of the queue's figures intact."""
     try:
-        count, letters = source.count_dead(), source.dead(SHOWN)
+        count, letters = source.count_dead_letters(), source.dead_letters(SHOWN)
     except Exception as error:
         return {
             "dead": None,
-            "dead_note": f"the dead letters cannot be read: {sentence(error)}",
+            "dead_note": f"the dead letters cannot be read: {public_message(error)}",
             "letters": [],
             "requeue": REQUEUE,
         }
     lines = [
-        {"id": x.id, "product_id": shortened(x.product_id, 80), "reason": shortened(x.reason, SENTENCE), "at": _iso(x.at)}
+        {"id": x.id, "product_id": truncate(x.product_id, 80), "reason": truncate(x.reason, SENTENCE), "at": _iso(x.at)}
         for x in letters
     ]
     return {"dead": count, "dead_note": "", "letters": lines, "requeue": REQUEUE}
 
 
-def look_at_quarantine(registry: Registry, store_uri: str) -> dict[str, Any]:
-    """What is in quarantine in the newest index version; before there is one (`version` ""), what the last run put there."""
+def read_quarantine(registry: Registry, store_uri: str) -> dict[str, Any]:
+    """Quarantined products of the newest index version; without any version (`version` ""), those of the last run."""
     versions = registry.versions(INDEX_MODEL, VERSIONS)
     if versions:
         manifest = registry.manifest_of(versions[0])
         count, lines = manifest.counts.quarantined, quarantine_lines(registry, versions[0], manifest, versions, SHOWN)
     else:
-        last = newest_list(store_uri)
+        last = latest_list(store_uri)
         snapshot = storage.join(store_uri, "snapshots", last[0].run) if last else ""
-        count, lines = len(last), of_lists(last[:SHOWN], snapshot)
+        count, lines = len(last), from_lists(last[:SHOWN], snapshot)
     urls = {v.tags.get("run_key", ""): v.tags.get(ORIGIN_URL, "") for v in versions}
     return {
         "version": versions[0].version if versions else "", "aliases": versions[0].aliases if versions else (), "count": count,
-        "products": [{n: shortened(t, SENTENCE) for n, t in asdict(x).items()} | {"url": urls.get(x.run, "")} for x in lines],
+        "products": [{n: truncate(t, SENTENCE) for n, t in asdict(x).items()} | {"url": urls.get(x.run, "")} for x in lines],
         "problem": "",
     }  # fmt: skip
 
 
-def sentence(error: Exception) -> str:
-    """An error's first line as it may be shown to everybody: passwords inside addresses hidden."""
+def public_message(error: Exception) -> str:
+    """The first line of an error with passwords in URLs masked, safe to show to all users."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return shortened(re.sub(r"(://[^:/@\s]*:)[^@/]+@", r"\1********@", lines[0]), SENTENCE)
+    return truncate(re.sub(r"(://[^:/@\s]*:)[^@/]+@", r"\1********@", lines[0]), SENTENCE)
 
 
 def _iso(at: datetime | None) -> str:

@@ -1,4 +1,4 @@
-"""Lineage of an index version, from the answer back to the catalogue: one line for each thing it rests on."""
+"""Lineage of an index version, from answers back to the catalogue."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from tasks.registry import ENCODER_MODEL, Registry, Version
 
 @dataclass(frozen=True)
 class Link:
-    """One step back: what it is, which one, what proves it, and where a person sees it ("" where there is no page for it)."""
+    """One step of a lineage: kind, name, proof (a checksum), and URL ("" without a page)."""
 
     what: str
     name: str

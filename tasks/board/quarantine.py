@@ -1,4 +1,4 @@
-"""Which products of an index version are in quarantine, and why: the newest first."""
+"""The quarantined products of an index version with their reasons, newest first."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from serving.contract.manifest import IndexManifest
 from tasks import storage
 from tasks.catalog.changes.ledger import QUARANTINED
-from tasks.embed.quarantine import Quarantined, quarantined, with_ids
+from tasks.embed.quarantine import QuarantineEntry, read_quarantine, with_ids
 from tasks.errors import VitrineError
 from tasks.pipelines.drain_changes import ledger_of
 from tasks.registry import Registry, Version
@@ -22,7 +22,7 @@ RUNS = 200
 
 @dataclass(frozen=True)
 class QuarantineLine:
-    """One product as it is shown. `reason` is a short code, `detail` a sentence, `run` the key of the run that found out.
+    """One quarantined product. `reason` is a short code, `detail` a sentence, `run` the key of the run that found it.
 
     `product_id` is "" where only the key is known any more, `reason` and `run` where the run's list is no longer kept.
     """
@@ -37,7 +37,7 @@ class QuarantineLine:
 def quarantine_lines(
     registry: Registry, version: Version, manifest: IndexManifest, versions: Sequence[Version], limit: int
 ) -> list[QuarantineLine]:
-    """Up to `limit` products that are in quarantine in this version; its ancestors are looked for among `versions`.
+    """Up to `limit` quarantined products of a version; its ancestors are looked up among `versions`.
 
     How many there are in all is `manifest.counts.quarantined`.
     """
@@ -54,13 +54,13 @@ def quarantine_lines(
     room = limit - len(lines)
     if room > 0:
         since = set(ledger["key"].to_pylist())
-        base = [row for row in quarantined(store, _base_runs(registry, manifest)) if row.key not in since][:room]
-        lines += of_lists(base, manifest.snapshot.uri)
+        base = [row for row in read_quarantine(store, _base_runs(registry, manifest)) if row.key not in since][:room]
+        lines += from_lists(base, manifest.snapshot.uri)
     return lines
 
 
-def of_lists(rows: Sequence[Quarantined], snapshot_uri: str) -> list[QuarantineLine]:
-    """Rows of runs' lists, which the snapshot names where they do not name their products themselves."""
+def from_lists(rows: Sequence[QuarantineEntry], snapshot_uri: str) -> list[QuarantineLine]:
+    """Lines from runs' quarantine lists; missing product ids are looked up in the snapshot."""
     unnamed = [{"key": row.key} for row in rows if not row.product_id]
     try:
         ids = {row["key"]: row["product_id"] for row in with_ids(unnamed, snapshot_uri)}
@@ -69,26 +69,26 @@ def of_lists(rows: Sequence[Quarantined], snapshot_uri: str) -> list[QuarantineL
     return [_line(row.product_id or ids.get(row.key, ""), row.image_uri, row) for row in rows]
 
 
-def _line(product_id: str, image: str, why: Quarantined | None) -> QuarantineLine:
+def _line(product_id: str, image: str, why: QuarantineEntry | None) -> QuarantineLine:
     if why is None:
         return QuarantineLine(product_id, image, "", "the list of the run that found out is no longer kept", "")
     return QuarantineLine(product_id, image, why.reason, why.detail.removeprefix(f"{image}: "), why.run)
 
 
-def _reasons(store: str, runs: Iterable[str], keys: set[int]) -> dict[int, Quarantined]:
-    """What the newest of `runs` that met a product says of it: key -> row of its list. Reads no more lists than it needs."""
-    found: dict[int, Quarantined] = {}
+def _reasons(store: str, runs: Iterable[str], keys: set[int]) -> dict[int, QuarantineEntry]:
+    """key -> the entry of the newest of `runs` that lists it. Reads no more lists than needed."""
+    found: dict[int, QuarantineEntry] = {}
     for run in islice(runs, RUNS):
         if len(found) == len(keys):
             break
-        for row in quarantined(store, [run]):
+        for row in read_quarantine(store, [run]):
             if row.key in keys:
                 found.setdefault(row.key, row)
     return found
 
 
 def _runs(version: Version, versions: Sequence[Version]) -> Iterator[str]:
-    """The keys of the runs that made a version and its ancestors, newest first."""
+    """Run keys of a version and its ancestors, newest first."""
     known = {v.version: v for v in versions}
     here: Version | None = version
     while here is not None:
@@ -102,9 +102,10 @@ def _base_runs(registry: Registry, manifest: IndexManifest) -> list[str]:
     return [key for key in map(registry.run_key, runs) if key]
 
 
-def newest_list(store: str) -> list[Quarantined]:
-    """What the last run put into quarantine, for a store whose runs have made no index version yet."""
+def latest_list(store: str) -> list[QuarantineEntry]:
+    """The quarantine of the last run, for a store without an index version."""
     runs = [
-        uri.rsplit("/", 1)[1].removesuffix(".parquet") for uri in storage.listing(storage.join(store, "quarantine"), ".parquet")
+        uri.rsplit("/", 1)[1].removesuffix(".parquet")
+        for uri in storage.list_files(storage.join(store, "quarantine"), ".parquet")
     ]
-    return quarantined(store, sorted(runs)[-1:])
+    return read_quarantine(store, sorted(runs)[-1:])

@@ -1,4 +1,4 @@
-"""Reads the registry and the replicas once, and puts the board together."""
+"""Reads registry and replicas and assembles the board's data."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ from typing import Any
 
 from serving.contract.files import ContractError
 from tasks.board.lineage import lineage
-from tasks.board.replicas import SLOTS, ask, replica_lines
-from tasks.board.timeline import Made, links, series, timeline
+from tasks.board.replicas import SLOTS, fetch_states, replica_lines
+from tasks.board.timeline import LoadedVersion, links, series, timeline
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry, Version
 from tasks.release.promotion.serving_replicas import Replica
@@ -25,7 +25,7 @@ CHARTS = (
 
 
 class Board:
-    """One registry and the replicas; manifests are read once, as a version never changes. Safe to call from several threads."""
+    """One registry and the replicas. Manifests are cached, as versions are immutable. Thread-safe."""
 
     def __init__(self, open_registry: Callable[[], Registry], replicas: Sequence[Replica]) -> None:
         self.open_registry, self.replicas = open_registry, replicas
@@ -40,10 +40,10 @@ class Board:
             return self.held
 
     def read(self, now: datetime) -> dict[str, Any]:
-        """Everything the page shows at once, JSON-able. Raises VitrineError when the registry does not answer."""
+        """All data of the page as JSON. Raises VitrineError when the registry does not respond."""
         registry = self.registry
         with ThreadPoolExecutor(FETCHES) as pool:
-            told = pool.submit(ask, self.replicas)
+            told = pool.submit(fetch_states, self.replicas)
             try:
                 versions = registry.versions(INDEX_MODEL, SHOWN)
                 encoders = registry.versions(ENCODER_MODEL, SHOWN)
@@ -74,17 +74,17 @@ class Board:
         }  # fmt: skip
 
     def lineage(self, version: str) -> list[dict[str, str]]:
-        """The lineage of one version. Raises VitrineError or ContractError when it is not there or not whole."""
+        """The lineage of one version. Raises VitrineError or ContractError when it is missing or damaged."""
         found = self.registry.version(INDEX_MODEL, version)
         return [asdict(link) for link in lineage(found, self.registry.index_manifest(version), self.registry)]
 
-    def _made(self, version: Version) -> Made:
+    def _made(self, version: Version) -> LoadedVersion:
         try:
-            return Made(version, self.registry.manifest_of(version))
+            return LoadedVersion(version, self.registry.manifest_of(version))
         except ContractError as error:
-            return Made(version, None, str(error))
+            return LoadedVersion(version, None, str(error))
         except Exception as error:  # the artifact store may have lost it; the board says so and shows the others
-            return Made(version, None, f"its manifest cannot be fetched: {_first_line(error)}")
+            return LoadedVersion(version, None, f"its manifest cannot be fetched: {_first_line(error)}")
 
 
 def _encoder(version: Version, registry: Registry) -> dict[str, Any]:

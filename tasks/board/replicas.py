@@ -1,4 +1,4 @@
-"""What every replica holds right now, and which of them do not follow."""
+"""State of every replica, and which replicas lag behind `live`."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ SLOTS = ("blue", "green")
 
 @dataclass(frozen=True)
 class SlotLine:
-    """One slot of one replica. `state` is one of empty, loading, ready, failed; `reason` says why it failed."""
+    """One slot of one replica. `state` is empty, loading, ready or failed; `reason` says why it failed."""
 
     name: str
     version: str
@@ -27,7 +27,7 @@ class SlotLine:
 
 @dataclass(frozen=True)
 class ReplicaLine:
-    """One replica: the version it serves ("" none) and its slots. `problem` is one sentence, "" when all is as it should be."""
+    """One replica: the version it serves ("" for none) and its slots. `problem` is one sentence, "" when healthy."""
 
     url: str
     answers: bool
@@ -36,8 +36,8 @@ class ReplicaLine:
     slots: tuple[SlotLine, ...]
 
 
-def ask(replicas: Sequence[Replica]) -> list[tuple[str, dict[str, Any] | str]]:
-    """Every replica's own words, all asked at once; a sentence instead where one does not answer."""
+def fetch_states(replicas: Sequence[Replica]) -> list[tuple[str, dict[str, Any] | str]]:
+    """Every replica's /v1/version, fetched concurrently; an error sentence for a replica that does not respond."""
 
     def one(replica: Replica) -> tuple[str, dict[str, Any] | str]:
         try:
@@ -51,12 +51,12 @@ def ask(replicas: Sequence[Replica]) -> list[tuple[str, dict[str, Any] | str]]:
         return list(pool.map(one, replicas))
 
 
-def replica_lines(told: Sequence[tuple[str, dict[str, Any] | str]], live: str) -> list[ReplicaLine]:
-    """One line per replica; `live` is the version that every one of them should serve ("" when nothing is live yet)."""
-    return [_line(url, state, live) for url, state in told]
+def replica_lines(states: Sequence[tuple[str, dict[str, Any] | str]], live: str) -> list[ReplicaLine]:
+    """One line per replica; `live` is the version all of them should serve ("" when nothing is live yet)."""
+    return [_line(url, state, live) for url, state in states]
 
 
-def _line(url: str, state: dict[str, Any] | str, wanted: str) -> ReplicaLine:
+def _line(url: str, state: dict[str, Any] | str, live: str) -> ReplicaLine:
     if isinstance(state, str):
         return ReplicaLine(url, False, "", state, ())
     serves = state["live"]["version"] if state.get("live") else ""
@@ -69,12 +69,12 @@ def _line(url: str, state: dict[str, Any] | str, wanted: str) -> ReplicaLine:
         for name in SLOTS
         if (s := state.get("slots", {}).get(name)) is not None
     )  # fmt: skip
-    return ReplicaLine(url, True, serves, _problem(state, serves, wanted, slots), slots)
+    return ReplicaLine(url, True, serves, _problem(state, serves, live, slots), slots)
 
 
-def _problem(state: dict[str, Any], serves: str, wanted: str, slots: Sequence[SlotLine]) -> str:
-    if wanted and serves != wanted:
-        return f"serves {'version ' + serves if serves else 'nothing'}, live is version {wanted}"
+def _problem(state: dict[str, Any], serves: str, live: str, slots: Sequence[SlotLine]) -> str:
+    if live and serves != live:
+        return f"serves {'version ' + serves if serves else 'nothing'}, live is version {live}"
     broken = next((s for s in slots if s.state == "failed"), None)
     if broken is not None:
         return f"{broken.name} could not load version {broken.version}: {broken.reason}"

@@ -1,4 +1,4 @@
-"""Index versions as a timeline: what each is, what its gates said, and what may be done with it."""
+"""Index versions as a timeline: status, gates, and allowed actions."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from tasks.release.delta_share import delta_share
 from tasks.release.gates.verdict import refusal, verdict
 
 STATUSES = {
-    "live": "shoppers get it",
-    "previous": "a rollback goes here",
-    "failed": "a gate did not hold",
-    "candidate": "passed its gates, waits for promotion",
-    "broken": "its manifest cannot be read",
-    "kept": "was not promoted, or was replaced",
+    "live": "serves shoppers",
+    "previous": "rollback target",
+    "failed": "failed a gate",
+    "candidate": "passed its gates, awaits promotion",
+    "broken": "unreadable manifest",
+    "kept": "not promoted, or replaced",
 }
 
 
 @dataclass(frozen=True)
-class Made:
-    """A registered version with its manifest; `problem` says why there is none."""
+class LoadedVersion:
+    """A registered version with its manifest; `problem` says why the manifest is missing."""
 
     version: Version
     manifest: IndexManifest | None
@@ -29,7 +29,7 @@ class Made:
 
 @dataclass(frozen=True)
 class GateLine:
-    """One gate as it is shown."""
+    """One gate for display."""
 
     name: str
     value: float
@@ -40,7 +40,7 @@ class GateLine:
 
 @dataclass(frozen=True)
 class Entry:
-    """One version on the timeline. Times are epoch milliseconds; `delta_share` is the share of rows that are not in a base."""
+    """One version on the timeline. Times are epoch milliseconds; `delta_share` is the share of rows outside base segments."""
 
     version: str
     status: str
@@ -63,13 +63,13 @@ class Entry:
     links: dict[str, str]
 
 
-def timeline(made: Iterable[Made], registry: Registry) -> list[Entry]:
-    """Every version, newest first as they come. `registry` only makes the addresses."""
+def timeline(made: Iterable[LoadedVersion], registry: Registry) -> list[Entry]:
+    """One entry per version, in the given order. `registry` is used for URLs only."""
     return [_entry(one, registry) for one in made]
 
 
 def status(version: Version, manifest: IndexManifest | None, problem: str = "") -> str:
-    """One of STATUSES: what a version is right now, the most important first."""
+    """One of STATUSES, by precedence."""
     if "live" in version.aliases:
         return "live"
     if problem:
@@ -82,12 +82,12 @@ def status(version: Version, manifest: IndexManifest | None, problem: str = "") 
     return "kept"
 
 
-def kind(manifest: IndexManifest) -> str:
+def version_kind(manifest: IndexManifest) -> str:
     """ "whole" for a version of bases only, "delta" for one with changes on top of its bases."""
     return "whole" if all(s.kind == "base" for s in manifest.segments) else "delta"
 
 
-def _entry(made: Made, registry: Registry) -> Entry:
+def _entry(made: LoadedVersion, registry: Registry) -> Entry:
     version, manifest = made.version, made.manifest
     now = status(version, manifest, made.problem)
     gates = tuple(GateLine(g.name, g.value, g.threshold, g.passed, g.reason) for g in manifest.gates) if manifest else ()
@@ -115,7 +115,7 @@ def _entry(made: Made, registry: Registry) -> Entry:
 
 
 def links(version: Version, registry: Registry) -> dict[str, str]:
-    """Where a person follows a version: its model page, its run, its data docs, the DAG run that made it."""
+    """URLs of a version: model page, run, data docs, and the DAG run that created it."""
     found = {
         "Model version": registry.version_url(version.model, version.version),
         "MLflow run": registry.run_url(version.run_id),
@@ -128,7 +128,7 @@ def links(version: Version, registry: Registry) -> dict[str, str]:
 
 
 def series(entries: Sequence[Entry], gate: str) -> list[dict[str, object]]:
-    """The points of one gate's value over versions, oldest first; versions that were not measured for it are left out."""
+    """One gate's values over versions, oldest first; versions without that gate are skipped."""
     points = []
     for entry in reversed(entries):
         line = next((g for g in entry.gates if g.name == gate), None)

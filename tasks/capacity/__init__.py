@@ -1,1 +1,1 @@
-"""How many pods carry a load: service times measured on a replica, and a queueing simulation over them."""
+"""Capacity model: service times measured on a replica, and a queueing simulation that sizes a cluster."""

@@ -1,4 +1,4 @@
-"""What single queries take on a running replica: measured over HTTP, kept as JSON, read again by the capacity model."""
+"""Service times of single queries on a running replica: measured over HTTP, stored as JSON."""
 
 import io
 import json
@@ -15,7 +15,7 @@ WARM_UP = 20
 
 
 def measure_times(url: str, photos: list[bytes], timeout_s: float = 30.0) -> Times:
-    """Asks every photo once, one after the other; the first 20 are for warming. Raises VitrineError when one is not answered."""
+    """Searches each photo once, sequentially; the first 20 are warm-up. Raises VitrineError when a search fails."""
     rows = []
     with httpx.Client(base_url=url, timeout=timeout_s, trust_env=False) as client:
         products = _products(client, url)
@@ -37,7 +37,7 @@ def measure_times(url: str, photos: list[bytes], timeout_s: float = 30.0) -> Tim
 
 
 def read_times(path: Path) -> Times:
-    """Times that `write_times` kept. Raises VitrineError for a file that is none."""
+    """Reads times that `write_times` stored. Raises VitrineError when the file is something else."""
     try:
         kept = json.loads(path.read_text())
         arrays = {n: np.array(kept[n], np.float64) for n in ("encode", "retrieve", "rank", "rest")}
@@ -51,8 +51,8 @@ def write_times(path: Path, times: Times) -> None:
     path.write_text(json.dumps({"products": times.products, "unit": "ms"} | kept))
 
 
-def made_up_photos(count: int, seed: int) -> list[bytes]:
-    """JPEGs of 500 x 500 and about 25 kB, soft shapes with some grain: what a query costs does not depend on what it shows."""
+def synthetic_photos(count: int, seed: int) -> list[bytes]:
+    """JPEGs of 500 x 500, about 25 kB: soft shapes with grain. A query's cost does not depend on its content."""
     from PIL import Image
 
     rng = np.random.default_rng(seed)

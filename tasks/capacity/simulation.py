@@ -1,4 +1,4 @@
-"""How many pods carry a load: a queueing simulation over measured service times. Pure: arrays and records in, arrays and records out.
+"""Queueing simulation over measured service times: pods needed for a load. Pure functions.
 
 A query arrives at a random time (Poisson), passes stages one after the other, and within a stage visits one or more stations at
 once and waits for the last of them. A station is a number of pods with some cores each; of two pods drawn at random the one with
@@ -26,7 +26,7 @@ INTERPRETER_LOAD = 0.7
 
 @dataclass(frozen=True)
 class Times:
-    """Measured times of single queries, one after the other, in milliseconds; each (n,) float64, of the same queries.
+    """Measured times of sequential single queries in milliseconds; each (n,) float64, row i of the same query.
 
     `encode`: decoding and encoding; `retrieve`: searching the `products` of the replica that was measured; `rank`; `rest`: what
     else passed until the client had the answer (HTTP, JSON).
@@ -47,13 +47,13 @@ class Times:
 
     @property
     def total(self) -> np.ndarray:
-        """What one query takes on an idle replica of role `all`."""
+        """Latency of one query on an idle replica of role `all`."""
         return self.encode + self.retrieve + self.rank + self.rest
 
 
 @dataclass(frozen=True, eq=False)
 class Station:
-    """`pods` pods of `cores` cores."""
+    """`pods` pods with `cores` cores each."""
 
     name: str
     pods: int
@@ -62,20 +62,20 @@ class Station:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """What a query visits at once: a station with the times (n,) ms a visit may take, for each visit; then `delay_ms` on the way on."""
+    """Stations visited in parallel: for each, the service times (n,) ms of a visit; then `delay_ms` until the next stage."""
 
     visits: tuple[tuple[Station, np.ndarray], ...]
     delay_ms: float = 0.0
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """`latency_ms` (n,) per query after the warm-up, and by station the share of its cores' time that was used."""
+class SimulationResult:
+    """`latency_ms` (n,) per query after warm-up, and the utilisation of each station's cores."""
 
     latency_ms: np.ndarray
     load: dict[str, float]
 
-    def p(self, percentile: float) -> float:
+    def percentile(self, percentile: float) -> float:
         return float(np.percentile(self.latency_ms, percentile))
 
 
@@ -85,12 +85,12 @@ class Pod:
     queue: deque[tuple[int, int, float]] = field(default_factory=deque)
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         return self.busy + len(self.queue)
 
 
-def simulate(path: Sequence[Stage], qps: float, queries: int = 20_000, seed: int = 0, warm: float = 0.1) -> Simulated:
-    """Sends `queries` through the stages of `path` at `qps`; the first `warm` share is not counted."""
+def simulate(path: Sequence[Stage], qps: float, queries: int = 20_000, seed: int = 0, warm: float = 0.1) -> SimulationResult:
+    """Sends `queries` through the stages of `path` at `qps`; the first share `warm` is discarded."""
     rng, choice = np.random.default_rng(seed), random.Random(seed)
     arrived = np.cumsum(rng.exponential(1e3 / qps, queries))
     drawn = [[times[rng.integers(0, len(times), queries)].tolist() for _, times in stage.visits] for stage in path]
@@ -138,7 +138,7 @@ def simulate(path: Sequence[Stage], qps: float, queries: int = 20_000, seed: int
     first = int(warm * queries)
     cores = {s.name: s.pods * s.cores for stage in path for s, _ in stage.visits}
     span = float(arrived[-1] - arrived[0])
-    return Simulated((ended - arrived)[first:], {name: spent / (span * cores[name]) for name, spent in used.items()})
+    return SimulationResult((ended - arrived)[first:], {name: spent / (span * cores[name]) for name, spent in used.items()})
 
 
 def _choose(pods: list[Pod], choice: random.Random) -> Pod:
@@ -146,17 +146,17 @@ def _choose(pods: list[Pod], choice: random.Random) -> Pod:
         return pods[0]
     a, b = choice.randrange(len(pods)), choice.randrange(len(pods) - 1)
     first, second = pods[a], pods[b + (b >= a)]
-    return first if first.under_way <= second.under_way else second
+    return first if first.in_flight <= second.in_flight else second
 
 
-def whole_path(times: Times, cores: int) -> list[Stage]:
-    """One replica of role `all` with this many cores (or workers, where those are fewer)."""
+def replica_path(times: Times, cores: int) -> list[Stage]:
+    """One replica of role `all` with this many cores (or workers, if fewer)."""
     return [Stage(((Station("replica", 1, cores), times.total),))]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked for. `encoder_cores` and `index_cores`: of one pod; `network_ms`: one way between a gateway and a shard."""
+class LoadTarget:
+    """The load to size for. `encoder_cores`, `index_cores`: per pod; `network_ms`: one way between gateway and shard."""
 
     qps: float = 10_000.0
     p99_ms: float = 200.0
@@ -168,7 +168,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Plan:
-    """Pods at some load: `encoders` gateways, `shards` shards of `replicas` pods each; and what a simulation says of them."""
+    """A cluster at some utilisation: `encoders` gateways, `shards` shards of `replicas` pods; and its simulated latencies."""
 
     load: float
     encoders: int
@@ -184,33 +184,35 @@ class Plan:
         return self.shards * self.replicas
 
 
-def cluster_path(times: Times, wanted: Wanted, encoders: int, shards: int, replicas: int) -> list[Stage]:
-    """Gateways encode, all shards search at once, gateways rank and answer."""
-    gateway = Station("gateway", encoders, wanted.encoder_cores)
-    held = tuple((Station(f"shard {n}", replicas, wanted.index_cores), times.retrieve) for n in range(shards))
-    way = wanted.network_ms
+def cluster_path(times: Times, target: LoadTarget, encoders: int, shards: int, replicas: int) -> list[Stage]:
+    """Gateways encode, all shards search in parallel, gateways rank and respond."""
+    gateway = Station("gateway", encoders, target.encoder_cores)
+    held = tuple((Station(f"shard {n}", replicas, target.index_cores), times.retrieve) for n in range(shards))
+    way = target.network_ms
     return [Stage(((gateway, times.encode),), way), Stage(held, way), Stage(((gateway, times.rank + times.rest),))]
 
 
-def plans(times: Times, wanted: Wanted, queries: int = 20_000, seed: int = 0) -> list[Plan]:
-    """Plans from the fullest pods to the emptiest, up to and including the first that keeps the 99th percentile.
+def plans(times: Times, target: LoadTarget, queries: int = 20_000, seed: int = 0) -> list[Plan]:
+    """Plans from the highest utilisation down, up to and including the first that meets the 99th percentile.
 
     Raises VitrineError when none does, because single queries already take too long.
     """
-    shards = max(1, math.ceil(wanted.products / times.products))
+    shards = max(1, math.ceil(target.products / times.products))
     work = times.encode.mean() + times.rank.mean() + times.rest.mean()
-    python = (times.rank.mean() + times.rest.mean()) * wanted.qps / 1e3
+    python = (times.rank.mean() + times.rest.mean()) * target.qps / 1e3
     found: list[Plan] = []
     for load in LOADS:
-        encoders = math.ceil(max(wanted.qps * work / 1e3 / wanted.encoder_cores / load, python / min(load, INTERPRETER_LOAD)))
-        replicas = math.ceil(wanted.qps * times.retrieve.mean() / 1e3 / wanted.index_cores / load)
-        told = simulate(cluster_path(times, wanted, encoders, shards, replicas), wanted.qps, queries, seed)
+        encoders = math.ceil(max(target.qps * work / 1e3 / target.encoder_cores / load, python / min(load, INTERPRETER_LOAD)))
+        replicas = math.ceil(target.qps * times.retrieve.mean() / 1e3 / target.index_cores / load)
+        told = simulate(cluster_path(times, target, encoders, shards, replicas), target.qps, queries, seed)
         index_load = float(np.mean([v for n, v in told.load.items() if n != "gateway"]))
-        found.append(Plan(load, encoders, shards, replicas, told.p(50), told.p(99), told.load["gateway"], index_load))
-        if found[-1].p99_ms <= wanted.p99_ms:
+        found.append(
+            Plan(load, encoders, shards, replicas, told.percentile(50), told.percentile(99), told.load["gateway"], index_load)
+        )
+        if found[-1].p99_ms <= target.p99_ms:
             return found
     best = min(p.p99_ms for p in found)
     raise VitrineError(
-        f"no number of pods keeps the 99th percentile under {wanted.p99_ms:g} ms: with pods {LOADS[-1]:.0%} busy it is {best:.0f} ms;"
+        f"no number of pods keeps the 99th percentile under {target.p99_ms:g} ms: with pods {LOADS[-1]:.0%} busy it is {best:.0f} ms;"
         " a faster encoder, smaller shards or a later deadline is needed"
     )

@@ -1,1 +1,1 @@
-"""The shop's catalogue: where it comes from, its immutable snapshots, and a drawn sample of one."""
+"""The shop's catalogue: sources, immutable snapshots, change streams, and generated sample data."""

@@ -1,4 +1,4 @@
-"""Loading a catalogue folder into a database, all of it or nothing."""
+"""Loads a catalogue folder into a database in one transaction."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from tasks.errors import CatalogError
 
 
 def load_folder(folder: Path, database_uri: str) -> dict[str, int]:
-    """Replaces the tables `products` and `photos` with the folder's, in one transaction; gives the row counts.
+    """Replaces the tables `products` and `photos` with the folder's in one transaction; returns row counts.
 
     Pictures stay where they are. For SQLite their relative paths are made relative to the database's folder; for PostgreSQL they
     stay relative to the catalogue's folder, which `image_root` must name. Addresses and absolute paths stay as they are. Raises
@@ -53,7 +53,7 @@ def _replace(connection: Any, table: str, rows: pa.Table) -> None:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """Columns as a database holds them: the category path as text, the time as text, no key."""
+    """Columns as stored in a database: category path and time as text, no key."""
     category = pc.binary_join(table["category"], " > ")
     updated = pc.strftime(table["updated_at"], "%Y-%m-%d %H:%M:%S", locale="C")
     table = table.set_column(table.column_names.index("category"), "category", category)

@@ -1,4 +1,4 @@
-"""The columns of a snapshot, and how a source's columns become them."""
+"""Columns of a snapshot, and the conversion of a source's columns."""
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ DEFAULTS = {
 
 
 def to_products(batch: pa.RecordBatch, where: str) -> pa.Table:
-    """A source's batch as snapshot rows (PRODUCT_SCHEMA, then the other columns as they are). Raises CatalogError."""
+    """Converts a batch to snapshot rows (PRODUCT_SCHEMA, then extra columns unchanged). Raises CatalogError."""
     table = _renamed(batch, where, REQUIRED)
     for name in REQUIRED:
         empty = pc.or_kleene(pc.is_null(table[name]), pc.equal(table[name].cast(pa.string()), ""))
@@ -55,7 +55,7 @@ def to_products(batch: pa.RecordBatch, where: str) -> pa.Table:
 
 
 def to_photos(batch: pa.RecordBatch, where: str) -> pa.Table:
-    """A source's batch as photo rows (PHOTO_SCHEMA). Raises CatalogError for a column or split that is not known.
+    """Converts a batch to photo rows (PHOTO_SCHEMA). Raises CatalogError for an unknown column or split.
 
     A photo whose split is not said gets one by its name (tasks/catalog/splits.py); `taken_at` is null where it is not known.
     """
@@ -88,12 +88,12 @@ def _renamed(batch: pa.RecordBatch, where: str, required: tuple[str, ...]) -> pa
     )
     missing = [n for n in required if n not in table.column_names]
     if missing:
-        shown = ", ".join(_as_people_say(n) for n in missing)
+        shown = ", ".join(_readable(n) for n in missing)
         raise CatalogError(f"{where}: the column {shown} is missing; found {', '.join(batch.schema.names)}")
     return table
 
 
-def _as_people_say(name: str) -> str:
+def _readable(name: str) -> str:
     return next((short for short, full in ALIASES.items() if full == name), name)
 
 
@@ -114,7 +114,7 @@ def _with_category(table: pa.Table) -> pa.Table:
 
 
 def _split(paths: pa.ChunkedArray) -> pa.ListArray:
-    """ "a > b" as ["a", "b"]: trimmed, without empty steps."""
+    """Splits "a > b" into ["a", "b"], trimmed, without empty steps."""
     steps = pc.split_pattern(paths.combine_chunks(), ">")
     words = pc.utf8_trim_whitespace(steps.flatten())
     kept = pc.not_equal(words, "")
@@ -124,7 +124,7 @@ def _split(paths: pa.ChunkedArray) -> pa.ListArray:
 
 
 def _whole_day(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A date without a time is the start of its day."""
+    """Completes a date without a time to the start of its day."""
     return pc.if_else(pc.equal(pc.utf8_length(text), 10), pc.binary_join_element_wise(text, "00:00:00", " "), text)
 
 
@@ -144,7 +144,7 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArr
 
 
 def _times(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Times as text (ISO 8601, to the microsecond; without a zone they are UTC). Raises ArrowInvalid for what is none."""
+    """Parses text as times (ISO 8601, to the microsecond; UTC without a zone). Raises ArrowInvalid."""
     column = _whole_day(column)
     zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
     with_zone = pc.if_else(zoned, column, pc.binary_join_element_wise(column, "Z", ""))

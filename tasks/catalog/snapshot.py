@@ -46,13 +46,13 @@ class Snapshot:
 
     @property
     def orphans(self) -> str:
-        """What was left out, in words that can follow a sentence; "" where nothing was."""
+        """The photos left out, as text that continues a sentence; "" when there were none."""
         count = self.orphan_photos
         return f"labelled photos left out because their product is not in the catalogue: {count}" if count else ""
 
 
 def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str) -> Snapshot:
-    """Copies the catalogue to <snapshots_uri>/<snapshot_id>; a snapshot of this id that is whole is returned as it is.
+    """Copies the catalogue to <snapshots_uri>/<snapshot_id>; a complete snapshot of this id is returned as it is.
 
     A copy that was killed goes on after its last whole part if nothing was written to the catalogue since, else it starts anew:
     a snapshot never holds rows of two moments. Memory holds one part and 8 bytes a product.
@@ -71,7 +71,7 @@ def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str) -> Snap
 
 
 def write_snapshot(source: Source, source_uri: str, uri: str, snapshot_id: str, started: str) -> Snapshot:
-    """Copies an open source to `uri`, taking over what a killed attempt left there; `started` is when its rows were fixed."""
+    """Copies an open source to `uri`, resuming a killed attempt; `started` is when the source's view was fixed."""
     writer = _Writer(uri, source.moment, started)
     _write_products(source, writer)
     keys = _checked_keys(writer, source)
@@ -88,14 +88,14 @@ def write_snapshot(source: Source, source_uri: str, uri: str, snapshot_id: str, 
 
 
 def read_snapshot(uri: str) -> Snapshot:
-    """The snapshot at a uri. Raises CatalogError when it was never finished."""
+    """The snapshot at a uri. Raises CatalogError when it is incomplete."""
     if not storage.exists(storage.join(uri, MANIFEST)):
         raise CatalogError(f"{uri}: no snapshot was published there (it has no {MANIFEST})")
     return Snapshot(**storage.read_json(storage.join(uri, MANIFEST))["snapshot"])
 
 
 def started_at(uri: str) -> datetime:
-    """When the copying of a snapshot began: what was in the catalogue before is in it."""
+    """When the copying of a snapshot began; earlier changes are included."""
     return datetime.fromisoformat(storage.read_json(storage.join(uri, MANIFEST))["started"])
 
 
@@ -106,7 +106,7 @@ def product_batches(uri: str, columns: list[str] | None = None) -> Iterator[pa.R
 
 
 def product_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """The named columns of all products: for columns that are small enough to hold."""
+    """The named columns of all products in memory: for small columns."""
     return pa.Table.from_batches(product_batches(uri, columns))
 
 
@@ -121,13 +121,13 @@ def _files(uri: str, prefix: str) -> list[dict]:
 
 
 def _part_batches(uri: str, file: dict, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    """A part's rows, once its bytes are those that were written."""
+    """Rows of a part, after verifying its checksum."""
     data = storage.read_verified(storage.join(uri, file["name"]), file["sha256"])
     yield from pq.ParquetFile(pa.BufferReader(data)).iter_batches(BATCH_ROWS, columns=columns)
 
 
 class _Writer:
-    """Writes parts and keeps, in a journal beside them, what each holds: the journal of a killed attempt is gone on with."""
+    """Writes parts and a journal of their content; resumes from the journal of a killed attempt."""
 
     def __init__(self, uri: str, moment: str, started: str) -> None:
         self.uri, self.moment, self.started = uri, moment, started
@@ -136,7 +136,7 @@ class _Writer:
         self.last_id = ""
         self._take_over()
         kept = {storage.join(uri, f["name"]) for f in self.files}
-        for leftover in storage.listing(uri):
+        for leftover in storage.list_files(uri):
             if leftover not in kept and not leftover.endswith(f"/{JOURNAL}"):
                 storage.delete(leftover)
 
@@ -148,13 +148,13 @@ class _Writer:
         if self.moment and found["moment"] == self.moment:
             self.files, self.content = found["files"], found["content"]
             self.started, self.last_id = found["started"], found["last_id"]
-            log.info("%s: going on after %d parts (%s)", self.uri, len(self.files), self.last_id)
+            log.info("%s: resuming after %d parts (%s)", self.uri, len(self.files), self.last_id)
         else:
-            log.info("%s: the catalogue changed since the copy was interrupted; it starts anew", self.uri)
+            log.info("%s: the catalogue changed since the copy was interrupted; starting over", self.uri)
 
     @property
     def rows(self) -> int:
-        """Products written so far."""
+        """Number of products written so far."""
         return sum(f["rows"] for f in self.files if f["name"].startswith("part-"))
 
     def write(self, kind: str, table: pa.Table) -> None:
@@ -196,7 +196,7 @@ def _content(table: pa.Table) -> str:
 
 
 def _write_products(source: Source, writer: _Writer) -> None:
-    """Writes the products that are not written yet, in parts of PART_ROWS."""
+    """Writes the remaining products in parts of PART_ROWS."""
     waiting: list[pa.Table] = []
     held = 0
     with Progress("copy the catalogue", 0, "products") as progress:
@@ -218,7 +218,7 @@ def _write_products(source: Source, writer: _Writer) -> None:
 
 
 def _checked_keys(writer: _Writer, source: Source) -> np.ndarray:
-    """The products' keys (n,) int64, sorted. Raises CatalogError for two products of one id, or of one key."""
+    """Sorted keys (n,) int64 of the products. Raises CatalogError for a duplicate id or a key collision."""
     parts = [batch["key"].to_numpy() for batch in writer.batches(["key"])]
     keys = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     keys.sort()
@@ -238,7 +238,7 @@ def _checked_keys(writer: _Writer, source: Source) -> np.ndarray:
 
 
 def _write_photos(source: Source, writer: _Writer, keys: np.ndarray) -> tuple[int, int]:
-    """Writes the labelled photos of products that the catalogue has, ordered by uri whatever the source's order was.
+    """Writes the labelled photos of known products, ordered by uri.
 
     Gives how many there are, and how many were left out because their product is not among `keys` (n,) int64, sorted.
     """

@@ -1,4 +1,4 @@
-"""Which photos and products are held out, by their names alone: no run, catalogue or recipe can decide otherwise.
+"""Train/val/test splits by hash of the name alone, independent of run, catalogue and recipe.
 
 A photo or product that one run holds out is held out by every run, before and after it, however the catalogue grows. So
 nothing that a version is judged on was ever trained on, by it or by a version that it started from.
@@ -13,15 +13,15 @@ UNSEEN_SHARE = 0.05
 
 
 def photo_split(uri: str) -> str:
-    """The split of a photo that the catalogue gives none: "val" for a tenth of them, else "train"."""
-    return "val" if place(f"photo:{uri}") < VAL_SHARE else "train"
+    """The split of a photo without one: "val" for a tenth of them, else "train"."""
+    return "val" if hash_fraction(f"photo:{uri}") < VAL_SHARE else "train"
 
 
 def is_unseen(product_id: str) -> bool:
-    """Whether a product is one of those that no encoder is trained on."""
-    return place(f"product:{product_id}") < UNSEEN_SHARE
+    """Whether no encoder may be trained on this product."""
+    return hash_fraction(f"product:{product_id}") < UNSEEN_SHARE
 
 
-def place(name: str) -> float:
-    """A name's own place in [0, 1): spread evenly, the same on every machine."""
+def hash_fraction(name: str) -> float:
+    """A name hashed to [0, 1), uniformly and the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""`vitrine`: the catalogue, searches, index versions and where an answer comes from, on the command line."""
+"""`vitrine`: the command line for catalogue, changes, search, index versions and releases."""
 
 import sys
 
@@ -11,7 +11,7 @@ from tasks.cli.output import console
 from tasks.errors import VitrineError
 from tasks.settings import Settings
 
-app = typer.Typer(help="Keeps a shop's visual search fresh, fast and right.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Visual product search: catalogue, index versions, releases.", no_args_is_help=True, add_completion=False)
 app.command()(search.search)
 app.command()(trace.trace)
 app.command()(capacity.capacity)
@@ -25,7 +25,7 @@ app.add_typer(release.app, name="release")
 
 
 def main() -> None:
-    """Runs the command; what a person must mend is one sentence, not a traceback."""
+    """Runs the command; expected errors print one sentence instead of a traceback."""
     import os
     import warnings
 

@@ -1,4 +1,4 @@
-"""`vitrine capacity`: how many pods carry a load."""
+"""`vitrine capacity`: sizes a cluster for a load."""
 
 import time
 from pathlib import Path
@@ -13,31 +13,31 @@ PHOTOS = 220
 
 def capacity(
     qps: Annotated[float, typer.Option(min=1, help="queries per second to carry")] = 10_000,
-    p99_ms: Annotated[float, typer.Option(min=1, help="what 99 of 100 queries may take at most")] = 200,
+    p99_ms: Annotated[float, typer.Option(min=1, help="99th percentile of latency to meet")] = 200,
     products: Annotated[int, typer.Option(min=1, help="products in the catalogue")] = 10_000_000,
     encoder_cores: Annotated[int, typer.Option(min=1, help="cores of a gateway pod")] = 4,
     index_cores: Annotated[int, typer.Option(min=1, help="cores of a shard pod")] = 4,
     network_ms: Annotated[float, typer.Option(min=0, help="one way between a gateway and a shard")] = 0.5,
     url: Annotated[
-        str, typer.Option(help="a quiet replica of role all to measure; default: the first of VITRINE_SERVING_URLS")
+        str, typer.Option(help="an idle replica of role all to measure; default: the first of VITRINE_SERVING_URLS")
     ] = "",
-    times: Annotated[Path | None, typer.Option(help="measured times kept before, instead of measuring")] = None,
-    save: Annotated[Path | None, typer.Option(help="keep the measured times in this file")] = None,
+    times: Annotated[Path | None, typer.Option(help="read service times from this file instead of measuring")] = None,
+    save: Annotated[Path | None, typer.Option(help="write the measured service times to this file")] = None,
 ) -> None:
-    """How many gateway and shard pods carry a load, by a queueing simulation over measured times."""
-    from tasks.capacity.service_times import made_up_photos, measure_times, read_times, write_times
-    from tasks.capacity.simulation import Wanted, plans
+    """Estimate the gateway and shard pods needed for a load, by a queueing simulation over measured service times."""
+    from tasks.capacity.service_times import measure_times, read_times, synthetic_photos, write_times
+    from tasks.capacity.simulation import LoadTarget, plans
     from tasks.settings import Settings
 
     if times is None:
         replica = url or next(iter(Settings.load().serving_urls), "")
         console.print(f"measuring {PHOTOS} photos, one at a time, on {replica}")
-        measured = measure_times(replica, made_up_photos(PHOTOS, seed=time.time_ns() % 2**32))
+        measured = measure_times(replica, synthetic_photos(PHOTOS, seed=time.time_ns() % 2**32))
     else:
         measured = read_times(times)
     if save is not None:
         write_times(save, measured)
-    wanted = Wanted(qps, p99_ms, products, encoder_cores, index_cores, network_ms)
+    wanted = LoadTarget(qps, p99_ms, products, encoder_cores, index_cores, network_ms)
     found = plans(measured, wanted)
     console.print("measured, ms (mean / p99):")
     for name in ("encode", "retrieve", "rank", "rest"):

@@ -1,4 +1,4 @@
-"""`vitrine catalog`: draw a sample catalogue, or load your own."""
+"""`vitrine catalog`: generate a sample catalogue, or load your own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,22 +8,22 @@ import typer
 from tasks.cli.output import console
 from tasks.settings import Settings
 
-app = typer.Typer(help="The catalogue: draw a sample, or load your own.", no_args_is_help=True)
+app = typer.Typer(help="The catalogue: generate a sample, or load your own.", no_args_is_help=True)
 
 
 @app.command("sample")
 def sample(
-    folder: Annotated[Path, typer.Argument(help="where to draw it")],
+    folder: Annotated[Path, typer.Argument(help="target folder")],
     products: Annotated[int, typer.Option(min=1, help="how many products")] = 2000,
     photos: Annotated[int, typer.Option(min=1, help="shopper photos of each")] = 3,
-    seed: Annotated[int, typer.Option(help="the same seed draws the same catalogue")] = 7,
+    seed: Annotated[int, typer.Option(help="equal seeds give equal catalogues")] = 7,
 ) -> None:
-    """Draw a sample catalogue (generated test data): products.csv, photos.csv and their pictures."""
+    """Generate a sample catalogue (test data): products.csv, photos.csv and pictures."""
     from tasks.catalog.sample.catalog import SampleConfig, draw_sample
 
-    with console.status(f"drawing {products} products"):
+    with console.status(f"generating {products} products"):
         made = draw_sample(SampleConfig(products, photos, seed), folder)
-    console.print(f"{made.products} products and {made.photos} photos, drawn by code as test data, in {made.folder}")
+    console.print(f"{made.products} products and {made.photos} photos, generated test data, in {made.folder}")
 
 
 @app.command("load")
@@ -31,7 +31,7 @@ def load(
     folder: Annotated[Path, typer.Argument(help="a folder with products.csv or .parquet, and optionally photos.csv")],
     database: Annotated[str, typer.Option(help="sqlite:///file or postgresql://…; default: the setting VITRINE_CATALOG")] = "",
 ) -> None:
-    """Load a catalogue folder into a database, replacing what is there."""
+    """Load a catalogue folder into a database, replacing its content."""
     from tasks.catalog.load import load_folder
 
     uri = database or Settings.load().catalog_uri

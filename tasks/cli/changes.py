@@ -1,4 +1,4 @@
-"""`vitrine changes`: send changes of products, see what waits, and look after those that could not be used."""
+"""`vitrine changes`: send product changes, count what is pending, list and requeue dead letters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +14,16 @@ from tasks.cli.output import console
 from tasks.errors import CatalogError
 from tasks.settings import Settings, masked
 
-app = typer.Typer(help="Changes of the catalogue on their way into the index.", no_args_is_help=True)
+app = typer.Typer(help="Catalogue changes waiting to be indexed, and dead letters.", no_args_is_help=True)
 SHOWN = 20
 
 
 @app.command("send")
 def send(
     what: Annotated[list[str], typer.Argument(help="product ids, or files (products.csv or .parquet) of whole products")],
-    delete: Annotated[bool, typer.Option("--delete", help="say that the products are gone")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="send deletes instead of upserts")] = False,
 ) -> None:
-    """Send products as they are in the catalogue or in a file, or that they are gone, to the queue that VITRINE_CHANGES names."""
+    """Send upserts (or, with --delete, deletes) of products to the queue that VITRINE_CHANGES names."""
     from tasks.catalog.changes.event import MalformedEvent
     from tasks.catalog.changes.event import delete as gone
     from tasks.catalog.changes.sending import events_of_catalogue, events_of_file
@@ -41,40 +41,43 @@ def send(
     with _queue() as source:
         source.send(events)
         kind = "deletes" if delete else "upserts"
-        console.print(f"{len(events)} {kind} sent to the {source.name} ({_catalogue()}); {source.waiting()} wait there")
+        console.print(f"{len(events)} {kind} sent to the {source.name} ({_catalogue()}); {source.count_waiting()} pending")
 
 
 @app.command("waiting")
 def waiting() -> None:
-    """How many changes wait, and how many could not be used."""
+    """Count pending changes and dead letters."""
     with _queue() as source:
-        console.print(f"{source.name} ({_catalogue()}): {source.waiting()} wait, {source.count_dead()} dead letters")
+        console.print(
+            f"{source.name} ({_catalogue()}): {source.count_waiting()} wait, {source.count_dead_letters()} dead letters"
+        )
 
 
 @app.command("dead")
 def dead(limit: Annotated[int, typer.Option(min=1, help="how many to show")] = SHOWN) -> None:
-    """Messages that could not be used, and why, the newest first."""
+    """List dead letters with their reasons, newest first."""
     table = Table(show_edge=False)
     for column in ("since", "reason", "message"):
         table.add_column(column)
     with _queue() as source:
-        for letter in source.dead(limit):
+        for letter in source.dead_letters(limit):
             table.add_row(f"{letter.at:%Y-%m-%d %H:%M:%S} UTC" if letter.at else "", letter.reason, letter.text)
     console.print(table)
 
 
-@app.command("revive")
-def revive() -> None:
-    """Send every dead letter to the queue again, once what was wrong is mended."""
+@app.command("requeue")
+@app.command("revive", hidden=True)  # its name before
+def requeue() -> None:
+    """Send every dead letter back to the queue, once its cause is fixed."""
     with _queue() as source:
-        console.print(f"{source.revive()} dead letters sent to the {source.name} again")
+        console.print(f"{source.requeue()} dead letters sent to the {source.name} again")
 
 
 @app.command("capture")
 def capture(
     off: Annotated[bool, typer.Option("--off", help="remove the triggers again")] = False,
 ) -> None:
-    """Have the catalogue's database write every change of `products` into the outbox by itself (triggers)."""
+    """Install (or remove) database triggers that write every change of `products` to the outbox."""
     from tasks.catalog.changes.capture import install_triggers, remove_triggers
 
     chosen = Settings.load()

@@ -23,7 +23,7 @@ app = typer.Typer(help="Index versions in the registry.", no_args_is_help=True)
 
 @app.command("list")
 def list_versions() -> None:
-    """Every index version: its aliases, encoder, products and verdict."""
+    """List index versions: aliases, encoder, products and gate verdict."""
     from tasks.registry import INDEX_MODEL
 
     table = Table(show_edge=False)
@@ -43,19 +43,19 @@ Chosen = Annotated[str, typer.Argument(help="an index version, by number or alia
 
 @app.command("check")
 def check(version: Chosen = "") -> None:
-    """Fetch a version anew, open it as a stranger would and verify all of it: files, segments, keys, counts, products, encoder, answers."""
+    """Download a version anew and verify all of it: files, segments, keys, counts, products, encoder, answers."""
     from tasks.index.check import check_index
 
     work = Settings.load().home / "work"
     work.mkdir(parents=True, exist_ok=True)
     # Nothing that this machine fetched before: what is checked is what the registry has. A dot: garbage of a killed check.
-    with tempfile.TemporaryDirectory(prefix="check.", dir=work) as folder, console.status("asking MLflow") as status:
+    with tempfile.TemporaryDirectory(prefix="check.", dir=work) as folder, console.status("fetching the manifest") as status:
         models = open_registry(Path(folder))
         found = find_version(models, version)
         manifest = models.index_manifest(found.version)
         done = check_index(manifest, _fetching(models, manifest, status), lambda: models.encoder_folder(manifest.encoder.version))
     table = Table(show_edge=False)
-    for column in ("check", "", "what was seen"):
+    for column in ("check", "", "result"):
         table.add_column(column)
     for one in done:
         table.add_row(one.name, VERDICTS[one.passed], one.detail)
@@ -72,14 +72,14 @@ VERDICTS = {True: "[green]holds[/]", False: "[bold red]BROKEN[/]", None: "[yello
 
 
 def _fetching(models: Any, manifest: "IndexManifest", status: Status) -> Callable[[FileRef], Path]:
-    """Finds the version's files, each fetched when it is first asked for; `status` tells how far that is."""
+    """Locates the version's files, fetching each on first use; shows progress on `status`."""
     files = {ref.sha256: ref for ref in (*manifest.files(), *manifest.changes)}
     total, fetched = sum(ref.bytes for ref in files.values()), [0, 0]
 
     @cache
     def locate(ref: FileRef) -> Path:
         status.update(
-            f"fetching {ref.path}, file {fetched[0] + 1} of {len(files)}; {_mib(fetched[1])} of {_mib(total)} MiB are here"
+            f"fetching {ref.path}, file {fetched[0] + 1} of {len(files)}; {_mib(fetched[1])} of {_mib(total)} MiB fetched"
         )
         path = models.file(ref)
         fetched[:] = fetched[0] + 1, fetched[1] + ref.bytes
@@ -98,10 +98,10 @@ def tuning(
     version: Chosen = "",
     plot: Annotated[Path | None, typer.Option(help="write the plot of recall against time to this PNG")] = None,
 ) -> None:
-    """What was tried when a version was tuned: every point with its recall, times and verdict, and why its family was taken."""
+    """Show the tuning trials of a version: parameters, recall, latency and verdict, and why its family was chosen."""
     import json
 
-    from tasks.index.tune import Tuned
+    from tasks.index.tune import TuningResult
     from tasks.index.tuning_report import tuning_plot
     from tasks.registry import INDEX_PATH
 
@@ -113,7 +113,7 @@ def tuning(
         path = models.fetch(base.index.run_id, f"{INDEX_PATH}/tuning.json", models.cache / "tuning" / base.index.run_id)
     except ContractError:
         raise VitrineError(f"no tuning report is kept of index version {found.version}: its run has no tuning.json") from None
-    tuned = Tuned(**json.loads(path.read_text()))
+    tuned = TuningResult(**json.loads(path.read_text()))
     table = Table(show_edge=False, title=f"{tuned.search['family']}, {tuned.queries} held-out photos, {tuned.clients} at a time")
     for column in ("parameters", "photos", "recall@10", "in candidates", "p50 ms", "p99 ms", "QPS", "Pareto", "verdict"):
         table.add_column(column)

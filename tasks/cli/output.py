@@ -1,4 +1,4 @@
-"""What every command shares: the console it writes to, the registry it asks, and how a version is named."""
+"""Shared by all commands: the console, the registry, and version lookup."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def open_registry(cache: Path | None = None) -> Any:
-    """The MLflow registry that the settings name; `cache` is where fetched files are kept (default: below VITRINE_HOME)."""
+    """The MLflow registry of the settings; `cache` is the folder of fetched files (default: below VITRINE_HOME)."""
     from tasks.registry import Registry
 
     chosen = Settings.load()
@@ -19,12 +19,12 @@ def open_registry(cache: Path | None = None) -> Any:
 
 
 def find_version(registry: Any, name: str) -> Any:
-    """The index version that a person names, by its number or an alias; "" is what is live."""
+    """An index version by number or alias; "" is the live one."""
     from tasks.registry import INDEX_MODEL
 
-    return registry.named(INDEX_MODEL, name) if name else registry.require_alias(INDEX_MODEL, "live")
+    return registry.resolve(INDEX_MODEL, name) if name else registry.require_alias(INDEX_MODEL, "live")
 
 
-def numbered(name: str) -> str:
-    """The number of the index version that a person names; "" stays, for commands with another default."""
+def version_number(name: str) -> str:
+    """The number of an index version by number or alias; "" stays "", for commands with another default."""
     return find_version(open_registry(), name).version if name else ""

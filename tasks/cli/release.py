@@ -1,4 +1,4 @@
-"""`vitrine release`: what is live, taking it away in a folder, and going back."""
+"""`vitrine release`: inspect, export, promote and roll back index versions."""
 
 import getpass
 import os
@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from tasks.cli import trace, versions
-from tasks.cli.output import console, find_version, numbered, open_registry
+from tasks.cli.output import console, find_version, open_registry, version_number
 
-app = typer.Typer(help="What is live, and going back.", no_args_is_help=True)
+app = typer.Typer(help="Promote, roll back and inspect releases.", no_args_is_help=True)
 app.command("list")(versions.list_versions)
 app.command("show")(versions.show)
 app.command("diff")(versions.diff)
@@ -21,10 +21,10 @@ app.command("trace")(trace.trace)
 
 @app.command("export")
 def export(
-    folder: Annotated[Path, typer.Argument(help="where to write it; a replica serves it with VITRINE_RELEASE=<folder>")],
+    folder: Annotated[Path, typer.Argument(help="target folder; a replica serves it with VITRINE_RELEASE=<folder>")],
     version: Annotated[str, typer.Option(help="an index version, by number or alias; default: live")] = "",
 ) -> None:
-    """Write an index version with everything it needs into a folder that a replica can serve without MLflow."""
+    """Export an index version as a self-contained folder that a replica serves without MLflow."""
     from tasks.release.export import export_release
 
     registry = open_registry()
@@ -36,25 +36,26 @@ def export(
 def promote(
     version: Annotated[str, typer.Argument(help="an index version, by number or alias; default: the candidate")] = "",
     bake_s: Annotated[
-        float | None, typer.Option("--bake", min=0, help="seconds to watch it; default: the setting VITRINE_BAKE_S")
+        float | None,
+        typer.Option("--bake", min=0, help="seconds to monitor it after the flip; default: the setting VITRINE_BAKE_S"),
     ] = None,
 ) -> None:
-    """Put a version live that passed its gates: warm, shadow check, flip, watch; the same as the DAG promote_index."""
-    from tasks.pipelines import promote_index as promoting
+    """Promote a version that passed its gates: warm, shadow check, flip, bake; the same as the DAG promote_index."""
+    from tasks.pipelines import promote_index
 
-    console.print(promoting.promote(numbered(version), _who("promote"), bake_s)["summary"])
+    console.print(promote_index.promote(version_number(version), _who("promote"), bake_s)["summary"])
 
 
 @app.command("rollback")
 def roll_back(
-    to: Annotated[str, typer.Option(help="the version to go to, by number or alias; default: what was live before")] = "",
+    to: Annotated[str, typer.Option(help="the version to make live, by number or alias; default: the previous one")] = "",
 ) -> None:
-    """Go back to the version that was live before; a promotion that is under way is void."""
-    from tasks.pipelines import promote_index as promoting
+    """Roll back to the previous version; a running promotion becomes void."""
+    from tasks.pipelines import promote_index
 
-    console.print(promoting.roll_back(_who("rollback"), numbered(to))["summary"])
+    console.print(promote_index.roll_back(_who("rollback"), version_number(to))["summary"])
 
 
 def _who(command: str) -> str:
-    """Names this call to others who wait for the lease."""
+    """Identifies this call to others waiting for the lease."""
     return f"vitrine release {command} ({getpass.getuser()} on {socket.gethostname()}, process {os.getpid()})"

@@ -1,4 +1,4 @@
-"""`vitrine search`: one photo, asked of a running replica."""
+"""`vitrine search`: search a running replica with one photo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,14 +12,14 @@ from tasks.settings import Settings
 
 
 def search(
-    photo: Annotated[Path, typer.Argument(help="a picture file")],
-    k: Annotated[int, typer.Option(help="how many products", min=1, max=200)] = 10,
-    explain: Annotated[bool, typer.Option("--explain", help="show each term of the scores")] = False,
+    photo: Annotated[Path, typer.Argument(help="an image file")],
+    k: Annotated[int, typer.Option(help="number of products", min=1, max=200)] = 10,
+    explain: Annotated[bool, typer.Option("--explain", help="show the terms of each score")] = False,
 ) -> None:
-    """Ask the running replica which products a photo shows."""
+    """Search the running replica for the products in a photo."""
     import httpx
 
-    from tasks.release.promotion.serving_replicas import token_refused
+    from tasks.release.promotion.serving_replicas import token_error
 
     chosen = Settings.load()
     url = next(iter(chosen.serving_urls), "")
@@ -33,7 +33,7 @@ def search(
     except httpx.HTTPError:
         raise VitrineError(f"no replica answers at {url}; start one with: make up") from None
     if answer.status_code == httpx.codes.UNAUTHORIZED:
-        raise SettingsError(token_refused(url, chosen.admin_token))
+        raise SettingsError(token_error(url, chosen.admin_token))
     body = answer.json()
     if answer.is_error:
         raise VitrineError(body["detail"])

@@ -1,4 +1,4 @@
-"""`vitrine settings`: what is set, and where."""
+"""`vitrine settings`: show all settings and their sources."""
 
 from rich.table import Table
 
@@ -7,7 +7,7 @@ from tasks.settings import masked, read_settings
 
 
 def settings() -> None:
-    """Every setting, its value and where it came from; secrets masked."""
+    """Show every setting with its value and source; secrets are masked."""
     table = Table(show_edge=False)
     for column in ("setting", "value", "from"):
         table.add_column(column, overflow="fold")

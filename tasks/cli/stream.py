@@ -1,4 +1,4 @@
-"""`vitrine stream`: changes go live within a minute, for as long as the process runs."""
+"""`vitrine stream`: index and promote changes continuously, within a minute."""
 
 from typing import Annotated
 
@@ -10,11 +10,11 @@ from tasks.settings import Settings
 
 def stream(
     seconds: Annotated[
-        float, typer.Option(min=0, help="least time between two rounds; 0: the setting VITRINE_STREAM_SECONDS")
+        float, typer.Option(min=0, help="minimum interval between rounds; 0: the setting VITRINE_STREAM_SECONDS")
     ] = 0,
-    promote: Annotated[bool, typer.Option(help="make each version live; without it, it becomes the candidate")] = True,
+    promote: Annotated[bool, typer.Option(help="promote each version; otherwise it becomes the candidate")] = True,
 ) -> None:
-    """Take what changed into the index round after round, and make it live, until Ctrl-C or SIGTERM."""
+    """Index pending changes and promote the result in a loop, until Ctrl-C or SIGTERM."""
     import logging
     import signal
     from datetime import datetime
@@ -31,5 +31,5 @@ def stream(
     def say(words: str) -> None:
         console.print(f"{datetime.now():%H:%M:%S} {words}")
 
-    say(f"changes from {chosen.changes.partition(':')[0]}, at most one version every {every:g} s; Ctrl-C ends it")
+    say(f"changes from {chosen.changes.partition(':')[0]}, at most one version every {every:g} s; Ctrl-C stops")
     Stream(every, stop, say, promote).run()

@@ -1,4 +1,4 @@
-"""`vitrine trace`: where an answer comes from."""
+"""`vitrine trace`: the lineage of a product."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from tasks.cli.output import console, find_version, open_registry
 def trace(
     product_id: str, version: Annotated[str, typer.Option(help="an index version, by number or alias; default: live")] = ""
 ) -> None:
-    """Where an answer comes from: picture, embedding part, shard segment, index version, encoder version."""
+    """Trace a product: picture, embedding part, shard segment, index version, encoder version."""
     from tasks.release.trace import trace_product
 
     registry = open_registry()

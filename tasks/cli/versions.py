@@ -1,4 +1,4 @@
-"""`vitrine release list`, `show`, `diff` and `garbage`: index versions as a person asks about them."""
+"""`vitrine release list`, `show`, `diff` and `garbage`: inspect and clean up index versions."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +14,8 @@ from tasks.settings import Settings
 MIB = 2**20
 
 
-def list_versions(limit: Annotated[int, typer.Option(min=1, help="how many, the newest first")] = 30) -> None:
-    """Every index version: what it is right now, its encoder, products, changes on top of its base, and its gates."""
+def list_versions(limit: Annotated[int, typer.Option(min=1, help="number of versions, newest first")] = 30) -> None:
+    """List index versions: status, encoder, products, share in deltas, and gates."""
     from tasks.board.timeline import timeline
     from tasks.registry import INDEX_MODEL
 
@@ -24,7 +24,7 @@ def list_versions(limit: Annotated[int, typer.Option(min=1, help="how many, the 
     if not versions:
         console.print("no index version is registered yet; the DAG rebuild_index makes one")
         return
-    table = _table("version", "is", "aliases", "made", "encoder", "products", "in deltas", "MiB", "gates")
+    table = _table("version", "status", "aliases", "made", "encoder", "products", "in deltas", "MiB", "gates")
     for entry in timeline([_made(registry, v) for v in versions], registry):
         gates = f"[red]failed: {', '.join(entry.failed_gates)}[/]" if entry.failed_gates else f"{len(entry.gates)} passed"
         made = datetime.fromtimestamp(entry.created_ms / 1e3, UTC).strftime("%Y-%m-%d %H:%M")
@@ -36,9 +36,9 @@ def list_versions(limit: Annotated[int, typer.Option(min=1, help="how many, the 
 
 
 def show(
-    version: Annotated[str, typer.Argument(help="an index version or alias; without one: what every replica serves")] = "",
+    version: Annotated[str, typer.Argument(help="an index version or alias; default: show all replicas")] = "",
 ) -> None:
-    """What every replica serves and holds; or one version: its gates and what it rests on."""
+    """Show what every replica serves and holds; or the gates and lineage of one version."""
     from tasks.board.lineage import lineage
     from tasks.registry import INDEX_MODEL
 
@@ -59,14 +59,14 @@ def show(
 
 
 def show_replicas() -> None:
-    """What every replica serves and holds, and what is wrong with it if anything is."""
-    from tasks.board.replicas import ask, replica_lines
+    """Prints what every replica serves and holds, and its problem if any."""
+    from tasks.board.replicas import fetch_states, replica_lines
     from tasks.pipelines.promote_index import replicas_of
     from tasks.registry import INDEX_MODEL
 
     live = open_registry().aliases(INDEX_MODEL).get("live", "")
     console.print(f"live: {'version ' + live if live else 'nothing yet'}")
-    for line in replica_lines(ask(replicas_of(Settings.load())), live):
+    for line in replica_lines(fetch_states(replicas_of(Settings.load())), live):
         slots = "; ".join(f"{s.name}: {'version ' + s.version if s.version else 'nothing'} {s.state}" for s in line.slots)
         console.print(f"{line.url}  serves {'version ' + line.live if line.live else 'nothing'}; {slots}")
         if line.problem:
@@ -75,10 +75,10 @@ def show_replicas() -> None:
 
 def diff(
     before: Annotated[str, typer.Argument(help="an index version, by number or alias")],
-    after: Annotated[str, typer.Argument(help="another one")],
-    photos: Annotated[int, typer.Option(min=0, help="held-out photos that both are asked")] = 30,
+    after: Annotated[str, typer.Argument(help="the version to compare with")],
+    photos: Annotated[int, typer.Option(min=0, help="held-out photos to search in both")] = 30,
 ) -> None:
-    """What changed between two index versions: products, files, gates, and the answers to the same photos."""
+    """Compare two index versions: products, files, gates, and answers to the same photos."""
     from tasks.release.diff import difference
 
     registry = open_registry()
@@ -121,16 +121,16 @@ def diff(
 
 
 def garbage(
-    delete: Annotated[bool, typer.Option("--delete", help="remove it; without this, it is only listed")] = False,
-    versions: Annotated[int, typer.Option(min=0, help="newest versions to keep; 0: as VITRINE_KEEP_VERSIONS says")] = 0,
+    delete: Annotated[bool, typer.Option("--delete", help="delete it; default: list only")] = False,
+    versions: Annotated[int, typer.Option(min=0, help="newest versions to keep; 0: the setting VITRINE_KEEP_VERSIONS")] = 0,
 ) -> None:
-    """What no kept index version needs: a list, or, with --delete, its removal."""
-    from tasks.pipelines.collect_garbage import collected, places_of, retention_of
+    """List what no kept index version needs, or, with --delete, remove it."""
+    from tasks.pipelines.collect_garbage import collect_with_lease, places_of, retention_of
     from tasks.release.retention.garbage import plan_garbage
 
     chosen = Settings.load()
     if delete:
-        done = collected(chosen, open_registry(), "vitrine release garbage", versions)
+        done = collect_with_lease(chosen, open_registry(), "vitrine release garbage", versions)
         console.print(done.summary.replace("to collect", "collected"))
         return
     plan = plan_garbage(open_registry(), places_of(chosen), retention_of(chosen, versions))
@@ -144,12 +144,12 @@ def garbage(
 
 def _made(registry, version):  # type: ignore[no-untyped-def]
     from serving.contract.files import ContractError
-    from tasks.board.timeline import Made
+    from tasks.board.timeline import LoadedVersion
 
     try:
-        return Made(version, registry.manifest_of(version))
+        return LoadedVersion(version, registry.manifest_of(version))
     except ContractError as error:
-        return Made(version, None, str(error))
+        return LoadedVersion(version, None, str(error))
 
 
 def _table(*columns: str) -> Table:

@@ -1,4 +1,4 @@
-"""`vitrine webhook`: MLflow tells Airflow when somebody moves the champion, and replicas when anybody moves an alias."""
+"""`vitrine webhook`: register MLflow's webhooks with Airflow (champion moved) or replicas (any alias moved)."""
 
 from typing import Annotated
 
@@ -11,11 +11,13 @@ from tasks.settings import Settings
 
 def webhook(
     airflow: Annotated[
-        str, typer.Option(help="where MLflow's server reaches Airflow; default: the setting VITRINE_AIRFLOW_URL")
+        str, typer.Option(help="Airflow's address as seen from the MLflow server; default: the setting VITRINE_AIRFLOW_URL")
     ] = "",
-    replica: Annotated[list[str] | None, typer.Option(help="where MLflow's server reaches a replica; once for each")] = None,
+    replica: Annotated[
+        list[str] | None, typer.Option(help="a replica's address as seen from the MLflow server; repeatable")
+    ] = None,
 ) -> None:
-    """Have MLflow tell Airflow, signed, when an encoder becomes champion; with --replica, tell replicas of moved aliases instead."""
+    """Register MLflow's signed webhook with Airflow for a new champion; with --replica, with replicas for all moved aliases."""
     from tasks.registry.webhook import AIRFLOW, REPLICA, register_webhook
 
     chosen = Settings.load()

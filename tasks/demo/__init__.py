@@ -1,1 +1,1 @@
-"""`make demo`: the real services on this machine, the chain of DAGs followed in the terminal, and the answers shown."""
+"""`make demo`: starts the real services on this machine, follows the chain of DAGs, and shows search results."""

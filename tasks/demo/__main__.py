@@ -1,4 +1,4 @@
-"""`python -m tasks.demo demo|up|down`: what `make demo`, `make up` and `make down` run."""
+"""`python -m tasks.demo demo|up|down`: implements `make demo`, `make up` and `make down`."""
 
 import dataclasses
 import os
@@ -29,7 +29,7 @@ WRITTEN = (
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one of the three commands and gives its exit status."""
+    """Runs one of the three commands; returns its exit status."""
     warnings.simplefilter("ignore")
     console = Console(highlight=False, soft_wrap=True)
     command = arguments[0] if arguments else "demo"
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 def demo_settings(catalog: str) -> Settings:
-    """The settings of this demo: the folder named by CATALOG, and the secrets of this home, made once.
+    """Settings of this demo: the folder in CATALOG, and this home's secrets, generated once.
 
     Of what the last demo wrote below the home only the secrets are taken over.
     """
@@ -71,7 +71,7 @@ def demo_settings(catalog: str) -> Settings:
 
 
 def run(settings: Settings, console: Console) -> bool:
-    """Catalogue, services, the chain of DAGs, and the answers to held-out photos; whether all of it succeeded.
+    """Catalogue, services, the chain of DAGs, and answers to held-out photos; returns whether all succeeded.
 
     What can be seen to be wrong before is said before any service starts, and raises VitrineError; so does a service that does not
     start, and those that were started now are stopped again. Once all are up they stay up, whatever the chain does.
@@ -98,7 +98,7 @@ def run(settings: Settings, console: Console) -> bool:
 
 
 def make_live(settings: Settings, console: Console) -> None:
-    """The chain of DAGs, followed, and what the replica answers in the end."""
+    """Runs and follows the chain of DAGs, then shows the replica's answers."""
     from tasks.demo.chain import run_chain
     from tasks.demo.show import show_answers
     from tasks.registry import Registry
@@ -110,7 +110,7 @@ def make_live(settings: Settings, console: Console) -> None:
 
 
 def start_services(settings: Settings, supervisor: "Supervisor", console: Console) -> None:
-    """Starts what does not run yet, waits until all answer, and keeps the settings where commands beside them find them.
+    """Starts missing services, waits until all respond, and stores the settings for commands run beside them.
 
     Raises VitrineError when one does not start; those that were started here are stopped then.
     """
@@ -139,7 +139,7 @@ def start_services(settings: Settings, supervisor: "Supervisor", console: Consol
 
 
 def print_access(settings: Settings, console: Console, heading: str) -> None:
-    """Where everything is, and how to be let in."""
+    """Prints URLs and credentials."""
     console.rule(align="left")
     console.print(heading)
     console.print(f"  search page  {settings.serving_urls[0]}/")
@@ -150,12 +150,12 @@ def print_access(settings: Settings, console: Console, heading: str) -> None:
 
 
 def stopped(error: Exception, console: Console) -> None:
-    """Says why the demo does not go on."""
+    """Prints why the demo stops."""
     console.print(f"[bold red]stopped:[/] {escape(str(error))}")
 
 
 def prepare_catalog(settings: Settings, console: Console) -> None:
-    """The sample catalogue, drawn and loaded once, unless the settings name another."""
+    """Generates and loads the sample catalogue once, unless the settings name another."""
     from tasks.catalog.load import load_folder
     from tasks.catalog.sample.catalog import SampleConfig, draw_sample
     from tasks.settings import masked
@@ -174,7 +174,7 @@ def prepare_catalog(settings: Settings, console: Console) -> None:
 
 
 def _holds_products(database: Path) -> bool:
-    """Whether a SQLite file was loaded; one whose loading was interrupted was not."""
+    """Whether a SQLite file was loaded completely."""
     if not database.is_file():
         return False
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
@@ -182,7 +182,7 @@ def _holds_products(database: Path) -> bool:
 
 
 def check(settings: Settings, console: Console) -> None:
-    """Raises CatalogError with all that would stop a step later on."""
+    """Raises CatalogError listing everything that would stop a later step."""
     from tasks.validate.preconditions import check_preconditions
 
     with console.status("looking at the catalogue") as status:
@@ -194,7 +194,7 @@ def check(settings: Settings, console: Console) -> None:
 
 
 def stay(settings: Settings, console: Console) -> None:
-    """Waits for Ctrl-C (or SIGTERM), then stops everything."""
+    """Waits for Ctrl-C or SIGTERM, then stops everything."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console.print("up; Ctrl-C stops everything")
     try:
@@ -205,7 +205,7 @@ def stay(settings: Settings, console: Console) -> None:
 
 
 def down(home: Path, console: Console) -> int:
-    """Stops what was started from this home."""
+    """Stops all services started from this home."""
     from tasks.demo.services import Supervisor
 
     supervisor = Supervisor(home)

@@ -1,4 +1,4 @@
-"""Airflow's REST API, as far as the terminal needs it: trigger a DAG, see its runs and their tasks."""
+"""Client of Airflow's REST API for the terminal: trigger DAGs, follow runs and tasks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from tasks.errors import SettingsError, VitrineError
-from tasks.settings import Settings, where_looked
+from tasks.settings import Settings, setting_sources
 
 FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
@@ -27,14 +27,14 @@ class TaskState:
 
 
 class Airflow:
-    """A client of the API server at `url`; a token is fetched at the first call and again when it expires."""
+    """A client of the API server at `url`; the token is fetched on first use and renewed when it expires."""
 
     def __init__(self, url: str, user: str, password: str) -> None:
         self.url, self.user, self.password = url.rstrip("/"), user, password
         self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
     def call(self, method: str, path: str, **options: Any) -> Any:
-        """The JSON answer of an /api/v2 call. Raises VitrineError with Airflow's own words when it refuses, or does not answer."""
+        """The JSON response of an /api/v2 call. Raises VitrineError with Airflow's message on failure."""
         try:
             answer = self.client.request(method, f"/api/v2{path}", **options)
             if answer.status_code == 401:
@@ -51,7 +51,7 @@ class Airflow:
         if answer.is_error:
             raise SettingsError(
                 f"Airflow at {self.url} does not accept the user {self.user!r} ({answer.status_code}): set VITRINE_AIRFLOW_USER and "
-                f"VITRINE_AIRFLOW_PASSWORD (looked for in {where_looked(Settings.load().home)})"
+                f"VITRINE_AIRFLOW_PASSWORD (looked for in {setting_sources(Settings.load().home)})"
             )
         self.client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
@@ -63,11 +63,11 @@ class Airflow:
         return [f"{e['filename']}: {e['stack_trace'].strip().splitlines()[-1]}" for e in found]
 
     def trigger(self, dag: str, conf: dict[str, Any] | None = None) -> str:
-        """Starts a run by hand and gives its id."""
+        """Triggers a DAG run; returns its id."""
         return self.call("POST", f"/dags/{dag}/dagRuns", json={"logical_date": None, "conf": conf or {}})["dag_run_id"]
 
     def runs(self, dag: str) -> list[dict[str, Any]]:
-        """The newest runs first: dag_run_id, state, run_type, start_date, end_date, …"""
+        """Runs, newest first: dag_run_id, state, run_type, start_date, end_date, …"""
         return self.call("GET", f"/dags/{dag}/dagRuns", params={"order_by": "-id", "limit": 20})["dag_runs"]
 
     def run(self, dag: str, run_id: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Airflow:
         ]
 
     def result(self, dag: str, run_id: str, task: str) -> Any:
-        """What a task returned."""
+        """The return value of a task."""
         path = f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/xcomEntries/return_value"
         return self.call("GET", path, params={"deserialize": "true"})["value"]
 
@@ -91,7 +91,7 @@ class Airflow:
         return "\n".join(self.log_entries(dag, run_id, task, attempt, map_index))
 
     def log_entries(self, dag: str, run_id: str, task: str, attempt: int = 1, map_index: int = -1) -> list[str]:
-        """A task's log, entry by entry; an entry may have several lines."""
+        """A task's log as entries, each possibly of several lines."""
         path = f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/logs/{attempt}"
         content = self.call("GET", path, params={"map_index": map_index, "full_content": "true"})["content"]
         return [text for line in content for text in _texts(line)]

@@ -1,4 +1,4 @@
-"""The chain train_encoder -> rebuild_index -> promote_index, started once and followed through its assets."""
+"""Starts the chain train_encoder -> rebuild_index -> promote_index and follows it through its assets."""
 
 import time
 from typing import Any
@@ -24,7 +24,7 @@ WHAT_CAN_BE_DONE = (
 
 
 def run_chain(settings: Settings, console: Console) -> None:
-    """Trains (or finds the encoder of the same data and recipe), indexes what changed, promotes what is new.
+    """Trains (or reuses an encoder of the same data and recipe), rebuilds if anything changed, promotes a new version.
 
     Raises VitrineError with the reason of the first run that failed, or did not do what the next one needs.
     """
@@ -72,7 +72,7 @@ def run_chain(settings: Settings, console: Console) -> None:
 
 
 def _tell_gates(decision: dict[str, Any], console: Console) -> None:
-    """The gates that an encoder version did not pass: what was measured, what was asked for, and against whom."""
+    """Prints the gates that an encoder version failed: value, threshold, and the version compared with."""
     rival = f"encoder version {decision['against']}, the champion" if decision["against"] else ""
     going_on = f"; {rival}, stays" if rival else ""
     console.print(
@@ -83,7 +83,7 @@ def _tell_gates(decision: dict[str, Any], console: Console) -> None:
 
 
 def _wait_for_dags(airflow: Airflow, console: Console) -> None:
-    """Returns once Airflow has parsed the DAGs; a broken DAG file is an error with its last line."""
+    """Waits until Airflow has parsed the DAGs. Raises VitrineError with the last line of an import error."""
     end = time.monotonic() + PARSE_LIMIT_S
     with console.status("waiting for Airflow to read the DAGs"):
         while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""A chain of DAG runs, followed in the terminal: one line per finished task, a bar for each long one that is under way."""
+"""Follows DAG runs in the terminal: one line per finished task, a progress bar per long running one."""
 
 import json
 import time
@@ -20,14 +20,14 @@ MARKS = {"success": "[green]✓[/]", "skipped": "[yellow]–[/]", "failed": "[re
 
 
 class Follower:
-    """Prints what happens in DAG runs until they end."""
+    """Prints the progress of DAG runs until they end."""
 
     def __init__(self, airflow: Airflow, console: Console, progress: Path) -> None:
         self.airflow, self.console, self.progress = airflow, console, progress
         self.last_plain = 0.0
 
     def follow(self, dag: str, run_id: str, limit_s: float) -> str:
-        """Follows one run to its end and gives its final state. Raises VitrineError with a failed task's reason."""
+        """Follows a run to its end; returns its final state. Raises VitrineError with a failed task's reason."""
         self.console.print(f"[bold]{dag}[/]  [dim]{run_id}[/]")
         shown: set[str] = set()
         end = time.monotonic() + limit_s
@@ -48,7 +48,7 @@ class Follower:
         raise VitrineError(f"{dag} did not end within {limit_s:.0f} s; look at it in Airflow: {self.airflow.url}")
 
     def next_run(self, dag: str, known: set[str], limit_s: float) -> str | None:
-        """The id of a run that was not there before, as soon as there is one; None when none came in time."""
+        """The id of a new run, as soon as it exists; None when none appeared in time."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
             for run in self.airflow.runs(dag):
@@ -85,7 +85,7 @@ class Follower:
         return f"{dag}, task {failed.label} failed; the end of its log:\n" + "\n".join(lines[-25:])
 
     def reason(self, dag: str, run_id: str, task: str) -> str:
-        """What a task said of its being skipped or failing, "" when nothing."""
+        """A task's message about being skipped or failing, "" for none."""
         found = next((t for t in self.airflow.tasks(dag, run_id) if t.task == task), None)
         if found is None:
             return ""
@@ -93,7 +93,7 @@ class Follower:
 
 
 def _last_words(entries: list[str]) -> str:
-    """The message, of however many lines, with which a task ended on purpose."""
+    """The message with which a task ended deliberately."""
     for entry in reversed(entries):
         for kind in ("AirflowFailException: ", "AirflowSkipException: "):
             if kind in entry:
@@ -102,7 +102,7 @@ def _last_words(entries: list[str]) -> str:
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:
-    """The steps that report progress right now, from the files they write."""
+    """The progress of running steps, from the files they write."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:

@@ -1,4 +1,4 @@
-"""The services of one machine: started once, found again by their pid file, and stopped with everything they started."""
+"""Supervises the services of one machine: started once, found again by pid file, stopped with their children."""
 
 import json
 import os
@@ -30,7 +30,7 @@ WEBHOOK_CACHE_S = 5
 
 @dataclass(frozen=True)
 class Service:
-    """One process: its command, what it needs in the environment, and the url that answers once it is up."""
+    """One process: command, environment, and the health url that responds once it is up."""
 
     name: str
     command: tuple[str, ...]
@@ -39,29 +39,29 @@ class Service:
 
     @property
     def digest(self) -> str:
-        """Changes when the service would have to be started differently."""
+        """Changes when the service must be restarted with another configuration."""
         return sha256(json.dumps([self.command, self.environment], sort_keys=True).encode()).hexdigest()
 
 
 def secret(path: Path) -> str:
-    """A random secret of this home's services, made once, readable by its owner only."""
+    """A random secret of this home, generated once, mode 0600."""
     if not path.is_file():
         write_private(path, secrets.token_urlsafe(24))
     return path.read_text().strip()
 
 
 def fernet_key(text: str) -> str:
-    """A key as MLflow wants one (32 bytes, base64), always the same from the same secret: another could not read what is stored."""
+    """A key for MLflow (32 bytes, base64) derived from the secret: another key could not decrypt what is stored."""
     return urlsafe_b64encode(sha256(text.encode()).digest()).decode()
 
 
 def all_services(settings: Settings) -> list[Service]:
-    """MLflow, Airflow and one serving replica, as the settings want them."""
+    """MLflow, Airflow and one serving replica, configured by the settings."""
     return [mlflow_service(settings), serving_service(settings), airflow_service(settings)]
 
 
 def process_environment(settings: Settings) -> dict[str, str]:
-    """All settings as environment variables, so that every process of the demo sees the same."""
+    """All settings as environment variables, so that all processes of the demo agree."""
     return as_variables(settings) | {
         "VITRINE_STORE": settings.store_uri,
         "VITRINE_CATALOG": settings.catalog_uri,
@@ -142,7 +142,7 @@ def serving_service(settings: Settings) -> Service:
 
 
 def _write_passwords(path: Path, settings: Settings) -> None:
-    """The password file of Airflow's simple auth manager: the admin's is ours, the others' are made once."""
+    """The password file of Airflow's simple auth manager: our admin's, and generated ones for the others."""
     known = json.loads(path.read_text()) if path.is_file() else {}
     wanted = known | {settings.airflow_user: settings.airflow_password}
     for user in ("operator", "viewer"):
@@ -157,14 +157,14 @@ def _address(url: str) -> tuple[str, int]:
 
 
 class Supervisor:
-    """Starts, finds and stops services; their pid files and logs lie below `home`."""
+    """Starts, finds and stops services; pid files and logs lie below `home`."""
 
     def __init__(self, home: Path) -> None:
         self.pids, self.logs = home / "run", home / "logs"
         self.children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, service: Service) -> bool:
-        """Starts the service unless it runs already as wanted. True when it was started now."""
+        """Starts the service unless it already runs with this configuration. Returns whether it started."""
         record = self._record(service.name)
         if record is not None:
             if record["digest"] == service.digest:
@@ -191,7 +191,7 @@ class Supervisor:
         return True
 
     def wait(self, service: Service, tick: Callable[[], None] = lambda: None) -> None:
-        """Returns when the service answers. Raises VitrineError with the end of its log when it dies or takes too long."""
+        """Waits until the service responds. Raises VitrineError with the end of its log when it dies or times out."""
         limit = time.monotonic() + START_LIMIT_S
         while time.monotonic() < limit:
             if self._record(service.name) is None:
@@ -204,11 +204,11 @@ class Supervisor:
         raise VitrineError(f"{service.name} did not answer at {service.health} within {START_LIMIT_S} s; see {self.logs}")
 
     def running(self) -> list[str]:
-        """Names of the services that were started from this home and are alive."""
+        """Names of live services started from this home."""
         return [p.stem for p in sorted(self.pids.glob("*.json")) if self._record(p.stem) is not None]
 
     def stop(self, name: str) -> bool:
-        """Ends a service and every process that it started. True when there was one to end."""
+        """Stops a service and all its child processes. Returns whether it ran."""
         record = self._record(name)
         if record is None:
             return False
@@ -224,7 +224,7 @@ class Supervisor:
         return True
 
     def _reap(self, name: str) -> None:
-        """Takes leave of an ended child, where it was this process that started it."""
+        """Reaps an exited child process."""
         child = self.children.pop(name, None)
         if child is not None:
             child.wait(STOP_LIMIT_S)
@@ -234,7 +234,7 @@ class Supervisor:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.is_file() else "(no log)"
 
     def _record(self, name: str) -> dict | None:
-        """The pid file's content while that very process lives; a stale file is removed."""
+        """Content of the pid file while that same process lives; a stale file is removed."""
         path = self.pids / f"{name}.json"
         if not path.is_file():
             return None
@@ -251,7 +251,7 @@ class Supervisor:
 
 
 def _same_session(session: int) -> list[psutil.Process]:
-    """Processes whose session leader is `session`: orphans of the service included."""
+    """Processes of a session, including orphans of the service."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -271,7 +271,7 @@ def _signal(processes: Iterable[psutil.Process], number: int) -> None:
 
 
 def _clean_environment() -> dict[str, str]:
-    """This process's environment without settings of another Airflow, MLflow or Vitrine."""
+    """This process's environment without other settings of Airflow, MLflow or Vitrine."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW_", "MLFLOW_", "VITRINE_"))}
 
 

@@ -1,4 +1,4 @@
-"""What the demo shows at its end: held-out photos sent to the running replica, and how often it is right, beside two baselines."""
+"""The demo's results: searches held-out photos on the running replica and compares recall with two baselines."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from tasks.embed.images import read_image
 from tasks.errors import VitrineError
 from tasks.index.metrics import hit_at
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.release.gates.end_to_end_eval import Query, held_out
+from tasks.release.gates.end_to_end_eval import Query, held_out_queries
 from tasks.settings import Settings
 
 PHOTOS = 400
@@ -30,7 +30,7 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table of recalls."""
+    """A row of the recall table."""
 
     name: str
     recall_at_1: float
@@ -38,14 +38,14 @@ class Line:
 
 
 def show_answers(settings: Settings, console: Console) -> list[Line]:
-    """Asks the replica, prints a table of answers and one of recalls; gives the latter."""
+    """Searches the replica and prints tables of answers and recall; returns the recall rows."""
     registry = Registry(settings.mlflow_uri, settings.home / "cache")
     live = registry.require_alias(INDEX_MODEL, "live")
     manifest = registry.index_manifest(live.version)
     url = settings.serving_urls[0]
     _wait_until_live(url, live.version)
     snapshot = read_snapshot(manifest.snapshot.uri)
-    queries = held_out(snapshot, PHOTOS, deleted_products(ledger_of(manifest, registry.file)))
+    queries = held_out_queries(snapshot, PHOTOS, deleted_products(ledger_of(manifest, registry.file)))
     answers, times = _ask(url, snapshot, queries, console)
     console.print(_answer_table(answers[:: max(len(answers) // SHOWN, 1)][:SHOWN], snapshot))
     ranks = np.array([_rank(found, q.product_id) for q, found in answers])
@@ -100,7 +100,7 @@ def _rank(found: list[dict], product_id: str) -> int:
 
 
 def _baselines(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Line]:
-    """A colour-histogram search, and the encoder before its training, on the same photos and products."""
+    """Recall of colour histograms and of the encoder before training, on the same photos and products."""
     from tasks.encoder.evaluate.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
     from tasks.encoder.presets import EncoderConfig
 
@@ -126,7 +126,7 @@ def _baselines(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[L
 def _encoded(
     uris: list[str], snapshot: Snapshot, spec: PreprocessSpec, encode: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors (n, d) of the pictures that can be read, and which those are; a bounded number of pictures at a time."""
+    """Vectors (n, d) of the readable pictures, and their indices, in bounded memory."""
     vectors, pixels, kept = [], [], []
     for place, uri in enumerate(uris):
         try:

@@ -1,1 +1,1 @@
-"""From pictures to vectors: each image once per encoder version, whichever path meets it first."""
+"""Images to vectors: each image is embedded once per encoder version by all paths (nightly, hourly, stream)."""

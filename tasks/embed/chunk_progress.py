@@ -1,4 +1,4 @@
-"""How far the workers are: each leaves one byte per picture in a small file per chunk, and the driver watches them grow."""
+"""Progress of workers: each appends one byte per picture to a file per chunk, whose sizes the driver sums."""
 
 import threading
 import time
@@ -15,12 +15,14 @@ REJECTED = ".rejected"
 
 
 @contextmanager
-def watched(name: str, tally: Path, total: int, unit: str, landed: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Shows progress while the files in `tally` grow; a chunk that is tried twice counts once at most.
+def show_progress(
+    name: str, progress_dir: Path, total: int, unit: str, count_stored: Callable[[], int] = lambda: 0
+) -> Iterator[None]:
+    """Shows progress while the files in `progress_dir` grow; a retried chunk counts at most once.
 
-    Of workers on other machines, which do not see the folder, `landed` tells how many pictures they have stored.
+    Of workers on other machines, which do not see the folder, `count_stored` tells how many pictures they have stored.
     """
-    for leftover in tally.iterdir():
+    for leftover in progress_dir.iterdir():
         leftover.unlink()
     stop = threading.Event()
     with Progress(name, total, unit) as progress:
@@ -28,9 +30,9 @@ def watched(name: str, tally: Path, total: int, unit: str, landed: Callable[[], 
         def watch() -> None:
             asked = time.monotonic()
             while not stop.wait(EVERY_S):
-                done, rejected = counted(tally)
+                done, rejected = count_pictures(progress_dir)
                 if not done and time.monotonic() - asked > ELSEWHERE_S:
-                    done, asked = max(landed(), progress.done), time.monotonic()
+                    done, asked = max(count_stored(), progress.done), time.monotonic()
                 if done:
                     progress.set(min(done, total), f"{rejected} in quarantine")
 
@@ -41,10 +43,10 @@ def watched(name: str, tally: Path, total: int, unit: str, landed: Callable[[], 
         finally:
             stop.set()
             thread.join()
-        progress.set(total, f"{counted(tally)[1]} in quarantine")
+        progress.set(total, f"{count_pictures(progress_dir)[1]} in quarantine")
 
 
-def counted(tally: Path) -> tuple[int, int]:
-    """Pictures that are done, and those of them that were rejected."""
-    sizes = [(file.suffix == REJECTED, file.stat().st_size) for file in tally.iterdir()]
+def count_pictures(progress_dir: Path) -> tuple[int, int]:
+    """(finished pictures, rejected pictures among them)."""
+    sizes = [(file.suffix == REJECTED, file.stat().st_size) for file in progress_dir.iterdir()]
     return sum(size for bad, size in sizes if not bad), sum(size for bad, size in sizes if bad)

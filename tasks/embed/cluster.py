@@ -1,4 +1,4 @@
-"""A standalone Spark cluster on this machine, from the pip package: `python -m tasks.embed.cluster` runs it until Ctrl-C."""
+"""A standalone Spark cluster on this machine from the pip package: `python -m tasks.embed.cluster` runs it until Ctrl-C."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class Cluster:
 def running_cluster(
     folder: Path, port: int = PORT, workers: int = 2, cores: int = 1, memory: str = "1g", gpus: int = 0
 ) -> Iterator[Cluster]:
-    """A master on 127.0.0.1:`port` and `workers` workers that have registered with it; all stopped at the end.
+    """Starts a master on 127.0.0.1:`port` and `workers` registered workers; stops all at the end of the block.
 
     With `gpus` every worker offers so many, found by
     docker/gpu-discovery.sh. Logs lie in `folder`. Raises VitrineError when they are not up within 90 s, with where to look.

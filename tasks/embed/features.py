@@ -1,4 +1,4 @@
-"""The feature store: every product's features in Redis under the index version they belong to, and one name that switches.
+"""The feature store: features in Redis per index version, and an atomic switch of the live version.
 
 Keys: `features:<version>:<product key>` (a hash of columns), `features:<version>:_complete` (how many), and `features:live`, the
 version that readers use. A version becomes visible only by the switch, which is one SET; older versions end by their TTL.
@@ -35,7 +35,7 @@ class FeatureStore:
 
     @classmethod
     def connect(cls, url: str) -> "FeatureStore":
-        """The store at a redis:// url. Raises VitrineError when nothing answers there."""
+        """Connects to a redis:// url. Raises VitrineError when nothing responds."""
         import redis
 
         client = redis.Redis.from_url(url, decode_responses=True)
@@ -46,12 +46,12 @@ class FeatureStore:
         return cls(client)
 
     def load(self, version: str, batches: Iterable[pa.RecordBatch], total: int, base: str = "", gone: Sequence[int] = ()) -> int:
-        """Writes features (batches with an int64 column `key`) as `version`; gives how many products.
+        """Writes features (batches with an int64 column `key`) as `version`; returns the number of products.
 
         With `base`, the rows are those that differ from it and `gone` the keys of products that it has and this version has not.
         Not visible until `switch`. Loading a version that is complete writes nothing; one that was interrupted is written again.
         """
-        if (done := self.complete(version)) is not None:
+        if (done := self.loaded_count(version)) is not None:
             return done
         count = 0
         with Progress("feature store", total, "products") as progress:
@@ -69,7 +69,7 @@ class FeatureStore:
         return count
 
     def refresh(self, version: str, rows: Iterable[dict[str, Any]]) -> int:
-        """Sets volatile fields (price, in_stock, popularity, …) of products ({key, …}) that `version` holds; others are left out."""
+        """Updates volatile fields (price, in_stock, popularity, …) of products that `version` holds; skips others."""
         wanted = list(rows)
         base = self._base(version)
         written = 0
@@ -90,12 +90,12 @@ class FeatureStore:
         return written
 
     def switch(self, version: str) -> str | None:
-        """Makes `version` the live one, in one step, and lets the one before end by its TTL; gives that one's name.
+        """Makes `version` live atomically and expires the one before by TTL; returns the name of the latter.
 
         Raises VitrineError when the version was not loaded whole. A version that goes live again is kept again.
         """
         base = self._base(version)
-        if self.complete(version) is None or (base and self.complete(base) is None):
+        if self.loaded_count(version) is None or (base and self.loaded_count(base) is None):
             raise VitrineError(f"features of version {version} are not complete; load them before switching")
         for layer in (base, version):
             if layer:
@@ -109,13 +109,13 @@ class FeatureStore:
     def live(self) -> str | None:
         return self.redis.get(LIVE)
 
-    def complete(self, version: str) -> int | None:
-        """How many products a version holds, once it is loaded whole."""
+    def loaded_count(self, version: str) -> int | None:
+        """Number of products of a completely loaded version."""
         count = self.redis.get(f"features:{version}:_complete")
         return None if count is None else int(count)
 
     def read(self, version: str, keys: Sequence[int]) -> list[dict[str, Any] | None]:
-        """Features of many products in one round trip (two, on a base), in their order; None for a product that is not there."""
+        """Features of many products in order, in one round trip (two with a base); None for a missing product."""
         found = self._hashes(version, keys)
         base = self._base(version)
         lacking = [n for n, one in enumerate(found) if not one] if base else []
@@ -156,7 +156,7 @@ class FeatureStore:
         pipe.execute()
 
     def _names(self, version: str) -> Iterator[str]:
-        """Every key of a version: by its list where it has one; only a base has to be looked for."""
+        """All keys of a version: from its key list if it has one; a base is scanned for."""
         if not self._base(version):
             yield from self.redis.scan_iter(f"features:{version}:*", count=PIPELINE)
             return

@@ -1,4 +1,4 @@
-"""What each picture's sha256 was when it was last looked at: a stamp (size and time) that still holds saves reading it."""
+"""Hash cache: sha256 by image uri, valid while size and modification time (or ETag) are unchanged."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,13 +17,13 @@ SCHEMA = pa.schema([("image_uri", pa.string()), ("stamp", pa.string()), ("sha256
 ForEach = Callable[[list[str], Callable[[str], None]], None]
 
 
-def look_at(snapshot: Snapshot, work_uri: str, looks_uri: str, config: worker.WorkerConfig, for_each: ForEach) -> pa.Table:
-    """worker.LOOKED rows of all products: what each picture's sha256 is, or why it has none.
+def hash_images(snapshot: Snapshot, work_uri: str, cache_uri: str, config: worker.WorkerConfig, for_each: ForEach) -> pa.Table:
+    """worker.HASHED rows of all products: each picture's sha256, or the reason why it has none.
 
     Chunks that were looked at before a kill are not looked at again.
     """
     products = product_table(snapshot.uri, ["key", "image_uri"])
-    known = remembered(looks_uri, snapshot.image_root)
+    known = read_cache(cache_uri, snapshot.image_root)
     places = pc.index_in(products["image_uri"], known["image_uri"])
     for column in ("stamp", "sha256"):
         products = products.append_column(f"known_{column}", known[column].take(places))
@@ -37,27 +37,27 @@ def look_at(snapshot: Snapshot, work_uri: str, looks_uri: str, config: worker.Wo
                 pq.write_table(products.slice(start, CHUNK_ROWS), stream)
 
     def work(chunk: str) -> None:
-        worker.look(chunk, chunk.replace("/look-", "/looked-"), config)
+        worker.hash_chunk(chunk, chunk.replace("/look-", "/looked-"), config)
 
     for_each(waiting, work)
     return pa.concat_tables([storage.read_table(out) for out in outs])
 
 
-def remembered(looks_uri: str, root: str) -> pa.Table:
-    """The newest look at each uri below `root`, as SCHEMA."""
-    tables = [storage.read_table(file) for file in storage.listing(_place(looks_uri, root), ".parquet")]
+def read_cache(cache_uri: str, root: str) -> pa.Table:
+    """The newest cache entry of each uri below `root` (SCHEMA)."""
+    tables = [storage.read_table(file) for file in storage.list_files(_place(cache_uri, root), ".parquet")]
     if not tables:
         return SCHEMA.empty_table()
     newest = pa.concat_tables(tables).group_by("image_uri", use_threads=False).aggregate([("stamp", "last"), ("sha256", "last")])
     return pa.table({"image_uri": newest["image_uri"], "stamp": newest["stamp_last"], "sha256": newest["sha256_last"]})
 
 
-def remember(looked: pa.Table, looks_uri: str, root: str, run_key: str) -> None:
-    """Keeps the looks for the next run, in one file that holds and then replaces the older ones."""
-    place = _place(looks_uri, root)
-    before = storage.listing(place, ".parquet")
-    good = looked.filter(pc.and_(pc.is_valid(looked["sha256"]), pc.is_valid(looked["stamp"]))).select(SCHEMA.names)
-    old = remembered(looks_uri, root)
+def update_cache(hashed: pa.Table, cache_uri: str, root: str, run_key: str) -> None:
+    """Merges this run's hashes into the cache as one file that replaces the older ones."""
+    place = _place(cache_uri, root)
+    before = storage.list_files(place, ".parquet")
+    good = hashed.filter(pc.and_(pc.is_valid(hashed["sha256"]), pc.is_valid(hashed["stamp"]))).select(SCHEMA.names)
+    old = read_cache(cache_uri, root)
     merged = pa.concat_tables([old.filter(pc.invert(pc.is_in(old["image_uri"], good["image_uri"]))), good])
     name = storage.join(place, f"looks-{run_key}.parquet")
     with storage.writer(name) as stream:
@@ -67,6 +67,6 @@ def remember(looked: pa.Table, looks_uri: str, root: str, run_key: str) -> None:
             storage.delete(file)
 
 
-def _place(looks_uri: str, root: str) -> str:
-    """Relative uris mean nothing without their root, so each root has a folder of its own."""
-    return storage.join(looks_uri, hashlib.sha256(root.encode()).hexdigest()[:16])
+def _place(cache_uri: str, root: str) -> str:
+    """A folder per root, as relative uris are unique only within their root."""
+    return storage.join(cache_uri, hashlib.sha256(root.encode()).hexdigest()[:16])

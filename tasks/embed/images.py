@@ -1,4 +1,4 @@
-"""Reading a picture's bytes from where its uri says, and from nowhere else."""
+"""Reads a picture's bytes from its uri, restricted to allowed locations."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -11,13 +11,13 @@ NOWHERE = Fetcher()
 
 
 def fetcher(hosts: tuple[str, ...], private: bool = False, timeout_s: float = 10.0) -> Fetcher:
-    """Fetches catalogue pictures by https from `hosts`; with `private` those may lie in a private network and speak http."""
+    """An HTTPS client for pictures on `hosts`; with `private`, hosts may be in private networks and use plain HTTP."""
     schemes = ("https", "http") if private else ("https",)
     return Fetcher(hosts, DEFAULT_LIMITS.max_bytes, timeout_s, schemes=schemes, private=private)
 
 
 def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """The bytes of the picture at `uri`; undecoded.
+    """The encoded bytes of the picture at `uri`.
 
     A relative uri is relative to `root` (a folder or s3:// prefix); an absolute path or a file:// uri must lie below it. s3:// is
     read with the process's own credentials; https:// as `web` allows. Raises ImageRejected with a reason: outside_root, missing,
@@ -47,7 +47,7 @@ def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits 
 
 
 def stamp(uri: str, root: str, web: Fetcher = NOWHERE) -> str | None:
-    """What tells that a picture did not change without reading it: its size and time, or its ETag. None where only reading tells.
+    """A token that changes when the picture does: size and time, or ETag. None when only reading can tell.
 
     Raises what `read_image` raises for a uri that leaves the root; a missing file has no stamp.
     """
@@ -63,7 +63,7 @@ def stamp(uri: str, root: str, web: Fetcher = NOWHERE) -> str | None:
 
 
 def resolve(uri: str, root: str) -> Path:
-    """The real path of a local uri, links followed. Raises ImageRejected(outside_root) when it leaves the root."""
+    """The real path of a local uri, symlinks resolved. Raises ImageRejected(outside_root) when it leaves the root."""
     text = unquote(uri[len("file://") :]).removeprefix("localhost") if uri[:7].lower() == "file://" else uri
     base = storage.local_path(root).resolve()
     try:

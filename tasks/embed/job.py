@@ -1,4 +1,4 @@
-"""The embedding job: every picture of a snapshot to a vector, each image once per encoder version, and the vectors by shard."""
+"""The embedding job: embeds each image of a snapshot once per encoder version, and writes the vectors by shard."""
 
 import logging
 from collections import Counter
@@ -18,12 +18,12 @@ from serving.contract.encoder import EncoderFolder
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
-from tasks.embed.chunk_progress import watched
-from tasks.embed.image_hash_cache import look_at, remember
+from tasks.embed.chunk_progress import show_progress
+from tasks.embed.image_hash_cache import hash_images, update_cache
 from tasks.embed.images import fetcher
 from tasks.embed.partition import write_shards
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
-from tasks.embed.quarantine import named, quarantine_uri, with_ids
+from tasks.embed.quarantine import quarantine_uri, sample_reasons, with_ids
 from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, rejected_images
 from tasks.errors import VitrineError
@@ -42,7 +42,7 @@ ON_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """How the job runs; none of it changes a vector, except `batch`, which is part of how an encoder version is run."""
+    """Configuration of the job. Only `batch` may affect vectors: it is part of how an encoder version is run."""
 
     spark_master: str = "local[2]"
     shards: int = 2
@@ -68,8 +68,8 @@ class EmbedConfig:
     """Further Spark settings, as pairs."""
     direct: int = 0
     """Up to so many pictures are embedded by this process itself, through the same worker, instead of waiting for Spark."""
-    looks: bool = True
-    """Whether earlier looks save reading pictures again; a few changed products are read sooner than all looks."""
+    hash_cache: bool = True
+    """Whether to use the hash cache; reading a few changed products is faster than reading the cache."""
 
     @property
     def batch_rows(self) -> int:
@@ -78,8 +78,8 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """What became of every product's picture: catalogue == embedded + quarantined, always.
+class EmbedResult:
+    """Outcome of an embedding run: catalogue == embedded + quarantined, always.
 
     `embedded_now` counts images that this run embedded, `reused` products whose image another run had embedded.
     """
@@ -100,8 +100,8 @@ class Embedded:
     """The first few products in quarantine with their reasons."""
 
     @property
-    def account(self) -> str:
-        """Where every product went, in one line."""
+    def summary(self) -> str:
+        """All counts in one line."""
         why = "".join(f", {count} {reason}" for reason, count in self.reasons.items())
         named = self.named and f"; in quarantine: {', '.join(self.named)}"
         return (
@@ -110,7 +110,7 @@ class Embedded:
         )
 
     def note(self, products: str = "products") -> str:
-        """How many products are in quarantine, the first few by id and reason, in one sentence for people; "" when none is."""
+        """Number of quarantined products with the first few ids and reasons, one sentence; "" when there are none."""
         if not self.quarantined:
             return ""
         are = "is" if self.quarantined == 1 else "are"
@@ -122,7 +122,7 @@ class Embedded:
 
 def embed_snapshot(
     snapshot: Snapshot, encoder_folder: Path, encoder_version: str, store_uri: str, run_key: str, work: Path, config: EmbedConfig
-) -> Embedded:
+) -> EmbedResult:
     """Embeds what the store lacks and writes `vectors/<run_key>/shard=<i>/`: key, image_sha256, vector, sorted by key.
 
     A run that was killed goes on where it was and ends with the same vectors; a run that was finished is returned as it is.
@@ -130,54 +130,54 @@ def embed_snapshot(
     """
     vectors_uri = storage.join(store_uri, "vectors", run_key)
     if storage.exists(storage.join(vectors_uri, MANIFEST)):
-        return Embedded(**storage.read_json(storage.join(vectors_uri, MANIFEST)))
+        return EmbedResult(**storage.read_json(storage.join(vectors_uri, MANIFEST)))
     encoder = EncoderFolder(encoder_folder).manifest
     print_ = encoder.variant(encoder.document).fingerprint
     store = EmbeddingStore(storage.join(store_uri, "embeddings", encoder.name, f"v{encoder_version}-{print_[:12]}"), encoder.dim)
-    tally = work / "tally"
-    tally.mkdir(parents=True, exist_ok=True)
+    progress_dir = work / "tally"
+    progress_dir.mkdir(parents=True, exist_ok=True)
     settings = worker.WorkerConfig(
         snapshot.image_root, fetcher(config.hosts, config.private_hosts, config.fetch_s), str(encoder_folder), encoder.document,
-        store.uri, encoder.dim, run_key, config.batch_rows, config.threads, config.decoders, str(tally), config.runtime,
+        store.uri, encoder.dim, run_key, config.batch_rows, config.threads, config.decoders, str(progress_dir), config.runtime,
     )  # fmt: skip
     chunks_uri = storage.join(store_uri, "work", run_key)
-    looks_uri = storage.join(store_uri if config.looks else chunks_uri, "looks")
+    cache_uri = storage.join(store_uri if config.hash_cache else chunks_uri, "looks")
     with ExitStack() as stack:
         spark = cache(lambda: stack.enter_context(session(config.spark_master, work, dict(config.spark), config.gpus)))
 
-        def look_each(chunks: list[str], look: Callable[[str], None]) -> None:
-            if len(chunks) == 1:  # one chunk is looked at here sooner than Spark has started
+        def hash_each(chunks: list[str], look: Callable[[str], None]) -> None:
+            if len(chunks) == 1:  # hashing one chunk here is faster than starting Spark
                 look(chunks[0])
             elif chunks:
                 for_each_chunk(spark(), chunks, look)
 
-        looked = look_at(snapshot, chunks_uri, looks_uri, settings, look_each)
-        names, images = _chunks(looked, store, storage.join(chunks_uri, "embed"), config)
+        hashed = hash_images(snapshot, chunks_uri, cache_uri, settings, hash_each)
+        names, images = _chunks(hashed, store, storage.join(chunks_uri, "embed"), config)
         if names:
-            embed = partial(worker.embed, config=settings)
-            with watched("embed pictures", tally, images, "pictures", partial(_landed, store, run_key)):
+            embed = partial(worker.embed_chunk, config=settings)
+            with show_progress("embed pictures", progress_dir, images, "pictures", partial(_count_stored, store, run_key)):
                 if images <= config.direct:
                     for name in names:
                         embed(name)
                 else:
                     for_each_chunk(spark(), names, embed, config.gpus)
-    result = _publish(snapshot, store, looked, vectors_uri, quarantine_uri(store_uri, run_key), run_key, config)
-    remember(looked, looks_uri, snapshot.image_root, run_key)
+    result = _publish(snapshot, store, hashed, vectors_uri, quarantine_uri(store_uri, run_key), run_key, config)
+    update_cache(hashed, cache_uri, snapshot.image_root, run_key)
     storage.write_json(storage.join(vectors_uri, MANIFEST), asdict(result))
-    for leftover in storage.listing(chunks_uri, recursive=True):
+    for leftover in storage.list_files(chunks_uri, recursive=True):
         storage.delete(leftover)
-    log.info("%s", result.account)
+    log.info("%s", result.summary)
     return result
 
 
-def _chunks(looked: pa.Table, store: EmbeddingStore, uri: str, config: EmbedConfig) -> tuple[list[str], int]:
-    """The chunks (image_sha256, image_uri) that are still to be embedded, and how many images they hold.
+def _chunks(hashed: pa.Table, store: EmbeddingStore, uri: str, config: EmbedConfig) -> tuple[list[str], int]:
+    """The chunks (image_sha256, image_uri) left to embed, and their number of images.
 
     They are cut once per run: a run that goes on after a kill meets the same chunks, so its batches and vectors are the same.
     """
     listed = storage.join(uri, CHUNKS)
     if not storage.exists(listed):
-        todo = _todo(looked, store)
+        todo = _todo(hashed, store)
         rows = _chunk_rows(len(todo), config)
         chunks = []
         for number, start in enumerate(range(0, len(todo), rows)):
@@ -190,22 +190,24 @@ def _chunks(looked: pa.Table, store: EmbeddingStore, uri: str, config: EmbedConf
     return [c["name"] for c in chunks], sum(c["images"] for c in chunks)
 
 
-def _landed(store: EmbeddingStore, run_key: str) -> int:
+def _count_stored(store: EmbeddingStore, run_key: str) -> int:
     return sum(c.rows + len(c.rejected) for c in store.commits() if c.run == run_key)
 
 
-def _todo(looked: pa.Table, store: EmbeddingStore) -> pa.Table:
-    """(image_sha256, image_uri) of the images that the store neither holds nor has rejected, each once, in order of sha256."""
-    readable = looked.filter(pc.is_valid(looked["sha256"])).select(["sha256", "image_uri"])
+def _todo(hashed: pa.Table, store: EmbeddingStore) -> pa.Table:
+    """(image_sha256, image_uri) of images neither stored nor permanently rejected, deduplicated, ordered by sha256."""
+    readable = hashed.filter(pc.is_valid(hashed["sha256"])).select(["sha256", "image_uri"])
     each = readable.group_by("sha256", use_threads=False).aggregate([("image_uri", "first")])
     commits = store.commits()
     lasting = pa.array(list(rejected_images(commits, lasting=True)), SHA_TYPE)
-    new = each.filter(pc.invert(pc.is_in(each["sha256"], pa.concat_arrays([store.known(commits), lasting])))).sort_by("sha256")
+    new = each.filter(pc.invert(pc.is_in(each["sha256"], pa.concat_arrays([store.checksums(commits), lasting])))).sort_by(
+        "sha256"
+    )
     return pa.table({"image_sha256": new["sha256"], "image_uri": new["image_uri_first"]})
 
 
 def _chunk_rows(images: int, config: EmbedConfig) -> int:
-    """Rows a chunk: small jobs are cut finer, so that every core has work and a kill costs little; never below one batch."""
+    """Rows per chunk: smaller for small jobs, so that all cores work and a kill costs little; at least one batch."""
     cores = max(int("".join(c for c in config.spark_master.partition("[")[2] if c.isdigit()) or 4), 1)
     fair = -(-images // (4 * cores))
     batch = config.batch_rows
@@ -213,31 +215,31 @@ def _chunk_rows(images: int, config: EmbedConfig) -> int:
 
 
 def _publish(
-    snapshot: Snapshot, store: EmbeddingStore, looked: pa.Table, vectors_uri: str, quarantine: str, run_key: str,
+    snapshot: Snapshot, store: EmbeddingStore, hashed: pa.Table, vectors_uri: str, quarantine: str, run_key: str,
     config: EmbedConfig,
-) -> Embedded:  # fmt: skip
-    """Writes the quarantine and the shards' vectors, and counts where every product went."""
+) -> EmbedResult:  # fmt: skip
+    """Writes quarantine and shard vectors, and counts where every product went."""
     commits = store.commits()
-    known = store.known(commits)
-    embedded = pc.is_in(looked["sha256"], known)  # a null sha256 is not in it
-    bad = _with_reasons(looked.filter(pc.invert(embedded)), rejected_images(commits), snapshot.uri, run_key)
+    known = store.checksums(commits)
+    embedded = pc.is_in(hashed["sha256"], known)  # a null sha256 is not in it
+    bad = _with_reasons(hashed.filter(pc.invert(embedded)), rejected_images(commits), snapshot.uri, run_key)
     with storage.writer(quarantine) as stream:
         pq.write_table(pa.Table.from_pylist(bad, QUARANTINE), stream)
-    usable = looked.filter(embedded).select(["key", "sha256"]).sort_by("key")
+    usable = hashed.filter(embedded).select(["key", "sha256"]).sort_by("key")
     if len(usable) + len(bad) != snapshot.rows:
         raise VitrineError(f"{snapshot.rows} products, but {len(usable)} embedded and {len(bad)} in quarantine")
     write_shards(usable, store, commits, vectors_uri, config.shards)
-    here = store.known([c for c in commits if c.run == run_key])
+    here = store.checksums([c for c in commits if c.run == run_key])
     now = pc.is_in(usable["sha256"], here)
     reasons = Counter(row["reason"] for row in bad)
-    return Embedded(
+    return EmbedResult(
         run_key, vectors_uri, store.uri, quarantine, store.dim, config.shards, snapshot.rows, len(usable), len(bad),
-        len(here), len(usable) - (pc.sum(now).as_py() or 0), dict(sorted(reasons.items())), named(bad),
+        len(here), len(usable) - (pc.sum(now).as_py() or 0), dict(sorted(reasons.items())), sample_reasons(bad),
     )  # fmt: skip
 
 
 def _with_reasons(bad: pa.Table, rejected: dict[bytes, dict[str, str]], snapshot_uri: str, run_key: str) -> list[dict[str, Any]]:
-    """The quarantine's rows: those without a sha256 have the reason of the look, the others that of the store."""
+    """Quarantine rows: the reason is the hashing step's without a sha256, else the store's."""
     unknown: dict[str, Any] = {"reason": "unknown", "detail": "no worker told what became of this picture"}
     now, rows = datetime.now(UTC), []
     for row in bad.to_pylist():

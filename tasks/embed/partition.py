@@ -1,4 +1,4 @@
-"""The vectors of a run by shard, sorted by key: what an index is built from."""
+"""Writes a run's vectors by shard, sorted by key: the input of index builds."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The quarantine: products whose picture cannot be used, each with its reason, one file per run."""
+"""The quarantine: products without a usable picture with their reasons, one file per run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ NAMED = 5
 
 
 @dataclass(frozen=True)
-class Quarantined:
+class QuarantineEntry:
     """One product without a usable picture. `reason` is a short code, `detail` a sentence; `run` is the run's key.
 
     Files of before say neither `product_id` ("") nor when (`at` None).
@@ -36,34 +36,36 @@ class Quarantined:
 
     @property
     def sentence(self) -> str:
-        """Why, in which run and when."""
+        """Reason, run and time in one sentence."""
         when = f" at {self.at:%Y-%m-%d %H:%M} UTC" if self.at else ""
         return f"{self.detail} ({self.reason}), in run {self.run}{when}"
 
 
 def quarantine_uri(store_uri: str, run_key: str) -> str:
-    """Where a run lists what it put into quarantine: <store>/quarantine/<run>.parquet with the columns of SCHEMA."""
+    """The quarantine file of a run: <store>/quarantine/<run>.parquet with the columns of SCHEMA."""
     return storage.join(store_uri, "quarantine", f"{run_key}.parquet")
 
 
-def quarantined(store_uri: str, run_keys: Iterable[str] | None = None, key: int | None = None) -> list[Quarantined]:
-    """What these runs (default: all whose list is kept) put into quarantine, the newest first; with `key`, that product only."""
+def read_quarantine(store_uri: str, run_keys: Iterable[str] | None = None, key: int | None = None) -> list[QuarantineEntry]:
+    """Entries of these runs (default: all stored), newest first; with `key`, of that product only."""
     if run_keys is None:
-        uris = storage.listing(storage.join(store_uri, "quarantine"), ".parquet")
+        uris = storage.list_files(storage.join(store_uri, "quarantine"), ".parquet")
     else:
         uris = [uri for uri in (quarantine_uri(store_uri, run) for run in run_keys) if storage.exists(uri)]
-    rows: list[Quarantined] = []
+    rows: list[QuarantineEntry] = []
     for uri in uris:
         table = storage.read_table(uri)
         if key is not None:
             table = table.filter(pa.array(table["key"].to_numpy() == key))
         blank = {"product_id": "", "at": None}
-        rows += [Quarantined(**(blank | {name: row[name] for name in SCHEMA.names if name in row})) for row in table.to_pylist()]
+        rows += [
+            QuarantineEntry(**(blank | {name: row[name] for name in SCHEMA.names if name in row})) for row in table.to_pylist()
+        ]
     return sorted(rows, key=lambda row: (row.at or datetime.min.replace(tzinfo=UTC), row.run), reverse=True)
 
 
 def with_ids(rows: list[dict], snapshot_uri: str) -> list[dict]:
-    """Rows that have a `key`, each with its `product_id` from the snapshot, in order of product_id."""
+    """Adds `product_id` from the snapshot to rows with a `key`, in order of product_id."""
     by_key = {row["key"]: row for row in rows}
     keys = np.fromiter(by_key, np.int64, len(by_key))
     named: list[dict] = []
@@ -73,7 +75,7 @@ def with_ids(rows: list[dict], snapshot_uri: str) -> list[dict]:
     return named
 
 
-def named(rows: list[dict]) -> list[str]:
-    """The first few products of a quarantine with their reasons, for a summary: "p1 (missing)"."""
+def sample_reasons(rows: list[dict]) -> list[str]:
+    """The first few quarantined products with reasons, for a summary: "p1 (missing)"."""
     shown = [f"{row['product_id']} ({row['reason']})" for row in rows[:NAMED]]
     return shown + ([f"and {len(rows) - NAMED} more"] if len(rows) > NAMED else [])

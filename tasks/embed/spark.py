@@ -1,4 +1,4 @@
-"""The Spark session, and one job shape: a list of chunks, each worked on by whichever Python worker is free."""
+"""The Spark session, and one job shape: a list of chunks, each processed by any free Python worker."""
 
 import os
 import sys
@@ -39,7 +39,7 @@ appender.stderr.layout.pattern = %d{yy/MM/dd HH:mm:ss} %p %c{1}: %m%n%ex
 
 @contextmanager
 def session(master: str, work: Path, options: dict[str, str] | None = None, gpus: float = 0.0) -> Iterator["SparkSession"]:
-    """A quiet Spark session on `master` (local[n], spark://…), its scratch files below `work`; stopped at the end.
+    """A Spark session on `master` (local[n], spark://…) with scratch files below `work`; stopped at the end of the block.
 
     With `gpus` every executor of a cluster holds one GPU, found by docker/gpu-discovery.sh on its machine.
     """
@@ -86,7 +86,7 @@ def session(master: str, work: Path, options: dict[str, str] | None = None, gpus
 
 
 def for_each_chunk(spark: "SparkSession", chunks: list[str], work: Callable[[str], None], gpus: float = 0.0) -> int:
-    """Runs `work(chunk)` once for every chunk uri, one Spark task each, so that a lost worker costs one chunk. Gives how many.
+    """Runs `work(chunk)` for each uri as one Spark task each, so a lost worker costs one chunk. Returns how many ran.
 
     With `gpus` each task of this stage, and of no other, asks a cluster for that share of a GPU and sees only the one it got.
     """
@@ -114,7 +114,7 @@ def _task_profile(gpus: float) -> Any:
 
 
 def pin_gpu() -> None:
-    """Lets this Python worker see only the GPU that Spark gave its task; nothing where Spark gave none.
+    """Restricts this Python worker to the GPU that Spark assigned to its task, if any.
 
     CUDA reads CUDA_VISIBLE_DEVICES once, when the encoder's session is opened, so a worker keeps its GPU: executors hold one each.
     Raises VitrineError when a reused worker is given another.

@@ -1,4 +1,4 @@
-"""The embedding store: image sha256 -> vector, one folder per encoder version, append-only.
+"""The embedding store: image sha256 -> vector, one append-only folder per encoder version.
 
 A part counts once its commit file exists; the commit also names the images of its chunk that were rejected, so that one small
 file says everything about a chunk. Part names follow from the images in them: the same chunk made twice is the same file.
@@ -35,18 +35,18 @@ R = TypeVar("R")
 
 
 def vector_type(dim: int) -> pa.DataType:
-    """A vector: `dim` float16 that are never null, which lets Parquet skip 4 bytes of bookkeeping a value."""
+    """Arrow type of a vector: `dim` non-null float16, which saves Parquet 4 bytes of levels per value."""
     return pa.list_(pa.field("item", pa.float16(), nullable=False), dim)
 
 
 def vector_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
-    """Vectors (n, dim) float16 as a column; no copy."""
+    """Vectors (n, dim) float16 as an Arrow column, without a copy."""
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=vector_type(vectors.shape[1]))
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One finished chunk: its part file (no rows: no file) and what was rejected ({sha256, image_uri, reason, detail})."""
+    """One finished chunk: its part file (none for 0 rows) and its rejected images ({sha256, image_uri, reason, detail})."""
 
     name: str
     rows: int
@@ -71,7 +71,7 @@ class EmbeddingStore:
         ])  # fmt: skip
 
     def write(self, table: pa.Table, rejected: list[dict[str, str]], run: str) -> Commit:
-        """Publishes a chunk's vectors (rows of `schema`) and its rejected images; the commit file comes last."""
+        """Publishes a chunk's vectors (rows of `schema`) and rejected images; the commit file is written last."""
         name = part_name([*table["image_sha256"].to_pylist(), *(bytes.fromhex(r["sha256"]) for r in rejected)])
         digest, size = "", 0
         if len(table):
@@ -85,18 +85,18 @@ class EmbeddingStore:
         return commit
 
     def committed(self, name: str) -> Commit | None:
-        """The commit of a chunk, if it is finished."""
+        """The commit of a chunk, None if it is unfinished."""
         uri = self._commit_uri(name)
         return Commit(**storage.read_json(uri)) if storage.exists(uri) else None
 
     def commits(self) -> list[Commit]:
-        """Every finished chunk, in order of name."""
-        uris = storage.listing(storage.join(self.uri, "_commits"), ".json")
+        """All commits, ordered by name."""
+        uris = storage.list_files(storage.join(self.uri, "_commits"), ".json")
         with ThreadPoolExecutor(READERS) as pool:
             return [Commit(**record) for record in pool.map(storage.read_json, uris)]
 
     def part(self, commit: Commit, columns: list[str] | None = None) -> pa.Table:
-        """A part's rows. Raises VitrineError when it is not the part that was committed.
+        """Rows of a part. Raises VitrineError when its checksum differs from the commit's.
 
         Reading vectors checks the whole file's sha256; reading other columns only its size, and touches only their bytes.
         """
@@ -117,22 +117,22 @@ class EmbeddingStore:
             raise VitrineError(f"{uri}: its sha256 is not {commit.sha256[:12]}…, the committed one: the file is corrupt; {again}")
         return pq.read_table(pa.BufferReader(data), columns=columns)
 
-    def known(self, commits: Sequence[Commit] | None = None) -> pa.Array:
-        """The sha256 of every embedded image, in the order of the commits (default: all)."""
+    def checksums(self, commits: Sequence[Commit] | None = None) -> pa.Array:
+        """The sha256 of all embedded images, in the order of the commits (default: all)."""
         chosen = [c for c in (self.commits() if commits is None else commits) if c.rows]
         with ThreadPoolExecutor(READERS) as pool:
             parts = list(pool.map(lambda c: self.part(c, ["image_sha256"])["image_sha256"].combine_chunks(), chosen))
         return pa.concat_arrays(parts) if parts else pa.array([], SHA_TYPE)
 
     def gather(self, wanted: pa.Array, commits: Sequence[Commit] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors (n, dim) float16 and palettes (n, 13) uint8 of the images `wanted` (n,), in their order.
+        """Vectors (n, dim) float16 and palettes (n, 13) uint8 of the images `wanted` (n,), in order.
 
         A palette is all zeros where the part is of a time before palettes. Raises KeyError for an image that is not there.
         """
         found = np.zeros((len(wanted), self.dim), np.float16)
         palettes = np.zeros((len(wanted), PALETTE_TYPE.byte_width), np.uint8)
         missing = np.ones(len(wanted), bool)
-        places = _Places(wanted)
+        places = _ChecksumIndex(wanted)
         full = [c for c in (self.commits() if commits is None else commits) if c.rows]
         for table in _ahead(self.part, full):
             rows, where = places.of(table["image_sha256"])
@@ -155,18 +155,18 @@ class EmbeddingStore:
 
 
 def part_name(members: Iterable[bytes]) -> str:
-    """The name of the part that a chunk of these images makes, in whatever order they come."""
+    """The part name of a chunk of these images, independent of their order."""
     return f"part-{hashlib.sha256(b''.join(sorted(members))).hexdigest()[:20]}"
 
 
 def rejected_images(commits: Iterable[Commit], lasting: bool = False) -> dict[bytes, dict[str, str]]:
-    """Rejected images by sha256; with `lasting`, only those whose bytes are the reason."""
+    """Rejected images by sha256; with `lasting`, only those rejected for their content."""
     rows = (r for c in commits for r in c.rejected)
     return {bytes.fromhex(r["sha256"]): r for r in rows if not lasting or r["reason"] in LASTING}
 
 
 def _ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`work` of every item, in order, AHEAD of them under way in threads: no more are held in memory."""
+    """Maps `work` over items in order with AHEAD items in flight in threads, so memory stays bounded."""
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(AHEAD) as pool:
         rest = iter(items)
@@ -177,8 +177,8 @@ def _ahead(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield done
 
 
-class _Places:
-    """Finds where each of a list of checksums (with repeats) lies: by their first 8 bytes, sorted, then compared whole."""
+class _ChecksumIndex:
+    """Hash join of checksums (with repeats): matches on the first 8 bytes, sorted, then compares whole values."""
 
     def __init__(self, wanted: pa.Array) -> None:
         self.bytes = fixed_bytes(pa.chunked_array([wanted]))
@@ -187,7 +187,7 @@ class _Places:
         self.sorted = words[self.order]
 
     def of(self, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-        """(rows of the column, places in the wanted list) of every match."""
+        """(rows of the column, positions in the wanted list) of all matches."""
         candidates = fixed_bytes(column)
         words = _words(candidates)
         first = np.searchsorted(self.sorted, words, "left")

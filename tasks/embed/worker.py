@@ -1,4 +1,4 @@
-"""What one Spark worker does with one chunk. Nothing here knows of Spark: chunks come as files and go as files."""
+"""The work of one Spark worker on one chunk. Independent of Spark: chunks are read from and written to files."""
 
 import hashlib
 import io
@@ -25,11 +25,11 @@ from tasks.embed.images import read_image, stamp
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name, vector_column
 from tasks.encoder.export.runtimes import runtime
 
-LOOKED = pa.schema([
+HASHED = pa.schema([
     ("key", pa.int64()), ("image_uri", pa.string()), ("stamp", pa.string()), ("sha256", SHA_TYPE),
     ("reason", pa.string()), ("detail", pa.string()),
 ])  # fmt: skip
-LOOKERS = 16
+HASH_THREADS = 16
 """Looking waits for disks and networks, not for the processor."""
 AHEAD = 2
 """Batches decoded ahead of the encoder, so that neither waits and memory stays bounded."""
@@ -37,7 +37,7 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker is told besides its chunk."""
+    """Configuration of a worker."""
 
     image_root: str
     web: Fetcher
@@ -49,13 +49,13 @@ class WorkerConfig:
     batch: int
     threads: int
     decoders: int
-    tally: str
+    progress_dir: str
     runtime: str = "onnxruntime"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture: pixels (size, size, 3) uint8, their palette (13,) uint8, and what it measured before."""
+    """A decoded picture: pixels (size, size, 3) uint8, palette (13,) uint8, and its original width and height."""
 
     pixels: np.ndarray
     palette: np.ndarray
@@ -63,19 +63,19 @@ class Picture:
     height: int
 
 
-def look(chunk: str, out: str, config: WorkerConfig) -> None:
-    """Finds each picture's sha256: without reading it when its stamp is that of the last look.
+def hash_chunk(chunk: str, out: str, config: WorkerConfig) -> None:
+    """Computes each picture's sha256; a picture whose stamp matches the cache is not read.
 
     Chunk: key, image_uri, known_stamp, known_sha256. Writes LOOKED rows; an unreadable picture has a reason.
     """
     table = storage.read_table(chunk)
-    with ThreadPoolExecutor(LOOKERS) as pool:
-        rows = list(pool.map(lambda row: _look(row, config), table.to_pylist()))
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        rows = list(pool.map(lambda row: _hash_row(row, config), table.to_pylist()))
     with storage.writer(out) as stream:
-        pq.write_table(pa.Table.from_pylist(rows, LOOKED), stream)
+        pq.write_table(pa.Table.from_pylist(rows, HASHED), stream)
 
 
-def _look(row: dict, config: WorkerConfig) -> dict:
+def _hash_row(row: dict, config: WorkerConfig) -> dict:
     uri = row["image_uri"] or ""
     found = {"key": row["key"], "image_uri": uri, "stamp": None, "sha256": None, "reason": None, "detail": None}
     try:
@@ -89,8 +89,8 @@ def _look(row: dict, config: WorkerConfig) -> dict:
         return found | {"reason": error.reason, "detail": str(error)}
 
 
-def embed(chunk: str, config: WorkerConfig) -> None:
-    """Embeds a chunk (image_sha256, image_uri) and commits it: its vectors, and its rejected pictures with their reasons.
+def embed_chunk(chunk: str, config: WorkerConfig) -> None:
+    """Embeds a chunk (image_sha256, image_uri) and commits its vectors and its rejected pictures with reasons.
 
     A chunk that this run has committed before is left as it is.
     """
@@ -121,7 +121,7 @@ def embed(chunk: str, config: WorkerConfig) -> None:
                 good.append((row["image_sha256"], picture.palette.tobytes(), picture.width, picture.height))
             if filled:
                 vectors.append(encoder.encode(pixels)[:filled].astype(np.float16))
-            _tally(chunk, len(batch), len(rejected), config)
+            _report_progress(chunk, len(batch), len(rejected), config)
     store.write(_table(good, np.concatenate(vectors), store.schema), rejected, config.run)
 
 
@@ -129,7 +129,7 @@ Decoded = tuple[list[dict], list["Future[Picture]"]]
 
 
 def _decoded(pool: ThreadPoolExecutor, rows: list[dict], spec: PreprocessSpec, config: WorkerConfig) -> Iterator[Decoded]:
-    """Batches of rows with their pictures on the way: while one is encoded, the next AHEAD are being decoded."""
+    """Batches of rows with futures of their pictures; AHEAD batches are decoded while one is encoded."""
     waiting: deque[Decoded] = deque()
     for start in range(0, len(rows), config.batch):
         batch = rows[start : start + config.batch]
@@ -173,17 +173,17 @@ def _folder(config: WorkerConfig) -> EncoderFolder:
 
 
 def _encoder(config: WorkerConfig) -> Encoder:
-    """This process's encoder session: opened and verified once, kept between chunks and jobs."""
+    """This process's encoder session, opened and verified once."""
     key = (config.encoder_folder, config.document, config.runtime)
     if key not in _ENCODERS:
         _ENCODERS[key] = _folder(config).open(config.document, config.threads, runtime(config.runtime))
     return _ENCODERS[key]
 
 
-def _tally(chunk: str, count: int, rejected: int, config: WorkerConfig) -> None:
+def _report_progress(chunk: str, count: int, rejected: int, config: WorkerConfig) -> None:
     """Tells the driver how far this chunk is, and how many of it were rejected, where both see the same folder."""
-    if config.tally and os.path.isdir(config.tally):
-        place = Path(config.tally, Path(chunk).stem)
+    if config.progress_dir and os.path.isdir(config.progress_dir):
+        place = Path(config.progress_dir, Path(chunk).stem)
         with place.open("ab") as stream:
             stream.write(b"." * count)
         if rejected:

@@ -1,1 +1,1 @@
-"""Encoders: data, teacher, student, export, quantising, evaluation, gates. Imports torch; import it inside a step."""
+"""Encoders: data, teacher and student training, export, quantisation, evaluation, gates. Needs torch; import inside a step."""

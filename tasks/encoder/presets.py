@@ -1,4 +1,4 @@
-"""What an encoder is and how it is trained, as frozen records; the presets are functions that give one."""
+"""Encoder configuration as frozen dataclasses, and the presets as functions."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,7 +15,7 @@ Precision = Literal["bf16", "fp32"]
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """Which network. Exactly one of `open_clip` and `timm` (a model of timm's, or our own) is set.
+    """The network of a tower. Exactly one of `open_clip` and `timm` (timm's models or our own) is set.
 
     `open_clip`: a model of its list, or the path of a model config of one's own (.json, in open_clip's format).
     `pretrained`: an open_clip tag, "timm" for timm's own weights, a local checkpoint file, or empty for random weights.
@@ -28,7 +28,7 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text transformer of a custom model; ignored for open_clip's own models, which bring theirs."""
+    """The text transformer of a custom model; ignored for open_clip's models, which have their own."""
 
     context: int = 16
     width: int = 64
@@ -38,7 +38,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one tower is trained. `steps` are optimizer steps; each sees `accumulate` batches of products x pictures."""
+    """Training hyperparameters of a tower. `steps` are optimizer steps, each of `accumulate` batches of products x pictures."""
 
     steps: int
     products: int = 32
@@ -58,20 +58,20 @@ class Recipe:
     first_share: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
-    def lasting(self, epochs: float | None, photos: int) -> "Recipe":
-        """The same recipe for so many passes over `photos` pictures; None keeps its steps."""
+    def for_epochs(self, epochs: float | None, photos: int) -> "Recipe":
+        """The recipe with steps for this many passes over `photos` pictures; None keeps its steps."""
         if epochs is None:
             return self
         return replace(self, steps=max(1, round(epochs * photos / (self.products * self.pictures * self.accumulate))))
 
     def size_at(self, step: int, size: int) -> int:
-        """The side of the pictures of a step, of an encoder that takes `size`."""
+        """Picture size at a step, for an encoder of input `size`."""
         return self.first_size if self.first_size and step < self.steps * self.first_share else size
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """One encoder version's recipe, whole. The same config, data and seed give the same encoder."""
+    """The full configuration of an encoder version. Equal config, data and seed give an equal encoder."""
 
     name: str
     dim: int
@@ -96,11 +96,11 @@ class EncoderConfig:
     seed: int = 7
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the log and for the recipe's key."""
+        """Plain values, for logging and the recipe's key."""
         return asdict(self) | {"preprocess": self.preprocess.model_dump()}
 
-    def changed(self, epochs: float | None, alpha: float | None, photo_days: int | None, photos: int) -> "EncoderConfig":
-        """This recipe with what a person asked for in a run; None leaves the preset's own.
+    def with_overrides(self, epochs: float | None, alpha: float | None, photo_days: int | None, photos: int) -> "EncoderConfig":
+        """The config with a run's parameters applied; None keeps the preset's value.
 
         An epoch of `photos` train photos is as many pictures as there are photos; both towers train for `epochs`. Raises
         TrainingError for values that mean nothing.
@@ -119,13 +119,13 @@ class EncoderConfig:
             self,
             alpha=self.alpha if alpha is None else alpha,
             photo_days=self.photo_days if photo_days is None else photo_days,
-            teacher_recipe=self.teacher_recipe.lasting(epochs, photos),
-            student_recipe=self.student_recipe.lasting(epochs, photos),
+            teacher_recipe=self.teacher_recipe.for_epochs(epochs, photos),
+            student_recipe=self.student_recipe.for_epochs(epochs, photos),
         )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
-        """The config that `as_dict` gave, out of a dict that may hold more (an encoder manifest's recipe)."""
+        """Inverse of `as_dict`; ignores other keys (an encoder manifest's recipe has some)."""
         names = {f.name for f in fields(cls)}
         return TypeAdapter(cls).validate_python({k: v for k, v in values.items() if k in names})
 
@@ -209,7 +209,7 @@ PRESETS: dict[str, Callable[[], EncoderConfig]] = {f.__name__: f for f in (demo,
 
 
 def preset(name: str) -> EncoderConfig:
-    """The preset of this name. Raises TrainingError listing the names there are."""
+    """The preset of this name. Raises TrainingError listing the valid names."""
     try:
         return PRESETS[name]()
     except KeyError:

@@ -1,1 +1,1 @@
-"""The index: which family, trained once, built shard by shard, tuned on photos, and put together as a version."""
+"""The index: choice of family, template training, shard builds, tuning, deltas, verification."""

@@ -1,4 +1,4 @@
-"""Putting a version together: its manifest, and the golden answers every load must reproduce."""
+"""Assembles a version's manifest and its golden answers."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar,
 from serving.index.searcher import Searcher
 from serving.versions.golden import write_golden
 from tasks.catalog.snapshot import Snapshot
-from tasks.embed.job import Embedded
+from tasks.embed.job import EmbedResult
 from tasks.index.build import BuiltShard, IndexConfig
 
 GOLDEN_QUERIES = 16
@@ -24,7 +24,7 @@ EMPTY_SHA = "0" * 64
 def content_key(
     snapshot_content: str, document_fingerprint: str, query_fingerprint: str, config: IndexConfig, ranker: dict[str, Any]
 ) -> str:
-    """Names what an index is made from: equal keys would give equal answers."""
+    """Hash of an index's inputs: equal keys mean equal answers."""
     parts = [snapshot_content, document_fingerprint, query_fingerprint, json.dumps(asdict(config), sort_keys=True)]
     if ranker:
         parts.append(json.dumps(ranker, sort_keys=True))
@@ -32,18 +32,18 @@ def content_key(
 
 
 def base_segment(built: BuiltShard, run_id: str, path: str) -> Segment:
-    """The manifest's record of a built shard whose files are artifacts of `run_id` below `path`."""
+    """The manifest's record of a built shard, with files as artifacts of `run_id` below `path`."""
     index, table = (
         ref.model_copy(update={"run_id": run_id, "path": f"{path}/{ref.path}"}) for ref in (built.index_ref(), built.table_ref())
     )
     return Segment(kind="base", shard=built.shard, sequence=0, rows=built.rows, family=built.family, index=index, table=table)
 
 
-def draft(
+def draft_manifest(
     name: str, created_at: str, encoder: EncoderRef, snapshot: Snapshot, segments: list[Segment], search: dict[str, Scalar],
-    ranker: dict[str, Any], embedded: Embedded, shards: int, key: str,
+    ranker: dict[str, Any], embedded: EmbedResult, shards: int, key: str,
 ) -> IndexManifest:  # fmt: skip
-    """The manifest before its golden answers and gates exist."""
+    """The manifest before golden answers and gates."""
     indexed = sum(s.rows for s in segments)
     counts = Counts(
         catalogue=snapshot.rows, embedded=embedded.embedded, quarantined=embedded.quarantined, indexed=indexed, servable=indexed
@@ -71,5 +71,5 @@ def with_golden(
 
 
 def local_files(folders: dict[str, Path]) -> Callable[[FileRef], Path]:
-    """Finds segment files in the folders they were built in, by file name."""
+    """Locates segment files by name in the folders they were built in."""
     return lambda ref: folders[Path(ref.path).name]

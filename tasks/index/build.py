@@ -1,4 +1,4 @@
-"""One template for all shards, then each shard's base segment from it. Built twice from the same input, the same bytes."""
+"""Trains the template shared by all shards, and builds each shard's base segment from it. Deterministic to the byte."""
 
 import hashlib
 import json
@@ -20,11 +20,11 @@ from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
 from serving.index.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
-from tasks.index.choice import Budget, Need, choose_family
-from tasks.index.coarse import quick_adding, quick_training
-from tasks.index.families import FAMILIES, Family, least_training, lists_for
+from tasks.index.choice import Budget, Requirements, choose_family
+from tasks.index.coarse import fast_adding, fast_training
+from tasks.index.families import FAMILIES, Family, least_training, list_count
 from tasks.index.grouping import group
-from tasks.index.quantizer_codes import choose_codes, filling
+from tasks.index.quantizer_codes import choose_codes, code_adder
 from tasks.index.vectors import check_vectors, sample_vectors, shard_batches, shard_counts, shard_palettes
 from tasks.progress import Progress
 
@@ -42,7 +42,7 @@ LEFT_OUT = ("description", "priority", PALETTE)
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """What decides an index's content besides its input."""
+    """What determines an index's content besides its input data."""
 
     shards: int = 2
     family: str = ""
@@ -78,7 +78,7 @@ class Template:
 
 @dataclass(frozen=True)
 class BuiltShard:
-    """A shard's base segment as local files; `index` and `table` as FileRef in the manifest, `source` names what it is made of."""
+    """A shard's base segment as local files; `index` and `table` as FileRef in the manifest, `source` hashes its inputs."""
 
     shard: int
     rows: int
@@ -98,7 +98,7 @@ class BuiltShard:
 def train_template(
     vectors_uri: str, config: IndexConfig, folder: Path, previous: Template | None = None, refused: str = ""
 ) -> Template:
-    """Trains what the family trains on a sample of all shards, or takes `previous` over while its centroids still fit.
+    """Trains the family on a sample of all shards, or reuses `previous` while its centroids still fit.
 
     A family without centroids is always trained.
     `refused` says why there is no `previous` to take over; the template's `reason` repeats it.
@@ -109,12 +109,12 @@ def train_template(
     rows = sum(counts)
     if rows == 0:
         raise VitrineError("no product has a vector, so there is nothing to index; look at the quarantine of the embedding step")
-    need = Need(rows, dim, config.shards, config.recall_target, config.budget, os.cpu_count() or 1)
+    need = Requirements(rows, dim, config.shards, config.recall_target, config.budget, os.cpu_count() or 1)
     choice = choose_family(need, config.family)
     family = choice.family
     for name, why in choice.reasons.items():
         log.info("family %s: %s", name, why)
-    nlist = lists_for(rows)
+    nlist = list_count(rows)
     made = Template(
         family.name, family.factory(dim, nlist), dim, config.shards, rows, vectors_uri=vectors_uri, families=choice.reasons
     )
@@ -137,7 +137,7 @@ def train_template(
         )
     sample = sample_vectors(vectors_uri, config.shards, training_vectors(family, rows, config), config.seed)
     index = make_index(dim, made.factory)
-    with Progress("train the template", 1, "templates") as progress, quick_training(index):
+    with Progress("train the template", 1, "templates") as progress, fast_training(index):
         index.train(sample)
         trial = choose_codes(index, sample, config.seed)
         progress.add()
@@ -149,7 +149,7 @@ def train_template(
 
 
 def training_vectors(family: Family, rows: int, config: IndexConfig) -> int:
-    """How many training vectors to ask for: those of the configuration, or what the lists of so many rows need, if that is more.
+    """Number of training vectors: the configured sample, or the minimum that the number of lists requires.
 
     A sample is drawn row by row and comes out smaller or larger by a few standard deviations, so six of them are asked for more.
     Lists grow with the square root of the rows and the sample with them: at 512-d it holds 0.7 GB from 10.7M rows on and 1.3 GB
@@ -160,12 +160,12 @@ def training_vectors(family: Family, rows: int, config: IndexConfig) -> int:
 
 
 def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: int, folder: Path) -> BuiltShard:
-    """The base segment of a shard, in `folder`: position i of the index is row i of the table, in order of key, a graph's in groups.
+    """Builds a shard's base segment in `folder`: index position i is table row i, by key, or regrouped for graphs.
 
     What an earlier attempt built whole from the same input is verified and kept; anything else is built again.
     """
     source = hashlib.sha256("\n".join([vectors_uri, snapshot_uri, template.factory, template.sha256]).encode()).hexdigest()
-    kept = _kept(folder, source)
+    kept = _existing_build(folder, source)
     if kept is not None:
         return kept
     keys = []
@@ -176,8 +176,8 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
     with (
         Progress(f"add vectors, shard {shard}", total, "vectors") as progress,
         omp_threads(threads),
-        filling(index) as add,
-        quick_adding(index),
+        code_adder(index) as add,
+        fast_adding(index),
     ):
         for block, vectors in shard_batches(vectors_uri, shard):
             check_vectors(vectors, block, template.dim)
@@ -203,7 +203,7 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
 
 
 def coarse_fit(index: Any, vectors: np.ndarray) -> float:
-    """Mean similarity of vectors (n, d) to the nearest centroid of an index's coarse quantiser; 0 for a family without lists."""
+    """Mean similarity of vectors (n, d) to their nearest coarse centroid; 0 for a family without lists."""
     import faiss
 
     view = faiss.downcast_index(index)  # owns nothing: `index` must stay referenced
@@ -217,7 +217,7 @@ def coarse_fit(index: Any, vectors: np.ndarray) -> float:
 
 
 def rows_of(snapshot_uri: str, keys: np.ndarray, shard: int, shards: int) -> pa.Table:
-    """The row table of a shard: the snapshot's rows with these keys, in their order. Raises VitrineError for an unknown key."""
+    """A shard's row table: the snapshot's rows of these keys, in order. Raises VitrineError for an unknown key."""
     parts = []
     for batch in product_batches(snapshot_uri):
         table = pa.Table.from_batches([batch])
@@ -232,24 +232,24 @@ def rows_of(snapshot_uri: str, keys: np.ndarray, shard: int, shards: int) -> pa.
 
 
 def with_palettes(rows: pa.Table, palettes: pa.ChunkedArray | None) -> pa.Table:
-    """Rows of a segment with what their pictures' colours are, where that is known; both in the same order."""
+    """Segment rows with the palettes of their pictures, where known; both in the same order."""
     return rows if palettes is None else rows.append_column(PALETTE, palettes.combine_chunks())
 
 
-def _refuse_reuse(previous: Template, wanted: Template, config: IndexConfig) -> str:
-    """Why a template cannot be used again; "" when it can.
+def _refuse_reuse(previous: Template, required: Template, config: IndexConfig) -> str:
+    """Why a template cannot be reused; "" when it can.
 
     Without lists nothing says whether it still fits, and training, the range of each number, takes seconds.
     """
     same = ("family", "factory", "dim", "shards")
     for name in same:
-        if getattr(previous, name) != getattr(wanted, name):
-            return f"its {name} {getattr(previous, name)} is now {getattr(wanted, name)}"
-    if not FAMILIES[wanted.family].per_list:
-        return f"{wanted.family} has no lists that tell whether it still fits"
+        if getattr(previous, name) != getattr(required, name):
+            return f"its {name} {getattr(previous, name)} is now {getattr(required, name)}"
+    if not FAMILIES[required.family].per_list:
+        return f"{required.family} has no lists that tell whether it still fits"
     if not Path(previous.file).is_file():
         return "its file is gone"
-    sample = sample_vectors(wanted.vectors_uri, wanted.shards, DRIFT_SAMPLE, config.seed)
+    sample = sample_vectors(required.vectors_uri, required.shards, DRIFT_SAMPLE, config.seed)
     fit = coarse_fit(empty_index(previous), sample)
     if fit < previous.fit - DRIFT_LIMIT:
         return f"the mean cosine to the centroids fell from {previous.fit:.3f} to {fit:.3f} (limit {DRIFT_LIMIT})"
@@ -261,7 +261,7 @@ def _with(template: Template, **changes: Any) -> Template:
 
 
 def make_index(dim: int, factory: str) -> Any:
-    """An index by its factory string, with shorter OPQ training and denser graphs than FAISS's own."""
+    """An index from a factory string, with fewer OPQ iterations and higher HNSW efConstruction than FAISS's defaults."""
     import faiss
 
     made = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
@@ -274,8 +274,8 @@ def make_index(dim: int, factory: str) -> Any:
     return made
 
 
-def _kept(folder: Path, source: str) -> BuiltShard | None:
-    """What is in the folder already, when it is whole and of the same source."""
+def _existing_build(folder: Path, source: str) -> BuiltShard | None:
+    """The shard already built in the folder, when it is complete and from the same source."""
     done = folder / "built.json"
     if not done.is_file():
         return None
@@ -295,7 +295,7 @@ def _all_threads() -> int:
 
 
 def empty_index(template: Template) -> Any:
-    """The index that vectors are added to."""
+    """The empty index of a template, to add vectors to."""
     import faiss
 
     if not template.file:

@@ -1,4 +1,4 @@
-"""The verifier: opens an index version as a stranger would, and believes nothing that it has not recomputed."""
+"""The verifier: opens an index version independently and recomputes everything it checks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from serving.contract.segments import read_rows
 from serving.index.searcher import OpenSegment, Searcher, ordered
 from serving.versions.golden import check_golden
 from tasks import storage
-from tasks.catalog.changes.ledger import SCHEMA, newest
+from tasks.catalog.changes.ledger import SCHEMA, latest_changes
 from tasks.catalog.snapshot import MANIFEST, product_table, read_snapshot
 from tasks.errors import VitrineError
 from tasks.index.delta_version import quarantined_keys
-from tasks.index.families import KNOWN
-from tasks.index.index_type import kind_made, kind_of
+from tasks.index.families import ALL_FAMILIES
+from tasks.index.index_type import family_index_type, index_type
 from tasks.release.gates.reconcile import catalogue_now, reconcile
 
 BLOCK, BLOCKS = 4096, 64
@@ -30,21 +30,21 @@ SHOWN = 5
 
 
 class Check(Frozen):
-    """One thing that was looked at: whether it holds (None: it could not be checked), and what was seen, or why not."""
+    """One check: passed, failed, or None when it could not be made; `detail` says what was found."""
 
     name: str
     passed: bool | None
     detail: str
 
 
-class NotChecked(Exception):
-    """Something that cannot be looked at, and why: neither holds nor broken."""
+class CheckSkipped(Exception):
+    """A check that could not be made, with the reason; neither passed nor failed."""
 
 
 def check_index(
     manifest: IndexManifest, locate: Callable[[FileRef], Path], encoder: Callable[[], Path] | None = None
 ) -> list[Check]:
-    """Every check of a version, in order; after the first broken file or segment nothing more is opened.
+    """All checks of a version, in order; stops opening files after the first broken file or segment.
 
     Checksums of all files; segments that open with the rows, dimension and family the manifest says; keys that follow from product
     ids, lie in their shard and are live once; stored vectors that are finite and of unit length (of long segments a sample); counts;
@@ -57,7 +57,7 @@ def check_index(
         passed: bool | None = True
         try:
             detail = check()
-        except NotChecked as why:
+        except CheckSkipped as why:
             passed, detail = None, str(why)
         except (ContractError, VitrineError, pa.ArrowException) as error:
             passed, detail = False, str(error)
@@ -91,13 +91,13 @@ def _checksums(manifest: IndexManifest, locate: Callable[[FileRef], Path]) -> st
 
 
 def _segments(manifest: IndexManifest, locate: Callable[[FileRef], Path], opened: list[Searcher]) -> str:
-    """Opens the version into `opened`."""
+    """Opens all segments of the version into `opened`."""
     searcher = Searcher.open(manifest, locate)
     for segment, held in _pairs(searcher):
-        if segment.family not in KNOWN:
+        if segment.family not in ALL_FAMILIES:
             raise ContractError(f"{segment.table.path}: there is no index family {segment.family!r}")
         assert held.engine is not None
-        if kind_of(held.engine.index) != kind_made(segment.family, searcher.dim):
+        if index_type(held.engine.index) != family_index_type(segment.family, searcher.dim):
             raise ContractError(f"{segment.table.path}: the index beside it is not one of family {segment.family}")
     for segment in manifest.segments:
         if segment.kind == "tombstones":
@@ -107,7 +107,7 @@ def _segments(manifest: IndexManifest, locate: Callable[[FileRef], Path], opened
 
 
 def _pairs(searcher: Searcher) -> Iterator[tuple[Segment, OpenSegment]]:
-    """Every base and delta of the manifest with what was opened of it."""
+    """Each base and delta of the manifest with its opened segment."""
     return zip([s for s in ordered(searcher.manifest.segments) if s.index is not None], searcher.segments, strict=True)
 
 
@@ -134,7 +134,7 @@ def _vectors(searcher: Searcher) -> str:
         for start in starts[:: -(-len(starts) // BLOCKS) or 1]:
             positions = np.arange(start, min(start + BLOCK, opened.rows))
             lengths = np.linalg.norm(opened.engine.vectors(positions), axis=1)
-            exact = KNOWN[segment.family].exact  # what another family keeps are estimates, of any length
+            exact = ALL_FAMILIES[segment.family].exact  # what another family keeps are estimates, of any length
             wrong = ~(np.abs(lengths - 1) <= LENGTH) if exact else ~np.isfinite(lengths)
             if wrong.any():
                 place = int(np.argmax(wrong))
@@ -167,20 +167,20 @@ def _counts(searcher: Searcher) -> str:
 
 
 def _snapshot(searcher: Searcher, locate: Callable[[FileRef], Path]) -> str:
-    """The products, one by one, against the catalogue that the version was made from: its snapshot and what changed since."""
+    """Compares the products one by one with the catalogue: the snapshot and the ledger's later changes."""
     manifest, wanted = searcher.manifest, searcher.manifest.snapshot
     try:
         there = storage.exists(storage.join(wanted.uri, MANIFEST))
     except OSError as error:
-        raise NotChecked(f"{wanted.uri} cannot be read ({error}), so lost products would not be noticed") from None
+        raise CheckSkipped(f"{wanted.uri} cannot be read ({error}), so lost products would not be noticed") from None
     if not there:
-        raise NotChecked(f"{wanted.uri} is not there (any more), so lost products would not be noticed")
+        raise CheckSkipped(f"{wanted.uri} is not there (any more), so lost products would not be noticed")
     snapshot = read_snapshot(wanted.uri)
     for name in ("id", "rows", "content_sha256"):
         said, found = getattr(wanted, name), getattr(snapshot, name)
         if said != found:
             raise ContractError(f"{wanted.uri}: its {name} is {found}, where the manifest says {said}")
-    ledger = newest(read_rows(locate(ref), SCHEMA.names) for ref in manifest.changes)
+    ledger = latest_changes(read_rows(locate(ref), SCHEMA.names) for ref in manifest.changes)
     catalogue = catalogue_now(snapshot, ledger)
     base = np.concatenate([searcher.features.key[s.start : s.start + s.rows] for s in searcher.segments if s.base])
     bad = quarantined_keys(product_table(wanted.uri, ["key"])["key"].to_numpy(), base, ledger)
@@ -207,17 +207,19 @@ def _shown(ids: Sequence[str]) -> str:
     return ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")
 
 
-def _encoder(wanted: EncoderRef, folder: Path) -> str:
-    verify(folder / "encoder.json", wanted.manifest)
+def _encoder(expected: EncoderRef, folder: Path) -> str:
+    verify(folder / "encoder.json", expected.manifest)
     held = EncoderFolder(folder)
-    if held.manifest.dim != wanted.dim:
-        raise ContractError(f"encoder version {wanted.version} gives dimension {held.manifest.dim}, the index has {wanted.dim}")
-    for name, print_ in ((wanted.document, wanted.document_fingerprint), (wanted.query, wanted.query_fingerprint)):
+    if held.manifest.dim != expected.dim:
+        raise ContractError(
+            f"encoder version {expected.version} gives dimension {held.manifest.dim}, the index has {expected.dim}"
+        )
+    for name, print_ in ((expected.document, expected.document_fingerprint), (expected.query, expected.query_fingerprint)):
         if held.open(name).fingerprint != print_:
             raise ContractError(
-                f"encoder version {wanted.version}: {name} is not the one this index was made with (fingerprint differs)"
+                f"encoder version {expected.version}: {name} is not the one this index was made with (fingerprint differs)"
             )
-    return f"version {wanted.version}: {wanted.document} and {wanted.query} have their fingerprints and golden outputs"
+    return f"version {expected.version}: {expected.document} and {expected.query} have their fingerprints and golden outputs"
 
 
 def _golden(searcher: Searcher, locate: Callable[[FileRef], Path]) -> str:

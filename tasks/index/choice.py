@@ -1,4 +1,4 @@
-"""Which family an index is built of: by what was measured of each, before anything is built."""
+"""Chooses the index family by measured costs, before anything is built."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Literal
 
 from serving.contract.manifest import CANDIDATES
 from tasks.errors import VitrineError
-from tasks.index.families import FAMILIES, RETIRED, Family, least_training, lists_for
+from tasks.index.families import FAMILIES, RETIRED, Family, least_training, list_count
 
 FLAT_MAX_ROWS = 50_000
 """Up to so many rows in all an exact scan takes less than 5 ms a query on one core (93 ms per million 512-d vectors,
@@ -20,7 +20,7 @@ P99_OF_COST = 3.0
 
 @dataclass(frozen=True)
 class Budget:
-    """What an index may cost: memory of all shards, p99 of the first phase with `clients` at once, seconds to build a shard.
+    """Resource limits: memory of all shards, p99 of the first phase with `clients` concurrent clients, seconds per shard build.
 
     Infinite: any.
     """
@@ -32,8 +32,8 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Need:
-    """What an index is to be: `rows` vectors of dimension d, spread over `shards` shards, recall@10 of `target`, within a budget.
+class Requirements:
+    """Requirements of an index: `rows` vectors of dimension d in `shards` shards, recall@10 of `target`, a budget.
 
     `cores`: how many searches run side by side, where more clients ask at once.
     """
@@ -48,14 +48,14 @@ class Need:
 
 @dataclass(frozen=True)
 class Choice:
-    """The family that was chosen, and for every family why it was or was not, with the memory it would take."""
+    """The chosen family, and for each family the reason and its expected memory."""
 
     family: Family
     reasons: dict[str, str]
 
 
-def choose_family(need: Need, name: str = "") -> Choice:
-    """The family asked for by name, or the preferred one of those expected to reach the recall within the budget.
+def choose_family(need: Requirements, name: str = "") -> Choice:
+    """The family of this name, or the best-ranked one expected to reach the recall within the budget.
 
     Raises VitrineError for a name that is unknown or built no more, and when nothing fits, saying what each would need.
     """
@@ -63,7 +63,7 @@ def choose_family(need: Need, name: str = "") -> Choice:
         why = "is built no more, though its versions are served and refreshed" if name in RETIRED else "is not known"
         raise VitrineError(f"index family {name!r} {why}; choose one of {', '.join(FAMILIES)}")
     refused = {n: refusal(f, need) for n, f in FAMILIES.items()}
-    fitting = preferred(need)
+    fitting = rank_families(need)
     if not name and not fitting:
         shown = "; ".join(f"{n}: {why}" for n, why in refused.items())
         raise VitrineError(
@@ -77,8 +77,8 @@ def choose_family(need: Need, name: str = "") -> Choice:
     return Choice(chosen, {n: f"{why}; {_memory(FAMILIES[n], need)}" for n, why in reasons.items()})
 
 
-def preferred(need: Need) -> list[Family]:
-    """The families that are expected to fit, best first: least memory.
+def rank_families(need: Requirements) -> list[Family]:
+    """Families expected to meet the requirements, best (least memory) first.
 
     An exact scan is first for few rows; for more it comes after whatever does less work. Estimates alone are last.
     """
@@ -92,29 +92,29 @@ def preferred(need: Need) -> list[Family]:
     return sorted(fitting, key=rank)
 
 
-def next_family(family: Family, need: Need, missed: Literal["recall", "p99", "memory"]) -> str:
-    """What to set where a family was built and missed its recall, p99 or memory: the preferred one that promises better; "" without one."""
+def next_family(family: Family, need: Requirements, missed: Literal["recall", "p99", "memory"]) -> str:
+    """The family to set after a built one missed recall, p99 or memory: the best-ranked one that improves it; "" for none."""
     measures: dict[str, Callable[[Family], float]] = {
         "recall": lambda f: -f.reach[-1][0],
         "p99": lambda f: expected_ms(f, need),
         "memory": lambda f: f.bytes_per_vector(need.d),
     }
     measure = measures[missed]
-    return next((f.name for f in preferred(need) if measure(f) < measure(family)), "")
+    return next((f.name for f in rank_families(need) if measure(f) < measure(family)), "")
 
 
-def expected_ms(family: Family, need: Need) -> float:
-    """The work of one query over all shards, milliseconds on one core: graphs and exact scans are searched shard by shard."""
+def expected_ms(family: Family, need: Requirements) -> float:
+    """Expected work of one query over all shards, milliseconds on one core; graphs and flat scans pay per shard."""
     params = next((params for recall, params in family.reach if recall >= need.target), family.reach[-1][1])
     if not params:
         return need.rows * need.d * 4 / SCAN_BYTES_PER_MS
     if family.sequential:
         return need.shards * family.cost(params, -(-CANDIDATES // need.shards), 0.0) / 1e3
-    return family.cost(params, CANDIDATES, need.rows / lists_for(need.rows)) / 1e3
+    return family.cost(params, CANDIDATES, need.rows / list_count(need.rows)) / 1e3
 
 
-def refusal(family: Family, need: Need) -> str:
-    """What a family is expected to miss or overstep; "" when nothing."""
+def refusal(family: Family, need: Requirements) -> str:
+    """The requirement that a family is expected to miss; "" for none."""
     budget, most = need.budget, family.reach[-1][0]
     if need.target > most:
         return f"reaches recall@10 {most:g} on every kind of vectors measured and {need.target:g} is asked for"
@@ -131,7 +131,7 @@ def refusal(family: Family, need: Need) -> str:
     return ""
 
 
-def _why(chosen: Family, need: Need) -> str:
+def _why(chosen: Family, need: Requirements) -> str:
     if not chosen.exact:
         return "nothing finer fits"
     if chosen.trained or chosen.sequential:
@@ -141,9 +141,9 @@ def _why(chosen: Family, need: Need) -> str:
     return "nothing that does less work fits"
 
 
-def _bytes(family: Family, need: Need) -> float:
+def _bytes(family: Family, need: Requirements) -> float:
     return family.bytes_per_vector(need.d) * need.rows
 
 
-def _memory(family: Family, need: Need) -> str:
+def _memory(family: Family, need: Requirements) -> str:
     return f"{family.bytes_per_vector(need.d):.0f} bytes a vector, {_bytes(family, need) / 2**20:.0f} MiB"

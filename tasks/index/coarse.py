@@ -1,4 +1,4 @@
-"""The coarse step of training and adding on the quickest hardware at hand; the file that comes out is the same.
+"""Coarse quantisation in training and adding on GPUs or through faster equivalents; the resulting file is the same.
 
 Most of the work of building an IVF index is comparing every vector with every centroid. A GPU does it where faiss-gpu sees one
 (by cuVS where FAISS was built with it). On the CPU it is done through a flat quantiser even where searches go through a graph:
@@ -13,8 +13,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-def lists_of(index: Any) -> Any:
-    """A view of the IVF index inside a refined or rotated one; None when there is none. `index` must stay referenced."""
+def ivf_view(index: Any) -> Any:
+    """The IVF index inside a refined or rotated one; None when there is none. `index` must stay referenced."""
     import faiss
 
     from serving.index.faiss_engine import innermost
@@ -24,11 +24,11 @@ def lists_of(index: Any) -> Any:
 
 
 @contextmanager
-def quick_training(index: Any) -> Iterator[None]:
-    """Within the block the centroids of an IVF index are trained on the GPUs, where there are some."""
+def fast_training(index: Any) -> Iterator[None]:
+    """Within the block, IVF centroids are trained on the GPUs, if any."""
     import faiss
 
-    lists = lists_of(index)
+    lists = ivf_view(index)
     if lists is None or not gpus():
         yield
         return
@@ -41,11 +41,11 @@ def quick_training(index: Any) -> Iterator[None]:
 
 
 @contextmanager
-def quick_adding(index: Any) -> Iterator[None]:
-    """Within the block vectors find their list through a flat quantiser of the same centroids: on the GPUs, or instead of a graph."""
+def fast_adding(index: Any) -> Iterator[None]:
+    """Within the block, vectors are assigned through a flat quantiser of the same centroids: on GPUs, or instead of HNSW."""
     import faiss
 
-    lists = lists_of(index)
+    lists = ivf_view(index)
     kept = None if lists is None else lists.quantizer
     graph = isinstance(faiss.downcast_index(kept), faiss.IndexHNSW) if kept is not None else False
     if kept is None or not (graph or gpus()):
@@ -62,17 +62,17 @@ def quick_adding(index: Any) -> Iterator[None]:
 
 
 def gpus() -> int:
-    """How many GPUs FAISS sees: 0 with faiss-cpu."""
+    """Number of GPUs that FAISS sees: 0 with faiss-cpu."""
     import faiss
 
     return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
 def on_gpu(flat: Any) -> Any:
-    """A flat index spread over all GPUs, through cuVS where FAISS has it."""
+    """A flat index sharded over all GPUs, with cuVS if FAISS has it."""
     import faiss
 
     options = faiss.GpuMultipleClonerOptions()
     options.use_cuvs = "CUVS" in faiss.get_compile_options()
-    log.info("the coarse step runs on %d GPUs%s", gpus(), " through cuVS" if options.use_cuvs else "")
+    log.info("coarse quantisation runs on %d GPUs%s", gpus(), " through cuVS" if options.use_cuvs else "")
     return faiss.index_cpu_to_all_gpus(flat, options)

@@ -1,4 +1,4 @@
-"""The work of a search, counted where it is done: short searches are repeated 8 and 64 times as wide, which no formula foresees."""
+"""Counts the work of searches in the engines, including repeated searches with larger effort, which no formula predicts."""
 
 import copy
 
@@ -17,8 +17,8 @@ COMPARED_US = 1 / 3
 """Microseconds for each row that is read and compared one by one (serving/index/searcher.py, `EXACT_ROWS`)."""
 
 
-class Counted:
-    """An engine that notes what it is asked: `searches` as (queries, k, effort), and the rows it `compared`.
+class CountingEngine:
+    """An engine that records its calls: `searches` as (queries, k, effort), and the number of `rows_compared`.
 
     Safe to use from several threads, as an append is one step.
     """
@@ -26,36 +26,36 @@ class Counted:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.rows = engine, engine.rows
         self.searches: list[tuple[int, int, int]] = []
-        self.compared: list[int] = []
+        self.rows_compared: list[int] = []
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
         self.searches.append((len(xq), k, effort))
         return self.engine.search(xq, k, mask, params, effort)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
-        self.compared.append(len(xq) * len(positions))
+        self.rows_compared.append(len(xq) * len(positions))
         return self.engine.nearest(xq, positions, k)
 
 
-class Work:
-    """What the engines of a searcher do. `searcher` is the same one over counted engines; the one it was made from is untouched."""
+class CostCounter:
+    """Counts the work of a searcher. `searcher` is a copy over counting engines; the original is untouched."""
 
     def __init__(self, searcher: Searcher, family: Family, nlist: int) -> None:
         self.family, self.nlist = family, nlist
         self.searcher = copy.copy(searcher)
         self.searcher.parts = [copy.copy(part) for part in searcher.parts]
-        self.engines = [Counted(part.engine) for part in self.searcher.parts]
+        self.engines = [CountingEngine(part.engine) for part in self.searcher.parts]
         for part, engine in zip(self.searcher.parts, self.engines, strict=True):
             part.engine = engine
 
-    def begin(self) -> None:
-        """Forgets what was counted."""
+    def reset(self) -> None:
+        """Resets the counts."""
         for engine in self.engines:
             engine.searches.clear()
-            engine.compared.clear()
+            engine.rows_compared.clear()
 
     def us(self, params: dict[str, Scalar], widening: bool = True) -> float:
-        """What was counted, in microseconds, had it been asked with these parameters; without `widening`, and nothing been short."""
+        """Counted work in microseconds under these parameters; without `widening`, as if no search had been repeated."""
         total = 0.0
         for engine in self.engines:
             for queries, k, effort in engine.searches:
@@ -63,9 +63,9 @@ class Work:
                 if "nprobe" in wide:
                     wide["nprobe"] = min(int(wide["nprobe"] or 1), self.nlist)
                 total += queries * (CALL_US + self.family.cost(wide, k, engine.rows / self.nlist))
-            total += sum(engine.compared) * COMPARED_US
+            total += sum(engine.rows_compared) * COMPARED_US
         return total
 
-    def repeated(self) -> int:
-        """How many times a query was searched again for having found too little."""
+    def repeats(self) -> int:
+        """Number of queries that were repeated because they found too few results."""
         return sum(queries for engine in self.engines for queries, _, effort in engine.searches if effort >= WIDER[0])

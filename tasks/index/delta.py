@@ -1,4 +1,4 @@
-"""Hourly versions: what changed becomes a delta and a tombstone segment per touched shard; everything else is referenced.
+"""Incremental versions: one delta and one tombstone segment per touched shard; all other segments are referenced.
 
 A tombstone hides its keys in all earlier segments of the shard, so an upsert is a tombstone for the old row and a new row in the
 delta. What is new altogether needs none: a mask on the rows of a base costs every search up to half of its time. Nothing of the
@@ -19,7 +19,7 @@ from serving.contract.segments import ROW_COLUMNS, read_index, read_rows, write_
 from serving.index.faiss_engine import FaissEngine
 from tasks.errors import VitrineError
 from tasks.index.build import Template, empty_index
-from tasks.index.quantizer_codes import filling
+from tasks.index.quantizer_codes import code_adder
 from tasks.index.vectors import check_vectors
 
 Locate = Callable[[FileRef], Path]
@@ -31,7 +31,7 @@ millisecond at 512 dimensions and grows, coded they cost a fifth of a search how
 
 @dataclass(frozen=True)
 class Changes:
-    """Upserts as rows (ROW_COLUMNS and carried ones) with their unit vectors (n, d) float32, and keys (m,) int64 to delete.
+    """Upserts as rows (ROW_COLUMNS and extra ones) with unit vectors (n, d) float32, and keys (m,) int64 to delete.
 
     `new` are keys (u,) int64 of upserts that no earlier segment shows: nothing of theirs has to be hidden.
     """
@@ -44,7 +44,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class DeltaLimits:
-    """How far a version may drift from its base before it asks for a rebuild (docs/performance.md has the curve)."""
+    """Limits of the drift from the base before a rebuild is due (docs/performance.md has the curve)."""
 
     delta_share: float = 0.1
     flat_rows: int = 50_000
@@ -54,7 +54,7 @@ class DeltaLimits:
 
 
 def add_delta(manifest: IndexManifest, changes: Changes, folder: Path, run_id: str = "", prefix: str = "") -> tuple[Segment, ...]:
-    """All segments of the next version: the manifest's own and, for every touched shard, a flat delta and what it hides.
+    """Segments of the next version: the manifest's own and, per touched shard, a flat delta and its tombstones.
 
     Files are written to `folder`, as artifacts of `run_id` below `prefix`. Raises VitrineError for changes that contradict
     themselves.
@@ -67,7 +67,7 @@ def add_delta(manifest: IndexManifest, changes: Changes, folder: Path, run_id: s
         mine = np.flatnonzero(shard_of(keys, manifest.shards) == shard)
         mine = mine[np.argsort(keys[mine])]
         gone = changes.deletes[shard_of(changes.deletes, manifest.shards) == shard]
-        piece = _Piece(int(shard), sequence, folder, run_id, prefix)
+        piece = _SegmentWriter(int(shard), sequence, folder, run_id, prefix)
         if len(mine):
             added.append(piece.delta(changes.rows.take(pa.array(mine)), changes.vectors[mine]))
         hidden = np.union1d(np.setdiff1d(keys[mine], changes.new), gone)
@@ -81,14 +81,14 @@ def delta_rows(segments: Sequence[Segment]) -> int:
 
 
 def flat_rows(segments: Sequence[Segment]) -> int:
-    """Rows of flat deltas: every query is compared with all of them."""
+    """Rows in flat deltas, which every query scans."""
     return sum(s.rows for s in segments if s.kind == "delta" and s.family == "flat")
 
 
 def code_deltas(
     manifest: IndexManifest, locate: Locate, template: Template, folder: Path, run_id: str = "", prefix: str = ""
 ) -> tuple[Segment, ...]:
-    """The same content with each shard's flat deltas as one that has the lists and codes of the base's `template`.
+    """The same content with each shard's flat deltas replaced by one with the lists and codes of the base's `template`.
 
     Nothing but flat deltas is read and written again, each row once: deltas that are coded already stay as they are. Tombstones
     do too, as each hides what came before it. A template without lists changes nothing.
@@ -103,14 +103,14 @@ def code_deltas(
         if flat:
             rows, vectors = _live(manifest, flat, [s for s in mine if s.kind == "tombstones"], locate)
             if len(rows):
-                segments.append(_Piece(shard, flat[-1].sequence, folder, run_id, prefix).delta(rows, vectors, template))
+                segments.append(_SegmentWriter(shard, flat[-1].sequence, folder, run_id, prefix).delta(rows, vectors, template))
     return tuple(segments)
 
 
 def merge_deltas(
     manifest: IndexManifest, locate: Locate, folder: Path, run_id: str = "", prefix: str = "", template: Template | None = None
 ) -> tuple[Segment, ...]:
-    """The same content with at most one delta and one tombstone segment per shard; bases stay as they are.
+    """The same content with at most one delta and one tombstone segment per shard; bases are unchanged.
 
     Reads and writes deltas and tombstones only. With a `template` that has lists the merged delta is coded; without one it is
     flat, and what was flat is merged without any loss.
@@ -124,7 +124,7 @@ def merge_deltas(
         if len(deltas) <= 1 and len(stones) <= 1:
             merged += [*deltas, *stones]
             continue
-        piece = _Piece(shard, max(s.sequence for s in (*deltas, *stones)), folder, run_id, prefix)
+        piece = _SegmentWriter(shard, max(s.sequence for s in (*deltas, *stones)), folder, run_id, prefix)
         if deltas:
             rows, vectors = _live(manifest, deltas, stones, locate)
             if len(rows):
@@ -135,7 +135,7 @@ def merge_deltas(
 
 
 def _live(manifest: IndexManifest, deltas: list[Segment], stones: list[Segment], locate: Locate) -> tuple[pa.Table, np.ndarray]:
-    """What no later tombstone hides of a shard's deltas: rows in order of their keys, and their vectors."""
+    """Rows of a shard's deltas not hidden by later tombstones, in order of key, and their vectors."""
     hidden = [(s.sequence, _keys(s, locate)) for s in stones]
     tables, vectors = [], []
     for delta in deltas:
@@ -155,7 +155,7 @@ def _keys(stone: Segment, locate: Locate) -> np.ndarray:
 
 
 def compaction_due(segments: Sequence[Segment], limits: DeltaLimits | None = None) -> str:
-    """Why the whole index should be rebuilt, "" while it need not."""
+    """Why a rebuild is due, "" when it is not."""
     limits = limits or DeltaLimits()
     base = sum(s.rows for s in segments if s.kind == "base")
     for kind, limit in (("delta", limits.delta_share), ("tombstones", limits.tombstone_share)):
@@ -172,8 +172,8 @@ def compaction_due(segments: Sequence[Segment], limits: DeltaLimits | None = Non
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Where the new segments of one shard go."""
+class _SegmentWriter:
+    """Writes the new segments of one shard."""
 
     shard: int
     sequence: int
@@ -182,11 +182,11 @@ class _Piece:
     prefix: str
 
     def delta(self, rows: pa.Table, vectors: np.ndarray, template: Template | None = None) -> Segment:
-        """Flat, unless the template has lists."""
+        """A delta segment: flat, unless the template has lists."""
         coded = template if template is not None and template.fit else None
         flat = Template("flat", "Flat", vectors.shape[1], 1, len(rows))
         index = empty_index(coded or flat)
-        with filling(index) as add:
+        with code_adder(index) as add:
             add(np.ascontiguousarray(vectors, np.float32))
         carried = [n for n in rows.column_names if n not in ROW_COLUMNS]
         name = f"delta-{self.shard:05d}-{self.sequence:05d}"

@@ -1,4 +1,4 @@
-"""The next index version on top of another: what its changes add to segments, counts and ledger. Nothing of the base is read but keys."""
+"""The next index version on top of a parent: segments, counts and ledger after its changes. Reads only keys of the base."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from serving.contract.files import FileRef, describe
 from serving.contract.manifest import Counts, IndexManifest, Segment
 from serving.contract.segments import write_rows
-from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, newest
+from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, latest_changes
 from tasks.index.build import Template
 from tasks.index.delta import CODED_ROWS, Changes, add_delta, code_deltas, delta_rows, flat_rows, merge_deltas
 
@@ -24,8 +24,8 @@ LEDGER = "changes.parquet"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a version's files are written (`folder`), and what they are called: artifacts of `run_id` below `prefix`."""
+class ArtifactLocation:
+    """Where a version's files are written (`folder`) and their artifact names: `run_id`, below `prefix`."""
 
     folder: Path
     run_id: str
@@ -33,8 +33,8 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """The upserts that have a vector: `rows` as a segment's table, `vectors` (n, d) float32 of unit length, in the rows' order."""
+class EmbeddedRows:
+    """Upserts with vectors: `rows` as a segment's table, `vectors` (n, d) float32 of unit length, in the rows' order."""
 
     rows: pa.Table
     vectors: np.ndarray
@@ -44,25 +44,25 @@ class Embedded:
         return self.rows["key"].to_numpy() if len(self.rows) else np.zeros(0, np.int64)
 
 
-def placed(changed: pa.Table, products: pa.Table, base_keys: pa.Array) -> pa.Table:
-    """A ledger's rows, each saying whether the base's snapshot (`products`) and its segments (`base_keys`) have the product."""
+def mark_membership(changed: pa.Table, products: pa.Table, base_keys: pa.Array) -> pa.Table:
+    """Sets in_snapshot and in_base of ledger rows by the base's snapshot (`products`) and segments (`base_keys`)."""
     for name, keys in (("in_snapshot", products["key"].combine_chunks()), ("in_base", base_keys)):
         changed = changed.set_column(changed.column_names.index(name), name, pc.is_in(changed["key"], keys))
     return changed
 
 
-def succeed(
+def next_version(
     parent: IndexManifest,
     held: pa.Table,
     changed: pa.Table,
-    embedded: Embedded,
-    place: Place,
+    embedded: EmbeddedRows,
+    place: ArtifactLocation,
     locate: Callable[[FileRef], Path],
     template_of: Callable[[], Template | None] = lambda: None,
 ) -> tuple[IndexManifest, pa.Table]:
-    """The manifest of the next version, and the whole ledger it stands for; its id, time, golden answers and gates are the caller's.
+    """The manifest of the next version and its whole ledger; the caller adds id, time, golden answers and gates.
 
-    `parent` may have got other weights and rules already. `held` is its ledger, `changed` what is new (from `placed`).
+    `parent` may have got other weights and rules already. `held` is its ledger, `changed` what is new (from `mark_membership`).
     `template_of` gets the template of the base, where there are so many rows that they are to be coded. The same input gives
     the same bytes.
     """
@@ -84,7 +84,7 @@ def succeed(
         segments = merge_deltas(grown, locate, place.folder / "merged", place.run_id, f"{place.prefix}/merged", template)
     elif template is not None:
         segments = code_deltas(grown, locate, template, place.folder / "coded", place.run_id, f"{place.prefix}/coded")
-    whole = newest([held, changed])
+    whole = latest_changes([held, changed])
     merged = len(parent.changes) >= MERGE_LEDGERS
     write_rows(place.folder / LEDGER, whole if merged else changed)
     mine = describe(place.folder / LEDGER, f"{place.prefix}/{LEDGER}", place.run_id)
@@ -96,7 +96,7 @@ def succeed(
 
 
 def counts(snapshot_rows: int, segments: tuple[Segment, ...], ledger: pa.Table) -> Counts:
-    """Where every product of the catalogue is, by the ledger alone; the gates compare it with what can really be found."""
+    """Where every product of the catalogue is, according to the ledger; the gates compare it with the opened index."""
 
     def rows(mask: pa.Array) -> int:
         return int(pc.sum(mask).as_py() or 0)
@@ -115,14 +115,14 @@ def counts(snapshot_rows: int, segments: tuple[Segment, ...], ledger: pa.Table) 
 
 
 def _content_key(parent: IndexManifest, changed: pa.Table) -> str:
-    """Names what the version is made from, as a whole index's does: never that of a base, so that a rebuild is not skipped."""
+    """Hash of the version's inputs; never equal to a base's, so that a rebuild is not skipped."""
     ranker = [json.dumps(parent.ranker, sort_keys=True)] if parent.ranker else []
     text = "\n".join([parent.content_key, *ranker, *changed["digest"].to_pylist()])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def quarantined_keys(products: np.ndarray, base_keys: np.ndarray, ledger: pa.Table) -> np.ndarray:
-    """Keys (n,) int64 of the products without a usable picture: the base's, as far as they did not change since, and the ledger's.
+    """Keys (n,) int64 of products without a usable picture: unchanged ones of the base, and the ledger's.
 
     `products`: the keys of the base's snapshot.
     """

@@ -1,4 +1,4 @@
-"""The index families: one row each. A new one is a new row; one that is built no more is a row of RETIRED."""
+"""The table of index families. A new family is a new row; a retired one is a row of RETIRED."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ on vectors of real photos"), nor all of them by bf16 (docs/decisions/0073)."""
 
 @dataclass(frozen=True)
 class Family:
-    """How to make an index with FAISS and what may be tuned.
+    """A FAISS factory, its tunable parameters, and its cost model.
 
     `factory(d, nlist)` gives the factory string and `grid` the search parameters to try; `bytes_per_vector(d)` is its memory;
     `cost(params, candidates, rows_per_list)` is the work of a search that finds enough at once, in microseconds a query.
@@ -51,8 +51,8 @@ class Family:
     """Whether vectors must be added on one thread for the same input to give the same bytes (graphs)."""
 
 
-def lists_for(rows: int) -> int:
-    """Inverted lists for the rows of all shards: the largest power of two up to 2.5 * sqrt(rows).
+def list_count(rows: int) -> int:
+    """Number of inverted lists for the rows of all shards: the largest power of two up to 2.5 * sqrt(rows).
 
     Fewer than the 4 to 16 * sqrt(rows) of FAISS's wiki ("Guidelines to choose an index"): fast scans make long lists cheap, and
     training and adding take two thirds of the time (docs/performance.md, "How many lists").
@@ -61,17 +61,17 @@ def lists_for(rows: int) -> int:
 
 
 def least_training(family: Family, rows: int) -> int:
-    """Training vectors without which a family cannot be trained for the rows of all shards; 0 where it is not trained."""
-    return max(family.per_list * lists_for(rows), SCALAR_LEAST) if family.trained else 0
+    """Minimum number of training vectors of a family for the rows of all shards; 0 without training."""
+    return max(family.per_list * list_count(rows), SCALAR_LEAST) if family.trained else 0
 
 
 def code_count(d: int, share: int) -> int:
-    """Sub-quantisers for dimension d: the largest divisor of d that is at most d / share."""
+    """Number of sub-quantisers for dimension d: the largest divisor of d up to d / share."""
     return _largest_divisor(d, d // share)
 
 
 def fast_code_count(d: int) -> int:
-    """Sub-quantisers of four bits: one for every eight numbers, and for short vectors up to 64, each of at least two numbers.
+    """Number of 4-bit sub-quantisers: one per eight dimensions, up to 64 for short vectors, at least two dimensions each.
 
     Few codes cannot tell near vectors apart: at 128-d, 64 reach recall@10 of 0.95 in 0.4 times the time of 16 (docs/performance.md).
     """
@@ -82,8 +82,8 @@ def _largest_divisor(d: int, most: int) -> int:
     return max(m for m in range(1, max(most, 1) + 1) if d % m == 0)
 
 
-def half_steps(grid: tuple[dict[str, Scalar], ...]) -> tuple[dict[str, Scalar], ...]:
-    """A grid and what lies half way between the neighbouring values of each of its parameters, in every combination."""
+def refine_grid(grid: tuple[dict[str, Scalar], ...]) -> tuple[dict[str, Scalar], ...]:
+    """A grid with the midpoints between neighbouring values of each parameter added, in every combination."""
     values = {name: sorted({float(p[name] or 0) for p in grid}) for name in grid[0]}
     finer = {name: sorted({*seen, *((a + b) / 2 for a, b in pairwise(seen))}) for name, seen in values.items()}
     points = product(*([int(v) if v == int(v) else v for v in seen] for seen in finer.values()))
@@ -120,7 +120,7 @@ def _hnsw(
     build_s: float,
     trained: bool = True,
 ) -> Family:
-    """A graph over `store`, which takes `width` bytes a number: each node has twice `links` neighbours of 4 bytes, and 20 bytes more."""
+    """HNSW over `store` with `width` bytes per dimension: 2 * `links` neighbours of 4 bytes per node, and 20 bytes."""
     return Family(
         name,
         lambda d, n: f"HNSW{links},{store}",
@@ -192,17 +192,17 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Retired:
-    """A family that is built no more, as far as its versions need it: they answer, are checked and refreshed, and rolled back to."""
+class RetiredFamily:
+    """A family no longer built, kept so that its versions can be served, checked, refreshed and rolled back to."""
 
     factory: Callable[[int, int], str]
     exact: bool = True
 
 
 RETIRED = {
-    "ivf_rabitq": Retired(lambda d, n: f"{_ivf(n)},RaBitQ", exact=False),
-    "ivf_rabitq_sq8": Retired(lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQ8)"),
-    "ivf_rabitq_fp16": Retired(lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQfp16)"),
+    "ivf_rabitq": RetiredFamily(lambda d, n: f"{_ivf(n)},RaBitQ", exact=False),
+    "ivf_rabitq_sq8": RetiredFamily(lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQ8)"),
+    "ivf_rabitq_fp16": RetiredFamily(lambda d, n: f"{_ivf(n)},RaBitQfs,Refine(SQfp16)"),
 }
-KNOWN: dict[str, Family | Retired] = {**FAMILIES, **RETIRED}
+ALL_FAMILIES: dict[str, Family | RetiredFamily] = {**FAMILIES, **RETIRED}
 """What a version may be of."""

@@ -1,4 +1,4 @@
-"""The order of a graph's rows. A search follows neighbours, and what lies side by side in memory is at hand when it gets there.
+"""Reorders a graph's rows so that neighbours lie close in memory, for locality of reference during search.
 
 Kept because without it a whole search of a graph takes 1.13 to 1.19 of the time for ten (`hnsw_sq8`, 1M x 512, ef 64) and 1.16 for 500
 (ef 512), one thread, median of seven pairs in turns; 1.27 to 1.30 at 128-d (docs/decisions/0072).
@@ -20,7 +20,7 @@ BLOCK = 50_000
 
 
 def group(index: Any, of: str = "", seed: int = 0) -> np.ndarray | None:
-    """Renumbers a graph's rows so that near ones follow each other: row i is what was row order[i]. None where nothing changed.
+    """Renumbers a graph's rows for locality: new row i was row order[i]. None when nothing changed.
 
     Its links and what it finds stay the same. Other indexes are left alone: what a list holds lies together in any case. `of` is
     said beside the progress.

@@ -1,30 +1,30 @@
-"""What kind of FAISS index a file holds, to be compared with what its family makes."""
+"""The type of a FAISS index file, for comparison with its family's."""
 
 from typing import Any
 
 import faiss
 
 from tasks.index.build import make_index
-from tasks.index.families import KNOWN
+from tasks.index.families import ALL_FAMILIES
 
 FEW_LISTS = 16
 
 
-def kind_of(index: Any) -> tuple[object, ...]:
-    """The stages of an index, how each keeps its vectors, and a graph's links; not how many lists or codes, which follow the rows."""
+def index_type(index: Any) -> tuple[object, ...]:
+    """The stages of an index, their vector storage, and a graph's link count; not list or code counts, which follow the rows."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
-        return "refined", *kind_of(index.base_index), *kind_of(index.refine_index)
+        return "refined", *index_type(index.base_index), *index_type(index.refine_index)
     if isinstance(index, faiss.IndexPreTransform):
-        return "rotated", *kind_of(index.index)
+        return "rotated", *index_type(index.index)
     if isinstance(index, faiss.IndexHNSW):
-        return "graph", index.hnsw.nb_neighbors(0), *kind_of(index.storage)
+        return "graph", index.hnsw.nb_neighbors(0), *index_type(index.storage)
     if isinstance(index, faiss.IndexScalarQuantizer):
         return "scalar", index.sq.qtype
     return ("flat",) if isinstance(index, faiss.IndexFlat) else (type(index).__name__,)
 
 
-def kind_made(family: str, dim: int) -> tuple[object, ...]:
-    """The kind of index that a family makes, or made."""
-    made = make_index(dim, KNOWN[family].factory(dim, FEW_LISTS))
-    return kind_of(made)
+def family_index_type(family: str, dim: int) -> tuple[object, ...]:
+    """The index type that a family builds or built."""
+    made = make_index(dim, ALL_FAMILIES[family].factory(dim, FEW_LISTS))
+    return index_type(made)

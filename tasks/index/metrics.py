@@ -1,4 +1,4 @@
-"""How good search results are, as pure functions over ids."""
+"""Search quality metrics as pure functions over ids."""
 
 import numpy as np
 

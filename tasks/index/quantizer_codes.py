@@ -1,4 +1,4 @@
-"""The codes of a fast scan: what they describe, and which of them a vector gets.
+"""PQ codes of a fast scan: of vectors or residuals, and anisotropic assignment of codes to vectors.
 
 They describe the vectors, or their residuals (what is left of them beside the centroid of their list). Neither orders near vectors
 better everywhere, and the size of the error does not tell which does: an error that all neighbours share leaves their order alone.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.index.coarse import lists_of
+from tasks.index.coarse import ivf_view
 
 HELD_OUT, AMONG = 256, 20_000
 """Training vectors that ask, and the others that they are to find."""
@@ -31,7 +31,7 @@ CHUNK = 4_096
 
 @dataclass(frozen=True)
 class Trial:
-    """Mean recall of the true ten nearest within twenty by codes of the residuals and by codes of the vectors."""
+    """Mean recall of the true top ten within twenty, with residual codes and with vector codes."""
 
     of_residuals: float
     of_vectors: float
@@ -43,7 +43,7 @@ class Trial:
 
 
 def choose_codes(index: Any, sample: np.ndarray, seed: int) -> Trial | None:
-    """Gives a trained, empty fast-scan index the kind of codes that finds more of a training sample (n, d) float32.
+    """Sets by_residual of a trained, empty fast-scan index to the better of both on a training sample (n, d) float32.
 
     None, and the index as it is, for every other kind of index.
     """
@@ -66,8 +66,8 @@ def choose_codes(index: Any, sample: np.ndarray, seed: int) -> Trial | None:
 
 
 @contextmanager
-def filling(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarray], None]]:
-    """Within the block, what adds vectors (n, d) float32 to a trained, empty index; they are in it when the block ends.
+def code_adder(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarray], None]]:
+    """Context manager that yields a function adding vectors (n, d) float32 to a trained, empty index; done when the block ends.
 
     As `index.add`, but for the codes of a fast scan, whose files are what FAISS itself writes: only which code a vector gets differs.
     """
@@ -81,7 +81,7 @@ def filling(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarray],
     plain = faiss.IndexIVFPQ(lists.quantizer, lists.d, lists.nlist, lists.pq.M, lists.pq.nbits, lists.metric_type)
     plain.pq, plain.by_residual, plain.is_trained = lists.pq, lists.by_residual, True
     refined = faiss.downcast_index(index)
-    centroids = lists.quantizer.reconstruct_n(0, lists.nlist)  # before `quick_adding` puts another quantiser there for a while
+    centroids = lists.quantizer.reconstruct_n(0, lists.nlist)  # before `fast_adding` puts another quantiser there for a while
 
     def add(vectors: np.ndarray) -> None:
         vectors = np.ascontiguousarray(vectors, np.float32)
@@ -99,7 +99,7 @@ def filling(index: Any, along: float = ALONG) -> Iterator[Callable[[np.ndarray],
 
 
 def _codes(lists: Any, centroids: np.ndarray, vectors: np.ndarray, along: float) -> np.ndarray:
-    """What FAISS's add_sa_codes takes for vectors (n, d): the number of a list and the packed code of each, uint8."""
+    """Input of FAISS's add_sa_codes for vectors (n, d): list number and packed code of each, uint8."""
     import faiss
 
     nearest = lists.quantizer.search(vectors, 1)[1][:, 0]
@@ -108,13 +108,13 @@ def _codes(lists: Any, centroids: np.ndarray, vectors: np.ndarray, along: float)
     books = faiss.vector_to_array(lists.pq.centroids).reshape(lists.pq.M, lists.pq.ksub, lists.pq.dsub)
     places = [slice(start, start + CHUNK) for start in range(0, len(vectors), CHUNK)]
     with ThreadPoolExecutor(max(1, faiss.omp_get_max_threads())) as pool:
-        better = list(pool.map(lambda s: turned(codes[s], rest[s], vectors[s], books, along), places))
+        better = list(pool.map(lambda s: refine_codes(codes[s], rest[s], vectors[s], books, along), places))
     number = nearest.astype("<u8").view(np.uint8).reshape(-1, 8)[:, : lists.coarse_code_size()]
     return np.ascontiguousarray(np.concatenate([number, np.concatenate(better)], axis=1))
 
 
-def turned(codes: np.ndarray, described: np.ndarray, vectors: np.ndarray, books: np.ndarray, along: float) -> np.ndarray:
-    """Codes of M words of 4 bits, (n, M / 2) uint8, after each word in turn gave way to the one of least error.
+def refine_codes(codes: np.ndarray, described: np.ndarray, vectors: np.ndarray, books: np.ndarray, along: float) -> np.ndarray:
+    """One round of coordinate descent on codes of M 4-bit words, (n, M / 2) uint8: each word in turn minimises the error.
 
     `described` (n, d) is what is coded, `vectors` (n, d) whose direction counts, `books` (M, 16, d / M) the codebooks. What
     is least is |e|^2 + (along - 1) (e u)^2, with the error e of a code and the unit vector u. One round; more of them gain nothing.
@@ -139,19 +139,19 @@ def turned(codes: np.ndarray, described: np.ndarray, vectors: np.ndarray, books:
 
 
 def _fast_scan(index: Any) -> Any:
-    """A view of the fast scan of 4-bit codes inside an index; None when there is none."""
+    """The 4-bit fast-scan IVF index inside an index; None when there is none."""
     import faiss
 
-    lists = lists_of(index)
+    lists = ivf_view(index)
     return lists if isinstance(lists, faiss.IndexIVFPQFastScan) else None
 
 
 def _recall(index: Any, xb: np.ndarray, xq: np.ndarray, nearest: np.ndarray) -> float:
-    """How many of the rows `nearest` (nq, k) an index of its own over xb holds within twenty, no list left out."""
+    """Share of the rows `nearest` (nq, k) within the top twenty of a clone of the index filled with xb, all lists probed."""
     import faiss
 
     trial = faiss.clone_index(index)
-    with filling(trial) as add:
+    with code_adder(trial) as add:
         add(xb)
     rows = trial.search(xq, min(WITHIN, len(xb)), params=faiss.SearchParametersIVF(nprobe=trial.nlist))[1]
     return float(np.mean([np.isin(t, r).mean() for t, r in zip(nearest, rows, strict=True)]))

@@ -1,4 +1,4 @@
-"""The weights and business rules that the settings name, as the part of a version's manifest that they become."""
+"""Reads the ranker weights and business rules that go into a version's manifest."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from tasks.errors import SettingsError
 
 
 def read_ranker(uri: str, columns: pa.Schema | None = None) -> dict[str, Any]:
-    """What a JSON file (local or s3://) of a RankerConfig sets beside the defaults; {} without a uri.
+    """The RankerConfig overrides of a JSON file (local or s3://); {} without a uri.
 
     Raises SettingsError with the first thing that is wrong with it. Whether its rules' columns exist is only asked of `columns`,
     those of an index version's row tables; a version that lacks one cannot be opened.

@@ -1,4 +1,4 @@
-"""The template of the live version, so that the next build need not train: kept in the store by its sha256, named by its run."""
+"""Stores templates by sha256, so that the next build can reuse the live version's without training."""
 
 import json
 import shutil
@@ -15,9 +15,9 @@ TEMPLATE_FILE = "template.json"
 """An artifact of every run that built bases: its template, the encoder of its vectors, and where its file is kept."""
 
 
-def keep_template(template: Template, fingerprint: str, kept_uri: str, folder: Path) -> None:
-    """Puts the template's file below `kept_uri`, once, and writes its record to `folder`/template.json."""
-    uri = storage.join(kept_uri, f"{template.sha256}.faiss") if template.file else ""
+def store_template(template: Template, fingerprint: str, templates_uri: str, folder: Path) -> None:
+    """Stores the template's file below `templates_uri`, once, and writes its record to `folder`/template.json."""
+    uri = storage.join(templates_uri, f"{template.sha256}.faiss") if template.file else ""
     if uri and not storage.exists(uri):
         with Path(template.file).open("rb") as source, storage.writer(uri) as target:
             shutil.copyfileobj(source, target)
@@ -25,8 +25,8 @@ def keep_template(template: Template, fingerprint: str, kept_uri: str, folder: P
         path.write_text(json.dumps({"template": asdict(template), "fingerprint": fingerprint, "kept": uri}, indent=1))
 
 
-def kept_template(registry: Registry, fingerprint: str, folder: Path) -> tuple[Template | None, str]:
-    """The template the live version's bases were built from, its file verified in `folder`; or None and why there is none.
+def live_template(registry: Registry, fingerprint: str, folder: Path) -> tuple[Template | None, str]:
+    """The template of the live version's bases, verified in `folder`; or None and the reason.
 
     `fingerprint` is that of the encoder whose vectors are to be indexed: a template of another one is never taken over.
     """
@@ -41,7 +41,7 @@ def kept_template(registry: Registry, fingerprint: str, folder: Path) -> tuple[T
 
 
 def template_of(registry: Registry, manifest: IndexManifest, folder: Path) -> tuple[Template | None, str]:
-    """The template a version's bases were built from, its file verified in `folder`; or None and why there is none."""
+    """The template of a version's bases, verified in `folder`; or None and the reason."""
     run_id = next(s.index.run_id for s in manifest.segments if s.kind == "base" and s.index is not None)
     path = f"{INDEX_PATH}/{TEMPLATE_FILE}"
     if path not in dict(registry.artifacts(run_id, INDEX_PATH)):

@@ -1,4 +1,4 @@
-"""Exact answers to the tuning queries, from the encoder's own vectors: computed once per (snapshot, encoder, queries) and kept."""
+"""Ground truth of the tuning queries by exact search over the encoder's vectors, cached per (snapshot, encoder, queries)."""
 
 import hashlib
 import io
@@ -16,18 +16,18 @@ from tasks.progress import Progress
 
 @dataclass(frozen=True)
 class Truth:
-    """The nearest products of each query, best first: `keys` (nq, depth) int64, -1 none; `similarity` float32, -inf none."""
+    """Exact nearest neighbours, best first: `keys` (nq, depth) int64, -1 for none; `similarity` float32, -inf for none."""
 
     keys: np.ndarray
     similarity: np.ndarray
 
 
 def exact_truth(
-    vectors_uri: str, shards: int, xq: np.ndarray, kept_uri: str | Path, content: str = "", depth: int = DEPTH
+    vectors_uri: str, shards: int, xq: np.ndarray, cache_uri: str | Path, content: str = "", depth: int = DEPTH
 ) -> Truth:
-    """The exact nearest of unit queries xq (nq, d) among all shards' vectors, read in streams.
+    """Exact nearest neighbours of unit queries xq (nq, d) among all shards' vectors, streamed.
 
-    Kept below `kept_uri` by what it follows from: the queries, and `content`, which names the snapshot and the encoder (without
+    Kept below `cache_uri` by what it follows from: the queries, and `content`, which names the snapshot and the encoder (without
     it, where the vectors lie). Asked for again, nothing is compared.
     """
     import faiss
@@ -36,7 +36,7 @@ def exact_truth(
     # A picture that could not be used in one run and can in another makes other vectors of the same snapshot: rows are counted.
     parts = f"{content or vectors_uri} {sum(counts)} {depth} {xq.shape}"
     name = hashlib.sha256(parts.encode() + np.ascontiguousarray(xq).tobytes()).hexdigest()
-    uri = storage.join(str(kept_uri), f"truth-{name[:24]}.npz")
+    uri = storage.join(str(cache_uri), f"truth-{name[:24]}.npz")
     if storage.exists(uri):
         with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as kept:
             return Truth(kept["keys"], kept["similarity"])
@@ -56,6 +56,6 @@ def exact_truth(
     return truth
 
 
-def recall_of(found: np.ndarray, truth: Truth, k: int) -> float:
-    """Mean share of the true k nearest among found keys (nq, any) int64, -1 none; what ties with the k-th counts as well."""
-    return recall(found, Found(truth.similarity, truth.keys), k)
+def recall_of(keys: np.ndarray, truth: Truth, k: int) -> float:
+    """Mean share of the true top k among found keys (nq, any) int64, -1 for none; ties with the k-th count."""
+    return recall(keys, Found(truth.similarity, truth.keys), k)

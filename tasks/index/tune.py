@@ -1,4 +1,4 @@
-"""The search parameters: the cheapest that keep to the budget on shoppers' photos, never on database vectors."""
+"""Tunes search parameters: the cheapest that meet the requirements on shoppers' photos, never on database vectors."""
 
 import math
 import os
@@ -14,9 +14,9 @@ from serving.contract.manifest import CANDIDATES, Scalar
 from serving.index.recall import DEPTH, TIE
 from serving.index.searcher import Searcher
 from tasks.errors import GateFailed
-from tasks.index.choice import Budget, Need, next_family
-from tasks.index.cost_counter import Work
-from tasks.index.families import FAMILIES, Family, half_steps, lists_for
+from tasks.index.choice import Budget, Requirements, next_family
+from tasks.index.cost_counter import CostCounter
+from tasks.index.families import FAMILIES, Family, list_count, refine_grid
 from tasks.index.truth import Truth, recall_of
 
 K = 10
@@ -27,7 +27,7 @@ FIRST_PART = 64
 
 @dataclass(frozen=True)
 class Trial:
-    """One point that was measured: recall@10 of the answer, recall of the true top 10 within the candidates, time per query.
+    """One measured point: recall@10 of the answers, recall of the true top 10 within the candidates, latency.
 
     Times and queries per second are those of as many clients as were asked for, each with one query at a time. `work_us` is the
     work of a query by what the engines were asked (tasks/index/work), `again` how often it was searched again for finding too
@@ -48,8 +48,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """The chosen parameters with the trial behind them, every trial with its verdict, and why the family was taken.
+class TuningResult:
+    """The chosen parameters and their trial, all trials with verdicts, and the reasons for the family.
 
     `refused` says why nothing was chosen: then the parameters and the trial are the best there were.
     """
@@ -65,9 +65,9 @@ class Tuned:
 
 
 class TuningRefused(GateFailed):
-    """Nothing keeps to the budget; `tuned` holds all that was tried."""
+    """No parameters meet the requirements; `tuned` holds all trials."""
 
-    def __init__(self, tuned: Tuned) -> None:
+    def __init__(self, tuned: TuningResult) -> None:
         super().__init__(tuned.refused)
         self.tuned = tuned
 
@@ -79,8 +79,8 @@ def tune(
     target: float,
     truth: Truth | None = None,
     budget: Budget | None = None,
-) -> Tuned:
-    """Tries the family's grid on queries xq (nq, d), all shards and segments searched, and takes the cheapest that qualifies.
+) -> TuningResult:
+    """Measures the family's grid on queries xq (nq, d) over all shards and segments, and takes the cheapest that qualifies.
 
     Half steps between the grid's values are tried where they could be cheaper still. The files are read before anything is timed,
     as a replica does before it is ready. Cheapest by the work that was done (vectors scanned and refined, short searches repeated),
@@ -90,7 +90,7 @@ def tune(
     """
     kind = FAMILIES[family]
     budget = budget or Budget()
-    need = _need(searcher, target, budget)
+    need = _requirements(searcher, target, budget)
     p99_ms, clients = budget.p99_ms, budget.clients
     files = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
     if files > budget.ram_bytes:
@@ -98,13 +98,13 @@ def tune(
             f"{family} takes {files / 2**20:.0f} MiB for {searcher.rows} vectors and {budget.ram_bytes / 2**20:.0f} MiB are allowed; "
             f"{_instead(next_family(kind, need, 'memory'))}allow more memory (VITRINE_INDEX_RAM_MB)"
         )
-        raise TuningRefused(Tuned({"family": family}, {}, [], len(xq), clients, files, refused=refused))
+        raise TuningRefused(TuningResult({"family": family}, {}, [], len(xq), clients, files, refused=refused))
     candidates = min(CANDIDATES, max(searcher.live_rows, 1))
     truth = truth or stored_truth(searcher, xq)
 
-    nlist = lists_for(sum(s.rows for s in searcher.segments))
-    grid, finer = (_ordered(kind, searcher.rows, nlist, candidates, points) for points in (kind.grid, half_steps(kind.grid)))
-    work = Work(searcher, kind, nlist)
+    nlist = list_count(sum(s.rows for s in searcher.segments))
+    grid, finer = (_ordered(kind, searcher.rows, nlist, candidates, points) for points in (kind.grid, refine_grid(kind.grid)))
+    work = CostCounter(searcher, kind, nlist)
 
     def tried(points: list[dict[str, Scalar]]) -> list[Trial]:
         return [_measure(work, xq, truth, params, candidates, target, clients) for params in points]
@@ -123,31 +123,33 @@ def tune(
     if chosen < 0:
         best = max(range(len(trials)), key=lambda n: trials[n].recall_at_10)
         refused = _why_none(kind, need, trials[best])
-        raise TuningRefused(Tuned(_search(family, trials[best]), rows[best], rows, len(xq), clients, files, refused=refused))
-    return Tuned(_search(family, trials[chosen]), rows[chosen], rows, len(xq), clients, files)
+        raise TuningRefused(
+            TuningResult(_search(family, trials[best]), rows[best], rows, len(xq), clients, files, refused=refused)
+        )
+    return TuningResult(_search(family, trials[chosen]), rows[chosen], rows, len(xq), clients, files)
 
 
 def stored_truth(searcher: Searcher, xq: np.ndarray) -> Truth:
-    """Exact search over the vectors that the index stores."""
+    """Ground truth by exact search over the vectors stored in the index."""
     found = searcher.exact(xq, DEPTH)
     return Truth(keys_of(searcher, found.rows), found.similarity)
 
 
 def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
-    """The product keys of row handles, -1 where there is none."""
+    """Product keys of row handles, -1 for none."""
     return np.where(rows < 0, -1, searcher.features.key[np.maximum(rows, 0)])
 
 
-def _need(searcher: Searcher, target: float, budget: Budget) -> Need:
-    """What the family of a searcher was chosen for."""
-    return Need(searcher.rows, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
+def _requirements(searcher: Searcher, target: float, budget: Budget) -> Requirements:
+    """The requirements that a searcher's family was chosen for."""
+    return Requirements(searcher.rows, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
 
 
 def _search(family: str, trial: Trial) -> dict[str, Scalar]:
     return {"family": family, "candidates": CANDIDATES, **trial.params}
 
 
-def _why_none(family: Family, need: Need, best: Trial) -> str:
+def _why_none(family: Family, need: Requirements, best: Trial) -> str:
     """Why no parameters qualify, and what to do."""
     limit, found = need.budget.p99_ms, best.recall_at_10 >= need.target
     fits = f" and p99 {limit:g} ms" if limit < math.inf else ""
@@ -166,7 +168,7 @@ def _instead(family: str) -> str:
 def _between(
     finer: list[dict[str, Scalar]], least: dict[str, float], trials: list[Trial], target: float, p99_ms: float
 ) -> list[dict[str, Scalar]]:
-    """Of a finer grid, what could take less work than the trials that qualify: `least` is the work of each point when nothing is short.
+    """Points of the finer grid that may cost less than the qualifying trials; `least` is each point's work without repeats.
 
     Without what does in no respect more than a trial that found too little: but for repeated searches, more lists or candidates
     never find less.
@@ -184,7 +186,7 @@ def _between(
 def _ordered(
     family: Family, rows: int, nlist: int, candidates: int, points: Iterable[dict[str, Scalar]]
 ) -> list[dict[str, Scalar]]:
-    """Points of a grid, cheapest first; probing more lists than there are is one trial, not several."""
+    """Grid points, cheapest first; values above the number of lists are merged into one trial."""
     grid: dict[str, dict[str, Scalar]] = {}
     for params in points:
         kept = dict(params)
@@ -195,11 +197,11 @@ def _ordered(
 
 
 def _measure(
-    work: Work, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float, clients: int
+    work: CostCounter, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float, clients: int
 ) -> Trial:
     searcher = work.searcher
     searcher.search(xq[:1], candidates, params=params)
-    work.begin()
+    work.reset()
 
     def asked(q: np.ndarray) -> tuple[float, np.ndarray]:
         began = time.perf_counter()
@@ -223,7 +225,7 @@ def _measure(
     p50, p99 = np.percentile([ms for ms, _ in answers], [50, 99])
     return Trial(
         params, recall_of(keys[:, :K], seen, K), recall_of(keys, seen, K), float(p50), float(p99), qps,
-        work.us(params) / len(answers), work.repeated() / len(answers), len(answers),
+        work.us(params) / len(answers), work.repeats() / len(answers), len(answers),
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
-"""The tuning report: a table of what was tried, least work first, and a plot of recall against time and queries a second."""
+"""The tuning report: a table of all trials, and a plot of recall against latency and throughput."""
 
 from pathlib import Path
 from typing import Any
 
-from tasks.index.tune import FIRST_PART, Tuned
+from tasks.index.tune import FIRST_PART, TuningResult
 
 PANELS = (("p50_ms", "p50, ms"), ("p99_ms", "p99, ms"), ("qps", "queries a second"))
 HEADER = (
@@ -12,8 +12,8 @@ HEADER = (
 )  # fmt: skip
 
 
-def tuning_table(tuned: Tuned) -> str:
-    """Markdown: every family with why it was or was not taken, and every trial with its verdict; the Pareto points are marked."""
+def tuning_table(tuned: TuningResult) -> str:
+    """Markdown: each family with the reason for or against it, and each trial with its verdict, Pareto points marked."""
     lines = [
         f"# {tuned.search['family']}: {tuned.memory_bytes / 2**20:.1f} MiB",
         "",
@@ -36,8 +36,8 @@ def tuning_table(tuned: Tuned) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tuning_plot(tuned: Tuned, path: Path, target: float) -> None:
-    """A PNG: recall@10 against p50, p99 and queries a second of every trial, the best of each joined, the chosen one ringed.
+def tuning_plot(tuned: TuningResult, path: Path, target: float) -> None:
+    """A PNG of recall@10 against p50, p99 and queries per second, with Pareto fronts and the chosen point.
 
     A trial that only the first photos were asked is hollow.
     """
@@ -68,7 +68,7 @@ def tuning_plot(tuned: Tuned, path: Path, target: float) -> None:
 
 
 def front(trials: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
-    """(value, recall@10) of the trials that no other beats in both, best value first: least time, most queries a second."""
+    """The Pareto front (value, recall@10) of the trials, best value first: least time, or most queries per second."""
     sign = -1 if name == "qps" else 1
     points: list[tuple[float, float]] = []
     for value, recall in sorted(((t[name], t["recall_at_10"]) for t in trials), key=lambda p: (sign * p[0], -p[1])):
@@ -77,6 +77,6 @@ def front(trials: list[dict[str, Any]], name: str) -> list[tuple[float, float]]:
     return points
 
 
-def _asked(trial: dict[str, Any], tuned: Tuned) -> int:
-    """How many photos a trial was asked; reports of before did not say."""
+def _asked(trial: dict[str, Any], tuned: TuningResult) -> int:
+    """Number of photos of a trial; older reports lack it."""
     return int(trial.get("queries", tuned.queries))

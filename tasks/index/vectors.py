@@ -1,4 +1,4 @@
-"""The vectors of the shards, as the embedding step left them: Parquet sorted by key."""
+"""Reads the shard vectors of an embedding run: Parquet sorted by key."""
 
 from collections.abc import Iterable, Iterator
 
@@ -20,13 +20,13 @@ def shard_uri(vectors_uri: str, shard: int) -> str:
 
 
 def shard_batches(vectors_uri: str, shard: int, unit: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Keys (n,) int64 and vectors (n, d) of a shard, in order of key, at most 50,000 rows at a time.
+    """Keys (n,) int64 and vectors (n, d) of a shard, in order of key, up to 50,000 rows per batch.
 
     Unit float32 vectors, or with `unit` false the stored float16 ones as they are.
     """
     uri = shard_uri(vectors_uri, shard)
     fs, _ = storage.filesystem(uri)
-    files = [f.removeprefix("s3://") for f in storage.listing(uri, ".parquet")]
+    files = [f.removeprefix("s3://") for f in storage.list_files(uri, ".parquet")]
     for file in files:  # one after the other: reading ahead would hold several parts in memory
         for batch in pads.dataset(file, filesystem=fs).to_batches(
             columns=["key", "vector"], batch_size=BATCH_ROWS, batch_readahead=1, fragment_readahead=0
@@ -37,9 +37,9 @@ def shard_batches(vectors_uri: str, shard: int, unit: bool = True) -> Iterator[t
 
 
 def shard_palettes(vectors_uri: str, shards: Iterable[int]) -> pa.ChunkedArray | None:
-    """The palettes of some shards, one shard after the other, each in order of key; None for vectors written without them."""
+    """Palettes of shards, concatenated, each in order of key; None when written without palettes."""
     parts: list[pa.ChunkedArray] = []
-    for uri in (uri for shard in shards for uri in storage.listing(shard_uri(vectors_uri, shard), ".parquet")):
+    for uri in (uri for shard in shards for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet")):
         fs, path = storage.filesystem(uri)
         with fs.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
@@ -50,11 +50,11 @@ def shard_palettes(vectors_uri: str, shards: Iterable[int]) -> pa.ChunkedArray |
 
 
 def shard_counts(vectors_uri: str, shards: int) -> tuple[list[int], int]:
-    """Vectors per shard, and their dimension (0 when there is none)."""
+    """Number of vectors per shard, and their dimension (0 without vectors)."""
     counts, dim = [], 0
     for shard in range(shards):
         total = 0
-        for uri in storage.listing(shard_uri(vectors_uri, shard), ".parquet"):
+        for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet"):
             fs, path = storage.filesystem(uri)
             with fs.open_input_file(path) as stream:
                 file = pq.ParquetFile(stream)
@@ -64,10 +64,10 @@ def shard_counts(vectors_uri: str, shards: int) -> tuple[list[int], int]:
     return counts, dim
 
 
-def sample_vectors(vectors_uri: str, shards: int, wanted: int, seed: int) -> np.ndarray:
-    """About `wanted` checked vectors (n, d) float32 from all shards, chosen by seed."""
+def sample_vectors(vectors_uri: str, shards: int, count: int, seed: int) -> np.ndarray:
+    """A random sample of about `count` validated vectors (n, d) float32 from all shards, by seed."""
     counts, dim = shard_counts(vectors_uri, shards)
-    share = min(1.0, wanted / max(sum(counts), 1))
+    share = min(1.0, count / max(sum(counts), 1))
     rng = np.random.default_rng(seed)
     parts = [np.zeros((0, dim), np.float32)]
     for shard in range(shards):
@@ -80,7 +80,7 @@ def sample_vectors(vectors_uri: str, shards: int, wanted: int, seed: int) -> np.
 
 
 def check_vectors(vectors: np.ndarray, keys: np.ndarray, dim: int) -> None:
-    """Raises VitrineError for another dimension, NaN, or a vector without length, naming the first key."""
+    """Raises VitrineError for a wrong dimension, NaN, or a zero vector, naming the first key."""
     if vectors.shape[1] != dim:
         raise VitrineError(
             f"vectors of dimension {vectors.shape[1]}, the template has {dim}: embeddings of two encoders are mixed"
@@ -91,5 +91,5 @@ def check_vectors(vectors: np.ndarray, keys: np.ndarray, dim: int) -> None:
 
 
 def matrix(column: pa.FixedSizeListArray) -> np.ndarray:
-    """A column of fixed-size lists as an array (n, d), without a copy."""
+    """A column of fixed-size lists as an array (n, d), zero-copy."""
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)

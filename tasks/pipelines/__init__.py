@@ -1,1 +1,1 @@
-"""What DAG tasks call, one module per DAG: settings and registry in, one call of the domain, a small record out."""
+"""The steps that DAG tasks call, one module per DAG: reads settings and registry, calls the domain, returns a small record."""

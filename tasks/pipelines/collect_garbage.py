@@ -9,8 +9,8 @@ from typing import Any
 
 from tasks.pipelines.common import registry, settings, work_folder
 from tasks.registry import Registry
-from tasks.release.promotion.lease import holding
-from tasks.release.retention.garbage import Places, Plan, collect, plan_garbage
+from tasks.release.promotion.lease import hold_lease
+from tasks.release.retention.garbage import GarbageLocations, GarbagePlan, collect, plan_garbage
 from tasks.release.retention.policy import Retention
 from tasks.settings import Settings
 
@@ -22,7 +22,7 @@ PATIENCE_S = 1800.0
 
 
 def plan(run_key: str, versions: int = 0) -> dict[str, Any]:
-    """What a collection would remove, in the log and in MLflow; nothing is removed. `versions` 0: as the setting says."""
+    """Dry run: logs what a collection would delete and records it in MLflow. `versions` 0: the setting's value."""
     chosen = settings()
     found = plan_garbage(registry(chosen), places_of(chosen), retention_of(chosen, versions))
     for item in found.items:
@@ -33,26 +33,26 @@ def plan(run_key: str, versions: int = 0) -> dict[str, Any]:
 
 
 def delete(run_key: str, versions: int = 0) -> dict[str, Any]:
-    """Removes what is garbage by now, while no promotion runs."""
+    """Deletes the current garbage, while no promotion runs."""
     chosen = settings()
-    done = collected(chosen, registry(chosen), f"collect_garbage, {run_key}", versions)
+    done = collect_with_lease(chosen, registry(chosen), f"collect_garbage, {run_key}", versions)
     _record(run_key, "collected.json", asdict(done))
     return {"things": len(done.items), "bytes": done.bytes, "summary": done.summary.replace("to collect", "collected")}
 
 
-def collected(chosen: Settings, models: Registry, holder: str, versions: int = 0) -> Plan:
-    """Removes garbage while `holder` has the lease that promotions need."""
+def collect_with_lease(chosen: Settings, models: Registry, holder: str, versions: int = 0) -> GarbagePlan:
+    """Deletes garbage while `holder` holds the promotion lease."""
 
     @contextmanager
     def alone() -> Iterator[Callable[[], None]]:
-        with holding(models, holder, patience_s=PATIENCE_S) as lease:
+        with hold_lease(models, holder, patience_s=PATIENCE_S) as lease:
             yield lease.check
 
     return collect(models, places_of(chosen), retention_of(chosen, versions), alone)
 
 
-def places_of(chosen: Settings) -> Places:
-    return Places(chosen.store_uri, chosen.home)
+def places_of(chosen: Settings) -> GarbageLocations:
+    return GarbageLocations(chosen.store_uri, chosen.home)
 
 
 def retention_of(chosen: Settings, versions: int = 0) -> Retention:

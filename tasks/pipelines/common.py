@@ -1,4 +1,4 @@
-"""What the steps of all pipelines share: settings, the registry, a run's work folder, and the snapshot."""
+"""Shared by all pipelines: settings, the registry, work folders, and the snapshot step."""
 
 import os
 from collections.abc import Mapping
@@ -27,38 +27,38 @@ def registry(chosen: Settings | None = None) -> Registry:
 
 
 def origin(chosen: Settings, environ: Mapping[str, str]) -> Origin | None:
-    """The DAG run that this process works for, as Airflow tells its tasks; None outside of Airflow."""
+    """The DAG run of this process, from the variables that Airflow sets for tasks; None outside of Airflow."""
     dag, run = environ.get("AIRFLOW_CTX_DAG_ID", ""), environ.get("AIRFLOW_CTX_DAG_RUN_ID", "")
     return Origin(f"{dag}, {run}", dag_run_url(chosen, dag, run)) if dag and run else None
 
 
 def dag_run_url(chosen: Settings, dag: str, run: str) -> str:
-    """Where a person sees a DAG run."""
+    """URL of a DAG run in Airflow's UI."""
     return f"{(chosen.airflow_page or chosen.airflow_url).rstrip('/')}/dags/{dag}/runs/{quote(run, safe='')}"
 
 
 def query_runtime() -> Runtime:
-    """What runs the queries' encoder: the same setting tells the replicas."""
+    """The runtime of the query encoder; the same setting configures the replicas."""
     from tasks.encoder.export.runtimes import runtime
 
     return runtime(settings().encoder_runtime)
 
 
 def work_folder(run_key: str) -> Path:
-    """Where a run keeps what only its own steps need; survives retries."""
+    """A run's folder on this machine for intermediate files; survives retries."""
     folder = settings().home / "work" / run_key
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def snapshot(run_key: str) -> dict:
-    """The catalogue as it is now, as an immutable snapshot named after the run."""
+    """Takes a snapshot of the catalogue, named after the run."""
     chosen = settings()
     return asdict(take_snapshot(chosen.catalog_uri, storage.join(chosen.store_uri, "snapshots"), run_key))
 
 
 def embed_config(chosen: Settings, shards: int) -> "EmbedConfig":
-    """How pictures are embedded, by the settings: the same for every path that embeds some."""
+    """The embedding configuration from the settings, the same for all paths."""
     from tasks.embed.job import EmbedConfig
 
     return EmbedConfig(

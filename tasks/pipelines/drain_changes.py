@@ -1,4 +1,4 @@
-"""The first step of a refresh: which changes it makes, written down before anything else happens, so that a killed run makes the same."""
+"""First step of a refresh: selects its changes and persists the plan, so that a killed run resumes with the same changes."""
 
 import logging
 import os
@@ -36,13 +36,13 @@ VERSIONS = 2000
 
 @contextmanager
 def change_source(chosen: Settings) -> Iterator[ChangeSource]:
-    """The queue that the settings name, open."""
+    """Opens the queue that the settings name."""
     with open_changes(chosen.changes, chosen.catalog_uri, chosen.home) as source:
         yield source
 
 
 def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -> dict[str, Any]:
-    """What this run will change: the waiting changes that fit, priority products first, and what other versions hold besides.
+    """Plans a refresh: pending changes that fit, priority products first, and changes carried over from other versions.
 
     `limit` and `minutes` bound it (0: the settings): no more changes, and no more than can be embedded in this time at the
     pace of the last refresh. "due" is False when there is nothing to do; "summary" says why, and how much is left waiting.
@@ -55,9 +55,9 @@ def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -
         return storage.read_json(storage.join(uri, PLAN))
     models = registry(chosen)
     versions = models.versions(INDEX_MODEL, VERSIONS)
-    from tasks.release.ancestry import to_build_on
+    from tasks.release.ancestry import parent_version
 
-    parent = to_build_on(versions, models.aliases(INDEX_MODEL))
+    parent = parent_version(versions, models.aliases(INDEX_MODEL))
     if parent is None:
         raise InputMissing("there is no index version to refresh yet; run the DAG rebuild_index first")
     most = _bound(parent, limit or chosen.refresh_changes, minutes or chosen.refresh_minutes)
@@ -74,13 +74,13 @@ def plan_on(
     most: int,
     wait_s: float,
 ) -> dict[str, Any]:
-    """Decides what the run changes, and writes it down before anything else happens."""
+    """Plans the changes on a given parent version, and persists the plan."""
     from tasks.catalog.changes import ledger
-    from tasks.catalog.changes.drain import Drained, Held
+    from tasks.catalog.changes.drain import DrainResult, ParentState
     from tasks.catalog.changes.drain import drain as choose
-    from tasks.index.delta_version import placed
+    from tasks.index.delta_version import mark_membership
     from tasks.index.ranking import read_ranker
-    from tasks.release.ancestry import uncovered
+    from tasks.release.ancestry import uncovered_versions
 
     chosen = settings()
     uri = storage.join(chosen.store_uri, "changes", run_key)
@@ -91,21 +91,23 @@ def plan_on(
     columns = columns_of(models, manifest)
     ranker = read_ranker(chosen.ranker, columns)
     products = product_table(manifest.snapshot.uri, ["key", "updated_at"])
-    held = Held(ledger_of(models, manifest), products, columns)
-    others = uncovered(parent.version, versions)
+    held = ParentState(ledger_of(models, manifest), products, columns)
+    others = uncovered_versions(parent.version, versions)
     begun = started_at(manifest.snapshot.uri)
-    carried = ledger.carried(ledger.newest(ledger_of(models, models.manifest_of(v)) for v in others), products, begun, now)
-    carried = ledger.fresh(carried, held.ledger, products)
-    drained, waiting = Drained(carried, [], 0, 0, 0), 0
+    carried = ledger.carry_over(
+        ledger.latest_changes(ledger_of(models, models.manifest_of(v)) for v in others), products, begun, now
+    )
+    carried = ledger.newer(carried, held.ledger, products)
+    drained, waiting = DrainResult(carried, [], 0, 0, 0), 0
     if source is not None:
         drained = choose(source, held, carried, most + len(carried), wait_s, now)
-        waiting = max(source.waiting() - len(drained.handles), drained.left)
-    something = bool(pc.any(pc.invert(ledger.memories(drained.rows, products, begun))).as_py())
+        waiting = max(source.count_waiting() - len(drained.handles), drained.left)
+    something = bool(pc.any(pc.invert(ledger.delete_markers(drained.rows, products, begun))).as_py())
     reranked = ranker != manifest.ranker
     due = something or reranked
     if source is not None and not due:
         source.acknowledge(drained.handles)
-    rows = placed(drained.rows, products, base_keys(models, manifest))
+    rows = mark_membership(drained.rows, products, base_keys(models, manifest))
     upserts = int(pc.sum(pc.equal(rows["kind"], "upsert")).as_py() or 0)
     counted = {"changes": len(rows), "upserts": upserts, "deletes": len(rows) - upserts, "waiting": waiting}
     parts = [f"{upserts} upserts and {len(rows) - upserts} deletes on version {parent.version}"]
@@ -131,7 +133,7 @@ def plan_on(
 
 
 def _bound(parent: Version, limit: int, minutes: float) -> int:
-    """How many changes fit: the limit, or what the pace of the last refresh lets embed in the time."""
+    """Maximum number of changes: the limit, or what can be embedded in the time at the last refresh's throughput."""
     pace = float(parent.tags.get("pace") or FIRST_PACE)
     return max(min(limit, int(60 * minutes * pace)), min(limit, LEAST_CHANGES))
 
@@ -142,8 +144,8 @@ def base_keys(models: Registry, manifest: IndexManifest) -> pa.Array:
     return pa.concat_tables([pq.read_table(path, columns=["key"]) for path in paths])["key"].combine_chunks()
 
 
-def keep_messages(chosen: Settings, plan: dict) -> None:
-    """Keeps the plan's messages from being given to others while a step works."""
+def extend_visibility(chosen: Settings, plan: dict) -> None:
+    """Extends the visibility timeout of the plan's messages while a step works."""
     handles = storage.read_json(storage.join(plan["uri"], "handles.json"))
     if handles:
         with change_source(chosen) as source:
@@ -161,7 +163,7 @@ def ledger_of(models: Registry, manifest: IndexManifest) -> pa.Table:
 
 
 def columns_of(models: Registry, manifest: IndexManifest) -> pa.Schema:
-    """The columns of the base's row tables that come from the catalogue: palettes are those of the pictures."""
+    """The catalogue columns of the base's row tables (without the palette)."""
     path = models.file(next(s for s in manifest.segments if s.kind == "base").table)
     schema = pq.read_schema(path).remove_metadata()
     return pa.schema([field for field in schema if field.name != PALETTE])

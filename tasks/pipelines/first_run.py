@@ -1,4 +1,4 @@
-"""Before a DAG's first success, a run that nobody asked for is skipped while its inputs are missing, instead of failing."""
+"""Skips automatic runs while inputs are missing and the DAG has never succeeded, instead of failing them."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The gates of a new index version, with the thresholds and replicas that the settings name: what every maker of versions calls."""
+"""Evaluates and decides a new index version with the settings' thresholds and replicas; used by all builders."""
 
 import logging
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from tasks.catalog.snapshot import Snapshot
 from tasks.pipelines.common import query_runtime, settings
 from tasks.registry import Registry
 from tasks.release.gates.end_to_end_eval import Query
-from tasks.release.gates.evaluate import Judged, TruthOf, judged, open_live
+from tasks.release.gates.evaluate import Evaluation, TruthOf, evaluate_version, open_live
 from tasks.release.gates.policy import Policy
 from tasks.settings import Settings
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def policy_of(chosen: Settings) -> Policy:
-    """The thresholds that the settings name; the others are the policy's own."""
+    """The thresholds from the settings; others keep the policy's defaults."""
     return Policy(
         exact_recall=chosen.recall_target, photo_margin=chosen.max_recall_loss,
         photo_worst=max(Policy.photo_worst, chosen.max_recall_loss), slice_margin=chosen.max_slice_loss, p99_ms=chosen.p99_ms,
@@ -31,13 +31,13 @@ def policy_of(chosen: Settings) -> Policy:
 def judge(
     models: Registry, release: Release, snapshot: Snapshot, queries: list[Query], read_at: datetime,
     catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None, truth_of: TruthOf | None = None,
-) -> Judged:  # fmt: skip
-    """The decision on a candidate beside what is live, each gate in the log; what may be left out: see measuring.judged."""
+) -> Evaluation:  # fmt: skip
+    """The decision on a candidate against the live version, with each gate logged; parameters: see evaluate.evaluate_version."""
     from tasks.pipelines.promote_index import replicas_of
 
     chosen = settings()
     live = open_live(models, query_runtime())
-    decision, measured = judged(
+    decision, measured = evaluate_version(
         release,
         live,
         snapshot,

@@ -1,4 +1,4 @@
-"""The first step of train_encoder and rebuild_index: what would stop a later one is said at once."""
+"""First step of train_encoder and rebuild_index: fails fast on anything that would stop a later step."""
 
 import logging
 from typing import Any
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 def check_preconditions(training: bool) -> dict[str, Any]:
-    """Looks at the catalogue; `training` also at what an encoder is trained on. Raises CatalogError with all that is wrong."""
+    """Checks the catalogue, with `training` also the training data. Raises CatalogError listing all problems."""
     from tasks.validate.preconditions import check_preconditions as check
 
     with Progress("look at the catalogue", 0, "pictures") as progress:

@@ -1,4 +1,4 @@
-"""The steps of promote_index and rollback_index; and both as one call, for the command line and the stream."""
+"""The steps of promote_index and rollback_index, and both as one call for the command line and the stream."""
 
 import dataclasses
 import json
@@ -10,10 +10,10 @@ from typing import Any
 
 from tasks.errors import GateFailed, VitrineError
 from tasks.pipelines.common import query_runtime, registry, settings, work_folder
-from tasks.pipelines.publish_features import follow_live
+from tasks.pipelines.publish_features import switch_features
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.release.promotion.blue_green import LIVE_AT, Guarded, Plan, choose_slot
-from tasks.release.promotion.lease import HANDOVER_S, LeaseLost, holding
+from tasks.release.promotion.blue_green import LIVE_AT, LeasedAliases, Plan, choose_slot
+from tasks.release.promotion.lease import HANDOVER_S, LeaseLost, hold_lease
 from tasks.release.promotion.serving_replicas import Replica
 from tasks.settings import Settings
 
@@ -29,7 +29,7 @@ BAKE, KEPT, UNDER_WAY = "bake", "kept", "under way"
 
 
 def choose(version: str, run_key: str) -> dict[str, Any]:
-    """The slot for this version (default: the candidate), once it passed its gates.
+    """Chooses the slot for a version (default: the candidate) that passed its gates.
 
     Raises VitrineError when it did not. `done`: it is live and was kept already.
     """
@@ -38,7 +38,7 @@ def choose(version: str, run_key: str) -> dict[str, Any]:
     wanted = version or models.require_alias(INDEX_MODEL, "candidate").version
     found = models.version(INDEX_MODEL, wanted)
     _admit(models, wanted)
-    with holding(models, run_key, patience_s=PATIENCE_S, keep_s=HANDOVER_S) as lease:
+    with hold_lease(models, run_key, patience_s=PATIENCE_S, keep_s=HANDOVER_S) as lease:
         _finish_bake(models, lease, chosen, wanted)
         plan = choose_slot(models, wanted)
         epoch = lease.epoch
@@ -50,7 +50,7 @@ def choose(version: str, run_key: str) -> dict[str, Any]:
 
 
 def warm(plan: dict, run_key: str) -> dict[str, Any]:
-    """Every replica loads and verifies the version beside the running one."""
+    """Every replica loads and verifies the version in the idle slot."""
     from tasks.release.promotion.blue_green import warm as warm_slot
 
     chosen = settings()
@@ -68,10 +68,10 @@ def shadow(plan: dict, run_key: str) -> dict[str, Any]:
     `text` is the gate report and this one for whoever approves the promotion, in Markdown.
     """
     from tasks.catalog.snapshot import read_snapshot
-    from tasks.release.gates.end_to_end_eval import held_out, read_photos
+    from tasks.release.gates.end_to_end_eval import held_out_queries, read_photos
     from tasks.release.gates.evaluate import open_version
     from tasks.release.gates.gate_report import approval_text
-    from tasks.release.promotion.replay import answers, replayed, sampled_from
+    from tasks.release.promotion.replay import collect_samples, replay_queries, top_ids
     from tasks.release.promotion.shadow import compare
 
     chosen = settings()
@@ -80,9 +80,9 @@ def shadow(plan: dict, run_key: str) -> dict[str, Any]:
         release = open_version(models, plan["version"], query_runtime())
         live = open_version(models, plan["live"], query_runtime()) if plan["live"] and plan["live"] != plan["version"] else None
         snapshot = read_snapshot(release.manifest.snapshot.uri)
-        photos = read_photos(snapshot, held_out(snapshot, SHADOW_QUERIES))
-        queries = replayed(release, live, sampled_from(replicas, SHADOW_QUERIES), photos, SHADOW_QUERIES)
-        report = compare(replicas, plan["slot"], plan["live_slot"] if live else "", queries, answers(release, queries.vectors))
+        photos = read_photos(snapshot, held_out_queries(snapshot, SHADOW_QUERIES))
+        queries = replay_queries(release, live, collect_samples(replicas, SHADOW_QUERIES), photos, SHADOW_QUERIES)
+        report = compare(replicas, plan["slot"], plan["live_slot"] if live else "", queries, top_ids(release, queries.vectors))
         folder = work_folder(run_key)
         (folder / "shadow.json").write_text(json.dumps(report, indent=1))
         with models.run(EXPERIMENT, run_key, f"promote version {plan['version']}", {"version": plan["version"]}) as run:
@@ -94,19 +94,19 @@ def shadow(plan: dict, run_key: str) -> dict[str, Any]:
     return report | {"text": text, "links": links}
 
 
-def approval_wanted(told: str) -> bool:
-    """Whether a person is asked: "yes", "no", or anything else for the setting."""
-    return {"yes": True, "no": False}.get(told, settings().approval)
+def needs_approval(answer: str) -> bool:
+    """Whether a person must approve: "yes", "no", or anything else for the setting's value."""
+    return {"yes": True, "no": False}.get(answer, settings().approval)
 
 
-def let_go(run_key: str) -> None:
-    """Gives the lease up while a person is asked: nobody else should have to wait for that."""
-    with holding(registry(), run_key):
+def release_lease(run_key: str) -> None:
+    """Releases the lease while waiting for approval, so that others can promote meanwhile."""
+    with hold_lease(registry(), run_key):
         pass
 
 
 def flip(plan: dict, run_key: str) -> dict[str, Any]:
-    """`live` names the version; every replica serves it. Raises LeaseLost when something else became live since the plan."""
+    """Moves `live` to the version on every replica. Raises LeaseLost when another version became live since the plan."""
     from tasks.release.promotion.blue_green import flip as flip_live
     from tasks.release.promotion.blue_green import warm as warm_slot
 
@@ -137,7 +137,7 @@ def flip(plan: dict, run_key: str) -> dict[str, Any]:
 
 
 def bake(plan: dict, flipped: dict, run_key: str, bake_s: float | None = None) -> dict[str, Any]:
-    """Watches what the replicas say of themselves for a while: the version stays, or what was live before is live again.
+    """Monitors the replicas for a while after the flip, then keeps the version or rolls back.
 
     `bake_s` replaces the setting. Raises GateFailed when it was rolled back.
     """
@@ -156,34 +156,34 @@ def bake(plan: dict, flipped: dict, run_key: str, bake_s: float | None = None) -
 
 
 def settle(run_key: str) -> dict[str, Any]:
-    """Leaves everything as it should be, however the promotion ended: the idle slot holds `previous`, and the lease is free."""
+    """Cleans up however the promotion ended: the idle slot holds `previous`, and the lease is released."""
     from tasks.release.promotion.blue_green import settle as settle_slots
 
     chosen = settings()
     models = registry(chosen)
     try:
-        with holding(models, run_key, patience_s=PATIENCE_S) as lease:
-            done = settle_slots(Guarded(models, lease), replicas_of(chosen))
+        with hold_lease(models, run_key, patience_s=PATIENCE_S) as lease:
+            done = settle_slots(LeasedAliases(models, lease), replicas_of(chosen))
     except (LeaseLost, VitrineError) as error:  # whoever has the lease now leaves things in order
         done = f"nothing: {error}"
-    done = "; ".join(told for told in (done, follow_live()) if told)
-    log.info("%s", done or "everything is in its place")
+    done = "; ".join(told for told in (done, switch_features()) if told)
+    log.info("%s", done or "nothing to clean up")
     return {"summary": done}
 
 
 def roll_back(holder: str, to: str = "") -> dict[str, Any]:
-    """`live` names the version before (or `to`) on every replica. Waits for no promotion; one that is under way is void."""
+    """Moves `live` to the previous version (or `to`) on every replica. Does not wait for a running promotion: that becomes void."""
     from tasks.release.promotion.blue_green import rollback
 
     chosen = settings()
     models = registry(chosen)
     if to:
         _passed(models, to)
-    with holding(models, holder, urgent=True, patience_s=PATIENCE_S) as lease:
-        plan, took = rollback(Guarded(models, lease), replicas_of(chosen), LIMIT_S, to)
+    with hold_lease(models, holder, urgent=True, patience_s=PATIENCE_S) as lease:
+        plan, took = rollback(LeasedAliases(models, lease), replicas_of(chosen), LIMIT_S, to)
     was = f"was: version {plan.live}" if plan.live != plan.version else "it was live already"
     summary = f"version {plan.version} is live in {plan.slot} ({was}), on every replica after {took:.1f} s"
-    summary = "; ".join(told for told in (summary, follow_live()) if told)
+    summary = "; ".join(told for told in (summary, switch_features()) if told)
     log.info("%s", summary)
     return {
         "version": plan.version,
@@ -195,7 +195,7 @@ def roll_back(holder: str, to: str = "") -> dict[str, Any]:
 
 
 def promote(version: str, holder: str, bake_s: float | None = None) -> dict[str, Any]:
-    """The whole of promote_index in one call, without asking a person: what `vitrine release promote` and the stream do.
+    """The whole promote_index in one call without approval, for `vitrine release promote` and the stream.
 
     `bake_s` replaces the setting. Raises VitrineError when the version did not go live, or went and was rolled back.
     """
@@ -236,10 +236,10 @@ def _passed(models: Registry, version: str) -> None:
 
 
 @contextmanager
-def _guarded(models: Registry, plan: dict, run_key: str) -> Iterator[Guarded]:
-    """Aliases under the lease that this promotion was planned with; it stays ours until the next step takes it up."""
-    with holding(models, run_key, epoch=plan["epoch"], patience_s=PATIENCE_S, keep_s=HANDOVER_S) as lease:
-        yield Guarded(models, lease)
+def _guarded(models: Registry, plan: dict, run_key: str) -> Iterator[LeasedAliases]:
+    """Aliases under the lease of this promotion's plan; the lease is kept for the next step."""
+    with hold_lease(models, run_key, epoch=plan["epoch"], patience_s=PATIENCE_S, keep_s=HANDOVER_S) as lease:
+        yield LeasedAliases(models, lease)
 
 
 def _plan(record: dict) -> Plan:
@@ -247,33 +247,35 @@ def _plan(record: dict) -> Plan:
 
 
 def _metrics_before(replicas: list[Replica], version: str) -> list[dict[str, Any]]:
-    from tasks.release.promotion.bake import Reading, reading
-    from tasks.release.promotion.serving_replicas import of_each
+    from tasks.release.promotion.bake import Reading, take_reading
+    from tasks.release.promotion.serving_replicas import for_each_replica
 
-    return [_record(r or Reading()) for r in of_each(replicas, lambda replica: reading(replica, version))]
+    return [_record(r or Reading()) for r in for_each_replica(replicas, lambda replica: take_reading(replica, version))]
 
 
-def _finish_bake(models: Registry, lease: Any, chosen: Settings, wanted: str) -> None:
-    """A promotion that died while it watched leaves that to the next one, before the slot to go back to is given away."""
+def _finish_bake(models: Registry, lease: Any, chosen: Settings, version: str) -> None:
+    """Finishes the interrupted bake of the live version before its rollback target is overwritten."""
     live = models.alias(INDEX_MODEL, "live")
-    if live is None or live.version == wanted or not live.tags.get(BAKE, "").startswith(UNDER_WAY):
+    if live is None or live.version == version or not live.tags.get(BAKE, "").startswith(UNDER_WAY):
         return
-    log.info("version %s went live and nobody watched it to the end: that is done first", live.version)
-    decision = _bake(models, Guarded(models, lease), chosen, live.version, [])
+    log.info("version %s is live with an unfinished bake, which is finished first", live.version)
+    decision = _bake(models, LeasedAliases(models, lease), chosen, live.version, [])
     log.info("%s", decision.summary)
 
 
-def _bake(models: Registry, aliases: Guarded, chosen: Settings, version: str, before: list[dict[str, Any]]) -> Any:
+def _bake(models: Registry, aliases: LeasedAliases, chosen: Settings, version: str, before: list[dict[str, Any]]) -> Any:
     from tasks.release.gates.policy import Decision
-    from tasks.release.promotion.bake import BakePolicy, Reading, bake, reading
+    from tasks.release.promotion.bake import BakePolicy, Reading, bake, take_reading
     from tasks.release.promotion.blue_green import flip as flip_live
     from tasks.release.promotion.blue_green import settle_previous
     from tasks.release.promotion.blue_green import warm as warm_slot
-    from tasks.release.promotion.serving_replicas import of_each
+    from tasks.release.promotion.serving_replicas import for_each_replica
 
     replicas = replicas_of(chosen)
     policy = BakePolicy(p99_ms=chosen.p99_ms, recall=chosen.recall_target - 0.05)
-    start = [_reading(r) for r in before] or [r or Reading() for r in of_each(replicas, lambda one: reading(one, version))]
+    start = [_reading(r) for r in before] or [
+        r or Reading() for r in for_each_replica(replicas, lambda one: take_reading(one, version))
+    ]
     decision = bake(replicas, version, start, chosen.bake_s, policy, aliases.lease.check)
     if decision.passed:
         aliases.tag_version(INDEX_MODEL, version, BAKE, f"{KEPT}: {decision.summary}")
@@ -290,9 +292,9 @@ def _bake(models: Registry, aliases: Guarded, chosen: Settings, version: str, be
     return Decision(False, (f"version {version} was rolled back and version {back} is live again: {decision.summary}",))
 
 
-def _record(found: Any) -> dict[str, Any]:
-    """A reading that can travel as JSON, where the bounds of its buckets are text."""
-    return dataclasses.asdict(found) | {"buckets": {str(le): n for le, n in found.buckets.items()}}
+def _record(reading: Any) -> dict[str, Any]:
+    """A reading as JSON, with bucket bounds as text."""
+    return dataclasses.asdict(reading) | {"buckets": {str(le): n for le, n in reading.buckets.items()}}
 
 
 def _reading(record: dict[str, Any]) -> Any:

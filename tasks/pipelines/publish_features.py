@@ -1,4 +1,4 @@
-"""Features in Redis, where VITRINE_REDIS_URL is set: a version's are loaded while it waits, and readers follow `live`.
+"""Publishes features to Redis if VITRINE_REDIS_URL is set: loaded before a version goes live, switched with `live`.
 
 What shoppers get does not depend on it: each version carries its own features in its segments. So a Redis that is away is told in
 one sentence and holds nothing up.
@@ -31,7 +31,7 @@ BATCH_ROWS = 20_000
 
 
 def load(registered: dict) -> dict[str, Any]:
-    """A registered version's features, under its number: all of its base (once for all versions on it), then what differs."""
+    """Loads a version's features: its base once for all versions on it, then the differences."""
     chosen = settings()
     if not chosen.redis_url or not registered.get("passed", True):
         return {"products": 0, "summary": "no feature store is set (VITRINE_REDIS_URL)" if not chosen.redis_url else "not needed"}
@@ -43,8 +43,8 @@ def load(registered: dict) -> dict[str, Any]:
     return {"products": count, "summary": summary}
 
 
-def follow_live() -> str:
-    """Readers see the features of the live version; gives what happened in words, "" where there is no feature store."""
+def switch_features() -> str:
+    """Switches the feature store to the live version; returns what happened, "" without a feature store."""
     chosen = settings()
     if not chosen.redis_url:
         return ""
@@ -69,7 +69,7 @@ def follow_live() -> str:
 
 
 def refresh(plan: dict) -> dict[str, Any]:
-    """Volatile fields of what changed, in the live version's features: seen before the next version is there."""
+    """Updates volatile fields of changed products in the live version's features, ahead of the next version."""
     chosen = settings()
     if not chosen.redis_url:
         return {"products": 0}
@@ -87,7 +87,7 @@ def refresh(plan: dict) -> dict[str, Any]:
 
 
 def base_name(manifest: IndexManifest) -> str:
-    """Names the base of a version by its content, so that all versions on it share one copy."""
+    """Name of a version's base by content, shared by all versions on it."""
     digests = sorted(s.table.sha256 for s in manifest.segments if s.kind == "base")
     return f"base-{hashlib.sha256(''.join(digests).encode()).hexdigest()[:16]}"
 
@@ -107,7 +107,7 @@ def _load(store: "FeatureStore", models: Registry, version: str) -> int:
 
 
 def _differences(models: Registry, manifest: IndexManifest) -> tuple[pa.Table | None, list[int]]:
-    """The live rows of the deltas, and the keys that tombstones hide and no delta shows again."""
+    """Live rows of the deltas, and keys hidden by tombstones and not shown by a later delta."""
     stones = [
         (s.shard, s.sequence, read_rows(models.file(s.table))["key"].to_numpy())
         for s in manifest.segments

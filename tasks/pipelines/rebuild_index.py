@@ -30,13 +30,13 @@ EXPERIMENT = "indexes"
 
 
 def choose_encoder() -> dict[str, Any]:
-    """The champion, as the reference that every later step uses."""
+    """The champion, as the reference that all later steps use."""
     models = registry()
     return models.encoder_ref(models.require_alias(ENCODER_MODEL, "champion").version).model_dump()
 
 
 def something_changed(snapshot: dict, encoder: dict) -> bool:
-    """False when the live version was made from the same rows, encoder, index settings, weights and rules."""
+    """False when the live version was built from the same rows, encoder, index settings, weights and rules."""
     from tasks.index.ranking import read_ranker
 
     models = registry()
@@ -53,7 +53,7 @@ def something_changed(snapshot: dict, encoder: dict) -> bool:
 
 
 def validate_snapshot(snapshot: dict, run_key: str) -> dict[str, Any]:
-    """Great Expectations on the snapshot, against the one the live version was made from where it has the same source."""
+    """Great Expectations on the snapshot, compared with the live version's if that has the same source."""
     from tasks.catalog.snapshot import read_snapshot
     from tasks.validate.snapshot import SnapshotLimits, check_snapshot
 
@@ -65,7 +65,7 @@ def validate_snapshot(snapshot: dict, run_key: str) -> dict[str, Any]:
         previous = read_snapshot(uri) if storage.exists(storage.join(uri, "_manifest.json")) else None
         if previous is not None and previous.source != snapshot["source"]:
             previous = None
-    limits = SnapshotLimits.of(chosen)
+    limits = SnapshotLimits.from_settings(chosen)
     docs = work_folder(run_key) / "data_docs" / "snapshot"
     return published(models, run_key, snapshot["id"], check_snapshot(as_snapshot(snapshot), previous, docs, limits))
 
@@ -88,13 +88,13 @@ def embed(snapshot: dict, encoder: dict, run_key: str) -> dict[str, Any]:
 
 
 def validate_embeddings(snapshot: dict, embedded: dict, run_key: str) -> dict[str, Any]:
-    """Great Expectations on the vectors, against those of the live version, and on what the shards are built from."""
-    from tasks.embed.job import Embedded
+    """Great Expectations on the vectors, compared with the live version's, and on the shard inputs."""
+    from tasks.embed.job import EmbedResult
     from tasks.validate.drift_statistics import read_moments, write_moments
     from tasks.validate.embeddings import EmbeddingLimits, check_embeddings, check_index_inputs, inspect
 
     models, chosen = registry(), settings()
-    made, whole = Embedded(**embedded), as_snapshot(snapshot)
+    made, whole = EmbedResult(**embedded), as_snapshot(snapshot)
     found = inspect(made, whole, made.store_uri)  # the store's folder is named by the encoder's fingerprint
     write_moments(made.vectors_uri, found.moments)
     before = read_moments(storage.join(chosen.store_uri, "vectors", _live_run(models)))
@@ -109,7 +109,7 @@ def validate_embeddings(snapshot: dict, embedded: dict, run_key: str) -> dict[st
 
 
 def published(models: Registry, run_key: str, snapshot_id: str, *validations: "Validation") -> dict[str, Any]:
-    """Keeps the data docs with the MLflow run of this index, whatever they say; gives what held and where it can be seen.
+    """Stores the data docs in the MLflow run of this index; returns what passed and the links.
 
     Raises ValidationFailed, with the same links, naming every failed expectation, what was observed, and sample ids.
     """
@@ -127,7 +127,7 @@ def published(models: Registry, run_key: str, snapshot_id: str, *validations: "V
 
 
 def _live_run(models: Registry) -> str:
-    """The key of the run that made the live version's base, "none" without one."""
+    """Key of the run that built the live version's base, "none" without one."""
     live = models.alias(INDEX_MODEL, "live")
     if live is None:
         return "none"
@@ -136,14 +136,14 @@ def _live_run(models: Registry) -> str:
 
 
 def template(encoder: dict, embedded: dict, run_key: str) -> dict[str, Any]:
-    """What every shard starts from: the live version's while its encoder is the same and its centroids still fit, or a new one."""
+    """The template for all shards: the live version's while encoder and centroids still fit, or a new one."""
     from tasks.index.build import train_template
-    from tasks.index.template_store import keep_template, kept_template
+    from tasks.index.template_store import live_template, store_template
 
     chosen, folder = settings(), work_folder(run_key) / "index"
-    previous, refused = kept_template(registry(chosen), encoder["document_fingerprint"], folder / "previous")
+    previous, refused = live_template(registry(chosen), encoder["document_fingerprint"], folder / "previous")
     made = train_template(embedded["vectors_uri"], _config(chosen), folder, previous, refused)
-    keep_template(made, encoder["document_fingerprint"], storage.join(chosen.store_uri, "templates"), folder)
+    store_template(made, encoder["document_fingerprint"], storage.join(chosen.store_uri, "templates"), folder)
     log.info(
         "index family %s (%s) for %d vectors in %d shards: %s", made.family, made.factory, made.rows, made.shards, made.reason
     )
@@ -163,15 +163,15 @@ def shard(number: int, snapshot: dict, embedded: dict, template: dict, run_key: 
 
 
 def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_key: str) -> dict[str, Any]:
-    """Search parameters, chosen on held-out photos through the code that serves."""
+    """Search parameters, tuned on held-out photos through the serving code."""
     from serving.contract.encoder import EncoderFolder
     from serving.index.searcher import Searcher
     from tasks.index.tune import TuningRefused
     from tasks.index.tune import tune as choose
-    from tasks.release.gates.end_to_end_eval import held_out, query_vectors
+    from tasks.release.gates.end_to_end_eval import held_out_queries, query_vectors
 
     whole = as_snapshot(snapshot)
-    queries = held_out(whole)
+    queries = held_out_queries(whole)
     if len(queries) < settings().min_held_out:
         raise VitrineError(
             f"{len(queries)} labelled photos are held out (split val or test), at least {settings().min_held_out} are needed: "
@@ -198,7 +198,7 @@ def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict], run_
 
 
 def _truth_of(snapshot: dict, encoder: dict, vectors_uri: str, shards: int) -> "TruthOf":
-    """Finds the exact nearest of queries; those of the same photos were found in tuning and are kept."""
+    """A function from queries to their exact neighbours, sharing the cache with tuning."""
     from tasks.index.truth import exact_truth
 
     place = storage.join(settings().store_uri, "truth")
@@ -207,7 +207,7 @@ def _truth_of(snapshot: dict, encoder: dict, vectors_uri: str, shards: int) -> "
 
 
 def _report(tuned: Any, template: dict, snapshot: dict, run_key: str, target: float) -> None:
-    """The tuning table and plot, also of a refusal, and the chosen point's figures, in the run of this version."""
+    """Records the tuning table and plot (also of a refusal) and the chosen point's metrics in the version's run."""
     from tasks.index.tuning_report import tuning_plot, tuning_table
 
     folder = work_folder(run_key) / "tuning"
@@ -225,17 +225,17 @@ def _report(tuned: Any, template: dict, snapshot: dict, run_key: str, target: fl
 
 
 def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], tuned: dict, run_key: str) -> dict[str, Any]:
-    """Puts the version together, measures the whole path against the live version, and registers it with its gate report."""
+    """Assembles the version, evaluates it end to end against the live version, and registers it with its gate report."""
     from serving.index.searcher import Searcher
     from serving.versions.release import Release
     from tasks.catalog.snapshot import started_at
-    from tasks.embed.job import Embedded
+    from tasks.embed.job import EmbedResult
     from tasks.index.assemble import with_golden
     from tasks.pipelines.index_gates import judge
-    from tasks.release.gates.end_to_end_eval import held_out, query_vectors
+    from tasks.release.gates.end_to_end_eval import held_out_queries, query_vectors
 
     models, whole = registry(), as_snapshot(snapshot)
-    queries = held_out(whole)
+    queries = held_out_queries(whole)
     encoder_folder = models.encoder_folder(encoder["version"])
     folder = work_folder(run_key) / "index"
     with models.run(EXPERIMENT, run_key, f"index {snapshot['id']}") as run:
@@ -259,7 +259,7 @@ def register(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], 
             "encoder_version": encoder["version"], "snapshot": snapshot["id"], "verdict": "passed" if decision.passed else "failed",
             "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": run_key,
         }  # fmt: skip
-        note = Embedded(**embedded).note()
+        note = EmbedResult(**embedded).note()
         text = (
             f"{manifest.counts.servable} products, {len(shards)} shards of {tuned['search']['family']}, encoder version "
             f"{encoder['version']}: Recall@1 {candidate.recall_at_1:.3f}, Recall@10 {candidate.recall_at_10:.3f} on "
@@ -274,7 +274,7 @@ def publish(registered: dict) -> None:
 
 
 def _publish(run: Any, manifest: IndexManifest, gates: Any, tuned: dict, shards: list[dict], folder: Path) -> None:
-    """The run's artifacts: segments first, the manifest last, so that what has a manifest is whole."""
+    """Uploads the run's artifacts: segments first, the manifest last, so a manifest implies completeness."""
     for built in shards:
         for part in (built["index"], built["table"]):
             run.artifact(Path(built["folder"]) / part["path"], INDEX_PATH)
@@ -293,24 +293,24 @@ def _publish(run: Any, manifest: IndexManifest, gates: Any, tuned: dict, shards:
 def _draft(
     snapshot: dict, encoder: dict, embedded: dict | None, shards: list[dict], search: dict, run_key: str, run_id: str = ""
 ) -> IndexManifest:
-    from tasks.embed.job import Embedded
-    from tasks.index.assemble import base_segment, draft
+    from tasks.embed.job import EmbedResult
+    from tasks.index.assemble import base_segment, draft_manifest
     from tasks.index.build import BuiltShard
     from tasks.index.ranking import read_ranker
 
     whole = as_snapshot(snapshot)
     segments = [base_segment(BuiltShard(**s), run_id, INDEX_PATH) for s in shards]
     rows = sum(s.rows for s in segments)
-    counted = Embedded(**embedded) if embedded else Embedded(run_key, "", "", "", 0, 0, rows, rows, 0, 0, 0, {})
+    counted = EmbedResult(**embedded) if embedded else EmbedResult(run_key, "", "", "", 0, 0, rows, rows, 0, 0, 0, {})
     created = datetime.now(UTC).isoformat(timespec="seconds")
     reference = EncoderRef.model_validate(encoder)
     ranker = read_ranker(settings().ranker)
     key = _content_key(snapshot, encoder, ranker)
-    return draft(run_key, created, reference, whole, segments, search, ranker, counted, len(shards), key)
+    return draft_manifest(run_key, created, reference, whole, segments, search, ranker, counted, len(shards), key)
 
 
 def _locate(shards: list[dict], run_key: str) -> Callable[[FileRef], Path]:
-    """Finds a built shard's files, and the golden answers, where this run made them; verified."""
+    """Locates a built shard's files and the golden answers in this run's folder; verified."""
     folders = {part["path"]: Path(s["folder"]) for s in shards for part in (s["index"], s["table"])}
     home = work_folder(run_key) / "index"
 

@@ -1,4 +1,4 @@
-"""The steps of refresh_index, which `vitrine stream` takes as well: what changed becomes a small index version on top of another.
+"""The steps of refresh_index, also used by `vitrine stream`: changes become a small index version on top of a parent.
 
 Each step leaves its result under the run's key, so that a run that was killed anywhere goes on with the same changes and makes
 the same files. A message is acknowledged when a version that holds it passed its gates and is registered.
@@ -26,7 +26,7 @@ from tasks.pipelines.drain_changes import (
     change_source,
     changed_rows,
     columns_of,
-    keep_messages,
+    extend_visibility,
     ledger_of,
     plan_on,
 )
@@ -42,7 +42,7 @@ DIRECT_PICTURES = 2_000
 
 
 def catch_up(registered: dict, run_key: str) -> dict[str, Any]:
-    """A new base, and on top of it what hourly versions took in while it was built; nothing is drained.
+    """Carries changes of hourly versions, made while a base was built, over to the new base; drains nothing.
 
     Gives the record of the version to publish: the base itself where nothing was missed.
     """
@@ -59,27 +59,27 @@ def catch_up(registered: dict, run_key: str) -> dict[str, Any]:
 
 
 def embed(plan: dict) -> dict[str, Any]:
-    """The new products and pictures through the embedding job and its store: a picture is embedded once, whoever meets it."""
-    from tasks.catalog.changes.drain import Upserts
+    """Embeds new products and pictures through the embedding job and store: each picture once, whichever path meets it first."""
+    from tasks.catalog.changes.drain import UpsertSource
     from tasks.catalog.snapshot import write_snapshot
     from tasks.embed.job import embed_snapshot
 
     chosen = settings()
     models = registry(chosen)
-    keep_messages(chosen, plan)
+    extend_visibility(chosen, plan)
     manifest = models.index_manifest(plan["parent"])
     rows = changed_rows(plan)
     if not plan["upserts"]:
         return {}
     columns = columns_of(models, manifest)
-    source = Upserts(f"changes of {plan['run_key']}", manifest.snapshot.image_root, rows, columns)
+    source = UpsertSource(f"changes of {plan['run_key']}", manifest.snapshot.image_root, rows, columns)
     uri = storage.join(chosen.store_uri, "snapshots", plan["run_key"])
     snapshot = (
         read_snapshot(uri)
         if storage.exists(storage.join(uri, "_manifest.json"))
         else write_snapshot(source, source.name, uri, plan["run_key"], plan["now"])
     )
-    config = dataclasses.replace(embed_config(chosen, manifest.shards), direct=DIRECT_PICTURES, looks=False)
+    config = dataclasses.replace(embed_config(chosen, manifest.shards), direct=DIRECT_PICTURES, hash_cache=False)
     began = datetime.now(UTC)
     embedded = embed_snapshot(
         snapshot, models.encoder_folder(manifest.encoder.version), manifest.encoder.version, chosen.store_uri, plan["run_key"],
@@ -92,23 +92,23 @@ def embed(plan: dict) -> dict[str, Any]:
 
 
 def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
-    """A delta and a tombstone segment per touched shard, measured by the same gates as a whole index, and registered.
+    """Builds, evaluates and registers the version: a delta and a tombstone segment per touched shard, the usual gates.
 
     `photos` bounds how many held-out photos are asked (0: all).
     """
     chosen = settings()
     models = registry(chosen)
-    keep_messages(chosen, plan)
+    extend_visibility(chosen, plan)
     run_key = plan["run_key"]
     made = next((v for v in models.versions(INDEX_MODEL, VERSIONS) if v.tags.get("run_key") == run_key), None)
     if made is not None:
         return _registered(made)
     folder = work_folder(run_key) / "index"
     with models.run(EXPERIMENT, run_key, f"delta on version {plan['parent']}") as run:
-        from tasks.release.gates.policy import of_gates
+        from tasks.release.gates.policy import decision_of
 
         manifest, measured = _version(models, plan, embedded, run, folder, photos)
-        decision = of_gates(manifest.gates)
+        decision = decision_of(manifest.gates)
         _upload(run, manifest, folder)
         run.params({"parent": plan["parent"], "changes": plan["changes"], "encoder_version": manifest.encoder.version})
         run.metrics({g.name: g.value for g in manifest.gates} | {"recall_at_10": measured.recall_at_10})
@@ -122,12 +122,12 @@ def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
 
 
 def unusable(plan: dict, embedded: dict) -> dict[str, int]:
-    """How many messages became dead letters, and how many products went into quarantine."""
+    """Number of dead letters and of quarantined products."""
     return {"dead_letters": plan.get("dead_letters", 0), "quarantined": embedded.get("quarantined", 0)}
 
 
 def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict[str, Any]:
-    """Takes the messages out of the queue, now that a version which passed holds what they say.
+    """Acknowledges the messages once a passing version contains their changes.
 
     Gives how many still wait, and what of the changes could not be used; "summary" says it in one sentence.
     """
@@ -138,7 +138,7 @@ def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict[str, Any]:
             source.acknowledge(handles)
         else:
             source.release(handles)
-        waiting = source.waiting()
+        waiting = source.count_waiting()
     taken = len(handles) if registered.get("passed") else 0
     notes = [note for note in (plan.get("note"), embedded.get("note")) if note]
     summary = "; ".join([f"{taken} messages acknowledged, {waiting} wait", *notes])
@@ -147,12 +147,14 @@ def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict[str, Any]:
 
 
 def publish(registered: dict) -> bool:
-    """Makes the version the candidate, unless one on a newer snapshot became it meanwhile: the next refresh then carries it over."""
-    from tasks.release.ancestry import covered
+    """Makes the version the candidate, unless one on a newer snapshot is; then the next refresh carries it over."""
+    from tasks.release.ancestry import covered_versions
 
     models = registry()
     candidate = models.alias(INDEX_MODEL, "candidate")
-    if candidate is not None and candidate.version not in covered(registered["version"], models.versions(INDEX_MODEL, VERSIONS)):
+    if candidate is not None and candidate.version not in covered_versions(
+        registered["version"], models.versions(INDEX_MODEL, VERSIONS)
+    ):
         ours, theirs = (models.index_manifest(v).snapshot for v in (registered["version"], candidate.version))
         if ours != theirs and started_at(theirs.uri) > started_at(ours.uri):
             log.info("version %s is built on a newer snapshot: the next refresh carries these changes over", candidate.version)
@@ -162,16 +164,16 @@ def publish(registered: dict) -> bool:
 
 
 def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Path, photos: int) -> tuple[IndexManifest, Any]:
-    """The whole version, its files in `folder`: manifest with golden answers, gates and ledger, and what was measured."""
+    """Builds the version in `folder`: manifest with golden answers, gates and ledger, and the measurements."""
     from serving.index.searcher import Searcher
     from serving.versions.release import Release
     from tasks.catalog.changes.ledger import deleted_products
     from tasks.index.assemble import with_golden
     from tasks.index.build import Template
-    from tasks.index.delta_version import Place, quarantined_keys, succeed
+    from tasks.index.delta_version import ArtifactLocation, next_version, quarantined_keys
     from tasks.index.template_store import template_of
     from tasks.pipelines.index_gates import judge
-    from tasks.release.gates.end_to_end_eval import MAX_PHOTOS, held_out
+    from tasks.release.gates.end_to_end_eval import MAX_PHOTOS, held_out_queries
     from tasks.release.gates.reconcile import catalogue_now
 
     parent = models.index_manifest(plan["parent"]).model_copy(update={"ranker": plan["ranker"]})
@@ -183,9 +185,9 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
     def template() -> Template | None:
         return template_of(models, parent, folder / "template")[0]
 
-    place = Place(folder, run.run_id, INDEX_PATH)
+    place = ArtifactLocation(folder, run.run_id, INDEX_PATH)
     embedded_now = _embedded(parent, embedded)
-    manifest, ledger = succeed(parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template)
+    manifest, ledger = next_version(parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template)
     manifest = manifest.model_copy(update={"id": plan["run_key"], "created_at": plan["now"], "parent": plan["parent"]})
     golden = np.load(models.file(parent.golden))["vectors"]
     manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
@@ -193,7 +195,7 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
         "candidate", manifest, models.encoder_folder(manifest.encoder.version), locate, runtime=query_runtime()
     )
     snapshot = read_snapshot(manifest.snapshot.uri)
-    queries = held_out(snapshot, photos or MAX_PHOTOS, deleted_products(ledger))
+    queries = held_out_queries(snapshot, photos or MAX_PHOTOS, deleted_products(ledger))
     read_at = datetime.fromisoformat(plan["now"])
     products = product_table(snapshot.uri, ["key"])["key"].to_numpy()
     bad = quarantined_keys(products, base_keys(models, manifest).to_numpy(), ledger)
@@ -202,22 +204,22 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
 
 
 def _embedded(parent: IndexManifest, embedded: dict) -> Any:
-    """The embedded upserts of the plan, as rows and vectors."""
+    """The plan's embedded upserts as rows and vectors."""
     from tasks.index.build import rows_of, with_palettes
-    from tasks.index.delta_version import Embedded
+    from tasks.index.delta_version import EmbeddedRows
     from tasks.index.vectors import shard_batches, shard_palettes
 
     blocks = [b for s in range(parent.shards) for b in shard_batches(embedded["vectors_uri"], s)] if embedded else []
     if not blocks:
-        return Embedded(pa.table({"key": pa.array([], pa.int64())}), np.zeros((0, parent.encoder.dim), np.float32))
+        return EmbeddedRows(pa.table({"key": pa.array([], pa.int64())}), np.zeros((0, parent.encoder.dim), np.float32))
     keys = np.concatenate([k for k, _ in blocks])
     palettes = shard_palettes(embedded["vectors_uri"], range(parent.shards))
     rows = with_palettes(rows_of(embedded["snapshot_uri"], keys, 0, 1), palettes)
-    return Embedded(rows, np.concatenate([v for _, v in blocks]))
+    return EmbeddedRows(rows, np.concatenate([v for _, v in blocks]))
 
 
 def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:
-    """The run's own files, the manifest last, so that what has a manifest is whole."""
+    """Uploads the run's files, the manifest last, so a manifest implies completeness."""
     for ref in (*manifest.files(), *manifest.changes):
         if ref.run_id == run.run_id:
             path = Path(ref.path)
@@ -256,6 +258,6 @@ def _registered(version: Version) -> dict[str, Any]:
 
 
 def refuse(registered: dict) -> None:
-    """Raises VitrineError with the failed gates, for a version that did not pass: its changes stay in the queue."""
+    """Raises VitrineError with the failed gates of a version that did not pass; its changes stay in the queue."""
     if not registered["passed"]:
         raise VitrineError(registered["summary"])

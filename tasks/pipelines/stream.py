@@ -1,4 +1,4 @@
-"""The stream path: the steps of refresh_index again and again, and the promotion right behind, in one process that stays.
+"""The stream: refresh_index and promotion in a loop, in one long-running process.
 
 A round that was interrupted, by SIGTERM or SIGKILL, goes on under its old key when the process starts again, so it makes the same
 version. What is away (MLflow, the queue, a replica) is waited for.
@@ -19,10 +19,7 @@ from typing import Any
 from serving.contract.files import ContractError, written_whole
 from tasks import storage
 from tasks.errors import VitrineError
-from tasks.pipelines import drain_changes as draining
-from tasks.pipelines import promote_index as promoting
-from tasks.pipelines import publish_features as featuring
-from tasks.pipelines import refresh_index as refreshing
+from tasks.pipelines import drain_changes, promote_index, publish_features, refresh_index
 from tasks.pipelines.common import settings
 
 log = logging.getLogger(__name__)
@@ -42,20 +39,20 @@ ATTEMPTS = 5
 
 @dataclass
 class Round:
-    """Where the stream is, kept in a file: the round's key, the version that still has to go live, and how often it failed."""
+    """State persisted between rounds: the round's key, the version pending promotion, and the number of failures."""
 
     key: str = ""
     pending: str = ""
     failures: int = 0
 
 
-class Stopped(Exception):
-    """The process was asked to stop; the round goes on when it starts again."""
+class StopRequested(Exception):
+    """The process was asked to stop; the round resumes at the next start."""
 
 
 @dataclass
 class Stream:
-    """Rounds at most every `every_s` seconds until `stop` is set. `say` is told in words what each round did."""
+    """Rounds at most every `every_s` seconds until `stop` is set. `say` receives a sentence per event."""
 
     every_s: float
     stop: Event
@@ -63,7 +60,7 @@ class Stream:
     promote: bool = True
 
     def run(self, rounds: int = 0) -> None:
-        """Works until it is stopped, or for so many rounds that made a version (0: for ever)."""
+        """Runs until stopped, or for `rounds` rounds that made a version (0: forever)."""
         made = 0
         state = self._read()
         while not self.stop.is_set() and (not rounds or made < rounds):
@@ -72,10 +69,10 @@ class Stream:
                 worked = self._round(state)
                 made += worked
                 state.failures = 0
-            except Stopped:
+            except StopRequested:
                 break
             except Exception as error:  # whatever is away or refuses, the stream stays and tries again
-                self._failed(state, error)
+                self._handle_error(state, error)
                 continue
             finally:
                 self._write(state)
@@ -84,7 +81,7 @@ class Stream:
         self.say("stopped; what was begun goes on at the next start" if state.key else "stopped")
 
     def _round(self, state: Round) -> bool:
-        """One round; whether it made a version."""
+        """One round; returns whether it made a version."""
         if not state.key:
             state.key = f"stream.{datetime.now(UTC).strftime('%Y%m%dT%H%M%S%f')}"
             self._write(state)
@@ -92,11 +89,11 @@ class Stream:
 
         def done(step: str) -> None:
             marks.append((step, time.monotonic()))
-            self._told(state, step)
+            self._log_step(state, step)
             if self.stop.is_set() and step != "promote":
-                raise Stopped
+                raise StopRequested
 
-        plan = draining.drain(state.key, wait_s=0 if state.pending else min(self.every_s, POLL_S))
+        plan = drain_changes.drain(state.key, wait_s=0 if state.pending else min(self.every_s, POLL_S))
         if not plan["due"]:
             state.key = ""
             if plan.get("note"):
@@ -106,17 +103,17 @@ class Stream:
             return False
         done("drain")
         self._refresh_features(plan)
-        embedded = refreshing.embed(plan)
+        embedded = refresh_index.embed(plan)
         done("embed")
-        registered = refreshing.register(plan, embedded, PHOTOS)
+        registered = refresh_index.register(plan, embedded, PHOTOS)
         done("register")
-        refreshing.acknowledge(plan, registered, embedded)
+        refresh_index.acknowledge(plan, registered, embedded)
         if not registered["passed"]:
             self._clear(plan)
             state.key = ""
-            refreshing.refuse(registered)
+            refresh_index.refuse(registered)
         done("acknowledge")
-        published = refreshing.publish(registered)
+        published = refresh_index.publish(registered)
         state.pending = registered["version"] if published and self.promote else ""
         live = ("is live" if self.promote else "is the candidate") if published else "is left to the next round"
         self._clear(plan)
@@ -133,21 +130,21 @@ class Stream:
         return True
 
     def _refresh_features(self, plan: dict[str, Any]) -> None:
-        """Price, stock and popularity first; a feature store that is away holds nothing up."""
+        """Updates price, stock and popularity first; an unavailable feature store does not block the round."""
         from redis import RedisError
 
         try:
-            featuring.refresh(plan)
+            publish_features.refresh(plan)
         except (VitrineError, RedisError) as error:
             self.say(f"features are not refreshed: {error}")
 
     def _promote(self, state: Round) -> None:
         if state.pending and self.promote:
-            promoting.promote(state.pending, f"stream {state.pending}", BAKE_S)
+            promote_index.promote(state.pending, f"stream {state.pending}", BAKE_S)
         state.pending = ""
 
-    def _failed(self, state: Round, error: Exception) -> None:
-        """Says what is wrong and pauses, longer every time; a round that cannot be finished is left to a new one."""
+    def _handle_error(self, state: Round, error: Exception) -> None:
+        """Reports an error and backs off exponentially; gives a round up after ATTEMPTS."""
         state.failures += 1
         pause = min(2.0**state.failures, LONGEST_PAUSE_S)
         expected = isinstance(error, VitrineError | ContractError)
@@ -161,12 +158,12 @@ class Stream:
         self.stop.wait(pause)
 
     def _clear(self, plan: dict[str, Any]) -> None:
-        """What only this round needed: its files are in the registry now, or its messages in the queue again."""
+        """Deletes the round's intermediate files."""
         shutil.rmtree(settings().home / "work" / plan["run_key"], ignore_errors=True)
-        for uri in reversed(storage.listing(plan["uri"])):
+        for uri in reversed(storage.list_files(plan["uri"])):
             storage.delete(uri)
 
-    def _told(self, state: Round, step: str) -> None:
+    def _log_step(self, state: Round, step: str) -> None:
         log.info("round %s: %s done", state.key, step)
 
     def _read(self) -> Round:

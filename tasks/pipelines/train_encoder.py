@@ -21,21 +21,21 @@ PROMOTED = "promoted_by"
 """The tag that a version gets when this pipeline makes it champion: the run's key."""
 
 
-def plan(snapshot: dict, asked: dict[str, Any], run_key: str) -> dict[str, Any]:
-    """The recipe of a run, and the version that was already trained with it on the same data ("" when none was).
+def plan(snapshot: dict, overrides: dict[str, Any], run_key: str) -> dict[str, Any]:
+    """The training configuration of a run, and the existing version of the same recipe and data ("" for none).
 
-    `asked` holds what the form gave: preset (None for the setting's), epochs, alpha, photo_days (each None for the preset's own)
+    `overrides` holds what the form gave: preset (None for the setting's), epochs, alpha, photo_days (each None for the preset's own)
     and force. Raises TrainingError for what cannot be trained.
     """
     from tasks.encoder.data.photos import read_training_set
     from tasks.encoder.presets import preset
     from tasks.encoder.train.trained import recipe_key
 
-    config = preset(asked.get("preset") or settings().encoder_preset)
-    window = asked.get("photo_days")
+    config = preset(overrides.get("preset") or settings().encoder_preset)
+    window = overrides.get("photo_days")
     training = read_training_set(snapshot["uri"], max(0, window if window is not None else config.photo_days))
     photos = training.split("train")
-    config = config.changed(asked.get("epochs"), asked.get("alpha"), window, len(photos))
+    config = config.with_overrides(overrides.get("epochs"), overrides.get("alpha"), window, len(photos))
     recipe = recipe_key(config, as_snapshot(snapshot).content_sha256)
     found = {"preset": config.name, "recipe": recipe, "config": config.as_dict(), "existing": "", "forced": ""}
     existing = next((v for v in registry().versions(ENCODER_MODEL) if v.tags.get("recipe") == recipe), None)
@@ -43,11 +43,11 @@ def plan(snapshot: dict, asked: dict[str, Any], run_key: str) -> dict[str, Any]:
     log.info("preset %s, %d train photos, alpha %g: %d and %d steps", config.name, len(photos), config.alpha, *steps)
     if training.orphans:
         log.info("%s", training.orphans)
-    if asked.get("force"):
-        log.info("asked to train again whatever was trained before")
+    if overrides.get("force"):
+        log.info("forced: trains again even if trained before")
         return found | {"forced": run_key}
     if existing is not None:
-        log.info("version %s was trained with this recipe on this data: it is judged as it is", existing.version)
+        log.info("version %s has this recipe and data: evaluating it without training", existing.version)
         return found | {"existing": existing.version}
     return found
 
@@ -61,7 +61,7 @@ def student(snapshot: dict, plan: dict, teacher: dict, run_key: str) -> dict[str
 
 
 def _train(tower: str, snapshot: dict, plan: dict, teacher: dict | None, run_key: str) -> dict[str, Any]:
-    """Trains one tower; every step's losses, learning rate and images/s go to MLflow, beside the machine's own metrics."""
+    """Trains one tower; losses, learning rate, images/s and system metrics go to MLflow."""
     from tasks.encoder.train.jobs import Job, train
 
     chosen = settings()
@@ -79,7 +79,7 @@ def _train(tower: str, snapshot: dict, plan: dict, teacher: dict | None, run_key
 
 
 def export(snapshot: dict, plan: dict, teacher: dict, student: dict, run_key: str) -> str:
-    """Exports both towers and the text tower, and registers them as one version; gives its number."""
+    """Exports all towers and registers them as one version; returns its number."""
     from serving.contract.graph_check import GraphCheck
     from tasks.encoder.export.export import export_encoder
     from tasks.encoder.presets import EncoderConfig
@@ -101,7 +101,7 @@ def export(snapshot: dict, plan: dict, teacher: dict, student: dict, run_key: st
 
 
 def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
-    """Measures a version and the champion on the same photos and decides; the reasons go to MLflow and the log.
+    """Evaluates a version and the champion on the same photos and decides; reasons go to MLflow and the log.
 
     A version that was champion before and is not now was replaced by a person, or by a better one: it stays replaced.
     """
@@ -144,19 +144,19 @@ def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
 def _measure(
     models: Registry, snapshot: dict, found: Version, champion: Version | None, run_key: str
 ) -> "tuple[tuple[Gate, ...], EncoderReport]":
-    """The gates of a version against the champion, and its evaluation; writes the report's pages and gates.json."""
+    """Gates of a version against the champion, and its evaluation; writes the report and gates.json."""
     from serving.contract.encoder import EncoderFolder
     from tasks.encoder.data.pixels import Decoding
     from tasks.encoder.evaluate.evaluate import evaluate_encoder
     from tasks.encoder.evaluate.gates import encoder_gates
     from tasks.encoder.evaluate.report import write_report
-    from tasks.encoder.evaluate.speedup import FASTER, times_faster
+    from tasks.encoder.evaluate.speedup import FASTER, measure_speedup
 
     chosen, work = settings(), _work({})
     decoding = Decoding(round(chosen.pixel_cache_gb * 2**30), chosen.decoders, chosen.max_unreadable)
     folder = models.encoder_folder(found.version)
     report = evaluate_encoder(folder, snapshot["uri"], work, baselines=True, decoding=decoding)
-    faster = times_faster(EncoderFolder(folder), report.query, "teacher.fp32")
+    faster = measure_speedup(EncoderFolder(folder), report.query, "teacher.fp32")
     report = report.model_copy(update={"metrics": report.metrics | {FASTER: faster}})
     other = None
     if champion is not None:
@@ -170,7 +170,7 @@ def _measure(
 
 
 def policy_of(chosen: Settings) -> "EncoderPolicy":
-    """The thresholds that the settings name; the others are the policy's own."""
+    """The thresholds from the settings; others keep the policy's defaults."""
     from tasks.encoder.evaluate.gates import EncoderPolicy
 
     return EncoderPolicy(
@@ -180,7 +180,7 @@ def policy_of(chosen: Settings) -> "EncoderPolicy":
 
 
 def promote(decision: dict, run_key: str) -> dict[str, Any]:
-    """Makes the judged version champion, unless somebody moved the alias since it was judged; says which in "summary".
+    """Makes the evaluated version champion, unless the alias moved since the evaluation; the outcome is in "summary".
 
     The version was not measured against what that person chose, so the person's choice stands. Run again, it does nothing.
     """
@@ -201,14 +201,14 @@ def promote(decision: dict, run_key: str) -> dict[str, Any]:
 
 
 def _work(plan: dict) -> Path:
-    """Pixel caches and checkpoints: keyed by content below it, so all runs share one folder; a forced training has its own."""
+    """The folder of pixel caches and checkpoints, keyed by content, so runs share it; a forced training has its own."""
     folder = settings().home / "work" / (f"encoder-{plan['forced']}" if plan.get("forced") else "encoder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A recipe's values by dotted names, as parameters for MLflow."""
+    """Nested values by dotted names, as MLflow parameters."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -1,4 +1,4 @@
-"""The step of watch_champion: has somebody moved the champion without Airflow being told?"""
+"""The step of watch_champion: detects a champion alias that moved without an asset event."""
 
 import logging
 import time
@@ -13,14 +13,16 @@ GRACE_S = 30.0
 """How long a move waits for whoever made it to tell Airflow: MLflow's message takes milliseconds, train_encoder's task seconds."""
 
 
-def moved(told: Callable[[], str], models: Registry | None = None, pause: Callable[[float], None] = time.sleep) -> dict:
-    """The champion, where Airflow was `told` of another one (or of none) and still is after a while; version "" otherwise."""
+def moved_champion(
+    announced: Callable[[], str], models: Registry | None = None, pause: Callable[[float], None] = time.sleep
+) -> dict:
+    """The champion, if its last `announced` version still differs after a grace period; version "" otherwise."""
     models = models or registry()
     champion = models.aliases(ENCODER_MODEL).get("champion", "")
-    if champion and champion != told():
+    if champion and champion != announced():
         pause(GRACE_S)
         champion = models.aliases(ENCODER_MODEL).get("champion", "")
-    before = told()
+    before = announced()
     if not champion:
         summary = f"no version of {ENCODER_MODEL} is champion yet"
     elif champion == before:

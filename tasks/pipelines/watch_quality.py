@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "watch"
 
 
-def look(run_key: str) -> dict[str, Any]:
-    """Measures what is live, judges it, and keeps figures and plots in MLflow: one run per index version, a step per look."""
+def measure(run_key: str) -> dict[str, Any]:
+    """Measures and checks the live version; figures and plots go to MLflow, one run per index version, a step per hour."""
     from tasks.watch.checks import Limits, checks
     from tasks.watch.cost import Prices
-    from tasks.watch.live_metrics import look as look_at
+    from tasks.watch.live_metrics import measure_live as look_at
     from tasks.watch.watch_report import write_report
 
     chosen = settings()
@@ -38,9 +38,9 @@ def look(run_key: str) -> dict[str, Any]:
     for note in figures.notes:
         log.info("%s", note)
     for gate in table:
-        log.info("%s %s: %s", "holds" if gate.passed else "DOES NOT HOLD", gate.name, gate.reason)
+        log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)
     failed = [gate.reason for gate in table if not gate.passed]
-    state = "; ".join(failed) if failed else f"all {len(table)} checks hold"
+    state = "; ".join(failed) if failed else f"all {len(table)} checks passed"
     summary = f"index version {figures.version}: {state}"
     log.info("%s", summary)
     return {

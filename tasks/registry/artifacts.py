@@ -1,4 +1,4 @@
-"""Files in MLflow's store, and what versions are made of: encoder folders and manifests, fetched once and verified."""
+"""Artifacts in MLflow's store: encoder folders, manifests and segment files, fetched once and verified."""
 
 import shutil
 import tempfile
@@ -17,14 +17,14 @@ Opened = TypeVar("Opened")
 
 
 class Registry(Versions):
-    """The tracking server at `uri`; `cache` is where fetched encoder versions and index manifests are kept, by version.
+    """A tracking server at `uri`; `cache` holds fetched encoder versions and manifests by version.
 
     `page` is where a browser reaches the same server (default: `uri`). `origin`, the DAG run that works here, is written into
     every run and version that is made.
     """
 
     def fetch(self, run_id: str, path: str, into: Path) -> Path:
-        """An artifact (file or folder) of a run, downloaded below `into`. Raises ContractError when there is none (any more)."""
+        """Downloads an artifact (file or folder) of a run below `into`. Raises ContractError when it does not exist."""
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
@@ -42,7 +42,7 @@ class Registry(Versions):
             ) from None
 
     def _is_there(self, run_id: str, path: str) -> bool:
-        """Whether the store lists an artifact. Raises what MLflow raises where the store cannot be asked."""
+        """Whether the store lists an artifact. Raises MLflow's error when the store is unreachable."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -54,32 +54,32 @@ class Registry(Versions):
             raise
 
     def file(self, ref: FileRef) -> Path:
-        """A file of an index version, fetched once (by its sha256) and verified: once by this object, while nobody writes to it.
+        """A file of an index version, cached by sha256 and verified once per object and modification.
 
         Raises ContractError when the registry's own is damaged or gone.
         """
         path = self.cache / "files" / ref.sha256
         if path not in self.verified or self.verified[path] != _written(path):
-            self._kept(path, ref.run_id, ref.path, lambda found: verify(found, ref))
+            self._cached(path, ref.run_id, ref.path, lambda found: verify(found, ref))
             self.verified[path] = _written(path)
         return path
 
     def artifacts(self, run_id: str, path: str) -> list[tuple[str, int]]:
-        """Every file of a run below `path`, with its bytes; [] when there is none."""
+        """Files of a run below `path` with their sizes in bytes; [] when there are none."""
         found: list[tuple[str, int]] = []
         for info in self.client.list_artifacts(run_id, path):
             found += self.artifacts(run_id, info.path) if info.is_dir else [(info.path, int(info.file_size or 0))]
         return found
 
     def delete_artifact(self, run_id: str, path: str) -> None:
-        """Removes one file of a run."""
+        """Deletes one file of a run."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         uri = self.client.get_run(run_id).info.artifact_uri
         get_artifact_repository(uri, tracking_uri=self.uri, registry_uri=self.uri).delete_artifacts(path)
 
-    def _kept(self, path: Path, run_id: str, artifact: str, opened: Callable[[Path], Opened]) -> Opened:
-        """What `opened` makes of the copy of an artifact at `path`, or of one fetched now, where ContractError says it is not whole.
+    def _cached(self, path: Path, run_id: str, artifact: str, opened: Callable[[Path], Opened]) -> Opened:
+        """`opened` applied to the cached copy of an artifact at `path`, or to a fresh one when ContractError says it is damaged.
 
         A copy is kept only once `opened` took it, so that a damaged download does not stay; it appears whole or not at all, also
         when two processes fetch it at once.
@@ -101,14 +101,14 @@ class Registry(Versions):
         return result
 
     def encoder_folder(self, version: str) -> Path:
-        """The files of an encoder version, fetched once and verified every time."""
+        """The folder of an encoder version, fetched once and verified every time."""
         found = self.version(ENCODER_MODEL, version)
         folder = self.cache / "encoders" / found.run_id
-        self._kept(folder, found.run_id, ENCODER_PATH, _verified_encoder)
+        self._cached(folder, found.run_id, ENCODER_PATH, _verified_encoder)
         return folder
 
     def encoder_ref(self, version: str) -> EncoderRef:
-        """The reference an index version carries for this encoder version."""
+        """The reference to an encoder version for an index manifest."""
         found = self.version(ENCODER_MODEL, version)
         folder = self.encoder_folder(version)
         manifest = EncoderFolder(folder).manifest
@@ -129,13 +129,13 @@ class Registry(Versions):
         return self.manifest_of(self.version(INDEX_MODEL, version))
 
     def manifest_of(self, found: Version) -> IndexManifest:
-        """The manifest of an index version that was read already; fetched once, as a version never changes."""
+        """The manifest of a version record; cached, as versions are immutable."""
         path = self.cache / "manifests" / found.run_id / "manifest.json"
-        return self._kept(path, found.run_id, f"{INDEX_PATH}/manifest.json", lambda kept: read_manifest(kept, IndexManifest))
+        return self._cached(path, found.run_id, f"{INDEX_PATH}/manifest.json", lambda kept: read_manifest(kept, IndexManifest))
 
 
 def unreachable(error: BaseException) -> bool:
-    """Whether an error of MLflow's says that its server could not be asked."""
+    """Whether an MLflow error means that its server could not be reached."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
@@ -143,7 +143,7 @@ def unreachable(error: BaseException) -> bool:
 
 
 def _written(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is written to or replaced; None where there is none."""
+    """A token that changes when a file is written or replaced; None when it does not exist."""
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""MLflow's runs: opened once per key, their metrics sent in batches."""
+"""MLflow runs: one per key, with batched metrics."""
 
 import os
 import time
@@ -22,7 +22,7 @@ SYSTEM_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run or a version was made, for whoever looks at it in MLflow: the name of the place and its address."""
+    """Where a run or version was made (a DAG run), shown in MLflow: name and URL."""
 
     name: str
     url: str
@@ -33,8 +33,8 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class RunOf:
-    """A run that exists: the key it was made under, and when (epoch seconds) it ended, or began where it has not."""
+class RunRef:
+    """A run: its key, and its end time (epoch seconds), or its start time while it runs."""
 
     run_id: str
     key: str
@@ -42,7 +42,7 @@ class RunOf:
 
 
 class Run:
-    """An open MLflow run. Metrics are sent in batches; `flush` sends what is waiting."""
+    """An open MLflow run. Metrics are batched; `flush` sends the rest."""
 
     def __init__(self, client: "MlflowClient", run_id: str) -> None:
         self.client, self.run_id = client, run_id
@@ -61,7 +61,7 @@ class Run:
             self.metric(name, value)
 
     def params(self, values: dict[str, Any]) -> None:
-        """Logs parameters; one that is already logged with another value is an error of MLflow's."""
+        """Logs parameters; MLflow raises when one was logged with another value."""
         from mlflow.entities import Param
 
         self.client.log_batch(self.run_id, params=[Param(k, str(v)[:6000]) for k, v in values.items()])
@@ -83,7 +83,7 @@ class Run:
 
 
 class Runs:
-    """The runs of a tracking server. The constructor is the Registry's (tasks/registry/artifacts.py)."""
+    """Runs of a tracking server. The constructor is the Registry's (tasks/registry/artifacts.py)."""
 
     def __init__(self, uri: str, cache: Path, page: str = "", origin: Origin | None = None) -> None:
         # MLflow draws a bar for every file it fetches, unless it is told not to before it is imported.
@@ -98,7 +98,7 @@ class Runs:
     def run(
         self, experiment: str, key: str, name: str, tags: dict[str, str] | None = None, system_metrics: bool = False
     ) -> Iterator[Run]:
-        """The run with this key in the experiment: the one a killed attempt left behind, or a new one.
+        """Opens the run with this key in the experiment: that of a killed attempt, or a new one.
 
         With `system_metrics`, MLflow's own monitor logs processor, memory, disk, network and GPU beside the run's metrics.
         """
@@ -157,24 +157,24 @@ class Runs:
         return {ORIGIN_NAME: self.origin.name, ORIGIN_URL: self.origin.url} if self.origin else {}
 
     def run_url(self, run_id: str) -> str:
-        """Where a person sees a run."""
+        """URL of a run in MLflow's UI."""
         return f"{self.page}/#/runs/{run_id}"
 
     def artifact_url(self, run_id: str, path: str) -> str:
-        """Where a person sees an artifact of a run."""
+        """URL of a run's artifact in MLflow's UI."""
         return f"{self.page}/#/runs/{run_id}/artifactPath/{path}"
 
-    def runs(self, experiment: str, without_tag: str) -> list[RunOf]:
-        """Every run of an experiment that does not carry a tag; [] when there is no such experiment."""
+    def runs(self, experiment: str, without_tag: str) -> list[RunRef]:
+        """All runs of an experiment without a tag; [] when the experiment does not exist."""
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
             return []
-        made: list[RunOf] = []
+        made: list[RunRef] = []
         page: str | None = ""
         while page is not None:
             answer = self.client.search_runs([found.experiment_id], max_results=1000, page_token=page or None)
             made += [
-                RunOf(r.info.run_id, r.data.tags.get(RUN_KEY, ""), (r.info.end_time or r.info.start_time) / 1e3)
+                RunRef(r.info.run_id, r.data.tags.get(RUN_KEY, ""), (r.info.end_time or r.info.start_time) / 1e3)
                 for r in answer
                 if without_tag not in r.data.tags
             ]
@@ -182,7 +182,7 @@ class Runs:
         return made
 
     def latest_metrics(self, experiment: str, having: str, names: Sequence[str]) -> dict[str, float]:
-        """These metrics of the newest run of an experiment that has the metric `having`; {} when there is none."""
+        """Metrics of the experiment's newest run that has the metric `having`; {} without one."""
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
             return {}
@@ -195,7 +195,7 @@ class Runs:
         self.client.set_tag(run_id, tag, value)
 
     def run_key(self, run_id: str) -> str:
-        """The key under which a run was made ("" when it has none or is gone)."""
+        """The key of a run ("" when it has none or does not exist)."""
         from mlflow.exceptions import MlflowException
 
         try:

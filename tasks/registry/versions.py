@@ -1,4 +1,4 @@
-"""MLflow's two registered models: their versions, aliases and tags."""
+"""MLflow's registered models: versions, aliases and tags."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,10 +37,10 @@ class Version:
 
 
 class Versions(Runs):
-    """Registered models, beside the runs that their versions were made by."""
+    """The registered models of a tracking server."""
 
     def register(self, model: str, run_id: str, path: str, tags: dict[str, str], description: str) -> Version:
-        """The version of `model` made from this run's artifacts: registered once, however often it is asked for."""
+        """Registers the version of `model` from a run's artifacts. Idempotent."""
         self._create_model(model)
         for version in self.versions(model):
             if version.run_id == run_id:
@@ -52,7 +52,7 @@ class Versions(Runs):
         return self.version(model, str(made.version))
 
     def _create_model(self, model: str) -> None:
-        """Creates a registered model without versions, unless it exists."""
+        """Creates a registered model unless it exists."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -62,11 +62,11 @@ class Versions(Runs):
                 raise
 
     def version_url(self, model: str, version: str) -> str:
-        """Where a person sees a model version."""
+        """URL of a model version in MLflow's UI."""
         return f"{self.page}/#/models/{model}/versions/{version}"
 
     def versions(self, model: str, limit: int = 0) -> list[Version]:
-        """All versions (or the newest `limit`), newest first; [] when the model does not exist. Two calls per 1000 versions."""
+        """All versions (or the newest `limit`), newest first; [] when the model does not exist. Two requests per 1000 versions."""
         held: dict[str, list[str]] = {}
         for alias, version in self.aliases(model).items():
             held.setdefault(version, []).append(alias)
@@ -84,7 +84,7 @@ class Versions(Runs):
         return made[:limit] if limit else made
 
     def aliases(self, model: str) -> dict[str, str]:
-        """Every alias of a model and the version it names; {} when the model does not exist."""
+        """All aliases of a model with their versions; {} when it does not exist."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -96,7 +96,7 @@ class Versions(Runs):
         return {alias: str(version) for alias, version in found.aliases.items()}
 
     def version(self, model: str, version: str) -> Version:
-        """One version. Raises VitrineError when there is none of that number."""
+        """One version by number. Raises VitrineError when it does not exist."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -107,13 +107,13 @@ class Versions(Runs):
             raise
         return _version(model, found, tuple(sorted(found.aliases)))
 
-    def named(self, model: str, name: str) -> Version:
-        """The version of this number or alias. Raises VitrineError when there is none."""
+    def resolve(self, model: str, name: str) -> Version:
+        """A version by number or alias. Raises VitrineError when it does not exist."""
         found = None if name.isdigit() else self.alias(model, name)
         return found or self.version(model, name)
 
     def alias(self, model: str, alias: str) -> Version | None:
-        """The version an alias names, or None."""
+        """The version of an alias, or None."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -125,7 +125,7 @@ class Versions(Runs):
         return self.version(model, str(found.version))
 
     def require_alias(self, model: str, alias: str) -> Version:
-        """The version an alias names. Raises InputMissing saying which DAG makes one."""
+        """The version of an alias. Raises InputMissing naming the DAG that sets it."""
         found = self.alias(model, alias)
         if found is None:
             maker = "train_encoder" if model == ENCODER_MODEL else "rebuild_index"
@@ -150,7 +150,7 @@ class Versions(Runs):
             raise
 
     def set_model_tag(self, model: str, tag: str, value: str) -> None:
-        """Sets a tag of a registered model, which is created if it does not exist: a lease is taken before the first version too."""
+        """Sets a tag of a registered model, creating the model if needed: a lease may precede the first version."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -162,7 +162,7 @@ class Versions(Runs):
             self.client.set_registered_model_tag(model, tag, value)
 
     def delete_model_tag(self, model: str, tag: str) -> None:
-        """Removes a tag of a registered model; none is fine as well."""
+        """Deletes a tag of a registered model. Idempotent."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -172,7 +172,7 @@ class Versions(Runs):
                 raise
 
     def delete_version(self, model: str, version: str) -> None:
-        """Takes a version out of the registry; its run, with its metrics, stays. One that is gone already is no error."""
+        """Deletes a version from the registry; its run with metrics stays. Idempotent."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -183,7 +183,7 @@ class Versions(Runs):
 
 
 def _version(model: str, found: Any, aliases: tuple[str, ...]) -> Version:
-    """MLflow's model version as ours; a search's answer does not carry the aliases."""
+    """Converts MLflow's model version; search results lack the aliases."""
     return Version(
         model, str(found.version), str(found.run_id), dict(found.tags), aliases, found.description or "",
         int(found.creation_timestamp or 0),

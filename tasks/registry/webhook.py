@@ -1,4 +1,4 @@
-"""MLflow's signed message that an alias moved: registering it with MLflow, and believing one that arrives."""
+"""MLflow's signed webhook for moved aliases: registration, and verification of incoming requests."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ EVENT = "model_version_alias.created"
 
 @dataclass(frozen=True)
 class Receiver:
-    """Who is told: the name of the webhook in MLflow, the path below the receiver's address, and what for."""
+    """A webhook receiver: its name in MLflow, the path below its address, and a description."""
 
     name: str
     path: str
@@ -30,13 +30,13 @@ AIRFLOW = Receiver(
 REPLICA = Receiver("vitrine-replica", "/v1/hooks/mlflow", "Tells a replica that an alias moved, so that it looks at once.")
 
 
-class NotBelieved(VitrineError):
-    """The message does not carry a signature of ours, or an old one."""
+class InvalidSignature(VitrineError):
+    """The request has no valid signature, or a stale one."""
 
 
 @dataclass(frozen=True)
 class AliasMoved:
-    """What MLflow says: `alias` of `model` names `version` now."""
+    """The event: `alias` of `model` now names `version`."""
 
     model: str
     alias: str
@@ -47,20 +47,20 @@ class AliasMoved:
         return (self.model, self.alias) == (ENCODER_MODEL, "champion")
 
 
-def believe(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) -> AliasMoved | None:
-    """The message of a signed request; None when it is about something else. `now_s` is epoch seconds.
+def verify(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) -> AliasMoved | None:
+    """Verifies a signed request and returns its event; None for other events. `now_s` is epoch seconds.
 
     Raises NotBelieved when the signature is missing or wrong (compared in constant time) or outside of the window, and when no
     secret is set.
     """
     if not secret:
-        raise NotBelieved(
+        raise InvalidSignature(
             "no secret is set for MLflow's messages: set VITRINE_WEBHOOK_SECRET for Airflow and run: vitrine webhook"
         )
     try:
         check_signed(headers, body, secret, now_s)
     except NotSigned as error:
-        raise NotBelieved(str(error)) from None
+        raise InvalidSignature(str(error)) from None
     try:
         said = json.loads(body)
         if f"{said['entity']}.{said['action']}" != EVENT:
@@ -68,11 +68,11 @@ def believe(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) 
         data = said["data"]
         return AliasMoved(str(data["name"]), str(data["alias"]), str(data["version"]))
     except (ValueError, KeyError, TypeError):
-        raise NotBelieved("the message is signed, but it is not one of MLflow's about an alias") from None
+        raise InvalidSignature("the message is signed, but it is not one of MLflow's about an alias") from None
 
 
 def register_webhook(registry: Registry, address: str, secret: str, receiver: Receiver = AIRFLOW) -> bool:
-    """Has MLflow tell a receiver at this address about moved aliases. False when it was so already; the secret is always set anew.
+    """Registers a receiver with MLflow. False when it existed; the secret is always updated.
 
     Airflow is one; of replicas there may be several, each known to MLflow by its address. MLflow remembers its list of webhooks for
     MLFLOW_WEBHOOK_CACHE_TTL seconds (60 by default): a move within that time of registering is seen by polling only. Raises

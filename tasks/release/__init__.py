@@ -1,0 +1,1 @@
+"""Releases: gates, promotion, retention, and inspection of index versions."""

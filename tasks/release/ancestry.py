@@ -1,4 +1,4 @@
-"""Which index version the next delta builds on, and which others hold changes that it must take along.
+"""Parent of the next delta version, and other versions whose changes it must carry over.
 
 Versions form a graph like commits: a delta names its parent, and the versions whose changes it carried over. Whatever two makers
 of versions do at once, and whatever a rebuild leaves behind, what is not covered by the parent is carried into the next version.
@@ -13,8 +13,8 @@ PARENT, CARRIED, CHANGES = "parent", "carried", "changes"
 """Tags: the version built on; versions whose changes were taken over (separated by commas); how many changes it acknowledged."""
 
 
-def to_build_on(versions: Sequence[Version], aliases: Mapping[str, str]) -> Version | None:
-    """The candidate, while it passed and is on its way to become live; else the live version; None when there is neither.
+def parent_version(versions: Sequence[Version], aliases: Mapping[str, str]) -> Version | None:
+    """The candidate if it passed and awaits promotion, else the live version; None without either.
 
     A candidate that was live and was left again (a rollback made it `previous`) is not built on.
     """
@@ -27,8 +27,8 @@ def to_build_on(versions: Sequence[Version], aliases: Mapping[str, str]) -> Vers
     return candidate if int(candidate.version) > int(live.version) and candidate != named.get("previous") else live
 
 
-def covered(version: str, versions: Sequence[Version]) -> set[str]:
-    """Numbers of the versions whose changes a version holds: its own, its ancestors', and what these carried over."""
+def covered_versions(version: str, versions: Sequence[Version]) -> set[str]:
+    """Numbers of the versions whose changes a version contains: itself, its ancestors, and what these carried over."""
     known = {v.version: v for v in versions}
     found: set[str] = set()
     waiting = [version]
@@ -42,14 +42,14 @@ def covered(version: str, versions: Sequence[Version]) -> set[str]:
     return found
 
 
-def uncovered(parent: str, versions: Sequence[Version]) -> list[Version]:
-    """The versions whose acknowledged changes the parent does not hold, newest first; those that another of them covers left out."""
-    held = covered(parent, versions)
+def uncovered_versions(parent: str, versions: Sequence[Version]) -> list[Version]:
+    """Versions with acknowledged changes that the parent lacks, newest first; those covered by another are left out."""
+    held = covered_versions(parent, versions)
     missing = sorted((v for v in versions if v.tags.get(CHANGES) and v.version not in held), key=lambda v: -int(v.version))
     heads: list[Version] = []
     seen: set[str] = set()
     for version in missing:
         if version.version not in seen:
             heads.append(version)
-            seen |= covered(version.version, versions)
+            seen |= covered_versions(version.version, versions)
     return heads

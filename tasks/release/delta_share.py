@@ -1,10 +1,10 @@
-"""How much of a version lies in deltas, and how much is hidden: shares that grow until a rebuild."""
+"""Share of a version's vectors in deltas, which grows until a rebuild."""
 
 from serving.contract.manifest import IndexManifest
 
 
 def delta_share(manifest: IndexManifest) -> float:
-    """The share of vectors that lie in deltas rather than in a base."""
+    """Share of vectors in delta rather than base segments."""
     rows = {"base": 0, "delta": 0, "tombstones": 0}
     for segment in manifest.segments:
         rows[segment.kind] += segment.rows

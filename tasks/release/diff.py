@@ -1,4 +1,4 @@
-"""What changed between two index versions: products, files, encoder, gates, and the answers to the same photos."""
+"""Differences between two index versions: products, files, encoder, gates, and answers to the same photos."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ from serving.versions.release import Release
 from tasks.catalog.changes.ledger import deleted_products, ledger_of
 from tasks.catalog.snapshot import read_snapshot
 from tasks.registry import Registry
-from tasks.release.gates.end_to_end_eval import WholePath, held_out, measure
+from tasks.release.gates.end_to_end_eval import EndToEndResult, held_out_queries, measure
 from tasks.release.gates.evaluate import open_version
 
 NAMED = 10
@@ -23,7 +23,7 @@ COMPARED = ("title", "price", "in_stock", "category", "brand", "image_uri", "upd
 
 @dataclass(frozen=True)
 class Products:
-    """Products that one version has and the other lacks, and those whose row changed: how many, and the first few ids."""
+    """Products added, removed and changed between two versions: counts, and the first few ids."""
 
     before: int
     after: int
@@ -37,7 +37,7 @@ class Products:
 
 @dataclass(frozen=True)
 class Figure:
-    """One gate's value in both versions; None where it was not measured."""
+    """A gate's value in both versions; None where not measured."""
 
     name: str
     before: float | None
@@ -58,7 +58,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Difference:
-    """`files_kept` of `files_after` files are the same ones; `new_bytes` are those of the others.
+    """All differences. `files_kept` of `files_after` files are shared; `new_bytes` are those of the others.
 
     `rankers`: weights and rules as JSON, as far as they are not the defaults.
     """
@@ -77,7 +77,7 @@ class Difference:
 
 
 def difference(registry: Registry, before: str, after: str, photos: int = PHOTOS) -> Difference:
-    """Opens both versions as a replica does. Raises VitrineError or ContractError for one that is not there or not whole."""
+    """Opens and compares two versions. Raises VitrineError or ContractError when one is missing or damaged."""
     old, new = (open_version(registry, version) for version in (before, after))
     held = {f.sha256 for f in old.manifest.files()}
     fresh = [f for f in new.manifest.files() if f.sha256 not in held]
@@ -97,7 +97,7 @@ def difference(registry: Registry, before: str, after: str, photos: int = PHOTOS
 
 
 def products(old: Release, new: Release) -> Products:
-    """Compares what is live in both, row by row, on COMPARED columns that both have."""
+    """Compares the live rows of both versions on COMPARED columns that both have."""
     (old_keys, old_rows), (new_keys, new_rows) = _live(old), _live(new)
     added, removed = ~np.isin(new_keys, old_keys), ~np.isin(old_keys, new_keys)
     common, at_old, at_new = np.intersect1d(old_keys, new_keys, return_indices=True)
@@ -115,7 +115,7 @@ def products(old: Release, new: Release) -> Products:
 
 
 def figures(old: Release, new: Release) -> tuple[Figure, ...]:
-    """The gates' values side by side, in the order of the newer version."""
+    """Gate values of both versions, in the order of the newer one."""
     before = {g.name: g.value for g in old.manifest.gates}
     after = {g.name: g.value for g in new.manifest.gates}
     names = [*after, *(name for name in before if name not in after)]
@@ -123,14 +123,14 @@ def figures(old: Release, new: Release) -> tuple[Figure, ...]:
 
 
 def answers(old: Release, new: Release, photos: int, deleted: Collection[str] = ()) -> tuple[Answer, ...]:
-    """The same held-out photos of the newer version's snapshot, asked of both; none of a product that was `deleted` since."""
+    """Answers of both to the same held-out photos of the newer snapshot, except photos of `deleted` products."""
     snapshot = read_snapshot(new.manifest.snapshot.uri)
-    asked = held_out(snapshot, photos, deleted)
+    asked = held_out_queries(snapshot, photos, deleted)
     first, second = (measure(r, snapshot, asked, f"ask version {r.version}") for r in (old, new))
     return tuple(_answers(first, second))
 
 
-def _answers(first: WholePath, second: WholePath) -> Sequence[Answer]:
+def _answers(first: EndToEndResult, second: EndToEndResult) -> Sequence[Answer]:
     found = []
     for n, query in enumerate(first.queries):
         kept = len(set(first.answers[n]) & set(second.answers[n])) / max(len(first.answers[n]), 1)

@@ -1,4 +1,4 @@
-"""An index version as a folder of its own: what a sealed container serves without any registry."""
+"""Exports an index version as a self-contained folder that a replica serves without a registry."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from tasks.registry import INDEX_MODEL, Registry
 
 
 def export_release(registry: Registry, folder: Path, version: str) -> str:
-    """Writes the layout of serving.versions.version_source.FolderSource, `aliases.json` last; gives the version."""
+    """Writes the layout of serving.versions.version_source.FolderSource, `aliases.json` last; returns the version."""
     found = registry.version(INDEX_MODEL, version)
     manifest = registry.index_manifest(found.version)
     files = folder / "files"

@@ -1,4 +1,4 @@
-"""From an answer back to the catalogue: which picture, which vector, which segment, which versions."""
+"""Traces a product in a version back to the catalogue: picture, vector, segment, versions."""
 
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from serving.contract.manifest import EncoderRef, IndexManifest, Segment
 from tasks import storage
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, ledger_of
 from tasks.catalog.snapshot import product_batches
-from tasks.embed.quarantine import Quarantined, quarantined
+from tasks.embed.quarantine import QuarantineEntry, read_quarantine
 from tasks.embed.store import Commit, EmbeddingStore
 from tasks.errors import VitrineError
 from tasks.index.vectors import shard_uri
@@ -20,7 +20,7 @@ from tasks.registry import INDEX_MODEL, Registry
 
 
 def trace_product(registry: Registry, product_id: str, version: str = "") -> list[tuple[str, str]]:
-    """The chain of what a product's place in an index version (default: live) rests on, from the answer back to the catalogue.
+    """The lineage of one product in an index version (default: live), as (step, value) pairs.
 
     Where a newer run could not use the product's picture, the last row says so. Raises VitrineError when the product cannot be
     found in that version, with the reason: quarantined, deleted, or in neither its snapshot nor a change since.
@@ -29,7 +29,7 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
     newest = max([found, *registry.versions(INDEX_MODEL, 1)], key=lambda v: int(v.version))
     manifest, latest = (registry.manifest_of(v) for v in (found, newest))
     key = product_key(product_id)
-    quarantine = quarantined(_store(manifest), key=key)
+    quarantine = read_quarantine(_store(manifest), key=key)
     state = _state(registry, latest, key, product_id)
     rejected = _rejected(quarantine, latest, state)
     held = _holding(registry, manifest, key)
@@ -64,7 +64,7 @@ def _store(manifest: IndexManifest) -> str:
 
 
 def _holding(registry: Registry, manifest: IndexManifest, key: int) -> tuple[Segment, dict[str, Any]] | None:
-    """The newest segment that holds the key, with the product's row in it; None where there is none, or tombstones hide it."""
+    """The newest segment with the key, and its row; None when there is none or it is tombstoned."""
     mine = sorted((s for s in manifest.segments if s.shard == key % manifest.shards), key=lambda s: s.sequence, reverse=True)
     for segment in (s for s in mine if s.index is not None):
         table = pq.read_table(registry.file(segment.table), columns=["key", "image_uri", "updated_at", "title"])
@@ -81,7 +81,7 @@ def _has(registry: Registry, segment: Segment, key: int) -> bool:
 
 
 def _state(registry: Registry, manifest: IndexManifest, key: int, product_id: str) -> str:
-    """What a version knows of a product: indexed, quarantined or deleted (tasks/catalog/changes/ledger.py), "" for nothing."""
+    """The ledger state of a product: indexed, quarantined or deleted; "" when it did not change since the base."""
     change = _change(registry, manifest, key)
     if change is not None:
         return str(change["state"])
@@ -91,14 +91,14 @@ def _state(registry: Registry, manifest: IndexManifest, key: int, product_id: st
 
 
 def _change(registry: Registry, manifest: IndexManifest, key: int) -> dict[str, Any] | None:
-    """The ledger's row of a product that changed since the version's base, None where it did not."""
+    """The ledger row of a product, None when it did not change since the base."""
     ledger = ledger_of(manifest, registry.file)
     place = pc.index(ledger["key"], key).as_py()
     return ledger.slice(place, 1).to_pylist()[0] if place >= 0 else None
 
 
-def _rejected(quarantine: list[Quarantined], latest: IndexManifest, state: str) -> str:
-    """Why the last run that met the product could not use its picture; "" where it could.
+def _rejected(quarantine: list[QuarantineEntry], latest: IndexManifest, state: str) -> str:
+    """Why the last run could not use the product's picture; "" when it could.
 
     `state` is the product's in the newest version `latest`; a run after that may have failed before it made a version.
     """
@@ -110,9 +110,9 @@ def _rejected(quarantine: list[Quarantined], latest: IndexManifest, state: str) 
 
 
 def _absence(
-    registry: Registry, manifest: IndexManifest, key: int, product_id: str, quarantine: list[Quarantined], rejected: str
+    registry: Registry, manifest: IndexManifest, key: int, product_id: str, quarantine: list[QuarantineEntry], rejected: str
 ) -> str:
-    """Why a version does not hold a product."""
+    """Why a version lacks a product."""
     state, snapshot = _state(registry, manifest, key, product_id), manifest.snapshot
     change = _change(registry, manifest, key)
     if rejected or state == QUARANTINED:
@@ -150,8 +150,8 @@ def _snapshot_row(uri: str, product_id: str) -> dict[str, Any] | None:
 
 
 def _image_sha(uri: str, key: int) -> bytes | None:
-    """The image that a key's vector was made of, from a shard's parts."""
-    for part in storage.listing(uri, ".parquet"):
+    """The sha256 of the image behind a key's vector, from the shard's parts."""
+    for part in storage.list_files(uri, ".parquet"):
         table = storage.read_table(part, ["key", "image_sha256"])
         place = pc.index(table["key"], key).as_py()
         if place >= 0:

@@ -1,1 +1,1 @@
-"""Great Expectations: what a snapshot and its embeddings must be like, and the data docs that show it."""
+"""Validation of snapshots and embeddings with Great Expectations, and its data docs."""

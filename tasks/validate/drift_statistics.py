@@ -1,4 +1,4 @@
-"""Mean and covariance of a run's vectors: kept beside them, so that the next run can tell how far its own have moved."""
+"""Mean and covariance of a run's vectors, stored so that the next run can measure drift."""
 
 import io
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ LEAST = 500
 
 @dataclass(frozen=True)
 class Moments:
-    """n, mean (d,) and covariance (d, d) of vectors of the encoder with this fingerprint."""
+    """Count, mean (d,) and covariance (d, d) of vectors of the encoder with this fingerprint."""
 
     count: int
     mean: np.ndarray
@@ -24,8 +24,8 @@ class Moments:
     fingerprint: str
 
 
-class Gathering:
-    """Sums up batches of vectors."""
+class MomentsAccumulator:
+    """Accumulates moments over batches of vectors."""
 
     def __init__(self, dim: int, expected: int) -> None:
         self.every = max(1, -(-expected // SAMPLE))
@@ -33,7 +33,7 @@ class Gathering:
         self.total, self.products = np.zeros(dim), np.zeros((dim, dim))
 
     def add(self, vectors: np.ndarray) -> None:
-        """Vectors (n, d) float, all finite."""
+        """Adds vectors (n, d) float, all finite."""
         chosen = vectors[-self.seen % self.every :: self.every].astype(np.float32)
         self.seen += len(vectors)
         self.count += len(chosen)
@@ -46,7 +46,7 @@ class Gathering:
 
 
 def shift(before: Moments, now: Moments) -> tuple[float, float] | None:
-    """(distance of the means, ||C' - C|| / ||C|| in Frobenius norm); None where the two cannot be compared.
+    """(distance of the means, ||C' - C|| / ||C|| in Frobenius norm); None when not comparable.
 
     Vectors are of unit length, so a distance of 0.1 means that a tenth of the catalogue moved to one far place.
     """
@@ -67,7 +67,7 @@ def write_moments(vectors_uri: str, moments: Moments) -> None:
 
 
 def read_moments(vectors_uri: str) -> Moments | None:
-    """None where a run left none."""
+    """Moments of a run; None when it stored none."""
     uri = storage.join(vectors_uri, FILE)
     if not storage.exists(uri):
         return None

@@ -1,4 +1,4 @@
-"""What a run's vectors must be like before an index is built from them: all of them are looked at, once."""
+"""Validates all vectors of a run in one pass before an index is built from them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, product_batches
-from tasks.embed.job import Embedded
+from tasks.embed.job import EmbedResult
 from tasks.index.vectors import matrix, shard_uri
-from tasks.validate.drift_statistics import Gathering, Moments, shift
+from tasks.validate.drift_statistics import Moments, MomentsAccumulator, shift
 from tasks.validate.expectations import Check, Validation, run_checks
 from tasks.validate.snapshot import product_ids
 
@@ -23,7 +23,7 @@ SAMPLE_KEYS = 5
 
 @dataclass(frozen=True)
 class EmbeddingLimits:
-    """Where vectors stop being believable."""
+    """Thresholds of the embedding checks."""
 
     most_quarantined: float = 0.02
     norm_error: float = 0.01
@@ -35,8 +35,8 @@ class EmbeddingLimits:
 
 
 @dataclass
-class Inspected:
-    """One pass over all vectors: facts about them, about each shard, and keys of products for which something is wrong."""
+class InspectionResult:
+    """Result of one pass over all vectors: facts, per-shard facts, and keys of faulty products by kind."""
 
     facts: dict[str, Any]
     shards: list[dict[str, int]]
@@ -44,10 +44,10 @@ class Inspected:
     bad: dict[str, list[int]] = field(default_factory=dict)
 
 
-def inspect(embedded: Embedded, snapshot: Snapshot, fingerprint: str) -> Inspected:
-    """Reads every vector of the run once, with its page checksums; 24 bytes a product stay in memory."""
+def inspect(embedded: EmbedResult, snapshot: Snapshot, fingerprint: str) -> InspectionResult:
+    """Reads every vector of the run once, with page checksums; needs 24 bytes of memory per product."""
     known = np.sort(np.concatenate([b["key"].to_numpy() for b in product_batches(snapshot.uri, ["key"])]))
-    gathering = Gathering(embedded.dim, embedded.embedded)
+    gathering = MomentsAccumulator(embedded.dim, embedded.embedded)
     total, squares = np.zeros(embedded.dim), np.zeros(embedded.dim)
     bad: dict[str, list[int]] = {"not_finite": [], "norm": [], "duplicate": [], "unknown": [], "misplaced": []}
     facts: dict[str, Any] = {"vectors": 0, "not_finite": 0, "least_norm": np.inf, "greatest_norm": -np.inf}
@@ -60,7 +60,7 @@ def inspect(embedded: Embedded, snapshot: Snapshot, fingerprint: str) -> Inspect
     for shard in range(embedded.shards):
         row = {"shard": shard, "vectors": 0, "unsorted": 0, "misplaced": 0, "unknown": 0}
         last = -1
-        for uri in storage.listing(shard_uri(embedded.vectors_uri, shard), ".parquet"):
+        for uri in storage.list_files(shard_uri(embedded.vectors_uri, shard), ".parquet"):
             fs, path = storage.filesystem(uri)
             with fs.open_input_file(path) as stream:
                 file = pq.ParquetFile(stream, page_checksum_verification=True)
@@ -101,14 +101,19 @@ def inspect(embedded: Embedded, snapshot: Snapshot, fingerprint: str) -> Inspect
     facts["constant_dimensions"] = int((spread < 1e-10).sum()) if facts["vectors"] > 1 else 0
     facts["duplicate_share"], same = _duplicates(words, prints, keys)
     note("duplicate", same)
-    return Inspected(facts, shards, gathering.moments(fingerprint), bad)
+    return InspectionResult(facts, shards, gathering.moments(fingerprint), bad)
 
 
 def check_embeddings(
-    found: Inspected, embedded: Embedded, snapshot: Snapshot, before: Moments | None, docs: Path, limits: EmbeddingLimits
+    inspection: InspectionResult,
+    embedded: EmbedResult,
+    snapshot: Snapshot,
+    before: Moments | None,
+    docs: Path,
+    limits: EmbeddingLimits,
 ) -> Validation:
-    """Checks a run's vectors by themselves, against the catalogue, and against the last version's. Failures are in the result."""
-    facts = found.facts | {
+    """Checks vectors by themselves, against the catalogue, and against the last version's. Failures are in the result."""
+    facts = inspection.facts | {
         "catalogue": snapshot.rows, "accounted": embedded.embedded + embedded.quarantined, "embedded": embedded.embedded,
         "quarantined_share": embedded.quarantined / max(snapshot.rows, 1),
     }  # fmt: skip
@@ -123,36 +128,38 @@ def check_embeddings(
             f"{embedded.quarantined} of {snapshot.rows} pictures unusable, allowed {limits.most_quarantined * 100:.3g} %",
         ),
     ]  # fmt: skip
-    moved = shift(before, found.moments) if before is not None else None
+    moved = shift(before, inspection.moments) if before is not None else None
     if moved is not None:
         facts |= {"mean_shift": moved[0], "covariance_shift": moved[1]}
         checks += [_between("mean_shift", 0, limits.most_mean_shift, "VITRINE_MAX_MEAN_SHIFT")]
         checks += [_between("covariance_shift", 0, limits.most_covariance_shift, "VITRINE_MOST_DRIFT")]
     also = [f"in quarantine: {', '.join(f'{n} {reason}' for reason, n in embedded.reasons.items())}"] if embedded.reasons else []
     also += _named(
-        found, snapshot, ("not_finite", "norm", *(["duplicate"] if facts["duplicate_share"] > limits.most_duplicates else []))
+        inspection,
+        snapshot,
+        ("not_finite", "norm", *(["duplicate"] if facts["duplicate_share"] > limits.most_duplicates else [])),
     )
     return run_checks("embeddings", {"facts": pd.DataFrame([facts])}, checks, docs, also=also)
 
 
-def check_index_inputs(found: Inspected, embedded: Embedded, snapshot: Snapshot, docs: Path) -> Validation:
-    """Checks that the shards hold every embedded product once, where a search looks for it, and nothing else."""
-    facts = {"embedded": embedded.embedded, "in_shards": sum(s["vectors"] for s in found.shards)}
+def check_index_inputs(inspection: InspectionResult, embedded: EmbedResult, snapshot: Snapshot, docs: Path) -> Validation:
+    """Checks that the shards hold every embedded product exactly once, in the right shard. Failures are in the result."""
+    facts = {"embedded": embedded.embedded, "in_shards": sum(s["vectors"] for s in inspection.shards)}
     checks = [_equal("embedded", "in_shards"), _between("embedded", 1, None)]
     checks += [
         Check("shards", "ExpectColumnValuesToBeBetween", {"column": name, "min_value": 0, "max_value": 0})
         for name in ("unsorted", "misplaced", "unknown")
     ]
-    frames = {"facts": pd.DataFrame([facts]), "shards": pd.DataFrame(found.shards)}
-    return run_checks("index inputs", frames, checks, docs, also=_named(found, snapshot, ("misplaced", "unknown")))
+    frames = {"facts": pd.DataFrame([facts]), "shards": pd.DataFrame(inspection.shards)}
+    return run_checks("index inputs", frames, checks, docs, also=_named(inspection, snapshot, ("misplaced", "unknown")))
 
 
-def _named(found: Inspected, snapshot: Snapshot, kinds: tuple[str, ...]) -> list[str]:
-    """Sample products of what is wrong; nothing is looked up where nothing is."""
+def _named(inspection: InspectionResult, snapshot: Snapshot, kinds: tuple[str, ...]) -> list[str]:
+    """Sample product ids of each kind of fault."""
     return [
-        f"{kind}: products {', '.join(product_ids(snapshot, np.array(found.bad[kind]), SAMPLE_KEYS))}"
+        f"{kind}: products {', '.join(product_ids(snapshot, np.array(inspection.bad[kind]), SAMPLE_KEYS))}"
         for kind in kinds
-        if found.bad[kind]
+        if inspection.bad[kind]
     ]
 
 
@@ -172,7 +179,7 @@ def _prints(vectors: np.ndarray) -> np.ndarray:
 
 
 def _duplicates(words: list[np.ndarray], prints: list[np.ndarray], keys: list[np.ndarray]) -> tuple[float, np.ndarray]:
-    """The share of images whose vector another image has too, and keys of products that show such images."""
+    """The share of images whose vector another image has too, and keys of products with such images."""
     if not words:
         return 0.0, np.zeros(0, np.int64)
     _, first = np.unique(np.concatenate(words), return_index=True)

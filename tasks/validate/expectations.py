@@ -1,4 +1,4 @@
-"""Running Great Expectations over frames: one checkpoint, data docs as HTML, and one sentence per failure."""
+"""Runs Great Expectations over data frames: one checkpoint, data docs as HTML, and one sentence per failure."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ SHOWN_IDS = 5
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation by its GX class name, with its arguments; `frame` is the frame it looks at.
+    """One expectation by GX class name with its arguments, on the frame named `frame`.
 
     `setting` is the environment variable that moves its limit. `failure` says in plain words what is wrong where it fails; without
     it GX's own terms do.
@@ -33,7 +33,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Validation:
-    """The outcome: how many expectations held, each failure as one sentence, and where the HTML is."""
+    """The outcome: number of expectations checked, one sentence per failure, and the data docs."""
 
     name: str
     checked: int
@@ -50,7 +50,7 @@ class Validation:
 
     @property
     def sentence(self) -> str:
-        """What held or failed, in one line."""
+        """The outcome in one line."""
         if self.passed:
             return "; ".join([f"{self.name}: {self.checked} expectations hold", *self.also])
         return f"{self.name}: {'; '.join([*self.failures, *self.also])}"
@@ -59,7 +59,7 @@ class Validation:
 def run_checks(
     name: str, frames: dict[str, pd.DataFrame], checks: Sequence[Check], docs: Path, id_column: str = "", also: Sequence[str] = ()
 ) -> Validation:
-    """Runs the checks and writes data docs to `docs`, anew. Raises nothing for a failed check: it is in the result."""
+    """Runs the checks and writes data docs to `docs`, replacing it. Failed checks do not raise: they are in the result."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -106,7 +106,7 @@ def run_checks(
 
 
 def _keep(context: Any, result: Any) -> None:
-    """Stores a result so that the data docs show it."""
+    """Adds a result to the data docs."""
     from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier
 
     identifier = ValidationResultIdentifier(
@@ -141,6 +141,6 @@ def _sentence(result: Any, id_column: str, checks: Sequence[Check]) -> str:
 
 
 def _is_of(config: Any, check: Check) -> bool:
-    """Whether a result's configuration came from this check: the class's name and all its arguments."""
+    """Whether a result's configuration belongs to this check, by class name and arguments."""
     kind = "".join(f"_{c.lower()}" if c.isupper() else c for c in check.expectation).lstrip("_")
     return config.type == kind and all(config.kwargs.get(name) == value for name, value in check.arguments.items())

@@ -1,4 +1,4 @@
-"""A quick look at pictures: whether each is there and starts as a picture does. Nothing is decoded, nothing is fetched."""
+"""Fast check of pictures: existence and file signature. Decodes and downloads nothing."""
 
 import time
 import warnings
@@ -21,8 +21,8 @@ THREADS = 8
 
 
 @dataclass
-class Looked:
-    """What was seen of pictures: `bad` says by row what is wrong; `usable` are the rows of good ones; `total` how many there are.
+class PictureCheck:
+    """Result: `bad` maps rows to problems, `usable` are the good rows, `total` the number of pictures.
 
     Rows that only reading could tell about (https://, s3://) count as usable.
     """
@@ -40,7 +40,7 @@ class Looked:
         return self.count == self.total
 
     def exceeds(self, share: float) -> bool:
-        """Whether more than this share is bad; of a sample, by more than chance explains (three standard errors)."""
+        """Whether the bad share exceeds `share`; for a sample, by more than three standard errors."""
         if not self.bad:
             return False
         found = len(self.bad) / self.count
@@ -48,15 +48,15 @@ class Looked:
         return found - error > share
 
     def shares(self) -> str:
-        """How many are bad, in words."""
+        """Bad of checked pictures, as text."""
         return f"{len(self.bad)} of {self.count}" + ("" if self.whole else f" (a sample of {self.total})")
 
 
-def look_at(
-    uris: Sequence[str], root: str, hosts: tuple[str, ...], seen: Callable[[int, int], None], limit_s: float = LIMIT_S
-) -> Looked:
-    """Looks at all pictures, or at MOST of them drawn evenly, for at most `limit_s` seconds; `seen` is told how many of how many."""
-    found = Looked(len(uris))
+def check_pictures(
+    uris: Sequence[str], root: str, hosts: tuple[str, ...], progress: Callable[[int, int], None], limit_s: float = LIMIT_S
+) -> PictureCheck:
+    """Checks all pictures, or MOST drawn evenly, for at most `limit_s` seconds; calls `progress(done, total)`."""
+    found = PictureCheck(len(uris))
     chosen = np.random.default_rng(0).permutation(len(uris))[:MOST].tolist()
     end = time.monotonic() + limit_s
     with ThreadPoolExecutor(THREADS) as pool:
@@ -69,12 +69,12 @@ def look_at(
                     found.bad[row] = wrong
                 else:
                     found.usable.add(row)
-            seen(found.count, len(chosen))
+            progress(found.count, len(chosen))
     return found
 
 
 def problem(uri: str, root: str, hosts: tuple[str, ...]) -> str:
-    """What is wrong with a picture as far as its address, size and header tell; "" for nothing."""
+    """What is wrong with a picture by address, size and signature; "" for nothing."""
     scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
     if scheme in ("http", "https"):
         return "" if urlsplit(uri).hostname in hosts else f"{uri}: the host is not among VITRINE_IMAGE_HOSTS"

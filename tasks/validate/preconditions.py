@@ -1,4 +1,4 @@
-"""What a catalogue must have before anything is made from it, looked at in seconds: all that is wrong, in one list."""
+"""Fast checks of a catalogue before a pipeline starts; reports all problems at once."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from tasks.catalog.schema import ALIASES, REQUIRED, SPLITS
 from tasks.catalog.splits import is_unseen, photo_split
 from tasks.errors import CatalogError, TrainingError
 from tasks.settings import Settings, masked
-from tasks.validate.pictures import Looked, look_at
+from tasks.validate.pictures import PictureCheck, check_pictures
 from tasks.validate.rows import Row, Table, open_tables
 from tasks.validate.snapshot import SnapshotLimits
 
@@ -23,7 +23,7 @@ FLAGS = ("true", "false", "0", "1")
 
 @dataclass
 class Findings:
-    """What is wrong, sentence by sentence, and what a person may want to know though nothing has to be done."""
+    """Problems as sentences, and notes that need no action."""
 
     wrong: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Findings:
 
 @dataclass
 class Labels:
-    """The labelled photos: each one's uri, product, split and place; those of unknown products are left out."""
+    """Labelled photos: uri, product, split and place in the file; photos of unknown products are left out."""
 
     uris: list[str] = field(default_factory=list)
     products: list[str] = field(default_factory=list)
@@ -46,11 +46,11 @@ class Labels:
 
 
 def check_preconditions(
-    settings: Settings, seen: Callable[[int, int], None] = lambda *_: None, training: bool = True
+    settings: Settings, progress: Callable[[int, int], None] = lambda *_: None, training: bool = True
 ) -> list[str]:
-    """Looks at the catalogue that the settings name and gives notes; `training` asks also for what an encoder is trained on.
+    """Checks the catalogue of the settings, returns notes; `training` adds the requirements of training an encoder.
 
-    `seen` is told how many pictures of how many were looked at.
+    `progress` is told how many pictures of how many were looked at.
     Of a folder all rows are read (up to a million) and up to 5,000 pictures each are looked at; of a database the first 20,000
     rows. Raises CatalogError with everything that is wrong.
     """
@@ -61,13 +61,13 @@ def check_preconditions(
         with open_tables(settings.catalog_uri) as tables:
             products = _products(tables.products, settings, found)
             labels = _labels(tables.photos, set(products) if products and tables.products.whole else None, found)
-            shown = _product_pictures(tables.products, products, tables.image_root, settings, found, seen)
+            shown = _product_pictures(tables.products, products, tables.image_root, settings, found, progress)
             if tables.photos is None:
                 found.wrong.append(
                     "there is no table of photos (photos.csv): encoders are trained, and recall is measured, on them"
                 )
             elif labels is not None:
-                _photos(labels, shown, products, tables.image_root, settings, found, seen, training)
+                _photos(labels, shown, products, tables.image_root, settings, found, progress, training)
     except (CatalogError, pa.ArrowException) as error:
         found.wrong.append(str(error))
     if found.wrong:
@@ -82,21 +82,21 @@ def shortened(lines: list[str]) -> list[str]:
     return lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
 
 
-def _check_preset(settings: Settings, found: Findings) -> None:
+def _check_preset(settings: Settings, findings: Findings) -> None:
     from tasks.encoder.presets import preset
 
     try:
         preset(settings.encoder_preset)
     except TrainingError as error:
-        found.wrong.append(f"VITRINE_ENCODER_PRESET: {error}")
+        findings.wrong.append(f"VITRINE_ENCODER_PRESET: {error}")
 
 
-def _checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[Row], Iterator[str]], found: Findings) -> list:
-    """The (place, row) of rows that can be read; what is wrong with any goes to the findings, one sentence each."""
-    missing = [_as_people_say(n) for n in required if n not in table.columns]
+def _checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[Row], Iterator[str]], findings: Findings) -> list:
+    """The (place, row) of readable rows; problems of the others go to the findings, one sentence each."""
+    missing = [_readable(n) for n in required if n not in table.columns]
     if missing:
         names = ", ".join(missing)
-        found.wrong.append(f"{table.name}: the columns missing are {names}; found {', '.join(table.columns) or 'none'}")
+        findings.wrong.append(f"{table.name}: the columns missing are {names}; found {', '.join(table.columns) or 'none'}")
         return []
     rows, wrong = [], []
     for place, row in table.rows():
@@ -104,34 +104,34 @@ def _checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[R
         wrong += [f"{table.name} {place}: {what}" for what in told]
         if not isinstance(row, str):
             rows.append((place, row))
-    found.wrong += shortened(wrong)
+    findings.wrong += shortened(wrong)
     if not wrong:
         table.read()  # what only the conversion itself notices
     return rows
 
 
-def _products(table: Table, settings: Settings, found: Findings) -> dict[str, tuple[str, str]]:
-    """Each product's place and picture, by its id."""
-    limits, places = SnapshotLimits.of(settings), dict[str, str]()
+def _products(table: Table, settings: Settings, findings: Findings) -> dict[str, tuple[str, str]]:
+    """Place and picture of each product by id."""
+    limits, places = SnapshotLimits.from_settings(settings), dict[str, str]()
 
     def problems(row: Row) -> Iterator[str]:
-        yield from (f"no {_as_people_say(name)}" for name in REQUIRED if row[name] is None or row[name] == "")
+        yield from (f"no {_readable(name)}" for name in REQUIRED if row[name] is None or row[name] == "")
         yield from _out_of_bounds(row, limits)
 
-    rows = _checked_rows(table, REQUIRED, problems, found)
+    rows = _checked_rows(table, REQUIRED, problems, findings)
     twice = []
     for place, row in rows:
         first = places.setdefault(str(row["product_id"]), place)
         if first is not place:
             twice.append(f"{table.name} {place}: product_id {row['product_id']!r} is that of {first} already; ids must be unique")
-    found.wrong += shortened(twice)
+    findings.wrong += shortened(twice)
     newest = max((t for _, r in rows if (t := _time(r.get("updated_at"))) is not None), default=None)
     if newest is not None and limits.max_age_days and datetime.now(UTC) - newest > timedelta(days=limits.max_age_days):
-        found.wrong.append(
+        findings.wrong.append(
             f"{table.name}: the newest change is of {newest:%Y-%m-%d}, allowed {limits.max_age_days:g} days: VITRINE_CATALOG_MAX_AGE_DAYS"
         )
-    if table.columns and not rows and not found.wrong:
-        found.wrong.append(f"{table.name}: the catalogue has no products")
+    if table.columns and not rows and not findings.wrong:
+        findings.wrong.append(f"{table.name}: the catalogue has no products")
     return {str(row["product_id"]): (place, str(row["image_uri"] or "")) for place, row in rows}
 
 
@@ -155,7 +155,7 @@ def _out_of_bounds(row: Row, limits: SnapshotLimits) -> Iterator[str]:
         ("title", limits.longest_title, "VITRINE_MAX_TITLE_LENGTH"), ("image_uri", limits.longest_uri, "VITRINE_MAX_URI_LENGTH"),
     ):  # fmt: skip
         if len(str(row[name] or "")) > most:
-            yield f"{_as_people_say(name)} of {len(str(row[name]))} characters, allowed {most}: {setting}"
+            yield f"{_readable(name)} of {len(str(row[name]))} characters, allowed {most}: {setting}"
     steps = row.get("category")
     depth = len(steps if isinstance(steps, list) else [s for s in str(steps or "").split(">") if s.strip()])
     if depth > limits.deepest_category:
@@ -172,14 +172,14 @@ def _out_of_bounds(row: Row, limits: SnapshotLimits) -> Iterator[str]:
             yield f"updated_at {row['updated_at']} lies ahead, allowed {limits.most_days_ahead:g} days: VITRINE_MAX_DAYS_AHEAD"
 
 
-def _labels(table: Table | None, known: set[str] | None, found: Findings) -> Labels | None:
-    """The photos that can be used; None where the table cannot be read. Those of unknown products are a note."""
+def _labels(table: Table | None, known: set[str] | None, findings: Findings) -> Labels | None:
+    """The usable photos; None when the table cannot be read. Photos of unknown products become a note."""
     if table is None:
         return None
     split_of: dict[str, str] = {}
 
     def problems(row: Row) -> Iterator[str]:
-        yield from (f"no {_as_people_say(n)}" for n in ("photo_uri", "product_id") if row[n] is None or row[n] == "")
+        yield from (f"no {_readable(n)}" for n in ("photo_uri", "product_id") if row[n] is None or row[n] == "")
         if (split := row.get("split")) and split not in SPLITS:
             yield f"split {split!r} is not one of {', '.join(SPLITS)}"
         if row.get("taken_at") not in (None, "") and _time(row["taken_at"]) is None:
@@ -189,9 +189,9 @@ def _labels(table: Table | None, known: set[str] | None, found: Findings) -> Lab
         if split_of.setdefault(uri, split) != split:
             yield f"photo {uri!r} is in the splits {split_of[uri]} and {split}; a photo may be in one only"
 
-    before = len(found.wrong)
-    rows = _checked_rows(table, ("photo_uri", "product_id"), problems, found)
-    if len(found.wrong) > before and not rows:
+    before = len(findings.wrong)
+    rows = _checked_rows(table, ("photo_uri", "product_id"), problems, findings)
+    if len(findings.wrong) > before and not rows:
         return None
     labels, orphans = Labels(), []
     for place, row in rows:
@@ -205,7 +205,7 @@ def _labels(table: Table | None, known: set[str] | None, found: Findings) -> Lab
         labels.places.append(place)
     if orphans:
         first = ", ".join(orphans[:5])
-        found.notes.append(f"{len(orphans)} photos show products that are not in the catalogue: {table.name} {first}")
+        findings.notes.append(f"{len(orphans)} photos show products that are not in the catalogue: {table.name} {first}")
     return labels
 
 
@@ -214,71 +214,77 @@ def _product_pictures(
     products: dict[str, tuple[str, str]],
     root: str,
     settings: Settings,
-    found: Findings,
-    seen: Callable[[int, int], None],
-) -> Looked:
+    findings: Findings,
+    progress: Callable[[int, int], None],
+) -> PictureCheck:
     places, uris = [p for p, _ in products.values()], [u for _, u in products.values()]
-    looked = look_at(uris, root, settings.image_hosts, seen)
+    looked = check_pictures(uris, root, settings.image_hosts, progress)
     lines = [f"{places[row]}: {looked.bad[row]}" for row in sorted(looked.bad)]
     if looked.exceeds(settings.most_quarantined):
         allowed = f"allowed {settings.most_quarantined * 100:.3g} %: VITRINE_MOST_QUARANTINED"
-        found.add(f"{table.name}: {looked.shares()} pictures unusable, {allowed}", lines)
+        findings.add(f"{table.name}: {looked.shares()} pictures unusable, {allowed}", lines)
     elif lines:
         told = "; ".join(shortened(lines)[:5])
-        found.notes.append(f"{looked.shares()} pictures unusable, their products are left out: {table.name} {told}")
+        findings.notes.append(f"{looked.shares()} pictures unusable, their products are left out: {table.name} {told}")
     return looked
 
 
 def _photos(
-    labels: Labels, shown: Looked, products: dict[str, tuple[str, str]], root: str, settings: Settings, found: Findings,
-    seen: Callable[[int, int], None], training: bool,
+    labels: Labels, shown: PictureCheck, products: dict[str, tuple[str, str]], root: str, settings: Settings, findings: Findings,
+    progress: Callable[[int, int], None], training: bool,
 ) -> None:  # fmt: skip
     held_out = labels.of("val") or labels.of("test")
-    looked = look_at([labels.uris[r] for r in held_out], root, settings.image_hosts, seen)
+    looked = check_pictures([labels.uris[r] for r in held_out], root, settings.image_hosts, progress)
     unusable = [f"{labels.places[held_out[r]]}: {looked.bad[r]}" for r in sorted(looked.bad)]
     if len(looked.usable) < settings.min_held_out:
-        found.add(
+        findings.add(
             f"photos: {len(looked.usable)} usable photos are held out (split val, or test), at least {settings.min_held_out} are needed "
             "to measure recall: VITRINE_MIN_HELD_OUT",
             unusable,
         )
     if not training:
         return
-    _unreadable("held-out photos", looked, unusable, settings, found)
+    _unreadable("held-out photos", looked, unusable, settings, findings)
     train = labels.of("train")
     if not train:
-        found.wrong.append("photos: none is in the split train; an encoder is trained on labelled photos")
+        findings.wrong.append("photos: none is in the split train; an encoder is trained on labelled photos")
         return
-    read = look_at([labels.uris[r] for r in train], root, settings.image_hosts, seen)
-    _unreadable("train photos", read, [f"{labels.places[train[r]]}: {read.bad[r]}" for r in sorted(read.bad)], settings, found)
+    read = check_pictures([labels.uris[r] for r in train], root, settings.image_hosts, progress)
+    _unreadable("train photos", read, [f"{labels.places[train[r]]}: {read.bad[r]}" for r in sorted(read.bad)], settings, findings)
     if read.whole and shown.whole:
-        _trainable(labels, train, read, shown, list(products), settings, found)
+        _trainable(labels, train, read, shown, list(products), settings, findings)
 
 
-def _unreadable(what: str, looked: Looked, lines: list[str], settings: Settings, found: Findings) -> None:
-    if looked.exceeds(settings.max_unreadable):
+def _unreadable(what: str, check: PictureCheck, lines: list[str], settings: Settings, findings: Findings) -> None:
+    if check.exceeds(settings.max_unreadable):
         allowed = f"allowed {settings.max_unreadable * 100:.3g} %: VITRINE_MAX_UNREADABLE"
-        found.add(f"photos: {looked.shares()} {what} unusable, {allowed}", lines)
+        findings.add(f"photos: {check.shares()} {what} unusable, {allowed}", lines)
     elif lines:
-        found.notes.append(f"{looked.shares()} {what} unusable, they are left out: {'; '.join(shortened(lines)[:5])}")
+        findings.notes.append(f"{check.shares()} {what} unusable, they are left out: {'; '.join(shortened(lines)[:5])}")
 
 
 def _trainable(
-    labels: Labels, train: list[int], read: Looked, shown: Looked, ids: list[str], settings: Settings, found: Findings
+    labels: Labels,
+    train: list[int],
+    read: PictureCheck,
+    shown: PictureCheck,
+    ids: list[str],
+    settings: Settings,
+    findings: Findings,
 ) -> None:
-    """Labelled products of which nothing can be trained on, and whether there are two products at all."""
+    """Checks that labelled products have trainable pictures and that there are at least two products."""
     with_picture = {ids[row] for row in shown.usable if not is_unseen(ids[row])}
     seen = {labels.products[train[row]] for row in read.usable if not is_unseen(labels.products[train[row]])} | with_picture
     labelled = {labels.products[row] for row in train if not is_unseen(labels.products[row])}
     empty = sorted(labelled - seen)
     if len(empty) > settings.max_untrainable * len(labelled):
-        found.add(
+        findings.add(
             f"{len(empty)} of {len(labelled)} labelled products have no picture that can be trained on, allowed "
             f"{settings.max_untrainable * 100:.3g} %: VITRINE_MAX_UNTRAINABLE",
             empty,
         )
     if len(seen) < 2:
-        found.wrong.append(f"an encoder is trained on at least two products with usable pictures; there are {len(seen)}")
+        findings.wrong.append(f"an encoder is trained on at least two products with usable pictures; there are {len(seen)}")
 
 
 def _time(value: Any) -> datetime | None:
@@ -297,5 +303,5 @@ def _whole_number(text: str) -> bool:
     return text.strip().lstrip("+-").isdecimal()
 
 
-def _as_people_say(name: str) -> str:
+def _readable(name: str) -> str:
     return next((short for short, full in ALIASES.items() if full == name), name)

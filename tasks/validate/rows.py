@@ -1,4 +1,4 @@
-"""A catalogue's rows as its owner wrote them, each with the place where it stands: for saying which line is wrong."""
+"""Raw catalogue rows with their line numbers, for error messages."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Products or photos. `rows()` gives (place, row), or (place, problem) for a row that is none; `whole` when it gives all.
+    """Products or photos. `rows()` gives (place, row), or (place, problem) for a malformed row; `whole` when it gives all.
 
     `read()` converts the same rows as a snapshot does and raises CatalogError where that fails.
     """
@@ -37,7 +37,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Tables:
-    """What a catalogue consists of; `photos` is None where there is no such table."""
+    """The tables of a catalogue; `photos` is None when there is no such table."""
 
     products: Table
     photos: Table | None
@@ -46,7 +46,7 @@ class Tables:
 
 @contextmanager
 def open_tables(uri: str) -> Iterator[Tables]:
-    """The tables of a folder (up to FILE_ROWS rows) or a database (its first DATABASE_ROWS rows). Raises CatalogError."""
+    """Tables of a folder (up to FILE_ROWS rows) or database (first DATABASE_ROWS rows). Raises CatalogError."""
     with open_source(uri) as source:
         if isinstance(source, FolderSource):
             products, photos = _file(source, "products"), _file(source, "photos")
@@ -70,7 +70,7 @@ def _file(source: FolderSource, kind: str) -> Table | None:
 def _csv(
     path: Path, batches: Callable[[], Iterator[pa.RecordBatch]], convert: Callable[[pa.RecordBatch, str], pa.Table]
 ) -> Table:
-    """A CSV file read row by row, with the number of the line that a row starts in."""
+    """Reads a CSV file row by row, with the line number where each row starts."""
     csv.field_size_limit(LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         header = [ALIASES.get(n, n) for n in next(csv.reader(stream), [])]
@@ -118,7 +118,7 @@ def _arrow(
     name: str, id_column: str, batches: Callable[[], Iterator[pa.RecordBatch]],
     convert: Callable[[pa.RecordBatch, str], pa.Table], most: int,
 ) -> Table | None:  # fmt: skip
-    """A Parquet file or a database's table: its first `most` rows, named by their number or by `id_column`."""
+    """The first `most` rows of a Parquet file or database table, identified by number or `id_column`."""
     found = list(_first(batches(), most + 1))
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""What a snapshot must be like before anything is made from it."""
+"""Validates a snapshot, by itself and against the previous one."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class SnapshotLimits:
-    """Where a catalogue stops being believable."""
+    """Thresholds of the snapshot checks."""
 
     most_dropped: float = 0.2
     """Share of products that may be gone since the last snapshot: more is rather a broken export than a smaller shop."""
@@ -45,8 +45,8 @@ class SnapshotLimits:
     """0: any age will do."""
 
     @classmethod
-    def of(cls, chosen: Settings) -> "SnapshotLimits":
-        """The limits that the settings name."""
+    def from_settings(cls, chosen: Settings) -> "SnapshotLimits":
+        """The limits from the settings."""
         return cls(
             most_dropped=chosen.most_dropped, most_odd_uris=chosen.most_quarantined, max_price=chosen.max_price,
             deepest_category=chosen.max_category_depth, longest_title=chosen.max_title_length, longest_uri=chosen.max_uri_length,
@@ -55,7 +55,7 @@ class SnapshotLimits:
 
     @property
     def bounds(self) -> dict[str, tuple[float, float | None]]:
-        """Least and most of each number about a product; a price may be missing."""
+        """Minimum and maximum of each numeric column; a price may be missing."""
         return {
             "title_length": (1, self.longest_title), "uri_length": (1, self.longest_uri), "price": (0, self.max_price),
             "category_depth": (0, self.deepest_category), "popularity": (0, None),
@@ -64,7 +64,7 @@ class SnapshotLimits:
 
 @dataclass
 class Facts:
-    """What all rows of a snapshot say together."""
+    """Aggregates over all rows of a snapshot."""
 
     keys: np.ndarray
     newest: datetime | None
@@ -111,7 +111,7 @@ def check_snapshot(
 
 
 def read_facts(snapshot: Snapshot, limits: SnapshotLimits) -> Facts:
-    """One pass over all rows: 8 bytes a product, the rows out of bounds (SHOWN_BAD at most) and an even sample."""
+    """One pass over all rows; keeps 8 bytes per product, rows out of bounds (up to SHOWN_BAD) and an even sample."""
     every = max(1, -(-snapshot.rows // SAMPLE_ROWS))
     keys: list[np.ndarray] = []
     shown: list[pa.Table] = []
@@ -135,7 +135,7 @@ def read_facts(snapshot: Snapshot, limits: SnapshotLimits) -> Facts:
 
 
 def _measured(table: pa.Table) -> pa.Table:
-    """With the lengths and depths that have bounds, and whether the picture's uri is of a kind that can be read."""
+    """Adds lengths and depths that have bounds, and whether the picture's uri has a readable scheme."""
     uri = table["image_uri"]
     known = pc.or_(pc.invert(pc.match_substring(uri, "://")), pc.match_substring_regex(uri, "(?i)^(https?|s3|file)://."))
     added = {
@@ -156,7 +156,7 @@ def _out_of_bounds(table: pa.Table, limits: SnapshotLimits) -> np.ndarray:
 
 
 def _compared(previous: Snapshot, now: Facts) -> tuple[dict[str, float], list[str]]:
-    """How much smaller and older the catalogue became, and the ids of some products that are gone."""
+    """How much smaller and older the catalogue became, with sample ids of lost products."""
     keys, newest = [], EPOCH
     for batch in product_batches(previous.uri, ["key", "updated_at"]):
         keys.append(batch["key"].to_numpy())
@@ -170,7 +170,7 @@ def _compared(previous: Snapshot, now: Facts) -> tuple[dict[str, float], list[st
 
 
 def product_ids(snapshot: Snapshot, keys: np.ndarray, most: int) -> list[str]:
-    """The ids of some of these products, in order of id; "key <n>" for one that the snapshot does not hold."""
+    """Ids of some of these products, ordered; "key <n>" for one not in the snapshot."""
     found: list[str] = []
     for batch in product_batches(snapshot.uri, ["product_id", "key"]):
         found += batch["product_id"].filter(pa.array(np.isin(batch["key"].to_numpy(), keys))).to_pylist()

@@ -1,1 +1,1 @@
-"""Watching what is live: recall on real queries, drift, freshness, caches and cost. Each module measures one of them."""
+"""Monitoring of the live version: recall on real queries, drift, freshness, cache hit rates and cost."""

@@ -1,4 +1,4 @@
-"""A message to people: to the log always, and to an address where one is set."""
+"""Alerts: always logged, and posted to VITRINE_ALERT_URL if set."""
 
 import logging
 
@@ -12,7 +12,7 @@ TIMEOUT_S = 10
 
 
 def send(text: str, link: str = "") -> bool:
-    """Posts {"text": …} to VITRINE_ALERT_URL, the form that chat systems' incoming webhooks take. Whether it was taken.
+    """Posts {"text": …} to VITRINE_ALERT_URL (the format of chat webhooks). Returns whether it was accepted.
 
     Never raises: an alert that cannot be delivered must not fail what it tells about.
     """

@@ -1,4 +1,4 @@
-"""What must hold of the live version, hour by hour: one table of named checks, judged from figures. Pure."""
+"""Hourly checks of the live version: one table of named checks over measured figures. Pure."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -8,7 +8,7 @@ from tasks.watch.freshness import Freshness
 
 @dataclass(frozen=True)
 class Limits:
-    """The thresholds. Shares of 1, milliseconds, seconds."""
+    """Thresholds. Fractions of 1, milliseconds, seconds."""
 
     live_recall: float = 0.95
     """Least recall@10 against exact search on real queries, over base and deltas."""
@@ -24,7 +24,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured of the live version, in one look. Drifts are None where there was too little to compare."""
+    """One measurement of the live version. Drifts are None without enough data."""
 
     version: str
     encoder: str
@@ -49,31 +49,33 @@ class Figures:
     notes: tuple[str, ...] = field(default=())
 
     def flat(self) -> dict[str, float]:
-        """Everything that is a number, for a curve over time."""
+        """All numeric figures by name, for time series."""
         values = {k: v for k, v in asdict(self).items() if isinstance(v, int | float) and not isinstance(v, bool)}
         hits = {f"hit_rate.{name}": rate for name, rate in self.hit_rates.items()}
         fresh = {f"freshness.{name}": float(value) for name, value in asdict(self.freshness).items()}
         return {k: float(v) for k, v in (values | hits | fresh).items()}
 
 
-def checks(seen: Figures, limits: Limits) -> tuple[Gate, ...]:
-    """The table. What could not be measured is not judged; `seen.notes` says so."""
-    kind = "real queries" if seen.real else "held-out photos, as too few real queries were kept"
+def checks(figures: Figures, limits: Limits) -> tuple[Gate, ...]:
+    """The table of checks. Figures that could not be measured are skipped; `figures.notes` says so."""
+    kind = "real queries" if figures.real else "held-out photos, as too few real queries were kept"
     table = [
-        Gate.at_least("live_recall", seen.recall, limits.live_recall, f"recall@10 against exact search on {seen.queries} {kind}"),
-        Gate.at_most("silent_replicas", len(seen.silent), 0, f"replicas that do not answer{_named(seen.silent)}"),
+        Gate.at_least(
+            "live_recall", figures.recall, limits.live_recall, f"recall@10 against exact search on {figures.queries} {kind}"
+        ),
+        Gate.at_most("silent_replicas", len(figures.silent), 0, f"replicas that do not answer{_named(figures.silent)}"),
     ]
     for name, value, what in (
-        ("embedding_drift", seen.embedding_drift, "how far the products' vectors moved (stability index less chance)"),
-        ("query_drift", seen.query_drift, "how far shoppers' queries moved (stability index less chance)"),
+        ("embedding_drift", figures.embedding_drift, "how far the products' vectors moved (stability index less chance)"),
+        ("query_drift", figures.query_drift, "how far shoppers' queries moved (stability index less chance)"),
     ):
         if value is not None:
             table.append(Gate.at_most(name, value, limits.drift, what))
-    if limits.age_s and seen.freshness.age_s:
-        table.append(Gate.at_most("age_s", seen.freshness.age_s, limits.age_s, "seconds since the newest servable change"))
-    if seen.requests >= limits.least_requests:
-        table.append(Gate.at_most("p99_ms", seen.p99_ms, limits.p99_ms, "p99 of shoppers' requests in ms"))
-        table.append(Gate.at_most("errors", seen.error_share, limits.error_share, "share of requests answered with an error"))
+    if limits.age_s and figures.freshness.age_s:
+        table.append(Gate.at_most("age_s", figures.freshness.age_s, limits.age_s, "seconds since the newest servable change"))
+    if figures.requests >= limits.least_requests:
+        table.append(Gate.at_most("p99_ms", figures.p99_ms, limits.p99_ms, "p99 of shoppers' requests in ms"))
+        table.append(Gate.at_most("errors", figures.error_share, limits.error_share, "share of requests answered with an error"))
     return tuple(table)
 
 

@@ -1,11 +1,11 @@
-"""What it costs, from measured times and a price table."""
+"""Cost from measured times and a price table."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Per hour, in one currency. The defaults are round list prices of a general-purpose cloud core and of a small GPU machine."""
+    """Prices per hour, in one currency. Defaults are round list prices of a general-purpose cloud core and a small GPU machine."""
 
     core_hour: float = 0.04
     gpu_hour: float = 0.60
@@ -13,7 +13,7 @@ class Prices:
 
 @dataclass(frozen=True)
 class Work:
-    """Measured work: `things` done in `seconds` of wall time on so many cores and GPUs."""
+    """Measured work: `things` done in `seconds` of wall time on a number of cores and GPUs."""
 
     things: float
     seconds: float
@@ -22,7 +22,7 @@ class Work:
 
 
 def cost(work: Work, per: float, prices: Prices) -> float:
-    """What `per` things cost at the measured speed; 0 when nothing was measured. Idle time between work is not counted."""
+    """Cost of `per` things at the measured speed; 0 without measurements. Idle time is not counted."""
     if not work.things:
         return 0.0
     hours = work.seconds / 3600 * per / work.things

@@ -1,4 +1,4 @@
-"""How far vectors have moved from a reference: the population stability index along the reference's own main directions."""
+"""Drift of vectors from a reference: the population stability index along the reference's principal directions."""
 
 import io
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ LEAST = 100
 
 @dataclass(frozen=True)
 class Reference:
-    """What vectors are compared with: their `mean` (d,), the main `directions` (p, d), the inner bin `edges` (p, BINS - 1) along
+    """What vectors are compared with: `mean` (d,), principal `directions` (p, d), inner bin `edges` (p, BINS - 1) along
     each, and a few `projections` (n, 2) on the first two, for the plot."""
 
     mean: np.ndarray
@@ -40,7 +40,7 @@ class Drift:
 
 
 def reference(vectors: np.ndarray) -> Reference:
-    """The reference that vectors (n, d) make. Raises ValueError for fewer than LEAST."""
+    """The reference of vectors (n, d). Raises ValueError for fewer than LEAST."""
     _enough(vectors)
     mean = vectors.mean(axis=0)
     centred = vectors - mean
@@ -52,7 +52,7 @@ def reference(vectors: np.ndarray) -> Reference:
 
 
 def drift(vectors: np.ndarray, base: Reference) -> Drift:
-    """How far vectors (n, d) lie from the reference. Raises ValueError for fewer than LEAST."""
+    """Drift of vectors (n, d) from the reference. Raises ValueError for fewer than LEAST."""
     _enough(vectors)
     along = (vectors - base.mean) @ base.directions.T
     indexes = [stability_index(along[:, i], base.edges[i]) for i in range(len(base.directions))]
@@ -62,7 +62,7 @@ def drift(vectors: np.ndarray, base: Reference) -> Drift:
 
 
 def stability_index(values: np.ndarray, edges: np.ndarray) -> float:
-    """sum((p - q) * ln(p / q)) over bins: p the share of `values` (n,) in a bin, q = 1 / bins that of the reference's quantiles.
+    """sum((p - q) * ln(p / q)) over bins: p the share of `values` (n,) in a bin, q = 1 / bins, the reference's share.
 
     Half a count is added to every bin, so that an empty one is no infinity.
     """
@@ -73,14 +73,14 @@ def stability_index(values: np.ndarray, edges: np.ndarray) -> float:
 
 
 def save(base: Reference, uri: str) -> None:
-    """Writes a reference to a local or s3:// uri; it appears whole or not at all."""
+    """Writes a reference to a local or s3:// uri, atomically."""
     held = io.BytesIO()
     np.savez(held, **vars(base))
     storage.write_bytes(uri, held.getvalue())
 
 
 def load(uri: str) -> Reference | None:
-    """The reference kept at a uri, None when there is none."""
+    """The reference at a uri, None when there is none."""
     if not storage.exists(uri):
         return None
     with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as kept:

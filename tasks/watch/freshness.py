@@ -1,4 +1,4 @@
-"""How old what shoppers see is: from the change of a product to the version that serves it."""
+"""Freshness: from a product's change to the version that serves it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,21 +25,21 @@ class Freshness:
 
 
 @dataclass(frozen=True)
-class Delivered:
-    """A version and when (epoch seconds) it could be served."""
+class Delivery:
+    """A version and the time (epoch seconds) it became servable."""
 
     manifest: IndexManifest
     at_s: float
 
 
 def newest_change_s(updated_at: pa.ChunkedArray, live: np.ndarray) -> float:
-    """When (epoch seconds) the newest of the live rows changed; 0 when none says."""
+    """Time (epoch seconds) of the newest change among the live rows; 0 when unknown."""
     newest = pc.max(updated_at.filter(pa.array(live)))
     return newest.as_py().timestamp() if newest.is_valid else 0.0
 
 
-def delays_s(versions: Sequence[Delivered], locate: Callable[[FileRef], Path]) -> np.ndarray:
-    """Seconds (n,) from each changed row of these versions' own deltas to its version. Rows that do not say when are left out."""
+def delays_s(versions: Sequence[Delivery], locate: Callable[[FileRef], Path]) -> np.ndarray:
+    """Delays (n,) in seconds from changed rows of the versions' own deltas to their version. Rows without a time are skipped."""
     seen: set[str] = set()
     found: list[np.ndarray] = []
     for version in sorted(versions, key=lambda v: v.at_s):

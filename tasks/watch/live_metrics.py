@@ -1,4 +1,4 @@
-"""One look at what is live: opens it as a replica does, asks it real queries, and compares with what it was before."""
+"""Measures the live version: opens it as a replica does, runs real queries, and compares with its references."""
 
 import logging
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from tasks.catalog.snapshot import read_snapshot
 from tasks.index.delta import compaction_due
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.delta_share import delta_share
-from tasks.release.gates.end_to_end_eval import held_out, query_vectors
+from tasks.release.gates.end_to_end_eval import held_out_queries, query_vectors
 from tasks.release.gates.evaluate import first_phase_recall, open_version
 from tasks.release.promotion.blue_green import LIVE_AT
 from tasks.release.promotion.serving_replicas import Replica
 from tasks.watch.checks import Figures
 from tasks.watch.cost import Prices, Work, cost
 from tasks.watch.drift import LEAST, Drift, Reference, drift, load, reference, save
-from tasks.watch.freshness import Delivered, delays_s, freshness, newest_change_s
-from tasks.watch.replica_metrics import counters, sampled_queries
+from tasks.watch.freshness import Delivery, delays_s, freshness, newest_change_s
+from tasks.watch.replica_metrics import read_counters, sampled_queries
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +33,14 @@ INDEXES = "indexes"
 
 
 @dataclass(frozen=True)
-class Looked:
-    """The figures, and what the plots show: the drifts with their references."""
+class LiveMetrics:
+    """The figures, and the drifts with their references for the plots."""
 
     figures: Figures
     drifts: dict[str, tuple[Drift, Reference]]
 
 
-def look(registry: Registry, replicas: Sequence[Replica], store: str, prices: Prices, now_s: float) -> Looked:
+def measure_live(registry: Registry, replicas: Sequence[Replica], store: str, prices: Prices, now_s: float) -> LiveMetrics:
     """Measures the live version. Raises VitrineError when nothing is live, ContractError when it cannot be opened.
 
     The first look with an encoder keeps what it sees as the reference of later ones, below <store>/watch.
@@ -75,9 +75,9 @@ def look(registry: Registry, replicas: Sequence[Replica], store: str, prices: Pr
                 f"{name} drift is measured from now on: this is the first look with encoder version {manifest.encoder.version}"
             )
         drifts[name] = (drift(found, base), base)
-    told = counters(replicas)
+    told = read_counters(replicas)
     recent = [v for v in registry.versions(INDEX_MODEL, RECENT_VERSIONS) if not v.tags.get("verdict", "").startswith("failed")]
-    delivered = [Delivered(registry.manifest_of(v), float(v.tags.get(LIVE_AT) or v.created_ms / 1e3)) for v in recent]
+    delivered = [Delivery(registry.manifest_of(v), float(v.tags.get(LIVE_AT) or v.created_ms / 1e3)) for v in recent]
     stones = sum(s.rows for s in manifest.segments if s.kind == "tombstones")
     changed = newest_change_s(searcher.features.table["updated_at"], searcher.live())
     figures = Figures(
@@ -101,11 +101,11 @@ def look(registry: Registry, replicas: Sequence[Replica], store: str, prices: Pr
         cost_per_thousand_queries=cost(Work(told.searches, told.busy_s), 1e3, prices),
         notes=tuple(notes),
     )  # fmt: skip
-    return Looked(figures, drifts)
+    return LiveMetrics(figures, drifts)
 
 
 def embedding_work(registry: Registry) -> Work:
-    """The latest run that embedded something, as the embedding step measured it."""
+    """The work of the latest run that embedded something, as measured by the embedding step."""
     found = registry.latest_metrics(INDEXES, "embed.images", ("embed.images", "embed.seconds", "embed.cores"))
     return Work(found["embed.images"], found["embed.seconds"], found.get("embed.cores", 1.0)) if found else Work(0, 0)
 
@@ -116,7 +116,7 @@ def _recall(release: Release, xq: np.ndarray) -> float:
 
 def _photos(release: Release) -> np.ndarray:
     snapshot = read_snapshot(release.manifest.snapshot.uri)
-    return query_vectors(release.encoders, release.manifest.encoder.query, snapshot, held_out(snapshot, QUERIES))
+    return query_vectors(release.encoders, release.manifest.encoder.query, snapshot, held_out_queries(snapshot, QUERIES))
 
 
 def _beyond_chance(drifts: dict[str, tuple[Drift, Reference]], name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""What the replicas tell by themselves: counters of /metrics, added up, and sampled real queries."""
+"""Metrics and sampled queries collected from the replicas."""
 
 import base64
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ WAITING = ("total", "fetch")
 
 @dataclass(frozen=True)
 class Counters:
-    """Counters of all replicas that answered, since each began: cache look-ups, answers by shoppers' routes, and time worked."""
+    """Counters summed over the replicas that responded, since their start: cache lookups, requests, and busy time."""
 
     replicas: int
     silent: tuple[str, ...]
@@ -36,7 +36,7 @@ class Counters:
         return self.hits.get(cache, 0.0) / max(self.lookups.get(cache, 0.0), 1.0)
 
     def quantile_ms(self, share: float) -> float:
-        """The upper bound of the histogram's bucket that holds this share of the requests, in ms; 0 without requests."""
+        """Upper bound in ms of the histogram bucket with this quantile of the requests; 0 without requests."""
         total = max(self.slower.values(), default=0.0)
         if not total:
             return 0.0
@@ -44,8 +44,8 @@ class Counters:
         return 1e3 * finite[0]
 
 
-def counters(replicas: Sequence[Replica]) -> Counters:
-    """Reads /metrics of every replica; one that does not answer is named in `silent`."""
+def read_counters(replicas: Sequence[Replica]) -> Counters:
+    """Reads /metrics of every replica; those that do not respond are listed in `silent`."""
     silent: list[str] = []
     hits: dict[str, float] = {}
     lookups: dict[str, float] = {}
@@ -76,14 +76,14 @@ def counters(replicas: Sequence[Replica]) -> Counters:
 
 
 def samples_of(text: str) -> list[tuple[str, dict[str, str], float]]:
-    """Every sample of a text in Prometheus's format: its name, labels and value."""
+    """Parses Prometheus's text format into (name, labels, value)."""
     from prometheus_client.parser import text_string_to_metric_families
 
     return [(s.name, s.labels, s.value) for family in text_string_to_metric_families(text) for s in family.samples]
 
 
 def sampled_queries(replicas: Sequence[Replica], fingerprint: str, limit: int) -> np.ndarray:
-    """Vectors (n, d) float32 of at most `limit` real queries made with this encoder, from all replicas that keep some."""
+    """Vectors (n, d) float32 of at most `limit` real queries by this encoder, from all replicas."""
     found: list[np.ndarray] = []
     for replica in replicas:
         try:

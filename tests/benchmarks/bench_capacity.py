@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tasks.capacity.service_times import made_up_photos, measure_times, write_times
-from tasks.capacity.simulation import simulate, whole_path
+from tasks.capacity.service_times import measure_times, synthetic_photos, write_times
+from tasks.capacity.simulation import replica_path, simulate
 from tests.benchmarks.bench_serving import requests_of
 from tests.benchmarks.market import market
 from tests.cluster import Serving
@@ -42,17 +42,22 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with Serving(shop.release, args.out / "capacity.log", workers="2", queue="1000") as replica:
         replica.until_ready()
-        times = measure_times(replica.url, made_up_photos(PHOTOS, seed=os.getpid()))
+        times = measure_times(replica.url, synthetic_photos(PHOTOS, seed=os.getpid()))
         write_times(args.out / "capacity-times.json", times)
         mean, slow = float(times.total.mean()), float(np.percentile(times.total, 99))
         print(f"one at a time: {mean:.2f} ms a photo (p99 {slow:.2f}); load of the machine {psutil.getloadavg()[0]:.1f}")
         print(" busy     QPS  predicted p50  measured  predicted p99  measured  ratio failed")
         for load in LOADS:
             qps = load * cores / mean * 1e3
-            told = simulate(whole_path(times, cores), qps)
+            told = simulate(replica_path(times, cores), qps)
             shots = fire(replica.url, asked, 64, args.seconds, rate=qps)
-            row = {"load": load, "qps": qps, "predicted_p50": told.p(50), "measured_p50": shots.ms(50)}
-            row |= {"predicted_p99": told.p(99), "measured_p99": shots.ms(99), "failed": shots.failed, "asked": len(shots.status)}
+            row = {"load": load, "qps": qps, "predicted_p50": told.percentile(50), "measured_p50": shots.ms(50)}
+            row |= {
+                "predicted_p99": told.percentile(99),
+                "measured_p99": shots.ms(99),
+                "failed": shots.failed,
+                "asked": len(shots.status),
+            }
             rows.append(row)
             ratio = row["measured_p99"] / row["predicted_p99"]
             figures = (

@@ -33,7 +33,7 @@ from serving.contract.preprocess import PreprocessSpec, decode
 from tasks.catalog.snapshot import take_snapshot
 from tasks.embed.job import EmbedConfig, embed_snapshot
 from tasks.encoder.export.onnx_graph import ImageGraph, write_onnx
-from tasks.encoder.export.quantize import quantise_dynamic, quantise_static
+from tasks.encoder.export.quantize import quantize_dynamic, quantize_static
 from tasks.encoder.presets import TowerConfig, preset
 from tasks.encoder.train.towers import build_teacher
 from tests.benchmarks.bench_embed import draw
@@ -69,8 +69,8 @@ def encoder(folder: Path, model: str, checkpoint: Path, files: list[Path]) -> No
     paths = {name: folder / f"teacher.{name}.onnx" for name in ("fp32", "int8")}
     static, dynamic = folder / "static.onnx", folder / "dynamic.onnx"
     write_onnx(graph, torch.from_numpy(pixels[:2].copy()), paths["fp32"])
-    quantise_static(paths["fp32"], static, pixels, "minmax")
-    quantise_dynamic(paths["fp32"], dynamic)
+    quantize_static(paths["fp32"], static, pixels, "minmax")
+    quantize_dynamic(paths["fp32"], dynamic)
     faster = min((static, dynamic), key=lambda path: _seconds(path, pixels))
     print(f"int8: {faster.stem}")
     faster.rename(paths["int8"])

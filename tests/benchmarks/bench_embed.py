@@ -21,7 +21,7 @@ from serving.contract.files import describe
 from serving.contract.manifest import EncoderManifest, Variant, fingerprint
 from serving.contract.preprocess import PreprocessSpec, decode
 from tasks.catalog.snapshot import take_snapshot
-from tasks.embed.job import EmbedConfig, Embedded, embed_snapshot
+from tasks.embed.job import EmbedConfig, EmbedResult, embed_snapshot
 from tests.tiny import tiny_encoder
 
 CORES = 2
@@ -114,7 +114,7 @@ def decoding(encoder: Path, shop: Path) -> float:
     return len(files) / (time.perf_counter() - started)
 
 
-def timed(shop: Path, store: Path, encoder: Path, run_key: str, config: EmbedConfig) -> tuple[float, Embedded]:
+def timed(shop: Path, store: Path, encoder: Path, run_key: str, config: EmbedConfig) -> tuple[float, EmbedResult]:
     taken = take_snapshot(str(shop), str(store / "snapshots"), run_key)
     started = time.perf_counter()
     result = embed_snapshot(taken, encoder, "1", str(store), run_key, store / f"work-{run_key}", config)

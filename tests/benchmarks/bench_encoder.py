@@ -25,7 +25,7 @@ import torch
 from serving.contract.files import ContractError
 from serving.contract.runtimes import RUNTIMES
 from tasks.encoder.export.onnx_graph import ImageGraph, write_half, write_onnx
-from tasks.encoder.export.quantize import has_attention, quantise_dynamic, quantise_static
+from tasks.encoder.export.quantize import has_attention, quantize_dynamic, quantize_static
 from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
 from tasks.encoder.train.towers import ImageEncoder, build_student, build_teacher, parameters
 
@@ -138,12 +138,12 @@ def open_runtimes(
     files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8 static")}
     write_onnx(graph, torch.from_numpy(pictures[:2].copy()), files["fp32"])
     write_half(files["fp32"], files["fp16"])
-    quantise_static(files["fp32"], files["int8 static"], calibration, "minmax")
+    quantize_static(files["fp32"], files["int8 static"], calibration, "minmax")
     files["int8 dynamic"] = folder / "dynamic.onnx"
-    quantise_dynamic(files["fp32"], files["int8 dynamic"])
+    quantize_dynamic(files["fp32"], files["int8 dynamic"])
     if has_attention(files["fp32"]):
         files["int8 static, attention fp32"] = folder / "attention.onnx"
-        quantise_static(files["fp32"], files["int8 static, attention fp32"], calibration, "minmax", attention=False)
+        quantize_static(files["fp32"], files["int8 static, attention fp32"], calibration, "minmax", attention=False)
     runtimes: dict[str, Run] = {"eager": eager}
     sizes = {"eager": 4 * parameters(encoder)}
     for runtime in RUNTIMES.values():
@@ -178,7 +178,7 @@ def bench_pair(catalogue: str, name: str) -> dict[str, float]:
     from tasks.catalog.snapshot import take_snapshot
     from tasks.encoder.evaluate.evaluate import evaluate_encoder
     from tasks.encoder.export.export import export_encoder
-    from tasks.encoder.train.loop import quiet
+    from tasks.encoder.train.loop import no_log
     from tasks.encoder.train.student import distil_student
     from tasks.encoder.train.teacher import train_teacher
 
@@ -186,8 +186,8 @@ def bench_pair(catalogue: str, name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         work, folder = Path(scratch) / "work", Path(scratch) / "encoder"
         snapshot = take_snapshot(catalogue, f"{scratch}/snapshots", "bench")
-        teacher = train_teacher(snapshot.uri, config, work, quiet)
-        student = distil_student(snapshot.uri, teacher, config, work, quiet)
+        teacher = train_teacher(snapshot.uri, config, work, no_log)
+        student = distil_student(snapshot.uri, teacher, config, work, no_log)
         export_encoder(snapshot.uri, teacher, student, config, work, folder)
         report = evaluate_encoder(folder, snapshot.uri, work)
     print(f"\n{len(report.photos)} held-out photos against {report.products} products")

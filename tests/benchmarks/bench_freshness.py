@@ -37,9 +37,9 @@ from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import open_changes
 from tasks.catalog.snapshot import take_snapshot
 from tasks.demo.services import Supervisor, mlflow_service, process_environment, serving_service
-from tasks.embed.job import Embedded
+from tasks.embed.job import EmbedResult
 from tasks.embed.store import SHA_TYPE, EmbeddingStore
-from tasks.index.assemble import base_segment, draft, with_golden
+from tasks.index.assemble import base_segment, draft_manifest, with_golden
 from tasks.index.build import IndexConfig, build_shard, train_template
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, INDEX_PATH, Registry
 from tasks.settings import PROJECT, Settings
@@ -106,10 +106,10 @@ class Bench:
         built = [build_shard(str(work / "vectors"), snapshot.uri, template, s, work / str(s)) for s in range(SHARDS)]
         with self.registry.run("indexes", "base", "base") as run:
             segments = [base_segment(b, run.run_id, INDEX_PATH) for b in built]
-            whole = Embedded("base", "", "", "", DIM, SHARDS, self.products, self.products, 0, 0, 0, {})
+            whole = EmbedResult("base", "", "", "", DIM, SHARDS, self.products, self.products, 0, 0, 0, {})
             created = datetime.now(UTC).isoformat()
             search = {"family": template.family, "candidates": 500}
-            manifest = draft("base", created, reference, snapshot, segments, search, whole, SHARDS, "base")
+            manifest = draft_manifest("base", created, reference, snapshot, segments, search, whole, SHARDS, "base")
             files = {p.name: p for s in range(SHARDS) for p in (work / str(s)).iterdir()}
             searcher = Searcher.open(manifest, lambda ref: files[Path(ref.path).name])
             manifest = with_golden(manifest, searcher, x[:PHOTOS], work, run.run_id, INDEX_PATH)
@@ -176,8 +176,7 @@ class Bench:
 
 def hourly(bench: Bench, count: int, first: int) -> dict[str, Any]:
     """The steps of refresh_index over `count` changes: seconds of each."""
-    from tasks.pipelines import drain_changes as draining
-    from tasks.pipelines import refresh_index as refreshing
+    from tasks.pipelines import drain_changes, refresh_index
 
     bench.send(bench.changes(count, first))
     seconds: dict[str, float] = {}
@@ -189,12 +188,12 @@ def hourly(bench: Bench, count: int, first: int) -> dict[str, Any]:
         return result
 
     key = f"hourly-{count}-{first}"
-    plan = timed("drain", lambda: draining.drain(key))
-    embedded = timed("embed", lambda: refreshing.embed(plan))
-    registered = timed("register", lambda: refreshing.register(plan, embedded))
-    timed("acknowledge", lambda: refreshing.acknowledge(plan, registered, embedded))
-    refreshing.refuse(registered)
-    timed("publish", lambda: refreshing.publish(registered))
+    plan = timed("drain", lambda: drain_changes.drain(key))
+    embedded = timed("embed", lambda: refresh_index.embed(plan))
+    registered = timed("register", lambda: refresh_index.register(plan, embedded))
+    timed("acknowledge", lambda: refresh_index.acknowledge(plan, registered, embedded))
+    refresh_index.refuse(registered)
+    timed("publish", lambda: refresh_index.publish(registered))
     manifest = bench.registry.index_manifest(registered["version"])
     run = bench.registry.version(INDEX_MODEL, registered["version"]).run_id
     written = sum(f.bytes for f in (*manifest.files(), *manifest.changes) if f.run_id == run)

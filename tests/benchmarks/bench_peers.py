@@ -27,9 +27,9 @@ import numpy as np
 from serving.contract.segments import read_index
 from serving.index.faiss_engine import FaissEngine, omp_threads
 from tasks.index.build import make_index
-from tasks.index.families import FAMILIES, half_steps, lists_for
+from tasks.index.families import FAMILIES, list_count, refine_grid
 from tasks.index.grouping import group
-from tasks.index.quantizer_codes import choose_codes, filling
+from tasks.index.quantizer_codes import choose_codes, code_adder
 from tests.benchmarks.made_shop import world_of
 from tests.benchmarks.peer import K, measure
 
@@ -50,7 +50,7 @@ def world(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 def ours(name: str, k: int, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, folder: Path) -> list[dict[str, Any]]:
     """Every point of a family's grid and its half steps, asked for k; "family@1024" has so many lists."""
-    family, lists = FAMILIES[name.partition("@")[0]], int(name.partition("@")[2] or lists_for(len(xb)))
+    family, lists = FAMILIES[name.partition("@")[0]], int(name.partition("@")[2] or list_count(len(xb)))
     path, ids, took = folder / f"{name}.faiss", folder / f"{name}.npy", folder / f"{name}.seconds"
     if not took.exists():
         index = make_index(xb.shape[1], family.factory(xb.shape[1], lists))
@@ -58,7 +58,7 @@ def ours(name: str, k: int, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, fold
         sample = xb[np.random.default_rng(1).permutation(len(xb))[:200_000]]
         index.train(sample)
         choose_codes(index, sample, 1)
-        with filling(index) as add:
+        with code_adder(index) as add:
             for start in range(0, len(xb), BLOCK):
                 add(xb[start : start + BLOCK])
         order = group(index)
@@ -66,7 +66,7 @@ def ours(name: str, k: int, xb: np.ndarray, xq: np.ndarray, gt: np.ndarray, fold
         faiss.write_index(index, str(path))
         np.save(ids, np.arange(len(xb)) if order is None else order)
         took.write_text(str(build_s))
-    grid = half_steps(family.grid)
+    grid = refine_grid(family.grid)
     # Where ten are asked for and not the pipeline's 500 candidates, more of them are refined.
     if k == K and "k_factor" in grid[0]:
         grid = tuple(p | {"k_factor": f} for p in grid if p["k_factor"] == 1 for f in REFINED)

@@ -18,11 +18,11 @@ import torch
 
 from serving.contract.files import written_whole
 from tasks.catalog.snapshot import take_snapshot
-from tasks.encoder.data.augment import Augmentation, augment, plain
+from tasks.encoder.data.augment import Augmentation, augment, to_float
 from tasks.encoder.data.photos import Photos, read_training_set
 from tasks.encoder.data.pixels import decode_some
 from tasks.encoder.presets import preset
-from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.trained import restore_student
@@ -66,8 +66,8 @@ def photo_vectors(catalogue: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
     with TemporaryDirectory() as scratch:
         work = Path(scratch) / "work"
         snapshot = take_snapshot(catalogue, f"{scratch}/snapshots", "bench")
-        teacher = train_teacher(snapshot.uri, config, work, quiet)
-        student = restore_student(distil_student(snapshot.uri, teacher, config, work, quiet), config)
+        teacher = train_teacher(snapshot.uri, config, work, no_log)
+        student = restore_student(distil_student(snapshot.uri, teacher, config, work, no_log), config)
         training = read_training_set(snapshot.uri)
     print(f"trained in {teacher.seconds:.0f} s", flush=True)
 
@@ -77,7 +77,7 @@ def photo_vectors(catalogue: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
         return torch.from_numpy(decoded[usable])
 
     with torch.inference_mode():
-        queries = student(plain(pixels(training.held_out(), config.preprocess.size))).numpy()
+        queries = student(to_float(pixels(training.held_out(), config.preprocess.size))).numpy()
         return _views(student, pixels(training.split("train"), config.cache_size), rows, config.preprocess.size), queries
 
 

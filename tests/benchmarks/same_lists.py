@@ -11,7 +11,7 @@ import numpy as np
 from serving.contract.files import describe, written_whole
 from serving.contract.segments import write_index
 from tasks.index.build import BuiltShard, empty_index
-from tasks.index.coarse import lists_of
+from tasks.index.coarse import ivf_view
 from tasks.index.families import code_count
 from tasks.index.vectors import sample_vectors, shard_batches
 from tests.benchmarks.made_shop import MadeShop
@@ -21,7 +21,7 @@ SAMPLE = 65_536
 
 def train_codes(shop: MadeShop, template: Any, folder: Path) -> dict[str, Any]:
     """Trains 8-bit codes of a byte for 8 dimensions on the residuals to a template's centroids; gives the factory and the file."""
-    lists = lists_of(template_index := empty_index(template))
+    lists = ivf_view(template_index := empty_index(template))
     assert template_index.d == shop.dim
     quantizer = faiss.IndexFlat(shop.dim, faiss.METRIC_INNER_PRODUCT)
     quantizer.add(lists.quantizer.reconstruct_n(0, lists.nlist))
@@ -56,7 +56,7 @@ def add_codes(shop: MadeShop, template_file: str, beside: BuiltShard, folder: Pa
 def _lists(path: Path, rows: int) -> np.ndarray:
     """The list (rows,) int64 that each position of an index is in."""
     index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    lists = lists_of(index)
+    lists = ivf_view(index)
     held = np.full(rows, -1, np.int64)
     for number in range(lists.nlist):
         size = lists.invlists.list_size(number)

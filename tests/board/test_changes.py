@@ -13,7 +13,7 @@ import pytest
 from serving.contract.keys import product_key
 from tasks import storage
 from tasks.board import changes
-from tasks.board.changes import ChangesBoard, Look
+from tasks.board.changes import ChangesBoard, SingleFlight
 from tasks.board.quarantine import quarantine_lines
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.embed.quarantine import SCHEMA, quarantine_uri
@@ -56,6 +56,7 @@ def test_with_nothing_wrong_it_says_so(live: LiveShop) -> None:
 def test_changes_that_wait_dead_letters_and_quarantine_are_shown_with_their_reasons(live: LiveShop) -> None:
     (live.home / "shop" / "images" / "bad.jpg").write_bytes(b"no picture")
     with live.queue() as source:
+        source.make_tables()  # type: ignore[attr-defined]
         source.database.execute('INSERT INTO outbox (event) VALUES (\'{"product_id": "p5"}\')')  # type: ignore[attr-defined]
     live.send(live.upsert(3, 1, image="images/bad.jpg"), live.upsert(4, 1))
     made = live.refresh("r1")
@@ -140,7 +141,7 @@ def test_dead_letters_that_cannot_be_read_do_not_hide_what_waits(live: LiveShop)
         def opened() -> Iterator[ChangeSource]:
             yield source
 
-        found = changes.look_at_queue(opened)
+        found = changes.read_queue(opened)
     assert (found["waiting"], found["dead"]) == (1, None)
     assert "the dead letters cannot be read: no such table: outbox_dead" in found["dead_note"]
 
@@ -152,15 +153,15 @@ def test_one_look_serves_everybody_and_a_slow_one_is_waited_for_once(tmp_path: P
         looks.append(time.monotonic())
         with open_changes("outbox:", str(tmp_path / "folder"), tmp_path) as source:
             time.sleep(1)
-            return {"waiting": source.waiting()}
+            return {"waiting": source.count_waiting()}
 
-    look = Look(slow, "the queue", 0.2)
-    assert [look.begin()(), look.begin()()] == [{"problem": "the queue did not answer within 0.2 s"}] * 2
+    look = SingleFlight(slow, "the queue", 0.2)
+    assert [look.start()(), look.start()()] == [{"problem": "the queue did not answer within 0.2 s"}] * 2
     time.sleep(1)
-    assert look.begin()() == {"waiting": 0}
+    assert look.start()() == {"waiting": 0}
     assert len(looks) == 1
 
 
 def test_an_error_without_words_is_named_by_its_kind() -> None:
-    assert changes.sentence(KeyError()) == "KeyError"
-    assert changes.sentence(CatalogError("first\nsecond")) == "first"
+    assert changes.public_message(KeyError()) == "KeyError"
+    assert changes.public_message(CatalogError("first\nsecond")) == "first"

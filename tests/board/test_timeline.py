@@ -9,7 +9,7 @@ from serving.contract.files import FileRef
 from serving.contract.manifest import Counts, EncoderRef, Gate, IndexManifest, Segment, SnapshotRef
 from tasks.board.lineage import lineage
 from tasks.board.replicas import replica_lines
-from tasks.board.timeline import Made, series, timeline
+from tasks.board.timeline import LoadedVersion, series, timeline
 from tasks.registry import INDEX_MODEL, Registry, Version
 from tasks.release.gates.verdict import refusal, verdict
 
@@ -67,7 +67,7 @@ PASSED, FAILED = manifest(gate()), manifest(gate(), gate(value=300.0))
 def test_what_a_version_is_and_whether_it_may_be_promoted(
     found: Version, read: IndexManifest | None, status: str, may: bool
 ) -> None:
-    entry = timeline([Made(found, read, "" if read else "its manifest cannot be fetched")], PAGES)[0]
+    entry = timeline([LoadedVersion(found, read, "" if read else "its manifest cannot be fetched")], PAGES)[0]
     assert (entry.status, entry.may_promote) == (status, may)
     assert entry.description == "98 products"
 
@@ -85,7 +85,9 @@ def test_the_registrys_verdict_counts_before_the_manifests_gates() -> None:
 
 
 def test_a_delta_shows_its_share_and_its_links() -> None:
-    entry = timeline([Made(version("2", **{"airflow.url": "http://airflow/dags/x"}), manifest(gate(), deltas=2))], PAGES)[0]
+    entry = timeline(
+        [LoadedVersion(version("2", **{"airflow.url": "http://airflow/dags/x"}), manifest(gate(), deltas=2))], PAGES
+    )[0]
     assert entry.delta_share == pytest.approx(20 / 110)
     assert entry.links == {
         "Model version": "http://mlflow/product-index/2",
@@ -96,7 +98,11 @@ def test_a_delta_shows_its_share_and_its_links() -> None:
 
 
 def test_a_series_goes_from_old_to_new_and_leaves_out_what_was_not_measured() -> None:
-    made = [Made(version("3", "live"), PASSED), Made(version("2"), manifest()), Made(version("1"), manifest(gate(value=300.0)))]
+    made = [
+        LoadedVersion(version("3", "live"), PASSED),
+        LoadedVersion(version("2"), manifest()),
+        LoadedVersion(version("1"), manifest(gate(value=300.0))),
+    ]
     points = series(timeline(made, PAGES), "p99_ms")
     assert [(p["version"], p["passed"], p["live"]) for p in points] == [("1", False, False), ("3", True, True)]
 

@@ -12,8 +12,8 @@ import pytest
 
 from serving.app import create_app
 from serving.settings import ServingSettings
-from tasks.capacity.service_times import made_up_photos, measure_times, read_times, write_times
-from tasks.capacity.simulation import Stage, Station, Times, Wanted, plans, simulate
+from tasks.capacity.service_times import measure_times, read_times, synthetic_photos, write_times
+from tasks.capacity.simulation import LoadTarget, Stage, Station, Times, plans, simulate
 from tasks.errors import VitrineError
 from tests.releases import make_release
 from tests.running import Served
@@ -34,7 +34,7 @@ def test_one_core_waits_as_mm1_says() -> None:
     found = simulate(one(exponential(10.0), 1, 1), qps=60.0, queries=N)
     mean = 1 / (1 / 10.0 - 0.060)
     assert found.latency_ms.mean() == pytest.approx(mean, rel=0.08)
-    assert found.p(99) == pytest.approx(-math.log(0.01) * mean, rel=0.12)
+    assert found.percentile(99) == pytest.approx(-math.log(0.01) * mean, rel=0.12)
     assert found.load["s"] == pytest.approx(0.6, rel=0.03)
 
 
@@ -64,7 +64,7 @@ def test_two_choices_balance_better_than_one_queue_each() -> None:
     apart = simulate(one(times, 1, 1), qps=90.0, queries=N)
     chosen = simulate(one(times, 10, 1), qps=900.0, queries=N)
     together = simulate(one(times, 1, 10), qps=900.0, queries=N)
-    assert together.p(99) < chosen.p(99) < apart.p(99)
+    assert together.percentile(99) < chosen.percentile(99) < apart.percentile(99)
 
 
 def test_a_station_that_is_visited_twice_is_one_queue() -> None:
@@ -90,9 +90,9 @@ def times() -> Times:
 
 
 def test_a_plan_keeps_the_deadline_and_more_load_needs_more_pods(times: Times) -> None:
-    few = plans(times, Wanted(qps=500, p99_ms=40, encoder_cores=2), queries=6000)[-1]
-    many = plans(times, Wanted(qps=2000, p99_ms=40, encoder_cores=2), queries=6000)[-1]
-    strict = plans(times, Wanted(qps=2000, p99_ms=25, encoder_cores=2), queries=6000)[-1]
+    few = plans(times, LoadTarget(qps=500, p99_ms=40, encoder_cores=2), queries=6000)[-1]
+    many = plans(times, LoadTarget(qps=2000, p99_ms=40, encoder_cores=2), queries=6000)[-1]
+    strict = plans(times, LoadTarget(qps=2000, p99_ms=25, encoder_cores=2), queries=6000)[-1]
     assert few.p99_ms <= 40
     assert few.shards == many.shards == 10
     assert many.encoders > 2 * few.encoders  # four times the load; large fleets run fuller
@@ -102,14 +102,14 @@ def test_a_plan_keeps_the_deadline_and_more_load_needs_more_pods(times: Times) -
 
 
 def test_pods_are_never_fuller_than_planned(times: Times) -> None:
-    for plan in plans(times, Wanted(qps=1000, p99_ms=30), queries=6000):
+    for plan in plans(times, LoadTarget(qps=1000, p99_ms=30), queries=6000):
         assert plan.encoder_load <= plan.load * 1.05
         assert plan.index_load <= plan.load * 1.05
 
 
 def test_what_no_number_of_pods_can_do_is_said(times: Times) -> None:
     with pytest.raises(VitrineError, match="no number of pods keeps the 99th percentile under 5 ms"):
-        plans(times, Wanted(qps=100, p99_ms=5), queries=3000)
+        plans(times, LoadTarget(qps=100, p99_ms=5), queries=3000)
     with pytest.raises(VitrineError, match="at least 50, is needed"):
         replace(times, rank=times.rank[:10])
 
@@ -136,11 +136,11 @@ def asked_url(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_running_replica_is_measured(asked_url: str) -> None:
-    found = measure_times(asked_url, made_up_photos(75, seed=1))
+    found = measure_times(asked_url, synthetic_photos(75, seed=1))
     assert len(found.encode) == 55
     assert found.products == 12
     assert (found.total > 0).all()
     with pytest.raises(VitrineError, match="from its cache"):
-        measure_times(asked_url, made_up_photos(75, seed=1))
+        measure_times(asked_url, synthetic_photos(75, seed=1))
     with pytest.raises(VitrineError, match="does not answer"):
-        measure_times("http://127.0.0.1:9", made_up_photos(1, seed=1))
+        measure_times("http://127.0.0.1:9", synthetic_photos(1, seed=1))

@@ -15,7 +15,7 @@ from tasks.catalog.load import load_folder
 from tasks.catalog.snapshot import Snapshot, photo_table, read_snapshot, take_snapshot
 from tasks.encoder.data.photos import read_training_set
 from tasks.errors import TrainingError
-from tasks.release.gates.end_to_end_eval import held_out
+from tasks.release.gates.end_to_end_eval import held_out_queries
 from tasks.validate.snapshot import SnapshotLimits, check_snapshot
 from tests.catalogs import read_table, small_catalog, write_table
 from tests.servers import postgres_server
@@ -106,7 +106,7 @@ def test_a_deleted_products_photos_are_left_out_counted_and_told(
     assert training.orphans == f"{TOLD}3"
     for split, photos in training.by_split.items():
         assert set(photos.uris) == {u for u in whole.split(split).uris if not u.startswith("photos/11-")}
-    assert {q.product_id for q in held_out(now)} == {f"p{n:03d}" for n in range(11)}
+    assert {q.product_id for q in held_out_queries(now)} == {f"p{n:03d}" for n in range(11)}
 
 
 def test_the_content_of_a_snapshot_does_not_depend_on_photos_that_are_left_out(shop: Shop, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_where_all_photos_are_orphans_training_says_that_there_are_none_and_why(
         with pytest.raises(TrainingError, match="has no training photos; add rows with split=train") as caught:
             read_training_set(none.uri, days)
         assert str(caught.value).endswith(f"; {TOLD}36")
-    assert held_out(none) == []
+    assert held_out_queries(none) == []
 
 
 def test_snapshots_of_before_are_read_as_having_left_out_nothing(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_photos_of_products_deleted_since_the_snapshot_are_left_out_before_they_
 ) -> None:
     snapshot = taken(str(small_catalog(tmp_path / "shop")), tmp_path, "one")
     with caplog.at_level("INFO"):
-        asked = held_out(snapshot, 5, {"p000", "p001", "unknown"})
+        asked = held_out_queries(snapshot, 5, {"p000", "p001", "unknown"})
     assert len(asked) == 5
     assert not {"p000", "p001"} & {q.product_id for q in asked}
     assert "6 of 36 labelled photos show products deleted since snapshot one: left out" in caplog.text
-    assert held_out(snapshot, deleted={f"p{n:03d}" for n in range(12)}) == []
+    assert held_out_queries(snapshot, deleted={f"p{n:03d}" for n in range(12)}) == []

@@ -140,7 +140,7 @@ def test_the_spark_workers_path(
         str(home / "pictures"), (), str(home / "encoders" / "0"), manifest.document, str(tmp_path / "store"), manifest.dim, "run",
         batch, 1, 2, "",
     )  # fmt: skip
-    worker.embed(str(tmp_path / "chunk.parquet"), config)
+    worker.embed_chunk(str(tmp_path / "chunk.parquet"), config)
     del recording.calls[0]  # the golden inputs
     pixels, vectors = recording.rows(len(PICTURES))
     assert (pixels == expected[0]).all()

@@ -69,7 +69,9 @@ def test_a_killed_task_is_run_again_and_the_version_is_the_same(stack: Stack) ->
     assert answer["version"]["index"] == killed
     assert stack.registry.index_manifest(killed).ranker == {"weights": {"popularity": 0.01}}
 
-    assert len(storage.listing(storage.join(stack.settings.store_uri, "truth"))) == 1, "tuning and gates ask for the same truth"
+    assert len(storage.list_files(storage.join(stack.settings.store_uri, "truth"))) == 1, (
+        "tuning and gates ask for the same truth"
+    )
 
     # The same catalogue and encoder again, without a kill: a copy of the whole stack's input in another store.
     from tasks.catalog.snapshot import take_snapshot

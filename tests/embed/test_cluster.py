@@ -35,5 +35,5 @@ def test_a_worker_killed_in_the_middle_does_not_fail_the_job(tmp_path: Path) -> 
         killer.join(timeout=5)
         assert victim.wait(timeout=10) == -signal.SIGKILL, "the worker was killed while the job ran"
     assert (result.embedded, result.quarantined, result.embedded_now) == (200, 0, 200)
-    known = EmbeddingStore(result.store_uri, 16).known().to_pylist()
+    known = EmbeddingStore(result.store_uri, 16).checksums().to_pylist()
     assert len(known) == len(set(known)) == 200

@@ -22,7 +22,7 @@ from serving.search.image_fetch import Fetcher
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
-from tasks.embed.job import EmbedConfig, Embedded, embed_snapshot
+from tasks.embed.job import EmbedConfig, EmbedResult, embed_snapshot
 from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import EmbeddingStore
 from tests.embed.shop import encoder, picture, shop, snapshot
@@ -32,13 +32,13 @@ pytestmark = pytest.mark.slow
 CONFIG = EmbedConfig(chunk=32, batch=8)
 
 
-def run(taken: Snapshot, folder: Path, run_key: str, config: EmbedConfig = CONFIG) -> Embedded:
+def run(taken: Snapshot, folder: Path, run_key: str, config: EmbedConfig = CONFIG) -> EmbedResult:
     return embed_snapshot(taken, folder / "encoder", "1", str(folder / "store"), run_key, folder / f"work-{run_key}", config)
 
 
-def vectors(result: Embedded) -> pa.Table:
+def vectors(result: EmbedResult) -> pa.Table:
     shards = [
-        pq.read_table(f) for s in range(result.shards) for f in storage.listing(f"{result.vectors_uri}/shard={s}", ".parquet")
+        pq.read_table(f) for s in range(result.shards) for f in storage.list_files(f"{result.vectors_uri}/shard={s}", ".parquet")
     ]
     return pa.concat_tables(shards)
 
@@ -62,12 +62,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(place: Path) -> tuple[Snapshot, Embedded]:
+def first(place: Path) -> tuple[Snapshot, EmbedResult]:
     taken = snapshot(place / "shop", place / "store")
     return taken, run(taken, place, "r1")
 
 
-def test_every_product_is_embedded_or_in_quarantine(first: tuple[Snapshot, Embedded]) -> None:
+def test_every_product_is_embedded_or_in_quarantine(first: tuple[Snapshot, EmbedResult]) -> None:
     result = first[1]
     assert (result.catalogue, result.embedded, result.quarantined) == (120, 117, 3)
     assert result.embedded_now == 116  # two products share one picture
@@ -76,13 +76,13 @@ def test_every_product_is_embedded_or_in_quarantine(first: tuple[Snapshot, Embed
     rows = {r["image_uri"]: r for r in pq.read_table(result.quarantine_uri).to_pylist()}
     assert rows["images/p9.jpg"]["reason"] == "missing"
     assert all(r["detail"] and r["run"] == "r1" for r in rows.values())
-    assert result.account == (
+    assert result.summary == (
         "120 products = 117 embedded + 3 in quarantine (1 missing, 1 not_an_image, 1 truncated); "
         "116 pictures embedded now, 0 products reused; in quarantine: p7 (not_an_image), p8 (truncated), p9 (missing)"
     )
 
 
-def test_vectors_are_those_of_the_encoder_sorted_by_key_in_their_shard(place: Path, first: tuple[Snapshot, Embedded]) -> None:
+def test_vectors_are_those_of_the_encoder_sorted_by_key_in_their_shard(place: Path, first: tuple[Snapshot, EmbedResult]) -> None:
     folder = EncoderFolder(place / "encoder")
     session_ = folder.open("student.fp32")
     for shard in range(2):
@@ -102,7 +102,7 @@ def test_vectors_are_those_of_the_encoder_sorted_by_key_in_their_shard(place: Pa
         np.testing.assert_allclose(found[row], by_sha[sha], atol=1e-3)
 
 
-def test_each_product_has_the_colours_of_its_picture(place: Path, first: tuple[Snapshot, Embedded]) -> None:
+def test_each_product_has_the_colours_of_its_picture(place: Path, first: tuple[Snapshot, EmbedResult]) -> None:
     table = vectors(first[1])
     seen = dict(zip(table["image_sha256"].to_pylist(), table[PALETTE].to_pylist(), strict=True))
     spec = EncoderFolder(place / "encoder").manifest.preprocess
@@ -111,18 +111,18 @@ def test_each_product_has_the_colours_of_its_picture(place: Path, first: tuple[S
         assert seen[hashlib.sha256(data).digest()] == palette(decode(data, spec)).tobytes()
 
 
-def test_the_store_knows_how_large_the_pictures_were(first: tuple[Snapshot, Embedded]) -> None:
+def test_the_store_knows_how_large_the_pictures_were(first: tuple[Snapshot, EmbedResult]) -> None:
     store = EmbeddingStore(first[1].store_uri, 16)
     parts = pa.concat_tables([store.part(c) for c in store.commits() if c.rows])
     assert set(parts["width"].to_pylist()) == set(parts["height"].to_pylist()) == {48}
 
 
-def test_a_finished_run_is_returned_as_it_is(place: Path, first: tuple[Snapshot, Embedded]) -> None:
+def test_a_finished_run_is_returned_as_it_is(place: Path, first: tuple[Snapshot, EmbedResult]) -> None:
     assert run(first[0], place, "r1") == first[1]
 
 
 def test_a_second_run_embeds_nothing_and_starts_no_spark(
-    place: Path, first: tuple[Snapshot, Embedded], monkeypatch: pytest.MonkeyPatch
+    place: Path, first: tuple[Snapshot, EmbedResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.embed.job.session", lambda *_: pytest.fail("Spark was started for nothing"))
     monkeypatch.setattr(worker, "read_image", _reading_only_missing)
@@ -139,7 +139,7 @@ def _reading_only_missing(uri: str, root: str, web: Fetcher) -> bytes:
 
 
 def test_only_what_changed_is_embedded_and_quarantine_is_left_when_the_bytes_change(
-    place: Path, first: tuple[Snapshot, Embedded]
+    place: Path, first: tuple[Snapshot, EmbedResult]
 ) -> None:
     picture(place / "shop" / "images" / "p9.jpg", 9)  # was missing
     picture(place / "shop" / "images" / "p7.jpg", 7)  # was not a picture
@@ -162,7 +162,7 @@ KILLED = EmbedConfig(chunk=16, batch=4)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Snapshot, Embedded]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Snapshot, EmbedResult]:
     """400 products embedded without a kill: what the killed runs must equal."""
     folder = tmp_path_factory.mktemp("kill")
     shop(folder / "shop", 400)
@@ -171,7 +171,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Snapsho
     return folder, taken, embed_snapshot(taken, folder / "encoder", "1", str(folder / "calm"), "k1", folder / "w", KILLED)
 
 
-def test_a_killed_driver_goes_on_where_it_was(undisturbed: tuple[Path, Snapshot, Embedded]) -> None:
+def test_a_killed_driver_goes_on_where_it_was(undisturbed: tuple[Path, Snapshot, EmbedResult]) -> None:
     folder, taken, calm = undisturbed
     commits = folder / "store" / "embeddings" / "tiny"
     process = subprocess.Popen(
@@ -197,10 +197,10 @@ def test_a_killed_driver_goes_on_where_it_was(undisturbed: tuple[Path, Snapshot,
         name = f"shard={shard}/part-00000.parquet"
         assert storage.sha256(f"{result.vectors_uri}/{name}") == storage.sha256(f"{calm.vectors_uri}/{name}")
     store = EmbeddingStore(result.store_uri, 16)
-    assert len(store.known()) == len(set(store.known().to_pylist())) == 400
+    assert len(store.checksums()) == len(set(store.checksums().to_pylist())) == 400
 
 
-def _counts(result: Embedded) -> Embedded:
+def _counts(result: EmbedResult) -> EmbedResult:
     return replace(result, vectors_uri="", store_uri="", quarantine_uri="")
 
 
@@ -233,7 +233,7 @@ def test_a_killed_python_worker_costs_its_chunk_only(tmp_path: Path) -> None:
     assert sorted(f.name.split("-")[0] for f in log.iterdir()) == [str(n) for n in range(8)]
 
 
-def test_the_job_survives_a_killed_worker_with_the_same_vectors(undisturbed: tuple[Path, Snapshot, Embedded]) -> None:
+def test_the_job_survives_a_killed_worker_with_the_same_vectors(undisturbed: tuple[Path, Snapshot, EmbedResult]) -> None:
     folder, taken, calm = undisturbed
     home = folder / "worker-kill"
     code = DRIVER.replace("run(read", "__import__('tests.embed.killer', fromlist=['arm']).arm()\nrun(read")
@@ -244,7 +244,7 @@ def test_the_job_survives_a_killed_worker_with_the_same_vectors(undisturbed: tup
     )
     assert process.wait(timeout=480) == 0
     assert (home / "store").exists()
-    result = Embedded(**storage.read_json(f"{home}/store/vectors/k1/_manifest.json"))
+    result = EmbedResult(**storage.read_json(f"{home}/store/vectors/k1/_manifest.json"))
     assert result.embedded == 400
     for shard in range(2):
         name = f"shard={shard}/part-00000.parquet"

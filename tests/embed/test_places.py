@@ -14,7 +14,7 @@ from serving.contract.preprocess import DEFAULT_LIMITS
 from tasks import storage
 from tasks.catalog.snapshot import product_table, read_snapshot, take_snapshot
 from tasks.embed import worker
-from tasks.embed.job import EmbedConfig, Embedded, embed_snapshot
+from tasks.embed.job import EmbedConfig, EmbedResult, embed_snapshot
 from tasks.embed.store import EmbeddingStore
 from tasks.errors import VitrineError
 from tests.embed.shop import encoder, shop
@@ -53,12 +53,12 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://shop/{tmp_path.name}"
 
 
-def run(folder: Path, store: str, key: str) -> Embedded:
+def run(folder: Path, store: str, key: str) -> EmbedResult:
     taken = take_snapshot(str(folder / "shop"), storage.join(store, "snapshots"), key)
     return embed_snapshot(taken, folder / "encoder", "1", store, key, folder / f"work-{key}", CONFIG)
 
 
-def reasons(result: Embedded) -> dict[str, str]:
+def reasons(result: EmbedResult) -> dict[str, str]:
     fs, path = storage.filesystem(result.quarantine_uri)
     return {r["image_uri"]: r["reason"] for r in pq.read_table(path, filesystem=fs).to_pylist()}
 

@@ -77,7 +77,7 @@ def test_equal_first_bytes_are_not_equal_images(tmp_path: Path) -> None:
 def test_a_part_without_its_commit_does_not_count(store: EmbeddingStore, tmp_path: Path) -> None:
     lost = store.commits()[0]
     (tmp_path / "store" / "_commits" / f"{lost.name}.json").unlink()
-    assert len(store.known()) == 40
+    assert len(store.checksums()) == 40
     assert store.committed(lost.name) is None
 
 

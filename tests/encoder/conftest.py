@@ -12,7 +12,7 @@ from serving.contract.manifest import EncoderManifest
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.encoder.export.export import export_encoder
 from tasks.encoder.presets import EncoderConfig, preset
-from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.trained import TrainedTower
@@ -68,7 +68,7 @@ class Exported:
 def exported(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     place = tmp_path_factory.mktemp("encoder")
     config, work, folder = preset("tiny"), place / "work", place / "encoder"
-    teacher = train_teacher(snapshot.uri, config, work, quiet)
-    student = distil_student(snapshot.uri, teacher, config, work, quiet)
+    teacher = train_teacher(snapshot.uri, config, work, no_log)
+    student = distil_student(snapshot.uri, teacher, config, work, no_log)
     manifest = export_encoder(snapshot.uri, teacher, student, config, work, folder)
     return Exported(config, teacher, student, manifest, work, folder)

@@ -2,7 +2,7 @@
 
 import torch
 
-from tasks.encoder.data.augment import Augmentation, augment, plain
+from tasks.encoder.data.augment import Augmentation, augment, to_float
 
 STILL = Augmentation(
     least_area=1.0, aspect=1.0, rotation=0.0, flip=False, brightness=0, contrast=0, saturation=0, tint=0, erase=0
@@ -24,13 +24,13 @@ def test_the_same_generator_gives_the_same_pictures_and_another_others() -> None
 
 def test_no_strength_leaves_the_picture_as_it_is() -> None:
     found = augment(pictures(), 32, STILL, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(found, plain(pictures()), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, to_float(pictures()), atol=1e-5, rtol=0)
 
 
 def test_flipping_mirrors_left_and_right() -> None:
     how = Augmentation(**{**STILL.__dict__, "flip": True})
     found = augment(pictures(64), 32, how, torch.Generator().manual_seed(0))
-    before = plain(pictures(64))
+    before = to_float(pictures(64))
     mirrored = [torch.allclose(f, b.flip(-1), atol=1e-5) for f, b in zip(found, before, strict=True)]
     same = [torch.allclose(f, b, atol=1e-5) for f, b in zip(found, before, strict=True)]
     assert all(m != s for m, s in zip(mirrored, same, strict=True))

@@ -21,7 +21,7 @@ from tasks.encoder.data.decoders import decode_many
 from tasks.encoder.data.photos import read_training_set
 from tasks.encoder.data.pixels import Decoding, Pixels
 from tasks.encoder.presets import Recipe, preset
-from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.errors import TrainingError
 from tasks.settings import PROJECT
 from tests.encoder.conftest import draw_catalogue
@@ -35,7 +35,7 @@ def pixels(n: int, first: int) -> Pixels:
 
 def drawn(pictures: Pixels, photos: Pixels, photo_products: list[int], how: Recipe, seed: int) -> BalancedBatches:
     plan = BatchPlan(pictures.usable, photos.usable, np.asarray(photo_products), how, seed)
-    return BalancedBatches(pictures, photos, plan, Replicas())
+    return BalancedBatches(pictures, photos, plan, ProcessGroup())
 
 
 def batches(photo_products: list[int], products: int = 10, **recipe: int) -> BalancedBatches:
@@ -87,7 +87,7 @@ def test_a_single_product_cannot_be_trained_on() -> None:
 
 def opened(snapshot: Snapshot, work: Path, decoding: Decoding) -> AbstractContextManager:
     config = preset("tiny")
-    return training_batches(read_training_set(snapshot.uri), config, config.teacher_recipe, work, decoding, Replicas())
+    return training_batches(read_training_set(snapshot.uri), config, config.teacher_recipe, work, decoding, ProcessGroup())
 
 
 def test_pictures_too_many_to_keep_are_decoded_by_workers_into_the_same_batches(snapshot: Snapshot, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.encoder.data.photos import TrainingSet, read_training_set
 from tasks.encoder.evaluate.baselines import colour_histograms
 from tasks.encoder.evaluate.evaluate import EncoderReport, PairReport, Recall, evaluate_encoder, pairs_of
-from tasks.encoder.evaluate.exact_search import asked_titles, search_photos, search_words
+from tasks.encoder.evaluate.exact_search import search_photos, search_titles, title_queries
 from tasks.encoder.evaluate.gates import EncoderPolicy, encoder_gates
 from tasks.encoder.evaluate.report import write_report
 from tasks.encoder.evaluate.retrieval_metrics import ranks
-from tasks.encoder.evaluate.speedup import FASTER, times_faster
+from tasks.encoder.evaluate.speedup import FASTER, measure_speedup
 from tasks.errors import TrainingError
 from tests.encoder.conftest import PRODUCTS, Exported, draw_catalogue
 
@@ -92,12 +92,12 @@ def test_titles_find_their_pictures_and_each_title_asks_once(report: EncoderRepo
 
 def test_a_title_of_several_products_may_find_any_of_them() -> None:
     titles, shown = ("red mug", "blue bag", "red mug", "", "shoe"), np.asarray([True, True, True, True, False])
-    names, number = asked_titles(titles, shown)
+    names, number = title_queries(titles, shown)
     assert names == ["blue bag", "red mug"]
     assert number.tolist() == [1, 0, 1, -1, -1]
     xb = np.eye(5, dtype=np.float32)
     xq = np.asarray([[0.9, 0.1, 0, 0, 0], [0.5, 0.6, 0.7, 0, 0.9]], np.float32)
-    found = search_words(xq, xb, shown, number)
+    found = search_titles(xq, xb, shown, number)
     assert found.ranks.tolist() == [2, 1]
     assert found.precision.tolist() == pytest.approx([0.5, (1 / 1 + 2 / 3) / 2])
     assert found.products.tolist() == [1, 2]
@@ -118,7 +118,7 @@ def test_search_in_blocks_finds_what_one_matrix_finds(monkeypatch: pytest.Monkey
 
 def test_the_query_encoder_is_timed_beside_the_teacher(exported: Exported) -> None:
     opened = EncoderFolder(exported.folder)
-    same = times_faster(opened, "teacher.fp32", "teacher.fp32")
+    same = measure_speedup(opened, "teacher.fp32", "teacher.fp32")
     assert 0.3 < same < 3
 
 

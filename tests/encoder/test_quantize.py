@@ -13,7 +13,7 @@ from serving.contract.runtimes import ONNXRUNTIME
 from tasks.encoder.evaluate.vectors import encode
 from tasks.encoder.export import quantize
 from tasks.encoder.export.onnx_graph import write_half, write_onnx
-from tasks.encoder.export.quantize import Choice, Trial, choose, has_attention, quantise_static, quantised, ways
+from tasks.encoder.export.quantize import Choice, Trial, choose, has_attention, methods_for, quantize_graph, quantize_static
 from tests.encoder.conftest import Exported
 
 SIZE = 16
@@ -73,13 +73,13 @@ def test_the_best_way_ships_unless_another_good_one_is_much_faster(
 
 def test_a_graph_with_attention_may_leave_it_in_floating_point(graph: Path, exported: Exported) -> None:
     assert has_attention(graph)
-    assert set(ways(graph)) == {"minmax", "percentile", "minmax_attention_fp32", "dynamic"}
-    assert set(ways(exported.folder / "student.fp32.onnx")) == {"minmax", "percentile"}
+    assert set(methods_for(graph)) == {"minmax", "percentile", "minmax_attention_fp32", "dynamic"}
+    assert set(methods_for(exported.folder / "student.fp32.onnx")) == {"minmax", "percentile"}
 
 
 def test_every_way_stays_near_fp32_and_add_and_softmax_stay_exact(graph: Path, tmp_path: Path) -> None:
     expected = encode(graph, pictures())
-    for name, write in ways(graph).items():
+    for name, write in methods_for(graph).items():
         path = tmp_path / f"{name}.onnx"
         write(graph, path, pictures())
         encoder = Encoder(ONNXRUNTIME.open(path, "int8", 1), name, "", "onnxruntime", alone=name == "dynamic")
@@ -93,7 +93,7 @@ def test_every_way_stays_near_fp32_and_add_and_softmax_stay_exact(graph: Path, t
 
 
 def test_weights_take_seven_bits_so_that_no_processor_overflows(graph: Path, exported: Exported, tmp_path: Path) -> None:
-    for name, write in ways(graph).items():
+    for name, write in methods_for(graph).items():
         write(graph, tmp_path / f"{name}.onnx", pictures())
     for path in (*tmp_path.glob("*.onnx"), exported.folder / "student.int8.onnx"):
         tensors = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
@@ -104,7 +104,7 @@ def test_weights_take_seven_bits_so_that_no_processor_overflows(graph: Path, exp
 
 def test_dynamic_scales_follow_the_batch_so_such_a_graph_runs_alone(graph: Path, tmp_path: Path) -> None:
     path = tmp_path / "dynamic.onnx"
-    ways(graph)["dynamic"](graph, path, pictures())
+    methods_for(graph)["dynamic"](graph, path, pictures())
     session = ONNXRUNTIME.open(path, "int8", 1)
     mixed = np.concatenate([pictures(3), np.full((1, SIZE, SIZE, 3), 255, np.uint8)])
     alone = np.concatenate([session(p[None]) for p in mixed])
@@ -121,19 +121,19 @@ def test_an_int8_that_loses_recall_is_not_written_and_a_choice_is_made_once(grap
         return 0.9 if encoder.name == "fp32" else 0.5
 
     target = tmp_path / "int8.onnx"
-    choice, trials, fp32 = quantised(graph, target, pictures(), recall, ONNXRUNTIME, tmp_path / "kept")
+    choice, trials, fp32 = quantize_graph(graph, target, pictures(), recall, ONNXRUNTIME, tmp_path / "kept")
     assert choice.method == ""
     assert "Recall@10 0.5000, at least 0.8910" in choice.reason
     assert not target.exists()
-    assert set(calls) == {"fp32", *ways(graph)}
-    again = quantised(graph, target, pictures(), recall, ONNXRUNTIME, tmp_path / "kept")
+    assert set(calls) == {"fp32", *methods_for(graph)}
+    again = quantize_graph(graph, target, pictures(), recall, ONNXRUNTIME, tmp_path / "kept")
     assert again == (choice, trials, fp32)
-    assert len(calls) == 1 + len(ways(graph))
+    assert len(calls) == 1 + len(methods_for(graph))
 
 
 def test_the_chosen_way_gives_the_same_bytes_again(graph: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        quantise_static(graph, tmp_path / name, pictures(), "minmax")
+        quantize_static(graph, tmp_path / name, pictures(), "minmax")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert isinstance(choose([FP32], FP32), Choice)
     assert quantize.LEAST_SHARE == 0.99

@@ -15,7 +15,7 @@ import torch
 from tasks.catalog.snapshot import Snapshot
 from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
 from tasks.encoder.train.jobs import Job, train
-from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.trained import TrainedTower, load_tower
 from tasks.errors import TrainingError
 from tasks.settings import PROJECT
@@ -42,7 +42,7 @@ def job(snapshot: Snapshot, work: Path, config: EncoderConfig, teacher: TrainedT
 
 def test_two_processes_train_as_one_with_the_same_batch(snapshot: Snapshot, tmp_path: Path) -> None:
     config, seen = recipe(), []
-    alone = train(job(snapshot, tmp_path / "one", config), quiet, 1)
+    alone = train(job(snapshot, tmp_path / "one", config), no_log, 1)
     together = train(job(snapshot, tmp_path / "two", config), lambda *told: seen.append(told), 2)
     one, two = load_tower(alone), load_tower(together)
     assert len(one.values["loss"]) == 6
@@ -51,8 +51,8 @@ def test_two_processes_train_as_one_with_the_same_batch(snapshot: Snapshot, tmp_
     for name, tensor in one.tensors.items():
         torch.testing.assert_close(two.tensors[name], tensor, rtol=1e-2, atol=2e-4)
 
-    apart = train(job(snapshot, tmp_path / "one", config, alone), quiet, 1)
-    shared = train(job(snapshot, tmp_path / "two", config, alone), quiet, 2)
+    apart = train(job(snapshot, tmp_path / "one", config, alone), no_log, 1)
+    shared = train(job(snapshot, tmp_path / "two", config, alone), no_log, 2)
     np.testing.assert_allclose(load_tower(shared).values["loss"], load_tower(apart).values["loss"], rtol=1e-4)
 
 
@@ -86,11 +86,11 @@ def test_killed_together_they_leave_nothing_running_and_resume_to_the_same_curve
     steps: list[int] = []
     resumed = train(one, lambda name, _, step: steps.append(step) if name == "teacher.loss" else None, 2)
     assert steps[0] >= 10
-    whole = train(one.model_copy(update={"work": str(tmp_path / "whole")}), quiet, 1)
+    whole = train(one.model_copy(update={"work": str(tmp_path / "whole")}), no_log, 1)
     np.testing.assert_allclose(load_tower(resumed).values["loss"], load_tower(whole).values["loss"], rtol=2e-3)
 
 
 def test_what_stops_one_stops_all_with_its_sentence(snapshot: Snapshot, tmp_path: Path) -> None:
     wild = replace(recipe(), teacher_recipe=replace(recipe().teacher_recipe, learning_rate=1e30))
     with pytest.raises(TrainingError, match=r"teacher: the loss is not a number at step \d .*lower the learning rate"):
-        train(job(snapshot, tmp_path, wild), quiet, 2)
+        train(job(snapshot, tmp_path, wild), no_log, 2)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tasks.catalog.snapshot import Snapshot
 from tasks.encoder.evaluate.gates import EncoderPolicy
 from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
-from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.towers import build_student, build_teacher, parameters
@@ -63,8 +63,8 @@ def test_a_real_preset_trains_a_step_from_random_weights(snapshot: Snapshot, tmp
     real = preset("vit_b32")
     few = replace(real.teacher_recipe, steps=1, products=2, pictures=2)
     config = replace(real, teacher=replace(real.teacher, pretrained=""), teacher_recipe=few, student_recipe=few, precision="fp32")
-    teacher = train_teacher(snapshot.uri, config, tmp_path, quiet)
-    student = distil_student(snapshot.uri, teacher, config, tmp_path, quiet)
+    teacher = train_teacher(snapshot.uri, config, tmp_path, no_log)
+    student = distil_student(snapshot.uri, teacher, config, tmp_path, no_log)
     assert teacher.parameters > EncoderPolicy().smaller * student.parameters
     assert teacher.final_loss > 0
     assert student.final_loss > 0

@@ -14,7 +14,7 @@ import torch
 from tasks.catalog.snapshot import Snapshot
 from tasks.encoder.presets import EncoderConfig, Recipe, preset
 from tasks.encoder.train.checkpoint import latest
-from tasks.encoder.train.loop import learning_rate, optimise, quiet
+from tasks.encoder.train.loop import learning_rate, no_log, optimise
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.trained import load_tower, recipe_key
@@ -67,7 +67,7 @@ def test_bf16_is_for_processors_that_compute_in_it(snapshot: Snapshot, tmp_path:
     losses = []
     for found, expected in (({"avx512_bf16": False}, "fp32"), ({"avx512_bf16": True}, "bf16")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
-        trained = train_teacher(snapshot.uri, config, tmp_path / expected, quiet)
+        trained = train_teacher(snapshot.uri, config, tmp_path / expected, no_log)
         assert trained.precision == expected
         losses.append(trained.final_loss)
     assert losses[0] != losses[1]
@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_a_number_stops_the_training_and_says_where(tmp_path:
         return {"loss": (module(torch.ones(1, 2)) * bad).sum()}
 
     with pytest.raises(TrainingError, match=r"teacher: the loss is not a number at step 2 .*lower the learning rate"):
-        optimise("teacher", module, losses, Recipe(steps=5, checkpoint_every=1), "key", 1, tmp_path, quiet)
+        optimise("teacher", module, losses, Recipe(steps=5, checkpoint_every=1), "key", 1, tmp_path, no_log)
     found = latest(tmp_path)
     assert found is not None
     assert all(torch.isfinite(v).all() for v in found.tensors.values())
@@ -110,7 +110,7 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(tmp_path: Path) ->
         module = torch.nn.Linear(2, 1)
         size = 8 // parts
         recipe = Recipe(steps=1, accumulate=parts)
-        optimise("x", module, lambda n: {"loss": module(xs[n * size : (n + 1) * size]).mean()}, recipe, "k", 8, tmp_path, quiet)
+        optimise("x", module, lambda n: {"loss": module(xs[n * size : (n + 1) * size]).mean()}, recipe, "k", 8, tmp_path, no_log)
         return module.weight.detach()
 
     torch.testing.assert_close(trained(4), trained(1))
@@ -122,21 +122,21 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
         module = torch.nn.Linear(2, 1)
         before = module.weight.detach().clone()
         recipe = Recipe(steps=30, ema_decay=decay, learning_rate=0.1, checkpoint_every=1000)
-        optimise("x", module, lambda _: {"loss": module(torch.ones(1, 2)).sum()}, recipe, "k", 1, tmp_path, quiet)
+        optimise("x", module, lambda _: {"loss": module(torch.ones(1, 2)).sum()}, recipe, "k", 1, tmp_path, no_log)
         return (module.weight.detach() - before).norm()
 
     assert 0 < trained(0.999) < trained(0.0)
 
 
 def test_a_damaged_tower_is_not_used(snapshot: Snapshot, exported: Exported, tmp_path: Path) -> None:
-    trained = train_teacher(snapshot.uri, exported.config, tmp_path, quiet)
+    trained = train_teacher(snapshot.uri, exported.config, tmp_path, no_log)
     weights = Path(trained.folder) / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(TrainingError, match="is damaged"):
-        distil_student(snapshot.uri, trained, exported.config, tmp_path, quiet)
+        distil_student(snapshot.uri, trained, exported.config, tmp_path, no_log)
     gone = trained.model_copy(update={"folder": str(tmp_path / "nowhere")})
     with pytest.raises(TrainingError, match=r"is not in .*; run its training step again"):
-        distil_student(snapshot.uri, gone, exported.config, tmp_path, quiet)
+        distil_student(snapshot.uri, gone, exported.config, tmp_path, no_log)
 
 
 def test_presets_are_named_and_survive_their_dict() -> None:

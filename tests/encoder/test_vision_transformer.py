@@ -21,15 +21,15 @@ from serving.index.searcher import Searcher
 from serving.versions.text_encoder import TextEncoder
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, product_table
-from tasks.embed.job import EmbedConfig, Embedded, embed_snapshot
+from tasks.embed.job import EmbedConfig, EmbedResult, embed_snapshot
 from tasks.encoder.export.export import export_encoder
 from tasks.encoder.export.onnx_graph import ImageGraph
 from tasks.encoder.presets import EncoderConfig, Recipe, TowerConfig, preset
-from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.trained import restore_teacher
-from tasks.index.assemble import base_segment, draft, local_files, with_golden
+from tasks.index.assemble import base_segment, draft_manifest, local_files, with_golden
 from tasks.index.build import IndexConfig, build_shard, train_template
 from tests.cluster import Serving
 
@@ -47,7 +47,7 @@ class Made:
 
     folder: Path
     manifest: EncoderManifest
-    embedded: Embedded
+    embedded: EmbedResult
     release: Path
     expected: dict[str, np.ndarray]
 
@@ -73,18 +73,18 @@ def small_vit(place: Path) -> EncoderConfig:
 def made(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Made:
     place = tmp_path_factory.mktemp("vit")
     config, work, folder = small_vit(place), place / "work", place / "encoder"
-    teacher = train_teacher(snapshot.uri, config, work, quiet)
-    student = distil_student(snapshot.uri, teacher, config, work, quiet)
+    teacher = train_teacher(snapshot.uri, config, work, no_log)
+    student = distil_student(snapshot.uri, teacher, config, work, no_log)
     manifest = export_encoder(snapshot.uri, teacher, student, config, work, folder)
     with np.load(folder / "golden.npz") as golden, torch.no_grad():
         pixels = torch.from_numpy(golden["pixels"])
         expected = {"teacher": ImageGraph(restore_teacher(teacher, config).image)(pixels).numpy()}
-    direct = EmbedConfig(shards=SHARDS, direct=100, looks=False)
+    direct = EmbedConfig(shards=SHARDS, direct=100, hash_cache=False)
     embedded = embed_snapshot(snapshot, folder, "1", str(place / "store"), "r1", place / "embed", direct)
     return Made(folder, manifest, embedded, _release(place, snapshot, folder, embedded), expected)
 
 
-def _release(place: Path, snapshot: Snapshot, folder: Path, embedded: Embedded) -> Path:
+def _release(place: Path, snapshot: Snapshot, folder: Path, embedded: EmbedResult) -> Path:
     """The folder that `vitrine release export` writes, of an index over the embedded catalogue."""
     encoders, release, work = EncoderFolder(folder), place / "release", place / "index"
     made = encoders.manifest
@@ -99,7 +99,7 @@ def _release(place: Path, snapshot: Snapshot, folder: Path, embedded: Embedded) 
     files = {p.name: work / str(s) for s in range(SHARDS) for p in (work / str(s)).iterdir()} | {"golden.npz": work}
     segments = [base_segment(b, "", "index") for b in built]
     search = {"family": "flat", "candidates": 40}
-    manifest = draft("vit", "2026-12-01T00:00:00+00:00", encoder, snapshot, segments, search, {}, embedded, SHARDS, "")
+    manifest = draft_manifest("vit", "2026-12-01T00:00:00+00:00", encoder, snapshot, segments, search, {}, embedded, SHARDS, "")
     with np.load(folder / "golden.npz") as golden:
         vectors = golden[made.query]
     locate = {name: where / name for name, where in files.items()}
@@ -128,7 +128,7 @@ def documents(made: Made, snapshot: Snapshot) -> tuple[list[str], np.ndarray]:
     ids = dict(zip(*product_table(snapshot.uri, ["key", "product_id"]).to_pydict().values(), strict=True))
     found: dict[str, np.ndarray] = {}
     for shard in range(SHARDS):
-        for file in storage.listing(f"{made.embedded.vectors_uri}/shard={shard}", ".parquet"):
+        for file in storage.list_files(f"{made.embedded.vectors_uri}/shard={shard}", ".parquet"):
             table = pq.read_table(file)
             matrix = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
             found |= {ids[k]: v for k, v in zip(table["key"].to_pylist(), matrix.astype(np.float32), strict=True)}

@@ -16,7 +16,7 @@ from serving.contract.files import ContractError, verify
 from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
 from tasks.index.build import IndexConfig, Template, build_shard, empty_index, train_template, training_vectors
-from tasks.index.families import FAMILIES, least_training, lists_for
+from tasks.index.families import FAMILIES, least_training, list_count
 from tests.index.shop import Shop, build_all, clustered, manifest_of, open_shop, write_vectors
 
 
@@ -139,8 +139,8 @@ def test_a_sample_is_never_too_small_for_its_lists(rows: int) -> None:
     family = FAMILIES["ivf_fs_sq8"]
     wanted = training_vectors(family, rows, IndexConfig())
     drawn = np.random.default_rng(7).binomial(rows, wanted / rows, 10_000)
-    assert drawn.min() >= least_training(family, rows) == 39 * lists_for(rows)
-    assert wanted < max(200_000, 1.02 * 39 * lists_for(rows)) + 1
+    assert drawn.min() >= least_training(family, rows) == 39 * list_count(rows)
+    assert wanted < max(200_000, 1.02 * 39 * list_count(rows)) + 1
 
 
 def test_all_equal_vectors_build_and_answer(shop: Shop, wide_shop: Shop, tmp_path: Path) -> None:

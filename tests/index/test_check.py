@@ -18,9 +18,9 @@ from tasks.catalog.snapshot import product_table
 from tasks.index.assemble import with_golden
 from tasks.index.check import Check, _vectors, check_index
 from tasks.index.delta import add_delta
-from tasks.index.delta_version import Embedded, Place, placed, succeed
+from tasks.index.delta_version import ArtifactLocation, EmbeddedRows, mark_membership, next_version
 from tasks.index.families import FAMILIES
-from tasks.index.index_type import kind_made, kind_of
+from tasks.index.index_type import family_index_type, index_type
 from tests.index.shop import Shop, build_all, clustered, manifest_of
 from tests.index.test_delta import changes_of
 
@@ -61,11 +61,11 @@ def hour_later(
     events = [delete(shop.ids[n], now) for n in deletes]
     events += [upsert(f"P{n:05d}", now, {"title": "new", "image": "new.jpg"}) for n in upserts]
     base = pa.concat_tables([read_rows(folder / s.table.path) for s in version.segments])["key"].combine_chunks()
-    changed = placed(entries(events, now), product_table(shop.snapshot.uri, ["key"]), base)
+    changed = mark_membership(entries(events, now), product_table(shop.snapshot.uri, ["key"]), base)
     usable = {n: v for n, v in upserts.items() if len(v)}
     rows = changes_of(shop, usable, set())
-    made, _ = succeed(
-        version, SCHEMA.empty_table(), changed, Embedded(rows.rows, rows.vectors), Place(folder / "hour", "", "hour"),
+    made, _ = next_version(
+        version, SCHEMA.empty_table(), changed, EmbeddedRows(rows.rows, rows.vectors), ArtifactLocation(folder / "hour", "", "hour"),
         lambda ref: folder / ref.path,
     )  # fmt: skip
     made = made.model_copy(update={"parent": version.id})
@@ -173,7 +173,7 @@ def test_rows_and_families_that_are_not_the_files_own_are_found(shop: Shop, vers
 def test_what_each_family_makes_is_of_its_kind_and_of_no_other(family: str, searchers: dict[str, Searcher]) -> None:
     engine = searchers[family].segments[0].engine
     assert engine is not None
-    assert [name for name in FAMILIES if kind_made(name, 32) == kind_of(engine.index)] == [family]
+    assert [name for name in FAMILIES if family_index_type(name, 32) == index_type(engine.index)] == [family]
 
 
 @pytest.mark.parametrize(("value", "length"), [(50.0, "283"), (0.0, "0"), (np.nan, "nan")])

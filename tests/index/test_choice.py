@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from tasks.errors import VitrineError
-from tasks.index.choice import FLAT_MAX_ROWS, Budget, Need, choose_family, expected_ms, next_family, preferred
+from tasks.index.choice import FLAT_MAX_ROWS, Budget, Requirements, choose_family, expected_ms, next_family, rank_families
 from tasks.index.families import FAMILIES, RETIRED
 
 MILLION = 1_000_000
@@ -15,17 +15,17 @@ MIB = 2**20
 @pytest.mark.parametrize(
     ("need", "chosen"),
     [
-        (Need(2_000, 512), "flat"),
-        (Need(16_000, 512, shards=8), "flat"),
-        (Need(400_000, 512, shards=8), "ivf_fs_sq8"),
-        (Need(MILLION, 512), "ivf_fs_sq8"),
-        (Need(MILLION, 128, target=0.98), "ivf_fs_fp16"),
-        (Need(MILLION, 512, target=0.7), "ivf_fs_sq8"),
-        (Need(MILLION, 4), "ivf_fs_sq8"),
-        (Need(MILLION, 512, target=0.999), "flat"),
+        (Requirements(2_000, 512), "flat"),
+        (Requirements(16_000, 512, shards=8), "flat"),
+        (Requirements(400_000, 512, shards=8), "ivf_fs_sq8"),
+        (Requirements(MILLION, 512), "ivf_fs_sq8"),
+        (Requirements(MILLION, 128, target=0.98), "ivf_fs_fp16"),
+        (Requirements(MILLION, 512, target=0.7), "ivf_fs_sq8"),
+        (Requirements(MILLION, 4), "ivf_fs_sq8"),
+        (Requirements(MILLION, 512, target=0.999), "flat"),
     ],
 )
-def test_without_a_budget_rows_and_recall_decide(need: Need, chosen: str) -> None:
+def test_without_a_budget_rows_and_recall_decide(need: Requirements, chosen: str) -> None:
     choice = choose_family(need)
     assert choice.family.name == chosen
     assert choice.reasons[chosen].startswith("chosen: ")
@@ -37,64 +37,64 @@ def test_without_a_budget_rows_and_recall_decide(need: Need, chosen: str) -> Non
     ("need", "chosen", "refused"),
     [
         (
-            Need(MILLION, 512, budget=Budget(ram_bytes=1000 * MIB)),
+            Requirements(MILLION, 512, budget=Budget(ram_bytes=1000 * MIB)),
             "ivf_fs_sq8",
             {"ivf_fs_fp16": "takes 1022 MiB", "hnsw_flat": "takes 2216 MiB", "ivf_pq": "reaches recall@10 0.77 on every"},
         ),
         (
-            Need(MILLION, 512, target=0.75, budget=Budget(ram_bytes=200 * MIB)),
+            Requirements(MILLION, 512, target=0.75, budget=Budget(ram_bytes=200 * MIB)),
             "ivf_pq",
             {"ivf_fs_sq8": "takes 534 MiB"},
         ),
-        (Need(MILLION, 512, target=0.75, budget=Budget(ram_bytes=200 * MIB, build_s=200)), "", {}),
+        (Requirements(MILLION, 512, target=0.75, budget=Budget(ram_bytes=200 * MIB, build_s=200)), "", {}),
         (
-            Need(MILLION, 512, budget=Budget(p99_ms=2)),
+            Requirements(MILLION, 512, budget=Budget(p99_ms=2)),
             "hnsw_sq8",
             {"ivf_fs_sq8": "would have a p99 of about", "flat": "would have a p99 of about 279.3 ms"},
         ),
-        (Need(MILLION, 512, target=0.99, budget=Budget(p99_ms=5)), "hnsw16_fp16", {}),
+        (Requirements(MILLION, 512, target=0.99, budget=Budget(p99_ms=5)), "hnsw16_fp16", {}),
         (
-            Need(MILLION, 512, target=0.99, budget=Budget(p99_ms=3)),
+            Requirements(MILLION, 512, target=0.99, budget=Budget(p99_ms=3)),
             "hnsw_fp16",
             {"hnsw_bf16": "reaches recall@10 0.98 on every", "ivf_fs_fp16": "would have a p99 of about"},
         ),
         (
-            Need(MILLION, 512, target=0.98, budget=Budget(p99_ms=3)),
+            Requirements(MILLION, 512, target=0.98, budget=Budget(p99_ms=3)),
             "hnsw_bf16",
             {"hnsw_sq8": "reaches recall@10 0.97 on every", "ivf_fs_fp16": "would have a p99 of about"},
         ),
-        (Need(MILLION, 512, target=0.99, budget=Budget(p99_ms=5, build_s=200)), "", {}),
+        (Requirements(MILLION, 512, target=0.99, budget=Budget(p99_ms=5, build_s=200)), "", {}),
         (
-            Need(8 * MILLION, 512, shards=8, budget=Budget(p99_ms=30, ram_bytes=8 * 2**30, build_s=600)),
+            Requirements(8 * MILLION, 512, shards=8, budget=Budget(p99_ms=30, ram_bytes=8 * 2**30, build_s=600)),
             "ivf_fs_sq8",
             {"ivf_flat": "takes 15747 MiB"},
         ),
         (
-            Need(MILLION, 512, budget=Budget(build_s=200, p99_ms=15)),
+            Requirements(MILLION, 512, budget=Budget(build_s=200, p99_ms=15)),
             "ivf_fs_sq8",
             {"hnsw_sq8": "would take about 680 s to build a shard"},
         ),
         (
-            Need(MILLION, 512, budget=Budget(p99_ms=5, clients=8), cores=2),
+            Requirements(MILLION, 512, budget=Budget(p99_ms=5, clients=8), cores=2),
             "",
             {},
         ),
         (
-            Need(MILLION, 512, budget=Budget(p99_ms=8, clients=8), cores=2),
+            Requirements(MILLION, 512, budget=Budget(p99_ms=8, clients=8), cores=2),
             "hnsw_sq8",
             {"ivf_fs_sq8": "would have a p99 of about 11.2 ms with 8 clients"},
         ),
-        (Need(MILLION, 512, budget=Budget(p99_ms=8, clients=8), cores=8), "ivf_fs_sq8", {}),
-        (Need(5 * MILLION, 512, shards=100, budget=Budget(ram_bytes=100 * MIB, p99_ms=1)), "", {}),
+        (Requirements(MILLION, 512, budget=Budget(p99_ms=8, clients=8), cores=8), "ivf_fs_sq8", {}),
+        (Requirements(5 * MILLION, 512, shards=100, budget=Budget(ram_bytes=100 * MIB, p99_ms=1)), "", {}),
         (
-            Need(40_000, 512, budget=Budget(ram_bytes=50 * MIB)),
+            Requirements(40_000, 512, budget=Budget(ram_bytes=50 * MIB)),
             "ivf_fs_sq8",
             {"flat": "takes 78 MiB"},
         ),
-        (Need(2_000, 512, budget=Budget(ram_bytes=1 * MIB)), "", {}),
+        (Requirements(2_000, 512, budget=Budget(ram_bytes=1 * MIB)), "", {}),
     ],
 )
-def test_a_budget_decides_the_family_and_every_other_hears_why(need: Need, chosen: str, refused: dict[str, str]) -> None:
+def test_a_budget_decides_the_family_and_every_other_hears_why(need: Requirements, chosen: str, refused: dict[str, str]) -> None:
     if not chosen:
         with pytest.raises(VitrineError, match="no index family holds"):
             choose_family(need)
@@ -108,11 +108,11 @@ def test_a_budget_decides_the_family_and_every_other_hears_why(need: Need, chose
 
 def test_a_budget_that_nothing_keeps_is_refused_with_what_each_family_needs() -> None:
     with pytest.raises(VitrineError, match=r"ivf_pq: reaches recall@10 0\.77 on every .*hnsw_sq8: takes"):
-        choose_family(Need(MILLION, 512, budget=Budget(ram_bytes=10 * MIB)))
+        choose_family(Requirements(MILLION, 512, budget=Budget(ram_bytes=10 * MIB)))
     with pytest.raises(VitrineError, match="ivf_fs_sq8: needs 2496 training vectors and there are 2000"):
-        choose_family(Need(2_000, 512, budget=Budget(ram_bytes=1 * MIB)))
+        choose_family(Requirements(2_000, 512, budget=Budget(ram_bytes=1 * MIB)))
     with pytest.raises(VitrineError, match="'annoy' is not known; choose one of flat, ivf_flat, ivf_pq, "):
-        choose_family(Need(10, 512), "annoy")
+        choose_family(Requirements(10, 512), "annoy")
 
 
 @pytest.mark.parametrize("family", RETIRED)
@@ -120,27 +120,27 @@ def test_a_family_that_is_built_no_more_is_refused_and_others_are_named(family: 
     with pytest.raises(
         VitrineError, match=f"index family '{family}' is built no more, .*; choose one of flat, ivf_flat, ivf_pq, "
     ):
-        choose_family(Need(MILLION, 512), family)
+        choose_family(Requirements(MILLION, 512), family)
     assert family not in FAMILIES
 
 
 def test_a_name_is_taken_and_what_speaks_against_it_is_said() -> None:
-    choice = choose_family(Need(MILLION, 512), "ivf_pq")
+    choice = choose_family(Requirements(MILLION, 512), "ivf_pq")
     assert choice.family.name == "ivf_pq"
     assert choice.reasons["ivf_pq"].startswith("chosen: asked for by name, though it reaches recall@10 0.77 on every kind")
     assert set(choice.reasons) == set(FAMILIES)
-    assert choose_family(Need(MILLION, 512), "hnsw_sq8").reasons["hnsw_sq8"].startswith("chosen: asked for by name;")
+    assert choose_family(Requirements(MILLION, 512), "hnsw_sq8").reasons["hnsw_sq8"].startswith("chosen: asked for by name;")
 
 
 def test_the_rows_of_all_shards_are_compared_exactly_within_what_is_said() -> None:
     flat = FAMILIES["flat"]
-    assert expected_ms(flat, Need(FLAT_MAX_ROWS, 512)) < 5
-    assert expected_ms(flat, Need(400_000, 512, shards=8)) > 30
+    assert expected_ms(flat, Requirements(FLAT_MAX_ROWS, 512)) < 5
+    assert expected_ms(flat, Requirements(400_000, 512, shards=8)) > 30
 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 0.95, 0.98, 0.99, 0.999])
 def test_nothing_is_preferred_that_is_known_to_find_too_little(target: float) -> None:
-    for family in preferred(Need(MILLION, 512, target=target)):
+    for family in rank_families(Requirements(MILLION, 512, target=target)):
         assert family.reach[-1][0] >= target
 
 
@@ -157,4 +157,4 @@ def test_nothing_is_preferred_that_is_known_to_find_too_little(target: float) ->
 def test_what_was_refused_names_the_family_to_take_next(
     family: str, missed: Literal["recall", "p99", "memory"], budget: Budget, expected: str
 ) -> None:
-    assert next_family(FAMILIES[family], Need(MILLION, 512, budget=budget), missed) == expected
+    assert next_family(FAMILIES[family], Requirements(MILLION, 512, budget=budget), missed) == expected

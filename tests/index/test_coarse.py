@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from serving.index.faiss_engine import omp_threads
-from tasks.index.coarse import gpus, lists_of, quick_adding, quick_training
+from tasks.index.coarse import fast_adding, fast_training, gpus, ivf_view
 from tests.index.shop import clustered
 
 D, N = 16, 800
@@ -17,11 +17,11 @@ D, N = 16, 800
 def test_vectors_find_the_list_of_their_nearest_centroid(factory: str) -> None:
     vectors = clustered(np.random.default_rng(1), N, D)
     index = faiss.index_factory(D, factory, faiss.METRIC_INNER_PRODUCT)
-    with omp_threads(1), quick_training(index):
+    with omp_threads(1), fast_training(index):
         index.train(vectors)
-    lists = lists_of(index)
+    lists = ivf_view(index)
     before = type(faiss.downcast_index(lists.quantizer))
-    with omp_threads(1), quick_adding(index):
+    with omp_threads(1), fast_adding(index):
         index.add(vectors)
     assert type(faiss.downcast_index(lists.quantizer)) is before
     held = np.full(N, -1)
@@ -37,7 +37,7 @@ def test_vectors_find_the_list_of_their_nearest_centroid(factory: str) -> None:
 
 def test_indexes_without_lists_are_left_alone() -> None:
     index = faiss.index_factory(D, "HNSW8,SQ8", faiss.METRIC_INNER_PRODUCT)
-    assert lists_of(index) is None
-    with quick_training(index), quick_adding(index):
+    assert ivf_view(index) is None
+    with fast_training(index), fast_adding(index):
         assert index.ntotal == 0
     assert gpus() == 0 or faiss.get_num_gpus() > 0

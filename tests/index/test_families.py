@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving.index.searcher import Searcher
-from tasks.index.families import FAMILIES, code_count, fast_code_count, lists_for
+from tasks.index.families import FAMILIES, code_count, fast_code_count, list_count
 from tests.index.shop import Shop, brute_force, build_all, clustered, manifest_of
 
 APPROXIMATE = [n for n in FAMILIES if n != "flat"]
@@ -70,7 +70,7 @@ def test_brute_force_agrees_with_flat(wide_shop: Shop, searchers: dict[str, Sear
 
 
 def test_lists_and_codes_fit_the_data() -> None:
-    assert [lists_for(n) for n in (0, 100, 1_000_000, 10_000_000)] == [16, 16, 2048, 4096]
+    assert [list_count(n) for n in (0, 100, 1_000_000, 10_000_000)] == [16, 16, 2048, 4096]
     assert [code_count(d, 8) for d in (512, 100, 7)] == [64, 10, 1]
     assert [fast_code_count(d) for d in (1024, 768, 512, 384, 128, 100, 16, 7)] == [128, 96, 64, 64, 64, 50, 8, 1]
 

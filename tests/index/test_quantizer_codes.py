@@ -8,8 +8,8 @@ import pytest
 
 from serving.index.faiss_engine import omp_threads
 from tasks.index.build import make_index
-from tasks.index.coarse import lists_of
-from tasks.index.quantizer_codes import ALONG, Trial, choose_codes, filling, turned
+from tasks.index.coarse import ivf_view
+from tasks.index.quantizer_codes import ALONG, Trial, choose_codes, code_adder, refine_codes
 
 D, N, LISTS = 32, 6_000, 64
 FAST = f"IVF{LISTS},PQ8x4fs,Refine(SQfp16)"
@@ -47,7 +47,7 @@ def trained(vectors: np.ndarray) -> tuple[faiss.Index, Trial]:
 def filled(index: faiss.Index, xb: np.ndarray, along: float = ALONG, block: int = 2_500) -> faiss.Index:
     """A copy of an empty index with vectors in it, added in blocks."""
     made = faiss.clone_index(index)
-    with filling(made, along) as add:
+    with code_adder(made, along) as add:
         for start in range(0, len(xb), block):
             add(xb[start : start + block])
     return made
@@ -55,7 +55,7 @@ def filled(index: faiss.Index, xb: np.ndarray, along: float = ALONG, block: int 
 
 def recall(index: faiss.Index, xb: np.ndarray, xq: np.ndarray, along: float = ALONG, within: int = 50) -> float:
     """Of the true ten, those among so many best estimates, all lists scanned."""
-    base = filled(lists_of(index), xb, along)
+    base = filled(ivf_view(index), xb, along)
     found = base.search(xq, within, params=faiss.SearchParametersIVF(nprobe=LISTS))[1]
     truth = faiss.knn(xq, xb, 10, metric=faiss.METRIC_INNER_PRODUCT)[1]
     return float(np.mean([np.isin(t, f).mean() for t, f in zip(truth, found, strict=True)]))
@@ -63,7 +63,7 @@ def recall(index: faiss.Index, xb: np.ndarray, xq: np.ndarray, along: float = AL
 
 def test_views_of_photos_get_codes_of_residuals(views: np.ndarray) -> None:
     index, trial = trained(views[:5_000])
-    assert lists_of(index).by_residual
+    assert ivf_view(index).by_residual
     assert trial.of_residuals > trial.of_vectors + 0.1
     plain = make_index(D, FAST)
     plain.train(views[:5_000])
@@ -72,8 +72,8 @@ def test_views_of_photos_get_codes_of_residuals(views: np.ndarray) -> None:
 
 def test_the_kind_that_finds_more_is_kept(kinds: np.ndarray) -> None:
     index, trial = trained(kinds[:5_000])
-    assert lists_of(index).by_residual == (trial.of_residuals > trial.of_vectors)
-    other = make_index(D, FAST.replace("fs", "fs" if lists_of(index).by_residual else "fsr"))
+    assert ivf_view(index).by_residual == (trial.of_residuals > trial.of_vectors)
+    other = make_index(D, FAST.replace("fs", "fs" if ivf_view(index).by_residual else "fsr"))
     other.train(kinds[:5_000])
     assert recall(index, kinds[:5_000], kinds[5_000:]) >= recall(other, kinds[:5_000], kinds[5_000:])
 
@@ -130,7 +130,7 @@ def test_no_other_last_word_would_err_less(views: np.ndarray) -> None:
     pq.train(views)
     books = faiss.vector_to_array(pq.centroids).reshape(8, 16, 4)
     nearest = pq.compute_codes(views[:500])
-    codes = turned(nearest, views[:500], views[:500], books, ALONG)
+    codes = refine_codes(nearest, views[:500], views[:500], books, ALONG)
 
     def error(codes: np.ndarray) -> np.ndarray:
         e = views[:500] - pq.decode(codes)
@@ -148,18 +148,18 @@ def test_nothing_is_added_where_adding_fails(views: np.ndarray) -> None:
     index, _ = trained(views)
 
     def cut_short() -> None:
-        with filling(index) as add:
+        with code_adder(index) as add:
             add(views[:100])
             raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError, match="half way"):
         cut_short()
-    assert lists_of(index).ntotal == 0
+    assert ivf_view(index).ntotal == 0
 
 
 def test_vectors_of_zeros_and_no_vectors_are_added(views: np.ndarray) -> None:
     index, _ = trained(views)
-    with filling(index) as add:
+    with code_adder(index) as add:
         add(np.zeros((0, D), np.float32))
         add(np.zeros((3, D), np.float32))
     assert index.ntotal == 3
@@ -169,7 +169,7 @@ def test_the_kind_survives_the_file_and_refined_answers_are_right(views: np.ndar
     index, _ = trained(views[:5_000])
     faiss.write_index(index, str(tmp_path / "template.faiss"))
     again = faiss.read_index(str(tmp_path / "template.faiss"))
-    assert lists_of(again).by_residual
+    assert ivf_view(again).by_residual
     assert again.ntotal == 0
     again = filled(again, views)
     params = faiss.IndexRefineSearchParameters(k_factor=100, base_index_params=faiss.SearchParametersIVF(nprobe=LISTS))

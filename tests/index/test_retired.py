@@ -15,7 +15,7 @@ from tasks.errors import VitrineError
 from tasks.index.build import IndexConfig, Template, build_shard, coarse_fit, make_index, train_template
 from tasks.index.check import _segments, _vectors
 from tasks.index.delta import add_delta, code_deltas, merge_deltas
-from tasks.index.families import FAMILIES, RETIRED, lists_for
+from tasks.index.families import FAMILIES, RETIRED, list_count
 from tests.index.shop import Shop, clustered, manifest_of
 from tests.index.test_delta import changes_of
 
@@ -67,7 +67,7 @@ def test_a_rebuild_leaves_a_retired_family_and_trains_anew(family: str, wide_sho
 
 def trained(family: str, shop: Shop, folder: Path) -> Template:
     """The template that commit 8710f00 would have trained."""
-    factory = RETIRED[family].factory(D, lists_for(len(shop.keys)))
+    factory = RETIRED[family].factory(D, list_count(len(shop.keys)))
     index = make_index(D, factory)
     with omp_threads(1):
         index.train(shop.vectors)

@@ -11,7 +11,7 @@ from serving.index.recall import DEPTH
 from serving.index.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.choice import Budget
-from tasks.index.families import FAMILIES, half_steps
+from tasks.index.families import FAMILIES, refine_grid
 from tasks.index.truth import Truth, exact_truth, recall_of
 from tasks.index.tune import FIRST_PART, TuningRefused, keys_of, stored_truth, tune
 from tasks.index.tuning_report import front, tuning_plot, tuning_table
@@ -72,11 +72,11 @@ def test_half_steps_lie_between_the_points_of_a_grid() -> None:
         {"nprobe": 4, "k_factor": 2},
         {"nprobe": 8, "k_factor": 2},
     )
-    finer = half_steps(grid)
+    finer = refine_grid(grid)
     assert all(p in finer for p in grid)
     assert len(finer) == 9
     assert {"nprobe": 6, "k_factor": 1.5} in finer
-    assert half_steps(({},)) == ({},)
+    assert refine_grid(({},)) == ({},)
 
 
 def far(n: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def test_a_half_step_is_taken_where_it_is_cheaper_and_enough(
     xq = far(40)
     searcher, truth = searchers["ivf_flat"], stored_truth(searchers["ivf_flat"], xq)
     steps = tuple({"nprobe": n} for n in (20, 28, 44))
-    monkeypatch.setitem(FAMILIES, "ivf_flat", replace(FAMILIES["ivf_flat"], grid=half_steps(steps)))
+    monkeypatch.setitem(FAMILIES, "ivf_flat", replace(FAMILIES["ivf_flat"], grid=refine_grid(steps)))
     found = {int(t["params"]["nprobe"]): t for t in tune(searcher, xq, "ivf_flat", 0.0, truth).trials}
     recall = {n: t["recall_at_10"] for n, t in found.items()}
     assert recall[20] < recall[24] <= recall[28]

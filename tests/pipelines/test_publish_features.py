@@ -7,9 +7,7 @@ import pytest
 
 from serving.contract.keys import product_key
 from tasks.embed.features import FeatureStore
-from tasks.pipelines import drain_changes as draining
-from tasks.pipelines import publish_features as featuring
-from tasks.pipelines import refresh_index as refreshing
+from tasks.pipelines import drain_changes, publish_features, refresh_index
 from tasks.registry import INDEX_MODEL
 from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
 from tests.servers import free_port, redis_server
@@ -38,23 +36,23 @@ def prices(store: FeatureStore, version: str, *numbers: int) -> list[float | Non
 
 def test_features_follow_the_versions_and_what_is_live(live: LiveShop) -> None:
     store = FeatureStore.connect(live.environment["VITRINE_REDIS_URL"])
-    featuring.load({"version": live.base})
-    assert "are live" in featuring.follow_live()
+    publish_features.load({"version": live.base})
+    assert "are live" in publish_features.switch_features()
     assert prices(store, live.base, 3, 4) == [13.0, 14.0]
     live.send(live.upsert(3, 1), live.delete(4, 1), live.upsert(90, 1, seed=90))
-    plan = draining.drain("r1")
-    assert featuring.refresh(plan)["products"] == 1, "the new product is in no version yet"
+    plan = drain_changes.drain("r1")
+    assert publish_features.refresh(plan)["products"] == 1, "the new product is in no version yet"
     assert prices(store, live.base, 3, 4, 90) == [101.0, 14.0, None], "the price is seen at once"
-    registered = refreshing.register(plan, refreshing.embed(plan))
-    assert featuring.load(registered)["products"] == 2
+    registered = refresh_index.register(plan, refresh_index.embed(plan))
+    assert publish_features.load(registered)["products"] == 2
     made = registered["version"]
     assert store.live() == live.base
     assert prices(store, made, 3, 4, 90, 5) == [101.0, None, 101.0, 15.0]
     live.registry.set_alias(INDEX_MODEL, "live", made)
-    featuring.follow_live()
+    publish_features.switch_features()
     assert store.live() == made
     live.registry.set_alias(INDEX_MODEL, "live", live.base)
-    featuring.follow_live()
+    publish_features.switch_features()
     assert store.live() == live.base, "a rollback"
     store.redis.close()
 
@@ -62,8 +60,8 @@ def test_features_follow_the_versions_and_what_is_live(live: LiveShop) -> None:
 def test_a_redis_that_is_away_is_told_and_holds_nothing_up(live: LiveShop) -> None:
     live.environment["VITRINE_REDIS_URL"] = f"redis://127.0.0.1:{free_port()}/0"
     live.use()
-    assert "does not answer" in featuring.follow_live()
+    assert "does not answer" in publish_features.switch_features()
     live.environment["VITRINE_REDIS_URL"] = ""
     live.use()
-    assert featuring.follow_live() == ""
-    assert featuring.load({"version": live.base})["products"] == 0
+    assert publish_features.switch_features() == ""
+    assert publish_features.load({"version": live.base})["products"] == 0

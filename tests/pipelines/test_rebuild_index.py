@@ -7,7 +7,7 @@ import pytest
 
 from tasks.catalog.snapshot import read_snapshot
 from tasks.errors import GateFailed
-from tasks.pipelines import rebuild_index as indexing
+from tasks.pipelines import rebuild_index
 from tasks.registry import INDEX_MODEL
 from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
 
@@ -26,14 +26,14 @@ def test_tuning_leaves_its_report_whether_it_chooses_or_refuses(tmp_path: Path, 
     embedded = {"vectors_uri": str(tmp_path / "work" / "made-1" / "vectors")}
 
     def tuned(run_key: str, **settings: str) -> dict:
-        template = indexing.template(encoder, embedded, run_key)
-        shards = [indexing.shard(n, snapshot, embedded, template, run_key) for n in indexing.shard_numbers(template)]
+        template = rebuild_index.template(encoder, embedded, run_key)
+        shards = [rebuild_index.shard(n, snapshot, embedded, template, run_key) for n in rebuild_index.shard_numbers(template)]
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
-        return indexing.tune(snapshot, encoder, template, shards, run_key)
+        return rebuild_index.tune(snapshot, encoder, template, shards, run_key)
 
     def report(run_key: str) -> str:
-        with live.registry.run(indexing.EXPERIMENT, run_key, run_key) as run:
+        with live.registry.run(rebuild_index.EXPERIMENT, run_key, run_key) as run:
             assert {"tuning/tuning.md", "tuning/tuning.png"} <= set(dict(live.registry.artifacts(run.run_id, "tuning")))
             return live.registry.fetch(run.run_id, "tuning/tuning.md", tmp_path / "fetched" / run_key).read_text()
 

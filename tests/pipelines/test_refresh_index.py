@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.embed.job import Embedded
+from tasks.embed.job import EmbedResult
 from tasks.errors import VitrineError
 from tasks.index.build import IndexConfig, train_template
 from tasks.index.delta import flat_rows
-from tasks.index.template_store import TEMPLATE_FILE, keep_template
-from tasks.pipelines import drain_changes as draining
-from tasks.pipelines import rebuild_index as indexing
-from tasks.pipelines import refresh_index as refreshing
+from tasks.index.template_store import TEMPLATE_FILE, store_template
+from tasks.pipelines import drain_changes, rebuild_index, refresh_index
 from tasks.registry import INDEX_MODEL, INDEX_PATH
 from tasks.release.diff import difference
 from tasks.release.trace import trace_product
@@ -51,7 +49,7 @@ def test_upserts_and_deletes_become_a_candidate_that_references_its_parent(live:
     assert (after["p003"]["title"], after["p003"]["price"]) == ("product 3 at 1", 101.0)
     np.testing.assert_array_equal(after["p003"]["vector"], before["p003"]["vector"])
     assert after["p004"]["vector"] @ before["p004"]["vector"] < 0.99, "another picture, another vector"
-    assert live.waiting() == 0
+    assert live.count_waiting() == 0
     assert live.registry.aliases(INDEX_MODEL)["candidate"] == made["version"]
     parent, manifest = (live.registry.index_manifest(v) for v in (live.base, made["version"]))
     assert manifest.segments[: len(parent.segments)] == parent.segments
@@ -82,7 +80,7 @@ def test_nothing_new_makes_no_version_and_is_acknowledged(live: LiveShop) -> Non
     live.refresh("r2")
     live.send(live.upsert(3, 1), live.upsert(3, 0), live.delete(3, 0))
     assert live.refresh("r3")["changes"] == 0, "a duplicate and two that come too late"
-    assert live.waiting() == 0
+    assert live.count_waiting() == 0
 
 
 def test_other_rules_make_a_version_of_the_same_segments(live: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +202,7 @@ def test_a_rebuild_that_cannot_use_a_picture_names_it_and_trace_tells_it_whateve
     write_table(live.home / "shop" / "products.csv", [rows[0] | {"image": "/srv/0.jpg"}, *rows[1:]])
     snapshot = asdict(live.shop.snapshot("nightly"))
     encoder = live.registry.index_manifest(live.base).encoder.model_dump()
-    made = Embedded(**indexing.embed(snapshot, encoder, "nightly"))
+    made = EmbedResult(**rebuild_index.embed(snapshot, encoder, "nightly"))
     assert "in quarantine: p000 (outside_root)" in made.note()
     assert made.account.endswith("; in quarantine: p000 (outside_root)")
     # The run was stopped here: no version tells of it, and the live one still shows the older picture.
@@ -218,25 +216,25 @@ def test_a_version_that_fails_its_gates_acknowledges_nothing(live: LiveShop) -> 
     live.send(*(live.upsert(n, 1, image="images/bad.jpg") for n in range(3)))
     with pytest.raises(VitrineError, match="share without a usable picture"):
         live.refresh("r1")
-    assert live.waiting() == 3
+    assert live.count_waiting() == 3
     assert live.registry.aliases(INDEX_MODEL)["candidate"] == live.base
     live.send(*(live.upsert(n, 2) for n in range(3)))
     made = live.refresh("r2")
     assert live.registry.index_manifest(made["version"]).parent == live.base
-    assert live.waiting() == 0
+    assert live.count_waiting() == 0
 
 
 def test_malformed_messages_go_to_the_dead_letters_with_the_reason(live: LiveShop) -> None:
     with live.queue() as source:
         source.database.execute("INSERT INTO outbox (event) VALUES ('nonsense'), ('{\"kind\": \"upsert\"}')")  # type: ignore[attr-defined]
     live.send(live.upsert(3, 1))
-    plan = draining.drain("r1")
-    embedded = refreshing.embed(plan)
-    registered = refreshing.register(plan, embedded)
-    told = refreshing.acknowledge(plan, registered, embedded)
+    plan = drain_changes.drain("r1")
+    embedded = refresh_index.embed(plan)
+    registered = refresh_index.register(plan, embedded)
+    told = refresh_index.acknowledge(plan, registered, embedded)
     with live.queue() as source:
-        second, first = source.dead(10)
-        assert source.waiting() == 0
+        second, first = source.dead_letters(10)
+        assert source.count_waiting() == 0
     assert "not JSON" in first.reason
     assert "product_id is None" in second.reason
     assert plan["note"].startswith("2 of 3 changes became dead letters: not JSON: ")
@@ -265,18 +263,18 @@ def test_priority_products_go_first_and_the_others_wait(live: LiveShop) -> None:
     found = live.found(first["version"])
     assert found["p020"]["title"] == "product 20 at 1"
     assert "p021" not in found
-    assert live.waiting() == 4
+    assert live.count_waiting() == 4
     second = live.refresh("r2")
     assert live.found(second["version"])["p004"]["title"] == "product 4 at 1"
 
 
 def test_what_another_maker_acknowledged_meanwhile_is_carried_over(live: LiveShop) -> None:
     live.send(live.upsert(3, 1))
-    plan = draining.drain("fork")
+    plan = drain_changes.drain("fork")
     live.send(live.upsert(4, 1))
     first = live.refresh("r1")  # the outbox gives both to both
     live.send(live.upsert(5, 1), live.delete(6, 1))
-    registered = refreshing.register(plan, refreshing.embed(plan))
+    registered = refresh_index.register(plan, refresh_index.embed(plan))
     live.refresh("r2")
     live.shop.point(live=first["version"], candidate=first["version"], blue=first["version"])
     live.send(live.upsert(8, 1))
@@ -304,7 +302,7 @@ def test_a_rebuild_takes_along_what_hourly_versions_took_in_meanwhile(live: Live
     assert "p006" not in found
     assert "p091" in found
     assert found["p003"]["title"] == "product 3 at 1"
-    refreshing.publish(made)
+    refresh_index.publish(made)
     assert live.refresh("r2")["changes"] == 0
     assert catch_up(made, "again") == made, "a base that missed nothing is published as it is"
 
@@ -314,7 +312,7 @@ def test_one_run_is_made_once(live: LiveShop) -> None:
     first = live.refresh("r1")
     live.send(live.upsert(4, 1))
     assert live.refresh("r1") == first
-    assert live.waiting() == 1
+    assert live.count_waiting() == 1
     second = live.refresh("r2")
     assert live.registry.index_manifest(second["version"]).parent == first["version"]
 
@@ -322,7 +320,7 @@ def test_one_run_is_made_once(live: LiveShop) -> None:
 def test_many_small_versions_are_merged_and_garbage_takes_nothing_that_is_needed(
     live: LiveShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.release.retention.garbage import Places, collect, unreachable_files
+    from tasks.release.retention.garbage import GarbageLocations, collect, unreachable_files
     from tasks.release.retention.policy import Retention
     from tests.release.test_garbage import alone_here
 
@@ -333,7 +331,9 @@ def test_many_small_versions_are_merged_and_garbage_takes_nothing_that_is_needed
         made = live.refresh(f"r{n}")
     assert max(np.bincount([s.shard for s in live.registry.index_manifest(made["version"]).segments])) <= 6
     live.shop.point(live=made["version"], blue=made["version"])
-    plan = collect(live.registry, Places(str(live.home / "data"), live.home), Retention(versions=1, grace_s=0.0), alone_here)
+    plan = collect(
+        live.registry, GarbageLocations(str(live.home / "data"), live.home), Retention(versions=1, grace_s=0.0), alone_here
+    )
     assert plan.items
     assert unreachable_files(live.registry) == []
     live.send(live.upsert(2, 0), live.upsert(7, 1))
@@ -353,7 +353,7 @@ def test_flat_rows_that_grow_many_get_the_lists_and_codes_of_the_base(live: Live
     flat = live.refresh("no template is kept")
     assert flat_rows(live.registry.index_manifest(flat["version"]).segments) == 4
 
-    keep_template(template, manifest.encoder.document_fingerprint, str(folder / "kept"), folder)
+    store_template(template, manifest.encoder.document_fingerprint, str(folder / "kept"), folder)
     run_id = next(s.index.run_id for s in manifest.segments if s.index is not None)
     live.registry.client.log_artifact(run_id, str(folder / TEMPLATE_FILE), INDEX_PATH)
     live.send(live.upsert(2, 2), live.upsert(90, 2, seed=90), live.delete(3, 2))

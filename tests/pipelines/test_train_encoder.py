@@ -12,8 +12,7 @@ from serving.contract.files import ContractError
 from tasks.catalog.sample.catalog import SampleConfig, draw_sample
 from tasks.encoder.export import export as exporting
 from tasks.errors import TrainingError
-from tasks.pipelines import common
-from tasks.pipelines import train_encoder as training
+from tasks.pipelines import common, train_encoder
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH
 from tests.encoder.conftest import draw_catalogue
 from tests.tiny import tiny_encoder
@@ -41,16 +40,16 @@ def test_an_encoder_is_trained_judged_by_its_gates_and_not_trained_again(shop: S
     draw_sample(SampleConfig(products=36, photos_per_product=2), tmp_path / "shop")
     snapshot, key = shop(tmp_path / "shop"), f"run-1-{tmp_path.name}"
     asked = {"preset": "tiny", "epochs": 1.0, "alpha": 0.5, "photo_days": 200, "force": False}
-    plan = training.plan(snapshot, asked, key)
+    plan = train_encoder.plan(snapshot, asked, key)
     assert plan["existing"] == ""
     assert (plan["config"]["alpha"], plan["config"]["photo_days"]) == (0.5, 200)
     assert plan["config"]["student_recipe"]["steps"] == plan["config"]["teacher_recipe"]["steps"] <= 36 * 2 / 12
     plan = json.loads(json.dumps(plan))  # as it travels through XCom
-    teacher = training.teacher(snapshot, plan, key)
-    student = training.student(snapshot, plan, teacher, key)
-    version = training.export(snapshot, plan, teacher, student, key)
-    assert training.export(snapshot, plan, teacher, student, key) == version
-    decision = training.judge(snapshot, version, key)
+    teacher = train_encoder.teacher(snapshot, plan, key)
+    student = train_encoder.student(snapshot, plan, teacher, key)
+    version = train_encoder.export(snapshot, plan, teacher, student, key)
+    assert train_encoder.export(snapshot, plan, teacher, student, key) == version
+    decision = train_encoder.judge(snapshot, version, key)
     registry = common.registry()
     assert registry.require_alias(ENCODER_MODEL, "challenger").version == version
     tags = registry.version(ENCODER_MODEL, version).tags
@@ -72,10 +71,10 @@ def test_an_encoder_is_trained_judged_by_its_gates_and_not_trained_again(shop: S
     wanted = ("report.html", "training.png", "recall.png", "report.json", "raw.npz", "gates.json", "card.md")
     assert names == {f"report/{n}" for n in wanted}
 
-    assert training.plan(snapshot, asked, f"run-2-{tmp_path.name}")["existing"] == version
-    assert training.plan(snapshot, asked | {"force": True}, "run-3")["forced"] == "run-3"
+    assert train_encoder.plan(snapshot, asked, f"run-2-{tmp_path.name}")["existing"] == version
+    assert train_encoder.plan(snapshot, asked | {"force": True}, "run-3")["forced"] == "run-3"
     registry.set_alias(ENCODER_MODEL, "champion", version)
-    assert training.judge(snapshot, version, f"run-2-{tmp_path.name}")["promote"] is False
+    assert train_encoder.judge(snapshot, version, f"run-2-{tmp_path.name}")["promote"] is False
 
 
 def registered(folder: Path, seed: int) -> str:
@@ -96,16 +95,16 @@ def test_a_champion_moved_by_hand_is_respected(shop: Shop, tmp_path: Path) -> No
     registry.set_alias(ENCODER_MODEL, "champion", old)
     decision = {"version": new, "promote": True, "against": old, "summary": "passes"}
     registry.set_alias(ENCODER_MODEL, "champion", chosen)  # while the version was being judged
-    held = training.promote(decision, "run-1")
+    held = train_encoder.promote(decision, "run-1")
     assert (held["promoted"], champion()) == (False, chosen)
     assert f"moved to version {chosen} since version {new} was judged against {old}" in held["summary"]
 
     registry.set_alias(ENCODER_MODEL, "champion", old)
-    assert training.promote(decision, "run-1")["promoted"] is True
-    assert training.promote(decision, "run-1")["promoted"] is True  # killed after the move and run again
+    assert train_encoder.promote(decision, "run-1")["promoted"] is True
+    assert train_encoder.promote(decision, "run-1")["promoted"] is True  # killed after the move and run again
     assert champion() == new
     registry.set_alias(ENCODER_MODEL, "champion", chosen)  # it disappointed, and the same recipe is found again next week
-    again = training.judge(snapshot, new, "run-2")
+    again = train_encoder.judge(snapshot, new, "run-2")
     assert (again["promote"], champion()) == (False, chosen)
     assert "was champion before (since run-1) and the alias was moved away from it: that is respected" in again["summary"]
 
@@ -120,30 +119,30 @@ def test_what_cannot_be_trained_says_why_and_registers_nothing(shop: Shop, tmp_p
         ({"photo_days": 30}, "no photo has a date"),
     ):
         with pytest.raises(TrainingError, match=sentence):
-            training.plan(snapshot, {"preset": "tiny"} | asked, key)
+            train_encoder.plan(snapshot, {"preset": "tiny"} | asked, key)
 
-    plan = training.plan(snapshot, {"preset": "tiny"}, key)
+    plan = train_encoder.plan(snapshot, {"preset": "tiny"}, key)
     wild = json.loads(json.dumps(plan))
     wild["config"]["teacher_recipe"]["learning_rate"] = 1e30
     with pytest.raises(TrainingError, match=r"teacher: the loss is not a number at step \d .*lower the learning rate"):
-        training.teacher(snapshot, wild, f"{key}-wild")
+        train_encoder.teacher(snapshot, wild, f"{key}-wild")
 
     one = shop(draw_catalogue(tmp_path / "one", products=1))
     with pytest.raises(TrainingError, match="a contrastive loss needs at least two products with readable pictures"):
-        training.teacher(one, training.plan(one, {"preset": "tiny"}, key), f"{key}-one")
+        train_encoder.teacher(one, train_encoder.plan(one, {"preset": "tiny"}, key), f"{key}-one")
 
     folder = draw_catalogue(tmp_path / "empty", products=12)
     for picture in (folder / "images").glob("p007*"):
         picture.write_bytes(b"damaged")
     empty = shop(folder)
     with pytest.raises(TrainingError, match=r"labelled products have no picture that can be read .*\(first: p007\)"):
-        training.teacher(empty, training.plan(empty, {"preset": "tiny"}, key), f"{key}-empty")
+        train_encoder.teacher(empty, train_encoder.plan(empty, {"preset": "tiny"}, key), f"{key}-empty")
 
-    teacher = training.teacher(snapshot, plan, key)
+    teacher = train_encoder.teacher(snapshot, plan, key)
     weights = Path(teacher["folder"]) / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(TrainingError, match=r"the checkpoint in .* is damaged .*delete that folder to start again"):
-        training.student(snapshot, plan, teacher, key)
+        train_encoder.student(snapshot, plan, teacher, key)
     assert [v.version for v in common.registry().versions(ENCODER_MODEL)] == before
 
 
@@ -155,9 +154,9 @@ def test_a_version_is_an_mlflow_model_whose_graph_answers_the_golden_pictures(
 
     key = f"model-{tmp_path.name}"
     snapshot = shop(draw_catalogue(tmp_path / "shop"))
-    plan = training.plan(snapshot, {"preset": "tiny", "force": True}, key)
-    teacher = training.teacher(snapshot, plan, key)
-    student = training.student(snapshot, plan, teacher, key)
+    plan = train_encoder.plan(snapshot, {"preset": "tiny", "force": True}, key)
+    teacher = train_encoder.teacher(snapshot, plan, key)
+    student = train_encoder.student(snapshot, plan, teacher, key)
     before = common.registry().versions(ENCODER_MODEL)
 
     def cut(write: Callable[..., None]) -> Callable[..., None]:
@@ -180,11 +179,11 @@ def test_a_version_is_an_mlflow_model_whose_graph_answers_the_golden_pictures(
         with monkeypatch.context() as changed:
             changed.setattr(exporting, name, change(getattr(exporting, name)))
             with pytest.raises(ContractError, match=sentence) as raised:
-                training.export(snapshot, plan, teacher, student, key)
+                train_encoder.export(snapshot, plan, teacher, student, key)
         assert "\n" not in str(raised.value)
         assert common.registry().versions(ENCODER_MODEL) == before
 
-    version = training.export(snapshot, plan, teacher, student, key)
+    version = train_encoder.export(snapshot, plan, teacher, student, key)
     folder = common.registry().encoder_folder(version)
     manifest = EncoderFolder(folder).manifest
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from serving.contract.signed import signature
-from tasks.pipelines.watch_champion import moved
+from tasks.pipelines.watch_champion import moved_champion
 from tasks.registry import ENCODER_MODEL
 from tasks.registry.webhook import AIRFLOW, register_webhook
 from tests.plugins.conftest import SECRET, Stack
@@ -97,13 +97,13 @@ def test_unsigned_forged_and_old_messages_are_refused(stack: Stack) -> None:
 
 def test_the_poll_finds_a_move_that_nobody_told_of(stack: Stack) -> None:
     champion = stack.registry.aliases(ENCODER_MODEL)["champion"]
-    assert moved(lambda: champion, stack.registry, lambda _: None)["version"] == ""
-    found = moved(lambda: "", stack.registry, lambda _: None)
+    assert moved_champion(lambda: champion, stack.registry, lambda _: None)["version"] == ""
+    found = moved_champion(lambda: "", stack.registry, lambda _: None)
     assert found["version"] == champion
     assert found["links"]["Model version"].endswith(f"/models/product-encoder/versions/{champion}")
     waited: list[float] = []
     told = iter(["0", champion])
-    assert moved(lambda: next(told), stack.registry, waited.append)["version"] == ""
+    assert moved_champion(lambda: next(told), stack.registry, waited.append)["version"] == ""
     assert len(waited) == 1
 
 

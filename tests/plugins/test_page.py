@@ -154,7 +154,7 @@ def test_a_viewer_sees_everything_and_can_press_nothing(browser: "Browser", sett
     buttons = page.locator("#live button, #versions button")
     assert buttons.count() >= 4
     assert all(b.is_disabled() for b in buttons.all())
-    assert "an operator acts" in page.locator("#who").inner_text()
+    assert "actions need an operator" in page.locator("#who").inner_text()
     page.context.close()
 
 
@@ -164,7 +164,7 @@ def test_a_replica_that_is_down_is_seen_and_so_is_its_return(browser: "Browser",
     lost = settled.replicas[1]
     lost.stop()
     page = visit(browser, settled, "viewer")
-    page.get_by_text("1 of 2 replicas need a look").wait_for()
+    page.get_by_text("1 of 2 replicas need attention").wait_for()
     assert "no answer (ConnectError)" in page.locator("#replicas").inner_text()
     page.context.close()
     settled.replicas[1] = Running(settled.server.settings.mlflow_uri, settled.shop.home / "replica-1", lost.port)
@@ -188,14 +188,14 @@ def test_changes_that_do_not_reach_shoppers_are_on_the_page(browser: "Browser", 
     """The queue is real; versions of this stack have nothing in quarantine, so that part of the answer is the test's."""
     settings = settled.server.settings
     page = visit(browser, settled, "viewer")
-    page.get_by_text("changes wait").wait_for()
+    page.get_by_text("pending changes").wait_for()
     page.get_by_text("is in quarantine").wait_for()
     assert page.locator("#changes table").count() == 0
     page.screenshot(path=tmp_path / "changes-none.png", full_page=True)
     with open_changes(settings.changes, settings.catalog_uri, settings.home) as source:
         source.send([upsert(f"shoe-{n}", datetime.now(UTC), {"title": "x", "image": "x.jpg"}) for n in range(9)])
         said = "column specs holds {'upper': 'leather', 'sizes': [36, 37]} (a JSON object); the index has string there"
-        source.bury([(message, said) for message in source.receive(7, 0)])
+        source.dead_letter([(message, said) for message in source.receive(7, 0)])
     products = [
         {"product_id": f"shoe-{90 + n}", "image": f"images/shoe-{90 + n}.jpg", "reason": why, "detail": words, "run": RUN, "url": url}
         for n, (why, words, url) in enumerate([
@@ -208,7 +208,7 @@ def test_changes_that_do_not_reach_shoppers_are_on_the_page(browser: "Browser", 
     time.sleep(FRESH_S)
     page.get_by_role("button", name="Refresh").click()
     section = page.locator("#changes")
-    section.get_by_text("vitrine changes revive").wait_for()
+    section.get_by_text("vitrine changes requeue").wait_for()
     text = section.inner_text()
     assert "specs holds" in text
     assert "shoe-91" in text

@@ -6,7 +6,7 @@ import pytest
 from mlflow.webhooks.delivery import _generate_hmac_signature
 
 from serving.contract.signed import WINDOW_S, signature
-from tasks.registry.webhook import AliasMoved, NotBelieved, believe
+from tasks.registry.webhook import AliasMoved, InvalidSignature, verify
 
 NOW = 1_800_000_000
 SECRET = "a secret of the tests"
@@ -30,14 +30,14 @@ def test_the_signature_is_the_one_mlflow_makes() -> None:
 def test_a_signed_message_in_its_window_is_believed() -> None:
     body = message()
     for sent in (NOW, NOW - WINDOW_S, NOW + WINDOW_S):
-        assert believe(signed(body, sent), body, SECRET, NOW) == AliasMoved("product-encoder", "champion", "7")
+        assert verify(signed(body, sent), body, SECRET, NOW) == AliasMoved("product-encoder", "champion", "7")
 
 
 def test_messages_about_something_else_are_not_about_the_champion() -> None:
     other = message(entity="model_version_tag")
-    assert believe(signed(other), other, SECRET, NOW) is None
+    assert verify(signed(other), other, SECRET, NOW) is None
     for body in (message(name="product-index"), message(alias="challenger")):
-        moved = believe(signed(body), body, SECRET, NOW)
+        moved = verify(signed(body), body, SECRET, NOW)
         assert moved is not None
         assert not moved.is_champion
 
@@ -57,11 +57,11 @@ def test_messages_about_something_else_are_not_about_the_champion() -> None:
     ],
 )
 def test_what_is_not_signed_or_old_or_changed_is_refused(headers: dict[str, str], body: bytes, why: str) -> None:
-    with pytest.raises(NotBelieved, match=why):
-        believe(headers, body, SECRET, NOW)
+    with pytest.raises(InvalidSignature, match=why):
+        verify(headers, body, SECRET, NOW)
 
 
 def test_without_a_secret_nothing_is_believed() -> None:
     body = message()
-    with pytest.raises(NotBelieved, match="VITRINE_WEBHOOK_SECRET"):
-        believe(signed(body, secret=""), body, "", NOW)
+    with pytest.raises(InvalidSignature, match="VITRINE_WEBHOOK_SECRET"):
+        verify(signed(body, secret=""), body, "", NOW)

@@ -22,13 +22,13 @@ def run(environ: Mapping[str, str], action: str, version: str, holder: str, kill
 
     "before alias live" and "after tag bake" name the write by what it writes instead.
     """
-    from tasks.pipelines import promote_index as promoting
+    from tasks.pipelines import promote_index
     from tasks.registry import Registry
     from tasks.release.promotion import lease
 
     os.environ.update(environ)
     lease.LASTS_S, lease.MARGIN_S = lasts_s, 0.5
-    promoting.HANDOVER_S = lasts_s
+    promote_index.HANDOVER_S = lasts_s
     when, _, point = kill_at.partition(" ")
     count = 0
 
@@ -51,6 +51,6 @@ def run(environ: Mapping[str, str], action: str, version: str, holder: str, kill
     for name in WRITES:
         setattr(Registry, name, killing(name))
     if action == "promote":
-        promoting.promote(version, holder)
+        promote_index.promote(version, holder)
     else:
-        promoting.roll_back(holder, version)
+        promote_index.roll_back(holder, version)

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.registry import INDEX_MODEL, Version
-from tasks.release.ancestry import covered, to_build_on, uncovered
+from tasks.release.ancestry import covered_versions, parent_version, uncovered_versions
 from tasks.release.retention.policy import Retention, kept_versions
 
 
@@ -30,7 +30,7 @@ def version(
 )
 def test_a_refresh_builds_on_what_is_live_or_on_its_way(aliases: dict[str, str], expected: str | None) -> None:
     versions = [version(1), version(2, 1, changes=3), version(3, 2, changes=1, verdict="failed: it was live and answered errors")]
-    found = to_build_on(versions, aliases)
+    found = parent_version(versions, aliases)
     assert (found.version if found else None) == expected
 
 
@@ -43,8 +43,8 @@ def test_a_version_covers_its_ancestors_and_what_they_carried() -> None:
         version(5),
         version(6, 5, "4", 1),
     ]
-    assert covered("6", versions) == {"6", "5", "4", "3", "2", "1"}
-    assert covered("7", versions) == {"7"}
+    assert covered_versions("6", versions) == {"6", "5", "4", "3", "2", "1"}
+    assert covered_versions("7", versions) == {"7"}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_a_parent_does_not_cover_is_taken_along(parent: str, expected: list
         version(7, 6, verdict="failed"), version(9),
     ]  # fmt: skip
     versions += [version(8, 6, changes=1)] if parent == "9" else []
-    assert [v.version for v in uncovered(parent, versions)] == expected
+    assert [v.version for v in uncovered_versions(parent, versions)] == expected
 
 
 def test_retention_keeps_changes_that_nobody_has_taken_along_yet() -> None:

@@ -16,13 +16,13 @@ from serving.versions.version_source import FolderSource
 from tasks.catalog.snapshot import Snapshot, product_table
 from tasks.index.families import FAMILIES
 from tasks.index.truth import exact_truth
-from tasks.release.gates.end_to_end_eval import held_out, read_photos
-from tasks.release.gates.evaluate import first_phase_recall, judged
-from tasks.release.gates.load_test import under_load
-from tasks.release.gates.policy import Policy, Reconciled
+from tasks.release.gates.end_to_end_eval import held_out_queries, read_photos
+from tasks.release.gates.evaluate import evaluate_version, first_phase_recall
+from tasks.release.gates.load_test import run_load_test
+from tasks.release.gates.policy import Policy, Reconciliation
 from tasks.release.gates.reconcile import reconcile
-from tasks.release.promotion.replay import answers, churn, replayed
-from tasks.release.promotion.serving_replicas import Sampled
+from tasks.release.promotion.replay import churn, replay_queries, top_ids
+from tasks.release.promotion.serving_replicas import SampledQuery
 from tests.index.shop import clustered, make_shop, open_shop
 from tests.releases import add_version, make_release, source
 
@@ -35,16 +35,16 @@ class Shop:
         add_version(home, self.snapshot, "2", seed=1)
         self.folder: FolderSource = source(home)
         self.one, self.two = self.open("1"), self.open("2")
-        self.queries = held_out(self.snapshot)
+        self.queries = held_out_queries(self.snapshot)
         self.photos = read_photos(self.snapshot, self.queries)
 
     def open(self, version: str) -> Release:
         manifest = self.folder.manifest(version)
         return Release.open(version, manifest, self.folder.encoder(manifest), self.folder.fetch)
 
-    def sample(self, release: Release, photo: bytes, kept: bool = False) -> Sampled:
+    def sample(self, release: Release, photo: bytes, kept: bool = False) -> SampledQuery:
         vector = release.encode_photo(photo).vector
-        return Sampled("photo", release.query.fingerprint, "a" * 64, vector, photo if kept else None)
+        return SampledQuery("photo", release.query.fingerprint, "a" * 64, vector, photo if kept else None)
 
 
 @pytest.fixture(scope="module")
@@ -61,51 +61,51 @@ def catalogue(shop: Shop, without: tuple[str, ...] = (), besides: tuple[str, ...
 @pytest.mark.parametrize(
     ("known", "quarantined", "expected"),
     [
-        ({}, (), Reconciled()),
-        ({"besides": ("new",)}, (), Reconciled(missing=("new",))),
-        ({"besides": ("new",)}, ("new",), Reconciled()),
-        ({"besides": ("new",)}, 1, Reconciled()),
-        ({"besides": ("new", "newer")}, 1, Reconciled(missing=("new", "newer"))),
-        ({"without": ("p003",)}, (), Reconciled(strange=("p003",))),
-        ({}, ("p004",), Reconciled(doubled=("p004",))),
-        ({"without": ("p003",), "besides": ("new",)}, (), Reconciled(missing=("new",), strange=("p003",))),
+        ({}, (), Reconciliation()),
+        ({"besides": ("new",)}, (), Reconciliation(missing=("new",))),
+        ({"besides": ("new",)}, ("new",), Reconciliation()),
+        ({"besides": ("new",)}, 1, Reconciliation()),
+        ({"besides": ("new", "newer")}, 1, Reconciliation(missing=("new", "newer"))),
+        ({"without": ("p003",)}, (), Reconciliation(strange=("p003",))),
+        ({}, ("p004",), Reconciliation(doubled=("p004",))),
+        ({"without": ("p003",), "besides": ("new",)}, (), Reconciliation(missing=("new",), strange=("p003",))),
     ],
 )
-def test_every_product_out_of_place_is_named(shop: Shop, known: dict, quarantined: object, expected: Reconciled) -> None:
+def test_every_product_out_of_place_is_named(shop: Shop, known: dict, quarantined: object, expected: Reconciliation) -> None:
     keys = quarantined if isinstance(quarantined, int) else product_keys(list(quarantined))  # type: ignore[call-overload]
     assert reconcile(shop.one.searcher, catalogue(shop, **known), keys) == expected
 
 
 def test_load_comes_from_all_sides_and_leaves_out_what_is_no_picture(shop: Shop) -> None:
-    load = under_load(shop.one, [*shop.photos, b"not a picture"], clients=3, seconds=0.2)
+    load = run_load_test(shop.one, [*shop.photos, b"not a picture"], clients=3, seconds=0.2)
     assert load.clients == 3
     assert len(load.ms) >= 3
     assert load.qps > 0
     assert load.percentile(99) >= load.percentile(50) > 0
-    assert under_load(shop.one, [], 3, 0.1).percentile(99) == 0.0
+    assert run_load_test(shop.one, [], 3, 0.1).percentile(99) == 0.0
 
 
 def test_a_sampled_vector_is_asked_as_it_is_while_the_encoder_is_the_same(shop: Shop) -> None:
     sampled = [shop.sample(shop.one, p) for p in shop.photos]
-    queries = replayed(shop.one, shop.one, sampled * 2, shop.photos, 100)
+    queries = replay_queries(shop.one, shop.one, sampled * 2, shop.photos, 100)
     assert queries.origin == "24 sampled real queries"
     assert queries.live_vectors is not None
     assert np.array_equal(queries.vectors, queries.live_vectors)
-    assert churn(answers(shop.one, queries.vectors), answers(shop.one, queries.live_vectors)) == 0.0
+    assert churn(top_ids(shop.one, queries.vectors), top_ids(shop.one, queries.live_vectors)) == 0.0
 
 
 def test_another_encoder_is_asked_by_photo_where_it_was_kept_else_by_held_out_photos(shop: Shop) -> None:
     kept = [shop.sample(shop.one, p, kept=True) for p in shop.photos]
-    queries = replayed(shop.two, shop.one, kept, shop.photos, 5)
+    queries = replay_queries(shop.two, shop.one, kept, shop.photos, 5)
     assert queries.origin == "5 sampled real queries"
     assert queries.live_vectors is not None
     assert np.array_equal(queries.vectors[0], shop.two.encode_photo(shop.photos[0]).vector)
     assert np.array_equal(queries.live_vectors[0], kept[0].vector)
     private = [shop.sample(shop.one, p) for p in shop.photos]
-    queries = replayed(shop.two, shop.one, private, [b"no picture", *shop.photos], 100)
+    queries = replay_queries(shop.two, shop.one, private, [b"no picture", *shop.photos], 100)
     assert queries.origin == "12 held-out photos"
     assert len(queries) == 12
-    first = replayed(shop.one, None, [], [], 100)
+    first = replay_queries(shop.one, None, [], [], 100)
     assert (len(first), first.live_vectors, first.origin) == (0, None, "no queries")
 
 
@@ -118,7 +118,9 @@ def test_churn_is_the_share_that_is_other_products_now() -> None:
 def test_a_version_like_the_live_one_passes_and_one_of_an_old_catalogue_does_not(shop: Shop) -> None:
     now = datetime.now(UTC)
     policy = Policy(p99_ms=5000)
-    decision, measured = judged(shop.one, shop.one, shop.snapshot, shop.queries, policy, [], now - timedelta(hours=2), now)
+    decision, measured = evaluate_version(
+        shop.one, shop.one, shop.snapshot, shop.queries, policy, [], now - timedelta(hours=2), now
+    )
     assert decision.passed, decision.summary
     assert {g.name for g in decision.gates} >= {
         "exact_recall", "photo_recall", "p99_ms", "memory_mb", "reconciled", "quarantined", "servable", "lost", "churn", "delta_share",
@@ -127,7 +129,7 @@ def test_a_version_like_the_live_one_passes_and_one_of_an_old_catalogue_does_not
     assert measured.age_h == pytest.approx(2)
     assert measured.recall_at_10 > 0.8
     assert 0 < measured.memory_mb < 100
-    stale, _ = judged(shop.one, shop.one, shop.snapshot, shop.queries, policy, [], now - timedelta(hours=50), now)
+    stale, _ = evaluate_version(shop.one, shop.one, shop.snapshot, shop.queries, policy, [], now - timedelta(hours=50), now)
     assert [g.name for g in stale.gates if not g.passed] == ["age_h"]
 
 

@@ -21,11 +21,11 @@ from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
 from tasks.index.assemble import with_golden
 from tasks.index.check import check_index
-from tasks.index.delta_version import Embedded, Place, placed, succeed
+from tasks.index.delta_version import ArtifactLocation, EmbeddedRows, mark_membership, next_version
 from tasks.pipelines.drain_changes import ledger_of
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.promotion.blue_green import choose_slot, flip, warm
-from tasks.release.retention.garbage import Places, collect, plan_garbage, unreachable_files
+from tasks.release.retention.garbage import GarbageLocations, collect, plan_garbage, unreachable_files
 from tasks.release.retention.policy import Retention, kept_versions
 from tests.registered import Shop, good_gates
 
@@ -71,15 +71,15 @@ def delta(shop: Shop, parent: str, gone: int) -> str:
     products = product_table(manifest.snapshot.uri, ["key", "product_id"])
     now = datetime.now(UTC)
     changed = entries([delete(products["product_id"][gone].as_py(), now)], now)
-    changed = placed(changed, products, products["key"].combine_chunks())
-    none = Embedded(products.slice(0, 0), np.zeros((0, manifest.encoder.dim), np.float32))
+    changed = mark_membership(changed, products, products["key"].combine_chunks())
+    none = EmbeddedRows(products.slice(0, 0), np.zeros((0, manifest.encoder.dim), np.float32))
     with shop.registry.run("indexes", f"delta-{shop.built}", f"delta of {parent}") as run:
 
         def locate(ref):
             return folder / Path(ref.path).name if ref.run_id == run.run_id else shop.registry.file(ref)
 
-        place = Place(folder, run.run_id, INDEX_PATH)
-        made, _ = succeed(manifest, ledger_of(shop.registry, manifest), changed, none, place, locate)
+        place = ArtifactLocation(folder, run.run_id, INDEX_PATH)
+        made, _ = next_version(manifest, ledger_of(shop.registry, manifest), changed, none, place, locate)
         made = made.model_copy(update={"id": f"delta-{shop.built}", "parent": parent})
         searcher = Searcher.open(made, locate)
         vectors = np.stack([searcher.vector(row) for row in range(4)])
@@ -97,8 +97,8 @@ def whole(shop: Shop, version: str) -> list[str]:
     return [f"{check.name}: {check.detail}" for check in check_index(manifest, fresh.file) if check.passed is False]
 
 
-def places(shop: Shop) -> Places:
-    return Places(str(shop.home / "data"), shop.home / "machine")
+def places(shop: Shop) -> GarbageLocations:
+    return GarbageLocations(str(shop.home / "data"), shop.home / "machine")
 
 
 def test_what_a_kept_version_reaches_stays_and_all_else_goes(shop: Shop) -> None:

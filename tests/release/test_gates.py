@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from serving.contract.manifest import Counts
-from tasks.release.gates.policy import Compared, Measured, Policy, Reconciled, decide
+from tasks.release.gates.policy import Comparison, Measurements, Policy, Reconciliation, decide
 
 PHOTOS = [f"photos/{n}.jpg" for n in range(200)]
 
@@ -19,10 +19,10 @@ def categories(of: int = 200) -> dict[str, str]:
     return {photo: f"kind {n % 4}" for n, photo in enumerate(PHOTOS[:of])}
 
 
-GOOD = Measured(
+GOOD = Measurements(
     ranks=ranks(180), categories=categories(), exact_recall_at_10=1.0, p50_ms=5, p99_ms=20, qps=200, clients=4, memory_mb=100,
     counts=Counts(catalogue=100, embedded=99, quarantined=1, indexed=105, tombstoned=6, servable=99), rows=105, hidden=6,
-    delta_share=0.05, age_h=1.0, compared=Compared(50, "50 sampled real queries", 0.1, "3", "3", (), 100),
+    delta_share=0.05, age_h=1.0, compared=Comparison(50, "50 sampled real queries", 0.1, "3", "3", (), 100),
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def counts(**changes: int) -> Counts:
     return GOOD.counts.model_copy(update=changes)
 
 
-def compared(**changes: object) -> Compared:
+def compared(**changes: object) -> Comparison:
     assert GOOD.compared is not None
     return dataclasses.replace(GOOD.compared, **changes)  # type: ignore[arg-type]
 
@@ -49,9 +49,9 @@ def compared(**changes: object) -> Compared:
         ({"counts": counts(embedded=98)}, {"reconciled"}),
         ({"counts": counts(servable=98)}, {"reconciled"}),
         ({"rows": 104}, {"reconciled"}),
-        ({"reconciled": Reconciled(missing=("p7",))}, {"reconciled"}),
-        ({"reconciled": Reconciled(strange=("p8",))}, {"reconciled"}),
-        ({"reconciled": Reconciled(doubled=("p9",))}, {"reconciled"}),
+        ({"reconciled": Reconciliation(missing=("p7",))}, {"reconciled"}),
+        ({"reconciled": Reconciliation(strange=("p8",))}, {"reconciled"}),
+        ({"reconciled": Reconciliation(doubled=("p9",))}, {"reconciled"}),
         ({"counts": counts(embedded=90, quarantined=10, servable=90), "rows": 96, "hidden": 6}, {"quarantined", "reconciled"}),
         ({"counts": Counts(catalogue=0, embedded=0, quarantined=0, indexed=0, servable=0), "rows": 0, "hidden": 0}, {"servable"}),
         ({"compared": compared(lost=tuple(f"p{n}" for n in range(30)))}, {"lost"}),
@@ -91,7 +91,7 @@ def test_only_photos_that_both_were_asked_are_compared() -> None:
 
 def test_reasons_name_products_sums_and_the_interval() -> None:
     bad = dataclasses.replace(
-        GOOD, ranks=ranks(150), counts=counts(servable=98), reconciled=Reconciled(missing=tuple(f"p{n}" for n in range(7))),
+        GOOD, ranks=ranks(150), counts=counts(servable=98), reconciled=Reconciliation(missing=tuple(f"p{n}" for n in range(7))),
         compared=compared(lost=("p1", "p2")),
     )  # fmt: skip
     reasons = {g.name: g.reason for g in decide(bad, GOOD, Policy()).gates}

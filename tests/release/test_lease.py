@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tasks.release.promotion.lease import FLAG, HANDOVER_S, LASTS_S, Busy, Lease, LeaseLost, flags, holding, take
+from tasks.release.promotion.lease import (
+    HANDOVER_S,
+    INTENT_PREFIX,
+    LASTS_S,
+    Lease,
+    LeaseBusy,
+    LeaseLost,
+    acquire,
+    hold_lease,
+    read_intents,
+)
 
 
 @dataclass
@@ -50,18 +60,18 @@ class Clock:
 
 
 def taken(tags: Tags, clock: Clock, holder: str, **options: object) -> Lease:
-    return take(tags, holder, clock=clock, pause=clock.pause, **options)  # type: ignore[arg-type]
+    return acquire(tags, holder, clock=clock, pause=clock.pause, **options)  # type: ignore[arg-type]
 
 
 def test_the_second_is_told_who_is_first_and_goes_on_when_they_are_done() -> None:
     tags, clock = Tags(), Clock()
     first = taken(tags, clock, "promote_index run 1")
-    with pytest.raises(Busy, match=r"promote_index run 1 promotes right now .* wait for it, or roll back"):
+    with pytest.raises(LeaseBusy, match=r"promote_index run 1 promotes right now .* wait for it, or roll back"):
         taken(tags, clock, "vitrine stream")
     first.check()
-    first.give_up()
+    first.release()
     taken(tags, clock, "vitrine stream").check()
-    with pytest.raises(LeaseLost, match="gave its lease up"):
+    with pytest.raises(LeaseLost, match="released its lease"):
         first.check()
 
 
@@ -89,7 +99,7 @@ def test_the_same_holder_takes_its_own_back_at_once_while_others_ask() -> None:
     tags, clock = Tags(), Clock()
     taken(tags, clock, "run 1").renew(HANDOVER_S)
     clock.now += HANDOVER_S - 20
-    with pytest.raises(Busy):
+    with pytest.raises(LeaseBusy):
         taken(tags, clock, "run 2")
     taken(tags, clock, "run 1").check()
 
@@ -101,48 +111,48 @@ def test_a_rollback_waits_for_no_promotion_and_makes_it_void() -> None:
     with pytest.raises(LeaseLost, match="rollback rolled back after promotion began"):
         promotion.check()
     rollback.check()
-    with pytest.raises(Busy, match="rollback rolls back right now"):
+    with pytest.raises(LeaseBusy, match="rollback rolls back right now"):
         taken(tags, clock, "another", urgent=True)
-    rollback.give_up()
+    rollback.release()
     taken(tags, clock, "after it").check()
 
 
 def test_a_promotion_that_was_planned_before_a_rollback_cannot_go_on_later() -> None:
     tags, clock = Tags(), Clock()
     planned = taken(tags, clock, "promotion")
-    planned.give_up()  # a person is asked
-    taken(tags, clock, "rollback", urgent=True).give_up()
+    planned.release()  # a person is asked
+    taken(tags, clock, "rollback", urgent=True).release()
     with pytest.raises(LeaseLost, match="somebody rolled back after promotion was planned"):
         taken(tags, clock, "promotion", epoch=planned.epoch)
-    assert flags(tags.held) == {}
+    assert read_intents(tags.held) == {}
 
 
 def test_a_holder_sees_a_rollback_that_began_and_ended_meanwhile() -> None:
     tags, clock = Tags(), Clock()
     promotion = taken(tags, clock, "promotion")
-    taken(tags, clock, "rollback", urgent=True).give_up()
+    taken(tags, clock, "rollback", urgent=True).release()
     with pytest.raises(LeaseLost):
         promotion.renew()
 
 
 def test_flags_nobody_can_read_and_flags_that_ran_out_stop_nobody() -> None:
     tags, clock = Tags(), Clock()
-    tags.held |= {FLAG + "broken": "{", FLAG + "other": '{"a": 1}', "made_by": "vitrine"}
+    tags.held |= {INTENT_PREFIX + "broken": "{", INTENT_PREFIX + "other": '{"a": 1}', "made_by": "vitrine"}
     taken(tags, clock, "old")
     clock.now += 10 * LASTS_S
     taken(tags, clock, "new").check()
-    assert len(flags(tags.held)) == 1
+    assert len(read_intents(tags.held)) == 1
 
 
 def test_the_lease_is_kept_for_the_next_step_only_when_the_block_ended_well() -> None:
     tags = Tags()
-    with holding(tags, "run", keep_s=HANDOVER_S) as lease:
+    with hold_lease(tags, "run", keep_s=HANDOVER_S) as lease:
         lease.check()
-    (flag,) = flags(tags.held).values()
+    (flag,) = read_intents(tags.held).values()
     assert flag.until > time.time() + HANDOVER_S - 5
-    with pytest.raises(ValueError, match="a step fails"), holding(tags, "run", keep_s=HANDOVER_S):
+    with pytest.raises(ValueError, match="a step fails"), hold_lease(tags, "run", keep_s=HANDOVER_S):
         raise ValueError("a step fails")
-    assert flags(tags.held) == {}
+    assert read_intents(tags.held) == {}
 
 
 def test_of_many_at_once_never_two_hold_it() -> None:
@@ -157,15 +167,15 @@ def test_of_many_at_once_never_two_hold_it() -> None:
         for _ in range(4):
             while time.monotonic() < ends:
                 try:
-                    lease = take(tags, name, patience_s=60, pause=lambda _: time.sleep(random.random() / 50))
-                except Busy:
+                    lease = acquire(tags, name, patience_s=60, pause=lambda _: time.sleep(random.random() / 50))
+                except LeaseBusy:
                     continue
                 lease.check()
                 inside.append(name)
                 most.append(len(inside))
                 time.sleep(0.002)
                 inside.remove(name)
-                lease.give_up()
+                lease.release()
                 done.append(name)
                 break
 
@@ -176,4 +186,4 @@ def test_of_many_at_once_never_two_hold_it() -> None:
         thread.join()
     assert max(most) == 1
     assert len(done) == 32
-    assert flags(tags.held) == {}
+    assert read_intents(tags.held) == {}

@@ -12,9 +12,9 @@ import pytest
 from serving.contract.keys import product_keys
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, take_snapshot
-from tasks.embed.job import Embedded
+from tasks.embed.job import EmbedResult
 from tasks.embed.store import PLAIN, vector_column
-from tasks.validate.drift_statistics import Gathering, Moments, read_moments, shift, write_moments
+from tasks.validate.drift_statistics import Moments, MomentsAccumulator, read_moments, shift, write_moments
 from tasks.validate.embeddings import EmbeddingLimits, check_embeddings, check_index_inputs, inspect
 from tests.catalogs import write_table
 
@@ -36,7 +36,7 @@ def unit(rows: int, seed: int) -> np.ndarray:
 Change = Callable[[np.ndarray, np.ndarray], None]
 
 
-def made(folder: Path, vectors: np.ndarray, change: Change | None = None) -> Embedded:
+def made(folder: Path, vectors: np.ndarray, change: Change | None = None) -> EmbedResult:
     """The vectors of all products as the embedding job leaves them; `change` may spoil keys and vectors in place."""
     keys = product_keys(f"p{n:03d}" for n in range(ROWS))
     for shard in range(SHARDS):
@@ -49,10 +49,10 @@ def made(folder: Path, vectors: np.ndarray, change: Change | None = None) -> Emb
         with storage.writer(str(folder / f"shard={shard}" / "part-00000.parquet")) as stream:
             table = pa.table({"key": key, "image_sha256": sha, "vector": vector_column(rows)})
             pq.write_table(table, stream, row_group_size=100, write_page_checksum=True, **PLAIN)
-    return Embedded("r", str(folder), "store", "q", vectors.shape[1], SHARDS, ROWS, ROWS, 0, ROWS, 0, {})
+    return EmbedResult("r", str(folder), "store", "q", vectors.shape[1], SHARDS, ROWS, ROWS, 0, ROWS, 0, {})
 
 
-def said(embedded: Embedded, snapshot: Snapshot, docs: Path, before: Moments | None = None) -> tuple[str, str]:
+def said(embedded: EmbedResult, snapshot: Snapshot, docs: Path, before: Moments | None = None) -> tuple[str, str]:
     found = inspect(embedded, snapshot, "print")
     vectors = check_embeddings(found, embedded, snapshot, before, docs / "embeddings", EmbeddingLimits())
     return vectors.sentence, check_index_inputs(found, embedded, snapshot, docs / "inputs").sentence
@@ -91,7 +91,7 @@ def test_a_dead_dimension_and_products_unaccounted_for_are_seen(tmp_path: Path, 
     flat[:, 3] = 0
     flat = (flat / np.linalg.norm(flat.astype(np.float32), axis=1, keepdims=True)).astype(np.float16)
     embedded = made(tmp_path / "v", flat)
-    lost = Embedded(**{**vars(embedded), "embedded": ROWS - 7, "quarantined": 3, "reasons": {"missing": 3}})
+    lost = EmbedResult(**{**vars(embedded), "embedded": ROWS - 7, "quarantined": 3, "reasons": {"missing": 3}})
     vectors, inputs = said(lost, snapshot, tmp_path)
     for part in ("constant_dimensions", "'column_A': 'catalogue'", "'column_A': 'embedded'", "in quarantine: 3 missing"):
         assert part in vectors, f"{part} is not in: {vectors}"
@@ -120,7 +120,7 @@ def test_a_flipped_bit_in_a_part_is_not_read_over(tmp_path: Path, snapshot: Snap
 
 def test_a_placeholder_for_a_tenth_of_the_pictures_is_a_drift_and_a_fifth_of_new_products_is_none(tmp_path: Path) -> None:
     def moments(x: np.ndarray) -> Moments:
-        gathering = Gathering(DIM, len(x))
+        gathering = MomentsAccumulator(DIM, len(x))
         for start in range(0, len(x), 700):
             gathering.add(x[start : start + 700].astype(np.float32))
         return gathering.moments("print")

@@ -15,7 +15,7 @@ from tasks.catalog.snapshot import take_snapshot
 from tasks.errors import CatalogError, VitrineError
 from tasks.settings import Settings
 from tasks.validate import pictures
-from tasks.validate.pictures import Looked, look_at
+from tasks.validate.pictures import PictureCheck, check_pictures
 from tasks.validate.preconditions import check_preconditions
 from tests.catalogs import read_table, small_catalog, write_table
 
@@ -204,10 +204,10 @@ def test_an_index_alone_asks_for_nothing_to_train_on(shop: Path) -> None:
 def test_a_look_at_many_pictures_is_a_sample_and_judged_as_one(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MOST", 40)
     without_pictures(shop)
-    found = look_at([f"images/{n}.jpg" for n in range(PRODUCTS)], str(shop), (), lambda *_: None)
+    found = check_pictures([f"images/{n}.jpg" for n in range(PRODUCTS)], str(shop), (), lambda *_: None)
     assert (found.count, found.whole) == (40, False)
-    sample = Looked(10_000, set(range(970)), dict.fromkeys(range(970, 1000), ""))
+    sample = PictureCheck(10_000, set(range(970)), dict.fromkeys(range(970, 1000), ""))
     assert not sample.exceeds(0.02), "3 % of 1000 may be chance"
     assert replace(sample, total=1000).exceeds(0.02)
-    assert Looked(10_000, set(range(900)), dict.fromkeys(range(900, 1000), "")).exceeds(0.02)
-    assert look_at(["images/1.jpg"] * 500, str(shop), (), lambda *_: None, limit_s=-1).count == 0
+    assert PictureCheck(10_000, set(range(900)), dict.fromkeys(range(900, 1000), "")).exceeds(0.02)
+    assert check_pictures(["images/1.jpg"] * 500, str(shop), (), lambda *_: None, limit_s=-1).count == 0

@@ -13,7 +13,7 @@ from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.promotion.serving_replicas import Replica, wait_for
 from tasks.watch.checks import Limits, checks
 from tasks.watch.cost import Prices
-from tasks.watch.live_metrics import look
+from tasks.watch.live_metrics import measure_live
 from tasks.watch.watch_report import write_report
 from tests.catalog.changes.refreshed import forget_versions
 from tests.registered import TOKEN, Running, Shop, replicas
@@ -47,7 +47,7 @@ def live(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def looked(live: Live, replicas: list[Replica] | None = None):
     told = live.replicas if replicas is None else replicas
-    return look(live.shop.registry, told, str(live.shop.home / "data"), Prices(), time.time())
+    return measure_live(live.shop.registry, told, str(live.shop.home / "data"), Prices(), time.time())
 
 
 def test_without_shoppers_held_out_photos_are_asked(live: Live) -> None:
@@ -97,13 +97,13 @@ def test_a_replica_that_is_away_is_named(live: Live) -> None:
 
 
 def test_the_step_keeps_a_curve_in_mlflow(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.pipelines import watch_quality as watching
+    from tasks.pipelines import watch_quality
 
     for name, value in {
         "HOME": str(live.shop.home), "MLFLOW_URI": live.shop.registry.uri, "SERVING_URLS": live.running[0].url, "ADMIN_TOKEN": TOKEN,
     }.items():  # fmt: skip
         monkeypatch.setenv(f"VITRINE_{name}", value)
-    record = watching.look("watch_quality.test")
+    record = watch_quality.measure("watch_quality.test")
     assert record["version"] == live.version
     assert record["compaction"] == ""
     run_id = record["links"]["MLflow run"].rsplit("/", 1)[1]

@@ -83,11 +83,11 @@ function draw() {
   state.drawn = key;
   const held = document.activeElement?.dataset?.key;
   const d = state.data;
-  $("who").textContent = Object.values(d.may).some(Boolean) ? `signed in as ${d.user}` : `signed in as ${d.user}: you see everything here, an operator acts`;
+  $("who").textContent = Object.values(d.may).some(Boolean) ? `signed in as ${d.user}` : `signed in as ${d.user}: read-only; actions need an operator`;
   $("live").replaceChildren(...live(d));
   $("runs").replaceChildren(runs());
   $("replicas").replaceChildren(replicas(d));
-  $("charts").replaceChildren(...(d.charts.length ? d.charts.map(chart) : [h("p", { class: "soft" }, "Nothing was measured yet.")]));
+  $("charts").replaceChildren(...(d.charts.length ? d.charts.map(chart) : [h("p", { class: "soft" }, "No measurements yet.")]));
   $("versions").replaceChildren(...d.versions.map((v) => version(v, d)));
   if (!d.versions.length) $("versions").replaceChildren(h("li", { class: "soft" }, "No index version yet."));
   $("encoders").replaceChildren(encoders(d));
@@ -115,7 +115,7 @@ function live(d) {
   return [
     h("div", {},
       h("div", { class: "headline" }, h("b", {}, `Version ${d.live}`), chip("live"), slot && chip(slot),
-        down.length ? chip(`${down.length} of ${d.replicas.length} replicas need a look`, "down") : d.replicas.length ? chip(`on all ${d.replicas.length} replicas`, "ready") : chip("no replicas are set")),
+        down.length ? chip(`${down.length} of ${d.replicas.length} replicas need attention`, "down") : d.replicas.length ? chip(`on all ${d.replicas.length} replicas`, "ready") : chip("no replicas configured")),
       h("p", { class: "soft" }, "made ", when(entry.created_ms), `, encoder version ${entry.encoder}, snapshot `, h("span", { class: "mono" }, entry.snapshot)),
       h("dl", { class: "figures" },
         fact("products", count(entry.products)), recall && fact("Recall@10 on photos", figure(recall.value, "share")),
@@ -124,7 +124,7 @@ function live(d) {
         button("rollback", previous ? `Roll back to version ${previous}` : "Roll back", d, previous ? "" : "there is no previous version",
           { title: `Roll back to version ${previous}?`, yes: "Roll back", text: [
             h("p", {}, `Shoppers get version ${previous} again, in seconds: every replica still holds it.`),
-            h("ul", {}, h("li", {}, `Version ${d.live} stays in its slot and can be promoted again.`), h("li", {}, "Embeddings and indexes are not touched."), h("li", {}, "A promotion that is under way becomes void.")),
+            h("ul", {}, h("li", {}, `Version ${d.live} stays in its slot and can be promoted again.`), h("li", {}, "Embeddings and indexes are not touched."), h("li", {}, "A running promotion becomes void.")),
           ] }, previous ? { version: previous } : undefined),
         button("rebuild", "Rebuild", d, "",
           { title: "Rebuild the index?", yes: "Rebuild", text: [
@@ -146,8 +146,8 @@ function slotCard(name, d) {
   const words = !wanted ? "empty" : failed ? "failed" : ready === d.replicas.length ? "ready" : "loading";
   return h("div", { class: `slot ${name}` },
     h("div", { class: "row" }, h("h3", {}, name), serves ? chip("live") : wanted ? chip("idle", "") : "", wanted && !serves ? chip(words) : ""),
-    h("p", {}, wanted ? `version ${wanted}` : "holds nothing"),
-    h("p", { class: "soft" }, wanted ? `ready on ${ready} of ${d.replicas.length} replicas` : "the next version goes here"),
+    h("p", {}, wanted ? `version ${wanted}` : "empty"),
+    h("p", { class: "soft" }, wanted ? `ready on ${ready} of ${d.replicas.length} replicas` : "the next version is loaded here"),
     failed && h("p", { class: "problem soft" }, failed.reason));
 }
 
@@ -155,23 +155,23 @@ function empty(d) {
   const made = d.versions.length;
   return h("div", { class: "empty" },
     h("div", { class: "headline" }, h("b", {}, "Nothing is live yet")),
-    h("p", { class: "soft" }, made ? `${made} version${made > 1 ? "s were" : " was"} made and none was promoted. See why below.` : "A first version comes about like this:"),
+    h("p", { class: "soft" }, made ? `${made} version${made > 1 ? "s were" : " was"} made and none was promoted. See why below.` : "How the first version is made:"),
     made ? "" : h("ol", {},
       h("li", {}, h("b", {}, "train_encoder"), " makes an encoder from the catalogue's photos", d.champion ? h("span", { class: "soft" }, ` (done: version ${d.champion} is champion)`) : ""),
-      h("li", {}, h("b", {}, "rebuild_index"), " embeds the catalogue and builds version 1; a new champion starts it by itself"),
+      h("li", {}, h("b", {}, "rebuild_index"), " embeds the catalogue and builds version 1; a new champion triggers it automatically"),
       h("li", {}, h("b", {}, "promote_index"), " puts it live on every replica")),
     h("div", { class: "buttons" }, button("rebuild", "Build the first version", d, d.champion ? "" : "there is no champion encoder yet: run train_encoder first",
       { title: "Build an index version?", yes: "Build", text: [h("p", {}, "The DAG rebuild_index takes a snapshot of the catalogue, embeds its pictures and builds a version.")] })));
 }
 
 function button(action, text, d, missing, question, body, strong) {
-  const why = missing || (d.may[action] ? "" : "only an operator may do this");
+  const why = missing || (d.may[action] ? "" : "needs operator permission");
   return h("button", { type: "button", class: strong ? "strong" : "", "data-key": `${action}${body?.version ?? ""}`,
     disabled: Boolean(why), title: why, onclick: () => confirm(action, question, body) }, text);
 }
 
 function replicas(d) {
-  if (!d.replicas.length) return h("p", { class: "soft" }, "No replica is named in VITRINE_SERVING_URLS, so a promotion waits for none.");
+  if (!d.replicas.length) return h("p", { class: "soft" }, "VITRINE_SERVING_URLS names no replica, so promotions do not wait for any.");
   const cell = (r, name) => {
     const s = r.slots.find((x) => x.name === name);
     return !s ? "" : h("td", {}, h("div", { class: "row" }, s.version ? `v${s.version}` : "–", s.state !== "empty" && chip(s.state)));
@@ -190,7 +190,7 @@ function runs() {
   return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["what", "state", "started", "by"].map((t) => h("th", { scope: "col" }, t)))), h("tbody", {},
     state.runs.slice(0, 7).map((r) => [h("tr", { class: r.note && "noted" },
       h("td", {}, link(r.dag, runUrl(r)), r.conf?.version ? ` version ${r.conf.version}` : "",
-        r.waiting.map((w) => h("p", { class: "soft" }, "waits for a person: ", link(w.subject, `${runUrl(r)}/tasks/${w.task}/required_actions`)))),
+        r.waiting.map((w) => h("p", { class: "soft" }, "awaits input: ", link(w.subject, `${runUrl(r)}/tasks/${w.task}/required_actions`)))),
       h("td", {}, chip(r.waiting.length ? "waiting" : r.state, r.waiting.length ? "waiting" : r.state)),
       h("td", {}, r.began ? when(new Date(r.began).getTime()) : "–"), h("td", {}, r.by)),
       r.note && h("tr", {}, h("td", { colspan: 4 }, r.note.split("\n").map((line) => h("p", { class: "soft note" }, line))))]))));
@@ -213,7 +213,7 @@ function version(v, d) {
         title: `Promote version ${v.version}?`, yes: "Promote", text: [
           h("p", {}, d.live ? `Shoppers get version ${v.version} instead of version ${d.live}.` : `Version ${v.version} becomes the first that shoppers get.`),
           h("ul", {}, h("li", {}, "The idle slot of every replica loads and verifies it first; queries are replayed against both."), h("li", {}, "If a replica cannot hold it, nothing changes for shoppers."),
-            d.live ? h("li", {}, `Version ${d.live} stays loaded: going back takes seconds.`) : ""),
+            d.live ? h("li", {}, `Version ${d.live} stays loaded: a rollback takes seconds.`) : ""),
         ] }, { version: v.version }, v.status === "candidate")) : ""),
     v.problem ? h("p", { class: "problem soft" }, v.problem) : "",
     bad.length ? h("p", { class: "problem soft" }, bad.map((g) => `${g.name}: ${g.reason}`).join("; ")) : "",
@@ -226,12 +226,12 @@ function version(v, d) {
 
 async function unfold(details, v, d) {
   if (details.querySelector(".inside")) return;
-  const chainAt = h("div", {}, h("p", { class: "soft" }, "reading its lineage …"));
+  const chainAt = h("div", {}, h("p", { class: "soft" }, "loading lineage …"));
   details.append(h("div", { class: "inside" },
     v.gates.length ? h("div", { class: "scroll" }, h("table", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "gate"), h("th", { scope: "col" }, ""), h("th", { class: "n", scope: "col" }, "value"), h("th", { class: "n", scope: "col" }, "threshold"), h("th", { scope: "col" }, "reason"))),
       h("tbody", {}, v.gates.map((g) => h("tr", {}, h("td", {}, g.name), h("td", {}, chip(g.passed ? "passed" : "failed")), h("td", { class: "n" }, number(g.value)), h("td", { class: "n" }, number(g.threshold)), h("td", {}, g.reason))))))
-      : h("p", { class: "soft" }, "No gate has judged this version."),
+      : h("p", { class: "soft" }, "This version has no gate results."),
     chainAt,
     h("div", { class: "links" }, Object.entries(v.links).map(([name, url]) => link(name, url)))));
   if (v.version === d.live && d.lineage.length) { chainAt.replaceChildren(chain(d.lineage)); return; }
@@ -265,7 +265,7 @@ function confirm(action, { title, text, yes }, body) {
     try {
       const run = await act(action, body);
       state.watched = `${run.dag} ${run.run}`;
-      say([`${title.replace("?", "")}: `, link(`${run.dag} is under way`, runUrl(run)), ". This page shows how it goes."], "", "action");
+      say([`${title.replace("?", "")}: `, link(`${run.dag} is under way`, runUrl(run)), ". This page shows its progress."], "", "action");
     } catch (error) {
       say(error.message, "bad", "action");
     } finally {
@@ -277,14 +277,14 @@ function confirm(action, { title, text, yes }, body) {
   dialog.showModal();
 }
 
-// Follows the run that was started here, and says how it ended.
+// Follows the run started from this page, and reports its outcome.
 function watch() {
   if (!state.watched) return;
   const run = state.runs.find((r) => `${r.dag} ${r.run}` === state.watched);
   if (!run || run.state === "queued" || run.state === "running") return;
   state.watched = "";
   const well = run.state === "success";
-  say([link(run.dag, runUrl(run)), well ? ` is done. Version ${state.data.live || "none"} is live.` : " failed: the red task's log says in one sentence why. What was live stays live."], well ? "good" : "bad", "action");
+  say([link(run.dag, runUrl(run)), well ? ` is done. Version ${state.data.live || "none"} is live.` : " failed: the failed task's log states why. The version that was live stays live."], well ? "good" : "bad", "action");
 }
 
 $("confirm-no").onclick = () => $("confirm").close();
@@ -292,7 +292,7 @@ $("refresh").onclick = loop;
 document.addEventListener("visibilitychange", () => { if (!document.hidden) loop(); });
 $("trace").addEventListener("submit", async (event) => {
   event.preventDefault();
-  $("traced").replaceChildren(h("p", { class: "soft" }, "looking …"));
+  $("traced").replaceChildren(h("p", { class: "soft" }, "searching …"));
   try {
     const { steps } = await ask(`trace?product=${encodeURIComponent($("product").value.trim())}`);
     $("traced").replaceChildren(chain(steps));

@@ -1,4 +1,4 @@
-// What of the catalogue's changes does not reach shoppers: those that wait, dead letters, and products in quarantine.
+// Catalogue changes that shoppers do not see: pending ones, dead letters, and quarantined products.
 import { chip, h, link } from "./draw.js";
 import { age, count, when } from "./words.js";
 
@@ -20,8 +20,8 @@ const figure = (name, value, bad) => h("div", {}, h("dt", {}, name), h("dd", { c
 
 function waiting(queue) {
   return [
-    figure(queue.waiting === 1 ? "change waits" : "changes wait", queue.waiting),
-    queue.oldest && figure("the oldest waits", age(Date.parse(queue.oldest)) || "less than a minute"),
+    figure(queue.waiting === 1 ? "pending change" : "pending changes", queue.waiting),
+    queue.oldest && figure("oldest pending for", age(Date.parse(queue.oldest)) || "less than a minute"),
     queue.dead === null ? "" : figure(queue.dead === 1 ? "dead letter" : "dead letters", queue.dead, true),
   ];
 }
@@ -31,9 +31,9 @@ function deadLetters(queue) {
   if (!queue.dead) return "";
   return h("div", { class: "listed" },
     h("h3", {}, "Dead letters"),
-    h("p", { class: "soft" }, "Changes that could not be used. Once what is wrong is mended, ", h("code", {}, queue.requeue), " sends them to the queue again; ", h("code", {}, "vitrine changes dead"), " shows the whole messages."),
+    h("p", { class: "soft" }, "Changes that could not be used. After fixing the cause, ", h("code", {}, queue.requeue), " sends them back to the queue; ", h("code", {}, "vitrine changes dead"), " lists the full messages."),
     table("letters", ["product", "reason", "since", "id"], queue.letters, queue.dead, (x) => [
-      x.product_id ? h("td", { class: "mono" }, x.product_id) : h("td", { class: "soft" }, "not named"),
+      x.product_id ? h("td", { class: "mono" }, x.product_id) : h("td", { class: "soft" }, "unknown"),
       h("td", {}, x.reason), h("td", { class: "since" }, x.at ? when(Date.parse(x.at)) : "–"), h("td", { class: "mono id" }, x.id)]));
 }
 
@@ -43,14 +43,14 @@ function inQuarantine(quarantine) {
   if (!quarantine.count) return version ? h("p", { class: "soft" }, `No product of ${where} is in quarantine.`) : "";
   return h("div", { class: "listed" },
     h("h3", {}, "Products in quarantine"),
-    h("p", { class: "soft" }, `Their pictures cannot be used, so ${where} does not show them. The next run takes a picture that was mended.`),
+    h("p", { class: "soft" }, `Their pictures cannot be used, so ${where} does not show them. The next run retries replaced pictures.`),
     table("products", ["product", "picture", "reason", "run"], quarantine.products, quarantine.count, (x) => [
-      x.product_id ? h("td", { class: "mono" }, x.product_id) : h("td", { class: "soft" }, "not named"),
+      x.product_id ? h("td", { class: "mono" }, x.product_id) : h("td", { class: "soft" }, "unknown"),
       h("td", { class: "mono" }, x.image), h("td", {}, h("span", {}, x.reason && chip(x.reason.replaceAll("_", " "), "down"), " ", x.detail)),
       h("td", { class: "mono" }, x.url ? link(x.run, x.url) : x.run)]));
 }
 
-// The first few rows, the others that the server sent behind a line to click, and how many there are besides.
+// The first few rows, the rest of the sent rows folded, and the total.
 function table(id, names, rows, total, cells) {
   const made = (some) => h("div", { class: "scroll" }, h("table", { class: "stacked" },
     h("thead", {}, h("tr", {}, names.map((t) => h("th", { scope: "col" }, t)))),

@@ -1,4 +1,4 @@
-// Times and numbers in words.
+// Formats times and numbers as text.
 import { h } from "./draw.js";
 
 export function age(ms) {

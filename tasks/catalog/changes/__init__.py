@@ -1,1 +1,1 @@
-"""Changes of the catalogue as a stream: one protocol, three sources (outbox, SQS, Kafka), and what an index version holds of them."""
+"""The stream of catalogue changes: one protocol, three sources (outbox, SQS, Kafka), and the ledger of index versions."""

@@ -1,4 +1,4 @@
-"""Triggers that write every change of the table `products` into the outbox, in the transaction that makes it.
+"""Change data capture by triggers: every change of `products` is written to the outbox in the same transaction.
 
 The shop's own programs need not know of the outbox. An upsert carries the row as it is after the change and the row's own
 `updated_at`; where that was not set anew (or there is no such column) the time of the change itself, so that the change counts.
@@ -15,7 +15,7 @@ OPERATIONS = ("insert", "update", "delete")
 
 
 def install_triggers(catalog_uri: str) -> None:
-    """Installs the triggers anew, for the columns that `products` has now. Raises CatalogError where there is no such table."""
+    """Installs the triggers for the current columns of `products`. Raises CatalogError when the table does not exist."""
     outbox = _outbox(catalog_uri)
     try:
         database = outbox.database
@@ -30,7 +30,7 @@ def install_triggers(catalog_uri: str) -> None:
 
 
 def remove_triggers(catalog_uri: str) -> None:
-    """Removes the triggers; what they wrote stays in the outbox."""
+    """Removes the triggers; events already in the outbox stay."""
     outbox = _outbox(catalog_uri)
     try:
         with outbox.database.transaction():
@@ -102,7 +102,7 @@ def _sqlite(columns: Sequence[str]) -> list[str]:
 
 
 def _sqlite_moved() -> str:
-    """An update that gives a product another id is the end of the product with the old one."""
+    """An update of product_id is a delete of the old id."""
     gone = f"json_object('kind', 'delete', 'product_id', OLD.product_id, 'updated_at', {SQLITE_NOW})"
     return f"INSERT INTO outbox (event, priority) SELECT {gone}, 1 WHERE OLD.product_id <> NEW.product_id; "
 

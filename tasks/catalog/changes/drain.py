@@ -1,4 +1,4 @@
-"""Draining: which of the waiting changes go into the next index version, and what becomes of the other messages."""
+"""Draining the queue: selects the pending changes for the next index version and disposes of the other messages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.catalog.changes.event import UPSERT, Event, MalformedEvent, read_event
-from tasks.catalog.changes.ledger import entries, fresh, newest
+from tasks.catalog.changes.ledger import entries, latest_changes, newer
 from tasks.catalog.changes.source import ChangeSource, Message
 from tasks.catalog.schema import PRODUCT_SCHEMA
 
@@ -21,8 +21,8 @@ JSON_TYPES = {
 
 
 @dataclass(frozen=True)
-class Held:
-    """What the version to build on knows: its ledger, its base's snapshot (key, updated_at), and the columns of its rows."""
+class ParentState:
+    """State of the parent version: its ledger, its base's snapshot (key, updated_at), and its row schema."""
 
     ledger: pa.Table
     products: pa.Table
@@ -30,8 +30,8 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Drained:
-    """What was decided about the messages that were looked at.
+class DrainResult:
+    """The decision on the received messages.
 
     `rows` (ledger.SCHEMA, without states) are the changes to make; `handles` are acknowledged once they are in a registered
     version: their own, and those of messages that say nothing new. `left` changes were seen and wait for the next time.
@@ -48,7 +48,7 @@ class Drained:
 
     @property
     def note(self) -> str:
-        """What became dead letters, in one sentence for whoever reads of the run; "" when nothing did."""
+        """The dead letters of this run in one sentence for people; "" when there are none."""
         if not self.malformed:
             return ""
         became = "change became a dead letter" if self.received == 1 else "changes became dead letters"
@@ -56,16 +56,16 @@ class Drained:
         return f"{self.malformed} of {self.received} {became}: {self.reason}; vitrine changes dead {lists}"
 
 
-def drain(source: ChangeSource, held: Held, carried: pa.Table, limit: int, wait_s: float, now: datetime) -> Drained:
-    """Looks at the waiting messages and takes up to `limit` changes, priority products first; the others stay in the queue.
+def drain(source: ChangeSource, held: ParentState, carried: pa.Table, limit: int, wait_s: float, now: datetime) -> DrainResult:
+    """Receives pending messages and takes up to `limit` changes, priority products first; the others stay in the queue.
 
     `carried` are changes of other versions that must be made as well; they count first. Malformed messages are buried here.
     """
     messages = source.receive(limit * source.ahead, wait_s)
     good, bad = _read(messages, held.columns, now)
     if bad:
-        source.bury(bad)
-    wanted = fresh(newest([carried, entries([e for _, e in good], now)]), held.ledger, held.products)
+        source.dead_letter(bad)
+    wanted = newer(latest_changes([carried, entries([e for _, e in good], now)]), held.ledger, held.products)
     ranked = _by_priority(wanted, [e for _, e in good], set(carried["digest"].to_pylist()))
     taken, left = ranked.slice(0, limit), ranked.slice(limit)
     waiting = set(left["digest"].to_pylist())
@@ -74,18 +74,18 @@ def drain(source: ChangeSource, held: Held, carried: pa.Table, limit: int, wait_
     # What stays unacknowledged is exactly what is left: an earlier event about the same product may go, a later one remains.
     handles = [m.handle for m, e in good if e.digest not in waiting] + [m.handle for m, _ in bad]
     contained = len({e.digest for _, e in good} - set(wanted["digest"].to_pylist()))
-    reason = shortened(bad[0][1], NOTED) if bad else ""
-    return Drained(taken.sort_by("key"), handles, len(bad), contained, len(left), len(messages), reason)
+    reason = truncate(bad[0][1], NOTED) if bad else ""
+    return DrainResult(taken.sort_by("key"), handles, len(bad), contained, len(left), len(messages), reason)
 
 
 def event_of(row: dict) -> Event:
-    """The event of a ledger's row."""
+    """Parses the event of a ledger row."""
     return read_event(row["event"], row["received_at"])
 
 
 @dataclass
-class Upserts:
-    """The upserts of a drained set as a catalogue source, so that they are copied, checked and embedded like a catalogue."""
+class UpsertSource:
+    """The drained upserts as a catalogue source, so that they are copied, validated and embedded like a catalogue."""
 
     name: str
     image_root: str
@@ -94,7 +94,7 @@ class Upserts:
     moment: str = ""
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        """The products in order of product_id: the snapshot's columns and those that the base carries besides."""
+        """The products in order of product_id: the snapshot's columns and the base's extra columns."""
         chosen = self.rows.filter(pc.equal(self.rows["kind"], UPSERT)).sort_by("product_id")
         carried = [f for f in self.columns if f.name not in PRODUCT_SCHEMA.names]
         schema = pa.schema([f for f in PRODUCT_SCHEMA if f.name != "key"] + carried)
@@ -112,7 +112,7 @@ Read = tuple[list[tuple[Message, Event]], list[tuple[Message, str]]]
 
 
 def _read(messages: list[Message], columns: pa.Schema, now: datetime) -> Read:
-    """Messages as events, and those that are none with the reason."""
+    """Parses messages; returns (message, event) pairs, and malformed messages with their reasons."""
     good, bad = [], []
     for message in messages:
         try:
@@ -125,7 +125,7 @@ def _read(messages: list[Message], columns: pa.Schema, now: datetime) -> Read:
 
 
 def _check_columns(event: Event, columns: pa.Schema) -> None:
-    """Raises MalformedEvent where a column that the shop carries besides holds something of another type."""
+    """Raises MalformedEvent when an extra column has a value of another type than the index."""
     for field in columns:
         if field.name in PRODUCT_SCHEMA.names or field.name not in event.product:
             continue
@@ -134,17 +134,17 @@ def _check_columns(event: Event, columns: pa.Schema) -> None:
             pa.array([value], field.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
             raise MalformedEvent(
-                f"column {field.name} holds {shortened(repr(value), QUOTED)} ({JSON_TYPES[type(value)]}); the index has {field.type} there"
+                f"column {field.name} holds {truncate(repr(value), QUOTED)} ({JSON_TYPES[type(value)]}); the index has {field.type} there"
             ) from None
 
 
-def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters, its end cut off."""
+def truncate(text: str, most: int) -> str:
+    """The text cut to at most `most` characters, with an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _by_priority(rows: pa.Table, events: list[Event], carried: set[str]) -> pa.Table:
-    """Carried changes, then those with priority, then the others, each in the order in which the queue gave them."""
+    """Carried-over changes first, then priority ones, then the rest, each in queue order."""
     places = {e.digest: (not e.priority, n) for n, e in reversed(list(enumerate(events)))}
     digests = rows["digest"].to_pylist()
     order = sorted(range(len(digests)), key=lambda i: (False, -1) if digests[i] in carried else places[digests[i]])

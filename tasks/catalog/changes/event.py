@@ -1,4 +1,4 @@
-"""A change of the catalogue as it travels: what it says, how it is read, and which of two about one product is the later one.
+"""A change event: format, parsing, and the total order of events about one product.
 
 An upsert carries the whole product, so that the same messages always give the same index version, whatever the catalogue says by
 the time they are read (docs/decisions/0020).
@@ -19,12 +19,12 @@ FLAGS = ("in_stock", "priority")
 
 
 class MalformedEvent(Exception):
-    """A message that is no event; says why. It goes to the dead letters with this reason."""
+    """A message that is not a valid event; the reason goes to the dead letters with it."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One change. `product` is the whole row of an upsert (its columns as in a snapshot, without product_id), {} of a delete."""
+    """One change. `product` is the whole row of an upsert (snapshot columns without product_id), {} for a delete."""
 
     kind: str
     product_id: str
@@ -33,40 +33,40 @@ class Event:
 
     @property
     def priority(self) -> bool:
-        """Whether it goes first: a product that the shop marked, and every delete, since nobody should be shown what is gone."""
+        """Whether it is taken first: products marked by the shop, and all deletes."""
         return self.kind == DELETE or bool(self.product.get("priority"))
 
     @property
     def text(self) -> str:
-        """The event as it is sent: JSON with sorted keys, so that equal events are equal texts."""
-        record: dict[str, Any] = {"kind": self.kind, "product_id": self.product_id, "updated_at": moment(self.updated_at)}
+        """The event as JSON with sorted keys, so that equal events have equal texts."""
+        record: dict[str, Any] = {"kind": self.kind, "product_id": self.product_id, "updated_at": format_time(self.updated_at)}
         if self.kind == UPSERT:
             record["product"] = dict(self.product)
         return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
 
     @property
     def digest(self) -> str:
-        """Names the event's content; decides between two of the same time."""
+        """Content hash; breaks ties between events of the same time."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     @property
     def order(self) -> tuple[datetime, bool, str]:
-        """Of two events about one product the one with the greater order wins, in whatever order they arrive."""
+        """Sort key: of two events about one product the greater wins, in whatever order they arrive."""
         return self.updated_at, self.kind == DELETE, self.digest
 
 
 def upsert(product_id: str, updated_at: datetime, product: Mapping[str, Any]) -> Event:
-    """The event that a product is now as `product` says. Raises MalformedEvent when that is no product."""
+    """An upsert event. Raises MalformedEvent when `product` is not a valid product."""
     return Event(UPSERT, product_id, updated_at, _product(product))
 
 
 def delete(product_id: str, updated_at: datetime) -> Event:
-    """The event that a product is gone."""
+    """A delete event."""
     return Event(DELETE, product_id, updated_at, {})
 
 
 def read_event(text: str, now: datetime) -> Event:
-    """The event in a message. Raises MalformedEvent saying what is wrong with it."""
+    """Parses a message. Raises MalformedEvent naming what is wrong."""
     try:
         record = json.loads(text)
     except ValueError as error:
@@ -80,7 +80,7 @@ def read_event(text: str, now: datetime) -> Event:
         raise MalformedEvent(f"product_id is {product_id!r}; expected a text")
     updated_at = _time(record.get("updated_at"))
     if updated_at > now + AHEAD:
-        raise MalformedEvent(f"updated_at {moment(updated_at)} lies in the future; the sender's clock is wrong")
+        raise MalformedEvent(f"updated_at {format_time(updated_at)} lies in the future; the sender's clock is wrong")
     if kind == DELETE:
         return delete(product_id, updated_at)
     if not isinstance(record.get("product"), dict):
@@ -89,15 +89,15 @@ def read_event(text: str, now: datetime) -> Event:
 
 
 def event_time(text: str) -> datetime | None:
-    """The time in a message, whatever else may be wrong with it; None where there is none."""
+    """The time in a message, valid or not; None when it has none."""
     try:
         return _time(json.loads(text).get("updated_at"))
     except (ValueError, AttributeError, MalformedEvent):
         return None
 
 
-def moment(at: datetime) -> str:
-    """A time as events write it: UTC with microseconds."""
+def format_time(at: datetime) -> str:
+    """A time in the format of events: UTC with microseconds."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -110,7 +110,7 @@ def _time(value: Any) -> datetime:
 
 
 def _product(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a product in the types that a snapshot wants; columns it does not know are kept as they are."""
+    """A product's columns cast to snapshot types; unknown columns are kept as they are."""
     product = {("image_uri" if name == "image" else name): value for name, value in row.items()}
     for name in ("product_id", "key", "updated_at"):  # the event itself says these
         product.pop(name, None)
@@ -156,4 +156,4 @@ def _category(value: Any) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    return moment(value) if isinstance(value, datetime) else str(value)
+    return format_time(value) if isinstance(value, datetime) else str(value)

@@ -1,4 +1,4 @@
-"""Changes in a Kafka topic, read as one consumer group whose offsets say what is acknowledged.
+"""Changes in a Kafka topic, read by one consumer group; acknowledging is committing offsets.
 
 Partitions are assigned here and not by the group's coordinator: one refresh reads at a time, and it neither waits for a rebalance
 nor loses its place to one. Where two read at once, both make the same changes, which does no harm (see ledger.py).
@@ -69,10 +69,10 @@ class KafkaTopic:
             return [Message(r.text, f"{r.partition}:{r.first}:{r.offset}") for r in found]
 
     def extend(self, handles: Sequence[str], seconds: int) -> None:
-        """Nothing to do: a message stays in the topic."""
+        """No-op: messages stay in the topic."""
 
     def acknowledge(self, handles: Sequence[str]) -> None:
-        """Commits, in each partition, up to the first message that is not among `handles`; what follows it is read again later."""
+        """Commits each partition up to the first message not in `handles`; later messages are delivered again."""
         from confluent_kafka import TopicPartition
 
         spans: dict[int, list[tuple[int, int]]] = {}
@@ -94,28 +94,28 @@ class KafkaTopic:
                 self.consumer.commit(offsets=wanted, asynchronous=False)
 
     def release(self, handles: Sequence[str]) -> None:
-        """Nothing to do: what is not committed is read again."""
+        """No-op: uncommitted messages are read again."""
 
-    def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
-        """To the topic of dead letters; their offsets are committed with the others'."""
+    def dead_letter(self, messages: Sequence[tuple[Message, str]]) -> None:
+        """Writes to the dead-letter topic; the offsets are committed with the others'."""
         self._produce(self.dead_topic, [(product_of(m.text), m.text, {"reason": reason}) for m, reason in messages])
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         with _clear():
             return self._behind(self.consumer, self.topic)
 
-    def oldest(self) -> datetime | None:
+    def oldest_at(self) -> datetime | None:
         with _clear():
             places = self._committed(self.consumer, self.topic, self._partitions(self.topic))
             ends = self._ends(self.consumer, places)
             behind = [p for p in places if ends[p.partition] > p.offset]
             return min((r.at for p in behind for r in self._poll(self.consumer, [p], ends, 1)), default=None)
 
-    def count_dead(self) -> int:
+    def count_dead_letters(self) -> int:
         with _clear(), self._dead_reader() as (reader, topic):
             return self._behind(reader, topic)
 
-    def dead(self, limit: int) -> list[DeadLetter]:
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
         with _clear(), self._dead_reader() as (reader, topic):
             places = self._committed(reader, topic, self._partitions(topic))
             ends = self._ends(reader, places)
@@ -125,7 +125,7 @@ class KafkaTopic:
             found.sort(key=lambda r: (r.at, r.partition, r.offset), reverse=True)
             return [DeadLetter(r.text, r.reason, f"{r.partition}:{r.offset}", r.at) for r in found[:limit]]
 
-    def revive(self) -> int:
+    def requeue(self) -> int:
         from confluent_kafka import TopicPartition
 
         with _clear(), self._dead_reader() as (reader, topic):
@@ -160,7 +160,7 @@ class KafkaTopic:
             reader.close()
 
     def _partitions(self, topic: str) -> list[int]:
-        """The topic's partitions; a topic that is not there yet may take a moment to be made."""
+        """The topic's partitions; waits a moment for a topic that is being created."""
         until = time.monotonic() + TIMEOUT_S
         while True:
             found = self.consumer.list_topics(topic, timeout=TIMEOUT_S).topics[topic]
@@ -171,7 +171,7 @@ class KafkaTopic:
             time.sleep(0.2)
 
     def _committed(self, reader: Any, topic: str, partitions: Sequence[int]) -> list[Any]:
-        """The group's place in each partition: its committed offset, or the first one there is."""
+        """The group's committed offset per partition, or the earliest available one."""
         from confluent_kafka import TopicPartition
 
         places = reader.committed([TopicPartition(topic, p) for p in partitions], timeout=TIMEOUT_S)
@@ -189,7 +189,7 @@ class KafkaTopic:
         return sum(max(ends[p.partition] - p.offset, 0) for p in places)
 
     def _read(self, reader: Any, topic: str, limit: int, wait_s: float) -> list[Record]:
-        """What lies behind the group's place, up to `limit`; waits up to `wait_s` for the first record."""
+        """Up to `limit` records after the committed offsets; waits up to `wait_s` for the first."""
         places = self._committed(reader, topic, self._partitions(topic))
         next_ = {p.partition: p.offset for p in places}
         until = time.monotonic() + wait_s
@@ -200,7 +200,7 @@ class KafkaTopic:
         return self._poll(reader, places, ends, limit)
 
     def _poll(self, reader: Any, places: Sequence[Any], ends: dict[int, int], limit: int) -> list[Record]:
-        """Up to `limit` records from `places` to `ends` (partition -> offset); nothing is committed."""
+        """Up to `limit` records between `places` and `ends` (partition -> offset); commits nothing."""
         next_ = {p.partition: p.offset for p in places}
         found: list[Record] = []
         reader.assign(places)

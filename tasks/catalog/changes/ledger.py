@@ -1,4 +1,4 @@
-"""The ledger: which changes an index version holds, one row per product that changed since its base.
+"""The ledger of an index version: one row per product that changed since its base.
 
 Ledgers of different versions may be joined in any order and any number of times: of two rows about one product the later one
 stays. That is what makes duplicates, reordering, replays and two makers of versions at once harmless.
@@ -33,7 +33,7 @@ MEMORY = timedelta(days=7)
 
 
 def entries(events: Sequence[Event], received_at: datetime) -> pa.Table:
-    """Events that arrived at a time, as rows of SCHEMA that say nothing yet of snapshot, base and state."""
+    """Events received at one time as ledger rows (SCHEMA), without snapshot, base and state."""
     count = len(events)
     return pa.table({
         "key": product_keys(e.product_id for e in events), "product_id": [e.product_id for e in events],
@@ -43,8 +43,8 @@ def entries(events: Sequence[Event], received_at: datetime) -> pa.Table:
     }, SCHEMA)  # fmt: skip
 
 
-def newest(tables: Iterable[pa.Table]) -> pa.Table:
-    """The last change of each product in order of key; of equal ones the one that stands in a later table, or arrived first."""
+def latest_changes(tables: Iterable[pa.Table]) -> pa.Table:
+    """The last change of each product in order of key; among equal ones the one of a later table, or received first."""
     parts = [t.append_column("place", pa.repeat(n, len(t))) for n, t in enumerate(tables)]
     if not parts:
         return SCHEMA.empty_table()
@@ -59,19 +59,19 @@ def newest(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def ledger_of(manifest: IndexManifest, locate: Callable[[FileRef], Path]) -> pa.Table:
-    """The changes that an index version holds on top of its base, from its ledger's files as `locate` finds them."""
-    return newest(read_rows(locate(ref)) for ref in manifest.changes)
+    """The ledger of an index version, merged from its files as `locate` finds them."""
+    return latest_changes(read_rows(locate(ref)) for ref in manifest.changes)
 
 
 def deleted_products(ledger: pa.Table) -> list[str]:
-    """Ids of the products whose last change was a delete."""
+    """Ids of the products whose last change is a delete."""
     return ledger.filter(pc.equal(ledger["kind"], DELETE))["product_id"].to_pylist()
 
 
-def fresh(rows: pa.Table, held: pa.Table, products: pa.Table) -> pa.Table:
-    """The rows that say something newer than the ledger `held` and the base's snapshot (`products`: key, updated_at)."""
+def newer(rows: pa.Table, held: pa.Table, products: pa.Table) -> pa.Table:
+    """The rows newer than the ledger `held` and the base's snapshot (`products`: key, updated_at)."""
     marks = [(rows.drop_columns("state"), False), (held.drop_columns("state"), True)]
-    joined = newest(t.append_column("state", pa.repeat("old" if old else "", len(t))) for t, old in marks)
+    joined = latest_changes(t.append_column("state", pa.repeat("old" if old else "", len(t))) for t, old in marks)
     new = joined.filter(pc.equal(joined["state"], ""))
     places = pc.index_in(new["key"], products["key"])
     there = pc.take(products["updated_at"].combine_chunks(), places)
@@ -79,34 +79,34 @@ def fresh(rows: pa.Table, held: pa.Table, products: pa.Table) -> pa.Table:
         pc.greater(new["updated_at"], there), pc.and_(pc.equal(new["kind"], DELETE), pc.equal(new["updated_at"], there))
     )
     # What the ledger already says of a product is newer than the snapshot, and so is what is newer than that.
-    return _unstated(new.filter(pc.or_(pc.fill_null(later, True), pc.is_in(new["key"], held["key"]))))
+    return _without_state(new.filter(pc.or_(pc.fill_null(later, True), pc.is_in(new["key"], held["key"]))))
 
 
-def carried(rows: pa.Table, products: pa.Table, snapshot_started: datetime, now: datetime) -> pa.Table:
-    """What of other versions' ledgers still counts on a base whose snapshot was begun at `snapshot_started`.
+def carry_over(rows: pa.Table, products: pa.Table, snapshot_started: datetime, now: datetime) -> pa.Table:
+    """The rows of other versions' ledgers that still apply on a base whose snapshot began at `snapshot_started`.
 
     A change that arrived before the snapshot was in the catalogue when it was copied, so the snapshot knows better; but its
     deletes are remembered for a while.
     """
     since = pc.greater_equal(rows["received_at"], pa.scalar(snapshot_started - SKEW, UPDATED_AT))
-    return _unstated(rows.filter(pc.or_(since, _remembered(rows, products, now))))
+    return _without_state(rows.filter(pc.or_(since, _remembered_deletes(rows, products, now))))
 
 
-def memories(rows: pa.Table, products: pa.Table, snapshot_started: datetime) -> pa.Array:
-    """Which rows only keep in mind that a product is gone which neither the snapshot nor a later change knows: (n,) bool."""
+def delete_markers(rows: pa.Table, products: pa.Table, snapshot_started: datetime) -> pa.Array:
+    """Mask (n,) bool of rows that only remember a delete of a product unknown to the snapshot."""
     before = pc.less(rows["received_at"], pa.scalar(snapshot_started - SKEW, UPDATED_AT))
     unknown = pc.invert(pc.is_in(rows["key"], products["key"]))
     return pc.and_(before, pc.and_(pc.equal(rows["kind"], DELETE), unknown))
 
 
-def _remembered(rows: pa.Table, products: pa.Table, now: datetime) -> pa.Array:
+def _remembered_deletes(rows: pa.Table, products: pa.Table, now: datetime) -> pa.Array:
     young = pc.greater(rows["received_at"], pa.scalar(now - MEMORY, UPDATED_AT))
     unknown = pc.invert(pc.is_in(rows["key"], products["key"]))
     return pc.and_(young, pc.and_(pc.equal(rows["kind"], DELETE), unknown))
 
 
-def _unstated(rows: pa.Table) -> pa.Table:
-    """The rows as if they had just arrived: what they say of a snapshot and a base was said of others."""
+def _without_state(rows: pa.Table) -> pa.Table:
+    """The rows with in_snapshot, in_base and state reset to null."""
     for name in ("in_snapshot", "in_base", "state"):
         field = SCHEMA.field(name)
         rows = rows.set_column(rows.column_names.index(name), field, pa.nulls(len(rows), field.type))

@@ -1,4 +1,4 @@
-"""The outbox: a table beside the products, so that a change and its event are committed in one transaction of the shop's own."""
+"""The outbox table beside `products`: a change and its event are committed in one transaction (transactional outbox)."""
 
 import sqlite3
 import time
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.catalog.changes.event import Event, event_time, moment
+from tasks.catalog.changes.event import Event, event_time, format_time
 from tasks.catalog.changes.source import DeadLetter, Message
 from tasks.catalog.sources.postgresql import split_image_root
 from tasks.catalog.sources.sqlite import NO_DATABASE
@@ -27,7 +27,7 @@ AT_ONCE = 500
 
 
 class Database(Protocol):
-    """The little that the outbox needs of a database."""
+    """The database operations that the outbox uses."""
 
     serial: str
 
@@ -40,7 +40,7 @@ class Database(Protocol):
 
 
 class Outbox:
-    """Tables `outbox` (id, event, priority) and `outbox_dead` (id, event, reason, died_at). An acknowledged event is deleted.
+    """Tables `outbox` (id, event, priority) and `outbox_dead` (id, event, reason, died_at). Acknowledged events are deleted.
 
     The tables are made by whoever writes first; reading makes nothing, and finds nothing where there are none.
     """
@@ -53,7 +53,7 @@ class Outbox:
 
     @classmethod
     def open(cls, database_uri: str, existing: bool = False) -> "Outbox":
-        """The outbox in a database. With `existing`, a SQLite file must be there already, else the first write makes it.
+        """The outbox of a database. With `existing`, a SQLite file must exist already; otherwise the first write creates it.
 
         Raises CatalogError for a database that is not there or does not answer.
         """
@@ -70,7 +70,7 @@ class Outbox:
         return cls(name, database)
 
     def make_tables(self) -> None:
-        """Makes the tables that are missing."""
+        """Creates missing tables."""
         for table, columns in TABLES.items():
             if not self._there(table):
                 with self.database.transaction():
@@ -97,7 +97,7 @@ class Outbox:
             time.sleep(POLL_S)
 
     def extend(self, handles: Sequence[str], seconds: int) -> None:
-        """Nothing to do: a row stays where it is until it is deleted."""
+        """No-op: a row stays until it is deleted."""
 
     def acknowledge(self, handles: Sequence[str]) -> None:
         if not self._there("outbox"):
@@ -106,32 +106,32 @@ class Outbox:
             self._delete("outbox", handles)
 
     def release(self, handles: Sequence[str]) -> None:
-        """Nothing to do: a row was never taken away."""
+        """No-op: rows are never hidden."""
 
-    def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
+    def dead_letter(self, messages: Sequence[tuple[Message, str]]) -> None:
         self.make_tables()
         if not self.database.has_column("outbox_dead", "died_at"):
             with self.database.transaction():
                 self.database.execute(ADDED)
         with self.database.transaction():  # exactly once: into one table and out of the other together
             kept = {str(row[0]) for row in self._rows("outbox", [m.handle for m, _ in messages])}
-            now = moment(datetime.now(UTC))
+            now = format_time(datetime.now(UTC))
             rows = [(m.text, reason, now) for m, reason in messages if m.handle in kept]
             self.database.execute("INSERT INTO outbox_dead (event, reason, died_at) VALUES ({}, {}, {})", rows)
             self._delete("outbox", [m.handle for m, _ in messages])
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         return int(self.database.fetch("SELECT count(*) FROM outbox")[0][0]) if self._there("outbox") else 0
 
-    def oldest(self) -> datetime | None:
-        """By the event's own time: the table has no other."""
+    def oldest_at(self) -> datetime | None:
+        """The event's own time, as the table has no insertion time."""
         rows = self.database.fetch("SELECT event FROM outbox ORDER BY id LIMIT 1") if self._there("outbox") else []
         return event_time(rows[0][0]) if rows else None
 
-    def count_dead(self) -> int:
+    def count_dead_letters(self) -> int:
         return int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0]) if self._there("outbox_dead") else 0
 
-    def dead(self, limit: int) -> list[DeadLetter]:
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
         if not self._there("outbox_dead"):
             return []
         died_at = "died_at" if self.database.has_column("outbox_dead", "died_at") else "NULL"
@@ -141,12 +141,12 @@ class Outbox:
             for event, reason, number, at in self.database.fetch(query)
         ]
 
-    def revive(self) -> int:
+    def requeue(self) -> int:
         if not self._there("outbox_dead"):
             return 0
         self.make_tables()
         with self.database.transaction():
-            count = self.count_dead()
+            count = self.count_dead_letters()
             self.database.execute("INSERT INTO outbox (event) SELECT event FROM outbox_dead ORDER BY id")
             self.database.execute("DELETE FROM outbox_dead")
         return count
@@ -172,7 +172,7 @@ def _pieces(handles: Sequence[str]) -> Iterator[str]:
 
 
 class Sqlite:
-    """One SQLite file. Ids are never given twice, so that acknowledging again cannot hit another event."""
+    """A SQLite file. Ids are never reused, so acknowledging twice cannot delete another event."""
 
     serial = "INTEGER PRIMARY KEY AUTOINCREMENT"
 
@@ -182,7 +182,7 @@ class Sqlite:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """Opened when it is first needed: that makes the file where there is none."""
+        """Opened on first use, which creates a missing file."""
         if self._open is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)

@@ -1,4 +1,4 @@
-"""Events made from products that lie somewhere: for trying a queue, and for whoever has ids or files instead of a queue of their own."""
+"""Builds events from catalogue rows or files, for `vitrine changes send`."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -16,7 +16,7 @@ from tasks.errors import CatalogError
 
 
 def events_of_catalogue(catalog_uri: str, product_ids: Sequence[str], now: datetime) -> list[Event]:
-    """Upserts of these products as the catalogue has them, as of now. Raises CatalogError for one that it does not have."""
+    """Upserts of these products as the catalogue has them, timed `now`. Raises CatalogError for an unknown id."""
     wanted = set(product_ids)
     if not wanted:
         return []
@@ -31,7 +31,7 @@ def events_of_catalogue(catalog_uri: str, product_ids: Sequence[str], now: datet
 
 
 def events_of_file(path: Path, now: datetime) -> list[Event]:
-    """Upserts of the products in a CSV or Parquet file (product_id, title, image, …); without `updated_at` they are of now."""
+    """Upserts of the products in a CSV or Parquet file (product_id, title, image, …), timed `now` without `updated_at`."""
     if not path.is_file():
         raise CatalogError(f"{path}: there is no such file")
     try:
@@ -43,7 +43,7 @@ def events_of_file(path: Path, now: datetime) -> list[Event]:
 
 
 def _csv(path: Path) -> pa.Table:
-    """A CSV file whose columns are text, except those that are numbers in a snapshot."""
+    """A CSV file with text columns, except those that are numeric in a snapshot."""
     with path.open() as stream:
         header = stream.readline().strip().replace('"', "").split(",")
     text = {n: pa.string() for n in header if n not in ("price", "popularity", "in_stock", "priority")}
@@ -51,7 +51,7 @@ def _csv(path: Path) -> pa.Table:
 
 
 def _events(products: pa.Table, now: datetime | None) -> Iterator[Event]:
-    """Upserts of snapshot rows; `now` replaces their own time, which a catalogue need not have."""
+    """Upserts of snapshot rows; `now` replaces their own time, which a catalogue may lack."""
     for row in products.to_pylist():
         at = row["updated_at"] if now is None else now
         yield upsert(row["product_id"], at, {n: v for n, v in row.items() if _said(n, v)})

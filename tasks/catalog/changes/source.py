@@ -1,4 +1,4 @@
-"""Where changes come from: one protocol for the outbox, SQS and Kafka."""
+"""The queue of catalogue changes: one protocol for outbox, SQS and Kafka."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from tasks.errors import CatalogError, SettingsError
 
 @dataclass(frozen=True)
 class Message:
-    """A message as it was received: its text, and the handle that acknowledges it (kept between processes as it is)."""
+    """A received message: its text, and the handle that acknowledges it (may be stored and used by another process)."""
 
     text: str
     handle: str
@@ -36,57 +36,57 @@ class DeadLetter:
         return product_of(self.text)
 
 
-class NotCounted(CatalogError):
-    """A queue cannot tell this cheaply; the message says so."""
+class CountUnavailable(CatalogError):
+    """A queue cannot count this cheaply; the message says so."""
 
 
 class ChangeSource(Protocol):
-    """A queue of changes. What is received stays in the queue until it is acknowledged, whatever happens to the receiver."""
+    """A queue of changes with at-least-once delivery: received messages stay in the queue until acknowledged."""
 
     name: str
     ahead: int
     """How many times more than wanted may be received without harm, so that priority products are found further behind."""
 
     def send(self, events: Sequence[Event]) -> None:
-        """Puts events into the queue; returns when they are safe there."""
+        """Enqueues events; returns when they are durable."""
 
     def receive(self, limit: int, wait_s: float) -> list[Message]:
-        """At most `limit` messages, oldest first as far as the queue knows; waits up to `wait_s` for the first one."""
+        """At most `limit` messages, oldest first as far as the queue knows; waits up to `wait_s` for the first."""
 
     def extend(self, handles: Sequence[str], seconds: int) -> None:
-        """Keeps received messages from being given to others for so long, counted from now."""
+        """Extends the visibility timeout of received messages to `seconds` from now."""
 
     def acknowledge(self, handles: Sequence[str]) -> None:
-        """Takes messages out of the queue for good. Again for the same ones does nothing."""
+        """Removes messages from the queue. Idempotent."""
 
     def release(self, handles: Sequence[str]) -> None:
-        """Gives messages back that were received and are not used now."""
+        """Makes received messages visible to others again."""
 
-    def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
-        """Puts messages with their reasons among the dead letters; at least once each, and out of the queue where it allows it."""
+    def dead_letter(self, messages: Sequence[tuple[Message, str]]) -> None:
+        """Moves messages with their reasons to the dead letters, at least once each."""
 
-    def waiting(self) -> int:
-        """How many messages are not acknowledged; SQS and Kafka count as exactly as they can."""
+    def count_waiting(self) -> int:
+        """Number of unacknowledged messages; approximate for SQS and Kafka."""
 
-    def oldest(self) -> datetime | None:
-        """When the message that waits longest came, as exactly as the queue knows; None when none waits. Raises NotCounted."""
+    def oldest_at(self) -> datetime | None:
+        """When the oldest pending message arrived; None when none is pending. Raises CountUnavailable."""
 
-    def count_dead(self) -> int:
-        """How many dead letters there are; SQS and Kafka count as exactly as they can."""
+    def count_dead_letters(self) -> int:
+        """Number of dead letters; approximate for SQS and Kafka."""
 
-    def dead(self, limit: int) -> list[DeadLetter]:
-        """Dead letters, newest first as far as the queue knows; looking does not take them away."""
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Dead letters, newest first as far as the queue knows; reading does not consume them."""
 
-    def revive(self) -> int:
-        """Sends every dead letter to the queue again; gives how many."""
+    def requeue(self) -> int:
+        """Moves all dead letters back to the queue; returns how many."""
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Closes connections."""
 
 
 @contextmanager
 def open_changes(uri: str, catalog_uri: str, home: Path) -> Iterator[ChangeSource]:
-    """The source that VITRINE_CHANGES names: outbox:, sqs://queue or kafka://host:port/topic.
+    """The queue that VITRINE_CHANGES names: outbox:, sqs://queue or kafka://host:port/topic.
 
     `outbox:` is a table in the catalogue's database, or, where the catalogue is a folder, in <home>/catalog/changes.db;
     outbox:<database uri> names another one.
@@ -123,7 +123,7 @@ def _database(catalog_uri: str, home: Path) -> str:
 
 
 def product_of(text: str) -> str:
-    """The product id in a message, whatever else may be wrong with it; "" where there is none."""
+    """The product id in a message, valid or not; "" when it has none."""
     try:
         found = json.loads(text).get("product_id")
     except (ValueError, AttributeError):

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tasks.catalog.changes.event import Event
-from tasks.catalog.changes.source import DeadLetter, Message, NotCounted
+from tasks.catalog.changes.source import CountUnavailable, DeadLetter, Message
 from tasks.errors import CatalogError
 
 BATCH = 10
@@ -23,7 +23,7 @@ EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class SqsQueue:
-    """The queue `name` and its queue of dead letters. Standard queues: order and single delivery are not needed."""
+    """An SQS queue and its dead-letter queue. Standard queues: neither order nor single delivery is needed."""
 
     ahead = 1  # what is received and given back again counts towards MOST_RECEIVED
 
@@ -36,7 +36,7 @@ class SqsQueue:
 
     @classmethod
     def open(cls, uri: str) -> "SqsQueue":
-        """sqs://<queue>[?dead=<queue>] (default: <queue>-dead). Queues that do not exist are made."""
+        """sqs://<queue>[?dead=<queue>] (default: <queue>-dead). Missing queues are created."""
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -76,8 +76,8 @@ class SqsQueue:
     def release(self, handles: Sequence[str]) -> None:
         self._visible(handles, 0)
 
-    def bury(self, messages: Sequence[tuple[Message, str]]) -> None:
-        """To the dead letters first, then out of the queue: a kill between the two leaves a message in both."""
+    def dead_letter(self, messages: Sequence[tuple[Message, str]]) -> None:
+        """Sends to the dead-letter queue, then deletes: a kill between the two leaves a message in both."""
         self._send(
             self.dead_url,
             [
@@ -87,26 +87,26 @@ class SqsQueue:
         )
         self.acknowledge([m.handle for m, _ in messages])
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         return self._count(self.url)
 
-    def oldest(self) -> datetime | None:
-        if not self.waiting():
+    def oldest_at(self) -> datetime | None:
+        if not self.count_waiting():
             return None
-        raise NotCounted(
+        raise CountUnavailable(
             "SQS tells the age of its oldest message only in CloudWatch, as the queue's metric ApproximateAgeOfOldestMessage"
         )
 
-    def count_dead(self) -> int:
+    def count_dead_letters(self) -> int:
         return self._count(self.dead_url)
 
-    def dead(self, limit: int) -> list[DeadLetter]:
-        """Some of them, newest first: SQS gives them in no order. They are out of a revive's sight for the moment of looking."""
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Some of them, newest first: SQS gives them in no order. While they are listed they are invisible to `requeue`."""
         letters = list(self._dead_letters(limit))
         self._visible([handle for _, handle in letters], 0, self.dead_url)
         return sorted((letter for letter, _ in letters), key=lambda x: (x.at or EPOCH, x.id), reverse=True)
 
-    def revive(self) -> int:
+    def requeue(self) -> int:
         count = 0
         for letter, handle in self._dead_letters(None):
             self._send(self.url, [{"MessageBody": letter.text}])

@@ -1,1 +1,1 @@
-"""The drawn sample catalogue: test data made by code."""
+"""Generated sample catalogue."""

@@ -27,7 +27,7 @@ FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How much to draw. Of each product's photos the last is held out (`val`) for every third product, `test` for every ninth."""
+    """How much to generate. A product's last photo is held out: `val` for every third product, `test` for every ninth."""
 
     products: int = 2000
     photos_per_product: int = 3
@@ -36,7 +36,7 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class SampleRef:
-    """A drawn catalogue folder."""
+    """A generated catalogue folder."""
 
     folder: str
     products: int
@@ -44,7 +44,7 @@ class SampleRef:
 
 
 def draw_sample(config: SampleConfig, folder: Path) -> SampleRef:
-    """Draws the catalogue into `folder` (products.csv, photos.csv, images/, photos/); one that is whole is kept as it is."""
+    """Generates the catalogue into `folder` (products.csv, photos.csv, images/, photos/); a complete one is kept."""
     done = folder / "sample.json"
     if done.is_file():
         record = json.loads(done.read_text())

@@ -1,4 +1,4 @@
-"""Where a catalogue is read from, one module each: SQLite, PostgreSQL, a folder of CSV or Parquet. All are streams of Arrow batches."""
+"""Catalogue sources, one module each: SQLite, PostgreSQL, and folders of CSV or Parquet. All stream Arrow batches."""
 
 from tasks.catalog.sources.open import open_source
 from tasks.catalog.sources.source import Source

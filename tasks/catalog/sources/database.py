@@ -1,4 +1,4 @@
-"""What SQLite and PostgreSQL have in common: tables `products` and `photos`, read in one transaction over ADBC."""
+"""Shared by SQLite and PostgreSQL: tables `products` and `photos`, read in one transaction over ADBC."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -42,5 +42,5 @@ class DatabaseSource(ABC):
 
 
 def sql_literal(text: str) -> str:
-    """A literal, since neither driver streams the answer of a query with parameters."""
+    """A quoted SQL literal; neither driver streams the result of a parameterised query."""
     return "'" + text.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""Which source reads the catalogue at an address."""
+"""Opens the catalogue source of a uri."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A catalogue in a PostgreSQL database."""
+"""Catalogue source: a PostgreSQL database."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from tasks.errors import CatalogError
 
 @contextmanager
 def open_postgresql(uri: str) -> Iterator["PostgresSource"]:
-    """The catalogue at postgresql://…[?image_root=<folder>]. Raises CatalogError where the server does not answer."""
+    """The catalogue at postgresql://…[?image_root=<folder>]. Raises CatalogError when the server does not respond."""
     from adbc_driver_postgresql import dbapi
 
     address, root = split_image_root(uri)
@@ -25,7 +25,7 @@ def open_postgresql(uri: str) -> Iterator["PostgresSource"]:
 
 
 def split_image_root(uri: str) -> tuple[str, str]:
-    """A PostgreSQL uri without its `image_root` parameter, and that parameter (default ".")."""
+    """Splits a PostgreSQL uri into the uri without `image_root`, and that parameter (default ".")."""
     address, _, query = uri.partition("?")
     parts = [p for p in query.split("&") if p]
     root = next((p.partition("=")[2] for p in parts if p.startswith("image_root=")), ".")
@@ -46,7 +46,7 @@ class PostgresSource(DatabaseSource):
             self.moment = str(cursor.fetchone()[0])
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        """COLLATE "C" orders by bytes, as SQLite does: the same catalogue gives the same snapshot from either."""
+        """COLLATE "C" orders by bytes as SQLite does, so both give the same snapshot."""
         name = 'product_id::text COLLATE "C"'
         where = f" WHERE {name} > {sql_literal(after)}" if after else ""
         return self._read(f"SELECT * FROM products{where} ORDER BY {name}", "products")

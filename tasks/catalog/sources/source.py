@@ -1,4 +1,4 @@
-"""The protocol that every source of a catalogue fulfils."""
+"""The protocol of catalogue sources."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +20,13 @@ class Source(Protocol):
     moment: str
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        """All products, or those whose product_id comes after `after`."""
+        """All products, or those with a product_id greater than `after`."""
         ...
 
     def photos(self) -> Iterator[pa.RecordBatch]: ...
 
 
 def file_stamp(*files: Path) -> str:
-    """Sizes and times of files (and of a database's write-ahead log): equal as long as nothing was written to them."""
+    """Sizes and modification times of files (and of a database's write-ahead log): unchanged while nothing was written."""
     found = [p.stat() for f in files for p in (f, f.with_name(f.name + "-wal")) if p.is_file()]
     return " ".join(f"{s.st_ino}-{s.st_size}-{s.st_mtime_ns}" for s in found if s.st_size)  # a reader leaves an empty log

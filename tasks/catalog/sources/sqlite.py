@@ -1,4 +1,4 @@
-"""A catalogue in a SQLite file."""
+"""Catalogue source: a SQLite file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ NO_DATABASE = (
 
 @contextmanager
 def open_sqlite(uri: str) -> Iterator["SqliteSource"]:
-    """The catalogue at sqlite:///file, read only. Raises CatalogMissing where there is no such file."""
+    """The catalogue at sqlite:///file, read only. Raises CatalogMissing when the file does not exist."""
     from adbc_driver_sqlite import dbapi
 
     path = Path(uri[len("sqlite:///") :])
@@ -30,7 +30,7 @@ def open_sqlite(uri: str) -> Iterator["SqliteSource"]:
 
 
 class SqliteSource(DatabaseSource):
-    """A SQLite file. Its driver takes a column's type from the first batch, so a row that shows the types is put in front."""
+    """A SQLite file. The driver infers column types from the first batch, so a row that shows the types is prepended."""
 
     SHOWN = {"TEXT": "''", "CLOB": "''", "CHAR": "''", "REAL": "0.0", "FLOA": "0.0", "DOUB": "0.0", "INT": "0"}
     """What a declared type's name holds, and a value of it; the rest is left to the driver."""
@@ -44,7 +44,7 @@ class SqliteSource(DatabaseSource):
         self.moment = before if before == file_stamp(file) else ""
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        """Ordered by bytes, as SQLite compares text."""
+        """Ordered by bytes (SQLite's BINARY collation)."""
         columns = self._columns("products")
         where = f" WHERE product_id > {sql_literal(after)}" if after else ""
         if "product_id" not in columns:  # the caller says which columns there are

@@ -1,1 +1,1 @@
-"""Training data: labelled photos, pixels, augmentation, batches, and products' words as tokens."""
+"""Training data: labelled photos, pixels, augmentation, batches, and text tokens."""

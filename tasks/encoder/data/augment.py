@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch by a few tensor operations where it lies: cheap enough never to be the bottleneck."""
+"""Augmentation of a whole batch by a few tensor operations on its device, cheap enough never to be the bottleneck."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How strongly a picture is changed. Angles in degrees; the other figures are shares."""
+    """Strength of the augmentation. Angles in degrees; other values are fractions."""
 
     least_area: float = 0.35
     aspect: float = 1.33
@@ -25,7 +25,7 @@ class Augmentation:
 
 
 def augment(pixels: Tensor, size: int, how: Augmentation, generator: torch.Generator, first: int = 0, whole: int = 0) -> Tensor:
-    """Changed pictures (n, 3, size, size) float32 in [0, 1] of `pixels` (n, s, s, 3) uint8.
+    """Augmented pictures (n, 3, size, size) float32 in [0, 1] from `pixels` (n, s, s, 3) uint8.
 
     All chance comes from `generator` (a CPU one, so that every device draws the same). Where `pixels` are the pictures from
     `first` on of a batch of `whole`, each is changed as it would be in the whole batch.
@@ -43,8 +43,8 @@ def augment(pixels: Tensor, size: int, how: Augmentation, generator: torch.Gener
     return _erase(pictures, how, draw(4).to(device))
 
 
-def plain(pixels: Tensor) -> Tensor:
-    """Unchanged pictures (n, 3, s, s) float32 in [0, 1]."""
+def to_float(pixels: Tensor) -> Tensor:
+    """Pictures (n, 3, s, s) float32 in [0, 1] without augmentation."""
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
 
 
@@ -79,7 +79,7 @@ def _colour(pictures: Tensor, how: Augmentation, u: Tensor) -> Tensor:
 
 
 def _erase(pictures: Tensor, how: Augmentation, u: Tensor) -> Tensor:
-    """A grey rectangle of 5 to 25 % of the area over a share of the pictures."""
+    """Random erasing: a grey rectangle of 5 to 25 % of the area in a fraction of the pictures."""
     _, _, h, w = pictures.shape
     side = (0.05 + 0.2 * u[:, 1]).sqrt()
     y0, x0 = u[:, 2] * (1 - side), u[:, 3] * (1 - side)

@@ -1,4 +1,4 @@
-"""Class-balanced batches: each holds several pictures of each of its products, and step t is the same whoever asks for it."""
+"""Class-balanced batches: several pictures of each product, and step t is deterministic."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tasks.encoder.data.decoders import Decoders
 from tasks.encoder.data.photos import TrainingSet
 from tasks.encoder.data.pixels import Decoding, Pixels, cached_pixels, content_digests, survey
 from tasks.encoder.presets import EncoderConfig, Recipe
-from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.errors import TrainingError
 
 OWN = -1
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Batch:
-    """One process's part of a step's pictures.
+    """This process's part of a step's pictures.
 
     `products` (n,) int64 numbers the product of each picture of the whole step, on every process alike; `pixels`
     (m, s, s, 3) uint8 are those of the rows `first` to `first + m`. With one process that is all of them.
@@ -36,7 +36,7 @@ class Batch:
 
 
 class Batches(Protocol):
-    """Batches by number. `count` is the most products in one."""
+    """Batches by step number. `count` is the maximum number of products in one."""
 
     count: int
 
@@ -44,7 +44,7 @@ class Batches(Protocol):
 
 
 class BatchPlan:
-    """Draws `recipe.products` products, and of each its catalogue picture and photos in turn, by (seed, step) alone.
+    """Samples `recipe.products` products and their catalogue picture and photos in turn, determined by (seed, step).
 
     Products follow one another in a shuffled order, so that each comes equally often whatever its number of photos; so do
     the photos of one product. A product without photos shows its picture several times, each augmented otherwise.
@@ -66,7 +66,7 @@ class BatchPlan:
         self.orders: dict[int, np.ndarray] = {}
 
     def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Products (m,) int64 of a step, and their rows (m, pictures) int64: a photo's row, or OWN."""
+        """Products (m,) int64 of a step and their rows (m, pictures) int64: a photo's row, or OWN."""
         products = self._chosen(step)
         return products, np.stack([self._rows(step, int(p)) for p in products])
 
@@ -95,15 +95,15 @@ class BatchPlan:
 
 
 class BalancedBatches:
-    """The batches of a plan out of decoded pictures; each of the `replicas` gets its part of each."""
+    """Batches from decoded pictures in memory; each of the `replicas` gets its part."""
 
-    def __init__(self, pictures: Pixels, photos: Pixels, plan: BatchPlan, replicas: Replicas) -> None:
+    def __init__(self, pictures: Pixels, photos: Pixels, plan: BatchPlan, replicas: ProcessGroup) -> None:
         self.pictures, self.photos, self.plan = pictures.array, photos.array, plan
         self.replicas, self.count = replicas, plan.count
 
     def __call__(self, number: int) -> Batch:
         products, rows = self.plan(number)
-        mine = self.replicas.part(len(products))
+        mine = self.replicas.local_slice(len(products))
         found = [
             self.pictures[product] if row == OWN else self.photos[row]
             for product, own in zip(products[mine], rows[mine], strict=True)
@@ -113,21 +113,21 @@ class BalancedBatches:
 
 
 class StreamedBatches:
-    """The same batches decoded by worker processes a few steps ahead, for pictures that are too many to keep."""
+    """The same batches decoded by worker processes a few steps ahead, when pictures do not fit in memory."""
 
-    def __init__(self, training: TrainingSet, decoders: Decoders, plan: BatchPlan, replicas: Replicas) -> None:
+    def __init__(self, training: TrainingSet, decoders: Decoders, plan: BatchPlan, replicas: ProcessGroup) -> None:
         self.decoders, self.plan, self.training = decoders, plan, training
         self.photos = training.split("train").uris
         self.replicas, self.count = replicas, plan.count
 
     def __call__(self, number: int) -> Batch:
         products, rows = self.plan(number)
-        mine = self.replicas.part(len(products))
+        mine = self.replicas.local_slice(len(products))
         return Batch(self.decoders(number, self._uris), np.repeat(products, rows.shape[1]), mine.start * rows.shape[1])
 
     def _uris(self, number: int) -> list[str]:
         products, rows = self.plan(number)
-        mine = self.replicas.part(len(products))
+        mine = self.replicas.local_slice(len(products))
         images = self.training.image_uris
         return [
             images[product] if row == OWN else self.photos[row]
@@ -138,18 +138,18 @@ class StreamedBatches:
 
 @contextmanager
 def training_batches(
-    training: TrainingSet, config: EncoderConfig, recipe: Recipe, work: Path, decoding: Decoding, replicas: Replicas
+    training: TrainingSet, config: EncoderConfig, recipe: Recipe, work: Path, decoding: Decoding, replicas: ProcessGroup
 ) -> Iterator[Batches]:
-    """The batches of a snapshot's train split, without unseen products and without copies of held-out photos.
+    """Batches of a snapshot's train split, without unseen products and without duplicates of held-out photos.
 
     The pictures are decoded into `work` first, once; where they are too many for that, each is read once to see whether it
     can be, and then decoded as it is used. Both ways give the same batches.
     """
     spec = config.preprocess.model_copy(update={"size": config.cache_size})
     train, folder = training.split("train"), work / "pixels"
-    kept = decoding.keeps(len(train) + len(training.image_uris), spec)
+    kept = decoding.fits_cache(len(train) + len(training.image_uris), spec)
     look = cached_pixels if kept else survey
-    with replicas.in_turn():
+    with replicas.main_process_first():
         pictures = look(training.image_uris, training.root, spec, folder, "product", decoding.max_unreadable)
         photos = look(train.uris, training.root, spec, folder, "train", decoding.max_unreadable)
     held_out = set(content_digests(training.never_trained().uris, training.root)) - {b""}

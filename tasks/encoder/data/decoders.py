@@ -1,4 +1,4 @@
-"""Worker processes that decode pictures a few steps ahead of a training; they hold no torch, so they start quickly."""
+"""Worker processes that decode pictures a few training steps ahead; they import no torch, so they start fast."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ AHEAD = 3
 
 
 class Decoders:
-    """`workers` processes for the pictures below `root`; a context manager. They end when this process does, however it ends."""
+    """`workers` decoding processes for pictures below `root`; a context manager. They exit with this process."""
 
     def __init__(self, root: str, spec: PreprocessSpec, workers: int) -> None:
         self.root, self.spec, self.workers = root, spec, workers
@@ -27,7 +27,7 @@ class Decoders:
         self.pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent)
 
     def __call__(self, step: int, uris_of: Callable[[int], list[str]]) -> np.ndarray:
-        """The pictures (n, size, size, 3) uint8 of `uris_of(step)`; those of the next steps are begun.
+        """Pictures (n, size, size, 3) uint8 of `uris_of(step)`; prefetches the next steps.
 
         Raises TrainingError when a picture cannot be read.
         """
@@ -63,7 +63,7 @@ def decode_many(uris: list[str], root: str, spec: PreprocessSpec) -> np.ndarray:
 
 
 def _leave_with_parent() -> None:
-    """Ends this process when its parent is gone: a killed training leaves no decoders behind."""
+    """Exits when the parent process is gone, so a killed training leaves no decoders behind."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

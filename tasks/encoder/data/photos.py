@@ -1,4 +1,4 @@
-"""The training set of a snapshot: products with their words, and labelled photos in splits that do not leak."""
+"""The training set of a snapshot: products with texts, and labelled photos in leak-free splits."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +14,7 @@ from tasks.errors import TrainingError
 
 @dataclass(frozen=True)
 class Photos:
-    """Pictures with the product each shows: parallel lists. `products` are row numbers into the product list."""
+    """Pictures with their products as parallel lists. `products` are row numbers into the product list."""
 
     uris: tuple[str, ...]
     products: np.ndarray
@@ -25,7 +25,7 @@ class Photos:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What an encoder is trained and judged on. `by_split` holds the photos of train, val, test and unseen; none is in two.
+    """Training and evaluation data. `by_split` holds the photos of train, val, test and unseen; none is in two.
 
     `unseen[i]` says that product i is never trained on; the photos of the split `unseen` are theirs (those not in val or test).
     """
@@ -46,17 +46,17 @@ class TrainingSet:
         return self.by_split[name]
 
     def held_out(self) -> Photos:
-        """The photos that recall is measured on: val, or test where there is no val."""
+        """The photos that recall is measured on: val, or test without a val split."""
         return self.by_split["val"] if len(self.by_split["val"]) else self.by_split["test"]
 
     def never_trained(self) -> Photos:
-        """Every photo that no encoder may have seen: val, test, and those of unseen products."""
+        """All photos excluded from training: val, test, and those of unseen products."""
         parts = [self.by_split[name] for name in ("val", "test", "unseen")]
         return Photos(tuple(u for p in parts for u in p.uris), np.concatenate([p.products for p in parts]))
 
 
 def read_training_set(snapshot_uri: str, photo_days: int = 0) -> TrainingSet:
-    """Products and photos of a snapshot; with `photo_days`, only the train photos of the last so many days.
+    """Products and photos of a snapshot; with `photo_days`, only train photos of the last so many days.
 
     Days are counted back from the newest photo of the snapshot, so the same snapshot gives the same set on any day. Held-out
     photos are never left out. Raises TrainingError when no training photo is left, or one photo is in two splits.
@@ -98,7 +98,7 @@ def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray, snapshot: Snap
 
 
 def _recent(photos: pa.Table, days: int, snapshot_id: str) -> pa.Table:
-    """The photos without the train photos that are older than `days` days, or all of them when `days` is 0."""
+    """Photos without train photos older than `days` days; all when `days` is 0."""
     if not days or not len(photos):
         return photos
     taken = photos["taken_at"]

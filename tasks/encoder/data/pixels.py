@@ -1,4 +1,4 @@
-"""Pictures as pixels: decoded once into an array on disk, or in passing where that array would be too large."""
+"""Pictures as pixels: decoded once into an array on disk, or streamed when that array would be too large."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ MAX_UNREADABLE = 0.2
 
 @dataclass(frozen=True)
 class Decoding:
-    """How pictures become pixels on this machine; what is trained does not depend on it."""
+    """How pictures are decoded on this machine; does not affect what is trained."""
 
     cache_bytes: int = 8 << 30
     """Decoded pictures are kept on disk while a set of them fits in so many bytes; a larger set is decoded as it is used."""
@@ -35,14 +35,14 @@ class Decoding:
     max_untrainable: float = 0.01
     """Share of labelled products without a readable picture that is left out with a warning; more is an error."""
 
-    def keeps(self, pictures: int, spec: PreprocessSpec) -> bool:
-        """Whether this many pictures are decoded once and kept."""
+    def fits_cache(self, pictures: int, spec: PreprocessSpec) -> bool:
+        """Whether this many pictures are decoded once and cached on disk."""
         return pictures * spec.size**2 * 3 <= self.cache_bytes
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was seen of pictures: which could be read, and the sha256 of their bytes (n, 32) uint8, zeros for the others."""
+    """Which pictures are readable, and the sha256 of their bytes (n, 32) uint8, zeros for unreadable ones."""
 
     usable: np.ndarray
     digests: np.ndarray
@@ -58,7 +58,7 @@ class Pixels:
 
 
 def read_pixels(uris: Sequence[str], root: str, spec: PreprocessSpec) -> Iterator[np.ndarray | None]:
-    """Each picture's pixels in order, None for one that cannot be read; several are decoded at a time."""
+    """Pixels of each picture in order, None for an unreadable one; decoded concurrently."""
     return (pixels for pixels, _ in _read(uris, root, spec))
 
 
@@ -77,7 +77,7 @@ def _read_one(uri: str, root: str, spec: PreprocessSpec) -> tuple[np.ndarray | N
 
 
 def content_digests(uris: Sequence[str], root: str) -> list[bytes]:
-    """sha256 of each picture's bytes; empty for one that cannot be read."""
+    """sha256 of each picture's bytes; empty for an unreadable one."""
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         return list(pool.map(partial(_digest, root=root), uris))
 
@@ -92,7 +92,7 @@ def _digest(uri: str, root: str) -> bytes:
 def cached_pixels(
     uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str, max_unreadable: float = MAX_UNREADABLE
 ) -> Pixels:
-    """The pictures decoded once into `folder`; a later call with the same uris and spec maps the same file.
+    """Decodes the pictures once into `folder`; later calls with the same uris and spec map the same file.
 
     The array is read through a memory map, so its size is bounded by the disk. Raises TrainingError when more than
     the share `max_unreadable` of the pictures cannot be read; 1.0 for pictures that were looked at before.
@@ -107,7 +107,7 @@ def cached_pixels(
 def survey(
     uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str, max_unreadable: float = MAX_UNREADABLE
 ) -> Survey:
-    """The same look at every picture without keeping its pixels; made once, and kept in `folder`. Raises TrainingError."""
+    """Like `cached_pixels` without storing pixels; cached in `folder`. Raises TrainingError."""
     _, seen = _paths(uris, root, spec, folder, name)
     if not seen.is_file():
         _decode_all(uris, root, spec, None, seen, name, max_unreadable)
@@ -123,7 +123,7 @@ def _paths(uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, n
 def _decode_all(
     uris: Sequence[str], root: str, spec: PreprocessSpec, path: Path | None, seen: Path, name: str, max_unreadable: float
 ) -> None:
-    """Decodes every picture; keeps its pixels at `path` unless that is None, and what was seen at `seen`, last."""
+    """Decodes all pictures; stores pixels at `path` unless None, and the survey at `seen`, last."""
     digests = np.zeros((len(uris), 32), np.uint8)
     shape = (len(uris), spec.size, spec.size, 3)
     with ExitStack() as stack:
@@ -154,8 +154,8 @@ def _decode_all(
 def pixel_blocks(
     uris: Sequence[str], root: str, spec: PreprocessSpec, folder: Path, name: str, decoding: Decoding
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All pictures in order as blocks: pixels (n, size, size, 3) uint8 and `usable` (n,) bool; kept on disk when they fit."""
-    if decoding.keeps(len(uris), spec):
+    """All pictures as blocks: pixels (n, size, size, 3) uint8 and `usable` (n,) bool; cached on disk when they fit."""
+    if decoding.fits_cache(len(uris), spec):
         kept = cached_pixels(uris, root, spec, folder, name, decoding.max_unreadable)
         for start in range(0, len(uris), BLOCK):
             yield np.asarray(kept.array[start : start + BLOCK]), kept.usable[start : start + BLOCK]
@@ -165,7 +165,7 @@ def pixel_blocks(
 
 
 def decode_some(uris: Sequence[str], root: str, spec: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, size, size, 3) uint8, black where unreadable, and which of them could be read (n,) bool."""
+    """Pictures (n, size, size, 3) uint8, black where unreadable, and the mask of readable ones (n,) bool."""
     pixels, usable = np.zeros((len(uris), spec.size, spec.size, 3), np.uint8), np.zeros(len(uris), bool)
     for i, found in enumerate(read_pixels(uris, root, spec)):
         if found is not None:

@@ -1,4 +1,4 @@
-"""The words of products as tokens: titles, and in training by turns their descriptions."""
+"""Product texts as tokens: titles, and in training randomly their descriptions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +15,8 @@ DESCRIPTION_SHARE = 0.5
 """How often a product with a description is told by it rather than by its title."""
 
 
-class Words:
-    """Tokens (m, context) int64 of products at a step: the choice between title and description follows from seed and step."""
+class TokenBatches:
+    """Tokens (m, context) int64 of products at a step; seed and step decide between title and description."""
 
     def __init__(self, training: TrainingSet, config: EncoderConfig, context: int) -> None:
         self.training, self.seed, self.context = training, config.seed, context

@@ -1,1 +1,1 @@
-"""Judging encoders: held-out photos, baselines, gates, reports and cards."""
+"""Evaluation of encoders: held-out photos, baselines, gates, reports and model cards."""

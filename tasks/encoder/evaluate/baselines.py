@@ -1,10 +1,10 @@
-"""What a trained encoder must beat: a colour histogram, and the same network before training."""
+"""Baselines that a trained encoder must beat: colour histograms, and the network before training."""
 
 import numpy as np
 import torch
 
 from serving.contract.preprocess import PreprocessSpec
-from tasks.encoder.data.augment import plain
+from tasks.encoder.data.augment import to_float
 from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.train.towers import ImageEncoder, build_teacher
 
@@ -28,7 +28,7 @@ def colour_histograms(pixels: np.ndarray) -> np.ndarray:
 
 
 def untrained_encoder(config: EncoderConfig) -> ImageEncoder:
-    """The teacher's image tower as it is before any training (random weights, whatever `pretrained` says)."""
+    """The teacher's image tower before training (random weights, whatever `pretrained` says)."""
     return build_teacher(config, load_pretrained=False).image.eval()
 
 
@@ -37,5 +37,5 @@ def encode_eager(encoder: ImageEncoder, pixels: np.ndarray) -> np.ndarray:
     parts = []
     with torch.no_grad():
         for start in range(0, len(pixels), BATCH):
-            parts.append(encoder(plain(torch.from_numpy(np.array(pixels[start : start + BATCH])))).numpy())
+            parts.append(encoder(to_float(torch.from_numpy(np.array(pixels[start : start + BATCH])))).numpy())
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""The model card: what an encoder version is, made of its manifest and, once it is judged, its evaluation; never by hand."""
+"""The model card, generated from an encoder version's manifest and, once evaluated, its report."""
 
 from serving.contract.manifest import EncoderManifest, Gate
 from tasks.encoder.evaluate.evaluate import EncoderReport
@@ -8,7 +8,7 @@ ASKED = {"photos": "held-out photos", "unseen": "photos of unseen products", "ti
 
 
 def card(manifest: EncoderManifest, report: EncoderReport | None = None, gates: tuple[Gate, ...] = ()) -> str:
-    """The card as Markdown; without a report it says that the version is not judged yet."""
+    """The card as Markdown; without a report it states that the version is not evaluated yet."""
     recipe, metrics = manifest.recipe, manifest.metrics
     lines = [
         f"# Encoder {manifest.name}",
@@ -102,7 +102,7 @@ def _judged(report: EncoderReport | None, gates: tuple[Gate, ...]) -> list[str]:
 
 
 def _export(recipe: dict, metrics: dict[str, float]) -> list[str]:
-    """How far each file is from PyTorch, every way to int8 that was tried, and what was decided."""
+    """Each file's deviation from PyTorch, all int8 methods tried, and the decision."""
     lines = []
     for kind in ("parity", "half"):
         for key in sorted(k for k in metrics if k.endswith(f".{kind}_max_difference")):

@@ -1,4 +1,4 @@
-"""Judging an encoder version on held-out photos, through the files that will serve: each must find its product among all."""
+"""Evaluates an encoder version on held-out photos through its exported files: retrieval of each photo's product among all."""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from serving.versions.text_encoder import TextEncoder
 from tasks.encoder.data.photos import Photos, TrainingSet, read_training_set
 from tasks.encoder.data.pixels import Decoding, pixel_blocks
 from tasks.encoder.evaluate.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
-from tasks.encoder.evaluate.exact_search import Found, asked_titles, search_photos, search_words
+from tasks.encoder.evaluate.exact_search import PhotoResults, search_photos, search_titles, title_queries
 from tasks.encoder.evaluate.retrieval_metrics import Interval, cluster_interval, interval
 from tasks.encoder.evaluate.vectors import encode
 from tasks.encoder.presets import EncoderConfig
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Recall(Frozen):
-    """One figure with its bootstrap 95 % interval."""
+    """A metric with its bootstrap 95 % interval."""
 
     value: float
     low: float
@@ -41,7 +41,7 @@ class Recall(Frozen):
 
 
 class PairReport(Frozen):
-    """How one query encoder finds its products among one document encoder's vectors.
+    """Retrieval metrics of one query encoder against one document encoder.
 
     `asked`: held-out photos; photos of products that were never trained on (their interval draws whole products); or the
     catalogue's titles. `ranks[i]` is the rank (from 1) of the product of query i, and every figure follows from the ranks. Where
@@ -59,7 +59,7 @@ class PairReport(Frozen):
 
 
 class EncoderReport(Frozen):
-    """The evaluation of one encoder version on one snapshot's held-out photos."""
+    """The evaluation of an encoder version on a snapshot's held-out photos."""
 
     encoder: str
     query: str
@@ -76,12 +76,12 @@ class EncoderReport(Frozen):
     metrics: dict[str, float]
 
     def pair(self, query: str, document: str = "", asked: Asked = "photos") -> PairReport | None:
-        """The pair of these encoders (default document: the version's own), or None when it was not measured."""
+        """The metrics of this pair (default document: the version's own), or None when not measured."""
         wanted = document or self.document
         return next((p for p in self.pairs if (p.query, p.asked) == (query, asked) and p.document in (wanted, query)), None)
 
     def flat(self) -> dict[str, float]:
-        """Every figure under one name, for MLflow."""
+        """All metrics by unique name, for MLflow."""
         figures: dict[str, float] = {}
         for p in self.pairs:
             name = f"{p.query}.on.{p.document}" + ("" if p.asked == "photos" else f".{p.asked}")
@@ -92,7 +92,7 @@ class EncoderReport(Frozen):
 
 @dataclass(frozen=True)
 class Pictures:
-    """Uris and how they become pixels for one purpose (the name of their cache)."""
+    """Uris and the name of their pixel cache."""
 
     uris: tuple[str, ...]
     name: str
@@ -101,7 +101,7 @@ class Pictures:
 def evaluate_encoder(
     folder: Path, snapshot_uri: str, work: Path, baselines: bool = True, decoding: Decoding | None = None
 ) -> EncoderReport:
-    """Measures every query variant against the version's documents, the towers against themselves, and the baselines.
+    """Measures every query variant against the version's documents, each tower against itself, and the baselines.
 
     Then the version as it serves, and its teacher, on photos of products that were never trained on; and its text tower on the
     catalogue's titles. Raw results stay in a file (`raw_results`); photos that cannot be read are left out. Raises
@@ -121,12 +121,12 @@ def evaluate_encoder(
         fresh = untrained_encoder(EncoderConfig.from_dict(manifest.recipe))
         encoders[UNTRAINED] = lambda pixels: encode_eager(fresh, pixels)
         documents.append(UNTRAINED)
-    see = _Seen(training, manifest, work, decoding or Decoding())
+    see = _EvaluationImages(training, manifest, work, decoding or Decoding())
     xb, shown = see.vectors(Pictures(training.image_uris, "document"), {n: encoders[n] for n in documents})
     xq, good = see.vectors(Pictures(photos.uris, "query"), encoders)
     if baselines:
         (xb[HISTOGRAM], _), (xq[HISTOGRAM], _) = see.colours(training.image_uris, "document"), see.colours(photos.uris, "query")
-    found: dict[tuple[str, str, Asked], Found] = {}
+    found: dict[tuple[str, str, Asked], PhotoResults] = {}
     for query in xq:
         beside = (manifest.document, f"{query.partition('.')[0]}.fp32") if query in names else (query,)
         for document in dict.fromkeys(d for d in beside if d in xb):
@@ -139,9 +139,9 @@ def evaluate_encoder(
         )
     text = TextEncoder.open(opened, threads=2)
     if text is not None:
-        titles, number = asked_titles(training.titles, shown)
+        titles, number = title_queries(training.titles, shown)
         tokens = np.asarray([t.ids for t in text.tokenizer.encode_batch(titles)], np.int64)
-        found[text.encoder.name, manifest.document, "titles"] = search_words(
+        found[text.encoder.name, manifest.document, "titles"] = search_titles(
             encode(text.encoder, tokens), xb[manifest.document], shown, number
         )
     raw = raw_results(work, manifest, training.content_sha256)
@@ -164,7 +164,7 @@ def evaluate_encoder(
 
 
 def raw_results(work: Path, manifest: EncoderManifest, content_sha256: str) -> Path:
-    """Where an evaluation leaves its raw results, an .npz.
+    """Path of an evaluation's raw results, an .npz.
 
     `product_ids` (nb,) and `photos` (nq,) name the rows; per "query.on.document.asked" lie `ranks` (nq,) int64, `precision`
     (nq,), `products` (nq,) the right rows, `best` (nq, 10) the rows that came back, and their `similarity` (nq, 10).
@@ -173,7 +173,7 @@ def raw_results(work: Path, manifest: EncoderManifest, content_sha256: str) -> P
 
 
 def pairs_of(raw: Path, categories: tuple[str, ...]) -> tuple[PairReport, ...]:
-    """The figures of every pair in a file of raw results; `categories` are those of its held-out photos."""
+    """Metrics of every pair in a file of raw results; `categories` are those of its held-out photos."""
     with np.load(raw) as stored:
         keys = [k.removesuffix(".ranks") for k in stored.files if k.endswith(".ranks")]
         return tuple(_figures(key, {n: stored[f"{key}.{n}"] for n in RAW}, np.asarray(categories)) for key in keys)
@@ -183,10 +183,10 @@ RAW = ("ranks", "precision", "products", "best", "similarity")
 
 
 def _write_raw(
-    path: Path, found: dict[tuple[str, str, Asked], Found], training: TrainingSet, photos: Photos, good: np.ndarray
+    path: Path, results: dict[tuple[str, str, Asked], PhotoResults], training: TrainingSet, photos: Photos, good: np.ndarray
 ) -> None:
     arrays: dict[str, Any] = {"product_ids": np.asarray(training.product_ids), "photos": np.asarray(photos.uris)[good]}
-    for (query, document, asked), result in found.items():
+    for (query, document, asked), result in results.items():
         arrays |= {f"{query}.on.{document}.{asked}.{name}": getattr(result, name) for name in RAW}
     with written_whole(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
@@ -230,8 +230,8 @@ def _onnx(opened: EncoderFolder, name: str) -> Encode:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Pictures of one evaluation through encoders, block by block."""
+class _EvaluationImages:
+    """Pictures of one evaluation encoded block by block."""
 
     training: TrainingSet
     manifest: EncoderManifest
@@ -239,7 +239,7 @@ class _Seen:
     decoding: Decoding
 
     def vectors(self, pictures: Pictures, encoders: dict[str, Encode]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Each encoder's vectors (n, d) float32, and which pictures could be read (n,) bool."""
+        """Each encoder's vectors (n, d) float32, and the mask of readable pictures (n,) bool."""
         parts: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
         usable = [np.zeros(0, bool)]
         for pixels, good in self._blocks(pictures, self.manifest.preprocess):
@@ -249,7 +249,7 @@ class _Seen:
         return {name: np.concatenate(found) for name, found in parts.items() if found}, np.concatenate(usable)
 
     def colours(self, uris: tuple[str, ...], name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Colour histograms (n, 512), and which pictures could be read (n,) bool."""
+        """Colour histograms (n, 512), and the mask of readable pictures (n,) bool."""
         blocks = [(colour_histograms(p), good) for p, good in self._blocks(Pictures(uris, name), HISTOGRAM_SPEC)]
         return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
 

@@ -1,4 +1,4 @@
-"""What exact search finds: ranks, precision and the ten best of every query, block by block so that memory stays bounded."""
+"""Exact search for evaluation: ranks, precision and the top ten of every query, block by block in bounded memory."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ BLOCK_VALUES = 1 << 25
 
 
 @dataclass(frozen=True)
-class Found:
+class PhotoResults:
     """Per query: the `ranks` (nq,) int64 from 1 of its (best) right product, the average `precision` (nq,), the right product
     `products` (nq,), the rows that came back `best` (nq, k) and their `similarity` (nq, k)."""
 
@@ -24,18 +24,18 @@ class Found:
     similarity: np.ndarray
 
 
-def search_photos(xq: np.ndarray, xb: np.ndarray, shown: np.ndarray, products: np.ndarray, good: np.ndarray) -> Found:
-    """Photos `xq` (nq, d) of `products` (nq,) among documents `xb` (nb, d); those not `good`, documents not `shown` left out."""
+def search_photos(xq: np.ndarray, xb: np.ndarray, shown: np.ndarray, products: np.ndarray, good: np.ndarray) -> PhotoResults:
+    """Photos `xq` (nq, d) of `products` (nq,) against documents `xb` (nb, d); queries not `good`, documents not `shown` excluded."""
     xq, products = xq[good], products[good]
     parts = []
     for rows in _blocks(len(xq), len(xb)):
         similarity = _similarity(xq[rows], xb, shown)
         rank = ranks(similarity, products[rows])
-        parts.append(Found(rank, 1.0 / rank, products[rows], *_best(similarity)))
+        parts.append(PhotoResults(rank, 1.0 / rank, products[rows], *_best(similarity)))
     return _joined(parts)
 
 
-def asked_titles(titles: tuple[str, ...], shown: np.ndarray) -> tuple[list[str], np.ndarray]:
+def title_queries(titles: tuple[str, ...], shown: np.ndarray) -> tuple[list[str], np.ndarray]:
     """The different titles of products that are `shown` (nb,), at most MAX_TITLES of them spread evenly; and for each product
     the number (nb,) int64 of its title among them, -1 when it is not asked or the product not shown."""
     names, title = np.unique(np.asarray(titles, dtype=object), return_inverse=True)
@@ -47,8 +47,8 @@ def asked_titles(titles: tuple[str, ...], shown: np.ndarray) -> tuple[list[str],
     return [str(names[n]) for n in asked], np.where(shown, number[title], -1)
 
 
-def search_words(xq: np.ndarray, xb: np.ndarray, shown: np.ndarray, number: np.ndarray) -> Found:
-    """Titles as vectors `xq` (nq, d) among documents `xb` (nb, d): every product with `number[product]` == query is right."""
+def search_titles(xq: np.ndarray, xb: np.ndarray, shown: np.ndarray, number: np.ndarray) -> PhotoResults:
+    """Title vectors `xq` (nq, d) against documents `xb` (nb, d); every product with `number[product]` == query is relevant."""
     parts = []
     for rows in _blocks(len(xq), len(xb)):
         similarity = _similarity(xq[rows], xb, shown)
@@ -59,7 +59,7 @@ def search_words(xq: np.ndarray, xb: np.ndarray, shown: np.ndarray, number: np.n
             rank.append(int((row[~relevant] >= row[own]).sum()) + 1)
             precision.append(average_precision(row, relevant))
             right.append(own)
-        parts.append(Found(np.asarray(rank), np.asarray(precision), np.asarray(right), *_best(similarity)))
+        parts.append(PhotoResults(np.asarray(rank), np.asarray(precision), np.asarray(right), *_best(similarity)))
     return _joined(parts)
 
 
@@ -79,6 +79,6 @@ def _best(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return best, np.take_along_axis(similarity, best, axis=1)
 
 
-def _joined(parts: list[Found]) -> Found:
+def _joined(parts: list[PhotoResults]) -> PhotoResults:
     names = ("ranks", "precision", "products", "best", "similarity")
-    return Found(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
+    return PhotoResults(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))

@@ -1,4 +1,4 @@
-"""What an encoder version must show before it may become champion: named checks from its report and the champion's."""
+"""Gates before an encoder version may become champion: named checks on its report and the champion's."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class EncoderPolicy:
-    """The thresholds; shares of 1 unless named otherwise."""
+    """Thresholds; fractions of 1 unless stated otherwise."""
 
     student_share: float = 0.95
     """Of the teacher's Recall@10 that the student's queries keep against the teacher's documents."""
@@ -40,7 +40,7 @@ class EncoderPolicy:
 
 
 def encoder_gates(report: EncoderReport, champion: EncoderReport | None, policy: EncoderPolicy) -> tuple[Gate, ...]:
-    """The table of checks. `champion` is the champion's report on the same snapshot, None when there is no champion.
+    """The table of gates. `champion` is the champion's report on the same snapshot, None without a champion.
 
     What was not measured (parity, size, speed) counts as failed.
     """
@@ -99,7 +99,7 @@ def _of_export(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
 
 
 def _against_champion(report: EncoderReport, champion: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
-    """Paired on the photos both were measured on; photos only one of them has do not count."""
+    """Paired comparison on the photos measured for both; others are ignored."""
     ours, theirs = _hits(report), _hits(champion)
     common = [photo for photo in report.photos if photo in theirs]
     if not common:
@@ -125,19 +125,19 @@ def _against_champion(report: EncoderReport, champion: EncoderReport, policy: En
 
 
 def _worst_slice(difference: np.ndarray, categories: np.ndarray, policy: EncoderPolicy) -> tuple[str, Interval] | None:
-    """The category that lost most, one that clearly lost before any that may have lost by chance."""
+    """The category with the largest loss; clearly significant losses first."""
     names, counts = np.unique(categories, return_counts=True)
     found = {str(n): interval(difference[categories == n]) for n in names[counts >= policy.slice_photos]}
     worse = {name: i for name, i in found.items() if _clearly_worse(i, policy)} or found
     return min(worse.items(), key=lambda item: item[1].value) if worse else None
 
 
-def _clearly_worse(found: Interval, policy: EncoderPolicy) -> bool:
-    return found.value < -policy.slice_margin and found.high < 0
+def _clearly_worse(interval: Interval, policy: EncoderPolicy) -> bool:
+    return interval.value < -policy.slice_margin and interval.high < 0
 
 
 def _hits(report: EncoderReport) -> dict[str, float]:
-    """Per photo, whether the version as it would serve finds the product among the first ten."""
+    """Per photo, whether the version as served has the product among the top ten."""
     pair = _required(report, report.query)
     return {photo: float(rank <= 10) for photo, rank in zip(report.photos, pair.ranks, strict=True)}
 

@@ -1,4 +1,4 @@
-"""What a query variant must keep: Recall@10 of held-out photos against the teacher's documents."""
+"""Recall@10 of held-out photos against the teacher's documents, as a measure for query variants."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from tasks.encoder.presets import EncoderConfig
 
 
 def recall_measure(teacher: Path, training: TrainingSet, config: EncoderConfig, work: Path) -> Callable[[Encoder], float] | None:
-    """A function from a query encoder to its Recall@10 against the documents of `teacher`; None without held-out photos."""
+    """A function from a query encoder to Recall@10 against `teacher`'s documents; None without held-out photos."""
     photos = training.held_out()
     if not len(photos):
         return None

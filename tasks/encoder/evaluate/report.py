@@ -1,4 +1,4 @@
-"""The report of an evaluation: a page with curves, recall by category and the failures, its charts as PNG, and the model card."""
+"""The evaluation report: an HTML page with curves, recall by category and failures, charts as PNG, and the model card."""
 
 import base64
 import html
@@ -34,7 +34,7 @@ td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:left;vertical
 def write_report(
     folder: Path, report: EncoderReport, gates: tuple[Gate, ...], snapshot_uri: str, work: Path, target: Path
 ) -> Path:
-    """Writes report.html, training.png, recall.png, report.json, raw.npz and card.md into `target`; gives the page's path.
+    """Writes report.html, training.png, recall.png, report.json, raw.npz and card.md into `target`; returns the page's path.
 
     `work` is the folder that the evaluation was given: its raw results name what came back. The page holds its pictures, so
     that it can be sent as one file.
@@ -96,7 +96,7 @@ def _recall_table(report: EncoderReport) -> str:
 
 
 def _gallery(report: EncoderReport, training: TrainingSet, raw: Path) -> str:
-    """The photos whose product came last: the photo, what came back, and what should have."""
+    """Photos with the worst ranks: the photo, the results, and the expected product."""
     pair = _served(report)
     best = np.load(raw)[f"{pair.query}.on.{pair.document}.{pair.asked}.best"]
     right = dict(zip(training.held_out().uris, training.held_out().products.tolist(), strict=True))
@@ -116,7 +116,7 @@ def _gallery(report: EncoderReport, training: TrainingSet, raw: Path) -> str:
 
 
 def _worst(ranks: np.ndarray, products: np.ndarray) -> list[int]:
-    """The photos whose product did not come first, the worst first; of one product only the worst few."""
+    """Photos whose product is not first, worst first; only a few per product."""
     shown: Counter[int] = Counter()
     order: list[int] = []
     for i in np.argsort(-ranks, kind="stable").tolist():

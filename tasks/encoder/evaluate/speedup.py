@@ -1,4 +1,4 @@
-"""How much faster the encoder that serves queries is than the teacher: side by side, in the files that will serve."""
+"""Speedup of the query encoder over the teacher, measured side by side on the exported files."""
 
 import statistics
 import time
@@ -14,8 +14,8 @@ THREADS = 1
 """As a replica runs one query."""
 
 
-def times_faster(opened: EncoderFolder, query: str, document: str, rounds: int = ROUNDS) -> float:
-    """How many times as fast `query` encodes one picture as `document`: the median over rounds in which both take turns.
+def measure_speedup(opened: EncoderFolder, query: str, document: str, rounds: int = ROUNDS) -> float:
+    """How many times faster `query` encodes one picture than `document`: the median over alternating rounds.
 
     The median of each round's ratio is taken, so a disturbance counts only when it hits one of the two.
     """

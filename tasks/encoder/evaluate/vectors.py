@@ -1,4 +1,4 @@
-"""Unit vectors of many pictures or texts through an encoder, in batches of one fixed size."""
+"""Encodes many pictures or texts in batches of one fixed size."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from serving.contract.runtimes import ONNXRUNTIME
 BATCH = 64
 
 
-def opened(path: Path, threads: int = 2) -> Encoder:
-    """An ONNX file that is no version yet, in ONNX Runtime; its golden outputs are still to be made."""
+def open_onnx(path: Path, threads: int = 2) -> Encoder:
+    """Opens an ONNX file outside of an encoder version in ONNX Runtime, without golden outputs to verify."""
     return Encoder(ONNXRUNTIME.open(path, "fp32", threads), path.stem, "", ONNXRUNTIME.name)
 
 
 def encode(model: Path | Encoder, inputs: np.ndarray, threads: int = 2) -> np.ndarray:
-    """Vectors (n, dim) float32 of `inputs` (n, …), which may be a memory map; the last batch is filled up with zeros."""
-    encoder = model if isinstance(model, Encoder) else opened(model, threads)
+    """Vectors (n, dim) float32 of `inputs` (n, …), possibly a memory map; the last batch is zero-padded."""
+    encoder = model if isinstance(model, Encoder) else open_onnx(model, threads)
     parts = []
     for start in range(0, len(inputs), BATCH):
         part = np.asarray(inputs[start : start + BATCH])

@@ -1,1 +1,1 @@
-"""From trained towers to files: ONNX graphs, int8, tokenizer, MLflow flavor, runtimes."""
+"""Export of trained towers: ONNX graphs, int8, tokenizer, MLflow flavor, runtimes."""

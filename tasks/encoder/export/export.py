@@ -1,4 +1,4 @@
-"""From trained towers to an encoder folder: single-file graphs that take pixels or tokens and give unit vectors."""
+"""Exports trained towers to an encoder folder: single-file graphs from pixels or tokens to unit vectors."""
 
 import json
 import logging
@@ -21,10 +21,10 @@ from tasks.encoder.data.pixels import cached_pixels
 from tasks.encoder.data.text_tokens import title_tokens
 from tasks.encoder.evaluate.card import card
 from tasks.encoder.evaluate.query_recall import recall_measure
-from tasks.encoder.evaluate.vectors import encode, opened
-from tasks.encoder.export.mlflow_flavor import write_flavour
+from tasks.encoder.evaluate.vectors import encode, open_onnx
+from tasks.encoder.export.mlflow_flavor import write_flavor
 from tasks.encoder.export.onnx_graph import OPSET, ImageGraph, write_half, write_onnx, write_torchscript
-from tasks.encoder.export.quantize import quantised
+from tasks.encoder.export.quantize import quantize_graph
 from tasks.encoder.export.runtimes import TorchScript
 from tasks.encoder.export.tokenizer import write_tokenizer
 from tasks.encoder.presets import EncoderConfig
@@ -47,19 +47,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Samples:
-    """Real inputs for golden answers, parity, and calibration."""
+    """Real inputs for golden outputs, parity and calibration."""
 
     pixels: np.ndarray
     tokens: np.ndarray
 
-    def of(self, name: str) -> np.ndarray:
-        """What the parity of a tower is measured on."""
+    def for_tower(self, name: str) -> np.ndarray:
+        """The inputs that a tower's parity is measured on."""
         return self.tokens if name.startswith("text") else self.pixels[:PARITY_PICTURES]
 
 
 @dataclass
-class Written:
-    """The version as far as it is written: variants by "tower.variant", what was measured, and what was decided."""
+class ExportState:
+    """The files written so far: variants by "tower.variant", metrics, and decisions."""
 
     names: list[str] = field(default_factory=list)
     alone: set[str] = field(default_factory=set)
@@ -78,7 +78,7 @@ def export_encoder(
     runtime: Runtime = ONNXRUNTIME,
     check: Check = IN_CHILD,
 ) -> EncoderManifest:
-    """Writes the encoder version into `folder` (encoder.json last but for the card and MLmodel) and gives its manifest.
+    """Writes the encoder version into `folder` (encoder.json last but for card and MLmodel); returns its manifest.
 
     Roles: the teacher embeds documents; the student embeds queries, in int8 when that keeps its recall and `runtime`, which is
     to serve, is no slower with it. Every graph is opened by `check`, in a child process, before it is opened here, and through
@@ -93,7 +93,7 @@ def export_encoder(
     folder.mkdir(parents=True)
     size = config.preprocess.size
     pixels = torch.zeros((2, size, size, 3), dtype=torch.uint8)
-    written = Written()
+    written = ExportState()
     for tower, module, example in (
         ("teacher", ImageGraph(full_teacher.image), pixels),
         ("student", ImageGraph(image_student), pixels),
@@ -113,13 +113,13 @@ def export_encoder(
     with written_whole(folder / "encoder.json") as path:
         path.write_text(json.dumps(manifest.model_dump(), indent=1))
     check_folder(folder, runtime)
-    write_flavour(folder, manifest)
+    write_flavor(folder, manifest)
     (folder / "card.md").write_text(card(manifest))
     return manifest
 
 
 def check_folder(folder: Path, runtime: Runtime = ONNXRUNTIME) -> None:
-    """Opens everything in an encoder folder as those who serve it would: in ONNX Runtime, in PyTorch, the queries in `runtime`.
+    """Opens all files of an encoder folder in ONNX Runtime and PyTorch, and the query graphs in `runtime`.
 
     Raises ContractError naming the first file that is damaged, cannot be loaded, or does not give its golden outputs.
     """
@@ -133,11 +133,11 @@ def check_folder(folder: Path, runtime: Runtime = ONNXRUNTIME) -> None:
 
 
 def _write_tower(
-    tower: str, module: nn.Module, example: Tensor, samples: Samples, folder: Path, written: Written, check: Check
+    tower: str, module: nn.Module, example: Tensor, samples: Samples, folder: Path, written: ExportState, check: Check
 ) -> None:
-    """fp32 in ONNX and TorchScript, and fp16 of the image towers; each compared with PyTorch on real inputs."""
+    """fp32 in ONNX and TorchScript, and fp16 for image towers; each compared with PyTorch on real inputs."""
     full, script = folder / f"{tower}.fp32.onnx", folder / f"{tower}.pt"
-    inputs = samples.of(tower)
+    inputs = samples.for_tower(tower)
     with torch.no_grad():
         expected = module(torch.from_numpy(inputs)).numpy()
     write_onnx(module, example, full)
@@ -159,8 +159,8 @@ def _write_tower(
         _write_half(tower, full, inputs, expected, written, check)
 
 
-def _write_half(tower: str, full: Path, inputs: np.ndarray, expected: np.ndarray, written: Written, check: Check) -> None:
-    """fp16 next to the fp32 graph `full`, or a note why there is none."""
+def _write_half(tower: str, full: Path, inputs: np.ndarray, expected: np.ndarray, written: ExportState, check: Check) -> None:
+    """fp16 beside the fp32 graph `full`, or a note why there is none."""
     name, least = f"{tower}.fp16", GOLDEN["fp16"].min_cosine
     half = full.with_name(f"{name}.onnx")
     write_half(full, half)
@@ -179,13 +179,13 @@ def _write_half(tower: str, full: Path, inputs: np.ndarray, expected: np.ndarray
 
 
 def _write_int8(
-    training: TrainingSet, config: EncoderConfig, samples: Samples, work: Path, folder: Path, runtime: Runtime, written: Written,
+    training: TrainingSet, config: EncoderConfig, samples: Samples, work: Path, folder: Path, runtime: Runtime, written: ExportState,
     check: Check,
 ) -> None:  # fmt: skip
     source, target = folder / "student.fp32.onnx", folder / "student.int8.onnx"
     recall = recall_measure(folder / "teacher.fp32.onnx", training, config, work)
     kept = work / "int8" / training.content_sha256[:16]
-    choice, trials, fp32 = quantised(source, target, samples.pixels, recall, runtime, kept, check)
+    choice, trials, fp32 = quantize_graph(source, target, samples.pixels, recall, runtime, kept, check)
     for trial in (fp32, *trials):
         prefix = "student.fp32" if trial is fp32 else f"student.int8.{trial.method}"
         written.metrics |= {f"{prefix}.cosine": trial.cosine, f"{prefix}.ms": trial.ms}
@@ -202,13 +202,13 @@ def _write_int8(
         written.query = "student.int8"
 
 
-def _compare(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """The largest difference of any coordinate, and the least cosine."""
-    return float(np.abs(found - expected).max()), float((found * expected).sum(axis=1).min())
+def _compare(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Largest coordinate difference, and smallest cosine."""
+    return float(np.abs(actual - expected).max()), float((actual * expected).sum(axis=1).min())
 
 
 def _samples(training: TrainingSet, config: EncoderConfig, tokens: np.ndarray, work: Path) -> Samples:
-    """Pictures spread over train photos and catalogue (never held-out photos), through the contract's own preprocessing."""
+    """Pictures sampled from train photos and catalogue (never held-out photos), preprocessed as in serving."""
     train, some = training.split("train"), 256
     rows = np.unique(np.linspace(0, len(train) - 1, some).round().astype(int))
     photos = Photos(tuple(train.uris[i] for i in rows), train.products[rows])
@@ -220,19 +220,19 @@ def _samples(training: TrainingSet, config: EncoderConfig, tokens: np.ndarray, w
     return Samples(pixels, tokens[:: max(1, len(tokens) // GOLDEN_TEXTS)][:GOLDEN_TEXTS])
 
 
-def _golden(folder: Path, written: Written, samples: Samples) -> dict[str, Any]:
+def _golden(folder: Path, written: ExportState, samples: Samples) -> dict[str, Any]:
     """Inputs, and each variant's outputs in ONNX Runtime."""
     golden: dict[str, Any] = {"pixels": samples.pixels[:GOLDEN_PICTURES], "tokens": samples.tokens.astype(np.int64)}
     for name in written.names:
         inputs = golden["tokens" if name.startswith("text") else "pixels"]
-        encoder = opened(folder / f"{name}.onnx", threads=1)
+        encoder = open_onnx(folder / f"{name}.onnx", threads=1)
         encoder.alone = name in written.alone
         golden[name] = encoder.encode(inputs).astype(np.float32)
     return golden
 
 
 def _manifest(
-    folder: Path, config: EncoderConfig, training: TrainingSet, written: Written, trained: dict[str, TrainedTower]
+    folder: Path, config: EncoderConfig, training: TrainingSet, written: ExportState, trained: dict[str, TrainedTower]
 ) -> EncoderManifest:
     towers: dict[str, dict[str, Variant]] = {}
     metrics = written.metrics

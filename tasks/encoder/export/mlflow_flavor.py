@@ -1,4 +1,4 @@
-"""What makes an encoder folder an MLflow model too: an MLmodel file whose onnx flavour is the variant that embeds queries."""
+"""Makes an encoder folder an MLflow model: an MLmodel file whose onnx flavor is the query variant."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +11,8 @@ from serving.contract.manifest import EncoderManifest
 REQUIRED = ("mlflow", "numpy", "onnx", "onnxruntime")
 
 
-def write_flavour(folder: Path, manifest: EncoderManifest) -> None:
-    """Writes MLmodel and what it needs: `mlflow.onnx.load_model` gives the query graph, `mlflow.pyfunc.load_model` runs it.
+def write_flavor(folder: Path, manifest: EncoderManifest) -> None:
+    """Writes MLmodel, so that `mlflow.onnx.load_model` and `mlflow.pyfunc.load_model` load the query graph.
 
     The other towers and variants lie beside it under the names that `encoder.json` gives; loaded this way nothing is verified.
     """

@@ -1,4 +1,4 @@
-"""A trained tower as files: an ONNX graph, its copy in half precision, and TorchScript."""
+"""Writes a trained tower as an ONNX graph, its half-precision copy, and TorchScript."""
 
 import logging
 import warnings
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class ImageGraph(nn.Module):
-    """What is exported: pixels (n, size, size, 3) uint8 RGB to unit vectors (n, dim) float32."""
+    """The exported module: pixels (n, size, size, 3) uint8 RGB to unit vectors (n, dim) float32."""
 
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ImageGraph(nn.Module):
 
 
 def write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
-    """One single-file ONNX graph with a free batch size. The input is called `input`, the output `vectors`.
+    """Writes a single-file ONNX graph with dynamic batch size, input `input`, output `vectors`.
 
     The exporter's notes (stack traces, with the paths of this machine) are left out: equal weights give equal bytes, wherever.
     """
@@ -53,7 +53,7 @@ def write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
 
 
 def write_half(source: Path, target: Path) -> None:
-    """A copy of an ONNX graph with float16 weights and arithmetic; reading bytes and the unit length at the end stay float32."""
+    """Converts an ONNX graph to float16 weights and arithmetic; input conversion and final normalisation stay float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     model = onnx.load(source)
@@ -70,7 +70,7 @@ def write_half(source: Path, target: Path) -> None:
 
 
 def _without_casts(graph: onnx.GraphProto, exact_nodes: set[str], output: str) -> None:
-    """Takes away casts to float16 and back: the converter puts them between all nodes that stay exact, and behind the last."""
+    """Removes redundant casts that the converter inserts around nodes kept in float32."""
     made = {name: node for node in graph.node for name in node.output}
     for outer in [node for node in graph.node if node.op_type == "Cast"]:
         inner = made.get(outer.input[0])
@@ -89,7 +89,7 @@ def _without_casts(graph: onnx.GraphProto, exact_nodes: set[str], output: str) -
 
 
 def write_torchscript(module: nn.Module, example: Tensor, path: Path) -> None:
-    """The same graph for those who serve PyTorch (TorchServe, Triton's libtorch); its batch size is free too."""
+    """Writes the same graph as TorchScript (TorchServe, Triton's libtorch backend), with dynamic batch size."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing is deprecated, and warns at every shape it fixes: parity is checked instead
         traced = torch.jit.trace(module.eval(), example, check_trace=False)

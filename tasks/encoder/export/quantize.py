@@ -1,4 +1,4 @@
-"""The student in int8 for CPUs: several ways are tried, and one is kept only if recall survives.
+"""Int8 quantisation of the student for CPUs: several methods are tried, and one is kept only if recall holds.
 
 Static: QDQ, per channel, calibrated on catalogue pictures. Dynamic: scales from the batch at hand, so that a vector would depend
 on its neighbours; such a graph runs one picture at a time (`Variant.alone`). Add, LayerNorm and Softmax are never quantised
@@ -49,7 +49,7 @@ Write = Callable[[Path, Path, np.ndarray], None]
 
 @dataclass(frozen=True)
 class Trial:
-    """One way to int8, measured. `recall` is Recall@10 of held-out photos (None: there are none); `ms` is one picture alone."""
+    """One measured int8 method. `recall` is Recall@10 of held-out photos (None without any); `ms` is one picture alone."""
 
     method: str
     cosine: float
@@ -63,7 +63,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which method ships ("" for none) and why. `slower`: it ships, but fp32 answers sooner and serves the queries."""
+    """The method that ships ("" for none) and why. `slower`: it ships, but fp32 is faster and serves the queries."""
 
     method: str
     reason: str
@@ -71,7 +71,7 @@ class Choice:
 
 
 def choose(trials: list[Trial], fp32: Trial) -> Choice:
-    """The method that ships: of those that keep recall the best, unless another is FASTER times as fast."""
+    """Of the methods that keep recall, the best one, unless another is FASTER times as fast."""
     least = LEAST_COSINE if fp32.recall is None else LEAST_SHARE * fp32.recall
     what = "mean cosine to fp32" if fp32.recall is None else "Recall@10"
     best = max(trials, key=lambda t: t.value)
@@ -89,18 +89,18 @@ def choose(trials: list[Trial], fp32: Trial) -> Choice:
     return Choice(chosen.method, reason + ("; queries stay with fp32" if slower else ""), slower)
 
 
-def quantised(
-    source: Path, target: Path, calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime, kept: Path,
+def quantize_graph(
+    source: Path, target: Path, calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime, cache: Path,
     check: Check = IN_CHILD,
 ) -> tuple[Choice, list[Trial], Trial]:  # fmt: skip
-    """Tries every way that suits the graph `source` and writes the chosen one to `target`; gives also all trials, and fp32's.
+    """Tries every applicable method on the graph `source`, writes the chosen one to `target`; also returns all trials, and fp32's.
 
     `recall` measures Recall@10 in ONNX Runtime; speed is measured in `runtime`, which is to serve. What was measured is
-    remembered in the folder `kept`, so that an export that is killed and run again chooses the same. Every graph is opened by
+    remembered in the folder `cache`, so that an export that is killed and run again chooses the same. Every graph is opened by
     `check`, in both runtimes, before it is opened here; raises ContractError naming the one that does not open.
     """
-    record = kept / f"{sha256_file(source)[:16]}-{runtime.name}-{WEIGHT_BITS}.json"
-    methods = ways(source)
+    record = cache / f"{sha256_file(source)[:16]}-{runtime.name}-{WEIGHT_BITS}.json"
+    methods = methods_for(source)
     if record.is_file():
         values = json.loads(record.read_text())
         trials, fp32 = [Trial(**t) for t in values["trials"]], Trial(**values["fp32"])
@@ -116,26 +116,26 @@ def quantised(
     return choice, trials, fp32
 
 
-def ways(source: Path) -> dict[str, Write]:
-    """The ways to int8 that suit a graph, by name. Attention's own products (of two activations) may stay in floating point."""
+def methods_for(source: Path) -> dict[str, Write]:
+    """The int8 methods applicable to a graph, by name. Attention's activation products may stay in floating point."""
     found: dict[str, Write] = {
-        "minmax": lambda s, t, c: quantise_static(s, t, c, "minmax"),
-        "percentile": lambda s, t, c: quantise_static(s, t, c, "percentile"),
+        "minmax": lambda s, t, c: quantize_static(s, t, c, "minmax"),
+        "percentile": lambda s, t, c: quantize_static(s, t, c, "percentile"),
     }
     if has_attention(source):
-        found["minmax_attention_fp32"] = lambda s, t, c: quantise_static(s, t, c, "minmax", attention=False)
-        found["dynamic"] = lambda s, t, c: quantise_dynamic(s, t)
+        found["minmax_attention_fp32"] = lambda s, t, c: quantize_static(s, t, c, "minmax", attention=False)
+        found["dynamic"] = lambda s, t, c: quantize_dynamic(s, t)
     return found
 
 
 def has_attention(source: Path) -> bool:
-    """Whether a graph multiplies activations with each other."""
+    """Whether a graph has matrix products of two activations."""
     graph = onnx.load(source).graph
     constant = {t.name for t in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant"}
     return any(node.op_type == "MatMul" and node.input[1] not in constant for node in graph.node)
 
 
-def quantise_static(source: Path, target: Path, calibration: np.ndarray, method: str, attention: bool = True) -> None:
+def quantize_static(source: Path, target: Path, calibration: np.ndarray, method: str, attention: bool = True) -> None:
     """Writes an int8 QDQ copy of an image graph, per channel; `calibration` (n, size, size, 3) uint8 sets the ranges."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -173,7 +173,7 @@ def _floating_outputs(source: Path) -> list[str]:
     return ["Gemm", "MatMul", "Conv"] if transformer else ["Gemm", "MatMul"]
 
 
-def quantise_dynamic(source: Path, target: Path) -> None:
+def quantize_dynamic(source: Path, target: Path) -> None:
     """Writes a dynamically quantised copy (weights of MatMul and Gemm in int8); see the module's docstring."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -216,7 +216,7 @@ def _check_int8(path: Path, runtime: Runtime, calibration: np.ndarray, check: Ch
 
 
 def _milliseconds(files: dict[str, Path], pixels: np.ndarray, runtime: Runtime) -> dict[str, float]:
-    """The median milliseconds of one picture in one thread, by turns."""
+    """Median milliseconds of one picture in one thread, files alternating."""
     sessions = {name: runtime.open(path, "fp32" if name == "fp32" else "int8", 1) for name, path in files.items()}
     spent: dict[str, list[float]] = {name: [] for name in sessions}
     for number in range(ROUNDS + 1):
@@ -255,7 +255,7 @@ def _reader(calibration: np.ndarray) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """ONNX Runtime's quantiser warns through the root logger about shapes it does not need, and prints its thresholds."""
+    """Silences ONNX Runtime's quantiser, which warns through the root logger and prints its thresholds."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

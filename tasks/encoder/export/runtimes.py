@@ -1,4 +1,4 @@
-"""All runtimes of the pipeline: those that serving has, and PyTorch for batch jobs on a GPU."""
+"""All inference runtimes of the pipeline: those of serving, and PyTorch for batch jobs on GPUs."""
 
 import warnings
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tasks.errors import SettingsError
 
 @dataclass(frozen=True)
 class TorchScript:
-    """A TorchScript file on the GPU, or on the CPU where there is none. fp16 runs under autocast."""
+    """TorchScript on the GPU, or the CPU without one. fp16 runs under autocast."""
 
     name: str = "torch"
     format: ClassVar[Format] = "torchscript"
@@ -45,7 +45,7 @@ class TorchScript:
 
 
 def runtime(name: str) -> Runtime:
-    """The runtime of this name. Raises SettingsError listing the names there are."""
+    """The runtime of this name. Raises SettingsError listing the valid names."""
     torch_script = TorchScript()
     try:
         return named(name, RUNTIMES | {torch_script.name: torch_script})

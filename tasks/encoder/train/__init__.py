@@ -1,1 +1,1 @@
-"""Towers and their training: teacher, student, losses, the loop, checkpoints, several GPUs."""
+"""Towers and their training: teacher, student, losses, the loop, checkpoints, multi-GPU."""

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file of weights and one JSON file beside it that says what they are and proves them whole."""
+"""Checkpoints: a safetensors file, and a JSON file with metadata and checksum, written last."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Writes the checkpoint; it exists once its JSON does. Tensors that share memory are written each."""
+    """Writes the checkpoint; it exists once its JSON does. Shared tensors are written separately."""
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / WEIGHTS) as temporary:
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary)
@@ -35,7 +35,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], values: dict[str, 
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The checkpoint in a folder, its checksum verified; None when there is none. Raises TrainingError when it is damaged."""
+    """The checkpoint in a folder, checksum verified; None without one. Raises TrainingError when damaged."""
     if not (folder / RECORD).is_file():
         return None
     try:
@@ -47,7 +47,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint below `folder` (step-<number>), or None."""
+    """The newest complete checkpoint below `folder` (step-<number>), or None."""
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         found = load_checkpoint(candidate)
         if found is not None:
@@ -56,7 +56,7 @@ def latest(folder: Path) -> Checkpoint | None:
 
 
 def keep_only(folder: Path, step: int) -> None:
-    """Removes the checkpoints below `folder` of other steps."""
+    """Deletes the checkpoints of other steps below `folder`."""
     for old in folder.glob("step-*"):
         if old.name != step_name(step):
             shutil.rmtree(old)
@@ -73,7 +73,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts named tensors (see `optimizer_tensors`) back."""
+    """Inverse of `optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

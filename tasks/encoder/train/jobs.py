@@ -1,4 +1,4 @@
-"""A training as a job: here, or by torchrun in one process for each GPU; rank 0 tells its metrics back line by line.
+"""Runs a training in this process, or by torchrun with one process per GPU; rank 0 reports metrics line by line.
 
 torchrun --nproc-per-node=8 -m tasks.encoder.train.jobs job.json     # by hand, on a machine of one's own
 """
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from serving.contract.files import Frozen
 from tasks.encoder.data.pixels import Decoding
 from tasks.encoder.presets import EncoderConfig
-from tasks.encoder.train.loop import MetricLog, quiet
+from tasks.encoder.train.loop import MetricLog, no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.trained import TrainedTower
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Job(Frozen):
-    """What to train, on what, and where it is written; `config` is an EncoderConfig as a dict."""
+    """What to train, on which data, and where to write; `config` is an EncoderConfig as a dict."""
 
     tower: Literal["teacher", "student"]
     snapshot_uri: str
@@ -45,7 +45,7 @@ class Job(Frozen):
 
 
 def train(job: Job, metrics: MetricLog, processes: int = 0) -> TrainedTower:
-    """Trains in this process, or by torchrun in `processes` of them (0: one for each GPU).
+    """Trains in this process, or by torchrun in `processes` processes (0: one per GPU).
 
     The loss is that of one process with the same recipe: the recipe's batch is the whole of a step, which the processes share.
     Raises TrainingError like `train_teacher`; RuntimeError when a process died, after which the job goes on where it was.
@@ -59,7 +59,7 @@ def train(job: Job, metrics: MetricLog, processes: int = 0) -> TrainedTower:
         path = Path(folder) / "job.json"
         path.write_text(job.model_dump_json())
         _run_processes(path, count, metrics)
-    return _train_here(job, quiet)  # finished: this only reads its record
+    return _train_here(job, no_log)  # finished: this only reads its record
 
 
 def _train_here(job: Job, metrics: MetricLog) -> TrainedTower:
@@ -85,7 +85,7 @@ def _run_processes(path: Path, count: int, metrics: MetricLog) -> None:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            told = _told(line)
+            told = _parse_metric(line)
             if "metric" in told:
                 metrics(*told["metric"])
             elif "error" in told:
@@ -102,7 +102,7 @@ def _run_processes(path: Path, count: int, metrics: MetricLog) -> None:
         raise RuntimeError(f"a training process ended with status {status}; its log is above, and a new attempt resumes")
 
 
-def _told(line: str) -> dict[str, Any]:
+def _parse_metric(line: str) -> dict[str, Any]:
     with contextlib.suppress(ValueError):
         found = json.loads(line)
         if isinstance(found, dict):
@@ -111,7 +111,7 @@ def _told(line: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """One process of a torchrun."""
+    """Entry point of one torchrun process."""
     import torch
     from torch import distributed
 
@@ -127,26 +127,26 @@ def main(arguments: list[str]) -> int:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        _train_here(job, _tell if first else quiet)
+        _train_here(job, _send_metric if first else no_log)
     except VitrineError as error:
-        _say({"error": str(error)})
+        _write_line({"error": str(error)})
         return 1
     finally:
         distributed.destroy_process_group()
     return 0
 
 
-def _tell(name: str, value: float, step: int) -> None:
-    _say({"metric": [name, value, step]})
+def _send_metric(name: str, value: float, step: int) -> None:
+    _write_line({"metric": [name, value, step]})
 
 
-def _say(told: dict[str, Any]) -> None:
+def _write_line(told: dict[str, Any]) -> None:
     """One line in one write: what several processes say at once stays apart."""
     os.write(sys.stdout.fileno(), f"{json.dumps(told)}\n".encode())
 
 
 def _leave_with_parent() -> None:
-    """Ends this process when whoever started it is gone: its end of the pipe closes."""
+    """Exits when the starting process is gone: its end of the pipe closes."""
     sys.stdin.read()
     os._exit(1)
 

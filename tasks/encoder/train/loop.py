@@ -1,4 +1,4 @@
-"""The training loop that teacher and student share: schedule, clipping, EMA, checkpoints, and the curve."""
+"""The training loop of teacher and student: schedule, clipping, EMA, checkpoints, and the loss curve."""
 
 import math
 import resource
@@ -22,7 +22,7 @@ from tasks.encoder.train.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.errors import TrainingError
 from tasks.progress import Progress
 
@@ -33,7 +33,7 @@ Losses = Callable[[int], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Curve:
-    """What a training saw: the loss of every step, and what it cost in this process (a resumed one counts its own part)."""
+    """Loss of every step, and the cost in this process (a resumed training counts its own part)."""
 
     loss: tuple[float, ...]
     seconds: float
@@ -42,12 +42,12 @@ class Curve:
     peak_memory_bytes: int
 
 
-def quiet(name: str, value: float, step: int) -> None:
-    """A MetricLog that keeps nothing."""
+def no_log(name: str, value: float, step: int) -> None:
+    """A MetricLog that discards."""
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """The rate of a step (from 0): a linear rise over the warm-up, then a cosine to zero."""
+    """Learning rate of a step (from 0): linear warm-up, then cosine decay to zero."""
     rising = max(1, round(recipe.steps * recipe.warm_up))
     if step < rising:
         return recipe.learning_rate * (step + 1) / rising
@@ -64,15 +64,15 @@ def optimise(
     images: int,
     folder: Path,
     log: MetricLog,
-    replicas: Replicas | None = None,
+    replicas: ProcessGroup | None = None,
 ) -> tuple[nn.Module, Curve]:
-    """Trains `module` in place for `recipe.steps` steps, then puts the averaged (EMA) weights into it.
+    """Trains `module` in place for `recipe.steps` steps, then loads the averaged (EMA) weights into it.
 
     Resumes from the newest checkpoint below `folder` whose key is `key`; a resumed training takes the same steps as one that
     was never stopped. Raises TrainingError on a loss that is not a number, and on a damaged checkpoint. `images` is the number
     of pictures in a step, for the rate that is logged. Of several `replicas` the first saves and logs; all resume.
     """
-    replicas = replicas or Replicas()
+    replicas = replicas or ProcessGroup()
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(_groups(module, recipe), lr=recipe.learning_rate, fused=True)
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
@@ -112,7 +112,7 @@ def optimise(
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held so far."""
+    """Peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -122,13 +122,13 @@ def _one_step(
     losses: Losses,
     step: int,
     recipe: Recipe,
-    replicas: Replicas,
+    replicas: ProcessGroup,
 ) -> dict[str, float]:
     optimizer.zero_grad(set_to_none=True)
     seen: dict[str, float] = {}
     for part in range(recipe.accumulate):
         last = part == recipe.accumulate - 1
-        with nullcontext() if last else replicas.unsynchronised():
+        with nullcontext() if last else replicas.no_sync():
             found = losses(step * recipe.accumulate + part)
             (found["loss"] / recipe.accumulate).backward()
         for name, value in found.items():
@@ -141,7 +141,7 @@ def _one_step(
 
 
 def _groups(module: nn.Module, recipe: Recipe) -> list[dict]:
-    """Matrices and kernels decay; biases, norms and the temperature do not."""
+    """Parameter groups: matrices and kernels with weight decay; biases, norms and the temperature without."""
     trained = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -151,7 +151,7 @@ def _groups(module: nn.Module, recipe: Recipe) -> list[dict]:
 
 @torch.no_grad()
 def _follow(average: dict[str, Tensor], module: nn.Module, decay: float) -> None:
-    """Moves the average towards the present weights; counters are copied."""
+    """Updates the moving average of the weights; counters are copied."""
     state = module.state_dict()
     floating = [k for k, v in state.items() if v.is_floating_point()]
     torch._foreach_lerp_([average[k] for k in floating], [state[k] for k in floating], 1.0 - decay)

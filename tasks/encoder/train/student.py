@@ -1,4 +1,4 @@
-"""Distilling the student into the teacher's own space, so that its queries may search the teacher's documents."""
+"""Distils the student into the teacher's embedding space, so that its queries can search the teacher's documents."""
 
 from pathlib import Path
 from typing import Protocol
@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.encoder.data.augment import augment, plain
+from tasks.encoder.data.augment import augment, to_float
 from tasks.encoder.data.batches import training_batches
 from tasks.encoder.data.photos import TrainingSet, read_training_set
 from tasks.encoder.data.pixels import Decoding, cached_pixels, decode_some
 from tasks.encoder.presets import EncoderConfig
-from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import MetricLog, optimise
 from tasks.encoder.train.losses import cosine_loss, imitation_loss, pair_loss, search_loss
-from tasks.encoder.train.towers import build_student, native
-from tasks.encoder.train.trained import TrainedTower, finished, restore_teacher, save_tower, training_key
+from tasks.encoder.train.towers import build_student, training_precision
+from tasks.encoder.train.trained import TrainedTower, find_trained, restore_teacher, save_tower, training_key
 
 DOCUMENTS = 4096
 """The most documents a student's batch is compared with; a larger catalogue gives those of the batch's products only."""
@@ -24,15 +24,15 @@ BATCH = 64
 
 
 class Documents(Protocol):
-    """The teacher's vectors of the catalogue pictures that a batch is compared with."""
+    """The teacher's vectors of catalogue pictures that a batch is compared with."""
 
-    def beside(self, products: Tensor) -> tuple[Tensor, Tensor]:
+    def vectors_for(self, products: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (m, d), and for each of `products` (n,) the row of its own; -1 where its picture is unreadable."""
         ...
 
 
 class WholeCatalogue:
-    """All of a small catalogue but its unseen products, encoded once."""
+    """All of a small catalogue except unseen products, encoded once."""
 
     def __init__(self, teacher: nn.Module, training: TrainingSet, config: EncoderConfig, work: Path, where: torch.device) -> None:
         found = cached_pixels(training.image_uris, training.root, config.preprocess, work / "pixels", "document", 1.0)
@@ -40,27 +40,27 @@ class WholeCatalogue:
         parts = []
         with torch.no_grad():
             for start in range(0, len(rows), BATCH):
-                parts.append(teacher(plain(torch.from_numpy(found.array[rows[start : start + BATCH]]).to(where))))
+                parts.append(teacher(to_float(torch.from_numpy(found.array[rows[start : start + BATCH]]).to(where))))
         self.vectors = torch.cat(parts)
         place = np.full(len(found.usable), -1, np.int64)
         place[rows] = np.arange(len(rows))
         self.place = torch.from_numpy(place).to(where)
 
-    def beside(self, products: Tensor) -> tuple[Tensor, Tensor]:
+    def vectors_for(self, products: Tensor) -> tuple[Tensor, Tensor]:
         return self.vectors, self.place[products]
 
 
 class BatchCatalogue:
-    """Of a large catalogue the pictures of the batch's own products, decoded and encoded when the batch comes."""
+    """For large catalogues: the pictures of the batch's own products, encoded per batch."""
 
     def __init__(self, teacher: nn.Module, training: TrainingSet, config: EncoderConfig, where: torch.device) -> None:
         self.teacher, self.training, self.spec, self.where = teacher, training, config.preprocess, where
 
-    def beside(self, products: Tensor) -> tuple[Tensor, Tensor]:
+    def vectors_for(self, products: Tensor) -> tuple[Tensor, Tensor]:
         named = np.unique(products.cpu().numpy())
         pixels, usable = decode_some([self.training.image_uris[p] for p in named], self.training.root, self.spec)
         with torch.no_grad():
-            vectors = self.teacher(plain(torch.from_numpy(pixels[usable]).to(self.where)))
+            vectors = self.teacher(to_float(torch.from_numpy(pixels[usable]).to(self.where)))
         place = torch.from_numpy(np.where(usable, np.cumsum(usable) - 1, -1)).to(self.where)
         return vectors, place[torch.searchsorted(torch.from_numpy(named).to(self.where), products)]
 
@@ -77,16 +77,16 @@ def distil_student(
     training = read_training_set(snapshot_uri, config.photo_days)
     key = training_key(training, config, "student")
     folder = work / "student" / key
-    done = finished(folder, key)
+    done = find_trained(folder, key)
     if done is not None:
         return done
-    recipe, replicas = config.student_recipe, Replicas()
+    recipe, replicas = config.student_recipe, ProcessGroup()
     where = replicas.device
-    precision = native(config.precision, where)
+    precision = training_precision(config.precision, where)
     image_teacher = restore_teacher(teacher, config).to(where).image
     documents = _documents(image_teacher, training, config, work, replicas)
     student = build_student(config).to(where)
-    spread = replicas.spread(student)
+    spread = replicas.wrap(student)
     with training_batches(training, config, recipe, work, decoding or Decoding(), replicas) as batches:
 
         def losses(number: int) -> dict[str, Tensor]:
@@ -99,9 +99,9 @@ def distil_student(
             shown = len(products) // recipe.pictures
             with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
                 with torch.no_grad():
-                    target = replicas.whole(image_teacher(pictures), shown, recipe.pictures)
-                found = replicas.whole(spread(pictures), shown, recipe.pictures)
-                beside, places = documents.beside(products)
+                    target = replicas.all_gather(image_teacher(pictures), shown, recipe.pictures)
+                found = replicas.all_gather(spread(pictures), shown, recipe.pictures)
+                beside, places = documents.vectors_for(products)
                 task = pair_loss(found, products, config.pair_temperature)
                 task = (task + search_loss(found, beside, places, config.pair_temperature)) / 2
                 kl = imitation_loss(found, target, torch.cat([target, beside]), config.kl_temperature)
@@ -114,8 +114,8 @@ def distil_student(
     return save_tower(folder, "student", key, student, curve, precision, replicas)
 
 
-def _documents(teacher: nn.Module, training: TrainingSet, config: EncoderConfig, work: Path, replicas: Replicas) -> Documents:
+def _documents(teacher: nn.Module, training: TrainingSet, config: EncoderConfig, work: Path, replicas: ProcessGroup) -> Documents:
     if len(training.image_uris) > DOCUMENTS:
         return BatchCatalogue(teacher, training, config, replicas.device)
-    with replicas.in_turn():
+    with replicas.main_process_first():
         return WholeCatalogue(teacher, training, config, work, replicas.device)

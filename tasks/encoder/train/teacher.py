@@ -1,4 +1,4 @@
-"""Training the teacher: an open_clip model pulled together by photo-product pairs and by the products' words."""
+"""Trains the teacher: an open_clip model with photo-product pairs and product texts as positives."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from tasks.encoder.data.augment import augment
 from tasks.encoder.data.batches import training_batches
 from tasks.encoder.data.photos import read_training_set
 from tasks.encoder.data.pixels import Decoding
-from tasks.encoder.data.text_tokens import Words
+from tasks.encoder.data.text_tokens import TokenBatches
 from tasks.encoder.presets import EncoderConfig
-from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import MetricLog, optimise
 from tasks.encoder.train.losses import pair_loss, text_loss
-from tasks.encoder.train.towers import Teacher, build_teacher, native
-from tasks.encoder.train.trained import TrainedTower, finished, save_tower, training_key
+from tasks.encoder.train.towers import Teacher, build_teacher, training_precision
+from tasks.encoder.train.trained import TrainedTower, find_trained, save_tower, training_key
 
 
 class BothTowers(nn.Module):
-    """A step's pictures and texts through the teacher at once, as DDP wants it: unit vectors of each, and the text scale."""
+    """Pictures and texts of a step in one forward, as DDP requires: unit vectors of each, and the text scale."""
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class BothTowers(nn.Module):
 def train_teacher(
     snapshot_uri: str, config: EncoderConfig, work: Path, log: MetricLog, decoding: Decoding | None = None
 ) -> TrainedTower:
-    """Trains the teacher on a snapshot's train photos; everything it writes lies below `work`.
+    """Trains the teacher on a snapshot's train photos; all output lies below `work`.
 
     Killed and called again it goes on from its last checkpoint, and a finished training is returned as it is. Called by every
     process of a torchrun, they train it together (tasks/encoder/train/distributed.py). Raises TrainingError (no training photos,
@@ -43,15 +43,15 @@ def train_teacher(
     training = read_training_set(snapshot_uri, config.photo_days)
     key = training_key(training, config, "teacher")
     folder = work / "teacher" / key
-    done = finished(folder, key)
+    done = find_trained(folder, key)
     if done is not None:
         return done
-    recipe, replicas = config.teacher_recipe, Replicas()
+    recipe, replicas = config.teacher_recipe, ProcessGroup()
     where = replicas.device
-    precision = native(config.precision, where)
+    precision = training_precision(config.precision, where)
     teacher = build_teacher(config).to(where)
-    words = Words(training, config, teacher.context())
-    towers = replicas.spread(BothTowers(teacher))
+    words = TokenBatches(training, config, teacher.context())
+    towers = replicas.wrap(BothTowers(teacher))
     with training_batches(training, config, recipe, work, decoding or Decoding(), replicas) as batches:
 
         def losses(number: int) -> dict[str, Tensor]:
@@ -61,14 +61,14 @@ def train_teacher(
             pixels = torch.from_numpy(batch.pixels).to(where)
             pictures = augment(pixels, size, recipe.augmentation, generator, batch.first, len(batch.products))
             products, named = torch.from_numpy(batch.products).to(where), np.unique(batch.products)
-            tokens = words(named, number)[replicas.part(len(named))].to(where) if config.text_weight else None
+            tokens = words(named, number)[replicas.local_slice(len(named))].to(where) if config.text_weight else None
             with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
                 own_images, own_texts, scale = towers(pictures, tokens)
-                images = replicas.whole(own_images, len(named), recipe.pictures)
+                images = replicas.all_gather(own_images, len(named), recipe.pictures)
                 pair = pair_loss(images, products, config.pair_temperature)
                 if own_texts is None:
                     return {"loss": pair}
-                texts = replicas.whole(own_texts, len(named))
+                texts = replicas.all_gather(own_texts, len(named))
                 text = text_loss(images, texts, products, torch.from_numpy(named).to(where), scale)
             return {"loss": pair + config.text_weight * text, "pair_loss": pair, "text_loss": text}
 

@@ -1,4 +1,4 @@
-"""Building teacher and student: open_clip models by name or from a small config of our own, and timm towers."""
+"""Builds teacher and student: open_clip models by name or from our own configs, and timm towers."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ class TextEncoder(nn.Module):
 
 
 class Teacher(nn.Module):
-    """An open_clip model seen as an image encoder and a text encoder of one space."""
+    """An open_clip model as an image encoder and a text encoder of one space."""
 
     model: Any
 
@@ -78,7 +78,7 @@ class Teacher(nn.Module):
 
 
 def build_teacher(config: EncoderConfig, load_pretrained: bool = True) -> Teacher:
-    """The teacher with its starting weights. Raises TrainingError when weights are missing or do not fit."""
+    """The teacher with initial weights. Raises TrainingError when weights are missing or do not fit."""
     torch.manual_seed(config.seed)
     tower = config.teacher
     if tower.open_clip:
@@ -94,7 +94,7 @@ def build_teacher(config: EncoderConfig, load_pretrained: bool = True) -> Teache
 
 
 def custom_config(config: EncoderConfig) -> dict[str, Any]:
-    """open_clip's model config of a teacher whose image tower is one of timm's."""
+    """open_clip's config of a teacher with a timm image tower."""
     text = config.text
     return {
         "embed_dim": config.dim,
@@ -155,7 +155,7 @@ def _own_config(path: str) -> str:
 
 
 def build_student(config: EncoderConfig, load_pretrained: bool = True) -> ImageEncoder:
-    """The student's image tower with its starting weights; its vectors live in the teacher's space."""
+    """The student's image tower with initial weights, of the teacher's output dimension."""
     torch.manual_seed(config.seed + 1)
     tower = config.student
     from_timm = load_pretrained and tower.pretrained == "timm"
@@ -189,17 +189,17 @@ def _load_local(model: nn.Module, path: Path) -> None:
 
 
 def parameters(module: nn.Module) -> int:
-    """How many weights a network has."""
+    """Number of weights of a network."""
     return sum(p.numel() for p in module.parameters())
 
 
 def device() -> torch.device:
-    """The GPU when there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def native(precision: Precision, where: torch.device) -> Precision:
-    """The precision to train in there: fp32 where bf16 would be emulated, at a tenth of the speed of fp32 (docs/performance.md)."""
+def training_precision(precision: Precision, where: torch.device) -> Precision:
+    """The precision to train in on this device: fp32 where bf16 would be emulated at a tenth of its speed (docs/performance.md)."""
     if precision == "bf16" and where.type == "cpu" and not any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16):
         log.info("this processor only emulates bf16: training in fp32")
         return "fp32"

@@ -1,4 +1,4 @@
-"""A trained tower on disk, and the record that travels between the steps."""
+"""A trained tower on disk, and the record passed between steps."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from serving.contract.files import Frozen
 from tasks.encoder.data.photos import TrainingSet
 from tasks.encoder.presets import EncoderConfig, Precision
 from tasks.encoder.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tasks.encoder.train.distributed import Replicas
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import Curve
 from tasks.encoder.train.towers import Teacher, build_student, build_teacher, parameters
 from tasks.errors import TrainingError
@@ -21,7 +21,7 @@ FORMAT = 3
 
 
 class TrainedTower(Frozen):
-    """Reference to a trained tower: where its weights lie and what training it took."""
+    """Reference to a trained tower: location of its weights and cost of its training."""
 
     tower: str
     folder: str
@@ -37,7 +37,7 @@ class TrainedTower(Frozen):
 
 
 def recipe_key(config: EncoderConfig, content_sha256: str) -> str:
-    """The name of a training by its input: equal keys mean the same data and recipe, so a training need not be repeated."""
+    """Hash of a training's input: with equal keys (data and recipe) a training need not be repeated."""
     text = json.dumps({"format": FORMAT, "data": content_sha256, "config": config.as_dict()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -47,9 +47,9 @@ def training_key(training: TrainingSet, config: EncoderConfig, tower: str) -> st
 
 
 def save_tower(
-    folder: Path, tower: str, key: str, module: nn.Module, curve: Curve, precision: Precision, replicas: Replicas
+    folder: Path, tower: str, key: str, module: nn.Module, curve: Curve, precision: Precision, replicas: ProcessGroup
 ) -> TrainedTower:
-    """Writes the finished weights and the training's curve; of several processes the first does, the others wait for it."""
+    """Writes final weights and the loss curve; of several processes the main one writes, the others wait."""
     record = TrainedTower(
         tower=tower,
         folder=str(folder),
@@ -70,7 +70,7 @@ def save_tower(
     return record
 
 
-def finished(folder: Path, key: str) -> TrainedTower | None:
+def find_trained(folder: Path, key: str) -> TrainedTower | None:
     """The tower trained before with this key, or None."""
     found = load_checkpoint(folder)
     if found is None or found.values["record"]["key"] != key:
@@ -79,7 +79,7 @@ def finished(folder: Path, key: str) -> TrainedTower | None:
 
 
 def load_tower(trained: TrainedTower) -> Checkpoint:
-    """The weights and curve of a trained tower. Raises TrainingError when they are gone or damaged."""
+    """Weights and curve of a trained tower. Raises TrainingError when missing or damaged."""
     found = load_checkpoint(Path(trained.folder))
     if found is None:
         raise TrainingError(f"the trained {trained.tower} is not in {trained.folder}; run its training step again")

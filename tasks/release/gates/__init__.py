@@ -1,1 +1,1 @@
-"""What a version must show before it may serve: measured end to end, judged by one table."""
+"""Release gates: end-to-end evaluation of a version, and one decision table."""

@@ -1,4 +1,4 @@
-"""The whole path, measured with the very code that serves: photo bytes -> pixels -> query vector -> index -> ranker."""
+"""End-to-end evaluation through the serving code: photo bytes -> pixels -> query vector -> index -> ranker."""
 
 import logging
 import time
@@ -25,15 +25,15 @@ TOP = 20
 
 @dataclass(frozen=True)
 class Query:
-    """A held-out photo: where it is, and the product it shows."""
+    """A held-out photo and its product."""
 
     photo_uri: str
     product_id: str
 
 
 @dataclass(frozen=True)
-class WholePath:
-    """Per photo, in order: the rank of its product in the answer (0 best, -1 not there) and the milliseconds it took.
+class EndToEndResult:
+    """Per photo, in order: the rank of its product in the answer (0 best, -1 absent) and the latency in milliseconds.
 
     `vectors` (n, d) float32 are the photos' query vectors; `unreadable` photos are left out.
     """
@@ -46,8 +46,8 @@ class WholePath:
     unreadable: int
 
 
-def held_out(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Collection[str] = ()) -> list[Query]:
-    """The photos to ask: split val, else test; evenly thinned to `limit`. Empty when the snapshot has no such photos.
+def held_out_queries(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Collection[str] = ()) -> list[Query]:
+    """Held-out photos: split val, else test; evenly thinned to `limit`. Empty when the snapshot has none.
 
     Photos of `deleted` products have no right answer any more: they are left out, and how many is logged.
     """
@@ -67,7 +67,7 @@ def held_out(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Collection[st
 
 
 def read_photos(snapshot: Snapshot, queries: list[Query]) -> list[bytes]:
-    """The bytes of the photos that can be read."""
+    """Bytes of the readable photos."""
     found = []
     for query in queries:
         try:
@@ -77,8 +77,8 @@ def read_photos(snapshot: Snapshot, queries: list[Query]) -> list[bytes]:
     return found
 
 
-def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: str = "ask the index") -> WholePath:
-    """Asks every photo, one at a time as shoppers do."""
+def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: str = "ask the index") -> EndToEndResult:
+    """Searches every photo sequentially."""
     kept, ranks, ms, vectors, answers = [], [], [], [], []
     features = release.searcher.features
     release.warm()
@@ -99,13 +99,13 @@ def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: st
             vectors.append(asked.vector)
             answers.append(ids)
     stacked = np.stack(vectors) if vectors else np.zeros((0, release.searcher.dim), np.float32)
-    return WholePath(kept, np.array(ranks, np.int64), np.array(ms), stacked, answers, len(queries) - len(kept))
+    return EndToEndResult(kept, np.array(ranks, np.int64), np.array(ms), stacked, answers, len(queries) - len(kept))
 
 
 def query_vectors(
     encoders: EncoderFolder, name: str, snapshot: Snapshot, queries: list[Query], runtime: Runtime = ONNXRUNTIME
 ) -> np.ndarray:
-    """Query vectors (n, d) float32 of the photos that can be read, by the variant `name`, one at a time as when serving."""
+    """Query vectors (n, d) float32 of the readable photos by the variant `name`, encoded one at a time as in serving."""
     encoder = encoders.open(name, runtime=runtime)
     vectors = []
     with Progress("encode photos", len(queries), "photos") as progress:

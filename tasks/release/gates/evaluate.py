@@ -1,4 +1,4 @@
-"""Measuring a version for its gates: the whole path on photos, under load, against exact search, product by product, beside live."""
+"""Evaluates a version for its gates: end to end, under load, against exact search, by reconciliation, and against live."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,24 +17,24 @@ from tasks.index.tune import keys_of, stored_truth
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.delta_share import delta_share
 from tasks.release.gates.end_to_end_eval import Query, measure, read_photos
-from tasks.release.gates.load_test import under_load
-from tasks.release.gates.policy import Compared, Decision, K, Measured, Policy, Reconciled, decide
+from tasks.release.gates.load_test import run_load_test
+from tasks.release.gates.policy import Comparison, Decision, K, Measurements, Policy, Reconciliation, decide
 from tasks.release.gates.reconcile import reconcile
-from tasks.release.promotion.replay import answers, churn, replayed, sampled_from
+from tasks.release.promotion.replay import churn, collect_samples, replay_queries, top_ids
 from tasks.release.promotion.serving_replicas import Replica
 
 LOAD_PHOTOS = 200
 CHURN_QUERIES = 200
-Judged = tuple[Decision, Measured]
+Evaluation = tuple[Decision, Measurements]
 TruthOf = Callable[[np.ndarray], Truth]
 
 
-def judged(
+def evaluate_version(
     release: Release, live: Release | None, snapshot: Snapshot, queries: list[Query], policy: Policy, replicas: Sequence[Replica],
     read_at: datetime, now: datetime, catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None,
     truth_of: TruthOf | None = None,
-) -> Judged:  # fmt: skip
-    """The decision on a candidate beside what is live, and what was measured of it.
+) -> Evaluation:  # fmt: skip
+    """The gate decision on a candidate against the live version, and the measurements behind it.
 
     `catalogue` (product_id, key) is what the version should know where that is not its snapshot (see `reconcile.catalogue_now`), `read_at`
     when it was read; `quarantined`: see `reconcile` (default: the manifest's count). `replicas` give sampled real queries. `truth_of`
@@ -44,26 +44,26 @@ def judged(
     known = product_table(snapshot.uri, ["product_id", "key"]) if catalogue is None else catalogue
     lacking = release.manifest.counts.quarantined if quarantined is None else quarantined
     candidate = replace(
-        measured(release, snapshot, queries, photos, truth_of),
+        measure_version(release, snapshot, queries, photos, truth_of),
         reconciled=reconcile(release.searcher, known, lacking),
         age_h=(now - read_at).total_seconds() / 3600,
         compared=_compared(release, live, photos, replicas) if live is not None else None,
     )
-    before = measured(live, snapshot, queries, []) if live is not None else None
+    before = measure_version(live, snapshot, queries, []) if live is not None else None
     return decide(candidate, before, policy), candidate
 
 
-def measured(
+def measure_version(
     release: Release, snapshot: Snapshot, queries: list[Query], photos: Sequence[bytes], truth_of: TruthOf | None = None
-) -> Measured:
-    """A version's own figures: on these photos one at a time, and with `photos` (their bytes) under load."""
+) -> Measurements:
+    """A version's own measurements: `queries` sequentially, and `photos` (bytes) under load."""
     path = measure(release, snapshot, queries)
     searcher = release.searcher
     recall = 1.0
     if len(path.vectors):
         recall = first_phase_recall(release, path.vectors, truth_of(path.vectors) if truth_of else None)
-    load = under_load(release, photos)
-    return Measured(
+    load = run_load_test(release, photos)
+    return Measurements(
         ranks={q.photo_uri: int(r) for q, r in zip(path.queries, path.ranks, strict=True)},
         categories=_categories(snapshot, path.queries),
         exact_recall_at_10=recall,
@@ -76,25 +76,25 @@ def measured(
         rows=searcher.rows,
         hidden=searcher.rows - searcher.live_rows,
         delta_share=delta_share(release.manifest),
-        reconciled=Reconciled(),
+        reconciled=Reconciliation(),
     )
 
 
 def first_phase_recall(release: Release, xq: np.ndarray, truth: Truth | None = None) -> float:
-    """Recall@10 of the first phase for unit queries xq (nq, d), by key: against `truth`, or exact search over what the index stores."""
+    """Recall@10 of the first phase for unit queries xq (nq, d), by key, against `truth` or exact search over stored vectors."""
     found = release.searcher.search(xq, max(release.candidates, K))
     return recall_of(keys_of(release.searcher, found.rows)[:, :K], truth or stored_truth(release.searcher, xq), K)
 
 
 def memory_bytes(release: Release) -> int:
-    """What a version takes in a replica: its FAISS files, its features as columns, its query encoder's file."""
+    """Memory of a version in a replica: FAISS files, feature columns, and the query encoder's file."""
     files = sum(s.index.bytes for s in release.manifest.segments if s.index is not None)
     query = release.encoders.manifest.variant(release.manifest.encoder.query).file.bytes
     return files + release.searcher.features.table.nbytes + query
 
 
 def open_live(registry: Registry, runtime: Runtime = ONNXRUNTIME) -> Release | None:
-    """The live version; None when nothing is live yet or it can no longer be opened."""
+    """Opens the live version; None when nothing is live or it cannot be opened any more."""
     live = registry.alias(INDEX_MODEL, "live")
     if live is None:
         return None
@@ -105,21 +105,21 @@ def open_live(registry: Registry, runtime: Runtime = ONNXRUNTIME) -> Release | N
 
 
 def open_version(registry: Registry, version: str, runtime: Runtime = ONNXRUNTIME) -> Release:
-    """A registered version, its files fetched once and verified."""
+    """Opens a registered version, its files fetched once and verified."""
     manifest = registry.index_manifest(version)
     return Release.open(version, manifest, registry.encoder_folder(manifest.encoder.version), registry.file, runtime=runtime)
 
 
-def _compared(release: Release, live: Release, photos: Sequence[bytes], replicas: Sequence[Replica]) -> Compared:
-    queries = replayed(release, live, sampled_from(replicas, CHURN_QUERIES), photos, CHURN_QUERIES)
+def _compared(release: Release, live: Release, photos: Sequence[bytes], replicas: Sequence[Replica]) -> Comparison:
+    queries = replay_queries(release, live, collect_samples(replicas, CHURN_QUERIES), photos, CHURN_QUERIES)
     assert queries.live_vectors is not None
     before, now = live.searcher.live(), release.searcher.features.key[release.searcher.live()]
     gone = before & ~np.isin(live.searcher.features.key, now)
     lost = live.searcher.features.table["product_id"].take(pa.array(np.flatnonzero(gone))).to_pylist()
-    return Compared(
+    return Comparison(
         queries=len(queries),
         origin=queries.origin,
-        churn=churn(answers(release, queries.vectors), answers(live, queries.live_vectors)),
+        churn=churn(top_ids(release, queries.vectors), top_ids(live, queries.live_vectors)),
         encoder_before=live.manifest.encoder.version,
         encoder_now=release.manifest.encoder.version,
         lost=tuple(lost),

@@ -1,4 +1,4 @@
-"""The gate report as a person reads it before approving a promotion."""
+"""The gate report shown to the approver of a promotion."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from serving.contract.manifest import IndexManifest
 
 
 def approval_text(manifest: IndexManifest, version: str, live: str, shadow: str, links: Mapping[str, str]) -> str:
-    """Markdown: what the version is, each gate with value and threshold, the shadow check, and where to look further."""
+    """Markdown: the version, each gate with value and threshold, the shadow check, and links."""
     counts = manifest.counts
     rows = [
         f"| {g.name} | {'passed' if g.passed else '**failed**'} | {g.value:.4g} | {g.threshold:.4g} | {g.reason} |"

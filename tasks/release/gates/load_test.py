@@ -1,4 +1,4 @@
-"""The whole path while several ask at once, each their next photo when they have the answer to the last."""
+"""Closed-loop load test of the whole search: each client sends its next photo when the last is answered."""
 
 import threading
 import time
@@ -17,8 +17,8 @@ TOP = 20
 
 
 @dataclass(frozen=True)
-class Load:
-    """Milliseconds (n,) of each answer, from bytes to ranking, and answers a second over all clients."""
+class LoadResult:
+    """Latencies (n,) in milliseconds, from bytes to ranking, and queries per second over all clients."""
 
     ms: np.ndarray
     qps: float
@@ -28,8 +28,8 @@ class Load:
         return float(np.percentile(self.ms, q)) if len(self.ms) else 0.0
 
 
-def under_load(release: Release, photos: Sequence[bytes], clients: int = CLIENTS, seconds: float = SECONDS) -> Load:
-    """Asks for `seconds`, and each photo at least once where there are fewer than that takes. Photos that cannot be read are left out."""
+def run_load_test(release: Release, photos: Sequence[bytes], clients: int = CLIENTS, seconds: float = SECONDS) -> LoadResult:
+    """Searches for `seconds`, or once per photo and client if that takes longer. Unreadable photos are skipped."""
     times: list[list[float]] = [[] for _ in range(clients)]
     errors: list[BaseException] = []
     ends = time.perf_counter() + seconds
@@ -59,4 +59,4 @@ def under_load(release: Release, photos: Sequence[bytes], clients: int = CLIENTS
     if errors:
         raise errors[0]
     ms = np.array([t for own in times for t in own])
-    return Load(ms, len(ms) / max(time.perf_counter() - began, 1e-9), clients)
+    return LoadResult(ms, len(ms) / max(time.perf_counter() - began, 1e-9), clients)

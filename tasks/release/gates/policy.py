@@ -1,4 +1,4 @@
-"""What an index version must show before it may serve: one table of named checks, and one pure decision."""
+"""The gate table of index versions and the pure decision over it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Policy:
-    """The thresholds. Shares of 1, milliseconds, MiB, hours."""
+    """Thresholds. Fractions of 1, milliseconds, MiB, hours."""
 
     exact_recall: float = 0.95
     """Least recall@10 of the index against exact search over the same vectors."""
@@ -47,8 +47,8 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Reconciled:
-    """Every product of the catalogue in its place. The ids are those of products that are not."""
+class Reconciliation:
+    """Result of the product-by-product reconciliation: the ids that are out of place."""
 
     missing: tuple[str, ...] = ()
     """In the catalogue, and neither servable nor in quarantine."""
@@ -63,8 +63,8 @@ class Reconciled:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A candidate beside the live version. `churn` is over `queries` replayed queries of this `origin`; `lost` are product ids."""
+class Comparison:
+    """A candidate against the live version. `churn` is over `queries` replayed queries of this `origin`; `lost` are product ids."""
 
     queries: int = 0
     origin: str = ""
@@ -80,8 +80,8 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured of one version on the held-out photos, each of them by its uri.
+class Measurements:
+    """Measurements of one version; photos are keyed by uri.
 
     `ranks`: where the photo's product is in the answer, 0 best, -1 not there. `rows` counts rows of segments, `hidden` those of
     them that later segments hide. `age_h`: how old the catalogue is that it was made from.
@@ -100,8 +100,8 @@ class Measured:
     hidden: int
     delta_share: float = 0.0
     age_h: float = 0.0
-    reconciled: Reconciled = field(default_factory=Reconciled)
-    compared: Compared | None = None
+    reconciled: Reconciliation = field(default_factory=Reconciliation)
+    compared: Comparison | None = None
 
     @property
     def photos(self) -> int:
@@ -121,7 +121,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a version may go on, and why, in the order of the table."""
+    """Whether a version passes, with reasons and gates in the order of the table."""
 
     passed: bool
     reasons: tuple[str, ...]
@@ -132,16 +132,16 @@ class Decision:
         return "; ".join(self.reasons)
 
 
-def decide(candidate: Measured, live: Measured | None, policy: Policy) -> Decision:
-    """Passes only when every gate does; the reasons name each gate that does not, or say how many held.
+def decide(candidate: Measurements, live: Measurements | None, policy: Policy) -> Decision:
+    """Passes only when every gate does; the reasons name failed gates, or the number of passed ones.
 
     `live` is the live version measured on the same photos, None when there is none.
     """
-    return of_gates(index_gates(candidate, live, policy))
+    return decision_of(index_gates(candidate, live, policy))
 
 
-def of_gates(gates: tuple[Gate, ...]) -> Decision:
-    """The decision that follows from gates."""
+def decision_of(gates: tuple[Gate, ...]) -> Decision:
+    """The decision for evaluated gates."""
     failed = tuple(f"{g.name}: {g.reason}{_setting(g.name)}" for g in gates if not g.passed)
     return Decision(not failed, failed or (f"all {len(gates)} gates passed",), gates)
 
@@ -150,8 +150,8 @@ def _setting(gate: str) -> str:
     return f" ({SETTINGS[gate]})" if gate in SETTINGS else ""
 
 
-def index_gates(candidate: Measured, live: Measured | None, policy: Policy) -> tuple[Gate, ...]:
-    """The table of checks of a candidate."""
+def index_gates(candidate: Measurements, live: Measurements | None, policy: Policy) -> tuple[Gate, ...]:
+    """The gate table of a candidate."""
     counts = candidate.counts
     load = f"one photo, bytes to answer, p99 in ms while {candidate.clients} ask at once ({candidate.qps:.0f} answers/s)"
     gates = [
@@ -173,8 +173,8 @@ def index_gates(candidate: Measured, live: Measured | None, policy: Policy) -> t
     return tuple(gates)
 
 
-def _of_photos(candidate: Measured, live: Measured | None, policy: Policy) -> list[Gate]:
-    """Recall@10 of the whole path against live, over all photos and in the worst category: paired, photo by photo."""
+def _of_photos(candidate: Measurements, live: Measurements | None, policy: Policy) -> list[Gate]:
+    """End-to-end Recall@10 against live, overall and for the worst category: paired by photo."""
     if not candidate.photos:
         return []
     ours = candidate.recall_at_10
@@ -201,12 +201,12 @@ def _of_photos(candidate: Measured, live: Measured | None, policy: Policy) -> li
     return gates
 
 
-def _hits(version: Measured, photos: list[str]) -> np.ndarray:
+def _hits(version: Measurements, photos: list[str]) -> np.ndarray:
     return np.array([float(0 <= version.ranks[p] < K) for p in photos])
 
 
 def _worst_slice(lead: np.ndarray, categories: np.ndarray, least: int) -> tuple[str, float, float] | None:
-    """The category with the lowest mean lead, that mean, and the upper end of its interval."""
+    """The category with the lowest mean difference, that mean, and the upper end of its interval."""
     means = {str(c): lead[categories == c] for c in np.unique(categories) if c and (categories == c).sum() >= least}
     if not means:
         return None
@@ -214,7 +214,7 @@ def _worst_slice(lead: np.ndarray, categories: np.ndarray, least: int) -> tuple[
     return name, float(means[name].mean()), paired_bootstrap(means[name], np.zeros(len(means[name]))).high
 
 
-def _reconciled(candidate: Measured) -> Gate:
+def _reconciled(candidate: Measurements) -> Gate:
     """catalogue = embedded + quarantined, embedded = servable = rows - hidden, product by product."""
     counts, found = candidate.counts, candidate.reconciled
     sums = {
@@ -232,17 +232,17 @@ def _reconciled(candidate: Measured) -> Gate:
     return Gate.at_most("reconciled", found.gaps + sum(abs(v) for v in sums.values()), 0, "; ".join([what, *told]))
 
 
-def _against_live(found: Compared, policy: Policy) -> list[Gate]:
-    share = len(found.lost) / max(found.products_before, 1)
-    lost = f"share of the live version's products that are gone ({len(found.lost)} of {found.products_before})"
-    lost += f": {_named(found.lost)}" if found.lost else ""
-    churn = f"share of live's top 20 that is other products now, on {found.origin or 'no queries'}"
-    explained = found.encoder_changed
+def _against_live(comparison: Comparison, policy: Policy) -> list[Gate]:
+    share = len(comparison.lost) / max(comparison.products_before, 1)
+    lost = f"share of the live version's products that are gone ({len(comparison.lost)} of {comparison.products_before})"
+    lost += f": {_named(comparison.lost)}" if comparison.lost else ""
+    churn = f"share of live's top 20 that is other products now, on {comparison.origin or 'no queries'}"
+    explained = comparison.encoder_changed
     if explained:
-        churn += f"; explained by encoder version {found.encoder_now} in place of {found.encoder_before}"
+        churn += f"; explained by encoder version {comparison.encoder_now} in place of {comparison.encoder_before}"
     return [
         Gate.at_most("lost", share, policy.lost, lost),
-        _gate("churn", found.churn, policy.churn, explained or found.churn <= policy.churn, churn, "at most"),
+        _gate("churn", comparison.churn, policy.churn, explained or comparison.churn <= policy.churn, churn, "at most"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Exact reconciliation: which product of the catalogue is where, as set arithmetic over keys."""
+"""Exact reconciliation of catalogue and index as set arithmetic over keys."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,11 +6,11 @@ import pyarrow.compute as pc
 
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import Snapshot, product_table
-from tasks.release.gates.policy import Reconciled
+from tasks.release.gates.policy import Reconciliation
 
 
-def reconcile(searcher: Searcher, catalogue: pa.Table, quarantined: np.ndarray | int) -> Reconciled:
-    """What is out of place. `catalogue` (product_id, key) is all that the version should know.
+def reconcile(searcher: Searcher, catalogue: pa.Table, quarantined: np.ndarray | int) -> Reconciliation:
+    """Missing, unexpected and duplicate products. `catalogue` (product_id, key) is the complete expected set.
 
     `quarantined`: keys (n,) int64 of the products without a usable picture; or only how many there are, where their keys are
     not known: then products that cannot be found are named once there are more of them than that.
@@ -25,11 +25,13 @@ def reconcile(searcher: Searcher, catalogue: pa.Table, quarantined: np.ndarray |
         missing[:] = False
     strange = live & ~np.isin(features.key, keys)
     twice = live & (np.isin(features.key, servable[counts > 1]) | np.isin(features.key, bad))
-    return Reconciled(_ids(catalogue, missing), _ids(features.table, strange), tuple(dict.fromkeys(_ids(features.table, twice))))
+    return Reconciliation(
+        _ids(catalogue, missing), _ids(features.table, strange), tuple(dict.fromkeys(_ids(features.table, twice)))
+    )
 
 
 def catalogue_now(snapshot: Snapshot, ledger: pa.Table) -> pa.Table:
-    """(product_id, key) of a snapshot's products after the changes of a ledger (tasks/catalog/changes/ledger.py, one row each)."""
+    """(product_id, key) of a snapshot's products after applying a ledger (tasks/catalog/changes/ledger.py)."""
     products = product_table(snapshot.uri, ["product_id", "key"])
     untouched = products.filter(pc.invert(pc.is_in(products["key"], ledger["key"].combine_chunks())))
     upserts = ledger.filter(pc.not_equal(ledger["kind"], "delete")).select(["product_id", "key"])

@@ -1,11 +1,11 @@
-"""What the gates said of a version that is registered already, and whether it may be promoted."""
+"""The gate verdict of a registered version, and whether it may be promoted."""
 
 from serving.contract.manifest import IndexManifest
 from tasks.registry import Version
 
 
 def verdict(version: Version, manifest: IndexManifest | None) -> str:
-    """ "passed", "failed", or "" when nobody has judged it yet. The registry's tag counts before the manifest's own gates."""
+    """ "passed", "failed", or "" when not evaluated. The registry's tag overrides the manifest's gates."""
     told = version.tags.get("verdict", "").partition(":")[0].strip()
     if told in ("passed", "failed"):
         return told

@@ -1,4 +1,4 @@
-"""The bake: after the flip, what every replica says of itself is watched for a while; then the version stays, or goes."""
+"""The bake: after the flip, replica metrics are monitored for a while, and decide whether the version stays."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from tasks.release.gates.policy import Decision
-from tasks.release.promotion.serving_replicas import Replica, of_each
+from tasks.release.promotion.serving_replicas import Replica, for_each_replica
 
 POLL_S = 1.0
 SEARCHES = ("/v1/search", "/v1/products")
@@ -15,7 +15,7 @@ SEARCHES = ("/v1/search", "/v1/products")
 
 @dataclass(frozen=True)
 class BakePolicy:
-    """What the live version must keep to while it is watched. Shares of 1, milliseconds, seconds."""
+    """Limits during the bake. Fractions of 1, milliseconds, seconds."""
 
     errors: float = 0.01
     """Most searches that may end in 5xx."""
@@ -31,7 +31,7 @@ class BakePolicy:
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters of one replica since it started: searches, those that failed, time buckets (upper bound in s -> how many), recall."""
+    """Counters of one replica since its start: searches, errors, latency buckets (upper bound in s -> count), recall."""
 
     searches: float = 0.0
     errors: float = 0.0
@@ -41,7 +41,7 @@ class Reading:
     serves: str = ""
 
     def since(self, before: "Reading") -> "Reading":
-        """What was counted after `before`; a replica that was restarted counts from nothing."""
+        """The difference to an earlier reading; a restarted replica counts from zero."""
         if self.searches < before.searches or self.samples < before.samples:
             before = Reading()
         buckets = {le: n - before.buckets.get(le, 0.0) for le, n in self.buckets.items()}
@@ -52,7 +52,7 @@ class Reading:
 
 
 def read_metrics(text: str, version: str) -> Reading:
-    """A replica's /metrics as a reading; times and recall are those of `version`, searches those of the whole replica."""
+    """Parses a replica's /metrics; latency and recall are of `version`, searches of the whole replica."""
     from prometheus_client.parser import text_string_to_metric_families
 
     searches = errors = samples = recall = 0.0
@@ -77,7 +77,7 @@ def read_metrics(text: str, version: str) -> Reading:
 
 
 def total(readings: Sequence[Reading]) -> Reading:
-    """Several replicas as one."""
+    """The sum of several replicas' readings."""
     bounds = {le for r in readings for le in r.buckets}
     buckets = {le: sum(r.buckets.get(le, 0.0) for r in readings) for le in bounds}
     sums = [sum(values) for values in zip(*((r.searches, r.errors, r.samples, r.recall_sum) for r in readings), strict=True)]
@@ -86,7 +86,7 @@ def total(readings: Sequence[Reading]) -> Reading:
 
 
 def quantile_s(buckets: Mapping[float, float], q: float) -> float:
-    """The quantile of a histogram of cumulative counts by upper bound in seconds, linear within a bucket as Prometheus does it.
+    """Quantile of a cumulative histogram (upper bound in s -> count), interpolated linearly as in Prometheus.
 
     What lies beyond the last finite bound counts as that bound. 0 when nothing was counted.
     """
@@ -103,23 +103,23 @@ def quantile_s(buckets: Mapping[float, float], q: float) -> float:
     return low
 
 
-def judge(seen: Reading, policy: BakePolicy) -> Decision:
-    """Whether what was counted since the flip, over all replicas, lets the version stay; the reasons name figures and limits."""
+def judge(reading: Reading, policy: BakePolicy) -> Decision:
+    """Whether the counts since the flip, over all replicas, let the version stay; the reasons name values and limits."""
     wrong: list[str] = []
     told: list[str] = []
-    share, p99_ms = seen.errors / max(seen.searches, 1), 1e3 * quantile_s(seen.buckets, 0.99)
-    timed = max(seen.buckets.values(), default=0.0)
-    if seen.searches >= policy.least_searches:
-        text = f"{seen.errors:.0f} of {seen.searches:.0f} searches failed ({share:.1%}, at most {policy.errors:.1%})"
+    share, p99_ms = reading.errors / max(reading.searches, 1), 1e3 * quantile_s(reading.buckets, 0.99)
+    timed = max(reading.buckets.values(), default=0.0)
+    if reading.searches >= policy.least_searches:
+        text = f"{reading.errors:.0f} of {reading.searches:.0f} searches failed ({share:.1%}, at most {policy.errors:.1%})"
         (wrong if share > policy.errors else told).append(text)
     if timed >= policy.least_searches:
         text = f"p99 {p99_ms:.0f} ms (at most {policy.p99_ms:.0f})"
         (wrong if p99_ms > policy.p99_ms else told).append(text)
-    if seen.samples >= policy.least_samples:
-        recall = seen.recall_sum / seen.samples
-        text = f"recall@10 {recall:.3f} on {seen.samples:.0f} real queries (at least {policy.recall:.2f})"
+    if reading.samples >= policy.least_samples:
+        recall = reading.recall_sum / reading.samples
+        text = f"recall@10 {recall:.3f} on {reading.samples:.0f} real queries (at least {policy.recall:.2f})"
         (wrong if recall < policy.recall else told).append(text)
-    quiet = (f"{seen.searches:.0f} searches and {seen.samples:.0f} samples: too few to say anything",)
+    quiet = (f"{reading.searches:.0f} searches and {reading.samples:.0f} samples: too few to say anything",)
     return Decision(not wrong, tuple(wrong) or tuple(told) or quiet)
 
 
@@ -128,7 +128,7 @@ def bake(
     still_mine: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> Decision:  # fmt: skip
-    """Watches every replica for `window_s` seconds and judges all along; ends early when the version must go.
+    """Monitors all replicas for `window_s` seconds, judging continuously; ends early when the version fails.
 
     `before`: each replica's reading from before the flip. `still_mine` raises when this promotion may not go on.
     """
@@ -136,7 +136,7 @@ def bake(
     heard = [began] * len(replicas)
     latest = list(before)
     while True:
-        readings = of_each(replicas, lambda r: reading(r, version))
+        readings = for_each_replica(replicas, lambda r: take_reading(r, version))
         now = clock()
         for place, found in enumerate(readings):
             if found is not None and found.serves == version:
@@ -153,8 +153,8 @@ def bake(
         pause(min(POLL_S, left) if left > 0 else POLL_S)
 
 
-def reading(replica: Replica, version: str) -> Reading | None:
-    """One replica's reading now; None when it does not answer."""
+def take_reading(replica: Replica, version: str) -> Reading | None:
+    """A replica's current reading; None when it does not respond."""
     try:
         return read_metrics(replica.metrics(), version)
     except (httpx.HTTPError, ValueError):

@@ -1,4 +1,4 @@
-"""Blue-green: which slot takes a version, when every replica holds it, the flip of `live`, and the way back.
+"""Blue-green deployment: slot choice, warming, the flip of `live`, and rollback.
 
 The aliases in MLflow are the state, and the flip is one write. What a version replaced is written on it before it goes live, so
 that `previous` can always be told from what is live: a promotion that was killed at any point is finished by running it again,
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from tasks.errors import VitrineError
 from tasks.registry import INDEX_MODEL, Version
 from tasks.release.promotion.lease import Lease
-from tasks.release.promotion.serving_replicas import Replica, nudge, wait_for
+from tasks.release.promotion.serving_replicas import Replica, poll_aliases, wait_for
 
 SLOTS = ("blue", "green")
 REPLACED = "replaced"
@@ -22,15 +22,15 @@ LIVE_AT = "live_at"
 
 
 class Aliases(Protocol):
-    """The part of the registry that a promotion needs."""
+    """The registry operations that a promotion uses."""
 
     def alias(self, model: str, alias: str) -> Version | None: ...
     def set_alias(self, model: str, alias: str, version: str) -> None: ...
     def tag_version(self, model: str, version: str, tag: str, value: str) -> None: ...
 
 
-class Guarded:
-    """Aliases that are written only while the lease holds; reading needs none."""
+class LeasedAliases:
+    """Aliases whose writes check the lease first; reads do not."""
 
     def __init__(self, registry: Aliases, lease: Lease) -> None:
         self.registry, self.lease = registry, lease
@@ -49,7 +49,7 @@ class Guarded:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which version goes to which slot; `live` is the version that serves now ("" when none does), `held` what the slot held."""
+    """A version and its slot; `live` is the version served now ("" for none), `held` the slot's current version."""
 
     version: str
     slot: str
@@ -59,7 +59,7 @@ class Plan:
 
 
 def choose_slot(registry: Aliases, version: str) -> Plan:
-    """The slot for a version: the one that holds it already, else the one that is not live."""
+    """The slot for a version: the one that holds it, else the one that is not live."""
     live = registry.alias(INDEX_MODEL, "live")
     held = {slot: found.version for slot in SLOTS if (found := registry.alias(INDEX_MODEL, slot)) is not None}
     live_version = live.version if live else ""
@@ -73,17 +73,17 @@ def choose_slot(registry: Aliases, version: str) -> Plan:
 
 
 def warm(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
-    """Points the slot at the version and waits until every replica reports it ready; the seconds from the first write."""
+    """Assigns the version to the slot and waits until every replica reports it ready; returns seconds since the first write."""
     began = time.monotonic()
     if plan.held != plan.version:
         registry.set_alias(INDEX_MODEL, plan.slot, plan.version)
-        nudge(replicas)
+        poll_aliases(replicas)
     wait_for(replicas, f"loading version {plan.version} into {plan.slot}", lambda s: _not_ready(s, plan), limit_s)
     return time.monotonic() - began
 
 
 def flip(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
-    """Moves `live`, then `previous`, and waits until every replica serves it; the seconds from the first write.
+    """Moves `live`, then `previous`, and waits until every replica serves it; returns seconds since the first write.
 
     Raises VitrineError naming the replicas that did not follow. `live` has moved then: the others serve it.
     """
@@ -92,14 +92,14 @@ def flip(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float)
         if plan.live:
             registry.tag_version(INDEX_MODEL, plan.version, REPLACED, plan.live)
         registry.set_alias(INDEX_MODEL, "live", plan.version)
-        nudge(replicas)
+        poll_aliases(replicas)
     settle_previous(registry)
     wait_for(replicas, f"serving version {plan.version}", lambda s: _not_live(s, plan.version), limit_s)
     return time.monotonic() - began
 
 
 def rollback(registry: Aliases, replicas: list[Replica], limit_s: float, to: str = "") -> tuple[Plan, float]:
-    """Goes back to the version that was live before (or `to`): at once where its slot still holds it, else loaded first.
+    """Moves `live` to the previous version (or `to`): immediately if a slot still holds it, else after loading.
 
     Raises VitrineError when there is none, when it did not pass its gates or its bake (unless it is named), or naming stragglers.
     """
@@ -119,7 +119,7 @@ def rollback(registry: Aliases, replicas: list[Replica], limit_s: float, to: str
 
 
 def settle_previous(registry: Aliases) -> str:
-    """Makes `previous` name what the live version replaced, where it does not; gives that version ("" for none)."""
+    """Makes `previous` name the version that live replaced; returns it ("" for none)."""
     live, previous = registry.alias(INDEX_MODEL, "live"), registry.alias(INDEX_MODEL, "previous")
     replaced = live.tags.get(REPLACED, "") if live else ""
     if replaced and (previous is None or previous.version != replaced):
@@ -128,7 +128,7 @@ def settle_previous(registry: Aliases) -> str:
 
 
 def settle(registry: Aliases, replicas: list[Replica]) -> str:
-    """Undoes what an ended promotion left in the idle slot: `previous` is loaded again, so that going back is fast.
+    """Cleans up the idle slot after a promotion: loads `previous` again, so that a rollback is fast.
 
     Gives one sentence about what was done, "" for nothing. What is live is never changed.
     """
@@ -139,7 +139,7 @@ def settle(registry: Aliases, replicas: list[Replica]) -> str:
     if plan.held == previous or not plan.live:
         return ""
     registry.set_alias(INDEX_MODEL, plan.slot, previous)
-    nudge(replicas)
+    poll_aliases(replicas)
     return f"{plan.slot} holds version {previous} again instead of version {plan.held or 'none'}"
 
 

@@ -1,9 +1,9 @@
-"""One promotion at a time: a lease that lives beside the aliases it protects, as tags of the registered model.
+"""Mutual exclusion of promotions: a lease stored beside the aliases, as tags of the registered model.
 
-MLflow has no compare-and-set, so the lease is taken by raising a flag and then looking around: whoever sees another's flag lowers
-their own and tries again later. Of two who do so at the same time each sees the other, because a tag that was set is seen by every
-later read. A flag expires, so a holder that was killed blocks nobody for long; a holder that was only asleep learns from its own
-clock that its time is over. A rollback is urgent: it waits for no promotion, and every promotion that began before it is void.
+MLflow has no compare-and-set, so acquiring writes an intent tag, reads all tags again, and backs off on conflict. Of two concurrent
+attempts each sees the other's intent, because reads see all earlier writes. An intent expires, so a killed holder blocks others only
+briefly; a suspended holder notices by its own clock that its lease is over. A rollback is urgent: it does not wait for promotions,
+and voids every promotion that began before it.
 """
 
 import hashlib
@@ -24,25 +24,25 @@ from tasks.registry import INDEX_MODEL
 log = logging.getLogger(__name__)
 
 LASTS_S = 60.0
-"""How long a flag counts without being renewed: what a killed holder costs the next one at most."""
+"""Validity of an intent without renewal: the longest wait after a holder was killed."""
 MARGIN_S = 10.0
-"""How much earlier a holder takes its own time to be over: for clocks that differ and a write that is on its way."""
+"""Safety margin before expiry, for clock differences and writes in flight."""
 HANDOVER_S = 150.0
-"""How long a flag counts between two tasks of one DAG run."""
+"""Validity of an intent between two tasks of one DAG run."""
 PAUSE_S = (0.2, 1.0)
-FLAG, EPOCH = "lease.", "lease-epoch"
+INTENT_PREFIX, EPOCH = "lease.", "lease-epoch"
 
 
-class Busy(VitrineError):
-    """Somebody else is moving the aliases."""
+class LeaseBusy(VitrineError):
+    """Another holder is moving the aliases."""
 
 
 class LeaseLost(VitrineError):
-    """This promotion may not go on: its time is over, or a rollback made it void."""
+    """The lease expired, or a rollback voided this promotion."""
 
 
 class Tags(Protocol):
-    """The tags of a registered model; what was set is seen by every later read."""
+    """Tags of a registered model, with read-after-write consistency."""
 
     def model_tags(self, model: str) -> dict[str, str]: ...
     def set_model_tag(self, model: str, tag: str, value: str) -> None: ...
@@ -50,37 +50,37 @@ class Tags(Protocol):
 
 
 @dataclass(frozen=True)
-class Flag:
-    """One who wants to move the aliases, or does (`held`). `until` is epoch seconds."""
+class Intent:
+    """A holder that wants the lease, or has it (`held`). `until` is epoch seconds."""
 
     holder: str
     until: float
     held: bool
     urgent: bool = False
 
-    def words(self, now: float) -> str:
+    def describe(self, now: float) -> str:
         doing = "rolls back" if self.urgent else "promotes"
         return f"{self.holder} {doing} right now (its lease ends in {max(self.until - now, 0):.0f} s unless it is renewed)"
 
 
 class Lease:
-    """The right to move the aliases, for as long as `check` says so. `epoch` names the last rollback at the time it was taken."""
+    """The lease of one holder, valid while `check` passes. `epoch` identifies the last rollback at its acquisition."""
 
     def __init__(self, tags: Tags, holder: str, urgent: bool, clock: Callable[[], float]) -> None:
         self.tags, self.holder, self.urgent, self.clock = tags, holder, urgent, clock
-        self.key = FLAG + hashlib.sha256(holder.encode()).hexdigest()[:16]
+        self.key = INTENT_PREFIX + hashlib.sha256(holder.encode()).hexdigest()[:16]
         self.epoch = ""
         self.until = 0.0
         self.void = ""
         self.lock = threading.Lock()
 
     def check(self) -> None:
-        """Raises LeaseLost unless this holder may write now. Asks the registry; call it right before each write."""
+        """Raises LeaseLost unless the lease is valid. Reads the registry; call it right before each write."""
         if not self.void and self.clock() > self.until - MARGIN_S:
             self.void = f"the lease of {self.holder} ran out before it was renewed; run it again"
         if not self.void and not self.urgent:
             found = self.tags.model_tags(INDEX_MODEL)
-            rivals = [f for key, f in flags(found).items() if key != self.key and f.urgent and f.until > self.clock()]
+            rivals = [f for key, f in read_intents(found).items() if key != self.key and f.urgent and f.until > self.clock()]
             if rivals or found.get(EPOCH, "") != self.epoch:
                 by = rivals[0].holder if rivals else "somebody"
                 self.void = (
@@ -90,34 +90,34 @@ class Lease:
             raise LeaseLost(self.void)
 
     def renew(self, lasts_s: float = 0.0) -> None:
-        """Keeps the lease for another while. Raises LeaseLost when it is no longer ours to keep."""
+        """Extends the lease. Raises LeaseLost when it is no longer valid."""
         with self.lock:
             self.check()
-            self._raise(held=True, lasts_s=lasts_s)
+            self._write_intent(held=True, lasts_s=lasts_s)
 
-    def kept(self) -> bool:
-        """Whether this holder's flag of an earlier step still counts: then it is only taken up again."""
-        mine = flags(self.tags.model_tags(INDEX_MODEL)).get(self.key)
+    def still_held(self) -> bool:
+        """Whether this holder's intent of an earlier step is still valid, so that the lease is only taken over."""
+        mine = read_intents(self.tags.model_tags(INDEX_MODEL)).get(self.key)
         return mine is not None and mine.held and mine.until - MARGIN_S > self.clock()
 
-    def give_up(self) -> None:
-        """Lowers the flag; whoever waits may go on."""
+    def release(self) -> None:
+        """Deletes the intent tag, so that others may acquire."""
         with self.lock:
-            self.void = self.void or f"{self.holder} gave its lease up"
+            self.void = self.void or f"{self.holder} released its lease"
             self.tags.delete_model_tag(INDEX_MODEL, self.key)
 
-    def _raise(self, held: bool, lasts_s: float = 0.0) -> None:
+    def _write_intent(self, held: bool, lasts_s: float = 0.0) -> None:
         until = self.clock() + (lasts_s or LASTS_S)
-        flag = Flag(self.holder, until, held, self.urgent)
-        self.tags.set_model_tag(INDEX_MODEL, self.key, json.dumps(asdict(flag)))
+        intent = Intent(self.holder, until, held, self.urgent)
+        self.tags.set_model_tag(INDEX_MODEL, self.key, json.dumps(asdict(intent)))
         self.until = until
 
 
-def take(
+def acquire(
     tags: Tags, holder: str, urgent: bool = False, epoch: str | None = None, patience_s: float = 0.0,
     clock: Callable[[], float] = time.time, pause: Callable[[float], None] = time.sleep,
 ) -> Lease:  # fmt: skip
-    """The lease, once nobody else holds or wants it; a holder of the same name takes its own back at once.
+    """Acquires the lease once no other holder has or wants it; a holder of the same name takes over its own at once.
 
     `urgent` waits only for others that are urgent, and makes every promotion void that began before. `epoch`: the one that a plan
     was made under; LeaseLost when there was a rollback since. Raises Busy naming the holder after `patience_s` seconds.
@@ -125,45 +125,45 @@ def take(
     lease = Lease(tags, holder, urgent, clock)
     gives_up = clock() + patience_s
     while True:
-        kept = lease.kept()  # whoever only wants the lease sees our flag, and lowers theirs
-        lease._raise(held=kept)
+        kept = lease.still_held()  # others that only want the lease see this intent and back off
+        lease._write_intent(held=kept)
         found = tags.model_tags(INDEX_MODEL)
-        others = {key: flag for key, flag in flags(found).items() if key != lease.key}
+        others = {key: intent for key, intent in read_intents(found).items() if key != lease.key}
         alive = [f for f in others.values() if f.until > clock()]
         rivals = [f for f in alive if f.urgent or not (urgent or (kept and not f.held))]
         if not rivals:
-            return _taken(lease, found, others, epoch)
+            return _complete(lease, found, others, epoch)
         tags.delete_model_tag(INDEX_MODEL, lease.key)
         if clock() >= gives_up:
-            raise Busy(f"{rivals[0].words(clock())}; wait for it, or roll back, which does not wait")
+            raise LeaseBusy(f"{rivals[0].describe(clock())}; wait for it, or roll back, which does not wait")
         pause(random.uniform(*PAUSE_S))
 
 
-def _taken(lease: Lease, found: dict[str, str], others: dict[str, Flag], epoch: str | None) -> Lease:
-    """The lease as its holder has it, flags that ran out cleared away."""
+def _complete(lease: Lease, found: dict[str, str], others: dict[str, Intent], epoch: str | None) -> Lease:
+    """Completes the acquisition: checks the epoch and deletes expired intents."""
     lease.epoch = found.get(EPOCH, "")
     if epoch is not None and epoch != lease.epoch:
-        lease.give_up()
+        lease.release()
         raise LeaseLost(f"somebody rolled back after {lease.holder} was planned, which is void now; run it again")
     if lease.urgent:
         lease.epoch = uuid.uuid4().hex
         lease.tags.set_model_tag(INDEX_MODEL, EPOCH, lease.epoch)
-    for key, flag in others.items():
-        if flag.until + MARGIN_S < lease.clock() or (lease.urgent and not flag.urgent):
+    for key, intent in others.items():
+        if intent.until + MARGIN_S < lease.clock() or (lease.urgent and not intent.urgent):
             lease.tags.delete_model_tag(INDEX_MODEL, key)
     lease.renew()
     return lease
 
 
 @contextmanager
-def holding(
+def hold_lease(
     tags: Tags, holder: str, urgent: bool = False, epoch: str | None = None, patience_s: float = 0.0, keep_s: float = 0.0
 ) -> Iterator[Lease]:
     """The lease within the block, renewed in the background.
 
     Given up at its end; or, where the block ends well and `keep_s` is given, kept that long for the same holder's next step.
     """
-    lease = take(tags, holder, urgent, epoch, patience_s)
+    lease = acquire(tags, holder, urgent, epoch, patience_s)
     done = threading.Event()
 
     def keep_alive() -> None:
@@ -188,18 +188,18 @@ def holding(
             if ended_well and keep_s and not lease.void:
                 lease.renew(keep_s)
             else:
-                lease.give_up()
+                lease.release()
         except Exception as error:  # it runs out by itself; what ended the block matters more
-            log.warning("the lease of %s could not be given up: %s", holder, error)
+            log.warning("the lease of %s could not be released: %s", holder, error)
 
 
-def flags(found: dict[str, str]) -> dict[str, Flag]:
-    """The flags among a model's tags; one that cannot be read counts for nothing."""
-    raised: dict[str, Flag] = {}
+def read_intents(found: dict[str, str]) -> dict[str, Intent]:
+    """The intents among a model's tags; malformed ones are ignored."""
+    raised: dict[str, Intent] = {}
     for key, value in found.items():
-        if key.startswith(FLAG):
+        if key.startswith(INTENT_PREFIX):
             try:
-                raised[key] = Flag(**json.loads(value))
+                raised[key] = Intent(**json.loads(value))
             except (ValueError, TypeError):
                 continue
     return raised

@@ -1,4 +1,4 @@
-"""Queries to replay against two versions: real ones that replicas sampled, held-out photos where there are too few."""
+"""Queries replayed against two versions: sampled real ones, topped up with held-out photos."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from serving.contract.preprocess import ImageRejected
 from serving.versions.release import EncodedQuery, Release
 from tasks.errors import SettingsError
-from tasks.release.promotion.serving_replicas import Replica, Sampled, of_each
+from tasks.release.promotion.serving_replicas import Replica, SampledQuery, for_each_replica
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ LEAST = 20
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """The same queries as each version takes them: `vectors` (n, d) for the candidate, `live_vectors` (n, d') for the live version.
+class ReplayQueries:
+    """Query vectors for each version: `vectors` (n, d) for the candidate, `live_vectors` (n, d') for the live version.
 
     The two differ only where the encoder changed. `live_vectors` is None when nothing is live. `origin` says where they come from.
     """
@@ -34,24 +34,24 @@ class Replayed:
         return len(self.vectors)
 
 
-def sampled_from(replicas: Sequence[Replica], limit: int) -> list[Sampled]:
-    """What the replicas sampled, one of each in turn, at most `limit`. A replica that does not tell is left out."""
+def collect_samples(replicas: Sequence[Replica], limit: int) -> list[SampledQuery]:
+    """Sampled queries of the replicas, interleaved, at most `limit`. Replicas that fail are skipped."""
 
-    def ask(replica: Replica) -> list[Sampled]:
+    def ask(replica: Replica) -> list[SampledQuery]:
         try:
             return replica.samples(limit)
         except (httpx.HTTPError, ValueError, SettingsError) as error:
-            log.warning("%s gives no samples: %s", replica.url, error)
+            log.warning("no samples from %s: %s", replica.url, error)
             return []
 
-    kept = of_each(replicas, ask)
+    kept = for_each_replica(replicas, ask)
     longest = max((len(k) for k in kept), default=0)
     return [k[n] for n in range(longest) for k in kept if n < len(k)][:limit]
 
 
-def replayed(
-    candidate: Release, live: Release | None, sampled: Sequence[Sampled], photos: Sequence[bytes], limit: int
-) -> Replayed:
+def replay_queries(
+    candidate: Release, live: Release | None, sampled: Sequence[SampledQuery], photos: Sequence[bytes], limit: int
+) -> ReplayQueries:
     """Queries for both versions, at most `limit`.
 
     A sampled vector is asked as it is where the candidate has the encoder that made it; where it has another, only a photo that
@@ -87,22 +87,22 @@ def replayed(
     empty = np.zeros((0, candidate.searcher.dim), np.float32)
     vectors = np.stack(ours) if ours else empty
     live_vectors = (np.stack(theirs) if theirs else empty) if live is not None else None
-    return Replayed(vectors, live_vectors, origin or "no queries")
+    return ReplayQueries(vectors, live_vectors, origin or "no queries")
 
 
-def answers(release: Release, vectors: np.ndarray) -> list[list[str]]:
-    """The ids of the top 20 that a version itself gives for query vectors (n, d)."""
+def top_ids(release: Release, vectors: np.ndarray) -> list[list[str]]:
+    """Ids of a version's top 20 for query vectors (n, d)."""
     rows = [release.answer(EncodedQuery(vector), TOP).rows for vector in vectors]
     return [[r["product_id"] for r in release.searcher.features.take(found, ["product_id"])] for found in rows]
 
 
 def churn(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> float:
-    """The mean share of the live version's top 20 that the other does not show; 0 for no queries."""
+    """Mean share of the live version's top 20 missing from the other; 0 without queries."""
     lost = [1 - len(set(a) & set(b)) / len(b) for a, b in zip(ours, theirs, strict=True) if b]
     return float(np.mean(lost)) if lost else 0.0
 
 
-def _vector_for(release: Release | None, sample: Sampled) -> np.ndarray | None:
+def _vector_for(release: Release | None, sample: SampledQuery) -> np.ndarray | None:
     if release is None:
         return None
     if sample.fingerprint == release.query.fingerprint:

@@ -1,4 +1,4 @@
-"""The serving replicas that a promotion talks to, over their HTTP interface."""
+"""HTTP client of the serving replicas, for promotion and monitoring."""
 
 import base64
 import os
@@ -14,17 +14,17 @@ import httpx
 import numpy as np
 
 from tasks.errors import SettingsError, VitrineError
-from tasks.settings import Settings, where_looked
+from tasks.settings import Settings, setting_sources
 
 POLL_S = 0.2
 AT_ONCE = 32
 
-Told = TypeVar("Told")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A real query that a replica kept: its unit vector (d,) float32 by the query encoder `fingerprint`, and its photo if it may."""
+class SampledQuery:
+    """A real query sampled by a replica: unit vector (d,) float32 by the query encoder `fingerprint`, and the photo if stored."""
 
     kind: str
     fingerprint: str
@@ -35,30 +35,30 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Replica:
-    """One serving process by its base url. `token` opens its admin routes."""
+    """One serving process by base url. `token` authenticates admin routes."""
 
     url: str
     token: str = ""
 
     def version(self) -> dict[str, Any]:
-        """What the replica says of its slots (GET /v1/version). Raises httpx.HTTPError when it does not answer."""
+        """The replica's slots (GET /v1/version). Raises httpx.HTTPError when it does not respond."""
         return client().get(f"{self.url}/v1/version", timeout=5).raise_for_status().json()
 
     def search(self, slot: str, vector: list[float], k: int = 20) -> list[str]:
-        """Product ids that one slot gives for a query vector."""
+        """Product ids that a slot returns for a query vector."""
         body = {"vector": vector, "k": k}
         answer = client().post(f"{self.url}/v1/search", params={"slot": slot}, json=body, timeout=30, headers=self._headers())
         return [r["product_id"] for r in self._admitted(answer).json()["results"]]
 
-    def follow(self) -> None:
-        """Has the replica look at the aliases now. Raises httpx.HTTPError when it does not."""
+    def poll_aliases(self) -> None:
+        """Makes the replica poll the aliases now. Raises httpx.HTTPError on failure."""
         self._admitted(client().post(f"{self.url}/v1/follow", timeout=10, headers=self._headers()))
 
-    def samples(self, limit: int) -> list[Sampled]:
-        """The newest real queries that it kept. Raises httpx.HTTPError when it does not tell."""
+    def samples(self, limit: int) -> list[SampledQuery]:
+        """The newest sampled queries. Raises httpx.HTTPError on failure."""
         answer = client().get(f"{self.url}/v1/samples", params={"limit": limit}, timeout=30, headers=self._headers())
         return [
-            Sampled(
+            SampledQuery(
                 s["kind"], s["fingerprint"], s["photo_sha256"], np.frombuffer(base64.b64decode(s["vector"]), "<f4").astype(np.float32),
                 base64.b64decode(s["photo"]) if s["photo"] is not None else None,
             )
@@ -66,27 +66,27 @@ class Replica:
         ]  # fmt: skip
 
     def metrics(self) -> str:
-        """Its metrics in Prometheus's text format. Raises httpx.HTTPError when it does not answer."""
+        """Metrics in Prometheus's text format. Raises httpx.HTTPError when it does not respond."""
         return client().get(f"{self.url}/metrics", timeout=5).raise_for_status().text
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     def _admitted(self, answer: httpx.Response) -> httpx.Response:
-        """The answer. Raises SettingsError for a token that the replica does not take, HTTPError for any other refusal."""
+        """The response. Raises SettingsError for a rejected token, HTTPError for any other error status."""
         if answer.status_code == httpx.codes.UNAUTHORIZED:
-            raise SettingsError(token_refused(self.url, self.token))
+            raise SettingsError(token_error(self.url, self.token))
         return answer.raise_for_status()
 
 
-def token_refused(url: str, token: str) -> str:
+def token_error(url: str, token: str) -> str:
     """What to do about a 401 of a replica."""
     what = "does not take this admin token" if token else "asks for the admin token, and none is set here"
-    return f"the replica {url} {what}: set VITRINE_ADMIN_TOKEN to the replica's own (looked for in {where_looked(Settings.load().home)})"
+    return f"the replica {url} {what}: set VITRINE_ADMIN_TOKEN to the replica's own (looked for in {setting_sources(Settings.load().home)})"
 
 
 def client() -> httpx.Client:
-    """One client of this process: it keeps its connections, and does not survive a fork."""
+    """This process's HTTP client: it pools connections and must not be shared across a fork."""
     return _client(os.getpid())
 
 
@@ -95,35 +95,35 @@ def _client(process: int) -> httpx.Client:
     return httpx.Client(trust_env=False)
 
 
-def of_each(replicas: Sequence[Replica], ask: Callable[[Replica], Told]) -> list[Told]:
-    """What every replica gives, all asked at once, in their order."""
+def for_each_replica(replicas: Sequence[Replica], ask: Callable[[Replica], T]) -> list[T]:
+    """Calls `ask` for all replicas concurrently; results in order."""
     if not replicas:
         return []
     with ThreadPoolExecutor(min(len(replicas), AT_ONCE)) as pool:
         return list(pool.map(ask, replicas))
 
 
-def nudge(replicas: Sequence[Replica]) -> None:
-    """Has every replica look at the aliases now. One that cannot be told finds out at its next poll."""
+def poll_aliases(replicas: Sequence[Replica]) -> None:
+    """Makes every replica poll the aliases now. Unreachable ones notice at their next regular poll."""
 
     def tell(replica: Replica) -> None:
         with suppress(httpx.HTTPError, SettingsError):
-            replica.follow()
+            replica.poll_aliases()
 
-    of_each(replicas, tell)
+    for_each_replica(replicas, tell)
 
 
 def wait_for(
     replicas: Sequence[Replica], what: str, holds: Callable[[dict[str, Any]], str], limit_s: float, poll_s: float = POLL_S
 ) -> float:
-    """Waits until `holds` gives "" for every replica's state; gives the seconds it took.
+    """Waits until `holds` returns "" for every replica's state; returns the seconds it took.
 
     `holds` answers why a state is not there yet; an answer that starts with "failed" ends the wait at once.
     Raises VitrineError naming every straggler with its reason.
     """
     began = time.monotonic()
     while True:
-        reasons = of_each(replicas, lambda r: _reason(r, holds))
+        reasons = for_each_replica(replicas, lambda r: _reason(r, holds))
         waiting = {r.url: why for r, why in zip(replicas, reasons, strict=True) if why}
         if not waiting:
             return time.monotonic() - began

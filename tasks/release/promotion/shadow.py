@@ -1,4 +1,4 @@
-"""The shadow check: the same queries against a slot of every replica, before any shopper sees it."""
+"""The shadow check: replays queries against the new slot of every replica before it serves shoppers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import httpx
 
 from tasks.errors import VitrineError
-from tasks.release.promotion.replay import Replayed, churn
-from tasks.release.promotion.serving_replicas import Replica, of_each
+from tasks.release.promotion.replay import ReplayQueries, churn
+from tasks.release.promotion.serving_replicas import Replica, for_each_replica
 
 LEAST_AGREEMENT = 0.99
 
 
 def compare(
-    replicas: Sequence[Replica], slot: str, live_slot: str, queries: Replayed, expected: Sequence[Sequence[str]]
+    replicas: Sequence[Replica], slot: str, live_slot: str, queries: ReplayQueries, expected: Sequence[Sequence[str]]
 ) -> dict[str, Any]:
-    """Whether every replica's `slot` gives what the version itself gave (`expected`), and how far that differs from what is live.
+    """Whether every replica's `slot` returns the `expected` answers, and the churn against the live slot.
 
     `agreement` is the least share over replicas of answers whose top 10 are the same; `churn` the mean share of the live
     version's top 20 that the new one does not show. Raises VitrineError when a replica does not answer.
@@ -31,7 +31,7 @@ def compare(
         same = sum(list(f[:10]) == list(e[:10]) for f, e in zip(found, expected, strict=True))
         return same / max(len(expected), 1) if expected else 1.0, churn(found, before) if other else 0.0
 
-    told = of_each(replicas, ask)
+    told = for_each_replica(replicas, ask)
     agreement = min((a for a, _ in told), default=1.0)
     changed = max((c for _, c in told), default=0.0)
     worst = [r.url for r, (a, _) in zip(replicas, told, strict=True) if a < LEAST_AGREEMENT]

@@ -1,1 +1,1 @@
-"""Which versions stay, and what nothing needs any more."""
+"""Retention of versions, and garbage collection."""

@@ -1,4 +1,4 @@
-"""Collecting what nothing needs any more: index versions beyond retention, and whatever no kept version reaches.
+"""Garbage collection: index versions beyond retention, and everything unreachable from retained versions.
 
 The registry decides: a version leaves it first, its files follow, so that nothing that can still be asked for ever misses a file.
 Killed in between, the next collection finds the files by their run. One that cannot read a kept version's manifest deletes
@@ -17,7 +17,7 @@ from tasks import storage
 from tasks.errors import VitrineError
 from tasks.progress import Progress
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH, Registry
-from tasks.release.retention.policy import DAY_S, Reached, Retention, kept_encoders, kept_versions, reached
+from tasks.release.retention.policy import DAY_S, Reachable, Retention, kept_encoders, kept_versions, reachable
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ KINDS = ("version", "artifact", "snapshot", "vectors", "changes", "quarantine", 
 
 
 @dataclass(frozen=True)
-class Item:
-    """One thing that nothing needs. `name` is for people, `uri` says where; an artifact's is "run_id/path"."""
+class GarbageItem:
+    """One garbage item. `name` is for display, `uri` its location; an artifact's is "run_id/path"."""
 
     kind: str
     name: str
@@ -40,18 +40,18 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where garbage lies: the store of snapshots and vectors, and this machine's own folder."""
+class GarbageLocations:
+    """Where garbage is looked for: the store of snapshots and vectors, and this machine's home."""
 
     store: str
     home: Path
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What may go, and what is kept and why."""
+class GarbagePlan:
+    """What would be deleted, and what is kept and why."""
 
-    items: tuple[Item, ...]
+    items: tuple[GarbageItem, ...]
     kept: dict[str, str]
     finished_runs: tuple[str, ...] = ()
     """Runs with nothing left to collect afterwards."""
@@ -67,8 +67,8 @@ class Plan:
         return f"{parts} ({self.bytes / 2**20:.1f} MiB) to collect; {len(self.kept)} index versions are kept"
 
 
-def plan_garbage(registry: Registry, places: Places, retention: Retention, now_s: float | None = None) -> Plan:
-    """What a collection would remove now. Reads only. Raises VitrineError when a kept version's manifest cannot be read."""
+def plan_garbage(registry: Registry, places: GarbageLocations, retention: Retention, now_s: float | None = None) -> GarbagePlan:
+    """Dry run; reads only. Raises VitrineError when the manifest of a kept version cannot be read."""
     now = time.time() if now_s is None else now_s
     versions = registry.versions(INDEX_MODEL)
     kept = kept_versions(versions, retention, now)
@@ -82,25 +82,27 @@ def plan_garbage(registry: Registry, places: Places, retention: Retention, now_s
                     f"the manifest of index version {version.version}, which {kept[version.version]}, cannot be read "
                     f"({str(error).splitlines()[0]}): nothing is deleted, since it may need any of it; repair or delete that version"
                 ) from None
-    needed = reached(manifests)
+    needed = reachable(manifests)
     items = [
-        Item("version", v.version, f"{INDEX_MODEL}/{v.version}", 0, "beyond retention") for v in versions if v.version not in kept
+        GarbageItem("version", v.version, f"{INDEX_MODEL}/{v.version}", 0, "beyond retention")
+        for v in versions
+        if v.version not in kept
     ]
     dropped = {v.run_id for v in versions if v.version not in kept}
     artifacts, finished = _artifacts(registry, needed, dropped, {v.run_id for v in versions}, retention, now)
     items += artifacts
     items += _store(registry, places.store, needed, retention, now)
     items += _local(places.home, needed, retention, now)
-    return Plan(tuple(items), kept, tuple(finished))
+    return GarbagePlan(tuple(items), kept, tuple(finished))
 
 
 def collect(
     registry: Registry,
-    places: Places,
+    places: GarbageLocations,
     retention: Retention,
     alone: Callable[[], AbstractContextManager[Callable[[], None]]],
     now_s: float | None = None,
-) -> Plan:
+) -> GarbagePlan:
     """Plans afresh and deletes; gives what was deleted. `alone` keeps promotions out while versions leave the registry, and gives
     a function that raises when it no longer does.
 
@@ -113,7 +115,7 @@ def collect(
                 check()
                 if registry.version(INDEX_MODEL, item.name).aliases:  # somebody moved an alias by hand just now
                     raise VitrineError(f"index version {item.name} was given an alias meanwhile: collect again")
-                log.info("index version %s leaves the registry: %s", item.name, item.reason)
+                log.info("deleting index version %s from the registry: %s", item.name, item.reason)
                 registry.delete_version(INDEX_MODEL, item.name)
     files = [item for item in plan.items if item.kind != "version"]
     with Progress("collect garbage", len(files), "things") as progress:
@@ -126,7 +128,7 @@ def collect(
     return plan
 
 
-def _delete(registry: Registry, item: Item) -> None:
+def _delete(registry: Registry, item: GarbageItem) -> None:
     log.info("%s %s: %s", item.kind, item.name, item.reason)
     if item.kind == "artifact":
         run_id, _, path = item.uri.partition("/")
@@ -138,9 +140,9 @@ def _delete(registry: Registry, item: Item) -> None:
 
 
 def _artifacts(
-    registry: Registry, needed: Reached, dropped: set[str], registered: set[str], retention: Retention, now: float
-) -> tuple[list[Item], list[str]]:
-    """Files of runs whose version goes, or that never made one, unless a kept version names them."""
+    registry: Registry, needed: Reachable, dropped: set[str], registered: set[str], retention: Retention, now: float
+) -> tuple[list[GarbageItem], list[str]]:
+    """Files of runs whose version is dropped, or that never registered one, unless a kept version references them."""
     items, finished = [], []
     for run in registry.runs(INDEXES, COLLECTED):
         orphan = run.run_id not in registered and now - run.at_s > retention.grace_s
@@ -149,34 +151,34 @@ def _artifacts(
         reason = "its version goes" if run.run_id in dropped else "its run made no version that is still registered"
         held = registry.artifacts(run.run_id, INDEX_PATH)
         free = [(path, size) for path, size in held if (run.run_id, path) not in needed.artifacts]
-        items += [Item("artifact", f"{run.key}: {path}", f"{run.run_id}/{path}", size, reason) for path, size in free]
+        items += [GarbageItem("artifact", f"{run.key}: {path}", f"{run.run_id}/{path}", size, reason) for path, size in free]
         if len(free) == len(held):
             finished.append(run.run_id)
     return items, finished
 
 
-def _store(registry: Registry, store: str, needed: Reached, retention: Retention, now: float) -> Iterator[Item]:
-    """Snapshots, vectors and quarantine lists of runs that nothing names, and vectors of encoders that nothing uses."""
+def _store(registry: Registry, store: str, needed: Reachable, retention: Retention, now: float) -> Iterator[GarbageItem]:
+    """Unreferenced snapshots, vectors and quarantine lists, and vectors of dropped encoders."""
     keys = {registry.run_key(run) for run in needed.runs}
     encoders = registry.versions(ENCODER_MODEL)
     snapshots = {v.tags.get("snapshot", "") for v in encoders if v.aliases}
-    for uri in storage.folders(storage.join(store, "snapshots")):
+    for uri in storage.list_folders(storage.join(store, "snapshots")):
         name = uri.rsplit("/", 1)[1]
         if uri not in needed.snapshots and name not in snapshots | keys:
             yield from _old("snapshot", name, uri, "no kept version was made from it", retention.grace_s, now)
-    for uri in storage.folders(storage.join(store, "vectors")):
+    for uri in storage.list_folders(storage.join(store, "vectors")):
         if (name := uri.rsplit("/", 1)[1]) not in keys:
             yield from _old("vectors", name, uri, "no kept version was made from them", retention.grace_s, now)
-    for uri in storage.folders(storage.join(store, "changes")):
+    for uri in storage.list_folders(storage.join(store, "changes")):
         if (name := uri.rsplit("/", 1)[1]) not in keys:
             yield from _old("changes", name, uri, "no kept version was made from them", retention.grace_s, now)
-    for uri in storage.listing(storage.join(store, "quarantine"), ".parquet"):
+    for uri in storage.list_files(storage.join(store, "quarantine"), ".parquet"):
         if (name := uri.rsplit("/", 1)[1].removesuffix(".parquet")) not in keys:
             yield from _old("quarantine", name, uri, "no kept version was made by its run", retention.grace_s, now)
     kept = kept_encoders(encoders, retention)
     used = {(name, f"v{version}-{print_[:12]}") for name, version, print_ in needed.encoders}
-    for encoder in storage.folders(storage.join(store, "embeddings")):
-        for uri in storage.folders(encoder):
+    for encoder in storage.list_folders(storage.join(store, "embeddings")):
+        for uri in storage.list_folders(encoder):
             name, folder = encoder.rsplit("/", 1)[1], uri.rsplit("/", 1)[1]
             number = folder.partition("-")[0].removeprefix("v")
             if number not in kept and (name, folder) not in used:
@@ -184,8 +186,8 @@ def _store(registry: Registry, store: str, needed: Reached, retention: Retention
                 yield from _old("embeddings", f"{name} {folder}", uri, reason, retention.grace_s, now)
 
 
-def _local(home: Path, needed: Reached, retention: Retention, now: float) -> Iterator[Item]:
-    """This machine's folders of finished runs (named "<dag>.<run>"), and cached files of versions that are gone."""
+def _local(home: Path, needed: Reachable, retention: Retention, now: float) -> Iterator[GarbageItem]:
+    """This machine's folders of finished runs (named "<dag>.<run>"), and caches of deleted versions."""
     for folder in sorted((home / "work").glob("*.*")):
         if folder.is_dir():
             yield from _old("work", folder.name, str(folder), "its run ended long ago", retention.grace_s, now)
@@ -194,14 +196,14 @@ def _local(home: Path, needed: Reached, retention: Retention, now: float) -> Ite
             yield from _old("cache", path.name, str(path), "no kept version has this file", CACHE_AGE_S, now)
 
 
-def _old(kind: str, name: str, uri: str, reason: str, age_s: float, now: float) -> Iterator[Item]:
-    size, written = storage.weight(uri)
+def _old(kind: str, name: str, uri: str, reason: str, age_s: float, now: float) -> Iterator[GarbageItem]:
+    size, written = storage.disk_usage(uri)
     if now - written > age_s:
-        yield Item(kind, name, uri, size, reason)
+        yield GarbageItem(kind, name, uri, size, reason)
 
 
 def unreachable_files(registry: Registry) -> list[str]:
-    """Every file of a registered version that its run no longer has: "version: run/path". Empty when all is whole."""
+    """Files referenced by registered versions but missing in their run: "version: run/path". Empty when all exist."""
     missing = []
     for version in registry.versions(INDEX_MODEL):
         try:

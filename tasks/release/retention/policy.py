@@ -1,18 +1,18 @@
-"""Which index versions are kept, and what they reach. Pure: what is not reached may go, what is reached never."""
+"""Retention policy and reachability, as pure functions: what is reachable from a kept version is never deleted."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serving.contract.manifest import IndexManifest
 from tasks.registry import Version
-from tasks.release.ancestry import to_build_on, uncovered
+from tasks.release.ancestry import parent_version, uncovered_versions
 
 DAY_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class Retention:
-    """How much is kept beyond what is in use."""
+    """What is kept beyond what is in use."""
 
     versions: int = 24
     """Newest index versions that passed their gates: a day of hourly ones. `live`, `previous` and every other alias come on top."""
@@ -24,8 +24,8 @@ class Retention:
 
 
 @dataclass(frozen=True)
-class Reached:
-    """Everything the kept versions need: artifacts as (run, path), snapshots and encoder versions, and the files by content."""
+class Reachable:
+    """Everything reachable from kept versions: artifacts as (run, path), snapshots, encoder versions, and file checksums."""
 
     artifacts: frozenset[tuple[str, str]] = frozenset()
     checksums: frozenset[str] = frozenset()
@@ -36,15 +36,15 @@ class Reached:
 
 
 def kept_versions(versions: Sequence[Version], retention: Retention, now_s: float) -> dict[str, str]:
-    """The versions to keep and why, by number: whatever an alias names, the newest, and what failed lately, for people to look at."""
+    """Kept versions with reasons, by number: aliased ones, the newest, and recent failures for inspection."""
     newest = sorted(versions, key=lambda v: int(v.version), reverse=True)
     kept = {v.version: f"is called {', '.join(v.aliases)}" for v in newest if v.aliases}
     failed = [v for v in newest if v.tags.get("verdict", "").startswith("failed")]
     passed = [v for v in newest if v not in failed]
     for version in passed[: retention.versions]:
         kept.setdefault(version.version, f"is one of the newest {retention.versions}")
-    parent = to_build_on(versions, {alias: v.version for v in versions for alias in v.aliases})
-    for version in uncovered(parent.version, versions) if parent else []:
+    parent = parent_version(versions, {alias: v.version for v in versions for alias in v.aliases})
+    for version in uncovered_versions(parent.version, versions) if parent else []:
         kept.setdefault(version.version, "holds changes that the next refresh takes over")
     for version in failed:
         if now_s - version.created_ms / 1e3 < retention.grace_s:
@@ -52,11 +52,11 @@ def kept_versions(versions: Sequence[Version], retention: Retention, now_s: floa
     return kept
 
 
-def reached(manifests: Mapping[str, IndexManifest]) -> Reached:
-    """What these manifests (by the run that registered them) name: every file, wherever an earlier run made it."""
+def reachable(manifests: Mapping[str, IndexManifest]) -> Reachable:
+    """Everything these manifests reference (by the run that registered them), whichever run created it."""
     files = [f for manifest in manifests.values() for f in (*manifest.files(), *manifest.changes)]
     whole = [(run, name) for run in manifests for name in ("manifest.json", "gates.json", "tuning.json")]
-    return Reached(
+    return Reachable(
         artifacts=frozenset([(f.run_id, f.path) for f in files] + [(run, f"index/{name}") for run, name in whole]),
         checksums=frozenset(f.sha256 for f in files),
         runs=frozenset([f.run_id for f in files] + list(manifests)),
@@ -66,6 +66,6 @@ def reached(manifests: Mapping[str, IndexManifest]) -> Reached:
 
 
 def kept_encoders(encoders: Iterable[Version], retention: Retention) -> frozenset[str]:
-    """Encoder versions whose vectors are kept whatever the index versions need: with an alias, and the newest few."""
+    """Encoder versions with vectors to keep in any case: aliased ones and the newest few."""
     newest = sorted(encoders, key=lambda v: int(v.version), reverse=True)
     return frozenset(v.version for v in newest if v.aliases) | frozenset(v.version for v in newest[: retention.encoders])

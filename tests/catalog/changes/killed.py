@@ -9,8 +9,7 @@ import signal
 import sys
 from typing import Any
 
-from tasks.pipelines import drain_changes as draining
-from tasks.pipelines import refresh_index as refreshing
+from tasks.pipelines import drain_changes, refresh_index
 
 
 def arm(when: str, place: str, which: int) -> None:
@@ -37,11 +36,11 @@ def arm(when: str, place: str, which: int) -> None:
 def main() -> None:
     run_key, when, place, which = sys.argv[1:]
     arm(when, place, int(which))
-    plan = draining.drain(run_key, wait_s=5)
-    embedded = refreshing.embed(plan)
-    registered = refreshing.register(plan, embedded)
-    refreshing.acknowledge(plan, registered, embedded)
-    refreshing.publish(registered)
+    plan = drain_changes.drain(run_key, wait_s=5)
+    embedded = refresh_index.embed(plan)
+    registered = refresh_index.register(plan, embedded)
+    refresh_index.acknowledge(plan, registered, embedded)
+    refresh_index.publish(registered)
 
 
 if __name__ == "__main__":

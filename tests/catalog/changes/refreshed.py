@@ -14,8 +14,7 @@ from serving.index.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.index.check import check_index
-from tasks.pipelines import drain_changes as draining
-from tasks.pipelines import refresh_index as refreshing
+from tasks.pipelines import drain_changes, refresh_index
 from tasks.registry import INDEX_MODEL, Registry
 from tests.catalogs import picture
 from tests.registered import Shop
@@ -53,9 +52,9 @@ class LiveShop:
         with self.queue() as source:
             source.send(events)
 
-    def waiting(self) -> int:
+    def count_waiting(self) -> int:
         with self.queue() as source:
-            return source.waiting()
+            return source.count_waiting()
 
     def upsert(self, number: int, minute: int, seed: int | None = None, **columns: object) -> Event:
         """Product `number` as of `minute` after the shop was opened, showing the picture of `seed` (default: its own)."""
@@ -71,14 +70,14 @@ class LiveShop:
     def refresh(self, run_key: str, **bounds: float) -> dict:
         """The steps of the DAG, in its order; the plan where there is nothing to do."""
         self.use()
-        plan = draining.drain(run_key, **bounds)  # type: ignore[arg-type]
+        plan = drain_changes.drain(run_key, **bounds)  # type: ignore[arg-type]
         if not plan["due"]:
             return plan
-        embedded = refreshing.embed(plan)
-        registered = refreshing.register(plan, embedded)
-        refreshing.acknowledge(plan, registered, embedded)
-        refreshing.refuse(registered)
-        refreshing.publish(registered)
+        embedded = refresh_index.embed(plan)
+        registered = refresh_index.register(plan, embedded)
+        refresh_index.acknowledge(plan, registered, embedded)
+        refresh_index.refuse(registered)
+        refresh_index.publish(registered)
         return registered
 
     def own_files(self, version: str) -> list[tuple[str, str]]:

@@ -66,12 +66,15 @@ def _later():  # type: ignore[no-untyped-def]
     return datetime(2027, 1, 1, tzinfo=UTC)
 
 
-def test_dead_letters_are_shown_and_revived(home: Path) -> None:
+def test_dead_letters_are_listed_and_requeued(home: Path) -> None:
     run("send", "p001")
     with open_changes("outbox:", str(home / "shop"), home) as source:
-        source.bury([(source.receive(1, 0)[0], "no such colour")])
+        source.dead_letter([(source.receive(1, 0)[0], "no such colour")])
     assert "no such colour" in run("dead")
-    assert "1 dead letters sent" in run("revive")
+    assert "1 dead letters sent" in run("requeue")
+    assert "0 dead letters sent" in run("revive"), "the name before still works"
+    assert "requeue" in run("--help")
+    assert "revive" not in run("--help")
     assert "1 wait, 0 dead letters" in run("waiting")
 
 
@@ -85,7 +88,7 @@ def test_what_cannot_be_sent_is_one_clear_sentence(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["waiting"], ["dead"], ["revive"], ["send", "p001"], ["send", "--delete", "p001"], ["capture"]]
+    "command", [["waiting"], ["dead"], ["requeue"], ["send", "p001"], ["send", "--delete", "p001"], ["capture"]]
 )
 def test_no_command_makes_a_database_of_a_catalogue_that_is_not_there(
     home: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
@@ -96,7 +99,7 @@ def test_no_command_makes_a_database_of_a_catalogue_that_is_not_there(
     assert not (home / "none").exists()
 
 
-@pytest.mark.parametrize("command", ["waiting", "dead", "revive"])
+@pytest.mark.parametrize("command", ["waiting", "dead", "requeue"])
 @pytest.mark.parametrize("catalogue", ["folder", "database"])
 def test_looking_at_the_outbox_writes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch, command: str, catalogue: str) -> None:
     if catalogue == "database":

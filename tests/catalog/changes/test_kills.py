@@ -26,7 +26,7 @@ pytestmark = [
 
 PLACES = {
     "the plan was written and nothing else": ("before", "tasks.pipelines.refresh_index:embed", 1),
-    "the pictures are embedded and their shards are not": ("after", "tasks.embed.worker:embed", 1),
+    "the pictures are embedded and their shards are not": ("after", "tasks.embed.worker:embed_chunk", 1),
     "embedded and not registered": ("before", "tasks.pipelines.refresh_index:register", 1),
     "half of the files are uploaded": ("after", "tasks.registry:Run.artifact", 3),
     "registered, and nobody was told": ("after", "tasks.registry:Registry.register", 1),
@@ -75,7 +75,7 @@ def test_a_killed_refresh_run_again_makes_the_same_files_once(shops: tuple[LiveS
     made = killed.refresh(f"run-{number}")
     assert killed.own_files(made["version"]) == calm.own_files(undisturbed["version"])
     assert len(killed.registry.versions(INDEX_MODEL)) == before + 1, "registered once"
-    assert killed.waiting() == 1, "only what came meanwhile"
+    assert killed.count_waiting() == 1, "only what came meanwhile"
     assert killed.registry.aliases(INDEX_MODEL)["candidate"] == made["version"]
     (folder,) = (killed.home / "data" / "embeddings" / "tiny").iterdir()
     images = EmbeddingStore(str(folder), 16).known().to_pylist()
@@ -99,7 +99,7 @@ def test_another_run_takes_over_what_a_killed_one_left(tmp_path: Path, monkeypat
     assert found["p005"]["title"] == "product 5 at 1"
     assert "p004" not in found
     assert len(found) == 59
-    assert live.waiting() == 0
+    assert live.count_waiting() == 0
 
 
 @pytest.mark.parametrize("kind", ["sqs", "kafka"])
@@ -114,12 +114,12 @@ def test_a_consumer_killed_before_it_acknowledges_loses_nothing(
         live.environment["VITRINE_CHANGES"] = f"sqs://{name}" if kind == "sqs" else f"kafka://{address}/{name}"
         live.send(*(live.upsert(n, 1) for n in range(12)), live.delete(20, 1))
         kill(live, "killed", "after", "tasks.registry:Registry.register", 1)
-        assert live.waiting() == 13
+        assert live.count_waiting() == 13
         made = live.refresh("killed", wait_s=2)
-        assert live.waiting() == 0
+        assert live.count_waiting() == 0
         found = live.found(made["version"])
         assert "p020" not in found
         assert all(found[f"p{n:03d}"]["title"] == f"product {n} at 1" for n in range(12))
         live.send(*(live.upsert(n, 1) for n in range(12)))  # delivered again, as such queues may do
         assert live.refresh("again", wait_s=2)["changes"] == 0
-        assert live.waiting() == 0
+        assert live.count_waiting() == 0

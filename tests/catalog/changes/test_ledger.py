@@ -16,13 +16,13 @@ from serving.contract.manifest import IndexManifest
 from serving.contract.segments import ROW_COLUMNS
 from serving.index.searcher import Searcher
 from tasks.catalog.changes import ledger
-from tasks.catalog.changes.drain import Held, Upserts, drain
+from tasks.catalog.changes.drain import ParentState, UpsertSource, drain
 from tasks.catalog.changes.event import Event, MalformedEvent, delete, read_event, upsert
 from tasks.catalog.changes.source import Message
 from tasks.catalog.schema import UPDATED_AT, to_products
 from tasks.catalog.snapshot import product_table
 from tasks.index.build import IndexConfig, build_shard, train_template
-from tasks.index.delta_version import Embedded, Place, placed, succeed
+from tasks.index.delta_version import ArtifactLocation, EmbeddedRows, mark_membership, next_version
 from tasks.release.gates.reconcile import catalogue_now
 from tests.index.shop import Shop, make_shop, manifest_of
 
@@ -97,11 +97,11 @@ class Maker:
 
     def version(self, events: list[Event], carried: pa.Table | None = None) -> None:
         tables = [carried if carried is not None else ledger.SCHEMA.empty_table(), ledger.entries(events, NOW)]
-        changed = ledger.fresh(ledger.newest(tables), self.held, self.products)
+        changed = ledger.newer(ledger.latest_changes(tables), self.held, self.products)
         if not len(changed):
             return
-        changed = placed(changed, self.products, self.products["key"].combine_chunks())
-        source = Upserts("a test", "", changed, pa.schema([("colour", pa.string())]))
+        changed = mark_membership(changed, self.products, self.products["key"].combine_chunks())
+        source = UpsertSource("a test", "", changed, pa.schema([("colour", pa.string())]))
         tables = [to_products(b, "a test") for b in source.products()]
         rows = (
             pa.concat_tables(tables).select([*ROW_COLUMNS, "colour"]) if tables else pa.table({"key": pa.array([], pa.int64())})
@@ -110,8 +110,13 @@ class Maker:
         vectors[np.arange(len(rows)), np.arange(len(rows)) % D] = 1
         self.made += 1
         path = f"made{self.made}"
-        self.manifest, self.held = succeed(
-            self.manifest, self.held, changed, Embedded(rows, vectors), Place(self.folder / path, "", path), self.locate
+        self.manifest, self.held = next_version(
+            self.manifest,
+            self.held,
+            changed,
+            EmbeddedRows(rows, vectors),
+            ArtifactLocation(self.folder / path, "", path),
+            self.locate,
         )
 
     def found(self) -> dict[str, str]:
@@ -163,7 +168,7 @@ def test_two_makers_at_once_lose_nothing_once_one_takes_over_the_others_ledger(
 
 def test_many_changes_of_the_same_few_products_stay_few(base) -> None:  # type: ignore[no-untyped-def]
     many = [event(n % 3, n % 5, "upsert", 0) for n in range(3000)]
-    assert len(ledger.newest([ledger.entries(many, NOW)])) == 3
+    assert len(ledger.latest_changes([ledger.entries(many, NOW)])) == 3
 
 
 def test_a_snapshot_taken_later_knows_better_but_recent_deletes_are_remembered(base) -> None:  # type: ignore[no-untyped-def]
@@ -173,11 +178,11 @@ def test_a_snapshot_taken_later_knows_better_but_recent_deletes_are_remembered(b
         [event(1, 2, "upsert", 0), event(2, 2, "delete", 0), event(9, 2, "upsert", 0), event(10, 2, "delete", 0)], NOW
     )
     late = ledger.entries([event(3, 55, "upsert", 0), event(11, 55, "upsert", 0)], at(55))
-    kept = ledger.carried(ledger.newest([old, late]), products, begun, now=at(120))
+    kept = ledger.carry_over(ledger.latest_changes([old, late]), products, begun, now=at(120))
     assert set(kept["product_id"].to_pylist()) == {"P00010", "P00003", "P00011"}
-    memories = dict(zip(kept["product_id"].to_pylist(), ledger.memories(kept, products, begun).to_pylist(), strict=True))
+    memories = dict(zip(kept["product_id"].to_pylist(), ledger.delete_markers(kept, products, begun).to_pylist(), strict=True))
     assert memories == {"P00010": True, "P00003": False, "P00011": False}
-    assert ledger.carried(old, products, begun, now=NOW + ledger.MEMORY + timedelta(hours=1)).num_rows == 0
+    assert ledger.carry_over(old, products, begun, now=NOW + ledger.MEMORY + timedelta(hours=1)).num_rows == 0
 
 
 class Fixed:
@@ -193,15 +198,15 @@ class Fixed:
     def receive(self, limit: int, wait_s: float) -> list[Message]:
         return self.messages[:limit]
 
-    def bury(self, messages: list[tuple[Message, str]]) -> None:
+    def dead_letter(self, messages: list[tuple[Message, str]]) -> None:
         self.buried += [(m.handle, reason) for m, reason in messages]
 
     def release(self, handles: list[str]) -> None:
         self.released += handles
 
 
-def held(base) -> Held:  # type: ignore[no-untyped-def]
-    return Held(ledger.SCHEMA.empty_table(), base[2], pa.schema([("colour", pa.string()), ("weight", pa.float64())]))
+def held(base) -> ParentState:  # type: ignore[no-untyped-def]
+    return ParentState(ledger.SCHEMA.empty_table(), base[2], pa.schema([("colour", pa.string()), ("weight", pa.float64())]))
 
 
 def test_priority_goes_first_and_only_what_is_left_stays_unacknowledged(base) -> None:  # type: ignore[no-untyped-def]

@@ -71,18 +71,18 @@ def ids(source: ChangeSource, limit: int = 100, wait_s: float = 0) -> list[str]:
 def test_what_is_not_acknowledged_comes_again_and_what_is_does_not(opened: Open) -> None:
     with opened() as source:
         source.send([*events(24), delete("gone", NOW)])
-        assert source.waiting() == 25
+        assert source.count_waiting() == 25
         received = source.receive(100, 2)
         assert sorted(m.text for m in received) == sorted(e.text for e in [*events(24), delete("gone", NOW)])
         source.acknowledge([m.handle for m in received[:10]])
         source.release([m.handle for m in received[10:]])
     with opened() as source:
-        assert source.waiting() == 15
+        assert source.count_waiting() == 15
         again = source.receive(100, 2)
         assert sorted(m.text for m in again) == sorted(m.text for m in received[10:])
         source.acknowledge([m.handle for m in received[:10]])  # acknowledging twice changes nothing
         source.acknowledge([m.handle for m in again])
-        assert source.waiting() == 0
+        assert source.count_waiting() == 0
         assert source.receive(10, 0) == []
 
 
@@ -93,7 +93,7 @@ def test_another_process_acknowledges_by_the_handle_alone(opened: Open) -> None:
         source.extend(handles, 60)
     with opened() as source:
         source.acknowledge(handles)
-        assert source.waiting() == 0
+        assert source.count_waiting() == 0
 
 
 def test_no_more_is_received_than_asked_for(opened: Open) -> None:
@@ -106,33 +106,38 @@ def test_malformed_messages_are_kept_with_their_reason_and_can_be_sent_again(ope
     with opened() as source:
         source.send(events(3))
         first, *others = source.receive(10, 2)
-        source.bury([(first, "the price is not a number")])
+        source.dead_letter([(first, "the price is not a number")])
         source.acknowledge([m.handle for m in [first, *others]])
-        assert source.waiting() == 0
-        (letter,) = source.dead(10)
+        assert source.count_waiting() == 0
+        (letter,) = source.dead_letters(10)
         assert (letter.text, letter.reason) == (first.text, "the price is not a number")
-        assert source.dead(10) == [letter], "looking does not take them away"
-        assert source.revive() == 1
-        assert source.dead(10) == []
+        assert source.dead_letters(10) == [letter], "looking does not take them away"
+        assert source.requeue() == 1
+        assert source.dead_letters(10) == []
         assert [m.text for m in source.receive(10, 2)] == [first.text]
 
 
 def test_what_waits_since_when_and_the_newest_dead_letters_can_be_seen(opened: Open) -> None:
-    from tasks.board.changes import look_at_queue
+    from tasks.board.changes import read_queue
 
     began = datetime.now(UTC) - timedelta(seconds=1)
     with opened() as source:
-        assert (source.waiting(), source.oldest(), source.count_dead(), source.dead(10)) == (0, None, 0, [])
+        assert (source.count_waiting(), source.oldest_at(), source.count_dead_letters(), source.dead_letters(10)) == (
+            0,
+            None,
+            0,
+            [],
+        )
         source.send([upsert(f"p{n}", datetime.now(UTC), {"title": "x", "image": "x.jpg"}) for n in range(5)])
         received = sorted(source.receive(10, 2), key=lambda m: m.text)
         for message in received[:3]:
-            source.bury([(message, f"no such colour in {read_event(message.text, datetime.now(UTC)).product_id}")])
+            source.dead_letter([(message, f"no such colour in {read_event(message.text, datetime.now(UTC)).product_id}")])
             time.sleep(0.01)
         source.acknowledge([m.handle for m in received[:3]])
         source.release([m.handle for m in received[3:]])
-    found = look_at_queue(opened)
+    found = read_queue(opened)
     assert found["problem"] == found["dead_note"] == ""
-    assert (found["name"], found["dead"], found["requeue"]) == (source.name, 3, "vitrine changes revive")
+    assert (found["name"], found["dead"], found["requeue"]) == (source.name, 3, "vitrine changes requeue")
     if "SQS" in found["name"]:
         assert "ApproximateAgeOfOldestMessage" in found["oldest_note"]
     else:
@@ -141,12 +146,12 @@ def test_what_waits_since_when_and_the_newest_dead_letters_can_be_seen(opened: O
     assert found["letters"][0]["reason"] == "no such colour in p2"
     assert len({x["id"] for x in found["letters"]}) == 3
     assert all(began <= datetime.fromisoformat(x["at"]) + timedelta(seconds=1) for x in found["letters"])
-    assert look_at_queue(opened) == found, "looking changes nothing"
+    assert read_queue(opened) == found, "looking changes nothing"
     with opened() as source:
-        waiting = source.waiting()
+        waiting = source.count_waiting()
         assert waiting >= 2
-        assert source.revive() == 3
-        assert look_at_queue(opened)["dead"] == 0
+        assert source.requeue() == 3
+        assert read_queue(opened)["dead"] == 0
 
 
 def test_dead_letters_from_before_their_time_was_written_down_are_shown(tmp_path: Path) -> None:
@@ -159,10 +164,10 @@ def test_dead_letters_from_before_their_time_was_written_down_are_shown(tmp_path
         )
         database.execute("INSERT INTO outbox_dead (event, reason) VALUES ('[]', 'old')")
     with open_changes(f"outbox:sqlite:///{tmp_path / 'shop.db'}", "", tmp_path) as source:
-        assert [(x.reason, x.at, x.product_id) for x in source.dead(10)] == [("old", None, "")]
+        assert [(x.reason, x.at, x.product_id) for x in source.dead_letters(10)] == [("old", None, "")]
         source.send(events(1))
-        source.bury([(source.receive(1, 0)[0], "new")])
-        assert [(x.reason, x.at is None) for x in source.dead(10)] == [("new", False), ("old", True)]
+        source.dead_letter([(source.receive(1, 0)[0], "new")])
+        assert [(x.reason, x.at is None) for x in source.dead_letters(10)] == [("new", False), ("old", True)]
 
 
 def test_waiting_for_the_first_message_ends_when_it_comes(opened: Open) -> None:
@@ -193,7 +198,7 @@ def test_sqs_itself_sends_a_message_that_nobody_manages_to_the_dead_letters(
         for _ in range(2):
             source.release([m.handle for m in source.receive(10, 0)])
         assert source.receive(10, 0) == []
-        assert "never acknowledged" in source.dead(10)[0].reason
+        assert "never acknowledged" in source.dead_letters(10)[0].reason
 
 
 def test_kafka_commits_no_further_than_the_first_message_that_is_left(servers: dict[str, str], tmp_path: Path) -> None:
@@ -202,7 +207,7 @@ def test_kafka_commits_no_further_than_the_first_message_that_is_left(servers: d
             source.send([upsert("same", NOW, {"title": f"{n}", "image": "x.jpg"})])  # one key, one partition
         received = source.receive(10, 2)
         source.acknowledge([m.handle for m in received[:2] + received[3:]])
-        assert source.waiting() == 4
+        assert source.count_waiting() == 4
         assert [m.text for m in source.receive(10, 2)] == [m.text for m in received[2:]]
 
 

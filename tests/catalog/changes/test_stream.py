@@ -95,7 +95,7 @@ def test_changes_are_served_and_the_process_ends_when_it_is_asked_to(streamed: S
     shown = streamed.titles()
     assert "p004" not in shown
     assert shown["p080"] == "product 80 at 1"
-    assert live.waiting() == 0
+    assert live.count_waiting() == 0
     assert streamed.end(signal.SIGTERM) == 0
     assert "is live: 2 upserts and 1 deletes" in streamed.said()
     assert "stopped" in streamed.said()
@@ -141,9 +141,9 @@ def test_rounds_that_fail_are_told_and_leave_the_live_version_alone(streamed: St
     streamed.until(lambda: "share without a usable picture" in streamed.said(), "the gate is told")
     assert streamed.end(signal.SIGTERM) == 0
     assert live.registry.aliases(INDEX_MODEL)["live"] == served
-    assert live.waiting() == 6
+    assert live.count_waiting() == 6
     live.send(*(live.upsert(n, 10) for n in range(10, 16)))
     streamed.start()
     streamed.until(lambda: streamed.titles().get("p012") == "product 12 at 10", "good pictures go live")
     assert streamed.end(signal.SIGTERM) == 0
-    assert live.waiting() == 0
+    assert live.count_waiting() == 0

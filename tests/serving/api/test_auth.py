@@ -18,8 +18,8 @@ from serving.settings import ServingSettings
 from serving.versions.version_source import FolderSource
 from tasks.cli import app as cli
 from tasks.errors import SettingsError
-from tasks.release.promotion.replay import Replayed, sampled_from
-from tasks.release.promotion.serving_replicas import Replica, nudge
+from tasks.release.promotion.replay import ReplayQueries, collect_samples
+from tasks.release.promotion.serving_replicas import Replica, poll_aliases
 from tasks.release.promotion.shadow import compare
 from tasks.settings import Settings, write_home_file
 from tests.catalogs import picture
@@ -160,10 +160,10 @@ def test_a_refused_token_is_one_sentence_that_names_the_setting(
             for ask in (asked.follow, lambda a=asked: a.samples(5), lambda a=asked: a.search("blue", [1.0] + [0.0] * 15)):
                 with pytest.raises(SettingsError, match=sentence):
                     ask()
-            nudge([asked])
-            assert sampled_from([asked], 5) == []
+            poll_aliases([asked])
+            assert collect_samples([asked], 5) == []
             with pytest.raises(SettingsError, match=sentence):
-                compare([asked], "blue", "", Replayed(np.eye(16, dtype=np.float32)[:1], None, "photos"), [["p001"]])
+                compare([asked], "blue", "", ReplayQueries(np.eye(16, dtype=np.float32)[:1], None, "photos"), [["p001"]])
         photo = str(next((home / "shop" / "images").glob("*.jpg"), "") or picture(tmp_path / "photo.jpg", 1))
         refused = CliRunner().invoke(cli, ["search", photo])
         assert isinstance(refused.exception, SettingsError)
