@@ -20,7 +20,7 @@ from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest, Scalar
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.contract.segments import read_rows
-from serving.index.searcher import Found, OpenSegment, Searcher, alive_rows, features_of, merge, ordered
+from serving.index.searcher import Neighbors, OpenSegment, Searcher, alive_rows, features_of, merge, ordered
 from serving.ranking.features import Features
 from serving.ranking.filters import Filter, check
 from serving.search.pipeline import QueryError
@@ -67,18 +67,22 @@ class RemoteSearcher(Searcher):
             start += segment.rows
         return cls(manifest, segments, features_of(manifest, tables), version, client)
 
-    def search(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None) -> Found:
+    def search(
+        self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None
+    ) -> Neighbors:
         """The k nearest rows of all shards. Raises ShardsUnavailable; ValueError for masks and parameters, which do not travel."""
         if allowed is not None or params is not None:
             raise ValueError("a gateway sends shards filters, not masks or parameters")
         return self._whole(self.ask(xq, k, measure="index"))
 
-    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
+    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Neighbors:
         if allowed is not None:
             raise ValueError("a gateway sends shards filters, not masks")
         return self._whole(self.ask(xq, k, measure="exact"))
 
-    def ask(self, xq: np.ndarray, k: int, wanted: Filter | None = None, latest: float | None = None, measure: str = "") -> Found:
+    def ask(
+        self, xq: np.ndarray, k: int, wanted: Filter | None = None, latest: float | None = None, measure: str = ""
+    ) -> Neighbors:
         """The k nearest rows of all shards that answer; `missing` says how many did not. Raises ShardsUnavailable when none did.
 
         `measure`: "index" or "exact" to measure by the one or the other, whatever the version's rules require.
@@ -95,8 +99,8 @@ class RemoteSearcher(Searcher):
         parts = self._request(SEARCH, self.shards, header, {"query": xq}, shapes, latest, EXACT_S if measure else 0.0)
         if not parts:
             raise ShardsUnavailable("no shard answered; try again in a second")
-        found = merge([Found(p["similarity"], p["row"]) for _, p in sorted(parts.items())], k)
-        return Found(found.similarity, found.rows, len(self.shards) - len(parts))
+        found = merge([Neighbors(p["similarity"], p["row"]) for _, p in sorted(parts.items())], k)
+        return Neighbors(found.similarity, found.rows, len(self.shards) - len(parts))
 
     def vector(self, row: int, latest: float | None = None) -> np.ndarray:
         """The stored vector (d,) float32 of a row, from its shard. Raises ShardsUnavailable."""
@@ -107,7 +111,7 @@ class RemoteSearcher(Searcher):
             raise ShardsUnavailable("the shard that holds this product does not answer; try again in a second")
         return parts[shard]["vector"][0]
 
-    def _whole(self, found: Found) -> Found:
+    def _whole(self, found: Neighbors) -> Neighbors:
         """For those that measure: what only some shards answered is no measurement. Raises ShardsUnavailable."""
         if found.missing:
             raise ShardsUnavailable(f"{found.missing} of {len(self.shards)} shards did not answer")
@@ -160,7 +164,7 @@ class GatewayRelease(Release):
     def vector(self, row: int, latest: float | None = None) -> np.ndarray:
         return self.searcher.vector(row, latest)
 
-    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
+    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Neighbors:
         if wanted is not None:
             check(self.searcher.features, wanted)  # here all columns are known; a shard may lack one that others have
         return self.searcher.ask(xq, candidates, wanted, latest)

@@ -7,7 +7,7 @@ import numpy as np
 
 from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest
-from serving.index.searcher import Found, Searcher, ordered
+from serving.index.searcher import Neighbors, Searcher, ordered
 from serving.ranking.filters import Filter, matching
 from serving.ranking.ranker import RankerConfig
 from serving.versions.golden import check_part
@@ -34,7 +34,7 @@ class ShardSearcher:
         require = config.rules.require
         self.required = matching(searcher.features, require) if require else None
 
-    def search(self, xq: np.ndarray, k: int, wanted: Filter | None) -> Found:
+    def search(self, xq: np.ndarray, k: int, wanted: Filter | None) -> Neighbors:
         """The k nearest rows of unit queries xq (nq, d) that may be in the answer, exactly as a whole version would choose here."""
         mask = self.required
         if wanted is not None:
@@ -42,12 +42,12 @@ class ShardSearcher:
             mask = chosen if mask is None else chosen & mask
         return self._global(self.searcher.search(xq, k, mask))
 
-    def measure(self, xq: np.ndarray, k: int, exact: bool) -> Found:
+    def measure(self, xq: np.ndarray, k: int, exact: bool) -> Neighbors:
         """The k nearest live rows whatever the rules require, by the index or by comparing every row: for those that measure."""
         return self._global(self.searcher.exact(xq, k) if exact else self.searcher.search(xq, k))
 
-    def _global(self, found: Found) -> Found:
-        return Found(found.similarity, np.where(found.rows < 0, -1, found.rows + self.start))
+    def _global(self, found: Neighbors) -> Neighbors:
+        return Neighbors(found.similarity, np.where(found.rows < 0, -1, found.rows + self.start))
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Stored vectors (n, d) float32 of handles (n,). Raises ValueError for rows of other shards."""

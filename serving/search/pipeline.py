@@ -11,7 +11,7 @@ import numpy as np
 
 from serving.contract.keys import product_key
 from serving.contract.preprocess import ImageLimits
-from serving.index.searcher import Found, Searcher
+from serving.index.searcher import Neighbors, Searcher
 from serving.ranking.features import Features
 from serving.ranking.profiles import Profiles
 from serving.ranking.ranker import Ranked, User
@@ -171,7 +171,7 @@ class SearchCache:
         version = self.release.version_info
         return cast(SearchAnswer | None, self.caches.response.get(self.answer_key, lambda kept: kept.version == version))
 
-    def keep_answer(self, answer: SearchAnswer, found: Found) -> SearchAnswer:
+    def keep_answer(self, answer: SearchAnswer, found: Neighbors) -> SearchAnswer:
         if not self.query.personal and not found.missing:
             self.caches.response.put(self.answer_key, answer)
         return answer
@@ -191,14 +191,14 @@ class SearchCache:
         self.caches.embedding.put(self._text_key(), encoded)
         return encoded
 
-    def candidates(self, encoded: EncodedQuery, wanted: int) -> Found | None:
+    def candidates(self, encoded: EncodedQuery, wanted: int) -> Neighbors | None:
         key, release = self._candidates_key(encoded, wanted), self.release
-        found: Found | None = self.caches.candidates.get(key, lambda kept: release.are_candidates(kept, wanted))
+        found: Neighbors | None = self.caches.candidates.get(key, lambda kept: release.are_candidates(kept, wanted))
         if found is not None:
             self.hits.append("candidates")
         return found
 
-    def keep_candidates(self, encoded: EncodedQuery, wanted: int, found: Found) -> None:
+    def keep_candidates(self, encoded: EncodedQuery, wanted: int, found: Neighbors) -> None:
         if not found.missing:
             self.caches.candidates.put(self._candidates_key(encoded, wanted), found)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from serving.contract.palette import NAMES
-from serving.index.searcher import Found
+from serving.index.searcher import Neighbors
 from serving.search.caches import CANDIDATES_S, EMBEDDING_S, RESPONSE_S, Caches, anything
 from serving.search.schemas import SearchAnswer
 from serving.versions.release import EncodedQuery
@@ -44,17 +44,17 @@ def read_asked(data: bytes) -> EncodedQuery:
     return EncodedQuery(np.frombuffer(data, "<f4", d, 4), np.frombuffer(rest, np.uint8) if rest else None)
 
 
-def write_found(found: Found) -> bytes:
+def write_found(found: Neighbors) -> bytes:
     """uint32 k, k float32 similarities, k int64 rows, of one query."""
     similarity, rows = found.similarity[0].astype("<f4"), found.rows[0].astype("<i8")
     return struct.pack("<I", len(rows)) + similarity.tobytes() + rows.tobytes()
 
 
-def read_found(data: bytes) -> Found:
+def read_found(data: bytes) -> Neighbors:
     (k,) = _header(data)
     if len(data) != 4 + 12 * k:
         raise ValueError(f"{len(data)} bytes are no list of {k} candidates")
-    return Found(np.frombuffer(data, "<f4", k, 4)[None], np.frombuffer(data, "<i8", k, 4 + 4 * k)[None])
+    return Neighbors(np.frombuffer(data, "<f4", k, 4)[None], np.frombuffer(data, "<i8", k, 4 + 4 * k)[None])
 
 
 def _header(data: bytes) -> tuple[int]:

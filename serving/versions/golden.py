@@ -8,7 +8,7 @@ import numpy as np
 from serving.contract.files import ContractError, written_whole
 from serving.contract.keys import shard_of
 from serving.contract.manifest import CANDIDATES
-from serving.index.merge import Found
+from serving.index.merge import Neighbors
 from serving.index.searcher import Searcher
 
 TOP = 10
@@ -108,10 +108,10 @@ def _read(path: Path, dim: int) -> dict[str, np.ndarray]:
     return golden
 
 
-def _found(searcher: Searcher, vectors: np.ndarray) -> Found:
+def _found(searcher: Searcher, vectors: np.ndarray) -> Neighbors:
     """The best ten of as many as shoppers ask for: asked for ten, equal estimates at the edge of what is refined could change them."""
     found = searcher.search(vectors, CANDIDATES)
-    return Found(found.similarity[:, :TOP], found.rows[:, :TOP])
+    return Neighbors(found.similarity[:, :TOP], found.rows[:, :TOP])
 
 
 def _keys(searcher: Searcher, rows: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from serving.contract.manifest import CANDIDATES, IndexManifest
 from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
-from serving.index.searcher import Found, Searcher
+from serving.index.searcher import Neighbors, Searcher
 from serving.ranking.filters import Filter, FilterError, matching
 from serving.ranking.ranker import Ranked, RankerConfig, User, rank
 from serving.versions.encoder_guard import EncoderGuard
@@ -125,7 +125,7 @@ class Release:
         length = float(np.linalg.norm(query.vector.astype(np.float64)))
         return query.vector.shape == (self.searcher.dim,) and abs(length - 1) <= UNIT_TOLERANCE
 
-    def are_candidates(self, found: Found, wanted: int) -> bool:
+    def are_candidates(self, found: Neighbors, wanted: int) -> bool:
         """Whether what a shared cache holds may be this version's candidates of one query: so many rows of it, best first."""
         similarity, rows = found.similarity[0], found.rows[0]
         there = rows >= 0
@@ -157,14 +157,14 @@ class Release:
         """The stored vector (d,) float32 of a row."""
         return self.searcher.vector(row)
 
-    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
+    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Neighbors:
         """The first phase: the nearest rows of unit query vectors xq (nq, d) that may be in the answer.
 
         `latest` (by time.monotonic) is when the request's time is over; it matters where shards are asked over the network.
         """
         return self.searcher.search(xq, candidates, self.allowed(wanted))
 
-    def rank(self, found: Found, k: int, query: EncodedQuery, user: User | None = None) -> Ranked:
+    def rank(self, found: Neighbors, k: int, query: EncodedQuery, user: User | None = None) -> Ranked:
         """The second phase: the k best of one query's candidates, as the user likes them."""
         rows, similarity = found.rows[0], found.similarity[0]
         return rank(rows, similarity, self.searcher.features, self.ranker, k, user, query.colours, query.row)

@@ -6,8 +6,8 @@ import numpy as np
 
 from serving.contract.manifest import Scalar
 from serving.index.engine import Engine, Mask
-from serving.index.faiss_engine import widened
-from serving.index.merge import Found
+from serving.index.faiss_engine import scale_effort
+from serving.index.merge import Neighbors
 from serving.index.searcher import WIDER, Searcher
 from tasks.index.families import Family
 
@@ -28,11 +28,11 @@ class Counted:
         self.searches: list[tuple[int, int, int]] = []
         self.compared: list[int] = []
 
-    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
+    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Neighbors:
         self.searches.append((len(xq), k, effort))
         return self.engine.search(xq, k, mask, params, effort)
 
-    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
         self.compared.append(len(xq) * len(positions))
         return self.engine.nearest(xq, positions, k)
 
@@ -43,9 +43,9 @@ class Work:
     def __init__(self, searcher: Searcher, family: Family, nlist: int) -> None:
         self.family, self.nlist = family, nlist
         self.searcher = copy.copy(searcher)
-        self.searcher.parts = [copy.copy(part) for part in searcher.parts]
-        self.engines = [Counted(part.engine) for part in self.searcher.parts]
-        for part, engine in zip(self.searcher.parts, self.engines, strict=True):
+        self.searcher.groups = [copy.copy(part) for part in searcher.groups]
+        self.engines = [Counted(part.engine) for part in self.searcher.groups]
+        for part, engine in zip(self.searcher.groups, self.engines, strict=True):
             part.engine = engine
 
     def begin(self) -> None:
@@ -59,7 +59,7 @@ class Work:
         total = 0.0
         for engine in self.engines:
             for queries, k, effort in engine.searches:
-                wide = widened(params, effort if widening else 1)
+                wide = scale_effort(params, effort if widening else 1)
                 if "nprobe" in wide:
                     wide["nprobe"] = min(int(wide["nprobe"] or 1), self.nlist)
                 total += queries * (CALL_US + self.family.cost(wide, k, engine.rows / self.nlist))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.index.merge import Found
+from serving.index.merge import Neighbors
 from serving.index.recall import DEPTH, recall
 from tasks import storage
 from tasks.index.vectors import shard_batches, shard_counts
@@ -58,4 +58,4 @@ def exact_truth(
 
 def recall_of(found: np.ndarray, truth: Truth, k: int) -> float:
     """Mean share of the true k nearest among found keys (nq, any) int64, -1 none; what ties with the k-th counts as well."""
-    return recall(found, Found(truth.similarity, truth.keys), k)
+    return recall(found, Neighbors(truth.similarity, truth.keys), k)

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from serving.app import create_app
-from serving.index.searcher import Found
+from serving.index.searcher import Neighbors
 from serving.ranking.profiles import RedisProfiles
 from serving.search.shared_cache import ASKED, FOUND, RedisCache, connect, read_asked, read_found, write_asked, write_found
 from serving.settings import ServingSettings
@@ -54,7 +54,7 @@ def test_values_come_back_as_they_were_and_nonsense_is_refused() -> None:
         again = read_asked(write_asked(one))
         assert np.array_equal(again.vector, one.vector)
         assert (again.colours is None) == (one.colours is None)
-    found = Found(rng.random((1, 5), np.float32), np.array([[4, 3, 2, 1, -1]]))
+    found = Neighbors(rng.random((1, 5), np.float32), np.array([[4, 3, 2, 1, -1]]))
     again_ = read_found(write_found(found))
     assert np.array_equal(again_.rows, found.rows)
     assert np.array_equal(again_.similarity, found.similarity)
@@ -137,7 +137,7 @@ def test_candidates_that_are_none_of_this_version_are_a_miss(
         (name,) = redis.keys("*:candidates:*")
         kept = read_found(redis.get(name))  # type: ignore[arg-type]
         similarity, rows = change(kept.similarity[0], kept.rows[0])
-        redis.set(name, write_found(Found(similarity[None], rows[None])))
+        redis.set(name, write_found(Neighbors(similarity[None], rows[None])))
         again = client.post("/v1/search", files={"image": photo}, data={"k": "7"}).json()
         assert again["cached"] == ["embedding"]
         assert again["results"] == first["results"][:7]
@@ -195,7 +195,7 @@ def test_a_frozen_redis_is_noticed_within_its_timeout(tmp_path: Path) -> None:
         while cache.get("a") is None and cache.errors and time.monotonic() < until:
             cache.away_until, cache.errors = 0.0, 0
             time.sleep(0.05)
-        cache.put("a", Found(np.zeros((1, 2), np.float32), np.ones((1, 2), np.int64)))
+        cache.put("a", Neighbors(np.zeros((1, 2), np.float32), np.ones((1, 2), np.int64)))
         assert cache.get("a") is not None
         server.send_signal(signal.SIGSTOP)
         waited = threading.Thread(target=cache.get, args=("a",))
