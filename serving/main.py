@@ -19,9 +19,9 @@ def serve() -> None:
 
     from serving.api.connection_limits import LimitedHttpProtocol
     from serving.app import create_app
-    from serving.versions.version_source import limit_patience
+    from serving.versions.version_source import limit_mlflow_timeouts
 
-    limit_patience()
+    limit_mlflow_timeouts()
     try:
         settings = ServingSettings.load(os.environ)
         app = create_app(settings)

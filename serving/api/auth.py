@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from serving.api.errors import Refused
-from serving.contract.files import Frozen, first_wrong
+from serving.api.errors import ApiError
+from serving.contract.files import Frozen, first_error
 
 
 class ApiKey(Frozen):
@@ -32,7 +32,7 @@ def read_keys(path: str) -> tuple[ApiKey, ...]:
     except OSError as error:
         raise ValueError(f"VITRINE_API_KEYS={path!r} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        raise ValueError(f"VITRINE_API_KEYS={path!r}: {first_wrong(error)}") from None
+        raise ValueError(f"VITRINE_API_KEYS={path!r}: {first_error(error)}") from None
     except ValueError:
         raise ValueError(f"VITRINE_API_KEYS={path!r} is not JSON") from None
 
@@ -43,7 +43,7 @@ class Access:
     def __init__(self, admin_token: str, keys: tuple[ApiKey, ...], clock: Callable[[], float] = time.monotonic) -> None:
         self.admin_token, self.clock = admin_token, clock
         self.keys = {k.sha256: k for k in keys}
-        self.left = {k.sha256: (float(k.per_minute), clock()) for k in keys}
+        self.buckets = {k.sha256: (float(k.per_minute), clock()) for k in keys}
         self.lock = threading.Lock()
 
     @property
@@ -66,35 +66,35 @@ class Access:
     def check_admin(self, authorization: str) -> None:
         """Raises Refused unless an admin asks."""
         if not self.is_admin(authorization):
-            raise Refused(
+            raise ApiError(
                 401, "this needs the admin token: Authorization: Bearer …", "unauthorized", {"WWW-Authenticate": "Bearer"}
             )
 
-    def check_key(self, given: str, searches: int = 1) -> None:
+    def check_key(self, api_key: str, searches: int = 1) -> None:
         """Takes `searches` from what a key has left.
 
         Raises Refused: 401 for an unknown key, 429 when it has too few left, 422 when it never has so many at once.
         """
-        digest = hashlib.sha256(given.encode()).hexdigest()  # comparing digests says nothing about the key
+        digest = hashlib.sha256(api_key.encode()).hexdigest()  # comparing digests says nothing about the key
         key = self.keys.get(digest)
         if key is None:
-            raise Refused(401, "this replica asks for an API key: X-Api-Key: …", "api_key", {"WWW-Authenticate": "ApiKey"})
+            raise ApiError(401, "this replica asks for an API key: X-Api-Key: …", "api_key", {"WWW-Authenticate": "ApiKey"})
         if searches > key.per_minute:
             detail = (
                 f"the key {key.name!r} may ask {key.per_minute} searches at once; these are {searches}, send fewer in a batch"
             )
-            raise Refused(422, detail, "rate")
+            raise ApiError(422, detail, "rate")
         wait_s = self._take(key, searches)
         if wait_s:
             detail = f"the key {key.name!r} may search {key.per_minute} times a minute; try again in {wait_s:.0f} s"
-            raise Refused(429, detail, "rate", {"Retry-After": f"{wait_s:.0f}"})
+            raise ApiError(429, detail, "rate", {"Retry-After": f"{wait_s:.0f}"})
 
     def _take(self, key: ApiKey, searches: int) -> float:
         """0 when the key had enough left, else the seconds (at least 1) until it will have."""
         now, rate = self.clock(), key.per_minute / 60
         with self.lock:
-            left, at = self.left[key.sha256]
+            left, at = self.buckets[key.sha256]
             left = min(float(key.per_minute), left + rate * (now - at))
             enough = left >= searches
-            self.left[key.sha256] = (left - searches if enough else left, now)
+            self.buckets[key.sha256] = (left - searches if enough else left, now)
         return 0.0 if enough else float(max(1, math.ceil((searches - left) / rate - 1e-6)))

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api.admission import Places
-from serving.api.errors import Refused
+from serving.api.admission import AdmissionLimit
+from serving.api.errors import ApiError
 from serving.contract.preprocess import ImageRejected
 
 
@@ -23,9 +23,9 @@ class BodyLimits:
     """
 
     def __init__(
-        self, app: ASGIApp, max_bytes: int, limit_s: float, places: Places, by_path: Mapping[str, int] | None = None
+        self, app: ASGIApp, max_bytes: int, limit_s: float, admission: AdmissionLimit, by_path: Mapping[str, int] | None = None
     ) -> None:
-        self.app, self.max_bytes, self.limit_s, self.places, self.by_path = app, max_bytes, limit_s, places, by_path or {}
+        self.app, self.max_bytes, self.limit_s, self.admission, self.by_path = app, max_bytes, limit_s, admission, by_path or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,13 +46,13 @@ class BodyLimits:
             if not deadline:
                 if length.isdecimal() and int(length) > most:
                     raise ImageRejected("too_many_bytes", f"the body has {length} bytes; at most {most} are accepted")
-                place.enter_context(self.places)
+                place.enter_context(self.admission)
                 deadline = asyncio.get_running_loop().time() + self.limit_s
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
-                raise Refused(408, f"the body did not arrive whole within {self.limit_s:g} s", "body") from None
+                raise ApiError(408, f"the body did not arrive whole within {self.limit_s:g} s", "body") from None
             size += len(message.get("body", b""))
             if size > most:
                 raise ImageRejected("too_many_bytes", f"the body has more than {most} bytes")

@@ -34,12 +34,12 @@ KEY_OPTIONAL: dict[str, Any] = {"security": [{}]}
 SERVER_TIMING = {"Server-Timing": header("milliseconds of each phase")}
 ETAG = {"ETag": header("weak: names the products that are found; the request id and timings differ")}
 ADDRESS = {"Content-Location": header("the address where caches may keep a photo's answer")}
-SEARCHED = problems(401, 404, 408, 413, 415, 422, 429, 503, 504)
-SEARCHED[200] = {"headers": SERVER_TIMING | ADDRESS}
-BATCHED = problems(401, 408, 413, 422, 429, 503)
-CACHED = problems(401, 404, 422, 429, 503, 504)
-CACHED[200] = {"headers": SERVER_TIMING | ETAG}
-CACHED[304] = {"description": "Nothing new: the caller has this answer", "headers": ETAG}
+SEARCH_RESPONSES = problems(401, 404, 408, 413, 415, 422, 429, 503, 504)
+SEARCH_RESPONSES[200] = {"headers": SERVER_TIMING | ADDRESS}
+BATCH_RESPONSES = problems(401, 408, 413, 422, 429, 503)
+CACHEABLE_RESPONSES = problems(401, 404, 422, 429, 503, 504)
+CACHEABLE_RESPONSES[200] = {"headers": SERVER_TIMING | ETAG}
+CACHEABLE_RESPONSES[304] = {"description": "Nothing new: the caller has this answer", "headers": ETAG}
 
 FORM = {
     "type": "object",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from urllib.parse import unquote
 
-SHOWN = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
 
 def picture_path(uri: str, root: str) -> Path | None:
@@ -13,6 +13,6 @@ def picture_path(uri: str, root: str) -> Path | None:
     base = Path(root).resolve()
     text = unquote(uri.removeprefix("file://")).removeprefix("localhost") if uri.startswith("file://") else uri
     path = (base / text).resolve()
-    if not path.is_relative_to(base) or path.suffix.lower() not in SHOWN or not path.is_file():
+    if not path.is_relative_to(base) or path.suffix.lower() not in SUFFIXES or not path.is_file():
         return None
     return path

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from serving.api.admission import Places, overloaded
+from serving.api.admission import AdmissionLimit, overloaded
 from serving.api.auth import Access, read_keys
-from serving.api.errors import Refused
+from serving.api.errors import ApiError
 from serving.api.metrics import RequestMetrics
 from serving.cluster.client import ShardClient
 from serving.cluster.fleet import RESOLVE_S, Fleet, addresses_of
-from serving.cluster.gateway import GatewayVersions
+from serving.cluster.gateway import GatewayOpener
 from serving.cluster.metrics import GatewayMetrics
 from serving.contract.preprocess import ImageLimits
 from serving.contract.runtimes import runtime
@@ -30,11 +30,11 @@ from serving.search.schemas import SearchAnswer
 from serving.settings import ServingSettings
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.timing import Deadline, DeadlinePassed, Timings
-from serving.telemetry.tracing import tracing_to
-from serving.versions.alias_poller import LOADER_POLL_S, Following
+from serving.telemetry.tracing import make_tracing
+from serving.versions.alias_poller import LOADER_POLL_S, Poller
 from serving.versions.metrics import SlotMetrics
 from serving.versions.release import Release
-from serving.versions.slots import Opener, Slots, WholeVersions
+from serving.versions.slots import Opener, ReleaseOpener, Slots
 from serving.versions.version_source import VersionSource
 
 FETCHERS = 4
@@ -53,7 +53,7 @@ class Replica:
         self.fleet = _fleet(settings)
         self.slots: Slots[Release] = Slots(source, opener=self._opener(source))
         self.access = Access(settings.admin_token, read_keys(settings.api_keys))
-        self.tracing = tracing_to(settings.otel_endpoint)
+        self.tracing = make_tracing(settings.otel_endpoint)
         self.limits = ImageLimits(
             max_bytes=settings.max_image_bytes,
             max_pixels=settings.max_image_pixels,
@@ -70,8 +70,8 @@ class Replica:
         self.workers = ThreadPoolExecutor(settings.workers, "search")
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
         self.waiting, self.lock = 0, threading.Lock()
-        self.uploads = Places(settings.uploads, "photos are on their way in")
-        self.fetches = Places(FETCHERS + settings.queue, "photos are being fetched by their addresses")
+        self.uploads = AdmissionLimit(settings.uploads, "photos are on their way in")
+        self.fetches = AdmissionLimit(FETCHERS + settings.queue, "photos are being fetched by their addresses")
         calls: dict[str, tuple[Callable[[], object], float | None]] = {
             "follow": (self.slots.follow, settings.poll_s),
             "load": (self.slots.load_next, LOADER_POLL_S),
@@ -79,13 +79,13 @@ class Replica:
         }
         if self.fleet is not None:
             calls["shards"] = (self.fleet.follow, RESOLVE_S)
-        self.following = Following(calls)
+        self.poller = Poller(calls)
 
     def start(self) -> None:
-        self.following.start()
+        self.poller.start()
 
     def close(self) -> None:
-        self.following.close()
+        self.poller.close()
         if self.fleet is not None:
             self.fleet.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
@@ -153,22 +153,22 @@ class Replica:
         """The release to answer with. Raises Refused(503) when there is none."""
         found = self.slots.get(slot)
         if found is None:
-            what = f"slot {slot} holds no version that is ready" if slot else self.slots.nothing_live()
-            raise Refused(503, what, "not_ready", {"Retry-After": "5"})
+            what = f"slot {slot} holds no version that is ready" if slot else self.slots.not_live_reason()
+            raise ApiError(503, what, "not_ready", {"Retry-After": "5"})
         return found
 
     def describe(self) -> dict[str, object]:
         """What this process is, besides its slots."""
-        told: dict[str, object] = {"role": self.settings.role, "notice": self.settings.notice}
-        return told if self.fleet is None else told | {"shards": self.fleet.describe(), "shard_map_error": self.fleet.error}
+        state: dict[str, object] = {"role": self.settings.role, "notice": self.settings.notice}
+        return state if self.fleet is None else state | {"shards": self.fleet.describe(), "shard_map_error": self.fleet.error}
 
     def _opener(self, source: VersionSource) -> Opener[Release]:
-        chosen = self.settings
-        runs = runtime(chosen.encoder_runtime)
+        settings = self.settings
+        encoder_runtime = runtime(settings.encoder_runtime)
         if self.fleet is None:
-            return WholeVersions(source, chosen.threads, runs)
-        client = ShardClient(self.fleet, GatewayMetrics(self.metrics, self.fleet), chosen.shard_timeout_s, chosen.hedges)
-        return GatewayVersions(source, self.fleet, client, chosen.threads, chosen.shard_patience_s, runs)
+            return ReleaseOpener(source, settings.threads, encoder_runtime)
+        client = ShardClient(self.fleet, GatewayMetrics(self.metrics, self.fleet), settings.shard_timeout_s, settings.hedges)
+        return GatewayOpener(source, self.fleet, client, settings.threads, settings.shard_patience_s, encoder_runtime)
 
 
 def _timeout_s(timeout_ms: str) -> float:

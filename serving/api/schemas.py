@@ -46,7 +46,7 @@ class LiveVersion(Live):
     gates: list[Gate]
 
 
-class Held(BaseModel):
+class SlotsBase(BaseModel):
     """What each slot holds."""
 
     slots: dict[str, SlotState]
@@ -54,7 +54,7 @@ class Held(BaseModel):
     flips: int = Field(description="times another version went live since the start")
 
 
-class SlotsState(Held):
+class SlotsState(SlotsBase):
     """What each slot holds, and what answers."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [NOW]})
@@ -72,7 +72,7 @@ class ShardProcess(BaseModel):
     versions: dict[str, str]
 
 
-class ReplicaState(Held):
+class ReplicaState(SlotsBase):
     """What each slot holds, the live version in full, and what the process is."""
 
     model_config = ConfigDict(

@@ -12,8 +12,8 @@ from serving.contract.preprocess import ImageRejected
 FORM_FIELDS = ("k", "candidates", "explain", "text", "text_weight")
 JSON_FIELDS = ("filter", "user")
 KNOWN = frozenset(FORM_FIELDS + JSON_FIELDS)
-MOST_FIELDS = 10
-MOST_VALUES = 20_000
+MAX_FIELDS = 10
+MAX_VALUES = 20_000
 """What the JSON of one search may hold, by its commas: a vector has up to 4,096 numbers, a list of a filter up to 1,000 values. A
 photo's base64 has none; without a limit, ten megabytes of numbers hold up everybody for a second."""
 
@@ -31,7 +31,7 @@ async def read_upload(request: Request) -> tuple[bytes | None, dict[str, Any]]:
     if kind != "multipart/form-data":
         raise ImageRejected("format", "send the photo as multipart/form-data (field image), or a JSON object")
     try:
-        async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
+        async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
             image = form.get("image")
             photo = await image.read() if isinstance(image, UploadFile) else None
     except HTTPException as error:
@@ -45,7 +45,7 @@ async def read_upload(request: Request) -> tuple[bytes | None, dict[str, Any]]:
     return photo, fields
 
 
-def json_object(data: bytes, what: str = "the body", most: int = MOST_VALUES) -> dict[str, Any]:
+def json_object(data: bytes, what: str = "the body", most: int = MAX_VALUES) -> dict[str, Any]:
     """The JSON object in some bytes. Raises ValueError saying that `what` is none, or holds more than so many values."""
     if data.count(b",") > most:
         raise ValueError(f"{what} holds more than {most:,} values")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from serving.cluster.fleet import Backend, ConnectionFailed, Fleet
-from serving.cluster.hedging import Budget, Latencies
+from serving.cluster.hedging import HedgeBudget, Latencies
 from serving.cluster.metrics import GatewayMetrics
 from serving.cluster.wire import MEDIA_TYPE
 from serving.telemetry import logs, tracing
@@ -18,12 +18,12 @@ MAX_TRIES = 3
 T = TypeVar("T")
 
 
-class Refusal(Exception):
+class InvalidShardRequest(Exception):
     """A shard says that the question itself is wrong."""
 
 
 @dataclass(frozen=True)
-class Question:
+class ShardRequest:
     """What is asked of several shards from `began` to `until` (seconds of the client's clock).
 
     `read` makes an answer of a body and raises ValueError for a body that is none. A question that is not `usual` is slow by its
@@ -37,7 +37,7 @@ class Question:
     began: float
     until: float
     most_s: float
-    usual: bool
+    hedgeable: bool
     headers: dict[str, str]
 
 
@@ -68,15 +68,15 @@ class ShardClient:
     ) -> None:
         """`timeout_s`: what a shard gets at most; `hedges`: the share of questions that may be asked twice."""
         self.fleet, self.metrics, self.timeout_s, self.clock = fleet, metrics, timeout_s, clock
-        self.budget = Budget(hedges)
+        self.budget = HedgeBudget(hedges)
         self.latencies: dict[tuple[str, int], Latencies] = {}
 
-    def ask(
+    def fan_out(
         self,
         path: str,
         version: str,
         shards: list[int],
-        question: Callable[[int, float], bytes],
+        request: Callable[[int, float], bytes],
         read: Callable[[bytes], T],
         latest: float | None = None,
         slow_s: float = 0.0,
@@ -91,7 +91,7 @@ class ShardClient:
         most_s = slow_s or self.timeout_s
         until = min(began + most_s, latest if latest is not None else float("inf"))
         headers = {"content-type": MEDIA_TYPE} | request_headers()
-        return FanOut(self, Question(path, version, question, read, began, until, most_s, not slow_s, headers)).run(shards)
+        return FanOut(self, ShardRequest(path, version, request, read, began, until, most_s, not slow_s, headers)).run(shards)
 
     def observe(self, path: str, shard: int, took_s: float, hedged: bool) -> None:
         self.latencies.setdefault((path, shard), Latencies()).add(took_s)
@@ -100,14 +100,14 @@ class ShardClient:
 
     def hedge_after_s(self, path: str, shard: int) -> float:
         known = self.latencies.get((path, shard))
-        return max(known.late_s, MIN_HEDGE_S) if known else float("inf")
+        return max(known.p95_s, MIN_HEDGE_S) if known else float("inf")
 
 
 class FanOut:
     """One question's requests, from the first to the last answer."""
 
-    def __init__(self, client: ShardClient, question: Question) -> None:
-        self.client, self.question, self.clock = client, question, client.clock
+    def __init__(self, client: ShardClient, request: ShardRequest) -> None:
+        self.client, self.request, self.clock = client, request, client.clock
         self.calls: dict[Future[tuple[int, bytes]], Call] = {}
         self.pending: dict[int, PendingShard] = {}
         self.answers: dict[int, Any] = {}
@@ -120,12 +120,12 @@ class FanOut:
             self._try(shard)
         while self.pending:
             now = self.clock()
-            if now >= self.question.until:
+            if now >= self.request.until:
                 self._time_out()
                 break
             for shard in [s for s, p in self.pending.items() if p.hedge_at <= now]:
                 self._hedge(shard)
-            next_at = min([self.question.until, *(p.hedge_at for p in self.pending.values())])
+            next_at = min([self.request.until, *(p.hedge_at for p in self.pending.values())])
             done, _ = wait(self.calls, max(0.0, next_at - self.clock()), FIRST_COMPLETED)
             for future in done:
                 self._receive(future, self.calls.pop(future))
@@ -135,11 +135,11 @@ class FanOut:
 
     def _try(self, shard: int, hedge: bool = False) -> None:
         """Asks one more process; a shard that nobody else can answer for, and nobody is asked, is given up."""
-        state, question = self.pending[shard], self.question
+        state, request = self.pending[shard], self.request
         state.hedge_at = float("inf")
         backend = None
         if len(state.tried) < MAX_TRIES:
-            backend = self.client.fleet.choose(shard, question.version, state.tried)
+            backend = self.client.fleet.choose(shard, request.version, state.tried)
         if backend is None:
             if not state.under_way:
                 self._lose(shard)
@@ -147,40 +147,40 @@ class FanOut:
         state.tried.add(backend.name)
         state.under_way += 1
         now = self.clock()
-        left_s = question.until - now
+        left_s = request.until - now
         backend.count(1)
-        body = question.body(shard, left_s)
-        future = self.client.fleet.requests.submit(backend.request, "POST", question.path, left_s, body, question.headers)
+        body = request.body(shard, left_s)
+        future = self.client.fleet.requests.submit(backend.request, "POST", request.path, left_s, body, request.headers)
         future.add_done_callback(lambda _: backend.count(-1))
         self.calls[future] = Call(shard, backend, now, hedge)
-        if question.usual and not hedge:
-            state.hedge_at = now + self.client.hedge_after_s(question.path, shard)
+        if request.hedgeable and not hedge:
+            state.hedge_at = now + self.client.hedge_after_s(request.path, shard)
 
     def _hedge(self, shard: int) -> None:
         state = self.pending[shard]
         state.hedge_at = float("inf")
-        another = self.client.fleet.choose(shard, self.question.version, state.tried)
+        another = self.client.fleet.choose(shard, self.request.version, state.tried)
         if another is not None and self.client.budget.spend():
             self._try(shard, hedge=True)
 
     def _receive(self, future: Future[tuple[int, bytes]], call: Call) -> None:
         try:
             status, body = future.result()
-            answer = self.question.read(body) if status == 200 else None
+            answer = self.request.read(body) if status == 200 else None
         except (ConnectionFailed, ValueError) as error:
-            if self.clock() < self.question.until:  # later it is our own time that ran out: `_time_out` judges that
-                call.backend.down(str(error))
+            if self.clock() < self.request.until:  # later it is our own time that ran out: `_time_out` judges that
+                call.backend.mark_down(str(error))
             return self._next(call.shard)
         if call.shard not in self.pending:
             return None
         if status == 422:
-            raise Refusal(body.decode(errors="replace"))
+            raise InvalidShardRequest(body.decode(errors="replace"))
         if status != 200:  # too busy, or without this version: another may have it
             if status == 409:
-                call.backend.ready -= {self.question.version}
+                call.backend.ready -= {self.request.version}
             return self._next(call.shard)
-        if self.question.usual:
-            self.client.observe(self.question.path, call.shard, self.clock() - call.began, call.hedge)
+        if self.request.hedgeable:
+            self.client.observe(self.request.path, call.shard, self.clock() - call.began, call.hedge)
         self.answers[call.shard] = answer
         del self.pending[call.shard]
         return None
@@ -192,11 +192,11 @@ class FanOut:
 
     def _time_out(self) -> None:
         """The time is over. A process that had all the time a shard gets is not asked again until a probe finds it well."""
-        waited_s = self.question.until - self.question.began
+        waited_s = self.request.until - self.request.began
         for future, call in self.calls.items():
-            whole = waited_s >= self.question.most_s - 1e-3 and not call.hedge and not future.cancel()
+            whole = waited_s >= self.request.most_s - 1e-3 and not call.hedge and not future.cancel()
             if whole and call.shard in self.pending:
-                call.backend.down(f"no answer within {waited_s:.2g} s")
+                call.backend.mark_down(f"no answer within {waited_s:.2g} s")
         for shard in list(self.pending):
             self._lose(shard)
 

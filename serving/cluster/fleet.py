@@ -39,10 +39,10 @@ class Backend:
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port, self.name = host, port, f"{host}:{port}"
         self.up = False
-        self.why = "not asked yet"
+        self.reason = "not asked yet"
         self.shards: frozenset[int] = frozenset()
         self.ready: frozenset[str] = frozenset()
-        self.told: dict[str, dict[str, str]] = {}
+        self.versions: dict[str, dict[str, str]] = {}
         self.outstanding = 0
         self.http = urllib3.HTTPConnectionPool(host, port, maxsize=MAX_IDLE, retries=False)
         self.stop = threading.Event()
@@ -72,11 +72,11 @@ class Backend:
         with self.lock:
             self.outstanding += change
 
-    def down(self, why: str) -> None:
+    def mark_down(self, why: str) -> None:
         """Is not asked any more until a probe finds it answering again."""
         if self.up:
             log.warning("shard process %s is down: %s", self.name, why)
-        self.up, self.why = False, why
+        self.up, self.reason = False, why
 
     def probe(self) -> None:
         """Asks what it holds. Never raises."""
@@ -86,23 +86,23 @@ class Backend:
             shards, versions = frozenset(int(s) for s in told["shards"]), dict(told["versions"])
             ready = frozenset(f"{v}|{s['digest']}" for v, s in versions.items() if s["state"] == "ready")
         except (ConnectionFailed, ValueError, KeyError, TypeError) as error:
-            self.down(str(error) or type(error).__name__)
+            self.mark_down(str(error) or type(error).__name__)
             return
         if not self.up:
             log.info("shard process %s is up: shards %s", self.name, sorted(shards))
-        self.shards, self.ready, self.told, self.why, self.up = shards, ready, versions, "", True
+        self.shards, self.ready, self.versions, self.reason, self.up = shards, ready, versions, "", True
 
     def watch(self, every_s: float) -> None:
         """Probes until `stop` is set."""
         while not self.stop.is_set():
             self.probe()
             self.stop.wait(every_s)
-        self.up, self.why = False, "no longer in the shard map"
+        self.up, self.reason = False, "no longer in the shard map"
         self.http.close()
 
     def describe(self) -> dict[str, Any]:
-        versions = {v: s["state"] + (f": {s['reason']}" if s.get("reason") else "") for v, s in self.told.items()}
-        return {"address": self.name, "up": self.up, "reason": self.why, "shards": sorted(self.shards), "versions": versions}
+        versions = {v: s["state"] + (f": {s['reason']}" if s.get("reason") else "") for v, s in self.versions.items()}
+        return {"address": self.name, "up": self.up, "reason": self.reason, "shards": sorted(self.shards), "versions": versions}
 
 
 class Fleet:
@@ -117,7 +117,7 @@ class Fleet:
     def follow(self) -> None:
         """Takes up addresses that are new and lets go of those that are gone. Never raises; what cannot be read changes nothing."""
         try:
-            wanted = {f"{host}:{port}": (host, port) for url in self.addresses() for host, port in resolved(url)}
+            wanted = {f"{host}:{port}": (host, port) for url in self.addresses() for host, port in resolve(url)}
         except (OSError, ValueError) as error:
             self.error = f"the shard map cannot be read: {error}"
             return
@@ -133,7 +133,7 @@ class Fleet:
             backend.stop.set()
         self.requests.shutdown(wait=False, cancel_futures=True)
 
-    def holding(self, shard: int, wanted: str) -> list[Backend]:
+    def holders(self, shard: int, wanted: str) -> list[Backend]:
         """The processes that answer and hold this shard of this version ("version|digest")."""
         return [b for b in list(self.backends.values()) if b.up and shard in b.shards and wanted in b.ready]
 
@@ -143,34 +143,34 @@ class Fleet:
         "The power of two choices": the longest queue grows as log log n rather than log n / log log n
         (Mitzenmacher, IEEE TPDS 12(10), 2001).
         """
-        found = [b for b in self.holding(shard, wanted) if b.name not in tried]
+        found = [b for b in self.holders(shard, wanted) if b.name not in tried]
         if len(found) <= 1:
             return found[0] if found else None
         return min(self.random.sample(found, 2), key=lambda b: b.outstanding)
 
-    def lacks(self, version: str, digest: str, shards: int) -> list[tuple[int, str]]:
+    def missing_shards(self, version: str, digest: str, shards: int) -> list[tuple[int, str]]:
         """The shards that no answering process holds ready in this version, each with why."""
         wanted = f"{version}|{digest}"
-        return [(s, self._why(s, version, digest)) for s in range(shards) if not self.holding(s, wanted)]
+        return [(s, self._missing_reason(s, version, digest)) for s in range(shards) if not self.holders(s, wanted)]
 
-    def answering(self, shard: int) -> bool:
+    def any_up(self, shard: int) -> bool:
         """Whether any process with this shard answers at all."""
         return any(b.up and shard in b.shards for b in list(self.backends.values()))
 
-    def failed(self, shard: int, version: str) -> str:
+    def load_failure(self, shard: int, version: str) -> str:
         """Why every answering process with this shard failed to load a version; "" when one did not fail."""
         mine = [b for b in list(self.backends.values()) if b.up and shard in b.shards]
-        told = [b.told.get(version, {}) for b in mine]
+        told = [b.versions.get(version, {}) for b in mine]
         return told[0].get("reason", "") if mine and all(t.get("state") == "failed" for t in told) else ""
 
     def describe(self) -> list[dict[str, Any]]:
         return [b.describe() for b in sorted(self.backends.values(), key=lambda b: b.name)]
 
-    def _why(self, shard: int, version: str, digest: str) -> str:
+    def _missing_reason(self, shard: int, version: str, digest: str) -> str:
         mine = [b for b in list(self.backends.values()) if b.up and shard in b.shards]
         if not mine:
             return f"no process that holds shard {shard} answers"
-        told = mine[0].told.get(version)
+        told = mine[0].versions.get(version)
         if told is None:
             return f"shard {shard} ({mine[0].name}) does not know version {version} yet"
         if told["state"] == "ready":
@@ -178,7 +178,7 @@ class Fleet:
         return f"shard {shard} ({mine[0].name}) is {told['state']}{': ' + told['reason'] if told.get('reason') else ''}"
 
 
-def resolved(url: str) -> list[tuple[str, int]]:
+def resolve(url: str) -> list[tuple[str, int]]:
     """The addresses a url stands for. Raises OSError or ValueError naming it."""
     parts = urlsplit(url if "//" in url else f"//{url}")
     if not parts.hostname or parts.port is None or parts.scheme not in ("", "http"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from serving.cluster.client import Refusal, ShardClient
+from serving.cluster.client import InvalidShardRequest, ShardClient
 from serving.cluster.fleet import Fleet
 from serving.cluster.shard_set import offsets
 from serving.cluster.wire import SEARCH, VECTORS, pack, unpack
@@ -22,10 +22,10 @@ from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.contract.segments import read_rows
 from serving.index.searcher import Neighbors, OpenSegment, Searcher, alive_rows, features_of, merge, ordered
 from serving.ranking.features import Features
-from serving.ranking.filters import Filter, check
+from serving.ranking.filters import Filter, check_filter
 from serving.search.pipeline import QueryError
 from serving.versions.encoder_guard import EncoderGuard
-from serving.versions.golden import check_apart
+from serving.versions.golden import check_golden_over_shards
 from serving.versions.release import Release
 from serving.versions.version_source import VersionSource
 
@@ -43,12 +43,12 @@ class RemoteSearcher(Searcher):
     ) -> None:
         super().__init__(manifest, segments, features)
         self.version, self.digest, self.client = version, manifest.digest(), client
-        self.held_as = f"{version}|{self.digest}"
+        self.version_key = f"{version}|{self.digest}"
         self.shards = list(range(manifest.shards))
         self.starts = offsets(manifest)
 
     @classmethod
-    def over(
+    def connect(
         cls, version: str, manifest: IndexManifest, locate: Callable[[FileRef], Path], client: ShardClient
     ) -> "RemoteSearcher":
         """Opens the row tables and tombstones of every segment; `locate` gives a verified path. Raises ContractError."""
@@ -73,14 +73,14 @@ class RemoteSearcher(Searcher):
         """The k nearest rows of all shards. Raises ShardsUnavailable; ValueError for masks and parameters, which do not travel."""
         if allowed is not None or params is not None:
             raise ValueError("a gateway sends shards filters, not masks or parameters")
-        return self._whole(self.ask(xq, k, measure="index"))
+        return self._complete(self.search_shards(xq, k, measure="index"))
 
     def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Neighbors:
         if allowed is not None:
             raise ValueError("a gateway sends shards filters, not masks")
-        return self._whole(self.ask(xq, k, measure="exact"))
+        return self._complete(self.search_shards(xq, k, measure="exact"))
 
-    def ask(
+    def search_shards(
         self, xq: np.ndarray, k: int, wanted: Filter | None = None, latest: float | None = None, measure: str = ""
     ) -> Neighbors:
         """The k nearest rows of all shards that answer; `missing` says how many did not. Raises ShardsUnavailable when none did.
@@ -111,7 +111,7 @@ class RemoteSearcher(Searcher):
             raise ShardsUnavailable("the shard that holds this product does not answer; try again in a second")
         return parts[shard]["vector"][0]
 
-    def _whole(self, found: Neighbors) -> Neighbors:
+    def _complete(self, found: Neighbors) -> Neighbors:
         """For those that measure: what only some shards answered is no measurement. Raises ShardsUnavailable."""
         if found.missing:
             raise ShardsUnavailable(f"{found.missing} of {len(self.shards)} shards did not answer")
@@ -141,8 +141,8 @@ class RemoteSearcher(Searcher):
             return columns
 
         try:
-            return self.client.ask(path, self.held_as, shards, question, read, latest, slow_s)
-        except Refusal as error:
+            return self.client.fan_out(path, self.version_key, shards, question, read, latest, slow_s)
+        except InvalidShardRequest as error:
             raise ValueError(str(error)) from None
 
 
@@ -166,8 +166,8 @@ class GatewayRelease(Release):
 
     def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Neighbors:
         if wanted is not None:
-            check(self.searcher.features, wanted)  # here all columns are known; a shard may lack one that others have
-        return self.searcher.ask(xq, candidates, wanted, latest)
+            check_filter(self.searcher.features, wanted)  # here all columns are known; a shard may lack one that others have
+        return self.searcher.search_shards(xq, candidates, wanted, latest)
 
     def warm(self, rounds: int = 3) -> None:
         """Also where some shards are away: they are warmed by themselves."""
@@ -177,7 +177,7 @@ class GatewayRelease(Release):
             log.warning("version %s is not warm: %s", self.version, error)
 
 
-class GatewayVersions:
+class GatewayOpener:
     """Opens versions for a gateway: ready once every shard holds them and together they reproduce the golden answers.
 
     A gateway that serves nothing yet takes a version whose shards are not all there after `patience_s`.
@@ -198,33 +198,33 @@ class GatewayVersions:
         def locate(ref: FileRef) -> Path:
             return verify(self.source.fetch(ref), ref)
 
-        searcher = RemoteSearcher.over(version, manifest, locate, self.client)
+        searcher = RemoteSearcher.connect(version, manifest, locate, self.client)
         locate(manifest.golden)
         encoder = self.source.encoder(manifest)
-        return GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime, self.guard)
+        return GatewayRelease.from_searcher(searcher, version, manifest, encoder, self.threads, self.runtime, self.guard)
 
-    def lacks(self, opened: Release, first: bool) -> str:
+    def pending_reason(self, opened: Release, first: bool) -> str:
         manifest, searcher = opened.manifest, opened.searcher
         assert isinstance(searcher, RemoteSearcher)
-        lacking = self.fleet.lacks(opened.version, searcher.digest, manifest.shards)
-        for shard, _ in lacking:
-            if why := self.fleet.failed(shard, opened.version):
+        missing = self.fleet.missing_shards(opened.version, searcher.digest, manifest.shards)
+        for shard, _ in missing:
+            if why := self.fleet.load_failure(shard, opened.version):
                 raise ContractError(f"shard {shard} could not load version {opened.version}: {why}")
-        began = self.since.setdefault(searcher.held_as, self.clock())
-        if lacking and first and len(lacking) < manifest.shards and self.clock() - began > self.patience_s:
-            log.warning("version %s goes live without %d of %d shards", opened.version, len(lacking), manifest.shards)
-            lacking = []
-        elif not lacking:
+        began = self.since.setdefault(searcher.version_key, self.clock())
+        if missing and first and len(missing) < manifest.shards and self.clock() - began > self.patience_s:
+            log.warning("version %s goes live without %d of %d shards", opened.version, len(missing), manifest.shards)
+            missing = []
+        elif not missing:
             try:
-                check_apart(verify(self.source.fetch(manifest.golden), manifest.golden), searcher)
+                check_golden_over_shards(verify(self.source.fetch(manifest.golden), manifest.golden), searcher)
             except ShardsUnavailable as error:
                 return str(error)
-        if not lacking:
-            self.since.pop(searcher.held_as, None)
+        if not missing:
+            self.since.pop(searcher.version_key, None)
             return ""
-        return f"{lacking[0][1]} ({manifest.shards - len(lacking)} of {manifest.shards} shards hold version {opened.version})"
+        return f"{missing[0][1]} ({manifest.shards - len(missing)} of {manifest.shards} shards hold version {opened.version})"
 
-    def hinders(self, ready: Release) -> str:
+    def flip_blocker(self, ready: Release) -> str:
         """A shard that is away altogether would be missing from the old version too, so it does not hold a flip up."""
-        lacking = self.fleet.lacks(ready.version, ready.manifest.digest(), ready.manifest.shards)
-        return next((why for shard, why in lacking if self.fleet.answering(shard)), "")
+        missing = self.fleet.missing_shards(ready.version, ready.manifest.digest(), ready.manifest.shards)
+        return next((why for shard, why in missing if self.fleet.any_up(shard)), "")

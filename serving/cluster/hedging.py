@@ -14,17 +14,17 @@ class Latencies:
 
     def __init__(self, kept: int = 256, least: int = 20) -> None:
         self.recent: deque[float] = deque(maxlen=kept)
-        self.least, self.since, self.late_s = least, 0, float("inf")
+        self.least, self.since, self.p95_s = least, 0, float("inf")
 
     def add(self, took_s: float) -> None:
         self.recent.append(took_s)
         self.since += 1
         if self.since >= 16 and len(self.recent) >= self.least:
             self.since = 0
-            self.late_s = float(np.percentile(list(self.recent), 95))
+            self.p95_s = float(np.percentile(list(self.recent), 95))
 
 
-class Budget:
+class HedgeBudget:
     """Hedges as a share of all questions: a fleet that is slow because it is overloaded is not asked twice as much."""
 
     def __init__(self, share: float, most: float = 10.0) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest
 from serving.index.searcher import Neighbors, Searcher, ordered
-from serving.ranking.filters import Filter, matching
+from serving.ranking.filters import Filter, filter_mask
 from serving.ranking.ranker import RankerConfig
-from serving.versions.golden import check_part
+from serving.versions.golden import check_golden_shard
 from serving.versions.version_source import VersionSource
 
 
@@ -32,21 +32,21 @@ class ShardSearcher:
         self.searcher, self.start = searcher, start
         searcher.features.lenient = True
         require = config.rules.require
-        self.required = matching(searcher.features, require) if require else None
+        self.required = filter_mask(searcher.features, require) if require else None
 
     def search(self, xq: np.ndarray, k: int, wanted: Filter | None) -> Neighbors:
         """The k nearest rows of unit queries xq (nq, d) that may be in the answer, exactly as a whole version would choose here."""
         mask = self.required
         if wanted is not None:
-            chosen = matching(self.searcher.features, wanted)
+            chosen = filter_mask(self.searcher.features, wanted)
             mask = chosen if mask is None else chosen & mask
-        return self._global(self.searcher.search(xq, k, mask))
+        return self._to_handles(self.searcher.search(xq, k, mask))
 
     def measure(self, xq: np.ndarray, k: int, exact: bool) -> Neighbors:
         """The k nearest live rows whatever the rules require, by the index or by comparing every row: for those that measure."""
-        return self._global(self.searcher.exact(xq, k) if exact else self.searcher.search(xq, k))
+        return self._to_handles(self.searcher.exact(xq, k) if exact else self.searcher.search(xq, k))
 
-    def _global(self, found: Neighbors) -> Neighbors:
+    def _to_handles(self, found: Neighbors) -> Neighbors:
         return Neighbors(found.similarity, np.where(found.rows < 0, -1, found.rows + self.start))
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -57,7 +57,7 @@ class ShardSearcher:
         return np.stack([self.searcher.vector(int(row)) for row in local])
 
 
-class Part:
+class ShardSet:
     """Some shards of an index version, each verified; `digest` names the version's content."""
 
     def __init__(self, version: str, manifest: IndexManifest, shards: dict[int, ShardSearcher]) -> None:
@@ -67,7 +67,7 @@ class Part:
     @classmethod
     def open(
         cls, version: str, manifest: IndexManifest, locate: Callable[[FileRef], Path], shards: list[int], threads: int = 1
-    ) -> "Part":
+    ) -> "ShardSet":
         """Opens the segments of `shards` and no others. Raises ContractError naming what is wrong."""
         strange = [s for s in shards if s not in range(manifest.shards)]
         if strange:
@@ -85,7 +85,7 @@ class Part:
                 raise ContractError(
                     f"index {manifest.id}: shard {shard} has {searcher.rows} rows, where the manifest says {rows}"
                 )
-            check_part(golden, searcher, shard)
+            check_golden_shard(golden, searcher, shard)
             held[shard] = ShardSearcher(searcher, starts[shard], config)
         return cls(version, manifest, held)
 
@@ -102,17 +102,17 @@ class Part:
                 shard.search(x[None], 500, None)
 
 
-class PartVersions:
+class ShardSetOpener:
     """Opens a shard's part of versions; it waits for nothing."""
 
     def __init__(self, source: VersionSource, shards: list[int], threads: int = 1) -> None:
         self.source, self.shards, self.threads = source, shards, threads
 
-    def open(self, version: str) -> Part:
-        return Part.open(version, self.source.manifest(version), self.source.fetch, self.shards, self.threads)
+    def open(self, version: str) -> ShardSet:
+        return ShardSet.open(version, self.source.manifest(version), self.source.fetch, self.shards, self.threads)
 
-    def lacks(self, opened: Part, first: bool) -> str:
+    def pending_reason(self, opened: ShardSet, first: bool) -> str:
         return ""
 
-    def hinders(self, ready: Part) -> str:
+    def flip_blocker(self, ready: ShardSet) -> str:
         return ""

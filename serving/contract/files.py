@@ -22,7 +22,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def first_wrong(error: ValidationError, whole: str = "") -> str:
+def first_error(error: ValidationError, whole: str = "") -> str:
     """Where in a record the first thing that is wrong with it lies, and what it is; `whole` stands for the record itself."""
     first = error.errors()[0]
     return f"{'.'.join(str(p) for p in first['loc']) or whole}: {first['msg']}"
@@ -68,7 +68,7 @@ def verify(path: Path, ref: FileRef) -> Path:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path` and renames it into place at the end: readers see all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)

@@ -8,7 +8,7 @@ from typing import Literal
 from PIL import Image
 
 FRAME, EXTENSION, END = b",!;"
-MOST_BLOCKS = 100_000
+MAX_BLOCKS = 100_000
 """Of a GIF no more blocks are looked at (30 ms): 20 MiB in full blocks are 80,000. What comes after them is not counted."""
 
 
@@ -24,7 +24,7 @@ def frames(picture: Image.Image, data: bytes, most: int) -> int:
 def _gif(data: bytes, most: int) -> int:
     """By GIF89a: ',' begins a frame, '!' an extension; both end in a chain of blocks of up to 255 bytes, the last one empty."""
     at, found, chained = 13 + _colours(data, 10), 0, False
-    for _ in range(MOST_BLOCKS):
+    for _ in range(MAX_BLOCKS):
         if at >= len(data) or found > most:
             break
         first = data[at]

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from serving.contract.files import ContractError, FileRef, Frozen, first_wrong
+from serving.contract.files import ContractError, FileRef, Frozen, first_error
 from serving.contract.preprocess import PreprocessSpec
 
 Scalar = str | int | float | bool | None
@@ -175,7 +175,7 @@ def read_manifest(path: Path, kind: type[ManifestT]) -> ManifestT:
     except FileNotFoundError:
         raise ContractError(f"{path}: no such manifest") from None
     except ValidationError as error:
-        raise ContractError(f"{path}: not a {kind.__name__}: {first_wrong(error, 'the file')}") from None
+        raise ContractError(f"{path}: not a {kind.__name__}: {first_error(error, 'the file')}") from None
 
 
 def fingerprint(onnx_sha256: str, preprocess: PreprocessSpec) -> str:

@@ -34,7 +34,7 @@ def palette(pixels: np.ndarray) -> np.ndarray:
     return np.rint(shares * (255 / shares.sum())).astype(np.uint8)
 
 
-def alike(one: np.ndarray, many: np.ndarray) -> np.ndarray:
+def colour_similarity(one: np.ndarray, many: np.ndarray) -> np.ndarray:
     """How alike a palette (..., 13) and others (..., n, 13) are, in [0, 1]: their Bhattacharyya coefficient. A palette of zeros: 0."""
     p, q = one.astype(np.float32), many.astype(np.float32)
     ones = np.ones((len(NAMES), 1), np.float32)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from serving.contract.files import ContractError, written_whole
+from serving.contract.files import ContractError, atomic_write
 
 if TYPE_CHECKING:
     import faiss
@@ -22,7 +22,7 @@ ROW_COLUMNS = (
 
 def write_rows(path: Path, table: pa.Table) -> None:
     """Writes a segment's row table, or a tombstone segment's keys. The same table gives the same bytes."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd", store_schema=False)
 
 
@@ -44,7 +44,7 @@ def read_rows(path: Path, columns: Sequence[str] = ("key",), rows: int | None = 
 def write_index(path: Path, index: "faiss.Index") -> None:
     import faiss
 
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         faiss.write_index(index, str(temporary))
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from serving.contract.files import Frozen
-from serving.contract.palette import alike
-from serving.ranking.features import Coded, Features
+from serving.contract.palette import colour_similarity
+from serving.ranking.features import CategoricalColumn, Features
 from serving.ranking.rules import Rules, arrange, nudges
 
 
@@ -88,7 +88,7 @@ def rank(
         "in_stock": _weighted(weights.in_stock, features.in_stock, rows),
     }
     if colours is not None and features.palette is not None:
-        terms["colour"] = weights.colour * alike(colours, features.palette.take(rows, axis=0))
+        terms["colour"] = weights.colour * colour_similarity(colours, features.palette.take(rows, axis=0))
     if user is not None:
         terms["affinity"] = weights.affinity * _affinity(rows, features, user)
     if config.rules.boost or config.rules.bury:
@@ -109,7 +109,7 @@ def _weighted(weight: float, column: np.ndarray, rows: np.ndarray) -> np.ndarray
     return weight * column[rows] if weight else np.zeros(rows.shape)
 
 
-def _category_share(rows: np.ndarray, similarity: np.ndarray, category: Coded, config: RankerConfig) -> np.ndarray:
+def _category_share(rows: np.ndarray, similarity: np.ndarray, category: CategoricalColumn, config: RankerConfig) -> np.ndarray:
     """How much of the nearest neighbours' vote a candidate's own category got, (n,) in [0, 1]: the predicted attribute."""
     if not len(rows):
         return np.zeros(0)
@@ -134,10 +134,10 @@ def _affinity(rows: np.ndarray, features: Features, user: User) -> np.ndarray:
     return np.mean(parts, axis=0) if parts else np.zeros(rows.shape)
 
 
-def _preferred(column: Coded, rows: np.ndarray, weights: dict[str, float]) -> np.ndarray:
+def _preferred(column: CategoricalColumn, rows: np.ndarray, weights: dict[str, float]) -> np.ndarray:
     """Each row's weight: the largest among the names it has."""
     by_code = np.zeros(len(column.values))
     for name, weight in weights.items():
-        for code in column.having.get(name, ()):
+        for code in column.codes_by_name.get(name, ()):
             by_code[code] = max(by_code[code], weight)
     return by_code[column.codes[rows]]

@@ -8,7 +8,7 @@ from pydantic import Field
 from serving.contract.files import Frozen
 from serving.contract.keys import product_key
 from serving.ranking.features import Features
-from serving.ranking.filters import Filter, check, matching
+from serving.ranking.filters import Filter, check_filter, filter_mask
 
 
 class Nudge(Frozen):
@@ -43,9 +43,9 @@ class Rules(Frozen):
     def check(self, features: Features) -> None:
         """Raises FilterError when a rule names a column that is not there."""
         for wanted in [n.where for n in (*self.boost, *self.bury)] + ([self.require] if self.require else []):
-            check(features, wanted)
+            check_filter(features, wanted)
         if self.collapse:
-            check(features, Filter({self.collapse: {"exists": True}}))
+            check_filter(features, Filter({self.collapse: {"exists": True}}))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def nudges(rows: np.ndarray, features: Features, rules: Rules) -> np.ndarray:
     total = np.zeros(len(rows))
     for sign, nudged in ((1.0, rules.boost), (-1.0, rules.bury)):
         for nudge in nudged:
-            total += sign * nudge.by * matching(features, nudge.where, rows)
+            total += sign * nudge.by * filter_mask(features, nudge.where, rows)
     return total
 
 
@@ -70,7 +70,7 @@ def arrange(order: np.ndarray, rows: np.ndarray, features: Features, rules: Rule
     notes: dict[int, str] = {}
     pinned = _pinned(order, features.key[rows], rules.pin) if rules.pin else {}
     if rules.collapse:
-        order, hidden = _collapsed(order, _groups(features, rules.collapse, rows), list(pinned))
+        order, hidden = _collapse(order, _groups(features, rules.collapse, rows), list(pinned))
         notes |= {p: f"stands for {n} more of its {rules.collapse}" for p, n in hidden.items()}
     if rules.max_per_brand:
         brands = features.brand.codes[rows][order]
@@ -95,14 +95,14 @@ def _pinned(order: np.ndarray, keys: np.ndarray, pins: tuple[Pin, ...]) -> dict[
 def _groups(features: Features, column: str, rows: np.ndarray) -> np.ndarray:
     """The same number for candidates of one group, -1 for those of none."""
     if features.kind(column) in ("text", "names"):
-        codes = features.coded(column).codes[rows].astype(np.int64)
+        codes = features.categorical(column).codes[rows].astype(np.int64)
         return np.where(codes == 0, -1, codes)
     values, known = features.values(column)
     groups = np.unique(values[rows], return_inverse=True)[1]
     return np.where(known[rows], groups, -1)
 
 
-def _collapsed(order: np.ndarray, groups: np.ndarray, pinned: list[int]) -> tuple[np.ndarray, dict[int, int]]:
+def _collapse(order: np.ndarray, groups: np.ndarray, pinned: list[int]) -> tuple[np.ndarray, dict[int, int]]:
     """The pinned of each group or else its first, in order; and for those that stand for others, how many those are."""
     kept = np.zeros(len(groups), bool)
     kept[pinned] = True

@@ -13,7 +13,7 @@ from serving.search.schemas import SearchAnswer
 EMBEDDING_S, CANDIDATES_S, RESPONSE_S = 24 * 3600.0, 3600.0, 3600.0
 
 
-def anything(value: Any) -> bool:
+def accept_any(value: Any) -> bool:
     """Whether a value is one that was asked for: whatever it is."""
     return True
 
@@ -25,7 +25,7 @@ class Cache(Protocol):
     misses: int
     errors: int
 
-    def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
+    def get(self, key: str, fits: Callable[[Any], bool] = accept_any) -> Any:
         """The value kept under a key, or None. Where others write as well, what does not fit is a failed look-up."""
         ...
 
@@ -53,7 +53,7 @@ class LocalCache:
         self.lock = threading.Lock()
         self.hits = self.misses = self.errors = 0
 
-    def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
+    def get(self, key: str, fits: Callable[[Any], bool] = accept_any) -> Any:
         with self.lock:
             value = self.values.get(key)
             self.hits, self.misses = self.hits + (value is not None), self.misses + (value is None)

@@ -29,7 +29,7 @@ NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 Resolve = Callable[[str, int], list[str]]
 T = TypeVar("T")
-Take = Callable[[str, http.client.HTTPResponse], T]
+ReadResponse = Callable[[str, http.client.HTTPResponse], T]
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -64,21 +64,21 @@ class Fetcher:
         """
         return self._follow("HEAD", url, _stamp)
 
-    def _follow(self, method: str, url: str, take: Take[T]) -> T:
+    def _follow(self, method: str, url: str, read_response: ReadResponse[T]) -> T:
         if not self.hosts:
             raise ImageRejected("not_enabled", "this replica fetches no photos by address; send the photo's bytes")
         latest = time.monotonic() + self.timeout_s
         for _ in range(self.most_redirects + 1):
             parts = self._allowed(url)
             try:
-                found = self._ask(method, parts, self._address(parts, latest), latest, take)
+                found = self._request(method, parts, self._address(parts, latest), latest, read_response)
             except (OSError, http.client.HTTPException) as error:
                 if time.monotonic() >= latest or isinstance(error, TimeoutError):
                     raise ImageRejected(
                         "timeout", f"{parts.hostname} did not give the photo within {self.timeout_s:g} s"
                     ) from None
                 raise ImageRejected("unreachable", f"the photo cannot be fetched from {parts.hostname}: {error}") from None
-            if not isinstance(found, _Elsewhere):
+            if not isinstance(found, _Redirect):
                 return found
             url = urljoin(url, found.url)
         raise ImageRejected("redirects", f"the address leads through more than {self.most_redirects} others")
@@ -111,11 +111,13 @@ class Fetcher:
                 raise ImageRejected("forbidden_address", f"{host} lies in a private network ({address})")
         return addresses[0]
 
-    def _ask(self, method: str, parts: SplitResult, address: str, latest: float, take: Take[T]) -> "T | _Elsewhere":
+    def _request(
+        self, method: str, parts: SplitResult, address: str, latest: float, read_response: ReadResponse[T]
+    ) -> "T | _Redirect":
         """What is taken from the answer, or where it leads. Whatever the host does, the connection ends when the time is over."""
         assert parts.hostname is not None
         left = max(0.001, latest - time.monotonic())
-        connection = _Pinned(parts.hostname, parts.port or 0, address, parts.scheme == "https", left)
+        connection = _PinnedConnection(parts.hostname, parts.port or 0, address, parts.scheme == "https", left)
         ending = threading.Timer(left, connection.cut)
         ending.start()
         try:
@@ -125,12 +127,12 @@ class Fetcher:
             )
             answer = connection.getresponse()
             if answer.status in REDIRECTS:
-                return _Elsewhere(quote(answer.getheader("Location") or "", IN_URLS, "latin-1"))
+                return _Redirect(quote(answer.getheader("Location") or "", IN_URLS, "latin-1"))
             if answer.status in (404, 410):
                 raise ImageRejected("missing", f"{parts.hostname} has no such photo (it answered {answer.status})")
             if answer.status != 200:
                 raise ImageRejected("unreachable", f"{parts.hostname} answered {answer.status} instead of a photo")
-            found = take(parts.hostname, answer)
+            found = read_response(parts.hostname, answer)
             if time.monotonic() >= latest:  # the end of what came is where we cut it, not where it ended
                 raise TimeoutError
             return found
@@ -150,7 +152,7 @@ class Fetcher:
 
 
 @dataclass(frozen=True)
-class _Elsewhere:
+class _Redirect:
     url: str
 
 
@@ -161,7 +163,7 @@ def _stamp(host: str, answer: http.client.HTTPResponse) -> str | None:
     return f"{size}-{date}" if size and date else None
 
 
-class _Pinned(http.client.HTTPConnection):
+class _PinnedConnection(http.client.HTTPConnection):
     """A connection to `address` that speaks to `host`: its name is sent, and its certificate is checked."""
 
     def __init__(self, host: str, port: int, address: str, secure: bool, timeout_s: float) -> None:

@@ -21,11 +21,11 @@ K = 10
 REST = 100
 LEAST_REST_S = 0.02
 AWAY_S = 5.0
-MOST = 2000
+MAX_SAMPLES = 2000
 
 
 @dataclass
-class Tally:
+class RecallSum:
     """What was measured of one version: `queries`, and the sum of their recalls."""
 
     queries: int = 0
@@ -46,7 +46,7 @@ class LiveRecall:
         self, samples: Samples, live: Callable[[], Release | None], clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.samples, self.live, self.clock = samples, live, clock
-        self.tallies: dict[str, Tally] = {}
+        self.sums: dict[str, RecallSum] = {}
         self.measured: dict[str, int] = {}
         self.lock = threading.Lock()
 
@@ -56,7 +56,7 @@ class LiveRecall:
         if release is None:
             return 1.0
         measured = self.measured.get(release.version, 0)
-        waiting = [s for s in self.samples.newest(MOST, release.query.fingerprint) if s.number > measured]
+        waiting = [s for s in self.samples.newest(MAX_SAMPLES, release.query.fingerprint) if s.number > measured]
         if not waiting:
             return 1.0
         sample = waiting[-1]
@@ -67,14 +67,14 @@ class LiveRecall:
             return AWAY_S
         with self.lock:
             self.measured[release.version] = sample.number
-            tally = self.tallies.setdefault(release.version, Tally())
-            for old in list(self.tallies)[:-VERSIONS]:
-                del self.tallies[old], self.measured[old]
-            tally.queries += 1
-            tally.recall += recall
+            total = self.sums.setdefault(release.version, RecallSum())
+            for old in list(self.sums)[:-VERSIONS]:
+                del self.sums[old], self.measured[old]
+            total.queries += 1
+            total.recall += recall
         return max(REST * (self.clock() - began), LEAST_REST_S)
 
-    def tallies_by_version(self) -> dict[str, Tally]:
+    def sums_by_version(self) -> dict[str, RecallSum]:
         """Per version, what was measured since the start; of the last VERSIONS."""
         with self.lock:
-            return {version: Tally(t.queries, t.recall) for version, t in self.tallies.items()}
+            return {version: RecallSum(t.queries, t.recall) for version, t in self.sums.items()}

@@ -35,9 +35,9 @@ class SearchMetrics:
             self.partial.labels(version).inc()
 
     def refresh(self) -> None:
-        for version, tally in self.live_recall.tallies_by_version().items():
-            self.recall_queries.labels(version).set(tally.queries)
-            self.recall_sum.labels(version).set(tally.recall)
+        for version, total in self.live_recall.sums_by_version().items():
+            self.recall_queries.labels(version).set(total.queries)
+            self.recall_sum.labels(version).set(total.recall)
         self.samples.set(len(self.deps.samples.ring))
         for name, cache in self.deps.caches:
             self.cache.labels(name, "hit").set(cache.hits)

@@ -113,21 +113,21 @@ def search(
     timings.deadline.check("work")
     request, cache = query.request, SearchCache(release, query, deps.caches)
     if (remembered := cache.answer()) is not None:
-        return remembered.again(request_id, timings.timings_ms())
+        return remembered.with_request(request_id, timings.timings_ms())
     user = _preferences(request.user, deps.profiles)
 
-    encoded = _given_vector(release, query, timings)
+    encoded = _query_vector(release, query, timings)
     if encoded is None:
         photo, text = cache.photo(), cache.text()
         if query.photo_sha256 and photo is None:
             with timings.phase("decode"):
                 pixels, colours = release.preprocess_photo(query.photo_bytes(), deps.limits)
             with timings.phase("encode"):
-                photo = cache.keep_photo(EncodedQuery(release.encode(pixels), colours))
+                photo = cache.put_photo(EncodedQuery(release.encode(pixels), colours))
         if request.text is not None and text is None:
             with timings.phase("encode"):
-                text = cache.keep_text(EncodedQuery(text_encoder(release).encode(request.text)))
-        encoded = _mixed(photo, text, request.text_weight)
+                text = cache.put_text(EncodedQuery(text_encoder(release).encode(request.text)))
+        encoded = _mix(photo, text, request.text_weight)
     if sampled and not query.personal:
         deps.samples.offer(query.kind, release.query.fingerprint, query.photo_sha256, encoded.vector, query.photo)
 
@@ -136,7 +136,7 @@ def search(
         found = cache.candidates(encoded, wanted)
         if found is None:
             found = release.retrieve(encoded.vector[None], wanted, request.filter, timings.deadline.at)
-            cache.keep_candidates(encoded, wanted, found)
+            cache.put_candidates(encoded, wanted, found)
     with timings.phase("rank"):
         ranked = release.rank(found, request.k, encoded, user)
         results = _results(ranked, release.searcher.features, request.explain)
@@ -150,7 +150,7 @@ def search(
         cached=cache.hits,
         timings_ms=timings.timings_ms(),
     )
-    return cache.keep_answer(answer, found)
+    return cache.put_answer(answer, found)
 
 
 class SearchCache:
@@ -171,7 +171,7 @@ class SearchCache:
         version = self.release.version_info
         return cast(SearchAnswer | None, self.caches.response.get(self.answer_key, lambda kept: kept.version == version))
 
-    def keep_answer(self, answer: SearchAnswer, found: Neighbors) -> SearchAnswer:
+    def put_answer(self, answer: SearchAnswer, found: Neighbors) -> SearchAnswer:
         if not self.query.personal and not found.missing:
             self.caches.response.put(self.answer_key, answer)
         return answer
@@ -179,7 +179,7 @@ class SearchCache:
     def photo(self) -> EncodedQuery | None:
         return self._embedding(self.photo_key) if self.query.photo_sha256 else None
 
-    def keep_photo(self, encoded: EncodedQuery) -> EncodedQuery:
+    def put_photo(self, encoded: EncodedQuery) -> EncodedQuery:
         self.caches.embedding.put(self.photo_key, encoded)
         return encoded
 
@@ -187,23 +187,23 @@ class SearchCache:
         """Raises QueryError where the encoder has no text tower."""
         return self._embedding(self._text_key()) if self.query.request.text is not None else None
 
-    def keep_text(self, encoded: EncodedQuery) -> EncodedQuery:
+    def put_text(self, encoded: EncodedQuery) -> EncodedQuery:
         self.caches.embedding.put(self._text_key(), encoded)
         return encoded
 
     def candidates(self, encoded: EncodedQuery, wanted: int) -> Neighbors | None:
         key, release = self._candidates_key(encoded, wanted), self.release
-        found: Neighbors | None = self.caches.candidates.get(key, lambda kept: release.are_candidates(kept, wanted))
+        found: Neighbors | None = self.caches.candidates.get(key, lambda kept: release.accepts_candidates(kept, wanted))
         if found is not None:
             self.hits.append("candidates")
         return found
 
-    def keep_candidates(self, encoded: EncodedQuery, wanted: int, found: Neighbors) -> None:
+    def put_candidates(self, encoded: EncodedQuery, wanted: int, found: Neighbors) -> None:
         if not found.missing:
             self.caches.candidates.put(self._candidates_key(encoded, wanted), found)
 
     def _embedding(self, key: str) -> EncodedQuery | None:
-        encoded: EncodedQuery | None = self.caches.embedding.get(key, self.release.is_query)
+        encoded: EncodedQuery | None = self.caches.embedding.get(key, self.release.accepts_query)
         if encoded is not None:
             self.hits.append("embedding")
         return encoded
@@ -220,10 +220,10 @@ class SearchCache:
 
 def text_encoder(release: Release) -> TextEncoder:
     """Raises QueryError where this encoder version has none."""
-    if release.words is None:
+    if release.text_encoder is None:
         version = release.manifest.encoder.version
         raise QueryError(f"encoder version {version} has no text tower; search with a photo, a product or a vector")
-    return release.words
+    return release.text_encoder
 
 
 def row_of(searcher: Searcher, product_id: str) -> int:
@@ -242,7 +242,7 @@ def _preferences(asker: Asker | None, profiles: Profiles) -> User | None:
     return known.model_copy(update=asker.model_dump(exclude={"id"}, exclude_unset=True))
 
 
-def _given_vector(release: Release, query: Query, timings: Timings) -> EncodedQuery | None:
+def _query_vector(release: Release, query: Query, timings: Timings) -> EncodedQuery | None:
     """The query of a product, by its stored vector, or of the caller's own vector; None where something is to be encoded."""
     product_id, searcher = query.request.product_id, release.searcher
     if product_id is not None:
@@ -255,7 +255,7 @@ def _given_vector(release: Release, query: Query, timings: Timings) -> EncodedQu
     return None
 
 
-def _mixed(photo: EncodedQuery | None, text: EncodedQuery | None, text_weight: float) -> EncodedQuery:
+def _mix(photo: EncodedQuery | None, text: EncodedQuery | None, text_weight: float) -> EncodedQuery:
     """The one that there is, or the weighted sum of both at unit length, with the photo's colours."""
     if photo is None or text is None:
         given = photo or text
@@ -279,7 +279,7 @@ def _checked(vector: np.ndarray, dim: int) -> np.ndarray:
 
 def _results(ranked: Ranked, features: Features, explain: bool) -> list[Result]:
     """The ranked products as they are shown; with each term of their scores where that is wanted."""
-    results = features.shown(ranked.rows)
+    results = features.display_fields(ranked.rows)
     scores, similarities = ranked.score.round(6).tolist(), ranked.similarity.round(6).tolist()
     terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if explain else {}
     for place, shown in enumerate(results):

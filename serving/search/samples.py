@@ -50,11 +50,11 @@ class Sample:
 class Samples:
     """At most `kept` queries, each kept with probability `rate`. Safe for several threads; gone when the process ends."""
 
-    def __init__(self, rate: float, kept: int, photos: bool = False, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, rate: float, capacity: int, photos: bool = False, chance: Callable[[], float] = random.random) -> None:
         self.rate, self.photos, self.chance = rate, photos, chance
-        self.ring: deque[Sample] = deque(maxlen=max(kept, 0))
+        self.ring: deque[Sample] = deque(maxlen=max(capacity, 0))
         self.lock = threading.Lock()
-        self.taken = 0
+        self.count = 0
 
     def offer(self, kind: str, fingerprint: str, photo_sha256: str, vector: np.ndarray, photo: bytes | None) -> None:
         """Keeps this query, or mostly does not."""
@@ -63,8 +63,8 @@ class Samples:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         own = np.array(vector, np.float32)
         with self.lock:
-            self.taken += 1
-            sample = Sample(self.taken, at, kind, fingerprint, photo_sha256, own, photo if self.photos else None)
+            self.count += 1
+            sample = Sample(self.count, at, kind, fingerprint, photo_sha256, own, photo if self.photos else None)
             self.ring.append(sample)
             if sample.photo is not None:
                 self._forget_photos()

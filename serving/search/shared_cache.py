@@ -11,7 +11,7 @@ import numpy as np
 
 from serving.contract.palette import NAMES
 from serving.index.searcher import Neighbors
-from serving.search.caches import CANDIDATES_S, EMBEDDING_S, RESPONSE_S, Caches, anything
+from serving.search.caches import CANDIDATES_S, EMBEDDING_S, RESPONSE_S, Caches, accept_any
 from serving.search.schemas import SearchAnswer
 from serving.versions.release import EncodedQuery
 
@@ -30,13 +30,13 @@ class Layout:
     read: Callable[[bytes], Any]
 
 
-def write_asked(asked: EncodedQuery) -> bytes:
+def write_query(query: EncodedQuery) -> bytes:
     """uint32 d, d float32, then 13 palette bytes or none."""
-    colours = b"" if asked.colours is None else asked.colours.tobytes()
-    return struct.pack("<I", len(asked.vector)) + asked.vector.astype("<f4").tobytes() + colours
+    colours = b"" if query.colours is None else query.colours.tobytes()
+    return struct.pack("<I", len(query.vector)) + query.vector.astype("<f4").tobytes() + colours
 
 
-def read_asked(data: bytes) -> EncodedQuery:
+def read_query(data: bytes) -> EncodedQuery:
     (d,) = _header(data)
     rest = data[4 + 4 * d :]
     if len(data) < 4 + 4 * d or len(rest) not in (0, len(NAMES)):
@@ -44,13 +44,13 @@ def read_asked(data: bytes) -> EncodedQuery:
     return EncodedQuery(np.frombuffer(data, "<f4", d, 4), np.frombuffer(rest, np.uint8) if rest else None)
 
 
-def write_found(found: Neighbors) -> bytes:
+def write_candidates(found: Neighbors) -> bytes:
     """uint32 k, k float32 similarities, k int64 rows, of one query."""
     similarity, rows = found.similarity[0].astype("<f4"), found.rows[0].astype("<i8")
     return struct.pack("<I", len(rows)) + similarity.tobytes() + rows.tobytes()
 
 
-def read_found(data: bytes) -> Neighbors:
+def read_candidates(data: bytes) -> Neighbors:
     (k,) = _header(data)
     if len(data) != 4 + 12 * k:
         raise ValueError(f"{len(data)} bytes are no list of {k} candidates")
@@ -63,9 +63,9 @@ def _header(data: bytes) -> tuple[int]:
     return struct.unpack_from("<I", data)
 
 
-ASKED = Layout(write_asked, read_asked)
-FOUND = Layout(write_found, read_found)
-ANSWER = Layout(lambda answer: answer.model_dump_json().encode(), SearchAnswer.model_validate_json)
+QUERY_LAYOUT = Layout(write_query, read_query)
+CANDIDATES_LAYOUT = Layout(write_candidates, read_candidates)
+ANSWER_LAYOUT = Layout(lambda answer: answer.model_dump_json().encode(), SearchAnswer.model_validate_json)
 
 
 class RedisCache:
@@ -80,7 +80,7 @@ class RedisCache:
         self.away_until = 0.0
         self.lock = threading.Lock()
 
-    def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
+    def get(self, key: str, fits: Callable[[Any], bool] = accept_any) -> Any:
         data = self._call(lambda: self.redis.get(self._key(key)))
         found = None if data is None else self._read(data, fits)
         self._count(int(found is not None), int(found is None), int(found is None and data is not None))
@@ -134,7 +134,7 @@ def shared_caches(url: str) -> Caches:
     """The three caches in the Redis at a redis:// url."""
     redis = connect(url)
     return Caches(
-        RedisCache(redis, "embedding", EMBEDDING_S, ASKED),
-        RedisCache(redis, "candidates", CANDIDATES_S, FOUND),
-        RedisCache(redis, "response", RESPONSE_S, ANSWER),
+        RedisCache(redis, "embedding", EMBEDDING_S, QUERY_LAYOUT),
+        RedisCache(redis, "candidates", CANDIDATES_S, CANDIDATES_LAYOUT),
+        RedisCache(redis, "response", RESPONSE_S, ANSWER_LAYOUT),
     )

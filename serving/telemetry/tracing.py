@@ -17,7 +17,7 @@ parent: ContextVar[str] = ContextVar("traceparent", default="")
 """The W3C traceparent of the span that this code runs for: what is asked of other processes joins it. "" without tracing."""
 
 
-class Traced(Protocol):
+class RequestTrace(Protocol):
     """A request under way."""
 
     def end(self, name: str, took_s: float, attributes: Mapping[str, str | int], searches: Sequence[Timings] = ()) -> None: ...
@@ -26,7 +26,7 @@ class Traced(Protocol):
 class Tracing(Protocol):
     """Where requests are told."""
 
-    def begin(self, headers: Mapping[str, str], began_s: float) -> Traced:
+    def begin(self, headers: Mapping[str, str], began_s: float) -> RequestTrace:
         """A request that began, with its `headers`, and sets `parent`. One that is never ended is not told."""
         ...
 
@@ -46,7 +46,7 @@ class NoTracing:
         return
 
 
-class SpanOf:
+class RequestSpan:
     """A request whose span has begun."""
 
     def __init__(self, tracer: "Tracer", span: "Span", began_s: float) -> None:
@@ -79,15 +79,15 @@ class OpenTelemetry:
         self.tracer = self.provider.get_tracer("vitrine.serving")
         self.wire = TraceContextTextMapPropagator()
 
-    def begin(self, headers: Mapping[str, str], began_s: float) -> SpanOf:
+    def begin(self, headers: Mapping[str, str], began_s: float) -> RequestSpan:
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         callers = self.wire.extract(dict(headers))
         span = self.tracer.start_span("request", callers, SpanKind.SERVER, start_time=round(NS * began_s))
-        told: dict[str, str] = {}
-        self.wire.inject(told, set_span_in_context(span))
-        parent.set(told.get("traceparent", ""))
-        return SpanOf(self.tracer, span, began_s)
+        carrier: dict[str, str] = {}
+        self.wire.inject(carrier, set_span_in_context(span))
+        parent.set(carrier.get("traceparent", ""))
+        return RequestSpan(self.tracer, span, began_s)
 
     def close(self) -> None:
         """Sends what is waiting, for a few seconds at most."""
@@ -95,7 +95,7 @@ class OpenTelemetry:
         self.provider.shutdown()
 
 
-def tracing_to(endpoint: str) -> Tracing:
+def make_tracing(endpoint: str) -> Tracing:
     """Tracing to a collector, or none where no endpoint is set. Raises ValueError when the extra is not installed."""
     if not endpoint:
         return NoTracing()

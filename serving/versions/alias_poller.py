@@ -6,7 +6,7 @@ from collections.abc import Callable
 LOADER_POLL_S = 0.2
 
 
-class Following:
+class Poller:
     """Calls each of `calls` again and again in a thread of its own, from `start` to `close`."""
 
     def __init__(self, calls: dict[str, tuple[Callable[[], object], float | None]]) -> None:

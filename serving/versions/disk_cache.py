@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class Kept:
+class DiskCache:
     """`folder`/files and `folder`/encoders, of at most `limit_bytes`; what is on its way lies in `folder`/incoming until it is whole."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self.folder, self.limit_bytes, self.begun = folder, limit_bytes, False
+        self.folder, self.limit_bytes, self.prepared = folder, limit_bytes, False
 
     def file(self, sha256: str) -> Path:
         return self.folder / "files" / sha256
@@ -22,14 +22,14 @@ class Kept:
         return self.folder / "encoders" / sha256
 
     @contextmanager
-    def incoming(self) -> Iterator[Path]:
+    def staging(self) -> Iterator[Path]:
         """A folder for what is on its way, on the same disk; gone at the end, with all that was not moved out of it."""
-        if not self.begun:
-            self._begin()
+        if not self.prepared:
+            self._prepare()
         with self._locked(fcntl.LOCK_SH), tempfile.TemporaryDirectory(dir=self.folder / "incoming") as folder:
             yield Path(folder)
 
-    def make_room(self, in_use: set[str]) -> None:
+    def evict(self, in_use: set[str]) -> None:
         """Removes the least recently used files and encoders over the limit, except those `in_use`.
 
         A file that is mapped stays readable until it is closed.
@@ -41,20 +41,20 @@ class Kept:
                 if total <= self.limit_bytes:
                     return
                 if path.name not in in_use:
-                    with self.incoming() as going:  # nobody ever sees half of an encoder
+                    with self.staging() as going:  # nobody ever sees half of an encoder
                         path.replace(going / path.name)
                     total -= size
         except FileNotFoundError:  # another process makes room at the same moment
             return
 
-    def _begin(self) -> None:
+    def _prepare(self) -> None:
         """Makes the folders, and removes what killed processes left in `incoming`, unless another is fetching into it just now."""
         for name in ("files", "encoders", "incoming"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
             for left in (self.folder / "incoming").iterdir() if alone else ():
                 shutil.rmtree(left, ignore_errors=True)
-        self.begun = True
+        self.prepared = True
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[bool]:
@@ -68,7 +68,7 @@ class Kept:
             yield had
 
 
-def used(path: Path) -> Path:
+def touch(path: Path) -> Path:
     """The path itself, as the one most recently used."""
     os.utime(path)
     return path

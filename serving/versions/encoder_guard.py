@@ -15,15 +15,15 @@ class EncoderGuard:
 
     def __init__(self, check: Check = IN_CHILD) -> None:
         self.check = check
-        self.opened: set[str] = set()
+        self.checked: set[str] = set()
 
     def __call__(self, encoders: EncoderFolder, query: str, runtime: Runtime) -> None:
         """Raises ContractError where the graph of photos or that of words does not open and run once in a child process."""
-        first, words = not self.opened, text_variant(encoders.manifest)
-        for name, runs in ((query, runtime), (words, ONNXRUNTIME)):
+        first, words = not self.checked, text_variant(encoders.manifest)
+        for name, variant_runtime in ((query, runtime), (words, ONNXRUNTIME)):
             if not name:
                 continue
             content = encoders.manifest.variant(name).fingerprint
-            if not first and content not in self.opened:
-                encoders.check_graph(name, self.check, runs)
-            self.opened.add(content)
+            if not first and content not in self.checked:
+                encoders.check_graph(name, self.check, variant_runtime)
+            self.checked.add(content)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.contract.files import ContractError, written_whole
+from serving.contract.files import ContractError, atomic_write
 from serving.contract.keys import shard_of
 from serving.contract.manifest import CANDIDATES
 from serving.index.merge import Neighbors
@@ -20,9 +20,9 @@ def write_golden(path: Path, searcher: Searcher, vectors: np.ndarray) -> None:
 
     And `candidates`, what was asked for each; files of before do not say it, and asked for ten.
     """
-    found = _found(searcher, vectors)
+    found = _golden_results(searcher, vectors)
     keys = _keys(searcher, found.rows)
-    with written_whole(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, vectors=vectors, keys=keys, similarity=found.similarity, candidates=CANDIDATES)
 
 
@@ -34,9 +34,9 @@ def check_golden(path: Path, searcher: Searcher) -> None:
     golden = _read(path, searcher.dim)
     vectors, expected = golden["vectors"], golden["similarity"]
     if "candidates" not in golden:
-        check_apart(path, searcher)
+        check_golden_over_shards(path, searcher)
         return
-    found = _found(searcher, vectors)
+    found = _golden_results(searcher, vectors)
     there, was = found.rows >= 0, golden["keys"] >= 0
     if not np.array_equal(there, was):
         raise ContractError("golden answers are not reproduced: another number of products is found")
@@ -54,20 +54,20 @@ def check_golden(path: Path, searcher: Searcher) -> None:
             raise ContractError(f"golden answers are not reproduced: query {row} no longer finds key {moved[0]}")
 
 
-def check_apart(path: Path, searcher: Searcher) -> None:
+def check_golden_over_shards(path: Path, searcher: Searcher) -> None:
     """The same for shards that are searched apart: at every place the answer is as similar as it was, or more.
 
     Shards apart each refine their own best estimates, a whole index only the best of all: apart they find the same or better.
     """
     golden = _read(path, searcher.dim)
     expected = golden["similarity"]
-    found = _found(searcher, golden["vectors"])
+    found = _golden_results(searcher, golden["vectors"])
     worse = float((expected - found.similarity)[golden["keys"] >= 0].max(initial=0.0))
     if not worse <= MAX_DIFFERENCE:
         raise ContractError(f"golden answers are not reproduced: similarities are less by {worse:.2g} (> {MAX_DIFFERENCE:g})")
 
 
-def check_part(path: Path, searcher: Searcher, shard: int) -> None:
+def check_golden_shard(path: Path, searcher: Searcher, shard: int) -> None:
     """The same for the searcher of one shard: every golden product of this shard is found again, as similar as it was.
 
     One that ten products of the shard now surpass is as good as found: a shard apart refines more of its own.
@@ -75,7 +75,7 @@ def check_part(path: Path, searcher: Searcher, shard: int) -> None:
     golden = _read(path, searcher.dim)
     keys, expected = golden["keys"], golden["similarity"]
     mine = (keys >= 0) & (shard_of(keys, searcher.manifest.shards) == shard)
-    found = _found(searcher, golden["vectors"])
+    found = _golden_results(searcher, golden["vectors"])
     found_keys = _keys(searcher, found.rows)
     for row, place in np.argwhere(mine):
         key, was = keys[row, place], expected[row, place]
@@ -108,7 +108,7 @@ def _read(path: Path, dim: int) -> dict[str, np.ndarray]:
     return golden
 
 
-def _found(searcher: Searcher, vectors: np.ndarray) -> Neighbors:
+def _golden_results(searcher: Searcher, vectors: np.ndarray) -> Neighbors:
     """The best ten of as many as shoppers ask for: asked for ten, equal estimates at the edge of what is refined could change them."""
     found = searcher.search(vectors, CANDIDATES)
     return Neighbors(found.similarity[:, :TOP], found.rows[:, :TOP])

@@ -12,13 +12,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from serving.contract.encoder import Encoder, EncoderFolder
-from serving.contract.files import ContractError, FileRef, first_wrong, verify
+from serving.contract.files import ContractError, FileRef, first_error, verify
 from serving.contract.manifest import CANDIDATES, IndexManifest
 from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.index.searcher import Neighbors, Searcher
-from serving.ranking.filters import Filter, FilterError, matching
+from serving.ranking.filters import Filter, FilterError, filter_mask
 from serving.ranking.ranker import Ranked, RankerConfig, User, rank
 from serving.versions.encoder_guard import EncoderGuard
 from serving.versions.golden import check_golden
@@ -51,17 +51,17 @@ class Release:
         encoders: EncoderFolder,
         query: Encoder,
         searcher: Searcher,
-        words: TextEncoder | None = None,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         self.version, self.manifest, self.encoders = version, manifest, encoders
-        self.query, self.searcher, self.words = query, searcher, words
+        self.query, self.searcher, self.text_encoder = query, searcher, text_encoder
         self.preprocess = encoders.manifest.preprocess
         self.version_info = _version_info(version, manifest)
         self.ranker = _ranker(manifest, searcher)
         self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
         self.candidates = int(manifest.search.get("candidates") or CANDIDATES)
         require = self.ranker.rules.require
-        self.required = matching(searcher.features, require) if require else None
+        self.required_rows = filter_mask(searcher.features, require) if require else None
 
     @classmethod
     def open(
@@ -83,10 +83,10 @@ class Release:
         """
         searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref))
         check_golden(verify(locate(manifest.golden), manifest.golden), searcher)
-        return cls.over(searcher, version, manifest, encoder, threads, runtime, guard)
+        return cls.from_searcher(searcher, version, manifest, encoder, threads, runtime, guard)
 
     @classmethod
-    def over(
+    def from_searcher(
         cls,
         searcher: Searcher,
         version: str,
@@ -120,12 +120,12 @@ class Release:
         """The unit vector (d,) float32 of pixels (h, w, 3) uint8."""
         return self.query.encode(pixels[None])[0]
 
-    def is_query(self, query: EncodedQuery) -> bool:
+    def accepts_query(self, query: EncodedQuery) -> bool:
         """Whether this version can be asked with what a shared cache holds: a unit vector of its dimension."""
         length = float(np.linalg.norm(query.vector.astype(np.float64)))
         return query.vector.shape == (self.searcher.dim,) and abs(length - 1) <= UNIT_TOLERANCE
 
-    def are_candidates(self, found: Neighbors, wanted: int) -> bool:
+    def accepts_candidates(self, found: Neighbors, wanted: int) -> bool:
         """Whether what a shared cache holds may be this version's candidates of one query: so many rows of it, best first."""
         similarity, rows = found.similarity[0], found.rows[0]
         there = rows >= 0
@@ -144,9 +144,9 @@ class Release:
     def allowed(self, wanted: Filter | None) -> np.ndarray | None:
         """Which rows (n,) bool may be in an answer: what the rules require, and the filter. None: all. Raises FilterError."""
         if wanted is None:
-            return self.required
-        mask = matching(self.searcher.features, wanted)
-        return mask if self.required is None else mask & self.required
+            return self.required_rows
+        mask = filter_mask(self.searcher.features, wanted)
+        return mask if self.required_rows is None else mask & self.required_rows
 
     @property
     def products(self) -> int:
@@ -179,8 +179,8 @@ class Release:
         for n in range(rounds):
             pixels = np.full((size, size, 3), 40 * n, np.uint8)
             self.answer(EncodedQuery(self.encode(pixels), palette(pixels)))
-            if self.words is not None:
-                self.words.encode("a warm word")
+            if self.text_encoder is not None:
+                self.text_encoder.encode("a warm word")
 
 
 def _version_info(version: str, manifest: IndexManifest) -> VersionInfo:
@@ -195,7 +195,7 @@ def _ranker(manifest: IndexManifest, searcher: Searcher) -> RankerConfig:
         config = RankerConfig.model_validate(manifest.ranker)
         config.rules.check(searcher.features)
     except ValidationError as error:
-        raise ContractError(f"index {manifest.id}: ranker: {first_wrong(error)}") from None
+        raise ContractError(f"index {manifest.id}: ranker: {first_error(error)}") from None
     except FilterError as error:
         raise ContractError(f"index {manifest.id}: ranker: {error}") from None
     return config

@@ -46,19 +46,19 @@ class Opener(Protocol[V]):
         """A version, verified. Raises ContractError naming what is wrong with it."""
         ...
 
-    def lacks(self, opened: V, first: bool) -> str:
+    def pending_reason(self, opened: V, first: bool) -> str:
         """What an opened version waits for before it can be ready; "" for nothing. Raises ContractError where it will never come.
 
         `first`: nothing is served yet, so that less than everything may be better than nothing.
         """
         ...
 
-    def hinders(self, ready: V) -> str:
+    def flip_blocker(self, ready: V) -> str:
         """Why a version that was ready cannot go live at this moment; "" for nothing."""
         ...
 
 
-class WholeVersions:
+class ReleaseOpener:
     """Opens whole versions, which wait for nothing."""
 
     def __init__(self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME) -> None:
@@ -70,10 +70,10 @@ class WholeVersions:
         encoder = self.source.encoder(manifest)
         return Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime, self.guard)
 
-    def lacks(self, opened: Release, first: bool) -> str:
+    def pending_reason(self, opened: Release, first: bool) -> str:
         return ""
 
-    def hinders(self, ready: Release) -> str:
+    def flip_blocker(self, ready: Release) -> str:
         return ""
 
 
@@ -90,7 +90,7 @@ class Slot(Generic[V]):
     since: str = ""
     release: V | None = field(default=None, repr=False)
     failed_at: float = 0.0
-    opened: V | None = field(default=None, repr=False)
+    pending: V | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, str | int]:
         rows = self.release.products if self.release else 0
@@ -108,17 +108,17 @@ class Slots(Generic[V]):
         opener: Opener[V] | None = None,
     ) -> None:
         self.source, self.clock = source, clock
-        self.opener: Opener[Any] = opener or WholeVersions(source, threads)
+        self.opener: Opener[Any] = opener or ReleaseOpener(source, threads)
         self.slots: dict[str, Slot[V]] = {name: Slot() for name in SLOTS}
         self.live: V | None = None
         self.live_slot = ""
-        self.wanted_live = ""
+        self.live_alias = ""
         self.error = ""
-        self.held_up = ""
+        self.flip_blocked = ""
         self.flips = self.failures = 0
         self.in_memory: list[tuple[str, weakref.ref[V]]] = []
         self.freed = 0
-        self.lock, self.following = threading.Lock(), threading.Lock()
+        self.lock, self.follow_lock = threading.Lock(), threading.Lock()
 
     def refresh(self) -> None:
         """Follows the aliases and loads all they newly name. Never raises."""
@@ -128,7 +128,7 @@ class Slots(Generic[V]):
 
     def follow(self) -> None:
         """Marks what the aliases newly name for loading, and flips when `live` names a version that is ready. Never raises."""
-        with self.following:  # what was read of the aliases later is applied later
+        with self.follow_lock:  # what was read of the aliases later is applied later
             self._follow()
 
     def _follow(self) -> None:
@@ -140,7 +140,7 @@ class Slots(Generic[V]):
             return
         self.error = ""
         with self.lock:
-            self.wanted_live = wanted["live"]
+            self.live_alias = wanted["live"]
             for name in SLOTS:
                 slot = self.slots[name]
                 late = slot.state == "failed" and self.clock() - slot.failed_at >= RETRY_S
@@ -154,7 +154,7 @@ class Slots(Generic[V]):
             waiting = [n for n in SLOTS if self.slots[n].state == "loading"]
             if not waiting:
                 return False
-            name = min(waiting, key=lambda n: (self.slots[n].opened is not None, self.slots[n].version != self.wanted_live))
+            name = min(waiting, key=lambda n: (self.slots[n].pending is not None, self.slots[n].version != self.live_alias))
             slot = self.slots[name]
         loaded = self._load(name, slot)
         with self.lock:
@@ -162,13 +162,13 @@ class Slots(Generic[V]):
                 if self.slots[other].state == "loading" and self.slots[other].version == slot.version:
                     self.slots[other] = loaded
             self._flip()
-        return loaded.state != "loading" or (slot.opened is None and len(waiting) > 1)
+        return loaded.state != "loading" or (slot.pending is None and len(waiting) > 1)
 
     def get(self, slot: str = "") -> V | None:
         """The live release, or the one that a slot holds ready."""
         return self.slots[slot].release if slot else self.live
 
-    def held(self) -> list[V]:
+    def releases(self) -> list[V]:
         """Every version that is live or ready in a slot."""
         with self.lock:
             found = [s.release for s in self.slots.values()] + [self.live]
@@ -179,18 +179,18 @@ class Slots(Generic[V]):
         return {
             "live": {"version": live.version, "slot": self.live_slot} if live else None,
             "slots": {n: s.describe() for n, s in self.slots.items()},
-            "error": self.error or self.held_up,
+            "error": self.error or self.flip_blocked,
             "flips": self.flips,
         }
 
-    def nothing_live(self) -> str:
+    def not_live_reason(self) -> str:
         """The sentence for whoever asks while nothing is live."""
-        why = self.error or self.held_up
+        why = self.error or self.flip_blocked
         return f"no index version is live on this replica yet{': ' + why if why else ''}"
 
     def draining(self) -> list[str]:
         """Versions that no slot holds any more and that are still in memory, for requests that began with them."""
-        held = [*self.held(), *(s.opened for s in self.slots.values())]
+        held = [*self.releases(), *(s.pending for s in self.slots.values())]
         return sorted(version for version, release in list(self.in_memory) if (found := release()) and found not in held)
 
     def _begin(self, version: str) -> Slot[V]:
@@ -203,13 +203,13 @@ class Slots(Generic[V]):
         return Slot(version, "ready", "", _now(), held[0]) if held else Slot(version, "loading", "", _now())
 
     def _flip(self) -> None:
-        self.held_up = ""
+        self.flip_blocked = ""
         for name, slot in self.slots.items():
-            if not self.wanted_live or slot.version != self.wanted_live or slot.release is None:
+            if not self.live_alias or slot.version != self.live_alias or slot.release is None:
                 continue
             if self.live is not slot.release:
-                if self.live is not None and (why := self.opener.hinders(slot.release)):
-                    self.held_up = f"version {slot.version} is not live yet: {why}"
+                if self.live is not None and (why := self.opener.flip_blocker(slot.release)):
+                    self.flip_blocked = f"version {slot.version} is not live yet: {why}"
                     return
                 before = self.live.version if self.live else "nothing"
                 self.live, self.live_slot = slot.release, name
@@ -218,11 +218,11 @@ class Slots(Generic[V]):
             elif self.slots[self.live_slot].release is not self.live:
                 self.live_slot = name
             return
-        self.held_up = self._absent()
+        self.flip_blocked = self._absent()
 
     def _absent(self) -> str:
         """Why the version that `live` names does not serve, where no slot holds it ready; "" where it serves all the same."""
-        wanted, serves = self.wanted_live, self.live.version if self.live else ""
+        wanted, serves = self.live_alias, self.live.version if self.live else ""
         if wanted and wanted == serves:
             return ""
         if not wanted:
@@ -236,15 +236,15 @@ class Slots(Generic[V]):
 
     def _load(self, name: str, slot: Slot[V]) -> Slot[V]:
         """The version opened, verified and warm; or what it waits for; or the reason why it failed."""
-        version, opened = slot.version, slot.opened
+        version, opened = slot.version, slot.pending
         try:
             if opened is None:
                 log.info("%s: loading version %s", name, version)
                 opened = self.opener.open(version)
                 self.in_memory.append((version, weakref.ref(opened)))
-            waits = self.opener.lacks(opened, self.live is None)
+            waits = self.opener.pending_reason(opened, self.live is None)
             if waits:
-                return Slot(version, "loading", waits, slot.since, opened=opened)
+                return Slot(version, "loading", waits, slot.since, pending=opened)
             opened.warm()
         except Exception as error:  # whatever is wrong with a candidate, the live version goes on
             log.error("%s: version %s failed: %s", name, version, _sentence(error))

@@ -8,7 +8,7 @@ from serving.contract.manifest import Scalar
 from serving.index.engine import Engine, Mask
 from serving.index.faiss_engine import scale_effort
 from serving.index.merge import Neighbors
-from serving.index.searcher import WIDER, Searcher
+from serving.index.searcher import WIDENING, Searcher
 from tasks.index.families import Family
 
 CALL_US = 50.0
@@ -68,4 +68,4 @@ class Work:
 
     def repeated(self) -> int:
         """How many times a query was searched again for having found too little."""
-        return sum(queries for engine in self.engines for queries, _, effort in engine.searches if effort >= WIDER[0])
+        return sum(queries for engine in self.engines for queries, _, effort in engine.searches if effort >= WIDENING[0])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serving.contract.signed import NotSigned, check_signed
+from serving.contract.webhook_signature import InvalidSignature, verify_signature
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, Registry
 
@@ -58,8 +58,8 @@ def believe(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) 
             "no secret is set for MLflow's messages: set VITRINE_WEBHOOK_SECRET for Airflow and run: vitrine webhook"
         )
     try:
-        check_signed(headers, body, secret, now_s)
-    except NotSigned as error:
+        verify_signature(headers, body, secret, now_s)
+    except InvalidSignature as error:
         raise NotBelieved(str(error)) from None
     try:
         said = json.loads(body)

@@ -5,7 +5,7 @@ import json
 import pytest
 from mlflow.webhooks.delivery import _generate_hmac_signature
 
-from serving.contract.signed import WINDOW_S, signature
+from serving.contract.webhook_signature import WINDOW_S, signature
 from tasks.registry.webhook import AliasMoved, NotBelieved, believe
 
 NOW = 1_800_000_000
