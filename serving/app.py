@@ -1,4 +1,4 @@
-"""The application: what is opened when it starts and closed when it stops, and its routes."""
+"""The FastAPI application factory: lifespan, middleware, error handlers and routes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,9 +26,9 @@ from serving.versions.version_source import MlflowSource, VersionSource, exporte
 
 
 def create_app(settings: ServingSettings, source: VersionSource | None = None, fetcher: Fetcher | None = None) -> FastAPI:
-    """The application; everything is opened when it starts and closed when it stops. Raises ValueError for settings that do not fit.
+    """Builds the application; its lifespan starts and closes the replica. Raises ValueError for invalid settings.
 
-    `source` and `fetcher` replace what the settings name. A process of the role shard is another application: serving/api/shard_app.py.
+    `source` and `fetcher` replace those of the settings. The role shard has its own application: serving/api/shard_app.py.
     """
     if settings.role not in ROLES:
         raise ValueError(f"VITRINE_ROLE={settings.role!r} is none of {', '.join(ROLES)}")

@@ -1,4 +1,4 @@
-"""A bounded number of places for work on its way in; whoever finds none is told to come back."""
+"""Admission control: bounds concurrent work and answers 503 with Retry-After beyond the bound."""
 
 from types import TracebackType
 
@@ -6,9 +6,9 @@ from serving.api.errors import ApiError
 
 
 class AdmissionLimit:
-    """`most` places, each held by a `with`, which raises Refused(503) when there is none. `what` says of what there is too much.
+    """A context manager that admits at most `limit` holders at a time and raises ApiError(503) beyond. `what` is named in the message.
 
-    For the loop's own thread: nothing is locked.
+    Not thread-safe: for use on the event loop.
     """
 
     def __init__(self, limit: int, what: str) -> None:
@@ -25,5 +25,5 @@ class AdmissionLimit:
 
 
 def overloaded(what: str) -> ApiError:
-    """The refusal of one more than there is room for."""
+    """The 503 problem with Retry-After, for work beyond a limit; `what` is named in its message."""
     return ApiError(503, f"too many {what}; try again in a second", "overloaded", {"Retry-After": "1"})

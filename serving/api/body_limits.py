@@ -1,4 +1,4 @@
-"""ASGI middleware that bounds request bodies: their bytes, the time they take to arrive, and how many arrive at once.
+"""ASGI middleware that limits request bodies: size, time to arrive, and number received at once.
 
 Neither uvicorn nor Starlette limits a body.
 """
@@ -16,10 +16,10 @@ from serving.contract.preprocess import ImageRejected
 
 
 class BodyLimits:
-    """Bodies of at most `max_bytes` (`by_path`: of another size for some paths), whole within `limit_s`, arriving in one of `places`.
+    """Limits bodies to `max_bytes` (`by_path`: other limits by path), `limit_s` seconds, and `admission` at once.
 
-    A limit that is passed raises from `receive`, which is to say where the body is read: ImageRejected("too_many_bytes") by the
-    announced length or by what came, Refused(408), Refused(503). A body that nobody reads takes no place.
+    Raises from `receive`, that is, where the body is read: ImageRejected("too_many_bytes") by the announced or the received
+    length, ApiError(408), ApiError(503). A body that nobody reads is not admitted.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class BodyLimits:
             await self.app(scope, self._limited(scope, receive, place), send)
 
     def _limited(self, scope: Scope, receive: Receive, place: ExitStack) -> Receive:
-        """`receive` of one request. `place` holds its place until the body is whole."""
+        """Wraps `receive` of one request. `place` holds the admission until the body is whole."""
         most, length = self.by_path.get(scope["path"], self.max_bytes), Headers(scope=scope).get("content-length", "")
         size, whole, deadline = 0, False, 0.0
 

@@ -1,4 +1,4 @@
-"""Errors as problem+json with one useful sentence."""
+"""Error handling: every error becomes problem+json (RFC 9457) with one useful sentence."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ IMAGE_STATUS = {"too_many_bytes": 413, "too_many_pixels": 413, "too_many_frames"
 
 
 class ApiError(Exception):
-    """A request answered with a problem: status, one sentence, and a short reason code."""
+    """An error of the API: HTTP status, one sentence, a short reason code, and headers."""
 
     def __init__(self, status: int, detail: str, reason: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -33,11 +33,11 @@ class ApiError(Exception):
 
 
 CLIENT_ERRORS = (ApiError, QueryError, DeadlinePassed, ImageRejected, RequestValidationError, ValueError)
-"""What a request, or one search of a batch, may raise and is answered a problem for; whatever else is raised is ours."""
+"""Errors of the client, answered with a problem. Anything else is a bug and becomes a 500."""
 
 
 def problem_of(error: Exception, request_id: str, metrics: RequestMetrics) -> Problem:
-    """What is answered where one of EXPECTED was raised. An image that is refused is counted."""
+    """The problem of one of CLIENT_ERRORS. Counts rejected images."""
     if isinstance(error, ImageRejected):
         metrics.rejected.labels(error.reason).inc()
     status, detail, reason = _status_detail_reason(error)
@@ -45,7 +45,7 @@ def problem_of(error: Exception, request_id: str, metrics: RequestMetrics) -> Pr
 
 
 def _status_detail_reason(error: Exception) -> tuple[int, str, str]:
-    """Status, sentence and reason code."""
+    """HTTP status, detail and reason code of a client error."""
     match error:
         case ApiError() | QueryError() | FilterError():
             return error.status, str(error), error.reason
@@ -70,19 +70,19 @@ def problem_response(found: Problem, headers: Mapping[str, str] | None = None) -
 
 
 def validation_message(errors: Any) -> str:
-    """One sentence for the first of pydantic's errors, with where it is."""
+    """The first of pydantic's errors as one sentence, with its location."""
     first = errors[0]
     where = ".".join(str(p) for p in first["loc"] if p not in ("body", "query", "path"))
     return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
 def error_response(error: Exception, request_id: str, metrics: RequestMetrics) -> JSONResponse:
-    """The answer where one of EXPECTED was raised."""
+    """The problem+json response of one of CLIENT_ERRORS."""
     return problem_response(problem_of(error, request_id, metrics), getattr(error, "headers", None))
 
 
 def handle_errors(app: FastAPI, metrics: RequestMetrics) -> None:
-    """Every error that a request may raise becomes problem+json."""
+    """Registers exception handlers that answer problem+json."""
 
     async def on_client_error(request: Request, error: Exception) -> JSONResponse:
         return error_response(error, request.state.request_id, metrics)
@@ -92,7 +92,7 @@ def handle_errors(app: FastAPI, metrics: RequestMetrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
-        """The router's own: a path that nobody serves, or not by this method. Two routes may share a path, each with its methods."""
+        """404 and 405 of the router. Two routes may share a path, each with its own methods."""
         headers, detail = dict(error.headers or {}), str(error.detail)
         if error.status_code == 404:
             detail = "nothing is served at this path; GET /openapi.json describes what is"

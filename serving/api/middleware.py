@@ -1,4 +1,4 @@
-"""What every request has in common: a request id, its count, its line in the log, its trace."""
+"""ASGI middleware for every request: request id, metrics, access log, trace, and the 500 of unexpected errors."""
 
 import logging
 import re
@@ -17,16 +17,16 @@ from serving.telemetry.tracing import RequestTrace, Tracing
 log = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
-"""Counted where the caller went away before there was an answer; never sent."""
+"""Status counted when the client disconnects before the answer (nginx's 499); never sent."""
 QUIET_ROUTES = ("/healthz", "/readyz", "/metrics", "/static", "/v1/version", "/shard/state")
-"""Routes that machines ask every few seconds: counted, and neither logged nor traced."""
+"""Routes polled every few seconds: counted, but neither logged nor traced."""
 SHARD_ROUTES = "/shard/"
-"""What a gateway asks of a shard: traced, and not logged, as the gateway logs each of its own requests."""
+"""Requests of gateways to shards: traced but not logged, since the gateway logs its own requests."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """ASGI middleware: every answer carries `X-Request-Id` (the caller's own where it is a plain word), is counted, logged, traced."""
+    """Gives every answer an `X-Request-Id` (the caller's where it is a plain word); counts, logs and traces it."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics, tracing: Tracing) -> None:
         self.app, self.metrics, self.tracing = app, metrics, tracing
@@ -64,7 +64,7 @@ class RequestMiddleware:
             self._record(scope, trace, status, time.perf_counter() - began)
 
     def _record(self, scope: Scope, trace: RequestTrace, status: int, took_s: float) -> None:
-        """Counts, logs and traces a request that is over."""
+        """Counts, logs and traces a finished request."""
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.count(route, status, took_s)
         if route in QUIET_ROUTES:

@@ -1,4 +1,4 @@
-"""Showing a product's own picture: a local file below the catalogue's root, or nothing."""
+"""Resolves a product's picture to a local file below the catalogue's root."""
 
 from pathlib import Path
 from urllib.parse import unquote
@@ -7,7 +7,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
 
 def picture_path(uri: str, root: str) -> Path | None:
-    """The file of a local picture; None when it lies elsewhere, outside the root, or is not a picture by its name."""
+    """The file of a local picture; None when it is remote, outside the root, or has no picture suffix."""
     if "://" in uri.removeprefix("file://") or "://" in root or not root:
         return None
     base = Path(root).resolve()

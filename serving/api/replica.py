@@ -1,4 +1,4 @@
-"""What one serving process holds: its slots, its workers, its caches and its counters."""
+"""One serving process: slots, worker threads, caches, limits and metrics, opened and closed by the lifespan."""
 
 import asyncio
 import contextvars
@@ -38,13 +38,13 @@ from serving.versions.slots import Opener, ReleaseOpener, Slots
 from serving.versions.version_source import VersionSource
 
 FETCHERS = 4
-"""Photos that are fetched by their addresses at once; `queue` more may wait, and beyond that is 503."""
+"""Concurrent fetches of photos by URL; up to `queue` more wait, and any beyond are answered 503."""
 PROFILE_TIMEOUT_S = 0.05
 TOO_LATE = "the answer was not ready in the time this request had; try again, or ask for less"
 
 
 class Replica:
-    """Opened by `start`, closed by `close`; in between it follows the aliases and works on searches."""
+    """The state of a serving process. Between `start` and `close` it follows the aliases and answers searches."""
 
     def __init__(self, settings: ServingSettings, source: VersionSource, fetcher: Fetcher | None = None) -> None:
         self.settings = settings
@@ -94,9 +94,9 @@ class Replica:
         self.tracing.close()
 
     def deadline(self, timeout_ms: str | None = None) -> Deadline:
-        """The deadline of a request that begins now; a caller may give it less time than the setting does, never more.
+        """The deadline of a request that starts now; `timeout_ms` may shorten the setting's, never extend it.
 
-        Raises ValueError where `timeout_ms` is no number of milliseconds.
+        Raises ValueError where `timeout_ms` is not a number of milliseconds.
         """
         limit_s = self.settings.deadline_s
         return Deadline.after(limit_s if timeout_ms is None else min(limit_s, _timeout_s(timeout_ms)))
@@ -104,9 +104,9 @@ class Replica:
     async def search(
         self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool = False
     ) -> SearchAnswer:
-        """The answer to a query, from a worker thread. Raises Refused(503) when too many wait, DeadlinePassed, and what a search raises.
+        """Runs a query on a worker thread. Raises ApiError(503) when too many wait, DeadlinePassed, and what a search raises.
 
-        A search whose deadline passes, or whose caller is cancelled, is dropped if it waits, and else ends before its next phase.
+        A search whose deadline passes or whose caller is cancelled is dropped while it waits, or ends before its next phase.
         """
         if self.waiting >= self.settings.workers + self.settings.queue:
             raise overloaded("searches are waiting")
@@ -119,10 +119,10 @@ class Replica:
     def _submit(
         self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool
     ) -> asyncio.Future[SearchAnswer]:
-        """Gives a search to the workers; it counts as waiting until a worker is done with it.
+        """Submits a search to the workers; it counts in `waiting` until it is done.
 
-        Nobody but the caller's `await` holds the future: an error's traceback that leads back to its own future is a cycle, which
-        would keep a retired version in memory.
+        Only the caller's `await` holds the future: a traceback that refers to its own future is a reference cycle, which would keep
+        a retired version in memory.
         """
         context = contextvars.copy_context()
         job = self.workers.submit(context.run, queries.search, release, query, self.deps, timings, request_id, sampled)
@@ -136,7 +136,7 @@ class Replica:
             self.waiting -= 1
 
     async def fetch(self, url: str, timings: Timings) -> bytes:
-        """A photo by its address, while workers do other things. Raises Refused(503), ImageRejected or DeadlinePassed."""
+        """Fetches a photo by URL outside the search workers. Raises ApiError(503), ImageRejected or DeadlinePassed."""
 
         def fetch() -> bytes:
             with timings.phase("fetch"):
@@ -150,7 +150,7 @@ class Replica:
             raise DeadlinePassed(TOO_LATE) from None
 
     def release(self, slot: str = "") -> Release:
-        """The release to answer with. Raises Refused(503) when there is none."""
+        """The live release, or a slot's. Raises ApiError(503) when there is none."""
         found = self.slots.get(slot)
         if found is None:
             what = f"slot {slot} holds no version that is ready" if slot else self.slots.not_live_reason()
@@ -158,7 +158,7 @@ class Replica:
         return found
 
     def describe(self) -> dict[str, object]:
-        """What this process is, besides its slots."""
+        """The process's part of /v1/version: role, notice and shards."""
         state: dict[str, object] = {"role": self.settings.role, "notice": self.settings.notice}
         return state if self.fleet is None else state | {"shards": self.fleet.describe(), "shard_map_error": self.fleet.error}
 
@@ -179,7 +179,7 @@ def _timeout_s(timeout_ms: str) -> float:
 
 
 def _fleet(settings: ServingSettings) -> Fleet | None:
-    """A gateway's shard processes; None in other roles. Raises ValueError where none are named."""
+    """The shard fleet of a gateway; None in other roles. Raises ValueError where no shards are configured."""
     if settings.role != "gateway":
         return None
     if not settings.shard_urls and not settings.shard_map:

@@ -1,4 +1,4 @@
-"""The words in which a replica says what it holds, for the OpenAPI document: the answers themselves are made where they are known."""
+"""OpenAPI schemas of a replica's state and samples; the answers themselves are built by their owners."""
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -47,7 +47,7 @@ class LiveVersion(Live):
 
 
 class SlotsBase(BaseModel):
-    """What each slot holds."""
+    """The state of the slots."""
 
     slots: dict[str, SlotState]
     error: str = Field(description="why the registry cannot be followed, or a flip waits")

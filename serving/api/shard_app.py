@@ -1,4 +1,4 @@
-"""The HTTP interface of a shard process: what gateways ask, beside the routes for people, probes and Prometheus."""
+"""The HTTP application of a shard process: search for gateways, beside the state, health and metrics routes."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def create_shard_app(settings: ServingSettings, source: VersionSource) -> FastAPI:
-    """The application of a shard process. Raises ValueError for settings that do not fit."""
+    """Builds the application of a shard process. Raises ValueError for invalid settings."""
     server = ShardServer(settings, source)
     tracing = make_tracing(settings.otel_endpoint)
 
@@ -70,7 +70,7 @@ def _shard_routes(app: FastAPI, server: ShardServer) -> None:
 
 
 async def _body(request: Request) -> bytes:
-    """The whole body. Raises NotAnswered where it is too large."""
+    """The whole body. Raises ShardError(413) where it is too large."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
@@ -80,7 +80,7 @@ async def _body(request: Request) -> bytes:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    """Answers a question that is refused with its sentence, and logs it: the gateway only sees that a shard is missing."""
+    """Answers a ShardError in plain text and logs it: the gateway only reports that a shard is missing."""
     assert isinstance(error, ShardError)
     fields = {"method": request.method, "route": request.url.path, "status": error.status}
     log.info("%s %s %d: %s", request.method, request.url.path, error.status, error, extra={"fields": fields})

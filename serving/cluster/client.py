@@ -1,4 +1,4 @@
-"""One question to several shards at once: in parallel, with hedges and retries, each answered by the first process that does."""
+"""Fan-out of one request to several shards, with hedging and retries; each shard's first answer counts."""
 
 import time
 from collections.abc import Callable
@@ -19,15 +19,15 @@ T = TypeVar("T")
 
 
 class InvalidShardRequest(Exception):
-    """A shard says that the question itself is wrong."""
+    """A shard answered 422: the request itself is invalid."""
 
 
 @dataclass(frozen=True)
 class ShardRequest:
-    """What is asked of several shards from `began` to `until` (seconds of the client's clock).
+    """One request to several shards, from `began` to `until` (seconds by the client's clock).
 
-    `read` makes an answer of a body and raises ValueError for a body that is none. A question that is not `usual` is slow by its
-    nature: it is not hedged and tells nothing about a shard's latency.
+    `body(shard, left_s)` makes a shard's request body; `read` parses an answer's body and raises ValueError for an invalid one. A
+    request that is not `hedgeable` is slow by nature: it is neither hedged nor counted in the shard's latencies.
     """
 
     path: str
@@ -43,7 +43,7 @@ class ShardRequest:
 
 @dataclass(frozen=True)
 class Call:
-    """A request under way to one process."""
+    """An HTTP request in flight to one process."""
 
     shard: int
     backend: Backend
@@ -53,7 +53,7 @@ class Call:
 
 @dataclass
 class PendingShard:
-    """A shard that has not answered yet: which processes were tried, and when to ask one more."""
+    """A shard that has not answered yet: the processes tried, and when to hedge."""
 
     tried: set[str] = field(default_factory=set)
     under_way: int = 0
@@ -61,12 +61,12 @@ class PendingShard:
 
 
 class ShardClient:
-    """Asks the shards of a fleet. One for a gateway; many threads may ask at once."""
+    """Client of a gateway's shard fleet. Thread-safe."""
 
     def __init__(
         self, fleet: Fleet, metrics: GatewayMetrics, timeout_s: float, hedges: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`timeout_s`: what a shard gets at most; `hedges`: the share of questions that may be asked twice."""
+        """`timeout_s`: timeout per shard; `hedges`: the share of requests that may be hedged."""
         self.fleet, self.metrics, self.timeout_s, self.clock = fleet, metrics, timeout_s, clock
         self.budget = HedgeBudget(hedges)
         self.latencies: dict[tuple[str, int], Latencies] = {}
@@ -81,11 +81,11 @@ class ShardClient:
         latest: float | None = None,
         slow_s: float = 0.0,
     ) -> dict[int, T]:
-        """The answers by shard; a shard that could not answer in time is not among them. Raises Refusal.
+        """Sends a request to all shards; returns answers by shard, without shards that did not answer in time.
 
-        `version` is "version|digest"; `question(shard, left_s)` makes the body for a shard that has `left_s` seconds; `read` makes
-        an answer of what came, and raises ValueError for what is none: the process that sent it is not asked again until a probe
-        finds it well, like one whose connection broke. `slow_s`: a question that may take this long.
+        `version` is "version|digest"; `request(shard, left_s)` makes the body for a shard that has `left_s` seconds; `read` parses
+        an answer and raises ValueError for an invalid one. A process that sent an invalid answer, or whose connection broke, gets no
+        requests until a probe succeeds. `slow_s`: timeout of a request that is slow by nature. Raises InvalidShardRequest.
         """
         began = self.clock()
         most_s = slow_s or self.timeout_s
@@ -104,7 +104,7 @@ class ShardClient:
 
 
 class FanOut:
-    """One question's requests, from the first to the last answer."""
+    """The HTTP requests of one ShardRequest, from the first to the last answer."""
 
     def __init__(self, client: ShardClient, request: ShardRequest) -> None:
         self.client, self.request, self.clock = client, request, client.clock
@@ -113,7 +113,7 @@ class FanOut:
         self.answers: dict[int, Any] = {}
 
     def run(self, shards: list[int]) -> dict[int, Any]:
-        """Raises Refusal."""
+        """The answers by shard. Raises InvalidShardRequest."""
         for shard in shards:
             self.client.budget.earn()
             self.pending[shard] = PendingShard()
@@ -134,7 +134,7 @@ class FanOut:
         return self.answers
 
     def _try(self, shard: int, hedge: bool = False) -> None:
-        """Asks one more process; a shard that nobody else can answer for, and nobody is asked, is given up."""
+        """Sends the request to one more process; gives the shard up when none is left and none is in flight."""
         state, request = self.pending[shard], self.request
         state.hedge_at = float("inf")
         backend = None
@@ -191,7 +191,7 @@ class FanOut:
             self._try(shard)
 
     def _time_out(self) -> None:
-        """The time is over. A process that had all the time a shard gets is not asked again until a probe finds it well."""
+        """Gives up the pending shards. A process that had the whole timeout is marked down until a probe succeeds."""
         waited_s = self.request.until - self.request.began
         for future, call in self.calls.items():
             whole = waited_s >= self.request.most_s - 1e-3 and not call.hedge and not future.cancel()
@@ -206,7 +206,7 @@ class FanOut:
 
 
 def request_headers() -> dict[str, str]:
-    """Headers that tell a shard for which request it is asked, and which span its own is below."""
+    """Headers that propagate the request id and the trace context to a shard."""
     request_id, parent = logs.request_id.get(), tracing.parent.get()
     found = {"x-request-id": request_id, "traceparent": parent}
     return {name: value for name, value in found.items() if value}

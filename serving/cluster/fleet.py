@@ -1,7 +1,7 @@
-"""The shard processes a gateway knows: which shards and versions each holds, whether it answers, and which one to ask.
+"""Service discovery, probing and load balancing of a gateway's shard processes.
 
-Which process holds which shards is not configured: each says so itself when it is probed. The setting or the file names only
-addresses; a name that resolves to several (a headless service of Kubernetes) stands for all of them.
+Which process holds which shards is not configured: each reports it when probed. The setting or the file names only addresses; a
+name that resolves to several (a headless service of Kubernetes) stands for all of them.
 """
 
 import json
@@ -26,15 +26,15 @@ PROBE_TIMEOUT_S = 1.0
 RESOLVE_S = 2.0
 MAX_IDLE = 64
 MAX_REQUESTS = 256
-"""Requests under way to all shard processes: a thread each, started when it is needed."""
+"""Most requests in flight to all shard processes: one thread each, started on demand."""
 
 
 class ConnectionFailed(OSError):
-    """The other side is away, went away, does not speak HTTP, or did not answer in time."""
+    """The connection failed or broke, the answer was not HTTP, or it did not arrive in time."""
 
 
 class Backend:
-    """One shard process at an address. `up` while it answers; `ready` names what it holds ready, as "version|digest"."""
+    """One shard process. `up` while it answers; `ready`: the versions it serves, as "version|digest"."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port, self.name = host, port, f"{host}:{port}"
@@ -51,7 +51,7 @@ class Backend:
     def request(
         self, method: str, path: str, limit_s: float, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
-        """Status and body of the answer over a kept connection. Raises ConnectionFailed."""
+        """Sends a request over a pooled connection; returns status and body. Raises ConnectionFailed."""
         timeout = urllib3.Timeout(connect=min(CONNECT_S, max(limit_s, 1e-3)), read=max(limit_s, 1e-3))
         try:
             response = self.http.urlopen(method, path, body=body, headers=headers, timeout=timeout, preload_content=False)
@@ -73,13 +73,13 @@ class Backend:
             self.outstanding += change
 
     def mark_down(self, why: str) -> None:
-        """Is not asked any more until a probe finds it answering again."""
+        """Takes the process out of rotation until a probe succeeds."""
         if self.up:
             log.warning("shard process %s is down: %s", self.name, why)
         self.up, self.reason = False, why
 
     def probe(self) -> None:
-        """Asks what it holds. Never raises."""
+        """Reads the process's shards and versions. Never raises."""
         try:
             _, answer = self.request("GET", STATE, PROBE_TIMEOUT_S)
             told = json.loads(answer)
@@ -106,7 +106,7 @@ class Backend:
 
 
 class Fleet:
-    """All shard processes. `addresses` gives the urls they are found at; it is asked again every `RESOLVE_S`."""
+    """All shard processes. `addresses` gives their URLs; they are resolved again every `RESOLVE_S`."""
 
     def __init__(self, addresses: Callable[[], list[str]], probe_s: float = 0.5, chance: random.Random | None = None) -> None:
         self.addresses, self.probe_s, self.random = addresses, probe_s, chance or random.Random()
@@ -115,7 +115,7 @@ class Fleet:
         self.requests = ThreadPoolExecutor(MAX_REQUESTS, "shard-request")
 
     def follow(self) -> None:
-        """Takes up addresses that are new and lets go of those that are gone. Never raises; what cannot be read changes nothing."""
+        """Adds processes at new addresses and drops those that are gone. Never raises; an unreadable shard map changes nothing."""
         try:
             wanted = {f"{host}:{port}": (host, port) for url in self.addresses() for host, port in resolve(url)}
         except (OSError, ValueError) as error:
@@ -134,11 +134,11 @@ class Fleet:
         self.requests.shutdown(wait=False, cancel_futures=True)
 
     def holders(self, shard: int, wanted: str) -> list[Backend]:
-        """The processes that answer and hold this shard of this version ("version|digest")."""
+        """The processes that are up and hold this shard of this version ("version|digest")."""
         return [b for b in list(self.backends.values()) if b.up and shard in b.shards and wanted in b.ready]
 
     def choose(self, shard: int, wanted: str, tried: set[str]) -> Backend | None:
-        """One of those that were not tried yet: of two drawn at random, the one with fewer questions under way.
+        """Chooses a process not tried yet: of two drawn at random, the one with fewer requests in flight.
 
         "The power of two choices": the longest queue grows as log log n rather than log n / log log n
         (Mitzenmacher, IEEE TPDS 12(10), 2001).
@@ -149,16 +149,16 @@ class Fleet:
         return min(self.random.sample(found, 2), key=lambda b: b.outstanding)
 
     def missing_shards(self, version: str, digest: str, shards: int) -> list[tuple[int, str]]:
-        """The shards that no answering process holds ready in this version, each with why."""
+        """The shards of this version that no process that is up has ready, each with the reason."""
         wanted = f"{version}|{digest}"
         return [(s, self._missing_reason(s, version, digest)) for s in range(shards) if not self.holders(s, wanted)]
 
     def any_up(self, shard: int) -> bool:
-        """Whether any process with this shard answers at all."""
+        """Whether any process with this shard is up."""
         return any(b.up and shard in b.shards for b in list(self.backends.values()))
 
     def load_failure(self, shard: int, version: str) -> str:
-        """Why every answering process with this shard failed to load a version; "" when one did not fail."""
+        """Why every process with this shard failed to load a version; "" unless all of them did."""
         mine = [b for b in list(self.backends.values()) if b.up and shard in b.shards]
         told = [b.versions.get(version, {}) for b in mine]
         return told[0].get("reason", "") if mine and all(t.get("state") == "failed" for t in told) else ""
@@ -179,7 +179,7 @@ class Fleet:
 
 
 def resolve(url: str) -> list[tuple[str, int]]:
-    """The addresses a url stands for. Raises OSError or ValueError naming it."""
+    """Resolves a URL to its (address, port) pairs. Raises OSError or ValueError naming it."""
     parts = urlsplit(url if "//" in url else f"//{url}")
     if not parts.hostname or parts.port is None or parts.scheme not in ("", "http"):
         raise ValueError(f"{url!r} is not an address such as http://shard-0:8000")
@@ -192,7 +192,7 @@ def resolve(url: str) -> list[tuple[str, int]]:
 
 
 def addresses_of(urls: tuple[str, ...], file: str) -> Callable[[], list[str]]:
-    """Where the addresses come from: the setting, or a file with one on each line, read again each time it is asked."""
+    """A function that gives the shard URLs: those of the setting, or of a file with one a line, read at every call."""
 
     def read() -> list[str]:
         if not file:

@@ -1,7 +1,7 @@
-"""A version as a gateway holds it: the encoder, the features of every row, and no index: candidates come from the shards.
+"""A gateway's release: the encoder and the features of every row, but no index; candidates come from shard processes.
 
-Features live here (docs/decisions/0050): a shard answers with rows and similarities alone, and ranking is the very code of a
-whole replica over the very same columns.
+Features live here (docs/decisions/0050): a shard returns rows and similarities only, and ranking runs the same code over the same
+columns as a whole replica.
 """
 
 import logging
@@ -32,11 +32,11 @@ from serving.versions.version_source import VersionSource
 log = logging.getLogger(__name__)
 
 EXACT_S = 30.0
-"""What comparing every row may take: ten million take a second or more."""
+"""Timeout of exact searches: over ten million rows they take a second or more."""
 
 
 class RemoteSearcher(Searcher):
-    """The searcher of a version whose index is in shard processes; its features and tombstones are here."""
+    """Searcher of a version whose index is in shard processes; features and tombstones are local."""
 
     def __init__(
         self, manifest: IndexManifest, segments: list[OpenSegment], features: Features, version: str, client: ShardClient
@@ -70,7 +70,7 @@ class RemoteSearcher(Searcher):
     def search(
         self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None
     ) -> Neighbors:
-        """The k nearest rows of all shards. Raises ShardsUnavailable; ValueError for masks and parameters, which do not travel."""
+        """k nearest rows over all shards. Raises ShardsUnavailable; ValueError for masks and parameters, which cannot be sent."""
         if allowed is not None or params is not None:
             raise ValueError("a gateway sends shards filters, not masks or parameters")
         return self._complete(self.search_shards(xq, k, measure="index"))
@@ -83,9 +83,9 @@ class RemoteSearcher(Searcher):
     def search_shards(
         self, xq: np.ndarray, k: int, wanted: Filter | None = None, latest: float | None = None, measure: str = ""
     ) -> Neighbors:
-        """The k nearest rows of all shards that answer; `missing` says how many did not. Raises ShardsUnavailable when none did.
+        """k nearest rows over the shards that answer; `missing` counts the others. Raises ShardsUnavailable when none answers.
 
-        `measure`: "index" or "exact" to measure by the one or the other, whatever the version's rules require.
+        `measure`: "index" or "exact" for measurements by either search, ignoring the version's required filter.
         """
         xq = self._checked(xq, None)
         header = {
@@ -112,7 +112,7 @@ class RemoteSearcher(Searcher):
         return parts[shard]["vector"][0]
 
     def _complete(self, found: Neighbors) -> Neighbors:
-        """For those that measure: what only some shards answered is no measurement. Raises ShardsUnavailable."""
+        """The result itself, for measurements, which need every shard. Raises ShardsUnavailable where one is missing."""
         if found.missing:
             raise ShardsUnavailable(f"{found.missing} of {len(self.shards)} shards did not answer")
         return found
@@ -127,9 +127,9 @@ class RemoteSearcher(Searcher):
         latest: float | None,
         slow_s: float = 0.0,
     ) -> dict[int, dict[str, np.ndarray]]:
-        """The arrays that shards answer with. What is not of this version, or not of `shapes`, counts as no answer."""
+        """The arrays of each shard's answer. An answer of another version or of other `shapes` counts as none."""
 
-        def question(shard: int, left_s: float) -> bytes:
+        def request(shard: int, left_s: float) -> bytes:
             return pack(header | {"shard": shard, "left_ms": round(1e3 * left_s, 1)}, **arrays)
 
         def read(body: bytes) -> dict[str, np.ndarray]:
@@ -141,13 +141,13 @@ class RemoteSearcher(Searcher):
             return columns
 
         try:
-            return self.client.fan_out(path, self.version_key, shards, question, read, latest, slow_s)
+            return self.client.fan_out(path, self.version_key, shards, request, read, latest, slow_s)
         except InvalidShardRequest as error:
             raise ValueError(str(error)) from None
 
 
 class ShardsUnavailable(QueryError):
-    """No shard, or not the one that matters, could answer."""
+    """No shard, or not the one needed, answered."""
 
     reason = "shards_away"
     headers = {"Retry-After": "1"}
@@ -170,7 +170,7 @@ class GatewayRelease(Release):
         return self.searcher.search_shards(xq, candidates, wanted, latest)
 
     def warm(self, rounds: int = 3) -> None:
-        """Also where some shards are away: they are warmed by themselves."""
+        """Warms the encoder and the shards; missing shards are only logged, since they warm themselves."""
         try:
             super().warm(rounds)
         except ShardsUnavailable as error:
@@ -180,7 +180,7 @@ class GatewayRelease(Release):
 class GatewayOpener:
     """Opens versions for a gateway: ready once every shard holds them and together they reproduce the golden answers.
 
-    A gateway that serves nothing yet takes a version whose shards are not all there after `patience_s`.
+    After `patience_s`, a gateway without a live version serves one some of whose shards are missing.
     """
 
     def __init__(
@@ -225,6 +225,6 @@ class GatewayOpener:
         return f"{missing[0][1]} ({manifest.shards - len(missing)} of {manifest.shards} shards hold version {opened.version})"
 
     def flip_blocker(self, ready: Release) -> str:
-        """A shard that is away altogether would be missing from the old version too, so it does not hold a flip up."""
+        """A shard without any process up would be missing from the old version too, so it does not block a flip."""
         missing = self.fleet.missing_shards(ready.version, ready.manifest.digest(), ready.manifest.shards)
         return next((why for shard, why in missing if self.fleet.any_up(shard)), "")

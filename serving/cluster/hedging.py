@@ -1,4 +1,4 @@
-"""When a question is asked a second time: after the 95th percentile of the shard's recent answers, and never beyond a share of all.
+"""Hedged requests: sent after the 95th percentile of a shard's recent latencies, within a budget.
 
 J. Dean, L. A. Barroso, "The Tail at Scale", CACM 56(2), 2013: a hedge after the 95th percentile costs at most 5 % more work.
 """
@@ -10,10 +10,10 @@ import numpy as np
 
 
 class Latencies:
-    """How long a shard's last answers took: their 95th percentile says when one is late."""
+    """A sliding window of a shard's latencies and their 95th percentile `p95_s` (infinity until `least` are known)."""
 
-    def __init__(self, kept: int = 256, least: int = 20) -> None:
-        self.recent: deque[float] = deque(maxlen=kept)
+    def __init__(self, window: int = 256, least: int = 20) -> None:
+        self.recent: deque[float] = deque(maxlen=window)
         self.least, self.since, self.p95_s = least, 0, float("inf")
 
     def add(self, took_s: float) -> None:
@@ -25,7 +25,7 @@ class Latencies:
 
 
 class HedgeBudget:
-    """Hedges as a share of all questions: a fleet that is slow because it is overloaded is not asked twice as much."""
+    """Hedges as a share of all requests: an overloaded, and therefore slow, fleet does not get twice the load."""
 
     def __init__(self, share: float, most: float = 10.0) -> None:
         self.share, self.most, self.left = share, most, 0.0

@@ -1,4 +1,4 @@
-"""One shard process: the parts it holds, and what it answers a gateway that names a version."""
+"""One shard process: holds shards of the versions in both slots and answers gateways' searches by version and digest."""
 
 import asyncio
 import logging
@@ -25,12 +25,12 @@ from serving.versions.version_source import VersionSource
 log = logging.getLogger(__name__)
 
 LINGER_S = 10.0
-"""A version that both slots have given up is kept while a gateway still asks for it: one that has not flipped yet."""
+"""A version dropped by both slots is kept this long after its last request, for gateways that have not flipped yet."""
 MAX_QUERIES, MAX_K = 64, 4096
 
 
 class ShardError(Exception):
-    """A gateway's question that is refused: `status` and one sentence."""
+    """An error answered to a gateway: HTTP status and one sentence."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -38,7 +38,7 @@ class ShardError(Exception):
 
 
 class ShardServer:
-    """Holds the parts of versions that both slots name. Opened by `start`, closed by `close`."""
+    """Serves its shards of the versions in both slots, between `start` and `close`."""
 
     def __init__(self, settings: ServingSettings, source: VersionSource, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings, self.clock = settings, clock
@@ -63,7 +63,7 @@ class ShardServer:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def follow(self) -> None:
-        """Follows the aliases; lets go of versions that nobody has asked for lately."""
+        """Follows the aliases, and forgets versions without a request within LINGER_S."""
         self.slots.follow()
         with self.lock:
             for version, (_, at) in list(self.recent.items()):
@@ -83,7 +83,7 @@ class ShardServer:
         return {"shards": self.shards, "versions": versions, "error": self.slots.error}
 
     async def search(self, body: bytes) -> bytes:
-        """The nearest rows of some queries in one shard of the version that is named. Raises NotAnswered."""
+        """Answers a packed search of one shard of the named version. Raises ShardError."""
         header, xq = _unpacked(body, "query")
         shard_set, shard = self._lookup(header)
         try:
@@ -105,7 +105,7 @@ class ShardServer:
         return await self._work(work, header)
 
     async def vectors(self, body: bytes) -> bytes:
-        """The stored vectors of some rows. Raises NotAnswered."""
+        """Answers a packed request for stored vectors of rows. Raises ShardError."""
         header, rows = _unpacked(body, "row")
         shard_set, shard = self._lookup(header)
         if rows.dtype.kind != "i" or rows.ndim != 1 or not 1 <= len(rows) <= MAX_QUERIES:
@@ -113,7 +113,7 @@ class ShardServer:
         return await self._work(lambda: pack({"digest": shard_set.digest}, vector=shard.vectors(rows)), header)
 
     def _lookup(self, header: dict[str, Any]) -> tuple[ShardSet, ShardSearcher]:
-        """The part and the shard that a question names, by version and content: never another in its place."""
+        """The shard set and shard that a request names by version and digest. Raises ShardError(409) where it is not held."""
         version, digest, shard = header.get("version"), header.get("digest"), header.get("shard")
         with self.lock:
             recent = [shard_set for shard_set, _ in self.recent.values()]
@@ -127,7 +127,7 @@ class ShardServer:
         return shard_set, shard_set.shards[shard]
 
     async def _work(self, call: Callable[[], bytes], header: dict[str, Any]) -> bytes:
-        """Runs a call in the pool, unless too many wait or the question's time is over when its turn comes."""
+        """Runs a call in the pool. Raises ShardError: 503 when too many wait, 504 when its time is over before it starts."""
         if self.waiting >= self.pool._max_workers + self.settings.queue:
             raise ShardError(503, "too many questions are waiting at this shard")
         latest = time.monotonic() + float(header.get("left_ms") or 1e3 * self.settings.deadline_s) / 1e3
@@ -148,7 +148,7 @@ class ShardServer:
 
 
 def _unpacked(body: bytes, name: str) -> tuple[dict[str, Any], np.ndarray]:
-    """The header and the one array of a question. Raises NotAnswered."""
+    """The header and the one array of a packed request. Raises ShardError."""
     try:
         header, arrays = unpack(body)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What one shard process holds of an index version: the searchers of its shards, and nothing to encode or rank with."""
+"""The shards of an index version that one process holds: their searchers, without encoder and ranker."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from serving.versions.version_source import VersionSource
 
 
 def offsets(manifest: IndexManifest) -> dict[int, int]:
-    """By shard, the handle of its first row among all rows of the version: shards' rows follow each other."""
+    """The handle of each shard's first row in the whole version, by shard."""
     found: dict[int, int] = {}
     start = 0
     for segment in ordered(manifest.segments):
@@ -26,7 +26,7 @@ def offsets(manifest: IndexManifest) -> dict[int, int]:
 
 
 class ShardSearcher:
-    """One shard: searched by its own rows, answering with the handles that the whole version gives them."""
+    """Searcher of one shard that returns the whole version's handles."""
 
     def __init__(self, searcher: Searcher, start: int, config: RankerConfig) -> None:
         self.searcher, self.start = searcher, start
@@ -35,7 +35,7 @@ class ShardSearcher:
         self.required = filter_mask(searcher.features, require) if require else None
 
     def search(self, xq: np.ndarray, k: int, wanted: Filter | None) -> Neighbors:
-        """The k nearest rows of unit queries xq (nq, d) that may be in the answer, exactly as a whole version would choose here."""
+        """k nearest rows of unit queries xq (nq, d) that pass the filter and the required filter, as in a whole version."""
         mask = self.required
         if wanted is not None:
             chosen = filter_mask(self.searcher.features, wanted)
@@ -43,7 +43,7 @@ class ShardSearcher:
         return self._to_handles(self.searcher.search(xq, k, mask))
 
     def measure(self, xq: np.ndarray, k: int, exact: bool) -> Neighbors:
-        """The k nearest live rows whatever the rules require, by the index or by comparing every row: for those that measure."""
+        """k nearest live rows without the required filter, by the index or exactly: for measurements."""
         return self._to_handles(self.searcher.exact(xq, k) if exact else self.searcher.search(xq, k))
 
     def _to_handles(self, found: Neighbors) -> Neighbors:
@@ -58,7 +58,7 @@ class ShardSearcher:
 
 
 class ShardSet:
-    """Some shards of an index version, each verified; `digest` names the version's content."""
+    """Verified shards of an index version; `digest` names the version's content."""
 
     def __init__(self, version: str, manifest: IndexManifest, shards: dict[int, ShardSearcher]) -> None:
         self.version, self.manifest, self.shards = version, manifest, shards
@@ -94,7 +94,7 @@ class ShardSet:
         return sum(s.searcher.live_rows for s in self.shards.values())
 
     def warm(self, rounds: int = 3) -> None:
-        """A few made-up queries, so that the first one does not pay for page faults."""
+        """Runs a few random queries, so that the first request does not pay for page faults."""
         rng = np.random.default_rng(0)
         for shard in self.shards.values():
             xq = rng.standard_normal((rounds, shard.searcher.dim)).astype(np.float32)
@@ -103,7 +103,7 @@ class ShardSet:
 
 
 class ShardSetOpener:
-    """Opens a shard's part of versions; it waits for nothing."""
+    """Opens this process's shards of a version; ready at once."""
 
     def __init__(self, source: VersionSource, shards: list[int], threads: int = 1) -> None:
         self.source, self.shards, self.threads = source, shards, threads

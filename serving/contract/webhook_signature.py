@@ -1,6 +1,6 @@
-"""MLflow's signed messages: whether one is MLflow's own and new.
+"""Verifies the signatures of MLflow's webhooks.
 
-The scheme is MLflow's (mlflow/webhooks/delivery.py): HMAC-SHA256 over "<delivery id>.<timestamp>.<body>", base64, "v1," in front.
+MLflow's scheme (mlflow/webhooks/delivery.py): HMAC-SHA256 over "<delivery id>.<timestamp>.<body>", base64, with the prefix "v1,".
 """
 
 import base64
@@ -9,17 +9,17 @@ import hmac
 from collections.abc import Mapping
 
 WINDOW_S = 300
-"""A message signed longer ago than this, or as far in the future, is refused: it may have been kept and sent again."""
+"""Largest difference between signing time and now: an older message may be a replay."""
 MAX_BODY_BYTES = 64 * 1024
-"""Bytes of a message; MLflow's about an alias have a few hundred."""
+"""Most bytes of a webhook body; MLflow's about an alias have a few hundred."""
 
 
 class InvalidSignature(Exception):
-    """The message does not carry a signature of ours, or an old one."""
+    """The signature is missing, wrong or too old."""
 
 
 def verify_signature(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) -> None:
-    """Raises NotSigned unless the signature is right (compared in constant time) and made within the window around `now_s` (epoch)."""
+    """Raises InvalidSignature unless the signature matches (constant time) and was made within WINDOW_S of `now_s` (epoch)."""
     if not secret:
         raise InvalidSignature("no secret is set for MLflow's messages")
     delivery, sent = headers.get("x-mlflow-delivery-id", ""), headers.get("x-mlflow-timestamp", "")
@@ -30,6 +30,6 @@ def verify_signature(headers: Mapping[str, str], body: bytes, secret: str, now_s
 
 
 def signature(secret: str, delivery: str, sent: str, body: bytes) -> str:
-    """MLflow's signature of a body."""
+    """The signature MLflow makes of a body."""
     signed = hmac.new(secret.encode(), f"{delivery}.{sent}.".encode() + body, hashlib.sha256).digest()
     return "v1," + base64.b64encode(signed).decode()

@@ -1,4 +1,4 @@
-"""What is known of every row of an index version, column by column, so that ranking 500 rows is a few array operations."""
+"""Feature columns over all rows of an index version, so that ranking 500 rows is a few array operations."""
 
 import threading
 from dataclasses import dataclass
@@ -16,14 +16,15 @@ Kind = Literal["text", "names", "number", "flag", "time"]
 BETWEEN = "\x1f"
 LEVELS = " > "
 SAMPLE, MAX_CATEGORIES = 50_000, 25_000
-"""Of so many rows, no more different texts where a column is worth coding: codes for a million titles take seconds and 250 MB."""
+"""A text column is dictionary-encoded if a sample of SAMPLE rows has at most MAX_CATEGORIES distinct texts: encoding a million titles
+takes seconds and 250 MB."""
 
 
 @dataclass(frozen=True)
 class CategoricalColumn:
-    """A column of text, or of lists of names: `codes` (n,) unsigned into `values`; code 0 is "nothing known".
+    """A dictionary-encoded column of texts or lists of names: `codes` (n,) unsigned into `values`; code 0 means missing.
 
-    `values` holds each text, or each list joined by " > ".
+    `values` holds each text, or each list joined by " > "; `parts` the names of each.
     """
 
     codes: np.ndarray
@@ -32,7 +33,7 @@ class CategoricalColumn:
 
     @cached_property
     def codes_by_name(self) -> dict[str, list[int]]:
-        """The codes that a name belongs to: the text itself, the whole path, or any level of it."""
+        """Codes by name: the text itself, the whole path, or any level of it."""
         found: dict[str, list[int]] = {}
         for code, (value, parts) in enumerate(zip(self.values, self.parts, strict=True)):
             for name in {value, *parts} - {""}:
@@ -41,7 +42,7 @@ class CategoricalColumn:
 
 
 class TextColumn:
-    """A column of text by row: a slice of its buffer. A missing text is ""."""
+    """A text column read by row, as slices of its Arrow buffer. A missing text is ""."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         whole = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks()
@@ -59,9 +60,9 @@ class TextColumn:
 class Features:
     """Columns over all rows of a version; a row is addressed by its handle 0..n-1.
 
-    `in_stock` bool, `popularity` float32, `price` float64 (NaN: unknown), `brand` and `category` coded; `palette` (n, 13) uint8
-    where the version has it (zeros: unknown); other columns by name. `lenient`: a column that is not there counts as one of which
-    nothing is known, as where other shards of the version have it.
+    `in_stock` bool, `popularity` float32, `price` float64 (NaN: unknown), `brand` and `category` categorical; `palette` (n, 13)
+    uint8 where the version has it (zeros: unknown); other columns by name. `lenient`: a missing column counts as all null, as in
+    a shard of a version whose other shards have it.
     """
 
     lenient = False
@@ -83,7 +84,7 @@ class Features:
         self.brand, self.category = self.categorical("brand"), self.categorical("category")
 
     def kind(self, name: str) -> Kind | None:
-        """What a column holds; None when there is no such column or nothing can be asked of it."""
+        """The kind of a column; None when it is missing or cannot be filtered."""
         if name not in self.table.column_names:
             return None
         kind = self.table.schema.field(name).type
@@ -98,40 +99,40 @@ class Features:
         return "number" if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) else None
 
     def filterable_columns(self) -> list[str]:
-        """The columns that a filter or a rule may name."""
+        """Names of the columns that filters and rules may use."""
         return [n for n in self.table.column_names if self.kind(n)]
 
     def categorical(self, name: str) -> CategoricalColumn:
-        """A column of text or names by codes. The first call makes them (about a second for ten million rows); they are kept."""
+        """A text or list column, dictionary-encoded. Cached; the first call takes about a second for ten million rows."""
         with self.lock:
             if name not in self.categorical_columns:
                 self.categorical_columns[name] = _categorical(self.table[name])
             return self.categorical_columns[name]
 
     def is_low_cardinality(self, name: str) -> bool:
-        """Whether a column of text repeats itself: told by a sample of its rows. One that does not is asked as it is."""
+        """Whether a text column has few distinct values, estimated from a sample of rows. Others are filtered without encoding."""
         if name not in self.low_cardinality:
             sample = self.table[name].take(pa.array(np.arange(0, self.rows, max(1, self.rows // SAMPLE))))
             self.low_cardinality[name] = pc.count_distinct(sample).as_py() <= MAX_CATEGORIES
         return self.low_cardinality[name]
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """A column of numbers, flags or times (in microseconds), and which of them are known: (n,) and (n,) bool. Kept."""
+        """Values (n,) of a column of numbers, flags or times (in microseconds), and which are not null (n,) bool. Cached."""
         with self.lock:
             if name not in self.value_columns:
                 self.value_columns[name] = _values(self.table[name])
             return self.value_columns[name]
 
     def rows_of(self, key: int) -> np.ndarray:
-        """Handles of every row with this key, oldest segment first; a key may be in a base and in later deltas."""
+        """Handles of all rows with this key, oldest segment first: a key may be in a base and in later deltas."""
         low = np.searchsorted(self.key, key, sorter=self.by_key)
         high = np.searchsorted(self.key, key, side="right", sorter=self.by_key)
         return np.sort(self.by_key[low:high])
 
     def display_fields(self, handles: np.ndarray) -> list[dict[str, Any]]:
-        """What an answer shows of some rows: product_id, title, brand, category, price (None: unknown), currency, in_stock.
+        """The fields an answer shows of rows: product_id, title, brand, category, price (None: unknown), currency, in_stock.
 
-        Read straight from the columns' buffers: Arrow's own `take` of twenty rows costs ten times as much.
+        Reads the columns' buffers directly: Arrow's `take` of twenty rows costs ten times as much.
         """
         ids, titles = self.texts("product_id").take(handles), self.texts("title").take(handles)
         categorical = self.brand, self.category, self.categorical("currency")
@@ -147,14 +148,14 @@ class Features:
         ]  # fmt: skip
 
     def texts(self, name: str) -> TextColumn:
-        """A column of text to be read by rows. Kept."""
+        """A text column for reading by row. Cached."""
         with self.lock:
             if name not in self.text_columns:
                 self.text_columns[name] = TextColumn(self.table[name])
             return self.text_columns[name]
 
     def take(self, handles: np.ndarray, columns: list[str]) -> list[dict]:
-        """The named columns of some rows, as one dict a row."""
+        """The named columns of some rows, one dict a row."""
         return self.table.select(columns).take(pa.array(handles)).to_pylist()
 
 
@@ -179,7 +180,7 @@ def _values(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _categorical(column: pa.ChunkedArray) -> CategoricalColumn:
-    """Empty and missing values are code 0, named ""."""
+    """Dictionary-encodes a column. Empty and missing values are code 0, named ""."""
     lists = pa.types.is_list(column.type)
     text = pc.binary_join(pc.fill_null(column, []) if column.null_count else column, BETWEEN) if lists else column
     filled = pc.fill_null(text, "").cast(pa.string())

@@ -1,4 +1,4 @@
-"""The filter language: which products may be in an answer. JSON, typed by the columns of the index version, evaluated exactly.
+"""The filter language: JSON conditions on the columns of an index version, evaluated exactly.
 
     {"brand": "Norda"}                                    a column equals a value
     {"brand": ["Norda", "Vela"]}                          … or one of several
@@ -7,8 +7,8 @@
     {"or": [{"brand": "Vela"}, {"not": {"price": {"gt": 20}}}]}
     {"material": {"exists": true}}                        any feature column
 
-A list column (`category`, tags) holds a value when any of its names, or its whole path "Home > Mugs", is that value. Where a
-product's value is missing, no condition on that column holds but {"exists": false}; `not` turns around whatever it holds.
+A list column (`category`, tags) matches a value when any of its names, or its whole path "Home > Mugs", equals it. Where a
+product's value is missing, only {"exists": false} holds of that column; `not` inverts any filter.
 
 A filter has at most 64 conditions, 8 levels, and 1,000 values in all its lists together.
 """
@@ -29,13 +29,13 @@ from serving.contract.keys import product_keys
 from serving.ranking.features import Features, Kind
 
 LANGUAGE = 1
-"""Part of every cache key: a filter that means something else is another filter."""
+"""Version of the language; part of every cache key, so that a change of meaning invalidates cached answers."""
 OPERATORS = ("eq", "in", "lt", "lte", "gt", "gte", "exists")
 COMBINERS = ("and", "or", "not")
 MAX_DEPTH, MAX_CONDITIONS, MAX_VALUES = 8, 64, 1000
 MAX_COMPARISONS = 200
-"""Up to so many numbers, comparing a column with each takes less time than looking its values up among them (a million rows on one
-core: 0.2 ms each, against 50 to 80 ms)."""
+"""Most numbers of an `in` list compared one by one; beyond, binary search is faster (a million rows on one core: 0.2 ms each,
+against 50 to 80 ms)."""
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "eq": np.equal, "lt": np.less, "lte": np.less_equal, "gt": np.greater, "gte": np.greater_equal,
 }  # fmt: skip
@@ -44,14 +44,14 @@ Scalar = str | int | float | bool
 
 
 class FilterError(ValueError):
-    """A filter that cannot be asked of this index version; the message names the column."""
+    """A filter that does not fit this index version; the message names the column."""
 
     status, reason = 422, "query"
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One question to one column."""
+    """A leaf of the filter tree: an operator on one column."""
 
     column: str
     operator: str
@@ -60,7 +60,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class BooleanNode:
-    """`and` and `or` of any number of parts, `not` of one."""
+    """An inner node of the filter tree: `and` or `or` of any number of parts, or `not` of one."""
 
     operator: str
     parts: tuple["Node", ...]
@@ -99,7 +99,7 @@ SCHEMA: dict[str, Any] = {
 
 
 class Filter(RootModel[dict[str, Any]]):
-    """A filter whose form is right; whether its columns exist, only an index version can say."""
+    """A syntactically valid filter; whether its columns exist depends on the index version."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -109,11 +109,11 @@ class Filter(RootModel[dict[str, Any]]):
         return self
 
     def tree(self) -> Node:
-        """The conditions. Raises ValueError naming the place that is not in the language."""
+        """Parses the filter into a tree. Raises ValueError naming the invalid place."""
         return _Parser().object(self.root, "", 0)
 
     def canonical(self) -> str:
-        """The same text for the same filter, for cache keys."""
+        """Canonical text of the filter, for cache keys."""
         return f"{LANGUAGE}:{json.dumps(self.root, sort_keys=True, separators=(',', ':'))}"
 
 
@@ -168,16 +168,15 @@ class _Parser:
 
 
 def filter_mask(features: Features, wanted: Filter, rows: np.ndarray | None = None) -> np.ndarray:
-    """Which rows a filter lets through: bool over all rows (n,), or over the handles `rows` (m,).
+    """Evaluates a filter: bool over all rows (n,), or over the handles `rows` (m,).
 
-    Raises FilterError naming a column that this version lacks or that holds something else. A value that occurs nowhere lets
-    nothing through.
+    Raises FilterError naming a column that is missing or of another type. A value that occurs nowhere matches no row.
     """
     return _mask(wanted.tree(), features, rows)
 
 
 def check_filter(features: Features, wanted: Filter) -> None:
-    """Raises FilterError where `matching` would."""
+    """Checks a filter's columns and types without evaluating it. Raises FilterError as `filter_mask` does."""
     filter_mask(features, wanted, np.zeros(0, np.int64))
 
 
@@ -218,7 +217,7 @@ def _evaluate(condition: Condition, features: Features, rows: np.ndarray | None)
 
 
 def _is_in(values: np.ndarray, choices: set[Any]) -> np.ndarray:
-    """Whether each value equals one of the choices: (n,) bool, in the memory of a few columns."""
+    """Whether each value is among the choices: (n,) bool, in the memory of a few columns."""
     if values.dtype.kind in "iu":
         limits = np.iinfo(values.dtype)
         choices = {int(c) for c in choices if limits.min <= c <= limits.max and c == int(c)}
@@ -265,7 +264,7 @@ def _evaluate_text(condition: Condition, kind: Kind, features: Features, rows: n
 
 
 def _operand(condition: Condition, kind: str, value: Scalar) -> Any:
-    """The value as its column is compared: a bool, a number, or microseconds."""
+    """Converts a condition's value to its column's type: bool, number, or microseconds. Raises FilterError."""
     if kind == "flag":
         if not isinstance(value, bool):
             raise FilterError(f"filter: {condition.column} is true or false, and {value!r} is neither")

@@ -1,7 +1,7 @@
-"""Recall on real queries, measured by the replica itself: a sample is asked once more by comparing every row.
+"""Live recall: the replica repeats sampled queries with exact search.
 
-Comparing every row of ten million takes a second or more, so a measurement is followed by a rest of `REST` times its length: it
-never takes more than about one per cent of one core.
+Exact search over ten million rows takes a second or more, so that each measurement is followed by a pause of `REST` times its
+length: at most about one per cent of one core.
 """
 
 import threading
@@ -26,21 +26,21 @@ MAX_SAMPLES = 2000
 
 @dataclass
 class RecallSum:
-    """What was measured of one version: `queries`, and the sum of their recalls."""
+    """Measurements of one version: the number of `queries` and the sum of their recalls."""
 
     queries: int = 0
     recall: float = 0.0
 
 
 def recall_of(release: Release, vector: np.ndarray, k: int = K) -> float:
-    """Recall@k of the first phase for one unit query vector (d,) against exact search over base and deltas; ties count as found."""
+    """Recall@k of the first phase for one unit query vector (d,), against exact search over bases and deltas; ties count as hits."""
     xq = vector[None]
     found = release.searcher.search(xq, max(release.candidates, k)).rows[:, :k]
     return recall(found, release.searcher.exact(xq, max(DEPTH, k)), k)
 
 
 class LiveRecall:
-    """Measures each sample once with the version that is live, the oldest first, with a rest in between."""
+    """Measures each sample once with the live version, oldest first, pausing in between."""
 
     def __init__(
         self, samples: Samples, live: Callable[[], Release | None], clock: Callable[[], float] = time.perf_counter
@@ -51,7 +51,7 @@ class LiveRecall:
         self.lock = threading.Lock()
 
     def step(self) -> float:
-        """Measures one sample if there is one to measure; gives the seconds to rest."""
+        """Measures one sample, if any is left; returns the seconds to pause."""
         release = self.live()
         if release is None:
             return 1.0
@@ -75,6 +75,6 @@ class LiveRecall:
         return max(REST * (self.clock() - began), LEAST_REST_S)
 
     def sums_by_version(self) -> dict[str, RecallSum]:
-        """Per version, what was measured since the start; of the last VERSIONS."""
+        """Measurements since the start by version, of the last VERSIONS."""
         with self.lock:
             return {version: RecallSum(t.queries, t.recall) for version, t in self.sums.items()}

@@ -1,4 +1,4 @@
-"""One search from its query to its answer: decode, encode, retrieve, rank, on one release."""
+"""The search pipeline: decode, encode, retrieve, rank, on one release."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from serving.versions.text_encoder import TextEncoder
 
 
 class QueryError(Exception):
-    """A request that cannot be answered as it is; the message says why, `status` is its HTTP status."""
+    """A query that cannot be answered; the message says why, `status` is its HTTP status."""
 
     reason = "query"
     headers: Mapping[str, str] = {}
@@ -36,7 +36,7 @@ class QueryError(Exception):
 
 @dataclass(frozen=True)
 class SearchDeps:
-    """What all searches of a replica share."""
+    """Dependencies that all searches of a replica share."""
 
     limits: ImageLimits
     caches: Caches
@@ -46,9 +46,9 @@ class SearchDeps:
 
 @dataclass(frozen=True)
 class Query:
-    """A request before anything is computed: the photo by its bytes or only its sha256, and a key for caches.
+    """A parsed request: its photo, by bytes or only by sha256, its vector, and its cache key.
 
-    `key` names the query and everything else that the answer depends on besides the versions.
+    `key` hashes everything the answer depends on besides the versions.
     """
 
     request: SearchRequest
@@ -59,7 +59,7 @@ class Query:
 
     @classmethod
     def of(cls, request: SearchRequest, photo: bytes | None = None, photo_sha256: str = "") -> "Query":
-        """Raises ValueError when the photo in the request is not base64."""
+        """The query of a request. Raises ValueError when its photo is not base64."""
         if photo is None and request.image is not None and not photo_sha256:
             photo = request.image_bytes()
         sha = sha256(photo).hexdigest() if photo is not None else photo_sha256
@@ -92,21 +92,21 @@ class Query:
         return self.request.user is not None
 
     def photo_bytes(self) -> bytes:
-        """Raises QueryError(404) where only the photo's sha256 is known."""
+        """The photo's bytes. Raises QueryError(404) where only its sha256 is known."""
         if self.photo is None:
             raise QueryError("this photo is not known here (any more); send it with POST /v1/search", 404)
         return self.photo
 
 
 def etag(release: Release, query: Query) -> str:
-    """Names an answer that is not personal, weakly: the same version asked the same finds the same; its id and timings differ."""
+    """Weak ETag of an answer that is not personal: equal for the same query and version; request id and timings differ."""
     return 'W/"' + sha256(f"{release.identity}|{query.key}".encode()).hexdigest()[:32] + '"'
 
 
 def search(
     release: Release, query: Query, deps: SearchDeps, timings: Timings, request_id: str, sampled: bool = False
 ) -> SearchAnswer:
-    """Answers a query from one release throughout; one that is `sampled` may be kept among the real queries.
+    """Answers a query from one release throughout; with `sampled` it may be kept as a query sample.
 
     Raises QueryError, FilterError, ImageRejected or DeadlinePassed.
     """
@@ -154,9 +154,9 @@ def search(
 
 
 class SearchCache:
-    """What is remembered of earlier searches, as one search asks for it: the keys, and in `hits` what was found.
+    """One search's view of the caches: builds the keys, and lists in `hits` what was found.
 
-    Every key names the versions that its value depends on. Answers that are personal or lack shards are not kept.
+    Every key names the versions its value depends on. Personal and partial answers are not cached.
     """
 
     def __init__(self, release: Release, query: Query, caches: Caches) -> None:
@@ -184,7 +184,7 @@ class SearchCache:
         return encoded
 
     def text(self) -> EncodedQuery | None:
-        """Raises QueryError where the encoder has no text tower."""
+        """The cached text embedding. Raises QueryError where the encoder has no text tower."""
         return self._embedding(self._text_key()) if self.query.request.text is not None else None
 
     def put_text(self, encoded: EncodedQuery) -> EncodedQuery:
@@ -219,7 +219,7 @@ class SearchCache:
 
 
 def text_encoder(release: Release) -> TextEncoder:
-    """Raises QueryError where this encoder version has none."""
+    """The release's text encoder. Raises QueryError where its encoder version has none."""
     if release.text_encoder is None:
         version = release.manifest.encoder.version
         raise QueryError(f"encoder version {version} has no text tower; search with a photo, a product or a vector")
@@ -235,7 +235,7 @@ def row_of(searcher: Searcher, product_id: str) -> int:
 
 
 def _preferences(asker: Asker | None, profiles: Profiles) -> User | None:
-    """The user's preferences: what the request says, over what the feature store knows."""
+    """The user's preferences: the request's own, over those of the feature store."""
     if asker is None or not asker.id:
         return asker
     known = profiles.read(asker.id) or User()
@@ -243,7 +243,7 @@ def _preferences(asker: Asker | None, profiles: Profiles) -> User | None:
 
 
 def _query_vector(release: Release, query: Query, timings: Timings) -> EncodedQuery | None:
-    """The query of a product, by its stored vector, or of the caller's own vector; None where something is to be encoded."""
+    """The query of a product (its stored vector) or of the caller's vector; None where a photo or text has to be encoded."""
     product_id, searcher = query.request.product_id, release.searcher
     if product_id is not None:
         row = row_of(searcher, product_id)
@@ -256,7 +256,7 @@ def _query_vector(release: Release, query: Query, timings: Timings) -> EncodedQu
 
 
 def _mix(photo: EncodedQuery | None, text: EncodedQuery | None, text_weight: float) -> EncodedQuery:
-    """The one that there is, or the weighted sum of both at unit length, with the photo's colours."""
+    """The only one given, or the normalised weighted sum of both, with the photo's colours."""
     if photo is None or text is None:
         given = photo or text
         assert given is not None
@@ -278,7 +278,7 @@ def _checked(vector: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _results(ranked: Ranked, features: Features, explain: bool) -> list[Result]:
-    """The ranked products as they are shown; with each term of their scores where that is wanted."""
+    """The ranked products as results; with `explain`, each term of their scores."""
     results = features.display_fields(ranked.rows)
     scores, similarities = ranked.score.round(6).tolist(), ranked.similarity.round(6).tolist()
     terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if explain else {}

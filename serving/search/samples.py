@@ -1,7 +1,7 @@
-"""A few real queries, kept for a while in memory: what a promotion, a gate and a watcher replay instead of made-up ones.
+"""Sampled real queries, kept in memory for promotions, gates and monitoring to replay.
 
-Private by design: a query is kept as its vector, and a photo as its sha256. Photos themselves are kept only where a setting allows
-it, words never; whoever searches with a user, or sends `Sec-GPC: 1`, is never sampled.
+Private by design: a sample holds the query's vector and the photo's sha256. Photos are kept only where a setting allows it, texts
+never; requests with a user, or with `Sec-GPC: 1`, are never sampled.
 """
 
 import base64
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 PHOTO_BYTES = 64 * 2**20
-"""What all kept photos may take; the oldest lose theirs first."""
+"""Limit of all kept photos; the oldest samples lose theirs first."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One query: its unit vector (d,) float32, and the fingerprint of the encoder that made it; vectors of others do not compare.
+    """One sampled query: its unit vector (d,) float32, and the fingerprint of the encoder that made it.
 
     `number` counts from the start of the process. `kind`: photo, text, mixed, product or vector. `photo_sha256` is "" without a
     photo, `photo` None unless photos are kept.
@@ -36,7 +36,7 @@ class Sample:
     photo: bytes | None = None
 
     def wire(self) -> dict[str, Any]:
-        """As JSON: the vector is base64 of little-endian float32, the photo base64 or null."""
+        """The sample as JSON: vector in base64 of little-endian float32, photo in base64 or null."""
         return {
             "at": self.at,
             "kind": self.kind,
@@ -57,7 +57,7 @@ class Samples:
         self.count = 0
 
     def offer(self, kind: str, fingerprint: str, photo_sha256: str, vector: np.ndarray, photo: bytes | None) -> None:
-        """Keeps this query, or mostly does not."""
+        """Keeps this query with probability `rate`."""
         if self.chance() >= self.rate:
             return
         at = datetime.now(UTC).isoformat(timespec="seconds")

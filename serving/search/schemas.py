@@ -1,4 +1,4 @@
-"""The words of the HTTP interface: requests and answers, typed and frozen, with examples for the OpenAPI document."""
+"""Request and answer models of the HTTP API, frozen, with examples for the OpenAPI document."""
 
 import base64
 import binascii
@@ -22,12 +22,12 @@ class Asker(User):
 
 
 QUERY_FORMS = (("image",), ("image_url",), ("text",), ("product_id",), ("vector",), ("image", "text"), ("image_url", "text"))
-"""What a search may be by: fields that are given, while the others of these are not."""
+"""The valid combinations of query fields in a request."""
 QUERY_FIELDS = tuple(dict.fromkeys(name for way in QUERY_FORMS for name in way))
 
 
 def _query_form(given: tuple[str, ...]) -> dict[str, Any]:
-    """One of the WAYS in JSON Schema. null is not given."""
+    """One of QUERY_FORMS in JSON Schema; null counts as absent."""
     known = {name: {"not": {"type": "null"}} if name in given else {"type": "null"} for name in QUERY_FIELDS}
     return {"title": " and ".join(given), "required": list(given), "properties": known}
 
@@ -144,7 +144,7 @@ class SearchAnswer(Wire):
     timings_ms: dict[str, float]
 
     def with_request(self, request_id: str, timings_ms: dict[str, float]) -> "SearchAnswer":
-        """The same, remembered, for another request."""
+        """This cached answer for another request."""
         return self.model_copy(update={"request_id": request_id, "cached": ["response"], "timings_ms": timings_ms})
 
 

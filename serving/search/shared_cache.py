@@ -1,4 +1,4 @@
-"""The caches in a Redis that several replicas share. Values are plain bytes of a stated layout, never pickles."""
+"""Caches in a Redis shared by several replicas. Values are bytes of a fixed layout, never pickles."""
 
 import struct
 import threading
@@ -16,15 +16,15 @@ from serving.search.schemas import SearchAnswer
 from serving.versions.release import EncodedQuery
 
 TIMEOUT_S = 0.1
-"""A cache that takes longer costs more than what it saves."""
+"""Timeout of a Redis call: a slower cache costs more than it saves."""
 AWAY_S = 1.0
-"""After a failure Redis is left alone this long, so that not every query waits for it."""
+"""After an error Redis is skipped this long, so that not every query waits for it."""
 PREFIX = "vitrine:1"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of value becomes bytes and back. `read` raises ValueError for bytes that are none."""
+    """Serialisation of one kind of value. `read` raises ValueError for invalid bytes."""
 
     write: Callable[[Any], bytes]
     read: Callable[[bytes], Any]
@@ -69,9 +69,9 @@ ANSWER_LAYOUT = Layout(lambda answer: answer.model_dump_json().encode(), SearchA
 
 
 class RedisCache:
-    """Values of one layout under a name, each for `ttl_s` seconds.
+    """A cache of one layout under the keys `<prefix>:<name>:…`, with a time to live of `ttl_s` seconds.
 
-    Redis away, slow, or holding what cannot be read or does not fit what was asked for: a miss and an error.
+    Redis unavailable or slow, and values that are invalid or do not pass the check, count as a miss and an error.
     """
 
     def __init__(self, redis: Any, name: str, ttl_s: float, layout: Layout, clock: Callable[[], float] = time.monotonic) -> None:
@@ -94,7 +94,7 @@ class RedisCache:
         self.redis.close()
 
     def _read(self, data: bytes, fits: Callable[[Any], bool]) -> Any:
-        """The value in some bytes; None where they hold none that fits."""
+        """Parses a value; None where it is invalid or does not pass the check."""
         try:
             value = self.layout.read(data)
         except (ValueError, struct.error):
@@ -122,7 +122,7 @@ class RedisCache:
 
 
 def connect(url: str, timeout_s: float = TIMEOUT_S) -> Any:
-    """A client that gives up at once instead of trying again. Nothing is connected yet."""
+    """A Redis client without retries; connects lazily."""
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -131,7 +131,7 @@ def connect(url: str, timeout_s: float = TIMEOUT_S) -> Any:
 
 
 def shared_caches(url: str) -> Caches:
-    """The three caches in the Redis at a redis:// url."""
+    """The three caches in the Redis at a redis:// URL."""
     redis = connect(url)
     return Caches(
         RedisCache(redis, "embedding", EMBEDDING_S, QUERY_LAYOUT),

@@ -1,4 +1,4 @@
-"""What a process has fetched of versions, on disk: files and encoders by their sha256, within a limit; several processes may share it."""
+"""Disk cache of segment files and encoders by sha256, with LRU eviction; several processes may share it."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class DiskCache:
-    """`folder`/files and `folder`/encoders, of at most `limit_bytes`; what is on its way lies in `folder`/incoming until it is whole."""
+    """`folder`/files and `folder`/encoders, at most `limit_bytes`. Downloads are staged in `incoming/` and renamed into place."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes, self.prepared = folder, limit_bytes, False
@@ -23,7 +23,7 @@ class DiskCache:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """A folder for what is on its way, on the same disk; gone at the end, with all that was not moved out of it."""
+        """A temporary folder below `incoming/`, on the same disk; removed at the end with what was not moved out of it."""
         if not self.prepared:
             self._prepare()
         with self._locked(fcntl.LOCK_SH), tempfile.TemporaryDirectory(dir=self.folder / "incoming") as folder:
@@ -32,7 +32,7 @@ class DiskCache:
     def evict(self, in_use: set[str]) -> None:
         """Removes the least recently used files and encoders over the limit, except those `in_use`.
 
-        A file that is mapped stays readable until it is closed.
+        A memory-mapped file stays readable until it is closed.
         """
         try:
             kept = [(p.stat().st_mtime, _bytes(p), p) for name in ("files", "encoders") for p in (self.folder / name).iterdir()]
@@ -48,7 +48,7 @@ class DiskCache:
             return
 
     def _prepare(self) -> None:
-        """Makes the folders, and removes what killed processes left in `incoming`, unless another is fetching into it just now."""
+        """Makes the folders, and clears what killed processes left in `incoming`, unless another process is downloading now."""
         for name in ("files", "encoders", "incoming"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
@@ -58,7 +58,7 @@ class DiskCache:
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[bool]:
-        """Whether the lock was had. It ends with the process, however that ends; a disk that knows no locks gives none."""
+        """Holds a file lock; yields whether it was acquired (False where the file system has no locks). It ends with the process."""
         with (self.folder / "incoming.lock").open("a+b") as lock:
             try:
                 fcntl.flock(lock, how)
@@ -69,7 +69,7 @@ class DiskCache:
 
 
 def touch(path: Path) -> Path:
-    """The path itself, as the one most recently used."""
+    """Marks a path as most recently used; returns it."""
     os.utime(path)
     return path
 

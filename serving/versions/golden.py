@@ -1,4 +1,4 @@
-"""Golden answers: what a version answered when it was made, which every load must answer again."""
+"""Golden answers: results recorded when a version was made, which every load must reproduce."""
 
 import zipfile
 from pathlib import Path
@@ -16,9 +16,9 @@ MAX_DIFFERENCE = 1e-4
 
 
 def write_golden(path: Path, searcher: Searcher, vectors: np.ndarray) -> None:
-    """Writes `vectors` (n, d) float32 with the `keys` (n, 10) int64 and `similarity` (n, 10) float32 found for them.
+    """Writes query `vectors` (n, d) float32 with the `keys` (n, 10) int64 and `similarity` (n, 10) float32 found for them.
 
-    And `candidates`, what was asked for each; files of before do not say it, and asked for ten.
+    And `candidates`, the k that was searched for; older files lack it, and searched for ten.
     """
     found = _golden_results(searcher, vectors)
     keys = _keys(searcher, found.rows)
@@ -27,9 +27,9 @@ def write_golden(path: Path, searcher: Searcher, vectors: np.ndarray) -> None:
 
 
 def check_golden(path: Path, searcher: Searcher) -> None:
-    """Raises ContractError unless the searcher gives the golden answers again: similarities within 1e-4, keys up to ties.
+    """Raises ContractError unless the searcher reproduces the golden answers: similarities within 1e-4, keys up to ties.
 
-    Answers of before, for which ten were asked, may be surpassed.
+    Better answers than those of older files, which searched for ten, are accepted.
     """
     golden = _read(path, searcher.dim)
     vectors, expected = golden["vectors"], golden["similarity"]
@@ -55,9 +55,9 @@ def check_golden(path: Path, searcher: Searcher) -> None:
 
 
 def check_golden_over_shards(path: Path, searcher: Searcher) -> None:
-    """The same for shards that are searched apart: at every place the answer is as similar as it was, or more.
+    """Checks golden answers of shards searched separately: at every place the similarity is at least the recorded one.
 
-    Shards apart each refine their own best estimates, a whole index only the best of all: apart they find the same or better.
+    Separate shards each refine their own best estimates, a whole index only the best of all: they find the same or better.
     """
     golden = _read(path, searcher.dim)
     expected = golden["similarity"]
@@ -68,9 +68,9 @@ def check_golden_over_shards(path: Path, searcher: Searcher) -> None:
 
 
 def check_golden_shard(path: Path, searcher: Searcher, shard: int) -> None:
-    """The same for the searcher of one shard: every golden product of this shard is found again, as similar as it was.
+    """Checks golden answers of one shard's searcher: finds every golden product of this shard, with its recorded similarity.
 
-    One that ten products of the shard now surpass is as good as found: a shard apart refines more of its own.
+    A product that ten others of the shard now surpass counts as found: a separate shard refines more of its own.
     """
     golden = _read(path, searcher.dim)
     keys, expected = golden["keys"], golden["similarity"]
@@ -90,7 +90,7 @@ def check_golden_shard(path: Path, searcher: Searcher, shard: int) -> None:
 
 
 def _read(path: Path, dim: int) -> dict[str, np.ndarray]:
-    """The arrays of a file of golden answers. Raises ContractError when it is none, or one of another dimension."""
+    """Reads the arrays of golden answers. Raises ContractError for an invalid file or another dimension."""
     try:
         with path.open("rb") as stream:  # NumPy leaves a path open that is no such file
             golden = dict(np.load(stream, allow_pickle=False))
@@ -109,7 +109,7 @@ def _read(path: Path, dim: int) -> dict[str, np.ndarray]:
 
 
 def _golden_results(searcher: Searcher, vectors: np.ndarray) -> Neighbors:
-    """The best ten of as many as shoppers ask for: asked for ten, equal estimates at the edge of what is refined could change them."""
+    """The best ten of CANDIDATES: a search for ten could vary with tied estimates at the edge of what is refined."""
     found = searcher.search(vectors, CANDIDATES)
     return Neighbors(found.similarity[:, :TOP], found.rows[:, :TOP])
 

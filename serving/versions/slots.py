@@ -1,7 +1,7 @@
-"""The two places a replica holds versions in, and how they follow the aliases without a query ever seeing a mix.
+"""Blue-green slots: a replica's two versions, which follow the registry's aliases; flips are atomic.
 
-A query takes one `Release` and keeps it to its end; the flip changes a single reference. A version that cannot be verified never
-becomes ready, and what was live stays. Loading and following are apart, so that a flip back never waits for a slow candidate.
+A query uses one `Release` to its end; a flip changes a single reference. A version that cannot be verified never becomes ready, and
+the live version stays. Loading and following run in separate threads, so that a flip back never waits for a slow candidate.
 """
 
 import logging
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 SLOTS = ("blue", "green")
 STATES = ("empty", "loading", "ready", "failed")
 RETRY_S = 30.0
-"""A version that failed is tried again after this long: what failed may have been the network."""
+"""A failed version is retried after this long: the failure may have been the network's."""
 
 
 class Version(Protocol):
-    """What a slot holds: a whole `Release`, a gateway's, or a shard's part of one."""
+    """What a slot holds: a `Release`, a `GatewayRelease`, or a `ShardSet`."""
 
     version: str
 
@@ -40,26 +40,26 @@ V = TypeVar("V", bound=Version)
 
 
 class Opener(Protocol[V]):
-    """Opens versions of one role, and says what they still wait for."""
+    """Opens versions for one role, and says what blocks them from being ready or live."""
 
     def open(self, version: str) -> V:
-        """A version, verified. Raises ContractError naming what is wrong with it."""
+        """Opens and verifies a version. Raises ContractError naming what is wrong with it."""
         ...
 
     def pending_reason(self, opened: V, first: bool) -> str:
-        """What an opened version waits for before it can be ready; "" for nothing. Raises ContractError where it will never come.
+        """Why an opened version is not ready yet; "" when it is. Raises ContractError where it never will be.
 
-        `first`: nothing is served yet, so that less than everything may be better than nothing.
+        `first`: nothing is live yet, so that a partial version may be better than none.
         """
         ...
 
     def flip_blocker(self, ready: V) -> str:
-        """Why a version that was ready cannot go live at this moment; "" for nothing."""
+        """Why a ready version cannot go live now; "" when it can."""
         ...
 
 
 class ReleaseOpener:
-    """Opens whole versions, which wait for nothing."""
+    """Opens whole releases; ready at once."""
 
     def __init__(self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME) -> None:
         self.source, self.threads, self.runtime = source, threads, runtime
@@ -79,9 +79,9 @@ class ReleaseOpener:
 
 @dataclass
 class Slot(Generic[V]):
-    """What one slot holds. `version` is what its alias names, `release` that version once it is ready.
+    """One slot's state. `version` is what its alias names, `release` that version once it is ready.
 
-    `opened` is the version while it is loaded and waits for something else, which `reason` names.
+    `pending`: the version while it is open but not ready yet, for the `reason` given.
     """
 
     version: str = ""
@@ -127,7 +127,7 @@ class Slots(Generic[V]):
             pass
 
     def follow(self) -> None:
-        """Marks what the aliases newly name for loading, and flips when `live` names a version that is ready. Never raises."""
+        """Reads the aliases, marks new versions for loading, and flips when `live` names a ready version. Never raises."""
         with self.follow_lock:  # what was read of the aliases later is applied later
             self._follow()
 
@@ -149,7 +149,7 @@ class Slots(Generic[V]):
             self._flip()
 
     def load_next(self) -> bool:
-        """Brings one version that is loading further, what is to serve first. Whether anything changed. Never raises."""
+        """Advances one loading version, that of `live` first; returns whether anything changed. Never raises."""
         with self.lock:
             waiting = [n for n in SLOTS if self.slots[n].state == "loading"]
             if not waiting:
@@ -165,7 +165,7 @@ class Slots(Generic[V]):
         return loaded.state != "loading" or (slot.pending is None and len(waiting) > 1)
 
     def get(self, slot: str = "") -> V | None:
-        """The live release, or the one that a slot holds ready."""
+        """The live release, or a slot's ready one."""
         return self.slots[slot].release if slot else self.live
 
     def releases(self) -> list[V]:
@@ -184,17 +184,17 @@ class Slots(Generic[V]):
         }
 
     def not_live_reason(self) -> str:
-        """The sentence for whoever asks while nothing is live."""
+        """The sentence answered while nothing is live."""
         why = self.error or self.flip_blocked
         return f"no index version is live on this replica yet{': ' + why if why else ''}"
 
     def draining(self) -> list[str]:
-        """Versions that no slot holds any more and that are still in memory, for requests that began with them."""
+        """Versions that no slot holds but that are still in memory, for requests that started with them."""
         held = [*self.releases(), *(s.pending for s in self.slots.values())]
         return sorted(version for version, release in list(self.in_memory) if (found := release()) and found not in held)
 
     def _begin(self, version: str) -> Slot[V]:
-        """A slot for a version: empty, already loaded (in the other slot, or still live), or waiting to be loaded."""
+        """The initial state of a slot for a version: empty, ready (loaded in the other slot, or live), or loading."""
         if not version:
             return Slot(since=_now())
         held = [s.release for s in self.slots.values() if s.version == version and s.state == "ready"]
@@ -221,7 +221,7 @@ class Slots(Generic[V]):
         self.flip_blocked = self._absent()
 
     def _absent(self) -> str:
-        """Why the version that `live` names does not serve, where no slot holds it ready; "" where it serves all the same."""
+        """Why the version that `live` names is not live, where no slot has it ready; "" where it is live all the same."""
         wanted, serves = self.live_alias, self.live.version if self.live else ""
         if wanted and wanted == serves:
             return ""
@@ -235,7 +235,7 @@ class Slots(Generic[V]):
         return f"{why}; version {serves} goes on" if serves else why
 
     def _load(self, name: str, slot: Slot[V]) -> Slot[V]:
-        """The version opened, verified and warm; or what it waits for; or the reason why it failed."""
+        """Opens, verifies and warms a slot's version; returns the slot as ready, still loading with a reason, or failed."""
         version, opened = slot.version, slot.pending
         try:
             if opened is None:
@@ -254,7 +254,7 @@ class Slots(Generic[V]):
         return Slot(version, "ready", "", _now(), opened)
 
     def _count_freed(self) -> None:
-        """Counts versions that were given up and whose last request has ended: then nothing refers to them any more."""
+        """Counts retired versions whose last request has ended: nothing refers to them any more."""
         gone = [kept for kept in list(self.in_memory) if kept[1]() is None]
         for kept in gone:
             self.in_memory.remove(kept)

@@ -1,4 +1,4 @@
-"""Where versions come from: the MLflow registry, or a folder that holds an exported release. One small protocol."""
+"""Sources of versions behind one protocol: the MLflow registry, or the folder of an exported release."""
 
 import json
 import os
@@ -13,20 +13,20 @@ from serving.versions.disk_cache import DiskCache, touch
 MODEL = "product-index"
 ALIASES = "aliases.json"
 MLFLOW_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""MLflow's own are 120 s and 7 retries: whoever waits would learn minutes late that it is away."""
+"""MLflow's defaults are 120 s and 7 retries: an outage would be noticed minutes late."""
 
 
 def limit_mlflow_timeouts() -> None:
-    """This process asks MLflow for no longer than PATIENCE, unless its environment says something else."""
+    """Sets MLflow's HTTP timeouts for this process, where the environment does not."""
     for name, value in MLFLOW_TIMEOUTS.items():
         os.environ.setdefault(name, value)
 
 
 class VersionSource(Protocol):
-    """Aliases, manifests and files of index versions."""
+    """Resolves aliases and fetches manifests and files of index versions."""
 
     def resolve(self, alias: str) -> str:
-        """The version that `blue`, `green` or `live` names; "" when it names none."""
+        """The version of the alias `blue`, `green` or `live`; "" when there is none."""
         ...
 
     def manifest(self, version: str) -> IndexManifest: ...
@@ -36,7 +36,7 @@ class VersionSource(Protocol):
         ...
 
     def fetch(self, ref: FileRef) -> Path:
-        """A local path of a segment file; it is verified by whoever opens it."""
+        """The local path of a segment file, which the caller verifies."""
         ...
 
 
@@ -61,7 +61,7 @@ class FolderSource:
 
 
 def exported_release(folder: Path) -> FolderSource:
-    """The release exported to a folder. Raises ValueError where there is none."""
+    """Opens an exported release. Raises ValueError where the folder holds none."""
     if not (folder / ALIASES).is_file():
         what = f"there is no {ALIASES} in it" if folder.is_dir() else "there is no such folder"
         raise ValueError(f"VITRINE_RELEASE={str(folder)!r} holds no release: {what}; `vitrine release export` writes one")
@@ -69,9 +69,9 @@ def exported_release(folder: Path) -> FolderSource:
 
 
 class MlflowSource:
-    """The registry at `uri`, through mlflow-skinny; files and encoders are kept in `cache` by their sha256 and fetched once.
+    """The MLflow registry at `uri`, through mlflow-skinny; files and encoders are cached on disk in `cache` by sha256.
 
-    The cache takes at most `limit_bytes`: the least recently used go first, never those of versions that the aliases name.
+    The cache holds at most `limit_bytes`, evicting the least recently used, never those of versions that the aliases name.
     """
 
     def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30) -> None:
@@ -126,7 +126,7 @@ class MlflowSource:
         return path
 
     def _evict(self) -> None:
-        """What the aliases name stays, and the version that was asked for last: it is on its way."""
+        """Evicts from the disk cache, except files of versions that the aliases name and of the last manifest read."""
         self.disk_cache.evict(set().union(*self.files_by_version.values()))
 
     def _download(self, run: str, artifact: str, into: Path) -> Path:
@@ -139,7 +139,7 @@ class MlflowSource:
 
 
 def _whole(folder: Path, manifest: FileRef) -> bool:
-    """Whether a kept encoder version has every file as its manifest says."""
+    """Whether a cached encoder version has every file of its manifest, unchanged."""
     try:
         verify(folder / "encoder.json", manifest)
         found = read_manifest(folder / "encoder.json", EncoderManifest)

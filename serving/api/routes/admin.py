@@ -1,4 +1,4 @@
-"""What a promotion asks of a replica, with the admin token: sampled queries, and to look at the aliases now; and what MLflow tells."""
+"""Admin routes, used by promotions: sampled queries and following the aliases now; and MLflow's webhook."""
 
 import asyncio
 import time

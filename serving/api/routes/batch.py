@@ -1,4 +1,4 @@
-"""Several searches in one request."""
+"""The batch route: several searches in one request."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -29,7 +29,7 @@ class StrictJsonRequest(Request):
 
 
 class StrictJsonRoute(APIRoute):
-    """Reads its body as StrictJsonRequest does, and only a known caller's: FastAPI reads bodies before it asks dependencies."""
+    """Checks credentials before reading the body as StrictJsonRequest does: FastAPI reads bodies before it runs dependencies."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

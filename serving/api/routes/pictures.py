@@ -1,4 +1,4 @@
-"""The page, and the products' own pictures."""
+"""Routes of the search page and of product pictures."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""The page runs its own script and shows its own and the reader's pictures; a title in a catalogue can be no script."""
+"""The Content-Security-Policy allows the page's own script and pictures only: a catalogue's titles cannot inject scripts."""
 
 router = APIRouter()
 

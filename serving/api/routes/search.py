@@ -1,4 +1,4 @@
-"""Searching: by what is posted, and in the forms that caches may keep."""
+"""Search routes: POST /v1/search, and the cacheable GET forms."""
 
 from typing import Annotated
 from urllib.parse import urlencode
@@ -13,17 +13,17 @@ from serving.search import pipeline as queries
 from serving.search.schemas import MAX_TEXT_LENGTH, PHOTO_SHA256, SearchAnswer, SearchRequest
 
 MAX_AGE_S = 60
-"""How long a CDN may answer by itself. Short, as a flip does not reach it; afterwards the ETag asks whether anything changed."""
+"""max-age for CDNs. Short, because a flip does not purge them; afterwards they revalidate by ETag."""
 PRIVATE = "private, no-store"
 MAX_URL_LENGTH = 2048
-"""Characters of an address that every client, proxy and cache takes."""
+"""Characters of a URL that every client, proxy and cache accepts."""
 
 router = APIRouter(dependencies=[Depends(admit)])
 IfNoneMatch = Annotated[str, Header(alias="If-None-Match", description="the ETag of an answer that the caller has")]
 
 
 async def posted_query(request: Request) -> queries.Query:
-    """The query in a form or in JSON, by the content type. Raises ImageRejected or ValueError."""
+    """The query of a multipart or JSON body, by content type. Raises ImageRejected or ValueError."""
     photo, fields = await read_upload(request)
     return await query_of(SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {})), photo)
 
@@ -75,7 +75,7 @@ async def similar(
 
 
 async def _cacheable(call: SearchCall, query: queries.Query, response: Response, if_none_match: str) -> SearchAnswer | Response:
-    """The answer to a GET: with an ETag, and for everybody unless it is a slot's or this replica asks for keys."""
+    """The answer to a GET, with ETag and Cache-Control: public unless it is a slot's or this replica needs keys."""
     headers = {"Cache-Control": PRIVATE}
     known: list[str] = []
     if not call.slot:
@@ -100,7 +100,7 @@ def _server_timing(answer: SearchAnswer) -> str:
 
 
 def _get_parameters(query: queries.Query) -> dict[str, str]:
-    """The same question as parameters of GET /v1/search."""
+    """The query as parameters of GET /v1/search."""
     wanted = query.request
     found = {"photo": query.photo_sha256, "k": str(wanted.k)}
     if wanted.candidates:

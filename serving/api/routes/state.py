@@ -1,4 +1,4 @@
-"""What a replica says of itself: its version, whether it is alive and ready, and its metrics."""
+"""State routes of every process: version, liveness, readiness and metrics."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from serving.versions.slots import Slots
 def state_routes(
     app: FastAPI, slots: Slots[Any], describe: Callable[[], dict[str, Any]], metrics_text: Callable[[], bytes]
 ) -> None:
-    """`describe` says what the process is besides its slots; `metrics_text` gives its metrics."""
+    """Adds the state routes. `describe` gives the process's own part of /v1/version; `metrics_text` the Prometheus text."""
 
     @app.get("/v1/version", response_model=None, responses={200: {"model": ReplicaState}})
     async def version() -> dict[str, Any]:
