@@ -108,7 +108,7 @@ async def query_of(search: SearchRequest, photo: bytes | None = None) -> queries
     return await asyncio.to_thread(queries.Query.of, search, photo)
 
 
-async def shown_fields(
+async def search_fields(
     k: Annotated[int, Query(ge=1, le=200, description="how many products")] = 20,
     candidates: Annotated[
         int | None, Query(ge=1, le=2000, description="how many to rank; by default the version's own, 500")
@@ -128,4 +128,4 @@ async def shown_fields(
     return {"k": k, "candidates": candidates, "filter": conditions, "explain": explain}
 
 
-ShownFields = Annotated[dict[str, Any], Depends(shown_fields)]
+SearchFields = Annotated[dict[str, Any], Depends(search_fields)]

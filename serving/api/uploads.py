@@ -11,7 +11,7 @@ from serving.contract.preprocess import ImageRejected
 
 FORM_FIELDS = ("k", "candidates", "explain", "text", "text_weight")
 JSON_FIELDS = ("filter", "user")
-KNOWN = frozenset(FORM_FIELDS + JSON_FIELDS)
+KNOWN_FIELDS = frozenset(FORM_FIELDS + JSON_FIELDS)
 MAX_FIELDS = 10
 MAX_VALUES = 20_000
 """Most values in the JSON of one search, counted by commas: a vector has up to 4,096 numbers, a filter's list up to 1,000 values. A
@@ -38,8 +38,8 @@ async def read_upload(request: Request) -> tuple[bytes | None, dict[str, Any]]:
         raise ValueError(f"the multipart body cannot be read: {error.detail}") from None
     if photo is None:
         raise ValueError("the field image is missing: send the photo's bytes as a file")
-    if unknown := form.keys() - KNOWN - {"image"}:
-        raise ValueError(f"the field {min(unknown)!r} is none of those beside a photo: {', '.join(sorted(KNOWN))}")
+    if unknown := form.keys() - KNOWN_FIELDS - {"image"}:
+        raise ValueError(f"the field {min(unknown)!r} is none of those beside a photo: {', '.join(sorted(KNOWN_FIELDS))}")
     fields: dict[str, Any] = {n: form[n] for n in FORM_FIELDS if n in form}
     fields |= {n: json_object(str(form[n]).encode(), f"the field {n}") for n in JSON_FIELDS if form.get(n)}
     return photo, fields

@@ -117,15 +117,15 @@ class Fleet:
     def follow(self) -> None:
         """Adds processes at new addresses and drops those that are gone. Never raises; an unreadable shard map changes nothing."""
         try:
-            wanted = {f"{host}:{port}": (host, port) for url in self.addresses() for host, port in resolve(url)}
+            targets = {f"{host}:{port}": (host, port) for url in self.addresses() for host, port in resolve(url)}
         except (OSError, ValueError) as error:
             self.error = f"the shard map cannot be read: {error}"
             return
         self.error = ""
-        for name in set(self.backends) - set(wanted):
+        for name in set(self.backends) - set(targets):
             self.backends.pop(name).stop.set()
-        for name in set(wanted) - set(self.backends):
-            backend = self.backends[name] = Backend(*wanted[name])
+        for name in set(targets) - set(self.backends):
+            backend = self.backends[name] = Backend(*targets[name])
             threading.Thread(target=backend.watch, args=(self.probe_s,), name=f"probe {name}", daemon=True).start()
 
     def close(self) -> None:
@@ -133,25 +133,25 @@ class Fleet:
             backend.stop.set()
         self.requests.shutdown(wait=False, cancel_futures=True)
 
-    def holders(self, shard: int, wanted: str) -> list[Backend]:
+    def holders(self, shard: int, version_key: str) -> list[Backend]:
         """The processes that are up and hold this shard of this version ("version|digest")."""
-        return [b for b in list(self.backends.values()) if b.up and shard in b.shards and wanted in b.ready]
+        return [b for b in list(self.backends.values()) if b.up and shard in b.shards and version_key in b.ready]
 
-    def choose(self, shard: int, wanted: str, tried: set[str]) -> Backend | None:
+    def choose(self, shard: int, version_key: str, tried: set[str]) -> Backend | None:
         """Chooses a process not tried yet: of two drawn at random, the one with fewer requests in flight.
 
         "The power of two choices": the longest queue grows as log log n rather than log n / log log n
         (Mitzenmacher, IEEE TPDS 12(10), 2001).
         """
-        found = [b for b in self.holders(shard, wanted) if b.name not in tried]
+        found = [b for b in self.holders(shard, version_key) if b.name not in tried]
         if len(found) <= 1:
             return found[0] if found else None
         return min(self.random.sample(found, 2), key=lambda b: b.outstanding)
 
     def missing_shards(self, version: str, digest: str, shards: int) -> list[tuple[int, str]]:
         """The shards of this version that no process that is up has ready, each with the reason."""
-        wanted = f"{version}|{digest}"
-        return [(s, self._missing_reason(s, version, digest)) for s in range(shards) if not self.holders(s, wanted)]
+        version_key = f"{version}|{digest}"
+        return [(s, self._missing_reason(s, version, digest)) for s in range(shards) if not self.holders(s, version_key)]
 
     def any_up(self, shard: int) -> bool:
         """Whether any process with this shard is up."""

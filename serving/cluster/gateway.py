@@ -81,7 +81,7 @@ class RemoteSearcher(Searcher):
         return self._complete(self.search_shards(xq, k, measure="exact"))
 
     def search_shards(
-        self, xq: np.ndarray, k: int, wanted: Filter | None = None, latest: float | None = None, measure: str = ""
+        self, xq: np.ndarray, k: int, query_filter: Filter | None = None, latest: float | None = None, measure: str = ""
     ) -> Neighbors:
         """k nearest rows over the shards that answer; `missing` counts the others. Raises ShardsUnavailable when none answers.
 
@@ -92,7 +92,7 @@ class RemoteSearcher(Searcher):
             "version": self.version,
             "digest": self.digest,
             "k": k,
-            "filter": wanted.root if wanted else None,
+            "filter": query_filter.root if query_filter else None,
             "measure": measure,
         }
         shapes = {"similarity": (len(xq), k), "row": (len(xq), k)}
@@ -164,10 +164,14 @@ class GatewayRelease(Release):
     def vector(self, row: int, latest: float | None = None) -> np.ndarray:
         return self.searcher.vector(row, latest)
 
-    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Neighbors:
-        if wanted is not None:
-            check_filter(self.searcher.features, wanted)  # here all columns are known; a shard may lack one that others have
-        return self.searcher.search_shards(xq, candidates, wanted, latest)
+    def retrieve(
+        self, xq: np.ndarray, candidates: int, query_filter: Filter | None = None, latest: float | None = None
+    ) -> Neighbors:
+        if query_filter is not None:
+            check_filter(
+                self.searcher.features, query_filter
+            )  # here all columns are known; a shard may lack one that others have
+        return self.searcher.search_shards(xq, candidates, query_filter, latest)
 
     def warm(self, rounds: int = 3) -> None:
         """Warms the encoder and the shards; missing shards are only logged, since they warm themselves."""

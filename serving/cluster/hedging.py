@@ -12,14 +12,14 @@ import numpy as np
 class Latencies:
     """A sliding window of a shard's latencies and their 95th percentile `p95_s` (infinity until `least` are known)."""
 
-    def __init__(self, window: int = 256, least: int = 20) -> None:
+    def __init__(self, window: int = 256, min_samples: int = 20) -> None:
         self.recent: deque[float] = deque(maxlen=window)
-        self.least, self.since, self.p95_s = least, 0, float("inf")
+        self.min_samples, self.since, self.p95_s = min_samples, 0, float("inf")
 
     def add(self, took_s: float) -> None:
         self.recent.append(took_s)
         self.since += 1
-        if self.since >= 16 and len(self.recent) >= self.least:
+        if self.since >= 16 and len(self.recent) >= self.min_samples:
             self.since = 0
             self.p95_s = float(np.percentile(list(self.recent), 95))
 
@@ -27,13 +27,13 @@ class Latencies:
 class HedgeBudget:
     """Hedges as a share of all requests: an overloaded, and therefore slow, fleet does not get twice the load."""
 
-    def __init__(self, share: float, most: float = 10.0) -> None:
-        self.share, self.most, self.left = share, most, 0.0
+    def __init__(self, share: float, burst: float = 10.0) -> None:
+        self.share, self.burst, self.left = share, burst, 0.0
         self.lock = threading.Lock()
 
     def earn(self) -> None:
         with self.lock:
-            self.left = min(self.most, self.left + self.share)
+            self.left = min(self.burst, self.left + self.share)
 
     def spend(self) -> bool:
         with self.lock:

@@ -34,11 +34,11 @@ class ShardSearcher:
         require = config.rules.require
         self.required = filter_mask(searcher.features, require) if require else None
 
-    def search(self, xq: np.ndarray, k: int, wanted: Filter | None) -> Neighbors:
+    def search(self, xq: np.ndarray, k: int, query_filter: Filter | None) -> Neighbors:
         """k nearest rows of unit queries xq (nq, d) that pass the filter and the required filter, as in a whole version."""
         mask = self.required
-        if wanted is not None:
-            chosen = filter_mask(self.searcher.features, wanted)
+        if query_filter is not None:
+            chosen = filter_mask(self.searcher.features, query_filter)
             mask = chosen if mask is None else chosen & mask
         return self._to_handles(self.searcher.search(xq, k, mask))
 

@@ -134,12 +134,12 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
-def runtime(name: str, known: dict[str, Runtime] = RUNTIMES) -> Runtime:
+def runtime(name: str, available: dict[str, Runtime] = RUNTIMES) -> Runtime:
     """The runtime of this name. Raises ValueError listing the names there are."""
     try:
-        return known[name]
+        return available[name]
     except KeyError:
-        raise ValueError(f"there is no encoder runtime {name!r}; choose one of {', '.join(sorted(known))}") from None
+        raise ValueError(f"there is no encoder runtime {name!r}; choose one of {', '.join(sorted(available))}") from None
 
 
 def first_line(error: Exception) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 
 BLOCK = 2048
 """Codes copied at a time: 1 MB of 8-bit codes at dimension 512."""
-FEW = 4
+MAX_QUERIES = 4
 """Largest batch of queries compared on codes; beyond, decoding the vectors once costs less."""
-LEAST = 100
+MIN_CANDIDATES = 100
 """Fewest 8-bit candidates of one index compared here; for fewer, and for fp16, IndexRefine is faster."""
 
 
@@ -24,7 +24,7 @@ class CodeDistance:
     """Similarities over the codes of an IndexScalarQuantizer `store`. Thread-safe: each thread has its own scanner."""
 
     def __init__(self, store: Any) -> None:
-        self.store, self.own = store, threading.local()
+        self.store, self.local = store, threading.local()
 
     def similarities(self, xq: np.ndarray, codes: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Similarities (nq, n) float32 of queries xq (nq, d) float32 and rows `positions` (n,) of codes (rows, code size) uint8.
@@ -32,12 +32,12 @@ class CodeDistance:
         Raises ValueError where a stored vector holds NaN or infinity.
         """
         similarity = np.empty((len(xq), len(positions)), np.float32)
-        if not hasattr(self.own, "scanner"):
-            self.own.scanner = _Scanner(self.store)
+        if not hasattr(self.local, "scanner"):
+            self.local.scanner = _Scanner(self.store)
         for start in range(0, len(positions), BLOCK):
             block = codes.take(positions[start : start + BLOCK], axis=0)
             for x, row in zip(np.ascontiguousarray(xq, np.float32), similarity, strict=True):
-                self.own.scanner.compare(x, block, row[start : start + BLOCK])
+                self.local.scanner.compare(x, block, row[start : start + BLOCK])
         return similarity
 
 

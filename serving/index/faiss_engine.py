@@ -9,7 +9,7 @@ import numpy as np
 
 from serving.contract.manifest import Scalar
 from serving.index.coarse import selector
-from serving.index.code_distance import LEAST
+from serving.index.code_distance import MIN_CANDIDATES
 from serving.index.engine import Mask
 from serving.index.merge import Neighbors, stack
 from serving.index.refine import StoredVectors
@@ -44,7 +44,7 @@ class FaissEngine:
             raise ValueError(f"queries of dimension {xq.shape[1]}, where the index has {self.dim}")
         xq, chosen = self.store.round_queries(xq), self._chosen(params, effort, mask)
         wanted = min(int(k * k_factor(params)), self.rows if mask is None else mask.count)
-        if self.base_index is None or not self.store.eight_bit or wanted < LEAST:
+        if self.base_index is None or not self.store.eight_bit or wanted < MIN_CANDIDATES:
             return Neighbors(*self.index.search(xq, k, params=chosen))
         estimates = self.base_index.search(xq, wanted, params=chosen.base_index_params)[1]
         refined = [self.nearest(x[None], rows[rows >= 0], k) for x, rows in zip(xq, estimates, strict=True)]

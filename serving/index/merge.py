@@ -29,10 +29,10 @@ class Partition:
     share: float
 
 
-def merge(found: list[Neighbors], k: int) -> Neighbors:
+def merge(results: list[Neighbors], k: int) -> Neighbors:
     """Merges results over disjoint rows to the best k; equal similarities are ordered by row, so the order is stable."""
-    similarity = np.concatenate([f.similarity for f in found], axis=1)
-    rows = np.concatenate([f.rows for f in found], axis=1)
+    similarity = np.concatenate([f.similarity for f in results], axis=1)
+    rows = np.concatenate([f.rows for f in results], axis=1)
     similarity = np.where(rows < 0, np.float32(-np.inf), similarity)
     order = np.argsort(-similarity, axis=1)
     falling = np.take_along_axis(similarity, order, 1)
@@ -42,22 +42,22 @@ def merge(found: list[Neighbors], k: int) -> Neighbors:
     return pad(Neighbors(np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)), k)
 
 
-def pad(found: Neighbors, k: int) -> Neighbors:
+def pad(result: Neighbors, k: int) -> Neighbors:
     """Pads a result to at least k columns with (-inf, -1)."""
-    nq, there = found.rows.shape
+    nq, there = result.rows.shape
     if there >= k:
-        return found
+        return result
     wide = empty(nq, k)  # np.pad takes ten times as long
-    wide.similarity[:, :there], wide.rows[:, :there] = found.similarity, found.rows
+    wide.similarity[:, :there], wide.rows[:, :there] = result.similarity, result.rows
     return wide
 
 
-def stack(found: list[Neighbors], k: int = 0) -> Neighbors:
+def stack(results: list[Neighbors], k: int = 0) -> Neighbors:
     """Stacks results of different queries row by row, padded to the widest and to at least k columns."""
-    if len(found) == 1:
-        return pad(found[0], k)
-    columns = max([k, *(f.rows.shape[1] for f in found)])
-    wide = [pad(f, columns) for f in found]
+    if len(results) == 1:
+        return pad(results[0], k)
+    columns = max([k, *(f.rows.shape[1] for f in results)])
+    wide = [pad(f, columns) for f in results]
     return (
         Neighbors(np.concatenate([f.similarity for f in wide]), np.concatenate([f.rows for f in wide])) if wide else empty(0, k)
     )
@@ -79,24 +79,24 @@ def over_fetch(partitions: list[Partition], nq: int, k: int) -> tuple[list[Neigh
         only = partitions[0].search(everyone, k)
         return [only], np.where(only.rows[:, -1] < 0, np.float32(-np.inf), only.similarity[:, -1])
     asked = [_quota(s.share, k) for s in partitions]
-    found = [s.search(everyone, n) for s, n in zip(partitions, asked, strict=True)]
-    worst = _kth_similarity(found, k)
+    results = [s.search(everyone, n) for s, n in zip(partitions, asked, strict=True)]
+    worst = _kth_similarity(results, k)
     again = False
     for number, partition in enumerate(partitions):
         if asked[number] >= k:
             continue
-        last, there = found[number].similarity[:, -1], found[number].rows[:, -1] >= 0
+        last, there = results[number].similarity[:, -1], results[number].rows[:, -1] >= 0
         unproven = np.flatnonzero(there & (last >= worst))
         if len(unproven):
             again = True
             more = partition.search(unproven, k)
-            found[number] = _replace_queries(found[number], unproven, more, k)
-    return found, _kth_similarity(found, k) if again else worst
+            results[number] = _replace_queries(results[number], unproven, more, k)
+    return results, _kth_similarity(results, k) if again else worst
 
 
-def _kth_similarity(found: list[Neighbors], k: int) -> np.ndarray:
+def _kth_similarity(results: list[Neighbors], k: int) -> np.ndarray:
     """Similarity of the k-th best row of each query, (nq,); -inf where there are fewer."""
-    similarity = np.concatenate([np.where(f.rows < 0, np.float32(-np.inf), f.similarity) for f in found], axis=1)
+    similarity = np.concatenate([np.where(f.rows < 0, np.float32(-np.inf), f.similarity) for f in results], axis=1)
     beyond = similarity.shape[1] - k
     if beyond < 0:
         return np.full(len(similarity), -np.inf, np.float32)
@@ -113,8 +113,8 @@ def _quota(share: float, k: int) -> int:
     return min(k, int(np.ceil(expected + OVER_FETCH_SIGMAS * expected**0.5)) + OVER_FETCH_MIN)
 
 
-def _replace_queries(found: Neighbors, which: np.ndarray, better: Neighbors, k: int) -> Neighbors:
-    """`found` padded to k columns, with the queries `which` replaced by `better`."""
-    wide = pad(found, k)
+def _replace_queries(result: Neighbors, which: np.ndarray, better: Neighbors, k: int) -> Neighbors:
+    """`result` padded to k columns, with the queries `which` replaced by `better`."""
+    wide = pad(result, k)
     wide.similarity[which], wide.rows[which] = better.similarity, better.rows
     return wide

@@ -5,7 +5,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from serving.index.code_distance import FEW, CodeDistance
+from serving.index.code_distance import MAX_QUERIES, CodeDistance
 from serving.index.merge import Neighbors, empty
 
 BLOCK = 2048
@@ -48,7 +48,7 @@ class StoredVectors:
         xq, k = self.round_queries(xq), min(k, len(positions))
         if not k:
             return empty(len(xq), 0)
-        if self.distance is not None and self.codes is not None and len(xq) <= FEW:
+        if self.distance is not None and self.codes is not None and len(xq) <= MAX_QUERIES:
             similarity = self.distance.similarities(xq, self.codes, positions)
             order = np.argsort(-similarity, axis=1)[:, :k]
             return Neighbors(np.take_along_axis(similarity, order, 1), positions[order])

@@ -49,14 +49,14 @@ class ShardedIvf:
         if not held:
             return empty(len(xq), k)
         wanted = min(int(k * k_factor(params)) if self.refined else k, whole)
-        found, last = over_fetch([partition(s) for s in held], len(xq), wanted)
+        results, last = over_fetch([partition(s) for s in held], len(xq), wanted)
         if self.refined:
-            found = [_refine(self.engines[s], xq, f, last, k) for s, f in zip(held, found, strict=True)]
-        return merge([_shift(f, int(self.starts[s])) for s, f in zip(held, found, strict=True)], k)
+            results = [_refine(self.engines[s], xq, f, last, k) for s, f in zip(held, results, strict=True)]
+        return merge([_shift(f, int(self.starts[s])) for s, f in zip(held, results, strict=True)], k)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
-        found = [(engine.nearest(xq, local, k), start) for engine, start, local in self._by_shard(positions)]
-        return merge([_shift(f, start) for f, start in found], k) if found else empty(len(xq), k)
+        results = [(engine.nearest(xq, local, k), start) for engine, start, local in self._by_shard(positions)]
+        return merge([_shift(f, start) for f, start in results], k) if results else empty(len(xq), k)
 
     def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[FaissEngine, int, np.ndarray]]:
         """Splits positions by shard: (engine, its first position, the positions within it)."""
@@ -116,6 +116,6 @@ def _refine(engine: FaissEngine, xq: np.ndarray, estimates: Neighbors, last: np.
     return stack([engine.nearest(xq[n : n + 1], rows, k) for n, rows in enumerate(chosen)])
 
 
-def _shift(found: Neighbors, start: int) -> Neighbors:
+def _shift(result: Neighbors, start: int) -> Neighbors:
     """Adds `start` to every position; -1 stays."""
-    return found if not start else Neighbors(found.similarity, np.where(found.rows < 0, -1, found.rows + start))
+    return result if not start else Neighbors(result.similarity, np.where(result.rows < 0, -1, result.rows + start))

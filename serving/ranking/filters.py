@@ -167,17 +167,17 @@ class _Parser:
         return Condition(column, operator, tuple(value) if operator == "in" else value)
 
 
-def filter_mask(features: Features, wanted: Filter, rows: np.ndarray | None = None) -> np.ndarray:
+def filter_mask(features: Features, query_filter: Filter, rows: np.ndarray | None = None) -> np.ndarray:
     """Evaluates a filter: bool over all rows (n,), or over the handles `rows` (m,).
 
     Raises FilterError naming a column that is missing or of another type. A value that occurs nowhere matches no row.
     """
-    return _mask(wanted.tree(), features, rows)
+    return _mask(query_filter.tree(), features, rows)
 
 
-def check_filter(features: Features, wanted: Filter) -> None:
+def check_filter(features: Features, query_filter: Filter) -> None:
     """Checks a filter's columns and types without evaluating it. Raises FilterError as `filter_mask` does."""
-    filter_mask(features, wanted, np.zeros(0, np.int64))
+    filter_mask(features, query_filter, np.zeros(0, np.int64))
 
 
 def _mask(node: Node, features: Features, rows: np.ndarray | None) -> np.ndarray:

@@ -71,11 +71,11 @@ def rank(
     k: int,
     user: User | None = None,
     colours: np.ndarray | None = None,
-    own: int | None = None,
+    query_row: int | None = None,
 ) -> Ranked:
     """Ranks a query's candidates and returns the k best: `rows` (n,) int64 handles (-1: none), `similarity` (n,) float32, best first.
 
-    `colours` (13,) uint8 is the palette of the query's photo or product. `own` is the row of the query's product: it votes for its
+    `colours` (13,) uint8 is the palette of the query's photo or product. `query_row` is the row of the query's product: it votes for its
     category but is left out of the answer.
     """
     there = rows >= 0
@@ -95,8 +95,8 @@ def rank(
         terms["rules"] = nudges(rows, features, config.rules)
     score = sum(terms.values(), np.zeros(len(rows)))
     best_first = np.argsort(-score, kind="stable")
-    if own is not None:
-        best_first = best_first[rows[best_first] != own]
+    if query_row is not None:
+        best_first = best_first[rows[best_first] != query_row]
     arranged = arrange(best_first, rows, features, config.rules)
     order = arranged.positions[:k]
     notes = {place: arranged.notes[p] for place, p in enumerate(order.tolist()) if p in arranged.notes}

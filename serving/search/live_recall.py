@@ -19,7 +19,7 @@ from serving.versions.release import Release
 
 K = 10
 REST = 100
-LEAST_REST_S = 0.02
+MIN_REST_S = 0.02
 AWAY_S = 5.0
 MAX_SAMPLES = 2000
 
@@ -72,7 +72,7 @@ class LiveRecall:
                 del self.sums[old], self.measured[old]
             total.queries += 1
             total.recall += recall
-        return max(REST * (self.clock() - began), LEAST_REST_S)
+        return max(REST * (self.clock() - began), MIN_REST_S)
 
     def sums_by_version(self) -> dict[str, RecallSum]:
         """Measurements since the start by version, of the last VERSIONS."""

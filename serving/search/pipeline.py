@@ -191,16 +191,16 @@ class SearchCache:
         self.caches.embedding.put(self._text_key(), encoded)
         return encoded
 
-    def candidates(self, encoded: EncodedQuery, wanted: int) -> Neighbors | None:
-        key, release = self._candidates_key(encoded, wanted), self.release
-        found: Neighbors | None = self.caches.candidates.get(key, lambda kept: release.accepts_candidates(kept, wanted))
+    def candidates(self, encoded: EncodedQuery, k: int) -> Neighbors | None:
+        key, release = self._candidates_key(encoded, k), self.release
+        found: Neighbors | None = self.caches.candidates.get(key, lambda kept: release.accepts_candidates(kept, k))
         if found is not None:
             self.hits.append("candidates")
         return found
 
-    def put_candidates(self, encoded: EncodedQuery, wanted: int, found: Neighbors) -> None:
+    def put_candidates(self, encoded: EncodedQuery, k: int, found: Neighbors) -> None:
         if not found.missing:
-            self.caches.candidates.put(self._candidates_key(encoded, wanted), found)
+            self.caches.candidates.put(self._candidates_key(encoded, k), found)
 
     def _embedding(self, key: str) -> EncodedQuery | None:
         encoded: EncodedQuery | None = self.caches.embedding.get(key, self.release.accepts_query)
@@ -212,10 +212,10 @@ class SearchCache:
         text = (self.query.request.text or "").encode()
         return f"{text_encoder(self.release).fingerprint}|text|{sha256(text).hexdigest()}"
 
-    def _candidates_key(self, encoded: EncodedQuery, wanted: int) -> str:
+    def _candidates_key(self, encoded: EncodedQuery, k: int) -> str:
         chosen = self.query.request.filter
         rest = sha256((chosen.canonical() if chosen else "").encode()).hexdigest()[:32]
-        return f"{self.release.identity}|{sha256(encoded.vector.tobytes()).hexdigest()}|{wanted}|{rest}"
+        return f"{self.release.identity}|{sha256(encoded.vector.tobytes()).hexdigest()}|{k}|{rest}"
 
 
 def text_encoder(release: Release) -> TextEncoder:

@@ -125,12 +125,12 @@ class Release:
         length = float(np.linalg.norm(query.vector.astype(np.float64)))
         return query.vector.shape == (self.searcher.dim,) and abs(length - 1) <= UNIT_TOLERANCE
 
-    def accepts_candidates(self, found: Neighbors, wanted: int) -> bool:
-        """Validates candidates from a shared cache: `wanted` rows of this version, best first."""
+    def accepts_candidates(self, found: Neighbors, k: int) -> bool:
+        """Validates candidates from a shared cache: `k` rows of this version, best first."""
         similarity, rows = found.similarity[0], found.rows[0]
         there = rows >= 0
         return (
-            len(rows) == wanted
+            len(rows) == k
             and bool((rows < self.searcher.rows).all())
             and bool(np.isfinite(similarity[there]).all())
             and bool((similarity[1:] <= similarity[:-1]).all())
@@ -141,11 +141,11 @@ class Release:
         pixels, colours = self.preprocess_photo(data, limits)
         return EncodedQuery(self.encode(pixels), colours)
 
-    def allowed(self, wanted: Filter | None) -> np.ndarray | None:
+    def allowed(self, query_filter: Filter | None) -> np.ndarray | None:
         """Rows (n,) bool that pass the required filter and the query's filter. None: all. Raises FilterError."""
-        if wanted is None:
+        if query_filter is None:
             return self.required_rows
-        mask = filter_mask(self.searcher.features, wanted)
+        mask = filter_mask(self.searcher.features, query_filter)
         return mask if self.required_rows is None else mask & self.required_rows
 
     @property
@@ -157,12 +157,14 @@ class Release:
         """The stored vector (d,) float32 of a row."""
         return self.searcher.vector(row)
 
-    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Neighbors:
+    def retrieve(
+        self, xq: np.ndarray, candidates: int, query_filter: Filter | None = None, latest: float | None = None
+    ) -> Neighbors:
         """First phase: the nearest rows of unit query vectors xq (nq, d) that pass the filters.
 
         `latest` (by time.monotonic) is the request's deadline, used where shards are searched over the network.
         """
-        return self.searcher.search(xq, candidates, self.allowed(wanted))
+        return self.searcher.search(xq, candidates, self.allowed(query_filter))
 
     def rank(self, found: Neighbors, k: int, query: EncodedQuery, user: User | None = None) -> Ranked:
         """Second phase: the k best of one query's candidates, with the user's preferences."""

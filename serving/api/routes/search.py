@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 
-from serving.api.dependencies import ProductId, SearchCall, SearchCallDep, ShownFields, admit, query_of
+from serving.api.dependencies import ProductId, SearchCall, SearchCallDep, SearchFields, admit, query_of
 from serving.api.openapi import CACHEABLE_RESPONSES, KEY_OPTIONAL, SEARCH_BODY, SEARCH_RESPONSES
 from serving.api.uploads import read_upload
 from serving.search import pipeline as queries
@@ -47,7 +47,7 @@ async def search(query: Annotated[queries.Query, Depends(posted_query)], call: S
 @router.get("/v1/search", response_model=SearchAnswer, responses=CACHEABLE_RESPONSES, openapi_extra=KEY_OPTIONAL)
 async def search_by_address(
     call: SearchCallDep,
-    fields: ShownFields,
+    fields: SearchFields,
     response: Response,
     photo: Annotated[str, Query(pattern=f"{PHOTO_SHA256}|^$", description="the sha256 of a photo that was posted lately")] = "",
     text: Annotated[str | None, Query(max_length=MAX_TEXT_LENGTH, pattern=r"\S")] = None,
@@ -68,7 +68,7 @@ async def search_by_address(
     openapi_extra=KEY_OPTIONAL,
 )
 async def similar(
-    product_id: ProductId, call: SearchCallDep, fields: ShownFields, response: Response, if_none_match: IfNoneMatch = ""
+    product_id: ProductId, call: SearchCallDep, fields: SearchFields, response: Response, if_none_match: IfNoneMatch = ""
 ) -> SearchAnswer | Response:
     """Products that look like one of the catalogue."""
     return await _cacheable(call, queries.Query.of(SearchRequest(product_id=product_id, **fields)), response, if_none_match)

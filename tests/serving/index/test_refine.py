@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.index.coarse import selector
-from serving.index.code_distance import FEW
+from serving.index.code_distance import MAX_QUERIES
 from serving.index.engine import Mask
 from serving.index.faiss_engine import FaissEngine, omp_threads
 from serving.index.refine import BLOCK, StoredVectors, as_bfloat16
@@ -47,11 +47,11 @@ def opened(vectors: np.ndarray) -> dict[str, FaissEngine]:
 
 @pytest.fixture
 def queries() -> np.ndarray:
-    return clustered(np.random.default_rng(5), FEW + 1, D)
+    return clustered(np.random.default_rng(5), MAX_QUERIES + 1, D)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("count", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("count", [1, MAX_QUERIES, MAX_QUERIES + 1])
 @pytest.mark.parametrize("rows", [0, 1, 30, BLOCK, BLOCK + 1])
 def test_the_nearest_are_those_of_the_vectors_read_back(
     kind: str, count: int, rows: int, opened: dict[str, FaissEngine], queries: np.ndarray
