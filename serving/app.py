@@ -1,4 +1,4 @@
-"""The application: what is opened when it starts and closed when it stops, and its routes."""
+"""The FastAPI application factory: lifespan, middleware, error handlers and routes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,16 +19,16 @@ from serving.api.routes.admin import MLFLOW_HOOK
 from serving.api.routes.state import state_routes
 from serving.api.shard_app import create_shard_app
 from serving.api.uploads import body_limit
-from serving.contract.signed import LONGEST
+from serving.contract.webhook_signature import MAX_BODY_BYTES
 from serving.search.image_fetch import Fetcher
 from serving.settings import ROLES, ServingSettings
-from serving.versions.version_source import MlflowSource, VersionSource, release_in
+from serving.versions.version_source import MlflowSource, VersionSource, exported_release
 
 
 def create_app(settings: ServingSettings, source: VersionSource | None = None, fetcher: Fetcher | None = None) -> FastAPI:
-    """The application; everything is opened when it starts and closed when it stops. Raises ValueError for settings that do not fit.
+    """Builds the application; its lifespan starts and closes the replica. Raises ValueError for invalid settings.
 
-    `source` and `fetcher` replace what the settings name. A process of the role shard is another application: serving/api/shard_app.py.
+    `source` and `fetcher` replace those of the settings. The role shard has its own application: serving/api/shard_app.py.
     """
     if settings.role not in ROLES:
         raise ValueError(f"VITRINE_ROLE={settings.role!r} is none of {', '.join(ROLES)}")
@@ -50,8 +50,8 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
     handle_errors(app, replica.request_metrics)
     app.add_middleware(RequestMiddleware, metrics=replica.request_metrics, tracing=replica.tracing)
     app.add_middleware(
-        BodyLimits, max_bytes=body_limit(settings.max_image_bytes), limit_s=settings.body_s, places=replica.uploads,
-        by_path={MLFLOW_HOOK: LONGEST},
+        BodyLimits, max_bytes=body_limit(settings.max_image_bytes), limit_s=settings.body_s, admission=replica.uploads,
+        by_path={MLFLOW_HOOK: MAX_BODY_BYTES},
     )  # fmt: skip
     for routes in (search, batch, pictures, operating):
         app.include_router(routes.router)
@@ -63,5 +63,5 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
 
 def _source(settings: ServingSettings) -> VersionSource:
     if settings.release:
-        return release_in(Path(settings.release))
+        return exported_release(Path(settings.release))
     return MlflowSource(settings.mlflow_uri, settings.cache, settings.cache_bytes)

@@ -1,4 +1,4 @@
-"""`vitrine-serve`: one replica."""
+"""The command `vitrine-serve`: runs one replica under uvicorn."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from serving.settings import ServingSettings
 from serving.telemetry import logs
 
 KEEP_ALIVE_S = 75
-"""Longer than load balancers (60 s) and gateways keep a connection idle: whoever may send next must not be the one who is closed on."""
+"""Longer than the idle timeouts of load balancers (60 s) and gateways, so that the client, not the server, closes idle connections."""
 
 
 def serve() -> None:
@@ -19,9 +19,9 @@ def serve() -> None:
 
     from serving.api.connection_limits import LimitedHttpProtocol
     from serving.app import create_app
-    from serving.versions.version_source import limit_patience
+    from serving.versions.version_source import limit_mlflow_timeouts
 
-    limit_patience()
+    limit_mlflow_timeouts()
     try:
         settings = ServingSettings.load(os.environ)
         app = create_app(settings)

@@ -1,4 +1,4 @@
-"""What a replica is told from outside: VITRINE_ variables, typed, with defaults that work on one machine."""
+"""Settings of a replica: typed VITRINE_ environment variables, with defaults for a single machine."""
 
 import logging
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ DAY_S = 86_400
 
 
 def _number(default: float, least: float, most: float = float("inf")) -> Any:
-    """A number that has to lie within these bounds, both included."""
+    """A numeric setting with inclusive bounds."""
     return field(default=default, metadata={"bounds": (least, most)})
 
 
 @dataclass(frozen=True)
 class ServingSettings:
-    """A replica's settings. `release`: a folder written by `vitrine release export`, instead of MLflow."""
+    """Settings of a replica. `release`: a folder written by `vitrine release export`, used instead of MLflow."""
 
     host: str = "127.0.0.1"
     port: int = _number(8000, 0, 65_535)
@@ -31,77 +31,77 @@ class ServingSettings:
     release: str = ""
     cache: Path = Path(".vitrine/serving/cache")
     cache_bytes: int = _number(20 * 2**30, 0)
-    """What fetched files and encoders may take on disk; the least recently used go first, never those of versions that aliases name."""
+    """Limit of fetched files and encoders on disk; evicted by LRU, except those of versions that an alias names."""
     poll_s: float = _number(2.0, 0.01, DAY_S)
     role: str = "all"
-    """all: holds whole versions and answers; shard: holds some shards for gateways; gateway: answers, and asks shards."""
+    """all: holds whole versions and answers; shard: holds some shards for gateways; gateway: answers from shard processes."""
     shards: tuple[str, ...] = ()
-    """The shards that a process of the role shard holds, such as 0,2."""
+    """Role shard: the shards to hold, such as 0,2."""
     shard_urls: tuple[str, ...] = ()
-    """Where a gateway finds shard processes; a name that resolves to several addresses stands for all of them."""
+    """Role gateway: URLs of shard processes; a name that resolves to several addresses stands for all of them."""
     shard_map: str = ""
-    """Instead of `shard_urls`: a file with one address on each line, read again every two seconds."""
+    """Role gateway, instead of `shard_urls`: a file with one URL a line, read again every two seconds."""
     shard_timeout_s: float = _number(1.0, 0.01, DAY_S)
-    """What a gateway gives a shard at most; an answer then comes without it."""
+    """A gateway's timeout per shard; the answer then leaves the shard out."""
     shard_patience_s: float = _number(10.0, 0, DAY_S)
-    """How long a gateway that serves nothing yet waits for shards that are missing before it serves without them."""
+    """How long a starting gateway waits for missing shards before it serves without them."""
     hedges: float = _number(0.05, 0, 1)
-    """The share of questions to shards that a gateway may ask a second process when the first is late. 0: none."""
+    """Hedging budget: the share of shard requests that a gateway may send to a second process. 0: none."""
     probe_s: float = _number(0.5, 0.01, DAY_S)
-    """How often a gateway asks every shard process what it holds."""
+    """Interval at which a gateway probes every shard process."""
     threads: int = _number(1, 1)
     encoder_runtime: str = "onnxruntime"
-    """What runs the photos' encoder: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or openvino (docs/encoders.md)."""
+    """Runtime of the photo encoder: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or openvino (docs/encoders.md)."""
     workers: int = _number(2, 1)
-    """Searches that are worked on at once; more wait, up to `queue`, and beyond that are answered 503.
-    A gateway, whose workers mostly wait for shards, has 16 and a queue of 176 where nothing is set."""
+    """Concurrent searches; up to `queue` more wait, and any beyond are answered 503.
+    The defaults of a gateway, whose workers mostly wait for shards, are 16 and a queue of 176."""
     queue: int = _number(78, 0)
     deadline_s: float = _number(5.0, 0.01, DAY_S)
-    """From the whole body to the answer; what takes longer is answered 504, and no further phase of it begins."""
+    """Deadline of a request, from its whole body to the answer; past it the answer is 504 and no further phase starts."""
     connections: int = _number(1000, 1)
-    """Connections that may be open at once; what comes beyond is closed. The system's limit of open files has to allow them."""
+    """Most open connections; further ones are closed. The system's limit of open files has to allow them."""
     head_s: float = _number(20.0, 0.01, DAY_S)
-    """A new connection that has not sent the whole head of a request after this long is closed."""
+    """Timeout of the first request head on a connection, which is then closed."""
     head_bytes: int = _number(32_768, 1024)
-    """Bytes of a request's line and headers; more is answered 431. nginx by default takes four headers of 8 KiB."""
+    """Most bytes of a request line and headers; more is answered 431. nginx's default is four buffers of 8 KiB."""
     body_s: float = _number(20.0, 0.01, DAY_S)
-    """A body that has not arrived whole after this long is answered 408."""
+    """Timeout of a request body, answered 408."""
     uploads: int = _number(128, 1)
-    """Bodies that may be on their way in at once; beyond that, 503."""
+    """Most bodies being received at once; further ones are answered 503."""
     image_root: str = ""
-    """Folder below which product pictures lie, for showing them. Empty: the snapshot's own root, where it is a local folder."""
+    """Root folder of product pictures. Empty: the snapshot's own root, where it is a local folder."""
     admin_token: str = ""
-    """What the admin routes ask for. Empty: those routes are closed."""
+    """Bearer token of the admin routes. Empty: those routes are closed."""
     webhook_secret: str = ""
-    """What MLflow's messages about moved aliases are signed with (`vitrine webhook --replica`). Empty: none is believed."""
+    """HMAC secret of MLflow's alias webhooks (`vitrine webhook --replica`). Empty: none is accepted."""
     api_keys: str = ""
-    """A JSON file of API keys as their sha256 (docs/serving.md). Empty: everybody may search."""
+    """A JSON file of API keys as their sha256 (docs/serving.md). Empty: no key is needed."""
     query_hosts: tuple[str, ...] = ()
-    """Hosts that `image_url` may name, separated by commas. Empty: no photo is fetched by address."""
+    """Hosts allowed in `image_url`, separated by commas. Empty: no photo is fetched by URL."""
     cache_url: str = ""
-    """redis:// of the caches that replicas share. Empty: each replica remembers for itself."""
+    """redis:// URL of the caches that replicas share. Empty: each replica has its own, in memory."""
     profiles_url: str = ""
-    """redis:// of the feature store that knows users. Empty: only what a request says of its user counts."""
+    """redis:// URL of the feature store of user profiles. Empty: only the request's own `user` counts."""
     otel_endpoint: str = ""
-    """Where traces go, such as http://127.0.0.1:4318/v1/traces. Empty: nowhere."""
+    """OTLP/HTTP endpoint of traces, such as http://127.0.0.1:4318/v1/traces. Empty: no tracing."""
     sample_rate: float = _number(0.05, 0, 1)
-    """The share of searches that is kept for a while, as vectors and sha256 of photos: promotions replay them. 0: none."""
+    """Share of searches sampled, as vectors and sha256 of photos, for promotions to replay. 0: none."""
     sample_kept: int = _number(500, 0)
-    """How many of them, the newest."""
+    """Number of samples kept, the newest."""
     sample_photos: bool = False
-    """Whether the photos themselves are kept as well (64 MiB at most): only then can they be asked of another encoder."""
+    """Whether sampled photos are kept as well (64 MiB at most): only then can another encoder replay them."""
     log: str = "json"
-    """json: one object a line; text: for people."""
+    """Log format: json (one object a line) or text."""
     notice: str = ""
-    """A line the search page shows, such as that the data is generated."""
+    """A notice on the search page, such as that the data is generated."""
     max_image_bytes: int = _number(10 * 2**20, 1)
     max_image_pixels: int = _number(50_000_000, 1)
     max_whole_pixels: int = _number(25_000_000, 1)
-    """Of all images but JPEGs in RGB or grey: others cannot be decoded at a reduced size, and take about a second at this limit."""
+    """Limit for images other than RGB or grey JPEGs, which cannot be decoded at a reduced size: about a second at this limit."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> "ServingSettings":
-        """Settings from the environment; a value that does not parse or is out of bounds is a ValueError naming the variable."""
+        """Reads settings from the environment. Raises ValueError naming the variable that does not parse or is out of bounds."""
         values: dict[str, Any] = {}
         for name in (PREFIX + removed.upper() for removed in REMOVED):
             if name in environ:
@@ -126,7 +126,7 @@ class ServingSettings:
         return cls(**values)
 
     def shard_numbers(self) -> list[int]:
-        """The shards to hold. Raises ValueError where that is not a list of numbers."""
+        """`shards` as sorted integers. Raises ValueError where it is not a list of numbers."""
         if not self.shards or not all(s.isdecimal() for s in self.shards):
             raise ValueError(
                 f"VITRINE_SHARDS={','.join(self.shards)!r}: VITRINE_ROLE=shard needs the shards to hold, such as 0,2"

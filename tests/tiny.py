@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.contract.files import describe, written_whole
+from serving.contract.files import atomic_write, describe
 from serving.contract.manifest import EncoderManifest, Variant, fingerprint
 from serving.contract.preprocess import PreprocessSpec
 from serving.contract.runtimes import ONNXRUNTIME
@@ -59,7 +59,7 @@ def tiny_encoder(
         query="student.fp32",
         golden=describe(folder / "golden.npz", "golden.npz"),
     )
-    with written_whole(folder / "encoder.json") as path:
+    with atomic_write(folder / "encoder.json") as path:
         path.write_text(json.dumps(manifest.model_dump(), indent=1))
     return manifest
 

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tasks.pipelines.common import registry
 from tasks.registry import ENCODER_MODEL, Registry
-from tasks.registry.webhook import InvalidSignature, verify
+from tasks.registry.webhook import InvalidWebhook, verify
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def create_hook(
                 raise HTTPException(413, f"a message has at most {LONGEST} bytes")
         try:
             moved = verify(request.headers, bytes(body), settings.webhook_secret, clock())
-        except InvalidSignature as error:
+        except InvalidWebhook as error:
             log.warning("a message to the hook was refused: %s", error)
             raise HTTPException(401, str(error)) from None
         if moved is None or not moved.is_champion:

@@ -1,1 +1,1 @@
-"""HTTP in and out: routes, schemas, uploads, who may call, admission, errors and middleware."""
+"""The HTTP layer: routes, schemas, uploads, authentication, admission, errors and middleware."""

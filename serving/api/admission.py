@@ -1,29 +1,29 @@
-"""A bounded number of places for work on its way in; whoever finds none is told to come back."""
+"""Admission control: bounds concurrent work and answers 503 with Retry-After beyond the bound."""
 
 from types import TracebackType
 
-from serving.api.errors import Refused
+from serving.api.errors import ApiError
 
 
-class Places:
-    """`most` places, each held by a `with`, which raises Refused(503) when there is none. `what` says of what there is too much.
+class AdmissionLimit:
+    """A context manager that admits at most `limit` holders at a time and raises ApiError(503) beyond. `what` is named in the message.
 
-    For the loop's own thread: nothing is locked.
+    Not thread-safe: for use on the event loop.
     """
 
-    def __init__(self, most: int, what: str) -> None:
-        self.most, self.what = most, what
-        self.taken = 0
+    def __init__(self, limit: int, what: str) -> None:
+        self.limit, self.what = limit, what
+        self.in_use = 0
 
     def __enter__(self) -> None:
-        if self.taken >= self.most:
+        if self.in_use >= self.limit:
             raise overloaded(self.what)
-        self.taken += 1
+        self.in_use += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.taken -= 1
+        self.in_use -= 1
 
 
-def overloaded(what: str) -> Refused:
-    """The refusal of one more than there is room for."""
-    return Refused(503, f"too many {what}; try again in a second", "overloaded", {"Retry-After": "1"})
+def overloaded(what: str) -> ApiError:
+    """The 503 problem with Retry-After, for work beyond a limit; `what` is named in its message."""
+    return ApiError(503, f"too many {what}; try again in a second", "overloaded", {"Retry-After": "1"})

@@ -1,6 +1,6 @@
-"""uvicorn's HTTP protocol with limits on connections and on the heads of requests, which uvicorn and httptools do not have.
+"""uvicorn's HTTP protocol with limits on connections and request heads, which uvicorn and httptools do not have.
 
-Bodies are bounded by serving/api/body_limits.py.
+Bodies are limited by serving/api/body_limits.py.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from serving.search.schemas import Problem
 
 
 class HeadTooLarge(Exception):
-    """Raised to the parser, which stops there."""
+    """Raised into the parser to stop it."""
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """One connection. It is closed when there are more than `max_connections`, or when a whole head is not there in time.
+    """One connection; closed beyond `max_connections`, and when a head does not arrive in time.
 
-    The first head has `head_s` seconds; each later one has uvicorn's keep-alive, from the answer before it. A head (request line,
-    headers, and trailers of a chunked body) of more than `max_head_bytes` is answered 431. `turned_away` counts, for all connections
-    of the process, those that were too many.
+    The first head has `head_s` seconds; later ones have uvicorn's keep-alive timeout, counted from the previous answer. A head
+    (request line, headers, and trailers of a chunked body) of more than `max_head_bytes` is answered 431. `turned_away` counts the
+    connections of this process closed for being too many.
     """
 
     turned_away = 0
@@ -31,9 +31,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **named)
         self.head_s, self.max_head_bytes, self.max_connections = head_s, max_head_bytes, max_connections
         self.head_bytes = 0
-        """Of the request that is read, as far as the parser has reported them."""
+        """Bytes of the current head that the parser has reported."""
         self.unreported_bytes = 0
-        """Since the parser last reported something: it keeps a header to itself until its end."""
+        """Bytes received since the parser last reported: it buffers a header until its end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -84,21 +84,21 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             raise HeadTooLarge
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's answer where the parser stopped, which is also what HeadTooLarge makes it do."""
+        """uvicorn's answer to a parser error, which HeadTooLarge also raises."""
         if self.head_bytes > self.max_head_bytes:
             self.refuse_head()
         else:
             super().send_400_response(msg)
 
     def refuse_head(self) -> None:
-        """Answers 431 and closes; only closes where an earlier request on this connection still waits for its answer."""
+        """Answers 431 and closes; only closes where an earlier request on this connection is unanswered."""
         if self.cycle is None or self.cycle.response_complete:
             self.transport.write(_head_too_large(self.max_head_bytes))
         self.transport.close()
 
 
 def _head_too_large(most: int) -> bytes:
-    """A problem as an HTTP response, as no application can answer what never became a request."""
+    """The problem as raw HTTP: what never became a request reaches no application."""
     detail = f"the request line and headers have more than {most} bytes"
     body = Problem(title="Head too large", status=431, detail=detail, reason="head").model_dump_json().encode()
     head = (

@@ -1,4 +1,4 @@
-"""What routes depend on: the replica, who may call, and the search that a request asks for."""
+"""FastAPI dependencies of the routes: the replica, authentication, the chosen release, and the search call."""
 
 import asyncio
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from serving.telemetry.timing import Deadline, Timings
 from serving.versions.release import Release
 
 LARGE = 1 << 20
-"""Bytes from which on a photo is read and named beside the loop: decoding and hashing ten megabytes takes it a tenth of a second."""
+"""Photos from this many bytes are decoded and hashed in a thread: 10 MB would block the event loop for 0.1 s."""
 
 API_KEY = APIKeyHeader(name="X-Api-Key", scheme_name="key", description="where this replica asks for keys", auto_error=False)
 BEARER = HTTPBearer(scheme_name="admin", description="the admin token, for `slot` and for operating a replica", auto_error=False)
@@ -43,17 +43,17 @@ ReplicaDep = Annotated[Replica, Depends(get_replica)]
 
 
 async def require_admin(request: Request, replica: ReplicaDep, _: Bearer) -> None:
-    """Raises Refused(401) unless the caller has the admin token."""
+    """Raises ApiError(401) unless the caller has the admin token."""
     replica.access.check_admin(request.headers.get("authorization", ""))
 
 
 async def admit(request: Request, replica: ReplicaDep, _: Key, __: Bearer) -> None:
-    """Counts one search of the caller. Raises Refused: 401 without a key where keys are asked for, 429 when it has none left."""
+    """Counts one search against the caller's key. Raises ApiError: 401 without a needed key, 429 when none are left."""
     replica.access.admit(request.headers)
 
 
 async def chosen_release(request: Request, replica: ReplicaDep, slot: Slot = "") -> Release:
-    """The live release, or a slot's own for an admin. Raises Refused: 401, or 503 where there is none."""
+    """The live release, or a slot's for an admin. Raises ApiError: 401, or 503 where there is none."""
     if slot:
         replica.access.check_admin(request.headers.get("authorization", ""))
     return replica.release(slot)
@@ -70,9 +70,9 @@ class SearchCall:
     deadline: Deadline
 
     async def answer(self, query: queries.Query, suffix: str = "") -> SearchAnswer:
-        """The answer from a worker, its photo fetched first where it is an address. `suffix` tells apart the searches of a batch.
+        """Runs a query on a worker, after fetching its photo where it is a URL. `suffix` numbers the searches of a batch.
 
-        Raises what a search raises, and Refused(503) where too many wait.
+        Raises what a search raises, and ApiError(503) where too many wait.
         """
         replica, state = self.replica, self.request.state
         timings = Timings(self.deadline)
@@ -94,7 +94,7 @@ async def get_search_call(
     slot: Slot = "",
     timeout_ms: TimeoutMs = None,
 ) -> SearchCall:
-    """Its deadline counts from here, which is after the body where a route names the body first."""
+    """The search call of a request. Its deadline starts here, after the body where a route declares the body first."""
     return SearchCall(request, replica, release, slot, replica.deadline(timeout_ms))
 
 
@@ -102,13 +102,13 @@ SearchCallDep = Annotated[SearchCall, Depends(get_search_call)]
 
 
 async def query_of(search: SearchRequest, photo: bytes | None = None) -> queries.Query:
-    """Raises ValueError when the photo in the request is not base64."""
+    """The query of a request; large photos are read in a thread. Raises ValueError when the photo is not base64."""
     if len(photo if photo is not None else search.image or "") < LARGE:
         return queries.Query.of(search, photo)
     return await asyncio.to_thread(queries.Query.of, search, photo)
 
 
-async def shown_fields(
+async def search_fields(
     k: Annotated[int, Query(ge=1, le=200, description="how many products")] = 20,
     candidates: Annotated[
         int | None, Query(ge=1, le=2000, description="how many to rank; by default the version's own, 500")
@@ -123,9 +123,9 @@ async def shown_fields(
     ] = "",
     explain: Annotated[bool, Query(description="with each term of each result's score")] = False,
 ) -> dict[str, Any]:
-    """Fields of a SearchRequest that every GET takes as parameters."""
+    """SearchRequest fields that every GET route takes as query parameters."""
     conditions = Filter.model_validate(json_object(filter.encode(), "filter")) if filter else None
     return {"k": k, "candidates": candidates, "filter": conditions, "explain": explain}
 
 
-ShownFields = Annotated[dict[str, Any], Depends(shown_fields)]
+SearchFields = Annotated[dict[str, Any], Depends(search_fields)]

@@ -1,4 +1,4 @@
-"""Errors as problem+json with one useful sentence."""
+"""Error handling: every error becomes problem+json (RFC 9457) with one useful sentence."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,37 +24,37 @@ TITLES = {
 IMAGE_STATUS = {"too_many_bytes": 413, "too_many_pixels": 413, "too_many_frames": 413, "format": 415, "not_an_image": 415}
 
 
-class Refused(Exception):
-    """A request answered with a problem: status, one sentence, and a short reason code."""
+class ApiError(Exception):
+    """An error of the API: HTTP status, one sentence, a short reason code, and headers."""
 
     def __init__(self, status: int, detail: str, reason: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status, self.reason, self.headers = status, reason, headers or {}
 
 
-EXPECTED = (Refused, QueryError, DeadlinePassed, ImageRejected, RequestValidationError, ValueError)
-"""What a request, or one search of a batch, may raise and is answered a problem for; whatever else is raised is ours."""
+CLIENT_ERRORS = (ApiError, QueryError, DeadlinePassed, ImageRejected, RequestValidationError, ValueError)
+"""Errors of the client, answered with a problem. Anything else is a bug and becomes a 500."""
 
 
 def problem_of(error: Exception, request_id: str, metrics: RequestMetrics) -> Problem:
-    """What is answered where one of EXPECTED was raised. An image that is refused is counted."""
+    """The problem of one of CLIENT_ERRORS. Counts rejected images."""
     if isinstance(error, ImageRejected):
         metrics.rejected.labels(error.reason).inc()
-    status, detail, reason = _told(error)
+    status, detail, reason = _status_detail_reason(error)
     return problem(status, detail, reason, request_id)
 
 
-def _told(error: Exception) -> tuple[int, str, str]:
-    """Status, sentence and reason code."""
+def _status_detail_reason(error: Exception) -> tuple[int, str, str]:
+    """HTTP status, detail and reason code of a client error."""
     match error:
-        case Refused() | QueryError() | FilterError():
+        case ApiError() | QueryError() | FilterError():
             return error.status, str(error), error.reason
         case DeadlinePassed():
             return 504, str(error), "deadline"
         case ImageRejected():
             return IMAGE_STATUS.get(error.reason, 422), str(error), error.reason
         case RequestValidationError() | ValidationError():
-            return 422, sentence_of(error.errors()), "request"
+            return 422, validation_message(error.errors()), "request"
         case UnicodeError():
             return 422, "the request holds half of a character (a lone surrogate)", "request"
     return 422, str(error), "request"
@@ -64,35 +64,35 @@ def problem(status: int, detail: str, reason: str, request_id: str) -> Problem:
     return Problem(title=TITLES.get(status, "Error"), status=status, detail=detail, reason=reason, request_id=request_id)
 
 
-def answer_of(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def problem_response(found: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
     headers = {"Cache-Control": "no-store"} | dict(headers or {})
     return JSONResponse(found.model_dump(), found.status, headers=headers, media_type="application/problem+json")
 
 
-def sentence_of(errors: Any) -> str:
-    """One sentence for the first of pydantic's errors, with where it is."""
+def validation_message(errors: Any) -> str:
+    """The first of pydantic's errors as one sentence, with its location."""
     first = errors[0]
     where = ".".join(str(p) for p in first["loc"] if p not in ("body", "query", "path"))
     return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
-def expected(error: Exception, request_id: str, metrics: RequestMetrics) -> JSONResponse:
-    """The answer where one of EXPECTED was raised."""
-    return answer_of(problem_of(error, request_id, metrics), getattr(error, "headers", None))
+def error_response(error: Exception, request_id: str, metrics: RequestMetrics) -> JSONResponse:
+    """The problem+json response of one of CLIENT_ERRORS."""
+    return problem_response(problem_of(error, request_id, metrics), getattr(error, "headers", None))
 
 
 def handle_errors(app: FastAPI, metrics: RequestMetrics) -> None:
-    """Every error that a request may raise becomes problem+json."""
+    """Registers exception handlers that answer problem+json."""
 
-    async def on_expected(request: Request, error: Exception) -> JSONResponse:
-        return expected(error, request.state.request_id, metrics)
+    async def on_client_error(request: Request, error: Exception) -> JSONResponse:
+        return error_response(error, request.state.request_id, metrics)
 
-    for kind in EXPECTED:
-        app.add_exception_handler(kind, on_expected)
+    for kind in CLIENT_ERRORS:
+        app.add_exception_handler(kind, on_client_error)
 
     @app.exception_handler(HTTPException)
-    async def not_routed(request: Request, error: HTTPException) -> JSONResponse:
-        """The router's own: a path that nobody serves, or not by this method. Two routes may share a path, each with its methods."""
+    async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+        """404 and 405 of the router. Two routes may share a path, each with its own methods."""
         headers, detail = dict(error.headers or {}), str(error.detail)
         if error.status_code == 404:
             detail = "nothing is served at this path; GET /openapi.json describes what is"
@@ -101,4 +101,4 @@ def handle_errors(app: FastAPI, metrics: RequestMetrics) -> None:
             methods = {m for r in there for m in r.methods or ()} or {"GET", "HEAD"}  # a static file has no route of its own
             headers["Allow"] = ", ".join(sorted(methods))
             detail = f"this path takes {headers['Allow']}, not {request.method}; GET /openapi.json describes it"
-        return answer_of(problem(error.status_code, detail, "route", request.state.request_id), headers)
+        return problem_response(problem(error.status_code, detail, "route", request.state.request_id), headers)

@@ -1,4 +1,4 @@
-"""Metrics of HTTP: requests, images that were refused, and connections that were turned away."""
+"""HTTP metrics: requests, rejected images, and connections turned away."""
 
 from serving.api.connection_limits import LimitedHttpProtocol
 from serving.telemetry.metrics import Metrics

@@ -1,4 +1,4 @@
-"""What every request has in common: a request id, its count, its line in the log, its trace."""
+"""ASGI middleware for every request: request id, metrics, access log, trace, and the 500 of unexpected errors."""
 
 import logging
 import re
@@ -9,24 +9,24 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api.errors import answer_of, problem
+from serving.api.errors import problem, problem_response
 from serving.api.metrics import RequestMetrics
 from serving.telemetry import logs
-from serving.telemetry.tracing import Traced, Tracing
+from serving.telemetry.tracing import RequestTrace, Tracing
 
 log = logging.getLogger(__name__)
 
-GONE = 499
-"""Counted where the caller went away before there was an answer; never sent."""
-UNTOLD = ("/healthz", "/readyz", "/metrics", "/static", "/v1/version", "/shard/state")
-"""Routes that machines ask every few seconds: counted, and neither logged nor traced."""
+CLIENT_CLOSED_REQUEST = 499
+"""Status counted when the client disconnects before the answer (nginx's 499); never sent."""
+QUIET_ROUTES = ("/healthz", "/readyz", "/metrics", "/static", "/v1/version", "/shard/state")
+"""Routes polled every few seconds: counted, but neither logged nor traced."""
 SHARD_ROUTES = "/shard/"
-"""What a gateway asks of a shard: traced, and not logged, as the gateway logs each of its own requests."""
+"""Requests of gateways to shards: traced but not logged, since the gateway logs its own requests."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """ASGI middleware: every answer carries `X-Request-Id` (the caller's own where it is a plain word), is counted, logged, traced."""
+    """Gives every answer an `X-Request-Id` (the caller's where it is a plain word); counts, logs and traces it."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics, tracing: Tracing) -> None:
         self.app, self.metrics, self.tracing = app, metrics, tracing
@@ -36,14 +36,14 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        asked = headers.get("x-request-id", "")
-        request_id = asked if REQUEST_ID.fullmatch(asked) else token_hex(8)
+        supplied = headers.get("x-request-id", "")
+        request_id = supplied if REQUEST_ID.fullmatch(supplied) else token_hex(8)
         scope.setdefault("state", {}).update(request_id=request_id, phases=[])
         logs.request_id.set(request_id)
-        traced, began = self.tracing.begin(headers, time.time()), time.perf_counter()
+        trace, began = self.tracing.begin(headers, time.time()), time.perf_counter()
         status = 0
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -51,27 +51,27 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, receive, named)
+            await self.app(scope, receive, send_with_id)
         except ClientDisconnect:  # nobody is there to be answered, and nothing of ours is wrong
-            status = status or GONE
+            status = status or CLIENT_CLOSED_REQUEST
         except Exception as error:  # what nobody foresaw is ours; the caller gets a sentence, the log the rest
             log.error("request %s failed", request_id, exc_info=error)
             if status:
                 raise
             detail = "the search failed for a reason of ours; the log has it under this request id"
-            await answer_of(problem(500, detail, "internal", request_id))(scope, receive, named)
+            await problem_response(problem(500, detail, "internal", request_id))(scope, receive, send_with_id)
         finally:
-            self._tell(scope, traced, status, time.perf_counter() - began)
+            self._record(scope, trace, status, time.perf_counter() - began)
 
-    def _tell(self, scope: Scope, traced: Traced, status: int, took_s: float) -> None:
-        """Counts, logs and traces a request that is over."""
+    def _record(self, scope: Scope, trace: RequestTrace, status: int, took_s: float) -> None:
+        """Counts, logs and traces a finished request."""
         route = getattr(scope.get("route"), "path", "other")
         self.metrics.count(route, status, took_s)
-        if route in UNTOLD:
+        if route in QUIET_ROUTES:
             return
         if not route.startswith(SHARD_ROUTES):
             fields = {"method": scope["method"], "route": route, "status": status, "ms": round(1e3 * took_s, 2)}
             log.info("%s %s %d", scope["method"], route, status, extra={"fields": fields})
         attributes = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status}
         attributes["vitrine.request_id"] = scope["state"]["request_id"]
-        traced.end(f"{scope['method']} {route}", took_s, attributes, scope["state"]["phases"])
+        trace.end(f"{scope['method']} {route}", took_s, attributes, scope["state"]["phases"])

@@ -1,4 +1,4 @@
-"""What types and signatures cannot say in the OpenAPI document: problems, headers of answers, a body of two content types."""
+"""Additions to the OpenAPI document that signatures cannot express: problems, response headers, bodies of two content types."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that may answer with these problems."""
+    """`responses` of a route for problems of these statuses."""
     return {status: {"description": TITLES[status], "content": PROBLEM} for status in statuses}
 
 
 def example(value: Any, media: str = "application/json") -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route that answers something like this."""
+    """`responses` of a route with an example answer."""
     return {200: {"content": {media: {"example": value}}}}
 
 
@@ -30,16 +30,16 @@ def request_body(schema: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 KEY_OPTIONAL: dict[str, Any] = {"security": [{}]}
-"""Added to the ways to say who calls: a caller without any is taken as well, unless the replica's settings ask for keys."""
+"""Marks credentials as optional: they are needed only where the replica's settings ask for keys."""
 SERVER_TIMING = {"Server-Timing": header("milliseconds of each phase")}
 ETAG = {"ETag": header("weak: names the products that are found; the request id and timings differ")}
 ADDRESS = {"Content-Location": header("the address where caches may keep a photo's answer")}
-SEARCHED = problems(401, 404, 408, 413, 415, 422, 429, 503, 504)
-SEARCHED[200] = {"headers": SERVER_TIMING | ADDRESS}
-BATCHED = problems(401, 408, 413, 422, 429, 503)
-CACHED = problems(401, 404, 422, 429, 503, 504)
-CACHED[200] = {"headers": SERVER_TIMING | ETAG}
-CACHED[304] = {"description": "Nothing new: the caller has this answer", "headers": ETAG}
+SEARCH_RESPONSES = problems(401, 404, 408, 413, 415, 422, 429, 503, 504)
+SEARCH_RESPONSES[200] = {"headers": SERVER_TIMING | ADDRESS}
+BATCH_RESPONSES = problems(401, 408, 413, 422, 429, 503)
+CACHEABLE_RESPONSES = problems(401, 404, 422, 429, 503, 504)
+CACHEABLE_RESPONSES[200] = {"headers": SERVER_TIMING | ETAG}
+CACHEABLE_RESPONSES[304] = {"description": "Nothing new: the caller has this answer", "headers": ETAG}
 
 FORM = {
     "type": "object",
@@ -63,7 +63,7 @@ REQUEST_ID = "names the request in the answer, logs and traces, where it is a pl
 
 
 def describe(app: FastAPI) -> None:
-    """Adds to the document what RequestMiddleware and every refusal do with headers, and a filter's schema, which names itself."""
+    """Adds the headers of RequestMiddleware and of 429 and 503 to every operation, and the recursive schema of Filter."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What one serving process holds: its slots, its workers, its caches and its counters."""
+"""One serving process: slots, worker threads, caches, limits and metrics, opened and closed by the lifespan."""
 
 import asyncio
 import contextvars
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from serving.api.admission import Places, overloaded
+from serving.api.admission import AdmissionLimit, overloaded
 from serving.api.auth import Access, read_keys
-from serving.api.errors import Refused
+from serving.api.errors import ApiError
 from serving.api.metrics import RequestMetrics
 from serving.cluster.client import ShardClient
 from serving.cluster.fleet import RESOLVE_S, Fleet, addresses_of
-from serving.cluster.gateway import GatewayVersions
+from serving.cluster.gateway import GatewayOpener
 from serving.cluster.metrics import GatewayMetrics
 from serving.contract.preprocess import ImageLimits
 from serving.contract.runtimes import runtime
@@ -30,21 +30,21 @@ from serving.search.schemas import SearchAnswer
 from serving.settings import ServingSettings
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.timing import Deadline, DeadlinePassed, Timings
-from serving.telemetry.tracing import tracing_to
-from serving.versions.alias_poller import LOADER_POLL_S, Following
+from serving.telemetry.tracing import make_tracing
+from serving.versions.alias_poller import LOADER_POLL_S, Poller
 from serving.versions.metrics import SlotMetrics
 from serving.versions.release import Release
-from serving.versions.slots import Opener, Slots, WholeVersions
+from serving.versions.slots import Opener, ReleaseOpener, Slots
 from serving.versions.version_source import VersionSource
 
 FETCHERS = 4
-"""Photos that are fetched by their addresses at once; `queue` more may wait, and beyond that is 503."""
+"""Concurrent fetches of photos by URL; up to `queue` more wait, and any beyond are answered 503."""
 PROFILE_TIMEOUT_S = 0.05
 TOO_LATE = "the answer was not ready in the time this request had; try again, or ask for less"
 
 
 class Replica:
-    """Opened by `start`, closed by `close`; in between it follows the aliases and works on searches."""
+    """The state of a serving process. Between `start` and `close` it follows the aliases and answers searches."""
 
     def __init__(self, settings: ServingSettings, source: VersionSource, fetcher: Fetcher | None = None) -> None:
         self.settings = settings
@@ -53,7 +53,7 @@ class Replica:
         self.fleet = _fleet(settings)
         self.slots: Slots[Release] = Slots(source, opener=self._opener(source))
         self.access = Access(settings.admin_token, read_keys(settings.api_keys))
-        self.tracing = tracing_to(settings.otel_endpoint)
+        self.tracing = make_tracing(settings.otel_endpoint)
         self.limits = ImageLimits(
             max_bytes=settings.max_image_bytes,
             max_pixels=settings.max_image_pixels,
@@ -70,8 +70,8 @@ class Replica:
         self.workers = ThreadPoolExecutor(settings.workers, "search")
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
         self.waiting, self.lock = 0, threading.Lock()
-        self.uploads = Places(settings.uploads, "photos are on their way in")
-        self.fetches = Places(FETCHERS + settings.queue, "photos are being fetched by their addresses")
+        self.uploads = AdmissionLimit(settings.uploads, "photos are on their way in")
+        self.fetches = AdmissionLimit(FETCHERS + settings.queue, "photos are being fetched by their addresses")
         calls: dict[str, tuple[Callable[[], object], float | None]] = {
             "follow": (self.slots.follow, settings.poll_s),
             "load": (self.slots.load_next, LOADER_POLL_S),
@@ -79,13 +79,13 @@ class Replica:
         }
         if self.fleet is not None:
             calls["shards"] = (self.fleet.follow, RESOLVE_S)
-        self.following = Following(calls)
+        self.poller = Poller(calls)
 
     def start(self) -> None:
-        self.following.start()
+        self.poller.start()
 
     def close(self) -> None:
-        self.following.close()
+        self.poller.close()
         if self.fleet is not None:
             self.fleet.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
@@ -94,9 +94,9 @@ class Replica:
         self.tracing.close()
 
     def deadline(self, timeout_ms: str | None = None) -> Deadline:
-        """The deadline of a request that begins now; a caller may give it less time than the setting does, never more.
+        """The deadline of a request that starts now; `timeout_ms` may shorten the setting's, never extend it.
 
-        Raises ValueError where `timeout_ms` is no number of milliseconds.
+        Raises ValueError where `timeout_ms` is not a number of milliseconds.
         """
         limit_s = self.settings.deadline_s
         return Deadline.after(limit_s if timeout_ms is None else min(limit_s, _timeout_s(timeout_ms)))
@@ -104,9 +104,9 @@ class Replica:
     async def search(
         self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool = False
     ) -> SearchAnswer:
-        """The answer to a query, from a worker thread. Raises Refused(503) when too many wait, DeadlinePassed, and what a search raises.
+        """Runs a query on a worker thread. Raises ApiError(503) when too many wait, DeadlinePassed, and what a search raises.
 
-        A search whose deadline passes, or whose caller is cancelled, is dropped if it waits, and else ends before its next phase.
+        A search whose deadline passes or whose caller is cancelled is dropped while it waits, or ends before its next phase.
         """
         if self.waiting >= self.settings.workers + self.settings.queue:
             raise overloaded("searches are waiting")
@@ -119,10 +119,10 @@ class Replica:
     def _submit(
         self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool
     ) -> asyncio.Future[SearchAnswer]:
-        """Gives a search to the workers; it counts as waiting until a worker is done with it.
+        """Submits a search to the workers; it counts in `waiting` until it is done.
 
-        Nobody but the caller's `await` holds the future: an error's traceback that leads back to its own future is a cycle, which
-        would keep a retired version in memory.
+        Only the caller's `await` holds the future: a traceback that refers to its own future is a reference cycle, which would keep
+        a retired version in memory.
         """
         context = contextvars.copy_context()
         job = self.workers.submit(context.run, queries.search, release, query, self.deps, timings, request_id, sampled)
@@ -136,7 +136,7 @@ class Replica:
             self.waiting -= 1
 
     async def fetch(self, url: str, timings: Timings) -> bytes:
-        """A photo by its address, while workers do other things. Raises Refused(503), ImageRejected or DeadlinePassed."""
+        """Fetches a photo by URL outside the search workers. Raises ApiError(503), ImageRejected or DeadlinePassed."""
 
         def fetch() -> bytes:
             with timings.phase("fetch"):
@@ -150,25 +150,25 @@ class Replica:
             raise DeadlinePassed(TOO_LATE) from None
 
     def release(self, slot: str = "") -> Release:
-        """The release to answer with. Raises Refused(503) when there is none."""
+        """The live release, or a slot's. Raises ApiError(503) when there is none."""
         found = self.slots.get(slot)
         if found is None:
-            what = f"slot {slot} holds no version that is ready" if slot else self.slots.nothing_live()
-            raise Refused(503, what, "not_ready", {"Retry-After": "5"})
+            what = f"slot {slot} holds no version that is ready" if slot else self.slots.not_live_reason()
+            raise ApiError(503, what, "not_ready", {"Retry-After": "5"})
         return found
 
     def describe(self) -> dict[str, object]:
-        """What this process is, besides its slots."""
-        told: dict[str, object] = {"role": self.settings.role, "notice": self.settings.notice}
-        return told if self.fleet is None else told | {"shards": self.fleet.describe(), "shard_map_error": self.fleet.error}
+        """The process's part of /v1/version: role, notice and shards."""
+        state: dict[str, object] = {"role": self.settings.role, "notice": self.settings.notice}
+        return state if self.fleet is None else state | {"shards": self.fleet.describe(), "shard_map_error": self.fleet.error}
 
     def _opener(self, source: VersionSource) -> Opener[Release]:
-        chosen = self.settings
-        runs = runtime(chosen.encoder_runtime)
+        settings = self.settings
+        encoder_runtime = runtime(settings.encoder_runtime)
         if self.fleet is None:
-            return WholeVersions(source, chosen.threads, runs)
-        client = ShardClient(self.fleet, GatewayMetrics(self.metrics, self.fleet), chosen.shard_timeout_s, chosen.hedges)
-        return GatewayVersions(source, self.fleet, client, chosen.threads, chosen.shard_patience_s, runs)
+            return ReleaseOpener(source, settings.threads, encoder_runtime)
+        client = ShardClient(self.fleet, GatewayMetrics(self.metrics, self.fleet), settings.shard_timeout_s, settings.hedges)
+        return GatewayOpener(source, self.fleet, client, settings.threads, settings.shard_patience_s, encoder_runtime)
 
 
 def _timeout_s(timeout_ms: str) -> float:
@@ -179,7 +179,7 @@ def _timeout_s(timeout_ms: str) -> float:
 
 
 def _fleet(settings: ServingSettings) -> Fleet | None:
-    """A gateway's shard processes; None in other roles. Raises ValueError where none are named."""
+    """The shard fleet of a gateway; None in other roles. Raises ValueError where no shards are configured."""
     if settings.role != "gateway":
         return None
     if not settings.shard_urls and not settings.shard_map:

@@ -1,4 +1,4 @@
-"""The words in which a replica says what it holds, for the OpenAPI document: the answers themselves are made where they are known."""
+"""OpenAPI schemas of a replica's state and samples; the answers themselves are built by their owners."""
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -46,15 +46,15 @@ class LiveVersion(Live):
     gates: list[Gate]
 
 
-class Held(BaseModel):
-    """What each slot holds."""
+class SlotsBase(BaseModel):
+    """The state of the slots."""
 
     slots: dict[str, SlotState]
     error: str = Field(description="why the registry cannot be followed, or a flip waits")
     flips: int = Field(description="times another version went live since the start")
 
 
-class SlotsState(Held):
+class SlotsState(SlotsBase):
     """What each slot holds, and what answers."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [NOW]})
@@ -72,7 +72,7 @@ class ShardProcess(BaseModel):
     versions: dict[str, str]
 
 
-class ReplicaState(Held):
+class ReplicaState(SlotsBase):
     """What each slot holds, the live version in full, and what the process is."""
 
     model_config = ConfigDict(

@@ -1,4 +1,4 @@
-"""The HTTP interface of a shard process: what gateways ask, beside the routes for people, probes and Prometheus."""
+"""The HTTP application of a shard process: search for gateways, beside the state, health and metrics routes."""
 
 import asyncio
 import logging
@@ -12,76 +12,76 @@ from serving.api.errors import handle_errors
 from serving.api.metrics import RequestMetrics
 from serving.api.middleware import RequestMiddleware
 from serving.api.routes.state import state_routes
-from serving.cluster.shard_server import Holder, NotAnswered
+from serving.cluster.shard_server import ShardError, ShardServer
 from serving.cluster.wire import MAX_BYTES, MEDIA_TYPE, SEARCH, STATE, VECTORS
 from serving.settings import ServingSettings
-from serving.telemetry.tracing import tracing_to
+from serving.telemetry.tracing import make_tracing
 from serving.versions.version_source import VersionSource
 
 log = logging.getLogger(__name__)
 
 
 def create_shard_app(settings: ServingSettings, source: VersionSource) -> FastAPI:
-    """The application of a shard process. Raises ValueError for settings that do not fit."""
-    holder = Holder(settings, source)
-    tracing = tracing_to(settings.otel_endpoint)
+    """Builds the application of a shard process. Raises ValueError for invalid settings."""
+    server = ShardServer(settings, source)
+    tracing = make_tracing(settings.otel_endpoint)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        holder.start()
+        server.start()
         yield
-        await asyncio.to_thread(holder.close)
+        await asyncio.to_thread(server.close)
         await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="Vitrine shard", version="1", summary="A part of an index version, for gateways.", lifespan=lifespan,
         docs_url=None, redoc_url=None,
     )  # fmt: skip
-    app.state.holder = holder
-    request_metrics = RequestMetrics(holder.metrics)
+    app.state.server = server
+    request_metrics = RequestMetrics(server.metrics)
     handle_errors(app, request_metrics)
     app.add_middleware(RequestMiddleware, metrics=request_metrics, tracing=tracing)
-    app.add_exception_handler(NotAnswered, _refuse)
-    _shard_routes(app, holder)
+    app.add_exception_handler(ShardError, _refuse)
+    _shard_routes(app, server)
     state_routes(
         app,
-        holder.slots,
-        lambda: {"role": "shard", "shards": holder.shards},
-        holder.metrics.text,
+        server.slots,
+        lambda: {"role": "shard", "shards": server.shards},
+        server.metrics.text,
     )
     return app
 
 
-def _shard_routes(app: FastAPI, holder: Holder) -> None:
+def _shard_routes(app: FastAPI, server: ShardServer) -> None:
     @app.post(SEARCH, include_in_schema=False)
     async def search(request: Request) -> Response:
         """The nearest rows of some queries in one shard."""
-        return Response(await holder.search(await _body(request)), media_type=MEDIA_TYPE)
+        return Response(await server.search(await _body(request)), media_type=MEDIA_TYPE)
 
     @app.post(VECTORS, include_in_schema=False)
     async def vectors(request: Request) -> Response:
         """The stored vectors of some rows."""
-        return Response(await holder.vectors(await _body(request)), media_type=MEDIA_TYPE)
+        return Response(await server.vectors(await _body(request)), media_type=MEDIA_TYPE)
 
     @app.get(STATE, include_in_schema=False)
     async def state() -> dict[str, Any]:
         """Which shards this process has, and which versions of them are ready."""
-        return holder.state()
+        return server.state()
 
 
 async def _body(request: Request) -> bytes:
-    """The whole body. Raises NotAnswered where it is too large."""
+    """The whole body. Raises ShardError(413) where it is too large."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
         if len(body) > MAX_BYTES:
-            raise NotAnswered(413, f"the question is larger than {MAX_BYTES} bytes")
+            raise ShardError(413, f"the question is larger than {MAX_BYTES} bytes")
     return bytes(body)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    """Answers a question that is refused with its sentence, and logs it: the gateway only sees that a shard is missing."""
-    assert isinstance(error, NotAnswered)
+    """Answers a ShardError in plain text and logs it: the gateway only reports that a shard is missing."""
+    assert isinstance(error, ShardError)
     fields = {"method": request.method, "route": request.url.path, "status": error.status}
     log.info("%s %s %d: %s", request.method, request.url.path, error.status, error, extra={"fields": fields})
     return Response(str(error), error.status, media_type="text/plain")

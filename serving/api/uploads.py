@@ -1,4 +1,4 @@
-"""A search in a request's body: a form with a photo, or JSON. How much of a body is read is bounded by serving/api/body_limits.py."""
+"""Parses search requests: multipart forms with a photo, and JSON. serving/api/body_limits.py limits the bytes read."""
 
 from typing import Any
 
@@ -11,42 +11,42 @@ from serving.contract.preprocess import ImageRejected
 
 FORM_FIELDS = ("k", "candidates", "explain", "text", "text_weight")
 JSON_FIELDS = ("filter", "user")
-KNOWN = frozenset(FORM_FIELDS + JSON_FIELDS)
-MOST_FIELDS = 10
-MOST_VALUES = 20_000
-"""What the JSON of one search may hold, by its commas: a vector has up to 4,096 numbers, a list of a filter up to 1,000 values. A
-photo's base64 has none; without a limit, ten megabytes of numbers hold up everybody for a second."""
+KNOWN_FIELDS = frozenset(FORM_FIELDS + JSON_FIELDS)
+MAX_FIELDS = 10
+MAX_VALUES = 20_000
+"""Most values in the JSON of one search, counted by commas: a vector has up to 4,096 numbers, a filter's list up to 1,000 values. A
+photo's base64 has none. Without a limit, parsing ten megabytes of numbers blocks the event loop for a second."""
 
 
 def body_limit(max_image_bytes: int) -> int:
-    """The bytes a body may have where a photo may have so many: base64 makes 4 bytes of 3, and there are other fields."""
+    """The body limit in bytes for a photo limit: base64 makes 4 bytes of 3, and there are other fields."""
     return int(max_image_bytes * 1.4) + 65_536
 
 
 async def read_upload(request: Request) -> tuple[bytes | None, dict[str, Any]]:
-    """The photo's bytes (None when the body is JSON) and the other fields. Raises ImageRejected or ValueError."""
+    """Reads the photo's bytes (None when the body is JSON) and the other fields. Raises ImageRejected or ValueError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         return None, json_object(await request.body())
     if kind != "multipart/form-data":
         raise ImageRejected("format", "send the photo as multipart/form-data (field image), or a JSON object")
     try:
-        async with request.form(max_files=1, max_fields=MOST_FIELDS) as form:
+        async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
             image = form.get("image")
             photo = await image.read() if isinstance(image, UploadFile) else None
     except HTTPException as error:
         raise ValueError(f"the multipart body cannot be read: {error.detail}") from None
     if photo is None:
         raise ValueError("the field image is missing: send the photo's bytes as a file")
-    if unknown := form.keys() - KNOWN - {"image"}:
-        raise ValueError(f"the field {min(unknown)!r} is none of those beside a photo: {', '.join(sorted(KNOWN))}")
+    if unknown := form.keys() - KNOWN_FIELDS - {"image"}:
+        raise ValueError(f"the field {min(unknown)!r} is none of those beside a photo: {', '.join(sorted(KNOWN_FIELDS))}")
     fields: dict[str, Any] = {n: form[n] for n in FORM_FIELDS if n in form}
     fields |= {n: json_object(str(form[n]).encode(), f"the field {n}") for n in JSON_FIELDS if form.get(n)}
     return photo, fields
 
 
-def json_object(data: bytes, what: str = "the body", most: int = MOST_VALUES) -> dict[str, Any]:
-    """The JSON object in some bytes. Raises ValueError saying that `what` is none, or holds more than so many values."""
+def json_object(data: bytes, what: str = "the body", most: int = MAX_VALUES) -> dict[str, Any]:
+    """Parses a JSON object. Raises ValueError saying that `what` is not one, or holds more than `most` values."""
     if data.count(b",") > most:
         raise ValueError(f"{what} holds more than {most:,} values")
     try:

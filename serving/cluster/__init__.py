@@ -1,1 +1,1 @@
-"""Gateways and shard processes: an index that is too large for one process."""
+"""Gateways and shard processes: distributed search over an index too large for one process."""

@@ -1,4 +1,4 @@
-"""One question to several shards at once: in parallel, with hedges and retries, each answered by the first process that does."""
+"""Fan-out of one request to several shards, with hedging and retries; each shard's first answer counts."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from serving.cluster.fleet import Backend, ConnectionFailed, Fleet
-from serving.cluster.hedging import Budget, Latencies
+from serving.cluster.hedging import HedgeBudget, Latencies
 from serving.cluster.metrics import GatewayMetrics
 from serving.cluster.wire import MEDIA_TYPE
 from serving.telemetry import logs, tracing
@@ -18,16 +18,16 @@ MAX_TRIES = 3
 T = TypeVar("T")
 
 
-class Refusal(Exception):
-    """A shard says that the question itself is wrong."""
+class InvalidShardRequest(Exception):
+    """A shard answered 422: the request itself is invalid."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of several shards from `began` to `until` (seconds of the client's clock).
+class ShardRequest:
+    """One request to several shards, from `began` to `until` (seconds by the client's clock).
 
-    `read` makes an answer of a body and raises ValueError for a body that is none. A question that is not `usual` is slow by its
-    nature: it is not hedged and tells nothing about a shard's latency.
+    `body(shard, left_s)` makes a shard's request body; `read` parses an answer's body and raises ValueError for an invalid one. A
+    request that is not `hedgeable` is slow by nature: it is neither hedged nor counted in the shard's latencies.
     """
 
     path: str
@@ -37,13 +37,13 @@ class Question:
     began: float
     until: float
     most_s: float
-    usual: bool
+    hedgeable: bool
     headers: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request under way to one process."""
+    """An HTTP request in flight to one process."""
 
     shard: int
     backend: Backend
@@ -53,7 +53,7 @@ class Call:
 
 @dataclass
 class PendingShard:
-    """A shard that has not answered yet: which processes were tried, and when to ask one more."""
+    """A shard that has not answered yet: the processes tried, and when to hedge."""
 
     tried: set[str] = field(default_factory=set)
     under_way: int = 0
@@ -61,37 +61,37 @@ class PendingShard:
 
 
 class ShardClient:
-    """Asks the shards of a fleet. One for a gateway; many threads may ask at once."""
+    """Client of a gateway's shard fleet. Thread-safe."""
 
     def __init__(
         self, fleet: Fleet, metrics: GatewayMetrics, timeout_s: float, hedges: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`timeout_s`: what a shard gets at most; `hedges`: the share of questions that may be asked twice."""
+        """`timeout_s`: timeout per shard; `hedges`: the share of requests that may be hedged."""
         self.fleet, self.metrics, self.timeout_s, self.clock = fleet, metrics, timeout_s, clock
-        self.budget = Budget(hedges)
+        self.budget = HedgeBudget(hedges)
         self.latencies: dict[tuple[str, int], Latencies] = {}
 
-    def ask(
+    def fan_out(
         self,
         path: str,
         version: str,
         shards: list[int],
-        question: Callable[[int, float], bytes],
+        request: Callable[[int, float], bytes],
         read: Callable[[bytes], T],
         latest: float | None = None,
         slow_s: float = 0.0,
     ) -> dict[int, T]:
-        """The answers by shard; a shard that could not answer in time is not among them. Raises Refusal.
+        """Sends a request to all shards; returns answers by shard, without shards that did not answer in time.
 
-        `version` is "version|digest"; `question(shard, left_s)` makes the body for a shard that has `left_s` seconds; `read` makes
-        an answer of what came, and raises ValueError for what is none: the process that sent it is not asked again until a probe
-        finds it well, like one whose connection broke. `slow_s`: a question that may take this long.
+        `version` is "version|digest"; `request(shard, left_s)` makes the body for a shard that has `left_s` seconds; `read` parses
+        an answer and raises ValueError for an invalid one. A process that sent an invalid answer, or whose connection broke, gets no
+        requests until a probe succeeds. `slow_s`: timeout of a request that is slow by nature. Raises InvalidShardRequest.
         """
         began = self.clock()
         most_s = slow_s or self.timeout_s
         until = min(began + most_s, latest if latest is not None else float("inf"))
         headers = {"content-type": MEDIA_TYPE} | request_headers()
-        return FanOut(self, Question(path, version, question, read, began, until, most_s, not slow_s, headers)).run(shards)
+        return FanOut(self, ShardRequest(path, version, request, read, began, until, most_s, not slow_s, headers)).run(shards)
 
     def observe(self, path: str, shard: int, took_s: float, hedged: bool) -> None:
         self.latencies.setdefault((path, shard), Latencies()).add(took_s)
@@ -100,32 +100,32 @@ class ShardClient:
 
     def hedge_after_s(self, path: str, shard: int) -> float:
         known = self.latencies.get((path, shard))
-        return max(known.late_s, MIN_HEDGE_S) if known else float("inf")
+        return max(known.p95_s, MIN_HEDGE_S) if known else float("inf")
 
 
 class FanOut:
-    """One question's requests, from the first to the last answer."""
+    """The HTTP requests of one ShardRequest, from the first to the last answer."""
 
-    def __init__(self, client: ShardClient, question: Question) -> None:
-        self.client, self.question, self.clock = client, question, client.clock
+    def __init__(self, client: ShardClient, request: ShardRequest) -> None:
+        self.client, self.request, self.clock = client, request, client.clock
         self.calls: dict[Future[tuple[int, bytes]], Call] = {}
         self.pending: dict[int, PendingShard] = {}
         self.answers: dict[int, Any] = {}
 
     def run(self, shards: list[int]) -> dict[int, Any]:
-        """Raises Refusal."""
+        """The answers by shard. Raises InvalidShardRequest."""
         for shard in shards:
             self.client.budget.earn()
             self.pending[shard] = PendingShard()
             self._try(shard)
         while self.pending:
             now = self.clock()
-            if now >= self.question.until:
+            if now >= self.request.until:
                 self._time_out()
                 break
             for shard in [s for s, p in self.pending.items() if p.hedge_at <= now]:
                 self._hedge(shard)
-            next_at = min([self.question.until, *(p.hedge_at for p in self.pending.values())])
+            next_at = min([self.request.until, *(p.hedge_at for p in self.pending.values())])
             done, _ = wait(self.calls, max(0.0, next_at - self.clock()), FIRST_COMPLETED)
             for future in done:
                 self._receive(future, self.calls.pop(future))
@@ -134,12 +134,12 @@ class FanOut:
         return self.answers
 
     def _try(self, shard: int, hedge: bool = False) -> None:
-        """Asks one more process; a shard that nobody else can answer for, and nobody is asked, is given up."""
-        state, question = self.pending[shard], self.question
+        """Sends the request to one more process; gives the shard up when none is left and none is in flight."""
+        state, request = self.pending[shard], self.request
         state.hedge_at = float("inf")
         backend = None
         if len(state.tried) < MAX_TRIES:
-            backend = self.client.fleet.choose(shard, question.version, state.tried)
+            backend = self.client.fleet.choose(shard, request.version, state.tried)
         if backend is None:
             if not state.under_way:
                 self._lose(shard)
@@ -147,40 +147,40 @@ class FanOut:
         state.tried.add(backend.name)
         state.under_way += 1
         now = self.clock()
-        left_s = question.until - now
+        left_s = request.until - now
         backend.count(1)
-        body = question.body(shard, left_s)
-        future = self.client.fleet.requests.submit(backend.request, "POST", question.path, left_s, body, question.headers)
+        body = request.body(shard, left_s)
+        future = self.client.fleet.requests.submit(backend.request, "POST", request.path, left_s, body, request.headers)
         future.add_done_callback(lambda _: backend.count(-1))
         self.calls[future] = Call(shard, backend, now, hedge)
-        if question.usual and not hedge:
-            state.hedge_at = now + self.client.hedge_after_s(question.path, shard)
+        if request.hedgeable and not hedge:
+            state.hedge_at = now + self.client.hedge_after_s(request.path, shard)
 
     def _hedge(self, shard: int) -> None:
         state = self.pending[shard]
         state.hedge_at = float("inf")
-        another = self.client.fleet.choose(shard, self.question.version, state.tried)
+        another = self.client.fleet.choose(shard, self.request.version, state.tried)
         if another is not None and self.client.budget.spend():
             self._try(shard, hedge=True)
 
     def _receive(self, future: Future[tuple[int, bytes]], call: Call) -> None:
         try:
             status, body = future.result()
-            answer = self.question.read(body) if status == 200 else None
+            answer = self.request.read(body) if status == 200 else None
         except (ConnectionFailed, ValueError) as error:
-            if self.clock() < self.question.until:  # later it is our own time that ran out: `_time_out` judges that
-                call.backend.down(str(error))
+            if self.clock() < self.request.until:  # later it is our own time that ran out: `_time_out` judges that
+                call.backend.mark_down(str(error))
             return self._next(call.shard)
         if call.shard not in self.pending:
             return None
         if status == 422:
-            raise Refusal(body.decode(errors="replace"))
+            raise InvalidShardRequest(body.decode(errors="replace"))
         if status != 200:  # too busy, or without this version: another may have it
             if status == 409:
-                call.backend.ready -= {self.question.version}
+                call.backend.ready -= {self.request.version}
             return self._next(call.shard)
-        if self.question.usual:
-            self.client.observe(self.question.path, call.shard, self.clock() - call.began, call.hedge)
+        if self.request.hedgeable:
+            self.client.observe(self.request.path, call.shard, self.clock() - call.began, call.hedge)
         self.answers[call.shard] = answer
         del self.pending[call.shard]
         return None
@@ -191,12 +191,12 @@ class FanOut:
             self._try(shard)
 
     def _time_out(self) -> None:
-        """The time is over. A process that had all the time a shard gets is not asked again until a probe finds it well."""
-        waited_s = self.question.until - self.question.began
+        """Gives up the pending shards. A process that had the whole timeout is marked down until a probe succeeds."""
+        waited_s = self.request.until - self.request.began
         for future, call in self.calls.items():
-            whole = waited_s >= self.question.most_s - 1e-3 and not call.hedge and not future.cancel()
+            whole = waited_s >= self.request.most_s - 1e-3 and not call.hedge and not future.cancel()
             if whole and call.shard in self.pending:
-                call.backend.down(f"no answer within {waited_s:.2g} s")
+                call.backend.mark_down(f"no answer within {waited_s:.2g} s")
         for shard in list(self.pending):
             self._lose(shard)
 
@@ -206,7 +206,7 @@ class FanOut:
 
 
 def request_headers() -> dict[str, str]:
-    """Headers that tell a shard for which request it is asked, and which span its own is below."""
+    """Headers that propagate the request id and the trace context to a shard."""
     request_id, parent = logs.request_id.get(), tracing.parent.get()
     found = {"x-request-id": request_id, "traceparent": parent}
     return {name: value for name, value in found.items() if value}

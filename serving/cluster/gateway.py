@@ -1,7 +1,7 @@
-"""A version as a gateway holds it: the encoder, the features of every row, and no index: candidates come from the shards.
+"""A gateway's release: the encoder and the features of every row, but no index; candidates come from shard processes.
 
-Features live here (docs/decisions/0050): a shard answers with rows and similarities alone, and ranking is the very code of a
-whole replica over the very same columns.
+Features live here (docs/decisions/0050): a shard returns rows and similarities only, and ranking runs the same code over the same
+columns as a whole replica.
 """
 
 import logging
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from serving.cluster.client import Refusal, ShardClient
+from serving.cluster.client import InvalidShardRequest, ShardClient
 from serving.cluster.fleet import Fleet
 from serving.cluster.shard_set import offsets
 from serving.cluster.wire import SEARCH, VECTORS, pack, unpack
@@ -20,35 +20,35 @@ from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest, Scalar
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.contract.segments import read_rows
-from serving.index.searcher import Found, OpenSegment, Searcher, alive_rows, features_of, merge, ordered
+from serving.index.searcher import Neighbors, OpenSegment, Searcher, alive_rows, features_of, merge, ordered
 from serving.ranking.features import Features
-from serving.ranking.filters import Filter, check
+from serving.ranking.filters import Filter, check_filter
 from serving.search.pipeline import QueryError
 from serving.versions.encoder_guard import EncoderGuard
-from serving.versions.golden import check_apart
+from serving.versions.golden import check_golden_over_shards
 from serving.versions.release import Release
 from serving.versions.version_source import VersionSource
 
 log = logging.getLogger(__name__)
 
 EXACT_S = 30.0
-"""What comparing every row may take: ten million take a second or more."""
+"""Timeout of exact searches: over ten million rows they take a second or more."""
 
 
 class RemoteSearcher(Searcher):
-    """The searcher of a version whose index is in shard processes; its features and tombstones are here."""
+    """Searcher of a version whose index is in shard processes; features and tombstones are local."""
 
     def __init__(
         self, manifest: IndexManifest, segments: list[OpenSegment], features: Features, version: str, client: ShardClient
     ) -> None:
         super().__init__(manifest, segments, features)
         self.version, self.digest, self.client = version, manifest.digest(), client
-        self.held_as = f"{version}|{self.digest}"
+        self.version_key = f"{version}|{self.digest}"
         self.shards = list(range(manifest.shards))
         self.starts = offsets(manifest)
 
     @classmethod
-    def over(
+    def connect(
         cls, version: str, manifest: IndexManifest, locate: Callable[[FileRef], Path], client: ShardClient
     ) -> "RemoteSearcher":
         """Opens the row tables and tombstones of every segment; `locate` gives a verified path. Raises ContractError."""
@@ -67,36 +67,40 @@ class RemoteSearcher(Searcher):
             start += segment.rows
         return cls(manifest, segments, features_of(manifest, tables), version, client)
 
-    def search(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None) -> Found:
-        """The k nearest rows of all shards. Raises ShardsUnavailable; ValueError for masks and parameters, which do not travel."""
+    def search(
+        self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None
+    ) -> Neighbors:
+        """k nearest rows over all shards. Raises ShardsUnavailable; ValueError for masks and parameters, which cannot be sent."""
         if allowed is not None or params is not None:
             raise ValueError("a gateway sends shards filters, not masks or parameters")
-        return self._whole(self.ask(xq, k, measure="index"))
+        return self._complete(self.search_shards(xq, k, measure="index"))
 
-    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
+    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Neighbors:
         if allowed is not None:
             raise ValueError("a gateway sends shards filters, not masks")
-        return self._whole(self.ask(xq, k, measure="exact"))
+        return self._complete(self.search_shards(xq, k, measure="exact"))
 
-    def ask(self, xq: np.ndarray, k: int, wanted: Filter | None = None, latest: float | None = None, measure: str = "") -> Found:
-        """The k nearest rows of all shards that answer; `missing` says how many did not. Raises ShardsUnavailable when none did.
+    def search_shards(
+        self, xq: np.ndarray, k: int, query_filter: Filter | None = None, latest: float | None = None, measure: str = ""
+    ) -> Neighbors:
+        """k nearest rows over the shards that answer; `missing` counts the others. Raises ShardsUnavailable when none answers.
 
-        `measure`: "index" or "exact" to measure by the one or the other, whatever the version's rules require.
+        `measure`: "index" or "exact" for measurements by either search, ignoring the version's required filter.
         """
         xq = self._checked(xq, None)
         header = {
             "version": self.version,
             "digest": self.digest,
             "k": k,
-            "filter": wanted.root if wanted else None,
+            "filter": query_filter.root if query_filter else None,
             "measure": measure,
         }
         shapes = {"similarity": (len(xq), k), "row": (len(xq), k)}
         parts = self._request(SEARCH, self.shards, header, {"query": xq}, shapes, latest, EXACT_S if measure else 0.0)
         if not parts:
             raise ShardsUnavailable("no shard answered; try again in a second")
-        found = merge([Found(p["similarity"], p["row"]) for _, p in sorted(parts.items())], k)
-        return Found(found.similarity, found.rows, len(self.shards) - len(parts))
+        found = merge([Neighbors(p["similarity"], p["row"]) for _, p in sorted(parts.items())], k)
+        return Neighbors(found.similarity, found.rows, len(self.shards) - len(parts))
 
     def vector(self, row: int, latest: float | None = None) -> np.ndarray:
         """The stored vector (d,) float32 of a row, from its shard. Raises ShardsUnavailable."""
@@ -107,8 +111,8 @@ class RemoteSearcher(Searcher):
             raise ShardsUnavailable("the shard that holds this product does not answer; try again in a second")
         return parts[shard]["vector"][0]
 
-    def _whole(self, found: Found) -> Found:
-        """For those that measure: what only some shards answered is no measurement. Raises ShardsUnavailable."""
+    def _complete(self, found: Neighbors) -> Neighbors:
+        """The result itself, for measurements, which need every shard. Raises ShardsUnavailable where one is missing."""
         if found.missing:
             raise ShardsUnavailable(f"{found.missing} of {len(self.shards)} shards did not answer")
         return found
@@ -123,9 +127,9 @@ class RemoteSearcher(Searcher):
         latest: float | None,
         slow_s: float = 0.0,
     ) -> dict[int, dict[str, np.ndarray]]:
-        """The arrays that shards answer with. What is not of this version, or not of `shapes`, counts as no answer."""
+        """The arrays of each shard's answer. An answer of another version or of other `shapes` counts as none."""
 
-        def question(shard: int, left_s: float) -> bytes:
+        def request(shard: int, left_s: float) -> bytes:
             return pack(header | {"shard": shard, "left_ms": round(1e3 * left_s, 1)}, **arrays)
 
         def read(body: bytes) -> dict[str, np.ndarray]:
@@ -137,13 +141,13 @@ class RemoteSearcher(Searcher):
             return columns
 
         try:
-            return self.client.ask(path, self.held_as, shards, question, read, latest, slow_s)
-        except Refusal as error:
+            return self.client.fan_out(path, self.version_key, shards, request, read, latest, slow_s)
+        except InvalidShardRequest as error:
             raise ValueError(str(error)) from None
 
 
 class ShardsUnavailable(QueryError):
-    """No shard, or not the one that matters, could answer."""
+    """No shard, or not the one needed, answered."""
 
     reason = "shards_away"
     headers = {"Retry-After": "1"}
@@ -160,23 +164,27 @@ class GatewayRelease(Release):
     def vector(self, row: int, latest: float | None = None) -> np.ndarray:
         return self.searcher.vector(row, latest)
 
-    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
-        if wanted is not None:
-            check(self.searcher.features, wanted)  # here all columns are known; a shard may lack one that others have
-        return self.searcher.ask(xq, candidates, wanted, latest)
+    def retrieve(
+        self, xq: np.ndarray, candidates: int, query_filter: Filter | None = None, latest: float | None = None
+    ) -> Neighbors:
+        if query_filter is not None:
+            check_filter(
+                self.searcher.features, query_filter
+            )  # here all columns are known; a shard may lack one that others have
+        return self.searcher.search_shards(xq, candidates, query_filter, latest)
 
     def warm(self, rounds: int = 3) -> None:
-        """Also where some shards are away: they are warmed by themselves."""
+        """Warms the encoder and the shards; missing shards are only logged, since they warm themselves."""
         try:
             super().warm(rounds)
         except ShardsUnavailable as error:
             log.warning("version %s is not warm: %s", self.version, error)
 
 
-class GatewayVersions:
+class GatewayOpener:
     """Opens versions for a gateway: ready once every shard holds them and together they reproduce the golden answers.
 
-    A gateway that serves nothing yet takes a version whose shards are not all there after `patience_s`.
+    After `patience_s`, a gateway without a live version serves one some of whose shards are missing.
     """
 
     def __init__(
@@ -194,33 +202,33 @@ class GatewayVersions:
         def locate(ref: FileRef) -> Path:
             return verify(self.source.fetch(ref), ref)
 
-        searcher = RemoteSearcher.over(version, manifest, locate, self.client)
+        searcher = RemoteSearcher.connect(version, manifest, locate, self.client)
         locate(manifest.golden)
         encoder = self.source.encoder(manifest)
-        return GatewayRelease.over(searcher, version, manifest, encoder, self.threads, self.runtime, self.guard)
+        return GatewayRelease.from_searcher(searcher, version, manifest, encoder, self.threads, self.runtime, self.guard)
 
-    def lacks(self, opened: Release, first: bool) -> str:
+    def pending_reason(self, opened: Release, first: bool) -> str:
         manifest, searcher = opened.manifest, opened.searcher
         assert isinstance(searcher, RemoteSearcher)
-        lacking = self.fleet.lacks(opened.version, searcher.digest, manifest.shards)
-        for shard, _ in lacking:
-            if why := self.fleet.failed(shard, opened.version):
+        missing = self.fleet.missing_shards(opened.version, searcher.digest, manifest.shards)
+        for shard, _ in missing:
+            if why := self.fleet.load_failure(shard, opened.version):
                 raise ContractError(f"shard {shard} could not load version {opened.version}: {why}")
-        began = self.since.setdefault(searcher.held_as, self.clock())
-        if lacking and first and len(lacking) < manifest.shards and self.clock() - began > self.patience_s:
-            log.warning("version %s goes live without %d of %d shards", opened.version, len(lacking), manifest.shards)
-            lacking = []
-        elif not lacking:
+        began = self.since.setdefault(searcher.version_key, self.clock())
+        if missing and first and len(missing) < manifest.shards and self.clock() - began > self.patience_s:
+            log.warning("version %s goes live without %d of %d shards", opened.version, len(missing), manifest.shards)
+            missing = []
+        elif not missing:
             try:
-                check_apart(verify(self.source.fetch(manifest.golden), manifest.golden), searcher)
+                check_golden_over_shards(verify(self.source.fetch(manifest.golden), manifest.golden), searcher)
             except ShardsUnavailable as error:
                 return str(error)
-        if not lacking:
-            self.since.pop(searcher.held_as, None)
+        if not missing:
+            self.since.pop(searcher.version_key, None)
             return ""
-        return f"{lacking[0][1]} ({manifest.shards - len(lacking)} of {manifest.shards} shards hold version {opened.version})"
+        return f"{missing[0][1]} ({manifest.shards - len(missing)} of {manifest.shards} shards hold version {opened.version})"
 
-    def hinders(self, ready: Release) -> str:
-        """A shard that is away altogether would be missing from the old version too, so it does not hold a flip up."""
-        lacking = self.fleet.lacks(ready.version, ready.manifest.digest(), ready.manifest.shards)
-        return next((why for shard, why in lacking if self.fleet.answering(shard)), "")
+    def flip_blocker(self, ready: Release) -> str:
+        """A shard without any process up would be missing from the old version too, so it does not block a flip."""
+        missing = self.fleet.missing_shards(ready.version, ready.manifest.digest(), ready.manifest.shards)
+        return next((why for shard, why in missing if self.fleet.any_up(shard)), "")

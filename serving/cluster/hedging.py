@@ -1,4 +1,4 @@
-"""When a question is asked a second time: after the 95th percentile of the shard's recent answers, and never beyond a share of all.
+"""Hedged requests: sent after the 95th percentile of a shard's recent latencies, within a budget.
 
 J. Dean, L. A. Barroso, "The Tail at Scale", CACM 56(2), 2013: a hedge after the 95th percentile costs at most 5 % more work.
 """
@@ -10,30 +10,30 @@ import numpy as np
 
 
 class Latencies:
-    """How long a shard's last answers took: their 95th percentile says when one is late."""
+    """A sliding window of a shard's latencies and their 95th percentile `p95_s` (infinity until `least` are known)."""
 
-    def __init__(self, kept: int = 256, least: int = 20) -> None:
-        self.recent: deque[float] = deque(maxlen=kept)
-        self.least, self.since, self.late_s = least, 0, float("inf")
+    def __init__(self, window: int = 256, min_samples: int = 20) -> None:
+        self.recent: deque[float] = deque(maxlen=window)
+        self.min_samples, self.since, self.p95_s = min_samples, 0, float("inf")
 
     def add(self, took_s: float) -> None:
         self.recent.append(took_s)
         self.since += 1
-        if self.since >= 16 and len(self.recent) >= self.least:
+        if self.since >= 16 and len(self.recent) >= self.min_samples:
             self.since = 0
-            self.late_s = float(np.percentile(list(self.recent), 95))
+            self.p95_s = float(np.percentile(list(self.recent), 95))
 
 
-class Budget:
-    """Hedges as a share of all questions: a fleet that is slow because it is overloaded is not asked twice as much."""
+class HedgeBudget:
+    """Hedges as a share of all requests: an overloaded, and therefore slow, fleet does not get twice the load."""
 
-    def __init__(self, share: float, most: float = 10.0) -> None:
-        self.share, self.most, self.left = share, most, 0.0
+    def __init__(self, share: float, burst: float = 10.0) -> None:
+        self.share, self.burst, self.left = share, burst, 0.0
         self.lock = threading.Lock()
 
     def earn(self) -> None:
         with self.lock:
-            self.left = min(self.most, self.left + self.share)
+            self.left = min(self.burst, self.left + self.share)
 
     def spend(self) -> bool:
         with self.lock:

@@ -1,11 +1,11 @@
-"""Metrics of both sides of a sharded index: the gateway that asks, and the shard process that answers."""
+"""Metrics of a sharded index: of the gateway and of the shard process."""
 
 from serving.cluster.fleet import Fleet
 from serving.telemetry.metrics import Metrics
 
 
 class GatewayMetrics:
-    """What a gateway sees of its shards."""
+    """Latency, outcome and availability of shards, as seen by a gateway."""
 
     def __init__(self, metrics: Metrics, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -23,7 +23,7 @@ class GatewayMetrics:
 
 
 class ShardMetrics:
-    """What a shard process counts of its own searches."""
+    """Search latency and load of a shard process."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics

@@ -1,4 +1,4 @@
-"""One shard process: the parts it holds, and what it answers a gateway that names a version."""
+"""One shard process: holds shards of the versions in both slots and answers gateways' searches by version and digest."""
 
 import asyncio
 import logging
@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from serving.cluster.metrics import ShardMetrics
-from serving.cluster.shard_set import Part, PartVersions, ShardSearcher
+from serving.cluster.shard_set import ShardSearcher, ShardSet, ShardSetOpener
 from serving.cluster.wire import pack, unpack
 from serving.ranking.filters import Filter
 from serving.settings import ServingSettings
 from serving.telemetry.metrics import Metrics
-from serving.versions.alias_poller import LOADER_POLL_S, Following
+from serving.versions.alias_poller import LOADER_POLL_S, Poller
 from serving.versions.metrics import SlotMetrics
 from serving.versions.slots import Slots
 from serving.versions.version_source import VersionSource
@@ -25,134 +25,134 @@ from serving.versions.version_source import VersionSource
 log = logging.getLogger(__name__)
 
 LINGER_S = 10.0
-"""A version that both slots have given up is kept while a gateway still asks for it: one that has not flipped yet."""
-MOST_QUERIES, MOST_K = 64, 4096
+"""A version dropped by both slots is kept this long after its last request, for gateways that have not flipped yet."""
+MAX_QUERIES, MAX_K = 64, 4096
 
 
-class NotAnswered(Exception):
-    """A gateway's question that is refused: `status` and one sentence."""
+class ShardError(Exception):
+    """An error answered to a gateway: HTTP status and one sentence."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status = status
 
 
-class Holder:
-    """Holds the parts of versions that both slots name. Opened by `start`, closed by `close`."""
+class ShardServer:
+    """Serves its shards of the versions in both slots, between `start` and `close`."""
 
     def __init__(self, settings: ServingSettings, source: VersionSource, clock: Callable[[], float] = time.monotonic) -> None:
         self.settings, self.clock = settings, clock
         self.shards = settings.shard_numbers()
-        self.slots: Slots[Part] = Slots(source, opener=PartVersions(source, self.shards, settings.threads))
+        self.slots: Slots[ShardSet] = Slots(source, opener=ShardSetOpener(source, self.shards, settings.threads))
         self.metrics = Metrics()
         self.shard_metrics = ShardMetrics(self.metrics)
         self.slot_metrics = SlotMetrics(self.metrics, self.slots)
         self.pool = ThreadPoolExecutor(settings.workers, "shard")
         self.waiting = 0
-        self.asked: dict[str, tuple[Part, float]] = {}
+        self.recent: dict[str, tuple[ShardSet, float]] = {}
         self.lock = threading.Lock()
-        self.following = Following(
+        self.poller = Poller(
             {"follow": (self.follow, settings.poll_s), "load": (self.slots.load_next, LOADER_POLL_S)}
         )  # fmt: skip
 
     def start(self) -> None:
-        self.following.start()
+        self.poller.start()
 
     def close(self) -> None:
-        self.following.close()
+        self.poller.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def follow(self) -> None:
-        """Follows the aliases; lets go of versions that nobody has asked for lately."""
+        """Follows the aliases, and forgets versions without a request within LINGER_S."""
         self.slots.follow()
         with self.lock:
-            for version, (_, at) in list(self.asked.items()):
+            for version, (_, at) in list(self.recent.items()):
                 if self.clock() - at > LINGER_S:
-                    del self.asked[version]
+                    del self.recent[version]
 
     def state(self) -> dict[str, Any]:
         """Which shards this process has, and which versions of them are ready."""
         versions: dict[str, dict[str, str]] = {}
         with self.lock:
-            lingering = [part for part, _ in self.asked.values()]
-        for part in [*lingering, *self.slots.held()]:
-            versions[part.version] = {"state": "ready", "digest": part.digest, "reason": ""}
+            recent = [shard_set for shard_set, _ in self.recent.values()]
+        for shard_set in [*recent, *self.slots.releases()]:
+            versions[shard_set.version] = {"state": "ready", "digest": shard_set.digest, "reason": ""}
         for slot in self.slots.slots.values():
             if slot.version and slot.version not in versions:
                 versions[slot.version] = {"state": slot.state, "digest": "", "reason": slot.reason}
         return {"shards": self.shards, "versions": versions, "error": self.slots.error}
 
     async def search(self, body: bytes) -> bytes:
-        """The nearest rows of some queries in one shard of the version that is named. Raises NotAnswered."""
+        """Answers a packed search of one shard of the named version. Raises ShardError."""
         header, xq = _unpacked(body, "query")
-        part, shard = self._named(header)
+        shard_set, shard = self._lookup(header)
         try:
             wanted = Filter.model_validate(header["filter"]) if header.get("filter") is not None else None
             k = int(header["k"])
         except (ValidationError, KeyError, TypeError, ValueError) as error:
-            raise NotAnswered(422, f"the question is not one: {str(error).splitlines()[0]}") from None
-        if not (1 <= k <= MOST_K and xq.ndim == 2 and 1 <= len(xq) <= MOST_QUERIES):
-            raise NotAnswered(422, f"{xq.shape} queries and k {k}, where at most {MOST_QUERIES} and 1 to {MOST_K} are expected")
+            raise ShardError(422, f"the question is not one: {str(error).splitlines()[0]}") from None
+        if not (1 <= k <= MAX_K and xq.ndim == 2 and 1 <= len(xq) <= MAX_QUERIES):
+            raise ShardError(422, f"{xq.shape} queries and k {k}, where at most {MAX_QUERIES} and 1 to {MAX_K} are expected")
 
         def work() -> bytes:
             began = time.perf_counter()
             measure = header.get("measure")
             found = shard.measure(xq, k, measure == "exact") if measure else shard.search(xq, k, wanted)
             took_s = time.perf_counter() - began
-            self.shard_metrics.count(str(header["shard"]), part.version, took_s)
-            return pack({"digest": part.digest, "ms": round(1e3 * took_s, 3)}, similarity=found.similarity, row=found.rows)
+            self.shard_metrics.count(str(header["shard"]), shard_set.version, took_s)
+            return pack({"digest": shard_set.digest, "ms": round(1e3 * took_s, 3)}, similarity=found.similarity, row=found.rows)
 
         return await self._work(work, header)
 
     async def vectors(self, body: bytes) -> bytes:
-        """The stored vectors of some rows. Raises NotAnswered."""
+        """Answers a packed request for stored vectors of rows. Raises ShardError."""
         header, rows = _unpacked(body, "row")
-        part, shard = self._named(header)
-        if rows.dtype.kind != "i" or rows.ndim != 1 or not 1 <= len(rows) <= MOST_QUERIES:
-            raise NotAnswered(422, f"1 to {MOST_QUERIES} rows are expected")
-        return await self._work(lambda: pack({"digest": part.digest}, vector=shard.vectors(rows)), header)
+        shard_set, shard = self._lookup(header)
+        if rows.dtype.kind != "i" or rows.ndim != 1 or not 1 <= len(rows) <= MAX_QUERIES:
+            raise ShardError(422, f"1 to {MAX_QUERIES} rows are expected")
+        return await self._work(lambda: pack({"digest": shard_set.digest}, vector=shard.vectors(rows)), header)
 
-    def _named(self, header: dict[str, Any]) -> tuple[Part, ShardSearcher]:
-        """The part and the shard that a question names, by version and content: never another in its place."""
+    def _lookup(self, header: dict[str, Any]) -> tuple[ShardSet, ShardSearcher]:
+        """The shard set and shard that a request names by version and digest. Raises ShardError(409) where it is not held."""
         version, digest, shard = header.get("version"), header.get("digest"), header.get("shard")
         with self.lock:
-            lingering = [part for part, _ in self.asked.values()]
-        part = next((p for p in [*self.slots.held(), *lingering] if p.version == version and p.digest == digest), None)
-        if part is None:
-            raise NotAnswered(409, f"this process does not hold version {version} ({digest}) ready")
-        if shard not in part.shards:
-            raise NotAnswered(409, f"this process holds the shards {self.shards}, not shard {shard}")
+            recent = [shard_set for shard_set, _ in self.recent.values()]
+        shard_set = next((p for p in [*self.slots.releases(), *recent] if p.version == version and p.digest == digest), None)
+        if shard_set is None:
+            raise ShardError(409, f"this process does not hold version {version} ({digest}) ready")
+        if shard not in shard_set.shards:
+            raise ShardError(409, f"this process holds the shards {self.shards}, not shard {shard}")
         with self.lock:
-            self.asked[part.version] = (part, self.clock())
-        return part, part.shards[shard]
+            self.recent[shard_set.version] = (shard_set, self.clock())
+        return shard_set, shard_set.shards[shard]
 
     async def _work(self, call: Callable[[], bytes], header: dict[str, Any]) -> bytes:
-        """Runs a call in the pool, unless too many wait or the question's time is over when its turn comes."""
+        """Runs a call in the pool. Raises ShardError: 503 when too many wait, 504 when its time is over before it starts."""
         if self.waiting >= self.pool._max_workers + self.settings.queue:
-            raise NotAnswered(503, "too many questions are waiting at this shard")
+            raise ShardError(503, "too many questions are waiting at this shard")
         latest = time.monotonic() + float(header.get("left_ms") or 1e3 * self.settings.deadline_s) / 1e3
 
         def in_time() -> bytes:
             if time.monotonic() > latest:
-                raise NotAnswered(504, "the question's time was over when its turn came")
+                raise ShardError(504, "the question's time was over when its turn came")
             return call()
 
         self.waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.pool, in_time)
         except ValueError as error:
-            raise NotAnswered(422, str(error)) from None
+            raise ShardError(422, str(error)) from None
         finally:
             self.waiting -= 1
             self.shard_metrics.busy.set(self.waiting)
 
 
 def _unpacked(body: bytes, name: str) -> tuple[dict[str, Any], np.ndarray]:
-    """The header and the one array of a question. Raises NotAnswered."""
+    """The header and the one array of a packed request. Raises ShardError."""
     try:
         header, arrays = unpack(body)
     except ValueError as error:
-        raise NotAnswered(422, str(error)) from None
+        raise ShardError(422, str(error)) from None
     if list(arrays) != [name]:
-        raise NotAnswered(422, f"the arrays {sorted(arrays)}, where {name!r} alone is expected")
+        raise ShardError(422, f"the arrays {sorted(arrays)}, where {name!r} alone is expected")
     return header, arrays[name]

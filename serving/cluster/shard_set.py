@@ -1,4 +1,4 @@
-"""What one shard process holds of an index version: the searchers of its shards, and nothing to encode or rank with."""
+"""The shards of an index version that one process holds: their searchers, without encoder and ranker."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,15 +7,15 @@ import numpy as np
 
 from serving.contract.files import ContractError, FileRef, verify
 from serving.contract.manifest import IndexManifest
-from serving.index.searcher import Found, Searcher, ordered
-from serving.ranking.filters import Filter, matching
+from serving.index.searcher import Neighbors, Searcher, ordered
+from serving.ranking.filters import Filter, filter_mask
 from serving.ranking.ranker import RankerConfig
-from serving.versions.golden import check_part
+from serving.versions.golden import check_golden_shard
 from serving.versions.version_source import VersionSource
 
 
 def offsets(manifest: IndexManifest) -> dict[int, int]:
-    """By shard, the handle of its first row among all rows of the version: shards' rows follow each other."""
+    """The handle of each shard's first row in the whole version, by shard."""
     found: dict[int, int] = {}
     start = 0
     for segment in ordered(manifest.segments):
@@ -26,28 +26,28 @@ def offsets(manifest: IndexManifest) -> dict[int, int]:
 
 
 class ShardSearcher:
-    """One shard: searched by its own rows, answering with the handles that the whole version gives them."""
+    """Searcher of one shard that returns the whole version's handles."""
 
     def __init__(self, searcher: Searcher, start: int, config: RankerConfig) -> None:
         self.searcher, self.start = searcher, start
         searcher.features.lenient = True
         require = config.rules.require
-        self.required = matching(searcher.features, require) if require else None
+        self.required = filter_mask(searcher.features, require) if require else None
 
-    def search(self, xq: np.ndarray, k: int, wanted: Filter | None) -> Found:
-        """The k nearest rows of unit queries xq (nq, d) that may be in the answer, exactly as a whole version would choose here."""
+    def search(self, xq: np.ndarray, k: int, query_filter: Filter | None) -> Neighbors:
+        """k nearest rows of unit queries xq (nq, d) that pass the filter and the required filter, as in a whole version."""
         mask = self.required
-        if wanted is not None:
-            chosen = matching(self.searcher.features, wanted)
+        if query_filter is not None:
+            chosen = filter_mask(self.searcher.features, query_filter)
             mask = chosen if mask is None else chosen & mask
-        return self._global(self.searcher.search(xq, k, mask))
+        return self._to_handles(self.searcher.search(xq, k, mask))
 
-    def measure(self, xq: np.ndarray, k: int, exact: bool) -> Found:
-        """The k nearest live rows whatever the rules require, by the index or by comparing every row: for those that measure."""
-        return self._global(self.searcher.exact(xq, k) if exact else self.searcher.search(xq, k))
+    def measure(self, xq: np.ndarray, k: int, exact: bool) -> Neighbors:
+        """k nearest live rows without the required filter, by the index or exactly: for measurements."""
+        return self._to_handles(self.searcher.exact(xq, k) if exact else self.searcher.search(xq, k))
 
-    def _global(self, found: Found) -> Found:
-        return Found(found.similarity, np.where(found.rows < 0, -1, found.rows + self.start))
+    def _to_handles(self, found: Neighbors) -> Neighbors:
+        return Neighbors(found.similarity, np.where(found.rows < 0, -1, found.rows + self.start))
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Stored vectors (n, d) float32 of handles (n,). Raises ValueError for rows of other shards."""
@@ -57,8 +57,8 @@ class ShardSearcher:
         return np.stack([self.searcher.vector(int(row)) for row in local])
 
 
-class Part:
-    """Some shards of an index version, each verified; `digest` names the version's content."""
+class ShardSet:
+    """Verified shards of an index version; `digest` names the version's content."""
 
     def __init__(self, version: str, manifest: IndexManifest, shards: dict[int, ShardSearcher]) -> None:
         self.version, self.manifest, self.shards = version, manifest, shards
@@ -67,7 +67,7 @@ class Part:
     @classmethod
     def open(
         cls, version: str, manifest: IndexManifest, locate: Callable[[FileRef], Path], shards: list[int], threads: int = 1
-    ) -> "Part":
+    ) -> "ShardSet":
         """Opens the segments of `shards` and no others. Raises ContractError naming what is wrong."""
         strange = [s for s in shards if s not in range(manifest.shards)]
         if strange:
@@ -85,7 +85,7 @@ class Part:
                 raise ContractError(
                     f"index {manifest.id}: shard {shard} has {searcher.rows} rows, where the manifest says {rows}"
                 )
-            check_part(golden, searcher, shard)
+            check_golden_shard(golden, searcher, shard)
             held[shard] = ShardSearcher(searcher, starts[shard], config)
         return cls(version, manifest, held)
 
@@ -94,7 +94,7 @@ class Part:
         return sum(s.searcher.live_rows for s in self.shards.values())
 
     def warm(self, rounds: int = 3) -> None:
-        """A few made-up queries, so that the first one does not pay for page faults."""
+        """Runs a few random queries, so that the first request does not pay for page faults."""
         rng = np.random.default_rng(0)
         for shard in self.shards.values():
             xq = rng.standard_normal((rounds, shard.searcher.dim)).astype(np.float32)
@@ -102,17 +102,17 @@ class Part:
                 shard.search(x[None], 500, None)
 
 
-class PartVersions:
-    """Opens a shard's part of versions; it waits for nothing."""
+class ShardSetOpener:
+    """Opens this process's shards of a version; ready at once."""
 
     def __init__(self, source: VersionSource, shards: list[int], threads: int = 1) -> None:
         self.source, self.shards, self.threads = source, shards, threads
 
-    def open(self, version: str) -> Part:
-        return Part.open(version, self.source.manifest(version), self.source.fetch, self.shards, self.threads)
+    def open(self, version: str) -> ShardSet:
+        return ShardSet.open(version, self.source.manifest(version), self.source.fetch, self.shards, self.threads)
 
-    def lacks(self, opened: Part, first: bool) -> str:
+    def pending_reason(self, opened: ShardSet, first: bool) -> str:
         return ""
 
-    def hinders(self, ready: Part) -> str:
+    def flip_blocker(self, ready: ShardSet) -> str:
         return ""

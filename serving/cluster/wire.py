@@ -1,7 +1,7 @@
-"""The messages between a gateway and its shard processes: an Arrow IPC stream of one record batch, in an HTTP body.
+"""Wire format between a gateway and its shard processes: an Arrow IPC stream of one record batch, in an HTTP body.
 
-What names the question or the answer (version, digest, shard, k, filter) is JSON in the schema's metadata; vectors, similarities and
-row handles are columns: one row per query, a fixed-size list where there are several numbers a query.
+The header (version, digest, shard, k, filter) is JSON in the schema's metadata; vectors, similarities and row handles are columns
+with one row per query, fixed-size lists where a query has several numbers.
 """
 
 import json
@@ -19,7 +19,7 @@ TYPES = {"f": pa.float32(), "i": pa.int64()}
 
 
 def pack(header: Mapping[str, Any], **arrays: np.ndarray) -> bytes:
-    """One message. Arrays are float32 or int64, of one or two dimensions and of equal length; their names are the columns'."""
+    """Serialises a header and arrays: float32 or int64, one- or two-dimensional, of equal length, as columns by name."""
     columns = {name: _column(array) for name, array in arrays.items()}
     schema = pa.schema([(n, c.type) for n, c in columns.items()], {HEADER: json.dumps(dict(header)).encode()})
     sink = pa.BufferOutputStream()
@@ -30,7 +30,7 @@ def pack(header: Mapping[str, Any], **arrays: np.ndarray) -> bytes:
 
 
 def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The header and the arrays (read-only) by name. Raises ValueError for what is no such message."""
+    """Parses a message into its header and its arrays (read-only) by name. Raises ValueError for an invalid message."""
     try:
         with pa.ipc.open_stream(body) as stream:
             header = json.loads((stream.schema.metadata or {})[HEADER])

@@ -1,1 +1,1 @@
-"""Formats and the few functions that both the pipeline and serving must do in exactly the same way."""
+"""File formats, and the functions that pipeline and serving must share exactly."""

@@ -1,4 +1,4 @@
-"""Opening an encoder version: sessions that are used only after they reproduced their golden outputs."""
+"""Opens an encoder version; a session is used only after it reproduces its golden outputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +13,24 @@ from serving.contract.runtimes import ONNXRUNTIME, Runtime, Session
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a runtime's golden outputs may lie from those the version was made with."""
+    """How far a runtime's golden outputs may differ from the recorded ones."""
 
     min_cosine: float
     max_difference: float = 1.0
 
 
 GOLDEN = {"fp32": Tolerance(0.99999, 1e-4), "fp16": Tolerance(0.999), "int8": Tolerance(0.995)}
-"""Other CPUs and runtimes round otherwise: fp32 by about 1e-6, bfloat16 to a cosine of 0.9999, int8 kernels to 0.9995."""
+"""CPUs and runtimes round differently: fp32 by about 1e-6, bfloat16 to a cosine of 0.9999, int8 kernels to 0.9995."""
 
 
 class Encoder:
-    """One tower variant, open: pixels (n, size, size, 3) uint8, or tokens (n, context) int64, to unit vectors."""
+    """An open tower variant: pixels (n, size, size, 3) uint8, or tokens (n, context) int64, to unit vectors."""
 
     def __init__(self, session: Session, name: str, fingerprint: str, runtime: str, alone: bool = False) -> None:
         self.session, self.name, self.fingerprint, self.runtime, self.alone = session, name, fingerprint, runtime, alone
 
     def encode(self, batch: np.ndarray) -> np.ndarray:
-        """Unit vectors (n, dim) float32 of a batch; an input's vector does not depend on its neighbours."""
+        """Unit vectors (n, dim) float32 of a batch; an input's vector does not depend on the rest of the batch."""
         if self.alone and len(batch) > 1:
             return np.concatenate([self.session(batch[i : i + 1]) for i in range(len(batch))])
         return self.session(batch)
@@ -56,7 +56,7 @@ class EncoderFolder:
         return encoder
 
     def check_graph(self, name: str, check: Check, runtime: Runtime = ONNXRUNTIME) -> None:
-        """Opens the graph of "tower.variant" by `check`, in a child process, on one golden input. Raises ContractError."""
+        """Checks that the graph of "tower.variant" opens and runs in a child process, on one golden input. Raises ContractError."""
         file = _file(self.manifest.variant(name), name, runtime)
         inputs, _ = self._golden(name)
         check(name, verify(self.folder / file.path, file), runtime, inputs[:1])

@@ -1,4 +1,4 @@
-"""Files that are named by their checksum, and how one is written so that a reader never sees half of it."""
+"""Checksummed file references, verification, and atomic writes."""
 
 import hashlib
 import os
@@ -22,14 +22,14 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def first_wrong(error: ValidationError, whole: str = "") -> str:
-    """Where in a record the first thing that is wrong with it lies, and what it is; `whole` stands for the record itself."""
+def first_error(error: ValidationError, whole: str = "") -> str:
+    """The first validation error as "location: message"; `whole` names the record itself."""
     first = error.errors()[0]
     return f"{'.'.join(str(p) for p in first['loc']) or whole}: {first['msg']}"
 
 
 class FileRef(Frozen):
-    """One immutable file: where it lies and what it must hash to.
+    """Reference to an immutable file: its path, size and sha256.
 
     `run_id` is the MLflow run whose artifact it is (empty: `path` is relative to the manifest that names it).
     """
@@ -68,8 +68,8 @@ def verify(path: Path, ref: FileRef) -> Path:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` and renames it into place at the end: readers see all of it or nothing."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Writes a file atomically: yields a temporary path beside `path`, then syncs it and renames it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)

@@ -1,6 +1,6 @@
-"""How many pictures a file holds, counted without decoding one.
+"""Counts the frames of an image file without decoding one.
 
-Pillow's own counts of GIF and TIFF parse whatever lies between; these follow lengths and offsets, and stop once there are too many.
+Pillow's own counts of GIF and TIFF parse everything in between; these follow lengths and offsets, and stop beyond a limit.
 """
 
 from typing import Literal
@@ -8,12 +8,12 @@ from typing import Literal
 from PIL import Image
 
 FRAME, EXTENSION, END = b",!;"
-MOST_BLOCKS = 100_000
-"""Of a GIF no more blocks are looked at (30 ms): 20 MiB in full blocks are 80,000. What comes after them is not counted."""
+MAX_BLOCKS = 100_000
+"""Most blocks of a GIF that are read (30 ms): 20 MiB in full blocks are 80,000. Frames after them are not counted."""
 
 
 def frames(picture: Image.Image, data: bytes, most: int) -> int:
-    """The frames or pages of an opened picture; where there are more than `most`, some number above it."""
+    """The number of frames or pages of an opened picture; any number above `most` where there are more."""
     if picture.format == "GIF":
         return _gif(data, most)
     if picture.format == "TIFF":
@@ -22,9 +22,9 @@ def frames(picture: Image.Image, data: bytes, most: int) -> int:
 
 
 def _gif(data: bytes, most: int) -> int:
-    """By GIF89a: ',' begins a frame, '!' an extension; both end in a chain of blocks of up to 255 bytes, the last one empty."""
+    """Frames of a GIF89a: ',' starts a frame, '!' an extension; both end in a chain of blocks of up to 255 bytes, the last empty."""
     at, found, chained = 13 + _colours(data, 10), 0, False
-    for _ in range(MOST_BLOCKS):
+    for _ in range(MAX_BLOCKS):
         if at >= len(data) or found > most:
             break
         first = data[at]
@@ -42,13 +42,13 @@ def _gif(data: bytes, most: int) -> int:
 
 
 def _colours(data: bytes, at: int) -> int:
-    """How many bytes the colours take that the flags at this place announce."""
+    """The size in bytes of the colour table announced by the flags at this offset."""
     flags = data[at] if at < len(data) else 0
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _tiff(data: bytes, most: int) -> int:
-    """By TIFF 6.0 and BigTIFF: a page's entries are followed by where the next page is."""
+    """Pages of a TIFF 6.0 or BigTIFF: each page's entries are followed by the offset of the next page."""
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     wide, count, entry = (8, 8, 20) if 43 in data[2:4] else (4, 2, 12)
     found, page = 0, int.from_bytes(data[wide : 2 * wide], order)

@@ -1,6 +1,6 @@
-"""Opens a graph in a child process before anything else does: a runtime's C++ code can crash or hang, and then only that child ends.
+"""Opens an encoder graph in a child process first: a runtime's C++ code can crash or hang, and then only the child dies.
 
-A session that opens and runs once in a process of its own, on the same machine and with the same options, does so here too.
+A session that opens and runs once in a child, on the same machine with the same options, does so in this process too.
 """
 
 import math
@@ -20,7 +20,7 @@ from serving.contract.files import ContractError
 from serving.contract.runtimes import Runtime, first_line
 
 REFUSED = 3
-"""Exit status of a child whose runtime refused the graph in a sentence, which is then the last line it printed."""
+"""Exit status of a child whose runtime rejected the graph; the reason is the last line it printed."""
 COMMAND = (sys.executable, "-m", "serving.contract.graph_check")
 
 
@@ -34,7 +34,7 @@ class Check(Protocol):
 class GraphCheck:
     """Opens a graph and runs it once, in a child process that is killed after `seconds`.
 
-    `setting` is the name of the time limit, for the message. `command` starts the child; it is given its request on its input.
+    `setting` names the time limit in the message. `command` starts the child, which reads its request from standard input.
     """
 
     seconds: float = 300.0
@@ -77,7 +77,7 @@ def _last_line(output: bytes) -> str:
 
 
 def main() -> int:
-    """The child: opens the graph that is described on its input, and runs it once."""
+    """Entry point of the child: opens the graph described on standard input and runs it once."""
     runtime, path, precision, inputs, seconds = pickle.loads(sys.stdin.buffer.read())
     signal.alarm(math.ceil(seconds) + 1)  # ends it where its parent is gone
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core file of gigabytes

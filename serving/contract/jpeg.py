@@ -1,4 +1,4 @@
-"""The size of a plain JPEG, read from its markers: most shoppers' photos, for which Pillow's whole look at a header is not needed."""
+"""Reads the size of a plain JPEG from its markers: most photos, for which Pillow's slower header parsing is not needed."""
 
 START, SCAN, APP1, APP2 = b"\xff\xd8", 0xDA, 0xE1, 0xE2
 FRAMES = (0xC0, 0xC1, 0xC2)
@@ -6,9 +6,9 @@ FRAMES = (0xC0, 0xC1, 0xC2)
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a grey or colour JPEG of 8 bits without orientation and further pictures; None where a closer look is due.
+    """(width, height) of an 8-bit grey or colour JPEG without orientation and further pictures; None for any other.
 
-    Orientation is in Exif or XMP (APP1), further pictures are told of by MPF (APP2).
+    Orientation is in Exif or XMP (APP1), further pictures in MPF (APP2).
     """
     if not data.startswith(START):
         return None

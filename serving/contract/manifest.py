@@ -1,4 +1,4 @@
-"""The two manifests a release consists of: the encoder version and the index version. JSON on disk, frozen in memory."""
+"""The manifests of encoder versions and index versions: JSON on disk, frozen models in memory."""
 
 import hashlib
 import json
@@ -7,19 +7,19 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from serving.contract.files import ContractError, FileRef, Frozen, first_wrong
+from serving.contract.files import ContractError, FileRef, Frozen, first_error
 from serving.contract.preprocess import PreprocessSpec
 
 Scalar = str | int | float | bool | None
 CANDIDATES = 500
-"""What a search ranks where neither it nor its version says otherwise: the document's first phase."""
+"""Default number of first-phase candidates, where neither the request nor the version sets one."""
 
 
 class Variant(Frozen):
     """One ONNX file of a tower. `fingerprint` binds its bytes to the preprocessing; see `fingerprint`.
 
-    `torchscript` is the same network for PyTorch. `alone`: its inputs are run one at a time, since its scales depend on the
-    batch (dynamic int8).
+    `torchscript` is the same network for PyTorch. `alone`: inputs are run one at a time, since the scales of dynamic int8 depend
+    on the batch.
     """
 
     file: FileRef
@@ -101,7 +101,7 @@ class Segment(Frozen):
 
 
 class Gate(Frozen):
-    """A named check: what was measured, what was asked for, and whether it held."""
+    """A named check: the measured value, the threshold, and whether it passed."""
 
     name: str
     value: float
@@ -125,7 +125,7 @@ class Gate(Frozen):
 
 
 class Counts(Frozen):
-    """Where every product of the catalogue went. Reconciled: catalogue == embedded + quarantined; servable == embedded."""
+    """Reconciled product counts: catalogue == embedded + quarantined; servable == embedded."""
 
     catalogue: int
     embedded: int
@@ -136,7 +136,7 @@ class Counts(Frozen):
 
 
 class IndexManifest(Frozen):
-    """One index version: the release. File name: `manifest.json`. Whoever holds it can answer, and prove with what."""
+    """One index version: the release, with everything needed to answer queries. File name: `manifest.json`."""
 
     format: Literal[1] = 1
     id: str
@@ -156,12 +156,12 @@ class IndexManifest(Frozen):
     """The ledger of what changed since the snapshot (tasks/catalog/changes/ledger.py): needed to go on, not to answer."""
 
     def files(self) -> list[FileRef]:
-        """Every file the release consists of, besides the encoder's own."""
+        """Every file of the release, except the encoder's."""
         parts = [f for s in self.segments for f in (s.index, s.table) if f is not None]
         return [*parts, self.golden]
 
     def digest(self) -> str:
-        """Names this content: two processes that name the same digest hold the same index version."""
+        """Hash of the content (16 hex digits): processes with equal digests hold the same index version."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
@@ -169,16 +169,16 @@ ManifestT = TypeVar("ManifestT", IndexManifest, EncoderManifest)
 
 
 def read_manifest(path: Path, kind: type[ManifestT]) -> ManifestT:
-    """The manifest in a JSON file. Raises ContractError with the first thing that is wrong with it."""
+    """Reads a manifest from a JSON file. Raises ContractError with its first validation error."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise ContractError(f"{path}: no such manifest") from None
     except ValidationError as error:
-        raise ContractError(f"{path}: not a {kind.__name__}: {first_wrong(error, 'the file')}") from None
+        raise ContractError(f"{path}: not a {kind.__name__}: {first_error(error, 'the file')}") from None
 
 
 def fingerprint(onnx_sha256: str, preprocess: PreprocessSpec) -> str:
-    """sha256 over an ONNX file's own sha256 and its preprocessing spec: what a vector was made with."""
+    """sha256 over an ONNX file's sha256 and its preprocessing spec: identifies what made a vector."""
     spec = json.dumps(preprocess.model_dump(), sort_keys=True)
     return hashlib.sha256(f"{onnx_sha256}\n{spec}".encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""What colours a picture shows: shares of thirteen colour names, from the pixels an encoder takes. Small enough to be a feature.
+"""Colour palettes: shares of thirteen colour names in the pixels an encoder takes, 13 bytes, stored as a feature.
 
-The same function describes a product when it is embedded and a shopper's photo when it is asked, so that the two may be compared.
-A uniform ground (the border of most product pictures) does not count, and the middle of a picture counts more than its edge.
+The same function describes products when they are embedded and photos at query time, so that the two are comparable. A uniform
+background (the border of most product pictures) does not count, and the middle of a picture counts more than its edge.
 """
 
 import cv2
@@ -22,7 +22,7 @@ SIDE = 16
 NEAR = 18.0
 """Width (Lab units) of the soft assignment: a colour between two names counts for both."""
 GROUND = 12.0
-"""A border whose colours lie this close together (Lab units) is ground, and so is what looks like it."""
+"""A border whose colours lie this close together (Lab units) is background, and so are pixels this close to it."""
 
 
 def palette(pixels: np.ndarray) -> np.ndarray:
@@ -34,8 +34,8 @@ def palette(pixels: np.ndarray) -> np.ndarray:
     return np.rint(shares * (255 / shares.sum())).astype(np.uint8)
 
 
-def alike(one: np.ndarray, many: np.ndarray) -> np.ndarray:
-    """How alike a palette (..., 13) and others (..., n, 13) are, in [0, 1]: their Bhattacharyya coefficient. A palette of zeros: 0."""
+def colour_similarity(one: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Bhattacharyya coefficient in [0, 1] of a palette (..., 13) and others (..., n, 13); 0 for a palette of zeros."""
     p, q = one.astype(np.float32), many.astype(np.float32)
     ones = np.ones((len(NAMES), 1), np.float32)
     sums = p.sum(axis=-1, keepdims=True) * (q @ ones)[..., 0]  # a product; summing along short rows takes ten times as long
@@ -47,7 +47,7 @@ def _lab(pixels: np.ndarray) -> np.ndarray:
 
 
 def _figure(lab: np.ndarray) -> np.ndarray | int:
-    """1 for what belongs to the thing shown, 0 for a uniform ground; 1 alone where the ground is not uniform or is all there is."""
+    """Foreground mask (pixels,): 0 for a uniform background; the number 1 where it is not uniform, or covers everything."""
     border = lab.take(_BORDER, axis=1)
     half = border.shape[1] // 2
     middle = np.partition(border, (half - 1, half), axis=1)

@@ -1,4 +1,4 @@
-"""From image bytes to the pixels an encoder takes. The same function for training, batch, serving and evaluation.
+"""Decodes image bytes to encoder input. The same function for training, batch, serving and evaluation.
 
 The contract, by kind of image: EXIF orientation is applied; CMYK, palette, 16-bit and grey become 8-bit RGB; transparency lies
 on white; of an animation the first frame counts. Reduced JPEG decoding and area resampling are part of the contract, since they
@@ -23,11 +23,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 ORIENTATION_TAG = 0x0112
 WHITE = (255, 255, 255)
 STRIP = 256
-"""Rows that become RGB at a time: what lies between takes a few megabytes, however large the picture is."""
+"""Rows converted to RGB at a time: intermediates take a few megabytes, however large the picture is."""
 
 
 class ImageRejected(Exception):
-    """Bytes that are not an acceptable image. `reason` is a short code for counting, the message one sentence."""
+    """An image that is not accepted. `reason` is a short code for metrics, the message one sentence."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -46,12 +46,12 @@ class PreprocessSpec(Frozen):
 
 
 class ImageLimits(Frozen):
-    """What is refused before any pixel is decoded."""
+    """Limits checked before any pixel is decoded."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 64_000_000
     max_whole_pixels: int = 64_000_000
-    """Of all images but JPEGs in RGB or grey, which cameras write: others cannot be decoded at a reduced size."""
+    """Limit for images other than RGB or grey JPEGs, which cannot be decoded at a reduced size."""
     max_frames: int = 1000
     """Only the first is read."""
 
@@ -60,7 +60,7 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS) -> np.ndarray:
-    """Pixels (size, size, 3) uint8 RGB of encoded image bytes.
+    """Decodes image bytes to pixels (size, size, 3) uint8 RGB.
 
     Raises ImageRejected with a reason: empty, too_many_bytes, not_an_image, format, too_many_pixels, too_many_frames,
     truncated.
@@ -87,7 +87,7 @@ def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMI
 
 
 def _open(data: bytes, limits: ImageLimits) -> Image.Image:
-    """The image with its header read and nothing decoded."""
+    """Reads an image's header and checks its limits, without decoding."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

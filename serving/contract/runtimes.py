@@ -1,7 +1,7 @@
-"""What runs an encoder's graph. A runtime opens a file and gives a session: a function from a batch to its unit vectors.
+"""Inference runtimes for encoder graphs. A runtime opens a file as a session: a function from a batch to unit vectors.
 
-Whatever runs it, `EncoderFolder.open` asks it for the same golden outputs first. A server of encoders elsewhere (Triton,
-TorchServe) would be one more class with `name`, `format` and `open`.
+`EncoderFolder.open` checks every runtime against the same golden outputs. A remote inference server (Triton, TorchServe) would be
+one more class with `name`, `format` and `open`.
 """
 
 import os
@@ -18,7 +18,7 @@ Session = Callable[[np.ndarray], np.ndarray]
 """Pixels (n, size, size, 3) uint8, or tokens (n, context) int64, to unit vectors (n, dim) float32. Threads may share one."""
 Format = Literal["onnx", "torchscript"]
 DISABLED_OPTIMIZERS = ["FuseFp16InitializerToFp32NodeTransformer"]
-"""What ONNX Runtime leaves out of its full optimisation (ORT_ENABLE_ALL), in every session and so at export as in serving.
+"""Optimisers of ORT_ENABLE_ALL that are disabled in every session, at export as in serving.
 
 It moves float16 weights into nodes that a CPU computes in float32. In 1.32 the next pass of NchwcTransformer over such a Conv, the
 one that cuts a ViT's patches, is a segmentation fault (docs/decisions/0019). A graph without float16 weights loses nothing.
@@ -41,7 +41,7 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """ONNX Runtime with one execution provider. Asked for a GPU it refuses to run on the CPU instead."""
+    """ONNX Runtime with one execution provider; raises rather than falling back from GPU to CPU."""
 
     name: str
     provider: str
@@ -78,9 +78,9 @@ class OnnxRuntime:
 
 @dataclass(frozen=True)
 class OpenVino:
-    """OpenVINO on the CPU (extra openvino). fp32 stays fp32; what is not int8 in the other variants runs in 16 bits.
+    """OpenVINO on the CPU (extra openvino). fp32 stays fp32; in the other variants, operations that are not int8 run in 16 bits.
 
-    Those are bfloat16 or float16, whichever this CPU computes with: a ViT in int8 is 1.2 times faster so (docs/performance.md).
+    bfloat16 or float16, whichever the CPU supports: a ViT in int8 is 1.2 times faster so (docs/performance.md).
     """
 
     name: str = "openvino"
@@ -134,12 +134,12 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 
-def runtime(name: str, known: dict[str, Runtime] = RUNTIMES) -> Runtime:
+def runtime(name: str, available: dict[str, Runtime] = RUNTIMES) -> Runtime:
     """The runtime of this name. Raises ValueError listing the names there are."""
     try:
-        return known[name]
+        return available[name]
     except KeyError:
-        raise ValueError(f"there is no encoder runtime {name!r}; choose one of {', '.join(sorted(known))}") from None
+        raise ValueError(f"there is no encoder runtime {name!r}; choose one of {', '.join(sorted(available))}") from None
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The files of a segment: a FAISS index over positions, and the Parquet table whose row i describes position i."""
+"""Reads and writes the files of a segment: a FAISS index over positions, and a Parquet table whose row i describes position i."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from serving.contract.files import ContractError, written_whole
+from serving.contract.files import ContractError, atomic_write
 
 if TYPE_CHECKING:
     import faiss
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 ROW_COLUMNS = (
     "key", "product_id", "title", "brand", "category", "price", "currency", "in_stock", "popularity", "image_uri", "updated_at",
 )  # fmt: skip
-"""Columns every row table has, in this order; columns the catalogue carries besides follow them."""
+"""Columns of every row table, in this order; the catalogue's own columns follow them."""
 
 
 def write_rows(path: Path, table: pa.Table) -> None:
     """Writes a segment's row table, or a tombstone segment's keys. The same table gives the same bytes."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd", store_schema=False)
 
 
 def read_rows(path: Path, columns: Sequence[str] = ("key",), rows: int | None = None) -> pa.Table:
-    """A segment's row table. Raises ContractError when it is none, lacks one of `columns`, or does not have so many `rows`."""
+    """Reads a row table. Raises ContractError for an invalid file, a missing column of `columns`, or another number of `rows`."""
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -44,12 +44,12 @@ def read_rows(path: Path, columns: Sequence[str] = ("key",), rows: int | None = 
 def write_index(path: Path, index: "faiss.Index") -> None:
     import faiss
 
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         faiss.write_index(index, str(temporary))
 
 
 def read_index(path: Path, dim: int, rows: int) -> "faiss.Index":
-    """A segment's FAISS index, memory-mapped where its family allows. Raises ContractError when it is not as described."""
+    """Reads a FAISS index, memory-mapped where its type allows. Raises ContractError for other dimension, rows or metric."""
     import faiss
 
     try:
@@ -66,7 +66,7 @@ def read_index(path: Path, dim: int, rows: int) -> "faiss.Index":
 
 
 def unit_float32(vectors: np.ndarray) -> np.ndarray:
-    """Stored float16 vectors (n, d) as unit float32 rows. A zero row stays zero."""
+    """Normalises stored float16 vectors (n, d) to unit float32 rows. A zero row stays zero."""
     wide = vectors.astype(np.float32)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     return np.ascontiguousarray(wide / np.where(norms > 0, norms, 1))

@@ -1,1 +1,1 @@
-"""Searching the segments of an index version: engines behind one protocol, merging, refining, tombstones."""
+"""Vector search over the segments of an index version: engines behind one protocol, merging, refining, tombstones."""

@@ -1,7 +1,7 @@
-"""Similarities of queries and scalar-quantised codes, computed on the codes: nothing is decoded and no heap is kept.
+"""Similarities of queries to scalar-quantised codes, computed on the codes, without decoding them and without a heap.
 
-Shards of an index, and what a filter leaves of it, are refined by position, which FAISS's IndexRefine does not offer; its plain way
-is to decode the vectors (`sa_decode`) and compare them (`faiss.knn`). Kept because without it a whole search (1M x 512, 500
+Shards and filtered candidates are refined by position, which FAISS's IndexRefine does not offer; the plain alternative decodes
+the vectors (`sa_decode`) and compares them (`faiss.knn`). Kept because without it a whole search (1M x 512, 500
 candidates, nprobe 64, one thread, median of seven pairs in turns) takes 1.22 of the time in two shards of SQ8 and 1.64 in two of fp16,
 and 1.27 in one index of SQ8, where IndexRefine reads vector after vector and keeps a heap (docs/decisions/0064, `make bench-refine`).
 """
@@ -13,31 +13,31 @@ import faiss
 import numpy as np
 
 BLOCK = 2048
-"""Codes copied side by side at a time: a megabyte of eight-bit ones of dimension 512."""
-FEW = 4
-"""Up to so many queries; for more, decoding the vectors once costs less."""
-LEAST = 100
-"""From so many candidates on, eight-bit ones of one index are compared here; fewer, and fp16 ones, IndexRefine compares sooner."""
+"""Codes copied at a time: 1 MB of 8-bit codes at dimension 512."""
+MAX_QUERIES = 4
+"""Largest batch of queries compared on codes; beyond, decoding the vectors once costs less."""
+MIN_CANDIDATES = 100
+"""Fewest 8-bit candidates of one index compared here; for fewer, and for fp16, IndexRefine is faster."""
 
 
 class CodeDistance:
-    """The comparison of a scalar quantiser's index `store`. Threads may use it at once: each has a scanner of its own."""
+    """Similarities over the codes of an IndexScalarQuantizer `store`. Thread-safe: each thread has its own scanner."""
 
     def __init__(self, store: Any) -> None:
-        self.store, self.own = store, threading.local()
+        self.store, self.local = store, threading.local()
 
     def similarities(self, xq: np.ndarray, codes: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """(nq, n) float32 of queries xq (nq, d) float32 and the rows at these positions (n,) of codes (rows, code size) uint8.
+        """Similarities (nq, n) float32 of queries xq (nq, d) float32 and rows `positions` (n,) of codes (rows, code size) uint8.
 
-        Raises ValueError where a stored vector is no number.
+        Raises ValueError where a stored vector holds NaN or infinity.
         """
         similarity = np.empty((len(xq), len(positions)), np.float32)
-        if not hasattr(self.own, "scanner"):
-            self.own.scanner = _Scanner(self.store)
+        if not hasattr(self.local, "scanner"):
+            self.local.scanner = _Scanner(self.store)
         for start in range(0, len(positions), BLOCK):
             block = codes.take(positions[start : start + BLOCK], axis=0)
             for x, row in zip(np.ascontiguousarray(xq, np.float32), similarity, strict=True):
-                self.own.scanner.compare(x, block, row[start : start + BLOCK])
+                self.local.scanner.compare(x, block, row[start : start + BLOCK])
         return similarity
 
 

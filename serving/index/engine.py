@@ -1,8 +1,8 @@
-"""What a search engine must offer to serve an index version: two methods over the rows it holds.
+"""The interface of a vector search engine: two methods over the rows it holds.
 
-FAISS is behind it (serving/index/faiss_engine.py, serving/index/sharded_ivf.py). Another engine fits by holding rows under positions 0..n-1
-and keeping to `Engine`; segments, tombstones, filters, falling back to exact search, merging and handles are the Searcher's and
-stay as they are (docs/decisions/0030).
+FAISS implements it (faiss_engine.py, sharded_ivf.py). Another engine has to address its rows by position 0..n-1 and implement
+`Engine`; segments, tombstones, filters, the fallback to exact search, merging and handles belong to the Searcher
+(docs/decisions/0030).
 """
 
 from functools import cached_property
@@ -11,24 +11,24 @@ from typing import Protocol
 import numpy as np
 
 from serving.contract.manifest import Scalar
-from serving.index.merge import Found
+from serving.index.merge import Neighbors
 
 
 class Mask:
-    """Which of an engine's rows count: `allowed` (rows,) bool, not to be changed. What is derived from it is kept."""
+    """Rows of an engine that may be returned: `allowed` (rows,) bool, not to be changed. Derived forms are computed once."""
 
     def __init__(self, allowed: np.ndarray) -> None:
         self.allowed = allowed
-        self.cut: dict[tuple[int, int], Mask] = {}
+        self.slices: dict[tuple[int, int], Mask] = {}
 
     @cached_property
     def count(self) -> int:
-        """How many rows count."""
+        """Number of allowed rows."""
         return int(np.count_nonzero(self.allowed))
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """The positions (count,) of the rows that count, ascending."""
+        """Positions (count,) of the allowed rows, ascending."""
         return np.flatnonzero(self.allowed)
 
     @cached_property
@@ -36,11 +36,11 @@ class Mask:
         """One bit a row, uint8, the lowest bit first."""
         return np.packbits(self.allowed, bitorder="little")
 
-    def part(self, start: int, stop: int) -> "Mask":
-        """The mask of the rows start..stop-1, as an engine that holds only these sees them."""
-        if (start, stop) not in self.cut:
-            self.cut[start, stop] = Mask(self.allowed[start:stop])
-        return self.cut[start, stop]
+    def slice(self, start: int, stop: int) -> "Mask":
+        """The mask of rows start..stop-1, for an engine that holds only these."""
+        if (start, stop) not in self.slices:
+            self.slices[start, stop] = Mask(self.allowed[start:stop])
+        return self.slices[start, stop]
 
 
 class Engine(Protocol):
@@ -48,18 +48,18 @@ class Engine(Protocol):
 
     rows: int
 
-    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
-        """The k nearest of unit queries xq (nq, d) float32 by inner product, as positions; k is at most what `mask` lets through.
+    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Neighbors:
+        """Approximate k nearest of unit queries xq (nq, d) float32 by inner product, as positions; k <= number of allowed rows.
 
-        Never a row that the mask hides, and none twice. It may find fewer (-1, -inf at the end): then it is asked again with
-        `effort` times as wide a search, and at last the Searcher compares vectors itself. `params` are the tuned ones of the
-        manifest; an engine ignores those it does not know.
+        Returns no masked row and no row twice. May return fewer (-1, -inf at the end): the Searcher then calls again with `effort`
+        times as wide a search, and at last searches exactly. `params` are the manifest's tuned search parameters; unknown ones
+        are ignored.
         """
         ...
 
-    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
-        """The k nearest of xq (nq, d) among the rows at these positions (n,), by the vectors as exactly as the engine keeps them.
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
+        """Exact k nearest of xq (nq, d) among the rows at these positions (n,), by the engine's most exact stored vectors.
 
-        (nq, n) where there are only n.
+        Has n columns where n < k.
         """
         ...

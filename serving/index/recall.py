@@ -1,19 +1,19 @@
-"""How much of the exact answer a search found: judged by row or by key, since a coded index's similarities are estimates."""
+"""Tie-aware recall@k of approximate against exact results, by row or key: similarities of a coded index are estimates."""
 
 import numpy as np
 
-from serving.index.merge import Found
+from serving.index.merge import Neighbors
 
 DEPTH = 100
-"""Exact answers are taken so deep, beyond the few that count, so that what is as similar as the last of them counts as well."""
+"""Depth of exact results, beyond k, so that rows that tie with the k-th are known."""
 TIE = 1e-4
-"""Similarities this close are one: float16 storage moves them by about as much."""
+"""Similarities this close tie: the rounding error of float16 storage is about as large."""
 
 
-def recall(found: np.ndarray, exact: Found, k: int) -> float:
-    """Mean share of the exact k nearest among what was found (nq, any) int64, -1 none; what ties with the k-th counts as well.
+def recall(found: np.ndarray, exact: Neighbors, k: int) -> float:
+    """Mean recall@k of results `found` (nq, any) int64 (-1: none); rows that tie with the exact k-th count as hits.
 
-    `exact` is best first, with rows or keys as `found` has them.
+    `exact` is best first, in the same ids (rows or keys) as `found`.
     """
     wanted = (exact.rows[:, :k] >= 0).sum(axis=1)
     last = exact.similarity[np.arange(len(found)), np.maximum(wanted - 1, 0)]

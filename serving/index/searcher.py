@@ -1,8 +1,8 @@
-"""Search over the segments of an index version: base and deltas, minus tombstones, under a filter. The code that gates measure.
+"""Filtered search over the segments of an index version: bases and deltas, minus tombstones. The code that gates measure.
 
-Every row of every segment has one handle: its segment's offset plus its position in it. What is hidden or filtered out is never
-returned, and while k matching rows are there, k are returned: an approximate search that comes up short looks wider, and at last
-compares the matching rows of that segment exactly.
+Every row has one handle: its segment's offset plus its position in it. Hidden and filtered rows are never returned, and k rows are
+returned wherever k match: an approximate search that finds fewer is widened, and at last the matching rows of that group are
+searched exactly.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,24 +16,24 @@ from serving.contract.files import ContractError, FileRef
 from serving.contract.manifest import IndexManifest, Scalar, Segment
 from serving.contract.segments import ROW_COLUMNS, read_index, read_rows
 from serving.index.engine import Engine, Mask
-from serving.index.faiss_engine import TUNED, FaissEngine, is_flat, omp_threads, together
-from serving.index.merge import Found, Source, gather, merge, nothing, padded
-from serving.index.sharded_ivf import FaissShards, trained_as_one
+from serving.index.faiss_engine import SEARCH_PARAMETERS, FaissEngine, concat_flat, is_flat, omp_threads
+from serving.index.merge import Neighbors, Partition, empty, gather, merge, pad
+from serving.index.sharded_ivf import ShardedIvf, share_training
 from serving.ranking.features import Features
 
 EXACT_SHARE = 0.03
-"""At or below this share of matching rows they are compared exactly: as fast as the index there, and complete
+"""At or below this share of matching rows the search is exact: as fast as the index there, and complete
 (measured: 0.11-0.13 ms at <= 1 % of 100k x 128, docs/performance.md)."""
 EXACT_ROWS = 30_000
-"""Nor more rows than this: reading and comparing them takes a third of a microsecond each."""
-WIDER = (8, 64)
-"""How much wider a query looks whose lists or neighbours held too few rows."""
-MOST_WIDENED = 16
+"""Most rows of an exact search that a filter leads to: reading and comparing takes a third of a microsecond a row."""
+WIDENING = (8, 64)
+"""Factors of effort for queries that found fewer than k rows."""
+MAX_SPREAD = 16
 
 
 @dataclass(eq=False)
 class OpenSegment:
-    """A base or delta. `engine`: None where other processes hold it; `alive` (rows,) bool: None while nothing is hidden."""
+    """An opened base or delta. `engine`: None where shard processes hold it; `alive` (rows,) bool: None where no row is hidden."""
 
     engine: FaissEngine | None
     start: int
@@ -42,26 +42,26 @@ class OpenSegment:
     base: bool = True
 
 
-class Part:
-    """What is searched at once: an engine over the rows of one segment, or of all bases when they are shards of one template."""
+class SegmentGroup:
+    """Segments searched as one: an engine over one segment, or over all that share one template's training."""
 
     def __init__(self, engine: Engine, segments: list[OpenSegment]) -> None:
         self.engine, self.segments, self.rows = engine, segments, engine.rows
         hidden = any(s.alive is not None for s in segments)
-        self.alive = Mask(_joined([_alive(s) for s in segments])) if hidden else None
+        self.alive = Mask(_concatenated([_alive(s) for s in segments])) if hidden else None
         sizes = np.array([s.rows for s in segments])
         self.ends = np.cumsum(sizes)
         self.shifts = np.array([s.start for s in segments]) - (self.ends - sizes)
 
     def mask(self, allowed: np.ndarray | None) -> Mask | None:
-        """Which of the part's rows are live and allowed; None: all."""
+        """The group's rows that are live and allowed; None: all."""
         if allowed is None:
             return self.alive
-        mine = _joined([allowed[s.start : s.start + s.rows] for s in self.segments])
+        mine = _concatenated([allowed[s.start : s.start + s.rows] for s in self.segments])
         return Mask(mine if self.alive is None else mine & self.alive.allowed)
 
     def handles(self, positions: np.ndarray) -> np.ndarray:
-        """The handles of the engine's positions; -1 stays."""
+        """Converts the engine's positions to handles; -1 stays."""
         if len(self.segments) == 1 and not self.segments[0].start:
             return positions
         segment = np.searchsorted(self.ends, np.maximum(positions, 0), side="right")
@@ -69,9 +69,9 @@ class Part:
 
 
 class Searcher:
-    """An index version opened for search. Immutable: several threads may search at once.
+    """An index version opened for search. Immutable and thread-safe.
 
-    `threads` bounds the OpenMP threads that one search may use: one, where many requests are answered side by side.
+    `threads`: OpenMP threads per search; 1 where many requests are answered in parallel.
     """
 
     def __init__(self, manifest: IndexManifest, segments: list[OpenSegment], features: Features, threads: int = 1) -> None:
@@ -81,7 +81,7 @@ class Searcher:
         self.rows = features.rows
         hidden = [s.rows - int(s.alive.sum()) for s in segments if s.alive is not None]
         self.live_rows = self.rows - sum(hidden)
-        self.parts = _parts(segments)
+        self.groups = _group_segments(segments)
 
     @classmethod
     def open(
@@ -89,7 +89,7 @@ class Searcher:
     ) -> "Searcher":
         """Opens every segment, or those of one shard; `locate` gives a file's verified local path.
 
-        Raises ContractError for what does not fit.
+        Raises ContractError naming the file or field that does not fit.
         """
         wanted = range(manifest.shards) if shard is None else [shard]
         _check_manifest(manifest, wanted)
@@ -107,32 +107,34 @@ class Searcher:
             start += len(table)
         return cls(manifest, opened, features_of(manifest, tables), threads)
 
-    def search(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None) -> Found:
-        """The k nearest live rows of unit queries xq (nq, d) float32, among `allowed` (rows,) bool when given.
+    def search(
+        self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None
+    ) -> Neighbors:
+        """k nearest live rows of unit queries xq (nq, d) float32, among `allowed` (rows,) bool when given.
 
-        `params` replaces the manifest's search parameters (for tuning). Raises ValueError for queries, a k or a filter that do not
-        fit.
+        `params` replaces the manifest's search parameters (for tuning). Raises ValueError for queries, k or a filter of wrong shape,
+        dtype or value.
         """
         xq = self._checked(xq, allowed, k)
         chosen = params or self.params
-        masks = [part.mask(allowed) for part in self.parts]
-        counts = [part.rows if mask is None else mask.count for part, mask in zip(self.parts, masks, strict=True)]
+        masks = [group.mask(allowed) for group in self.groups]
+        counts = [group.rows if mask is None else mask.count for group, mask in zip(self.groups, masks, strict=True)]
 
-        def source(part: Part, mask: Mask | None, count: int) -> Source:
-            return Source(lambda which, n: _search_part(part, mask, count, xq[which], n, chosen), count / sum(counts))
+        def partition(group: SegmentGroup, mask: Mask | None, count: int) -> Partition:
+            return Partition(lambda which, n: _search_group(group, mask, count, xq[which], n, chosen), count / sum(counts))
 
         with omp_threads(self.threads):
-            there = [source(*one) for one in zip(self.parts, masks, counts, strict=True) if one[2]]
-            return gather(there, len(xq), k) if there and k else nothing(len(xq), k)
+            there = [partition(*one) for one in zip(self.groups, masks, counts, strict=True) if one[2]]
+            return gather(there, len(xq), k) if there and k else empty(len(xq), k)
 
-    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
-        """The same by comparing every matching row with the vectors the index stores."""
+    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Neighbors:
+        """Exact k nearest live rows: compares every matching row's stored vector. Arguments as in `search`."""
         xq = self._checked(xq, allowed, k)
         found = []
-        for part in self.parts:
-            mask = part.mask(allowed)
-            found.append(_exact(part, xq, k, np.arange(part.rows) if mask is None else mask.positions))
-        return merge(found, k) if found else nothing(len(xq), k)
+        for group in self.groups:
+            mask = group.mask(allowed)
+            found.append(_exact(group, xq, k, np.arange(group.rows) if mask is None else mask.positions))
+        return merge(found, k) if found else empty(len(xq), k)
 
     def vector(self, row: int) -> np.ndarray:
         """The stored vector (d,) float32 of a row."""
@@ -141,13 +143,13 @@ class Searcher:
         return segment.engine.vectors(np.array([row - segment.start]))[0]
 
     def is_live(self, row: int) -> bool:
-        """Whether a row is not hidden by a tombstone."""
+        """Whether no tombstone hides this row."""
         segment = self._segment(row)
         return segment.alive is None or bool(segment.alive[row - segment.start])
 
     def live(self) -> np.ndarray:
         """Which rows are live: (rows,) bool."""
-        return _joined([_alive(s) for s in self.segments])
+        return _concatenated([_alive(s) for s in self.segments])
 
     def _segment(self, row: int) -> OpenSegment:
         return next(s for s in self.segments if s.start <= row < s.start + s.rows)
@@ -177,62 +179,64 @@ def _check_manifest(manifest: IndexManifest, wanted: Iterable[int]) -> None:
         if (segment.index is None) != (segment.kind == "tombstones"):
             there = "no index file" if segment.index is None else "an index file"
             raise ContractError(f"{segment.table.path}: a segment of kind {segment.kind} with {there}")
-    for name in TUNED:
+    for name in SEARCH_PARAMETERS:
         value = manifest.search.get(name)
         if value is not None and (isinstance(value, str) or not value >= 0):
             raise ContractError(f"index {manifest.id}: the search parameter {name} is {value!r}, where a number is expected")
 
 
-def _search_part(part: Part, mask: Mask | None, matching: int, xq: np.ndarray, k: int, params: dict[str, Scalar]) -> Found:
-    """The k nearest rows of a part, as handles: fewer only when fewer than k match."""
-    if mask is not None and matching <= max(min(EXACT_SHARE * part.rows, EXACT_ROWS), k):
-        return _exact(part, xq, k, mask.positions)
+def _search_group(
+    group: SegmentGroup, mask: Mask | None, matching: int, xq: np.ndarray, k: int, params: dict[str, Scalar]
+) -> Neighbors:
+    """k nearest rows of a group, as handles; fewer only where fewer than k match."""
+    if mask is not None and matching <= max(min(EXACT_SHARE * group.rows, EXACT_ROWS), k):
+        return _exact(group, xq, k, mask.positions)
     wanted = min(k, matching)
     # Where a filter keeps one row in f, the k nearest matching ones lie about f times as many lists away.
-    spread = min(round(part.rows / matching), MOST_WIDENED)
-    found = part.engine.search(xq, wanted, mask, params, spread)
-    short = _short(found)
-    for factor in WIDER:
+    spread = min(round(group.rows / matching), MAX_SPREAD)
+    found = group.engine.search(xq, wanted, mask, params, spread)
+    short = _incomplete(found)
+    for factor in WIDENING:
         if not len(short):
             break
-        again = part.engine.search(xq[short], wanted, mask, params, spread * factor)
+        again = group.engine.search(xq[short], wanted, mask, params, spread * factor)
         found.similarity[short], found.rows[short] = again.similarity, again.rows
-        short = _short(found)
-    result = padded(Found(found.similarity, part.handles(found.rows)), k)
+        short = _incomplete(found)
+    result = pad(Neighbors(found.similarity, group.handles(found.rows)), k)
     if len(short):
-        every = np.arange(part.rows) if mask is None else mask.positions
-        exact = _exact(part, xq[short], k, every)
+        every = np.arange(group.rows) if mask is None else mask.positions
+        exact = _exact(group, xq[short], k, every)
         result.similarity[short], result.rows[short] = exact.similarity, exact.rows
     return result
 
 
-def _short(found: Found) -> np.ndarray:
-    """Which queries have fewer rows than were asked for: engines leave the last places empty."""
+def _incomplete(found: Neighbors) -> np.ndarray:
+    """Queries (n,) int that found fewer than k rows: their last column is -1."""
     return np.flatnonzero(found.rows[:, -1] < 0)
 
 
-def _exact(part: Part, xq: np.ndarray, k: int, positions: np.ndarray) -> Found:
-    found = part.engine.nearest(xq, positions, k)
-    return padded(Found(found.similarity, part.handles(found.rows)), k)
+def _exact(group: SegmentGroup, xq: np.ndarray, k: int, positions: np.ndarray) -> Neighbors:
+    found = group.engine.nearest(xq, positions, k)
+    return pad(Neighbors(found.similarity, group.handles(found.rows)), k)
 
 
-def _parts(segments: list[OpenSegment]) -> list[Part]:
-    """Bases and deltas with lists of one template are one part, flat deltas are another, every other segment is one of its own."""
+def _group_segments(segments: list[OpenSegment]) -> list[SegmentGroup]:
+    """Groups bases and deltas whose lists share one template, groups flat deltas, and leaves every other segment on its own."""
     held = [(s, s.engine) for s in segments if s.engine is not None]
     flat = [(s, engine) for s, engine in held if not s.base and is_flat(engine)]
     coded = [(s, engine) for s, engine in held if s.base or not is_flat(engine)]
     bases = [(s, engine) for s, engine in coded if s.base]
-    as_one = next((group for group in (coded, bases) if len(group) > 1 and trained_as_one([e for _, e in group])), [])
-    parts: list[Part] = []
-    if as_one:
-        parts.append(Part(FaissShards([engine for _, engine in as_one]), [s for s, _ in as_one]))
+    same_training = next((group for group in (coded, bases) if len(group) > 1 and share_training([e for _, e in group])), [])
+    groups: list[SegmentGroup] = []
+    if same_training:
+        groups.append(SegmentGroup(ShardedIvf([engine for _, engine in same_training]), [s for s, _ in same_training]))
     if flat:
-        parts.append(Part(together([engine for _, engine in flat]), [s for s, _ in flat]))
-    return parts + [Part(engine, [s]) for s, engine in coded if (s, engine) not in as_one]
+        groups.append(SegmentGroup(concat_flat([engine for _, engine in flat]), [s for s, _ in flat]))
+    return groups + [SegmentGroup(engine, [s]) for s, engine in coded if (s, engine) not in same_training]
 
 
 def features_of(manifest: IndexManifest, tables: list[pa.Table]) -> Features:
-    """The columns of all segments' tables, one after the other. Raises ContractError when they do not fit together."""
+    """Features over the concatenated row tables of all segments. Raises ContractError where their schemas do not fit."""
     try:
         return Features(pa.concat_tables(tables, promote_options="default"))
     except pa.ArrowException as error:
@@ -240,14 +244,14 @@ def features_of(manifest: IndexManifest, tables: list[pa.Table]) -> Features:
 
 
 def ordered(segments: tuple[Segment, ...]) -> list[Segment]:
-    """Segments in the order of their rows' handles: shard by shard."""
+    """Segments in the order of their handles: by shard, then by sequence."""
     return sorted(segments, key=lambda s: (s.shard, s.sequence, s.kind))
 
 
 def alive_rows(
     segment: Segment, keys: np.ndarray, segments: tuple[Segment, ...], locate: Callable[[FileRef], Path]
 ) -> np.ndarray | None:
-    """Which rows no later tombstone hides; None where none is hidden: a mask costs every search."""
+    """Rows (n,) bool that no later tombstone hides; None where none is hidden, since a mask slows every search."""
     later = [s for s in segments if s.kind == "tombstones" and s.shard == segment.shard and s.sequence > segment.sequence]
     if not later:
         return None
@@ -260,8 +264,8 @@ def _alive(segment: OpenSegment) -> np.ndarray:
     return np.ones(segment.rows, bool) if segment.alive is None else segment.alive
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """Masks one after the other, without a copy where there is one."""
+def _concatenated(parts: list[np.ndarray]) -> np.ndarray:
+    """Concatenates masks; a single one is not copied."""
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.zeros(0, bool)

@@ -1,8 +1,8 @@
-"""Shards made from one template, searched as one: the coarse search is done once and its lists are handed to every shard.
+"""IVF shards trained from one template, searched as one index: one coarse search, whose lists every shard scans.
 
-Each shard searched by itself would repeat the coarse search and refine its own best, so that N shards cost N times what one index
-does. Here only the best of all shards' estimates are refined: the answer is that of one index over all rows; of estimates that are
-equal at the end, all are refined.
+Shards searched separately would each repeat the coarse search and refine their own best, N times the cost of one index. Here only
+the best estimates over all shards are refined, so the result is that of one index over all rows; estimates that tie with the last
+are all refined.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,14 @@ import faiss
 import numpy as np
 
 from serving.contract.manifest import Scalar
-from serving.index.coarse import search_lists
+from serving.index.coarse import search_preassigned
 from serving.index.engine import Mask
-from serving.index.faiss_engine import FaissEngine, innermost, k_factor, probes, widened
-from serving.index.merge import Found, Source, merge, nothing, one_above_the_other, shares
+from serving.index.faiss_engine import FaissEngine, innermost, k_factor, probes, scale_effort
+from serving.index.merge import Neighbors, Partition, empty, merge, over_fetch, stack
 
 
-class FaissShards:
-    """Engines over IVF indexes that were trained as one; position i of shard s is `starts[s] + i`."""
+class ShardedIvf:
+    """One engine over IVF indexes that share their training; position i of shard s is `starts[s] + i`."""
 
     def __init__(self, engines: Sequence[FaissEngine]) -> None:
         self.engines = list(engines)
@@ -27,39 +27,39 @@ class FaissShards:
         self.rows = int(self.starts[-1])
         self.lists = [innermost(e.index) for e in engines]
         self.transforms = _transforms(engines[0].index)
-        self.refined = engines[0].estimating is not None
+        self.refined = engines[0].base_index is not None
 
-    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
-        masks = [None if mask is None else mask.part(*self._span(s)) for s in range(len(self.engines))]
+    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Neighbors:
+        masks = [None if mask is None else mask.slice(*self._span(s)) for s in range(len(self.engines))]
         counts = [e.rows if m is None else m.count for e, m in zip(self.engines, masks, strict=True)]
         whole, held = sum(counts), [s for s, count in enumerate(counts) if count]
         x = xq
         for transform in self.transforms:
             x = transform.apply(x)
-        closeness, nearest = self.lists[0].quantizer.search(x, probes(self.lists[0], widened(params, effort)))
+        closeness, nearest = self.lists[0].quantizer.search(x, probes(self.lists[0], scale_effort(params, effort)))
 
-        def source(shard: int) -> Source:
+        def partition(shard: int) -> Partition:
             lists, live = self.lists[shard], masks[shard]
 
-            def ask(which: np.ndarray, n: int) -> Found:
-                return search_lists(lists, x[which], n, Found(closeness[which], nearest[which]), live)
+            def search(which: np.ndarray, n: int) -> Neighbors:
+                return search_preassigned(lists, x[which], n, Neighbors(closeness[which], nearest[which]), live)
 
-            return Source(ask, counts[shard] / whole)
+            return Partition(search, counts[shard] / whole)
 
         if not held:
-            return nothing(len(xq), k)
+            return empty(len(xq), k)
         wanted = min(int(k * k_factor(params)) if self.refined else k, whole)
-        found, last = shares([source(s) for s in held], len(xq), wanted)
+        results, last = over_fetch([partition(s) for s in held], len(xq), wanted)
         if self.refined:
-            found = [_refined(self.engines[s], xq, f, last, k) for s, f in zip(held, found, strict=True)]
-        return merge([_moved(f, int(self.starts[s])) for s, f in zip(held, found, strict=True)], k)
+            results = [_refine(self.engines[s], xq, f, last, k) for s, f in zip(held, results, strict=True)]
+        return merge([_shift(f, int(self.starts[s])) for s, f in zip(held, results, strict=True)], k)
 
-    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
-        found = [(engine.nearest(xq, local, k), start) for engine, start, local in self._by_shard(positions)]
-        return merge([_moved(f, start) for f, start in found], k) if found else nothing(len(xq), k)
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
+        results = [(engine.nearest(xq, local, k), start) for engine, start, local in self._by_shard(positions)]
+        return merge([_shift(f, start) for f, start in results], k) if results else empty(len(xq), k)
 
     def _by_shard(self, positions: np.ndarray) -> Iterator[tuple[FaissEngine, int, np.ndarray]]:
-        """Every engine that holds some of the positions, where it starts, and their positions within it."""
+        """Splits positions by shard: (engine, its first position, the positions within it)."""
         shard = np.searchsorted(self.starts, positions, side="right") - 1
         for number, engine in enumerate(self.engines):
             mine = positions[shard == number]
@@ -70,8 +70,8 @@ class FaissShards:
         return int(self.starts[shard]), int(self.starts[shard + 1])
 
 
-def trained_as_one(engines: Sequence[FaissEngine]) -> bool:
-    """Whether all are IVF indexes of one kind with the same rotation, centroids and codebooks, so that lists and estimates agree."""
+def share_training(engines: Sequence[FaissEngine]) -> bool:
+    """Whether all are IVF indexes of one type with equal rotations, centroids and codebooks, so that lists and estimates agree."""
     learned = [_training(e.index) for e in engines]
     known = [p for p in learned if p is not None]
     return len(known) == len(learned) and all(_equal(known[0], p) for p in known[1:])
@@ -82,7 +82,7 @@ def _equal(a: list[Any], b: list[Any]) -> bool:
 
 
 def _training(index: Any) -> list[Any] | None:
-    """What an IVF index learned, besides its refine store; None for one without lists."""
+    """Trained parameters of an IVF index, without its refine index; None for an index without lists."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
         inner = _training(index.base_index)
@@ -100,7 +100,7 @@ def _training(index: Any) -> list[Any] | None:
 
 
 def _transforms(index: Any) -> list[Any]:
-    """What is done to queries before the lists see them: rotations, where the index rotates. Views: `index` must stay referenced."""
+    """Transforms of an IndexPreTransform, applied to queries before the lists. Views: `index` must stay referenced."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
         return _transforms(index.base_index)
@@ -109,13 +109,13 @@ def _transforms(index: Any) -> list[Any]:
     return [faiss.downcast_VectorTransform(index.chain.at(number)) for number in range(index.chain.size())]
 
 
-def _refined(engine: FaissEngine, xq: np.ndarray, estimates: Found, last: np.ndarray, k: int) -> Found:
-    """The k nearest of each query among the rows whose estimate is at least its `last` (nq,)."""
+def _refine(engine: FaissEngine, xq: np.ndarray, estimates: Neighbors, last: np.ndarray, k: int) -> Neighbors:
+    """Exact k nearest of each query among the rows whose estimate is at least its `last` (nq,)."""
     good = (estimates.similarity >= last[:, None]) & (estimates.rows >= 0)
     chosen = [rows[which] for rows, which in zip(estimates.rows, good, strict=True)]
-    return one_above_the_other([engine.nearest(xq[n : n + 1], rows, k) for n, rows in enumerate(chosen)])
+    return stack([engine.nearest(xq[n : n + 1], rows, k) for n, rows in enumerate(chosen)])
 
 
-def _moved(found: Found, start: int) -> Found:
-    """The same rows where the first one has the position `start`; -1 stays."""
-    return found if not start else Found(found.similarity, np.where(found.rows < 0, -1, found.rows + start))
+def _shift(result: Neighbors, start: int) -> Neighbors:
+    """Adds `start` to every position; -1 stays."""
+    return result if not start else Neighbors(result.similarity, np.where(result.rows < 0, -1, result.rows + start))

@@ -1,1 +1,1 @@
-"""What an answer is ranked and filtered by: features, filters, the ranker and its rules, profiles."""
+"""Filtering and ranking of candidates: features, filters, ranker, business rules, user profiles."""

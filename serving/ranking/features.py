@@ -1,4 +1,4 @@
-"""What is known of every row of an index version, column by column, so that ranking 500 rows is a few array operations."""
+"""Feature columns over all rows of an index version, so that ranking 500 rows is a few array operations."""
 
 import threading
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from serving.contract.segments import fixed_bytes
 Kind = Literal["text", "names", "number", "flag", "time"]
 BETWEEN = "\x1f"
 LEVELS = " > "
-SAMPLE, MOST_VALUES = 50_000, 25_000
-"""Of so many rows, no more different texts where a column is worth coding: codes for a million titles take seconds and 250 MB."""
+SAMPLE, MAX_CATEGORIES = 50_000, 25_000
+"""A text column is dictionary-encoded if a sample of SAMPLE rows has at most MAX_CATEGORIES distinct texts: encoding a million titles
+takes seconds and 250 MB."""
 
 
 @dataclass(frozen=True)
-class Coded:
-    """A column of text, or of lists of names: `codes` (n,) unsigned into `values`; code 0 is "nothing known".
+class CategoricalColumn:
+    """A dictionary-encoded column of texts or lists of names: `codes` (n,) unsigned into `values`; code 0 means missing.
 
-    `values` holds each text, or each list joined by " > ".
+    `values` holds each text, or each list joined by " > "; `parts` the names of each.
     """
 
     codes: np.ndarray
@@ -31,8 +32,8 @@ class Coded:
     parts: list[list[str]]
 
     @cached_property
-    def having(self) -> dict[str, list[int]]:
-        """The codes that a name belongs to: the text itself, the whole path, or any level of it."""
+    def codes_by_name(self) -> dict[str, list[int]]:
+        """Codes by name: the text itself, the whole path, or any level of it."""
         found: dict[str, list[int]] = {}
         for code, (value, parts) in enumerate(zip(self.values, self.parts, strict=True)):
             for name in {value, *parts} - {""}:
@@ -40,8 +41,8 @@ class Coded:
         return found
 
 
-class Texts:
-    """A column of text by row: a slice of its buffer. A missing text is ""."""
+class TextColumn:
+    """A text column read by row, as slices of its Arrow buffer. A missing text is ""."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         whole = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks()
@@ -59,9 +60,9 @@ class Texts:
 class Features:
     """Columns over all rows of a version; a row is addressed by its handle 0..n-1.
 
-    `in_stock` bool, `popularity` float32, `price` float64 (NaN: unknown), `brand` and `category` coded; `palette` (n, 13) uint8
-    where the version has it (zeros: unknown); other columns by name. `lenient`: a column that is not there counts as one of which
-    nothing is known, as where other shards of the version have it.
+    `in_stock` bool, `popularity` float32, `price` float64 (NaN: unknown), `brand` and `category` categorical; `palette` (n, 13)
+    uint8 where the version has it (zeros: unknown); other columns by name. `lenient`: a missing column counts as all null, as in
+    a shard of a version whose other shards have it.
     """
 
     lenient = False
@@ -74,16 +75,16 @@ class Features:
         self.in_stock = _numpy(pc.fill_null(self.table["in_stock"], True))
         self.popularity = _numpy(pc.fill_null(self.table["popularity"], 0.0)).astype(np.float32)
         self.price = _numpy(pc.fill_null(self.table["price"].cast(pa.float64()), float("nan")))
-        self.kept: dict[str, Coded] = {}
-        self.known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self.read: dict[str, Texts] = {}
-        self.few: dict[str, bool] = {}
+        self.categorical_columns: dict[str, CategoricalColumn] = {}
+        self.value_columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.text_columns: dict[str, TextColumn] = {}
+        self.low_cardinality: dict[str, bool] = {}
         self.lock = threading.Lock()
         self.palette = fixed_bytes(self.table[PALETTE]) if PALETTE in self.table.column_names else None
-        self.brand, self.category = self.coded("brand"), self.coded("category")
+        self.brand, self.category = self.categorical("brand"), self.categorical("category")
 
     def kind(self, name: str) -> Kind | None:
-        """What a column holds; None when there is no such column or nothing can be asked of it."""
+        """The kind of a column; None when it is missing or cannot be filtered."""
         if name not in self.table.column_names:
             return None
         kind = self.table.schema.field(name).type
@@ -97,46 +98,46 @@ class Features:
             return "time"
         return "number" if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) else None
 
-    def askable(self) -> list[str]:
-        """The columns that a filter or a rule may name."""
+    def filterable_columns(self) -> list[str]:
+        """Names of the columns that filters and rules may use."""
         return [n for n in self.table.column_names if self.kind(n)]
 
-    def coded(self, name: str) -> Coded:
-        """A column of text or names by codes. The first call makes them (about a second for ten million rows); they are kept."""
+    def categorical(self, name: str) -> CategoricalColumn:
+        """A text or list column, dictionary-encoded. Cached; the first call takes about a second for ten million rows."""
         with self.lock:
-            if name not in self.kept:
-                self.kept[name] = _coded(self.table[name])
-            return self.kept[name]
+            if name not in self.categorical_columns:
+                self.categorical_columns[name] = _categorical(self.table[name])
+            return self.categorical_columns[name]
 
-    def has_few(self, name: str) -> bool:
-        """Whether a column of text repeats itself: told by a sample of its rows. One that does not is asked as it is."""
-        if name not in self.few:
+    def is_low_cardinality(self, name: str) -> bool:
+        """Whether a text column has few distinct values, estimated from a sample of rows. Others are filtered without encoding."""
+        if name not in self.low_cardinality:
             sample = self.table[name].take(pa.array(np.arange(0, self.rows, max(1, self.rows // SAMPLE))))
-            self.few[name] = pc.count_distinct(sample).as_py() <= MOST_VALUES
-        return self.few[name]
+            self.low_cardinality[name] = pc.count_distinct(sample).as_py() <= MAX_CATEGORIES
+        return self.low_cardinality[name]
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """A column of numbers, flags or times (in microseconds), and which of them are known: (n,) and (n,) bool. Kept."""
+        """Values (n,) of a column of numbers, flags or times (in microseconds), and which are not null (n,) bool. Cached."""
         with self.lock:
-            if name not in self.known:
-                self.known[name] = _values(self.table[name])
-            return self.known[name]
+            if name not in self.value_columns:
+                self.value_columns[name] = _values(self.table[name])
+            return self.value_columns[name]
 
     def rows_of(self, key: int) -> np.ndarray:
-        """Handles of every row with this key, oldest segment first; a key may be in a base and in later deltas."""
+        """Handles of all rows with this key, oldest segment first: a key may be in a base and in later deltas."""
         low = np.searchsorted(self.key, key, sorter=self.by_key)
         high = np.searchsorted(self.key, key, side="right", sorter=self.by_key)
         return np.sort(self.by_key[low:high])
 
-    def shown(self, handles: np.ndarray) -> list[dict[str, Any]]:
-        """What an answer shows of some rows: product_id, title, brand, category, price (None: unknown), currency, in_stock.
+    def display_fields(self, handles: np.ndarray) -> list[dict[str, Any]]:
+        """The fields an answer shows of rows: product_id, title, brand, category, price (None: unknown), currency, in_stock.
 
-        Read straight from the columns' buffers: Arrow's own `take` of twenty rows costs ten times as much.
+        Reads the columns' buffers directly: Arrow's `take` of twenty rows costs ten times as much.
         """
         ids, titles = self.texts("product_id").take(handles), self.texts("title").take(handles)
-        coded = self.brand, self.category, self.coded("currency")
-        brands, paths, currencies = coded[0].values, coded[1].parts, coded[2].values
-        codes = [column.codes[handles].tolist() for column in coded]
+        categorical = self.brand, self.category, self.categorical("currency")
+        brands, paths, currencies = categorical[0].values, categorical[1].parts, categorical[2].values
+        codes = [column.codes[handles].tolist() for column in categorical]
         columns = ids, titles, *codes, self.price[handles].tolist(), self.in_stock[handles].tolist()
         return [
             {
@@ -146,15 +147,15 @@ class Features:
             for product_id, title, brand, path, currency, price, stock in zip(*columns, strict=True)
         ]  # fmt: skip
 
-    def texts(self, name: str) -> "Texts":
-        """A column of text to be read by rows. Kept."""
+    def texts(self, name: str) -> TextColumn:
+        """A text column for reading by row. Cached."""
         with self.lock:
-            if name not in self.read:
-                self.read[name] = Texts(self.table[name])
-            return self.read[name]
+            if name not in self.text_columns:
+                self.text_columns[name] = TextColumn(self.table[name])
+            return self.text_columns[name]
 
     def take(self, handles: np.ndarray, columns: list[str]) -> list[dict]:
-        """The named columns of some rows, as one dict a row."""
+        """The named columns of some rows, one dict a row."""
         return self.table.select(columns).take(pa.array(handles)).to_pylist()
 
 
@@ -178,8 +179,8 @@ def _values(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return values, known & ~np.isnan(values) if values.dtype.kind == "f" else known
 
 
-def _coded(column: pa.ChunkedArray) -> Coded:
-    """Empty and missing values are code 0, named ""."""
+def _categorical(column: pa.ChunkedArray) -> CategoricalColumn:
+    """Dictionary-encodes a column. Empty and missing values are code 0, named ""."""
     lists = pa.types.is_list(column.type)
     text = pc.binary_join(pc.fill_null(column, []) if column.null_count else column, BETWEEN) if lists else column
     filled = pc.fill_null(text, "").cast(pa.string())
@@ -187,4 +188,4 @@ def _coded(column: pa.ChunkedArray) -> Coded:
     values = encoded.dictionary.to_pylist()
     parts = [v.split(BETWEEN) if lists else [v] for v in values]
     short = np.min_scalar_type(len(values))  # the fewer bytes, the more of a column stays in the processor's caches
-    return Coded(encoded.indices.to_numpy()[1:].astype(short), [LEVELS.join(p) for p in parts], parts)
+    return CategoricalColumn(encoded.indices.to_numpy()[1:].astype(short), [LEVELS.join(p) for p in parts], parts)

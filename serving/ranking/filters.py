@@ -1,4 +1,4 @@
-"""The filter language: which products may be in an answer. JSON, typed by the columns of the index version, evaluated exactly.
+"""The filter language: JSON conditions on the columns of an index version, evaluated exactly.
 
     {"brand": "Norda"}                                    a column equals a value
     {"brand": ["Norda", "Vela"]}                          … or one of several
@@ -7,8 +7,8 @@
     {"or": [{"brand": "Vela"}, {"not": {"price": {"gt": 20}}}]}
     {"material": {"exists": true}}                        any feature column
 
-A list column (`category`, tags) holds a value when any of its names, or its whole path "Home > Mugs", is that value. Where a
-product's value is missing, no condition on that column holds but {"exists": false}; `not` turns around whatever it holds.
+A list column (`category`, tags) matches a value when any of its names, or its whole path "Home > Mugs", equals it. Where a
+product's value is missing, only {"exists": false} holds of that column; `not` inverts any filter.
 
 A filter has at most 64 conditions, 8 levels, and 1,000 values in all its lists together.
 """
@@ -29,13 +29,13 @@ from serving.contract.keys import product_keys
 from serving.ranking.features import Features, Kind
 
 LANGUAGE = 1
-"""Part of every cache key: a filter that means something else is another filter."""
+"""Version of the language; part of every cache key, so that a change of meaning invalidates cached answers."""
 OPERATORS = ("eq", "in", "lt", "lte", "gt", "gte", "exists")
 COMBINERS = ("and", "or", "not")
-MOST_DEPTH, MOST_CONDITIONS, MOST_VALUES = 8, 64, 1000
-FEW = 200
-"""Up to so many numbers, comparing a column with each takes less time than looking its values up among them (a million rows on one
-core: 0.2 ms each, against 50 to 80 ms)."""
+MAX_DEPTH, MAX_CONDITIONS, MAX_VALUES = 8, 64, 1000
+MAX_COMPARISONS = 200
+"""Most numbers of an `in` list compared one by one; beyond, binary search is faster (a million rows on one core: 0.2 ms each,
+against 50 to 80 ms)."""
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "eq": np.equal, "lt": np.less, "lte": np.less_equal, "gt": np.greater, "gte": np.greater_equal,
 }  # fmt: skip
@@ -44,14 +44,14 @@ Scalar = str | int | float | bool
 
 
 class FilterError(ValueError):
-    """A filter that cannot be asked of this index version; the message names the column."""
+    """A filter that does not fit this index version; the message names the column."""
 
     status, reason = 422, "query"
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One question to one column."""
+    """A leaf of the filter tree: an operator on one column."""
 
     column: str
     operator: str
@@ -59,20 +59,20 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Combined:
-    """`and` and `or` of any number of parts, `not` of one."""
+class BooleanNode:
+    """An inner node of the filter tree: `and` or `or` of any number of parts, or `not` of one."""
 
     operator: str
     parts: tuple["Node", ...]
 
 
-Node = Condition | Combined
+Node = Condition | BooleanNode
 
 _SCALAR = {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]}
-_LIST = {"type": "array", "items": _SCALAR, "minItems": 1, "maxItems": MOST_VALUES}
+_LIST = {"type": "array", "items": _SCALAR, "minItems": 1, "maxItems": MAX_VALUES}
 _ORDERED = {"anyOf": [{"type": "number"}, {"type": "string"}]}
 _SELF = {"$ref": "#/components/schemas/Filter"}
-_PARTS = {"type": "array", "items": _SELF, "minItems": 1, "maxItems": MOST_CONDITIONS}
+_PARTS = {"type": "array", "items": _SELF, "minItems": 1, "maxItems": MAX_CONDITIONS}
 SCHEMA: dict[str, Any] = {
     "title": "Filter",
     "type": "object",
@@ -99,7 +99,7 @@ SCHEMA: dict[str, Any] = {
 
 
 class Filter(RootModel[dict[str, Any]]):
-    """A filter whose form is right; whether its columns exist, only an index version can say."""
+    """A syntactically valid filter; whether its columns exist depends on the index version."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -109,11 +109,11 @@ class Filter(RootModel[dict[str, Any]]):
         return self
 
     def tree(self) -> Node:
-        """The conditions. Raises ValueError naming the place that is not in the language."""
+        """Parses the filter into a tree. Raises ValueError naming the invalid place."""
         return _Parser().object(self.root, "", 0)
 
     def canonical(self) -> str:
-        """The same text for the same filter, for cache keys."""
+        """Canonical text of the filter, for cache keys."""
         return f"{LANGUAGE}:{json.dumps(self.root, sort_keys=True, separators=(',', ':'))}"
 
 
@@ -124,20 +124,20 @@ class _Parser:
     def object(self, found: Any, where: str, depth: int) -> Node:
         if not isinstance(found, dict):
             raise ValueError(f'{where or "the filter"} is not an object of conditions such as {{"brand": "Norda"}}')
-        if depth > MOST_DEPTH:
-            raise ValueError(f"{where} lies deeper than {MOST_DEPTH} levels")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{where} lies deeper than {MAX_DEPTH} levels")
         parts: list[Node] = []
         for name, value in found.items():
             here = f"{where}.{name}" if where else name
             if name not in COMBINERS:
                 parts += self.column(name, value, here)
             elif name == "not":
-                parts.append(Combined("not", (self.object(value, here, depth + 1),)))
+                parts.append(BooleanNode("not", (self.object(value, here, depth + 1),)))
             elif isinstance(value, list) and value:
-                parts.append(Combined(name, tuple(self.object(v, f"{here}.{n}", depth + 1) for n, v in enumerate(value))))
+                parts.append(BooleanNode(name, tuple(self.object(v, f"{here}.{n}", depth + 1) for n, v in enumerate(value))))
             else:
                 raise ValueError(f"{here} takes a list of filters, at least one")
-        return parts[0] if len(parts) == 1 else Combined("and", tuple(parts))
+        return parts[0] if len(parts) == 1 else BooleanNode("and", tuple(parts))
 
     def column(self, name: str, value: Any, here: str) -> list[Node]:
         if isinstance(value, list):
@@ -150,40 +150,39 @@ class _Parser:
 
     def condition(self, column: str, operator: str, value: Any, here: str) -> Condition:
         self.conditions += 1
-        if self.conditions > MOST_CONDITIONS:
-            raise ValueError(f"the filter has more than {MOST_CONDITIONS} conditions")
+        if self.conditions > MAX_CONDITIONS:
+            raise ValueError(f"the filter has more than {MAX_CONDITIONS} conditions")
         if operator not in OPERATORS:
             raise ValueError(f"{here}: there is no operator {operator!r}; use one of {', '.join(OPERATORS)}")
         if operator == "exists" and not isinstance(value, bool):
             raise ValueError(f"{here}: exists takes true or false")
-        if operator == "in" and not (isinstance(value, list) and 0 < len(value) <= MOST_VALUES):
-            raise ValueError(f"{here}: in takes a list of 1 to {MOST_VALUES} values")
+        if operator == "in" and not (isinstance(value, list) and 0 < len(value) <= MAX_VALUES):
+            raise ValueError(f"{here}: in takes a list of 1 to {MAX_VALUES} values")
         self.values += len(value) if operator == "in" else 0
-        if self.values > MOST_VALUES:
-            raise ValueError(f"the filter's lists have more than {MOST_VALUES} values together")
+        if self.values > MAX_VALUES:
+            raise ValueError(f"the filter's lists have more than {MAX_VALUES} values together")
         for one in value if operator == "in" else [value]:
             if not isinstance(one, str | int | float) or (isinstance(one, float) and not math.isfinite(one)):
                 raise ValueError(f"{here}: {one!r} is not a text, a finite number, true or false")
         return Condition(column, operator, tuple(value) if operator == "in" else value)
 
 
-def matching(features: Features, wanted: Filter, rows: np.ndarray | None = None) -> np.ndarray:
-    """Which rows a filter lets through: bool over all rows (n,), or over the handles `rows` (m,).
+def filter_mask(features: Features, query_filter: Filter, rows: np.ndarray | None = None) -> np.ndarray:
+    """Evaluates a filter: bool over all rows (n,), or over the handles `rows` (m,).
 
-    Raises FilterError naming a column that this version lacks or that holds something else. A value that occurs nowhere lets
-    nothing through.
+    Raises FilterError naming a column that is missing or of another type. A value that occurs nowhere matches no row.
     """
-    return _mask(wanted.tree(), features, rows)
+    return _mask(query_filter.tree(), features, rows)
 
 
-def check(features: Features, wanted: Filter) -> None:
-    """Raises FilterError where `matching` would."""
-    matching(features, wanted, np.zeros(0, np.int64))
+def check_filter(features: Features, query_filter: Filter) -> None:
+    """Checks a filter's columns and types without evaluating it. Raises FilterError as `filter_mask` does."""
+    filter_mask(features, query_filter, np.zeros(0, np.int64))
 
 
 def _mask(node: Node, features: Features, rows: np.ndarray | None) -> np.ndarray:
     if isinstance(node, Condition):
-        return _ask(node, features, rows)
+        return _evaluate(node, features, rows)
     if not node.parts:
         return np.ones(features.rows if rows is None else len(rows), bool)
     mask = _mask(node.parts[0], features, rows)
@@ -195,34 +194,34 @@ def _mask(node: Node, features: Features, rows: np.ndarray | None) -> np.ndarray
     return mask
 
 
-def _ask(asked: Condition, features: Features, rows: np.ndarray | None) -> np.ndarray:
-    kind = features.kind(asked.column)
+def _evaluate(condition: Condition, features: Features, rows: np.ndarray | None) -> np.ndarray:
+    kind = features.kind(condition.column)
     if kind is None and features.lenient:
-        unknown = asked.operator == "exists" and not asked.value
+        unknown = condition.operator == "exists" and not condition.value
         return np.full(features.rows if rows is None else len(rows), unknown)
     if kind is None:
-        known = ", ".join(features.askable())
-        raise FilterError(f"filter: this index version has no column {asked.column!r} to ask; it has {known}")
+        known = ", ".join(features.filterable_columns())
+        raise FilterError(f"filter: this index version has no column {condition.column!r} to ask; it has {known}")
     if kind in ("text", "names"):
-        return _ask_text(asked, kind, features, rows)
-    values, known_ = features.values(asked.column)
+        return _evaluate_text(condition, kind, features, rows)
+    values, known_ = features.values(condition.column)
     if rows is not None:
         values, known_ = values[rows], known_[rows]
-    if asked.operator == "exists":
-        return known_ == asked.value
-    if asked.operator == "in":
-        return _among(values, {_operand(asked, kind, v) for v in asked.value}) & known_
-    if kind == "flag" and asked.operator != "eq":
-        raise FilterError(f"filter: {asked.column} is true or false; it can be asked with eq, in and exists")
-    return COMPARE[asked.operator](values, _operand(asked, kind, asked.value)) & known_
+    if condition.operator == "exists":
+        return known_ == condition.value
+    if condition.operator == "in":
+        return _is_in(values, {_operand(condition, kind, v) for v in condition.value}) & known_
+    if kind == "flag" and condition.operator != "eq":
+        raise FilterError(f"filter: {condition.column} is true or false; it can be asked with eq, in and exists")
+    return COMPARE[condition.operator](values, _operand(condition, kind, condition.value)) & known_
 
 
-def _among(values: np.ndarray, choices: set[Any]) -> np.ndarray:
-    """Whether each value equals one of the choices: (n,) bool, in the memory of a few columns."""
+def _is_in(values: np.ndarray, choices: set[Any]) -> np.ndarray:
+    """Whether each value is among the choices: (n,) bool, in the memory of a few columns."""
     if values.dtype.kind in "iu":
         limits = np.iinfo(values.dtype)
         choices = {int(c) for c in choices if limits.min <= c <= limits.max and c == int(c)}
-    if len(choices) > FEW:
+    if len(choices) > MAX_COMPARISONS:
         ascending = np.unique(np.array(list(choices), values.dtype))
         return ascending.take(np.searchsorted(ascending, values), mode="clip") == values
     among = np.zeros(len(values), bool)
@@ -231,13 +230,15 @@ def _among(values: np.ndarray, choices: set[Any]) -> np.ndarray:
     return among
 
 
-def _ask_text(asked: Condition, kind: Kind, features: Features, rows: np.ndarray | None) -> np.ndarray:
-    if asked.operator not in ("eq", "in", "exists"):
-        raise FilterError(f"filter: {asked.column} holds text; it can be asked with eq, in and exists, not {asked.operator}")
-    wanted = asked.value if asked.operator == "in" else (asked.value,)
-    if asked.operator != "exists" and (strange := [v for v in wanted if not isinstance(v, str)]):
-        raise FilterError(f"filter: {asked.column} holds text, and {strange[0]!r} is none")
-    if asked.column == "product_id" and asked.operator != "exists":  # millions of texts: their keys say the same
+def _evaluate_text(condition: Condition, kind: Kind, features: Features, rows: np.ndarray | None) -> np.ndarray:
+    if condition.operator not in ("eq", "in", "exists"):
+        raise FilterError(
+            f"filter: {condition.column} holds text; it can be asked with eq, in and exists, not {condition.operator}"
+        )
+    wanted = condition.value if condition.operator == "in" else (condition.value,)
+    if condition.operator != "exists" and (strange := [v for v in wanted if not isinstance(v, str)]):
+        raise FilterError(f"filter: {condition.column} holds text, and {strange[0]!r} is none")
+    if condition.column == "product_id" and condition.operator != "exists":  # millions of texts: their keys say the same
         keys = product_keys(set(wanted))
         if rows is not None:
             return np.isin(features.key[rows], keys)
@@ -245,39 +246,39 @@ def _ask_text(asked: Condition, kind: Kind, features: Features, rows: np.ndarray
         for key in keys:
             named[features.rows_of(key)] = True
         return named
-    if kind == "text" and not features.has_few(asked.column):
-        texts = features.table[asked.column]
+    if kind == "text" and not features.is_low_cardinality(condition.column):
+        texts = features.table[condition.column]
         texts = texts if rows is None else texts.take(pa.array(rows))
-        if asked.operator == "exists":
-            return pc.fill_null(pc.not_equal(texts, ""), False).to_numpy() == asked.value
+        if condition.operator == "exists":
+            return pc.fill_null(pc.not_equal(texts, ""), False).to_numpy() == condition.value
         return pc.is_in(texts, pa.array(set(wanted) - {""}, texts.type)).to_numpy()
-    coded = features.coded(asked.column)
-    through = np.zeros(len(coded.values), bool)
-    if asked.operator == "exists":
-        through[:] = asked.value
-        through[0] = not asked.value
+    categorical = features.categorical(condition.column)
+    through = np.zeros(len(categorical.values), bool)
+    if condition.operator == "exists":
+        through[:] = condition.value
+        through[0] = not condition.value
     else:
         for name in set(wanted):
-            through[coded.having.get(name, [])] = True
-    return through[coded.codes if rows is None else coded.codes[rows]]
+            through[categorical.codes_by_name.get(name, [])] = True
+    return through[categorical.codes if rows is None else categorical.codes[rows]]
 
 
-def _operand(asked: Condition, kind: str, value: Scalar) -> Any:
-    """The value as its column is compared: a bool, a number, or microseconds."""
+def _operand(condition: Condition, kind: str, value: Scalar) -> Any:
+    """Converts a condition's value to its column's type: bool, number, or microseconds. Raises FilterError."""
     if kind == "flag":
         if not isinstance(value, bool):
-            raise FilterError(f"filter: {asked.column} is true or false, and {value!r} is neither")
+            raise FilterError(f"filter: {condition.column} is true or false, and {value!r} is neither")
         return value
     if kind == "time":
         try:
             moment = datetime.fromisoformat(value if isinstance(value, str) else "")
         except ValueError:
             example = "2026-01-31T12:00:00Z"
-            raise FilterError(f"filter: {asked.column} is a time such as {example!r}, and {value!r} is none") from None
+            raise FilterError(f"filter: {condition.column} is a time such as {example!r}, and {value!r} is none") from None
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return round(moment.timestamp() * 1e6)
     if isinstance(value, bool | str):
-        raise FilterError(f"filter: {asked.column} is a number, and {value!r} is none")
+        raise FilterError(f"filter: {condition.column} is a number, and {value!r} is none")
     try:
         return value if abs(value) < 2**62 else float(value)
     except OverflowError:

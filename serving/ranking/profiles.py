@@ -1,6 +1,6 @@
-"""What the feature store knows of users: preferences under `user:<id>`, a JSON object {"brands": {…}, "categories": {…}, "price": …}.
+"""User profiles from the feature store: `user:<id>` holds a JSON object {"brands": {…}, "categories": {…}, "price": …}.
 
-A store that is away or has nothing on a user means an answer that is not personalised; it never fails a search.
+An unavailable store, or an unknown user, gives an answer that is not personalised; it never fails a search.
 """
 
 import threading
@@ -16,7 +16,7 @@ AWAY_S = 1.0
 
 
 class Profiles(Protocol):
-    """Users by id. `failures` counts look-ups that could not be made or read."""
+    """Looks up users by id. `failures` counts look-ups that failed."""
 
     failures: int
 
@@ -24,7 +24,7 @@ class Profiles(Protocol):
 
 
 class NoProfiles:
-    """Nothing is known of anybody."""
+    """The profiles of a replica without a feature store: no user is known."""
 
     failures = 0
 
@@ -33,7 +33,7 @@ class NoProfiles:
 
 
 class RedisProfiles:
-    """Users in the Redis at `redis` (a client that decodes nothing)."""
+    """Profiles in Redis, read with a client that does not decode; skipped for AWAY_S after an error."""
 
     def __init__(self, redis: Any, clock: Callable[[], float] = time.monotonic) -> None:
         self.redis, self.clock = redis, clock

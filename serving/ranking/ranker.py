@@ -1,4 +1,4 @@
-"""The second phase: from 500 candidates to the 20 that are shown. A few array operations over the candidates' columns."""
+"""Second-phase ranking: from 500 candidates to the 20 shown, in a few array operations over the candidates' columns."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ import numpy as np
 from pydantic import Field
 
 from serving.contract.files import Frozen
-from serving.contract.palette import alike
-from serving.ranking.features import Coded, Features
+from serving.contract.palette import colour_similarity
+from serving.ranking.features import CategoricalColumn, Features
 from serving.ranking.rules import Rules, arrange, nudges
 
 
 class Weights(Frozen):
-    """What each term in [0, 1] adds to the similarity, whose own weight is 1.
+    """Weights of the terms, each in [0, 1], that are added to the similarity, whose own weight is 1.
 
-    `category`: the share of a candidate's category among the nearest `voters`; `colour`: how alike its colours are to the
-    photo's; `affinity`: how well it fits what the user prefers; `popularity` and `in_stock`: small nudges.
+    `category`: the share of a candidate's category among the nearest `voters`; `colour`: colour similarity to the photo;
+    `affinity`: fit to the user's preferences; `popularity` and `in_stock`: from the columns of that name.
     """
 
     category: float = 0.05
@@ -29,7 +29,7 @@ class Weights(Frozen):
 
 
 class RankerConfig(Frozen):
-    """Weights and rules; part of an index version (`ranker` in its manifest). `temperature`: how fast a voter's vote falls."""
+    """Weights and rules; part of an index version (`ranker` in its manifest). `temperature`: decay of votes with similarity."""
 
     weights: Weights = Weights()
     voters: int = Field(default=20, ge=1)
@@ -37,7 +37,7 @@ class RankerConfig(Frozen):
     rules: Rules = Rules()
 
     def digest(self) -> str:
-        """Names these weights and rules; part of the key of every cached answer."""
+        """Hash of weights and rules (12 hex digits); part of the key of every cached answer."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
@@ -45,7 +45,7 @@ Weight = Annotated[float, Field(ge=0, le=1)]
 
 
 class User(Frozen):
-    """What is known of who asks: preferred brands and categories, each with a weight in [0, 1], and a usual price."""
+    """A user's preferences: brands and categories, each with a weight in [0, 1], and a usual price."""
 
     brands: dict[str, Weight] = Field(default={}, max_length=100, examples=[{"Norda": 0.8}])
     categories: dict[str, Weight] = Field(default={}, max_length=100, examples=[{"Shoes": 0.5}])
@@ -54,7 +54,7 @@ class User(Frozen):
 
 @dataclass(frozen=True)
 class Ranked:
-    """The answer, best first: row handles, scores, similarities, each term's contribution, and by place what a rule did."""
+    """A ranked answer, best first: row handles, scores, similarities, each term's contribution, and notes of rules by place."""
 
     rows: np.ndarray
     score: np.ndarray
@@ -71,12 +71,12 @@ def rank(
     k: int,
     user: User | None = None,
     colours: np.ndarray | None = None,
-    own: int | None = None,
+    query_row: int | None = None,
 ) -> Ranked:
-    """The k best of a query's candidates: `rows` (n,) int64 handles (-1: none) with `similarity` (n,) float32, best first.
+    """Ranks a query's candidates and returns the k best: `rows` (n,) int64 handles (-1: none), `similarity` (n,) float32, best first.
 
-    `colours` (13,) uint8 is the palette of the photo or product of the query. `own` is the row of the product whose neighbours are
-    wanted: it votes for its category, and has no place in the answer.
+    `colours` (13,) uint8 is the palette of the query's photo or product. `query_row` is the row of the query's product: it votes for its
+    category but is left out of the answer.
     """
     there = rows >= 0
     rows, similarity = rows[there], similarity[there]
@@ -88,15 +88,15 @@ def rank(
         "in_stock": _weighted(weights.in_stock, features.in_stock, rows),
     }
     if colours is not None and features.palette is not None:
-        terms["colour"] = weights.colour * alike(colours, features.palette.take(rows, axis=0))
+        terms["colour"] = weights.colour * colour_similarity(colours, features.palette.take(rows, axis=0))
     if user is not None:
         terms["affinity"] = weights.affinity * _affinity(rows, features, user)
     if config.rules.boost or config.rules.bury:
         terms["rules"] = nudges(rows, features, config.rules)
     score = sum(terms.values(), np.zeros(len(rows)))
     best_first = np.argsort(-score, kind="stable")
-    if own is not None:
-        best_first = best_first[rows[best_first] != own]
+    if query_row is not None:
+        best_first = best_first[rows[best_first] != query_row]
     arranged = arrange(best_first, rows, features, config.rules)
     order = arranged.positions[:k]
     notes = {place: arranged.notes[p] for place, p in enumerate(order.tolist()) if p in arranged.notes}
@@ -105,12 +105,12 @@ def rank(
 
 
 def _weighted(weight: float, column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """What a column adds; one without weight is not read: 500 rows of millions are 500 cache misses."""
+    """A column's weighted values; without weight it is not read: 500 rows of millions are 500 cache misses."""
     return weight * column[rows] if weight else np.zeros(rows.shape)
 
 
-def _category_share(rows: np.ndarray, similarity: np.ndarray, category: Coded, config: RankerConfig) -> np.ndarray:
-    """How much of the nearest neighbours' vote a candidate's own category got, (n,) in [0, 1]: the predicted attribute."""
+def _category_share(rows: np.ndarray, similarity: np.ndarray, category: CategoricalColumn, config: RankerConfig) -> np.ndarray:
+    """Share (n,) in [0, 1] of the nearest neighbours' votes for each candidate's category: a k-NN prediction of the attribute."""
     if not len(rows):
         return np.zeros(0)
     nearest = similarity[: config.voters]
@@ -122,7 +122,7 @@ def _category_share(rows: np.ndarray, similarity: np.ndarray, category: Coded, c
 
 
 def _affinity(rows: np.ndarray, features: Features, user: User) -> np.ndarray:
-    """Preference in [0, 1]: the mean of what is known of brand, category and price."""
+    """User affinity in [0, 1]: the mean over the known preferences of brand, category and price."""
     parts = []
     if user.brands:
         parts.append(_preferred(features.brand, rows, user.brands))
@@ -134,10 +134,10 @@ def _affinity(rows: np.ndarray, features: Features, user: User) -> np.ndarray:
     return np.mean(parts, axis=0) if parts else np.zeros(rows.shape)
 
 
-def _preferred(column: Coded, rows: np.ndarray, weights: dict[str, float]) -> np.ndarray:
-    """Each row's weight: the largest among the names it has."""
+def _preferred(column: CategoricalColumn, rows: np.ndarray, weights: dict[str, float]) -> np.ndarray:
+    """Each row's weight: the largest among its names."""
     by_code = np.zeros(len(column.values))
     for name, weight in weights.items():
-        for code in column.having.get(name, ()):
+        for code in column.codes_by_name.get(name, ()):
             by_code[code] = max(by_code[code], weight)
     return by_code[column.codes[rows]]

@@ -1,4 +1,4 @@
-"""Business rules of an index version: a small typed record, applied to a query's candidates as array operations."""
+"""Business rules of an index version, applied to a query's candidates as array operations."""
 
 from dataclasses import dataclass
 
@@ -8,29 +8,28 @@ from pydantic import Field
 from serving.contract.files import Frozen
 from serving.contract.keys import product_key
 from serving.ranking.features import Features
-from serving.ranking.filters import Filter, check, matching
+from serving.ranking.filters import Filter, check_filter, filter_mask
 
 
 class Nudge(Frozen):
-    """`by` is added to (boost) or taken from (bury) the score of what `where` lets through. Similarity is at most 1."""
+    """Adds `by` to (boost) or subtracts it from (bury) the score of products that match `where`. Similarity is at most 1."""
 
     where: Filter
     by: float = Field(gt=0, le=10)
 
 
 class Pin(Frozen):
-    """A product shown at `place` (1 is the first) of every answer whose candidates it is among and whose filter it passes."""
+    """Pins a product to `place` (1 is the first) in every answer among whose candidates it is."""
 
     product_id: str
     place: int = Field(ge=1, le=100)
 
 
 class Rules(Frozen):
-    """`require`: what every answer's products must fulfil, e.g. {"in_stock": true}; applied before the candidates are chosen.
+    """Rules of an answer. `require`: a filter on every query, e.g. {"in_stock": true}; applied before candidates are retrieved.
 
-    `max_per_brand`: no more of one brand within an answer while others are there (0: no cap); what is over the cap follows
-    after. `collapse`: of products with the same value in this column (variants of one article) only the best is shown, or what
-    is pinned of them.
+    `max_per_brand`: most products of one brand before those of others (0: no cap); those over the cap follow after. `collapse`: of
+    products with the same value in this column (variants of one article) only the best is shown, or those pinned.
     """
 
     require: Filter | None = None
@@ -41,36 +40,36 @@ class Rules(Frozen):
     collapse: str = ""
 
     def check(self, features: Features) -> None:
-        """Raises FilterError when a rule names a column that is not there."""
+        """Raises FilterError when a rule's filter or column does not fit these features."""
         for wanted in [n.where for n in (*self.boost, *self.bury)] + ([self.require] if self.require else []):
-            check(features, wanted)
+            check_filter(features, wanted)
         if self.collapse:
-            check(features, Filter({self.collapse: {"exists": True}}))
+            check_filter(features, Filter({self.collapse: {"exists": True}}))
 
 
 @dataclass(frozen=True)
 class Order:
-    """Positions (m,) of candidates, best first, after the rules; and for some of them a note on what a rule did."""
+    """Positions (m,) of candidates after the rules, best first, and notes on what a rule did by position."""
 
     positions: np.ndarray
     notes: dict[int, str]
 
 
 def nudges(rows: np.ndarray, features: Features, rules: Rules) -> np.ndarray:
-    """What boosts and buries add to each candidate's score (n,) float64."""
+    """Sum of boosts and buries of each candidate, (n,) float64."""
     total = np.zeros(len(rows))
     for sign, nudged in ((1.0, rules.boost), (-1.0, rules.bury)):
         for nudge in nudged:
-            total += sign * nudge.by * matching(features, nudge.where, rows)
+            total += sign * nudge.by * filter_mask(features, nudge.where, rows)
     return total
 
 
 def arrange(order: np.ndarray, rows: np.ndarray, features: Features, rules: Rules) -> Order:
-    """Variants collapsed, brands capped, pins set: positions `order` (n,) best first, of candidates `rows` (n,)."""
+    """Collapses variants, caps brands and sets pins: positions `order` (n,), best first, of candidates `rows` (n,)."""
     notes: dict[int, str] = {}
     pinned = _pinned(order, features.key[rows], rules.pin) if rules.pin else {}
     if rules.collapse:
-        order, hidden = _collapsed(order, _groups(features, rules.collapse, rows), list(pinned))
+        order, hidden = _collapse(order, _groups(features, rules.collapse, rows), list(pinned))
         notes |= {p: f"stands for {n} more of its {rules.collapse}" for p, n in hidden.items()}
     if rules.max_per_brand:
         brands = features.brand.codes[rows][order]
@@ -86,24 +85,24 @@ def arrange(order: np.ndarray, rows: np.ndarray, features: Features, rules: Rule
 
 
 def _pinned(order: np.ndarray, keys: np.ndarray, pins: tuple[Pin, ...]) -> dict[int, int]:
-    """The places of those positions in `order` that are pinned; keys (n,) of all candidates."""
+    """Places of the pinned positions in `order`; keys (n,) of all candidates."""
     places = {product_key(pin.product_id): pin.place for pin in pins}
     there = order[np.isin(keys[order], list(places))]
     return {int(p): places[int(keys[p])] for p in there}
 
 
 def _groups(features: Features, column: str, rows: np.ndarray) -> np.ndarray:
-    """The same number for candidates of one group, -1 for those of none."""
+    """Group number of each candidate by a column's value; -1: null."""
     if features.kind(column) in ("text", "names"):
-        codes = features.coded(column).codes[rows].astype(np.int64)
+        codes = features.categorical(column).codes[rows].astype(np.int64)
         return np.where(codes == 0, -1, codes)
     values, known = features.values(column)
     groups = np.unique(values[rows], return_inverse=True)[1]
     return np.where(known[rows], groups, -1)
 
 
-def _collapsed(order: np.ndarray, groups: np.ndarray, pinned: list[int]) -> tuple[np.ndarray, dict[int, int]]:
-    """The pinned of each group or else its first, in order; and for those that stand for others, how many those are."""
+def _collapse(order: np.ndarray, groups: np.ndarray, pinned: list[int]) -> tuple[np.ndarray, dict[int, int]]:
+    """Keeps each group's pinned products, else its first; with the number of hidden products by the position kept."""
     kept = np.zeros(len(groups), bool)
     kept[pinned] = True
     first = order[np.argsort(~kept[order], kind="stable")]  # each group's pinned before its others
@@ -116,7 +115,7 @@ def _collapsed(order: np.ndarray, groups: np.ndarray, pinned: list[int]) -> tupl
 
 
 def _place_within(groups: np.ndarray) -> np.ndarray:
-    """Each element's place (0 first) among the earlier elements of its own group."""
+    """Rank (0 first) of each element within its group."""
     by_group = np.argsort(groups, kind="stable")
     ordered = groups[by_group]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(groups) else np.zeros(0, np.int64)

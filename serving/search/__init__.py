@@ -1,1 +1,1 @@
-"""One search, from decoding the photo to the ranked answer; caches, samples and live recall."""
+"""One search, from decoding the photo to the ranked answer; caches, query samples and live recall."""

@@ -1,4 +1,4 @@
-"""What a replica remembers: in its own memory by default, in a Redis that replicas share by setting. A failure is a miss."""
+"""The caches of a replica: in process by default, in a shared Redis by setting. A failed look-up is a miss."""
 
 import threading
 import time
@@ -13,20 +13,20 @@ from serving.search.schemas import SearchAnswer
 EMBEDDING_S, CANDIDATES_S, RESPONSE_S = 24 * 3600.0, 3600.0, 3600.0
 
 
-def anything(value: Any) -> bool:
-    """Whether a value is one that was asked for: whatever it is."""
+def accept_any(value: Any) -> bool:
+    """Accepts any value; the default check of a look-up."""
     return True
 
 
 class Cache(Protocol):
-    """Values by key. `hits`, `misses` and `errors` count look-ups; a look-up that failed is a miss and an error."""
+    """A cache of values by key. `hits`, `misses` and `errors` count look-ups; a failed look-up is a miss and an error."""
 
     hits: int
     misses: int
     errors: int
 
-    def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
-        """The value kept under a key, or None. Where others write as well, what does not fit is a failed look-up."""
+    def get(self, key: str, fits: Callable[[Any], bool] = accept_any) -> Any:
+        """The value of a key, or None. In a shared cache, a value that does not pass `fits` is a failed look-up."""
         ...
 
     def put(self, key: str, value: Any) -> None: ...
@@ -35,9 +35,9 @@ class Cache(Protocol):
 
 
 class LocalCache:
-    """At most `entries` values, each for at most `ttl_s` seconds; the least recently used goes first. Safe for several threads.
+    """An in-process LRU cache of at most `entries` values with a time to live of `ttl_s` seconds. Thread-safe.
 
-    `write` and `read` turn a value into what is kept and back, where the value itself would be large.
+    `write` and `read` convert values to a smaller stored form and back.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LocalCache:
         self.lock = threading.Lock()
         self.hits = self.misses = self.errors = 0
 
-    def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
+    def get(self, key: str, fits: Callable[[Any], bool] = accept_any) -> Any:
         with self.lock:
             value = self.values.get(key)
             self.hits, self.misses = self.hits + (value is not None), self.misses + (value is None)
@@ -71,10 +71,10 @@ class LocalCache:
 
 @dataclass(frozen=True)
 class Caches:
-    """The three of the document's table. Every key names the versions that its value depends on; nothing personal is kept.
+    """Caches of embeddings, candidates and responses. Every key names the versions its value depends on; nothing personal is cached.
 
-    Entries: an embedding is d floats; a candidate list 500 rows (6 kB); a response is kept as its JSON, 5 kB: as models of
-    20 products it takes 35 kB (tracemalloc).
+    Entries: an embedding is d floats; a candidate list 500 rows (6 kB); a response its JSON, 5 kB (35 kB as a model, by
+    tracemalloc).
     """
 
     embedding: Cache = field(default_factory=lambda: LocalCache(10_000, EMBEDDING_S))

@@ -1,7 +1,7 @@
-"""Fetching a photo by its address, where that is enabled: allowed hosts only, resolved once, and never from a private network.
+"""Fetches photos by URL without server-side request forgery: allowed hosts only, never from a private network.
 
-The connection goes to the very address that was checked, so that a name which resolves otherwise a moment later changes nothing.
-Every redirect is a new address and is checked like the first.
+The connection goes to the address that was checked, so that a name cannot resolve to another one afterwards (DNS rebinding). Every
+redirect is checked like the first URL.
 """
 
 import http.client
@@ -22,24 +22,24 @@ REDIRECTS = (301, 302, 303, 307, 308)
 PORTS = {"https": 443, "http": 80}
 CHUNK_BYTES = 65_536
 IN_URLS = "%:/?#[]@!$&'()*+,;="
-"""What stands for itself in an address, or is percent-encoded already (RFC 3986)."""
+"""Characters of a URL that are not to be percent-encoded (RFC 3986): reserved ones, and % of what is encoded already."""
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-"""The only IPv6 addresses given out to the public; the rest is reserved, local, or IPv4 in another form."""
+"""The only public IPv6 addresses; all others are reserved, local, or embed IPv4."""
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 Resolve = Callable[[str, int], list[str]]
 T = TypeVar("T")
-Take = Callable[[str, http.client.HTTPResponse], T]
+ReadResponse = Callable[[str, http.client.HTTPResponse], T]
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The addresses a name has now. Raises OSError."""
+    """Resolves a name to its addresses. Raises OSError."""
     return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Fetches from `hosts` ("name" or "name:port"; empty: from nowhere). `schemes` and `private` are widened by tests alone."""
+    """Fetches from `hosts` ("name" or "name:port"; empty: disabled). Only tests change `schemes` and `private`."""
 
     hosts: tuple[str, ...] = ()
     max_bytes: int = 10 * 2**20
@@ -50,7 +50,7 @@ class Fetcher:
     resolve: Resolve = resolve
 
     def fetch(self, url: str) -> bytes:
-        """The bytes at an address; undecoded.
+        """Fetches the bytes at a URL, undecoded.
 
         Raises ImageRejected with a reason: not_enabled, forbidden_host, forbidden_address, redirects, too_many_bytes, timeout,
         missing, unreachable.
@@ -58,27 +58,27 @@ class Fetcher:
         return self._follow("GET", url, self._body)
 
     def stamp(self, url: str) -> str | None:
-        """What tells that a photo did not change without reading it: its ETag, or its length and date. None: the host tells neither.
+        """A photo's validator, by one HEAD request: its strong ETag, or its length and date. None: the host sends neither.
 
-        One HEAD request. Raises what `fetch` raises.
+        Raises what `fetch` raises.
         """
         return self._follow("HEAD", url, _stamp)
 
-    def _follow(self, method: str, url: str, take: Take[T]) -> T:
+    def _follow(self, method: str, url: str, read_response: ReadResponse[T]) -> T:
         if not self.hosts:
             raise ImageRejected("not_enabled", "this replica fetches no photos by address; send the photo's bytes")
         latest = time.monotonic() + self.timeout_s
         for _ in range(self.most_redirects + 1):
             parts = self._allowed(url)
             try:
-                found = self._ask(method, parts, self._address(parts, latest), latest, take)
+                found = self._request(method, parts, self._address(parts, latest), latest, read_response)
             except (OSError, http.client.HTTPException) as error:
                 if time.monotonic() >= latest or isinstance(error, TimeoutError):
                     raise ImageRejected(
                         "timeout", f"{parts.hostname} did not give the photo within {self.timeout_s:g} s"
                     ) from None
                 raise ImageRejected("unreachable", f"the photo cannot be fetched from {parts.hostname}: {error}") from None
-            if not isinstance(found, _Elsewhere):
+            if not isinstance(found, _Redirect):
                 return found
             url = urljoin(url, found.url)
         raise ImageRejected("redirects", f"the address leads through more than {self.most_redirects} others")
@@ -100,7 +100,7 @@ class Fetcher:
         return parts._replace(netloc=f"{parts.hostname}:{port}" if ":" not in host else f"[{host}]:{port}")
 
     def _address(self, parts: SplitResult, latest: float) -> str:
-        """One of the host's addresses, once all of them are public."""
+        """One of the host's addresses, after checking that all of them are public."""
         host = parts.hostname
         assert host is not None
         addresses = _within(latest - time.monotonic(), lambda: self.resolve(host, parts.port or 0))
@@ -111,11 +111,13 @@ class Fetcher:
                 raise ImageRejected("forbidden_address", f"{host} lies in a private network ({address})")
         return addresses[0]
 
-    def _ask(self, method: str, parts: SplitResult, address: str, latest: float, take: Take[T]) -> "T | _Elsewhere":
-        """What is taken from the answer, or where it leads. Whatever the host does, the connection ends when the time is over."""
+    def _request(
+        self, method: str, parts: SplitResult, address: str, latest: float, read_response: ReadResponse[T]
+    ) -> "T | _Redirect":
+        """Sends one request; returns what `read_response` returns, or the redirect. The connection is cut when the time is over."""
         assert parts.hostname is not None
         left = max(0.001, latest - time.monotonic())
-        connection = _Pinned(parts.hostname, parts.port or 0, address, parts.scheme == "https", left)
+        connection = _PinnedConnection(parts.hostname, parts.port or 0, address, parts.scheme == "https", left)
         ending = threading.Timer(left, connection.cut)
         ending.start()
         try:
@@ -125,12 +127,12 @@ class Fetcher:
             )
             answer = connection.getresponse()
             if answer.status in REDIRECTS:
-                return _Elsewhere(quote(answer.getheader("Location") or "", IN_URLS, "latin-1"))
+                return _Redirect(quote(answer.getheader("Location") or "", IN_URLS, "latin-1"))
             if answer.status in (404, 410):
                 raise ImageRejected("missing", f"{parts.hostname} has no such photo (it answered {answer.status})")
             if answer.status != 200:
                 raise ImageRejected("unreachable", f"{parts.hostname} answered {answer.status} instead of a photo")
-            found = take(parts.hostname, answer)
+            found = read_response(parts.hostname, answer)
             if time.monotonic() >= latest:  # the end of what came is where we cut it, not where it ended
                 raise TimeoutError
             return found
@@ -150,7 +152,7 @@ class Fetcher:
 
 
 @dataclass(frozen=True)
-class _Elsewhere:
+class _Redirect:
     url: str
 
 
@@ -161,8 +163,8 @@ def _stamp(host: str, answer: http.client.HTTPResponse) -> str | None:
     return f"{size}-{date}" if size and date else None
 
 
-class _Pinned(http.client.HTTPConnection):
-    """A connection to `address` that speaks to `host`: its name is sent, and its certificate is checked."""
+class _PinnedConnection(http.client.HTTPConnection):
+    """An HTTP(S) connection to `address` on behalf of `host`: sends its name and checks its certificate."""
 
     def __init__(self, host: str, port: int, address: str, secure: bool, timeout_s: float) -> None:
         super().__init__(host, port, timeout=timeout_s)
@@ -174,7 +176,7 @@ class _Pinned(http.client.HTTPConnection):
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
 
     def cut(self) -> None:
-        """Ends the connection from another thread."""
+        """Shuts the connection down from another thread."""
         sock = self.sock
         if sock is not None:
             try:
@@ -184,7 +186,7 @@ class _Pinned(http.client.HTTPConnection):
 
 
 def _within(limit_s: float, call: Callable[[], T]) -> T:
-    """What a call gives that cannot be told to stop. Raises TimeoutError after `limit_s`; its thread then ends when the call does."""
+    """Runs a call that has no timeout of its own. Raises TimeoutError after `limit_s`; the thread then ends when the call does."""
     found: Future[T] = Future()
 
     def work() -> None:
@@ -198,7 +200,7 @@ def _within(limit_s: float, call: Callable[[], T]) -> T:
 
 
 def _public(address: str) -> bool:
-    """Whether an address is one of the public; IPv4 within IPv6 is judged as the IPv4 address that is meant."""
+    """Whether an address is public; IPv4 embedded in IPv6 is judged as IPv4."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv4Address):
         return found.is_global and not found.is_multicast

@@ -1,7 +1,7 @@
-"""Recall on real queries, measured by the replica itself: a sample is asked once more by comparing every row.
+"""Live recall: the replica repeats sampled queries with exact search.
 
-Comparing every row of ten million takes a second or more, so a measurement is followed by a rest of `REST` times its length: it
-never takes more than about one per cent of one core.
+Exact search over ten million rows takes a second or more, so that each measurement is followed by a pause of `REST` times its
+length: at most about one per cent of one core.
 """
 
 import threading
@@ -19,44 +19,44 @@ from serving.versions.release import Release
 
 K = 10
 REST = 100
-LEAST_REST_S = 0.02
+MIN_REST_S = 0.02
 AWAY_S = 5.0
-MOST = 2000
+MAX_SAMPLES = 2000
 
 
 @dataclass
-class Tally:
-    """What was measured of one version: `queries`, and the sum of their recalls."""
+class RecallSum:
+    """Measurements of one version: the number of `queries` and the sum of their recalls."""
 
     queries: int = 0
     recall: float = 0.0
 
 
 def recall_of(release: Release, vector: np.ndarray, k: int = K) -> float:
-    """Recall@k of the first phase for one unit query vector (d,) against exact search over base and deltas; ties count as found."""
+    """Recall@k of the first phase for one unit query vector (d,), against exact search over bases and deltas; ties count as hits."""
     xq = vector[None]
     found = release.searcher.search(xq, max(release.candidates, k)).rows[:, :k]
     return recall(found, release.searcher.exact(xq, max(DEPTH, k)), k)
 
 
 class LiveRecall:
-    """Measures each sample once with the version that is live, the oldest first, with a rest in between."""
+    """Measures each sample once with the live version, oldest first, pausing in between."""
 
     def __init__(
         self, samples: Samples, live: Callable[[], Release | None], clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.samples, self.live, self.clock = samples, live, clock
-        self.tallies: dict[str, Tally] = {}
+        self.sums: dict[str, RecallSum] = {}
         self.measured: dict[str, int] = {}
         self.lock = threading.Lock()
 
     def step(self) -> float:
-        """Measures one sample if there is one to measure; gives the seconds to rest."""
+        """Measures one sample, if any is left; returns the seconds to pause."""
         release = self.live()
         if release is None:
             return 1.0
         measured = self.measured.get(release.version, 0)
-        waiting = [s for s in self.samples.newest(MOST, release.query.fingerprint) if s.number > measured]
+        waiting = [s for s in self.samples.newest(MAX_SAMPLES, release.query.fingerprint) if s.number > measured]
         if not waiting:
             return 1.0
         sample = waiting[-1]
@@ -67,14 +67,14 @@ class LiveRecall:
             return AWAY_S
         with self.lock:
             self.measured[release.version] = sample.number
-            tally = self.tallies.setdefault(release.version, Tally())
-            for old in list(self.tallies)[:-VERSIONS]:
-                del self.tallies[old], self.measured[old]
-            tally.queries += 1
-            tally.recall += recall
-        return max(REST * (self.clock() - began), LEAST_REST_S)
+            total = self.sums.setdefault(release.version, RecallSum())
+            for old in list(self.sums)[:-VERSIONS]:
+                del self.sums[old], self.measured[old]
+            total.queries += 1
+            total.recall += recall
+        return max(REST * (self.clock() - began), MIN_REST_S)
 
-    def tallies_by_version(self) -> dict[str, Tally]:
-        """Per version, what was measured since the start; of the last VERSIONS."""
+    def sums_by_version(self) -> dict[str, RecallSum]:
+        """Measurements since the start by version, of the last VERSIONS."""
         with self.lock:
-            return {version: Tally(t.queries, t.recall) for version, t in self.tallies.items()}
+            return {version: RecallSum(t.queries, t.recall) for version, t in self.sums.items()}

@@ -1,4 +1,4 @@
-"""Metrics of searches: their phases, what was answered without all shards, caches, samples and live recall."""
+"""Search metrics: phases, partial answers, caches, samples and live recall."""
 
 from serving.search.live_recall import LiveRecall
 from serving.search.pipeline import SearchDeps
@@ -26,7 +26,7 @@ class SearchMetrics:
         metrics.before_scrape(self.refresh)
 
     def count(self, answer: SearchAnswer) -> None:
-        """Counts one answer by its version: its phases, and whether shards were missing."""
+        """Counts an answer's phases, and whether shards were missing, by version."""
         version = answer.version.index
         self.metrics.use_version(version)
         for phase, ms in answer.timings_ms.items():
@@ -35,9 +35,9 @@ class SearchMetrics:
             self.partial.labels(version).inc()
 
     def refresh(self) -> None:
-        for version, tally in self.live_recall.tallies_by_version().items():
-            self.recall_queries.labels(version).set(tally.queries)
-            self.recall_sum.labels(version).set(tally.recall)
+        for version, total in self.live_recall.sums_by_version().items():
+            self.recall_queries.labels(version).set(total.queries)
+            self.recall_sum.labels(version).set(total.recall)
         self.samples.set(len(self.deps.samples.ring))
         for name, cache in self.deps.caches:
             self.cache.labels(name, "hit").set(cache.hits)

@@ -1,4 +1,4 @@
-"""One search from its query to its answer: decode, encode, retrieve, rank, on one release."""
+"""The search pipeline: decode, encode, retrieve, rank, on one release."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 
 from serving.contract.keys import product_key
 from serving.contract.preprocess import ImageLimits
-from serving.index.searcher import Found, Searcher
+from serving.index.searcher import Neighbors, Searcher
 from serving.ranking.features import Features
 from serving.ranking.profiles import Profiles
 from serving.ranking.ranker import Ranked, User
@@ -24,7 +24,7 @@ from serving.versions.text_encoder import TextEncoder
 
 
 class QueryError(Exception):
-    """A request that cannot be answered as it is; the message says why, `status` is its HTTP status."""
+    """A query that cannot be answered; the message says why, `status` is its HTTP status."""
 
     reason = "query"
     headers: Mapping[str, str] = {}
@@ -36,7 +36,7 @@ class QueryError(Exception):
 
 @dataclass(frozen=True)
 class SearchDeps:
-    """What all searches of a replica share."""
+    """Dependencies that all searches of a replica share."""
 
     limits: ImageLimits
     caches: Caches
@@ -46,9 +46,9 @@ class SearchDeps:
 
 @dataclass(frozen=True)
 class Query:
-    """A request before anything is computed: the photo by its bytes or only its sha256, and a key for caches.
+    """A parsed request: its photo, by bytes or only by sha256, its vector, and its cache key.
 
-    `key` names the query and everything else that the answer depends on besides the versions.
+    `key` hashes everything the answer depends on besides the versions.
     """
 
     request: SearchRequest
@@ -59,7 +59,7 @@ class Query:
 
     @classmethod
     def of(cls, request: SearchRequest, photo: bytes | None = None, photo_sha256: str = "") -> "Query":
-        """Raises ValueError when the photo in the request is not base64."""
+        """The query of a request. Raises ValueError when its photo is not base64."""
         if photo is None and request.image is not None and not photo_sha256:
             photo = request.image_bytes()
         sha = sha256(photo).hexdigest() if photo is not None else photo_sha256
@@ -92,42 +92,42 @@ class Query:
         return self.request.user is not None
 
     def photo_bytes(self) -> bytes:
-        """Raises QueryError(404) where only the photo's sha256 is known."""
+        """The photo's bytes. Raises QueryError(404) where only its sha256 is known."""
         if self.photo is None:
             raise QueryError("this photo is not known here (any more); send it with POST /v1/search", 404)
         return self.photo
 
 
 def etag(release: Release, query: Query) -> str:
-    """Names an answer that is not personal, weakly: the same version asked the same finds the same; its id and timings differ."""
+    """Weak ETag of an answer that is not personal: equal for the same query and version; request id and timings differ."""
     return 'W/"' + sha256(f"{release.identity}|{query.key}".encode()).hexdigest()[:32] + '"'
 
 
 def search(
     release: Release, query: Query, deps: SearchDeps, timings: Timings, request_id: str, sampled: bool = False
 ) -> SearchAnswer:
-    """Answers a query from one release throughout; one that is `sampled` may be kept among the real queries.
+    """Answers a query from one release throughout; with `sampled` it may be kept as a query sample.
 
     Raises QueryError, FilterError, ImageRejected or DeadlinePassed.
     """
     timings.deadline.check("work")
     request, cache = query.request, SearchCache(release, query, deps.caches)
     if (remembered := cache.answer()) is not None:
-        return remembered.again(request_id, timings.timings_ms())
+        return remembered.with_request(request_id, timings.timings_ms())
     user = _preferences(request.user, deps.profiles)
 
-    encoded = _given_vector(release, query, timings)
+    encoded = _query_vector(release, query, timings)
     if encoded is None:
         photo, text = cache.photo(), cache.text()
         if query.photo_sha256 and photo is None:
             with timings.phase("decode"):
                 pixels, colours = release.preprocess_photo(query.photo_bytes(), deps.limits)
             with timings.phase("encode"):
-                photo = cache.keep_photo(EncodedQuery(release.encode(pixels), colours))
+                photo = cache.put_photo(EncodedQuery(release.encode(pixels), colours))
         if request.text is not None and text is None:
             with timings.phase("encode"):
-                text = cache.keep_text(EncodedQuery(text_encoder(release).encode(request.text)))
-        encoded = _mixed(photo, text, request.text_weight)
+                text = cache.put_text(EncodedQuery(text_encoder(release).encode(request.text)))
+        encoded = _mix(photo, text, request.text_weight)
     if sampled and not query.personal:
         deps.samples.offer(query.kind, release.query.fingerprint, query.photo_sha256, encoded.vector, query.photo)
 
@@ -136,7 +136,7 @@ def search(
         found = cache.candidates(encoded, wanted)
         if found is None:
             found = release.retrieve(encoded.vector[None], wanted, request.filter, timings.deadline.at)
-            cache.keep_candidates(encoded, wanted, found)
+            cache.put_candidates(encoded, wanted, found)
     with timings.phase("rank"):
         ranked = release.rank(found, request.k, encoded, user)
         results = _results(ranked, release.searcher.features, request.explain)
@@ -150,13 +150,13 @@ def search(
         cached=cache.hits,
         timings_ms=timings.timings_ms(),
     )
-    return cache.keep_answer(answer, found)
+    return cache.put_answer(answer, found)
 
 
 class SearchCache:
-    """What is remembered of earlier searches, as one search asks for it: the keys, and in `hits` what was found.
+    """One search's view of the caches: builds the keys, and lists in `hits` what was found.
 
-    Every key names the versions that its value depends on. Answers that are personal or lack shards are not kept.
+    Every key names the versions its value depends on. Personal and partial answers are not cached.
     """
 
     def __init__(self, release: Release, query: Query, caches: Caches) -> None:
@@ -171,7 +171,7 @@ class SearchCache:
         version = self.release.version_info
         return cast(SearchAnswer | None, self.caches.response.get(self.answer_key, lambda kept: kept.version == version))
 
-    def keep_answer(self, answer: SearchAnswer, found: Found) -> SearchAnswer:
+    def put_answer(self, answer: SearchAnswer, found: Neighbors) -> SearchAnswer:
         if not self.query.personal and not found.missing:
             self.caches.response.put(self.answer_key, answer)
         return answer
@@ -179,31 +179,31 @@ class SearchCache:
     def photo(self) -> EncodedQuery | None:
         return self._embedding(self.photo_key) if self.query.photo_sha256 else None
 
-    def keep_photo(self, encoded: EncodedQuery) -> EncodedQuery:
+    def put_photo(self, encoded: EncodedQuery) -> EncodedQuery:
         self.caches.embedding.put(self.photo_key, encoded)
         return encoded
 
     def text(self) -> EncodedQuery | None:
-        """Raises QueryError where the encoder has no text tower."""
+        """The cached text embedding. Raises QueryError where the encoder has no text tower."""
         return self._embedding(self._text_key()) if self.query.request.text is not None else None
 
-    def keep_text(self, encoded: EncodedQuery) -> EncodedQuery:
+    def put_text(self, encoded: EncodedQuery) -> EncodedQuery:
         self.caches.embedding.put(self._text_key(), encoded)
         return encoded
 
-    def candidates(self, encoded: EncodedQuery, wanted: int) -> Found | None:
-        key, release = self._candidates_key(encoded, wanted), self.release
-        found: Found | None = self.caches.candidates.get(key, lambda kept: release.are_candidates(kept, wanted))
+    def candidates(self, encoded: EncodedQuery, k: int) -> Neighbors | None:
+        key, release = self._candidates_key(encoded, k), self.release
+        found: Neighbors | None = self.caches.candidates.get(key, lambda kept: release.accepts_candidates(kept, k))
         if found is not None:
             self.hits.append("candidates")
         return found
 
-    def keep_candidates(self, encoded: EncodedQuery, wanted: int, found: Found) -> None:
+    def put_candidates(self, encoded: EncodedQuery, k: int, found: Neighbors) -> None:
         if not found.missing:
-            self.caches.candidates.put(self._candidates_key(encoded, wanted), found)
+            self.caches.candidates.put(self._candidates_key(encoded, k), found)
 
     def _embedding(self, key: str) -> EncodedQuery | None:
-        encoded: EncodedQuery | None = self.caches.embedding.get(key, self.release.is_query)
+        encoded: EncodedQuery | None = self.caches.embedding.get(key, self.release.accepts_query)
         if encoded is not None:
             self.hits.append("embedding")
         return encoded
@@ -212,18 +212,18 @@ class SearchCache:
         text = (self.query.request.text or "").encode()
         return f"{text_encoder(self.release).fingerprint}|text|{sha256(text).hexdigest()}"
 
-    def _candidates_key(self, encoded: EncodedQuery, wanted: int) -> str:
+    def _candidates_key(self, encoded: EncodedQuery, k: int) -> str:
         chosen = self.query.request.filter
         rest = sha256((chosen.canonical() if chosen else "").encode()).hexdigest()[:32]
-        return f"{self.release.identity}|{sha256(encoded.vector.tobytes()).hexdigest()}|{wanted}|{rest}"
+        return f"{self.release.identity}|{sha256(encoded.vector.tobytes()).hexdigest()}|{k}|{rest}"
 
 
 def text_encoder(release: Release) -> TextEncoder:
-    """Raises QueryError where this encoder version has none."""
-    if release.words is None:
+    """The release's text encoder. Raises QueryError where its encoder version has none."""
+    if release.text_encoder is None:
         version = release.manifest.encoder.version
         raise QueryError(f"encoder version {version} has no text tower; search with a photo, a product or a vector")
-    return release.words
+    return release.text_encoder
 
 
 def row_of(searcher: Searcher, product_id: str) -> int:
@@ -235,15 +235,15 @@ def row_of(searcher: Searcher, product_id: str) -> int:
 
 
 def _preferences(asker: Asker | None, profiles: Profiles) -> User | None:
-    """The user's preferences: what the request says, over what the feature store knows."""
+    """The user's preferences: the request's own, over those of the feature store."""
     if asker is None or not asker.id:
         return asker
     known = profiles.read(asker.id) or User()
     return known.model_copy(update=asker.model_dump(exclude={"id"}, exclude_unset=True))
 
 
-def _given_vector(release: Release, query: Query, timings: Timings) -> EncodedQuery | None:
-    """The query of a product, by its stored vector, or of the caller's own vector; None where something is to be encoded."""
+def _query_vector(release: Release, query: Query, timings: Timings) -> EncodedQuery | None:
+    """The query of a product (its stored vector) or of the caller's vector; None where a photo or text has to be encoded."""
     product_id, searcher = query.request.product_id, release.searcher
     if product_id is not None:
         row = row_of(searcher, product_id)
@@ -255,8 +255,8 @@ def _given_vector(release: Release, query: Query, timings: Timings) -> EncodedQu
     return None
 
 
-def _mixed(photo: EncodedQuery | None, text: EncodedQuery | None, text_weight: float) -> EncodedQuery:
-    """The one that there is, or the weighted sum of both at unit length, with the photo's colours."""
+def _mix(photo: EncodedQuery | None, text: EncodedQuery | None, text_weight: float) -> EncodedQuery:
+    """The only one given, or the normalised weighted sum of both, with the photo's colours."""
     if photo is None or text is None:
         given = photo or text
         assert given is not None
@@ -278,8 +278,8 @@ def _checked(vector: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _results(ranked: Ranked, features: Features, explain: bool) -> list[Result]:
-    """The ranked products as they are shown; with each term of their scores where that is wanted."""
-    results = features.shown(ranked.rows)
+    """The ranked products as results; with `explain`, each term of their scores."""
+    results = features.display_fields(ranked.rows)
     scores, similarities = ranked.score.round(6).tolist(), ranked.similarity.round(6).tolist()
     terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if explain else {}
     for place, shown in enumerate(results):

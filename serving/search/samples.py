@@ -1,7 +1,7 @@
-"""A few real queries, kept for a while in memory: what a promotion, a gate and a watcher replay instead of made-up ones.
+"""Sampled real queries, kept in memory for promotions, gates and monitoring to replay.
 
-Private by design: a query is kept as its vector, and a photo as its sha256. Photos themselves are kept only where a setting allows
-it, words never; whoever searches with a user, or sends `Sec-GPC: 1`, is never sampled.
+Private by design: a sample holds the query's vector and the photo's sha256. Photos are kept only where a setting allows it, texts
+never; requests with a user, or with `Sec-GPC: 1`, are never sampled.
 """
 
 import base64
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 PHOTO_BYTES = 64 * 2**20
-"""What all kept photos may take; the oldest lose theirs first."""
+"""Limit of all kept photos; the oldest samples lose theirs first."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One query: its unit vector (d,) float32, and the fingerprint of the encoder that made it; vectors of others do not compare.
+    """One sampled query: its unit vector (d,) float32, and the fingerprint of the encoder that made it.
 
     `number` counts from the start of the process. `kind`: photo, text, mixed, product or vector. `photo_sha256` is "" without a
     photo, `photo` None unless photos are kept.
@@ -36,7 +36,7 @@ class Sample:
     photo: bytes | None = None
 
     def wire(self) -> dict[str, Any]:
-        """As JSON: the vector is base64 of little-endian float32, the photo base64 or null."""
+        """The sample as JSON: vector in base64 of little-endian float32, photo in base64 or null."""
         return {
             "at": self.at,
             "kind": self.kind,
@@ -50,21 +50,21 @@ class Sample:
 class Samples:
     """At most `kept` queries, each kept with probability `rate`. Safe for several threads; gone when the process ends."""
 
-    def __init__(self, rate: float, kept: int, photos: bool = False, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, rate: float, capacity: int, photos: bool = False, chance: Callable[[], float] = random.random) -> None:
         self.rate, self.photos, self.chance = rate, photos, chance
-        self.ring: deque[Sample] = deque(maxlen=max(kept, 0))
+        self.ring: deque[Sample] = deque(maxlen=max(capacity, 0))
         self.lock = threading.Lock()
-        self.taken = 0
+        self.count = 0
 
     def offer(self, kind: str, fingerprint: str, photo_sha256: str, vector: np.ndarray, photo: bytes | None) -> None:
-        """Keeps this query, or mostly does not."""
+        """Keeps this query with probability `rate`."""
         if self.chance() >= self.rate:
             return
         at = datetime.now(UTC).isoformat(timespec="seconds")
         own = np.array(vector, np.float32)
         with self.lock:
-            self.taken += 1
-            sample = Sample(self.taken, at, kind, fingerprint, photo_sha256, own, photo if self.photos else None)
+            self.count += 1
+            sample = Sample(self.count, at, kind, fingerprint, photo_sha256, own, photo if self.photos else None)
             self.ring.append(sample)
             if sample.photo is not None:
                 self._forget_photos()

@@ -1,4 +1,4 @@
-"""The words of the HTTP interface: requests and answers, typed and frozen, with examples for the OpenAPI document."""
+"""Request and answer models of the HTTP API, frozen, with examples for the OpenAPI document."""
 
 import base64
 import binascii
@@ -11,7 +11,7 @@ from serving.ranking.filters import Filter
 from serving.ranking.ranker import User
 from serving.versions.version_info import VersionInfo, Wire
 
-MOST_WORDS = 1000
+MAX_TEXT_LENGTH = 1000
 PHOTO_SHA256 = "^[0-9a-f]{64}$"
 
 
@@ -21,14 +21,14 @@ class Asker(User):
     id: str = Field(default="", max_length=200, examples=["u-1234"])
 
 
-WAYS = (("image",), ("image_url",), ("text",), ("product_id",), ("vector",), ("image", "text"), ("image_url", "text"))
-"""What a search may be by: fields that are given, while the others of these are not."""
-SOURCES = tuple(dict.fromkeys(name for way in WAYS for name in way))
+QUERY_FORMS = (("image",), ("image_url",), ("text",), ("product_id",), ("vector",), ("image", "text"), ("image_url", "text"))
+"""The valid combinations of query fields in a request."""
+QUERY_FIELDS = tuple(dict.fromkeys(name for way in QUERY_FORMS for name in way))
 
 
-def _way(given: tuple[str, ...]) -> dict[str, Any]:
-    """One of the WAYS in JSON Schema. null is not given."""
-    known = {name: {"not": {"type": "null"}} if name in given else {"type": "null"} for name in SOURCES}
+def _query_form(given: tuple[str, ...]) -> dict[str, Any]:
+    """One of QUERY_FORMS in JSON Schema; null counts as absent."""
+    known = {name: {"not": {"type": "null"}} if name in given else {"type": "null"} for name in QUERY_FIELDS}
     return {"title": " and ".join(given), "required": list(given), "properties": known}
 
 
@@ -43,7 +43,7 @@ class SearchRequest(Wire):
                 {"image": "/9j/4AAQSkZJRg…", "text": "the same in blue", "text_weight": 0.3},
                 {"product_id": "P000001", "user": {"brands": {"Norda": 0.8}, "price": 25}},
             ],
-            "oneOf": [_way(given) for given in WAYS],
+            "oneOf": [_query_form(given) for given in QUERY_FORMS],
         }
     )
 
@@ -52,7 +52,7 @@ class SearchRequest(Wire):
         default=None, max_length=2000, description="where the photo lies; only where this replica's settings allow its host"
     )
     text: str | None = Field(
-        default=None, max_length=MOST_WORDS, pattern=r"\S", description="words, where the encoder has a text tower"
+        default=None, max_length=MAX_TEXT_LENGTH, pattern=r"\S", description="words, where the encoder has a text tower"
     )
     text_weight: float = Field(default=0.5, ge=0, le=1, description="of a photo with words: how much the words count")
     product_id: str | None = Field(default=None, max_length=1000)
@@ -67,8 +67,8 @@ class SearchRequest(Wire):
 
     @model_validator(mode="after")
     def _one_query(self) -> "SearchRequest":
-        given = tuple(n for n in SOURCES if getattr(self, n) is not None)
-        if given not in WAYS:
+        given = tuple(n for n in QUERY_FIELDS if getattr(self, n) is not None)
+        if given not in QUERY_FORMS:
             shown = ", ".join(given) or "none"
             raise ValueError(
                 f"give exactly one of image, image_url, text, product_id, vector, or a photo and text (given: {shown})"
@@ -143,8 +143,8 @@ class SearchAnswer(Wire):
     cached: list[str]
     timings_ms: dict[str, float]
 
-    def again(self, request_id: str, timings_ms: dict[str, float]) -> "SearchAnswer":
-        """The same, remembered, for another request."""
+    def with_request(self, request_id: str, timings_ms: dict[str, float]) -> "SearchAnswer":
+        """This cached answer for another request."""
         return self.model_copy(update={"request_id": request_id, "cached": ["response"], "timings_ms": timings_ms})
 
 

@@ -1,4 +1,4 @@
-"""The caches in a Redis that several replicas share. Values are plain bytes of a stated layout, never pickles."""
+"""Caches in a Redis shared by several replicas. Values are bytes of a fixed layout, never pickles."""
 
 import struct
 import threading
@@ -10,33 +10,33 @@ from typing import Any
 import numpy as np
 
 from serving.contract.palette import NAMES
-from serving.index.searcher import Found
-from serving.search.caches import CANDIDATES_S, EMBEDDING_S, RESPONSE_S, Caches, anything
+from serving.index.searcher import Neighbors
+from serving.search.caches import CANDIDATES_S, EMBEDDING_S, RESPONSE_S, Caches, accept_any
 from serving.search.schemas import SearchAnswer
 from serving.versions.release import EncodedQuery
 
 TIMEOUT_S = 0.1
-"""A cache that takes longer costs more than what it saves."""
+"""Timeout of a Redis call: a slower cache costs more than it saves."""
 AWAY_S = 1.0
-"""After a failure Redis is left alone this long, so that not every query waits for it."""
+"""After an error Redis is skipped this long, so that not every query waits for it."""
 PREFIX = "vitrine:1"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of value becomes bytes and back. `read` raises ValueError for bytes that are none."""
+    """Serialisation of one kind of value. `read` raises ValueError for invalid bytes."""
 
     write: Callable[[Any], bytes]
     read: Callable[[bytes], Any]
 
 
-def write_asked(asked: EncodedQuery) -> bytes:
+def write_query(query: EncodedQuery) -> bytes:
     """uint32 d, d float32, then 13 palette bytes or none."""
-    colours = b"" if asked.colours is None else asked.colours.tobytes()
-    return struct.pack("<I", len(asked.vector)) + asked.vector.astype("<f4").tobytes() + colours
+    colours = b"" if query.colours is None else query.colours.tobytes()
+    return struct.pack("<I", len(query.vector)) + query.vector.astype("<f4").tobytes() + colours
 
 
-def read_asked(data: bytes) -> EncodedQuery:
+def read_query(data: bytes) -> EncodedQuery:
     (d,) = _header(data)
     rest = data[4 + 4 * d :]
     if len(data) < 4 + 4 * d or len(rest) not in (0, len(NAMES)):
@@ -44,17 +44,17 @@ def read_asked(data: bytes) -> EncodedQuery:
     return EncodedQuery(np.frombuffer(data, "<f4", d, 4), np.frombuffer(rest, np.uint8) if rest else None)
 
 
-def write_found(found: Found) -> bytes:
+def write_candidates(found: Neighbors) -> bytes:
     """uint32 k, k float32 similarities, k int64 rows, of one query."""
     similarity, rows = found.similarity[0].astype("<f4"), found.rows[0].astype("<i8")
     return struct.pack("<I", len(rows)) + similarity.tobytes() + rows.tobytes()
 
 
-def read_found(data: bytes) -> Found:
+def read_candidates(data: bytes) -> Neighbors:
     (k,) = _header(data)
     if len(data) != 4 + 12 * k:
         raise ValueError(f"{len(data)} bytes are no list of {k} candidates")
-    return Found(np.frombuffer(data, "<f4", k, 4)[None], np.frombuffer(data, "<i8", k, 4 + 4 * k)[None])
+    return Neighbors(np.frombuffer(data, "<f4", k, 4)[None], np.frombuffer(data, "<i8", k, 4 + 4 * k)[None])
 
 
 def _header(data: bytes) -> tuple[int]:
@@ -63,15 +63,15 @@ def _header(data: bytes) -> tuple[int]:
     return struct.unpack_from("<I", data)
 
 
-ASKED = Layout(write_asked, read_asked)
-FOUND = Layout(write_found, read_found)
-ANSWER = Layout(lambda answer: answer.model_dump_json().encode(), SearchAnswer.model_validate_json)
+QUERY_LAYOUT = Layout(write_query, read_query)
+CANDIDATES_LAYOUT = Layout(write_candidates, read_candidates)
+ANSWER_LAYOUT = Layout(lambda answer: answer.model_dump_json().encode(), SearchAnswer.model_validate_json)
 
 
 class RedisCache:
-    """Values of one layout under a name, each for `ttl_s` seconds.
+    """A cache of one layout under the keys `<prefix>:<name>:…`, with a time to live of `ttl_s` seconds.
 
-    Redis away, slow, or holding what cannot be read or does not fit what was asked for: a miss and an error.
+    Redis unavailable or slow, and values that are invalid or do not pass the check, count as a miss and an error.
     """
 
     def __init__(self, redis: Any, name: str, ttl_s: float, layout: Layout, clock: Callable[[], float] = time.monotonic) -> None:
@@ -80,7 +80,7 @@ class RedisCache:
         self.away_until = 0.0
         self.lock = threading.Lock()
 
-    def get(self, key: str, fits: Callable[[Any], bool] = anything) -> Any:
+    def get(self, key: str, fits: Callable[[Any], bool] = accept_any) -> Any:
         data = self._call(lambda: self.redis.get(self._key(key)))
         found = None if data is None else self._read(data, fits)
         self._count(int(found is not None), int(found is None), int(found is None and data is not None))
@@ -94,7 +94,7 @@ class RedisCache:
         self.redis.close()
 
     def _read(self, data: bytes, fits: Callable[[Any], bool]) -> Any:
-        """The value in some bytes; None where they hold none that fits."""
+        """Parses a value; None where it is invalid or does not pass the check."""
         try:
             value = self.layout.read(data)
         except (ValueError, struct.error):
@@ -122,7 +122,7 @@ class RedisCache:
 
 
 def connect(url: str, timeout_s: float = TIMEOUT_S) -> Any:
-    """A client that gives up at once instead of trying again. Nothing is connected yet."""
+    """A Redis client without retries; connects lazily."""
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -131,10 +131,10 @@ def connect(url: str, timeout_s: float = TIMEOUT_S) -> Any:
 
 
 def shared_caches(url: str) -> Caches:
-    """The three caches in the Redis at a redis:// url."""
+    """The three caches in the Redis at a redis:// URL."""
     redis = connect(url)
     return Caches(
-        RedisCache(redis, "embedding", EMBEDDING_S, ASKED),
-        RedisCache(redis, "candidates", CANDIDATES_S, FOUND),
-        RedisCache(redis, "response", RESPONSE_S, ANSWER),
+        RedisCache(redis, "embedding", EMBEDDING_S, QUERY_LAYOUT),
+        RedisCache(redis, "candidates", CANDIDATES_S, CANDIDATES_LAYOUT),
+        RedisCache(redis, "response", RESPONSE_S, ANSWER_LAYOUT),
     )

@@ -1,1 +1,1 @@
-"""Logs, metrics, traces and timings. Uses no other room."""
+"""Logs, metrics, traces and timings. Imports no other package of serving."""

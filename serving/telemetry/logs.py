@@ -1,4 +1,4 @@
-"""Logs as one JSON object a line, each with the id of the request it belongs to."""
+"""JSON logging: one object a line, with the request id."""
 
 import json
 import logging
@@ -7,14 +7,14 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request that this code runs for; worker threads see it too."""
+"""The id of the current request, in worker threads too."""
 
 LINE = json.JSONEncoder(ensure_ascii=False, default=str)
 TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 class JsonLines(logging.Formatter):
-    """time, level, logger, message, request_id, whatever was given as `extra={"fields": {…}}`, and the traceback."""
+    """Formats a record as JSON: time, level, logger, message, request_id, the fields of `extra={"fields": {…}}`, and the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -32,7 +32,7 @@ class JsonLines(logging.Formatter):
 
 
 def set_up(kind: str) -> None:
-    """Logs to standard error, as `json` lines or as `text` for people."""
+    """Configures logging to standard error, as `json` or `text` lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if kind == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

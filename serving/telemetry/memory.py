@@ -1,8 +1,8 @@
-"""How much memory this process occupies."""
+"""Memory of this process."""
 
 
 def resident_bytes() -> int:
-    """What this process occupies of the machine's memory; 0 where the system does not tell (it is read from /proc)."""
+    """Resident set size of this process, from /proc; 0 where that is not available."""
     try:
         with open("/proc/self/statm") as stream:
             return int(stream.read().split()[1]) * 4096

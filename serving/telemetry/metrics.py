@@ -1,7 +1,7 @@
-"""What Prometheus reads: one registry per application, so that two in one process do not share counters.
+"""Prometheus metrics: one registry per application, so that two in one process do not share counters.
 
-Each room registers its own metrics (serving/*/metrics.py) and, for values that are read rather than counted, a function that runs
-before each scrape.
+Each package registers its own metrics (serving/*/metrics.py) and, for values that are read rather than counted, a function that
+runs before each scrape.
 """
 
 import threading
@@ -14,13 +14,13 @@ from serving.telemetry.memory import resident_bytes
 
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 VERSIONS = 8
-"""Index versions of which series are kept, those that were used last: a replica that runs for years sees thousands."""
+"""Index versions whose series are kept, the last used: a replica that runs for years sees thousands."""
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 
 
 class Metrics:
-    """A registry and what is run before it is read. Safe for several threads."""
+    """A registry, and the functions that refresh it before a scrape. Thread-safe."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -39,15 +39,15 @@ class Metrics:
         return self._registered(Gauge(name, documentation, labels, registry=self.registry), labels)
 
     def histogram(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Histogram:
-        """Times in seconds."""
+        """A histogram of times in seconds."""
         return self._registered(Histogram(name, documentation, labels, buckets=BUCKETS_S, registry=self.registry), labels)
 
     def before_scrape(self, refresh: Callable[[], None]) -> None:
-        """Runs `refresh` each time the metrics are read."""
+        """Registers a function to run before each scrape."""
         self.refreshers.append(refresh)
 
     def use_version(self, version: str) -> None:
-        """Marks a version as the one used last, and drops the series of all but the last VERSIONS: each flip would add some for ever."""
+        """Marks a version as last used and drops the series of all but the last VERSIONS, as each flip adds some."""
         if version == self.newest:
             return
         with self.lock:
@@ -60,7 +60,7 @@ class Metrics:
                     series.remove_by_labels({"version": old})
 
     def text(self) -> bytes:
-        """Everything in Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         for refresh in self.refreshers:
             refresh()
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""Timings of the phases of one search, and the deadline that each phase checks before it begins."""
+"""Phase timings of a search, and the deadline that is checked before each phase."""
 
 import math
 import time
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 
 class DeadlinePassed(Exception):
-    """The time a request was given is over; the message names the phase that was not begun any more."""
+    """The request's deadline has passed; the message names the phase that was not started."""
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """The moment `at` (seconds by `clock`) at which a request's time is over; infinity: never."""
+    """A deadline at `at` (seconds by `clock`); infinity: never."""
 
     at: float = math.inf
     clock: Callable[[], float] = time.monotonic
@@ -27,7 +27,7 @@ class Deadline:
         return self.at - self.clock()
 
     def check(self, phase: str) -> None:
-        """Raises DeadlinePassed, naming the phase that was to begin, when the time is over."""
+        """Raises DeadlinePassed, naming the phase about to start, when the deadline has passed."""
         if self.left_s() < 0:
             raise DeadlinePassed(
                 f"the time for this request was over before its phase {phase!r} began; try again, or ask for less"
@@ -36,7 +36,7 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase's name, when it began (seconds since the epoch) and how long it took."""
+    """A timed phase: name, start (seconds since the epoch) and duration."""
 
     name: str
     began_s: float
@@ -44,7 +44,7 @@ class Phase:
 
 
 class Timings:
-    """The phases of one search in order, each timed, each begun only before the `deadline`."""
+    """Times the phases of one search, and starts none after the `deadline`."""
 
     def __init__(self, deadline: Deadline | None = None) -> None:
         self.deadline = deadline or Deadline()
@@ -53,14 +53,14 @@ class Timings:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times the block, and records it unless it raises. Raises DeadlinePassed before it when the time is over."""
+        """Times the block and records it unless it raises. Raises DeadlinePassed before the block when the deadline has passed."""
         self.deadline.check(name)
         at, began = time.time(), time.perf_counter()
         yield
         self.done.append(Phase(name, at, time.perf_counter() - began))
 
     def timings_ms(self) -> dict[str, float]:
-        """Milliseconds per phase, and `total` since this object was made."""
+        """Milliseconds per phase, and `total` since construction."""
         spent: dict[str, float] = {}
         for phase in self.done:
             spent[phase.name] = spent.get(phase.name, 0.0) + 1e3 * phase.took_s

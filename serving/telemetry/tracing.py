@@ -1,4 +1,4 @@
-"""OpenTelemetry traces, by setting: a span for each request, joined to the caller's trace, and one for each phase below it."""
+"""OpenTelemetry tracing, by setting: a span per request, in the caller's trace, with a child span per phase."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,27 +14,27 @@ log = logging.getLogger(__name__)
 NS = 10**9
 
 parent: ContextVar[str] = ContextVar("traceparent", default="")
-"""The W3C traceparent of the span that this code runs for: what is asked of other processes joins it. "" without tracing."""
+"""W3C traceparent of the current span, for requests to other processes. "" without tracing."""
 
 
-class Traced(Protocol):
-    """A request under way."""
+class RequestTrace(Protocol):
+    """The trace of one request in progress."""
 
     def end(self, name: str, took_s: float, attributes: Mapping[str, str | int], searches: Sequence[Timings] = ()) -> None: ...
 
 
 class Tracing(Protocol):
-    """Where requests are told."""
+    """Starts a trace per request."""
 
-    def begin(self, headers: Mapping[str, str], began_s: float) -> Traced:
-        """A request that began, with its `headers`, and sets `parent`. One that is never ended is not told."""
+    def begin(self, headers: Mapping[str, str], began_s: float) -> RequestTrace:
+        """Starts a request's trace from its `headers`, and sets `parent`. A trace that is never ended is not exported."""
         ...
 
     def close(self) -> None: ...
 
 
 class NoTracing:
-    """Tells nobody."""
+    """Disabled tracing."""
 
     def begin(self, *_: object) -> "NoTracing":
         return self
@@ -46,8 +46,8 @@ class NoTracing:
         return
 
 
-class SpanOf:
-    """A request whose span has begun."""
+class RequestSpan:
+    """A request's open span."""
 
     def __init__(self, tracer: "Tracer", span: "Span", began_s: float) -> None:
         self.tracer, self.span, self.began_s = tracer, span, began_s
@@ -65,7 +65,7 @@ class SpanOf:
 
 
 class OpenTelemetry:
-    """Sends spans in the background to an OTLP/HTTP collector such as http://127.0.0.1:4318/v1/traces. Needs the extra `otel`."""
+    """Exports spans in the background to an OTLP/HTTP collector such as http://127.0.0.1:4318/v1/traces. Needs the extra `otel`."""
 
     def __init__(self, endpoint: str) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -79,23 +79,23 @@ class OpenTelemetry:
         self.tracer = self.provider.get_tracer("vitrine.serving")
         self.wire = TraceContextTextMapPropagator()
 
-    def begin(self, headers: Mapping[str, str], began_s: float) -> SpanOf:
+    def begin(self, headers: Mapping[str, str], began_s: float) -> RequestSpan:
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         callers = self.wire.extract(dict(headers))
         span = self.tracer.start_span("request", callers, SpanKind.SERVER, start_time=round(NS * began_s))
-        told: dict[str, str] = {}
-        self.wire.inject(told, set_span_in_context(span))
-        parent.set(told.get("traceparent", ""))
-        return SpanOf(self.tracer, span, began_s)
+        carrier: dict[str, str] = {}
+        self.wire.inject(carrier, set_span_in_context(span))
+        parent.set(carrier.get("traceparent", ""))
+        return RequestSpan(self.tracer, span, began_s)
 
     def close(self) -> None:
-        """Sends what is waiting, for a few seconds at most."""
+        """Flushes pending spans, for a few seconds at most."""
         self.provider.force_flush(3_000)
         self.provider.shutdown()
 
 
-def tracing_to(endpoint: str) -> Tracing:
+def make_tracing(endpoint: str) -> Tracing:
     """Tracing to a collector, or none where no endpoint is set. Raises ValueError when the extra is not installed."""
     if not endpoint:
         return NoTracing()

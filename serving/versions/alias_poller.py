@@ -1,4 +1,4 @@
-"""The threads in which a process follows the aliases and loads versions, while others answer."""
+"""Background threads that poll the aliases and load versions."""
 
 import threading
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from collections.abc import Callable
 LOADER_POLL_S = 0.2
 
 
-class Following:
-    """Calls each of `calls` again and again in a thread of its own, from `start` to `close`."""
+class Poller:
+    """Repeats each of `calls` in its own thread, from `start` to `close`."""
 
     def __init__(self, calls: dict[str, tuple[Callable[[], object], float | None]]) -> None:
-        """`calls`: by name, what to call and how many seconds to wait between two calls; None: as many as the call gives."""
+        """`calls` by name: the function, and the seconds between two calls (None: the function returns them)."""
         self.stop = threading.Event()
         self.threads = [
             threading.Thread(target=self._repeat, args=(call, every_s), name=name, daemon=True)
@@ -22,7 +22,7 @@ class Following:
             thread.start()
 
     def close(self, limit_s: float = 10.0) -> None:
-        """Returns when every call under way has ended, at the latest after `limit_s` each."""
+        """Stops the threads; waits at most `limit_s` for each call in progress."""
         self.stop.set()
         for thread in self.threads:
             if thread.ident is not None:

@@ -1,4 +1,4 @@
-"""What a process has fetched of versions, on disk: files and encoders by their sha256, within a limit; several processes may share it."""
+"""Disk cache of segment files and encoders by sha256, with LRU eviction; several processes may share it."""
 
 import fcntl
 import os
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class Kept:
-    """`folder`/files and `folder`/encoders, of at most `limit_bytes`; what is on its way lies in `folder`/incoming until it is whole."""
+class DiskCache:
+    """`folder`/files and `folder`/encoders, at most `limit_bytes`. Downloads are staged in `incoming/` and renamed into place."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self.folder, self.limit_bytes, self.begun = folder, limit_bytes, False
+        self.folder, self.limit_bytes, self.prepared = folder, limit_bytes, False
 
     def file(self, sha256: str) -> Path:
         return self.folder / "files" / sha256
@@ -22,17 +22,17 @@ class Kept:
         return self.folder / "encoders" / sha256
 
     @contextmanager
-    def incoming(self) -> Iterator[Path]:
-        """A folder for what is on its way, on the same disk; gone at the end, with all that was not moved out of it."""
-        if not self.begun:
-            self._begin()
+    def staging(self) -> Iterator[Path]:
+        """A temporary folder below `incoming/`, on the same disk; removed at the end with what was not moved out of it."""
+        if not self.prepared:
+            self._prepare()
         with self._locked(fcntl.LOCK_SH), tempfile.TemporaryDirectory(dir=self.folder / "incoming") as folder:
             yield Path(folder)
 
-    def make_room(self, in_use: set[str]) -> None:
+    def evict(self, in_use: set[str]) -> None:
         """Removes the least recently used files and encoders over the limit, except those `in_use`.
 
-        A file that is mapped stays readable until it is closed.
+        A memory-mapped file stays readable until it is closed.
         """
         try:
             kept = [(p.stat().st_mtime, _bytes(p), p) for name in ("files", "encoders") for p in (self.folder / name).iterdir()]
@@ -41,24 +41,24 @@ class Kept:
                 if total <= self.limit_bytes:
                     return
                 if path.name not in in_use:
-                    with self.incoming() as going:  # nobody ever sees half of an encoder
+                    with self.staging() as going:  # nobody ever sees half of an encoder
                         path.replace(going / path.name)
                     total -= size
         except FileNotFoundError:  # another process makes room at the same moment
             return
 
-    def _begin(self) -> None:
-        """Makes the folders, and removes what killed processes left in `incoming`, unless another is fetching into it just now."""
+    def _prepare(self) -> None:
+        """Makes the folders, and clears what killed processes left in `incoming`, unless another process is downloading now."""
         for name in ("files", "encoders", "incoming"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
             for left in (self.folder / "incoming").iterdir() if alone else ():
                 shutil.rmtree(left, ignore_errors=True)
-        self.begun = True
+        self.prepared = True
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[bool]:
-        """Whether the lock was had. It ends with the process, however that ends; a disk that knows no locks gives none."""
+        """Holds a file lock; yields whether it was acquired (False where the file system has no locks). It ends with the process."""
         with (self.folder / "incoming.lock").open("a+b") as lock:
             try:
                 fcntl.flock(lock, how)
@@ -68,8 +68,8 @@ class Kept:
             yield had
 
 
-def used(path: Path) -> Path:
-    """The path itself, as the one most recently used."""
+def touch(path: Path) -> Path:
+    """Marks a path as most recently used; returns it."""
     os.utime(path)
     return path
 

@@ -1,14 +1,14 @@
-"""Golden answers: what a version answered when it was made, which every load must answer again."""
+"""Golden answers: results recorded when a version was made, which every load must reproduce."""
 
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from serving.contract.files import ContractError, written_whole
+from serving.contract.files import ContractError, atomic_write
 from serving.contract.keys import shard_of
 from serving.contract.manifest import CANDIDATES
-from serving.index.merge import Found
+from serving.index.merge import Neighbors
 from serving.index.searcher import Searcher
 
 TOP = 10
@@ -16,27 +16,27 @@ MAX_DIFFERENCE = 1e-4
 
 
 def write_golden(path: Path, searcher: Searcher, vectors: np.ndarray) -> None:
-    """Writes `vectors` (n, d) float32 with the `keys` (n, 10) int64 and `similarity` (n, 10) float32 found for them.
+    """Writes query `vectors` (n, d) float32 with the `keys` (n, 10) int64 and `similarity` (n, 10) float32 found for them.
 
-    And `candidates`, what was asked for each; files of before do not say it, and asked for ten.
+    And `candidates`, the k that was searched for; older files lack it, and searched for ten.
     """
-    found = _found(searcher, vectors)
+    found = _golden_results(searcher, vectors)
     keys = _keys(searcher, found.rows)
-    with written_whole(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, vectors=vectors, keys=keys, similarity=found.similarity, candidates=CANDIDATES)
 
 
 def check_golden(path: Path, searcher: Searcher) -> None:
-    """Raises ContractError unless the searcher gives the golden answers again: similarities within 1e-4, keys up to ties.
+    """Raises ContractError unless the searcher reproduces the golden answers: similarities within 1e-4, keys up to ties.
 
-    Answers of before, for which ten were asked, may be surpassed.
+    Better answers than those of older files, which searched for ten, are accepted.
     """
     golden = _read(path, searcher.dim)
     vectors, expected = golden["vectors"], golden["similarity"]
     if "candidates" not in golden:
-        check_apart(path, searcher)
+        check_golden_over_shards(path, searcher)
         return
-    found = _found(searcher, vectors)
+    found = _golden_results(searcher, vectors)
     there, was = found.rows >= 0, golden["keys"] >= 0
     if not np.array_equal(there, was):
         raise ContractError("golden answers are not reproduced: another number of products is found")
@@ -54,28 +54,28 @@ def check_golden(path: Path, searcher: Searcher) -> None:
             raise ContractError(f"golden answers are not reproduced: query {row} no longer finds key {moved[0]}")
 
 
-def check_apart(path: Path, searcher: Searcher) -> None:
-    """The same for shards that are searched apart: at every place the answer is as similar as it was, or more.
+def check_golden_over_shards(path: Path, searcher: Searcher) -> None:
+    """Checks golden answers of shards searched separately: at every place the similarity is at least the recorded one.
 
-    Shards apart each refine their own best estimates, a whole index only the best of all: apart they find the same or better.
+    Separate shards each refine their own best estimates, a whole index only the best of all: they find the same or better.
     """
     golden = _read(path, searcher.dim)
     expected = golden["similarity"]
-    found = _found(searcher, golden["vectors"])
+    found = _golden_results(searcher, golden["vectors"])
     worse = float((expected - found.similarity)[golden["keys"] >= 0].max(initial=0.0))
     if not worse <= MAX_DIFFERENCE:
         raise ContractError(f"golden answers are not reproduced: similarities are less by {worse:.2g} (> {MAX_DIFFERENCE:g})")
 
 
-def check_part(path: Path, searcher: Searcher, shard: int) -> None:
-    """The same for the searcher of one shard: every golden product of this shard is found again, as similar as it was.
+def check_golden_shard(path: Path, searcher: Searcher, shard: int) -> None:
+    """Checks golden answers of one shard's searcher: finds every golden product of this shard, with its recorded similarity.
 
-    One that ten products of the shard now surpass is as good as found: a shard apart refines more of its own.
+    A product that ten others of the shard now surpass counts as found: a separate shard refines more of its own.
     """
     golden = _read(path, searcher.dim)
     keys, expected = golden["keys"], golden["similarity"]
     mine = (keys >= 0) & (shard_of(keys, searcher.manifest.shards) == shard)
-    found = _found(searcher, golden["vectors"])
+    found = _golden_results(searcher, golden["vectors"])
     found_keys = _keys(searcher, found.rows)
     for row, place in np.argwhere(mine):
         key, was = keys[row, place], expected[row, place]
@@ -90,7 +90,7 @@ def check_part(path: Path, searcher: Searcher, shard: int) -> None:
 
 
 def _read(path: Path, dim: int) -> dict[str, np.ndarray]:
-    """The arrays of a file of golden answers. Raises ContractError when it is none, or one of another dimension."""
+    """Reads the arrays of golden answers. Raises ContractError for an invalid file or another dimension."""
     try:
         with path.open("rb") as stream:  # NumPy leaves a path open that is no such file
             golden = dict(np.load(stream, allow_pickle=False))
@@ -108,10 +108,10 @@ def _read(path: Path, dim: int) -> dict[str, np.ndarray]:
     return golden
 
 
-def _found(searcher: Searcher, vectors: np.ndarray) -> Found:
-    """The best ten of as many as shoppers ask for: asked for ten, equal estimates at the edge of what is refined could change them."""
+def _golden_results(searcher: Searcher, vectors: np.ndarray) -> Neighbors:
+    """The best ten of CANDIDATES: a search for ten could vary with tied estimates at the edge of what is refined."""
     found = searcher.search(vectors, CANDIDATES)
-    return Found(found.similarity[:, :TOP], found.rows[:, :TOP])
+    return Neighbors(found.similarity[:, :TOP], found.rows[:, :TOP])
 
 
 def _keys(searcher: Searcher, rows: np.ndarray) -> np.ndarray:

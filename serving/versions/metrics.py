@@ -1,4 +1,4 @@
-"""Metrics of the two slots: what is live, what each slot does, and what is given up and not yet freed."""
+"""Slot metrics: the live version, the state of each slot, flips, and retired versions still in memory."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from serving.versions.slots import STATES, Slots
 
 
 class SlotMetrics:
-    """Gauges that are read from `slots` at every scrape."""
+    """Gauges read from `slots` at every scrape."""
 
     def __init__(self, metrics: Metrics, slots: Slots[Any]) -> None:
         self.slots = slots

@@ -1,6 +1,6 @@
-"""An index version, opened whole: its query encoders, its searcher and its ranker. Opened means verified.
+"""An opened and verified index version: query encoders, searcher and ranker.
 
-A query passes three phases: encode (a photo or words to an `EncodedQuery`), retrieve (candidates from all segments), rank.
+A query passes three phases: encode (photo or text to an `EncodedQuery`), retrieve (candidates from all segments), rank.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from serving.contract.encoder import Encoder, EncoderFolder
-from serving.contract.files import ContractError, FileRef, first_wrong, verify
+from serving.contract.files import ContractError, FileRef, first_error, verify
 from serving.contract.manifest import CANDIDATES, IndexManifest
 from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
-from serving.index.searcher import Found, Searcher
-from serving.ranking.filters import Filter, FilterError, matching
+from serving.index.searcher import Neighbors, Searcher
+from serving.ranking.filters import Filter, FilterError, filter_mask
 from serving.ranking.ranker import Ranked, RankerConfig, User, rank
 from serving.versions.encoder_guard import EncoderGuard
 from serving.versions.golden import check_golden
@@ -26,14 +26,14 @@ from serving.versions.text_encoder import TextEncoder
 from serving.versions.version_info import VersionInfo
 
 UNIT_TOLERANCE = 1e-2
-"""How far from 1 the length of a query's vector may be."""
+"""Largest difference of a query vector's length from 1."""
 
 
 @dataclass(frozen=True)
 class EncodedQuery:
-    """A query as retrieval and ranking take it: a unit vector (d,) float32, and the palette (13,) uint8 of its picture if it has one.
+    """Input of retrieval and ranking: a unit vector (d,) float32, and the palette (13,) uint8 of the query's picture, if any.
 
-    `row`: the row of the product whose neighbours are wanted; it is left out of the answer.
+    `row`: the row of the query's product, which is left out of the answer.
     """
 
     vector: np.ndarray
@@ -42,7 +42,7 @@ class EncodedQuery:
 
 
 class Release:
-    """Everything that answers a query, all of one version. `words` is None where the encoder version has no text tower."""
+    """Answers queries from one index version. `text_encoder` is None where the encoder version has no text tower."""
 
     def __init__(
         self,
@@ -51,17 +51,17 @@ class Release:
         encoders: EncoderFolder,
         query: Encoder,
         searcher: Searcher,
-        words: TextEncoder | None = None,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         self.version, self.manifest, self.encoders = version, manifest, encoders
-        self.query, self.searcher, self.words = query, searcher, words
+        self.query, self.searcher, self.text_encoder = query, searcher, text_encoder
         self.preprocess = encoders.manifest.preprocess
         self.version_info = _version_info(version, manifest)
         self.ranker = _ranker(manifest, searcher)
         self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
         self.candidates = int(manifest.search.get("candidates") or CANDIDATES)
         require = self.ranker.rules.require
-        self.required = matching(searcher.features, require) if require else None
+        self.required_rows = filter_mask(searcher.features, require) if require else None
 
     @classmethod
     def open(
@@ -74,19 +74,19 @@ class Release:
         runtime: Runtime = ONNXRUNTIME,
         guard: EncoderGuard | None = None,
     ) -> "Release":
-        """Opens a version; `encoder` is its encoder's folder, `locate` gives the path of a segment file.
+        """Opens and verifies a version; `encoder` is its encoder's folder, `locate` gives the path of a segment file.
 
-        `runtime` runs the photos' encoder; words are few and run in ONNX Runtime. `guard` opens both in a child process first.
+        `runtime` runs the photo encoder; texts are short and run in ONNX Runtime. `guard` opens both in a child process first.
 
-        Every file is compared with its checksum, the encoder with the fingerprint the index was made with, and both the
-        encoder and the index must reproduce their golden answers. Raises ContractError naming what does not.
+        Verifies every file's checksum, the encoder's fingerprint against that of the index, and the golden answers of encoder and
+        index. Raises ContractError naming what fails.
         """
         searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref))
         check_golden(verify(locate(manifest.golden), manifest.golden), searcher)
-        return cls.over(searcher, version, manifest, encoder, threads, runtime, guard)
+        return cls.from_searcher(searcher, version, manifest, encoder, threads, runtime, guard)
 
     @classmethod
-    def over(
+    def from_searcher(
         cls,
         searcher: Searcher,
         version: str,
@@ -96,7 +96,7 @@ class Release:
         runtime: Runtime = ONNXRUNTIME,
         guard: EncoderGuard | None = None,
     ) -> Self:
-        """A release that searches with a searcher that is open already; its encoder is verified. Raises ContractError."""
+        """A release over an open searcher; verifies its encoder. Raises ContractError."""
         wanted = manifest.encoder
         verify(encoder / "encoder.json", wanted.manifest)
         encoders = EncoderFolder(encoder)
@@ -112,7 +112,7 @@ class Release:
         return cls(version, manifest, encoders, query, searcher, TextEncoder.open(encoders, threads))
 
     def preprocess_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, np.ndarray | None]:
-        """Decodes a photo to the encoder's input (h, w, 3) uint8, and its palette where the ranker uses one. Raises ImageRejected."""
+        """Decodes a photo to encoder input (h, w, 3) uint8, and its palette where the ranker uses one. Raises ImageRejected."""
         pixels = decode(data, self.preprocess, limits)
         return pixels, palette(pixels) if self.searcher.features.palette is not None else None
 
@@ -120,52 +120,54 @@ class Release:
         """The unit vector (d,) float32 of pixels (h, w, 3) uint8."""
         return self.query.encode(pixels[None])[0]
 
-    def is_query(self, query: EncodedQuery) -> bool:
-        """Whether this version can be asked with what a shared cache holds: a unit vector of its dimension."""
+    def accepts_query(self, query: EncodedQuery) -> bool:
+        """Validates a query from a shared cache: a unit vector of this version's dimension."""
         length = float(np.linalg.norm(query.vector.astype(np.float64)))
         return query.vector.shape == (self.searcher.dim,) and abs(length - 1) <= UNIT_TOLERANCE
 
-    def are_candidates(self, found: Found, wanted: int) -> bool:
-        """Whether what a shared cache holds may be this version's candidates of one query: so many rows of it, best first."""
+    def accepts_candidates(self, found: Neighbors, k: int) -> bool:
+        """Validates candidates from a shared cache: `k` rows of this version, best first."""
         similarity, rows = found.similarity[0], found.rows[0]
         there = rows >= 0
         return (
-            len(rows) == wanted
+            len(rows) == k
             and bool((rows < self.searcher.rows).all())
             and bool(np.isfinite(similarity[there]).all())
             and bool((similarity[1:] <= similarity[:-1]).all())
         )
 
     def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> EncodedQuery:
-        """The query of a photo's bytes. Raises ImageRejected."""
+        """Decodes and encodes a photo. Raises ImageRejected."""
         pixels, colours = self.preprocess_photo(data, limits)
         return EncodedQuery(self.encode(pixels), colours)
 
-    def allowed(self, wanted: Filter | None) -> np.ndarray | None:
-        """Which rows (n,) bool may be in an answer: what the rules require, and the filter. None: all. Raises FilterError."""
-        if wanted is None:
-            return self.required
-        mask = matching(self.searcher.features, wanted)
-        return mask if self.required is None else mask & self.required
+    def allowed(self, query_filter: Filter | None) -> np.ndarray | None:
+        """Rows (n,) bool that pass the required filter and the query's filter. None: all. Raises FilterError."""
+        if query_filter is None:
+            return self.required_rows
+        mask = filter_mask(self.searcher.features, query_filter)
+        return mask if self.required_rows is None else mask & self.required_rows
 
     @property
     def products(self) -> int:
-        """How many products may be found."""
+        """Number of live products."""
         return self.searcher.live_rows
 
     def vector(self, row: int, latest: float | None = None) -> np.ndarray:
         """The stored vector (d,) float32 of a row."""
         return self.searcher.vector(row)
 
-    def retrieve(self, xq: np.ndarray, candidates: int, wanted: Filter | None = None, latest: float | None = None) -> Found:
-        """The first phase: the nearest rows of unit query vectors xq (nq, d) that may be in the answer.
+    def retrieve(
+        self, xq: np.ndarray, candidates: int, query_filter: Filter | None = None, latest: float | None = None
+    ) -> Neighbors:
+        """First phase: the nearest rows of unit query vectors xq (nq, d) that pass the filters.
 
-        `latest` (by time.monotonic) is when the request's time is over; it matters where shards are asked over the network.
+        `latest` (by time.monotonic) is the request's deadline, used where shards are searched over the network.
         """
-        return self.searcher.search(xq, candidates, self.allowed(wanted))
+        return self.searcher.search(xq, candidates, self.allowed(query_filter))
 
-    def rank(self, found: Found, k: int, query: EncodedQuery, user: User | None = None) -> Ranked:
-        """The second phase: the k best of one query's candidates, as the user likes them."""
+    def rank(self, found: Neighbors, k: int, query: EncodedQuery, user: User | None = None) -> Ranked:
+        """Second phase: the k best of one query's candidates, with the user's preferences."""
         rows, similarity = found.rows[0], found.similarity[0]
         return rank(rows, similarity, self.searcher.features, self.ranker, k, user, query.colours, query.row)
 
@@ -174,28 +176,28 @@ class Release:
         return self.rank(self.retrieve(query.vector[None], max(self.candidates, k)), k, query)
 
     def warm(self, rounds: int = 3) -> None:
-        """Runs a few made-up queries, so that the first shopper does not pay for page faults and lazy set-up."""
+        """Runs a few synthetic queries, so that the first request does not pay for page faults and lazy initialisation."""
         size = self.preprocess.size
         for n in range(rounds):
             pixels = np.full((size, size, 3), 40 * n, np.uint8)
             self.answer(EncodedQuery(self.encode(pixels), palette(pixels)))
-            if self.words is not None:
-                self.words.encode("a warm word")
+            if self.text_encoder is not None:
+                self.text_encoder.encode("a warm word")
 
 
 def _version_info(version: str, manifest: IndexManifest) -> VersionInfo:
-    """The versions of index and encoder, as every answer names them."""
+    """The version info of every answer."""
     tower, _, variant = manifest.encoder.query.partition(".")
     return VersionInfo(index=version, encoder=manifest.encoder.version, tower=tower, variant=variant, manifest=manifest.id)
 
 
 def _ranker(manifest: IndexManifest, searcher: Searcher) -> RankerConfig:
-    """The manifest's weights and rules, once they fit its columns. Raises ContractError."""
+    """The manifest's ranker config, validated against the version's columns. Raises ContractError."""
     try:
         config = RankerConfig.model_validate(manifest.ranker)
         config.rules.check(searcher.features)
     except ValidationError as error:
-        raise ContractError(f"index {manifest.id}: ranker: {first_wrong(error)}") from None
+        raise ContractError(f"index {manifest.id}: ranker: {first_error(error)}") from None
     except FilterError as error:
         raise ContractError(f"index {manifest.id}: ranker: {error}") from None
     return config

@@ -1,7 +1,7 @@
-"""The two places a replica holds versions in, and how they follow the aliases without a query ever seeing a mix.
+"""Blue-green slots: a replica's two versions, which follow the registry's aliases; flips are atomic.
 
-A query takes one `Release` and keeps it to its end; the flip changes a single reference. A version that cannot be verified never
-becomes ready, and what was live stays. Loading and following are apart, so that a flip back never waits for a slow candidate.
+A query uses one `Release` to its end; a flip changes a single reference. A version that cannot be verified never becomes ready, and
+the live version stays. Loading and following run in separate threads, so that a flip back never waits for a slow candidate.
 """
 
 import logging
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 SLOTS = ("blue", "green")
 STATES = ("empty", "loading", "ready", "failed")
 RETRY_S = 30.0
-"""A version that failed is tried again after this long: what failed may have been the network."""
+"""A failed version is retried after this long: the failure may have been the network's."""
 
 
 class Version(Protocol):
-    """What a slot holds: a whole `Release`, a gateway's, or a shard's part of one."""
+    """What a slot holds: a `Release`, a `GatewayRelease`, or a `ShardSet`."""
 
     version: str
 
@@ -40,26 +40,26 @@ V = TypeVar("V", bound=Version)
 
 
 class Opener(Protocol[V]):
-    """Opens versions of one role, and says what they still wait for."""
+    """Opens versions for one role, and says what blocks them from being ready or live."""
 
     def open(self, version: str) -> V:
-        """A version, verified. Raises ContractError naming what is wrong with it."""
+        """Opens and verifies a version. Raises ContractError naming what is wrong with it."""
         ...
 
-    def lacks(self, opened: V, first: bool) -> str:
-        """What an opened version waits for before it can be ready; "" for nothing. Raises ContractError where it will never come.
+    def pending_reason(self, opened: V, first: bool) -> str:
+        """Why an opened version is not ready yet; "" when it is. Raises ContractError where it never will be.
 
-        `first`: nothing is served yet, so that less than everything may be better than nothing.
+        `first`: nothing is live yet, so that a partial version may be better than none.
         """
         ...
 
-    def hinders(self, ready: V) -> str:
-        """Why a version that was ready cannot go live at this moment; "" for nothing."""
+    def flip_blocker(self, ready: V) -> str:
+        """Why a ready version cannot go live now; "" when it can."""
         ...
 
 
-class WholeVersions:
-    """Opens whole versions, which wait for nothing."""
+class ReleaseOpener:
+    """Opens whole releases; ready at once."""
 
     def __init__(self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME) -> None:
         self.source, self.threads, self.runtime = source, threads, runtime
@@ -70,18 +70,18 @@ class WholeVersions:
         encoder = self.source.encoder(manifest)
         return Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime, self.guard)
 
-    def lacks(self, opened: Release, first: bool) -> str:
+    def pending_reason(self, opened: Release, first: bool) -> str:
         return ""
 
-    def hinders(self, ready: Release) -> str:
+    def flip_blocker(self, ready: Release) -> str:
         return ""
 
 
 @dataclass
 class Slot(Generic[V]):
-    """What one slot holds. `version` is what its alias names, `release` that version once it is ready.
+    """One slot's state. `version` is what its alias names, `release` that version once it is ready.
 
-    `opened` is the version while it is loaded and waits for something else, which `reason` names.
+    `pending`: the version while it is open but not ready yet, for the `reason` given.
     """
 
     version: str = ""
@@ -90,7 +90,7 @@ class Slot(Generic[V]):
     since: str = ""
     release: V | None = field(default=None, repr=False)
     failed_at: float = 0.0
-    opened: V | None = field(default=None, repr=False)
+    pending: V | None = field(default=None, repr=False)
 
     def describe(self) -> dict[str, str | int]:
         rows = self.release.products if self.release else 0
@@ -108,17 +108,17 @@ class Slots(Generic[V]):
         opener: Opener[V] | None = None,
     ) -> None:
         self.source, self.clock = source, clock
-        self.opener: Opener[Any] = opener or WholeVersions(source, threads)
+        self.opener: Opener[Any] = opener or ReleaseOpener(source, threads)
         self.slots: dict[str, Slot[V]] = {name: Slot() for name in SLOTS}
         self.live: V | None = None
         self.live_slot = ""
-        self.wanted_live = ""
+        self.live_alias = ""
         self.error = ""
-        self.held_up = ""
+        self.flip_blocked = ""
         self.flips = self.failures = 0
         self.in_memory: list[tuple[str, weakref.ref[V]]] = []
         self.freed = 0
-        self.lock, self.following = threading.Lock(), threading.Lock()
+        self.lock, self.follow_lock = threading.Lock(), threading.Lock()
 
     def refresh(self) -> None:
         """Follows the aliases and loads all they newly name. Never raises."""
@@ -127,8 +127,8 @@ class Slots(Generic[V]):
             pass
 
     def follow(self) -> None:
-        """Marks what the aliases newly name for loading, and flips when `live` names a version that is ready. Never raises."""
-        with self.following:  # what was read of the aliases later is applied later
+        """Reads the aliases, marks new versions for loading, and flips when `live` names a ready version. Never raises."""
+        with self.follow_lock:  # what was read of the aliases later is applied later
             self._follow()
 
     def _follow(self) -> None:
@@ -140,7 +140,7 @@ class Slots(Generic[V]):
             return
         self.error = ""
         with self.lock:
-            self.wanted_live = wanted["live"]
+            self.live_alias = wanted["live"]
             for name in SLOTS:
                 slot = self.slots[name]
                 late = slot.state == "failed" and self.clock() - slot.failed_at >= RETRY_S
@@ -149,12 +149,12 @@ class Slots(Generic[V]):
             self._flip()
 
     def load_next(self) -> bool:
-        """Brings one version that is loading further, what is to serve first. Whether anything changed. Never raises."""
+        """Advances one loading version, that of `live` first; returns whether anything changed. Never raises."""
         with self.lock:
             waiting = [n for n in SLOTS if self.slots[n].state == "loading"]
             if not waiting:
                 return False
-            name = min(waiting, key=lambda n: (self.slots[n].opened is not None, self.slots[n].version != self.wanted_live))
+            name = min(waiting, key=lambda n: (self.slots[n].pending is not None, self.slots[n].version != self.live_alias))
             slot = self.slots[name]
         loaded = self._load(name, slot)
         with self.lock:
@@ -162,13 +162,13 @@ class Slots(Generic[V]):
                 if self.slots[other].state == "loading" and self.slots[other].version == slot.version:
                     self.slots[other] = loaded
             self._flip()
-        return loaded.state != "loading" or (slot.opened is None and len(waiting) > 1)
+        return loaded.state != "loading" or (slot.pending is None and len(waiting) > 1)
 
     def get(self, slot: str = "") -> V | None:
-        """The live release, or the one that a slot holds ready."""
+        """The live release, or a slot's ready one."""
         return self.slots[slot].release if slot else self.live
 
-    def held(self) -> list[V]:
+    def releases(self) -> list[V]:
         """Every version that is live or ready in a slot."""
         with self.lock:
             found = [s.release for s in self.slots.values()] + [self.live]
@@ -179,22 +179,22 @@ class Slots(Generic[V]):
         return {
             "live": {"version": live.version, "slot": self.live_slot} if live else None,
             "slots": {n: s.describe() for n, s in self.slots.items()},
-            "error": self.error or self.held_up,
+            "error": self.error or self.flip_blocked,
             "flips": self.flips,
         }
 
-    def nothing_live(self) -> str:
-        """The sentence for whoever asks while nothing is live."""
-        why = self.error or self.held_up
+    def not_live_reason(self) -> str:
+        """The sentence answered while nothing is live."""
+        why = self.error or self.flip_blocked
         return f"no index version is live on this replica yet{': ' + why if why else ''}"
 
     def draining(self) -> list[str]:
-        """Versions that no slot holds any more and that are still in memory, for requests that began with them."""
-        held = [*self.held(), *(s.opened for s in self.slots.values())]
+        """Versions that no slot holds but that are still in memory, for requests that started with them."""
+        held = [*self.releases(), *(s.pending for s in self.slots.values())]
         return sorted(version for version, release in list(self.in_memory) if (found := release()) and found not in held)
 
     def _begin(self, version: str) -> Slot[V]:
-        """A slot for a version: empty, already loaded (in the other slot, or still live), or waiting to be loaded."""
+        """The initial state of a slot for a version: empty, ready (loaded in the other slot, or live), or loading."""
         if not version:
             return Slot(since=_now())
         held = [s.release for s in self.slots.values() if s.version == version and s.state == "ready"]
@@ -203,13 +203,13 @@ class Slots(Generic[V]):
         return Slot(version, "ready", "", _now(), held[0]) if held else Slot(version, "loading", "", _now())
 
     def _flip(self) -> None:
-        self.held_up = ""
+        self.flip_blocked = ""
         for name, slot in self.slots.items():
-            if not self.wanted_live or slot.version != self.wanted_live or slot.release is None:
+            if not self.live_alias or slot.version != self.live_alias or slot.release is None:
                 continue
             if self.live is not slot.release:
-                if self.live is not None and (why := self.opener.hinders(slot.release)):
-                    self.held_up = f"version {slot.version} is not live yet: {why}"
+                if self.live is not None and (why := self.opener.flip_blocker(slot.release)):
+                    self.flip_blocked = f"version {slot.version} is not live yet: {why}"
                     return
                 before = self.live.version if self.live else "nothing"
                 self.live, self.live_slot = slot.release, name
@@ -218,11 +218,11 @@ class Slots(Generic[V]):
             elif self.slots[self.live_slot].release is not self.live:
                 self.live_slot = name
             return
-        self.held_up = self._absent()
+        self.flip_blocked = self._absent()
 
     def _absent(self) -> str:
-        """Why the version that `live` names does not serve, where no slot holds it ready; "" where it serves all the same."""
-        wanted, serves = self.wanted_live, self.live.version if self.live else ""
+        """Why the version that `live` names is not live, where no slot has it ready; "" where it is live all the same."""
+        wanted, serves = self.live_alias, self.live.version if self.live else ""
         if wanted and wanted == serves:
             return ""
         if not wanted:
@@ -235,16 +235,16 @@ class Slots(Generic[V]):
         return f"{why}; version {serves} goes on" if serves else why
 
     def _load(self, name: str, slot: Slot[V]) -> Slot[V]:
-        """The version opened, verified and warm; or what it waits for; or the reason why it failed."""
-        version, opened = slot.version, slot.opened
+        """Opens, verifies and warms a slot's version; returns the slot as ready, still loading with a reason, or failed."""
+        version, opened = slot.version, slot.pending
         try:
             if opened is None:
                 log.info("%s: loading version %s", name, version)
                 opened = self.opener.open(version)
                 self.in_memory.append((version, weakref.ref(opened)))
-            waits = self.opener.lacks(opened, self.live is None)
+            waits = self.opener.pending_reason(opened, self.live is None)
             if waits:
-                return Slot(version, "loading", waits, slot.since, opened=opened)
+                return Slot(version, "loading", waits, slot.since, pending=opened)
             opened.warm()
         except Exception as error:  # whatever is wrong with a candidate, the live version goes on
             log.error("%s: version %s failed: %s", name, version, _sentence(error))
@@ -254,7 +254,7 @@ class Slots(Generic[V]):
         return Slot(version, "ready", "", _now(), opened)
 
     def _count_freed(self) -> None:
-        """Counts versions that were given up and whose last request has ended: then nothing refers to them any more."""
+        """Counts retired versions whose last request has ended: nothing refers to them any more."""
         gone = [kept for kept in list(self.in_memory) if kept[1]() is None]
         for kept in gone:
             self.in_memory.remove(kept)

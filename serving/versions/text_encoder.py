@@ -1,4 +1,4 @@
-"""The text side of an encoder version: words to a unit vector in the space of its pictures."""
+"""Text encoder: text to a unit vector in the embedding space of the pictures."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from serving.contract.manifest import EncoderManifest
 
 TOWER = "text"
 ORDER = ("fp32", "fp16", "int8")
-"""Which variant is taken, where there are several: texts are short, so exactness costs little."""
+"""Preference among variants: texts are short, so that precision costs little."""
 
 
 def text_variant(manifest: EncoderManifest) -> str:
-    """The "text.variant" that encodes words; "" where the encoder version has no text tower."""
+    """The "text.variant" to use; "" where the encoder version has no text tower."""
     variants = manifest.towers.get(TOWER, {})
     return f"{TOWER}.{min(variants, key=ORDER.index)}" if variants else ""
 
 
 class TextEncoder:
-    """The text tower with its tokenizer."""
+    """The text tower and its tokenizer."""
 
     def __init__(self, encoder: Encoder, tokenizer: Path) -> None:
         from tokenizers import Tokenizer
@@ -34,7 +34,7 @@ class TextEncoder:
 
     @classmethod
     def open(cls, encoders: EncoderFolder, threads: int = 1) -> "TextEncoder | None":
-        """The text tower, its files, golden outputs and tokenizer verified; None when the encoder version has none."""
+        """Opens the text tower, verifying its files and golden outputs; None when the encoder version has none."""
         manifest = encoders.manifest
         name = text_variant(manifest)
         if not name or manifest.tokenizer is None:
@@ -43,5 +43,5 @@ class TextEncoder:
         return cls(encoders.open(name, threads), tokenizer)
 
     def encode(self, text: str) -> np.ndarray:
-        """The unit vector (d,) float32 of some words; what is over the tower's context is cut."""
+        """The unit vector (d,) float32 of a text, truncated to the tower's context length."""
         return self.encoder.encode(np.array([self.tokenizer.encode(text).ids], np.int64))[0]

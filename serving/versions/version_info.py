@@ -1,16 +1,16 @@
-"""Which version answered: part of every answer."""
+"""The version info in every answer, and the base of the API's models."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Wire(BaseModel):
-    """Base of everything that travels: immutable, unknown fields refused."""
+    """Base of API models: immutable, unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class VersionInfo(Wire):
-    """What answered."""
+    """The versions that produced an answer."""
 
     index: str
     encoder: str

@@ -1,4 +1,4 @@
-"""Where versions come from: the MLflow registry, or a folder that holds an exported release. One small protocol."""
+"""Sources of versions behind one protocol: the MLflow registry, or the folder of an exported release."""
 
 import json
 import os
@@ -8,25 +8,25 @@ from typing import Protocol
 
 from serving.contract.files import ContractError, FileRef, sha256_file, verify
 from serving.contract.manifest import EncoderManifest, IndexManifest, read_manifest
-from serving.versions.disk_cache import Kept, used
+from serving.versions.disk_cache import DiskCache, touch
 
 MODEL = "product-index"
 ALIASES = "aliases.json"
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""MLflow's own are 120 s and 7 retries: whoever waits would learn minutes late that it is away."""
+MLFLOW_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""MLflow's defaults are 120 s and 7 retries: an outage would be noticed minutes late."""
 
 
-def limit_patience() -> None:
-    """This process asks MLflow for no longer than PATIENCE, unless its environment says something else."""
-    for name, value in PATIENCE.items():
+def limit_mlflow_timeouts() -> None:
+    """Sets MLflow's HTTP timeouts for this process, where the environment does not."""
+    for name, value in MLFLOW_TIMEOUTS.items():
         os.environ.setdefault(name, value)
 
 
 class VersionSource(Protocol):
-    """Aliases, manifests and files of index versions."""
+    """Resolves aliases and fetches manifests and files of index versions."""
 
     def resolve(self, alias: str) -> str:
-        """The version that `blue`, `green` or `live` names; "" when it names none."""
+        """The version of the alias `blue`, `green` or `live`; "" when there is none."""
         ...
 
     def manifest(self, version: str) -> IndexManifest: ...
@@ -36,7 +36,7 @@ class VersionSource(Protocol):
         ...
 
     def fetch(self, ref: FileRef) -> Path:
-        """A local path of a segment file; it is verified by whoever opens it."""
+        """The local path of a segment file, which the caller verifies."""
         ...
 
 
@@ -60,8 +60,8 @@ class FolderSource:
         return self.folder / "files" / ref.sha256
 
 
-def release_in(folder: Path) -> FolderSource:
-    """The release exported to a folder. Raises ValueError where there is none."""
+def exported_release(folder: Path) -> FolderSource:
+    """Opens an exported release. Raises ValueError where the folder holds none."""
     if not (folder / ALIASES).is_file():
         what = f"there is no {ALIASES} in it" if folder.is_dir() else "there is no such folder"
         raise ValueError(f"VITRINE_RELEASE={str(folder)!r} holds no release: {what}; `vitrine release export` writes one")
@@ -69,18 +69,18 @@ def release_in(folder: Path) -> FolderSource:
 
 
 class MlflowSource:
-    """The registry at `uri`, through mlflow-skinny; files and encoders are kept in `cache` by their sha256 and fetched once.
+    """The MLflow registry at `uri`, through mlflow-skinny; files and encoders are cached on disk in `cache` by sha256.
 
-    The cache takes at most `limit_bytes`: the least recently used go first, never those of versions that the aliases name.
+    The cache holds at most `limit_bytes`, evicting the least recently used, never those of versions that the aliases name.
     """
 
     def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30) -> None:
         from mlflow import MlflowClient  # type: ignore[attr-defined, unused-ignore]
 
-        self.uri, self.kept = uri, Kept(cache, limit_bytes)
+        self.uri, self.disk_cache = uri, DiskCache(cache, limit_bytes)
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self.named: dict[str, str] = {}
-        self.parts: dict[str, set[str]] = {}
+        self.aliases: dict[str, str] = {}
+        self.files_by_version: dict[str, set[str]] = {}
 
     def resolve(self, alias: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -91,43 +91,43 @@ class MlflowSource:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             version = ""
-        self.named[alias] = version
+        self.aliases[alias] = version
         return version
 
     def manifest(self, version: str) -> IndexManifest:
         run = str(self.client.get_model_version(MODEL, version).run_id)
-        with self.kept.incoming() as folder:
+        with self.disk_cache.staging() as folder:
             manifest = read_manifest(self._download(run, "index/manifest.json", folder), IndexManifest)
-        named = set(self.named.values())
-        self.parts = {v: parts for v, parts in self.parts.items() if v in named}
-        self.parts[version] = {manifest.encoder.manifest.sha256, *(f.sha256 for f in manifest.files())}
+        named = set(self.aliases.values())
+        self.files_by_version = {v: parts for v, parts in self.files_by_version.items() if v in named}
+        self.files_by_version[version] = {manifest.encoder.manifest.sha256, *(f.sha256 for f in manifest.files())}
         return manifest
 
     def encoder(self, manifest: IndexManifest) -> Path:
         wanted = manifest.encoder
-        folder = self.kept.encoder(wanted.manifest.sha256)
+        folder = self.disk_cache.encoder(wanted.manifest.sha256)
         if folder.is_dir() and _whole(folder, wanted.manifest):
-            return used(folder)
-        with self.kept.incoming() as incoming:
-            found = self._download(wanted.run_id, "encoder", incoming)
+            return touch(folder)
+        with self.disk_cache.staging() as staging:
+            found = self._download(wanted.run_id, "encoder", staging)
             verify(found / "encoder.json", wanted.manifest)
             shutil.rmtree(folder, ignore_errors=True)
             found.replace(folder)
-        self._make_room()
+        self._evict()
         return folder
 
     def fetch(self, ref: FileRef) -> Path:
-        path = self.kept.file(ref.sha256)
+        path = self.disk_cache.file(ref.sha256)
         if path.is_file() and path.stat().st_size == ref.bytes and sha256_file(path) == ref.sha256:
-            return used(path)
-        with self.kept.incoming() as incoming:
-            verify(self._download(ref.run_id, ref.path, incoming), ref).replace(path)
-        self._make_room()
+            return touch(path)
+        with self.disk_cache.staging() as staging:
+            verify(self._download(ref.run_id, ref.path, staging), ref).replace(path)
+        self._evict()
         return path
 
-    def _make_room(self) -> None:
-        """What the aliases name stays, and the version that was asked for last: it is on its way."""
-        self.kept.make_room(set().union(*self.parts.values()))
+    def _evict(self) -> None:
+        """Evicts from the disk cache, except files of versions that the aliases name and of the last manifest read."""
+        self.disk_cache.evict(set().union(*self.files_by_version.values()))
 
     def _download(self, run: str, artifact: str, into: Path) -> Path:
         from mlflow.artifacts import download_artifacts
@@ -139,7 +139,7 @@ class MlflowSource:
 
 
 def _whole(folder: Path, manifest: FileRef) -> bool:
-    """Whether a kept encoder version has every file as its manifest says."""
+    """Whether a cached encoder version has every file of its manifest, unchanged."""
     try:
         verify(folder / "encoder.json", manifest)
         found = read_manifest(folder / "encoder.json", EncoderManifest)

@@ -5,7 +5,7 @@ import sys
 import typer
 
 from serving.contract.files import ContractError
-from serving.versions.version_source import limit_patience
+from serving.versions.version_source import limit_mlflow_timeouts
 from tasks.cli import capacity, catalog, changes, index, release, search, settings, stream, trace, webhook
 from tasks.cli.output import console
 from tasks.errors import VitrineError
@@ -33,7 +33,7 @@ def main() -> None:
     # What MLflow's client says beside a command's own words.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    limit_patience()
+    limit_mlflow_timeouts()
     try:
         app()
     except (VitrineError, ContractError) as error:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serving.contract.files import ContractError, FileRef, describe, verify, written_whole
+from serving.contract.files import ContractError, FileRef, atomic_write, describe, verify
 from serving.contract.keys import shard_of
 from serving.contract.palette import PALETTE
 from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
@@ -197,7 +197,7 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
     write_rows(rows_path, table)
     index_ref, table_ref = (describe(p, p.name).model_dump() for p in (faiss_path, rows_path))
     built = BuiltShard(shard, len(table), template.family, str(folder), index_ref, table_ref, source)
-    with written_whole(folder / "built.json") as path:
+    with atomic_write(folder / "built.json") as path:
         path.write_text(json.dumps(asdict(built)))
     return built
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from serving.contract.manifest import Scalar
 from serving.index.engine import Engine, Mask
-from serving.index.faiss_engine import widened
-from serving.index.merge import Found
-from serving.index.searcher import WIDER, Searcher
+from serving.index.faiss_engine import scale_effort
+from serving.index.merge import Neighbors
+from serving.index.searcher import WIDENING, Searcher
 from tasks.index.families import Family
 
 CALL_US = 50.0
@@ -28,11 +28,11 @@ class CountingEngine:
         self.searches: list[tuple[int, int, int]] = []
         self.rows_compared: list[int] = []
 
-    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Found:
+    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Neighbors:
         self.searches.append((len(xq), k, effort))
         return self.engine.search(xq, k, mask, params, effort)
 
-    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
         self.rows_compared.append(len(xq) * len(positions))
         return self.engine.nearest(xq, positions, k)
 
@@ -43,9 +43,9 @@ class CostCounter:
     def __init__(self, searcher: Searcher, family: Family, nlist: int) -> None:
         self.family, self.nlist = family, nlist
         self.searcher = copy.copy(searcher)
-        self.searcher.parts = [copy.copy(part) for part in searcher.parts]
-        self.engines = [CountingEngine(part.engine) for part in self.searcher.parts]
-        for part, engine in zip(self.searcher.parts, self.engines, strict=True):
+        self.searcher.groups = [copy.copy(part) for part in searcher.groups]
+        self.engines = [CountingEngine(part.engine) for part in self.searcher.groups]
+        for part, engine in zip(self.searcher.groups, self.engines, strict=True):
             part.engine = engine
 
     def reset(self) -> None:
@@ -59,7 +59,7 @@ class CostCounter:
         total = 0.0
         for engine in self.engines:
             for queries, k, effort in engine.searches:
-                wide = widened(params, effort if widening else 1)
+                wide = scale_effort(params, effort if widening else 1)
                 if "nprobe" in wide:
                     wide["nprobe"] = min(int(wide["nprobe"] or 1), self.nlist)
                 total += queries * (CALL_US + self.family.cost(wide, k, engine.rows / self.nlist))
@@ -68,4 +68,4 @@ class CostCounter:
 
     def repeats(self) -> int:
         """Number of queries that were repeated because they found too few results."""
-        return sum(queries for engine in self.engines for queries, _, effort in engine.searches if effort >= WIDER[0])
+        return sum(queries for engine in self.engines for queries, _, effort in engine.searches if effort >= WIDENING[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.index.refine import Stored
+from serving.index.refine import StoredVectors
 from tasks.progress import Progress
 
 GROUPS, GROUP_ROWS = 1024, 64
@@ -31,7 +31,7 @@ def group(index: Any, of: str = "", seed: int = 0) -> np.ndarray | None:
     groups = min(GROUPS, index.ntotal // GROUP_ROWS)
     if not isinstance(view, faiss.IndexHNSW) or groups < 2:
         return None
-    stored = Stored(index)
+    stored = StoredVectors(index)
     seen = stored.vectors(np.linspace(0, index.ntotal - 1, groups * SAMPLED).astype(np.int64))
     means = faiss.Kmeans(
         index.d, groups, niter=ROUNDS, seed=seed, spherical=True, min_points_per_centroid=1, max_points_per_centroid=SAMPLED

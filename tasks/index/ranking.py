@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from serving.contract.files import first_wrong
+from serving.contract.files import first_error
 from serving.ranking.features import Features
 from serving.ranking.filters import FilterError
 from serving.ranking.ranker import RankerConfig
@@ -31,7 +31,7 @@ def read_ranker(uri: str, columns: pa.Schema | None = None) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise SettingsError(f"{uri} is not JSON: {error}") from None
     except ValidationError as error:
-        raise SettingsError(f"{uri} holds no weights and rules: {first_wrong(error, 'the file')}") from None
+        raise SettingsError(f"{uri} holds no weights and rules: {first_error(error, 'the file')}") from None
     except FilterError as error:
         raise SettingsError(f"{uri}: {error}") from None
     return config.model_dump(mode="json", exclude_defaults=True)

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from serving.contract.files import ContractError, FileRef, verify, written_whole
+from serving.contract.files import ContractError, FileRef, atomic_write, verify
 from serving.contract.manifest import IndexManifest
 from tasks import storage
 from tasks.index.build import Template
@@ -21,7 +21,7 @@ def store_template(template: Template, fingerprint: str, templates_uri: str, fol
     if uri and not storage.exists(uri):
         with Path(template.file).open("rb") as source, storage.writer(uri) as target:
             shutil.copyfileobj(source, target)
-    with written_whole(folder / TEMPLATE_FILE) as path:
+    with atomic_write(folder / TEMPLATE_FILE) as path:
         path.write_text(json.dumps({"template": asdict(template), "fingerprint": fingerprint, "kept": uri}, indent=1))
 
 
@@ -53,7 +53,7 @@ def template_of(registry: Registry, manifest: IndexManifest, folder: Path) -> tu
     if not storage.exists(record["kept"]):
         return None, "the file of its template is gone"
     target = folder / f"{template.sha256}.faiss"
-    with written_whole(target) as whole:
+    with atomic_write(target) as whole:
         whole.write_bytes(storage.read_bytes(record["kept"]))
     try:
         verify(target, FileRef(path=target.name, sha256=template.sha256, bytes=target.stat().st_size))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.index.merge import Found
+from serving.index.merge import Neighbors
 from serving.index.recall import DEPTH, recall
 from tasks import storage
 from tasks.index.vectors import shard_batches, shard_counts
@@ -58,4 +58,4 @@ def exact_truth(
 
 def recall_of(keys: np.ndarray, truth: Truth, k: int) -> float:
     """Mean share of the true top k among found keys (nq, any) int64, -1 for none; ties with the k-th count."""
-    return recall(keys, Found(truth.similarity, truth.keys), k)
+    return recall(keys, Neighbors(truth.similarity, truth.keys), k)

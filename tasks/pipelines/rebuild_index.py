@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.contract.files import FileRef, verify, written_whole
+from serving.contract.files import FileRef, atomic_write, verify
 from serving.contract.manifest import EncoderRef, IndexManifest
 from tasks import storage
 from tasks.errors import ValidationFailed, VitrineError
@@ -285,7 +285,7 @@ def _publish(run: Any, manifest: IndexManifest, gates: Any, tuned: dict, shards:
         "tuning.json": json.dumps(tuned, indent=1),
         "manifest.json": manifest.model_dump_json(indent=1),
     }.items():
-        with written_whole(folder / name) as path:
+        with atomic_write(folder / name) as path:
             path.write_text(content)
         run.artifact(folder / name, INDEX_PATH)
 

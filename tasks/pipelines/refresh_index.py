@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serving.contract.files import FileRef, verify, written_whole
+from serving.contract.files import FileRef, atomic_write, verify
 from serving.contract.manifest import IndexManifest
 from tasks import storage
 from tasks.catalog.snapshot import product_table, read_snapshot, started_at
@@ -226,7 +226,7 @@ def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:
             run.artifact(folder / path.relative_to(INDEX_PATH), str(path.parent))
     gates = json.dumps([g.model_dump() for g in manifest.gates], indent=1)
     for name, content in {"gates.json": gates, "manifest.json": manifest.model_dump_json(indent=1)}.items():
-        with written_whole(folder / name) as path:
+        with atomic_write(folder / name) as path:
             path.write_text(content)
         run.artifact(folder / name, INDEX_PATH)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from serving.contract.files import ContractError, written_whole
+from serving.contract.files import ContractError, atomic_write
 from tasks import storage
 from tasks.errors import VitrineError
 from tasks.pipelines import drain_changes, promote_index, publish_features, refresh_index
@@ -171,7 +171,7 @@ class Stream:
         return Round(**json.loads(path.read_text())) if path.is_file() else Round()
 
     def _write(self, state: Round) -> None:
-        with written_whole(_place()) as path:
+        with atomic_write(_place()) as path:
             path.write_text(json.dumps(asdict(state)))
 
 

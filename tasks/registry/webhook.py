@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serving.contract.signed import NotSigned, check_signed
+from serving.contract.webhook_signature import InvalidSignature, verify_signature
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, Registry
 
@@ -30,7 +30,7 @@ AIRFLOW = Receiver(
 REPLICA = Receiver("vitrine-replica", "/v1/hooks/mlflow", "Tells a replica that an alias moved, so that it looks at once.")
 
 
-class InvalidSignature(VitrineError):
+class InvalidWebhook(VitrineError):
     """The request has no valid signature, or a stale one."""
 
 
@@ -50,17 +50,17 @@ class AliasMoved:
 def verify(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) -> AliasMoved | None:
     """Verifies a signed request and returns its event; None for other events. `now_s` is epoch seconds.
 
-    Raises NotBelieved when the signature is missing or wrong (compared in constant time) or outside of the window, and when no
+    Raises InvalidWebhook when the signature is missing or wrong (compared in constant time) or outside of the window, and when no
     secret is set.
     """
     if not secret:
-        raise InvalidSignature(
+        raise InvalidWebhook(
             "no secret is set for MLflow's messages: set VITRINE_WEBHOOK_SECRET for Airflow and run: vitrine webhook"
         )
     try:
-        check_signed(headers, body, secret, now_s)
-    except NotSigned as error:
-        raise InvalidSignature(str(error)) from None
+        verify_signature(headers, body, secret, now_s)
+    except InvalidSignature as error:
+        raise InvalidWebhook(str(error)) from None
     try:
         said = json.loads(body)
         if f"{said['entity']}.{said['action']}" != EVENT:
@@ -68,7 +68,7 @@ def verify(headers: Mapping[str, str], body: bytes, secret: str, now_s: float) -
         data = said["data"]
         return AliasMoved(str(data["name"]), str(data["alias"]), str(data["version"]))
     except (ValueError, KeyError, TypeError):
-        raise InvalidSignature("the message is signed, but it is not one of MLflow's about an alias") from None
+        raise InvalidWebhook("the message is signed, but it is not one of MLflow's about an alias") from None
 
 
 def register_webhook(registry: Registry, address: str, secret: str, receiver: Receiver = AIRFLOW) -> bool:

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from serving.contract.files import verify, written_whole
+from serving.contract.files import atomic_write, verify
 from tasks.registry import INDEX_MODEL, Registry
 
 
@@ -20,9 +20,9 @@ def export_release(registry: Registry, folder: Path, version: str) -> str:
     encoder = folder / "encoders" / manifest.encoder.manifest.sha256
     shutil.copytree(registry.encoder_folder(manifest.encoder.version), encoder, dirs_exist_ok=True)
     (folder / found.version).mkdir(exist_ok=True)
-    with written_whole(folder / found.version / "manifest.json") as path:
+    with atomic_write(folder / found.version / "manifest.json") as path:
         path.write_text(manifest.model_dump_json(indent=1))
     shutil.rmtree(folder / "incoming", ignore_errors=True)
-    with written_whole(folder / "aliases.json") as path:
+    with atomic_write(folder / "aliases.json") as path:
         path.write_text(json.dumps({"live": found.version, "blue": found.version}))
     return found.version

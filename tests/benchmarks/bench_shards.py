@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from serving.contract.manifest import CANDIDATES
-from serving.index.merge import Found, merge
+from serving.index.merge import Neighbors, merge
 from serving.index.searcher import Searcher
 from tasks.index.build import BuiltShard, IndexConfig, build_shard, train_template
 from tasks.index.truth import Truth, exact_truth, recall_of
@@ -109,7 +109,7 @@ def main() -> None:
             one, alone, together = built(family, shops, args.shards, folder / family)
             params = PARAMS[family]
 
-            def keys(searcher: Searcher, found: Found) -> np.ndarray:
+            def keys(searcher: Searcher, found: Neighbors) -> np.ndarray:
                 return np.where(found.rows < 0, -1, searcher.features.key[np.maximum(found.rows, 0)])
 
             def whole(searcher: Searcher, p: dict = params, k: Callable = keys) -> Search:
@@ -117,7 +117,7 @@ def main() -> None:
 
             def apart(q: np.ndarray, searchers: list[Searcher] = alone, p: dict = params, k: Callable = keys) -> np.ndarray:
                 found = [s.search(q, CANDIDATES, params=p) for s in searchers]
-                named = [Found(f.similarity, k(s, f)) for s, f in zip(searchers, found, strict=True)]
+                named = [Neighbors(f.similarity, k(s, f)) for s, f in zip(searchers, found, strict=True)]
                 return merge(named, CANDIDATES).rows
 
             ways = {

@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from serving.contract.encoder import EncoderFolder
-from serving.contract.files import FileRef, describe, written_whole
+from serving.contract.files import FileRef, atomic_write, describe
 from serving.contract.manifest import EncoderManifest, IndexManifest, Variant, fingerprint
 from serving.contract.runtimes import ONNXRUNTIME
 from serving.contract.segments import read_index, write_index
@@ -45,7 +45,7 @@ def point(release: Path, **aliases: str) -> None:
     """Moves aliases, as a promotion does."""
     path = release / "aliases.json"
     now = json.loads(path.read_text())
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(now | aliases))
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from serving.contract.files import written_whole
+from serving.contract.files import atomic_write
 from serving.contract.keys import product_keys, shard_of
 from tasks.catalog.snapshot import Snapshot, read_snapshot, take_snapshot
 from tests.benchmarks.photo_vectors import PhotoVectors
@@ -71,7 +71,7 @@ def _generate(folder: Path, snapshot: str, dim: int, preset: str, shard: int, sh
     world = world_of(dim, preset).seeded(SHARD_SEED + shard)
     schema = pa.schema([("key", pa.int64()), ("image_sha256", pa.binary(32)), ("vector", pa.list_(pa.float16(), dim))])
     with (
-        written_whole(folder / "vectors" / f"shard={shard}" / "part-00000.parquet") as path,
+        atomic_write(folder / "vectors" / f"shard={shard}" / "part-00000.parquet") as path,
         pq.ParquetWriter(path, schema, compression="none", use_dictionary=False, write_statistics=False) as writer,
     ):
         for start in range(0, len(keys), BLOCK):

@@ -21,7 +21,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from serving.contract.encoder import EncoderFolder
-from serving.contract.files import FileRef, describe, written_whole
+from serving.contract.files import FileRef, atomic_write, describe
 from serving.contract.keys import product_keys, shard_of
 from serving.contract.manifest import Counts, EncoderManifest, EncoderRef, IndexManifest, SnapshotRef, Variant, fingerprint
 from serving.contract.palette import NAMES, PALETTE, PALETTE_TYPE
@@ -116,7 +116,7 @@ def _build(home: Path, rows: int, family: str, preset: str, shards: int, recall:
     (release / "1" / "manifest.json").write_text(manifest.model_dump_json())
     _photos(home / "photos")
     shutil.rmtree(work)
-    with written_whole(release / "aliases.json") as path:
+    with atomic_write(release / "aliases.json") as path:
         path.write_text(json.dumps({"blue": "1", "live": "1"}))
 
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from serving.contract.files import written_whole
+from serving.contract.files import atomic_write
 from tasks.catalog.snapshot import take_snapshot
 from tasks.encoder.data.augment import Augmentation, augment, to_float
 from tasks.encoder.data.photos import Photos, read_training_set
@@ -104,7 +104,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # how far the training is
     args.out.parent.mkdir(parents=True, exist_ok=True)
     base, queries = photo_vectors(args.catalogue, args.rows)
-    with written_whole(args.out) as path, path.open("wb") as stream:
+    with atomic_write(args.out) as path, path.open("wb") as stream:
         np.savez(stream, base=base, queries=queries)
     print(f"{args.out}: base {base.shape}, queries {queries.shape}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from serving.contract.files import describe, written_whole
+from serving.contract.files import atomic_write, describe
 from serving.contract.segments import write_index
 from tasks.index.build import BuiltShard, empty_index
 from tasks.index.coarse import ivf_view
@@ -48,7 +48,7 @@ def add_codes(shop: MadeShop, template_file: str, beside: BuiltShard, folder: Pa
     table.unlink(missing_ok=True)
     table.hardlink_to(Path(beside.folder) / beside.table["path"])
     built = BuiltShard(beside.shard, beside.rows, "ivf_pq", str(folder), describe(path, path.name).model_dump(), beside.table)
-    with written_whole(folder / "built.json") as whole:
+    with atomic_write(folder / "built.json") as whole:
         whole.write_text(json.dumps(asdict(built)))
     return asdict(built)
 

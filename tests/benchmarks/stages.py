@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving.contract.files import written_whole
+from serving.contract.files import atomic_write
 
 
 class Stages:
@@ -25,7 +25,7 @@ class Stages:
             took = time.perf_counter() - began
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             self.done[name] = {"seconds": took, "peak_gib": peak, "result": result}
-            with written_whole(self.file) as path:
+            with atomic_write(self.file) as path:
                 path.write_text(json.dumps(self.done))
             print(f"{name:40} {took:9.1f} s   peak {peak:5.2f} GiB", flush=True)
             if name == self.until:

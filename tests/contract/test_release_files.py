@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.contract.encoder import EncoderFolder
-from serving.contract.files import ContractError, describe, verify, written_whole
+from serving.contract.files import ContractError, atomic_write, describe, verify
 from serving.contract.keys import MAX_KEY, product_key, product_keys, shard_of
 from serving.contract.manifest import EncoderManifest, read_manifest
 from tests.tiny import tiny_encoder
@@ -33,14 +33,14 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file"
 
     def write_half() -> None:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         write_half()
     assert list(tmp_path.iterdir()) == []
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("whole")
     assert path.read_text() == "whole"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.contract.signed import signature
+from serving.contract.webhook_signature import signature
 from tasks.pipelines.watch_champion import moved_champion
 from tasks.registry import ENCODER_MODEL
 from tasks.registry.webhook import AIRFLOW, register_webhook

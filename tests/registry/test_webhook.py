@@ -5,8 +5,8 @@ import json
 import pytest
 from mlflow.webhooks.delivery import _generate_hmac_signature
 
-from serving.contract.signed import WINDOW_S, signature
-from tasks.registry.webhook import AliasMoved, InvalidSignature, verify
+from serving.contract.webhook_signature import WINDOW_S, signature
+from tasks.registry.webhook import AliasMoved, InvalidWebhook, verify
 
 NOW = 1_800_000_000
 SECRET = "a secret of the tests"
@@ -57,11 +57,11 @@ def test_messages_about_something_else_are_not_about_the_champion() -> None:
     ],
 )
 def test_what_is_not_signed_or_old_or_changed_is_refused(headers: dict[str, str], body: bytes, why: str) -> None:
-    with pytest.raises(InvalidSignature, match=why):
+    with pytest.raises(InvalidWebhook, match=why):
         verify(headers, body, SECRET, NOW)
 
 
 def test_without_a_secret_nothing_is_believed() -> None:
     body = message()
-    with pytest.raises(InvalidSignature, match="VITRINE_WEBHOOK_SECRET"):
+    with pytest.raises(InvalidWebhook, match="VITRINE_WEBHOOK_SECRET"):
         verify(signed(body, secret=""), body, "", NOW)

@@ -1,4 +1,4 @@
-"""What a promotion asks of a replica, with the admin token: sampled queries, and to look at the aliases now; and what MLflow tells."""
+"""Admin routes, used by promotions: sampled queries and following the aliases now; and MLflow's webhook."""
 
 import asyncio
 import time
@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from serving.api.dependencies import ReplicaDep, require_admin
-from serving.api.errors import Refused
+from serving.api.errors import ApiError
 from serving.api.openapi import problems, request_body
 from serving.api.schemas import KeptSamples, SlotsState
-from serving.contract.signed import NotSigned, check_signed
+from serving.contract.webhook_signature import InvalidSignature, verify_signature
 
 MLFLOW_HOOK = "/v1/hooks/mlflow"
 MESSAGE = request_body(
@@ -44,8 +44,8 @@ async def follow(replica: ReplicaDep) -> dict[str, Any]:
 async def mlflow_webhook(request: Request, replica: ReplicaDep) -> dict[str, Any]:
     """MLflow's signed message that an alias moved. It only makes this replica look at the aliases: what it says is not believed."""
     try:
-        check_signed(request.headers, await request.body(), replica.settings.webhook_secret, time.time())
-    except NotSigned as error:
-        raise Refused(401, str(error), "signature") from None
+        verify_signature(request.headers, await request.body(), replica.settings.webhook_secret, time.time())
+    except InvalidSignature as error:
+        raise ApiError(401, str(error), "signature") from None
     await asyncio.to_thread(replica.slots.follow)
     return replica.slots.describe()

@@ -1,4 +1,4 @@
-"""Several searches in one request."""
+"""The batch route: several searches in one request."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -9,13 +9,13 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
 from serving.api.dependencies import Bearer, Key, SearchCallDep, query_of
-from serving.api.errors import EXPECTED, problem_of
-from serving.api.openapi import BATCHED, KEY_OPTIONAL
-from serving.api.routes.search import OWN
-from serving.api.uploads import MOST_VALUES, json_object
+from serving.api.errors import CLIENT_ERRORS, problem_of
+from serving.api.openapi import BATCH_RESPONSES, KEY_OPTIONAL
+from serving.api.routes.search import PRIVATE
+from serving.api.uploads import MAX_VALUES, json_object
 from serving.search.schemas import BatchAnswer, BatchRequest, Problem, SearchAnswer, SearchRequest
 
-BATCH_VALUES = 10 * MOST_VALUES
+MAX_BATCH_VALUES = 10 * MAX_VALUES
 
 
 class StrictJsonRequest(Request):
@@ -24,12 +24,12 @@ class StrictJsonRequest(Request):
     async def json(self) -> Any:
         """Raises ValueError with one sentence where the body is not such an object."""
         if not hasattr(self, "_object"):
-            self._object = json_object(await self.body(), most=BATCH_VALUES)
+            self._object = json_object(await self.body(), most=MAX_BATCH_VALUES)
         return self._object
 
 
 class StrictJsonRoute(APIRoute):
-    """Reads its body as StrictJsonRequest does, and only a known caller's: FastAPI reads bodies before it asks dependencies."""
+    """Checks credentials before reading the body as StrictJsonRequest does: FastAPI reads bodies before it runs dependencies."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -46,7 +46,7 @@ class StrictJsonRoute(APIRoute):
 router = APIRouter(route_class=StrictJsonRoute)
 
 
-@router.post("/v1/search/batch", responses=BATCHED, openapi_extra=KEY_OPTIONAL)
+@router.post("/v1/search/batch", responses=BATCH_RESPONSES, openapi_extra=KEY_OPTIONAL)
 async def batch(body: BatchRequest, call: SearchCallDep, response: Response, _: Key, __: Bearer) -> BatchAnswer:
     """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
     call.replica.access.admit(call.request.headers, len(body.searches))
@@ -56,8 +56,8 @@ async def batch(body: BatchRequest, call: SearchCallDep, response: Response, _: 
         async with places:
             try:
                 return await call.answer(await query_of(search), f".{number}")
-            except EXPECTED as error:
+            except CLIENT_ERRORS as error:
                 return problem_of(error, f"{call.request.state.request_id}.{number}", call.replica.request_metrics)
 
-    response.headers["Cache-Control"] = OWN
+    response.headers["Cache-Control"] = PRIVATE
     return BatchAnswer(answers=list(await asyncio.gather(*(answer(n, s) for n, s in enumerate(body.searches)))))

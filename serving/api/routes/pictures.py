@@ -1,4 +1,4 @@
-"""The page, and the products' own pictures."""
+"""Routes of the search page and of product pictures."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,29 +7,29 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse
 
 from serving.api.dependencies import Bearer, ProductId, ReplicaDep, Slot, chosen_release
-from serving.api.errors import Refused
+from serving.api.errors import ApiError
 from serving.api.openapi import KEY_OPTIONAL, problems
 from serving.api.product_pictures import picture_path
-from serving.api.routes.search import OWN
+from serving.api.routes.search import PRIVATE
 from serving.search.pipeline import row_of
 from serving.versions.release import Release
 
 PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
 STATIC = Path(__file__).parents[2] / "static"
-PAGE = {
+PAGE_HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""The page runs its own script and shows its own and the reader's pictures; a title in a catalogue can be no script."""
+"""The Content-Security-Policy allows the page's own script and pictures only: a catalogue's titles cannot inject scripts."""
 
 router = APIRouter()
 
 
 @router.get("/", include_in_schema=False)
 async def page() -> FileResponse:
-    return FileResponse(STATIC / "index.html", headers=PAGE)
+    return FileResponse(STATIC / "index.html", headers=PAGE_HEADERS)
 
 
 @router.get(
@@ -50,6 +50,6 @@ async def picture(
     uri = release.searcher.features.take([row], ["image_uri"])[0]["image_uri"]  # type: ignore[arg-type]
     path = picture_path(uri, replica.settings.image_root or release.manifest.snapshot.image_root)
     if path is None:
-        raise Refused(404, f"the picture of product {product_id!r} cannot be shown from here", "no_picture")
-    headers = {"Cache-Control": OWN if slot else "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
+        raise ApiError(404, f"the picture of product {product_id!r} cannot be shown from here", "no_picture")
+    headers = {"Cache-Control": PRIVATE if slot else "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
     return FileResponse(path, headers=headers)

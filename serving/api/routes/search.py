@@ -1,4 +1,4 @@
-"""Searching: by what is posted, and in the forms that caches may keep."""
+"""Search routes: POST /v1/search, and the cacheable GET forms."""
 
 from typing import Annotated
 from urllib.parse import urlencode
@@ -6,29 +6,29 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 
-from serving.api.dependencies import ProductId, SearchCall, SearchCallDep, ShownFields, admit, query_of
-from serving.api.openapi import CACHED, KEY_OPTIONAL, SEARCH_BODY, SEARCHED
+from serving.api.dependencies import ProductId, SearchCall, SearchCallDep, SearchFields, admit, query_of
+from serving.api.openapi import CACHEABLE_RESPONSES, KEY_OPTIONAL, SEARCH_BODY, SEARCH_RESPONSES
 from serving.api.uploads import read_upload
 from serving.search import pipeline as queries
-from serving.search.schemas import MOST_WORDS, PHOTO_SHA256, SearchAnswer, SearchRequest
+from serving.search.schemas import MAX_TEXT_LENGTH, PHOTO_SHA256, SearchAnswer, SearchRequest
 
-FRESH_S = 60
-"""How long a CDN may answer by itself. Short, as a flip does not reach it; afterwards the ETag asks whether anything changed."""
-OWN = "private, no-store"
-MOST_ADDRESS = 2048
-"""Characters of an address that every client, proxy and cache takes."""
+MAX_AGE_S = 60
+"""max-age for CDNs. Short, because a flip does not purge them; afterwards they revalidate by ETag."""
+PRIVATE = "private, no-store"
+MAX_URL_LENGTH = 2048
+"""Characters of a URL that every client, proxy and cache accepts."""
 
 router = APIRouter(dependencies=[Depends(admit)])
 IfNoneMatch = Annotated[str, Header(alias="If-None-Match", description="the ETag of an answer that the caller has")]
 
 
 async def posted_query(request: Request) -> queries.Query:
-    """The query in a form or in JSON, by the content type. Raises ImageRejected or ValueError."""
+    """The query of a multipart or JSON body, by content type. Raises ImageRejected or ValueError."""
     photo, fields = await read_upload(request)
     return await query_of(SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {})), photo)
 
 
-@router.post("/v1/search", responses=SEARCHED, openapi_extra=KEY_OPTIONAL | SEARCH_BODY)
+@router.post("/v1/search", responses=SEARCH_RESPONSES, openapi_extra=KEY_OPTIONAL | SEARCH_BODY)
 async def search(query: Annotated[queries.Query, Depends(posted_query)], call: SearchCallDep, response: Response) -> SearchAnswer:
     """Search by a photo (multipart field `image`, or base64 in JSON), words, a product or a vector; or a photo and words mixed.
 
@@ -38,19 +38,19 @@ async def search(query: Annotated[queries.Query, Depends(posted_query)], call: S
     answer = await call.answer(query)
     if query.photo is not None and query.request.text is None and not query.personal and not call.slot:
         address = "/v1/search?" + urlencode(_get_parameters(query))
-        if len(address) <= MOST_ADDRESS:
+        if len(address) <= MAX_URL_LENGTH:
             response.headers["Content-Location"] = address
-    response.headers.update({"Cache-Control": OWN, "Server-Timing": _server_timing(answer)})
+    response.headers.update({"Cache-Control": PRIVATE, "Server-Timing": _server_timing(answer)})
     return answer
 
 
-@router.get("/v1/search", response_model=SearchAnswer, responses=CACHED, openapi_extra=KEY_OPTIONAL)
+@router.get("/v1/search", response_model=SearchAnswer, responses=CACHEABLE_RESPONSES, openapi_extra=KEY_OPTIONAL)
 async def search_by_address(
     call: SearchCallDep,
-    fields: ShownFields,
+    fields: SearchFields,
     response: Response,
     photo: Annotated[str, Query(pattern=f"{PHOTO_SHA256}|^$", description="the sha256 of a photo that was posted lately")] = "",
-    text: Annotated[str | None, Query(max_length=MOST_WORDS, pattern=r"\S")] = None,
+    text: Annotated[str | None, Query(max_length=MAX_TEXT_LENGTH, pattern=r"\S")] = None,
     product_id: Annotated[str | None, Query(max_length=1000)] = None,
     if_none_match: IfNoneMatch = "",
 ) -> SearchAnswer | Response:
@@ -61,29 +61,34 @@ async def search_by_address(
     return await _cacheable(call, queries.Query.of(wanted, photo_sha256=photo), response, if_none_match)
 
 
-@router.get("/v1/products/{product_id:path}/similar", response_model=SearchAnswer, responses=CACHED, openapi_extra=KEY_OPTIONAL)
+@router.get(
+    "/v1/products/{product_id:path}/similar",
+    response_model=SearchAnswer,
+    responses=CACHEABLE_RESPONSES,
+    openapi_extra=KEY_OPTIONAL,
+)
 async def similar(
-    product_id: ProductId, call: SearchCallDep, fields: ShownFields, response: Response, if_none_match: IfNoneMatch = ""
+    product_id: ProductId, call: SearchCallDep, fields: SearchFields, response: Response, if_none_match: IfNoneMatch = ""
 ) -> SearchAnswer | Response:
     """Products that look like one of the catalogue."""
     return await _cacheable(call, queries.Query.of(SearchRequest(product_id=product_id, **fields)), response, if_none_match)
 
 
 async def _cacheable(call: SearchCall, query: queries.Query, response: Response, if_none_match: str) -> SearchAnswer | Response:
-    """The answer to a GET: with an ETag, and for everybody unless it is a slot's or this replica asks for keys."""
-    headers = {"Cache-Control": OWN}
+    """The answer to a GET, with ETag and Cache-Control: public unless it is a slot's or this replica needs keys."""
+    headers = {"Cache-Control": PRIVATE}
     known: list[str] = []
     if not call.slot:
         reach = "public" if call.replica.access.open else "private"
         tag = queries.etag(call.release, query)
-        headers = {"Cache-Control": f"{reach}, max-age={FRESH_S}, stale-while-revalidate={FRESH_S}"}
+        headers = {"Cache-Control": f"{reach}, max-age={MAX_AGE_S}, stale-while-revalidate={MAX_AGE_S}"}
         headers |= {"Vary": "Accept-Encoding", "ETag": tag}
         known = [t.strip() for t in if_none_match.split(",")]
         if tag in known or tag.removeprefix("W/") in known:
             return Response(status_code=304, headers=headers)
     answer = await call.answer(query)
     if answer.coverage.shards_ok < answer.coverage.shards_total:
-        headers = {"Cache-Control": OWN}
+        headers = {"Cache-Control": PRIVATE}
     elif known == ["*"]:  # any answer, now that there is one
         return Response(status_code=304, headers=headers)
     response.headers.update(headers | {"Server-Timing": _server_timing(answer)})
@@ -95,7 +100,7 @@ def _server_timing(answer: SearchAnswer) -> str:
 
 
 def _get_parameters(query: queries.Query) -> dict[str, str]:
-    """The same question as parameters of GET /v1/search."""
+    """The query as parameters of GET /v1/search."""
     wanted = query.request
     found = {"photo": query.photo_sha256, "k": str(wanted.k)}
     if wanted.candidates:

@@ -1,4 +1,4 @@
-"""What a replica says of itself: its version, whether it is alive and ready, and its metrics."""
+"""State routes of every process: version, liveness, readiness and metrics."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, Response
 
-from serving.api.errors import Refused
+from serving.api.errors import ApiError
 from serving.api.openapi import example, problems
 from serving.api.schemas import ReplicaState
 from serving.versions.slots import Slots
@@ -15,7 +15,7 @@ from serving.versions.slots import Slots
 def state_routes(
     app: FastAPI, slots: Slots[Any], describe: Callable[[], dict[str, Any]], metrics_text: Callable[[], bytes]
 ) -> None:
-    """`describe` says what the process is besides its slots; `metrics_text` gives its metrics."""
+    """Adds the state routes. `describe` gives the process's own part of /v1/version; `metrics_text` the Prometheus text."""
 
     @app.get("/v1/version", response_model=None, responses={200: {"model": ReplicaState}})
     async def version() -> dict[str, Any]:
@@ -29,7 +29,7 @@ def state_routes(
                 "manifest": manifest.id,
                 "created_at": manifest.created_at,
                 "encoder": manifest.encoder.version,
-                "words": getattr(live, "words", None) is not None,  # a shard has no encoder
+                "words": getattr(live, "text_encoder", None) is not None,  # a shard has no encoder
                 "query": manifest.encoder.query,
                 "snapshot": manifest.snapshot.id,
                 "products": live.products,
@@ -46,7 +46,7 @@ def state_routes(
     async def readyz() -> dict[str, str]:
         """A version is loaded, verified, and has reproduced its golden answers."""
         if slots.live is None:
-            raise Refused(503, slots.nothing_live(), "not_ready", {"Retry-After": "5"})
+            raise ApiError(503, slots.not_live_reason(), "not_ready", {"Retry-After": "5"})
         return {"status": "ready", "version": slots.live.version}
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=example("vitrine_flips 3.0\n", "text/plain"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.contract.files import written_whole
+from serving.contract.files import atomic_write
 from tasks.catalog.sample.drawing import COLOURS, MARKS, PATTERNS, Look, paint_product, shopper_photo, studio
 from tasks.catalog.sample.shapes import KINDS
 from tasks.progress import Progress
@@ -63,7 +63,7 @@ def draw_sample(config: SampleConfig, folder: Path) -> SampleRef:
         for _ in pool.map(draw, numbers, looks, chunksize=20):
             progress.add()
     photos = _write_tables(config, folder, looks)
-    with written_whole(done) as path:
+    with atomic_write(done) as path:
         path.write_text(json.dumps({"config": asdict(config), "products": config.products, "photos": photos, "notice": NOTICE}))
     return SampleRef(str(folder), config.products, photos)
 
@@ -114,7 +114,7 @@ def _write_tables(config: SampleConfig, folder: Path, looks: list[Look]) -> int:
         "product_id", "title", "description", "brand", "category", "price", "currency", "in_stock", "popularity", "priority",
         "image", "updated_at", "colour", "pattern",
     ]  # fmt: skip
-    with written_whole(folder / "products.csv") as path, path.open("w", newline="") as stream:
+    with atomic_write(folder / "products.csv") as path, path.open("w", newline="") as stream:
         table = csv.DictWriter(stream, fields)
         table.writeheader()
         for number, look in enumerate(looks):
@@ -133,7 +133,7 @@ def _write_tables(config: SampleConfig, folder: Path, looks: list[Look]) -> int:
                 "colour": look.colour, "pattern": look.pattern,
             })  # fmt: skip
     count = 0
-    with written_whole(folder / "photos.csv") as path, path.open("w", newline="") as stream:
+    with atomic_write(folder / "photos.csv") as path, path.open("w", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["photo", "product_id", "split", "taken_at"])
         for number in range(config.products):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.contract.files import written_whole
+from serving.contract.files import atomic_write
 from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
 from tasks.embed.images import read_image
 from tasks.errors import TrainingError
@@ -130,7 +130,7 @@ def _decode_all(
         progress = stack.enter_context(Progress(f"decode {name}", len(uris), "images"))
         array = None
         if path is not None:
-            temporary = stack.enter_context(written_whole(path))
+            temporary = stack.enter_context(atomic_write(path))
             array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         for i, (pixels, digest) in enumerate(_read(uris, root, spec)):
             if pixels is not None:
@@ -147,7 +147,7 @@ def _decode_all(
             f"(first: {rejected[0]}); check the catalogue's paths"
         )
     seen.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(seen) as temporary, temporary.open("wb") as stream:
+    with atomic_write(seen) as temporary, temporary.open("wb") as stream:
         np.save(stream, digests)
 
 

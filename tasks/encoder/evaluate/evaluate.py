@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from serving.contract.encoder import EncoderFolder
-from serving.contract.files import Frozen, written_whole
+from serving.contract.files import Frozen, atomic_write
 from serving.contract.manifest import EncoderManifest
 from serving.versions.text_encoder import TextEncoder
 from tasks.encoder.data.photos import Photos, TrainingSet, read_training_set
@@ -188,7 +188,7 @@ def _write_raw(
     arrays: dict[str, Any] = {"product_ids": np.asarray(training.product_ids), "photos": np.asarray(photos.uris)[good]}
     for (query, document, asked), result in results.items():
         arrays |= {f"{query}.on.{document}.{asked}.{name}": getattr(result, name) for name in RAW}
-    with written_whole(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
 
 

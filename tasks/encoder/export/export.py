@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.contract.encoder import GOLDEN, EncoderFolder
-from serving.contract.files import ContractError, describe, written_whole
+from serving.contract.files import ContractError, atomic_write, describe
 from serving.contract.graph_check import IN_CHILD, Check
 from serving.contract.manifest import EncoderManifest, Variant, fingerprint
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
@@ -110,7 +110,7 @@ def export_encoder(
     (folder / CURVES).write_text(json.dumps(curves))
     np.savez(folder / "golden.npz", **_golden(folder, written, samples))
     manifest = _manifest(folder, config, training, written, {"teacher": teacher, "student": student})
-    with written_whole(folder / "encoder.json") as path:
+    with atomic_write(folder / "encoder.json") as path:
         path.write_text(json.dumps(manifest.model_dump(), indent=1))
     check_folder(folder, runtime)
     write_flavor(folder, manifest)

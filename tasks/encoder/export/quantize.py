@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 
 from serving.contract.encoder import Encoder
-from serving.contract.files import sha256_file, written_whole
+from serving.contract.files import atomic_write, sha256_file
 from serving.contract.graph_check import IN_CHILD, Check
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from tasks.encoder.evaluate.vectors import encode
@@ -106,7 +106,7 @@ def quantize_graph(
         trials, fp32 = [Trial(**t) for t in values["trials"]], Trial(**values["fp32"])
     else:
         trials, fp32 = _measured(source, methods, calibration, recall, runtime, check)
-        with written_whole(record) as path:
+        with atomic_write(record) as path:
             path.write_text(json.dumps({"trials": [asdict(t) for t in trials], "fp32": asdict(fp32)}))
     choice = choose(trials, fp32)
     log.info("%s", choice.reason)

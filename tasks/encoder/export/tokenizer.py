@@ -5,7 +5,7 @@ from pathlib import Path
 from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from serving.contract.files import written_whole
+from serving.contract.files import atomic_write
 
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 REPAIRED = {
@@ -37,5 +37,5 @@ def write_tokenizer(path: Path, context: int) -> None:
     )
     tokenizer.enable_truncation(max_length=context)
     tokenizer.enable_padding(length=context, pad_id=0, pad_token="!")
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         tokenizer.save(str(temporary))

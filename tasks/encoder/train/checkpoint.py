@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from serving.contract.files import ContractError, FileRef, describe, verify, written_whole
+from serving.contract.files import ContractError, FileRef, atomic_write, describe, verify
 from tasks.errors import TrainingError
 
 WEIGHTS, RECORD = "weights.safetensors", "checkpoint.json"
@@ -27,10 +27,10 @@ class Checkpoint:
 def save_checkpoint(folder: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Writes the checkpoint; it exists once its JSON does. Shared tensors are written separately."""
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / WEIGHTS) as temporary:
+    with atomic_write(folder / WEIGHTS) as temporary:
         save_file({k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, temporary)
     record = {"weights": describe(folder / WEIGHTS, WEIGHTS).model_dump(), "values": values}
-    with written_whole(folder / RECORD) as temporary:
+    with atomic_write(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(record))
 
 

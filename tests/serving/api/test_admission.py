@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.api.admission import Places
-from serving.api.errors import Refused
+from serving.api.admission import AdmissionLimit
+from serving.api.errors import ApiError
 from serving.app import create_app
 from serving.search.image_fetch import Fetcher
 from serving.settings import ServingSettings
@@ -16,15 +16,15 @@ from tests.running import Served
 
 
 def test_a_place_is_free_again_however_it_was_left() -> None:
-    places = Places(1, "things are here")
+    places = AdmissionLimit(1, "things are here")
     for _ in range(2):
         with pytest.raises(KeyError), places:
             raise KeyError
     with places:
-        with pytest.raises(Refused, match="too many things are here; try again in a second") as refused, places:
+        with pytest.raises(ApiError, match="too many things are here; try again in a second") as refused, places:
             pass
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
-    assert places.taken == 0
+    assert places.in_use == 0
 
 
 def test_photos_of_a_slow_host_are_refused_beyond_those_that_may_wait(home: Path) -> None:
@@ -47,4 +47,4 @@ def test_photos_of_a_slow_host_are_refused_beyond_those_that_may_wait(home: Path
         assert sorted({answer.status_code for answer in photos}) == [503, 504]
         assert len(refused) <= 6
         assert all((a.json()["reason"], a.headers["retry-after"]) == ("overloaded", "1") for a in refused)
-        assert app.state.replica.fetches.taken == 0
+        assert app.state.replica.fetches.in_use == 0

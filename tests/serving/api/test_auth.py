@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from serving.api.auth import Access, ApiKey, read_keys
-from serving.api.errors import Refused
+from serving.api.errors import ApiError
 from serving.app import create_app
 from serving.settings import ServingSettings
 from serving.versions.version_source import FolderSource
@@ -38,21 +38,21 @@ def test_a_key_has_its_searches_a_minute_and_gets_them_back_with_time(tmp_path: 
     now = [0.0]
     access = Access("", read_keys(str(key_file(tmp_path, shop=60, app=2))), lambda: now[0])
     access.check_key("shop's key", 60)
-    with pytest.raises(Refused, match="'shop' may search 60 times a minute; try again in 1 s") as refused:
+    with pytest.raises(ApiError, match="'shop' may search 60 times a minute; try again in 1 s") as refused:
         access.check_key("shop's key")
     assert (refused.value.status, refused.value.headers["Retry-After"]) == (429, "1")
     now[0] = 1.0
     access.check_key("shop's key")
-    with pytest.raises(Refused):
+    with pytest.raises(ApiError):
         access.check_key("shop's key")
     access.check_key("app's key", 2)  # another key has its own
-    with pytest.raises(Refused, match="try again in 30 s"):
+    with pytest.raises(ApiError, match="try again in 30 s"):
         access.check_key("app's key")
 
 
 def test_more_at_once_than_a_key_ever_has_is_not_told_to_wait(tmp_path: Path) -> None:
     access = Access("", read_keys(str(key_file(tmp_path, app=2))), lambda: 0.0)
-    with pytest.raises(Refused, match="the key 'app' may ask 2 searches at once; these are 3") as refused:
+    with pytest.raises(ApiError, match="the key 'app' may ask 2 searches at once; these are 3") as refused:
         access.check_key("app's key", 3)
     assert (refused.value.status, refused.value.headers) == (422, {})
     access.check_key("app's key", 2)  # nothing was taken
@@ -61,7 +61,7 @@ def test_more_at_once_than_a_key_ever_has_is_not_told_to_wait(tmp_path: Path) ->
 def test_an_unknown_key_is_refused_where_keys_are_asked_for(tmp_path: Path) -> None:
     access = Access("", read_keys(str(key_file(tmp_path, shop=60))))
     for given in ("", "guess", sha256(b"shop's key").hexdigest()):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ApiError) as refused:
             access.check_key(given)
         assert refused.value.status == 401
     Access("", ()).admit({})  # nobody asks
@@ -69,7 +69,7 @@ def test_an_unknown_key_is_refused_where_keys_are_asked_for(tmp_path: Path) -> N
 
 def test_without_an_admin_token_nobody_is_admin() -> None:
     for token, given in (("", ""), ("", "Bearer "), ("secret", "Bearer secre"), ("secret", "")):
-        with pytest.raises(Refused):
+        with pytest.raises(ApiError):
             Access(token, ()).check_admin(given)
     Access("secret", ()).check_admin("Bearer secret")
 

@@ -7,9 +7,9 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from serving.api.admission import Places
+from serving.api.admission import AdmissionLimit
 from serving.api.body_limits import BodyLimits
-from serving.api.errors import Refused
+from serving.api.errors import ApiError
 from serving.contract.preprocess import ImageRejected
 
 PIECE = {"type": "http.request", "body": b"12345", "more_body": True}
@@ -18,7 +18,10 @@ GONE = {"type": "http.disconnect"}
 
 
 async def read_within(
-    messages: list[dict[str, Any]], most: int = 100, headers: dict[str, str] | None = None, places: Places | None = None
+    messages: list[dict[str, Any]],
+    most: int = 100,
+    headers: dict[str, str] | None = None,
+    admission: AdmissionLimit | None = None,
 ) -> bytes:
     """The body that an application behind the limits reads; nothing comes after the messages."""
     left, read = list(messages), []
@@ -33,7 +36,7 @@ async def read_within(
         raise AssertionError("nothing is sent")
 
     sent = [(n.encode(), v.encode()) for n, v in (headers or {}).items()]
-    limits = BodyLimits(app, 100, 0.05, places or Places(1, "bodies are on their way in"), {"/small": most})
+    limits = BodyLimits(app, 100, 0.05, admission or AdmissionLimit(1, "bodies are on their way in"), {"/small": most})
     await limits({"type": "http", "method": "POST", "path": "/small", "headers": sent}, receive, send)
     return read[0]
 
@@ -64,22 +67,22 @@ def test_a_caller_who_leaves_is_not_waited_for() -> None:
 
 
 def test_a_body_that_does_not_come_whole_is_given_up() -> None:
-    with pytest.raises(Refused, match=r"the body did not arrive whole within 0\.05 s") as refused:
+    with pytest.raises(ApiError, match=r"the body did not arrive whole within 0\.05 s") as refused:
         read([PIECE])
     assert refused.value.status == 408
 
 
 def test_a_body_beyond_those_that_may_arrive_at_once_is_refused_and_a_place_is_free_again_however_it_ended() -> None:
     async def several() -> None:
-        places = Places(1, "bodies are on their way in")
-        first = asyncio.create_task(read_within([PIECE], places=places))
+        admission = AdmissionLimit(1, "bodies are on their way in")
+        first = asyncio.create_task(read_within([PIECE], admission=admission))
         await asyncio.sleep(0.01)
-        with pytest.raises(Refused, match="too many bodies are on their way in") as refused:
-            await read_within([END], places=places)
+        with pytest.raises(ApiError, match="too many bodies are on their way in") as refused:
+            await read_within([END], admission=admission)
         assert refused.value.status == 503
-        with pytest.raises(Refused):
+        with pytest.raises(ApiError):
             await first
-        assert await read_within([END], places=places) == b"67"
-        assert places.taken == 0
+        assert await read_within([END], admission=admission) == b"67"
+        assert admission.in_use == 0
 
     asyncio.run(several())

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.app import create_app
-from serving.cluster.client import Refusal, ShardClient
+from serving.cluster.client import InvalidShardRequest, ShardClient
 from serving.cluster.fleet import Fleet, addresses_of
 from serving.cluster.metrics import GatewayMetrics
 from serving.cluster.wire import HEADER, SEARCH, pack, unpack
@@ -90,7 +90,7 @@ def fleet(*scripted: Scripted, probe_s: float = 0.05) -> Iterator[Fleet]:
 
 
 def ask(client: ShardClient, shards: tuple[int, ...] = (0,), latest: float | None = None) -> dict[int, bytes]:
-    return client.ask(SEARCH, "1|d", list(shards), lambda shard, left_s: b"?", url_in, latest)
+    return client.fan_out(SEARCH, "1|d", list(shards), lambda shard, left_s: b"?", url_in, latest)
 
 
 def url_in(body: bytes) -> bytes:
@@ -154,7 +154,7 @@ def test_who_is_too_busy_or_lacks_the_version_is_passed_over(status: int) -> Non
 def test_a_question_that_is_wrong_is_not_asked_elsewhere() -> None:
     with fleet(Scripted(status=422), Scripted(status=422)) as found:
         client = ShardClient(found, GatewayMetrics(Metrics(), found), timeout_s=5.0, hedges=0.0)
-        with pytest.raises(Refusal, match="http://"):
+        with pytest.raises(InvalidShardRequest, match="http://"):
             ask(client)
         until(lambda: all(b.outstanding == 0 for b in found.backends.values()))
 

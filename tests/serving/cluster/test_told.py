@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.app import create_app
-from serving.cluster.shard_server import NotAnswered
+from serving.cluster.shard_server import ShardError
 from serving.settings import ServingSettings
 from tests.collector import collecting
 from tests.running import Served, until
@@ -44,7 +44,7 @@ def test_what_a_shard_refuses_is_logged_with_the_gateways_request_id(
         holder = served[1].server.config.app.state.holder  # type: ignore[union-attr]
 
         async def busy(body: bytes) -> bytes:
-            raise NotAnswered(503, "too many questions")
+            raise ShardError(503, "too many questions")
 
         monkeypatch.setattr(holder, "search", busy)
         body = {"vector": store.vectors["1"][3].tolist()}

@@ -5,20 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.index.merge import Found, Source, gather, merge, nothing, one_above_the_other, shares
+from serving.index.merge import Neighbors, Partition, empty, gather, merge, over_fetch, stack
 
 
-def sources_of(parts: list[np.ndarray], rows: list[np.ndarray], asked: list[int]) -> list[Source]:
+def sources_of(parts: list[np.ndarray], rows: list[np.ndarray], asked: list[int]) -> list[Partition]:
     """Exact sources over similarities (nq, n) of each part; `asked` collects what they are asked for."""
 
-    def source(similarity: np.ndarray, mine: np.ndarray) -> Source:
-        def ask(which: np.ndarray, k: int) -> Found:
+    def source(similarity: np.ndarray, mine: np.ndarray) -> Partition:
+        def ask(which: np.ndarray, k: int) -> Neighbors:
             asked.append(len(which) * k)
             rows = np.broadcast_to(mine, (len(which), len(mine)))
-            found = merge([Found(similarity[which], rows)], k)
+            found = merge([Neighbors(similarity[which], rows)], k)
             return found
 
-        return Source(ask, len(mine) / sum(map(len, rows)))
+        return Partition(ask, len(mine) / sum(map(len, rows)))
 
     return [source(s, r) for s, r in zip(parts, rows, strict=True)]
 
@@ -39,10 +39,10 @@ def test_gathering_is_asking_everyone_for_everything(sizes: list[int], k: int, s
         (np.floor(distinct * rng.random((3, n))) / distinct + skew * (i == 0)).astype(np.float32) for i, n in enumerate(sizes)
     ]
     found = gather(sources_of(parts, rows, []), 3, k)
-    whole = merge([Found(s, np.broadcast_to(r, s.shape)) for s, r in zip(parts, rows, strict=True)], k)
+    whole = merge([Neighbors(s, np.broadcast_to(r, s.shape)) for s, r in zip(parts, rows, strict=True)], k)
     np.testing.assert_array_equal(found.similarity, whole.similarity)
     np.testing.assert_array_equal(found.rows, whole.rows)
-    mine, last = shares(sources_of(parts, rows, []), 3, k)
+    mine, last = over_fetch(sources_of(parts, rows, []), 3, k)
     np.testing.assert_array_equal(last, whole.similarity[:, -1])
     named = [{*f.rows[q].tolist()} for f in mine for q in range(3)]
     better = [{*r[s[q] > last[q]].tolist()} for s, r in zip(parts, rows, strict=True) for q in range(3)]
@@ -60,19 +60,19 @@ def test_parts_are_asked_for_little_more_than_their_share() -> None:
 
 @pytest.mark.parametrize("nq", [1, 3])
 def test_nothing_is_no_row(nq: int) -> None:
-    assert (nothing(nq, 4).rows == -1).all()
-    assert np.isneginf(nothing(nq, 4).similarity).all()
+    assert (empty(nq, 4).rows == -1).all()
+    assert np.isneginf(empty(nq, 4).similarity).all()
 
 
 def test_results_of_several_queries_have_the_columns_of_the_widest() -> None:
-    found = [Found(np.full((1, n), 0.5, np.float32), np.full((1, n), n)) for n in (2, 0, 3)]
+    found = [Neighbors(np.full((1, n), 0.5, np.float32), np.full((1, n), n)) for n in (2, 0, 3)]
     for k, columns in ((0, 3), (5, 5)):
-        block = one_above_the_other(found, k)
+        block = stack(found, k)
         assert (block.rows >= 0).sum(axis=1).tolist() == [2, 0, 3]
         assert block.rows.shape == block.similarity.shape == (3, columns)
         assert np.isneginf(block.similarity[block.rows < 0]).all()
-    assert one_above_the_other(found[:1], 4).rows.tolist() == [[2, 2, -1, -1]]
-    assert one_above_the_other([], 4).rows.shape == (0, 4)
+    assert stack(found[:1], 4).rows.tolist() == [[2, 2, -1, -1]]
+    assert stack([], 4).rows.shape == (0, 4)
 
 
 @given(seed=st.integers(0, 1000), large=st.booleans())
@@ -84,7 +84,7 @@ def test_merging_is_sorting_by_similarity_then_row(seed: int, large: bool) -> No
     similarity = similarity.astype(np.float32)
     rows = np.stack([rng.permutation(1000)[:40] for _ in range(2)]) + (2**40 if large else 0)
     rows[:, rng.integers(0, 40, 3)] = -1
-    found = merge([Found(similarity[:, :25], rows[:, :25]), Found(similarity[:, 25:], rows[:, 25:])], 30)
+    found = merge([Neighbors(similarity[:, :25], rows[:, :25]), Neighbors(similarity[:, 25:], rows[:, 25:])], 30)
     for q in range(2):
         seen = sorted((-s if r >= 0 else np.inf, r) for s, r in zip(similarity[q].tolist(), rows[q].tolist(), strict=True))[:30]
         assert found.rows[q].tolist() == [r for _, r in seen]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from serving.index.coarse import selector
-from serving.index.code_distance import FEW
+from serving.index.code_distance import MAX_QUERIES
 from serving.index.engine import Mask
 from serving.index.faiss_engine import FaissEngine, omp_threads
-from serving.index.refine import BLOCK, Stored, as_bfloat16
+from serving.index.refine import BLOCK, StoredVectors, as_bfloat16
 from tests.index.shop import clustered
 
 D, N = 32, 3 * BLOCK
@@ -47,11 +47,11 @@ def opened(vectors: np.ndarray) -> dict[str, FaissEngine]:
 
 @pytest.fixture
 def queries() -> np.ndarray:
-    return clustered(np.random.default_rng(5), FEW + 1, D)
+    return clustered(np.random.default_rng(5), MAX_QUERIES + 1, D)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("count", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("count", [1, MAX_QUERIES, MAX_QUERIES + 1])
 @pytest.mark.parametrize("rows", [0, 1, 30, BLOCK, BLOCK + 1])
 def test_the_nearest_are_those_of_the_vectors_read_back(
     kind: str, count: int, rows: int, opened: dict[str, FaissEngine], queries: np.ndarray
@@ -62,7 +62,7 @@ def test_the_nearest_are_those_of_the_vectors_read_back(
     assert found.rows.shape == found.similarity.shape == (count, k)
     if not rows:
         return
-    similarity = engine.stored.query(xq) @ engine.vectors(positions).T
+    similarity = engine.store.round_queries(xq) @ engine.vectors(positions).T
     np.testing.assert_allclose(found.similarity, -np.sort(-similarity, axis=1)[:, :k], atol=1e-5)
     where = {int(p): i for i, p in enumerate(positions)}
     places = [[where[int(r)] for r in row] for row in found.rows]
@@ -93,14 +93,14 @@ def test_a_stored_vector_that_is_no_number_is_said_and_not_passed_over(queries: 
     vectors[7, 3] = np.nan
     index = faiss.index_factory(D, "SQfp16", faiss.METRIC_INNER_PRODUCT)
     index.add(vectors)
-    stored = Stored(index)
+    stored = StoredVectors(index)
     assert stored.nearest(queries[:1], np.arange(8, 100), 5).rows.min() >= 8
     with pytest.raises(ValueError, match="1 of 100 stored vectors have no similarity to the query: NaN or infinite"):
         stored.nearest(queries[:1], np.arange(100), 5)
 
 
 def test_threads_compare_side_by_side(opened: dict[str, FaissEngine], queries: np.ndarray) -> None:
-    stored = Stored(opened["SQ8"].index)
+    stored = StoredVectors(opened["SQ8"].index)
     asked = [np.random.default_rng(n).permutation(N)[: 10 + 37 * (n % 20)] for n in range(400)]
     expected = [stored.nearest(queries[:1], positions, 10).rows for positions in asked]
     with ThreadPoolExecutor(8) as pool:

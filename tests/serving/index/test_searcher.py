@@ -11,7 +11,7 @@ import pytest
 from serving.contract.files import ContractError, describe
 from serving.contract.manifest import IndexManifest
 from serving.contract.segments import read_rows, write_rows
-from serving.index.searcher import Found, Searcher, merge, omp_threads
+from serving.index.searcher import Neighbors, Searcher, merge, omp_threads
 from tests.index.shop import Shop, brute_force, build_all, clustered, make_shop, manifest_of, open_shop
 
 
@@ -152,8 +152,8 @@ def test_the_callers_arrays_are_not_changed(opened: tuple[Shop, Searcher]) -> No
 
 
 def test_merging_is_stable_for_equal_similarities() -> None:
-    a = Found(np.array([[0.9, 0.5]], np.float32), np.array([[4, 1]]))
-    b = Found(np.array([[0.9, 0.5, -np.inf]], np.float32), np.array([[2, 7, -1]]))
+    a = Neighbors(np.array([[0.9, 0.5]], np.float32), np.array([[4, 1]]))
+    b = Neighbors(np.array([[0.9, 0.5, -np.inf]], np.float32), np.array([[2, 7, -1]]))
     for parts in ([a, b], [b, a]):
         assert merge(parts, 4).rows.tolist() == [[2, 4, 1, 7]]
     assert merge([a], 3).rows.tolist() == [[4, 1, -1]]

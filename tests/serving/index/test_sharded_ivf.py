@@ -8,9 +8,9 @@ import pytest
 
 from serving.index.engine import Mask
 from serving.index.faiss_engine import FaissEngine, omp_threads
-from serving.index.merge import Found
+from serving.index.merge import Neighbors
 from serving.index.searcher import Searcher
-from serving.index.sharded_ivf import FaissShards, trained_as_one
+from serving.index.sharded_ivf import ShardedIvf, share_training
 from tests.index.shop import clustered, make_shop, open_shop
 
 D, N, SHARDS = 32, 3000, 4
@@ -45,7 +45,7 @@ def filled(empty: faiss.Index, vectors: np.ndarray) -> FaissEngine:
 def test_shards_answer_as_one_index(factory: str, share: float, vectors: np.ndarray) -> None:
     empty = trained(factory, vectors)
     one = filled(empty, vectors)
-    shards = FaissShards([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
+    shards = ShardedIvf([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
     assert shards.rows == N
     xq = clustered(np.random.default_rng(5), 20, D)
     mask = None if share == 1 else Mask(np.random.default_rng(6).random(N) < share)
@@ -58,11 +58,11 @@ def test_shards_answer_as_one_index(factory: str, share: float, vectors: np.ndar
 def test_only_the_best_of_all_estimates_are_refined(vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """With those that are equal to the last of them, and without the rest of what each shard gave."""
     empty = trained("IVF16,PQ16x4fs,Refine(SQ8)", vectors)
-    shards = FaissShards([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
+    shards = ShardedIvf([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
     refined: list[int] = []
     nearest = FaissEngine.nearest
 
-    def counted(engine: FaissEngine, xq: np.ndarray, positions: np.ndarray, k: int) -> Found:
+    def counted(engine: FaissEngine, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
         refined.append(len(positions))
         return nearest(engine, xq, positions, k)
 
@@ -77,7 +77,7 @@ def test_only_the_best_of_all_estimates_are_refined(vectors: np.ndarray, monkeyp
 
 def test_stored_vectors_are_compared_in_their_shard(vectors: np.ndarray) -> None:
     empty = trained(FINE, vectors)
-    shards = FaissShards([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
+    shards = ShardedIvf([filled(empty, part) for part in np.split(vectors, [500, 500, 2000])])
     rows = np.array([2999, 0, 499, 500, 2000, 1999, 7])
     found = shards.nearest(vectors[rows], rows, 1)
     np.testing.assert_array_equal(found.rows[:, 0], rows)
@@ -88,16 +88,16 @@ def test_stored_vectors_are_compared_in_their_shard(vectors: np.ndarray) -> None
 def test_only_what_was_trained_as_one_is_searched_as_one(vectors: np.ndarray) -> None:
     half = vectors[: N // 2]
     empty = trained(FINE, vectors)
-    assert trained_as_one([filled(empty, half), filled(empty, half[:10])])
-    assert not trained_as_one([filled(empty, half), filled(trained(FINE, half), half)])
-    assert not trained_as_one([filled(empty, half), filled(trained(OTHER, vectors), half)])
-    assert not trained_as_one([filled(trained(GRAPH, vectors), half)] * 2)
+    assert share_training([filled(empty, half), filled(empty, half[:10])])
+    assert not share_training([filled(empty, half), filled(trained(FINE, half), half)])
+    assert not share_training([filled(empty, half), filled(trained(OTHER, vectors), half)])
+    assert not share_training([filled(trained(GRAPH, vectors), half)] * 2)
 
 
 def test_a_version_of_shards_searches_them_as_one(tmp_path: Path) -> None:
     shop = make_shop(tmp_path / "shop", n=4 * N, shards=SHARDS)
     searcher = open_shop(shop, tmp_path / "built", "ivf_fs_sq8", {"nprobe": 256, "k_factor": N / 5})
-    assert [len(p.segments) for p in searcher.parts] == [SHARDS]
+    assert [len(p.segments) for p in searcher.groups] == [SHARDS]
     xq = clustered(np.random.default_rng(5), 10, D)
     found, exact = searcher.search(xq, 20), searcher.exact(xq, 20)
     np.testing.assert_allclose(found.similarity, exact.similarity, atol=1e-3)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from serving.contract.keys import product_keys
 from serving.ranking.features import Features
-from serving.ranking.filters import MOST_DEPTH, Filter, FilterError, matching
+from serving.ranking.filters import MAX_DEPTH, Filter, FilterError, filter_mask
 
 ROWS = 40
 PATHS = [["Home", "Mugs"], ["Home", "Lamps"], ["Shoes"], [], None]
@@ -119,9 +119,9 @@ CASES = [
 @pytest.mark.parametrize("wanted", CASES, ids=lambda wanted: str(wanted)[:80])
 def test_a_filter_means_what_its_words_say(wanted: dict) -> None:
     expected = [says(item, wanted) for item in ITEMS]
-    assert matching(FEATURES, Filter(wanted)).tolist() == expected
+    assert filter_mask(FEATURES, Filter(wanted)).tolist() == expected
     some = np.array([7, 3, 39, 3])
-    assert matching(FEATURES, Filter(wanted), some).tolist() == [expected[i] for i in some]
+    assert filter_mask(FEATURES, Filter(wanted), some).tolist() == [expected[i] for i in some]
 
 
 _LEAVES = st.sampled_from([c for c in CASES if c and not set(c) & {"and", "or", "not"}])
@@ -144,8 +144,8 @@ def depth(wanted: dict) -> int:
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(_TREES)
 def test_any_combination_means_what_its_words_say(wanted: dict) -> None:
-    assume(depth(wanted) <= MOST_DEPTH)
-    assert matching(FEATURES, Filter(wanted)).tolist() == [says(item, wanted) for item in ITEMS]
+    assume(depth(wanted) <= MAX_DEPTH)
+    assert filter_mask(FEATURES, Filter(wanted)).tolist() == [says(item, wanted) for item in ITEMS]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_any_combination_means_what_its_words_say(wanted: dict) -> None:
 )
 def test_what_a_version_cannot_be_asked_names_the_column(wanted: dict, words: str) -> None:
     with pytest.raises(FilterError, match="filter: ") as caught:
-        matching(FEATURES, Filter(wanted))
+        filter_mask(FEATURES, Filter(wanted))
     assert words in str(caught.value)
 
 
@@ -197,11 +197,11 @@ def test_a_list_of_many_values_takes_the_memory_of_a_few_rows_masks() -> None:
     table = pa.concat_tables([TABLE] * (rows // ROWS))
     features = Features(table)
     wanted = Filter({"or": [{"price": {"in": list(range(900))}}] + [{"price": {"lt": n}} for n in range(60)]})
-    mask, peaks = matching(features, wanted), []
+    mask, peaks = filter_mask(features, wanted), []
     for _ in range(3):  # what other threads of the tests allocate meanwhile counts as well
         tracemalloc.start()
         try:
-            mask = matching(features, wanted)
+            mask = filter_mask(features, wanted)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
@@ -213,8 +213,8 @@ def test_products_by_name_are_all_rows_that_bear_it() -> None:
     """A product may be in a base and in later deltas."""
     features = Features(pa.concat_tables([TABLE, TABLE.slice(3, 2)]))
     wanted = Filter({"product_id": ["p3", "p3", "nobody", *(f"p{n}" for n in range(20, 40))]})
-    assert matching(features, wanted).nonzero()[0].tolist() == [3, *range(20, 40), 40]
-    assert matching(features, wanted, np.array([40, 4, 3])).tolist() == [True, False, True]
+    assert filter_mask(features, wanted).nonzero()[0].tolist() == [3, *range(20, 40), 40]
+    assert filter_mask(features, wanted, np.array([40, 4, 3])).tolist() == [True, False, True]
 
 
 def test_a_filter_as_deep_as_the_stack_is_refused_and_not_followed() -> None:
@@ -233,24 +233,24 @@ def test_the_same_filter_has_one_canonical_form() -> None:
 
 @pytest.mark.parametrize("wanted", [c for c in CASES if "brand" in str(c)], ids=str)
 def test_a_text_that_nearly_every_row_has_its_own_of_is_asked_uncoded(wanted: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.ranking.features.MOST_VALUES", 2)
+    monkeypatch.setattr("serving.ranking.features.MAX_CATEGORIES", 2)
     features = Features(TABLE)
-    features.kept.clear()
+    features.categorical_columns.clear()
     expected = [says(item, wanted) for item in ITEMS]
-    assert matching(features, Filter(wanted)).tolist() == expected
+    assert filter_mask(features, Filter(wanted)).tolist() == expected
     some = np.array([7, 3, 39, 3])
-    assert matching(features, Filter(wanted), some).tolist() == [expected[i] for i in some]
-    assert matching(features, Filter(wanted), np.zeros(0, np.int64)).tolist() == []
-    assert "brand" not in features.kept
+    assert filter_mask(features, Filter(wanted), some).tolist() == [expected[i] for i in some]
+    assert filter_mask(features, Filter(wanted), np.zeros(0, np.int64)).tolist() == []
+    assert "brand" not in features.categorical_columns
 
 
 def test_titles_are_not_coded_because_somebody_asks_for_one() -> None:
     rows = 60_000
     table = pa.concat_tables([TABLE] * (rows // ROWS)).append_column("title", pa.array([f"thing {n}" for n in range(rows)]))
     features = Features(table)
-    assert matching(features, Filter({"title": ["thing 7", "nothing", ""]})).nonzero()[0].tolist() == [7]
-    assert matching(features, Filter({"title": {"exists": True}, "brand": "Vela"})).sum() == rows // ROWS * 9
-    assert "title" not in features.kept
+    assert filter_mask(features, Filter({"title": ["thing 7", "nothing", ""]})).nonzero()[0].tolist() == [7]
+    assert filter_mask(features, Filter({"title": {"exists": True}, "brand": "Vela"})).sum() == rows // ROWS * 9
+    assert "title" not in features.categorical_columns
 
 
 @pytest.mark.parametrize(("names", "width"), [(254, 1), (255, 2), (70_000, 4)])
@@ -262,4 +262,4 @@ def test_codes_are_as_short_as_their_column_allows(names: int, width: int) -> No
     features = Features(table)
     assert features.brand.codes.dtype.itemsize == width
     assert [features.brand.values[code] for code in features.brand.codes] == [b or "" for b in brands]
-    assert matching(features, Filter({"brand": f"brand {names - 1}"})).nonzero()[0].tolist() == [names - 1]
+    assert filter_mask(features, Filter({"brand": f"brand {names - 1}"})).nonzero()[0].tolist() == [names - 1]

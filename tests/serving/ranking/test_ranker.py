@@ -46,8 +46,8 @@ def one_at_a_time(
     votes = {r: math.exp((s - nearest[0][1]) / config.temperature) for r, s in nearest}
     scores = {}
     for r, s in kept:
-        own = items[r]["category"]
-        share = sum(v for n, v in votes.items() if own and items[n]["category"] == own) / sum(votes.values())
+        query_row = items[r]["category"]
+        share = sum(v for n, v in votes.items() if query_row and items[n]["category"] == query_row) / sum(votes.values())
         weights = config.weights
         score = (
             s + weights.category * share + weights.popularity * items[r]["popularity"] + weights.in_stock * items[r]["in_stock"]
@@ -57,7 +57,7 @@ def one_at_a_time(
             if user.brands:
                 parts.append(user.brands.get(items[r]["brand"], 0.0))
             if user.categories:
-                parts.append(max([user.categories.get(name, 0.0) for name in [*own, " > ".join(own)]]))
+                parts.append(max([user.categories.get(name, 0.0) for name in [*query_row, " > ".join(query_row)]]))
             if user.price:
                 price = items[r]["price"]
                 parts.append(0.0 if price is None else math.exp(-abs(math.log(price / user.price))))
@@ -161,16 +161,16 @@ def test_the_product_asked_about_votes_and_takes_no_place_from_others() -> None:
     features, table = shop()
     brands = table["brand"].to_pylist()
     rows, similarity = np.arange(60), np.linspace(1, 0, 60).astype(np.float32)
-    own = next(r for r in range(60) if brands[r])
-    others = rows[rows != own]
-    pins = (Pin(product_id=f"p{own}", place=1), Pin(product_id="p40", place=2))
+    query_row = next(r for r in range(60) if brands[r])
+    others = rows[rows != query_row]
+    pins = (Pin(product_id=f"p{query_row}", place=1), Pin(product_id="p40", place=2))
     config = RankerConfig(weights=PLAIN, rules=Rules(max_per_brand=1, pin=pins))
-    found = rank(rows, similarity, features, config, 60, own=own)
+    found = rank(rows, similarity, features, config, 60, query_row=query_row)
     assert found.rows.tolist() == rank(others, similarity[others], features, config, 60).rows.tolist()
     assert (found.rows[1], found.notes[1]) == (40, "pinned at place 2")
     everyone = rank(rows, similarity, features, RankerConfig(), 60)
-    alone = rank(rows, similarity, features, RankerConfig(), 60, own=own)
-    assert alone.score.tolist() == everyone.score[everyone.rows != own].tolist()
+    alone = rank(rows, similarity, features, RankerConfig(), 60, query_row=query_row)
+    assert alone.score.tolist() == everyone.score[everyone.rows != query_row].tolist()
 
 
 def test_a_pinned_variant_stands_for_its_article() -> None:

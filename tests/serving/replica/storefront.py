@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from serving.contract.encoder import EncoderFolder
-from serving.contract.files import FileRef, describe, written_whole
+from serving.contract.files import FileRef, atomic_write, describe
 from serving.contract.keys import product_keys
 from serving.contract.manifest import Counts, EncoderRef, IndexManifest, SnapshotRef
 from serving.contract.preprocess import decode
@@ -43,7 +43,7 @@ class Storefront:
         """Moves aliases, as a promotion does."""
         path = self.release / "aliases.json"
         now = json.loads(path.read_text()) if path.is_file() else {}
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(now | aliases))
 
     def manifest(self, version: str) -> dict:

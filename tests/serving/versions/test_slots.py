@@ -46,7 +46,7 @@ def test_what_is_not_live_says_why(home: Path, aliases: dict[str, str], words: s
     slots: Slots = Slots(source(home))
     slots.refresh()
     assert slots.describe()["error"] == words
-    assert slots.nothing_live() == f"no index version is live on this replica yet: {words}"
+    assert slots.not_live_reason() == f"no index version is live on this replica yet: {words}"
 
 
 def test_what_goes_on_instead_of_the_version_that_is_wanted_is_said(slots: Slots, home: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.cluster.shard_server import LINGER_S, Holder, NotAnswered
-from serving.cluster.shard_set import Part, ShardSearcher, offsets
+from serving.cluster.shard_server import LINGER_S, ShardError, ShardServer
+from serving.cluster.shard_set import ShardSearcher, ShardSet, offsets
 from serving.cluster.wire import pack, unpack
 from serving.contract.files import ContractError
 from serving.contract.manifest import IndexManifest
@@ -16,16 +16,16 @@ from serving.index.searcher import Searcher
 from serving.ranking.filters import Filter
 from serving.ranking.ranker import RankerConfig
 from serving.settings import ServingSettings
-from serving.versions.golden import check_part, write_golden
+from serving.versions.golden import check_golden_shard, write_golden
 from serving.versions.version_source import FolderSource
 from tests.index.shop import build_all, clustered, make_shop, manifest_of
 from tests.running import until
 from tests.serving.replica.storefront import Storefront, reseal
 
 
-def part(store: Storefront, *shards: int, version: str = "1") -> Part:
+def part(store: Storefront, *shards: int, version: str = "1") -> ShardSet:
     source = FolderSource(store.release)
-    return Part.open(version, source.manifest(version), source.fetch, list(shards))
+    return ShardSet.open(version, source.manifest(version), source.fetch, list(shards))
 
 
 def test_parts_together_find_what_the_whole_finds(front: Storefront) -> None:
@@ -81,7 +81,7 @@ def test_a_part_that_does_not_reproduce_its_golden_answers_is_not_opened(store: 
 def test_a_shard_keeps_what_is_still_asked_for_and_then_lets_go(store: Storefront) -> None:
     now = [0.0]
     settings = ServingSettings(role="shard", shards=("0",), release=str(store.release))
-    holder = Holder(settings, FolderSource(store.release), clock=lambda: now[0])
+    holder = ShardServer(settings, FolderSource(store.release), clock=lambda: now[0])
     holder.slots.refresh()
     digest = holder.state()["versions"]["1"]["digest"]
     question = pack({"version": "1", "digest": digest, "shard": 0, "k": 3}, query=store.vectors["1"][:1])
@@ -89,7 +89,7 @@ def test_a_shard_keeps_what_is_still_asked_for_and_then_lets_go(store: Storefron
     holder.slots.refresh()
     assert holder.slots.live is not None
     assert holder.slots.live.version == "2"
-    with pytest.raises(NotAnswered, match="does not hold version 1"):
+    with pytest.raises(ShardError, match="does not hold version 1"):
         asyncio.run(holder.search(question))
     store.point(blue="1", live="1")
     holder.slots.refresh()
@@ -130,4 +130,4 @@ def test_a_refined_index_in_shards_finds_nearly_the_same_or_better(tmp_path: Pat
         assert found.similarity.mean() >= expected.similarity.mean() - 1e-6
     write_golden(tmp_path / "golden.npz", whole, xq)
     for shard, held in enumerate(apart):
-        check_part(tmp_path / "golden.npz", held.searcher, shard)
+        check_golden_shard(tmp_path / "golden.npz", held.searcher, shard)
