@@ -31,15 +31,23 @@ class Partition:
 
 def merge(results: list[Neighbors], k: int) -> Neighbors:
     """Merges results over disjoint rows to the best k; equal similarities are ordered by row, so the order is stable."""
+    if len(results) == 1 and _is_sorted(results[0]):
+        return pad(Neighbors(results[0].similarity[:, :k], results[0].rows[:, :k]), k)
     similarity = np.concatenate([f.similarity for f in results], axis=1)
     rows = np.concatenate([f.rows for f in results], axis=1)
     similarity = np.where(rows < 0, np.float32(-np.inf), similarity)
-    order = np.argsort(-similarity, axis=1)
-    falling = np.take_along_axis(similarity, order, 1)
+    order, queries = np.argsort(-similarity, axis=1), np.arange(len(rows))[:, None]
+    falling = similarity[queries, order]
     for tied in np.flatnonzero((falling[:, 1:] == falling[:, :-1]).any(axis=1)):  # by two keys it takes several times as long
         order[tied] = np.lexsort((rows[tied], -similarity[tied]))
     order = order[:, :k]
-    return pad(Neighbors(np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)), k)
+    return pad(Neighbors(falling[:, :k], rows[queries, order]), k)
+
+
+def _is_sorted(result: Neighbors) -> bool:
+    """Whether there is nothing left to sort: no equal similarities, and a row in every place."""
+    falling = result.similarity[:, 1:] < result.similarity[:, :-1]
+    return bool(falling.all()) and bool((result.rows >= 0).all())
 
 
 def pad(result: Neighbors, k: int) -> Neighbors:

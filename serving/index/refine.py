@@ -51,7 +51,7 @@ class StoredVectors:
         if self.distance is not None and self.codes is not None and len(xq) <= MAX_QUERIES:
             similarity = self.distance.similarities(xq, self.codes, positions)
             order = np.argsort(-similarity, axis=1)[:, :k]
-            return Neighbors(np.take_along_axis(similarity, order, 1), positions[order])
+            return Neighbors(similarity[np.arange(len(xq))[:, None], order], positions[order])
         heap = faiss.ResultHeap(len(xq), k, keep_max=True)
         for start in range(0, len(positions), BLOCK):
             block = positions[start : start + BLOCK]

@@ -138,8 +138,9 @@ class Live:
         """The steps of refresh_index, in their order; gives the record of the version. Needs its environment in use."""
         plan = drain_changes.drain(run_key)
         assert plan["due"], plan["summary"]
-        registered = refresh_index.register(plan, refresh_index.embed(plan))
-        refresh_index.acknowledge(plan, registered)
+        embedded = refresh_index.embed(plan)
+        registered = refresh_index.register(plan, embedded)
+        refresh_index.acknowledge(plan, registered, embedded)
         refresh_index.refuse(registered)
         assert refresh_index.publish(registered)
         return registered

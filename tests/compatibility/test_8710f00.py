@@ -20,8 +20,8 @@ graphs lie in groups."""
 
 @pytest.fixture(scope="module")
 def served(home: Path, mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A replica that follows the home's aliases."""
-    with replica(tmp_path_factory.mktemp("replica"), mlflow_uri=mlflow_uri, admin_token=TOKEN) as url:
+    """A replica that follows the home's aliases. It keeps no queries: promotions replay held-out photos, the same in every run."""
+    with replica(tmp_path_factory.mktemp("replica"), mlflow_uri=mlflow_uri, admin_token=TOKEN, sample_rate="0") as url:
         yield url
 
 
