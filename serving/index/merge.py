@@ -82,16 +82,16 @@ def over_fetch(partitions: list[Partition], nq: int, k: int) -> tuple[list[Neigh
     Fetches from each partition its share of k and a margin. A partition all of whose results are among the best k may hold more
     of them and is searched again for k; the unseen rows of the others are no better than their last result, which is not among them.
     """
-    everyone = np.arange(nq)
+    all_queries = np.arange(nq)
     if len(partitions) == 1:
-        only = partitions[0].search(everyone, k)
+        only = partitions[0].search(all_queries, k)
         return [only], np.where(only.rows[:, -1] < 0, np.float32(-np.inf), only.similarity[:, -1])
-    asked = [_quota(s.share, k) for s in partitions]
-    results = [s.search(everyone, n) for s, n in zip(partitions, asked, strict=True)]
+    quotas = [_quota(s.share, k) for s in partitions]
+    results = [s.search(all_queries, n) for s, n in zip(partitions, quotas, strict=True)]
     worst = _kth_similarity(results, k)
     again = False
     for number, partition in enumerate(partitions):
-        if asked[number] >= k:
+        if quotas[number] >= k:
             continue
         last, there = results[number].similarity[:, -1], results[number].rows[:, -1] >= 0
         unproven = np.flatnonzero(there & (last >= worst))

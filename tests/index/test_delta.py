@@ -187,7 +187,7 @@ def test_flat_deltas_are_searched_together(bases: Bases, tmp_path: Path) -> None
         changes = changes_of(shop, mine, {hour})
         manifest = with_segments(manifest, add_delta(manifest, changes, tmp_path / f"h{hour}", prefix=f"h{hour}"))
     searcher = Searcher.open(manifest, lambda ref: (tmp_path if ref.path.startswith("h") else home) / ref.path)
-    assert [len(p.segments) for p in searcher.parts] == [2, sum(s.kind == "delta" for s in manifest.segments)]
+    assert [len(p.segments) for p in searcher.groups] == [2, sum(s.kind == "delta" for s in manifest.segments)]
     found = searcher.search(vectors, 1)
     np.testing.assert_allclose(found.similarity[:, 0], 1, atol=1e-3)
     assert searcher.features.key[found.rows[:, 0]].tolist() == product_keys(f"P{600 + n:05d}" for n in range(30)).tolist()
@@ -215,7 +215,7 @@ def test_coded_deltas_are_searched_with_the_bases_and_read_no_others_again(
         assert before <= set(manifest.segments), "only flat deltas are made anew"
         assert flat_rows(manifest.segments) == 0
     searcher = Searcher.open(manifest, locate)
-    assert len(searcher.parts) == 1, "coded deltas are shards of the base's template"
+    assert len(searcher.groups) == 1, "coded deltas are shards of the base's template"
     found = searcher.search(vectors, 20)
     assert searcher.features.key[found.rows[1:, 0]].tolist() == product_keys(f"P{600 + n:05d}" for n in range(1, 30)).tolist()
     assert searcher.features.key[found.rows[0, 0]] != product_keys(["P00600"])[0]

@@ -116,7 +116,7 @@ def test_searches_that_are_repeated_for_finding_too_little_are_counted(family: s
     more = [float(t["verdict"].split()[0]) for t in tuned.trials if "times the work" in t["verdict"]]
     assert more == sorted(more)
     assert more[0] >= 1
-    engine = searchers[family].parts[0].engine
+    engine = searchers[family].groups[0].engine
     assert type(engine).__module__.startswith("serving."), "the searcher that was given is not touched"
 
 

@@ -167,7 +167,7 @@ def test_an_answer_that_is_none_is_a_failure_of_the_process_and_another_is_asked
         for _ in range(20):
             assert ask(client) == {0: well.url.encode()}
         assert wrong.asked == 1
-        assert [b.why for b in found.backends.values() if not b.up] == ["no url"]
+        assert [b.reason for b in found.backends.values() if not b.up] == ["no url"]
         until(lambda: all(b.outstanding == 0 for b in found.backends.values()))
 
 

@@ -68,7 +68,7 @@ def test_a_wrong_answer_is_no_answer_and_nobody_elses_fault(
     store: Storefront, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(store, (0,), (1,)) as (client, served):
-        holder = served[1].server.config.app.state.holder  # type: ignore[union-attr]
+        holder = served[1].server.config.app.state.server  # type: ignore[union-attr]
         digest = holder.state()["versions"]["1"]["digest"]
         found = np.zeros((1, 40), np.float32), np.zeros((1, 40), np.int64)
         bodies = {

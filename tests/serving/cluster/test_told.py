@@ -41,7 +41,7 @@ def test_what_a_shard_refuses_is_logged_with_the_gateways_request_id(
     store: Storefront, lines: list[dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(store, (0,), (1,)) as (client, served):
-        holder = served[1].server.config.app.state.holder  # type: ignore[union-attr]
+        holder = served[1].server.config.app.state.server  # type: ignore[union-attr]
 
         async def busy(body: bytes) -> bytes:
             raise ShardError(503, "too many questions")
