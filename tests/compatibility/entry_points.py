@@ -140,7 +140,7 @@ class Live:
         assert plan["due"], plan["summary"]
         registered = refresh_index.register(plan, refresh_index.embed(plan))
         refresh_index.acknowledge(plan, registered)
-        refresh_index.refuse(registered)
+        refresh_index.require_passed(registered)
         assert refresh_index.publish(registered)
         return registered
 
