@@ -86,7 +86,7 @@ def refresh_index() -> None:
         from tasks.pipelines import refresh_index as steps
 
         acknowledged = steps.acknowledge(plan, registered, embedded)
-        steps.refuse(registered)
+        steps.require_passed(registered)
         return acknowledged
 
     @task(outlets=[INDEX])

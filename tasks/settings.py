@@ -240,7 +240,7 @@ def write_private(path: Path, text: str) -> Path:
     return path
 
 
-def masked(name: str, value: Any) -> str:
+def mask(name: str, value: Any) -> str:
     """A setting's value for display: secrets, and passwords in URLs, are masked."""
     spec = next(f for f in fields(Settings) if f.name == name)
     text = ", ".join(value) if isinstance(value, tuple) else str(value)

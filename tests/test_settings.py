@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from tasks.cli import app
 from tasks.errors import SettingsError
-from tasks.settings import HOME_FILE, Settings, as_variables, masked, read_settings, write_home_file
+from tasks.settings import HOME_FILE, Settings, as_variables, mask, read_settings, write_home_file
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_value_that_makes_no_sense_is_named(tmp_path: Path, name: str, text: s
     ],
 )
 def test_secrets_are_masked(name: str, value: object, shown: str) -> None:
-    assert masked(name, value) == shown
+    assert mask(name, value) == shown
 
 
 def test_a_trailing_slash_of_the_store_does_not_double(tmp_path: Path) -> None:

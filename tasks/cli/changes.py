@@ -12,7 +12,7 @@ from rich.table import Table
 from tasks.catalog.changes.source import ChangeSource
 from tasks.cli.output import console
 from tasks.errors import CatalogError
-from tasks.settings import Settings, masked
+from tasks.settings import Settings, mask
 
 app = typer.Typer(help="Catalogue changes waiting to be indexed, and dead letters.", no_args_is_help=True)
 SHOWN = 20
@@ -86,7 +86,7 @@ def capture(
 
 
 def _catalogue() -> str:
-    return f"catalogue {masked('catalog', Settings.load().catalog_uri)}"
+    return f"catalogue {mask('catalog', Settings.load().catalog_uri)}"
 
 
 @contextmanager

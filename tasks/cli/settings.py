@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from tasks.cli.output import console
-from tasks.settings import masked, read_settings
+from tasks.settings import mask, read_settings
 
 
 def settings() -> None:
@@ -12,5 +12,5 @@ def settings() -> None:
     for column in ("setting", "value", "from"):
         table.add_column(column, overflow="fold")
     for name, (value, source) in read_settings().items():
-        table.add_row(f"VITRINE_{name.upper()}", masked(name, value), source)
+        table.add_row(f"VITRINE_{name.upper()}", mask(name, value), source)
     console.print(table)

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
             stay(settings, console)
         return 0 if succeeded else 1
     except VitrineError as error:
-        stopped(error, console)
+        print_failure(error, console)
         return 1
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -86,7 +86,7 @@ def run(settings: Settings, console: Console) -> bool:
     try:
         make_live(settings, console)
     except (VitrineError, ContractError) as error:
-        stopped(error, console)
+        print_failure(error, console)
         print_access(settings, console, f"failed after {time.monotonic() - began:.0f} s. The services are up, until `make down`:")
         return False
     except BaseException:
@@ -149,7 +149,7 @@ def print_access(settings: Settings, console: Console, heading: str) -> None:
     console.print(f"  MLflow       {settings.mlflow_uri}")
 
 
-def stopped(error: Exception, console: Console) -> None:
+def print_failure(error: Exception, console: Console) -> None:
     """Prints why the demo stops."""
     console.print(f"[bold red]stopped:[/] {escape(str(error))}")
 
@@ -158,10 +158,10 @@ def prepare_catalog(settings: Settings, console: Console) -> None:
     """Generates and loads the sample catalogue once, unless the settings name another."""
     from tasks.catalog.load import load_folder
     from tasks.catalog.sample.catalog import SampleConfig, draw_sample
-    from tasks.settings import masked
+    from tasks.settings import mask
 
     if settings.catalog:
-        console.print(f"catalogue: {masked('catalog', settings.catalog_uri)}")
+        console.print(f"catalogue: {mask('catalog', settings.catalog_uri)}")
         return
     folder, database = settings.home / "catalog" / "sample", settings.home / "catalog" / "catalog.db"
     if _holds_products(database):

@@ -67,7 +67,7 @@ def validate_snapshot(snapshot: dict, run_key: str) -> dict[str, Any]:
             previous = None
     limits = SnapshotLimits.from_settings(chosen)
     docs = work_folder(run_key) / "data_docs" / "snapshot"
-    return published(models, run_key, snapshot["id"], check_snapshot(as_snapshot(snapshot), previous, docs, limits))
+    return publish_data_docs(models, run_key, snapshot["id"], check_snapshot(as_snapshot(snapshot), previous, docs, limits))
 
 
 def embed(snapshot: dict, encoder: dict, run_key: str) -> dict[str, Any]:
@@ -105,10 +105,10 @@ def validate_embeddings(snapshot: dict, embedded: dict, run_key: str) -> dict[st
     )  # fmt: skip
     vectors = check_embeddings(found, made, whole, before, folder / "embeddings", limits)
     inputs = check_index_inputs(found, made, whole, folder / "index_inputs")
-    return published(models, run_key, snapshot["id"], vectors, inputs) | {"note": made.note()}
+    return publish_data_docs(models, run_key, snapshot["id"], vectors, inputs) | {"note": made.note()}
 
 
-def published(models: Registry, run_key: str, snapshot_id: str, *validations: "Validation") -> dict[str, Any]:
+def publish_data_docs(models: Registry, run_key: str, snapshot_id: str, *validations: "Validation") -> dict[str, Any]:
     """Stores the data docs in the MLflow run of this index; returns what passed and the links.
 
     Raises ValidationFailed, with the same links, naming every failed expectation, what was observed, and sample ids.

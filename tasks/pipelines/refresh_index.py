@@ -257,7 +257,7 @@ def _registered(version: Version) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def refuse(registered: dict) -> None:
+def require_passed(registered: dict) -> None:
     """Raises VitrineError with the failed gates of a version that did not pass; its changes stay in the queue."""
     if not registered["passed"]:
         raise VitrineError(registered["summary"])

@@ -111,7 +111,7 @@ class Stream:
         if not registered["passed"]:
             self._clear(plan)
             state.key = ""
-            refresh_index.refuse(registered)
+            refresh_index.require_passed(registered)
         done("acknowledge")
         published = refresh_index.publish(registered)
         state.pending = registered["version"] if published and self.promote else ""

@@ -10,7 +10,7 @@ import pyarrow as pa
 from tasks.catalog.schema import ALIASES, REQUIRED, SPLITS
 from tasks.catalog.splits import is_unseen, photo_split
 from tasks.errors import CatalogError, TrainingError
-from tasks.settings import Settings, masked
+from tasks.settings import Settings, mask
 from tasks.validate.pictures import PictureCheck, check_pictures
 from tasks.validate.rows import Row, Table, open_tables
 from tasks.validate.snapshot import SnapshotLimits
@@ -29,7 +29,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
     def add(self, headline: str, lines: list[str]) -> None:
-        self.wrong.append("\n".join([headline, *(f"    {line}" for line in shortened(lines))]))
+        self.wrong.append("\n".join([headline, *(f"    {line}" for line in shorten(lines))]))
 
 
 @dataclass
@@ -72,12 +72,12 @@ def check_preconditions(
         found.wrong.append(str(error))
     if found.wrong:
         count = f"{len(found.wrong)} things have" if len(found.wrong) > 1 else "one thing has"
-        name = masked("catalog", settings.catalog_uri)
+        name = mask("catalog", settings.catalog_uri)
         raise CatalogError("\n".join([f"{count} to be mended in the catalogue {name}:", *(f"  - {w}" for w in found.wrong)]))
     return found.notes
 
 
-def shortened(lines: list[str]) -> list[str]:
+def shorten(lines: list[str]) -> list[str]:
     """The first lines, and how many more there are."""
     return lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
 
@@ -104,7 +104,7 @@ def _checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[R
         wrong += [f"{table.name} {place}: {what}" for what in told]
         if not isinstance(row, str):
             rows.append((place, row))
-    findings.wrong += shortened(wrong)
+    findings.wrong += shorten(wrong)
     if not wrong:
         table.read()  # what only the conversion itself notices
     return rows
@@ -124,7 +124,7 @@ def _products(table: Table, settings: Settings, findings: Findings) -> dict[str,
         first = places.setdefault(str(row["product_id"]), place)
         if first is not place:
             twice.append(f"{table.name} {place}: product_id {row['product_id']!r} is that of {first} already; ids must be unique")
-    findings.wrong += shortened(twice)
+    findings.wrong += shorten(twice)
     newest = max((t for _, r in rows if (t := _time(r.get("updated_at"))) is not None), default=None)
     if newest is not None and limits.max_age_days and datetime.now(UTC) - newest > timedelta(days=limits.max_age_days):
         findings.wrong.append(
@@ -224,7 +224,7 @@ def _product_pictures(
         allowed = f"allowed {settings.most_quarantined * 100:.3g} %: VITRINE_MOST_QUARANTINED"
         findings.add(f"{table.name}: {looked.shares()} pictures unusable, {allowed}", lines)
     elif lines:
-        told = "; ".join(shortened(lines)[:5])
+        told = "; ".join(shorten(lines)[:5])
         findings.notes.append(f"{looked.shares()} pictures unusable, their products are left out: {table.name} {told}")
     return looked
 
@@ -260,7 +260,7 @@ def _unreadable(what: str, check: PictureCheck, lines: list[str], settings: Sett
         allowed = f"allowed {settings.max_unreadable * 100:.3g} %: VITRINE_MAX_UNREADABLE"
         findings.add(f"photos: {check.shares()} {what} unusable, {allowed}", lines)
     elif lines:
-        findings.notes.append(f"{check.shares()} {what} unusable, they are left out: {'; '.join(shortened(lines)[:5])}")
+        findings.notes.append(f"{check.shares()} {what} unusable, they are left out: {'; '.join(shorten(lines)[:5])}")
 
 
 def _trainable(

@@ -127,7 +127,7 @@ def ours(folder: Path, encoder: Path, files: list[Path], key: str) -> float:
     done = embed_snapshot(snapshot, encoder, "1", str(folder / f"store-{key}"), key, folder / f"work-{key}", config)
     took = time.perf_counter() - began
     if done.embedded_now != len(files):
-        raise SystemExit(f"our job made {done.embedded_now} vectors of {len(files)} pictures: {done.account}")
+        raise SystemExit(f"our job made {done.embedded_now} vectors of {len(files)} pictures: {done.summary}")
     return took
 
 

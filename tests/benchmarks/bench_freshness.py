@@ -192,7 +192,7 @@ def hourly(bench: Bench, count: int, first: int) -> dict[str, Any]:
     embedded = timed("embed", lambda: refresh_index.embed(plan))
     registered = timed("register", lambda: refresh_index.register(plan, embedded))
     timed("acknowledge", lambda: refresh_index.acknowledge(plan, registered, embedded))
-    refresh_index.refuse(registered)
+    refresh_index.require_passed(registered)
     timed("publish", lambda: refresh_index.publish(registered))
     manifest = bench.registry.index_manifest(registered["version"])
     run = bench.registry.version(INDEX_MODEL, registered["version"]).run_id

@@ -135,6 +135,7 @@ def test_a_queue_that_cannot_be_read_is_one_sentence_without_secrets(
 def test_dead_letters_that_cannot_be_read_do_not_hide_what_waits(live: LiveShop) -> None:
     live.send(live.upsert(3, 1))
     with live.queue() as source:
+        source.make_tables()  # type: ignore[attr-defined]
         source.database.execute("DROP TABLE outbox_dead")  # type: ignore[attr-defined]
 
         @contextmanager

@@ -141,7 +141,7 @@ class Live:
         embedded = refresh_index.embed(plan)
         registered = refresh_index.register(plan, embedded)
         refresh_index.acknowledge(plan, registered, embedded)
-        refresh_index.refuse(registered)
+        refresh_index.require_passed(registered)
         assert refresh_index.publish(registered)
         return registered
 

@@ -51,6 +51,7 @@ def test_every_dag_runs_to_its_end(mlflow_uri: str, tmp_path: Path) -> None:
             ["watch_champion", {}], ["train_encoder", {}],
         ]  # fmt: skip
         with open_changes(settings.changes, settings.catalog_uri, settings.home) as source:
+            source.make_tables()  # type: ignore[attr-defined]
             source.database.execute("INSERT INTO outbox (event) VALUES ('nonsense')")  # type: ignore[attr-defined]
         told = airflow(environ, "tests.dags.in_process", json.dumps(runs))
         serving = [httpx.get(f"{r.url}/v1/version", trust_env=False).json()["live"]["version"] for r in running]

@@ -157,7 +157,7 @@ def test_photos_of_deleted_products_count_neither_for_nor_against_a_version(
 def test_a_quarantined_product_is_named_in_the_run_and_traced_with_its_reason(live: LiveShop) -> None:
     live.send(live.upsert(90, 1, image="/srv/pictures/90.jpg"))
     first = live.refresh("r1")
-    assert "; 1 in quarantine: p090 (outside_root); all" in first["summary"]
+    assert "is in quarantine: p090 (outside_root); the release board lists them; all" in first["summary"]
     assert live.registry.index_manifest(first["version"]).counts.quarantined == 1
     outside = "quarantined: /srv/pictures/90.jpg: lies outside the pictures' folder "
     for version in (live.base, first["version"]):  # the live version never heard of it, the candidate left it out
@@ -204,7 +204,7 @@ def test_a_rebuild_that_cannot_use_a_picture_names_it_and_trace_tells_it_whateve
     encoder = live.registry.index_manifest(live.base).encoder.model_dump()
     made = EmbedResult(**rebuild_index.embed(snapshot, encoder, "nightly"))
     assert "in quarantine: p000 (outside_root)" in made.note()
-    assert made.account.endswith("; in quarantine: p000 (outside_root)")
+    assert made.summary.endswith("; in quarantine: p000 (outside_root)")
     # The run was stopped here: no version tells of it, and the live one still shows the older picture.
     chain = dict(trace_product(live.registry, "p000"))
     assert chain["quarantined"].startswith("/srv/0.jpg: lies outside the pictures' folder ")
@@ -226,6 +226,7 @@ def test_a_version_that_fails_its_gates_acknowledges_nothing(live: LiveShop) -> 
 
 def test_malformed_messages_go_to_the_dead_letters_with_the_reason(live: LiveShop) -> None:
     with live.queue() as source:
+        source.make_tables()  # type: ignore[attr-defined]
         source.database.execute("INSERT INTO outbox (event) VALUES ('nonsense'), ('{\"kind\": \"upsert\"}')")  # type: ignore[attr-defined]
     live.send(live.upsert(3, 1))
     plan = drain_changes.drain("r1")
@@ -249,6 +250,7 @@ def test_malformed_messages_go_to_the_dead_letters_with_the_reason(live: LiveSho
 
 def test_a_run_whose_changes_are_all_dead_letters_makes_nothing_and_says_so(live: LiveShop) -> None:
     with live.queue() as source:
+        source.make_tables()  # type: ignore[attr-defined]
         source.database.execute("INSERT INTO outbox (event) VALUES ('nonsense')")  # type: ignore[attr-defined]
     plan = live.refresh("r1")
     assert (plan["due"], plan["dead_letters"]) == (False, 1)

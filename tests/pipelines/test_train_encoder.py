@@ -27,7 +27,7 @@ def shop(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sh
     """Takes a snapshot of a catalogue folder, in a home of the test's own."""
     monkeypatch.setenv("VITRINE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("VITRINE_MLFLOW_URI", mlflow_uri)
-    monkeypatch.setattr("tasks.registry.SYSTEM_EVERY_S", 0.2)
+    monkeypatch.setattr("tasks.registry.runs.SYSTEM_EVERY_S", 0.2)
 
     def snapshot(folder: Path) -> dict:
         monkeypatch.setenv("VITRINE_CATALOG", str(folder))

@@ -76,7 +76,7 @@ class LiveShop:
         embedded = refresh_index.embed(plan)
         registered = refresh_index.register(plan, embedded)
         refresh_index.acknowledge(plan, registered, embedded)
-        refresh_index.refuse(registered)
+        refresh_index.require_passed(registered)
         refresh_index.publish(registered)
         return registered
 
