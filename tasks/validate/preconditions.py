@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from tasks.catalog.schema import ALIASES, REQUIRED, SPLITS
 from tasks.catalog.splits import is_unseen, photo_split
-from tasks.errors import CatalogError, TrainingError
+from tasks.errors import CatalogError, CatalogMissing, TrainingError
 from tasks.settings import Settings, mask
 from tasks.validate.pictures import PictureCheck, check_pictures
 from tasks.validate.rows import Row, Table, open_tables
@@ -68,6 +68,8 @@ def check_preconditions(
                 )
             elif labels is not None:
                 _photos(labels, shown, products, tables.image_root, settings, found, progress, training)
+    except CatalogMissing:  # nothing to look at yet: scheduled runs wait for it
+        raise
     except (CatalogError, pa.ArrowException) as error:
         found.wrong.append(str(error))
     if found.wrong:

@@ -17,8 +17,8 @@ from tests.registered import Shop
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 FIRST = {
-    "train_encoder": ("take_snapshot", "there is no such database"),
-    "rebuild_index": ("choose_encoder", "run the DAG train_encoder first"),
+    "train_encoder": ("check_preconditions", "there is no such database"),
+    "rebuild_index": ("check_preconditions", "there is no such database"),
     "refresh_index": ("drain_changes", "run the DAG rebuild_index first"),
     "watch_quality": ("look", "run the DAG rebuild_index first"),
     "promote_index": ("choose_slot", "run the DAG rebuild_index first"),
@@ -75,5 +75,7 @@ def test_automatic_runs_wait_for_the_first_inputs_and_manual_runs_say_what_is_mi
     registry.set_alias(ENCODER_MODEL, "champion", shop.encoder())
     lost, printed = done(environ, [["train_encoder", {}, "scheduled"], ["rebuild_index", {}, "scheduled"]])
     for run in lost:
-        assert (run["state"], run["tasks"]["take_snapshot"]) == ("failed", "failed"), "there was a catalogue, and it is gone"
+        assert (run["state"], run["tasks"]["check_preconditions"]) == ("failed", "failed"), (
+            "there was a catalogue, and it is gone"
+        )
     assert printed.count("there is no such database") >= 2

@@ -2,10 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from serving.telemetry.metrics import Metrics
+from serving.app import create_app
+from serving.settings import ServingSettings
 from tasks.release.promotion.bake import BakePolicy, Reading, bake, judge, quantile_s, read_metrics, total
 from tasks.release.promotion.serving_replicas import Replica
 
@@ -39,20 +41,22 @@ def test_the_quantile_is_the_one_prometheus_gives() -> None:
     assert quantile_s({}, 0.99) == quantile_s({0.1: 0.0}, 0.99) == 0.0
 
 
-def test_what_a_replica_tells_is_read_back() -> None:
-    metrics = Metrics()
+def test_what_a_replica_tells_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / "aliases.json").write_text("{}")
+    replica = create_app(ServingSettings(release=str(tmp_path))).state.replica
     for status, took_s in ((200, 0.01), (200, 0.03), (503, 0.001), (422, 0.001)):
-        metrics.request("/v1/search", status, took_s)
-    metrics.request("/v1/version", 500, 0.1)
-    metrics.phases.labels("total", "7").observe(0.01)
-    metrics.phases.labels("total", "7").observe(0.03)
-    metrics.phases.labels("total", "6").observe(0.9)
-    metrics.recalled.labels("7").set(4)
-    metrics.recall.labels("7").set(3.5)
-    metrics.live.labels("7", "blue").set(1)
+        replica.request_metrics.count("/v1/search", status, took_s)
+    replica.request_metrics.count("/v1/version", 500, 0.1)
+    searches = replica.search_metrics
+    searches.phases.labels("total", "7").observe(0.01)
+    searches.phases.labels("total", "7").observe(0.03)
+    searches.phases.labels("total", "6").observe(0.9)
+    searches.recall_queries.labels("7").set(4)
+    searches.recall_sum.labels("7").set(3.5)
+    replica.slot_metrics.live.labels("7", "blue").set(1)
     from prometheus_client import generate_latest
 
-    found = read_metrics(generate_latest(metrics.registry).decode(), "7")
+    found = read_metrics(generate_latest(replica.metrics.registry).decode(), "7")
     assert (found.searches, found.errors, found.samples, found.recall_sum, found.serves) == (4, 1, 4, 3.5, "7")
     assert found.buckets[0.02] == 1
     assert found.buckets[float("inf")] == 2

@@ -78,7 +78,8 @@ def test_the_dashboard_shows_metrics_that_exist(tmp_path: Path) -> None:
     (tmp_path / "aliases.json").write_text("{}")
     chosen = {"release": str(tmp_path), "role": "gateway", "shard_urls": ("http://127.0.0.1:1",)}
     replica = create_app(ServingSettings(**chosen)).state.replica  # type: ignore[arg-type]
-    known = {m.name for m in replica.metrics.registry.collect()}
+    shard = create_app(ServingSettings(release=str(tmp_path), role="shard", shards=("0",))).state.server
+    known = {m.name for metrics in (replica.metrics, shard.metrics) for m in metrics.registry.collect()}
     panels = json.loads((DOCKER / "watching" / "serving.json").read_text())["panels"]
     asked = {name for p in panels for t in p["targets"] for name in re.findall(r"vitrine_\w+", t["expr"])}
     missing = {n for n in asked if n not in known and re.sub(r"_(total|bucket|sum|count)$", "", n) not in known}

@@ -36,7 +36,7 @@ def test_the_least_recently_used_goes_first_and_nothing_outlives_its_time() -> N
     now[0] = 10.5
     assert cache.get("a") is None
     assert (cache.hits, cache.misses) == (3, 2)
-    assert len(cache.values) == 1
+    assert len(cache.values) == 0
 
 
 def test_settings_come_from_the_environment() -> None:
