@@ -57,11 +57,14 @@ class Samples:
         self.count = 0
 
     def offer(self, kind: str, fingerprint: str, photo_sha256: str, vector: np.ndarray, photo: bytes | None) -> None:
-        """Keeps this query with probability `rate`."""
+        """Keeps this query with probability `rate`, its vector (d,) at unit length.
+
+        A product's vector from an index of codes alone is an estimate of another length, which a replay would be refused.
+        """
         if self.chance() >= self.rate:
             return
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        own = np.array(vector, np.float32)
+        own = np.array(vector, np.float32) / np.float32(max(float(np.linalg.norm(vector)), 1e-12))
         with self.lock:
             self.count += 1
             sample = Sample(self.count, at, kind, fingerprint, photo_sha256, own, photo if self.photos else None)

@@ -35,6 +35,14 @@ def test_the_ring_is_bounded_newest_first_and_by_encoder() -> None:
     assert [s.photo_sha256 for s in kept.newest(10, PRINT)] == ["3"]
 
 
+@pytest.mark.parametrize("length", [0.83, 1.0, 1.2])
+def test_a_sampled_vector_can_be_asked_again_whatever_its_length(length: float) -> None:
+    """A product's vector out of an index of codes alone is an estimate: replays must not be refused for it."""
+    kept = Samples(1.0, 1)
+    kept.offer("product", PRINT, "", VECTOR * np.float32(length), None)
+    np.testing.assert_allclose(kept.newest(1)[0].vector, VECTOR, atol=1e-6)
+
+
 def test_photos_are_kept_only_where_they_may_and_within_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "PHOTO_BYTES", 25)
     private, open_ = Samples(1.0, 10), Samples(1.0, 10, photos=True)
