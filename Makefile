@@ -30,8 +30,8 @@ test: $(STAMP) java lint ## lint, types and all tests
 unit: $(STAMP) ## the quick tests: no servers, no Spark, no Airflow
 	@$(BIN)/python -m pytest -q -m "not slow"
 
-lint: $(STAMP) ## style and types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: $(STAMP) ## style, types and the directions of imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 spark-cluster: $(STAMP) java ## a Spark master and two workers on this machine, until Ctrl-C
 	@$(BIN)/python -m tasks.embed.cluster
