@@ -173,7 +173,7 @@ def test_a_version_is_an_mlflow_model_whose_graph_answers_the_golden_pictures(
         return lambda *args: {k: v if k in ("pixels", "tokens") else np.roll(v, 1, axis=0) for k, v in golden(*args).items()}
 
     for name, change, sentence in (
-        ("write_onnx", cut, "teacher.fp32.onnx: ONNX Runtime cannot load it"),
+        ("write_onnx", cut, "teacher.fp32 in onnxruntime: ONNX Runtime cannot load it"),
         ("_golden", other, "golden outputs are not reproduced"),
     ):
         with monkeypatch.context() as changed:
