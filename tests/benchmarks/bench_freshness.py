@@ -109,7 +109,7 @@ class Bench:
             whole = EmbedResult("base", "", "", "", DIM, SHARDS, self.products, self.products, 0, 0, 0, {})
             created = datetime.now(UTC).isoformat()
             search = {"family": template.family, "candidates": 500}
-            manifest = draft_manifest("base", created, reference, snapshot, segments, search, whole, SHARDS, "base")
+            manifest = draft_manifest("base", created, reference, snapshot, segments, search, {}, whole, SHARDS, "base")
             files = {p.name: p for s in range(SHARDS) for p in (work / str(s)).iterdir()}
             searcher = Searcher.open(manifest, lambda ref: files[Path(ref.path).name])
             manifest = with_golden(manifest, searcher, x[:PHOTOS], work, run.run_id, INDEX_PATH)

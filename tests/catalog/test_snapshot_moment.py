@@ -42,8 +42,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 KILLED = """
     import os, signal, sys
-    from tasks.catalog import snapshot, source
-    snapshot.PART_ROWS, source.BATCH_ROWS = 100, 64
+    from tasks.catalog import snapshot
+    from tasks.catalog.sources import sqlite
+    snapshot.PART_ROWS, sqlite.BATCH_ROWS = 100, 64
     write = snapshot._Writer.write
     def dies(writer, kind, table):
         if writer.rows >= int(sys.argv[3]):

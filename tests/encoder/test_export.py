@@ -28,10 +28,10 @@ from tasks.encoder.export.export import export_encoder
 from tasks.encoder.presets import preset
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
-from tasks.encoder.train.loop import quiet
+from tasks.encoder.train.loop import no_log
 uri, work, config = sys.argv[1], Path(sys.argv[2]), preset("tiny")
-teacher = train_teacher(uri, config, work, quiet)
-export_encoder(uri, teacher, distil_student(uri, teacher, config, work, quiet), config, work, Path(sys.argv[3]))
+teacher = train_teacher(uri, config, work, no_log)
+export_encoder(uri, teacher, distil_student(uri, teacher, config, work, no_log), config, work, Path(sys.argv[3]))
 """
 
 

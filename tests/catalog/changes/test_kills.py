@@ -78,7 +78,7 @@ def test_a_killed_refresh_run_again_makes_the_same_files_once(shops: tuple[LiveS
     assert killed.count_waiting() == 1, "only what came meanwhile"
     assert killed.registry.aliases(INDEX_MODEL)["candidate"] == made["version"]
     (folder,) = (killed.home / "data" / "embeddings" / "tiny").iterdir()
-    images = EmbeddingStore(str(folder), 16).known().to_pylist()
+    images = EmbeddingStore(str(folder), 16).checksums().to_pylist()
     assert len(images) == len(set(images)), "no picture is embedded twice"
     for live in shops:  # the next place starts from equal shops
         if live is calm:

@@ -157,7 +157,7 @@ def test_a_refused_token_is_one_sentence_that_names_the_setting(
         ):
             asked = Replica(served.url, token)
             sentence = rf"{says}: set VITRINE_ADMIN_TOKEN .*the environment, .*\.env and {tmp_path}/home/settings\.env"
-            for ask in (asked.follow, lambda a=asked: a.samples(5), lambda a=asked: a.search("blue", [1.0] + [0.0] * 15)):
+            for ask in (asked.poll_aliases, lambda a=asked: a.samples(5), lambda a=asked: a.search("blue", [1.0] + [0.0] * 15)):
                 with pytest.raises(SettingsError, match=sentence):
                     ask()
             poll_aliases([asked])
