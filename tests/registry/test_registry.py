@@ -103,7 +103,7 @@ def test_a_file_is_read_whole_once_while_nobody_writes_to_it(
         read.append(path)
         return verify(path, ref)
 
-    monkeypatch.setattr("tasks.registry.verify", noted)
+    monkeypatch.setattr("tasks.registry.artifacts.verify", noted)
     registry.file(ref)
     assert not read
     kept.write_bytes(b"vectors")
