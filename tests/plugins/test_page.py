@@ -47,9 +47,12 @@ def settled(stack: Stack) -> Stack:
 
 
 def end(client: httpx.Client, dag: str, run: str, state: str) -> None:
-    """Ends a run by hand. Airflow ends none whose teardown is still to come, so the tasks are ended first."""
+    """Ends a run by hand. Airflow ends none whose teardown is still to come (promote_index's), so those tasks are ended first.
+
+    Of other DAGs they are not: Airflow 3.3.2 answers 500 when a task is cleared in a DAG that has a deadline.
+    """
     path = f"/api/v2/dags/{dag}/dagRuns/{run}"
-    for task in client.get(f"{path}/taskInstances").json()["task_instances"]:
+    for task in client.get(f"{path}/taskInstances").json()["task_instances"] if dag == "promote_index" else ():
         done = client.patch(f"{path}/taskInstances/{task['task_id']}", json={"new_state": state})
         assert done.status_code == 200, done.text
     ended = client.patch(path, json={"state": state}).json()
@@ -187,6 +190,9 @@ def test_it_fits_a_phone_in_the_dark(browser: "Browser", settled: Stack) -> None
 def test_changes_that_do_not_reach_shoppers_are_on_the_page(browser: "Browser", settled: Stack, tmp_path: Path) -> None:
     """The queue is real; versions of this stack have nothing in quarantine, so that part of the answer is the test's."""
     settings = settled.server.settings
+    database = Path(settings.catalog_uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    database.touch()
     page = visit(browser, settled, "viewer")
     page.get_by_text("pending changes").wait_for()
     page.get_by_text("is in quarantine").wait_for()
