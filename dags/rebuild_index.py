@@ -14,12 +14,9 @@ Nothing is built if the catalogue, the encoder, the index settings, and the rank
 are kept. The live version is not touched.
 """
 
-from datetime import timedelta
-
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from dags.alerts import deadline_alert
 from dags.assets import COMPACTION, ENCODER, INDEX
 from dags.running import DEFAULTS, fail_without_retry, run_key
 
@@ -29,7 +26,6 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,
-    deadline=deadline_alert(timedelta(hours=12), "rebuild_index"),
     doc_md=__doc__,
     tags=["vitrine", "index"],
 )

@@ -42,7 +42,6 @@ def run(name: str, conf: dict[str, Any], kind: str = "manual") -> dict[str, Any]
 
     module = importlib.import_module(f"dags.{name}")
     dag = next((v for v in vars(module).values() if isinstance(v, DAG)), None) or getattr(module, name)()
-    dag.deadline = None  # Airflow 3.3's dag.test() cannot keep deadlines: it passes the alert's record where its id belongs
     with runs_of_type(kind):
         made = dag.test(run_conf=conf)
     tasks = made.get_task_instances()
