@@ -44,7 +44,9 @@ def choose(version: str, run_key: str) -> dict[str, Any]:
         epoch = lease.epoch
     done = plan.live == wanted and found.tags.get(BAKE, "").startswith(KEPT)
     summary = f"version {plan.version} goes to {plan.slot}; live is {f'version {plan.live}' if plan.live else 'nothing yet'}"
-    summary = f"version {wanted} is live already, and was kept" if done else summary
+    if done:  # nothing follows that would release it
+        release_lease(run_key)
+        summary = f"version {wanted} is live already, and was kept"
     log.info("%s", summary)
     return dataclasses.asdict(plan) | {"epoch": epoch, "done": done, "summary": summary, "links": _links(models, wanted)}
 
