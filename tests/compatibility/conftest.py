@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.compatibility.entry_points import mlflow, read_queries, unpack
+from tests.compatibility.entry_points import read_queries, unpack
+from tests.conftest import mlflow_server
 
 ARCHIVE = Path(__file__).with_name("fixture-8710f00.tar.xz")
 
@@ -23,5 +24,5 @@ def expected(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def mlflow_uri(home: Path) -> Iterator[str]:
-    with mlflow(home) as uri:
+    with mlflow_server(home) as uri:
         yield uri

@@ -13,7 +13,6 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,9 @@ import httpx
 
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import open_changes
-from tasks.demo.services import Supervisor, mlflow_service
 from tasks.pipelines import drain_changes, refresh_index
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.settings import PROJECT, Settings
+from tasks.settings import PROJECT
 from tests.catalogs import picture
 from tests.servers import free_port
 
@@ -48,19 +46,6 @@ def unpack(archive: Path, folder: Path) -> Path:
         packed.extractall(folder, filter="data")
     relocate(folder, ROOT, str(folder))
     return folder
-
-
-@contextmanager
-def mlflow(home: Path) -> Iterator[str]:
-    """The address of a real MLflow server over a home's own database and artifacts."""
-    settings = replace(Settings(), home=home, mlflow_uri=f"http://127.0.0.1:{free_port()}")
-    supervisor, service = Supervisor(home), mlflow_service(settings)
-    supervisor.start(service)
-    try:
-        supervisor.wait(service)
-        yield settings.mlflow_uri
-    finally:
-        supervisor.stop(service.name)
 
 
 @contextmanager

@@ -32,7 +32,8 @@ from serving.contract.encoder import EncoderFolder
 from tasks.index.families import FAMILIES
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL
 from tests.catalogs import read_table, write_table
-from tests.compatibility.entry_points import ROOT, Live, mlflow, product_id, relocate, replica, search
+from tests.compatibility.entry_points import ROOT, Live, product_id, relocate, replica, search
+from tests.conftest import mlflow_server as mlflow
 from tests.tiny import tiny_encoder
 
 PRODUCTS, PHOTOS, DIM = 2600, 60, 16
