@@ -14,9 +14,8 @@ from serving.api.middleware import RequestMiddleware
 from serving.api.openapi import describe
 from serving.api.replica import Replica
 from serving.api.routes import admin as operating
-from serving.api.routes import batch, pictures, search
+from serving.api.routes import batch, pictures, search, state
 from serving.api.routes.admin import MLFLOW_HOOK
-from serving.api.routes.state import state_routes
 from serving.api.shard_app import create_shard_app
 from serving.api.uploads import body_limit
 from serving.contract.webhook_signature import MAX_BODY_BYTES
@@ -46,7 +45,7 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
         title="Vitrine", version="1", summary="A shopper's photo in, the products that match best out.", lifespan=lifespan,
         docs_url=None, redoc_url=None,
     )  # fmt: skip
-    app.state.replica = replica
+    app.state.replica = app.state.process = replica
     handle_errors(app, replica.request_metrics)
     app.add_middleware(RequestMiddleware, metrics=replica.request_metrics, tracing=replica.tracing)
     app.add_middleware(
@@ -56,7 +55,7 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
     for routes in (search, batch, pictures, operating):
         app.include_router(routes.router)
     app.mount("/static", StaticFiles(directory=pictures.STATIC), name="static")
-    state_routes(app, replica.slots, replica.describe, replica.metrics.text)
+    app.include_router(state.router)
     describe(app)
     return app
 

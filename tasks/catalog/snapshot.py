@@ -18,6 +18,7 @@ from tasks.catalog.schema import PHOTO_SCHEMA, to_photos, to_products
 from tasks.catalog.sources import Source, open_source
 from tasks.errors import CatalogError, CatalogMissing
 from tasks.progress import Progress
+from tasks.records import Record
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ PHOTO_ORDER = [("photo_uri", "ascending"), ("product_id", "ascending")]
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Record):
     """Reference to a published snapshot. `content_sha256` covers products and photos, not when or where they were copied.
 
     `orphan_photos` were left out because the catalogue does not have the product that they show; `photos` does not count them.

@@ -6,7 +6,8 @@ The shop's own programs need not know of the outbox. An upsert carries the row a
 
 from collections.abc import Sequence
 
-from tasks.catalog.changes.outbox import Outbox, Postgres, Sqlite
+from tasks.catalog.changes.outbox import Outbox
+from tasks.catalog.changes.outbox_database import Postgres, Sqlite
 from tasks.catalog.schema import ALIASES, REQUIRED
 from tasks.errors import CatalogError
 
