@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 
 from serving.api.body_limits import BodyLimits
+from serving.api.direct_route import DirectRoute
 from serving.api.errors import handle_errors
 from serving.api.middleware import RequestMiddleware
 from serving.api.openapi import describe
@@ -47,13 +50,14 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
     )  # fmt: skip
     app.state.replica = app.state.process = replica
     handle_errors(app, replica.request_metrics)
+    app.add_middleware(DirectRoute, route=cast(APIRoute, search.posted.routes[0]), metrics=replica.request_metrics)
     app.add_middleware(RequestMiddleware, metrics=replica.request_metrics, tracing=replica.tracing)
     app.add_middleware(
         BodyLimits, max_bytes=body_limit(settings.max_image_bytes), limit_s=settings.body_s, admission=replica.uploads,
         by_path={MLFLOW_HOOK: MAX_BODY_BYTES},
     )  # fmt: skip
-    for routes in (search, batch, pictures, operating):
-        app.include_router(routes.router)
+    for router in (search.posted, search.router, batch.router, pictures.router, operating.router):
+        app.include_router(router)
     app.mount("/static", StaticFiles(directory=pictures.STATIC), name="static")
     app.include_router(state.router)
     describe(app)
