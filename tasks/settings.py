@@ -23,7 +23,7 @@ class Settings:
     """Every setting of the pipeline and the command line, typed. `vitrine settings` prints them with where each came from."""
 
     home: Path = setting(
-        PROJECT / ".vitrine", "folder of everything a run makes; shared by all workers where Airflow has several", "/srv/vitrine",
+        PROJECT / ".vitrine", "folder of everything a run makes on this machine; each Airflow worker has its own", "/srv/vitrine",
         area="Places and services",
     )  # fmt: skip
     store: str = setting(

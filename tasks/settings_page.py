@@ -14,25 +14,22 @@ READERS = {Settings: "pipeline", ServingSettings: "replica"}
 
 @dataclass(frozen=True)
 class Explained:
-    """A setting: its environment variable, heading, meaning, default and an example as they are written, and bounds of a number."""
+    """A setting: its environment variable, heading, meaning, and a default and an example as one would write them."""
 
     variable: str
     area: str
     means: str
     default: str
     example: str
-    bounds: tuple[float, float] | None
 
 
 def explain(of: type[Any]) -> dict[str, Explained]:
-    """The settings of a class by field name, in the order of its areas."""
+    """The settings of a class by field name, in the order of its areas; a field that is no `setting(…)` is explained by nothing."""
     explained, area = {}, ""
     for spec in fields(of):
-        area = spec.metadata["area"] or area
-        explained[spec.name] = Explained(
-            variable(spec.name), area, spec.metadata["means"], _written(spec.default), spec.metadata["example"],
-            spec.metadata.get("bounds"),
-        )  # fmt: skip
+        area = spec.metadata.get("area") or area
+        means, example = spec.metadata.get("means", ""), spec.metadata.get("example", "")
+        explained[spec.name] = Explained(variable(spec.name), area, means, _written(spec.default), example)
     return explained
 
 
