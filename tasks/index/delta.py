@@ -44,7 +44,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class DeltaLimits:
-    """Limits of the drift from the base before a rebuild is due (docs/benchmarks.md has the curve)."""
+    """Limits of the drift from the base before a rebuild is due (`make bench-delta` draws the curve)."""
 
     delta_share: float = 0.1
     flat_rows: int = 50_000
