@@ -174,7 +174,7 @@ def test_a_quarantined_product_is_named_in_the_run_and_traced_with_its_reason(li
     chain = dict(trace_product(live.registry, "p090", second.version))
     assert (chain["picture"], chain["made by"].split(",")[0]) == (str(absolute), "r2")
     assert "quarantined" not in chain
-    with pytest.raises(VitrineError, match=rf"{outside}.*; index version {second['version']} has it$"):
+    with pytest.raises(VitrineError, match=rf"{outside}.*; index version {second.version} has it$"):
         trace_product(live.registry, "p090", first.version)
 
 
@@ -193,7 +193,7 @@ def test_an_older_picture_that_is_live_is_traced_with_what_is_wrong_with_the_new
         "p004": r"a change of 20.* UTC deleted it$",
         "p999": r"it is neither in its snapshot made-1 nor in a change since$",
     }.items():
-        with pytest.raises(VitrineError, match=f"{product!r} is not in index version {made['version']}: {why}"):
+        with pytest.raises(VitrineError, match=f"{product!r} is not in index version {made.version}: {why}"):
             trace_product(live.registry, product, made.version)
 
 
