@@ -1,38 +1,69 @@
-"""Real servers that several test modules share; each is started once, on a free loopback port, and stopped at the end."""
+"""Which tests share a worker and in which order they start; and what all workers of a run share.
 
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+`make test` runs the tests in processes beside one another (pytest-xdist, `--dist loadgroup`). Tests of one group run one after
+the other in one worker. A group is a folder, whose session fixtures are so made once, unless tests name another: those that need a
+heavy server, which so is started once.
+"""
+
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from tasks.demo.services import Supervisor, mlflow_service
-from tasks.settings import Settings
+from tests.airflow_server import make_airflow_tables
+from tests.servers import make_mlflow_tables, mlflow_server
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+LONGEST = ("mlflow", "airflow", "compatibility", "spark")
+"""The groups that take longest, the longest first, so that no worker is left with one while the others idle."""
 
 
-@contextmanager
-def mlflow_server(home: Path) -> Iterator[str]:
-    """A real MLflow server over SQLite below `home`; gives its address."""
-    settings = replace(Settings(), home=home, mlflow_uri=f"http://127.0.0.1:{free_port()}")
-    supervisor, service = Supervisor(home), mlflow_service(settings)
-    supervisor.start(service)
-    try:
-        supervisor.wait(service)
-        yield settings.mlflow_uri
-    finally:
-        supervisor.stop(service.name)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives each test its group, and starts with the groups that take longest; the rest stays in order."""
+    here = Path(__file__).parent
+    place = {}
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        if mark is None:
+            mark = pytest.mark.xdist_group(str(item.path.parent.relative_to(here)).replace(os.sep, ".")).mark
+            item.add_marker(pytest.mark.xdist_group(*mark.args))
+        place[item] = LONGEST.index(mark.args[0]) if mark.args[0] in LONGEST else len(LONGEST)
+    items.sort(key=place.__getitem__)
 
 
 @pytest.fixture(scope="session")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a file that all workers of this run share: whoever comes first makes it, the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, write: Callable[[Path], None]) -> Path:
+        path = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not path.exists():
+                write(shared / f"{name}.part")
+                (shared / f"{name}.part").rename(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A SQLite file with MLflow's empty tables, to copy: making them takes seconds."""
+    return made_once("mlflow.db", make_mlflow_tables)
+
+
+@pytest.fixture(scope="session")
+def airflow_tables(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A SQLite file with Airflow's empty tables, to copy: making them takes a quarter of a minute."""
+    return made_once("airflow.db", make_airflow_tables)
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Path) -> Iterator[str]:
     """The MLflow server that most tests share."""
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow"), mlflow_tables) as uri:
         yield uri

@@ -12,8 +12,8 @@ from serving.contract.files import ContractError, FileRef
 from tasks.cli import app
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_PATH, INDEX_PATH, Registry
-from tests.conftest import free_port
 from tests.registered import Shop
+from tests.servers import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,9 @@ import pytest
 
 from tasks.registry import ENCODER_MODEL, Registry
 from tasks.settings import Settings
-from tests.airflow_server import environment
-from tests.conftest import free_port, mlflow_server
-from tests.dags.test_in_process import airflow
+from tests.airflow_server import airflow, environment
 from tests.registered import Shop
+from tests.servers import free_port, mlflow_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -33,20 +32,20 @@ def done(environ: dict[str, str], runs: list) -> tuple[list[dict], str]:
 
 
 @pytest.fixture
-def mlflow(tmp_path: Path) -> Iterator[str]:
+def mlflow(mlflow_tables: Path, tmp_path: Path) -> Iterator[str]:
     """One of its own: nothing was ever registered there."""
-    with mlflow_server(tmp_path / "mlflow-server") as uri:
+    with mlflow_server(tmp_path / "mlflow-server", mlflow_tables) as uri:
         yield uri
 
 
-def test_automatic_runs_wait_for_the_first_inputs_and_manual_runs_say_what_is_missing(mlflow: str, tmp_path: Path) -> None:
+def test_automatic_runs_wait_for_the_first_inputs_and_manual_runs_say_what_is_missing(
+    mlflow: str, airflow_tables: Path, tmp_path: Path
+) -> None:
     settings = replace(
         Settings(), home=tmp_path, mlflow_uri=mlflow, airflow_password="admin", encoder_preset="tiny", serving_urls=(),
         airflow_url=f"http://127.0.0.1:{free_port()}",
     )  # fmt: skip
-    (tmp_path / "airflow").mkdir()
-    environ = environment(settings)
-    airflow(environ, "airflow", "db", "migrate")
+    environ = environment(settings, airflow_tables)
     by_hand, printed = done(environ, [[name, {}] for name in (*FIRST, "rollback_index")])
     for run in by_hand:
         assert (run["type"], run["state"]) == ("manual", "failed"), run

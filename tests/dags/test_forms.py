@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 
 from tasks.settings import Settings
 from tests.airflow_server import Server, api_server
-from tests.conftest import free_port
+from tests.servers import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -19,12 +20,11 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(airflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Airflow without a scheduler: runs are made and stay queued."""
     home = tmp_path_factory.mktemp("forms")
-    with api_server(
-        replace(Settings(), home=home, airflow_url=f"http://127.0.0.1:{free_port()}", airflow_password="admin")
-    ) as up:
+    settings = replace(Settings(), home=home, airflow_url=f"http://127.0.0.1:{free_port()}", airflow_password="admin")
+    with api_server(settings, airflow_tables) as up:
         yield up
 
 
