@@ -1,8 +1,7 @@
 """Which tests share a worker and in which order they start; and what all workers of a run share.
 
 `make test` runs the tests in processes beside one another (pytest-xdist, `--dist loadgroup`). Tests of one group run one after
-the other in one worker. A group is a folder, whose session fixtures are so made once, unless tests name another: those that need a
-heavy server, which so is started once.
+the other in one worker, so that a server or session fixture that they share is started once.
 """
 
 import os
@@ -15,22 +14,31 @@ from filelock import FileLock
 from tests.airflow_server import make_airflow_tables
 from tests.servers import make_mlflow_tables, mlflow_server
 
-LONGEST = ("mlflow", "airflow", "compatibility", "spark")
+HERE = Path(__file__).parent
+LONGEST = ("mlflow", "airflow", "compatibility", "embed")
 """The groups that take longest, the longest first, so that no worker is left with one while the others idle."""
+
+
+def group(item: pytest.Item) -> str:
+    """The group that a test's mark names; of those that use the shared MLflow "mlflow"; else the folder of its conftest, or its own."""
+    mark = item.get_closest_marker("xdist_group")
+    if mark is not None:
+        return str(mark.args[0])
+    if "mlflow_uri" in getattr(item, "fixturenames", ()):
+        return "mlflow"
+    folder = item.path.parent
+    folders = [f for f in (folder, *folder.parents) if f.is_relative_to(HERE) and f != HERE]
+    return str(next((f for f in folders if (f / "conftest.py").exists()), folder).relative_to(HERE))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives each test its group, and starts with the groups that take longest; the rest stays in order."""
-    here = Path(__file__).parent
-    place = {}
-    for item in items:
-        mark = item.get_closest_marker("xdist_group")
-        if mark is None:
-            mark = pytest.mark.xdist_group(str(item.path.parent.relative_to(here)).replace(os.sep, ".")).mark
-            item.add_marker(pytest.mark.xdist_group(*mark.args))
-        place[item] = LONGEST.index(mark.args[0]) if mark.args[0] in LONGEST else len(LONGEST)
-    items.sort(key=place.__getitem__)
+    """Marks each test with its group, and starts with the groups that take longest; the rest stays in order."""
+    groups = {item: group(item) for item in items}
+    for item, name in groups.items():
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
