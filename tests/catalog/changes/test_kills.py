@@ -2,17 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
 from tasks.embed.store import EmbeddingStore
 from tasks.registry import INDEX_MODEL
-from tasks.settings import PROJECT
+from tests.catalog.changes.killed import refresh_and_die, server
 from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.catalog.changes.test_sources import use_aws
 from tests.servers import aws_server, kafka_broker
@@ -50,17 +49,28 @@ def shops(mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield tuple(LiveShop(home, own_mlflow(home, mlflow_tables), monkeypatch) for home in homes)  # type: ignore[misc]
 
 
-def kill(live: LiveShop, run_key: str, when: str, place: str, which: int) -> None:
-    """Runs the refresh in a process that ends by SIGKILL at the place."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.catalog.changes.killed", run_key, when, place, str(which)]
-    done = subprocess.run(
-        command, env=os.environ | live.environment, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    return server()
+
+
+@pytest.fixture
+def kill(processes: ForkServerContext) -> Callable[..., None]:
+    """Runs the refresh of a shop in a process that ends by SIGKILL at a place."""
+
+    def killing(live: LiveShop, run_key: str, *place: str | int) -> None:
+        process = processes.Process(target=refresh_and_die, args=(dict(os.environ) | live.environment, run_key, *place))
+        process.start()
+        process.join(300)
+        assert process.exitcode == -signal.SIGKILL
+
+    return killing
 
 
 @pytest.mark.parametrize("name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.kill_drill) for n in PLACES])
-def test_a_killed_refresh_run_again_makes_the_same_files_once(shops: tuple[LiveShop, LiveShop], name: str) -> None:
+def test_a_killed_refresh_run_again_makes_the_same_files_once(
+    shops: tuple[LiveShop, LiveShop], kill: Callable[..., None], name: str
+) -> None:
     killed, calm = shops
     number = list(PLACES).index(name)
     for live in shops:
@@ -89,7 +99,7 @@ def test_a_killed_refresh_run_again_makes_the_same_files_once(shops: tuple[LiveS
     "name", ["embedded and not registered", "registered, and nobody was told", "acknowledged and not published"]
 )
 def test_another_run_takes_over_what_a_killed_one_left(
-    mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: Callable[..., None], name: str
 ) -> None:
     live = LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch)
     live.send(live.upsert(3, 1), live.delete(4, 1))
@@ -105,7 +115,7 @@ def test_another_run_takes_over_what_a_killed_one_left(
 
 @pytest.mark.parametrize("kind", ["sqs", "kafka"])
 def test_a_consumer_killed_before_it_acknowledges_loses_nothing(
-    mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: Callable[..., None], kind: str
 ) -> None:
     with aws_server() if kind == "sqs" else kafka_broker() as address:
         name = f"changes-{uuid.uuid4().hex[:8]}"
