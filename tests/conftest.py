@@ -31,14 +31,16 @@ def group(item: pytest.Item) -> str:
     return str(next((f for f in folders if (f / "conftest.py").exists()), folder).relative_to(HERE))
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks each test with its group. (xdist reads the marks before it calls this file's pytest_collection_modifyitems.)"""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks each test with its group, and starts with the groups that take longest; the rest stays in order."""
-    groups = {item: group(item) for item in items}
-    for item, name in groups.items():
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
+    """Starts with the groups that take longest; the rest stays in order."""
+    names = {item: group(item) for item in items}
+    items.sort(key=lambda item: LONGEST.index(names[item]) if names[item] in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.compatibility.entry_points import TOKEN, Live, product_id, replica, replica_here, search
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compatibility")]
 
 AS_BEFORE = 1e-3
 """How far a score may lie from the one that was recorded."""
