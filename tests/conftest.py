@@ -1,8 +1,4 @@
-"""Which tests share a worker and in which order they start; and what all workers of a run share.
-
-`make test` runs the tests in processes beside one another (pytest-xdist, `--dist loadgroup`). Tests of one group run one after
-the other in one worker, so that a server or session fixture that they share is started once.
-"""
+"""What all tests share: how they are spread over workers, and what is made or started once."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,37 +6,21 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from xdist.remote import Producer
 
 from tests.airflow_server import make_airflow_tables
+from tests.scheduling import GroupScheduling, place
 from tests.servers import make_mlflow_tables, mlflow_server
 
-HERE = Path(__file__).parent
-LONGEST = ("mlflow", "airflow", "compatibility", "embed")
-"""The groups that take longest, the longest first, so that no worker is left with one while the others idle."""
 
-
-def group(item: pytest.Item) -> str:
-    """The group that a test's mark names; of those that use the shared MLflow "mlflow"; else the folder of its conftest, or its own."""
-    mark = item.get_closest_marker("xdist_group")
-    if mark is not None:
-        return str(mark.args[0])
-    if "mlflow_uri" in getattr(item, "fixturenames", ()):
-        return "mlflow"
-    folder = item.path.parent
-    folders = [f for f in (folder, *folder.parents) if f.is_relative_to(HERE) and f != HERE]
-    return str(next((f for f in folders if (f / "conftest.py").exists()), folder).relative_to(HERE))
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Marks each test with its group. (xdist reads the marks before it calls this file's pytest_collection_modifyitems.)"""
-    if item.get_closest_marker("xdist_group") is None:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
+    return GroupScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts with the groups that take longest; the rest stays in order."""
-    names = {item: group(item) for item in items}
-    items.sort(key=lambda item: LONGEST.index(names[item]) if names[item] in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: place(item.path))
 
 
 @pytest.fixture(scope="session")
