@@ -32,9 +32,11 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
     def make(name: str, write: Callable[[Path], None]) -> Path:
         path = shared / name
         with FileLock(shared / f"{name}.lock"):
+            part = shared / f"{name}.part"
             if not path.exists():
-                write(shared / f"{name}.part")
-                (shared / f"{name}.part").rename(path)
+                part.unlink(missing_ok=True)
+                write(part)
+                part.rename(path)
         return path
 
     return make

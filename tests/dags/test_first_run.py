@@ -13,7 +13,14 @@ from tests.catalog.changes.refreshed import own_mlflow
 from tests.registered import Shop
 from tests.servers import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("airflow")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.xdist_group("airflow"),
+    # MLflow over SQLite inside this process, where its own warnings are ours.
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
 FIRST = {
     "train_encoder": ("check_preconditions", "there is no such database"),
