@@ -15,7 +15,7 @@ from tasks.registry import ENCODER_PATH, INDEX_PATH, Registry
 from tests.registered import Shop
 from tests.servers import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

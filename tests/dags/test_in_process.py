@@ -16,7 +16,7 @@ from tests.catalog.changes.refreshed import forget_versions
 from tests.registered import TOKEN, Shop, replicas
 from tests.servers import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_every_dag_runs_to_its_end(mlflow_uri: str, airflow_tables: Path, tmp_path: Path) -> None:

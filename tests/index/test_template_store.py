@@ -13,7 +13,7 @@ from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tests.index.shop import Shop
 from tests.registered import Shop as RegisteredShop
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = pytest.mark.slow
 
 
 def test_the_live_versions_template_is_taken_over(mlflow_uri: str, wide_shop: Shop, tmp_path: Path) -> None:

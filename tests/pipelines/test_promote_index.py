@@ -8,7 +8,7 @@ from tasks.pipelines import promote_index, promotion_bake
 from tasks.registry import INDEX_MODEL, Registry
 from tests.registered import Shop
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = pytest.mark.slow
 
 
 def test_promoting_what_is_live_already_leaves_no_lease(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

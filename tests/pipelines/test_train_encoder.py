@@ -19,7 +19,7 @@ from tasks.registry import ENCODER_MODEL, ENCODER_PATH
 from tests.encoder.conftest import draw_catalogue
 from tests.tiny import tiny_encoder
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = pytest.mark.slow
 
 Shop = Callable[[Path], Snapshot]
 

@@ -11,7 +11,7 @@ from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
 from tests.registered import Shop
 from tests.tiny import tiny_encoder
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from tasks.release.diff import difference
 from tests.catalogs import picture, read_table, write_table
 from tests.registered import Shop, good_gates
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.registered import TOKEN, Running, Shop, replicas
 from tests.release import promoter
 from tests.running import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow"), pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 POINTS = ("alias blue or green", "tag replaced", "alias live")
 WRITES_OF_A_PROMOTION = 34

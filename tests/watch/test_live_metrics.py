@@ -18,7 +18,7 @@ from tasks.watch.watch_report import write_report
 from tests.catalog.changes.refreshed import forget_versions
 from tests.registered import TOKEN, Running, Shop, replicas
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = pytest.mark.slow
 
 
 @dataclass

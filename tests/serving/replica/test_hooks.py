@@ -16,7 +16,6 @@ from tests.running import Served
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("mlflow"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
     pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
 ]

@@ -21,7 +21,6 @@ from tests.serving.replica.storefront import Storefront, corrupt
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("mlflow"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
     pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
 ]
