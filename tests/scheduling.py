@@ -1,8 +1,8 @@
 """Which tests share a worker, and in which order they start. `make test` runs two workers (pytest-xdist).
 
 The tests of one group run one after the other in one worker, so that a server or session fixture that they share is started once.
-A group is named by the module's mark `xdist_group`; modules that ask for the fixture `mlflow_uri` are the group mlflow; others are
-that of the folder of the conftest.py they use, or else of their own folder.
+A group is named by the module's mark `xdist_group`. Modules that ask for the fixture `mlflow_uri`, or whose conftest.py does, are
+the group mlflow. Others are that of the folder of the conftest.py they use, or else of their own folder.
 
 xdist's own `--dist loadgroup` does not do it here: xdist 3.8.0 tells its groups by `Item._nodeid`, which pytest 9.2 does not read
 any more, and then every test is a group of its own.
@@ -27,10 +27,12 @@ def group(module: Path) -> str:
     text = module.read_text()
     if mark := MARK.search(text):
         return mark[1]
-    if MLFLOW.search(text):
-        return "mlflow"
     folders = [f for f in module.parents if f.is_relative_to(HERE) and f != HERE]
-    return str(next((f for f in folders if (f / "conftest.py").exists()), module.parent).relative_to(HERE))
+    folder = next((f for f in folders if (f / "conftest.py").exists()), module.parent)
+    conftest = folder / "conftest.py"
+    if MLFLOW.search(text) or (conftest.exists() and folder != HERE and MLFLOW.search(conftest.read_text())):
+        return "mlflow"
+    return str(folder.relative_to(HERE))
 
 
 def place(module: Path) -> int:

@@ -9,7 +9,7 @@ import pytest
 from tasks.settings import PROJECT
 from tests.plugins.conftest import Stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = pytest.mark.slow
 
 READS = (
     "/",

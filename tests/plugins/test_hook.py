@@ -12,7 +12,7 @@ from tasks.registry import ENCODER_MODEL
 from tasks.registry.webhook import AIRFLOW, register_webhook
 from tests.plugins.conftest import SECRET, Stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -18,11 +18,7 @@ from tests.plugins.conftest import Stack
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, FrameLocator, Page
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("mlflow"),
-    pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")]
 RUN = "refresh_index.scheduled--2026-11-30T02-17-00-00-00"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.plugins.conftest import Stack
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mlflow")]
+pytestmark = pytest.mark.slow
 
 
 def test_a_task_shows_the_links_it_returned_and_no_others(stack: Stack) -> None:

@@ -12,11 +12,7 @@ from tests.plugins.conftest import Stack
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("mlflow"),
-    pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
