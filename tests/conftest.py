@@ -10,6 +10,7 @@ from xdist.remote import Producer
 
 from tests.airflow_server import make_airflow_tables
 from tests.scheduling import GroupScheduling, place
+from tests.servers import free_port as free_port
 from tests.servers import make_mlflow_tables, mlflow_server
 
 

@@ -12,7 +12,7 @@ import pytest
 from tasks.pipelines import common, rebuild_index, refresh_index, register_index, train_encoder, tune_index, validate_index
 from tasks.records import call_step, to_json
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL
-from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
+from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.encoder.conftest import draw_catalogue
 from tests.servers import s3_server
 
@@ -56,8 +56,10 @@ def call(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     return called
 
 
-def test_a_rebuild_needs_no_folder_that_its_workers_share(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    live = LiveShop(tmp_path, own_mlflow(tmp_path, empty_mlflow(tmp_path / "empty.db")), monkeypatch)
+def test_a_rebuild_needs_no_folder_that_its_workers_share(
+    call: Call, mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch)
     live.registry.set_alias(ENCODER_MODEL, "champion", live.registry.index_manifest(live.base).encoder.version)
     snapshot = call(common.take_snapshot)
     encoder = call(rebuild_index.choose_encoder)
