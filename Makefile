@@ -1,15 +1,19 @@
 # One door for people and for CI. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint unit docs clean e2e chaos spark-cluster venv
+.PHONY: help demo up down test lint unit docs clean e2e kill-drill spark-cluster venv
 
 PYTHON ?= python3
 HARDWARE ?= cpu
+# Processes that share the tests. With 0 they run one after the other in one, where a debugger works.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # A uv of the project's own, so that nothing outside this folder is touched.
 UV := $(shell command -v uv 2>/dev/null || echo build/uv/bin/uv)
 STAMP := $(VENV)/.installed-$(HARDWARE)
+PYTEST := $(BIN)/python -m pytest -q
+SHARED := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 export CATALOG
 
 help: ## this list
@@ -24,11 +28,11 @@ up: $(STAMP) java ## the same, and stay up until Ctrl-C
 down: ## stop everything that demo or up started, and nothing else
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tasks.demo down; else echo "nothing was started from here"; fi
 
-test: $(STAMP) java lint ## lint, types and all tests
-	@$(BIN)/python -m pytest -q
+test: $(STAMP) java lint ## lint, types and all tests but those of e2e and kill-drill, in two processes (WORKERS=0: in one)
+	@$(PYTEST) $(SHARED) $(ARGS)
 
 unit: $(STAMP) ## the quick tests: no servers, no Spark, no Airflow
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(PYTEST) $(SHARED) -m "not slow" $(ARGS)
 
 lint: $(STAMP) ## style, types and the directions of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -39,11 +43,15 @@ docs: $(STAMP) ## write the table of settings in docs/operate/settings.md from t
 spark-cluster: $(STAMP) java ## a Spark master and two workers on this machine, until Ctrl-C
 	@$(BIN)/python -m tasks.embed.cluster
 
-e2e: $(STAMP) java ## the longer proofs over the real Airflow: three nights, six hours, versions that must not get through
-	@LONG=1 $(BIN)/python -m pytest -q tests/e2e
+e2e: $(STAMP) java ## over the real Airflow: tasks are killed, three nights, six hours, versions that must not get through
+	@$(PYTEST) -m e2e tests/e2e
 
-chaos: $(STAMP) ## promotions and refreshes as real processes, killed before and after every one of their writes
-	@CHAOS=1 $(BIN)/python -m pytest -q tests/release/test_killed_promotions.py tests/catalog/changes/test_kills.py
+e2e-%: $(STAMP) java ## one of them: make e2e-<name> runs tests/e2e/test_<name>.py
+	@$(PYTEST) -m e2e tests/e2e/test_$*.py
+
+KILLED := release/test_killed_promotions.py catalog/changes/test_kills.py embed/test_job.py encoder/test_distributed.py
+kill-drill: $(STAMP) java ## promotions and refreshes killed before and after every one of their writes, jobs in the middle (was: make chaos)
+	@$(PYTEST) -m "" $(addprefix tests/,$(KILLED))
 
 bench-%: $(STAMP) ## one benchmark, e.g. make bench-index; prints a table, writes build/bench/<name>.json
 	@mkdir -p build/bench && $(BIN)/python -m tests.benchmarks.bench_$* $(ARGS)

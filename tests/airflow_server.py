@@ -1,11 +1,14 @@
 """A real Airflow API server with the project's DAGs and plugins, and one user of each role; no scheduler, so nothing runs."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
@@ -34,8 +37,25 @@ class Server:
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """Airflow's, with a user of every role; passwords are the names."""
+def airflow(environ: dict[str, str], *arguments: str) -> str:
+    """What a Python module prints in a process with Airflow's environment. Fails where it does."""
+    command = [sys.executable, "-W", "ignore", "-m", *arguments]
+    done = subprocess.run(command, env=environ, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{arguments}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def make_airflow_tables(path: Path) -> None:
+    """A SQLite file with Airflow's empty tables."""
+    with tempfile.TemporaryDirectory() as home:
+        database = {"AIRFLOW_HOME": home, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{path}"}
+        airflow(os.environ | database | {"AIRFLOW__CORE__LOAD_EXAMPLES": "False"}, "airflow", "db", "migrate")
+
+
+def environment(settings: Settings, tables: Path) -> dict[str, str]:
+    """Airflow's, over a copy of `tables`, with a user of every role; passwords are the names."""
+    (settings.home / "airflow").mkdir(parents=True, exist_ok=True)
+    shutil.copy(tables, settings.home / "airflow" / "airflow.db")
     service = airflow_service(settings)
     users = ",".join(f"{name}:{role}" for name, role in ROLES.items())
     passwords = settings.home / "airflow" / "test-passwords.json"
@@ -48,15 +68,10 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def api_server(settings: Settings) -> Iterator[Server]:
-    """The database made, the DAGs read once, the API server up."""
-    (settings.home / "airflow").mkdir(parents=True, exist_ok=True)
-    environ = environment(settings)
-    for command in (["db", "migrate"], ["dags", "reserialize"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "airflow", *command], env=environ, cwd=PROJECT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"airflow {' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+def api_server(settings: Settings, tables: Path) -> Iterator[Server]:
+    """The DAGs read once, the API server up; its database is a copy of `tables`."""
+    environ = environment(settings, tables)
+    airflow(environ, "airflow", "dags", "reserialize")
     service = Service(
         "airflow-api",
         (sys.executable, "-m", "airflow", "api-server", "--host", "127.0.0.1", "--port", settings.airflow_url.rsplit(":", 1)[1]),

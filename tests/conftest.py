@@ -1,38 +1,62 @@
-"""Real servers that several test modules share; each is started once, on a free loopback port, and stopped at the end."""
+"""What all tests share: how they are spread over workers, and what is made or started once."""
 
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from xdist.remote import Producer
 
-from tasks.demo.services import Supervisor, mlflow_service
-from tasks.settings import Settings
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.airflow_server import make_airflow_tables
+from tests.scheduling import GroupScheduling, place
+from tests.servers import free_port as free_port
+from tests.servers import make_mlflow_tables, mlflow_server
 
 
-@contextmanager
-def mlflow_server(home: Path) -> Iterator[str]:
-    """A real MLflow server over SQLite below `home`; gives its address."""
-    settings = replace(Settings(), home=home, mlflow_uri=f"http://127.0.0.1:{free_port()}")
-    supervisor, service = Supervisor(home), mlflow_service(settings)
-    supervisor.start(service)
-    try:
-        supervisor.wait(service)
-        yield settings.mlflow_uri
-    finally:
-        supervisor.stop(service.name)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with the groups that take longest; the rest stays in order."""
+    items.sort(key=lambda item: place(item.path))
 
 
 @pytest.fixture(scope="session")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a file that all workers of this run share: whoever comes first makes it, the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, write: Callable[[Path], None]) -> Path:
+        path = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            part = shared / f"{name}.part"
+            if not path.exists():
+                part.unlink(missing_ok=True)
+                write(part)
+                part.rename(path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mlflow_tables(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A SQLite file with MLflow's empty tables, to copy: making them takes seconds."""
+    return made_once("mlflow.db", make_mlflow_tables)
+
+
+@pytest.fixture(scope="session")
+def airflow_tables(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A SQLite file with Airflow's empty tables, to copy: making them takes a quarter of a minute."""
+    return made_once("airflow.db", make_airflow_tables)
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Path) -> Iterator[str]:
     """The MLflow server that most tests share."""
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow"), mlflow_tables) as uri:
         yield uri

@@ -16,8 +16,8 @@ from serving.settings import ServingSettings
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, INDEX_PATH, Registry
 from tests.catalogs import small_catalog
-from tests.conftest import free_port
 from tests.releases import add_version
+from tests.servers import free_port
 
 TOKEN = "token-for-a-test"
 

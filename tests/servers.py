@@ -1,18 +1,32 @@
-"""Real servers on free loopback ports for tests: moto's S3 and SQS over HTTP, Redis, PostgreSQL, a broker that speaks Kafka."""
+"""Real servers on free loopback ports for tests: MLflow, moto's S3 and SQS over HTTP, Redis, PostgreSQL, a broker that speaks Kafka."""
 
+import itertools
+import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+
+from tasks.demo.services import Supervisor, mlflow_service
+from tasks.settings import Settings
+
+PORTS = range(10_000, 30_000)
+"""Below the ports of outgoing connections (Linux: from 32768), one of which could take a port before its server listens there."""
+_numbers = itertools.count(os.getpid() * 1009)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A loopback port that nothing listens on. Each process counts up from a place of its own: two workers do not meet."""
+    while True:
+        port = PORTS[next(_numbers) % len(PORTS)]
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _wait(port: int, process: subprocess.Popen, limit_s: float = 60) -> None:
@@ -37,6 +51,29 @@ def _running(command: list[str], port: int) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+def make_mlflow_tables(path: Path) -> None:
+    """A SQLite file with MLflow's empty tables; in a process of its own, where its warnings are not ours."""
+    code = f"from mlflow import MlflowClient; MlflowClient('sqlite:///{path}').search_experiments()"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True)
+
+
+@contextmanager
+def mlflow_server(home: Path, tables: Path | None = None) -> Iterator[str]:
+    """The address of an MLflow server whose data lies below `home`, its database a copy of `tables` where there is none yet."""
+    settings = replace(Settings(), home=home, mlflow_uri=f"http://127.0.0.1:{free_port()}")
+    database = home / "mlflow" / "mlflow.db"
+    if tables is not None and not database.exists():
+        database.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tables, database)
+    supervisor, service = Supervisor(home), mlflow_service(settings)
+    supervisor.start(service)
+    try:
+        supervisor.wait(service)
+        yield settings.mlflow_uri
+    finally:
+        supervisor.stop(service.name)
 
 
 @contextmanager

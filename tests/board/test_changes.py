@@ -21,7 +21,7 @@ from tasks.errors import CatalogError
 from tasks.pipelines.common import settings
 from tasks.pipelines.drain_changes import change_source
 from tasks.registry import INDEX_MODEL
-from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
+from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.servers import free_port
 
 pytestmark = [
@@ -31,14 +31,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return empty_mlflow(tmp_path_factory.mktemp("empty") / "mlflow.db")
-
-
 @pytest.fixture
-def live(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveShop:
-    return LiveShop(tmp_path, own_mlflow(tmp_path, empty), monkeypatch)
+def live(mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveShop:
+    return LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch)
 
 
 def read(live: LiveShop) -> dict[str, Any]:

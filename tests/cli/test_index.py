@@ -12,8 +12,8 @@ from serving.contract.files import ContractError, FileRef
 from tasks.cli import app
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_PATH, INDEX_PATH, Registry
-from tests.conftest import free_port
 from tests.registered import Shop
+from tests.servers import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def shop(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     for name, value in {"HOME": str(tmp_path), "MLFLOW_URI": mlflow_uri, "SERVING_URLS": ""}.items():
         monkeypatch.setenv(f"VITRINE_{name}", value)
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "500")  # paths are longer under xdist
     return Shop(tmp_path, Registry(mlflow_uri, tmp_path / "cache"))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.compatibility.entry_points import read_queries, unpack
-from tests.conftest import mlflow_server
+from tests.servers import mlflow_server
 
 ARCHIVE = Path(__file__).with_name("fixture-8710f00.tar.xz")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.compatibility.entry_points import TOKEN, Live, product_id, replica, search
+from tests.compatibility.entry_points import TOKEN, Live, product_id, replica, replica_here, search
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compatibility")]
 
 AS_BEFORE = 1e-3
 """How far a score may lie from the one that was recorded."""
@@ -73,7 +73,7 @@ def test_a_version_of_any_family_there_was_answers_as_it_did(
     family: str, live: Live, expected: dict[str, Any], tmp_path: Path
 ) -> None:
     live.command("release", "export", str(tmp_path / "release"), "--version", expected["versions"][family])
-    with replica(tmp_path, release=str(tmp_path / "release")) as url:
+    with replica_here(tmp_path / "release") as url:
         check(url, live.home, expected, family)
 
 

@@ -1,8 +1,6 @@
 """Every DAG run in one process on a tiny shop: a real MLflow, real replicas, Airflow without its servers."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,24 +10,16 @@ import pytest
 from serving.index.searcher import Searcher
 from tasks.catalog.changes.source import open_changes
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry
-from tasks.settings import PROJECT, Settings
-from tests.airflow_server import environment
+from tasks.settings import Settings
+from tests.airflow_server import airflow, environment
 from tests.catalog.changes.refreshed import forget_versions
-from tests.conftest import free_port
 from tests.registered import TOKEN, Shop, replicas
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def airflow(environ: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", *arguments], env=environ, cwd=PROJECT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{arguments}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-    return done.stdout
-
-
-def test_every_dag_runs_to_its_end(mlflow_uri: str, tmp_path: Path) -> None:
+def test_every_dag_runs_to_its_end(mlflow_uri: str, airflow_tables: Path, tmp_path: Path) -> None:
     registry = Registry(mlflow_uri, tmp_path / "cache")
     forget_versions(registry)
     shop = Shop(tmp_path, registry, products=24)
@@ -42,9 +32,7 @@ def test_every_dag_runs_to_its_end(mlflow_uri: str, tmp_path: Path) -> None:
             airflow_url=f"http://127.0.0.1:{free_port()}", serving_urls=tuple(r.url for r in running),
             admin_token=TOKEN, bake_s=0.5, p99_ms=5000.0, encoder_preset="tiny",
         )  # fmt: skip
-        (tmp_path / "airflow").mkdir()
-        environ = environment(settings)
-        airflow(environ, "airflow", "db", "migrate")
+        environ = environment(settings, airflow_tables)
         runs = [
             ["promote_index", {}], ["promote_index", {}], ["rollback_index", {}], ["promote_index", {"version": "99"}],
             ["refresh_index", {}], ["rebuild_index", {}], ["watch_quality", {}], ["collect_garbage", {}],

@@ -18,7 +18,7 @@ from tasks.demo.services import Service, Supervisor
 from tasks.errors import VitrineError
 from tasks.settings import HOME_FILE, Settings
 from tests.catalogs import small_catalog
-from tests.conftest import free_port
+from tests.servers import free_port
 
 ANSWERS = """
 import sys, http.server

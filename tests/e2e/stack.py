@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,7 +20,7 @@ from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
 from tasks.settings import Settings
 from tests import running
 from tests.catalogs import picture, read_table, small_catalog, write_table
-from tests.conftest import free_port
+from tests.servers import free_port
 from tests.tiny import tiny_encoder
 
 PRODUCTS = 60
@@ -188,8 +187,3 @@ class Stack:
         self.goes_live(version)
         assert self.servable() == self.catalogue.ids
         return version
-
-
-def long_run() -> bool:
-    """Whether `make e2e` asked for the longer proofs."""
-    return bool(os.environ.get("LONG"))

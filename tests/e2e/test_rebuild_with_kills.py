@@ -14,7 +14,7 @@ from tasks import storage
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL
 from tests.e2e.stack import PRODUCTS, Stack, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 
 def kill_running_task(stack: Stack, run_id: str, task: str) -> None:

@@ -1,6 +1,6 @@
-"""Nights and hours of a shop over the real Airflow, MLflow and two replicas: exactly the good versions go live.
+"""Three nights and six hours of a shop over the real Airflow, MLflow and two replicas: exactly the good versions go live.
 
-`make e2e` runs the longer days as well: three nights and six hours, a new encoder, versions that must not get through.
+An encoder is replaced, and versions are made that must not get through.
 """
 
 import time
@@ -11,10 +11,9 @@ import pytest
 from serving.contract.files import describe
 from serving.contract.manifest import IndexManifest
 from tasks.registry import INDEX_MODEL, INDEX_PATH
-from tests.e2e.stack import PRODUCTS, Stack, long_run, until
+from tests.e2e.stack import PRODUCTS, Stack, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-longer = pytest.mark.skipif(not long_run(), reason="the longer days: make e2e")
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(3000)]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +107,6 @@ def test_their_yes_puts_it_live_and_rollback_index_takes_it_back(shop: Stack) ->
     assert (done["version"], done["before"]) == (live, previous)
 
 
-@longer
 def test_a_version_that_failed_a_gate_is_not_built_into_anything(shop: Stack) -> None:
     """A third of the products deleted at once is refused by the gate `lost`; their return makes the hour good again."""
     shop.quiet()
@@ -128,7 +126,6 @@ def test_a_version_that_failed_a_gate_is_not_built_into_anything(shop: Stack) ->
     shop.hour()
 
 
-@longer
 def test_a_truncated_segment_is_named_and_never_serves(shop: Stack) -> None:
     shop.quiet()
     live = shop.aliases()["live"]
@@ -150,7 +147,6 @@ def test_a_truncated_segment_is_named_and_never_serves(shop: Stack) -> None:
     assert any(f"{url}: failed" in told for url in shop.settings.serving_urls)
 
 
-@longer
 def test_a_poisoned_encoder_is_stopped_by_the_gates(shop: Stack) -> None:
     """Its student was never distilled from its teacher: each vector is fine by itself, yet photos find nothing. It stays out."""
     live, run_id = poisoned_night(shop, seed=5, teacher=6)
@@ -164,7 +160,6 @@ def test_a_poisoned_encoder_is_stopped_by_the_gates(shop: Stack) -> None:
     assert "did not pass its gates: photo_recall" in refused(shop, poisoned)
 
 
-@longer
 def test_an_encoder_that_takes_products_for_one_another_is_stopped_by_its_vectors(shop: Stack) -> None:
     """One dimension tells two kinds of products apart: nearly all vectors are the same."""
     live, run_id = poisoned_night(shop, seed=7, dim=1)
@@ -174,7 +169,6 @@ def test_an_encoder_that_takes_products_for_one_another_is_stopped_by_its_vector
     assert shop.aliases()["live"] == live
 
 
-@longer
 def test_a_new_encoder_goes_live_once_every_product_is_embedded_again(shop: Stack) -> None:
     """The second night: meanwhile the old version serves, and afterwards each replica answers with the new encoder."""
     shop.quiet()
@@ -195,7 +189,6 @@ def test_a_new_encoder_goes_live_once_every_product_is_embedded_again(shop: Stac
     assert shop.servable() == shop.catalogue.ids
 
 
-@longer
 @pytest.mark.parametrize("hour", range(5))
 def test_hours_follow(shop: Stack, hour: int) -> None:
     start = 200 + 3 * hour
@@ -205,7 +198,6 @@ def test_hours_follow(shop: Stack, hour: int) -> None:
     shop.hour()
 
 
-@longer
 def test_a_night_whose_catalogue_lost_a_third_is_refused_and_the_next_is_good(shop: Stack) -> None:
     shop.quiet()
     live, rows = shop.aliases()["live"], dict(shop.catalogue.rows)
@@ -229,8 +221,7 @@ def test_at_the_end_every_replica_serves_exactly_the_catalogue(shop: Stack) -> N
     assert all(v.tags.get("verdict") == "passed" for v in promoted)
     names = {shop.registry.manifest_of(v).id for v in promoted}
     assert "truncated" not in names
-    if long_run():
-        assert len(promoted) >= 9, "three nights and six hours"
+    assert len(promoted) >= 9, "three nights and six hours"
 
 
 def asked(stack: Stack, version: str) -> str:

@@ -233,6 +233,7 @@ def test_a_killed_python_worker_costs_its_chunk_only(tmp_path: Path) -> None:
     assert sorted(f.name.split("-")[0] for f in log.iterdir()) == [str(n) for n in range(8)]
 
 
+@pytest.mark.kill_drill
 def test_the_job_survives_a_killed_worker_with_the_same_vectors(undisturbed: tuple[Path, Snapshot, EmbedResult]) -> None:
     folder, taken, calm = undisturbed
     home = folder / "worker-kill"

@@ -65,6 +65,7 @@ train(Job.model_validate_json(Path(sys.argv[1]).read_text()), lambda *told: prin
 """
 
 
+@pytest.mark.kill_drill
 def test_killed_together_they_leave_nothing_running_and_resume_to_the_same_curve(snapshot: Snapshot, tmp_path: Path) -> None:
     config = replace(recipe(), teacher_recipe=replace(recipe().teacher_recipe, steps=60, checkpoint_every=10))
     one = job(snapshot, tmp_path / "killed", config)

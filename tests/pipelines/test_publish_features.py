@@ -10,7 +10,7 @@ from tasks.embed.features import FeatureStore
 from tasks.pipelines import drain_changes, publish_features, refresh_index
 from tasks.pipelines.index_records import RegisteredVersion
 from tasks.registry import INDEX_MODEL
-from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
+from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.servers import free_port, redis_server
 
 pytestmark = [
@@ -22,8 +22,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveShop]:
-    live = LiveShop(tmp_path, own_mlflow(tmp_path, empty_mlflow(tmp_path / "empty.db")), monkeypatch, products=24)
+def live(mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveShop]:
+    live = LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch, products=24)
     with redis_server(tmp_path) as url:
         live.environment["VITRINE_REDIS_URL"] = url
         live.use()

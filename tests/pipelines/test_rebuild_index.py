@@ -10,7 +10,7 @@ from tasks.errors import GateFailed
 from tasks.index.tune import TuningResult
 from tasks.pipelines import index_draft, rebuild_index, tune_index
 from tasks.registry import INDEX_MODEL
-from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
+from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,8 +20,10 @@ pytestmark = [
 ]
 
 
-def test_tuning_leaves_its_report_whether_it_chooses_or_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    live = LiveShop(tmp_path, own_mlflow(tmp_path, empty_mlflow(tmp_path / "empty.db")), monkeypatch)
+def test_tuning_leaves_its_report_whether_it_chooses_or_refuses(
+    mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch)
     manifest = live.registry.index_manifest(live.base)
     snapshot, encoder = read_snapshot(manifest.snapshot.uri), manifest.encoder
     embedded = EmbedResult("made-1", str(tmp_path / "work" / "made-1" / "vectors"), "", "", encoder.dim, 2, 60, 60, 0, 60, 0, {})

@@ -17,7 +17,7 @@ from tasks.pipelines.index_records import RegisteredVersion
 from tasks.registry import INDEX_MODEL, INDEX_PATH
 from tasks.release.diff import difference
 from tasks.release.trace import trace_product
-from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
+from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.catalogs import picture, read_table, write_table
 from tests.index.shop import make_shop
 
@@ -29,14 +29,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return empty_mlflow(tmp_path_factory.mktemp("empty") / "mlflow.db")
-
-
 @pytest.fixture
-def live(empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveShop:
-    return LiveShop(tmp_path, own_mlflow(tmp_path, empty), monkeypatch)
+def live(mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveShop:
+    return LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch)
 
 
 def test_upserts_and_deletes_become_a_candidate_that_references_its_parent(live: LiveShop) -> None:

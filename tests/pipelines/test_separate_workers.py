@@ -13,7 +13,7 @@ import pytest
 from tasks.pipelines import common, rebuild_index, refresh_index, register_index, train_encoder, tune_index, validate_index
 from tasks.records import call_step, to_json
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL
-from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
+from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.encoder.conftest import draw_catalogue
 from tests.servers import s3_server
 
@@ -58,9 +58,9 @@ def call(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
 
 
 def test_a_rebuild_needs_no_folder_that_its_workers_share(
-    call: Call, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, store: str, mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = LiveShop(tmp_path, own_mlflow(tmp_path, empty_mlflow(tmp_path / "empty.db")), monkeypatch)
+    live = LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch)
     live.registry.set_alias(ENCODER_MODEL, "champion", live.registry.index_manifest(live.base).encoder.version)
     if store.startswith("s3://"):  # the run keys of this test's live version are paths, which S3 takes for no key
         live.registry.client.delete_registered_model_alias(INDEX_MODEL, "live")

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from tasks.registry import ENCODER_MODEL, Registry
 from tasks.settings import Settings
 from tests.airflow_server import Server, api_server
-from tests.conftest import free_port
 from tests.registered import TOKEN, Running, Shop, good_gates, replicas
+from tests.servers import free_port
 
 SECRET = "signs the messages of the tests"
 
@@ -29,7 +30,7 @@ class Stack:
 
 
 @pytest.fixture(scope="session")
-def stack(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(mlflow_uri: str, airflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     home = tmp_path_factory.mktemp("board")
     shop = Shop(home, Registry(mlflow_uri, home / "cache"))
     versions = [
@@ -43,5 +44,5 @@ def stack(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             Settings(), home=home, mlflow_uri=mlflow_uri, airflow_url=f"http://127.0.0.1:{free_port()}", airflow_password="admin",
             serving_urls=tuple(r.url for r in running), admin_token=TOKEN, webhook_secret=SECRET,
         )  # fmt: skip
-        with api_server(settings) as server:
+        with api_server(settings, airflow_tables) as server:
             yield Stack(server, shop, running, versions)

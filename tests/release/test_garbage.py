@@ -1,6 +1,5 @@
 """Collecting garbage over a real registry: what a kept version reaches is never deleted, all else is."""
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 
 from serving.contract.manifest import IndexManifest
 from serving.index.searcher import Searcher
@@ -27,6 +25,7 @@ from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.promotion.blue_green import choose_slot, flip, warm
 from tasks.release.retention.garbage import GarbageLocations, collect, plan_garbage, unreachable_files
 from tasks.release.retention.policy import Retention, kept_versions
+from tests.catalog.changes.refreshed import own_mlflow
 from tests.registered import Shop, good_gates
 
 pytestmark = [
@@ -38,22 +37,10 @@ pytestmark = [
 KEEP = Retention(versions=2, grace_s=0.0)
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: that takes it seconds."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def shop(tmp_path: Path, empty_database: Path) -> Shop:
+def shop(tmp_path: Path, mlflow_tables: Path) -> Shop:
     """A registry in a file of its own, so that nothing else's versions are collected."""
-    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    for name in ("indexes", "encoders"):
-        client.create_experiment(name, artifact_location=str(tmp_path / "artifacts" / name))
-    return Shop(tmp_path, Registry(uri, tmp_path / "cache"))
+    return Shop(tmp_path, Registry(own_mlflow(tmp_path, mlflow_tables), tmp_path / "cache"))
 
 
 @contextmanager

@@ -1,10 +1,9 @@
 """Promotions as real processes over a real MLflow and two real replicas, killed with SIGKILL at their writes, under queries.
 
-The default run kills at the writes that change what a promotion is; `make chaos` before and after every single write, those of
+`make test` kills at the writes that change what a promotion is; `make kill-drill` before and after every single write, those of
 the lease too.
 """
 
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,10 +22,13 @@ from tests.running import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
-CHAOS = bool(os.environ.get("CHAOS"))
 POINTS = ("alias blue or green", "tag replaced", "alias live")
 WRITES_OF_A_PROMOTION = 34
-EVERY = [f"{when} {n}" for n in range(1, WRITES_OF_A_PROMOTION + 1) for when in ("before", "after")]
+EVERY = [
+    pytest.param(f"{when} {n}", marks=pytest.mark.kill_drill)
+    for n in range(1, WRITES_OF_A_PROMOTION + 1)
+    for when in ("before", "after")
+]
 
 
 @dataclass
@@ -129,7 +131,7 @@ def point_of(stack: Stack, point: str) -> str:
     return point.replace("blue or green", idle)
 
 
-@pytest.mark.parametrize("kill_at", EVERY if CHAOS else [f"after {point}" for point in POINTS])
+@pytest.mark.parametrize("kill_at", [*(f"after {point}" for point in POINTS), *EVERY])
 def test_a_killed_promotion_is_finished_by_the_next_one(stack: Stack, kill_at: str) -> None:
     old, new = stack.aliases()["live"], stack.other()
     code = stack.act("promote", new, point_of(stack, kill_at))
@@ -141,7 +143,7 @@ def test_a_killed_promotion_is_finished_by_the_next_one(stack: Stack, kill_at: s
     assert stack.registry.version(INDEX_MODEL, new).tags["bake"].startswith("kept")
 
 
-@pytest.mark.parametrize("kill_at", EVERY if CHAOS else ["before alias live", "after alias live"])
+@pytest.mark.parametrize("kill_at", ["before alias live", "after alias live", *EVERY])
 def test_a_killed_promotion_can_be_rolled_back_or_undone(stack: Stack, kill_at: str) -> None:
     old, before, new = stack.aliases()["live"], stack.aliases()["previous"], stack.other()
     stack.act("promote", new, point_of(stack, kill_at))
@@ -151,7 +153,7 @@ def test_a_killed_promotion_can_be_rolled_back_or_undone(stack: Stack, kill_at: 
     stack.in_order(target, new if went_live else old)
 
 
-@pytest.mark.parametrize("kill_at", ["before alias live", "after alias live"] if CHAOS else ["after alias live"])
+@pytest.mark.parametrize("kill_at", [pytest.param("before alias live", marks=pytest.mark.kill_drill), "after alias live"])
 def test_a_killed_rollback_is_finished_by_pressing_the_button_again(stack: Stack, kill_at: str) -> None:
     live, previous = stack.aliases()["live"], stack.aliases()["previous"]
     assert stack.act("rollback", previous, kill_at) == -9

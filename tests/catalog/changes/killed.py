@@ -1,15 +1,23 @@
-"""Runs the steps of a refresh and kills its own process with SIGKILL at one place. For test_kills.
-
-python -m tests.catalog.changes.killed <run key> <before|after> <module:attribute> <which call>
-"""
+"""Runs the steps of a refresh in a process of its own, which kills itself with SIGKILL at one place. For test_kills."""
 
 import importlib
+import multiprocessing
 import os
 import signal
-import sys
+from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from tasks.pipelines import drain_changes, refresh_index
+
+
+def server() -> ForkServerContext:
+    """Where the processes are forked from: one without threads, which imported what takes long."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["mlflow", "mlflow.artifacts", "tasks.pipelines.refresh_index", "tests.catalog.changes.killed"]
+    )
+    return context
 
 
 def arm(when: str, place: str, which: int) -> None:
@@ -33,15 +41,12 @@ def arm(when: str, place: str, which: int) -> None:
     setattr(owner, last, mortal)
 
 
-def main() -> None:
-    run_key, when, place, which = sys.argv[1:]
-    arm(when, place, int(which))
+def refresh_and_die(environ: Mapping[str, str], run_key: str, when: str, place: str, which: int) -> None:
+    """Refreshes the index; this process is killed before or after the `which`th call of `place`, "module:attribute"."""
+    os.environ.update(environ)
+    arm(when, place, which)
     plan = drain_changes.drain(run_key, wait_s=5)
     embedded = refresh_index.embed(plan)
     registered = refresh_index.register(plan, embedded)
     refresh_index.acknowledge(plan, registered, embedded)
     refresh_index.publish(registered)
-
-
-if __name__ == "__main__":
-    main()

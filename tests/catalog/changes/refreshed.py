@@ -103,19 +103,13 @@ def at(minute: int) -> datetime:
     return BEGAN + timedelta(minutes=minute)
 
 
-def own_mlflow(home: Path, empty: Path) -> str:
-    """A registry in a file of its own, from an empty one, so that no other test's versions are in it; several processes may use it."""
-    uri = f"sqlite:///{shutil.copy(empty, home / 'mlflow.db')}"
+def own_mlflow(home: Path, tables: Path) -> str:
+    """A registry in a file of its own, a copy of `tables`, without other tests' versions; several processes may use it."""
+    uri = f"sqlite:///{shutil.copy(tables, home / 'mlflow.db')}"
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     for name in ("indexes", "encoders", "promotions"):
         client.create_experiment(name, artifact_location=str(home / "artifacts" / name))
     return uri
-
-
-def empty_mlflow(path: Path) -> Path:
-    """MLflow's tables, made once: that takes it seconds."""
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
 
 
 def forget_versions(registry: Registry) -> None:

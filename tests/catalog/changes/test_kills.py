@@ -2,18 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
 from tasks.embed.store import EmbeddingStore
 from tasks.registry import INDEX_MODEL
-from tasks.settings import PROJECT
-from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
+from tests.catalog.changes.killed import refresh_and_die, server
+from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.catalog.changes.test_sources import use_aws
 from tests.servers import aws_server, kafka_broker
 
@@ -39,29 +38,39 @@ USUAL = (
     "half of the files are uploaded",
     "registered and not acknowledged",
 )
-"""Tried each time; `make chaos` tries all."""
+"""Tried each time; `make kill-drill` tries all."""
 
 
 @pytest.fixture(scope="module")
-def shops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveShop, LiveShop]]:
+def shops(mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveShop, LiveShop]]:
     """Two equal shops: one whose refreshes are killed, and one that is left in peace."""
-    empty = empty_mlflow(tmp_path_factory.mktemp("empty") / "mlflow.db")
     with pytest.MonkeyPatch.context() as monkeypatch:
         homes = [tmp_path_factory.mktemp(name) for name in ("killed", "calm")]
-        yield tuple(LiveShop(home, own_mlflow(home, empty), monkeypatch) for home in homes)  # type: ignore[misc]
+        yield tuple(LiveShop(home, own_mlflow(home, mlflow_tables), monkeypatch) for home in homes)  # type: ignore[misc]
 
 
-def kill(live: LiveShop, run_key: str, when: str, place: str, which: int) -> None:
-    """Runs the refresh in a process that ends by SIGKILL at the place."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.catalog.changes.killed", run_key, when, place, str(which)]
-    done = subprocess.run(
-        command, env=os.environ | live.environment, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    return server()
 
 
-@pytest.mark.parametrize("name", PLACES if os.environ.get("CHAOS") else USUAL)
-def test_a_killed_refresh_run_again_makes_the_same_files_once(shops: tuple[LiveShop, LiveShop], name: str) -> None:
+@pytest.fixture
+def kill(processes: ForkServerContext) -> Callable[..., None]:
+    """Runs the refresh of a shop in a process that ends by SIGKILL at a place."""
+
+    def killing(live: LiveShop, run_key: str, *place: str | int) -> None:
+        process = processes.Process(target=refresh_and_die, args=(dict(os.environ) | live.environment, run_key, *place))
+        process.start()
+        process.join(300)
+        assert process.exitcode == -signal.SIGKILL
+
+    return killing
+
+
+@pytest.mark.parametrize("name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.kill_drill) for n in PLACES])
+def test_a_killed_refresh_run_again_makes_the_same_files_once(
+    shops: tuple[LiveShop, LiveShop], kill: Callable[..., None], name: str
+) -> None:
     killed, calm = shops
     number = list(PLACES).index(name)
     for live in shops:
@@ -89,8 +98,10 @@ def test_a_killed_refresh_run_again_makes_the_same_files_once(shops: tuple[LiveS
 @pytest.mark.parametrize(
     "name", ["embedded and not registered", "registered, and nobody was told", "acknowledged and not published"]
 )
-def test_another_run_takes_over_what_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    live = LiveShop(tmp_path, own_mlflow(tmp_path, empty_mlflow(tmp_path / "empty.db")), monkeypatch)
+def test_another_run_takes_over_what_a_killed_one_left(
+    mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: Callable[..., None], name: str
+) -> None:
+    live = LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch)
     live.send(live.upsert(3, 1), live.delete(4, 1))
     kill(live, "killed", *PLACES[name])
     live.send(live.upsert(5, 1))
@@ -104,13 +115,13 @@ def test_another_run_takes_over_what_a_killed_one_left(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("kind", ["sqs", "kafka"])
 def test_a_consumer_killed_before_it_acknowledges_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: Callable[..., None], kind: str
 ) -> None:
     with aws_server() if kind == "sqs" else kafka_broker() as address:
         name = f"changes-{uuid.uuid4().hex[:8]}"
         if kind == "sqs":
             use_aws(monkeypatch, address)
-        live = LiveShop(tmp_path, own_mlflow(tmp_path, empty_mlflow(tmp_path / "empty.db")), monkeypatch)
+        live = LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch)
         live.environment["VITRINE_CHANGES"] = f"sqs://{name}" if kind == "sqs" else f"kafka://{address}/{name}"
         live.send(*(live.upsert(n, 1) for n in range(12)), live.delete(20, 1))
         kill(live, "killed", "after", "tasks.registry:Registry.register", 1)

@@ -1,6 +1,7 @@
 """`vitrine stream` in a process of its own, over a real MLflow and a real replica: changes are served within a moment, outages pass."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from tasks.demo.services import Supervisor, mlflow_service
 from tasks.registry import INDEX_MODEL
 from tasks.settings import PROJECT, Settings
 from tests.catalog.changes.refreshed import LiveShop
-from tests.conftest import free_port
 from tests.registered import TOKEN, Running
+from tests.servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -27,9 +28,11 @@ LIMIT_S = 180
 class Streamed:
     """A shop that is served by one replica, and a stream process that is started and stopped by the test."""
 
-    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, home: Path, mlflow_tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.home = home
         self.mlflow = replace(Settings(), home=home / "mlflow", mlflow_uri=f"http://127.0.0.1:{free_port()}")
+        (home / "mlflow" / "mlflow").mkdir(parents=True)
+        shutil.copy(mlflow_tables, home / "mlflow" / "mlflow" / "mlflow.db")
         self.supervisor = Supervisor(home / "mlflow")
         self.start_mlflow()
         self.live = LiveShop(home, self.mlflow.mlflow_uri, monkeypatch)
@@ -78,9 +81,9 @@ class Streamed:
 
 
 @pytest.fixture(scope="module")
-def streamed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Streamed]:
+def streamed(mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Streamed]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        streamed = Streamed(tmp_path_factory.mktemp("streamed"), monkeypatch)
+        streamed = Streamed(tmp_path_factory.mktemp("streamed"), mlflow_tables, monkeypatch)
         try:
             yield streamed
         finally:

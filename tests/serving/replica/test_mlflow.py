@@ -1,16 +1,10 @@
 """A replica over a real MLflow server: fetching once, verifying always, and a flip by alias while questions are asked."""
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 from mlflow import MlflowClient
@@ -21,6 +15,8 @@ from serving.contract.manifest import EncoderManifest, IndexManifest
 from serving.settings import ServingSettings
 from serving.versions.slots import Slots
 from serving.versions.version_source import MODEL, MlflowSource
+from tasks.registry import Registry
+from tests.catalog.changes.refreshed import forget_versions
 from tests.serving.replica.storefront import Storefront, corrupt
 
 pytestmark = [
@@ -31,42 +27,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A tracking server of its own, on SQLite."""
-    home = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")]
-    environ = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (home / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True, cwd=home)
-    try:
-        until = time.monotonic() + 180
-        while not _answers(uri):
-            assert time.monotonic() < until, (home / "log").read_text()[-2000:]
-            assert server.poll() is None, (home / "log").read_text()[-2000:]
-            time.sleep(0.3)
-        yield uri
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(20)
-
-
-def _answers(uri: str) -> bool:
-    try:
-        return httpx.get(f"{uri}/health", timeout=2, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-@pytest.fixture(scope="module")
 def registered(mlflow_uri: str, front: Storefront) -> MlflowClient:
     """Both versions of the storefront as a pipeline registers them: encoder/ and index/ artifacts of runs, aliases on top."""
     client = MlflowClient(mlflow_uri, mlflow_uri)
-    experiment = client.create_experiment("test")
+    forget_versions(Registry(mlflow_uri, front.release.parent / "registry"))
+    experiment = client.create_experiment("replica")
     client.create_registered_model(MODEL)
     for version in ("1", "2"):
         run = client.create_run(experiment).info.run_id

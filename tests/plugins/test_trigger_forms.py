@@ -1,15 +1,13 @@
 """Every DAG's trigger form in a real browser: it can be submitted exactly as it opens."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from shutil import which
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tasks.settings import Settings
-from tests.airflow_server import Server, api_server
-from tests.conftest import free_port
+from tests.airflow_server import Server
+from tests.plugins.conftest import Stack
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -19,13 +17,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Airflow without a scheduler: runs are made and stay queued."""
-    home = tmp_path_factory.mktemp("forms")
-    with api_server(
-        replace(Settings(), home=home, airflow_url=f"http://127.0.0.1:{free_port()}", airflow_password="admin")
-    ) as up:
-        yield up
+def server(stack: Stack) -> Server:
+    """Airflow without a scheduler: runs are made and stay queued. These tests come last of those that share it."""
+    return stack.server
 
 
 @pytest.fixture(scope="module")
