@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from tasks.cli.output import console
+from tasks.cli.output import AsJson, console, print_json, print_table
 from tasks.errors import SettingsError, VitrineError
 from tasks.settings import Settings
 
@@ -15,6 +14,7 @@ def search(
     photo: Annotated[Path, typer.Argument(help="an image file")],
     k: Annotated[int, typer.Option(help="number of products", min=1, max=200)] = 10,
     explain: Annotated[bool, typer.Option("--explain", help="show the terms of each score")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search the running replica for the products in a photo."""
     import httpx
@@ -37,14 +37,15 @@ def search(
     body = answer.json()
     if answer.is_error:
         raise VitrineError(body["detail"])
-    table = Table(show_edge=False)
-    for column in ("", "product", "title", "price", "similarity", "score"):
-        table.add_column(column, justify="right" if column in ("", "price", "similarity", "score") else "left")
+    if as_json:
+        print_json(body)
+        return
+    rows = []
     for place, row in enumerate(body["results"], 1):
         price = f"{row['price']:.2f} {row['currency']}" if row["price"] is not None else ""
         why = "\n" + ", ".join(f"{n} {v:+.3f}" for n, v in row["reasons"].items()) if explain else ""
-        table.add_row(str(place), row["product_id"], row["title"] + why, price, f"{row['similarity']:.3f}", f"{row['score']:.3f}")
-    console.print(table)
+        rows.append((str(place), row["product_id"], row["title"] + why, price, f"{row['similarity']:.3f}", f"{row['score']:.3f}"))
+    print_table(("", "product", "title", "price", "similarity", "score"), rows, right=("", "price", "similarity", "score"))
     version, total = body["version"], body["timings_ms"]["total"]
     console.print(
         f"index version {version['index']}, encoder version {version['encoder']} ({version['tower']}.{version['variant']}), {total} ms"
