@@ -62,6 +62,16 @@ class Ranked:
     terms: Mapping[str, np.ndarray]
     notes: Mapping[int, str]
 
+    def match(self, own: float) -> np.ndarray:
+        """Scores (n,) in [0, 1] as shares of what a product's own picture would score here, in the same order.
+
+        That is `own`, its similarity, and the best of the other terms in this answer. Rules do not count: they move a product, and
+        make it no better a match.
+        """
+        earned = self.score - self.terms.get("rules", 0.0)
+        best = own + (earned - self.similarity).max(initial=0.0)
+        return np.clip(earned / max(best, 1e-6), 0.0, 1.0)
+
 
 def rank(
     rows: np.ndarray,

@@ -139,7 +139,7 @@ def search(
             cache.put_candidates(encoded, wanted, found)
     with timings.phase("rank"):
         ranked = release.rank(found, request.k, encoded, user)
-        results = _results(ranked, release.searcher.features, request.explain)
+        results = _results(ranked, release.searcher.features, request.explain, _own_similarity(release, query))
 
     shards = release.manifest.shards
     answer = SearchAnswer.model_construct(  # of our own making: checking twenty products costs more than finding their titles
@@ -277,13 +277,23 @@ def _checked(vector: np.ndarray, dim: int) -> np.ndarray:
     return vector / length
 
 
-def _results(ranked: Ranked, features: Features, explain: bool) -> list[Result]:
-    """The ranked products as results; with `explain`, each term of their scores."""
+def _own_similarity(release: Release, query: Query) -> float | None:
+    """The similarity that counts as a perfect match: a product's own picture's. None for words, which have no such thing."""
+    if query.photo_sha256:
+        return release.self_similarity
+    return None if query.request.text is not None else 1.0
+
+
+def _results(ranked: Ranked, features: Features, explain: bool, own: float | None) -> list[Result]:
+    """The ranked products as results; with `explain`, each term of their scores. `own`: see `_own_similarity`."""
     results = features.display_fields(ranked.rows)
     scores, similarities = ranked.score.round(6).tolist(), ranked.similarity.round(6).tolist()
     terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if explain else {}
+    matches = None if own is None else ranked.match(own).round(4).tolist()
     for place, shown in enumerate(results):
         shown["score"], shown["similarity"] = scores[place], similarities[place]
+        if matches is not None:
+            shown["match"] = matches[place]
         shown["image_url"] = f"/v1/images/{quote(shown['product_id'], safe='')}"
         if explain:
             note = ranked.notes.get(place)

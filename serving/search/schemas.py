@@ -84,7 +84,8 @@ class SearchRequest(Wire):
 
 
 class Result(TypedDict):
-    """One product of the answer. With `explain`: `reasons`, each term of its score, and `notes`, what a rule did to its place.
+    """One product of the answer. `score` orders it: the similarity of its picture, and what the ranker adds. `match` is the score as
+    a share of what a product's own picture would score, 0 to 1; absent where the query is words alone. With `explain`: `reasons`, each term of its score, and `notes`, what a rule did to its place.
 
     A dict, not a model: twenty of them are made for every answer. In the order they are filled in, so that an answer that is
     remembered is the same to the byte.
@@ -99,6 +100,7 @@ class Result(TypedDict):
     in_stock: bool
     score: float
     similarity: float
+    match: NotRequired[float]
     image_url: str
     reasons: NotRequired[dict[str, float]]
     notes: NotRequired[list[str]]
@@ -122,7 +124,7 @@ class SearchAnswer(Wire):
                     "version": {"index": "7", "encoder": "3", "tower": "student", "variant": "int8", "manifest": "scheduled__2026-11-24"},
                     "results": [
                         {
-                            "product_id": "P000001", "score": 0.914, "similarity": 0.861, "title": "Norda mug", "brand": "Norda",
+                            "product_id": "P000001", "score": 0.934, "similarity": 0.861, "match": 0.9842, "title": "Norda mug", "brand": "Norda",
                             "category": ["Home", "Mugs"], "image_url": "/v1/images/P000001", "price": 12.5, "currency": "EUR",
                             "in_stock": True, "notes": [],
                             "reasons": {"similarity": 0.861, "category": 0.041, "popularity": 0.0, "in_stock": 0.005, "colour": 0.007},

@@ -234,10 +234,12 @@ function card(result, slot) {
   const money = result.price === null ? "" : `${result.price.toFixed(2)} ${result.currency}`;
   part(".price").textContent = [money, result.brand].filter(Boolean).join(" · ");
   part(".why").textContent = result.in_stock ? why(result) : `out of stock · ${why(result)}`;
+  part(".why").title = "match" in result ? "The score as a share of what a product's own picture would score. “Why here” shows its parts."
+                                         : "What orders the products: similarity, and what the ranker adds.";
   part(".why").classList.toggle("out", !result.in_stock);
   const terms = Object.entries(result.reasons || {}).filter(([, value]) => value !== 0);
   part(".terms dl").append(...terms.flatMap(([name, value]) => row(name.replace("_", " "), value.toFixed(3), value)));
-  for (const note of result.notes || []) part(".terms dl").append(...row("rule", note));
+  part(".terms dl").append(...row("= score", result.score.toFixed(3)));
   return item;
 }
 
@@ -247,13 +249,15 @@ function ghost() {
   return item;
 }
 
+// The number follows the order: both are the score's. What a rule did to the order stands beside it.
 function why(result) {
   const terms = result.reasons || {};
-  const parts = [`${Math.max(0, Math.round(100 * result.similarity))}\u00a0% alike`];
+  const parts = ["match" in result ? `${Math.round(100 * result.match)}\u00a0% match` : `score ${result.score.toFixed(2)}`];
   if (terms.category > 0.025 && result.category.length) parts.push(`likely ${result.category.at(-1)}`);
   if (terms.colour > 0.015) parts.push("same colours");
   if (terms.affinity > 0) parts.push("what you like");
   if (terms.rules > 0) parts.push("promoted");
+  parts.push(...(result.notes || []));
   return parts.join(" · ");
 }
 

@@ -42,7 +42,10 @@ class EncodedQuery:
 
 
 class Release:
-    """Answers queries from one index version. `text_encoder` is None where the encoder version has no text tower."""
+    """Answers queries from one index version. `text_encoder` is None where the encoder version has no text tower.
+
+    `self_similarity` is what a product's own picture has with it when it is the query: below 1 where two towers share the space.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class Release:
         self.version_info = _version_info(version, manifest)
         self.ranker = _ranker(manifest, searcher)
         self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
+        self.self_similarity = encoders.self_similarity(manifest.encoder.query, manifest.encoder.document)
         self.candidates = int(manifest.search.get("candidates") or CANDIDATES)
         require = self.ranker.rules.require
         self.required_rows = filter_mask(searcher.features, require) if require else None

@@ -88,13 +88,26 @@ def test_a_chosen_photo_shows_products_with_picture_price_and_reason(page: "Page
     assert cards.count() == 20
     first = cards.first
     assert "EUR" in first.locator(".price").inner_text()
-    assert "alike" in first.locator(".why").inner_text() or "stock" in first.locator(".why").inner_text()
+    assert "% match" in first.locator(".why").inner_text() or "stock" in first.locator(".why").inner_text()
     page.wait_for_function("[...document.querySelectorAll('#results img')].slice(0, 5).every(i => i.naturalWidth > 0)")
     assert "index version 1" in page.locator("#version").inner_text()
     assert page.locator("#notice").inner_text() == "sample data, drawn by code"
     assert "encode" in page.locator("#timings").inner_text()
     page.screenshot(path=tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_a_products_own_picture_finds_it_first_and_the_numbers_follow_the_order(page: "Page", front: Storefront) -> None:
+    for place in (0, 13, 30):
+        picture = (front.catalog / "images" / f"{place}.jpg").read_bytes()
+        with page.expect_response("**/v1/search") as answered:
+            page.set_input_files("#file", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": picture})
+        first = answered.value.json()["results"][0]
+        page.wait_for_function("t => document.querySelector('#results .title')?.textContent === t", arg=first["title"])
+        assert first["product_id"] == front.ids[place]
+        shown = [int(why.split("\u00a0%")[0].split(" · ")[-1]) for why in page.locator("#results .why").all_inner_texts()]
+        assert shown[0] >= 99
+        assert shown == sorted(shown, reverse=True)
 
 
 def test_a_product_leads_to_similar_ones_by_keyboard(page: "Page", front: Storefront) -> None:
@@ -306,8 +319,8 @@ def test_each_result_says_why_it_is_where_it_is(page: "Page", front: Storefront)
     item = page.locator("#results li").first
     item.locator(".terms summary").click()
     names, values = item.locator(".terms dt").all_inner_texts(), item.locator(".terms dd").all_inner_texts()
-    assert names[0] == "similarity"
-    assert all(0 < float(v) < 2 for v in values)
+    assert (names[0], names[-1]) == ("similarity", "= score")
+    assert sum(map(float, values[:-1])) == pytest.approx(float(values[-1]), abs=0.004), "the terms are the score"
 
 
 def test_filters_are_counted_and_cleared(page: "Page", front: Storefront) -> None:
