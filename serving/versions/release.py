@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 from pydantic import ValidationError
 
+from serving.contract.box import Box
 from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.files import ContractError, FileRef, first_error, verify
 from serving.contract.manifest import CANDIDATES, IndexManifest
@@ -115,9 +116,14 @@ class Release:
             )
         return cls(version, manifest, encoders, query, searcher, TextEncoder.open(encoders, threads))
 
-    def preprocess_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, np.ndarray | None]:
-        """Decodes a photo to encoder input (h, w, 3) uint8, and its palette where the ranker uses one. Raises ImageRejected."""
-        pixels = decode(data, self.preprocess, limits)
+    def preprocess_photo(
+        self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, box: Box | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Decodes a photo, or a box of it, to encoder input (h, w, 3) uint8, and its palette where the ranker uses one.
+
+        Raises ImageRejected.
+        """
+        pixels = decode(data, self.preprocess, limits, box)
         return pixels, palette(pixels) if self.searcher.features.palette is not None else None
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -140,9 +146,9 @@ class Release:
             and bool((similarity[1:] <= similarity[:-1]).all())
         )
 
-    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> EncodedQuery:
-        """Decodes and encodes a photo. Raises ImageRejected."""
-        pixels, colours = self.preprocess_photo(data, limits)
+    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, box: Box | None = None) -> EncodedQuery:
+        """Decodes and encodes a photo, or a box of it. Raises ImageRejected."""
+        pixels, colours = self.preprocess_photo(data, limits, box)
         return EncodedQuery(self.encode(pixels), colours)
 
     def allowed(self, query_filter: Filter | None) -> np.ndarray | None:

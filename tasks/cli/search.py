@@ -1,5 +1,6 @@
 """`vitrine search`: search a running replica with one photo."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,9 @@ from tasks.settings import Settings
 def search(
     photo: Annotated[Path, typer.Argument(help="an image file")],
     k: Annotated[int, typer.Option(help="number of products", min=1, max=200)] = 10,
+    box: Annotated[
+        str, typer.Option(help="search for what lies in this part only: x,y,width,height in shares of the photo")
+    ] = "",
     explain: Annotated[bool, typer.Option("--explain", help="show the terms of each score")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -26,7 +30,7 @@ def search(
     if not photo.is_file():
         raise VitrineError(f"{photo}: there is no such file")
     try:
-        fields = {"k": str(k), "explain": str(explain).lower()}
+        fields = {"k": str(k), "explain": str(explain).lower()} | ({"box": _box(box)} if box else {})
         headers = {"Authorization": f"Bearer {chosen.admin_token}"} if chosen.admin_token else {}  # where API keys are asked for
         files = {"image": photo.read_bytes()}
         answer = httpx.post(f"{url}/v1/search", files=files, data=fields, headers=headers, timeout=30, trust_env=False)
@@ -50,3 +54,15 @@ def search(
     console.print(
         f"index version {version['index']}, encoder version {version['encoder']} ({version['tower']}.{version['variant']}), {total} ms"
     )
+
+
+def _box(text: str) -> str:
+    """The box as the API takes it. Raises VitrineError where these are not four numbers."""
+    numbers = text.split(",")
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        values = []
+    if len(values) != 4:
+        raise VitrineError(f"--box {text}: give four numbers from 0 to 1, x,y,width,height, such as 0.25,0.1,0.5,0.6")
+    return json.dumps(dict(zip(("x", "y", "width", "height"), values, strict=True)))

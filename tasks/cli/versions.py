@@ -46,7 +46,8 @@ def _row(entry: Any) -> tuple[str | Text, ...]:
 
 
 def show(
-    version: Annotated[str, typer.Argument(help="an index version or alias; default: show all replicas")] = "", as_json: AsJson = False
+    version: Annotated[str, typer.Argument(help="an index version or alias; default: show all replicas")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Show what every replica serves and holds; or the gates and lineage of one version."""
     from tasks.board.lineage import lineage
@@ -117,7 +118,9 @@ def diff(
             console.print(f"    {name}: {escape(', '.join(ids))}{', …' if getattr(made, name) > len(ids) else ''}")
     console.print(f"  files: {found.files_kept} of {found.files_after} are the same; {found.new_bytes / MIB:.2f} MiB are new")
     columns = ("gate", f"version {before}", f"version {after}", "change")
-    print_table(columns, [(f.name, _figure(f.before), _figure(f.after), _difference(f)) for f in found.figures], right=columns[1:])
+    print_table(
+        columns, [(f.name, _figure(f.before), _figure(f.after), _difference(f)) for f in found.figures], right=columns[1:]
+    )
     if found.answers:
         _print_answers(found.answers, before, after)
 

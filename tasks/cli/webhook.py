@@ -25,7 +25,10 @@ def webhook(
     if not chosen.webhook_secret:
         who = "replicas" if replica else "Airflow"
         raise SettingsError(f"VITRINE_WEBHOOK_SECRET is not set: give {who} and this command the same long random text")
-    registry, receiver, what = open_registry(), *((REPLICA, "an alias moves") if replica else (AIRFLOW, "an encoder becomes champion"))
+    registry, receiver, what = (
+        open_registry(),
+        *((REPLICA, "an alias moves") if replica else (AIRFLOW, "an encoder becomes champion")),
+    )
     registered = []
     for address in replica or [airflow or chosen.airflow_url]:
         url = address.rstrip("/") + receiver.path

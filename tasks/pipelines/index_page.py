@@ -22,7 +22,12 @@ def headline_metrics(measured: Measurements) -> dict[str, float]:
 
 
 def index_page(
-    models: Registry, run_id: str, summary: str, measured: Measurements, gates: Sequence[Gate], links: Mapping[str, str] | None = None
+    models: Registry,
+    run_id: str,
+    summary: str,
+    measured: Measurements,
+    gates: Sequence[Gate],
+    links: Mapping[str, str] | None = None,
 ) -> str:
     """The version's description in Markdown; `links` are further artifacts of its run by name."""
     counts = measured.counts

@@ -69,7 +69,9 @@ def test_with_json_standard_output_is_one_document_and_without_it_fits_80_column
     assert all(len(line) <= 80 for line in table), text
 
 
-def test_a_long_table_wraps_and_keeps_every_character(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_table_wraps_and_keeps_every_character(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     print_table(("name", "why"), [("x" * 50, '["a", "b"] is no [markup] ' * 4)])
     told = capsys.readouterr().out

@@ -200,7 +200,17 @@ def test_the_path_of_mlflows_python_function_with_the_code_in_the_version(
     version = tmp_path / "version"
     shutil.copytree(home / "encoders" / "0", version)
     write_flavor(version, manifest)
-    command = [sys.executable, "-I", "-W", "ignore", "-c", LOADED, str(version), str(home / "pictures"), str(tmp_path / "found.npz")]
+    command = [
+        sys.executable,
+        "-I",
+        "-W",
+        "ignore",
+        "-c",
+        LOADED,
+        str(version),
+        str(home / "pictures"),
+        str(tmp_path / "found.npz"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(version / "code" / "serving" / "contract" / "preprocess.py")

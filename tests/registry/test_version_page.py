@@ -10,7 +10,9 @@ GATES = [
 
 
 def test_the_page_has_summary_figures_links_and_gates_the_failed_first() -> None:
-    page = version_page("fails:\nlow", {"Recall@10 of photos": "0.910"}, GATES, {"Report": "http://mlflow/report"}, ["**Limits**"])
+    page = version_page(
+        "fails:\nlow", {"Recall@10 of photos": "0.910"}, GATES, {"Report": "http://mlflow/report"}, ["**Limits**"]
+    )
     assert page.split("\n\n") == [
         "fails: low",
         "| figure | value |\n|---|---|\n| Recall@10 of photos | 0.910 |",

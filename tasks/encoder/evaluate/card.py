@@ -89,7 +89,12 @@ def _data(recipe: dict, report: EncoderReport | None) -> list[str]:
 
 def _judged(report: EncoderReport | None, gates: tuple[Gate, ...]) -> list[str]:
     if report is None:
-        return ["## Recall", "", "Not judged yet: the whole card is `report/card.md` of this version's run in MLflow, once it is judged.", ""]
+        return [
+            "## Recall",
+            "",
+            "Not judged yet: the whole card is `report/card.md` of this version's run in MLflow, once it is judged.",
+            "",
+        ]
     return [
         "## Recall",
         "",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-FLAGS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # Chromium's own test camera
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +52,6 @@ def keyed(front: Storefront, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     file.write_text(json.dumps([{"name": "tests", "sha256": sha256(b"sesame").hexdigest()}]))
     with Served(open_app(front, api_keys=str(file))) as served:
         yield served.url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=which("chromium"), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
