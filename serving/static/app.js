@@ -261,6 +261,7 @@ function ghost() {
 function why(result) {
   const terms = result.reasons || {};
   const parts = ["match" in result ? `${Math.round(100 * result.match)}\u00a0% match` : `score ${result.score.toFixed(2)}`];
+  if (terms.same_picture > 0) parts.push("the same picture");
   if (terms.category > 0.025 && result.category.length) parts.push(`likely ${result.category.at(-1)}`);
   if (terms.colour > 0.015) parts.push("same colours");
   if (terms.affinity > 0) parts.push("what you like");

@@ -19,6 +19,7 @@ class Frame {
     stage.addEventListener("pointerdown", (e) => this.down(e));
     stage.addEventListener("pointermove", (e) => this.move(e));
     for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, (e) => this.up(e, end === "pointercancel"));
+    stage.addEventListener("click", () => { if (this.tap) this.tapped(); this.tap = false; });
     box.addEventListener("keydown", (e) => this.key(e));
     box.addEventListener("keyup", () => this.tell());
     box.addEventListener("blur", () => this.tell());
@@ -82,8 +83,8 @@ class Frame {
 
   down(e) {
     if (e.button) return;
-    e.preventDefault();
     this.stage.setPointerCapture(e.pointerId);
+    this.tap = false;
     this.pointers.set(e.pointerId, this.point(e));
     if (this.pointers.size === 1) this.gesture = this.grasp(this.point(e));
     else if (this.pointers.size === 2) {
@@ -137,8 +138,8 @@ class Frame {
     this.gesture = null;
     if (cancelled) return;
     if (!g.moved && g.kind === "draw") { // a tap beside the box takes it away; without one, another photo is chosen
-      if (!g.before) return this.tapped();
       this.set(null);
+      this.tap = !g.before;
     }
     this.tell();
   }

@@ -266,10 +266,10 @@ def test_a_box_of_the_whole_photo_is_no_box_to_the_last_bit(scene: Image.Image, 
     [
         (1.0, 64_000_000, 1),
         (0.5, 64_000_000, 1),
-        (0.1, 64_000_000, 3),
-        (0.04, 64_000_000, 7),
+        (0.1, 64_000_000, 4),
+        (0.04, 64_000_000, 8),
         (0.001, 64_000_000, 8),
-        (0.04, 700_000, 4),
+        (0.04, 700_000, 3),
     ],
 )
 def test_a_box_in_a_large_jpeg_is_decoded_at_the_scale_it_needs(

@@ -2,10 +2,10 @@
 
 import io
 import json
-import re
 from collections.abc import Iterator
 from shutil import which
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 import pytest
 from PIL import Image
@@ -15,7 +15,7 @@ from tests.serving.replica.conftest import open_app
 from tests.serving.replica.storefront import Storefront
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Request
+    from playwright.sync_api import Browser, Page, Response
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")]
 WIDTH, HEIGHT = 1200, 900
@@ -38,22 +38,22 @@ def photo(turned: bool = False) -> bytes:
 
 
 class Asked:
-    """A page with a photo on it, and the boxes of the searches that it sends: None for the whole photo."""
+    """A page with a photo on it, and the boxes of the searches that were answered: None for the whole photo."""
 
     def __init__(self, page: "Page", data: bytes) -> None:
         self.page, self.boxes = page, []  # type: ignore[var-annotated]
-        page.on("request", self._note)
+        page.on("response", self._note)
         page.set_input_files("#file", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": data})
         page.wait_for_selector("#results li button")
         page.wait_for_selector("#stage", state="visible")
         self.stage = page.locator("#stage").bounding_box()
         assert self.stage["width"] / self.stage["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.02), "it lies on the picture"
 
-    def _note(self, request: "Request") -> None:
-        if request.url.endswith("/v1/search"):
-            body = request.post_data_buffer or b""
-            found = re.search(rb'name="box"\r\n\r\n(.*?)\r\n', body)
-            self.boxes.append(json.loads(found.group(1)) if found else None)
+    def _note(self, response: "Response") -> None:
+        """What the server took the box for is in the address that it gives the answer."""
+        if response.url.endswith("/v1/search"):
+            box = parse_qs(response.headers["content-location"]).get("box")
+            self.boxes.append(json.loads(box[0]) if box else None)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Where a place in the photo lies on the page."""
