@@ -29,6 +29,14 @@ def url(front: Storefront, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Storefront]]:
+    """A replica whose ranker compares colours, and its release."""
+    store = make_storefront(tmp_path_factory.mktemp("coloured"), versions=(0,), palettes=True)
+    with Served(open_app(store)) as served:
+        yield served.url, store
+
+
+@pytest.fixture(scope="module")
 def talking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A replica whose encoder understands a few words."""
     store = make_storefront(tmp_path_factory.mktemp("talking"), n=24, versions=(0,), words=True)
@@ -85,7 +93,10 @@ def test_a_chosen_photo_shows_products_with_picture_price_and_reason(page: "Page
     assert (tmp_path / "page.png").stat().st_size > 10_000
 
 
-def test_a_products_own_picture_finds_it_first_and_the_numbers_follow_the_order(page: "Page", front: Storefront) -> None:
+def test_a_products_own_picture_finds_it_first_and_the_numbers_follow_the_order(browser: "Browser", coloured: tuple) -> None:
+    url, front = coloured
+    page = browser.new_page(bypass_csp=True)
+    page.goto(url)
     for place in (0, 13, 30):
         picture = (front.catalog / "images" / f"{place}.jpg").read_bytes()
         with page.expect_response("**/v1/search") as answered:
@@ -96,6 +107,8 @@ def test_a_products_own_picture_finds_it_first_and_the_numbers_follow_the_order(
         shown = [int(why.split("\u00a0%")[0].split(" · ")[-1]) for why in page.locator("#results .why").all_inner_texts()]
         assert shown[0] >= 99
         assert shown == sorted(shown, reverse=True)
+        assert "the same picture" in page.locator("#results .why").first.inner_text()
+    page.close()
 
 
 def test_a_product_leads_to_similar_ones_by_keyboard(page: "Page", front: Storefront) -> None:
