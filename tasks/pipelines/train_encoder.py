@@ -113,7 +113,9 @@ def export_encoder(snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower
         )
         with models.run(EXPERIMENT, f"{run_key}.encoder", f"encoder {plan.preset}", {"recipe": plan.recipe}) as run:
             run.params({"snapshot": snapshot.id, "preset": plan.preset, "recipe": plan.recipe} | _flat(plan.config))
-            run.artifacts(folder, ENCODER_PATH)  # manifest.metrics are in encoder.json; what people compare comes with the judgement
+            run.artifacts(
+                folder, ENCODER_PATH
+            )  # manifest.metrics are in encoder.json; what people compare comes with the judgement
             tags = {"recipe": plan.recipe, "preset": plan.preset, "snapshot": snapshot.id, "run_key": run_key}
             text = f"{manifest.name}: documents by {manifest.document}, queries by {manifest.query}, {manifest.dim} dimensions"
             return models.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, tags, text).version

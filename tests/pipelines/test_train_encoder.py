@@ -60,7 +60,13 @@ def test_an_encoder_is_trained_judged_by_its_gates_and_not_trained_again(shop: S
     assert decision.promote is (shown.tags["verdict"] == "passed")
     assert all(len(value) < 100 for name, value in shown.tags.items() if name != "verdict"), "tags are short"
     assert shown.summary == decision.summary
-    for words in ("| Recall@10 of held-out photos (", "| student size |", "**Limits**", "/artifactPath/report/report.html)", "Made by ["):
+    for words in (
+        "| Recall@10 of held-out photos (",
+        "| student size |",
+        "**Limits**",
+        "/artifactPath/report/report.html)",
+        "Made by [",
+    ):
         assert words in shown.description
     assert f"encoder version {version}" in decision.summary
 
