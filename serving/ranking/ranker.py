@@ -19,8 +19,8 @@ class Weights(Frozen):
 
     `category`: the share of a candidate's category among the nearest `voters`; `colour`: colour similarity to the photo;
     `affinity`: fit to the user's preferences; `popularity` and `in_stock`: from the columns of that name. One more term has no weight
-    of its own: `same_picture`, for one of the nearest `voters` whose palette is the query's to the last byte, as only its own picture
-    (or a copy of it) has.
+    of its own: `same_picture` lifts a candidate whose palette is the query's to the last byte above all others. Only the picture
+    itself, or a copy of it, has that: 377 photographs of groceries have 377 palettes.
     """
 
     category: float = 0.05
@@ -111,9 +111,8 @@ def rank(
         palettes = features.palette.take(rows, axis=0)
         terms["colour"] = weights.colour * colour_similarity(colours, palettes)
         same = (palettes == colours).all(axis=1)
-        same[config.voters :] = False
         if same.any():
-            terms["same_picture"] = weights.highest * same
+            terms["same_picture"] = same * (weights.highest + similarity.max() - similarity.astype(np.float64))
     if user is not None:
         terms["affinity"] = weights.affinity * _affinity(rows, features, user)
     if config.rules.boost or config.rules.bury:

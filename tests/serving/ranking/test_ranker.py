@@ -65,8 +65,10 @@ def test_the_querys_own_picture_is_outranked_by_nothing() -> None:
     own = rank(rows, similarity, features, config, 5, colours=palettes[0])
     assert (own.rows[0], own.match(0.81)[0]) == (0, 1.0)
     assert own.terms["same_picture"].tolist() == pytest.approx([config.weights.highest, 0, 0, 0, 0])
+    similarity[30] = 0.2
     far = rank(rows, similarity, features, config, 5, colours=palettes[30])
-    assert "same_picture" not in far.terms, "one of many that are merely of the same colours"
+    assert (far.rows[0], far.match(0.81)[0]) == (30, 1.0), "however badly the encoder knows it"
+    assert far.terms["same_picture"][0] == pytest.approx(config.weights.highest + 0.61)
 
 
 def test_a_rule_moves_a_product_and_makes_it_no_better_a_match() -> None:
