@@ -53,6 +53,11 @@ FORM = {
         "candidates": {"type": "integer", "minimum": 1, "maximum": 2000},
         "filter": {"type": "string", "description": "a Filter as JSON", "example": '{"in_stock": true}'},
         "user": {"type": "string", "description": "an Asker as JSON", "example": '{"brands": {"Norda": 0.8}}'},
+        "box": {
+            "type": "string",
+            "description": "a Box as JSON",
+            "example": '{"x": 0.25, "y": 0.1, "width": 0.5, "height": 0.6}',
+        },
         "explain": {"type": "boolean"},
     },
 }

@@ -3,6 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from serving.contract.box import Box
 from serving.contract.manifest import Gate
 
 GREEN: JsonDict = {
@@ -109,6 +110,7 @@ class KeptSample(BaseModel):
     fingerprint: str = Field(description="of the query encoder")
     photo_sha256: str
     vector: str = Field(description="base64 of little-endian float32")
+    box: Box | None = Field(default=None, description="the part of the photo that was searched for; null: the whole photo")
     photo: str | None = Field(description="base64, where a setting keeps photos")
 
 
@@ -122,7 +124,7 @@ class KeptSamples(BaseModel):
                     "samples": [
                         {
                             "at": "2026-11-24T02:31:07+00:00", "kind": "photo", "fingerprint": "5f1c…", "photo_sha256": "9a0e…",
-                            "vector": "vQuAPQ…", "photo": None,
+                            "vector": "vQuAPQ…", "box": None, "photo": None,
                         }
                     ]
                 }

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from serving.contract.preprocess import ImageRejected
 
 FORM_FIELDS = ("k", "candidates", "explain", "text", "text_weight")
-JSON_FIELDS = ("filter", "user")
+JSON_FIELDS = ("filter", "user", "box")
 KNOWN_FIELDS = frozenset(FORM_FIELDS + JSON_FIELDS)
 MAX_FIELDS = 10
 MAX_VALUES = 20_000

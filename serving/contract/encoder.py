@@ -55,6 +55,12 @@ class EncoderFolder:
         self._check_golden(encoder, name)
         return encoder
 
+    def self_similarity(self, query: str, document: str) -> float:
+        """Mean similarity of a picture's vector by `query` with its own by `document`, over the golden pictures; 1 for one encoder."""
+        if query == document:
+            return 1.0
+        return float((self._golden(query)[1] * self._golden(document)[1]).sum(axis=1).mean())
+
     def check_graph(self, name: str, check: Check, runtime: Runtime = ONNXRUNTIME) -> None:
         """Checks that the graph of "tower.variant" opens and runs in a child process, on one golden input. Raises ContractError."""
         file = _file(self.manifest.variant(name), name, runtime)

@@ -6,6 +6,7 @@ change pixels by 0.4-0.6 grey levels (docs/benchmarks.md).
 """
 
 import io
+import math
 import warnings
 from typing import Literal
 
@@ -15,12 +16,15 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
+from serving.contract.box import Box
 from serving.contract.files import Frozen
 from serving.contract.frames import frames
 from serving.contract.jpeg import plain_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 ORIENTATION_TAG = 0x0112
+LYING = 5
+"""From this orientation on the stored rows are the upright image's columns."""
 WHITE = (255, 255, 255)
 STRIP = 256
 """Rows converted to RGB at a time: intermediates take a few megabytes, however large the picture is."""
@@ -51,7 +55,8 @@ class ImageLimits(Frozen):
     max_bytes: int = 20 * 2**20
     max_pixels: int = 64_000_000
     max_whole_pixels: int = 64_000_000
-    """Limit for images other than RGB or grey JPEGs, which cannot be decoded at a reduced size."""
+    """Limit for images other than RGB or grey JPEGs, which cannot be decoded at a reduced size; and for what a small box in a JPEG
+    is decoded at."""
     max_frames: int = 1000
     """Only the first is read."""
 
@@ -59,28 +64,29 @@ class ImageLimits(Frozen):
 DEFAULT_LIMITS = ImageLimits()
 
 
-def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS) -> np.ndarray:
-    """Decodes image bytes to pixels (size, size, 3) uint8 RGB.
+def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS, box: Box | None = None) -> np.ndarray:
+    """Decodes image bytes, or what lies in a box of the upright image, to pixels (size, size, 3) uint8 RGB.
 
-    Raises ImageRejected with a reason: empty, too_many_bytes, not_an_image, format, too_many_pixels, too_many_frames,
-    truncated.
+    A box of the whole image gives what no box gives, to the last bit. Raises ImageRejected with a reason: empty, too_many_bytes,
+    not_an_image, format, too_many_pixels, too_many_frames, truncated.
     """
     if not data:
         raise ImageRejected("empty", "the image has no bytes")
     if len(data) > limits.max_bytes:
         raise ImageRejected("too_many_bytes", f"the image has {len(data)} bytes; at most {limits.max_bytes} are accepted")
+    box = None if box is None or box.whole else box
     size = plain_size(data)
     if size is not None and size[0] * size[1] <= limits.max_pixels:
         try:
-            return _frame(_jpeg(data, _target(size[1], size[0], spec)), spec)
+            return _frame(_cut(_jpeg(data, _least(size[1], size[0], spec, box, limits)), box), spec)
         except ValueError:  # Pillow's look at it says what is wrong
             pass
     picture = _open(data, limits)
     try:
         orientation = picture.getexif().get(ORIENTATION_TAG, 1)
         width, height = picture.size
-        least = _target(height, width, spec)
-        pixels = _pixels(data, picture, orientation, least)
+        least = _least(height, width, spec, box, limits, lies=orientation >= LYING)
+        pixels = _cut(_pixels(data, picture, orientation, least), box)
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise ImageRejected("truncated", f"the image is truncated or damaged: {error}") from None
     return _frame(pixels, spec)
@@ -153,7 +159,29 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _target(height: int, width: int, spec: PreprocessSpec) -> tuple[int, int]:
+def _least(
+    height: int, width: int, spec: PreprocessSpec, box: Box | None, limits: ImageLimits, lies: bool = False
+) -> tuple[int, int]:
+    """The least (height, width) that a JPEG of this stored size is decoded to: what is in the frame need not be enlarged.
+
+    JPEGs are decoded at eighths of their size. In a large one a small box gets fewer than it needs, within `max_whole_pixels`.
+    """
+    if box is None:
+        return _target(height, width, spec)
+    rows, columns = box.height * (width if lies else height), box.width * (height if lies else width)
+    target = _target(rows, columns, spec)
+    eighths = min(8, math.ceil(8 * max(target[0] / rows, target[1] / columns)))
+    while eighths > 1 and height * width * (eighths / 8) ** 2 > limits.max_whole_pixels:
+        eighths -= 1
+    return math.ceil(height * eighths / 8), math.ceil(width * eighths / 8)
+
+
+def _cut(pixels: np.ndarray, box: Box | None) -> np.ndarray:
+    """What lies in the box of upright pixels (h, w, 3)."""
+    return pixels if box is None else pixels[box.slices(*pixels.shape[:2])]
+
+
+def _target(height: float, width: float, spec: PreprocessSpec) -> tuple[int, int]:
     """The (height, width) that a whole picture is resized to."""
     if spec.fit == "squash":
         return spec.size, spec.size

@@ -18,7 +18,9 @@ class Weights(Frozen):
     """Weights of the terms, each in [0, 1], that are added to the similarity, whose own weight is 1.
 
     `category`: the share of a candidate's category among the nearest `voters`; `colour`: colour similarity to the photo;
-    `affinity`: fit to the user's preferences; `popularity` and `in_stock`: from the columns of that name.
+    `affinity`: fit to the user's preferences; `popularity` and `in_stock`: from the columns of that name. One more term has no weight
+    of its own: `same_picture` lifts a candidate whose palette is the query's to the last byte above all others. Only the picture
+    itself, or a copy of it, has that: 377 photographs of groceries have 377 palettes.
     """
 
     category: float = 0.05
@@ -26,6 +28,11 @@ class Weights(Frozen):
     affinity: float = 0.05
     popularity: float = 0.0
     in_stock: float = 0.005
+
+    @property
+    def highest(self) -> float:
+        """What no other terms together exceed: the weight of a picture that is the query's, which nothing shall outrank."""
+        return self.category + self.colour + self.affinity + self.popularity + self.in_stock
 
 
 class RankerConfig(Frozen):
@@ -62,6 +69,19 @@ class Ranked:
     terms: Mapping[str, np.ndarray]
     notes: Mapping[int, str]
 
+    def match(self, own: float) -> np.ndarray:
+        """Scores (n,) in [0, 1] as shares of what the most similar product would score if the query were its own picture.
+
+        That is `own`, the similarity of a product's own picture, and the product's other terms. The order is the score's. Rules do not
+        count: they move a product, and make it no better a match.
+        """
+        if not len(self.rows):
+            return np.zeros(0)
+        earned = self.score - self.terms.get("rules", 0.0)
+        nearest = self.similarity.argmax()
+        best = own + earned[nearest] - self.similarity[nearest]
+        return np.clip(earned / max(best, 1e-6), 0.0, 1.0)
+
 
 def rank(
     rows: np.ndarray,
@@ -88,7 +108,11 @@ def rank(
         "in_stock": _weighted(weights.in_stock, features.in_stock, rows),
     }
     if colours is not None and features.palette is not None:
-        terms["colour"] = weights.colour * colour_similarity(colours, features.palette.take(rows, axis=0))
+        palettes = features.palette.take(rows, axis=0)
+        terms["colour"] = weights.colour * colour_similarity(colours, palettes)
+        same = (palettes == colours).all(axis=1)
+        if same.any():
+            terms["same_picture"] = same * (weights.highest + similarity.max() - similarity.astype(np.float64))
     if user is not None:
         terms["affinity"] = weights.affinity * _affinity(rows, features, user)
     if config.rules.boost or config.rules.bury:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from serving.contract.box import Box
 from serving.contract.keys import product_key
 from serving.contract.preprocess import ImageLimits
 from serving.index.searcher import Neighbors, Searcher
@@ -46,7 +47,7 @@ class SearchDeps:
 
 @dataclass(frozen=True)
 class Query:
-    """A parsed request: its photo, by bytes or only by sha256, its vector, and its cache key.
+    """A parsed request: its photo, by bytes or only by sha256, the box in it (None: the whole photo), its vector, and its cache key.
 
     `key` hashes everything the answer depends on besides the versions.
     """
@@ -56,15 +57,17 @@ class Query:
     photo_sha256: str
     vector: np.ndarray | None = field(repr=False)
     key: str
+    box: Box | None = None
 
     @classmethod
     def of(cls, request: SearchRequest, photo: bytes | None = None, photo_sha256: str = "") -> "Query":
-        """The query of a request. Raises ValueError when its photo is not base64."""
+        """The query of a request. Raises ValueError when its photo is not base64, or its box does not lie in a photo."""
+        box = _box_of(request)
         if photo is None and request.image is not None and not photo_sha256:
             photo = request.image_bytes()
         sha = sha256(photo).hexdigest() if photo is not None else photo_sha256
         vector = None if request.vector is None else np.array(request.vector, np.float64)
-        source = (
+        source: tuple[object, ...] = (
             sha,
             request.text,
             request.text_weight if sha and request.text is not None else None,
@@ -75,8 +78,9 @@ class Query:
             request.filter.canonical() if request.filter else "",
             request.explain,
         )
+        source += (box.model_dump_json(),) if box else ()
         key = sha256(repr(source).encode(errors="surrogatepass")).hexdigest()
-        return cls(request, photo, sha, vector, key)
+        return cls(request, photo, sha, vector, key, box)
 
     @property
     def kind(self) -> str:
@@ -96,6 +100,17 @@ class Query:
         if self.photo is None:
             raise QueryError("this photo is not known here (any more); send it with POST /v1/search", 404)
         return self.photo
+
+
+def _box_of(request: SearchRequest) -> Box | None:
+    """The box of a request, None where it is the whole photo. Raises ValueError."""
+    if request.box is None:
+        return None
+    if request.image is None and request.image_url is None:
+        raise ValueError("box: it is a part of a photo, and there is no photo in this request")
+    if outside := request.box.outside():
+        raise ValueError(f"box: {outside}")
+    return None if request.box.whole else request.box
 
 
 def etag(release: Release, query: Query) -> str:
@@ -121,7 +136,7 @@ def search(
         photo, text = cache.photo(), cache.text()
         if query.photo_sha256 and photo is None:
             with timings.phase("decode"):
-                pixels, colours = release.preprocess_photo(query.photo_bytes(), deps.limits)
+                pixels, colours = release.preprocess_photo(query.photo_bytes(), deps.limits, query.box)
             with timings.phase("encode"):
                 photo = cache.put_photo(EncodedQuery(release.encode(pixels), colours))
         if request.text is not None and text is None:
@@ -129,7 +144,7 @@ def search(
                 text = cache.put_text(EncodedQuery(text_encoder(release).encode(request.text)))
         encoded = _mix(photo, text, request.text_weight)
     if sampled and not query.personal:
-        deps.samples.offer(query.kind, release.query.fingerprint, query.photo_sha256, encoded.vector, query.photo)
+        deps.samples.offer(query.kind, release.query.fingerprint, query.photo_sha256, encoded.vector, query.photo, query.box)
 
     with timings.phase("retrieve"):
         wanted = max(request.candidates or release.candidates, request.k + (encoded.row is not None))
@@ -139,7 +154,7 @@ def search(
             cache.put_candidates(encoded, wanted, found)
     with timings.phase("rank"):
         ranked = release.rank(found, request.k, encoded, user)
-        results = _results(ranked, release.searcher.features, request.explain)
+        results = _results(ranked, release.searcher.features, request.explain, _own_similarity(release, query))
 
     shards = release.manifest.shards
     answer = SearchAnswer.model_construct(  # of our own making: checking twenty products costs more than finding their titles
@@ -164,6 +179,8 @@ class SearchCache:
         self.hits: list[str] = []
         self.answer_key = f"{release.identity}|{query.key}"
         self.photo_key = f"{release.query.fingerprint}|{release.searcher.features.palette is not None}|{query.photo_sha256}"
+        if query.box is not None:
+            self.photo_key += f"|{query.box.model_dump_json()}"
 
     def answer(self) -> SearchAnswer | None:
         if self.query.personal:
@@ -277,13 +294,23 @@ def _checked(vector: np.ndarray, dim: int) -> np.ndarray:
     return vector / length
 
 
-def _results(ranked: Ranked, features: Features, explain: bool) -> list[Result]:
-    """The ranked products as results; with `explain`, each term of their scores."""
+def _own_similarity(release: Release, query: Query) -> float | None:
+    """The similarity that counts as a perfect match: a product's own picture's. None for words, which have no such thing."""
+    if query.photo_sha256:
+        return release.self_similarity
+    return None if query.request.text is not None else 1.0
+
+
+def _results(ranked: Ranked, features: Features, explain: bool, own: float | None) -> list[Result]:
+    """The ranked products as results; with `explain`, each term of their scores. `own`: see `_own_similarity`."""
     results = features.display_fields(ranked.rows)
     scores, similarities = ranked.score.round(6).tolist(), ranked.similarity.round(6).tolist()
     terms = {n: t.round(5).tolist() for n, t in ranked.terms.items()} if explain else {}
+    matches = None if own is None else ranked.match(own).round(4).tolist()
     for place, shown in enumerate(results):
         shown["score"], shown["similarity"] = scores[place], similarities[place]
+        if matches is not None:
+            shown["match"] = matches[place]
         shown["image_url"] = f"/v1/images/{quote(shown['product_id'], safe='')}"
         if explain:
             note = ranked.notes.get(place)

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from serving.contract.box import Box
+
 PHOTO_BYTES = 64 * 2**20
 """Limit of all kept photos; the oldest samples lose theirs first."""
 
@@ -24,7 +26,7 @@ class Sample:
     """One sampled query: its unit vector (d,) float32, and the fingerprint of the encoder that made it.
 
     `number` counts from the start of the process. `kind`: photo, text, mixed, product or vector. `photo_sha256` is "" without a
-    photo, `photo` None unless photos are kept.
+    photo, `photo` None unless photos are kept; `box` is the part of the photo that was searched for.
     """
 
     number: int
@@ -34,6 +36,7 @@ class Sample:
     photo_sha256: str
     vector: np.ndarray
     photo: bytes | None = None
+    box: Box | None = None
 
     def wire(self) -> dict[str, Any]:
         """The sample as JSON: vector in base64 of little-endian float32, photo in base64 or null."""
@@ -43,6 +46,7 @@ class Sample:
             "fingerprint": self.fingerprint,
             "photo_sha256": self.photo_sha256,
             "vector": base64.b64encode(self.vector.astype("<f4").tobytes()).decode(),
+            "box": self.box.model_dump() if self.box is not None else None,
             "photo": base64.b64encode(self.photo).decode() if self.photo is not None else None,
         }
 
@@ -56,7 +60,9 @@ class Samples:
         self.lock = threading.Lock()
         self.count = 0
 
-    def offer(self, kind: str, fingerprint: str, photo_sha256: str, vector: np.ndarray, photo: bytes | None) -> None:
+    def offer(
+        self, kind: str, fingerprint: str, photo_sha256: str, vector: np.ndarray, photo: bytes | None, box: Box | None = None
+    ) -> None:
         """Keeps this query with probability `rate`, its vector (d,) at unit length.
 
         A product's vector from an index of codes alone is an estimate of another length, which a replay would be refused.
@@ -67,7 +73,7 @@ class Samples:
         own = np.array(vector, np.float32) / np.float32(max(float(np.linalg.norm(vector)), 1e-12))
         with self.lock:
             self.count += 1
-            sample = Sample(self.count, at, kind, fingerprint, photo_sha256, own, photo if self.photos else None)
+            sample = Sample(self.count, at, kind, fingerprint, photo_sha256, own, photo if self.photos else None, box)
             self.ring.append(sample)
             if sample.photo is not None:
                 self._forget_photos()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, NotRequired
 from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
+from serving.contract.box import Box
 from serving.ranking.filters import Filter
 from serving.ranking.ranker import User
 from serving.versions.version_info import VersionInfo, Wire
@@ -41,6 +42,7 @@ class SearchRequest(Wire):
                 {"product_id": "P000001", "k": 20, "filter": {"in_stock": True}, "explain": True},
                 {"text": "a red mug with a handle", "filter": {"price": {"lte": 20}}},
                 {"image": "/9j/4AAQSkZJRg…", "text": "the same in blue", "text_weight": 0.3},
+                {"image": "/9j/4AAQSkZJRg…", "box": {"x": 0.25, "y": 0.1, "width": 0.5, "height": 0.6}},
                 {"product_id": "P000001", "user": {"brands": {"Norda": 0.8}, "price": 25}},
             ],
             "oneOf": [_query_form(given) for given in QUERY_FORMS],
@@ -50,6 +52,10 @@ class SearchRequest(Wire):
     image: str | None = Field(default=None, description="encoded image bytes, base64")
     image_url: str | None = Field(
         default=None, max_length=2000, description="where the photo lies; only where this replica's settings allow its host"
+    )
+    box: Box | None = Field(
+        default=None,
+        description="of a photo turned upright: only what lies in it is searched for; x + width and y + height are at most 1",
     )
     text: str | None = Field(
         default=None, max_length=MAX_TEXT_LENGTH, pattern=r"\S", description="words, where the encoder has a text tower"
@@ -86,6 +92,9 @@ class SearchRequest(Wire):
 class Result(TypedDict):
     """One product of the answer. With `explain`: `reasons`, each term of its score, and `notes`, what a rule did to its place.
 
+    `score` orders them: the similarity of the picture, and what the ranker adds. `match` is the score as a share of what a product's
+    own picture would score, 0 to 1; absent where the query is words alone.
+
     A dict, not a model: twenty of them are made for every answer. In the order they are filled in, so that an answer that is
     remembered is the same to the byte.
     """
@@ -99,6 +108,7 @@ class Result(TypedDict):
     in_stock: bool
     score: float
     similarity: float
+    match: NotRequired[float]
     image_url: str
     reasons: NotRequired[dict[str, float]]
     notes: NotRequired[list[str]]
@@ -122,8 +132,9 @@ class SearchAnswer(Wire):
                     "version": {"index": "7", "encoder": "3", "tower": "student", "variant": "int8", "manifest": "scheduled__2026-11-24"},
                     "results": [
                         {
-                            "product_id": "P000001", "score": 0.914, "similarity": 0.861, "title": "Norda mug", "brand": "Norda",
-                            "category": ["Home", "Mugs"], "image_url": "/v1/images/P000001", "price": 12.5, "currency": "EUR",
+                            "product_id": "P000001", "score": 0.934, "similarity": 0.861, "match": 0.9842, "title": "Norda mug",
+                            "brand": "Norda", "category": ["Home", "Mugs"],
+                            "image_url": "/v1/images/P000001", "price": 12.5, "currency": "EUR",
                             "in_stock": True, "notes": [],
                             "reasons": {"similarity": 0.861, "category": 0.041, "popularity": 0.0, "in_stock": 0.005, "colour": 0.007},
                         }

@@ -1,10 +1,16 @@
 "use strict";
 // The search page: what is asked (a photo, words, both, or a product), and the answer of one version or of two side by side.
 const $ = (id) => document.getElementById(id);
-const query = { photo: 0, text: "", product: "", slot: "" }; // the photo's number in `photos`, and the slot whose product it is
+const nothing = { photo: 0, box: null, text: "", product: "", slot: "" };
+const query = { ...nothing }; // the photo's number in `photos`, the box in it, and the slot whose product it is
 const photos = new Map();
 let remembered = JSON.stringify(query);
 let idleSlot = "";
+const frame = new Frame({
+  stage: $("stage"), box: $("box"), image: $("preview"), button: $("mark"), note: $("box-keys"),
+  changed: (box) => { query.box = box; remember(); ask(); },
+  tapped: () => $("file").click(),
+});
 let asked = 0;
 
 // ---- what is asked -------------------------------------------------------------------------------------------------------------
@@ -29,6 +35,7 @@ function request() {
     const body = new FormData();
     body.set("image", photos.get(query.photo));
     body.set("explain", "true");
+    if (query.box) body.set("box", JSON.stringify(query.box));
     if (query.text) { body.set("text", query.text); body.set("text_weight", $("weight").value); }
     if (wanted) body.set("filter", JSON.stringify(wanted));
     return { method: "POST", body };
@@ -89,8 +96,8 @@ function remember() {
 
 function recall() {
   const where = new URLSearchParams(location.search);
-  Object.assign(query, history.state || { photo: 0, text: where.get("q") || "", product: where.get("like") || "", slot: "" });
-  if (!photos.has(query.photo)) query.photo = 0; // the page was loaded anew since
+  Object.assign(query, nothing, history.state || { text: where.get("q") || "", product: where.get("like") || "" });
+  if (!photos.has(query.photo)) Object.assign(query, { photo: 0, box: null }); // the page was loaded anew since
   remembered = JSON.stringify(query);
   $("text").value = query.text;
   preview();
@@ -101,6 +108,7 @@ function preview() {
   const photo = photos.get(query.photo);
   const source = photo ? URL.createObjectURL(photo) : query.product ? `/v1/images/${encodeURIComponent(query.product)}` : "";
   draw($("preview"), source, query.slot);
+  frame.show(Boolean(photo), query.box);
   $("preview").hidden = $("clear").hidden = !source;
   $("hint").hidden = Boolean(source);
   $("choose").ariaLabel = source ? "What you asked with: choose another photo" : null;
@@ -139,7 +147,7 @@ function takeProduct(result, slot) {
 }
 
 function take(wanted) {
-  Object.assign(query, { photo: 0, text: "", product: "", slot: "" }, wanted);
+  Object.assign(query, nothing, wanted);
   preview();
   remember();
   ask();
@@ -234,10 +242,12 @@ function card(result, slot) {
   const money = result.price === null ? "" : `${result.price.toFixed(2)} ${result.currency}`;
   part(".price").textContent = [money, result.brand].filter(Boolean).join(" · ");
   part(".why").textContent = result.in_stock ? why(result) : `out of stock · ${why(result)}`;
+  part(".why").title = "match" in result ? "The score as a share of what a product's own picture would score. “Why here” shows its parts."
+                                         : "What orders the products: similarity, and what the ranker adds.";
   part(".why").classList.toggle("out", !result.in_stock);
   const terms = Object.entries(result.reasons || {}).filter(([, value]) => value !== 0);
   part(".terms dl").append(...terms.flatMap(([name, value]) => row(name.replace("_", " "), value.toFixed(3), value)));
-  for (const note of result.notes || []) part(".terms dl").append(...row("rule", note));
+  part(".terms dl").append(...row("= score", result.score.toFixed(3)));
   return item;
 }
 
@@ -247,13 +257,16 @@ function ghost() {
   return item;
 }
 
+// The number follows the order: both are the score's. What a rule did to the order stands beside it.
 function why(result) {
   const terms = result.reasons || {};
-  const parts = [`${Math.max(0, Math.round(100 * result.similarity))}\u00a0% alike`];
+  const parts = ["match" in result ? `${Math.round(100 * result.match)}\u00a0% match` : `score ${result.score.toFixed(2)}`];
+  if (terms.same_picture > 0) parts.push("the same picture");
   if (terms.category > 0.025 && result.category.length) parts.push(`likely ${result.category.at(-1)}`);
   if (terms.colour > 0.015) parts.push("same colours");
   if (terms.affinity > 0) parts.push("what you like");
   if (terms.rules > 0) parts.push("promoted");
+  parts.push(...(result.notes || []));
   return parts.join(" · ");
 }
 
@@ -318,8 +331,8 @@ $("capture").addEventListener("change", (e) => { takePhoto(e.target.files[0]); e
 $("preview").addEventListener("error", () => $("choose").classList.add("none"));
 $("choose").addEventListener("click", () => $("file").click());
 $("clear").addEventListener("click", () => { take({ text: query.text }); $("choose").focus(); });
-$("words").addEventListener("submit", (e) => { e.preventDefault(); take({ photo: query.photo, text: $("text").value.trim() }); });
-$("text").addEventListener("search", () => { if (!$("text").value && query.text) take({ photo: query.photo }); });
+$("words").addEventListener("submit", (e) => { e.preventDefault(); take({ photo: query.photo, box: query.box, text: $("text").value.trim() }); });
+$("text").addEventListener("search", () => { if (!$("text").value && query.text) take({ photo: query.photo, box: query.box }); });
 $("skip").addEventListener("click", (e) => { e.preventDefault(); $("results").focus(); }); // not an address of its own, to which "back" would lead
 $("weight").addEventListener("change", ask);
 for (const kind of ["dragover", "dragenter"]) document.addEventListener(kind, (e) => { e.preventDefault(); $("drop").classList.add("over"); });

@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 from pydantic import ValidationError
 
+from serving.contract.box import Box
 from serving.contract.encoder import Encoder, EncoderFolder
 from serving.contract.files import ContractError, FileRef, first_error, verify
 from serving.contract.manifest import CANDIDATES, IndexManifest
@@ -42,7 +43,10 @@ class EncodedQuery:
 
 
 class Release:
-    """Answers queries from one index version. `text_encoder` is None where the encoder version has no text tower."""
+    """Answers queries from one index version. `text_encoder` is None where the encoder version has no text tower.
+
+    `self_similarity` is what a product's own picture has with it when it is the query: below 1 where two towers share the space.
+    """
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class Release:
         self.version_info = _version_info(version, manifest)
         self.ranker = _ranker(manifest, searcher)
         self.identity = f"{version}|{manifest.id}|{manifest.digest()}|{query.fingerprint}|{self.ranker.digest()}"
+        self.self_similarity = encoders.self_similarity(manifest.encoder.query, manifest.encoder.document)
         self.candidates = int(manifest.search.get("candidates") or CANDIDATES)
         require = self.ranker.rules.require
         self.required_rows = filter_mask(searcher.features, require) if require else None
@@ -111,9 +116,14 @@ class Release:
             )
         return cls(version, manifest, encoders, query, searcher, TextEncoder.open(encoders, threads))
 
-    def preprocess_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> tuple[np.ndarray, np.ndarray | None]:
-        """Decodes a photo to encoder input (h, w, 3) uint8, and its palette where the ranker uses one. Raises ImageRejected."""
-        pixels = decode(data, self.preprocess, limits)
+    def preprocess_photo(
+        self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, box: Box | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Decodes a photo, or a box of it, to encoder input (h, w, 3) uint8, and its palette where the ranker uses one.
+
+        Raises ImageRejected.
+        """
+        pixels = decode(data, self.preprocess, limits, box)
         return pixels, palette(pixels) if self.searcher.features.palette is not None else None
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -136,9 +146,9 @@ class Release:
             and bool((similarity[1:] <= similarity[:-1]).all())
         )
 
-    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> EncodedQuery:
-        """Decodes and encodes a photo. Raises ImageRejected."""
-        pixels, colours = self.preprocess_photo(data, limits)
+    def encode_photo(self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, box: Box | None = None) -> EncodedQuery:
+        """Decodes and encodes a photo, or a box of it. Raises ImageRejected."""
+        pixels, colours = self.preprocess_photo(data, limits, box)
         return EncodedQuery(self.encode(pixels), colours)
 
     def allowed(self, query_filter: Filter | None) -> np.ndarray | None:

@@ -91,7 +91,7 @@ def _encoder(version: Version, registry: Registry) -> dict[str, Any]:
     return {
         "version": version.version, "aliases": version.aliases, "created_ms": version.created_ms,
         "verdict": version.tags.get("verdict", ""), "preset": version.tags.get("preset", ""),
-        "description": version.description.split("\n\nMade by ")[0], "links": links(version, registry),
+        "description": version.summary, "links": links(version, registry),
     }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
         meaning=STATUSES[now],
         aliases=version.aliases,
         created_ms=version.created_ms,
-        description=version.description.split("\n\nMade by ")[0],
+        description=version.summary,
         problem=made.problem,
         encoder=manifest.encoder.version if manifest else version.tags.get("encoder_version", ""),
         snapshot=manifest.snapshot.id if manifest else version.tags.get("snapshot", ""),

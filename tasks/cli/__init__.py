@@ -1,13 +1,15 @@
 """`vitrine`: the command line for catalogue, changes, search, index versions and releases."""
 
 import sys
+from typing import NoReturn
 
 import typer
+from rich.markup import escape
 
 from serving.contract.files import ContractError
 from serving.versions.version_source import limit_mlflow_timeouts
 from tasks.cli import capacity, catalog, changes, index, release, search, settings, stream, trace, webhook
-from tasks.cli.output import console
+from tasks.cli.output import console, print_json
 from tasks.errors import VitrineError
 from tasks.settings import Settings
 
@@ -37,15 +39,20 @@ def main() -> None:
     try:
         app()
     except (VitrineError, ContractError) as error:
-        console.print(f"[bold red]vitrine:[/] {error}")
-        sys.exit(1)
+        _fail(str(error))
     except Exception as error:
         from tasks.registry import unreachable
 
         if not unreachable(error):
             raise
         uri = Settings.load().mlflow_uri
-        console.print(
-            f"[bold red]vitrine:[/] MLflow does not answer at {uri}; start it, or set VITRINE_MLFLOW_URI to where it is"
-        )
-        sys.exit(1)
+        _fail(f"MLflow does not answer at {uri}; start it, or set VITRINE_MLFLOW_URI to where it is")
+
+
+def _fail(sentence: str) -> NoReturn:
+    """Ends the process with one sentence, as JSON where JSON was asked for."""
+    if "--json" in sys.argv:
+        print_json({"error": sentence})
+    else:
+        console.print(f"[bold red]vitrine:[/] {escape(sentence)}")
+    sys.exit(1)

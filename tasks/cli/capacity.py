@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from tasks.cli.output import console
+from tasks.cli.output import AsJson, console, print_json, print_table, progress
 
 PHOTOS = 220
+PHASES = ("encode", "retrieve", "rank", "rest")
 
 
 def capacity(
@@ -23,6 +24,7 @@ def capacity(
     ] = "",
     times: Annotated[Path | None, typer.Option(help="read service times from this file instead of measuring")] = None,
     save: Annotated[Path | None, typer.Option(help="write the measured service times to this file")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Estimate the gateway and shard pods needed for a load, by a queueing simulation over measured service times."""
     from tasks.capacity.service_times import measure_times, read_times, synthetic_photos, write_times
@@ -31,7 +33,7 @@ def capacity(
 
     if times is None:
         replica = url or next(iter(Settings.load().serving_urls), "")
-        console.print(f"measuring {PHOTOS} photos, one at a time, on {replica}")
+        progress.print(f"measuring {PHOTOS} photos, one at a time, on {replica}")
         measured = measure_times(replica, synthetic_photos(PHOTOS, seed=time.time_ns() % 2**32))
     else:
         measured = read_times(times)
@@ -39,16 +41,24 @@ def capacity(
         write_times(save, measured)
     wanted = LoadTarget(qps, p99_ms, products, encoder_cores, index_cores, network_ms)
     found = plans(measured, wanted)
+    if as_json:
+        measured_ms = {n: {"mean": getattr(measured, n).mean(), "p99": _p99(getattr(measured, n))} for n in PHASES}
+        print_json({"load": wanted, "measured_ms": measured_ms, "plans": found})
+        return
     console.print("measured, ms (mean / p99):")
-    for name in ("encode", "retrieve", "rank", "rest"):
+    for name in PHASES:
         values = getattr(measured, name)
         console.print(f"  {name:9} {values.mean():6.2f} / {_p99(values):6.2f}")
     console.print(f"pods at {qps:,.0f} queries/s, {products:,} products:")
-    console.print(f"  {'load':>5} {'gateways':>9} {'shard pods':>16} {'p50 ms':>8} {'p99 ms':>8}   busy: gateways, shards")
-    for plan in found:
-        pods = f"{plan.shards} x {plan.replicas} = {plan.index_pods}"
-        busy = f"{plan.encoder_load:.0%}, {plan.index_load:.0%}"
-        console.print(f"  {plan.load:5.0%} {plan.encoders:9} {pods:>16} {plan.p50_ms:8.1f} {plan.p99_ms:8.1f}   {busy}")
+    columns = ("load", "gateways", "shard pods", "p50 ms", "p99 ms", "gateways busy", "shards busy")
+    rows = [
+        (
+            f"{p.load:.0%}", str(p.encoders), f"{p.shards} x {p.replicas} = {p.index_pods}", f"{p.p50_ms:.1f}", f"{p.p99_ms:.1f}",
+            f"{p.encoder_load:.0%}", f"{p.index_load:.0%}",
+        )
+        for p in found
+    ]  # fmt: skip
+    print_table(columns, rows, right=columns)
     last = found[-1]
     console.print(
         f"[bold]{last.encoders} gateway pods of {encoder_cores} cores and {last.index_pods} shard pods of {index_cores} cores[/]"

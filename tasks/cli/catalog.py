@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from tasks.cli.output import console
-from tasks.settings import Settings
+from tasks.cli.output import AsJson, print_answer, progress
+from tasks.settings import Settings, mask
 
 app = typer.Typer(help="The catalogue: generate a sample, or load your own.", no_args_is_help=True)
 
@@ -17,23 +17,27 @@ def sample(
     products: Annotated[int, typer.Option(min=1, help="how many products")] = 2000,
     photos: Annotated[int, typer.Option(min=1, help="shopper photos of each")] = 3,
     seed: Annotated[int, typer.Option(help="equal seeds give equal catalogues")] = 7,
+    as_json: AsJson = False,
 ) -> None:
     """Generate a sample catalogue (test data): products.csv, photos.csv and pictures."""
     from tasks.catalog.sample.catalog import SampleConfig, draw_sample
 
-    with console.status(f"generating {products} products"):
+    with progress.status(f"generating {products} products"):
         made = draw_sample(SampleConfig(products, photos, seed), folder)
-    console.print(f"{made.products} products and {made.photos} photos, generated test data, in {made.folder}")
+    print_answer(made, f"{made.products} products and {made.photos} photos, generated test data, in {made.folder}", as_json)
 
 
 @app.command("load")
 def load(
     folder: Annotated[Path, typer.Argument(help="a folder with products.csv or .parquet, and optionally photos.csv")],
     database: Annotated[str, typer.Option(help="sqlite:///file or postgresql://…; default: the setting VITRINE_CATALOG")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Load a catalogue folder into a database, replacing its content."""
     from tasks.catalog.load import load_folder
 
     uri = database or Settings.load().catalog_uri
     counts = load_folder(folder, uri)
-    console.print(f"{counts['products']} products and {counts['photos']} photos in {uri}")
+    shown = mask("catalog", uri)
+    sentence = f"{counts['products']} products and {counts['photos']} photos in {shown}"
+    print_answer(counts | {"database": shown}, sentence, as_json)

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from tasks.catalog.changes.source import ChangeSource
-from tasks.cli.output import console
+from tasks.cli.output import AsJson, print_answer, print_json, print_table
 from tasks.errors import CatalogError
 from tasks.settings import Settings, mask
 
@@ -22,6 +21,7 @@ SHOWN = 20
 def send(
     what: Annotated[list[str], typer.Argument(help="product ids, or files (products.csv or .parquet) of whole products")],
     delete: Annotated[bool, typer.Option("--delete", help="send deletes instead of upserts")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Send upserts (or, with --delete, deletes) of products to the queue that VITRINE_CHANGES names."""
     from tasks.catalog.changes.event import MalformedEvent
@@ -41,52 +41,60 @@ def send(
     with _queue() as source:
         source.send(events)
         kind = "deletes" if delete else "upserts"
-        console.print(f"{len(events)} {kind} sent to the {source.name} ({_catalogue()}); {source.count_waiting()} pending")
+        state = _state(source)
+    sentence = f"{len(events)} {kind} sent to the {state['queue']} (catalogue {state['catalogue']}); {state['waiting']} pending"
+    print_answer(state | {"sent": len(events), "kind": kind}, sentence, as_json)
 
 
 @app.command("waiting")
-def waiting() -> None:
+def waiting(as_json: AsJson = False) -> None:
     """Count pending changes and dead letters."""
     with _queue() as source:
-        console.print(
-            f"{source.name} ({_catalogue()}): {source.count_waiting()} wait, {source.count_dead_letters()} dead letters"
-        )
+        state = _state(source)
+    sentence = f"{state['queue']} (catalogue {state['catalogue']}): {state['waiting']} wait, {state['dead_letters']} dead letters"
+    print_answer(state, sentence, as_json)
 
 
 @app.command("dead")
-def dead(limit: Annotated[int, typer.Option(min=1, help="how many to show")] = SHOWN) -> None:
+def dead(limit: Annotated[int, typer.Option(min=1, help="how many to show")] = SHOWN, as_json: AsJson = False) -> None:
     """List dead letters with their reasons, newest first."""
-    table = Table(show_edge=False)
-    for column in ("since", "reason", "message"):
-        table.add_column(column)
     with _queue() as source:
-        for letter in source.dead_letters(limit):
-            table.add_row(f"{letter.at:%Y-%m-%d %H:%M:%S} UTC" if letter.at else "", letter.reason, letter.text)
-    console.print(table)
+        letters = list(source.dead_letters(limit))
+    if as_json:
+        print_json(letters)
+        return
+    since = [f"{letter.at:%Y-%m-%d %H:%M:%S} UTC" if letter.at else "" for letter in letters]
+    print_table(("since", "reason", "message"), [(at, x.reason, x.text) for at, x in zip(since, letters, strict=True)])
 
 
 @app.command("requeue")
 @app.command("revive", hidden=True)  # its name before
-def requeue() -> None:
+def requeue(as_json: AsJson = False) -> None:
     """Send every dead letter back to the queue, once its cause is fixed."""
     with _queue() as source:
-        console.print(f"{source.requeue()} dead letters sent to the {source.name} again")
+        count, state = source.requeue(), _state(source)
+    print_answer(state | {"requeued": count}, f"{count} dead letters sent to the {state['queue']} again", as_json)
 
 
 @app.command("capture")
 def capture(
     off: Annotated[bool, typer.Option("--off", help="remove the triggers again")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Install (or remove) database triggers that write every change of `products` to the outbox."""
     from tasks.catalog.changes.capture import install_triggers, remove_triggers
 
     chosen = Settings.load()
     (remove_triggers if off else install_triggers)(chosen.catalog_uri)
-    console.print(f"changes of products {'no longer ' if off else ''}go to the outbox of {'the catalogue'}")
+    sentence = f"changes of products {'no longer ' if off else ''}go to the outbox of the catalogue"
+    print_answer({"capture": not off, "catalogue": mask("catalog", chosen.catalog_uri)}, sentence, as_json)
 
 
-def _catalogue() -> str:
-    return f"catalogue {mask('catalog', Settings.load().catalog_uri)}"
+def _state(source: ChangeSource) -> dict[str, Any]:
+    """The queue, whose changes it holds, and how many wait."""
+    catalogue = mask("catalog", Settings.load().catalog_uri)
+    waiting, dead_letters = source.count_waiting(), source.count_dead_letters()
+    return {"queue": source.name, "catalogue": catalogue, "waiting": waiting, "dead_letters": dead_letters}
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.status import Status
-from rich.table import Table
+from rich.text import Text
 
 from serving.contract.files import ContractError, FileRef
-from tasks.cli.output import console, find_version, open_registry
+from tasks.cli.output import AsJson, console, find_version, open_registry, print_json, print_table, progress
 from tasks.errors import VitrineError
 from tasks.settings import Settings
 
@@ -22,53 +22,48 @@ app = typer.Typer(help="Index versions in the registry.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_versions() -> None:
+def list_versions(as_json: AsJson = False) -> None:
     """List index versions: aliases, encoder, products and gate verdict."""
     from tasks.registry import INDEX_MODEL
 
-    table = Table(show_edge=False)
-    for column in ("version", "aliases", "encoder", "products", "gates", "made from"):
-        table.add_column(column)
-    for found in open_registry().versions(INDEX_MODEL):
-        tags = found.tags
-        table.add_row(
-            found.version, ", ".join(found.aliases), tags.get("encoder_version", ""), tags.get("products", ""),
-            tags.get("verdict", ""), tags.get("snapshot", ""),
-        )  # fmt: skip
-    console.print(table)
+    versions = open_registry().versions(INDEX_MODEL)
+    if as_json:
+        print_json(versions)
+        return
+    shown = ("encoder_version", "products", "verdict", "snapshot")
+    rows = [(v.version, ", ".join(v.aliases), *(v.tags.get(name, "") for name in shown)) for v in versions]
+    print_table(("version", "aliases", "encoder", "products", "gates", "made from"), rows, right=("products",))
 
 
 Chosen = Annotated[str, typer.Argument(help="an index version, by number or alias; default: live")]
 
 
 @app.command("check")
-def check(version: Chosen = "") -> None:
+def check(version: Chosen = "", as_json: AsJson = False) -> None:
     """Download a version anew and verify all of it: files, segments, keys, counts, products, encoder, answers."""
     from tasks.index.check import check_index
 
     work = Settings.load().home / "work"
     work.mkdir(parents=True, exist_ok=True)
     # Nothing that this machine fetched before: what is checked is what the registry has. A dot: garbage of a killed check.
-    with tempfile.TemporaryDirectory(prefix="check.", dir=work) as folder, console.status("fetching the manifest") as status:
+    with tempfile.TemporaryDirectory(prefix="check.", dir=work) as folder, progress.status("fetching the manifest") as status:
         models = open_registry(Path(folder))
         found = find_version(models, version)
         manifest = models.index_manifest(found.version)
         done = check_index(manifest, _fetching(models, manifest, status), lambda: models.encoder_folder(manifest.encoder.version))
-    table = Table(show_edge=False)
-    for column in ("check", "", "result"):
-        table.add_column(column)
-    for one in done:
-        table.add_row(one.name, VERDICTS[one.passed], one.detail)
-    console.print(table)
     broken = ", ".join(one.name for one in done if one.passed is False)
     unknown = ", ".join(one.name for one in done if one.passed is None)
     verdict = f"broken: {broken}" if broken else f"all else holds, not checked: {unknown}" if unknown else "every check holds"
-    console.print(f"index version {found.version}: {verdict}")
+    if as_json:
+        print_json({"version": found.version, "holds": not broken, "verdict": verdict, "checks": done})
+    else:
+        print_table(("check", "", "result"), [(one.name, VERDICTS[one.passed], one.detail) for one in done])
+        console.print(f"index version {found.version}: {verdict}")
     if broken:
         raise typer.Exit(1)
 
 
-VERDICTS = {True: "[green]holds[/]", False: "[bold red]BROKEN[/]", None: "[yellow]not checked[/]"}
+VERDICTS = {True: Text("holds", "green"), False: Text("BROKEN", "bold red"), None: Text("not checked", "yellow")}
 
 
 def _fetching(models: Any, manifest: "IndexManifest", status: Status) -> Callable[[FileRef], Path]:
@@ -97,6 +92,7 @@ def _mib(size: int) -> str:
 def tuning(
     version: Chosen = "",
     plot: Annotated[Path | None, typer.Option(help="write the plot of recall against time to this PNG")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show the tuning trials of a version: parameters, recall, latency and verdict, and why its family was chosen."""
     import json
@@ -114,9 +110,13 @@ def tuning(
     except ContractError:
         raise VitrineError(f"no tuning report is kept of index version {found.version}: its run has no tuning.json") from None
     tuned = TuningResult(**json.loads(path.read_text()))
-    table = Table(show_edge=False, title=f"{tuned.search['family']}, {tuned.queries} held-out photos, {tuned.clients} at a time")
-    for column in ("parameters", "photos", "recall@10", "in candidates", "p50 ms", "p99 ms", "QPS", "Pareto", "verdict"):
-        table.add_column(column)
+    if plot is not None:
+        tuning_plot(tuned, plot, Settings.load().recall_target)
+        progress.print(f"plot in {plot}", soft_wrap=True)
+    if as_json:
+        print_json(tuned)
+        return
+    rows = []
     for t in tuned.trials:
         params = ", ".join(f"{n} {v}" for n, v in t["params"].items())
         figures = [
@@ -127,10 +127,11 @@ def tuning(
             f"{t['p99_ms']:.2f}",
             f"{t['qps']:.0f}",
         ]
-        table.add_row(params, *figures, "yes" if t["pareto"] else "", t["verdict"])
-    console.print(table)
+        rows.append((params, *figures, "yes" if t["pareto"] else "", t["verdict"]))
+    title = f"{tuned.search['family']}, {tuned.queries} held-out photos, {tuned.clients} at a time"
+    print_table(TUNING_COLUMNS, rows, right=TUNING_COLUMNS[1:7], title=title)
     for name, why in tuned.families.items():
         console.print(f"{name:<16} {why}")
-    if plot is not None:
-        tuning_plot(tuned, plot, Settings.load().recall_target)
-        console.print(f"plot in {plot}")
+
+
+TUNING_COLUMNS = ("parameters", "photos", "recall@10", "in candidates", "p50 ms", "p99 ms", "QPS", "Pareto", "verdict")

@@ -1,13 +1,52 @@
-"""Shared by all commands: the console, the registry, and version lookup."""
+"""Shared by all commands: text, tables and JSON on standard output, progress on standard error, the registry, and version lookup."""
 
+import shutil
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+from pydantic_core import to_json
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from tasks.settings import Settings
 
 console = Console(highlight=False, soft_wrap=True)
+progress = Console(stderr=True, highlight=False)
+"""Where waiting is shown, so that standard output holds the answer alone."""
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], right: Collection[str] = (), title: str | None = None
+) -> None:
+    """Prints a table as wide as the terminal (80 columns where there is none); longer cells wrap, nothing is cut off."""
+    table = Table(show_edge=False, title=title, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    console.print(table, soft_wrap=False, width=shutil.get_terminal_size().columns)
+
+
+def print_json(value: Any, indent: int | None = 1) -> None:
+    """Prints dataclasses, models, arrays and plain values as one JSON document; what is not a number is null."""
+    typer.echo(to_json(value, indent=indent, inf_nan_mode="null", fallback=_plain).decode())
+
+
+def print_answer(value: Any, sentence: str, as_json: bool) -> None:
+    """Prints `value` as JSON, or the sentence that says it."""
+    if as_json:
+        print_json(value)
+    else:
+        console.print(sentence, markup=False)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's arrays and numbers as Python's."""
+    return value.tolist()
 
 
 def open_registry(cache: Path | None = None) -> Any:

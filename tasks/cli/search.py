@@ -1,12 +1,12 @@
 """`vitrine search`: search a running replica with one photo."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from tasks.cli.output import console
+from tasks.cli.output import AsJson, console, print_json, print_table
 from tasks.errors import SettingsError, VitrineError
 from tasks.settings import Settings
 
@@ -14,7 +14,11 @@ from tasks.settings import Settings
 def search(
     photo: Annotated[Path, typer.Argument(help="an image file")],
     k: Annotated[int, typer.Option(help="number of products", min=1, max=200)] = 10,
+    box: Annotated[
+        str, typer.Option(help="search for what lies in this part only: x,y,width,height in shares of the photo")
+    ] = "",
     explain: Annotated[bool, typer.Option("--explain", help="show the terms of each score")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search the running replica for the products in a photo."""
     import httpx
@@ -26,7 +30,7 @@ def search(
     if not photo.is_file():
         raise VitrineError(f"{photo}: there is no such file")
     try:
-        fields = {"k": str(k), "explain": str(explain).lower()}
+        fields = {"k": str(k), "explain": str(explain).lower()} | ({"box": _box(box)} if box else {})
         headers = {"Authorization": f"Bearer {chosen.admin_token}"} if chosen.admin_token else {}  # where API keys are asked for
         files = {"image": photo.read_bytes()}
         answer = httpx.post(f"{url}/v1/search", files=files, data=fields, headers=headers, timeout=30, trust_env=False)
@@ -37,15 +41,28 @@ def search(
     body = answer.json()
     if answer.is_error:
         raise VitrineError(body["detail"])
-    table = Table(show_edge=False)
-    for column in ("", "product", "title", "price", "similarity", "score"):
-        table.add_column(column, justify="right" if column in ("", "price", "similarity", "score") else "left")
+    if as_json:
+        print_json(body)
+        return
+    rows = []
     for place, row in enumerate(body["results"], 1):
         price = f"{row['price']:.2f} {row['currency']}" if row["price"] is not None else ""
         why = "\n" + ", ".join(f"{n} {v:+.3f}" for n, v in row["reasons"].items()) if explain else ""
-        table.add_row(str(place), row["product_id"], row["title"] + why, price, f"{row['similarity']:.3f}", f"{row['score']:.3f}")
-    console.print(table)
+        rows.append((str(place), row["product_id"], row["title"] + why, price, f"{row['similarity']:.3f}", f"{row['score']:.3f}"))
+    print_table(("", "product", "title", "price", "similarity", "score"), rows, right=("", "price", "similarity", "score"))
     version, total = body["version"], body["timings_ms"]["total"]
     console.print(
         f"index version {version['index']}, encoder version {version['encoder']} ({version['tower']}.{version['variant']}), {total} ms"
     )
+
+
+def _box(text: str) -> str:
+    """The box as the API takes it. Raises VitrineError where these are not four numbers."""
+    numbers = text.split(",")
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        values = []
+    if len(values) != 4:
+        raise VitrineError(f"--box {text}: give four numbers from 0 to 1, x,y,width,height, such as 0.25,0.1,0.5,0.6")
+    return json.dumps(dict(zip(("x", "y", "width", "height"), values, strict=True)))

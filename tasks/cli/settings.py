@@ -1,6 +1,5 @@
 """`vitrine settings`: every setting with its value, where that came from, and what it means."""
 
-import json
 import os
 from typing import Annotated, Any
 
@@ -8,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.padding import Padding
 
-from tasks.cli.output import console
+from tasks.cli.output import AsJson, console, print_json
 from tasks.errors import SettingsError
 from tasks.settings import Settings, mask, read_settings
 from tasks.settings_page import explain
@@ -19,7 +18,7 @@ def settings(
     serving: Annotated[
         bool, typer.Option("--serving", help="settings of a replica (vitrine-serve), as this environment gives them")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show every setting with its value, source and meaning; secrets are masked."""
     from serving.settings import ServingSettings
@@ -35,7 +34,7 @@ def settings(
         if word.lower() in f"{about.variable} {about.area} {about.means}".lower()
     ]  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(records, indent=1, ensure_ascii=False))
+        print_json(records)
         return
     if not records:
         raise SettingsError(f"no setting has {word!r} in its name or meaning; show all: vitrine settings")

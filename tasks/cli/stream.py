@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.cli.output import console
+from tasks.cli.output import AsJson, console, print_json
 from tasks.settings import Settings
 
 
@@ -13,6 +13,7 @@ def stream(
         float, typer.Option(min=0, help="minimum interval between rounds; 0: the setting VITRINE_STREAM_SECONDS")
     ] = 0,
     promote: Annotated[bool, typer.Option(help="promote each version; otherwise it becomes the candidate")] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Index pending changes and promote the result in a loop, until Ctrl-C or SIGTERM."""
     import logging
@@ -29,7 +30,10 @@ def stream(
         signal.signal(number, lambda *_: stop.set())
 
     def say(words: str) -> None:
-        console.print(f"{datetime.now():%H:%M:%S} {words}")
+        if as_json:  # a line each
+            print_json({"at": datetime.now().astimezone(), "message": words}, indent=None)
+        else:
+            console.print(f"{datetime.now():%H:%M:%S} {words}", markup=False)
 
     say(f"changes from {chosen.changes.partition(':')[0]}, at most one version every {every:g} s; Ctrl-C stops")
     Stream(every, stop, say, promote).run()

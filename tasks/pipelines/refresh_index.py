@@ -106,17 +106,19 @@ def register(plan: RefreshPlan, embedded: EmbeddedChanges, photos: int = 0) -> R
     if made is not None:
         return _registered(made)
     with models.run(EXPERIMENT, run_key, f"delta on version {plan.parent}") as run, scratch(run_key, "register") as folder:
+        from tasks.pipelines.index_page import headline_metrics, index_page
         from tasks.release.gates.policy import decision_of
 
         manifest, measured = _version(models, plan, embedded, run, folder, photos)
         decision = decision_of(manifest.gates)
         _upload(run, manifest, folder)
         run.params({"parent": plan.parent, "changes": plan.changes, "encoder_version": manifest.encoder.version})
-        run.metrics({g.name: g.value for g in manifest.gates} | {"recall_at_10": measured.recall_at_10})
+        run.metrics(headline_metrics(measured))
         run.metrics({f"changes.{name}": count for name, count in unusable(plan, embedded).items()})
         note = f"; {embedded.note}" if embedded.note else ""
         text = f"{plan.summary}: {manifest.counts.servable} products{note}; {decision.summary}"
-        version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, _tags(plan, embedded, manifest, decision.passed), text)
+        page = index_page(models, run.run_id, text, measured, manifest.gates)
+        version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, _tags(plan, embedded, manifest, decision.passed), page)
     record = _registered(version)
     log.info("%s", record.summary)
     return record
@@ -252,7 +254,7 @@ def _tags(plan: RefreshPlan, embedded: EmbeddedChanges, manifest: IndexManifest,
 
 
 def _registered(version: Version) -> RegisteredVersion:
-    summary = f"index version {version.version}: {version.description.partition(chr(10))[0]}"
+    summary = f"index version {version.version}: {version.summary}"
     return RegisteredVersion(
         version.version, version.tags["verdict"] == "passed", summary, version.tags.get("compaction_due", "")
     )

@@ -29,6 +29,7 @@ def register_version(
     from tasks.index.assemble import with_golden
     from tasks.index.shard_store import locate_shards
     from tasks.pipelines.index_gates import judge
+    from tasks.pipelines.index_page import headline_metrics, index_page
     from tasks.release.gates.end_to_end_eval import held_out_queries, query_vectors
 
     models, runtime = registry(), query_runtime()
@@ -50,8 +51,7 @@ def register_version(
         _upload(run, manifest, tuned, template_json(template, encoder.document_fingerprint), folder)
         family = str(tuned.search["family"])
         run.params({"snapshot": snapshot.id, "encoder_version": encoder.version, "family": family})
-        run.metrics({g.name: g.value for g in decision.gates})
-        run.metrics({"recall_at_1": candidate.recall_at_1, "recall_at_10": candidate.recall_at_10, "p50_ms": candidate.p50_ms})
+        run.metrics(headline_metrics(candidate))
         tags = {
             "encoder_version": encoder.version, "snapshot": snapshot.id, "verdict": "passed" if decision.passed else "failed",
             "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": run_key,
@@ -61,7 +61,9 @@ def register_version(
             f"Recall@1 {candidate.recall_at_1:.3f}, Recall@10 {candidate.recall_at_10:.3f} on {candidate.photos} held-out photos; "
             + "; ".join(part for part in (embedded.note(), snapshot.orphans, decision.summary) if part)
         )
-        version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, tags, text).version
+        artifacts = {"Tuning": "tuning/tuning.md", "Data docs": "data_docs"}
+        page = index_page(models, run.run_id, text, candidate, decision.gates, artifacts)
+        version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, tags, page).version
     return RegisteredVersion(version, decision.passed, f"index version {version}: {text}")
 
 

@@ -113,15 +113,16 @@ def export_encoder(snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower
         )
         with models.run(EXPERIMENT, f"{run_key}.encoder", f"encoder {plan.preset}", {"recipe": plan.recipe}) as run:
             run.params({"snapshot": snapshot.id, "preset": plan.preset, "recipe": plan.recipe} | _flat(plan.config))
-            run.metrics(manifest.metrics)
-            run.artifacts(folder, ENCODER_PATH)
+            run.artifacts(
+                folder, ENCODER_PATH
+            )  # manifest.metrics are in encoder.json; what people compare comes with the judgement
             tags = {"recipe": plan.recipe, "preset": plan.preset, "snapshot": snapshot.id, "run_key": run_key}
             text = f"{manifest.name}: documents by {manifest.document}, queries by {manifest.query}, {manifest.dim} dimensions"
             return models.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, tags, text).version
 
 
 def judge(snapshot: Snapshot, plan: TrainingPlan, exported: str | None, run_key: str) -> Judgement:
-    """Evaluates the plan's existing version, or the `exported` one, against the champion; reasons go to MLflow and the log.
+    """Evaluates the plan's existing version, or the `exported` one, against the champion; reasons go to its page in MLflow and the log.
 
     A version that was champion before and is not now was replaced by a person, or by a better one: it stays replaced.
     """
@@ -150,7 +151,9 @@ def judge(snapshot: Snapshot, plan: TrainingPlan, exported: str | None, run_key:
 def _judge(
     models: Registry, snapshot: Snapshot, found: Version, champion: Version | None, run_key: str, folder: Path
 ) -> Judgement:
-    """Evaluates a version and decides; the report, written in `folder`, goes to MLflow and the decision to the version's tags."""
+    """Evaluates a version and decides; the report, written in `folder`, and the decision go to MLflow, onto the version too."""
+    from tasks.encoder.evaluate.headline import headline_metrics
+
     version, against = found.version, champion.version if champion is not None else ""
     gates, report = _measure(models, snapshot, found, champion, folder)
     failed = [g for g in gates if not g.passed]
@@ -162,13 +165,35 @@ def _judge(
     summary = f"encoder version {version} ({report.query}: {recall}) {outcome}"
     models.set_alias(ENCODER_MODEL, "challenger", version)
     models.tag_version(ENCODER_MODEL, version, "verdict", "failed: " + "; ".join(g.name for g in failed) if failed else "passed")
-    models.tag_version(ENCODER_MODEL, version, "decision", summary[:5000])
+    short = f"{len(failed)} of {len(gates)} gates failed" if failed else f"all {len(gates)} gates passed"
+    models.tag_version(ENCODER_MODEL, version, "decision", short)
     with models.run(EXPERIMENT, f"{run_key}.judge", f"judge version {version}", {"encoder_run": found.run_id}) as run:
         run.tag("decision", summary[:5000])
         run.tag("against", against or "no champion")
-        run.metrics(report.flat() | {f"gate.{g.name}": g.value for g in gates})
+        run.metrics(headline_metrics(report, gates))
         run.artifacts(folder, "report")
+    _write_version_page(models, found, report, gates, summary, folder)
     return Judgement(version, not failed, against, summary, failed)
+
+
+def _write_version_page(
+    models: Registry, found: Version, report: "EncoderReport", gates: "tuple[Gate, ...]", summary: str, folder: Path
+) -> None:
+    """Puts the judgement on the version itself: its page, and in its own run the report and the figures people compare."""
+    from serving.contract.encoder import EncoderFolder
+    from tasks.encoder.evaluate.card import facts
+    from tasks.encoder.evaluate.headline import headline_figures, headline_metrics
+    from tasks.registry.version_page import version_page
+
+    manifest = EncoderFolder(models.encoder_folder(found.version)).manifest
+    models.log_artifacts(found.run_id, folder, "report")
+    models.log_metrics(found.run_id, headline_metrics(report, gates))
+    links = {
+        name: models.artifact_url(found.run_id, f"report/{file}")
+        for name, file in {"Report": "report.html", "Model card": "card.md", "All figures": "report.json"}.items()
+    }
+    page = version_page(summary, headline_figures(manifest, report), gates, links, facts(manifest, report))
+    models.describe(found, page)
 
 
 def _measure(

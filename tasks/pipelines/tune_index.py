@@ -1,6 +1,7 @@
 """The tuning step of rebuild_index."""
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 
@@ -58,17 +59,14 @@ def tune(snapshot: Snapshot, encoder: EncoderRef, template: Template, shards: li
 
 
 def _report(tuned: TuningResult, template: Template, snapshot: Snapshot, run_key: str, target: float, folder: Path) -> None:
-    """Records the tuning table and plot (also of a refusal) and the chosen point's metrics in the version's run."""
+    """Records the tuning table, its figures as JSON, and the plot (also of a refusal) in the version's run."""
     from tasks.index.tuning_report import tuning_plot, tuning_table
 
     folder.mkdir(exist_ok=True)
     (folder / "tuning.md").write_text(tuning_table(tuned))
+    (folder / "tuning.json").write_text(json.dumps(tuned.to_json(), indent=1))
     if tuned.trials:
         tuning_plot(tuned, folder / "tuning.png", target)
-    names = ("recall_at_10", "within_candidates", "p50_ms", "p99_ms", "qps")
     with registry().run(EXPERIMENT, run_key, f"index {snapshot.id}") as run:
         run.artifacts(folder, "tuning")
-        if not tuned.refused:
-            run.metrics({f"tuned.{name}": tuned.chosen[name] for name in names})
-        run.metrics({"tuned.index_mb": tuned.memory_bytes / 2**20})
         run.params({"factory": template.factory, "template": template.reason})

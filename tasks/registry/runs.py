@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUN_KEY = "vitrine.run_key"
+EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
+"""MLflow's own tag of an experiment: its UI opens one as model training (this value) or as GenAI, and guesses where it is absent."""
 ORIGIN_NAME = "airflow.run"
 ORIGIN_URL = "airflow.url"
 METRIC_BATCH = 500
@@ -136,9 +138,11 @@ class Runs:
 
         found = self.client.get_experiment_by_name(name)
         if found is not None:
+            if EXPERIMENT_KIND[0] not in found.tags:  # made before the tag was set
+                self.client.set_experiment_tag(found.experiment_id, *EXPERIMENT_KIND)
             return found.experiment_id
         try:
-            return self.client.create_experiment(name)
+            return self.client.create_experiment(name, tags=dict([EXPERIMENT_KIND]))
         except MlflowException:  # another task made it in the meantime
             found = self.client.get_experiment_by_name(name)
             if found is None:
@@ -190,6 +194,17 @@ class Runs:
             [found.experiment_id], f"metrics.`{having}` > 0", max_results=1, order_by=["attributes.start_time DESC"]
         )
         return {name: runs[0].data.metrics[name] for name in names if name in runs[0].data.metrics} if runs else {}
+
+    def log_metrics(self, run_id: str, values: dict[str, float]) -> None:
+        """Logs metrics to a run that may have ended."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(run_id, metrics=[Metric(name, float(value), now, 0) for name, value in values.items()])
+
+    def log_artifacts(self, run_id: str, folder: Path, path: str) -> None:
+        """Adds a folder's files to a run that may have ended, below `path`; files of the same name are replaced."""
+        self.client.log_artifacts(run_id, str(folder), path)
 
     def tag_run(self, run_id: str, tag: str, value: str) -> None:
         self.client.set_tag(run_id, tag, value)

@@ -5,9 +5,11 @@ from typing import Any
 
 from tasks.errors import InputMissing, VitrineError
 from tasks.registry.runs import Origin, Runs
+from tasks.registry.version_page import DESCRIPTION_LENGTH, shortened
 
 ENCODER_MODEL = "product-encoder"
 INDEX_MODEL = "product-index"
+MADE_BY = "\n\nMade by "
 ABOUT = {
     ENCODER_MODEL: (
         "Encoder versions: each turns pictures (and words) into unit vectors of one space. `champion` is what the catalogue is "
@@ -35,6 +37,11 @@ class Version:
     description: str
     created_ms: int
 
+    @property
+    def summary(self) -> str:
+        """The version in one sentence: the first paragraph of its description."""
+        return self.description.partition("\n\n")[0]
+
 
 class Versions(Runs):
     """The registered models of a tracking server."""
@@ -47,9 +54,17 @@ class Versions(Runs):
                 return version
         source = f"{self.client.get_run(run_id).info.artifact_uri}/{path}"
         links = [*([self.origin] if self.origin else []), Origin("MLflow run", self.run_url(run_id))]
-        text = f"{description}\n\nMade by {' · '.join(link.markdown for link in links)}"
+        closing = f"{MADE_BY}{' · '.join(link.markdown for link in links)}"
+        text = shortened(description, DESCRIPTION_LENGTH - len(closing)) + closing
         made = self.client.create_model_version(model, source, run_id, tags=self._origin_tags() | tags, description=text)
         return self.version(model, str(made.version))
+
+    def describe(self, found: Version, page: str) -> None:
+        """Replaces a version's description, which MLflow shows as Markdown, but for its last paragraph, who made it."""
+        maker = found.description.rpartition(MADE_BY)[2] if MADE_BY in found.description else ""
+        closing = f"{MADE_BY}{maker}" if maker else ""
+        text = shortened(page, DESCRIPTION_LENGTH - len(closing)) + closing
+        self.client.update_model_version(found.model, found.version, description=text)
 
     def _create_model(self, model: str) -> None:
         """Creates a registered model unless it exists."""

@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from PIL import Image
 
 from serving.contract.encoder import EncoderFolder
 from serving.contract.manifest import EncoderManifest
-from serving.contract.preprocess import decode
+from serving.contract.preprocess import ImageRejected, decode
+from serving.contract.pyfunc import _load_pyfunc
 from serving.contract.runtimes import ONNXRUNTIME, Session
 from serving.versions.release import Release
 from serving.versions.version_source import FolderSource
@@ -21,6 +25,7 @@ from tasks.embed import worker
 from tasks.embed.store import SHA_TYPE, EmbeddingStore
 from tasks.encoder.data.pixels import cached_pixels
 from tasks.encoder.evaluate.vectors import encode
+from tasks.encoder.export.mlflow_flavor import write_flavor
 from tests.releases import make_release
 
 SAME = 1e-5
@@ -173,3 +178,48 @@ def test_the_path_of_training_and_evaluation(
     assert (found.array == expected[0]).all()
     encoder = EncoderFolder(home / "encoders" / "0").open(manifest.query, threads=2)
     assert np.abs(encode(encoder, found.array) - expected[1]).max() < SAME
+
+
+LOADED = """
+import sys
+from pathlib import Path
+import mlflow, numpy, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+files = sorted(Path(sys.argv[2]).iterdir())
+numpy.savez(sys.argv[3], vectors=model.predict(pandas.DataFrame({"image": [f.read_bytes() for f in files]})),
+            names=[f.name for f in files])
+print(sys.modules["serving.contract.preprocess"].__file__)
+"""
+
+
+@pytest.mark.slow
+def test_the_path_of_mlflows_python_function_with_the_code_in_the_version(
+    home: Path, manifest: EncoderManifest, expected: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """`mlflow.pyfunc.load_model` gives a replica's vectors from a picture's bytes, in a process that has nothing of ours."""
+    version = tmp_path / "version"
+    shutil.copytree(home / "encoders" / "0", version)
+    write_flavor(version, manifest)
+    command = [
+        sys.executable,
+        "-I",
+        "-W",
+        "ignore",
+        "-c",
+        LOADED,
+        str(version),
+        str(home / "pictures"),
+        str(tmp_path / "found.npz"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(version / "code" / "serving" / "contract" / "preprocess.py")
+    with np.load(tmp_path / "found.npz") as found:
+        order = [found["names"].tolist().index(name) for name in PICTURES]
+        assert np.abs(found["vectors"][order] - expected[1]).max() < SAME
+
+
+def test_a_picture_that_mlflows_python_function_cannot_use_is_named_by_its_place(home: Path) -> None:
+    model = _load_pyfunc(str(home / "encoders" / "0"))
+    with pytest.raises(ImageRejected, match="image 1: the bytes are not an image in a known format"):
+        model.predict({"image": [PICTURES["plain.jpg"](), b"words"]})

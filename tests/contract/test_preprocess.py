@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving.contract import preprocess
+from serving.contract.box import Box
 from serving.contract.preprocess import ImageLimits, ImageRejected, PreprocessSpec, decode
 
 SPEC = PreprocessSpec(size=64)
+TURNS = {
+    1: [], 2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM],
+    5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90], 7: [Image.Transpose.TRANSVERSE], 8: [Image.Transpose.ROTATE_270],
+}  # fmt: skip
+"""How an upright picture is stored, by its EXIF orientation."""
 
 
 def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
@@ -41,12 +48,8 @@ def test_every_size_becomes_the_frame(fit: str, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_to_jpeg_and_png_alike(scene: Image.Image, orientation: int) -> None:
-    turn = {
-        1: [], 2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM],
-        5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90], 7: [Image.Transpose.TRANSVERSE], 8: [Image.Transpose.ROTATE_270],
-    }[orientation]  # fmt: skip
     stored = scene
-    for step in turn:
+    for step in TURNS[orientation]:
         stored = stored.transpose(step)
     exif = Image.Exif()
     exif[0x112] = orientation
@@ -229,3 +232,64 @@ def test_other_formats_are_refused_by_name() -> None:
     with pytest.raises(ImageRejected, match="PPM") as caught:
         decode(encoded(Image.new("RGB", (4, 4)), "PPM"), SPEC)
     assert caught.value.reason == "format"
+
+
+BOX = Box(x=0.25, y=0.125, width=0.5, height=0.75)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_lies_in_the_photo_as_a_person_sees_it(scene: Image.Image, orientation: int, fit: str) -> None:
+    spec = PreprocessSpec(size=48, fit=fit)
+    stored = scene
+    for step in TURNS[orientation]:
+        stored = stored.transpose(step)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    rows, columns = BOX.slices(scene.height, scene.width)
+    cut = scene.crop((columns.start, rows.start, columns.stop, rows.stop))
+    expected = decode(encoded(cut, "PNG"), spec).astype(int)
+    for kind, options in (("JPEG", {"quality": 100, "subsampling": 0}), ("PNG", {}), ("WEBP", {"lossless": True})):
+        found = decode(encoded(stored, kind, exif=exif, **options), spec, box=BOX).astype(int)
+        assert np.abs(found - expected).mean() < 4, kind
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_box_of_the_whole_photo_is_no_box_to_the_last_bit(scene: Image.Image, kind: str) -> None:
+    data = encoded(scene.resize((1000, 700)), kind)
+    whole = Box(x=0, y=1e-9, width=1 - 1e-9, height=1)
+    assert (decode(data, SPEC, box=whole) == decode(data, SPEC)).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "most", "eighths"),
+    [
+        (1.0, 64_000_000, 1),
+        (0.5, 64_000_000, 1),
+        (0.1, 64_000_000, 4),
+        (0.04, 64_000_000, 8),
+        (0.001, 64_000_000, 8),
+        (0.04, 700_000, 3),
+    ],
+)
+def test_a_box_in_a_large_jpeg_is_decoded_at_the_scale_it_needs(
+    monkeypatch: pytest.MonkeyPatch, width: float, most: int, eighths: int
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (200, 250, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise).resize((2000, 1600), Image.Resampling.BICUBIC), "JPEG", quality=95)
+    shapes: list[tuple[int, ...]] = []
+    whole = preprocess._jpeg
+
+    def noted(data: bytes, least: tuple[int, int]) -> np.ndarray:
+        pixels = whole(data, least)
+        shapes.append(pixels.shape)
+        return pixels
+
+    monkeypatch.setattr(preprocess, "_jpeg", noted)
+    cut = Box(x=0.3, y=0.3, width=min(width, 0.7), height=min(width, 0.7))
+    found = decode(data, PreprocessSpec(size=64), ImageLimits(max_whole_pixels=most), cut).astype(int)
+    assert shapes == [(1600 * eighths // 8, 2000 * eighths // 8, 3)]
+    full = np.asarray(Image.open(io.BytesIO(data)))[cut.slices(1600, 2000)]
+    shrinks = min(full.shape[:2]) >= 64
+    expected = cv2.resize(full, (64, 64), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR).astype(int)
+    assert np.abs(found - expected).mean() < (6 if most > 10**6 else 14)

@@ -47,7 +47,7 @@ def test_the_folder_is_an_encoder_version(exported: Exported) -> None:
     assert manifest.query in ("student.int8", "student.fp32")
     assert set(manifest.towers) == {"teacher", "student", "text"}
     assert manifest.recipe["alpha"] == exported.config.alpha
-    names = {"encoder.json", "golden.npz", "tokenizer.json", "training.json", "card.md", "MLmodel"}
+    names = {"encoder.json", "golden.npz", "tokenizer.json", "training.json", "card.md", "MLmodel", "code"}
     names |= {"requirements.txt", "python_env.yaml", "teacher.pt", "student.pt", "text.pt"} | {
         f"{t}.{v}.onnx" for t, variants in manifest.towers.items() for v in variants
     }

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 from serving.contract.files import FileRef
 from serving.contract.keys import product_keys, shard_of
 from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar, SnapshotRef
+from serving.contract.palette import PALETTE
+from serving.contract.segments import fixed_column
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.index.assemble import EMPTY_SHA, base_segment
@@ -77,8 +79,8 @@ def make_shop(folder: Path, n: int = 600, d: int = 32, shards: int = SHARDS, see
     return Shop(folder, snapshot, str(uri), ids, keys, vectors, shards)
 
 
-def write_vectors(folder: Path, keys: np.ndarray, vectors: np.ndarray, shards: int) -> None:
-    """vectors/shard=<i>/part-00000.parquet as the embedding step leaves them."""
+def write_vectors(folder: Path, keys: np.ndarray, vectors: np.ndarray, shards: int, palettes: np.ndarray | None = None) -> None:
+    """vectors/shard=<i>/part-00000.parquet as the embedding step leaves them; `palettes` (n, 13) uint8."""
     for shard in range(shards):
         mine = np.flatnonzero(shard_of(keys, shards) == shard)
         mine = mine[np.argsort(keys[mine])]
@@ -90,6 +92,8 @@ def write_vectors(folder: Path, keys: np.ndarray, vectors: np.ndarray, shards: i
                 "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
             }
         )
+        if palettes is not None:
+            table = table.append_column(PALETTE, fixed_column(palettes[mine]))
         path = folder / f"shard={shard}"
         path.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path / "part-00000.parquet")

@@ -8,6 +8,8 @@ from serving.contract.files import ContractError, FileRef, describe, verify
 from serving.contract.manifest import IndexManifest
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
+from tasks.registry.runs import EXPERIMENT_KIND
+from tasks.registry.version_page import DESCRIPTION_LENGTH
 from tests.registered import Shop
 from tests.tiny import tiny_encoder
 
@@ -48,6 +50,31 @@ def test_a_killed_run_keeps_its_metrics_and_is_marked_failed(registry: Registry)
         found = registry.client.get_run(run.run_id)
     assert found.data.metrics["loss"] == 1.5
     assert registry.client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_experiments_open_as_model_training_also_those_made_before(registry: Registry) -> None:
+    tag, kind = EXPERIMENT_KIND
+    older = registry.client.create_experiment("older runs")
+    for name in ("older runs", "new runs"):
+        with registry.run(name, "one", "one"):
+            pass
+        assert registry.client.get_experiment_by_name(name).tags[tag] == kind
+    registry.client.set_experiment_tag(older, tag, "genai_development")
+    with registry.run("older runs", "one", "one"):
+        pass
+    assert registry.client.get_experiment(older).tags[tag] == "genai_development", "a person's choice stays"
+
+
+def test_a_versions_page_is_replaced_but_for_who_made_it_and_fits_what_mlflow_stores(registry: Registry, tmp_path: Path) -> None:
+    made = registry.version(ENCODER_MODEL, register_tiny(registry, tmp_path / "encoder", "described"))
+    assert (made.summary, "Made by [MLflow run](" in made.description) == ("tiny", True)
+    registry.describe(made, "judged\n\n" + "a line of a table\n" * 500)
+    found = registry.version(ENCODER_MODEL, made.version)
+    assert found.summary == "judged"
+    assert found.description.endswith(made.description.removeprefix("tiny"))
+    assert len(found.description) <= DESCRIPTION_LENGTH
+    registry.describe(found, "judged again")
+    assert registry.version(ENCODER_MODEL, made.version).description == made.description.replace("tiny", "judged again", 1)
 
 
 def test_an_encoder_is_fetched_once_and_verified_every_time(registry: Registry, tmp_path: Path) -> None:

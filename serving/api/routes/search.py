@@ -17,7 +17,8 @@ from serving.api.dependencies import (
     slot_parameter,
 )
 from serving.api.openapi import CACHEABLE_RESPONSES, KEY_OPTIONAL, SEARCH_OPERATION, SEARCH_RESPONSES
-from serving.api.uploads import read_upload
+from serving.api.uploads import json_object, read_upload
+from serving.contract.box import Box
 from serving.search import pipeline as queries
 from serving.search.schemas import MAX_TEXT_LENGTH, PHOTO_SHA256, SearchAnswer, SearchRequest
 
@@ -66,12 +67,14 @@ async def search_by_address(
     photo: Annotated[str, Query(pattern=f"{PHOTO_SHA256}|^$", description="the sha256 of a photo that was posted lately")] = "",
     text: Annotated[str | None, Query(max_length=MAX_TEXT_LENGTH, pattern=r"\S")] = None,
     product_id: Annotated[str | None, Query(max_length=1000)] = None,
+    box: Annotated[str, Query(description="of a photo: a Box as JSON")] = "",
     if_none_match: IfNoneMatch = "",
 ) -> SearchAnswer | Response:
     """The form of a search that caches and CDNs may keep: by words, a product, or the sha256 of a photo that is known here."""
     if sum((bool(photo), text is not None, product_id is not None)) != 1:
         raise ValueError("give exactly one of photo (its sha256), text, product_id")
-    wanted = SearchRequest(image="" if photo else None, text=text, product_id=product_id, **fields)
+    cut = Box.model_validate(json_object(box.encode(), "box")) if box else None
+    wanted = SearchRequest(image="" if photo else None, text=text, product_id=product_id, box=cut, **fields)
     return await _cacheable(call, queries.Query.of(wanted, photo_sha256=photo), response, if_none_match)
 
 
@@ -121,4 +124,6 @@ def _get_parameters(query: queries.Query) -> dict[str, str]:
         found["candidates"] = str(wanted.candidates)
     if wanted.filter:
         found["filter"] = wanted.filter.model_dump_json()
+    if query.box:
+        found["box"] = query.box.model_dump_json()
     return found | ({"explain": "true"} if wanted.explain else {})

@@ -48,6 +48,14 @@ def card(manifest: EncoderManifest, report: EncoderReport | None = None, gates: 
     return "\n".join(lines)
 
 
+def facts(manifest: EncoderManifest, report: EncoderReport) -> list[str]:
+    """The card's words beside its tables, one Markdown section each: data, recipe and limits."""
+    recipe, metrics = manifest.recipe, manifest.metrics
+    towers = [f"- {tower}: {_tower(recipe, metrics, tower)}" for tower in ("teacher", "student")]
+    sections = {"Data": _data(recipe, report), "Recipe": towers, "Limits": [f"- {limit}" for limit in _limits(manifest, report)]}
+    return ["\n".join([f"**{title}**", "", *lines]) for title, lines in sections.items()]
+
+
 def _tower(recipe: dict, metrics: dict[str, float], tower: str) -> str:
     network = recipe.get(tower, {})
     start = network.get("pretrained") or "random weights"
@@ -81,7 +89,12 @@ def _data(recipe: dict, report: EncoderReport | None) -> list[str]:
 
 def _judged(report: EncoderReport | None, gates: tuple[Gate, ...]) -> list[str]:
     if report is None:
-        return ["## Recall", "", "Not judged yet: the report of its judgement in MLflow has the whole card.", ""]
+        return [
+            "## Recall",
+            "",
+            "Not judged yet: the whole card is `report/card.md` of this version's run in MLflow, once it is judged.",
+            "",
+        ]
     return [
         "## Recall",
         "",

@@ -110,6 +110,6 @@ def _vector_for(release: Release | None, sample: SampledQuery) -> np.ndarray | N
     if sample.photo is None or sample.kind != "photo":
         return None
     try:
-        return release.encode_photo(sample.photo).vector
+        return release.encode_photo(sample.photo, box=sample.box).vector
     except ImageRejected:
         return None

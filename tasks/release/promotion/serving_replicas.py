@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
+from serving.contract.box import Box
 from tasks.errors import SettingsError, VitrineError
 from tasks.settings import Settings, setting_sources
 
@@ -24,13 +25,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SampledQuery:
-    """A real query sampled by a replica: unit vector (d,) float32 by the query encoder `fingerprint`, and the photo if stored."""
+    """A real query sampled by a replica: unit vector (d,) float32 by the query encoder `fingerprint`, and the photo if stored.
+
+    `box`: the part of the photo that was searched for, None for all of it.
+    """
 
     kind: str
     fingerprint: str
     photo_sha256: str
     vector: np.ndarray
     photo: bytes | None
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Replica:
             SampledQuery(
                 s["kind"], s["fingerprint"], s["photo_sha256"], np.frombuffer(base64.b64decode(s["vector"]), "<f4").astype(np.float32),
                 base64.b64decode(s["photo"]) if s["photo"] is not None else None,
+                Box.model_validate(s["box"]) if s.get("box") else None,
             )
             for s in self._admitted(answer).json()["samples"]
         ]  # fmt: skip

@@ -97,6 +97,9 @@ def test_by_vector_product_and_photo(pair: tuple[TestClient, TestClient, Storefr
 def test_other_ways_to_ask(pair: tuple[TestClient, TestClient, Storefront]) -> None:
     gateway, whole, store = pair
     same(gateway, whole, files={"image": ("p.jpg", draw(2, 77, shopper=True))}, data={"k": "7", "explain": "true"})
+    box = '{"x": 0.1, "y": 0.2, "width": 0.5, "height": 0.6}'
+    same(gateway, whole, files={"image": ("p.jpg", draw(2, 77, shopper=True))}, data={"box": box})
+    same(gateway, whole, files={"image": ("p.jpg", draw(2, 77, shopper=True))}, data={"box": '{"x": 2}'})
     same(gateway, whole, method="GET", path=f"/v1/products/{store.ids[3]}/similar", params={"k": 9, "explain": "true"})
     same(gateway, whole, method="GET", path="/v1/products/nobody/similar")
     same(gateway, whole, method="GET", params={"product_id": store.ids[4], "filter": '{"in_stock": true}'})

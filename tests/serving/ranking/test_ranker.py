@@ -36,6 +36,54 @@ def shop(n: int = 60, seed: int = 0) -> tuple[Features, pa.Table]:
     return Features(table), table
 
 
+def test_a_match_is_the_scores_share_of_what_the_products_own_picture_would_score() -> None:
+    features, _ = shop()
+    rows, similarity = np.arange(40), np.linspace(0.8, 0.3, 40).astype(np.float32)
+    config = RankerConfig(weights=Weights(popularity=0.3))
+    ranked = rank(rows, similarity, features, config, 20)
+    match = ranked.match(0.8)
+    assert (np.diff(match) <= 0).all(), "in the order of the scores"
+    assert match[0] <= 1
+    nearest = ranked.similarity.argmax()
+    best = 0.8 + ranked.score[nearest] - ranked.similarity[nearest]
+    assert match == pytest.approx(np.minimum(1, ranked.score / best))
+    assert match[nearest] == pytest.approx(ranked.score[nearest] / best)
+    perfect = rank(rows[:1], similarity[:1], features, config, 1)
+    assert perfect.match(0.8).tolist() == [pytest.approx(1.0)], "as similar as its own picture is"
+    assert ranked.match(0.1).max() == 1.0, "never above 1"
+    assert rank(rows[:0], similarity[:0], features, config, 5).match(0.8).shape == (0,)
+
+
+def test_the_querys_own_picture_is_outranked_by_nothing() -> None:
+    _, table = shop()
+    palettes = np.random.default_rng(3).integers(0, 60, (60, len(NAMES))).astype(np.uint8)
+    features = Features(table.append_column(PALETTE, fixed_column(palettes)))
+    rows, similarity = np.arange(40), np.full(40, 0.8, np.float32)
+    similarity[0] = 0.81
+    config = RankerConfig(weights=Weights(category=0.3, popularity=0.3))
+    assert rank(rows, similarity, features, config, 5, colours=palettes[50]).rows[0] != 0
+    own = rank(rows, similarity, features, config, 5, colours=palettes[0])
+    assert (own.rows[0], own.match(0.81)[0]) == (0, 1.0)
+    assert own.terms["same_picture"].tolist() == pytest.approx([config.weights.highest, 0, 0, 0, 0])
+    similarity[30] = 0.2
+    far = rank(rows, similarity, features, config, 5, colours=palettes[30])
+    assert (far.rows[0], far.match(0.81)[0]) == (30, 1.0), "however badly the encoder knows it"
+    assert far.terms["same_picture"][0] == pytest.approx(config.weights.highest + 0.61)
+
+
+def test_a_rule_moves_a_product_and_makes_it_no_better_a_match() -> None:
+    features, table = shop()
+    rows, similarity = np.arange(40), np.linspace(0.8, 0.3, 40).astype(np.float32)
+    last = table["product_id"][39].as_py()
+    plain, ruled = (
+        rank(rows, similarity, features, RankerConfig(rules=rules), 40)
+        for rules in (Rules(), Rules(boost=(Nudge(where=Filter({"product_id": last}), by=5),)))
+    )
+    assert ruled.rows[0] == 39 != plain.rows[0]
+    by_row = dict(zip(plain.rows.tolist(), plain.match(0.8).tolist(), strict=True))
+    assert ruled.match(0.8).tolist() == pytest.approx([by_row[r] for r in ruled.rows.tolist()])
+
+
 def one_at_a_time(
     rows: np.ndarray, similarity: np.ndarray, table: pa.Table, config: RankerConfig, user: User | None
 ) -> dict[int, float]:

@@ -1,5 +1,7 @@
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import which
+from typing import TYPE_CHECKING
 
 import pytest
 from fastapi import FastAPI
@@ -9,6 +11,11 @@ from serving.app import create_app
 from serving.settings import ServingSettings
 from tests.serving.replica.storefront import Storefront, make_storefront
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # Chromium's own test camera
 TOKEN = "a token of the tests"
 
 
@@ -41,3 +48,13 @@ def asked(front: Storefront) -> Iterator[TestClient]:
 @pytest.fixture
 def admin() -> dict[str, str]:
     return {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=which("chromium"), args=FLAGS)
+        yield browser
+        browser.close()

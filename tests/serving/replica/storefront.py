@@ -16,6 +16,7 @@ from serving.contract.encoder import EncoderFolder
 from serving.contract.files import FileRef, atomic_write, describe
 from serving.contract.keys import product_keys
 from serving.contract.manifest import Counts, EncoderRef, IndexManifest, SnapshotRef
+from serving.contract.palette import palette
 from serving.contract.preprocess import decode
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import take_snapshot
@@ -82,11 +83,11 @@ def draw(kind: int, seed: int, size: int = 96, shopper: bool = False) -> bytes:
 
 
 def make_storefront(
-    folder: Path, n: int = 48, versions: tuple[int, ...] = (0, 1), words: bool = False, later: int = 0
+    folder: Path, n: int = 48, versions: tuple[int, ...] = (0, 1), words: bool = False, later: int = 0, palettes: bool = False
 ) -> Storefront:
     """A release folder with versions "1", "2", …, each with an encoder of another seed; `live` and `blue` name "1".
 
-    The `later` last products are new in version "2".
+    The `later` last products are new in version "2". With `palettes` the ranker compares colours.
     """
     catalog = folder / "catalog"
     (catalog / "images").mkdir(parents=True)
@@ -113,7 +114,8 @@ def make_storefront(
         vectors[str(number)] = xb
         uri = folder / f"vectors-{number}"
         have = n - later if number == 1 else n
-        write_vectors(uri, product_keys(ids[:have]), xb[:have], SHARDS)
+        colours = np.stack([palette(p) for p in pixels[:have]]) if palettes else None
+        write_vectors(uri, product_keys(ids[:have]), xb[:have], SHARDS, colours)
         work = folder / f"index-{number}"
         template = train_template(str(uri), IndexConfig(shards=SHARDS, family="flat"), work)
         built = [build_shard(str(uri), snapshot.uri, template, s, work / f"shard-{s}") for s in range(SHARDS)]

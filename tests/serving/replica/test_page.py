@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-FLAGS += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]  # Chromium's own test camera
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +26,14 @@ def url(front: Storefront, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     store.point(green="2")
     with Served(open_app(store, notice="sample data, drawn by code")) as served:
         yield served.url
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Storefront]]:
+    """A replica whose ranker compares colours, and its release."""
+    store = make_storefront(tmp_path_factory.mktemp("coloured"), versions=(0,), palettes=True)
+    with Served(open_app(store)) as served:
+        yield served.url, store
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +62,6 @@ def keyed(front: Storefront, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield served.url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=which("chromium"), args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: "Browser", url: str) -> Iterator["Page"]:
     page = browser.new_page(viewport={"width": 1200, "height": 860}, bypass_csp=True)  # Playwright waits by eval
@@ -88,13 +84,31 @@ def test_a_chosen_photo_shows_products_with_picture_price_and_reason(page: "Page
     assert cards.count() == 20
     first = cards.first
     assert "EUR" in first.locator(".price").inner_text()
-    assert "alike" in first.locator(".why").inner_text() or "stock" in first.locator(".why").inner_text()
+    assert "% match" in first.locator(".why").inner_text() or "stock" in first.locator(".why").inner_text()
     page.wait_for_function("[...document.querySelectorAll('#results img')].slice(0, 5).every(i => i.naturalWidth > 0)")
     assert "index version 1" in page.locator("#version").inner_text()
     assert page.locator("#notice").inner_text() == "sample data, drawn by code"
     assert "encode" in page.locator("#timings").inner_text()
     page.screenshot(path=tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_a_products_own_picture_finds_it_first_and_the_numbers_follow_the_order(browser: "Browser", coloured: tuple) -> None:
+    url, front = coloured
+    page = browser.new_page(bypass_csp=True)
+    page.goto(url)
+    for place in (0, 13, 30):
+        picture = (front.catalog / "images" / f"{place}.jpg").read_bytes()
+        with page.expect_response("**/v1/search") as answered:
+            page.set_input_files("#file", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": picture})
+        first = answered.value.json()["results"][0]
+        page.wait_for_function("t => document.querySelector('#results .title')?.textContent === t", arg=first["title"])
+        assert first["product_id"] == front.ids[place]
+        shown = [int(why.split("\u00a0%")[0].split(" · ")[-1]) for why in page.locator("#results .why").all_inner_texts()]
+        assert shown[0] >= 99
+        assert shown == sorted(shown, reverse=True)
+        assert "the same picture" in page.locator("#results .why").first.inner_text()
+    page.close()
 
 
 def test_a_product_leads_to_similar_ones_by_keyboard(page: "Page", front: Storefront) -> None:
@@ -306,8 +320,8 @@ def test_each_result_says_why_it_is_where_it_is(page: "Page", front: Storefront)
     item = page.locator("#results li").first
     item.locator(".terms summary").click()
     names, values = item.locator(".terms dt").all_inner_texts(), item.locator(".terms dd").all_inner_texts()
-    assert names[0] == "similarity"
-    assert all(0 < float(v) < 2 for v in values)
+    assert (names[0], names[-1]) == ("similarity", "= score")
+    assert sum(map(float, values[:-1])) == pytest.approx(float(values[-1]), abs=0.004), "the terms are the score"
 
 
 def test_filters_are_counted_and_cleared(page: "Page", front: Storefront) -> None:
