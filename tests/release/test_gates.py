@@ -98,7 +98,7 @@ SENTENCES: list[tuple[str, dict, str]] = [
     ),
     (
         "photo_recall", {"ranks": ranks(174)},
-        f"{RECALL}: 0.870 (live version: 0.900); difference on the 200 photos measured on both -0.030 (95 % interval -0.055 to -0.010): "
+        f"{RECALL}: 0.870 (live version: 0.900); difference on the 200 photos measured on both -0.030 (95 % interval -0.055 to -0.005): "
         "a loss of more than 0.02, too clear to be chance",
     ),
     (
