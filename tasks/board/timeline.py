@@ -94,10 +94,11 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
     now = status(version, manifest, made.problem)
     gates = tuple(GateLine(g.name, g.value, g.threshold, g.passed, g.reason) for g in manifest.gates) if manifest else ()
     failed = tuple(g.name for g in gates if not g.passed)
+    withdrawn = version.tags.get("verdict", "") if now == "failed" and not failed else ""
     return Entry(
         version=version.version,
         status=now,
-        meaning=STATUSES[now],
+        meaning="was live and was withdrawn" if withdrawn else STATUSES[now],
         aliases=version.aliases,
         created_ms=version.created_ms,
         description=version.description.split("\n\nMade by ")[0],
@@ -112,7 +113,7 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
         family=str(manifest.search.get("family", "")) if manifest else "",
         gates=gates,
         failed_gates=failed,
-        withdrawn=version.tags.get("verdict", "") if now == "failed" and not failed else "",
+        withdrawn=withdrawn,
         may_promote=manifest is not None and not refusal(version, manifest),
         links=links(version, registry),
     )

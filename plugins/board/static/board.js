@@ -124,7 +124,7 @@ function live(d) {
       h("p", { class: "soft" }, "made ", when(entry.created_ms), `, encoder version ${entry.encoder}, snapshot `, h("span", { class: "mono" }, entry.snapshot)),
       h("dl", { class: "figures" },
         fact("products", count(entry.products)), recall && fact("Recall@10 on photos", figure(recall.value, "share")),
-        p99 && fact("p99 per photo", figure(p99.value, "ms")), fact("in deltas", percent(entry.delta_share))),
+        p99 && fact("p99 per photo", figure(p99.value, "ms")), fact("added by updates", percent(entry.delta_share))),
       h("div", { class: "buttons" },
         button("rollback", previous ? `${back} version ${previous}` : "Roll back", d, previous ? "" : "there is no previous version",
           { title: `${back} version ${previous}?`, yes: newer ? "Return" : "Roll back", text: [
@@ -217,7 +217,7 @@ function version(v, d) {
     h("div", { class: "facts" }, h("span", {}, h("b", {}, count(v.products)), " products", v.quarantined ? `, ${count(v.quarantined)} in quarantine` : ""),
       h("span", {}, "encoder ", h("b", {}, v.encoder || "?")), recall && h("span", {}, "Recall@10 ", h("b", {}, figure(recall.value, "share"))),
       p99 && h("span", {}, "p99 ", h("b", {}, figure(p99.value, "ms"))),
-      v.family && h("span", {}, v.family, v.delta_share ? `, ${percent(v.delta_share)} in deltas` : ""), v.bytes ? h("span", {}, size(v.bytes)) : ""),
+      v.family && h("span", {}, v.family, v.delta_share ? `, ${percent(v.delta_share)} added by updates` : ""), v.bytes ? h("span", {}, size(v.bytes)) : ""),
     details);
 }
 

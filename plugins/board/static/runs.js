@@ -3,7 +3,7 @@ import { chip, h, link } from "./draw.js";
 import { soon, when } from "./words.js";
 
 export const runUrl = (r) => new URL(`../dags/${r.dag}/runs/${encodeURIComponent(r.run)}`, location.href).href;
-const FIRST_RUNS = 8;
+const FIRST_RUNS = 12;
 
 // The newest runs, those after the first few folded. `open` holds the ids of unfolded parts.
 export function runs(list, open) {
@@ -35,7 +35,7 @@ function why(r) {
 export function schedule(list) {
   if (!list.length) return h("p", { class: "soft" }, "Airflow's schedule cannot be seen with your permissions.");
   return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["DAG", "next run"].map((t) => h("th", { scope: "col" }, t)))), h("tbody", {},
-    list.map((s) => h("tr", {}, h("td", {}, link(s.dag, new URL(`../dags/${s.dag}`, location.href).href), h("p", { class: "soft" }, s.description)),
+    [...list].sort((a, b) => (a.next || "9").localeCompare(b.next || "9")).map((s) => h("tr", {}, h("td", {}, link(s.dag, new URL(`../dags/${s.dag}`, location.href).href), h("p", { class: "soft" }, s.description)),
       h("td", { class: "since" }, s.paused ? chip("paused", "waiting") : s.next ? soon(Date.parse(s.next)) : h("span", { class: "soft" }, STARTS[s.dag] ?? "by hand")))))));
 }
 
