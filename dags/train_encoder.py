@@ -36,7 +36,7 @@ PARAMS = {
         None, type=["null", "integer"], minimum=0, title="Data window",
         description="Train photos of so many days up to the newest (needs taken_at); 0: all. Empty: the preset's",
     ),
-    "force": Param(False, type="boolean", title="Train again", description="Trains anew even if this recipe was trained on this data before"),
+    "force": Param(False, type="boolean", title="Train again", description="Trains anew even if this recipe and data were trained before"),
 }  # fmt: skip
 
 
