@@ -57,10 +57,15 @@ def _write(session: Any, dag_run: Any) -> None:
 
 
 def _failures(session: Any, dag_run: Any, tasks: list[Any]) -> list[str]:
-    """One line per failed task, in order of time; of a task mapped over shards one."""
+    """One line per failed task with an error, in order of time; of those without words (killed, or failed by hand) the first alone."""
     errors = {task: value["sentence"] for task, value in _results(session, dag_run, ERROR) if isinstance(value, dict)}
     failed = sorted((t for t in tasks if str(t.state) == "failed"), key=lambda t: str(t.end_date))
-    return [f"{task} failed: {errors.get(task, WITHOUT_WORDS)}" for task in dict.fromkeys(t.task_id for t in failed)]
+    names = list(dict.fromkeys(t.task_id for t in failed))
+    silent = [name for name in names if name not in errors]
+    more = f"; {len(silent) - 1} more tasks failed likewise" if len(silent) > 1 else ""
+    return [f"{name} failed: {errors[name]}" for name in names if name in errors] + [
+        f"{name} failed: {WITHOUT_WORDS}{more}" for name in silent[:1]
+    ]
 
 
 def _notes(session: Any, dag_run: Any) -> list[str]:
