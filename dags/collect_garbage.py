@@ -22,6 +22,7 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS | {"execution_timeout": timedelta(hours=2)},
+    description="Deletes versions, snapshots and vectors that no kept version needs, daily",
     doc_md=__doc__,
     tags=["vitrine", "release"],
     params={

@@ -29,6 +29,7 @@ from dags.running import DEFAULTS, fail_without_retry, run_key, step
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS | {"execution_timeout": timedelta(hours=1)},
+    description="Puts an index version live on all replicas (blue-green), after a shadow check and with automatic rollback",
     doc_md=__doc__,
     tags=["vitrine", "release"],
     params={

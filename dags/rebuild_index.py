@@ -28,6 +28,7 @@ from dags.running import DEFAULTS, fail_without_retry, step
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,
+    description="Builds a new index version from the whole catalogue, nightly or for a new encoder",
     doc_md=__doc__,
     tags=["vitrine", "index"],
 )

@@ -33,6 +33,7 @@ from dags.running import DEFAULTS, fail_without_retry, run_key, step
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS | {"execution_timeout": timedelta(hours=2)},
+    description="Adds the last hour's catalogue changes to the index as a small new version",
     doc_md=__doc__,
     tags=["vitrine", "index"],
     params={

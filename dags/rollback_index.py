@@ -3,7 +3,7 @@
 **When**: by hand, from the release board or this page.
 
 **Story**: `live` moves to the previous version, which every replica still holds in its other slot, or to the given version. It does
-not wait for a running promotion: that one becomes void and says so.
+not wait for a running promotion: that one is cancelled and says so.
 
 **When it fails**: the log names the replicas that did not follow; the others already serve the version. No retries: a second
 rollback would undo the first.
@@ -22,6 +22,7 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS | {"execution_timeout": timedelta(minutes=20), "retries": 0},
+    description="Makes the previous index version live again on every replica, in seconds",
     doc_md=__doc__,
     tags=["vitrine", "release"],
     params={

@@ -36,7 +36,7 @@ PARAMS = {
         None, type=["null", "integer"], minimum=0, title="Data window",
         description="Train photos of so many days up to the newest (needs taken_at); 0: all. Empty: the preset's",
     ),
-    "force": Param(False, type="boolean", title="Train again", description="Even if it was trained before"),
+    "force": Param(False, type="boolean", title="Train again", description="Trains anew even if this recipe and data were trained before"),
 }  # fmt: skip
 
 
@@ -45,6 +45,7 @@ PARAMS = {
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS,
+    description="Trains and distils the encoder weekly, and makes it champion only if it is an improvement",
     doc_md=__doc__,
     tags=["vitrine", "encoder"],
     params=PARAMS,

@@ -24,6 +24,7 @@ from dags.running import DEFAULTS, fail_without_retry
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS | {"execution_timeout": timedelta(minutes=5)},
+    description="Finds an encoder that was made champion by hand in MLflow, every 15 minutes",
     doc_md=__doc__,
     tags=["vitrine", "encoder"],
 )

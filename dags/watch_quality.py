@@ -24,6 +24,7 @@ from dags.running import DEFAULTS, step
     catchup=False,
     max_active_runs=1,
     default_args=DEFAULTS | {"execution_timeout": timedelta(minutes=30)},
+    description="Measures the live version's recall, drift, freshness and cost, hourly",
     doc_md=__doc__,
     tags=["vitrine", "release"],
 )

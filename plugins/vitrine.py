@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-from plugins.board import run_notes
+from plugins.board import run_notes, task_logs
 from plugins.board.task_links import LINKS
 from tasks.settings import Settings
 
@@ -70,4 +70,4 @@ class VitrinePlugin(AirflowPlugin):
         *external_views(),
     ]  # fmt: skip
     global_operator_extra_links = LINKS
-    listeners = [run_notes]
+    listeners = [run_notes, task_logs]

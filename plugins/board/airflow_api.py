@@ -1,6 +1,7 @@
 """Client of Airflow's REST API that acts with the user's own token, so Airflow authorises and records each call."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -8,6 +9,8 @@ from fastapi import HTTPException
 
 ORIGIN = "http://airflow.internal"
 """Only names the scheme: the call never leaves the process."""
+TAG = "vitrine"
+"""The tag of every DAG of this project."""
 
 
 class AirflowClient:
@@ -51,6 +54,23 @@ class AirflowClient:
                 "note": r.get("note") or "",
             }
             for r in found["dag_runs"]
+        ]  # fmt: skip
+
+    async def schedule(self, dags: Sequence[str]) -> list[dict[str, Any]]:
+        """When each DAG runs next: its schedule in words, the next start ("" for none), and whether it is paused."""
+        try:
+            found = await self.call("GET", "/dags", params={"tags": TAG, "limit": 100})
+        except HTTPException as refused:
+            if refused.status_code == 403:
+                return []
+            raise
+        known = {d["dag_id"]: d for d in found["dags"]}
+        return [
+            {
+                "dag": dag, "description": known[dag]["description"] or "", "schedule": known[dag]["timetable_description"] or "",
+                "next": known[dag]["next_dagrun_run_after"] or "", "paused": known[dag]["is_paused"],
+            }
+            for dag in dags if dag in known
         ]  # fmt: skip
 
     async def pending_inputs(self, dag: str, run: str) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from plugins.board.access import ACTIONS, Reader, can_act, refuse_cross_site, require_operator, require_reader, token_of
 from plugins.board.airflow_api import AirflowClient
+from plugins.board.dags import DAGS
 from serving.contract.files import ContractError
 from tasks.board.changes import ChangesBoard
 from tasks.board.read import Board
@@ -21,10 +22,11 @@ from tasks.errors import VitrineError
 STATIC = Path(__file__).parent / "static"
 FILES = {
     "board.css": "text/css", "board.js": "text/javascript", "draw.js": "text/javascript",
-    "changes.js": "text/javascript", "words.js": "text/javascript", "icon.svg": "image/svg+xml",
+    "changes.js": "text/javascript", "gates.js": "text/javascript", "runs.js": "text/javascript", "words.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
 }  # fmt: skip
-DAGS = ("promote_index", "rollback_index", "rebuild_index", "refresh_index")
-RUNS = 6
+RUNS = {"promote_index": 6, "rollback_index": 6, "rebuild_index": 6, "refresh_index": 6, "train_encoder": 3, "watch_quality": 3}
+"""How many runs of a DAG the page lists: of the others the newest, as one that runs every 15 minutes would crowd the rest out."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -107,14 +109,25 @@ def _data_routes(app: FastAPI, board: Board, changes: ChangesBoard) -> None:
         """Pending changes, dead letters and quarantined products; `problem` replaces what cannot be read."""
         return _json(changes.read())
 
+    @app.get("/quarantine.csv")
+    def quarantine_list() -> Response:
+        """All quarantined products with ids and reasons, as a file."""
+        return _csv(changes.quarantine_csv(), "quarantine.csv")
+
+    @app.get("/dead-letters.csv")
+    def dead_letter_list() -> Response:
+        """All dead letters with their messages and reasons, as a file."""
+        return _csv(changes.dead_letters_csv(), "dead-letters.csv")
+
     @app.get("/runs")
     async def runs(request: Request) -> Response:
-        """The newest runs of the release DAGs and their pending approvals, as far as this user may see them."""
+        """The newest runs, their pending approvals, and when each DAG runs next, as far as this user may see them."""
         airflow = AirflowClient(token_of(request))
-        found = [run for dag in DAGS for run in await airflow.runs(dag, RUNS)]
+        found = [run for dag in DAGS for run in await airflow.runs(dag, RUNS.get(dag, 1))]
         for run in found:
             run["waiting"] = await airflow.pending_inputs(run["dag"], run["run"]) if run["state"] == "running" else []
-        return _json({"runs": sorted(found, key=lambda r: r["began"] or "", reverse=True)})
+        newest = sorted(found, key=lambda r: r["began"] or "", reverse=True)
+        return _json({"runs": newest, "schedule": await airflow.schedule(DAGS)})
 
     @app.get("/lineage/{version}")
     def lineage(version: VersionNumber) -> Response:
@@ -166,6 +179,10 @@ def _action_routes(app: FastAPI, board: Board) -> None:
     async def rebuild(request: Request) -> Response:
         """Triggers `rebuild_index` as this user."""
         return await start(request, "rebuild", {}, "rebuild, from the release board")
+
+
+def _csv(text: str, name: str) -> Response:
+    return Response(text, media_type="text/csv; charset=utf-8", headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:

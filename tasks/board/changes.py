@@ -1,11 +1,13 @@
 """Catalogue changes that shoppers do not see: pending ones, dead letters, and quarantined products."""
 
+import csv
+import io
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -14,6 +16,7 @@ from tasks import storage
 from tasks.board.quarantine import from_lists, latest_list, quarantine_lines
 from tasks.catalog.changes.drain import truncate
 from tasks.catalog.changes.source import ChangeSource, CountUnavailable
+from tasks.errors import VitrineError
 from tasks.registry import INDEX_MODEL, ORIGIN_URL, Registry
 
 SHOWN = 20
@@ -24,6 +27,8 @@ FRESH_S = 10.0
 PATIENCE_S = 10.0
 """How long a page waits for the queue or for MLflow."""
 SENTENCE = 400
+LISTED = 100_000
+"""As many rows a downloaded list has at most."""
 REQUEUE = "vitrine changes requeue"
 
 
@@ -37,8 +42,24 @@ class ChangesBoard:
         store_uri: str,
         patience_s: float = PATIENCE_S,
     ) -> None:
+        self.open_queue, self.open_registry, self.store_uri = open_queue, open_registry, store_uri
         self.queue = SingleFlight(lambda: read_queue(open_queue), "the queue", patience_s)
         self.quarantine = SingleFlight(lambda: read_quarantine(open_registry(), store_uri), "the quarantine", patience_s)
+
+    def quarantine_csv(self) -> str:
+        """All quarantined products of the newest index version. Raises VitrineError when they cannot be read."""
+        with _readable("the quarantine"):
+            found = read_quarantine(self.open_registry(), self.store_uri, LISTED)
+        return as_csv(("product_id", "image", "reason", "detail", "run"), found["products"])
+
+    def dead_letters_csv(self) -> str:
+        """All dead letters with their messages. Raises VitrineError when the queue cannot be read."""
+        with _readable("the dead letters"), self.open_queue() as source:
+            rows = [
+                asdict(letter) | {"product_id": letter.product_id, "at": _iso(letter.at)}
+                for letter in source.dead_letters(LISTED)
+            ]
+        return as_csv(("id", "at", "product_id", "reason", "text"), rows)
 
     def read(self) -> dict[str, Any]:
         """`queue` and `quarantine` as JSON; a sentence `problem` replaces the figures of a part that could not be read."""
@@ -80,6 +101,15 @@ class SingleFlight:
             self.done_at = time.monotonic()
 
 
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Whatever is away or refuses becomes one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise VitrineError(f"{what} cannot be read: {public_message(error)}") from error
+
+
 def read_queue(open_queue: Callable[[], AbstractContextManager[ChangeSource]]) -> dict[str, Any]:
     """Number and age of the pending changes, and the newest dead letters. `…_note` says what a queue cannot count."""
     with open_queue() as source:
@@ -111,22 +141,33 @@ def _dead_letters(source: ChangeSource) -> dict[str, Any]:
     return {"dead": count, "dead_note": "", "letters": lines, "requeue": REQUEUE}
 
 
-def read_quarantine(registry: Registry, store_uri: str) -> dict[str, Any]:
-    """Quarantined products of the newest index version; without any version (`version` ""), those of the last run."""
+def read_quarantine(registry: Registry, store_uri: str, limit: int = SHOWN) -> dict[str, Any]:
+    """Up to `limit` quarantined products of the newest index version; without any version (`version` ""), those of the last run."""
     versions = registry.versions(INDEX_MODEL, VERSIONS)
     if versions:
         manifest = registry.manifest_of(versions[0])
-        count, lines = manifest.counts.quarantined, quarantine_lines(registry, versions[0], manifest, versions, SHOWN)
+        count, lines = manifest.counts.quarantined, quarantine_lines(registry, versions[0], manifest, versions, limit)
     else:
         last = latest_list(store_uri)
         snapshot = storage.join(store_uri, "snapshots", last[0].run) if last else ""
-        count, lines = len(last), from_lists(last[:SHOWN], snapshot)
+        count, lines = len(last), from_lists(last[:limit], snapshot)
     urls = {v.tags.get("run_key", ""): v.tags.get(ORIGIN_URL, "") for v in versions}
     return {
         "version": versions[0].version if versions else "", "aliases": versions[0].aliases if versions else (), "count": count,
         "products": [{n: truncate(t, SENTENCE) for n, t in asdict(x).items()} | {"url": urls.get(x.run, "")} for x in lines],
         "problem": "",
     }  # fmt: skip
+
+
+def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV with a header. A cell that a spreadsheet would take for a formula gets an apostrophe before it."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for row in rows:
+        cells = [str(row[name]) for name in columns]
+        writer.writerow([f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell for cell in cells])
+    return text.getvalue()
 
 
 def public_message(error: Exception) -> str:

@@ -20,16 +20,16 @@ def lineage(version: Version, manifest: IndexManifest, registry: Registry) -> li
     """Answer <- index version <- segments <- vectors <- encoder version <- snapshot <- catalogue."""
     encoder, snapshot, counts = manifest.encoder, manifest.snapshot, manifest.counts
     kinds = {kind: [s for s in manifest.segments if s.kind == kind] for kind in ("base", "delta", "tombstones")}
-    made_of = ", ".join(f"{len(found)} {kind}" for kind, found in kinds.items() if found)
+    made_of = ", ".join(f"{len(found)} {kind} segment{'s' * (len(found) > 1)}" for kind, found in kinds.items() if found)
     runs = {s.table.run_id for s in manifest.segments if s.table.run_id}
     reused = len(runs - {version.run_id})
-    from_runs = f", from this run and {reused} earlier" if reused else ""
+    from_runs = f"; built by this run and {reused} earlier run{'s' * (reused > 1)}" if reused else ""
     return [
         Link("answer", "every search answer names its versions", f"index {version.version}, encoder {encoder.version}"),
         Link("index version", version.version, manifest.id, registry.version_url(version.model, version.version)),
         Link(
             "segments",
-            f"{made_of} in {manifest.shards} shards{from_runs}",
+            f"{made_of}, over {manifest.shards} shard{'s' * (manifest.shards > 1)}{from_runs}",
             f"golden answers {manifest.golden.sha256[:12]}",
             registry.artifact_url(version.run_id, "index"),
         ),

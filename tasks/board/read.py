@@ -8,14 +8,15 @@ from datetime import datetime
 from typing import Any
 
 from serving.contract.files import ContractError
+from tasks.board.encoders import encoder_entries
 from tasks.board.lineage import lineage
 from tasks.board.replicas import SLOTS, fetch_states, replica_lines
-from tasks.board.timeline import LoadedVersion, links, series, timeline
+from tasks.board.timeline import LoadedVersion, series, timeline
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry, Version
 from tasks.release.promotion.serving_replicas import Replica
 
-SHOWN = 60
+SHOWN, ENCODERS = 60, 6
 FETCHES = 8
 CHARTS = (
     ("photo_recall", "Recall@10, photo to answer", "share"),
@@ -46,7 +47,7 @@ class Board:
             told = pool.submit(fetch_states, self.replicas)
             try:
                 versions = registry.versions(INDEX_MODEL, SHOWN)
-                encoders = registry.versions(ENCODER_MODEL, SHOWN)
+                encoders = encoder_entries(registry.versions(ENCODER_MODEL, ENCODERS), registry)
                 aliases = registry.aliases(INDEX_MODEL)
                 champion = registry.aliases(ENCODER_MODEL).get("champion", "")
             except Exception as error:  # MLflow raises many unrelated classes when its server is away
@@ -64,7 +65,7 @@ class Board:
             "champion": champion,
             "replicas": [asdict(line) for line in replica_lines(told.result(), live)],
             "versions": [asdict(entry) for entry in entries],
-            "encoders": [_encoder(version, registry) for version in encoders],
+            "encoders": encoders,
             "charts": [
                 {"gate": gate, "title": title, "unit": unit, "points": points}
                 for gate, title, unit in CHARTS
@@ -85,14 +86,6 @@ class Board:
             return LoadedVersion(version, None, str(error))
         except Exception as error:  # the artifact store may have lost it; the board says so and shows the others
             return LoadedVersion(version, None, f"its manifest cannot be fetched: {_first_line(error)}")
-
-
-def _encoder(version: Version, registry: Registry) -> dict[str, Any]:
-    return {
-        "version": version.version, "aliases": version.aliases, "created_ms": version.created_ms,
-        "verdict": version.tags.get("verdict", ""), "preset": version.tags.get("preset", ""),
-        "description": version.summary, "links": links(version, registry),
-    }  # fmt: skip
 
 
 def _first_line(error: Exception) -> str:

@@ -59,6 +59,8 @@ class Entry:
     family: str
     gates: tuple[GateLine, ...]
     failed_gates: tuple[str, ...]
+    withdrawn: str
+    """Why a version that passed its gates counts as failed: what was seen once it was live."""
     may_promote: bool
     links: dict[str, str]
 
@@ -91,10 +93,12 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
     version, manifest = made.version, made.manifest
     now = status(version, manifest, made.problem)
     gates = tuple(GateLine(g.name, g.value, g.threshold, g.passed, g.reason) for g in manifest.gates) if manifest else ()
+    failed = tuple(g.name for g in gates if not g.passed)
+    withdrawn = version.tags.get("verdict", "") if now == "failed" and not failed else ""
     return Entry(
         version=version.version,
         status=now,
-        meaning=STATUSES[now],
+        meaning="was live and was withdrawn" if withdrawn else STATUSES[now],
         aliases=version.aliases,
         created_ms=version.created_ms,
         description=version.summary,
@@ -108,7 +112,8 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
         bytes=sum(f.bytes for f in manifest.files()) if manifest else 0,
         family=str(manifest.search.get("family", "")) if manifest else "",
         gates=gates,
-        failed_gates=tuple(g.name for g in gates if not g.passed),
+        failed_gates=failed,
+        withdrawn=withdrawn,
         may_promote=manifest is not None and not refusal(version, manifest),
         links=links(version, registry),
     )
@@ -128,13 +133,16 @@ def links(version: Version, registry: Registry) -> dict[str, str]:
 
 
 def series(entries: Sequence[Entry], gate: str) -> list[dict[str, object]]:
-    """One gate's values over versions, oldest first; versions without that gate are skipped."""
+    """One gate's values over versions, oldest first; versions without that gate are skipped.
+
+    A threshold of 0 is None: the first version has none to be compared with, so any recall passes and there is no line to draw.
+    """
     points = []
     for entry in reversed(entries):
         line = next((g for g in entry.gates if g.name == gate), None)
         if line is not None:
             points.append({
-                "version": entry.version, "value": line.value, "threshold": line.threshold, "passed": line.passed,
+                "version": entry.version, "value": line.value, "threshold": line.threshold or None, "passed": line.passed,
                 "live": entry.status == "live",
             })  # fmt: skip
     return points

@@ -1,5 +1,7 @@
 """Columns of a snapshot, and the conversion of a source's columns."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,7 +39,8 @@ def to_products(batch: pa.RecordBatch, where: str) -> pa.Table:
         if pc.any(empty).as_py():
             row = pc.index(empty, True).as_py()
             known = table["product_id"][row].as_py()
-            raise CatalogError(f"{where}: product {known!r} has no {name}; every product needs product_id, title and image")
+            shown, picture = column_as_written(batch.schema.names, name), column_as_written(batch.schema.names, "image_uri")
+            raise CatalogError(f"{where}: product {known!r} has no {shown}; every product needs product_id, title and {picture}")
     table = _with_category(table)
     columns = {"product_id": table["product_id"].cast(pa.string())}
     columns["key"] = pa.array(product_keys(columns["product_id"].to_pylist()))
@@ -45,7 +48,7 @@ def to_products(batch: pa.RecordBatch, where: str) -> pa.Table:
         if field.name in columns:
             continue
         if field.name in table.column_names:
-            columns[field.name] = _cast(table[field.name], field, where)
+            columns[field.name] = _cast(table[field.name], field, where, column_as_written(batch.schema.names, field.name))
         elif field.name == "updated_at":
             columns[field.name] = pa.repeat(EPOCH, len(table))
         else:
@@ -78,7 +81,7 @@ def _taken_at(table: pa.Table, where: str) -> pa.Array | pa.ChunkedArray:
     column = table["taken_at"]
     if pa.types.is_string(column.type):
         column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-    return _cast(column, PHOTO_SCHEMA.field("taken_at"), where)
+    return _cast(column, PHOTO_SCHEMA.field("taken_at"), where, "taken_at")
 
 
 def _renamed(batch: pa.RecordBatch, where: str, required: tuple[str, ...]) -> pa.Table:
@@ -88,13 +91,14 @@ def _renamed(batch: pa.RecordBatch, where: str, required: tuple[str, ...]) -> pa
     )
     missing = [n for n in required if n not in table.column_names]
     if missing:
-        shown = ", ".join(_readable(n) for n in missing)
+        shown = ", ".join(column_as_written(batch.schema.names, n) for n in missing)
         raise CatalogError(f"{where}: the column {shown} is missing; found {', '.join(batch.schema.names)}")
     return table
 
 
-def _readable(name: str) -> str:
-    return next((short for short, full in ALIASES.items() if full == name), name)
+def column_as_written(columns: Iterable[str], name: str) -> str:
+    """How a catalogue with these columns names the column `name`: so, or by its alias; by the alias where it has neither."""
+    return name if name in columns else next((short for short, full in ALIASES.items() if full == name), name)
 
 
 def _with_category(table: pa.Table) -> pa.Table:
@@ -128,7 +132,7 @@ def _whole_day(text: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(pc.utf8_length(text), 10), pc.binary_join_element_wise(text, "00:00:00", " "), text)
 
 
-def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArray:
+def _cast(column: pa.ChunkedArray, field: pa.Field, where: str, shown: str) -> pa.ChunkedArray:
     try:
         if field.type == UPDATED_AT and pa.types.is_string(column.type):
             return _times(column)
@@ -138,7 +142,7 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArr
             return pc.not_equal(column.cast(pa.int64()), 0)
         cast = column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise CatalogError(f"{where}: the column {field.name} does not read as {field.type}: {error}") from None
+        raise CatalogError(f"{where}: the column {shown} does not read as {field.type}: {error}") from None
     default = DEFAULTS.get(field.name)
     return cast if default is None else pc.fill_null(cast, pa.scalar(default, field.type))
 

@@ -98,9 +98,11 @@ class Airflow:
 
 
 def _texts(line: Any) -> list[str]:
-    """The lines of one structured log record: its message, then the exceptions it carries."""
+    """The lines of one structured log record: its message (with the reason of a skipped task), then the exceptions it carries."""
     if not isinstance(line, dict):
         return [str(line)]
     errors = [f"{e.get('exc_type')}: {e.get('exc_value')}" for e in line.get("error_detail") or []]
     event = str(line.get("event", ""))
+    if event == "Skipping task." and line.get("reason"):
+        event = f"Skipping task: {line['reason']}"
     return errors if event.startswith("::") and errors else [event, *errors]

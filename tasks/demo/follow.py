@@ -95,7 +95,7 @@ class Follower:
 def _last_words(entries: list[str]) -> str:
     """The message with which a task ended deliberately."""
     for entry in reversed(entries):
-        for kind in ("AirflowFailException: ", "AirflowSkipException: "):
+        for kind in ("Task failed: ", "Skipping task: ", "AirflowFailException: ", "AirflowSkipException: "):
             if kind in entry:
                 return entry.partition(kind)[2].strip()
     return ""

@@ -132,7 +132,7 @@ def refusal(family: Family, need: Requirements) -> str:
     """The requirement that a family is expected to miss; "" for none."""
     budget, most = need.budget, family.reach[-1][0]
     if need.target > most:
-        return f"reaches recall@10 {most:g} on every kind of vectors measured and {need.target:g} is asked for"
+        return f"reaches recall@10 {most:g} on every kind of vectors measured and {need.target:g} is required"
     if (least := least_training(family, need.rows)) > need.rows:
         return f"needs {least} training vectors and there are {need.rows}"
     if (whole := _bytes(family, need)) > budget.ram_bytes:

@@ -164,7 +164,7 @@ def compaction_due(segments: Sequence[Segment], limits: DeltaLimits | None = Non
             return f"{rows} rows in {kind} segments are {rows / max(base, 1):.1%} of the base (limit {limit:.0%})"
     flat = flat_rows(segments)
     if flat > limits.flat_rows:
-        return f"every query is compared with {flat} rows of flat deltas (limit {limits.flat_rows})"
+        return f"every query scans {flat} rows of flat deltas one by one (limit {limits.flat_rows})"
     counts = np.bincount([s.shard for s in segments], minlength=1)
     if counts.max() > limits.segments_per_shard:
         return f"shard {counts.argmax()} has {counts.max()} segments (limit {limits.segments_per_shard}); merge its deltas"

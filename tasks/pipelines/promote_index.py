@@ -50,7 +50,7 @@ def choose(version: str, run_key: str) -> PromotionPlan:
     summary = f"version {plan.version} goes to {plan.slot}; live is {f'version {plan.live}' if plan.live else 'nothing yet'}"
     if done:  # nothing follows that would release it
         release_lease(run_key)
-        summary = f"version {wanted} is live already, and was kept"
+        summary = f"version {wanted} is live already and passed its bake"
     log.info("%s", summary)
     return PromotionPlan(**dataclasses.asdict(plan), epoch=epoch, done=done, summary=summary, links=version_links(models, wanted))
 
@@ -67,7 +67,7 @@ def warm(plan: PromotionPlan, run_key: str) -> WarmedSlot:
 
 
 def shadow(plan: PromotionPlan, run_key: str) -> ShadowReport:
-    """Replays real queries against both slots of every replica. Raises GateFailed unless each answers as the version itself does."""
+    """Replays real queries against both slots of every replica. Raises GateFailed unless the new slot answers right."""
     from tasks.catalog.snapshot import read_snapshot
     from tasks.release.gates.end_to_end_eval import held_out_queries, read_photos
     from tasks.release.gates.evaluate import open_version
@@ -117,8 +117,8 @@ def flip(plan: PromotionPlan, run_key: str) -> Flip:
         now = choose_slot(models, plan.version)
         if now.live not in (plan.live, plan.version):
             raise LeaseLost(
-                f"version {now.live or 'none'} is live by now and version {plan.live or 'none'} was when version {plan.version} was "
-                "compared with it; promote it again"
+                f"version {plan.version} was compared with version {plan.live or 'none'}, but version {now.live or 'none'} is live now; "
+                "promote it again, so that it is compared with that one"
             )
         # At once, unless another promotion took the slot while a person was asked.
         blue_green.warm(aliases, replicas, now, WARM_LIMIT_S)

@@ -35,9 +35,9 @@ def run_bake(models: Registry, aliases: LeasedAliases, chosen: Settings, version
     decision = bake(replicas, version, start, chosen.bake_s, policy, aliases.lease.check)
     if decision.passed:
         aliases.tag_version(INDEX_MODEL, version, BAKE, f"{KEPT}: {decision.summary}")
-        return Decision(True, (f"version {version} is kept: {decision.summary}",))
+        return Decision(True, (f"version {version} stays live: {decision.summary}",))
     back = settle_previous(aliases)
-    verdict = f"failed: it was live and {decision.summary}"
+    verdict = f"failed: after it went live, {decision.summary}"
     aliases.tag_version(INDEX_MODEL, version, "verdict", verdict)
     aliases.tag_version(INDEX_MODEL, version, BAKE, f"rolled back: {decision.summary}")
     if not back:

@@ -143,7 +143,7 @@ def acknowledge(plan: RefreshPlan, registered: RegisteredVersion, embedded: Embe
         source.acknowledge(handles)
         waiting = source.count_waiting()
     notes = [note for note in (plan.note, embedded.note) if note]
-    summary = "; ".join([f"{len(handles)} messages acknowledged, {waiting} wait", *notes])
+    summary = "; ".join([f"{len(handles)} messages acknowledged, {waiting} still waiting", *notes])
     log.info("%s", summary)
     return Acknowledgement(len(handles), waiting, plan.dead_letters, embedded.quarantined, summary)
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def roll_back(holder: str, to: str = "") -> Rollback:
-    """Moves `live` to the previous version (or `to`) on every replica. Does not wait for a running promotion: that becomes void."""
+    """Moves `live` to the previous version (or `to`) on every replica. Does not wait for a running promotion: that is cancelled."""
     chosen = settings()
     models = registry(chosen)
     if to:

@@ -206,6 +206,16 @@ class Runs:
         """Adds a folder's files to a run that may have ended, below `path`; files of the same name are replaced."""
         self.client.log_artifacts(run_id, str(folder), path)
 
+    def newest_runs(self, experiment: str, tag: str, limit: int) -> dict[str, str]:
+        """The newest run id by value of a tag, among the experiment's newest `limit` runs that have it; {} without any."""
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            return {}
+        runs = self.client.search_runs(
+            [found.experiment_id], f"tags.`{tag}` LIKE '%'", max_results=limit, order_by=["attributes.start_time DESC"]
+        )
+        return {run.data.tags[tag]: run.info.run_id for run in reversed(runs)}
+
     def tag_run(self, run_id: str, tag: str, value: str) -> None:
         self.client.set_tag(run_id, tag, value)
 

@@ -19,6 +19,23 @@ from tasks.validate.snapshot import product_ids
 
 BATCH_ROWS = 20_000
 SAMPLE_KEYS = 5
+WORDS = {
+    "least_dimension": "the smallest dimension of a vector", "greatest_dimension": "the largest dimension of a vector",
+    "not_finite": "the number of vectors with NaN or infinity", "least_norm": "the length of the shortest vector",
+    "greatest_norm": "the length of the longest vector", "constant_dimensions": "the number of dimensions that are the same in all vectors",
+    "duplicate_share": "the share of different pictures with one and the same vector",
+    "quarantined_share": "the share of products without a usable picture",
+    "mean_shift": "how far the vectors' mean moved since the last version",
+    "covariance_shift": "the share by which the vectors' covariance changed since the last version",
+    "unsorted": "the number of vectors out of order", "misplaced": "the number of vectors in the wrong shard",
+    "unknown": "the number of vectors of products that are not in the catalogue", "embedded": "the number of embedded products",
+}  # fmt: skip
+"""What the checked columns hold."""
+FAULTS = {
+    "not_finite": "NaN or infinity", "norm": "wrong length", "duplicate": "the same vector", "misplaced": "in the wrong shard",
+    "unknown": "not in the catalogue",
+}  # fmt: skip
+"""The kinds of faulty vectors in words."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +164,7 @@ def check_index_inputs(inspection: InspectionResult, embedded: EmbedResult, snap
     facts = {"embedded": embedded.embedded, "in_shards": sum(s["vectors"] for s in inspection.shards)}
     checks = [_equal("embedded", "in_shards"), _between("embedded", 1, None)]
     checks += [
-        Check("shards", "ExpectColumnValuesToBeBetween", {"column": name, "min_value": 0, "max_value": 0})
+        Check("shards", "ExpectColumnValuesToBeBetween", {"column": name, "min_value": 0, "max_value": 0}, words=WORDS[name])
         for name in ("unsorted", "misplaced", "unknown")
     ]
     frames = {"facts": pd.DataFrame([facts]), "shards": pd.DataFrame(inspection.shards)}
@@ -157,7 +174,7 @@ def check_index_inputs(inspection: InspectionResult, embedded: EmbedResult, snap
 def _named(inspection: InspectionResult, snapshot: Snapshot, kinds: tuple[str, ...]) -> list[str]:
     """Sample product ids of each kind of fault."""
     return [
-        f"{kind}: products {', '.join(product_ids(snapshot, np.array(inspection.bad[kind]), SAMPLE_KEYS))}"
+        f"{FAULTS[kind]}: products {', '.join(product_ids(snapshot, np.array(inspection.bad[kind]), SAMPLE_KEYS))}"
         for kind in kinds
         if inspection.bad[kind]
     ]
@@ -194,4 +211,5 @@ def _equal(a: str, b: str) -> Check:
 
 def _between(column: str, least: float | None, most: float | None, setting: str = "", failure: str = "") -> Check:
     limits = {n: v for n, v in (("min_value", least), ("max_value", most)) if v is not None}
-    return Check("facts", "ExpectColumnValuesToBeBetween", {"column": column} | limits, setting, failure)
+    words = WORDS.get(column, "")
+    return Check("facts", "ExpectColumnValuesToBeBetween", {"column": column} | limits, setting, failure, words)

@@ -20,8 +20,8 @@ SHOWN_IDS = 5
 class Check:
     """One expectation by GX class name with its arguments, on the frame named `frame`.
 
-    `setting` is the environment variable that moves its limit. `failure` says in plain words what is wrong where it fails; without
-    it GX's own terms do.
+    `words` say in plain words what its column holds, and `setting` is the environment variable that moves its limit. `failure` is
+    the whole sentence where it fails; without it one is made of these.
     """
 
     frame: str
@@ -29,6 +29,7 @@ class Check:
     arguments: dict[str, Any]
     setting: str = ""
     failure: str = ""
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ def run_checks(
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        logging.getLogger("great_expectations").setLevel(logging.WARNING)  # its import alone logs two hundred lines at INFO
         import great_expectations as gx
         import great_expectations.expectations as gxe
 
-        logging.getLogger("great_expectations").setLevel(logging.WARNING)
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False}  # type: ignore[assignment, unused-ignore]
         shutil.rmtree(docs, ignore_errors=True)
@@ -125,19 +126,38 @@ def _sentence(result: Any, id_column: str, checks: Sequence[Check]) -> str:
     found = result.result
     if result.exception_info and "exception_message" in str(result.exception_info) and not found:
         return f"{config.type}: could not be checked: {result.exception_info}"
-    limits = {k: v for k, v in config.kwargs.items() if k not in ("batch_id", "column") and v is not None}
-    column = config.kwargs.get("column", "")
-    observed = found.get("observed_value")
-    if observed is None:
-        observed = f"{found.get('unexpected_count')} unexpected values, such as {found.get('partial_unexpected_list', [])[:3]}"
     ids = [
         str(i[id_column])
         for i in (found.get("unexpected_index_list") or [])[:SHOWN_IDS]
         if isinstance(i, dict) and id_column in i
     ]
     named = f" (products {', '.join(ids)})" if ids else ""
-    setting = f"; the limit is {check.setting}" if check.setting else ""
-    return f"{config.type} {column} {limits}: observed {observed}{named}{setting}"
+    setting = f" [setting: {check.setting}]" if check.setting else ""
+    return f"{_problem(config, found, check)}{named}{setting}"
+
+
+def _problem(config: Any, found: dict[str, Any], check: Check) -> str:
+    """What is wrong, with what was found and what is allowed."""
+    values, count = (found.get("partial_unexpected_list") or [])[:3], found.get("unexpected_count")
+    if "column_A" in config.kwargs:
+        columns = config.kwargs["column_A"], config.kwargs["column_B"]
+        pair = values[0] if values else ("unknown", "unknown")
+        return f"{columns[0]} is {pair[0]} and {columns[1]} is {pair[1]}, but they must be equal"
+    column = config.kwargs.get("column", "")
+    what = f"{check.words} ({column})" if check.words else column
+    if check.expectation == "ExpectColumnValuesToNotBeNull":
+        return f"{what} is empty in {count} rows"
+    shown = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+    if check.expectation == "ExpectColumnValuesToBeUnique":
+        return f"{what} must be unique, but these occur more than once: {shown}"
+    allowed = _allowed(config.kwargs.get("min_value"), config.kwargs.get("max_value"))
+    return f"{what} is {shown}, {allowed}" if count == 1 else f"{what} is out of range in {count} rows: {shown}, {allowed}"
+
+
+def _allowed(least: float | None, most: float | None) -> str:
+    if least is None or most is None:
+        return f"at most {most:g} is allowed" if least is None else f"at least {least:g} is required"
+    return f"{least:g} is required" if least == most else f"{least:g} to {most:g} is allowed"
 
 
 def _is_of(config: Any, check: Check) -> bool:

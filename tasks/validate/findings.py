@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tasks.catalog.schema import ALIASES
 from tasks.validate.rows import Row, Table
 
 SHOWN = 20
@@ -28,10 +27,10 @@ def shorten(lines: list[str]) -> list[str]:
 
 def checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[Row], Iterator[str]], findings: Findings) -> list:
     """The (place, row) of readable rows; problems of the others go to the findings, one sentence each."""
-    missing = [short_name(n) for n in required if n not in table.columns]
+    missing = [table.as_written(n) for n in required if n not in table.columns]
     if missing:
         names = ", ".join(missing)
-        findings.wrong.append(f"{table.name}: the columns missing are {names}; found {', '.join(table.columns) or 'none'}")
+        findings.wrong.append(f"{table.name}: the columns missing are {names}; found {', '.join(table.written) or 'none'}")
         return []
     rows, wrong = [], []
     for place, row in table.rows():
@@ -43,8 +42,3 @@ def checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[Ro
     if not wrong:
         table.read()  # what only the conversion itself notices
     return rows
-
-
-def short_name(name: str) -> str:
-    """The name of a column as people write it: image for image_uri."""
-    return next((short for short, full in ALIASES.items() if full == name), name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from tasks.catalog.schema import SPLITS
 from tasks.catalog.splits import is_unseen, photo_split
 from tasks.settings import Settings
-from tasks.validate.findings import Findings, checked_rows, short_name, shorten
+from tasks.validate.findings import Findings, checked_rows, shorten
 from tasks.validate.pictures import PictureCheck, check_pictures
 from tasks.validate.row_values import time_of
 from tasks.validate.rows import Row, Table
@@ -32,7 +32,7 @@ def read_labels(table: Table | None, known: set[str] | None, findings: Findings)
     split_of: dict[str, str] = {}
 
     def problems(row: Row) -> Iterator[str]:
-        yield from (f"no {short_name(n)}" for n in ("photo_uri", "product_id") if row[n] is None or row[n] == "")
+        yield from (f"no {table.as_written(n)}" for n in ("photo_uri", "product_id") if row[n] is None or row[n] == "")
         if (split := row.get("split")) and split not in SPLITS:
             yield f"split {split!r} is not one of {', '.join(SPLITS)}"
         if row.get("taken_at") not in (None, "") and time_of(row["taken_at"]) is None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from tasks.catalog.schema import REQUIRED
 from tasks.errors import CatalogError, CatalogMissing, TrainingError
 from tasks.settings import Settings, mask
-from tasks.validate.findings import Findings, checked_rows, short_name, shorten
+from tasks.validate.findings import Findings, checked_rows, shorten
 from tasks.validate.labelled_photos import check_photos, read_labels
 from tasks.validate.pictures import PictureCheck, check_pictures
 from tasks.validate.row_values import out_of_bounds, time_of
@@ -64,8 +64,8 @@ def _products(table: Table, settings: Settings, findings: Findings) -> dict[str,
     limits, places = SnapshotLimits.from_settings(settings), dict[str, str]()
 
     def problems(row: Row) -> Iterator[str]:
-        yield from (f"no {short_name(name)}" for name in REQUIRED if row[name] is None or row[name] == "")
-        yield from out_of_bounds(row, limits)
+        yield from (f"no {table.as_written(name)}" for name in REQUIRED if row[name] is None or row[name] == "")
+        yield from out_of_bounds(row, limits, table.as_written("image_uri"))
 
     rows = checked_rows(table, REQUIRED, problems, findings)
     twice = []

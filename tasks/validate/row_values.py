@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tasks.validate.findings import short_name
 from tasks.validate.rows import Row
 from tasks.validate.snapshot import SnapshotLimits
 
@@ -12,8 +11,11 @@ NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "n/a", "#N/A")
 FLAGS = ("true", "false", "0", "1")
 
 
-def out_of_bounds(row: Row, limits: SnapshotLimits) -> Iterator[str]:
-    """A sentence for each value of a product that is not what it must be, with the setting that allows it."""
+def out_of_bounds(row: Row, limits: SnapshotLimits, picture: str) -> Iterator[str]:
+    """A sentence for each value of a product that is not what it must be, with the setting that allows it.
+
+    `picture` is how the catalogue names its column of pictures.
+    """
     for name, least, most, setting in (
         ("price", 0.0, limits.max_price, "VITRINE_MAX_PRICE"),
         ("popularity", 0.0, float("inf"), ""),
@@ -29,11 +31,12 @@ def out_of_bounds(row: Row, limits: SnapshotLimits) -> Iterator[str]:
         if not least <= number <= most:
             bounds = f"{least:g} to {most:g}: {setting}" if setting else f"{least:g} or more"
             yield f"{name} {number:g}, allowed {bounds}"
-    for name, most, setting in (
-        ("title", limits.longest_title, "VITRINE_MAX_TITLE_LENGTH"), ("image_uri", limits.longest_uri, "VITRINE_MAX_URI_LENGTH"),
-    ):  # fmt: skip
+    for name, shown, most, setting in (
+        ("title", "title", limits.longest_title, "VITRINE_MAX_TITLE_LENGTH"),
+        ("image_uri", picture, limits.longest_uri, "VITRINE_MAX_URI_LENGTH"),
+    ):
         if len(str(row[name] or "")) > most:
-            yield f"{short_name(name)} of {len(str(row[name]))} characters, allowed {most}: {setting}"
+            yield f"{shown} of {len(str(row[name]))} characters, allowed {most}: {setting}"
     steps = row.get("category")
     depth = len(steps if isinstance(steps, list) else [s for s in str(steps or "").split(">") if s.strip()])
     if depth > limits.deepest_category:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.catalog.schema import ALIASES, to_photos, to_products
+from tasks.catalog.schema import ALIASES, column_as_written, to_photos, to_products
 from tasks.catalog.sources import open_source
 from tasks.catalog.sources.folder import FolderSource
 from tasks.errors import CatalogError
@@ -25,7 +25,8 @@ Row = dict[str, Any]
 class Table:
     """Products or photos. `rows()` gives (place, row), or (place, problem) for a malformed row; `whole` when it gives all.
 
-    `read()` converts the same rows as a snapshot does and raises CatalogError where that fails.
+    `written` are the names of the columns as the catalogue writes them, `columns` the snapshot's names of the same. `read()`
+    converts the same rows as a snapshot does and raises CatalogError where that fails.
     """
 
     name: str
@@ -33,6 +34,11 @@ class Table:
     rows: Callable[[], Iterator[tuple[str, Row | str]]]
     read: Callable[[], None]
     whole: bool
+    written: tuple[str, ...] = ()
+
+    def as_written(self, column: str) -> str:
+        """How the catalogue names a column of a snapshot."""
+        return column_as_written(self.written, column)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ def _csv(
     """Reads a CSV file row by row, with the line number where each row starts."""
     csv.field_size_limit(LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        header = [ALIASES.get(n, n) for n in next(csv.reader(stream), [])]
+        written = next(csv.reader(stream), [])
+    header = [ALIASES.get(n, n) for n in written]
 
     def rows() -> Iterator[tuple[str, Row | str]]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
@@ -96,7 +103,7 @@ def _csv(
         for batch in batches():
             convert(batch, path.name)
 
-    return Table(path.name, header, rows, read, _lines(path) <= FILE_ROWS)
+    return Table(path.name, header, rows, read, _lines(path) <= FILE_ROWS, tuple(written))
 
 
 def _row(header: list[str], fields: list[str]) -> Row | str:
@@ -123,7 +130,8 @@ def _arrow(
     if not found:
         return None
     count = sum(b.num_rows for b in found)
-    columns = [ALIASES.get(n, n) for n in found[0].schema.names]
+    written = tuple(found[0].schema.names)
+    columns = [ALIASES.get(n, n) for n in written]
 
     def rows() -> Iterator[tuple[str, Row | str]]:
         all_rows = (row for batch in found for row in batch.rename_columns(columns).to_pylist())
@@ -134,7 +142,7 @@ def _arrow(
         for batch in found:
             convert(batch, name)
 
-    return Table(name, columns, rows, read, count <= most)
+    return Table(name, columns, rows, read, count <= most, written)
 
 
 def _first(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:

@@ -25,6 +25,17 @@ SETTINGS = {
     "category_depth": "VITRINE_MAX_CATEGORY_DEPTH",
 }  # fmt: skip
 """Which setting moves the upper bound of a number about a product."""
+WORDS = {
+    "product_id": "the product's id", "title": "the title", "image_uri": "the picture's address", "price": "the price",
+    "title_length": "the title's number of characters", "uri_length": "the number of characters of the picture's address",
+    "category_depth": "the number of steps in the category", "popularity": "the popularity", "rows": "the number of products",
+    "odd_uri_share": "the share of pictures whose address is of no known kind",
+    "newest_change_days_ago": "the age in days of the newest change",
+    "dropped_share": "the share by which the catalogue shrank since the last snapshot",
+    "gone_share": "the share of the last snapshot's products that are gone",
+    "days_older_than_last": "how many days older the newest change is than in the last snapshot",
+}  # fmt: skip
+"""What the checked columns hold."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +94,11 @@ def check_snapshot(
         "odd_uri_share": found.odd_uris / max(len(found.keys), 1), "orphan_photos": snapshot.orphan_photos,
     }  # fmt: skip
     checks = [
-        *(Check("rows", "ExpectColumnValuesToNotBeNull", {"column": name}) for name in ("product_id", "title", "image_uri")),
-        Check("rows", "ExpectColumnValuesToBeUnique", {"column": "product_id"}),
+        *(
+            Check("rows", "ExpectColumnValuesToNotBeNull", {"column": name}, words=WORDS[name])
+            for name in ("product_id", "title", "image_uri")
+        ),
+        Check("rows", "ExpectColumnValuesToBeUnique", {"column": "product_id"}, words=WORDS["product_id"]),
         *(_between("rows", name, least, most, SETTINGS.get(name, "")) for name, (least, most) in limits.bounds.items()),
         Check("facts", "ExpectColumnPairValuesToBeEqual", {"column_A": "rows", "column_B": "promised_rows"}),
         Check("facts", "ExpectColumnPairValuesToBeEqual", {"column_A": "rows", "column_B": "distinct_ids"}),
@@ -92,7 +106,11 @@ def check_snapshot(
         _between("facts", "odd_uri_share", 0, limits.most_odd_uris, "VITRINE_MOST_QUARANTINED"),
         _between("facts", "orphan_photos", 0, None),  # any number: the data docs show it
     ]
-    also = [f"no kind of picture address: {', '.join(found.odd_ids)}"] if facts["odd_uri_share"] > limits.most_odd_uris else []
+    also = (
+        [f"pictures with an address of no known kind: {', '.join(found.odd_ids)}"]
+        if facts["odd_uri_share"] > limits.most_odd_uris
+        else []
+    )
     also += [snapshot.orphans] if snapshot.orphans else []
     if found.newest is not None:
         facts["newest_change_days_ago"] = ((now or datetime.now(UTC)) - found.newest).total_seconds() / 86400
@@ -181,4 +199,4 @@ def product_ids(snapshot: Snapshot, keys: np.ndarray, most: int) -> list[str]:
 
 def _between(frame: str, column: str, least: float | None, most: float | None, setting: str = "") -> Check:
     limits = {n: v for n, v in (("min_value", least), ("max_value", most)) if v is not None}
-    return Check(frame, "ExpectColumnValuesToBeBetween", {"column": column} | limits, setting)
+    return Check(frame, "ExpectColumnValuesToBeBetween", {"column": column} | limits, setting, words=WORDS.get(column, ""))

@@ -58,24 +58,29 @@ class Figures:
 
 def checks(figures: Figures, limits: Limits) -> tuple[Gate, ...]:
     """The table of checks. Figures that could not be measured are skipped; `figures.notes` says so."""
-    kind = "real queries" if figures.real else "held-out photos, as too few real queries were kept"
+    kind = "real queries" if figures.real else "held-out photos (too few real queries were sampled)"
+    recall = f"Recall@10 of the live version against exact search, on {figures.queries} {kind}"
     table = [
-        Gate.at_least(
-            "live_recall", figures.recall, limits.live_recall, f"recall@10 against exact search on {figures.queries} {kind}"
+        Gate.at_least("live_recall", figures.recall, limits.live_recall, recall, "{:.3f}"),
+        Gate.at_most(
+            "silent_replicas", len(figures.silent), 0, f"Replicas that do not respond{_named(figures.silent)}", "{:.0f}"
         ),
-        Gate.at_most("silent_replicas", len(figures.silent), 0, f"replicas that do not answer{_named(figures.silent)}"),
     ]
     for name, value, what in (
-        ("embedding_drift", figures.embedding_drift, "how far the products' vectors moved (stability index less chance)"),
-        ("query_drift", figures.query_drift, "how far shoppers' queries moved (stability index less chance)"),
+        ("embedding_drift", figures.embedding_drift, "Drift of the products' vectors"),
+        ("query_drift", figures.query_drift, "Drift of shoppers' queries"),
     ):
         if value is not None:
-            table.append(Gate.at_most(name, value, limits.drift, what))
-    if limits.age_s and figures.freshness.age_s:
-        table.append(Gate.at_most("age_s", figures.freshness.age_s, limits.age_s, "seconds since the newest servable change"))
+            index = f"{what} since the first measurement (population stability index beyond chance)"
+            table.append(Gate.at_most(name, value, limits.drift, index, "{:.3f}"))
+    if limits.age_s and (age_s := figures.freshness.age_s):
+        age = f"Newest change that shoppers can find is {age_s / 3600:.1f} h old (at most {limits.age_s / 3600:.1f} h is allowed)"
+        table.append(Gate.judged("age_s", age_s, limits.age_s, age_s <= limits.age_s, age))
     if figures.requests >= limits.least_requests:
-        table.append(Gate.at_most("p99_ms", figures.p99_ms, limits.p99_ms, "p99 of shoppers' requests in ms"))
-        table.append(Gate.at_most("errors", figures.error_share, limits.error_share, "share of requests answered with an error"))
+        table.append(Gate.at_most("p99_ms", figures.p99_ms, limits.p99_ms, "p99 of shoppers' requests", "{:.0f} ms"))
+        table.append(
+            Gate.at_most("errors", figures.error_share, limits.error_share, "Requests answered with a server error", "{:.2%}")
+        )
     return tuple(table)
 
 

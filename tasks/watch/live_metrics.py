@@ -54,7 +54,7 @@ def measure_live(registry: Registry, replicas: Sequence[Replica], store: str, pr
     xq = sampled if real else _photos(release)
     if not real:
         notes.append(
-            f"{len(sampled)} real queries were kept by the replicas, {LEAST_REAL} are needed: held-out photos are asked instead"
+            f"recall is measured on held-out photos, because the replicas sampled {len(sampled)} real queries and {LEAST_REAL} are needed"
         )
     recall = _recall(release, xq)
     drifts, unmeasured = _drifts(release, sampled, storage.join(store, "watch", manifest.encoder.document_fingerprint[:12]))
@@ -120,7 +120,9 @@ def _drifts(release: Release, sampled: np.ndarray, uri: str) -> tuple[dict[str, 
             base = reference(found)
             save(base, storage.join(uri, f"{name}.npz"))
             version = release.manifest.encoder.version
-            notes.append(f"{name} drift is measured from now on: this is the first look with encoder version {version}")
+            notes.append(
+                f"{name} drift is measured from the next time on: this first measurement with encoder version {version} is its reference"
+            )
         drifts[name] = (drift(found, base), base)
     return drifts, notes
 

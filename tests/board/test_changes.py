@@ -1,5 +1,7 @@
 """What the board says of changes that do not reach shoppers: over a real outbox and registry, and when something is away."""
 
+import csv
+import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from tasks.board.changes import ChangesBoard, SingleFlight
 from tasks.board.quarantine import quarantine_lines
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.embed.quarantine import SCHEMA, quarantine_uri
-from tasks.errors import CatalogError
+from tasks.errors import CatalogError, VitrineError
 from tasks.pipelines.common import settings
 from tasks.pipelines.drain_changes import change_source
 from tasks.registry import INDEX_MODEL
@@ -68,6 +70,11 @@ def test_changes_that_wait_dead_letters_and_quarantine_are_shown_with_their_reas
     assert product["reason"]
     assert product["detail"]
     assert not product["detail"].startswith("images/bad.jpg: "), "the picture has a column of its own"
+    board = ChangesBoard(lambda: change_source(settings()), lambda: live.registry, settings().store_uri)
+    (listed,) = csv.DictReader(io.StringIO(board.quarantine_csv()))
+    assert listed == {name: product[name] for name in ("product_id", "image", "reason", "detail", "run")}
+    (listed,) = csv.DictReader(io.StringIO(board.dead_letters_csv()))
+    assert (listed["id"], listed["product_id"], listed["text"]) == (letter["id"], "p5", '{"product_id": "p5"}')
     live.send(live.upsert(3, 2))
     live.refresh("r2")
     assert read(live)["quarantine"]["products"] == [], "a good picture brings it back"
@@ -156,6 +163,18 @@ def test_one_look_serves_everybody_and_a_slow_one_is_waited_for_once(tmp_path: P
     time.sleep(1)
     assert look.start()() == {"waiting": 0}
     assert len(looks) == 1
+
+
+def test_a_cell_that_a_spreadsheet_would_calculate_is_text() -> None:
+    table = changes.as_csv(("id",), [{"id": "=1+1"}, {"id": 'a,"b"'}, {"id": "p1"}])
+    assert list(csv.reader(io.StringIO(table))) == [["id"], ["'=1+1"], ['a,"b"'], ["p1"]]
+
+
+def test_a_list_that_cannot_be_read_is_one_sentence(live: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRINE_CHANGES", f"outbox:postgresql://shop:hush@127.0.0.1:{free_port()}/db")
+    with pytest.raises(VitrineError, match="the dead letters cannot be read: PostgreSQL does not answer") as raised:
+        ChangesBoard(lambda: change_source(settings()), lambda: live.registry, settings().store_uri).dead_letters_csv()
+    assert "hush" not in str(raised.value)
 
 
 def test_an_error_without_words_is_named_by_its_kind() -> None:

@@ -107,6 +107,20 @@ def test_a_series_goes_from_old_to_new_and_leaves_out_what_was_not_measured() ->
     assert [(p["version"], p["passed"], p["live"]) for p in points] == [("1", False, False), ("3", True, True)]
 
 
+def test_a_limit_of_nothing_is_no_line_in_a_chart() -> None:
+    """The first version has no live one to be compared with: its gate passes at 0."""
+    made = [LoadedVersion(version(str(n)), manifest(gate("photo_recall", 0.9, t))) for n, t in ((2, 0.88), (1, 0.0))]
+    assert [p["threshold"] for p in series(timeline(made, PAGES), "photo_recall")] == [None, 0.88]
+
+
+def test_a_version_that_was_withdrawn_says_what_was_seen_once_it_was_live() -> None:
+    told = "failed: after it went live, p99 470 ms (at most 200)"
+    entries = timeline(
+        [LoadedVersion(version("3", "previous", verdict=told), PASSED), LoadedVersion(version("2"), FAILED)], PAGES
+    )
+    assert [(e.status, e.withdrawn) for e in entries] == [("failed", told), ("failed", "")]
+
+
 def test_lineage_goes_from_the_answer_to_the_catalogue() -> None:
     steps = lineage(version("2"), manifest(gate(), deltas=1, run="earlier"), PAGES)
     assert [s.what for s in steps] == [
@@ -118,7 +132,7 @@ def test_lineage_goes_from_the_answer_to_the_catalogue() -> None:
         "snapshot",
         "catalogue",
     ]
-    assert "1 base, 1 delta in 1 shards, from this run and 1 earlier" in steps[2].name
+    assert "1 base segment, 1 delta segment, over 1 shard; built by this run and 1 earlier run" in steps[2].name
     assert steps[4].url == "http://mlflow/product-encoder/3"
     assert "98 servable, 2 in quarantine" in steps[6].name
 

@@ -64,7 +64,8 @@ for name in %r:
     if dag is None:
         dag = getattr(module, name)()
     found[name] = {
-        "seconds": took, "start": start, "dag_id": dag.dag_id, "doc": dag.doc_md or "", "tags": sorted(dag.tags), "catchup": dag.catchup,
+        "seconds": took, "start": start, "dag_id": dag.dag_id, "doc": dag.doc_md or "", "description": dag.description or "",
+        "tags": sorted(dag.tags), "catchup": dag.catchup,
         "max_active_runs": dag.max_active_runs,
         "defaults": dag.params.validate(),
         "schemas": {n: p.schema | {"description": p.description} for n, p in dag.params.items()},
@@ -102,6 +103,7 @@ def test_a_dag_is_light_documented_owned_and_bounded(dags: dict, name: str) -> N
     assert dag["dag_id"] == name
     # Airflow's own start takes some 2 s on a quiet machine; beside it, the file's time does not depend on how busy this one is.
     assert dag["seconds"] < 2 * dag["start"], f"{name} takes {dag['seconds']:.1f} s to load, Airflow {dag['start']:.1f} s"
+    assert 20 < len(dag["description"]) < 120, "one line for Airflow's list"
     assert f"## {name}" in dag["doc"]
     assert "**When" in dag["doc"]
     assert "fails**" in dag["doc"]

@@ -53,6 +53,7 @@ def test_every_dag_runs_to_its_end(mlflow_uri: str, airflow_tables: Path, tmp_pa
     assert (again["state"], again["tasks"]["choose_slot"], again["tasks"]["settle"]) == ("success", "skipped", "success")
     assert (back["state"], back["tasks"]) == ("success", {"roll_back": "success"})
     assert (missing["state"], missing["tasks"]["choose_slot"], missing["tasks"]["settle"]) == ("failed", "failed", "success")
+    assert missing["note"].startswith("choose_slot failed: product-index has no version '99'"), missing
     assert (hour["state"], hour["tasks"]["drain_changes"]) == ("success", "skipped"), "no change can be used"
     assert hour["note"].startswith("1 of 1 change became a dead letter: not JSON"), hour
     assert night["note"] is None, "nothing of its catalogue is in quarantine"

@@ -160,7 +160,7 @@ def test_failed_gates_are_told_with_numbers_and_the_rival() -> None:
     text = io.StringIO()
     gate = {
         "name": "beats_untrained_recall_at_10", "value": 0.3125, "threshold": 0.5, "passed": False,
-        "reason": "recall_at_10 of photos, more than the same encoder before its training has, 0.5: measured 0.3125",
+        "reason": "Recall@10 on photos: 0.312, which must be more than the 0.500 of the same encoder before training",
     }  # fmt: skip
     _tell_gates({"version": "3", "against": "", "failed": [gate]}, Console(file=text, width=200))
     assert "encoder version 3 did not pass 1 of its gates" in text.getvalue()
@@ -174,6 +174,8 @@ LAST: list[tuple[Callable[[], list[str]], str]] = [
     (lambda: ["start", "AirflowFailException: 2 things\n  - one\n  - two", "ended"], "2 things\n  - one\n  - two"),
     (lambda: ["AirflowFailException: first", "AirflowFailException: last"], "last"),
     (lambda: ["AirflowSkipException: it is live already"], "it is live already"),
+    (lambda: ["Skipping task: it is live already", "::endgroup::"], "it is live already"),
+    (lambda: ["Task failed: 2 things\n  - one", "Vitrine: rebuild_index.embed failed: 2 things"], "2 things\n  - one"),
     (lambda: ["ValueError: a bug"], ""),
     (lambda: [], ""),
 ]

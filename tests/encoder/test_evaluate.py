@@ -196,6 +196,40 @@ def test_each_gate_fails_for_its_own_reason(
     assert all(g.reason for g in gates)
 
 
+SENTENCES = [
+    (
+        "beats_untrained_recall_at_10",
+        "Recall@10 on photos: 0.900, which must be more than the 0.050 of the same encoder before training",
+    ),
+    ("beats_colour_histogram_recall_at_1", "Recall@1 on photos: 0.900, which must be more than the 0.050 of a colour histogram"),
+    ("student_recall", "The student's Recall@10 as a share of the teacher's: 100.0% (at least 95.0% is required)"),
+    ("parity", "Largest difference between the outputs of ONNX and PyTorch: 1e-06 (at most 0.0001 is allowed)"),
+    ("student_size", "The teacher's parameters divided by the student's: 4.00 (at least 4.00 is required)"),
+    ("student_speed", "Speed of student.fp32 relative to the teacher, one picture at a time: 4.00x (at least 2.00x is required)"),
+    (
+        "champion_recall",
+        "Recall@10 against the champion's on 100 photos: +0.000 (95 % interval +0.000 to +0.000); at most 0.02 may be lost",
+    ),
+    (
+        "champion_slices",
+        "Recall@10 against the champion's in the worst category, a (50 photos): +0.000 (95 % interval +0.000 to +0.000); at most 0.10 may "
+        "be lost, more only if it may be chance",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "sentence"), SENTENCES)
+def test_each_gate_says_what_was_measured_and_what_is_required(name: str, sentence: str) -> None:
+    gates = encoder_gates(made(BASE), made(BASE), EncoderPolicy())
+    assert next(g.reason for g in gates if g.name == name) == sentence
+
+
+def test_a_failed_gate_names_the_setting_of_its_limit() -> None:
+    gates = encoder_gates(made(BASE | {"student.fp32": [1] * 84 + [30] * 16}), None, EncoderPolicy())
+    reason = next(g.reason for g in gates if g.name == "student_recall")
+    assert reason.endswith("(at least 95.0% is required) [setting: VITRINE_MIN_STUDENT_RECALL]")
+
+
 def test_a_candidate_worse_than_the_champion_is_held_back() -> None:
     champion = made(BASE)
     slightly = made(BASE | {"student.fp32": [1] * 89 + [30] * 11})
@@ -239,7 +273,7 @@ def test_a_champion_measured_on_other_photos_is_no_measure() -> None:
     champion = made(BASE).model_copy(update={"photos": tuple(f"other-{i}.jpg" for i in range(100))})
     failed = [g for g in encoder_gates(made(BASE), champion, EncoderPolicy()) if not g.passed]
     assert [g.name for g in failed] == ["champion_recall"]
-    assert "none of these photos" in failed[0].reason
+    assert "not evaluated on any of these photos" in failed[0].reason
 
 
 def test_photos_of_a_deleted_product_are_left_out_of_the_figures_and_told(exported: Exported, tmp_path: Path) -> None:

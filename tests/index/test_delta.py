@@ -175,7 +175,7 @@ def test_a_rebuild_is_asked_for_past_the_limits(bases: Bases, tmp_path: Path) ->
     grown = add_delta(manifest, changes_of(shop, many, set()), tmp_path / "a")
     assert "100 rows in delta segments are 16.7% of the base (limit 10%)" in compaction_due(grown)
     assert "segments (limit 1)" in compaction_due(grown, DeltaLimits(0.5, 1000, 0.5, 1))
-    assert "compared with 100 rows of flat deltas (limit 99)" in compaction_due(grown, DeltaLimits(0.5, 99))
+    assert "scans 100 rows of flat deltas one by one (limit 99)" in compaction_due(grown, DeltaLimits(0.5, 99))
     assert "tombstones" in compaction_due(add_delta(manifest, changes_of(shop, {}, set(range(200))), tmp_path / "b"))
 
 

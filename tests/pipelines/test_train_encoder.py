@@ -111,7 +111,10 @@ def test_a_champion_moved_by_hand_is_respected(shop: Shop, tmp_path: Path) -> No
     registry.set_alias(ENCODER_MODEL, "champion", chosen)  # while the version was being judged
     held = train_encoder.promote(decision, "run-1")
     assert (held.promoted, champion()) == (False, chosen)
-    assert f"moved to version {chosen} since version {new} was judged against {old}" in held.summary
+    assert (
+        f"version {new} is not promoted: it was compared with champion version {old}, and meanwhile version {chosen}"
+        in held.summary
+    )
 
     registry.set_alias(ENCODER_MODEL, "champion", old)
     assert train_encoder.promote(decision, "run-1").promoted is True
@@ -120,7 +123,7 @@ def test_a_champion_moved_by_hand_is_respected(shop: Shop, tmp_path: Path) -> No
     registry.set_alias(ENCODER_MODEL, "champion", chosen)  # it disappointed, and the same recipe is found again next week
     again = train_encoder.judge(snapshot, TrainingPlan("tiny", "", {}), new, "run-2")
     assert (again.promote, champion()) == (False, chosen)
-    assert "was champion before (since run-1) and the alias was moved away from it: that is respected" in again.summary
+    assert "was champion before (since run-1) and was replaced, so it is not promoted again" in again.summary
 
 
 def test_what_cannot_be_trained_says_why_and_registers_nothing(shop: Shop, tmp_path: Path) -> None:

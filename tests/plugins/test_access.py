@@ -15,11 +15,15 @@ READS = (
     "/",
     "/data",
     "/changes",
+    "/quarantine.csv",
+    "/dead-letters.csv",
     "/runs",
     "/lineage/1",
     "/trace?product=p001",
     "/static/board.js",
     "/static/changes.js",
+    "/static/gates.js",
+    "/static/runs.js",
     "/static/words.js",
     "/static/board.css",
     "/static/icon.svg",
@@ -42,7 +46,8 @@ def test_this_file_knows_every_route(stack: Stack) -> None:
     )
     routes = {line for line in done.stdout.splitlines() if line.startswith(("GET ", "POST "))}
     assert routes == {
-        "GET /", "GET /static/{name}", "GET /data", "GET /changes", "GET /runs", "GET /lineage/{version}", "GET /trace",
+        "GET /", "GET /static/{name}", "GET /data", "GET /changes", "GET /quarantine.csv", "GET /dead-letters.csv",
+        "GET /runs", "GET /lineage/{version}", "GET /trace",
         "POST /actions/promote", "POST /actions/rollback", "POST /actions/rebuild",
     }  # fmt: skip
 
@@ -60,7 +65,9 @@ def test_a_viewer_sees_and_a_user_without_a_role_does_not(stack: Stack, path: st
     path = path.replace("/1", f"/{stack.versions[0]}")
     with stack.server.client("viewer") as viewer, stack.server.client("nobody") as nobody:
         seen = viewer.get(f"/vitrine{path}")
-        assert seen.status_code == (422 if "trace" in path else 200) or seen.status_code == 200, seen.text
+        assert seen.status_code == (422 if path.startswith(("/trace", "/dead-letters")) else 200) or seen.status_code == 200, (
+            seen.text
+        )
         refused = nobody.get(f"/vitrine{path}")
         assert (refused.status_code, "for those who may see" in refused.text) == (403, True)
 

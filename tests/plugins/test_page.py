@@ -107,8 +107,72 @@ def test_the_state_of_everything_is_on_one_page(browser: "Browser", settled: Sta
     assert charts.count() == 3
     assert charts.nth(0).locator("circle.failed").count() == 1
     assert f"version {live}: 0.934, passed" in str(charts.nth(0).get_attribute("aria-label"))
+    assert page.locator("#schedule tbody tr").count() == 8
+    assert "Builds a new index version" in page.locator("#schedule").inner_text()
     page.screenshot(path=tmp_path / "board.png", full_page=True)
     assert (tmp_path / "board.png").stat().st_size > 30_000
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "texts"),
+    [
+        ([0.004, 0.006], "share", ["0.00", "0.01", "0.02"]),
+        ([0.87, 0.94, 0.9], "share", ["0.85", "0.90", "0.95"]),
+        ([1, 1], "share", ["0.99", "1.00"]),
+        ([0.5, 0.95], "share", ["0.4", "0.6", "0.8", "1.0"]),
+        ([18, 31, 200], "ms", ["0", "100", "200"]),
+        ([0.4], "ms", ["0.0", "0.5", "1.0"]),
+    ],
+)
+def test_an_axis_has_few_round_numbers_that_differ(
+    browser: "Browser", settled: Stack, values: list[float], unit: str, texts: list[str]
+) -> None:
+    page = visit(browser, settled, "viewer")
+    code = "async ([values, unit]) => (await import('./static/draw.js')).ticks(values, unit).map((t) => t.text)"
+    assert page.evaluate(code, [values, unit]) == texts
+    page.context.close()
+
+
+def test_a_red_run_says_why(browser: "Browser", settled: Stack) -> None:
+    """Ending a run by hand writes its note as the scheduler does (plugins/board/run_notes.py); a sentence comes from a real task."""
+    said = "validate_snapshot failed: snapshot: the price (price) is -1, 0 to 1e+07 is allowed (products p003)"
+    with settled.server.client("operator") as client:
+        run = client.post("/api/v2/dags/rebuild_index/dagRuns", json={"logical_date": None}).json()["dag_run_id"]
+    with settled.server.client("admin") as client:
+        end(client, "rebuild_index", run, "failed")
+        page = visit(browser, settled, "viewer")
+        page.locator("#runs .problem", has_text="failed: it ended without an error message").first.wait_for()
+        page.context.close()
+        noted = client.patch(f"/api/v2/dags/rebuild_index/dagRuns/{run}", json={"note": said})
+        assert noted.status_code == 200, noted.text
+    page = visit(browser, settled, "viewer")
+    page.locator("#runs .problem", has_text=said).wait_for()
+    page.context.close()
+
+
+def test_encoders_show_what_their_evaluation_measured(browser: "Browser", settled: Stack) -> None:
+    reason = "Recall@10 on photos: 0.040, which must be more than the 0.080 of a colour histogram"
+    gates = [
+        {"name": "parity", "value": 1e-6, "threshold": 1e-4, "passed": True, "reason": "Largest difference: 1e-06"},
+        {"name": "beats_colour_histogram_recall_at_10", "value": 0.04, "threshold": 0.08, "passed": False, "reason": reason},
+    ]
+    version = settled.shop.encoder(seed=5)
+    settled.shop.evaluate(version, *gates)
+    page = visit(browser, settled, "viewer")
+    entry = page.locator("#encoders li", has_text=f"Version {version}").first
+    assert reason in entry.locator(".problem").inner_text()
+    entry.locator("summary").click()
+    assert "Largest difference: 1e-06" in entry.locator("table").inner_text()
+    page.context.close()
+
+
+def test_after_a_rollback_the_other_version_is_not_gone_back_to(browser: "Browser", settled: Stack) -> None:
+    _, previous, _, live, _ = settled.versions
+    settled.shop.point(live=previous, previous=live)
+    page = visit(browser, settled, "operator")
+    page.get_by_role("button", name=f"Return to version {live}").click()
+    assert f"Version {live} was live before version {previous}" in page.locator("#confirm").inner_text()
     page.context.close()
 
 
@@ -220,6 +284,15 @@ def test_changes_that_do_not_reach_shoppers_are_on_the_page(browser: "Browser", 
     assert "shoe-91" in text
     assert "These are the newest 2 of 31." in text
     assert section.locator("#more-letters summary").inner_text() == "2 more"
+    addresses = [a.get_attribute("href") or "" for a in section.get_by_role("link", name="Download all as CSV").all()]
+    assert [a.rsplit("/", 1)[1] for a in addresses] == ["dead-letters.csv", "quarantine.csv"]
+    with settled.server.client("viewer") as client:
+        lists = [client.get(f"/vitrine/{name}") for name in ("dead-letters.csv", "quarantine.csv")]
+    assert [a.headers["content-disposition"] for a in lists] == [
+        'attachment; filename="dead-letters.csv"', 'attachment; filename="quarantine.csv"',
+    ]  # fmt: skip
+    assert lists[0].text.count("specs holds") == 7
+    assert lists[1].text == "product_id,image,reason,detail,run\r\n"
     page.screenshot(path=tmp_path / "changes.png", full_page=True)
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -29,7 +29,11 @@ def version(
     ],
 )
 def test_a_refresh_builds_on_what_is_live_or_on_its_way(aliases: dict[str, str], expected: str | None) -> None:
-    versions = [version(1), version(2, 1, changes=3), version(3, 2, changes=1, verdict="failed: it was live and answered errors")]
+    versions = [
+        version(1),
+        version(2, 1, changes=3),
+        version(3, 2, changes=1, verdict="failed: after it went live, 5 of 20 searches failed"),
+    ]
     found = parent_version(versions, aliases)
     assert (found.version if found else None) == expected
 

@@ -21,7 +21,11 @@ GOOD = Reading(1000, 2, FAST, 50, 49.0, "7")
     [
         ({}, True, "2 of 1000 searches failed (0.2%, at most 1.0%)"),
         ({"errors": 11}, False, "11 of 1000 searches failed"),
-        ({"searches": 19, "errors": 19, "buckets": {}, "samples": 0}, True, "too few to say anything"),
+        (
+            {"searches": 19, "errors": 19, "buckets": {}, "samples": 0},
+            True,
+            "too few searches to judge it by (19 of 20 needed, 0 of 5 sampled queries needed)",
+        ),
         ({"buckets": {0.2: 900.0, 0.5: 1000.0, float("inf"): 1000.0}}, False, "p99 470 ms (at most 200)"),
         ({"recall_sum": 44.0}, False, "recall@10 0.880 on 50 real queries (at least 0.90)"),
         ({"samples": 4, "recall_sum": 0.0}, True, "p99 97 ms"),

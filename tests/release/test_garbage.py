@@ -143,7 +143,7 @@ def test_a_version_whose_manifest_is_lost_stops_every_deletion(shop: Shop) -> No
     run = shop.registry.version(INDEX_MODEL, second).run_id
     shop.registry.delete_artifact(run, f"{INDEX_PATH}/manifest.json")
     with pytest.raises(
-        VitrineError, match=rf"index version {second}, which is one of the newest 2, cannot be read.*nothing is deleted"
+        VitrineError, match=rf"index version {second}, which is among the newest 2 versions, cannot be read.*nothing is deleted"
     ):
         collect(shop.registry, places(shop), KEEP, alone_here)
     assert whole(shop, first) == []

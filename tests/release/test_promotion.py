@@ -162,8 +162,8 @@ def test_a_version_that_failed_while_it_was_live_is_only_gone_back_to_by_name() 
     for version in ("1", "2"):
         promote(aliases, [Following(aliases)], version)
     rollback(aliases, [Following(aliases)], 1)
-    aliases.tags["2"]["verdict"] = "failed: it was live and 5 of 20 searches failed"
-    with pytest.raises(VitrineError, match="the previous version 2 failed: it was live and 5 of 20"):
+    aliases.tags["2"]["verdict"] = "failed: after it went live, 5 of 20 searches failed"
+    with pytest.raises(VitrineError, match="the previous version 2 failed: after it went live, 5 of 20"):
         rollback(aliases, [Following(aliases)], 1)
     rollback(aliases, [Following(aliases)], 1, to="2")
     assert aliases.held["live"] == "2"

@@ -140,6 +140,28 @@ def test_what_a_snapshot_refuses_was_refused_before(shop: Path, tmp_path: Path, 
         refusal(shop)
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("image", ["products.csv line 3: no image", "products.csv line 4: image of 4001 characters"]),
+        ("image_uri", ["products.csv line 3: no image_uri", "products.csv line 4: image_uri of 4001 characters"]),
+    ],
+)
+def test_a_column_is_called_as_the_catalogue_calls_it(shop: Path, tmp_path: Path, written: str, told: list[str]) -> None:
+    put("products.csv", 3, image="")(shop)
+    put("products.csv", 4, image="x" * 4001)(shop)
+    products = shop / "products.csv"
+    products.write_text(products.read_text().replace("image", written, 1))
+    said = refusal(shop)
+    assert [sentence for sentence in told if sentence not in said] == []
+    with pytest.raises(CatalogError, match=f"has no {written}; every product needs product_id, title and {written}"):
+        take_snapshot(str(shop), str(tmp_path / "snapshots"), "one")
+    products.write_text(products.read_text().replace("title", "name", 1))
+    said = refusal(shop)
+    assert "the columns missing are title; found product_id, name, brand" in said
+    assert said.endswith(f", {written}")
+
+
 def test_all_that_is_wrong_is_in_one_list(shop: Path) -> None:
     together = ("no title", "price", "stock", "pictures", "split", "held out")
     for fault in together:

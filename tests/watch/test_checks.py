@@ -38,11 +38,31 @@ def test_each_figure_fails_its_own_check_and_no_other(changed: dict, failing: li
     assert [gate.name for gate in table if not gate.passed] == failing
 
 
-def test_a_failing_check_names_what_was_measured_and_whom() -> None:
-    table = {g.name: g.reason for g in checks(replace(GOOD, recall=0.9, real=False, silent=("http://a:1",)), Limits())}
-    assert table["live_recall"].startswith("recall@10 against exact search on 300 held-out photos")
-    assert "0.9, asked for at least 0.95" in table["live_recall"]
-    assert "http://a:1" in table["silent_replicas"]
+SENTENCES = [
+    ("live_recall", {}, "Recall@10 of the live version against exact search, on 300 real queries: 0.980 (at least 0.950 is required)"),
+    (
+        "live_recall", {"recall": 0.9, "real": False},
+        "Recall@10 of the live version against exact search, on 300 held-out photos (too few real queries were sampled): 0.900 (at least "
+        "0.950 is required)",
+    ),
+    ("silent_replicas", {"silent": ("http://a:1",)}, "Replicas that do not respond (http://a:1): 1 (at most 0 is allowed)"),
+    (
+        "query_drift", {"query_drift": 0.3},
+        "Drift of shoppers' queries since the first measurement (population stability index beyond chance): 0.300 (at most 0.250 is "
+        "allowed)",
+    ),
+    (
+        "age_s", {"freshness": Freshness(27 * 3600.0, 0, 0, 0)},
+        "Newest change that shoppers can find is 27.0 h old (at most 26.0 h is allowed)",
+    ),
+    ("p99_ms", {"p99_ms": 500.0}, "p99 of shoppers' requests: 500 ms (at most 200 ms is allowed)"),
+    ("errors", {"error_share": 0.5}, "Requests answered with a server error: 50.00% (at most 1.00% is allowed)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changed", "sentence"), SENTENCES)
+def test_each_check_says_what_was_measured_and_what_is_allowed(name: str, changed: dict, sentence: str) -> None:
+    assert next(g.reason for g in checks(replace(GOOD, **changed), Limits()) if g.name == name) == sentence
 
 
 def test_figures_are_flattened_for_curves() -> None:

@@ -73,7 +73,7 @@ def test_real_queries_are_measured_and_drift_shows(live: Live, tmp_path: Path) -
     first = looked(live).figures
     assert (first.real, first.queries, first.recall) == (True, 150, 1.0)
     assert first.query_drift == 0.0
-    assert any("first look" in note for note in first.notes)
+    assert any("first measurement" in note for note in first.notes)
     assert first.requests >= 150
     assert first.error_share == 0.0
     assert first.cost_per_thousand_queries > 0

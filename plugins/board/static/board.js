@@ -1,12 +1,14 @@
 // The release board: reads its data, draws it, and asks before it acts. The page holds no rules: what may be done is told by the server.
 import { changes } from "./changes.js";
 import { chart, chip, figure, h, link } from "./draw.js";
+import { encoders, gateMarks, gateTable } from "./gates.js";
+import { runs, runUrl, schedule } from "./runs.js";
 import { count, when } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const QUICK_MS = 3000, CALM_MS = 15000;
 const open = new Set();
-const state = { data: null, runs: [], error: "", drawn: "", watched: "", changes: "" };
+const state = { data: null, runs: [], schedule: [], error: "", drawn: "", watched: "", changes: "" };
 
 // ---------------------------------------------------------------- talking to the server
 
@@ -50,7 +52,7 @@ async function refresh() {
   const [data] = await Promise.allSettled([ask("data")]);
   state.error = data.status === "rejected" ? data.reason.message : "";
   if (data.status === "fulfilled") state.data = data.value;
-  if (runs.status === "fulfilled") state.runs = runs.value.runs;
+  if (runs.status === "fulfilled") Object.assign(state, { runs: runs.value.runs, schedule: runs.value.schedule });
   draw();
 }
 
@@ -70,12 +72,11 @@ const size = (bytes) => bytes > 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` 
 const gate = (entry, name) => entry.gates.find((g) => g.name === name);
 const host = (url) => url.replace(/^https?:\/\//, "");
 
-const runUrl = (r) => new URL(`../dags/${r.dag}/runs/${encodeURIComponent(r.run)}`, location.href).href;
-
 // ---------------------------------------------------------------- drawing
 
 function draw() {
-  const key = JSON.stringify([state.data && { ...state.data, read_at: "" }, state.runs, state.error]);
+  const minute = Math.floor(Date.now() / 60000); // times are relative: they are drawn anew every minute
+  const key = JSON.stringify([state.data && { ...state.data, read_at: "" }, state.runs, state.schedule, state.error, minute]);
   if (state.data) $("read").textContent = `read ${new Date(state.data.read_at).toLocaleTimeString()}`;
   if (state.error) say(state.error, "bad");
   else if ($("notice").dataset.kind === "bad" && $("notice").dataset.from === "refresh") $("notice").hidden = true;
@@ -85,12 +86,13 @@ function draw() {
   const d = state.data;
   $("who").textContent = Object.values(d.may).some(Boolean) ? `signed in as ${d.user}` : `signed in as ${d.user}: read-only; actions need an operator`;
   $("live").replaceChildren(...live(d));
-  $("runs").replaceChildren(runs());
+  $("runs").replaceChildren(...runs(state.runs, open));
+  $("schedule").replaceChildren(schedule(state.schedule));
   $("replicas").replaceChildren(replicas(d));
   $("charts").replaceChildren(...(d.charts.length ? d.charts.map(chart) : [h("p", { class: "soft" }, "No measurements yet.")]));
   $("versions").replaceChildren(...d.versions.map((v) => version(v, d)));
   if (!d.versions.length) $("versions").replaceChildren(h("li", { class: "soft" }, "No index version yet."));
-  $("encoders").replaceChildren(encoders(d));
+  $("encoders").replaceChildren(encoders(d.encoders, open));
   $("trace-section").hidden = !d.live;
   if (held) document.querySelector(`[data-key="${CSS.escape(held)}"]`)?.focus({ preventScroll: true });
   document.body.dataset.ready = "1";
@@ -110,6 +112,9 @@ function live(d) {
   if (!entry) return [empty(d)];
   const recall = gate(entry, "photo_recall"), p99 = gate(entry, "p99_ms");
   const previous = d.previous && d.previous !== d.live ? d.previous : "";
+  // After a rollback the other version is the newer one: going there is no going back.
+  const newer = Number(previous) > Number(d.live), back = newer ? "Return to" : "Roll back to";
+  const withdrawn = d.versions.find((v) => v.version === previous)?.withdrawn;
   const down = d.replicas.filter((r) => r.problem);
   const slot = Object.entries(d.slots).find(([, v]) => v === d.live)?.[0] ?? "";
   return [
@@ -119,13 +124,15 @@ function live(d) {
       h("p", { class: "soft" }, "made ", when(entry.created_ms), `, encoder version ${entry.encoder}, snapshot `, h("span", { class: "mono" }, entry.snapshot)),
       h("dl", { class: "figures" },
         fact("products", count(entry.products)), recall && fact("Recall@10 on photos", figure(recall.value, "share")),
-        p99 && fact("p99 per photo", figure(p99.value, "ms")), fact("in deltas", percent(entry.delta_share))),
+        p99 && fact("p99 per photo", figure(p99.value, "ms")), fact("added by updates", percent(entry.delta_share))),
       h("div", { class: "buttons" },
-        button("rollback", previous ? `Roll back to version ${previous}` : "Roll back", d, previous ? "" : "there is no previous version",
-          { title: `Roll back to version ${previous}?`, yes: "Roll back", text: [
-            h("p", {}, `Shoppers get version ${previous} again, in seconds: every replica still holds it.`),
-            h("ul", {}, h("li", {}, `Version ${d.live} stays in its slot and can be promoted again.`), h("li", {}, "Embeddings and indexes are not touched."), h("li", {}, "A running promotion becomes void.")),
-          ] }, previous ? { version: previous } : undefined),
+        button("rollback", previous ? `${back} version ${previous}` : "Roll back", d, previous ? "" : "there is no previous version",
+          { title: `${back} version ${previous}?`, yes: newer ? "Return" : "Roll back", text: [
+            h("p", {}, newer ? `Version ${previous} was live before version ${d.live}. Shoppers get it again, in seconds: every replica still holds it.`
+              : `Shoppers get version ${previous} again, in seconds: every replica still holds it.`),
+            withdrawn && h("p", { class: "problem" }, `Version ${previous} ${withdrawn}`),
+            h("ul", {}, h("li", {}, `Version ${d.live} stays in its slot and can be promoted again.`), h("li", {}, "Embeddings and indexes are not touched."), h("li", {}, "A running promotion is cancelled.")),
+          ].filter(Boolean) }, previous ? { version: previous } : undefined),
         button("rebuild", "Rebuild", d, "",
           { title: "Rebuild the index?", yes: "Rebuild", text: [
             h("p", {}, "The DAG rebuild_index takes a new snapshot and makes a new version from it. Pictures that were embedded before are not embedded again."),
@@ -185,17 +192,6 @@ function replicas(d) {
     ]))));
 }
 
-function runs() {
-  if (!state.runs.length) return h("p", { class: "soft" }, "No release DAG has run yet.");
-  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["what", "state", "started", "by"].map((t) => h("th", { scope: "col" }, t)))), h("tbody", {},
-    state.runs.slice(0, 7).map((r) => [h("tr", { class: r.note && "noted" },
-      h("td", {}, link(r.dag, runUrl(r)), r.conf?.version ? ` version ${r.conf.version}` : "",
-        r.waiting.map((w) => h("p", { class: "soft" }, "awaits input: ", link(w.subject, `${runUrl(r)}/tasks/${w.task}/required_actions`)))),
-      h("td", {}, chip(r.waiting.length ? "waiting" : r.state, r.waiting.length ? "waiting" : r.state)),
-      h("td", {}, r.began ? when(new Date(r.began).getTime()) : "–"), h("td", {}, r.by)),
-      r.note && h("tr", {}, h("td", { colspan: 4 }, r.note.split("\n").map((line) => h("p", { class: "soft note" }, line))))]))));
-}
-
 function version(v, d) {
   const recall = gate(v, "photo_recall"), p99 = gate(v, "p99_ms");
   const bad = v.gates.filter((g) => !g.passed);
@@ -207,8 +203,8 @@ function version(v, d) {
   return h("li", { class: v.status, id: `version-${v.version}` },
     h("div", { class: "row" },
       h("h3", {}, `Version ${v.version}`), chip(v.status), v.aliases.filter((a) => a !== v.status && a !== "candidate").map((a) => chip(a)),
-      h("span", { class: "soft" }, when(v.created_ms)),
-      v.gates.length ? h("span", { class: "gates", role: "img", "aria-label": `${v.gates.length - bad.length} of ${v.gates.length} gates passed`, title: `${v.gates.length - bad.length} of ${v.gates.length} gates passed` }, v.gates.map((g) => h("i", { class: g.passed ? "" : "failed" }))) : "",
+      h("span", { class: "soft" }, `${v.meaning}, made `, when(v.created_ms)),
+      v.gates.length ? gateMarks(v.gates) : "",
       v.may_promote ? h("span", { class: "push" }, button("promote", "Promote", d, "", {
         title: `Promote version ${v.version}?`, yes: "Promote", text: [
           h("p", {}, d.live ? `Shoppers get version ${v.version} instead of version ${d.live}.` : `Version ${v.version} becomes the first that shoppers get.`),
@@ -216,11 +212,12 @@ function version(v, d) {
             d.live ? h("li", {}, `Version ${d.live} stays loaded: a rollback takes seconds.`) : ""),
         ] }, { version: v.version }, v.status === "candidate")) : ""),
     v.problem ? h("p", { class: "problem soft" }, v.problem) : "",
-    bad.length ? h("p", { class: "problem soft" }, bad.map((g) => `${g.name}: ${g.reason}`).join("; ")) : "",
+    v.withdrawn ? h("p", { class: "problem soft" }, v.withdrawn) : "",
+    bad.map((g) => h("p", { class: "problem soft" }, `${g.name}: ${g.reason}`)),
     h("div", { class: "facts" }, h("span", {}, h("b", {}, count(v.products)), " products", v.quarantined ? `, ${count(v.quarantined)} in quarantine` : ""),
       h("span", {}, "encoder ", h("b", {}, v.encoder || "?")), recall && h("span", {}, "Recall@10 ", h("b", {}, figure(recall.value, "share"))),
       p99 && h("span", {}, "p99 ", h("b", {}, figure(p99.value, "ms"))),
-      v.family && h("span", {}, v.family, v.delta_share ? `, ${percent(v.delta_share)} in deltas` : ""), v.bytes ? h("span", {}, size(v.bytes)) : ""),
+      v.family && h("span", {}, v.family, v.delta_share ? `, ${percent(v.delta_share)} added by updates` : ""), v.bytes ? h("span", {}, size(v.bytes)) : ""),
     details);
 }
 
@@ -228,10 +225,7 @@ async function unfold(details, v, d) {
   if (details.querySelector(".inside")) return;
   const chainAt = h("div", {}, h("p", { class: "soft" }, "loading lineage …"));
   details.append(h("div", { class: "inside" },
-    v.gates.length ? h("div", { class: "scroll" }, h("table", {},
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "gate"), h("th", { scope: "col" }, ""), h("th", { class: "n", scope: "col" }, "value"), h("th", { class: "n", scope: "col" }, "threshold"), h("th", { scope: "col" }, "reason"))),
-      h("tbody", {}, v.gates.map((g) => h("tr", {}, h("td", {}, g.name), h("td", {}, chip(g.passed ? "passed" : "failed")), h("td", { class: "n" }, number(g.value)), h("td", { class: "n" }, number(g.threshold)), h("td", {}, g.reason))))))
-      : h("p", { class: "soft" }, "This version has no gate results."),
+    v.gates.length ? gateTable(v.gates) : h("p", { class: "soft" }, "This version has no gate results."),
     chainAt,
     h("div", { class: "links" }, Object.entries(v.links).map(([name, url]) => link(name, url)))));
   if (v.version === d.live && d.lineage.length) { chainAt.replaceChildren(chain(d.lineage)); return; }
@@ -242,16 +236,7 @@ async function unfold(details, v, d) {
   }
 }
 
-const number = (v) => Number.isInteger(v) ? count(v) : Math.abs(v) < 10 ? v.toFixed(3) : v.toFixed(1);
 const chain = (steps) => h("ol", { class: "chain" }, steps.map((l) => h("li", {}, h("span", { class: "what" }, l.what), h("span", {}, l.url ? link(l.name, l.url) : h("span", { class: "mono" }, l.name)), l.proof && h("span", { class: "proof" }, l.proof))));
-
-function encoders(d) {
-  if (!d.encoders.length) return h("p", { class: "soft" }, "No encoder yet: run the DAG train_encoder.");
-  return h("div", { class: "scroll" }, h("table", {},
-    h("thead", {}, h("tr", {}, ["version", "", "made", "verdict"].map((t) => h("th", { scope: "col" }, t)))),
-    h("tbody", {}, d.encoders.slice(0, 6).map((e) => h("tr", {}, h("td", {}, link(`version ${e.version}`, e.links["Model version"]), e.preset && h("span", { class: "soft" }, ` ${e.preset}`)),
-      h("td", {}, h("div", { class: "row" }, e.aliases.map((a) => chip(a, a === "champion" ? "live" : "")))), h("td", {}, when(e.created_ms)), h("td", {}, e.verdict))))));
-}
 
 // ---------------------------------------------------------------- acting
 
@@ -284,7 +269,7 @@ function watch() {
   if (!run || run.state === "queued" || run.state === "running") return;
   state.watched = "";
   const well = run.state === "success";
-  say([link(run.dag, runUrl(run)), well ? ` is done. Version ${state.data.live || "none"} is live.` : " failed: the failed task's log states why. The version that was live stays live."], well ? "good" : "bad", "action");
+  say([link(run.dag, runUrl(run)), well ? ` is done. Version ${state.data.live || "none"} is live.` : ` did not succeed. Version ${state.data.live || "none"} is live. ${run.note || "The log of the failed task says why."}`], well ? "good" : "bad", "action");
 }
 
 $("confirm-no").onclick = () => $("confirm").close();

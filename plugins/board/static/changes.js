@@ -3,6 +3,7 @@ import { chip, h, link } from "./draw.js";
 import { age, count, when } from "./words.js";
 
 const FIRST = 5;
+const here = (name) => new URL(name, location.href).href;
 
 export function changes({ queue, quarantine, problem }) {
   if (problem) return [h("p", { class: "problem soft" }, problem)];
@@ -31,7 +32,7 @@ function deadLetters(queue) {
   if (!queue.dead) return "";
   return h("div", { class: "listed" },
     h("h3", {}, "Dead letters"),
-    h("p", { class: "soft" }, "Changes that could not be used. After fixing the cause, ", h("code", {}, queue.requeue), " sends them back to the queue; ", h("code", {}, "vitrine changes dead"), " lists the full messages."),
+    h("p", { class: "soft" }, "Changes that could not be used. ", link("Download all as CSV", here("dead-letters.csv")), ". After fixing the cause, ", h("code", {}, queue.requeue), " sends them back to the queue; ", h("code", {}, "vitrine changes dead"), " lists the full messages."),
     table("letters", ["product", "reason", "since", "id"], queue.letters, queue.dead, (x) => [
       x.product_id ? h("td", { class: "mono" }, x.product_id) : h("td", { class: "soft" }, "unknown"),
       h("td", {}, x.reason), h("td", { class: "since" }, x.at ? when(Date.parse(x.at)) : "–"), h("td", { class: "mono id" }, x.id)]));
@@ -43,7 +44,7 @@ function inQuarantine(quarantine) {
   if (!quarantine.count) return version ? h("p", { class: "soft" }, `No product of ${where} is in quarantine.`) : "";
   return h("div", { class: "listed" },
     h("h3", {}, "Products in quarantine"),
-    h("p", { class: "soft" }, `Their pictures cannot be used, so ${where} does not show them. The next run retries replaced pictures.`),
+    h("p", { class: "soft" }, `Their pictures cannot be used, so ${where} does not show them. The next run tries each again whose picture was replaced. `, link("Download all as CSV", here("quarantine.csv")), "."),
     table("products", ["product", "picture", "reason", "run"], quarantine.products, quarantine.count, (x) => [
       x.product_id ? h("td", { class: "mono" }, x.product_id) : h("td", { class: "soft" }, "unknown"),
       h("td", { class: "mono" }, x.image), h("td", {}, h("span", {}, x.reason && chip(x.reason.replaceAll("_", " "), "down"), " ", x.detail)),

@@ -10,6 +10,14 @@ export function age(ms) {
   return "";
 }
 
+// A time to come, with the clock: "in 5 hours, 02:00".
+export function soon(ms) {
+  const minutes = Math.round((ms - Date.now()) / 60000), hours = Math.round(minutes / 60), days = Math.floor(hours / 24);
+  const away = minutes < 1 ? "due now" : minutes < 60 ? `in ${minutes} min` : hours < 48 ? `in ${hours} h` : `in ${days} days`;
+  const clock = new Date(ms).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  return h("time", { datetime: new Date(ms).toISOString(), title: new Date(ms).toLocaleString() }, minutes < 1 ? away : `${away}, ${clock}`);
+}
+
 export const ago = (ms) => age(ms) ? `${age(ms)} ago` : "just now";
 export const when = (ms) => h("time", { datetime: new Date(ms).toISOString(), title: new Date(ms).toLocaleString() }, ago(ms));
 export const count = (n) => n.toLocaleString("en");

@@ -9,7 +9,7 @@ from tasks.encoder.evaluate.evaluate import HISTOGRAM, UNTRAINED, EncoderReport,
 from tasks.encoder.evaluate.retrieval_metrics import Interval, interval, paired_bootstrap
 from tasks.encoder.evaluate.speedup import FASTER
 
-RIVALS = {HISTOGRAM: "a colour histogram", UNTRAINED: "the same encoder before its training"}
+RIVALS = {HISTOGRAM: "a colour histogram", UNTRAINED: "the same encoder before training"}
 SETTINGS = {
     "student_recall": "VITRINE_MIN_STUDENT_RECALL", "int8_recall": "VITRINE_MIN_INT8_RECALL",
     "student_size": "VITRINE_MIN_STUDENT_COMPRESSION", "student_speed": "VITRINE_MIN_STUDENT_SPEEDUP",
@@ -62,19 +62,22 @@ def _against_baselines(report: EncoderReport, ours: PairReport) -> list[Gate]:
         for figure in ("recall_at_1", "recall_at_10"):
             if theirs is not None:
                 value, least = ours.recall[figure].value, theirs.recall[figure].value
-                what = f"{figure} of photos, more than {RIVALS[baseline]} has,"
-                gates.append(_gate(f"beats_{baseline}_{figure}", value, least, value > least, what))
+                recall = figure.replace("recall_at_", "Recall@")
+                what = f"{recall} on photos: {value:.3f}, which must be more than the {least:.3f} of {RIVALS[baseline]}"
+                gates.append(Gate.judged(f"beats_{baseline}_{figure}", value, least, value > least, what))
     return gates
 
 
 def _between_towers(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
     teacher, student = _required(report, "teacher.fp32"), _required(report, "student.fp32")
     gates = [
-        _share("student_recall", student, teacher, policy.student_share, "the student's Recall@10 as a share of the teacher's")
+        _share("student_recall", student, teacher, policy.student_share, "The student's Recall@10 as a share of the teacher's")
     ]
     int8 = report.pair("student.int8")
     if int8 is not None:
-        gates.append(_share("int8_recall", int8, student, policy.int8_share, "int8's Recall@10 as a share of fp32's"))
+        gates.append(
+            _share("int8_recall", int8, student, policy.int8_share, "Recall@10 of the int8 student as a share of fp32's")
+        )
     return gates
 
 
@@ -84,18 +87,15 @@ def _of_export(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
     sizes = report.metrics.get("teacher.parameters", 0.0), report.metrics.get("student.parameters", float("inf"))
     ratio, faster = sizes[0] / sizes[1], report.metrics.get(FASTER, 0.0)
     return [
-        _gate("parity", worst, policy.parity, worst <= policy.parity, "largest difference of ONNX from PyTorch, at most"),
-        _gate(
-            "student_size", ratio, policy.smaller, ratio >= policy.smaller, "times fewer parameters than the teacher, at least"
+        Gate.at_most("parity", worst, policy.parity, "Largest difference between the outputs of ONNX and PyTorch", "{:.2g}"),
+        _named(Gate.at_least("student_size", ratio, policy.smaller, "The teacher's parameters divided by the student's", "{:.2f}")),
+        _named(
+            Gate.at_least(
+                "student_speed", faster, policy.faster, f"Speed of {report.query} relative to the teacher, one picture at a time",
+                "{:.2f}x",
+            )
         ),
-        _gate(
-            "student_speed",
-            faster,
-            policy.faster,
-            faster >= policy.faster,
-            f"times as fast as the teacher, {report.query} one picture at a time, at least",
-        ),
-    ]
+    ]  # fmt: skip
 
 
 def _against_champion(report: EncoderReport, champion: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
@@ -103,15 +103,15 @@ def _against_champion(report: EncoderReport, champion: EncoderReport, policy: En
     ours, theirs = _hits(report), _hits(champion)
     common = [photo for photo in report.photos if photo in theirs]
     if not common:
-        reason = "the champion was measured on none of these photos; evaluate it on this snapshot"
+        reason = "The champion was not evaluated on any of these photos; evaluate it on this snapshot"
         return [Gate(name="champion_recall", value=0.0, threshold=0.0, passed=False, reason=reason)]
     a, b = np.asarray([ours[p] for p in common]), np.asarray([theirs[p] for p in common])
     difference = paired_bootstrap(a, b)
-    what = (
-        f"Recall@10 less the champion's on {len(common)} photos (95 %: {difference.low:+.3f} to {difference.high:+.3f}), at least"
-    )
+    what = f"Recall@10 against the champion's on {len(common)} photos: {difference.text}"
+    passed = difference.value >= -policy.champion_margin
+    margin = f"{'at most' if passed else 'but at most'} {policy.champion_margin:.2f} may be lost"
     gates = [
-        _gate("champion_recall", difference.value, -policy.champion_margin, difference.value >= -policy.champion_margin, what)
+        _named(Gate.judged("champion_recall", difference.value, -policy.champion_margin, passed, f"{what}; {margin}")),
     ]
     category = dict(zip(report.photos, report.categories, strict=True))
     named = np.asarray([category[p] for p in common])
@@ -119,8 +119,9 @@ def _against_champion(report: EncoderReport, champion: EncoderReport, policy: En
     if worst is not None:
         name, found = worst
         passed = not _clearly_worse(found, policy)
-        what = f"the same in the worst category, {name} ({found.n} photos, 95 %: {found.low:+.3f} to {found.high:+.3f}), at least"
-        gates.append(_gate("champion_slices", found.value, -policy.slice_margin, passed, what))
+        what = f"Recall@10 against the champion's in the worst category, {name} ({found.n} photos): {found.text}"
+        rule = f"at most {policy.slice_margin:.2f} may be lost, more only if it may be chance"
+        gates.append(_named(Gate.judged("champion_slices", found.value, -policy.slice_margin, passed, f"{what}; {rule}")))
     return gates
 
 
@@ -152,15 +153,9 @@ def _required(report: EncoderReport, query: str) -> PairReport:
 def _share(name: str, ours: PairReport, theirs: PairReport, least: float, what: str) -> Gate:
     value, whole = ours.recall["recall_at_10"].value, theirs.recall["recall_at_10"].value
     share = value / whole if whole else 0.0
-    return _gate(name, share, least, share >= least, f"{what}, at least")
+    return _named(Gate.at_least(name, share, least, what, "{:.1%}"))
 
 
-def _gate(name: str, value: float, threshold: float, passed: bool, what: str) -> Gate:
-    return Gate(
-        name=name,
-        value=float(value),
-        threshold=float(threshold),
-        passed=bool(passed),
-        reason=f"{what} {threshold:.4g}: measured {value:.4g}"
-        + (f" ({SETTINGS[name]})" if name in SETTINGS and not passed else ""),
-    )
+def _named(gate: Gate) -> Gate:
+    """The gate, naming the setting of its limit when it failed."""
+    return gate if gate.passed else gate.model_copy(update={"reason": f"{gate.reason} [setting: {SETTINGS[gate.name]}]"})

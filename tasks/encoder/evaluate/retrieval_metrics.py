@@ -16,6 +16,11 @@ class Interval:
     high: float
     n: int
 
+    @property
+    def text(self) -> str:
+        """A difference of two figures in words: with its sign and interval."""
+        return f"{self.value:+.3f} (95 % interval {self.low:+.3f} to {self.high:+.3f})"
+
 
 def ranks(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """The rank (nq,) int64 of each query's relevant column in `similarity` (nq, nb) float.

@@ -6,22 +6,21 @@ from serving.contract.manifest import IndexManifest
 
 
 def approval_text(manifest: IndexManifest, version: str, live: str, shadow: str, links: Mapping[str, str]) -> str:
-    """Markdown: the version, each gate with value and threshold, the shadow check, and links."""
+    """Markdown: what approving does, each gate with what was measured and required, the shadow check, and links."""
     counts = manifest.counts
-    rows = [
-        f"| {g.name} | {'passed' if g.passed else '**failed**'} | {g.value:.4g} | {g.threshold:.4g} | {g.reason} |"
-        for g in manifest.gates
-    ]
-    against = f"instead of version {live}" if live else "as the first version"
+    rows = [f"| {g.name} | {'passed' if g.passed else '**failed**'} | {g.reason.replace('|', '/')} |" for g in manifest.gates]
+    against = f"Shoppers get it instead of version {live}" if live else "It becomes the first version that shoppers get"
     return "\n".join([
-        f"Version **{version}** would be served {against}: {counts.servable} products, {counts.quarantined} in quarantine, "
-        f"encoder version {manifest.encoder.version}, snapshot {manifest.snapshot.id}.",
+        f"Approve index version **{version}**? {against}, at once. Rejecting leaves everything as it is.",
         "",
-        "| gate | | value | threshold | reason |",
-        "|---|---|---|---|---|",
+        f"It holds {counts.servable} searchable products ({counts.quarantined} more are in quarantine), from snapshot "
+        f"{manifest.snapshot.id}, embedded by encoder version {manifest.encoder.version}.",
+        "",
+        "| gate | result | measured |",
+        "|---|---|---|",
         *rows,
         "",
-        f"Every replica holds it. Shadow check: {shadow}.",
+        f"Every replica has loaded it. Shadow check: {shadow}.",
         "",
         " · ".join(f"[{name}]({url})" for name, url in links.items()),
     ])  # fmt: skip

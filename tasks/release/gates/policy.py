@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serving.contract.manifest import Counts, Gate
-from tasks.encoder.evaluate.retrieval_metrics import paired_bootstrap
+from tasks.encoder.evaluate.retrieval_metrics import Interval, paired_bootstrap
 
 K = 10
 SETTINGS = {
@@ -15,6 +15,11 @@ SETTINGS = {
     "lost": "VITRINE_MAX_LOST", "churn": "VITRINE_MAX_CHURN", "age_h": "VITRINE_MAX_AGE_H",
 }  # fmt: skip
 """Which setting moves a gate's threshold."""
+MISMATCHES = {
+    "missing": "missing from the index", "strange": "in the index but not in the catalogue",
+    "doubled": "found twice, or found although in quarantine",
+}  # fmt: skip
+"""The kinds of a Reconciliation in words."""
 
 
 @dataclass(frozen=True)
@@ -147,29 +152,32 @@ def decision_of(gates: tuple[Gate, ...]) -> Decision:
 
 
 def _setting(gate: str) -> str:
-    return f" ({SETTINGS[gate]})" if gate in SETTINGS else ""
+    return f" [setting: {SETTINGS[gate]}]" if gate in SETTINGS else ""
 
 
 def index_gates(candidate: Measurements, live: Measurements | None, policy: Policy) -> tuple[Gate, ...]:
     """The gate table of a candidate."""
     counts = candidate.counts
-    load = f"one photo, bytes to answer, p99 in ms while {candidate.clients} ask at once ({candidate.qps:.0f} answers/s)"
+    load = f"p99 of a photo search with {candidate.clients} concurrent clients ({candidate.qps:.0f} searches/s)"
+    unusable = f"Products without a usable picture, {counts.quarantined} of {counts.catalogue}"
     gates = [
         Gate.at_least(
-            "exact_recall", candidate.exact_recall_at_10, policy.exact_recall, "recall@10 against exact search, on photos"
+            "exact_recall", candidate.exact_recall_at_10, policy.exact_recall,
+            "Recall@10 of the index against exact search over the same vectors", "{:.3f}",
         ),
         *_of_photos(candidate, live, policy),
-        Gate.at_most("p99_ms", candidate.p99_ms, policy.p99_ms, load),
-        Gate.at_most("memory_mb", candidate.memory_mb, policy.memory_mb, "MiB that the version takes in a replica"),
+        Gate.at_most("p99_ms", candidate.p99_ms, policy.p99_ms, load, "{:.0f} ms"),
+        Gate.at_most("memory_mb", candidate.memory_mb, policy.memory_mb, "Memory of this version in a replica", "{:.0f} MiB"),
         _reconciled(candidate),
-        Gate.at_most(
-            "quarantined", counts.quarantined / max(counts.catalogue, 1), policy.quarantined, "share without a usable picture"
-        ),
-        Gate.at_least("servable", counts.servable, 1, "products that can be found"),
+        Gate.at_most("quarantined", counts.quarantined / max(counts.catalogue, 1), policy.quarantined, unusable, "{:.1%}"),
+        Gate.at_least("servable", counts.servable, 1, "Searchable products", "{:.0f}"),
         *(_against_live(candidate.compared, policy) if candidate.compared else ()),
-        Gate.at_most("delta_share", candidate.delta_share, policy.delta_share, "share of rows in deltas, the rest in a base"),
-        Gate.at_most("age_h", candidate.age_h, policy.age_h, "hours since the catalogue was read that it is made from"),
-    ]
+        Gate.at_most(
+            "delta_share", candidate.delta_share, policy.delta_share, "Part of the index added by updates since the last rebuild",
+            "{:.1%}",
+        ),
+        Gate.at_most("age_h", candidate.age_h, policy.age_h, "Age of the catalogue data", "{:.1f} h"),
+    ]  # fmt: skip
     return tuple(gates)
 
 
@@ -180,77 +188,89 @@ def _of_photos(candidate: Measurements, live: Measurements | None, policy: Polic
     ours = candidate.recall_at_10
     common = [photo for photo in candidate.ranks if live is not None and photo in live.ranks]
     if live is None or not common:
-        return [Gate.at_least("photo_recall", ours, 0.0, "Recall@10 of the whole path; there is no live version to compare with")]
+        first = f"Recall@10 on {candidate.photos} held-out photos: {ours:.3f} (any value passes: there is no live version to compare with)"
+        return [Gate.judged("photo_recall", ours, 0.0, True, first)]
     lead = _hits(candidate, common) - _hits(live, common)
     found = paired_bootstrap(lead, np.zeros(len(lead)))
-    bad = (found.value < -policy.photo_margin and found.high < 0) or found.value < -policy.photo_worst
     what = (
-        f"Recall@10 of the whole path on {len(common)} photos; live has {live.recall_at_10:.3f}, the difference is {found.value:+.3f} "
-        f"(95 %: {found.low:+.3f} to {found.high:+.3f})"
+        f"Recall@10 on {candidate.photos} held-out photos: {ours:.3f} (live version: {live.recall_at_10:.3f}); difference on the "
+        f"{len(common)} photos measured on both {found.text}"
     )
-    gates = [_gate("photo_recall", ours, live.recall_at_10 - policy.photo_margin, not bad, what, "at least")]
+    passed, verdict = _judge_loss(found, policy.photo_margin, policy.photo_worst)
+    gates = [Gate.judged("photo_recall", ours, live.recall_at_10 - policy.photo_margin, passed, f"{what}: {verdict}")]
     worst = _worst_slice(lead, np.array([candidate.categories.get(p, "") for p in common]), policy.slice_photos)
     if worst is not None:
-        name, value, high = worst
-        passed = value >= -policy.slice_margin or high >= 0
-        gates.append(
-            _gate(
-                "photo_slices", value, -policy.slice_margin, passed, f"the difference in the worst category, {name!r}", "at least"
-            )
-        )
+        name, found = worst
+        what = f"Recall@10 in the category that compares worst with the live version, {name!r} ({found.n} photos): difference {found.text}"
+        passed, verdict = _judge_loss(found, policy.slice_margin)
+        gates.append(Gate.judged("photo_slices", found.value, -policy.slice_margin, passed, f"{what}: {verdict}"))
     return gates
+
+
+def _judge_loss(found: Interval, margin: float, worst: float = 1.0) -> tuple[bool, str]:
+    """Whether a difference of recall is accepted, and why: beyond `margin` only if it may be chance, beyond `worst` never."""
+    if found.value >= -margin:
+        return True, "no loss" if found.value >= 0 else f"a loss within the allowed {margin:.2f}"
+    if found.high < 0:
+        return False, f"a loss of more than {margin:.2f}, too clear to be chance"
+    if found.value < -worst:
+        return False, f"a loss of more than {worst:.2f}, which is refused even though it may be chance"
+    return True, f"a loss of more than {margin:.2f} that may be chance, so it is accepted"
 
 
 def _hits(version: Measurements, photos: list[str]) -> np.ndarray:
     return np.array([float(0 <= version.ranks[p] < K) for p in photos])
 
 
-def _worst_slice(lead: np.ndarray, categories: np.ndarray, least: int) -> tuple[str, float, float] | None:
-    """The category with the lowest mean difference, that mean, and the upper end of its interval."""
+def _worst_slice(lead: np.ndarray, categories: np.ndarray, least: int) -> tuple[str, Interval] | None:
+    """The category with the lowest mean difference, and that difference with its interval."""
     means = {str(c): lead[categories == c] for c in np.unique(categories) if c and (categories == c).sum() >= least}
     if not means:
         return None
     name = min(means, key=lambda c: float(means[c].mean()))
-    return name, float(means[name].mean()), paired_bootstrap(means[name], np.zeros(len(means[name]))).high
+    return name, paired_bootstrap(means[name], np.zeros(len(means[name])))
 
 
 def _reconciled(candidate: Measurements) -> Gate:
     """catalogue = embedded + quarantined, embedded = servable = rows - hidden, product by product."""
     counts, found = candidate.counts, candidate.reconciled
-    sums = {
-        "catalogue - embedded - quarantined": counts.catalogue - counts.embedded - counts.quarantined,
-        "embedded - servable": counts.embedded - counts.servable,
-        "rows - hidden - servable": candidate.rows - candidate.hidden - counts.servable,
-        "indexed - rows": counts.indexed - candidate.rows,
-    }
-    told = [f"{name} = {value}" for name, value in sums.items() if value]
-    told += [f"{kind}: {_named(ids)}" for kind, ids in vars(found).items() if ids]
-    what = (
-        f"products out of place, of {counts.catalogue} in the catalogue = {counts.embedded} embedded + {counts.quarantined} quarantined, "
-        f"{candidate.rows} rows - {candidate.hidden} hidden = {counts.servable} servable"
-    )
-    return Gate.at_most("reconciled", found.gaps + sum(abs(v) for v in sums.values()), 0, "; ".join([what, *told]))
+    live_rows = candidate.rows - candidate.hidden
+    sums = [
+        (
+            counts.catalogue - counts.embedded - counts.quarantined,
+            f"{counts.embedded} embedded and {counts.quarantined} quarantined products are not the catalogue's {counts.catalogue}",
+        ),
+        (counts.embedded - counts.servable, f"{counts.embedded} products are embedded, but {counts.servable} are searchable"),
+        (
+            live_rows - counts.servable,
+            f"{candidate.rows} index rows, of which {candidate.hidden} were replaced or deleted, are not {counts.servable} searchable "
+            "products",
+        ),
+        (counts.indexed - candidate.rows, f"the manifest counts {counts.indexed} index rows, but there are {candidate.rows}"),
+    ]
+    mismatches = found.gaps + sum(abs(gap) for gap, _ in sums)
+    if not mismatches:
+        whole = f"Every one of the catalogue's {counts.catalogue} products is searchable ({counts.servable}) or in quarantine "
+        return Gate.judged("reconciled", 0, 0, True, f"{whole}({counts.quarantined})")
+    told = [sentence for gap, sentence in sums if gap]
+    told += [f"{MISMATCHES[kind]}: {_named(ids)}" for kind, ids in vars(found).items() if ids]
+    reason = f"{mismatches} mismatch{'es' * (mismatches > 1)} between catalogue and index (none is allowed): {'; '.join(told)}"
+    return Gate.judged("reconciled", mismatches, 0, False, reason)
 
 
 def _against_live(comparison: Comparison, policy: Policy) -> list[Gate]:
     share = len(comparison.lost) / max(comparison.products_before, 1)
-    lost = f"share of the live version's products that are gone ({len(comparison.lost)} of {comparison.products_before})"
-    lost += f": {_named(comparison.lost)}" if comparison.lost else ""
-    churn = f"share of live's top 20 that is other products now, on {comparison.origin or 'no queries'}"
-    explained = comparison.encoder_changed
-    if explained:
-        churn += f"; explained by encoder version {comparison.encoder_now} in place of {comparison.encoder_before}"
-    return [
-        Gate.at_most("lost", share, policy.lost, lost),
-        _gate("churn", comparison.churn, policy.churn, explained or comparison.churn <= policy.churn, churn, "at most"),
-    ]
+    named = f" ({_named(comparison.lost)})" if comparison.lost else ""
+    lost = f"Products of the live version that are gone, {len(comparison.lost)} of {comparison.products_before}{named}"
+    churn = f"Results that differ from the live version's top 20, on {comparison.origin or 'no queries'}"
+    gates = [Gate.at_most("lost", share, policy.lost, lost, "{:.1%}")]
+    if comparison.encoder_changed:
+        change = f"from version {comparison.encoder_before} to {comparison.encoder_now}"
+        reason = f"{churn}: {comparison.churn:.1%} (not limited, because the encoder changed {change})"
+        return [*gates, Gate.judged("churn", comparison.churn, policy.churn, True, reason)]
+    return [*gates, Gate.at_most("churn", comparison.churn, policy.churn, churn, "{:.1%}")]
 
 
 def _named(ids: tuple[str, ...], shown: int = 5) -> str:
     more = f" and {len(ids) - shown} more" if len(ids) > shown else ""
     return ", ".join(ids[:shown]) + more
-
-
-def _gate(name: str, value: float, threshold: float, passed: bool, what: str, bound: str) -> Gate:
-    reason = f"{what}: {value:.4g}, asked for {bound} {threshold:.4g}"
-    return Gate(name=name, value=float(value), threshold=float(threshold), passed=bool(passed), reason=reason)

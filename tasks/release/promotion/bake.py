@@ -120,7 +120,10 @@ def judge(reading: Reading, policy: BakePolicy) -> Decision:
         recall = reading.recall_sum / reading.samples
         text = f"recall@10 {recall:.3f} on {reading.samples:.0f} real queries (at least {policy.recall:.2f})"
         (wrong if recall < policy.recall else told).append(text)
-    quiet = (f"{reading.searches:.0f} searches and {reading.samples:.0f} samples: too few to say anything",)
+    quiet = (
+        f"too few searches to judge it by ({reading.searches:.0f} of {policy.least_searches} needed, {reading.samples:.0f} of "
+        f"{policy.least_samples} sampled queries needed)",
+    )
     return Decision(not wrong, tuple(wrong) or tuple(told) or quiet)
 
 

@@ -3,7 +3,7 @@
 MLflow has no compare-and-set, so acquiring writes an intent tag, reads all tags again, and backs off on conflict. Of two concurrent
 attempts each sees the other's intent, because reads see all earlier writes. An intent expires, so a killed holder blocks others only
 briefly; a suspended holder notices by its own clock that its lease is over. A rollback is urgent: it does not wait for promotions,
-and voids every promotion that began before it.
+and cancels every promotion that began before it.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class LeaseBusy(VitrineError):
 
 
 class LeaseLost(VitrineError):
-    """The lease expired, or a rollback voided this promotion."""
+    """The lease expired, or a rollback cancelled this promotion."""
 
 
 class Tags(Protocol):
@@ -83,9 +83,7 @@ class Lease:
             rivals = [f for key, f in read_intents(found).items() if key != self.key and f.urgent and f.until > self.clock()]
             if rivals or found.get(EPOCH, "") != self.epoch:
                 by = rivals[0].holder if rivals else "somebody"
-                self.void = (
-                    f"{by} rolled back after {self.holder} began, which is void now; look at what is live, then run it again"
-                )
+                self.void = f"{self.holder} was cancelled by a rollback ({by}); check which version is live, then run it again"
         if self.void:
             raise LeaseLost(self.void)
 
@@ -119,7 +117,7 @@ def acquire(
 ) -> Lease:  # fmt: skip
     """Acquires the lease once no other holder has or wants it; a holder of the same name takes over its own at once.
 
-    `urgent` waits only for others that are urgent, and makes every promotion void that began before. `epoch`: the one that a plan
+    `urgent` waits only for others that are urgent, and cancels every promotion that began before. `epoch`: the one that a plan
     was made under; LeaseLost when there was a rollback since. Raises Busy naming the holder after `patience_s` seconds.
     """
     lease = Lease(tags, holder, urgent, clock)
@@ -144,7 +142,9 @@ def _complete(lease: Lease, found: dict[str, str], others: dict[str, Intent], ep
     lease.epoch = found.get(EPOCH, "")
     if epoch is not None and epoch != lease.epoch:
         lease.release()
-        raise LeaseLost(f"somebody rolled back after {lease.holder} was planned, which is void now; run it again")
+        raise LeaseLost(
+            f"{lease.holder} was cancelled by a rollback after it was planned; check which version is live, then run it again"
+        )
     if lease.urgent:
         lease.epoch = uuid.uuid4().hex
         lease.tags.set_model_tag(INDEX_MODEL, EPOCH, lease.epoch)

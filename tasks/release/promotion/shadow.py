@@ -35,7 +35,7 @@ class ShadowReport(Record):
 def compare(
     replicas: Sequence[Replica], slot: str, live_slot: str, queries: ReplayQueries, expected: Sequence[Sequence[str]]
 ) -> ShadowReport:
-    """Whether every replica's `slot` returns the `expected` answers, and the churn against the live slot.
+    """Whether every replica's `slot` returns the `expected` answers of the version opened from the registry, and the churn.
 
     Raises VitrineError when a replica does not answer.
     """
@@ -54,7 +54,10 @@ def compare(
     agreement = min((a for a, _ in told), default=1.0)
     changed = max((c for _, c in told), default=0.0)
     worst = [r.url for r, (a, _) in zip(replicas, told, strict=True) if a < LEAST_AGREEMENT]
-    against = f", {changed:.0%} of the top 20 differ from live" if other else ""
-    named = f"; not so on {', '.join(worst)}" if worst else ""
-    summary = f"{queries.origin} on {len(replicas)} replicas: {agreement:.0%} answered as the version itself does{against}{named}"
+    against = f"; {changed:.0%} of the live version's top 20 change" if other else ""
+    named = f"; too few on {', '.join(worst)}" if worst else ""
+    summary = (
+        f"{queries.origin} replayed on {len(replicas)} replicas: {agreement:.0%} of the answers equal those of the version opened from the "
+        f"registry (at least {LEAST_AGREEMENT:.0%} is required){named}{against}"
+    )
     return ShadowReport(agreement >= LEAST_AGREEMENT, agreement, changed, len(queries), queries.origin, summary)

@@ -38,17 +38,17 @@ class Reachable:
 def kept_versions(versions: Sequence[Version], retention: Retention, now_s: float) -> dict[str, str]:
     """Kept versions with reasons, by number: aliased ones, the newest, and recent failures for inspection."""
     newest = sorted(versions, key=lambda v: int(v.version), reverse=True)
-    kept = {v.version: f"is called {', '.join(v.aliases)}" for v in newest if v.aliases}
+    kept = {v.version: f"has the alias {', '.join(v.aliases)}" for v in newest if v.aliases}
     failed = [v for v in newest if v.tags.get("verdict", "").startswith("failed")]
     passed = [v for v in newest if v not in failed]
     for version in passed[: retention.versions]:
-        kept.setdefault(version.version, f"is one of the newest {retention.versions}")
+        kept.setdefault(version.version, f"is among the newest {retention.versions} versions")
     parent = parent_version(versions, {alias: v.version for v in versions for alias in v.aliases})
     for version in uncovered_versions(parent.version, versions) if parent else []:
         kept.setdefault(version.version, "holds changes that the next refresh takes over")
     for version in failed:
         if now_s - version.created_ms / 1e3 < retention.grace_s:
-            kept.setdefault(version.version, "failed its gates lately")
+            kept.setdefault(version.version, "failed its gates recently")
     return kept
 
 
