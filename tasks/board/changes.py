@@ -1,6 +1,5 @@
 """Catalogue changes that shoppers do not see: pending ones, dead letters, and quarantined products."""
 
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from serving.contract.addresses import hide_secrets
 from tasks import storage
 from tasks.board.quarantine import from_lists, latest_list, quarantine_lines
 from tasks.catalog.changes.drain import truncate
@@ -130,9 +130,9 @@ def read_quarantine(registry: Registry, store_uri: str) -> dict[str, Any]:
 
 
 def public_message(error: Exception) -> str:
-    """The first line of an error with passwords in URLs masked, safe to show to all users."""
+    """The first line of an error with secrets in addresses masked, safe to show to all users."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return truncate(re.sub(r"(://[^:/@\s]*:)[^@/]+@", r"\1********@", lines[0]), SENTENCE)
+    return truncate(hide_secrets(lines[0]), SENTENCE)
 
 
 def _iso(at: datetime | None) -> str:

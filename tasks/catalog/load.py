@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serving.contract import addresses
 from tasks.catalog.schema import to_photos, to_products
 from tasks.catalog.sources.folder import FolderSource
 from tasks.catalog.sources.postgresql import split_image_root
@@ -25,20 +26,20 @@ def load_folder(folder: Path, database_uri: str) -> dict[str, int]:
     photos = [to_photos(b, source.name) for b in source.photos()]
     labelled = pa.concat_tables(photos) if photos else None
     if database_uri.startswith("sqlite:///"):
-        path = Path(database_uri[len("sqlite:///") :])
+        path = addresses.sqlite_path(database_uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = _prefix(folder, path.parent)
         products = _below(products, "image_uri", prefix)
         labelled = _below(labelled, "photo_uri", prefix) if labelled is not None else None
         from adbc_driver_sqlite import dbapi
 
-        connect = dbapi.connect(f"file:{path}")
+        connect = dbapi.connect(addresses.sqlite_uri(path))
     elif database_uri.startswith(("postgresql://", "postgres://")):
         from adbc_driver_postgresql import dbapi as postgres
 
         connect = postgres.connect(split_image_root(database_uri)[0])
     else:
-        raise CatalogError(f"{database_uri}: not a database; give sqlite:///file or postgresql://…")
+        raise CatalogError(f"{addresses.without_secrets(database_uri)}: not a database; give sqlite:///file or postgresql://…")
     with connect as connection:
         _replace(connection, "products", products)
         if labelled is not None:

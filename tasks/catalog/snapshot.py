@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from serving.contract.addresses import without_secrets
 from serving.contract.keys import product_keys
 from tasks import storage
 from tasks.catalog.schema import PHOTO_SCHEMA, to_photos, to_products
@@ -67,11 +68,11 @@ def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str) -> Snap
         return read_snapshot(uri)
     started = datetime.now(UTC).isoformat()
     with open_source(source_uri) as source:
-        return write_snapshot(source, source_uri, uri, snapshot_id, started)
+        return write_snapshot(source, without_secrets(source_uri), uri, snapshot_id, started)
 
 
 def write_snapshot(source: Source, source_uri: str, uri: str, snapshot_id: str, started: str) -> Snapshot:
-    """Copies an open source to `uri`, resuming a killed attempt; `started` is when the source's view was fixed."""
+    """Copies an open source to `uri`, resuming a killed attempt. `source_uri` is stored as it is; `started` is when the source's view was fixed."""
     writer = _Writer(uri, source.moment, started)
     _write_products(source, writer)
     keys = _checked_keys(writer, source)
@@ -91,7 +92,8 @@ def read_snapshot(uri: str) -> Snapshot:
     """The snapshot at a uri. Raises CatalogError when it is incomplete."""
     if not storage.exists(storage.join(uri, MANIFEST)):
         raise CatalogError(f"{uri}: no snapshot was published there (it has no {MANIFEST})")
-    return Snapshot(**storage.read_json(storage.join(uri, MANIFEST))["snapshot"])
+    found = storage.read_json(storage.join(uri, MANIFEST))["snapshot"]
+    return Snapshot(**found | {"source": without_secrets(found["source"])})  # those of earlier releases hold passwords
 
 
 def started_at(uri: str) -> datetime:

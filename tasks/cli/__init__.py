@@ -4,12 +4,13 @@ import sys
 
 import typer
 
+from serving.contract.addresses import without_secrets
 from serving.contract.files import ContractError
 from serving.versions.version_source import limit_mlflow_timeouts
 from tasks.cli import capacity, catalog, changes, index, release, search, settings, stream, trace, webhook
 from tasks.cli.output import console
 from tasks.errors import VitrineError
-from tasks.settings import Settings
+from tasks.settings import Settings, public_text
 
 app = typer.Typer(help="Visual product search: catalogue, index versions, releases.", no_args_is_help=True, add_completion=False)
 app.command()(search.search)
@@ -37,14 +38,14 @@ def main() -> None:
     try:
         app()
     except (VitrineError, ContractError) as error:
-        console.print(f"[bold red]vitrine:[/] {error}")
+        console.print(f"[bold red]vitrine:[/] {public_text(str(error), Settings.load())}")
         sys.exit(1)
     except Exception as error:
         from tasks.registry import unreachable
 
         if not unreachable(error):
             raise
-        uri = Settings.load().mlflow_uri
+        uri = without_secrets(Settings.load().mlflow_uri)
         console.print(
             f"[bold red]vitrine:[/] MLflow does not answer at {uri}; start it, or set VITRINE_MLFLOW_URI to where it is"
         )

@@ -1,8 +1,8 @@
 """Reads a picture's bytes from its uri, restricted to allowed locations."""
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
+from serving.contract import addresses
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, ImageRejected
 from serving.search.image_fetch import Fetcher
 from tasks import storage
@@ -23,7 +23,7 @@ def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits 
     read with the process's own credentials; https:// as `web` allows. Raises ImageRejected with a reason: outside_root, missing,
     too_many_bytes, forbidden_host, forbidden_address, forbidden_scheme, redirects, timeout, unreachable, unreadable.
     """
-    scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
+    scheme = addresses.scheme(uri)
     if scheme in ("http", "https"):
         if not web.hosts:
             raise ImageRejected("forbidden_host", f"{uri}: no host is allowed; set VITRINE_IMAGE_HOSTS to fetch pictures")
@@ -51,7 +51,7 @@ def stamp(uri: str, root: str, web: Fetcher = NOWHERE) -> str | None:
 
     Raises what `read_image` raises for a uri that leaves the root; a missing file has no stamp.
     """
-    scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
+    scheme = addresses.scheme(uri)
     if scheme in ("http", "https"):
         try:
             return web.stamp(uri)
@@ -64,10 +64,9 @@ def stamp(uri: str, root: str, web: Fetcher = NOWHERE) -> str | None:
 
 def resolve(uri: str, root: str) -> Path:
     """The real path of a local uri, symlinks resolved. Raises ImageRejected(outside_root) when it leaves the root."""
-    text = unquote(uri[len("file://") :]).removeprefix("localhost") if uri[:7].lower() == "file://" else uri
     base = storage.local_path(root).resolve()
     try:
-        path = (base / text).resolve()
+        path = (base / addresses.local_path(uri)).resolve()
     except (OSError, ValueError) as error:
         raise ImageRejected("unreadable", f"{uri!r}: {error}") from None
     if not path.is_relative_to(base):

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from serving.contract import addresses
 from serving.contract.preprocess import DEFAULT_LIMITS, FORMATS, ImageRejected
 from tasks.embed.images import resolve
 
@@ -75,7 +76,7 @@ def check_pictures(
 
 def problem(uri: str, root: str, hosts: tuple[str, ...]) -> str:
     """What is wrong with a picture by address, size and signature; "" for nothing."""
-    scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
+    scheme = addresses.scheme(uri)
     if scheme in ("http", "https"):
         return "" if urlsplit(uri).hostname in hosts else f"{uri}: the host is not among VITRINE_IMAGE_HOSTS"
     if scheme == "s3" or (not scheme and root.startswith("s3://")):

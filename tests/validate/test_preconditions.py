@@ -193,7 +193,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     assert "there is no such database" in refusal(f"sqlite:///{tmp_path / 'none.db'}")
     (tmp_path / "shop").mkdir()
     assert "neither products.csv nor products.parquet" in refusal(tmp_path / "shop")
-    assert "shop:********@" in refusal("postgresql://shop:secret@127.0.0.1:1/shop")
+    assert "postgresql://********@" in refusal("postgresql://shop:secret@127.0.0.1:1/shop")
 
 
 def test_an_index_alone_asks_for_nothing_to_train_on(shop: Path) -> None:

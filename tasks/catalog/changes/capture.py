@@ -6,6 +6,7 @@ The shop's own programs need not know of the outbox. An upsert carries the row a
 
 from collections.abc import Sequence
 
+from serving.contract import addresses
 from tasks.catalog.changes.outbox import Outbox, Postgres, Sqlite
 from tasks.catalog.schema import ALIASES, REQUIRED
 from tasks.errors import CatalogError
@@ -20,7 +21,7 @@ def install_triggers(catalog_uri: str) -> None:
     try:
         database = outbox.database
         if not database.exists("products"):
-            raise CatalogError(f"{catalog_uri}: there is no table products whose changes could be captured")
+            raise CatalogError(f"{addresses.without_secrets(catalog_uri)}: there is no table products whose changes could be captured")
         outbox.make_tables()
         with database.transaction():
             for command in _removing(database) + _installing(database):
@@ -42,7 +43,7 @@ def remove_triggers(catalog_uri: str) -> None:
 
 def _outbox(catalog_uri: str) -> Outbox:
     if not catalog_uri.startswith(("sqlite:///", "postgresql://", "postgres://")):
-        raise CatalogError(f"{catalog_uri}: only a database can capture its changes; send them with: vitrine changes send")
+        raise CatalogError(f"{addresses.without_secrets(catalog_uri)}: only a database can capture its changes; send them with: vitrine changes send")
     return Outbox.open(catalog_uri, existing=True)
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from serving.contract import addresses
 from tasks.catalog.changes.event import Event, event_time, format_time
 from tasks.catalog.changes.source import DeadLetter, Message
 from tasks.catalog.sources.postgresql import split_image_root
@@ -59,14 +60,14 @@ class Outbox:
         """
         database: Database
         if database_uri.startswith("sqlite:///"):
-            path = Path(database_uri[len("sqlite:///") :])
+            path = addresses.sqlite_path(database_uri)
             if existing and not path.is_file():
                 raise CatalogError(NO_DATABASE.format(uri=database_uri))
             database, name = Sqlite(path), f"outbox in {path.name}"
         elif database_uri.startswith(("postgresql://", "postgres://")):
             database, name = Postgres(database_uri), "outbox in PostgreSQL"
         else:
-            raise CatalogError(f"{database_uri}: not a database for an outbox; give sqlite:///file or postgresql://…")
+            raise CatalogError(f"{addresses.without_secrets(database_uri)}: not a database for an outbox; give sqlite:///file or postgresql://…")
         return cls(name, database)
 
     def make_tables(self) -> None:
@@ -239,7 +240,7 @@ class Postgres:
         try:
             self.connection = dbapi.connect(split_image_root(uri)[0])
         except dbapi.Error as error:
-            raise CatalogError(f"PostgreSQL does not answer: {str(error).strip().splitlines()[-1]}") from None
+            raise CatalogError(f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1], uri)}") from None
 
     def exists(self, table: str) -> bool:
         return self.fetch(f"SELECT to_regclass('{table}')::text")[0][0] is not None

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from serving.contract import addresses
 from tasks.catalog.sources.folder import FolderSource
 from tasks.catalog.sources.postgresql import open_postgresql
 from tasks.catalog.sources.source import Source
@@ -24,4 +24,4 @@ def open_source(uri: str) -> Iterator[Source]:
         with open_postgresql(uri) as source:
             yield source
     else:
-        yield FolderSource(Path(uri.removeprefix("file://")))
+        yield FolderSource(addresses.local_path(uri))

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
+from serving.contract import addresses
 from tasks.catalog.sources.database import DatabaseSource, sql_literal
 from tasks.errors import CatalogError
 
@@ -19,16 +21,16 @@ def open_postgresql(uri: str) -> Iterator["PostgresSource"]:
     try:
         connection = dbapi.connect(address)
     except dbapi.Error as error:
-        raise CatalogError(f"PostgreSQL does not answer: {str(error).strip().splitlines()[-1]}") from None
+        raise CatalogError(f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1], uri)}") from None
     with connection:
         yield PostgresSource(address.rpartition("@")[2], root, connection)
 
 
 def split_image_root(uri: str) -> tuple[str, str]:
-    """Splits a PostgreSQL uri into the uri without `image_root`, and that parameter (default ".")."""
+    """Splits a PostgreSQL uri into the uri without `image_root`, and that parameter, percent-decoded (default ".")."""
     address, _, query = uri.partition("?")
     parts = [p for p in query.split("&") if p]
-    root = next((p.partition("=")[2] for p in parts if p.startswith("image_root=")), ".")
+    root = next((unquote(p.partition("=")[2]) for p in parts if p.startswith("image_root=")), ".")
     others = "&".join(p for p in parts if not p.startswith("image_root="))
     return (f"{address}?{others}" if others else address), root
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from serving.contract import addresses
 from tasks.catalog.sources.database import DatabaseSource, sql_literal
 from tasks.catalog.sources.source import BATCH_ROWS, file_stamp
 from tasks.errors import CatalogMissing
@@ -22,10 +23,10 @@ def open_sqlite(uri: str) -> Iterator["SqliteSource"]:
     """The catalogue at sqlite:///file, read only. Raises CatalogMissing when the file does not exist."""
     from adbc_driver_sqlite import dbapi
 
-    path = Path(uri[len("sqlite:///") :])
+    path = addresses.sqlite_path(uri)
     if not path.is_file():
         raise CatalogMissing(NO_DATABASE.format(uri=uri))
-    with dbapi.connect(f"file:{path}?mode=ro") as connection:
+    with dbapi.connect(addresses.sqlite_uri(path, "ro")) as connection:
         yield SqliteSource(uri, str(path.parent), connection, path)
 
 
