@@ -31,6 +31,9 @@ class Settings:
     """Root of snapshots and embeddings: a local folder or s3://bucket/prefix. Empty: <home>/data."""
     catalog: str = ""
     """sqlite:///file, postgresql://…, or a folder with products.csv|parquet. Empty: the sample at <home>/catalog/catalog.db."""
+    catalog_csv: str = ""
+    """How the CSV files of a catalogue folder are written, where that cannot be seen: any of encoding=cp1252,
+    delimiter=comma|semicolon|tab|pipe, decimal=point|comma, separated by spaces."""
     changes: str = "outbox:"
     """Where changes come from: outbox: (a table in the catalogue's database), sqs://queue or kafka://host:port/topic."""
     refresh_changes: int = 20_000

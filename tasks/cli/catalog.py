@@ -32,8 +32,14 @@ def load(
     database: Annotated[str, typer.Option(help="sqlite:///file or postgresql://…; default: the setting VITRINE_CATALOG")] = "",
 ) -> None:
     """Load a catalogue folder into a database, replacing its content."""
+    from serving.contract.addresses import without_secrets
     from tasks.catalog.load import load_folder
+    from tasks.catalog.sources.settings import source_options
+    from tasks.validate.preconditions import shorten
 
-    uri = database or Settings.load().catalog_uri
-    counts = load_folder(folder, uri)
-    console.print(f"{counts['products']} products and {counts['photos']} photos in {uri}")
+    chosen = Settings.load()
+    uri = database or chosen.catalog_uri
+    loaded = load_folder(folder, uri, source_options(chosen))
+    for sentence in shorten(loaded.unusable):
+        console.print(f"left out: {sentence}", markup=False)
+    console.print(f"{loaded.products} products and {loaded.photos} photos in {without_secrets(uri)}")

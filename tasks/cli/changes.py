@@ -27,13 +27,14 @@ def send(
     from tasks.catalog.changes.event import MalformedEvent
     from tasks.catalog.changes.event import delete as gone
     from tasks.catalog.changes.sending import events_of_catalogue, events_of_file
+    from tasks.catalog.sources.settings import source_options
 
     chosen, now = Settings.load(), datetime.now(UTC)
     files = [Path(w) for w in what if w.endswith((".csv", ".parquet"))]
     ids = [w for w in what if Path(w) not in files]
     try:
-        events = [e for f in files for e in events_of_file(f, now)]
-        events += [] if delete else events_of_catalogue(chosen.catalog_uri, ids, now)
+        events = [e for f in files for e in events_of_file(f, now, source_options(chosen))]
+        events += [] if delete else events_of_catalogue(chosen.catalog_uri, ids, now, source_options(chosen))
     except MalformedEvent as error:
         raise CatalogError(str(error)) from None
     if delete:
@@ -81,8 +82,13 @@ def capture(
     from tasks.catalog.changes.capture import install_triggers, remove_triggers
 
     chosen = Settings.load()
-    (remove_triggers if off else install_triggers)(chosen.catalog_uri)
-    console.print(f"changes of products {'no longer ' if off else ''}go to the outbox of {'the catalogue'}")
+    if off:
+        remove_triggers(chosen.catalog_uri)
+        console.print("changes of products no longer go to the outbox of the catalogue")
+        return
+    for name, reason in install_triggers(chosen.catalog_uri).items():
+        console.print(f"the column {name} is not captured: {reason}", markup=False)
+    console.print("changes of products go to the outbox of the catalogue")
 
 
 def _catalogue() -> str:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from serving.contract.runtimes import Runtime
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, take_snapshot
+from tasks.catalog.sources.settings import row_limits, source_options
 from tasks.registry import Origin, Registry
 from tasks.settings import Settings
 
@@ -54,7 +55,11 @@ def work_folder(run_key: str) -> Path:
 def snapshot(run_key: str) -> dict:
     """Takes a snapshot of the catalogue, named after the run."""
     chosen = settings()
-    return asdict(take_snapshot(chosen.catalog_uri, storage.join(chosen.store_uri, "snapshots"), run_key))
+    return asdict(
+        take_snapshot(
+            chosen.catalog_uri, storage.join(chosen.store_uri, "snapshots"), run_key, row_limits(chosen), source_options(chosen)
+        )
+    )
 
 
 def embed_config(chosen: Settings, shards: int) -> "EmbedConfig":

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.catalog import schema
-from tasks.catalog.load import load_folder
+from tasks.catalog.load import Loaded, load_folder
 from tasks.catalog.snapshot import photo_table, product_batches, product_table, read_snapshot, take_snapshot
 from tasks.embed.images import read_image
 from tasks.errors import CatalogError, CatalogMissing
@@ -65,7 +65,7 @@ def test_parts_left_by_a_killed_attempt_do_not_count(folder: Path, tmp_path: Pat
 
 def test_sqlite_gives_the_same_products_as_the_folder(folder: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/shop.db"
-    assert load_folder(folder, uri) == {"products": 12, "photos": 36}
+    assert load_folder(folder, uri) == Loaded(12, 36, [])
     load_folder(folder, uri)
     columns = [n for n in schema.PRODUCT_SCHEMA.names if n != "image_uri"]
     here = take_snapshot(str(folder), str(tmp_path / "a"), "one")

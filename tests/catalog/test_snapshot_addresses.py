@@ -12,6 +12,7 @@ from tasks import storage
 from tasks.catalog.changes.outbox import Outbox
 from tasks.catalog.load import load_folder
 from tasks.catalog.snapshot import product_table, read_snapshot, take_snapshot
+from tasks.catalog.sources.postgresql import split_image_root
 from tasks.embed.images import read_image, stamp
 from tasks.errors import CatalogError
 from tasks.settings import Settings, public_text
@@ -68,9 +69,8 @@ def test_an_outbox_of_any_name_lies_where_it_was_said(folder: Path) -> None:
 
 @pytest.mark.parametrize("root", ["/pictures/My Shop", "/pictures/Größe", "/pictures/a&b", f"/pictures/{NAME}"])
 def test_image_root_is_percent_decoded(root: str, postgres: str) -> None:
-    from tasks.catalog.sources.postgresql import split_image_root
-
-    assert split_image_root(f"{postgres}&image_root={quote(root)}" if "?" in postgres else f"{postgres}?image_root={quote(root)}")[1] == root
+    uri = f"{postgres}{'&' if '?' in postgres else '?'}image_root={quote(root)}"
+    assert split_image_root(uri) == (postgres, root)
 
 
 def test_a_password_is_in_no_record_manifest_or_error(postgres: str, folder: Path, tmp_path: Path) -> None:

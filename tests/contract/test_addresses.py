@@ -29,7 +29,10 @@ def test_a_local_path_is_decoded_only_in_a_file_uri(address: str, path: str) -> 
     ("address", "shown"),
     [
         ("postgresql://shop:s3cret@db:5432/shop", "postgresql://********@db:5432/shop"),
-        ("postgresql://shop@db/shop?sslmode=require&password=s3cret", "postgresql://********@db/shop?sslmode=require&password=********"),
+        (
+            "postgresql://shop@db/shop?sslmode=require&password=s3cret",
+            "postgresql://********@db/shop?sslmode=require&password=********",
+        ),
         ("postgresql://shop:pa/ss@db/shop", "postgresql://********@db/shop"),
         ("postgresql://shop:pa@ss@db/shop", "postgresql://********@db/shop"),
         ("postgresql://shop:p@a/ss@db/shop", "postgresql://********@db/shop"),

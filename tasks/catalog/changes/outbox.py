@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from serving.contract import addresses
 from tasks.catalog.changes.event import Event, event_time, format_time
-from tasks.catalog.changes.source import DeadLetter, Message
+from tasks.catalog.changes.source import DeadLetter, Message, storable
 from tasks.catalog.sources.postgresql import split_image_root
 from tasks.catalog.sources.sqlite import NO_DATABASE
 from tasks.errors import CatalogError
@@ -67,7 +67,9 @@ class Outbox:
         elif database_uri.startswith(("postgresql://", "postgres://")):
             database, name = Postgres(database_uri), "outbox in PostgreSQL"
         else:
-            raise CatalogError(f"{addresses.without_secrets(database_uri)}: not a database for an outbox; give sqlite:///file or postgresql://…")
+            raise CatalogError(
+                f"{addresses.without_secrets(database_uri)}: not a database for an outbox; give sqlite:///file or postgresql://…"
+            )
         return cls(name, database)
 
     def make_tables(self) -> None:
@@ -94,7 +96,7 @@ class Outbox:
             query = f"SELECT id, event FROM outbox ORDER BY priority DESC, id LIMIT {int(limit)}"
             rows = self.database.fetch(query) if self._there("outbox") else []
             if rows or time.monotonic() >= until:
-                return [Message(event, str(number)) for number, event in rows]
+                return [Message(_as_text(event), str(number)) for number, event in rows]
             time.sleep(POLL_S)
 
     def extend(self, handles: Sequence[str], seconds: int) -> None:
@@ -117,7 +119,7 @@ class Outbox:
         with self.database.transaction():  # exactly once: into one table and out of the other together
             kept = {str(row[0]) for row in self._rows("outbox", [m.handle for m, _ in messages])}
             now = format_time(datetime.now(UTC))
-            rows = [(m.text, reason, now) for m, reason in messages if m.handle in kept]
+            rows = [(storable(m.text), storable(reason), now) for m, reason in messages if m.handle in kept]
             self.database.execute("INSERT INTO outbox_dead (event, reason, died_at) VALUES ({}, {}, {})", rows)
             self._delete("outbox", [m.handle for m, _ in messages])
 
@@ -127,7 +129,7 @@ class Outbox:
     def oldest_at(self) -> datetime | None:
         """The event's own time, as the table has no insertion time."""
         rows = self.database.fetch("SELECT event FROM outbox ORDER BY id LIMIT 1") if self._there("outbox") else []
-        return event_time(rows[0][0]) if rows else None
+        return event_time(_as_text(rows[0][0])) if rows else None
 
     def count_dead_letters(self) -> int:
         return int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0]) if self._there("outbox_dead") else 0
@@ -138,7 +140,7 @@ class Outbox:
         died_at = "died_at" if self.database.has_column("outbox_dead", "died_at") else "NULL"
         query = f"SELECT event, reason, id, {died_at} FROM outbox_dead ORDER BY id DESC LIMIT {int(limit)}"
         return [
-            DeadLetter(event, reason, str(number), datetime.fromisoformat(at) if at else None)
+            DeadLetter(_as_text(event), _as_text(reason), str(number), datetime.fromisoformat(at) if at else None)
             for event, reason, number, at in self.database.fetch(query)
         ]
 
@@ -166,6 +168,11 @@ class Outbox:
             self.database.execute(f"DELETE FROM {table} WHERE id IN ({numbers})")
 
 
+def _as_text(value: Any) -> str:
+    """What stands in the column event; SQLite keeps there whatever a program wrote."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
 def _pieces(handles: Sequence[str]) -> Iterator[str]:
     numbers = [str(int(h)) for h in handles]
     for start in range(0, len(numbers), AT_ONCE):
@@ -187,6 +194,7 @@ class Sqlite:
         if self._open is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            self._open.text_factory = _as_text  # bytes that are not UTF-8 are for the parser to refuse
         return self._open
 
     def exists(self, table: str) -> bool:
@@ -240,7 +248,9 @@ class Postgres:
         try:
             self.connection = dbapi.connect(split_image_root(uri)[0])
         except dbapi.Error as error:
-            raise CatalogError(f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1], uri)}") from None
+            raise CatalogError(
+                f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1], uri)}"
+            ) from None
 
     def exists(self, table: str) -> bool:
         return self.fetch(f"SELECT to_regclass('{table}')::text")[0][0] is not None
