@@ -12,7 +12,10 @@ def picture_path(uri: str, root: str) -> Path | None:
     if {scheme(uri), scheme(root)} - {"", "file"} or not root:
         return None
     base = local_path(root).resolve()
-    path = (base / local_path(uri)).resolve()
+    try:
+        path = (base / local_path(uri)).resolve()
+    except (OSError, ValueError, RuntimeError):  # a name too long, a NUL, links that lead to each other
+        return None
     if not path.is_relative_to(base) or path.suffix.lower() not in SUFFIXES or not path.is_file():
         return None
     return path

@@ -1,5 +1,6 @@
 """Reads a picture's bytes from its uri, restricted to allowed locations."""
 
+import stat as stat_module
 from pathlib import Path
 
 from serving.contract import addresses
@@ -34,9 +35,10 @@ def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits 
         raise ImageRejected("forbidden_scheme", f"{uri}: pictures are read from files, s3:// or https://, not {scheme}://")
     path = resolve(uri, root)
     try:
-        if path.is_dir():
-            raise ImageRejected("unreadable", f"{uri}: is a folder, not a picture")
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat_module.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+            raise ImageRejected("unreadable", f"{uri}: is {kind_of_file(found.st_mode)}, not a picture")
+        size = found.st_size
         if size > limits.max_bytes:
             raise ImageRejected("too_many_bytes", f"{uri}: {size} bytes; at most {limits.max_bytes} are accepted")
         return path.read_bytes()
@@ -67,11 +69,17 @@ def resolve(uri: str, root: str) -> Path:
     base = storage.local_path(root).resolve()
     try:
         path = (base / addresses.local_path(uri)).resolve()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that lead to each other
         raise ImageRejected("unreadable", f"{uri!r}: {error}") from None
     if not path.is_relative_to(base):
         raise ImageRejected("outside_root", _outside(uri, str(base)))
     return path
+
+
+def kind_of_file(mode: int) -> str:
+    """What a file of this mode (st_mode) is, in words."""
+    kinds = {stat_module.S_IFDIR: "a folder", stat_module.S_IFIFO: "a pipe", stat_module.S_IFSOCK: "a socket"}
+    return kinds.get(stat_module.S_IFMT(mode), "a device")
 
 
 def _inside_prefix(uri: str, root: str) -> str:
