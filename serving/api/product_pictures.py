@@ -14,8 +14,7 @@ def picture_path(uri: str, root: str) -> Path | None:
     base = local_path(root).resolve()
     try:
         path = (base / local_path(uri)).resolve()
+        usable = path.is_relative_to(base) and path.suffix.lower() in SUFFIXES and path.is_file()
     except (OSError, ValueError, RuntimeError):  # a name too long, a NUL, links that lead to each other
         return None
-    if not path.is_relative_to(base) or path.suffix.lower() not in SUFFIXES or not path.is_file():
-        return None
-    return path
+    return path if usable else None

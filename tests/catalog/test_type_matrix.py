@@ -100,7 +100,7 @@ def test_postgresql_types_end_the_same_everywhere(column: str, value: str, expec
     own = name.strip('"').replace('""', '"')
     if expected is not None:
         assert row[own] == expected
-    captured = [read_event(m.text, NOW + dt.timedelta(days=999)) for m in Outbox.open(postgres).receive(9, 0)]
+    captured = received(postgres)
     sent = events_of_catalogue(postgres, [row["product_id"]], NOW)
     assert len(captured) == 1
     check(row, [*captured, *sent], table.schema, [*SAID, *([own] if own in table.column_names else [])])
@@ -148,7 +148,7 @@ def test_postgresql_types_that_no_filter_can_use_are_left_out_and_named(column: 
     left_out = install_triggers(postgres)
     assert set(left_out) <= {name}
     run_postgres(postgres, "UPDATE products SET title = 'B'")
-    assert len(Outbox.open(postgres).receive(9, 0)) == 1
+    assert len(received(postgres)) == 1
 
 
 SQLITE = [
@@ -189,7 +189,7 @@ def test_sqlite_types_end_the_same_everywhere(column: str, value: str, expected:
     (row,) = table.to_pylist()
     own = name.strip('"').replace('""', '"')
     assert row[own] == expected
-    captured = [read_event(m.text, NOW + dt.timedelta(days=999)) for m in Outbox.open(uri).receive(9, 0)]
+    captured = received(uri)
     assert len(captured) == 1
     check(row, [*captured, *events_of_catalogue(uri, [row["product_id"]], NOW)], table.schema, [*SAID, own])
 
@@ -268,6 +268,12 @@ def test_columns_without_values_or_of_our_names_are_left_out_and_named(tmp_path:
     snapshot = take_snapshot(str(tmp_path), str(tmp_path / "s"), "one")
     assert set(snapshot.left_out) == {"key", "palette", "blob", "empty"}
     assert snapshot.left_out["empty"] == "it holds no value"
+
+
+def received(uri: str) -> list[Event]:
+    """The captured events."""
+    with closing(Outbox.open(uri)) as outbox:
+        return [read_event(m.text, NOW + dt.timedelta(days=999)) for m in outbox.receive(9, 0)]
 
 
 def run_postgres(uri: str, *commands: str) -> None:

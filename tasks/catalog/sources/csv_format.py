@@ -51,9 +51,9 @@ class CsvFormat:
             raise CatalogError(f"{path}: the file is empty")
         marked = next((name for mark, name in MARKS if head.startswith(mark)), "")
         encoding = marked or self.encoding or "utf-8"
-        if not marked and b"\0" in head:
+        if not (marked or self.encoding) and b"\0" in head.partition(b"\n")[0]:
             raise CatalogError(
-                f"{path}: it holds NUL bytes; save it as UTF-8, or state its encoding: VITRINE_CATALOG_CSV=encoding=utf-16-le"
+                f"{path}: its header holds NUL bytes; save it as UTF-8, or state its encoding: VITRINE_CATALOG_CSV=encoding=utf-16-le"
             )
         first = _first_record(path, head, encoding)
         delimiter = self.delimiter or max(DELIMITERS.values(), key=lambda d: len(_fields(first, d)))

@@ -12,6 +12,8 @@ from tasks.catalog.columns import convert
 
 IN_MEMORY_BYTES = 256 << 20
 """Most bytes of rows that are sorted at once."""
+MOST_RANGES = 400
+"""Files that are open at once."""
 SAMPLED = 50
 """Ids taken of every batch, from which the bounds of the ranges are drawn."""
 
@@ -61,8 +63,9 @@ def _by_ranges(
                 sample += ids.take(pa.array(np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids))).astype(np.int64))).to_pylist()
                 writer.write_batch(batch)
     held.clear()
-    ranges = -(-4 * size // IN_MEMORY_BYTES)  # a quarter each, as ids are never spread evenly
-    bounds = np.array(sorted(sample), object)[np.linspace(0, len(sample) - 1, ranges + 1).astype(int)[1:-1]]
+    ranges = min(MOST_RANGES, -(-4 * size // IN_MEMORY_BYTES))  # a quarter each, as ids are never spread evenly
+    chosen = np.linspace(0, len(sample) - 1, ranges + 1).astype(int)[1:-1]
+    bounds = np.unique(np.array(sorted(sample), object)[chosen])
     _split(folder, bounds)
     for number in range(len(bounds) + 1):
         with pa.memory_map(str(folder / str(number))) as source:
