@@ -10,6 +10,7 @@ registry; files, snapshots, vectors and caches unreachable from retained version
 """
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
 
@@ -33,10 +34,10 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
 def collect_garbage() -> None:
     @task
     @fail_without_retry
-    def plan_garbage() -> dict:
-        from tasks.pipelines import collect_garbage as steps
+    def plan_garbage() -> Any:
+        from tasks.pipelines import collect_garbage
 
-        return steps.plan(run_key(), get_current_context()["params"]["versions"])
+        return collect_garbage.plan(run_key(), get_current_context()["params"]["versions"])
 
     @task.short_circuit
     def something_to_delete(planned: dict) -> bool:
@@ -44,10 +45,10 @@ def collect_garbage() -> None:
 
     @task
     @fail_without_retry
-    def delete_garbage() -> dict:
-        from tasks.pipelines import collect_garbage as steps
+    def delete_garbage() -> Any:
+        from tasks.pipelines import collect_garbage
 
-        return steps.delete(run_key(), get_current_context()["params"]["versions"])
+        return collect_garbage.delete(run_key(), get_current_context()["params"]["versions"])
 
     planned = plan_garbage()
     something_to_delete(planned) >> delete_garbage()

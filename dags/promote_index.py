@@ -14,13 +14,14 @@ still is, or is again, unless `flip` names replicas that did not follow: inspect
 """
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param, dag, get_current_context, task, teardown
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.assets import INDEX
-from dags.running import DEFAULTS, fail_without_retry, run_key
+from dags.running import DEFAULTS, fail_without_retry, run_key, step
 
 
 @dag(
@@ -42,64 +43,30 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
 def promote_index() -> None:
     @task
     @fail_without_retry
-    def choose_slot() -> dict:
-        from tasks.pipelines import promote_index as steps
+    def choose_slot() -> Any:
+        from tasks.pipelines import promote_index
 
         context = get_current_context()
         announced = [event.extra.get("version", "") for event in context["triggering_asset_events"].get(INDEX, [])]
-        plan = steps.choose(context["params"]["version"] or (announced[-1] if announced else ""), run_key())
-        if plan["done"]:
-            raise AirflowSkipException(plan["summary"])
+        plan = promote_index.choose(context["params"]["version"] or (announced[-1] if announced else ""), run_key())
+        if plan.done:
+            raise AirflowSkipException(plan.summary)
         return plan
 
-    @task
-    @fail_without_retry
-    def warm_slot(plan: dict) -> dict:
-        from tasks.pipelines import promote_index as steps
-
-        return steps.warm(plan, run_key())
-
-    @task
-    @fail_without_retry
-    def shadow_check(plan: dict) -> dict:
-        from tasks.pipelines import promote_index as steps
-
-        report = steps.shadow(plan, run_key())
-        if not report["passed"]:
-            raise AirflowFailException(report["summary"])
-        return report
-
     @task.branch
+    @fail_without_retry
     def ask_or_not() -> str:
-        from tasks.pipelines import promote_index as steps
+        from tasks.pipelines import promote_index
 
-        wanted = get_current_context()["params"]["approval"]
-        if not steps.needs_approval(wanted):
+        if not promote_index.needs_approval(get_current_context()["params"]["approval"]):
             return "flip"
-        steps.release_lease(run_key())
+        promote_index.release_lease(run_key())
         return "approve"
 
-    @task(trigger_rule="none_failed_min_one_success")
-    @fail_without_retry
-    def flip(plan: dict) -> dict:
-        from tasks.pipelines import promote_index as steps
-
-        return steps.flip(plan, run_key())
-
-    @task
-    @fail_without_retry
-    def bake(plan: dict, flipped: dict) -> dict:
-        from tasks.pipelines import promote_index as steps
-
-        return steps.bake(plan, flipped, run_key())
-
-    @teardown
-    @fail_without_retry
-    def settle() -> dict:
-        from tasks.pipelines import promote_index as steps
-
-        return steps.settle(run_key())
-
+    plan = choose_slot()
+    warmed = step("promote_index.warm", task_id="warm_slot")(plan=plan)
+    checked = step("promote_index.shadow", task_id="shadow_check")(plan=plan)
+    choice = ask_or_not()
     approve = ApprovalOperator(
         task_id="approve",
         subject="Promote index version {{ ti.xcom_pull(task_ids='choose_slot')['version'] }}?",
@@ -107,13 +74,12 @@ def promote_index() -> None:
         execution_timeout=None,
         response_timeout=timedelta(days=3),
     )
-    plan = choose_slot()
-    checked = warm_slot(plan) >> shadow_check(plan)
-    flipped = flip(plan)
-    choice = ask_or_not()
-    checked >> choice >> approve >> flipped
-    choice >> flipped
-    bake(plan, flipped) >> settle()
+    flipped = step("promote_index.flip", trigger_rule="none_failed_min_one_success")(plan=plan)
+    baked = step("promote_index.bake")(plan=plan, flipped=flipped)
+    settled = teardown(step("promote_index.settle"))()
+    warmed >> checked >> choice >> [approve, flipped]
+    approve >> flipped
+    baked >> settled
 
 
 promote_index()

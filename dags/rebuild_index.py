@@ -14,11 +14,13 @@ Nothing is built if the catalogue, the encoder, the index settings, and the rank
 are kept. The live version is not touched.
 """
 
-from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, dag, get_current_context, task
+from typing import Any
+
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, TaskGroup, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from dags.assets import COMPACTION, ENCODER, INDEX
-from dags.running import DEFAULTS, fail_without_retry, run_key
+from dags.running import DEFAULTS, fail_without_retry, step
 
 
 @dag(
@@ -30,126 +32,44 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
     tags=["vitrine", "index"],
 )
 def rebuild_index() -> None:
-    @task
-    @fail_without_retry
-    def check_preconditions() -> dict:
-        from tasks.pipelines import preconditions
-
-        return preconditions.check_preconditions(training=False)
-
-    @task
-    @fail_without_retry
-    def take_snapshot() -> dict:
-        from tasks.pipelines import common
-
-        return common.snapshot(run_key())
-
-    @task
-    @fail_without_retry
-    def choose_encoder() -> dict:
-        from tasks.pipelines import rebuild_index as steps
-
-        return steps.choose_encoder()
-
-    @task.short_circuit
-    def something_changed(snapshot: dict, encoder: dict) -> bool:
-        from tasks.pipelines import rebuild_index as steps
-
-        return steps.something_changed(snapshot, encoder)
-
-    @task
-    @fail_without_retry
-    def validate_snapshot(snapshot: dict) -> dict:
-        from tasks.pipelines import rebuild_index as steps
-
-        return steps.validate_snapshot(snapshot, run_key())
-
-    @task(retries=3)
-    @fail_without_retry
-    def embed(snapshot: dict, encoder: dict) -> dict:
-        from tasks.pipelines import rebuild_index as steps
-
-        return steps.embed(snapshot, encoder, run_key())
-
-    @task
-    @fail_without_retry
-    def validate_embeddings(snapshot: dict, embedded: dict) -> dict:
-        from tasks.pipelines import rebuild_index as steps
-
-        return steps.validate_embeddings(snapshot, embedded, run_key())
-
-    @task
-    @fail_without_retry
-    def train_template(encoder: dict, embedded: dict) -> dict:
-        from tasks.pipelines import rebuild_index as steps
-
-        return steps.template(encoder, embedded, run_key())
-
-    @task
-    def list_shards(template: dict) -> list[int]:
-        from tasks.pipelines import rebuild_index as steps
-
-        return steps.shard_numbers(template)
-
-    @task(retries=3)
-    @fail_without_retry
-    def build_shard(shard: int, snapshot: dict, embedded: dict, template: dict) -> dict:
-        from tasks.pipelines import rebuild_index as steps
-
-        return steps.shard(shard, snapshot, embedded, template, run_key())
-
-    @task
-    @fail_without_retry
-    def tune(snapshot: dict, encoder: dict, template: dict, shards: list[dict]) -> dict:
-        from tasks.pipelines import rebuild_index as steps
-
-        return steps.tune(snapshot, encoder, template, list(shards), run_key())
-
-    @task
-    @fail_without_retry
-    def register_version(snapshot: dict, encoder: dict, embedded: dict, shards: list[dict], tuned: dict) -> dict:
-        from tasks.pipelines import rebuild_index as steps
-
-        return steps.register(snapshot, encoder, embedded, list(shards), tuned, run_key())
-
-    @task
-    @fail_without_retry
-    def catch_up(registered: dict) -> dict:
-        from tasks.pipelines import refresh_index
-
-        return refresh_index.catch_up(registered, run_key())
-
-    @task
-    @fail_without_retry
-    def load_features(registered: dict) -> dict:
-        from tasks.pipelines import publish_features
-
-        return publish_features.load(registered)
-
     @task(outlets=[INDEX])
-    def publish_candidate(registered: dict) -> dict:
-        from tasks.pipelines import rebuild_index as steps
+    @fail_without_retry
+    def publish_candidate(registered: dict) -> Any:
+        from tasks.pipelines import register_index
 
         if not registered["passed"]:
             raise AirflowFailException(registered["summary"])
-        steps.publish(registered)
+        register_index.publish(registered["version"])
         get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
         return registered
 
-    snapshot, encoder = take_snapshot(), choose_encoder()
-    check_preconditions() >> [snapshot, encoder]
-    changed = something_changed(snapshot, encoder)
-    valid = validate_snapshot(snapshot)
-    embedded = embed(snapshot, encoder)
-    checked = validate_embeddings(snapshot, embedded)
-    template = train_template(encoder, embedded)
-    shards = build_shard.partial(snapshot=snapshot, embedded=embedded, template=template).expand(shard=list_shards(template))
-    tuned = tune(snapshot, encoder, template, shards)
-    changed >> valid >> embedded
-    checked >> template
-    registered = catch_up(register_version(snapshot, encoder, embedded, shards, tuned))
-    publish_candidate(registered)
-    load_features(registered)
+    with TaskGroup("inputs", prefix_group_id=False, tooltip="the catalogue and the encoder of this version"):
+        usable = step("preconditions.check_preconditions")(training=False)
+        snapshot = step("common.take_snapshot")()
+        encoder = step("rebuild_index.choose_encoder")()
+        changed = step("rebuild_index.something_changed", task.short_circuit)(snapshot=snapshot, encoder=encoder)
+        valid = step("validate_index.validate_snapshot")(snapshot=snapshot)
+        usable >> [snapshot, encoder]
+        changed >> valid
+
+    with TaskGroup("vectors", prefix_group_id=False, tooltip="a vector of every product, of this encoder"):
+        embedded = step("rebuild_index.embed", retries=3)(snapshot=snapshot, encoder=encoder)
+        checked = step("validate_index.validate_embeddings")(snapshot=snapshot, embedded=embedded)
+        valid >> embedded
+
+    with TaskGroup("shards", prefix_group_id=False, tooltip="one base segment per shard, and the search parameters"):
+        template = step("rebuild_index.train_template")(encoder=encoder, embedded=embedded)
+        checked >> template
+        build = step("rebuild_index.build_shard", retries=3).partial(snapshot=snapshot, embedded=embedded, template=template)
+        shards = build.expand(number=step("rebuild_index.list_shards")(template=template))
+        tuned = step("tune_index.tune")(snapshot=snapshot, encoder=encoder, template=template, shards=shards)
+
+    with TaskGroup("release", prefix_group_id=False, tooltip="gates, and the changes made meanwhile"):
+        built = {"embedded": embedded, "template": template, "shards": shards, "tuned": tuned}
+        registered = step("register_index.register_version")(snapshot=snapshot, encoder=encoder, **built)
+        complete = step("refresh_index.catch_up")(registered=registered)
+        step("publish_features.load", task_id="load_features")(registered=complete)
+        publish_candidate(complete)
 
 
 rebuild_index()

@@ -19,12 +19,13 @@ leave them to the next run. The live version is not touched.
 """
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.assets import COMPACTION, INDEX
-from dags.running import DEFAULTS, fail_without_retry, run_key
+from dags.running import DEFAULTS, fail_without_retry, run_key, step
 
 
 @dag(
@@ -42,59 +43,22 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
 def refresh_index() -> None:
     @task
     @fail_without_retry
-    def drain_changes() -> dict:
+    def drain_changes() -> Any:
         from tasks.pipelines import drain_changes
 
-        params = get_current_context()["params"]
-        plan = drain_changes.drain(run_key(), params["changes"], params["minutes"])
-        if not plan["due"]:
-            get_current_context()["ti"].xcom_push("return_value", plan)  # for the note on the run, also when nothing is made
-            raise AirflowSkipException(plan["summary"])
+        context = get_current_context()
+        plan = drain_changes.drain(run_key(), context["params"]["changes"], context["params"]["minutes"])
+        if not plan.due:
+            context["ti"].xcom_push("return_value", plan.to_json())  # for the note on the run, also when nothing is made
+            raise AirflowSkipException(plan.summary)
         return plan
-
-    @task
-    @fail_without_retry
-    def refresh_features(plan: dict) -> dict:
-        from tasks.pipelines import publish_features
-
-        return publish_features.refresh(plan)
-
-    @task(retries=3)
-    @fail_without_retry
-    def embed_changes(plan: dict) -> dict:
-        from tasks.pipelines import refresh_index as steps
-
-        return steps.embed(plan)
-
-    @task
-    @fail_without_retry
-    def register_version(plan: dict, embedded: dict) -> dict:
-        from tasks.pipelines import refresh_index as steps
-
-        return steps.register(plan, embedded)
-
-    @task
-    @fail_without_retry
-    def load_features(registered: dict) -> dict:
-        from tasks.pipelines import publish_features
-
-        return publish_features.load(registered)
-
-    @task(retries=3)
-    @fail_without_retry
-    def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict:
-        from tasks.pipelines import refresh_index as steps
-
-        acknowledged = steps.acknowledge(plan, registered, embedded)
-        steps.require_passed(registered)
-        return acknowledged
 
     @task(outlets=[INDEX])
     @fail_without_retry
-    def publish_candidate(registered: dict) -> dict:
-        from tasks.pipelines import refresh_index as steps
+    def publish_candidate(registered: dict) -> Any:
+        from tasks.pipelines import refresh_index
 
-        if not steps.publish(registered):
+        if not refresh_index.publish(registered["version"]):
             raise AirflowSkipException("a version on a newer snapshot is the candidate; the next refresh carries these changes")
         get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
         return registered
@@ -106,11 +70,12 @@ def refresh_index() -> None:
         get_current_context()["outlet_events"][COMPACTION].extra = {"why": registered["compaction_due"]}
 
     plan = drain_changes()
-    embedded = embed_changes(plan)
-    registered = register_version(plan, embedded)
-    refresh_features(plan)
-    load_features(registered)
-    acknowledge(plan, registered, embedded) >> publish_candidate(registered) >> ask_for_rebuild(registered)
+    embedded = step("refresh_index.embed", task_id="embed_changes", retries=3)(plan=plan)
+    registered = step("refresh_index.register", task_id="register_version")(plan=plan, embedded=embedded)
+    step("publish_features.refresh", task_id="refresh_features")(plan=plan)
+    step("publish_features.load", task_id="load_features")(registered=registered)
+    acknowledged = step("refresh_index.acknowledge", retries=3)(plan=plan, registered=registered, embedded=embedded)
+    acknowledged >> publish_candidate(registered) >> ask_for_rebuild(registered)
 
 
 refresh_index()

@@ -10,6 +10,7 @@ rollback would undo the first.
 """
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 
@@ -32,10 +33,10 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
 def rollback_index() -> None:
     @task
     @fail_without_retry
-    def roll_back() -> dict:
-        from tasks.pipelines import promote_index as steps
+    def roll_back() -> Any:
+        from tasks.pipelines import rollback_index
 
-        return steps.roll_back(run_key(), get_current_context()["params"]["version"] or "")
+        return rollback_index.roll_back(run_key(), get_current_context()["params"]["version"] or "")
 
     roll_back()
 

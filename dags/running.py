@@ -1,18 +1,18 @@
-"""Shared by all DAGs: default arguments, the run key, and the mapping of errors to Airflow states."""
+"""Shared by all DAGs: default arguments, the run key, tasks that call a step of tasks.pipelines, and the mapping of errors to states."""
 
 import re
 from collections.abc import Callable
 from datetime import timedelta
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from importlib import import_module
+from typing import Any, ParamSpec
 
-from airflow.sdk import get_current_context
+from airflow.sdk import get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.alerts import alert_failure
 
 P = ParamSpec("P")
-R = TypeVar("R")
 
 DEFAULTS: dict[str, Any] = {
     "owner": "vitrine",
@@ -29,21 +29,43 @@ def run_key() -> str:
     return f"{run.dag_id}." + re.sub(r"[^A-Za-z0-9]+", "-", run.run_id).strip("-")
 
 
-def fail_without_retry(function: Callable[P, R]) -> Callable[P, R]:
+def step(name: str, operator: Any = task, **options: Any) -> Any:
+    """A task that calls a function of tasks.pipelines, named "<module>.<function>"; it is imported when the task runs.
+
+    The task takes keyword arguments: what other tasks returned, by the names of the function's parameters. Each becomes the record
+    that the parameter's annotation names, and the record that the function returns becomes the task's XCom (tasks/records.py). A
+    parameter `run_key` gets the key of the run. `options` are those of Airflow's @task; the task's id is the function's name.
+    """
+    module, _, function = name.rpartition(".")
+
+    @fail_without_retry
+    def run(**arguments: Any) -> Any:
+        from tasks.records import call_step
+
+        called = getattr(import_module(f"tasks.pipelines.{module}"), function)
+        return call_step(called, arguments | {"run_key": run_key()})
+
+    run.__doc__ = f"Calls `tasks.pipelines.{name}`."  # Airflow shows it on the task's page
+    return operator(**{"task_id": function} | options)(run)
+
+
+def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
     """Decorator of a task: errors that need a person (VitrineError, ContractError) fail it without retries; others keep them.
 
-    A scheduled run that lacks its inputs before the first success is skipped (tasks/pipelines/first_run.py).
+    A record that it returns becomes JSON. A scheduled run that lacks its inputs before the first success is skipped
+    (tasks/pipelines/first_run.py).
     """
 
     @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+    def run(*args: P.args, **kwargs: P.kwargs) -> Any:
         from serving.contract.files import ContractError
         from tasks.errors import InputMissing, VitrineError
+        from tasks.records import to_json
         from tasks.settings import Settings, public_text
 
         _mask_secrets()
         try:
-            return function(*args, **kwargs)
+            return to_json(function(*args, **kwargs))
         except (VitrineError, ContractError) as error:
             context = get_current_context()
             if isinstance(error, InputMissing):

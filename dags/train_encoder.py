@@ -14,12 +14,30 @@ training resumes from its last checkpoint. Serving is not affected.
 """
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.assets import ENCODER
-from dags.running import DEFAULTS, fail_without_retry, run_key
+from dags.running import DEFAULTS, fail_without_retry, run_key, step
+
+PARAMS = {
+    "preset": Param(None, type=["null", "string"], title="Preset", description="Empty: the setting VITRINE_ENCODER_PRESET"),
+    "epochs": Param(
+        None, type=["null", "number"], exclusiveMinimum=0, title="Epochs",
+        description="Passes over the train photos, for teacher and student alike. Empty: the preset's steps",
+    ),
+    "alpha": Param(
+        None, type=["null", "number"], minimum=0, maximum=1, title="Alpha",
+        description="Share of the student's own task in its loss; the rest imitates the teacher. Empty: the preset's",
+    ),
+    "photo_days": Param(
+        None, type=["null", "integer"], minimum=0, title="Data window",
+        description="Train photos of so many days up to the newest (needs taken_at); 0: all. Empty: the preset's",
+    ),
+    "force": Param(False, type="boolean", title="Train again", description="Even if it was trained before"),
+}  # fmt: skip
 
 
 @dag(
@@ -29,108 +47,47 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
     default_args=DEFAULTS,
     doc_md=__doc__,
     tags=["vitrine", "encoder"],
-    params={
-        "preset": Param(None, type=["null", "string"], title="Preset", description="Empty: the setting VITRINE_ENCODER_PRESET"),
-        "epochs": Param(
-            None,
-            type=["null", "number"],
-            exclusiveMinimum=0,
-            title="Epochs",
-            description="Passes over the train photos, for teacher and student alike. Empty: the preset's steps",
-        ),
-        "alpha": Param(
-            None,
-            type=["null", "number"],
-            minimum=0,
-            maximum=1,
-            title="Alpha",
-            description="Share of the student's own task in its loss; the rest imitates the teacher. Empty: the preset's",
-        ),
-        "photo_days": Param(
-            None,
-            type=["null", "integer"],
-            minimum=0,
-            title="Data window",
-            description="Train photos of so many days up to the newest (needs taken_at); 0: all. Empty: the preset's",
-        ),
-        "force": Param(False, type="boolean", title="Train again", description="Even if it was trained before"),
-    },
+    params=PARAMS,
 )
 def train_encoder() -> None:
     @task
     @fail_without_retry
-    def check_preconditions() -> dict:
-        from tasks.pipelines import preconditions
+    def plan_training(snapshot: dict) -> Any:
+        from tasks.catalog.snapshot import Snapshot
+        from tasks.pipelines import train_encoder
 
-        return preconditions.check_preconditions(training=True)
-
-    @task
-    @fail_without_retry
-    def take_snapshot() -> dict:
-        from tasks.pipelines import common
-
-        return common.snapshot(run_key())
-
-    @task
-    @fail_without_retry
-    def plan_training(snapshot: dict) -> dict:
-        from tasks.pipelines import train_encoder as steps
-
-        return steps.plan(snapshot, dict(get_current_context()["params"]), run_key())
+        return train_encoder.plan(Snapshot.from_json(snapshot), dict(get_current_context()["params"]), run_key())
 
     @task.branch
     def train_or_reuse(plan: dict) -> str:
         return "judge" if plan["existing"] else "train_teacher"
 
-    @task(execution_timeout=timedelta(days=2), retries=2)
-    @fail_without_retry
-    def train_teacher(snapshot: dict, plan: dict) -> dict:
-        from tasks.pipelines import train_encoder as steps
-
-        return steps.teacher(snapshot, plan, run_key())
-
-    @task(execution_timeout=timedelta(days=2), retries=2)
-    @fail_without_retry
-    def distil_student(snapshot: dict, plan: dict, teacher: dict) -> dict:
-        from tasks.pipelines import train_encoder as steps
-
-        return steps.student(snapshot, plan, teacher, run_key())
-
-    @task
-    @fail_without_retry
-    def export_encoder(snapshot: dict, plan: dict, teacher: dict, student: dict) -> str:
-        from tasks.pipelines import train_encoder as steps
-
-        return steps.export(snapshot, plan, teacher, student, run_key())
-
-    @task(trigger_rule="none_failed_min_one_success")
-    @fail_without_retry
-    def judge(snapshot: dict, plan: dict, exported: str | None) -> dict:
-        from tasks.pipelines import train_encoder as steps
-
-        return steps.judge(snapshot, plan["existing"] or exported, run_key())
-
     @task(outlets=[ENCODER])
     @fail_without_retry
-    def promote_champion(decision: dict) -> dict:
-        from tasks.pipelines import train_encoder as steps
+    def promote_champion(decision: dict) -> Any:
+        from tasks.pipelines import train_encoder
+        from tasks.pipelines.encoder_records import Judgement
 
         if not decision["promote"]:
             raise AirflowSkipException(decision["summary"])
-        promoted = steps.promote(decision, run_key())
-        if not promoted["promoted"]:
-            raise AirflowSkipException(promoted["summary"])
-        get_current_context()["outlet_events"][ENCODER].extra = {"version": decision["version"]}
+        move = train_encoder.promote(Judgement.from_json(decision), run_key())
+        if not move.promoted:
+            raise AirflowSkipException(move.summary)
+        get_current_context()["outlet_events"][ENCODER].extra = {"version": move.version}
         return decision
 
-    snapshot = take_snapshot()
-    check_preconditions() >> snapshot
+    training = {"execution_timeout": timedelta(days=2), "retries": 2}
+    usable = step("preconditions.check_preconditions")(training=True)
+    snapshot = step("common.take_snapshot")()
     plan = plan_training(snapshot)
     choice = train_or_reuse(plan)
-    teacher = train_teacher(snapshot, plan)
-    student = distil_student(snapshot, plan, teacher)
-    exported = export_encoder(snapshot, plan, teacher, student)
-    decision = judge(snapshot, plan, exported)
+    teacher = step("train_encoder.train_teacher", **training)(snapshot=snapshot, plan=plan)
+    student = step("train_encoder.distil_student", **training)(snapshot=snapshot, plan=plan, teacher=teacher)
+    exported = step("train_encoder.export_encoder")(snapshot=snapshot, plan=plan, teacher=teacher, student=student)
+    decision = step("train_encoder.judge", trigger_rule="none_failed_min_one_success")(
+        snapshot=snapshot, plan=plan, exported=exported
+    )
+    usable >> snapshot
     choice >> [teacher, decision]
     promote_champion(decision)
 

@@ -10,6 +10,7 @@ event of the encoder, which triggers `rebuild_index`: every product is embedded 
 """
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
@@ -29,8 +30,8 @@ from dags.running import DEFAULTS, fail_without_retry
 def watch_champion() -> None:
     @task(inlets=[ENCODER], outlets=[ENCODER])
     @fail_without_retry
-    def announce_moved_champion() -> dict:
-        from tasks.pipelines import watch_champion as steps
+    def announce_moved_champion() -> Any:
+        from tasks.pipelines import watch_champion
 
         context = get_current_context()
 
@@ -38,10 +39,10 @@ def watch_champion() -> None:
             events = context["inlet_events"][ENCODER]
             return str(events[-1].extra.get("version", "")) if len(events) else ""
 
-        moved = steps.moved_champion(announced)
-        if not moved["version"]:
-            raise AirflowSkipException(moved["summary"])
-        context["outlet_events"][ENCODER].extra = {"version": moved["version"], "told_by": "watch_champion"}
+        moved = watch_champion.moved_champion(announced)
+        if not moved.version:
+            raise AirflowSkipException(moved.summary)
+        context["outlet_events"][ENCODER].extra = {"version": moved.version, "told_by": "watch_champion"}
         return moved
 
     announce_moved_champion()

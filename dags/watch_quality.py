@@ -16,7 +16,7 @@ from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.assets import COMPACTION
-from dags.running import DEFAULTS, fail_without_retry, run_key
+from dags.running import DEFAULTS, step
 
 
 @dag(
@@ -28,29 +28,22 @@ from dags.running import DEFAULTS, fail_without_retry, run_key
     tags=["vitrine", "release"],
 )
 def watch_quality() -> None:
-    @task
-    @fail_without_retry
-    def look() -> dict:
-        from tasks.pipelines import watch_quality as steps
-
-        return steps.measure(run_key())
-
     @task(outlets=[COMPACTION])
-    def ask_for_compaction(looked: dict) -> str:
-        if not looked["compaction"]:
+    def ask_for_compaction(report: dict) -> str:
+        if not report["compaction"]:
             raise AirflowSkipException("the live version is close enough to its base")
-        get_current_context()["outlet_events"][COMPACTION].extra = {"version": looked["version"], "why": looked["compaction"]}
-        return looked["compaction"]
+        get_current_context()["outlet_events"][COMPACTION].extra = {"version": report["version"], "why": report["compaction"]}
+        return report["compaction"]
 
     @task(retries=0)
-    def judge(looked: dict) -> str:
-        if not looked["passed"]:
-            raise AirflowFailException(looked["summary"])
-        return looked["summary"]
+    def judge(report: dict) -> str:
+        if not report["passed"]:
+            raise AirflowFailException(report["summary"])
+        return report["summary"]
 
-    looked = look()
-    ask_for_compaction(looked)
-    judge(looked)
+    report = step("watch_quality.measure", task_id="look")()
+    ask_for_compaction(report)
+    judge(report)
 
 
 watch_quality()

@@ -32,9 +32,8 @@ def make_board() -> Any:
     from plugins.board.app import create_app
     from tasks.board.changes import ChangesBoard
     from tasks.board.read import Board
-    from tasks.pipelines.common import registry
+    from tasks.pipelines.common import registry, replicas_of
     from tasks.pipelines.drain_changes import change_source
-    from tasks.pipelines.promote_index import replicas_of
 
     board = Board(lambda: registry(SETTINGS), replicas_of(SETTINGS))
     return create_app(board, ChangesBoard(lambda: change_source(SETTINGS), lambda: board.registry, SETTINGS.store_uri))

@@ -4,19 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import cast
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 
 from serving.api.body_limits import BodyLimits
+from serving.api.direct_route import DirectRoute
 from serving.api.errors import handle_errors
 from serving.api.middleware import RequestMiddleware
 from serving.api.openapi import describe
 from serving.api.replica import Replica
 from serving.api.routes import admin as operating
-from serving.api.routes import batch, pictures, search
+from serving.api.routes import batch, pictures, search, state
 from serving.api.routes.admin import MLFLOW_HOOK
-from serving.api.routes.state import state_routes
 from serving.api.shard_app import create_shard_app
 from serving.api.uploads import body_limit
 from serving.contract.webhook_signature import MAX_BODY_BYTES
@@ -46,17 +48,18 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
         title="Vitrine", version="1", summary="A shopper's photo in, the products that match best out.", lifespan=lifespan,
         docs_url=None, redoc_url=None,
     )  # fmt: skip
-    app.state.replica = replica
+    app.state.replica = app.state.process = replica
     handle_errors(app, replica.request_metrics)
+    app.add_middleware(DirectRoute, route=cast(APIRoute, search.posted.routes[0]), metrics=replica.request_metrics)
     app.add_middleware(RequestMiddleware, metrics=replica.request_metrics, tracing=replica.tracing)
     app.add_middleware(
         BodyLimits, max_bytes=body_limit(settings.max_image_bytes), limit_s=settings.body_s, admission=replica.uploads,
         by_path={MLFLOW_HOOK: MAX_BODY_BYTES},
     )  # fmt: skip
-    for routes in (search, batch, pictures, operating):
-        app.include_router(routes.router)
+    for router in (search.posted, search.router, batch.router, pictures.router, operating.router):
+        app.include_router(router)
     app.mount("/static", StaticFiles(directory=pictures.STATIC), name="static")
-    state_routes(app, replica.slots, replica.describe, replica.metrics.text)
+    app.include_router(state.router)
     describe(app)
     return app
 

@@ -7,6 +7,7 @@ path-style addresses, as MinIO and moto want, unless AWS_S3_ADDRESSING_STYLE is 
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,8 +89,8 @@ def size(uri: str) -> int:
     return fs.get_file_info(path).size
 
 
-def stamp(uri: str) -> str | None:
-    """Size and modification time of a file (size and ETag of an object) as one token; None when it does not exist."""
+def validator(uri: str) -> str | None:
+    """A token that changes with the content: size and modification time of a file, size and ETag of an object. None without one."""
     fs, path = filesystem(uri)
     try:
         if isinstance(fs, pafs.S3FileSystem):
@@ -167,6 +168,24 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
 
 def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, json.dumps(value, indent=1, sort_keys=True).encode())
+
+
+def put_file(path: Path, uri: str) -> None:
+    """Copies a file of this machine to a uri, atomically."""
+    with path.open("rb") as source, writer(uri) as target:
+        shutil.copyfileobj(source, target, CHUNK_BYTES)
+
+
+def local_copy(uri: str, folder: Path) -> Path:
+    """A file as a path of this machine: where it is, or fetched into `folder` when it is an object of s3://."""
+    if not uri.startswith("s3://"):
+        return local_path(uri)
+    fs, source = filesystem(uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / uri.rsplit("/", 1)[1]
+    with fs.open_input_stream(source) as stream, path.open("wb") as target:
+        shutil.copyfileobj(stream, target, CHUNK_BYTES)
+    return path
 
 
 def delete(uri: str) -> None:

@@ -44,7 +44,7 @@ def test_what_is_written_is_read_back_with_its_size_and_checksum(root: str) -> N
 def test_a_file_that_is_not_there(root: str) -> None:
     uri = storage.join(root, "none")
     assert not storage.exists(uri)
-    assert storage.stamp(uri) is None
+    assert storage.validator(uri) is None
     assert storage.list_files(uri) == []
     storage.delete(uri)
     with pytest.raises(FileNotFoundError):
@@ -68,10 +68,10 @@ def test_a_writer_that_fails_leaves_nothing(root: str) -> None:
 def test_a_file_that_is_replaced_is_never_half_of_each(root: str) -> None:
     uri = storage.join(root, "x.json")
     storage.write_json(uri, {"n": 1})
-    before = storage.stamp(uri)
+    before = storage.validator(uri)
     storage.write_json(uri, {"n": 22})
     assert storage.read_json(uri) == {"n": 22}
-    assert storage.stamp(uri) != before
+    assert storage.validator(uri) != before
     assert storage.list_files(root) == [storage.list_files(root, ".json")[0]]
 
 

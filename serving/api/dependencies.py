@@ -8,6 +8,7 @@ from fastapi import Depends, Header, Path, Query, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import WithJsonSchema
 
+from serving.api import openapi
 from serving.api.replica import Replica
 from serving.api.uploads import json_object
 from serving.ranking.filters import Filter
@@ -15,6 +16,7 @@ from serving.search import pipeline as queries
 from serving.search.schemas import SearchAnswer, SearchRequest
 from serving.telemetry.timing import Deadline, Timings
 from serving.versions.release import Release
+from serving.versions.slots import SLOTS
 
 LARGE = 1 << 20
 """Photos from this many bytes are decoded and hashed in a thread: 10 MB would block the event loop for 0.1 s."""
@@ -25,11 +27,11 @@ Key = Annotated[str | None, Security(API_KEY)]
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
 
 ProductId = Annotated[str, Path(examples=["P000001"])]
-Slot = Annotated[Literal["", "blue", "green"], Query(description="a slot instead of what is live; needs the admin token")]
+Slot = Annotated[Literal["", "blue", "green"], Query(description=openapi.SLOT)]
 TimeoutMs = Annotated[
     str | None,
-    WithJsonSchema({"type": "number", "minimum": 0, "examples": [500]}),
-    Header(alias="X-Timeout-Ms", description="milliseconds, where the caller gives less time than the replica would"),
+    WithJsonSchema(openapi.TIMEOUT_MS_SCHEMA),
+    Header(alias="X-Timeout-Ms", description=openapi.TIMEOUT_MS),
 ]
 
 
@@ -52,8 +54,9 @@ async def admit(request: Request, replica: ReplicaDep, _: Key, __: Bearer) -> No
     replica.access.admit(request.headers)
 
 
-async def chosen_release(request: Request, replica: ReplicaDep, slot: Slot = "") -> Release:
+def chosen_release(request: Request, slot: str = "") -> Release:
     """The live release, or a slot's for an admin. Raises ApiError: 401, or 503 where there is none."""
+    replica: Replica = request.app.state.replica
     if slot:
         replica.access.check_admin(request.headers.get("authorization", ""))
     return replica.release(slot)
@@ -87,15 +90,23 @@ class SearchCall:
         return answer
 
 
-async def get_search_call(
-    request: Request,
-    replica: ReplicaDep,
-    release: Annotated[Release, Depends(chosen_release)],
-    slot: Slot = "",
-    timeout_ms: TimeoutMs = None,
-) -> SearchCall:
-    """The search call of a request. Its deadline starts here, after the body where a route declares the body first."""
-    return SearchCall(request, replica, release, slot, replica.deadline(timeout_ms))
+def search_call(request: Request, slot: str, timeout_ms: str | None) -> SearchCall:
+    """The search call of a request whose body is read. Its deadline starts here. Raises ApiError, or ValueError for `timeout_ms`."""
+    replica: Replica = request.app.state.replica
+    return SearchCall(request, replica, chosen_release(request, slot), slot, replica.deadline(timeout_ms))
+
+
+async def get_search_call(request: Request, slot: Slot = "", timeout_ms: TimeoutMs = None) -> SearchCall:
+    """The same as a dependency, after the body where a route declares the body first."""
+    return search_call(request, slot, timeout_ms)
+
+
+def slot_parameter(request: Request) -> str:
+    """`slot` of a route that reads its request itself. Raises ValueError with the sentence of a declared parameter."""
+    slot = request.query_params.get("slot", "")
+    if slot not in ("", *SLOTS):
+        raise ValueError(f"slot: Input should be '', {' or '.join(repr(name) for name in SLOTS)}")
+    return slot
 
 
 SearchCallDep = Annotated[SearchCall, Depends(get_search_call)]

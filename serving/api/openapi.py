@@ -59,6 +59,24 @@ FORM = {
 SEARCH_BODY = request_body({"$ref": "#/components/schemas/SearchRequest"})
 SEARCH_BODY["requestBody"]["content"]["multipart/form-data"] = {"schema": FORM}
 
+SLOT = "a slot instead of what is live; needs the admin token"
+TIMEOUT_MS = "milliseconds, where the caller gives less time than the replica would"
+TIMEOUT_MS_SCHEMA: dict[str, Any] = {"type": "number", "minimum": 0, "examples": [500]}
+SEARCH_OPERATION = SEARCH_BODY | {
+    "security": [{"key": []}, {"admin": []}, {}],
+    "parameters": [
+        {
+            "name": "slot", "in": "query", "required": False, "description": SLOT,
+            "schema": {"enum": ["", "blue", "green"], "type": "string", "description": SLOT, "default": "", "title": "Slot"},
+        },
+        {
+            "name": "X-Timeout-Ms", "in": "header", "required": False, "description": TIMEOUT_MS,
+            "schema": TIMEOUT_MS_SCHEMA | {"title": "X-Timeout-Ms"},
+        },
+    ],
+}  # fmt: skip
+"""POST /v1/search, which takes these from the request itself; the other routes declare the same as parameters."""
+
 REQUEST_ID = "names the request in the answer, logs and traces, where it is a plain word of up to 64 characters"
 
 
@@ -72,7 +90,7 @@ def describe(app: FastAPI) -> None:
             schema["components"]["schemas"]["Filter"] = SCHEMA
             for operation in (o for path in schema["paths"].values() for o in path.values()):
                 request_id = {"name": "X-Request-Id", "in": "header", "description": REQUEST_ID, "schema": {"type": "string"}}
-                operation.setdefault("parameters", []).append(request_id)
+                operation["parameters"] = [*operation.get("parameters", []), request_id]
                 for status, response in operation["responses"].items():
                     headers = {"X-Request-Id": header("the caller's own, or one of ours")}
                     if status in ("429", "503"):

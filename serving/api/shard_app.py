@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from serving.api.errors import handle_errors
 from serving.api.metrics import RequestMetrics
 from serving.api.middleware import RequestMiddleware
-from serving.api.routes.state import state_routes
+from serving.api.routes import state
 from serving.cluster.shard_server import ShardError, ShardServer
 from serving.cluster.wire import MAX_BYTES, MEDIA_TYPE, SEARCH, STATE, VECTORS
 from serving.settings import ServingSettings
@@ -37,18 +37,13 @@ def create_shard_app(settings: ServingSettings, source: VersionSource) -> FastAP
         title="Vitrine shard", version="1", summary="A part of an index version, for gateways.", lifespan=lifespan,
         docs_url=None, redoc_url=None,
     )  # fmt: skip
-    app.state.server = server
+    app.state.server = app.state.process = server
     request_metrics = RequestMetrics(server.metrics)
     handle_errors(app, request_metrics)
     app.add_middleware(RequestMiddleware, metrics=request_metrics, tracing=tracing)
     app.add_exception_handler(ShardError, _refuse)
     _shard_routes(app, server)
-    state_routes(
-        app,
-        server.slots,
-        lambda: {"role": "shard", "shards": server.shards},
-        server.metrics.text,
-    )
+    app.include_router(state.router)
     return app
 
 

@@ -70,6 +70,10 @@ class ShardServer:
                 if self.clock() - at > LINGER_S:
                     del self.recent[version]
 
+    def describe(self) -> dict[str, Any]:
+        """The process's part of /v1/version: role and shards."""
+        return {"role": "shard", "shards": self.shards}
+
     def state(self) -> dict[str, Any]:
         """Which shards this process has, and which versions of them are ready."""
         versions: dict[str, dict[str, str]] = {}

@@ -57,12 +57,12 @@ class Fetcher:
         """
         return self._follow("GET", url, self._body)
 
-    def stamp(self, url: str) -> str | None:
+    def validator(self, url: str) -> str | None:
         """A photo's validator, by one HEAD request: its strong ETag, or its length and date. None: the host sends neither.
 
         Raises what `fetch` raises.
         """
-        return self._follow("HEAD", url, _stamp)
+        return self._follow("HEAD", url, _validator)
 
     def _follow(self, method: str, url: str, read_response: ReadResponse[T]) -> T:
         if not self.hosts:
@@ -159,7 +159,7 @@ class _Redirect:
     url: str
 
 
-def _stamp(host: str, answer: http.client.HTTPResponse) -> str | None:
+def _validator(host: str, answer: http.client.HTTPResponse) -> str | None:
     tag, size, date = (answer.getheader(name) for name in ("ETag", "Content-Length", "Last-Modified"))
     if tag and not tag.startswith("W/"):
         return f"{size}-{tag}"

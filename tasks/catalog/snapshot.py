@@ -19,6 +19,7 @@ from tasks.catalog.schema import DEFAULT_LIMITS, PHOTO_SCHEMA, RowLimits, Unusab
 from tasks.catalog.sources import Source, SourceOptions, open_source
 from tasks.errors import CatalogError, CatalogMissing
 from tasks.progress import Progress
+from tasks.records import Record
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ PHOTO_ORDER = [("photo_uri", "ascending"), ("product_id", "ascending")]
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Record):
     """Reference to a published snapshot. `content_sha256` covers products and photos, not when or where they were copied.
 
     `orphan_photos` were left out because the catalogue does not have the product that they show; `photos` does not count them.

@@ -43,7 +43,7 @@ def promote(
     """Promote a version that passed its gates: warm, shadow check, flip, bake; the same as the DAG promote_index."""
     from tasks.pipelines import promote_index
 
-    console.print(promote_index.promote(version_number(version), _who("promote"), bake_s)["summary"])
+    console.print(promote_index.promote(version_number(version), _who("promote"), bake_s).summary)
 
 
 @app.command("rollback")
@@ -51,9 +51,9 @@ def roll_back(
     to: Annotated[str, typer.Option(help="the version to make live, by number or alias; default: the previous one")] = "",
 ) -> None:
     """Roll back to the previous version; a running promotion becomes void."""
-    from tasks.pipelines import promote_index
+    from tasks.pipelines import rollback_index
 
-    console.print(promote_index.roll_back(_who("rollback"), version_number(to))["summary"])
+    console.print(rollback_index.roll_back(_who("rollback"), version_number(to)).summary)
 
 
 def _who(command: str) -> str:

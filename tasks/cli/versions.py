@@ -61,7 +61,7 @@ def show(
 def show_replicas() -> None:
     """Prints what every replica serves and holds, and its problem if any."""
     from tasks.board.replicas import fetch_states, replica_lines
-    from tasks.pipelines.promote_index import replicas_of
+    from tasks.pipelines.common import replicas_of
     from tasks.registry import INDEX_MODEL
 
     live = open_registry().aliases(INDEX_MODEL).get("live", "")

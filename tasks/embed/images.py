@@ -48,20 +48,20 @@ def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits 
         raise ImageRejected("unreadable", f"{uri}: {error.strerror or error}") from None
 
 
-def stamp(uri: str, root: str, web: Fetcher = NOWHERE) -> str | None:
+def validator(uri: str, root: str, web: Fetcher = NOWHERE) -> str | None:
     """A token that changes when the picture does: size and time, or ETag. None when only reading can tell.
 
-    Raises what `read_image` raises for a uri that leaves the root; a missing file has no stamp.
+    Raises what `read_image` raises for a uri that leaves the root; a missing file has no validator.
     """
     scheme = addresses.scheme(uri)
     if scheme in ("http", "https"):
         try:
-            return web.stamp(uri)
+            return web.validator(uri)
         except ImageRejected:
             return None  # reading it says what is wrong, or succeeds where the host answers no HEAD
     if scheme == "s3" or (not scheme and root.startswith("s3://")):
-        return storage.stamp(uri if scheme else _inside_prefix(uri, root))
-    return storage.stamp(str(resolve(uri, root))) if scheme in ("", "file") else None
+        return storage.validator(uri if scheme else _inside_prefix(uri, root))
+    return storage.validator(str(resolve(uri, root))) if scheme in ("", "file") else None
 
 
 def resolve(uri: str, root: str) -> Path:

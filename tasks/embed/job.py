@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from tasks.embed.quarantine import quarantine_uri, sample_reasons, with_ids
 from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, rejected_images
 from tasks.errors import VitrineError
+from tasks.records import Record
 from tasks.storage import read_table as read_table
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
-class EmbedResult:
+class EmbedResult(Record):
     """Outcome of an embedding run: catalogue == embedded + quarantined, always.
 
     `embedded_now` counts images that this run embedded, `reused` products whose image another run had embedded.
@@ -130,7 +131,7 @@ def embed_snapshot(
     """
     vectors_uri = storage.join(store_uri, "vectors", run_key)
     if storage.exists(storage.join(vectors_uri, MANIFEST)):
-        return EmbedResult(**storage.read_json(storage.join(vectors_uri, MANIFEST)))
+        return EmbedResult.from_json(storage.read_json(storage.join(vectors_uri, MANIFEST)))
     encoder = EncoderFolder(encoder_folder).manifest
     print_ = encoder.variant(encoder.document).fingerprint
     store = EmbeddingStore(storage.join(store_uri, "embeddings", encoder.name, f"v{encoder_version}-{print_[:12]}"), encoder.dim)
@@ -163,7 +164,7 @@ def embed_snapshot(
                     for_each_chunk(spark(), names, embed, config.gpus)
     result = _publish(snapshot, store, hashed, vectors_uri, quarantine_uri(store_uri, run_key), run_key, config)
     update_cache(hashed, cache_uri, snapshot.image_root, run_key)
-    storage.write_json(storage.join(vectors_uri, MANIFEST), asdict(result))
+    storage.write_json(storage.join(vectors_uri, MANIFEST), result.to_json())
     for leftover in storage.list_files(chunks_uri, recursive=True):
         storage.delete(leftover)
     log.info("%s", result.summary)

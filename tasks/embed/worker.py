@@ -21,7 +21,7 @@ from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
 from serving.search.image_fetch import Fetcher
 from tasks import storage
 from tasks.embed.chunk_progress import REJECTED
-from tasks.embed.images import read_image, stamp
+from tasks.embed.images import read_image, validator
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name, vector_column
 from tasks.encoder.export.runtimes import runtime
 
@@ -64,7 +64,7 @@ class Picture:
 
 
 def hash_chunk(chunk: str, out: str, config: WorkerConfig) -> None:
-    """Computes each picture's sha256; a picture whose stamp matches the cache is not read.
+    """Computes each picture's sha256; a picture whose validator equals the cached one is not read.
 
     Chunk: key, image_uri, known_stamp, known_sha256. Writes LOOKED rows; an unreadable picture has a reason.
     """
@@ -81,7 +81,7 @@ def _hash_row(row: dict, config: WorkerConfig) -> dict:
     try:
         if not uri:
             raise ImageRejected("missing", "the product has no picture")
-        found["stamp"] = stamp(uri, config.image_root, config.web)
+        found["stamp"] = validator(uri, config.image_root, config.web)
         if found["stamp"] is not None and found["stamp"] == row["known_stamp"]:
             return found | {"sha256": row["known_sha256"]}
         return found | {"sha256": hashlib.sha256(read_image(uri, config.image_root, config.web)).digest()}

@@ -15,7 +15,8 @@ from serving.index.searcher import Searcher
 from serving.versions.golden import write_golden
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import EmbedResult
-from tasks.index.build import BuiltShard, IndexConfig
+from tasks.index.build import BuiltShard
+from tasks.index.choice import IndexConfig
 
 GOLDEN_QUERIES = 16
 EMPTY_SHA = "0" * 64
@@ -33,9 +34,7 @@ def content_key(
 
 def base_segment(built: BuiltShard, run_id: str, path: str) -> Segment:
     """The manifest's record of a built shard, with files as artifacts of `run_id` below `path`."""
-    index, table = (
-        ref.model_copy(update={"run_id": run_id, "path": f"{path}/{ref.path}"}) for ref in (built.index_ref(), built.table_ref())
-    )
+    index, table = (ref.model_copy(update={"run_id": run_id, "path": f"{path}/{ref.path}"}) for ref in (built.index, built.table))
     return Segment(kind="base", shard=built.shard, sequence=0, rows=built.rows, family=built.family, index=index, table=table)
 
 

@@ -32,6 +32,21 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class IndexConfig:
+    """What determines an index's content besides its input data."""
+
+    shards: int = 2
+    family: str = ""
+    """A name of tasks.index.families, or "" to choose by size, recall and budget."""
+    sample: int = 200_000
+    """Training vectors, taken evenly from all shards; more where the lists of many rows need more (`training_vectors`)."""
+    seed: int = 7
+    recall_target: float = 0.95
+    budget: Budget = field(default_factory=Budget)
+    """What decides the family where none is named."""
+
+
+@dataclass(frozen=True)
 class Requirements:
     """Requirements of an index: `rows` vectors of dimension d in `shards` shards, recall@10 of `target`, a budget.
 

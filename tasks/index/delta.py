@@ -18,8 +18,8 @@ from serving.contract.manifest import IndexManifest, Segment
 from serving.contract.segments import ROW_COLUMNS, read_index, read_rows, write_index, write_rows
 from serving.index.faiss_engine import FaissEngine
 from tasks.errors import VitrineError
-from tasks.index.build import Template, empty_index
 from tasks.index.quantizer_codes import code_adder
+from tasks.index.template import Template, empty_index
 from tasks.index.vectors import check_vectors
 
 Locate = Callable[[FileRef], Path]

@@ -14,8 +14,8 @@ from serving.contract.files import FileRef, describe
 from serving.contract.manifest import Counts, IndexManifest, Segment
 from serving.contract.segments import write_rows
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, latest_changes
-from tasks.index.build import Template
 from tasks.index.delta import CODED_ROWS, Changes, add_delta, code_deltas, delta_rows, flat_rows, merge_deltas
+from tasks.index.template import Template
 
 MERGE_SEGMENTS = 24
 """A shard with more segments has its deltas merged: every search asks each of them."""

@@ -4,8 +4,8 @@ from typing import Any
 
 import faiss
 
-from tasks.index.build import make_index
 from tasks.index.families import ALL_FAMILIES
+from tasks.index.template import make_index
 
 FEW_LISTS = 16
 

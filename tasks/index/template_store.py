@@ -1,32 +1,37 @@
-"""Stores templates by sha256, so that the next build can reuse the live version's without training."""
+"""Stores templates by sha256, so that other workers build from them and the next build can reuse the live version's."""
 
 import json
-import shutil
-from dataclasses import asdict
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
-from serving.contract.files import ContractError, FileRef, atomic_write, verify
 from serving.contract.manifest import IndexManifest
 from tasks import storage
-from tasks.index.build import Template
+from tasks.errors import VitrineError
+from tasks.index.template import Template
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 
 TEMPLATE_FILE = "template.json"
 """An artifact of every run that built bases: its template, the encoder of its vectors, and where its file is kept."""
 
 
-def store_template(template: Template, fingerprint: str, templates_uri: str, folder: Path) -> None:
-    """Stores the template's file below `templates_uri`, once, and writes its record to `folder`/template.json."""
-    uri = storage.join(templates_uri, f"{template.sha256}.faiss") if template.file else ""
-    if uri and not storage.exists(uri):
-        with Path(template.file).open("rb") as source, storage.writer(uri) as target:
-            shutil.copyfileobj(source, target)
-    with atomic_write(folder / TEMPLATE_FILE) as path:
-        path.write_text(json.dumps({"template": asdict(template), "fingerprint": fingerprint, "kept": uri}, indent=1))
+def store_template(template: Template, templates_uri: str) -> Template:
+    """Stores the template's file below `templates_uri`, once; returns the template with the URI of that file."""
+    if not template.file:
+        return template
+    uri = storage.join(templates_uri, f"{template.sha256}.faiss")
+    if not storage.exists(uri):
+        storage.write_bytes(uri, storage.read_verified(template.file, template.sha256))
+    return replace(template, file=uri)
 
 
-def live_template(registry: Registry, fingerprint: str, folder: Path) -> tuple[Template | None, str]:
-    """The template of the live version's bases, verified in `folder`; or None and the reason.
+def template_json(template: Template, fingerprint: str) -> str:
+    """The content of TEMPLATE_FILE for a stored template; `fingerprint` is the encoder's of its vectors."""
+    return json.dumps({"template": template.to_json(), "fingerprint": fingerprint, "kept": template.file}, indent=1)
+
+
+def live_template(registry: Registry, fingerprint: str) -> tuple[Template | None, str]:
+    """The template of the live version's bases; or None and the reason.
 
     `fingerprint` is that of the encoder whose vectors are to be indexed: a template of another one is never taken over.
     """
@@ -36,27 +41,25 @@ def live_template(registry: Registry, fingerprint: str, folder: Path) -> tuple[T
     manifest = registry.index_manifest(live.version)
     if manifest.encoder.document_fingerprint != fingerprint:
         return None, f"version {live.version} is live and has another encoder"
-    template, refused = template_of(registry, manifest, folder)
+    template, refused = template_of(registry, manifest)
     return template, refused and f"version {live.version} is live and {refused}"
 
 
-def template_of(registry: Registry, manifest: IndexManifest, folder: Path) -> tuple[Template | None, str]:
-    """The template of a version's bases, verified in `folder`; or None and the reason."""
+def template_of(registry: Registry, manifest: IndexManifest) -> tuple[Template | None, str]:
+    """The template of a version's bases, whose file is whole; or None and the reason."""
     run_id = next(s.index.run_id for s in manifest.segments if s.kind == "base" and s.index is not None)
     path = f"{INDEX_PATH}/{TEMPLATE_FILE}"
     if path not in dict(registry.artifacts(run_id, INDEX_PATH)):
         return None, "its run kept no template"
-    record = json.loads(registry.fetch(run_id, path, folder).read_text())
-    template = Template(**record["template"])
+    with tempfile.TemporaryDirectory() as folder:
+        record = json.loads(registry.fetch(run_id, path, Path(folder)).read_text())
+    template = Template.from_json(record["template"] | {"file": record["kept"]})
     if not template.file:
         return None, f"its family {template.family} has none"
-    if not storage.exists(record["kept"]):
+    if not storage.exists(template.file):
         return None, "the file of its template is gone"
-    target = folder / f"{template.sha256}.faiss"
-    with atomic_write(target) as whole:
-        whole.write_bytes(storage.read_bytes(record["kept"]))
     try:
-        verify(target, FileRef(path=target.name, sha256=template.sha256, bytes=target.stat().st_size))
-    except ContractError as error:
+        storage.read_verified(template.file, template.sha256)
+    except VitrineError as error:
         return None, str(error)
-    return Template(**(record["template"] | {"file": str(target)})), ""
+    return template, ""

@@ -18,6 +18,7 @@ from tasks.index.choice import Budget, Requirements, next_family
 from tasks.index.cost_counter import CostCounter
 from tasks.index.families import FAMILIES, Family, list_count, refine_grid
 from tasks.index.truth import Truth, recall_of
+from tasks.records import Record
 
 K = 10
 FAR_BELOW = 0.2
@@ -48,7 +49,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class TuningResult:
+class TuningResult(Record):
     """The chosen parameters and their trial, all trials with verdicts, and the reasons for the family.
 
     `refused` says why nothing was chosen: then the parameters and the trial are the best there were.

@@ -4,10 +4,11 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from tasks.pipelines.common import registry, settings, work_folder
+from tasks.pipelines.common import registry, scratch, settings
+from tasks.records import Record
 from tasks.registry import Registry
 from tasks.release.promotion.lease import hold_lease
 from tasks.release.retention.garbage import GarbageLocations, GarbagePlan, collect, plan_garbage
@@ -21,7 +22,16 @@ PATIENCE_S = 1800.0
 """How long a collection waits for a promotion to end."""
 
 
-def plan(run_key: str, versions: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Garbage(Record):
+    """Number of items and bytes that a collection would delete, or deleted."""
+
+    things: int
+    bytes: int
+    summary: str
+
+
+def plan(run_key: str, versions: int = 0) -> Garbage:
     """Dry run: logs what a collection would delete and records it in MLflow. `versions` 0: the setting's value."""
     chosen = settings()
     found = plan_garbage(registry(chosen), places_of(chosen), retention_of(chosen, versions))
@@ -29,15 +39,15 @@ def plan(run_key: str, versions: int = 0) -> dict[str, Any]:
         log.info("%s %s (%d bytes): %s", item.kind, item.name, item.bytes, item.reason)
     log.info("%s", found.summary)
     _record(run_key, "plan.json", asdict(found))
-    return {"things": len(found.items), "bytes": found.bytes, "summary": found.summary}
+    return Garbage(len(found.items), found.bytes, found.summary)
 
 
-def delete(run_key: str, versions: int = 0) -> dict[str, Any]:
+def delete(run_key: str, versions: int = 0) -> Garbage:
     """Deletes the current garbage, while no promotion runs."""
     chosen = settings()
     done = collect_with_lease(chosen, registry(chosen), f"collect_garbage, {run_key}", versions)
     _record(run_key, "collected.json", asdict(done))
-    return {"things": len(done.items), "bytes": done.bytes, "summary": done.summary.replace("to collect", "collected")}
+    return Garbage(len(done.items), done.bytes, done.summary.replace("to collect", "collected"))
 
 
 def collect_with_lease(chosen: Settings, models: Registry, holder: str, versions: int = 0) -> GarbagePlan:
@@ -60,8 +70,7 @@ def retention_of(chosen: Settings, versions: int = 0) -> Retention:
 
 
 def _record(run_key: str, name: str, content: dict[str, Any]) -> None:
-    path = work_folder(run_key) / name
-    path.write_text(json.dumps(content, indent=1))
-    with registry().run(EXPERIMENT, run_key, f"garbage {run_key}") as run:
-        run.artifact(path)
+    with registry().run(EXPERIMENT, run_key, f"garbage {run_key}") as run, scratch(run_key, "garbage") as folder:
+        (folder / name).write_text(json.dumps(content, indent=1))
+        run.artifact(folder / name)
         run.metrics({"things": len(content["items"]), "bytes": sum(item["bytes"] for item in content["items"])})

@@ -1,17 +1,20 @@
-"""Shared by all pipelines: settings, the registry, work folders, and the snapshot step."""
+"""Shared by all pipelines: settings, the registry, scratch folders, and the snapshot step."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from serving.contract.runtimes import Runtime
 from tasks import storage
-from tasks.catalog.snapshot import Snapshot, take_snapshot
+from tasks.catalog import snapshot
+from tasks.catalog.snapshot import Snapshot
 from tasks.catalog.sources.settings import row_limits, source_options
-from tasks.registry import Origin, Registry
+from tasks.registry import INDEX_MODEL, Origin, Registry
+from tasks.release.promotion.serving_replicas import Replica
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,21 +48,38 @@ def query_runtime() -> Runtime:
     return runtime(settings().encoder_runtime)
 
 
-def work_folder(run_key: str) -> Path:
-    """A run's folder on this machine for intermediate files; survives retries."""
-    folder = settings().home / "work" / run_key
+def replicas_of(chosen: Settings) -> list[Replica]:
+    """The serving replicas that the settings name."""
+    return [Replica(url, chosen.admin_token) for url in chosen.serving_urls]
+
+
+def version_links(models: Registry, version: str) -> dict[str, str]:
+    """Addresses of an index version for the buttons on a task's page."""
+    found = models.version(INDEX_MODEL, version)
+    return {
+        "Model version": models.version_url(INDEX_MODEL, version), "MLflow run": models.run_url(found.run_id),
+        "Data docs": models.artifact_url(found.run_id, "data_docs"),
+    }  # fmt: skip
+
+
+@contextmanager
+def scratch(run_key: str, step: str) -> Iterator[Path]:
+    """A folder on this worker's own disk for one step of a run, deleted when the step succeeds.
+
+    What another step needs goes to the store. What a failed or killed attempt left is there for the next one on this worker, and
+    is collected as garbage otherwise.
+    """
+    folder = settings().home / "work" / f"{run_key}.{step}"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def snapshot(run_key: str) -> dict:
+def take_snapshot(run_key: str) -> Snapshot:
     """Takes a snapshot of the catalogue, named after the run."""
     chosen = settings()
-    return asdict(
-        take_snapshot(
-            chosen.catalog_uri, storage.join(chosen.store_uri, "snapshots"), run_key, row_limits(chosen), source_options(chosen)
-        )
-    )
+    snapshots = storage.join(chosen.store_uri, "snapshots")
+    return snapshot.take_snapshot(chosen.catalog_uri, snapshots, run_key, row_limits(chosen), source_options(chosen))
 
 
 def embed_config(chosen: Settings, shards: int) -> "EmbedConfig":
@@ -70,7 +90,3 @@ def embed_config(chosen: Settings, shards: int) -> "EmbedConfig":
         spark_master=chosen.spark_master, shards=shards, runtime=chosen.embed_runtime, gpus=chosen.spark_gpus,
         hosts=chosen.image_hosts, private_hosts=chosen.image_hosts_private, fetch_s=chosen.image_fetch_s,
     )  # fmt: skip
-
-
-def as_snapshot(record: dict) -> Snapshot:
-    return Snapshot(**record)

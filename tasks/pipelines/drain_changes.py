@@ -18,6 +18,7 @@ from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.catalog.snapshot import product_table, started_at
 from tasks.errors import InputMissing
 from tasks.pipelines.common import origin, registry, settings
+from tasks.pipelines.index_records import RefreshPlan
 from tasks.registry import INDEX_MODEL, Registry, Version
 from tasks.settings import Settings
 from tasks.watch import alerts
@@ -26,12 +27,13 @@ log = logging.getLogger(__name__)
 
 PLAN = "_plan.json"
 VISIBLE_S = 3600
-"""How long a step keeps received messages from others; each step asks for it anew."""
+"""Visibility timeout of received messages; each step renews it."""
 FIRST_PACE = 5.0
-"""Pictures a second, while no refresh has measured its own: a ViT-B-32 on one core (docs/performance.md)."""
+"""Assumed pictures a second before the first refresh has measured it: a ViT-B-32 on one core (docs/performance.md)."""
 LEAST_CHANGES = 64
+"""A refresh takes at least so many changes, however slow the last one was."""
 VERSIONS = 2000
-"""How far back versions are looked through for changes that were not taken along: 33 hours at one a minute."""
+"""How many of the newest versions are searched for changes to carry over: 33 hours at one version a minute."""
 
 
 @contextmanager
@@ -41,18 +43,18 @@ def change_source(chosen: Settings) -> Iterator[ChangeSource]:
         yield source
 
 
-def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -> dict[str, Any]:
+def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -> RefreshPlan:
     """Plans a refresh: pending changes that fit, priority products first, and changes carried over from other versions.
 
     `limit` and `minutes` bound it (0: the settings): no more changes, and no more than can be embedded in this time at the
-    pace of the last refresh. "due" is False when there is nothing to do; "summary" says why, and how much is left waiting.
-    "note" is what a person should know of without reading logs: what became dead letters ("" when nothing did); it is also told
-    to VITRINE_ALERT_URL. Raises InputMissing when no index version is live or on its way.
+    pace of the last refresh. `due` is False when there is nothing to do; `summary` says why, and how much is left waiting.
+    `note` is what a person should know of without reading logs: what became dead letters; it is also sent to VITRINE_ALERT_URL.
+    Raises InputMissing when no index version is live or a candidate.
     """
     chosen = settings()
     uri = storage.join(chosen.store_uri, "changes", run_key)
     if storage.exists(storage.join(uri, PLAN)):
-        return storage.read_json(storage.join(uri, PLAN))
+        return RefreshPlan.from_json(storage.read_json(storage.join(uri, PLAN)))
     models = registry(chosen)
     versions = models.versions(INDEX_MODEL, VERSIONS)
     from tasks.release.ancestry import parent_version
@@ -73,7 +75,7 @@ def plan_on(
     source: ChangeSource | None,
     most: int,
     wait_s: float,
-) -> dict[str, Any]:
+) -> RefreshPlan:
     """Plans the changes on a given parent version, and persists the plan."""
     from tasks.catalog.changes import ledger
     from tasks.catalog.changes.drain import DrainResult, ParentState
@@ -85,7 +87,7 @@ def plan_on(
     chosen = settings()
     uri = storage.join(chosen.store_uri, "changes", run_key)
     if storage.exists(storage.join(uri, PLAN)):
-        return storage.read_json(storage.join(uri, PLAN))
+        return RefreshPlan.from_json(storage.read_json(storage.join(uri, PLAN)))
     now = datetime.now(UTC)
     manifest = models.manifest_of(parent)
     columns = columns_of(models, manifest)
@@ -94,10 +96,8 @@ def plan_on(
     held = ParentState(ledger_of(models, manifest), products, columns)
     others = uncovered_versions(parent.version, versions)
     begun = started_at(manifest.snapshot.uri)
-    carried = ledger.carry_over(
-        ledger.latest_changes(ledger_of(models, models.manifest_of(v)) for v in others), products, begun, now
-    )
-    carried = ledger.newer(carried, held.ledger, products)
+    ledgers = (ledger_of(models, models.manifest_of(v)) for v in others)
+    carried = ledger.newer(ledger.carry_over(ledger.latest_changes(ledgers), products, begun, now), held.ledger, products)
     drained, waiting = DrainResult(carried, [], 0, 0, 0), 0
     if source is not None:
         drained = choose(source, held, carried, most + len(carried), wait_s, now)
@@ -109,27 +109,35 @@ def plan_on(
         source.acknowledge(drained.handles)
     rows = mark_membership(drained.rows, products, base_keys(models, manifest))
     upserts = int(pc.sum(pc.equal(rows["kind"], "upsert")).as_py() or 0)
-    counted = {"changes": len(rows), "upserts": upserts, "deletes": len(rows) - upserts, "waiting": waiting}
-    parts = [f"{upserts} upserts and {len(rows) - upserts} deletes on version {parent.version}"]
-    parts += [f"{len(carried)} of them carried over from version {', '.join(v.version for v in others)}"] if len(carried) else []
-    parts += ["other weights or rules of the ranker"] if reranked else []
-    plan = counted | {
-        "due": due, "run_key": run_key, "uri": uri, "parent": parent.version, "ranker": ranker, "carried": [v.version for v in others],
-        "contained": drained.contained, "received": drained.received, "dead_letters": drained.malformed, "note": drained.note,
-        "now": now.isoformat(),
-        "summary": "; ".join([*parts, f"{waiting} wait for the next refresh", *([drained.note] if drained.note else [])]),
-    }  # fmt: skip
-    log.info("%s", plan["summary"])
-    if drained.note:
+    deletes = len(rows) - upserts
+    parts = [
+        f"{upserts} upserts and {deletes} deletes on version {parent.version}",
+        f"{len(carried)} of them carried over from version {', '.join(v.version for v in others)}" if len(carried) else "",
+        "other weights or rules of the ranker" if reranked else "",
+        f"{waiting} wait for the next refresh",
+        drained.note,
+    ]
+    plan = RefreshPlan(
+        due=due, run_key=run_key, uri=uri, parent=parent.version, ranker=ranker, carried=[v.version for v in others],
+        changes=len(rows) if due else 0, upserts=upserts, deletes=deletes, waiting=waiting, contained=drained.contained,
+        received=drained.received, dead_letters=drained.malformed, note=drained.note, now=now.isoformat(),
+        summary="; ".join(part for part in parts if part),
+    )  # fmt: skip
+    log.info("%s", plan.summary)
+    if plan.note:
         here = origin(chosen, os.environ)
-        alerts.send(drained.note, here.url if here else "")
-    if not due:
-        return plan | {"changes": 0}
-    with storage.writer(storage.join(uri, "rows.parquet")) as stream:
-        pq.write_table(rows, stream)
-    storage.write_json(storage.join(uri, "handles.json"), drained.handles)
-    storage.write_json(storage.join(uri, PLAN), plan)
+        alerts.send(plan.note, here.url if here else "")
+    if due:
+        _persist(plan, rows, drained.handles)
     return plan
+
+
+def _persist(plan: RefreshPlan, rows: pa.Table, handles: list[Any]) -> None:
+    """Writes the changed rows and the messages' handles to the store, the plan last."""
+    with storage.writer(storage.join(plan.uri, "rows.parquet")) as stream:
+        pq.write_table(rows, stream)
+    storage.write_json(storage.join(plan.uri, "handles.json"), handles)
+    storage.write_json(storage.join(plan.uri, PLAN), plan.to_json())
 
 
 def _bound(parent: Version, limit: int, minutes: float) -> int:
@@ -144,16 +152,17 @@ def base_keys(models: Registry, manifest: IndexManifest) -> pa.Array:
     return pa.concat_tables([pq.read_table(path, columns=["key"]) for path in paths])["key"].combine_chunks()
 
 
-def extend_visibility(chosen: Settings, plan: dict) -> None:
+def extend_visibility(chosen: Settings, plan: RefreshPlan) -> None:
     """Extends the visibility timeout of the plan's messages while a step works."""
-    handles = storage.read_json(storage.join(plan["uri"], "handles.json"))
+    handles = storage.read_json(storage.join(plan.uri, "handles.json"))
     if handles:
         with change_source(chosen) as source:
             source.extend(handles, VISIBLE_S)
 
 
-def changed_rows(plan: dict) -> pa.Table:
-    return storage.read_table(storage.join(plan["uri"], "rows.parquet"))
+def changed_rows(plan: RefreshPlan) -> pa.Table:
+    """The planned changes as rows of the ledger."""
+    return storage.read_table(storage.join(plan.uri, "rows.parquet"))
 
 
 def ledger_of(models: Registry, manifest: IndexManifest) -> pa.Table:

@@ -47,4 +47,4 @@ SUCCEEDED: dict[str, Callable[[Registry], bool]] = {
     "promote_index": _has_good_index,
     "watch_quality": _was_live,
 }
-"""What shows that a DAG has succeeded before, by what it leaves in MLflow. A DAG that is not here needs no input."""
+"""For each DAG that needs an input: whether it has succeeded before, by what it leaves in MLflow."""

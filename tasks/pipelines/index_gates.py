@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from serving.versions.release import Release
 from tasks.catalog.snapshot import Snapshot
-from tasks.pipelines.common import query_runtime, settings
+from tasks.pipelines.common import query_runtime, replicas_of, settings
 from tasks.registry import Registry
 from tasks.release.gates.end_to_end_eval import Query
 from tasks.release.gates.evaluate import Evaluation, TruthOf, evaluate_version, open_live
@@ -33,8 +33,6 @@ def judge(
     catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None, truth_of: TruthOf | None = None,
 ) -> Evaluation:  # fmt: skip
     """The decision on a candidate against the live version, with each gate logged; parameters: see evaluate.evaluate_version."""
-    from tasks.pipelines.promote_index import replicas_of
-
     chosen = settings()
     live = open_live(models, query_runtime())
     decision, measured = evaluate_version(

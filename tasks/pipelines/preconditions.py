@@ -1,15 +1,23 @@
 """First step of train_encoder and rebuild_index: fails fast on anything that would stop a later step."""
 
 import logging
-from typing import Any
+from dataclasses import dataclass
 
 from tasks.pipelines.common import settings
 from tasks.progress import Progress
+from tasks.records import Record
 
 log = logging.getLogger(__name__)
 
 
-def check_preconditions(training: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Preconditions(Record):
+    """What was noticed of a catalogue that can be used; nothing that needs an action."""
+
+    notes: list[str]
+
+
+def check_preconditions(training: bool) -> Preconditions:
     """Checks the catalogue, with `training` also the training data. Raises CatalogError listing all problems."""
     from tasks.validate.preconditions import check_preconditions as check
 
@@ -22,4 +30,4 @@ def check_preconditions(training: bool) -> dict[str, Any]:
         notes = check(settings(), seen, training)
     for note in notes:
         log.warning("%s", note)
-    return {"notes": notes}
+    return Preconditions(notes)

@@ -1,13 +1,13 @@
 """Publishes features to Redis if VITRINE_REDIS_URL is set: loaded before a version goes live, switched with `live`.
 
-What shoppers get does not depend on it: each version carries its own features in its segments. So a Redis that is away is told in
-one sentence and holds nothing up.
+Search results do not depend on it: each version carries its own features in its segments. An unavailable Redis is therefore
+reported in one sentence and blocks nothing.
 """
 
 import hashlib
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from serving.contract.segments import read_rows
 from tasks import storage
 from tasks.errors import VitrineError
 from tasks.pipelines.common import registry, settings
+from tasks.pipelines.index_records import LoadedFeatures, RefreshPlan, RegisteredVersion
 from tasks.registry import INDEX_MODEL, Registry
 
 if TYPE_CHECKING:
@@ -30,17 +31,19 @@ VOLATILE = ("price", "in_stock", "popularity")
 BATCH_ROWS = 20_000
 
 
-def load(registered: dict) -> dict[str, Any]:
+def load(registered: RegisteredVersion) -> LoadedFeatures:
     """Loads a version's features: its base once for all versions on it, then the differences."""
     chosen = settings()
-    if not chosen.redis_url or not registered.get("passed", True):
-        return {"products": 0, "summary": "no feature store is set (VITRINE_REDIS_URL)" if not chosen.redis_url else "not needed"}
+    if not chosen.redis_url:
+        return LoadedFeatures(0, "no feature store is set (VITRINE_REDIS_URL)")
+    if not registered.passed:
+        return LoadedFeatures(0, f"version {registered.version} did not pass its gates")
     from tasks.embed.features import FeatureStore
 
-    count = _load(FeatureStore.connect(chosen.redis_url), registry(chosen), registered["version"])
-    summary = f"features of version {registered['version']}: {count} products that differ from its base are in Redis"
+    count = _load(FeatureStore.connect(chosen.redis_url), registry(chosen), registered.version)
+    summary = f"features of version {registered.version}: {count} products that differ from its base are in Redis"
     log.info("%s", summary)
-    return {"products": count, "summary": summary}
+    return LoadedFeatures(count, summary)
 
 
 def switch_features() -> str:
@@ -68,22 +71,22 @@ def switch_features() -> str:
     return f"features of version {live} are live"
 
 
-def refresh(plan: dict) -> dict[str, Any]:
+def refresh(plan: RefreshPlan) -> LoadedFeatures:
     """Updates volatile fields of changed products in the live version's features, ahead of the next version."""
     chosen = settings()
     if not chosen.redis_url:
-        return {"products": 0}
+        return LoadedFeatures(0)
     from tasks.catalog.changes.drain import event_of
     from tasks.embed.features import FeatureStore
 
     store = FeatureStore.connect(chosen.redis_url)
     live = store.live()
-    rows = storage.read_table(storage.join(plan["uri"], "rows.parquet")).to_pylist()
+    rows = storage.read_table(storage.join(plan.uri, "rows.parquet")).to_pylist()
     products = [(row["key"], event_of(row).product) for row in rows if row["kind"] == "upsert"]
     fields = [{"key": key} | {n: product[n] for n in VOLATILE if n in product} for key, product in products]
     count = store.refresh(live, [f for f in fields if len(f) > 1]) if live else 0
     log.info("price, stock or popularity of %d products refreshed in version %s's features", count, live)
-    return {"products": count}
+    return LoadedFeatures(count)
 
 
 def base_name(manifest: IndexManifest) -> str:

@@ -1,7 +1,7 @@
 """The steps of refresh_index, also used by `vitrine stream`: changes become a small index version on top of a parent.
 
-Each step leaves its result under the run's key, so that a run that was killed anywhere goes on with the same changes and makes
-the same files. A message is acknowledged when a version that holds it passed its gates and is registered.
+Each step stores its result under the run's key, so that a killed run resumes with the same changes and makes the same files. A
+message is acknowledged once a version that contains its change has passed its gates and is registered.
 """
 
 import dataclasses
@@ -18,8 +18,9 @@ from serving.contract.files import FileRef, atomic_write, verify
 from serving.contract.manifest import IndexManifest
 from tasks import storage
 from tasks.catalog.snapshot import product_table, read_snapshot, started_at
-from tasks.errors import VitrineError
-from tasks.pipelines.common import embed_config, query_runtime, registry, settings, work_folder
+from tasks.errors import GateFailed
+from tasks.index.template import Template
+from tasks.pipelines.common import embed_config, query_runtime, registry, scratch, settings
 from tasks.pipelines.drain_changes import (
     VERSIONS,
     base_keys,
@@ -30,35 +31,36 @@ from tasks.pipelines.drain_changes import (
     ledger_of,
     plan_on,
 )
-from tasks.pipelines.rebuild_index import EXPERIMENT
+from tasks.pipelines.index_draft import EXPERIMENT
+from tasks.pipelines.index_records import Acknowledgement, EmbeddedChanges, RefreshPlan, RegisteredVersion
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry, Run, Version
 
 log = logging.getLogger(__name__)
 
 PACED = 50
-"""Fewer pictures than this say little of the pace."""
+"""Fewest pictures that a throughput is computed from."""
 DIRECT_PICTURES = 2_000
 """Up to so many new pictures are embedded without Spark, whose start takes about 20 s here (docs/decisions/0021)."""
 
 
-def catch_up(registered: dict, run_key: str) -> dict[str, Any]:
-    """Carries changes of hourly versions, made while a base was built, over to the new base; drains nothing.
+def catch_up(registered: RegisteredVersion, run_key: str) -> RegisteredVersion:
+    """Carries changes of hourly versions, made while a base was built, over to the new base; reads no queue.
 
-    Gives the record of the version to publish: the base itself where nothing was missed.
+    Returns the version to publish: the base itself when nothing was missed.
     """
-    if not registered["passed"]:
+    if not registered.passed:
         return registered
     models = registry()
     versions = models.versions(INDEX_MODEL, VERSIONS)
-    parent = models.version(INDEX_MODEL, registered["version"])
+    parent = models.version(INDEX_MODEL, registered.version)
     plan = plan_on(f"{run_key}.caught-up", models, versions, parent, None, 0, 0)
-    if not plan["due"]:
+    if not plan.due:
         return registered
-    log.info("version %s: %s", parent.version, plan["summary"])
+    log.info("version %s: %s", parent.version, plan.summary)
     return register(plan, embed(plan))
 
 
-def embed(plan: dict) -> dict[str, Any]:
+def embed(plan: RefreshPlan) -> EmbeddedChanges:
     """Embeds new products and pictures through the embedding job and store: each picture once, whichever path meets it first."""
     from tasks.catalog.changes.drain import UpsertSource
     from tasks.catalog.snapshot import write_snapshot
@@ -67,128 +69,127 @@ def embed(plan: dict) -> dict[str, Any]:
     chosen = settings()
     models = registry(chosen)
     extend_visibility(chosen, plan)
-    manifest = models.index_manifest(plan["parent"])
+    manifest = models.index_manifest(plan.parent)
     rows = changed_rows(plan)
-    if not plan["upserts"]:
-        return {}
+    if not plan.upserts:
+        return EmbeddedChanges()
     columns = columns_of(models, manifest)
-    source = UpsertSource(f"changes of {plan['run_key']}", manifest.snapshot.image_root, rows, columns)
-    uri = storage.join(chosen.store_uri, "snapshots", plan["run_key"])
+    source = UpsertSource(f"changes of {plan.run_key}", manifest.snapshot.image_root, rows, columns)
+    uri = storage.join(chosen.store_uri, "snapshots", plan.run_key)
     snapshot = (
         read_snapshot(uri)
         if storage.exists(storage.join(uri, "_manifest.json"))
-        else write_snapshot(source, source.name, uri, plan["run_key"], plan["now"])
+        else write_snapshot(source, source.name, uri, plan.run_key, plan.now)
     )
     config = dataclasses.replace(embed_config(chosen, manifest.shards), direct=DIRECT_PICTURES, hash_cache=False)
     began = datetime.now(UTC)
-    embedded = embed_snapshot(
-        snapshot, models.encoder_folder(manifest.encoder.version), manifest.encoder.version, chosen.store_uri, plan["run_key"],
-        work_folder(plan["run_key"]) / "embed", config,
-    )  # fmt: skip
+    with scratch(plan.run_key, "embed") as work:
+        embedded = embed_snapshot(
+            snapshot, models.encoder_folder(manifest.encoder.version), manifest.encoder.version, chosen.store_uri, plan.run_key,
+            work, config,
+        )  # fmt: skip
     took = (datetime.now(UTC) - began).total_seconds()
     pace = embedded.embedded_now / took if embedded.embedded_now >= PACED else 0.0
-    note = embedded.note("changed products")
-    return dataclasses.asdict(embedded) | {"pace": round(pace, 2), "snapshot_uri": snapshot.uri, "note": note}
+    return EmbeddedChanges(embedded, snapshot.uri, round(pace, 2), embedded.note("changed products"))
 
 
-def register(plan: dict, embedded: dict, photos: int = 0) -> dict[str, Any]:
+def register(plan: RefreshPlan, embedded: EmbeddedChanges, photos: int = 0) -> RegisteredVersion:
     """Builds, evaluates and registers the version: a delta and a tombstone segment per touched shard, the usual gates.
 
-    `photos` bounds how many held-out photos are asked (0: all).
+    `photos` limits the held-out photos that the gates search with (0: all).
     """
     chosen = settings()
     models = registry(chosen)
     extend_visibility(chosen, plan)
-    run_key = plan["run_key"]
+    run_key = plan.run_key
     made = next((v for v in models.versions(INDEX_MODEL, VERSIONS) if v.tags.get("run_key") == run_key), None)
     if made is not None:
         return _registered(made)
-    folder = work_folder(run_key) / "index"
-    with models.run(EXPERIMENT, run_key, f"delta on version {plan['parent']}") as run:
+    with models.run(EXPERIMENT, run_key, f"delta on version {plan.parent}") as run, scratch(run_key, "register") as folder:
         from tasks.release.gates.policy import decision_of
 
         manifest, measured = _version(models, plan, embedded, run, folder, photos)
         decision = decision_of(manifest.gates)
         _upload(run, manifest, folder)
-        run.params({"parent": plan["parent"], "changes": plan["changes"], "encoder_version": manifest.encoder.version})
+        run.params({"parent": plan.parent, "changes": plan.changes, "encoder_version": manifest.encoder.version})
         run.metrics({g.name: g.value for g in manifest.gates} | {"recall_at_10": measured.recall_at_10})
         run.metrics({f"changes.{name}": count for name, count in unusable(plan, embedded).items()})
-        note = f"; {embedded['note']}" if embedded.get("note") else ""
-        text = f"{plan['summary']}: {manifest.counts.servable} products{note}; {decision.summary}"
+        note = f"; {embedded.note}" if embedded.note else ""
+        text = f"{plan.summary}: {manifest.counts.servable} products{note}; {decision.summary}"
         version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, _tags(plan, embedded, manifest, decision.passed), text)
     record = _registered(version)
-    log.info("%s", record["summary"])
+    log.info("%s", record.summary)
     return record
 
 
-def unusable(plan: dict, embedded: dict) -> dict[str, int]:
+def unusable(plan: RefreshPlan, embedded: EmbeddedChanges) -> dict[str, int]:
     """Number of dead letters and of quarantined products."""
-    return {"dead_letters": plan.get("dead_letters", 0), "quarantined": embedded.get("quarantined", 0)}
+    return {"dead_letters": plan.dead_letters, "quarantined": embedded.quarantined}
 
 
-def acknowledge(plan: dict, registered: dict, embedded: dict) -> dict[str, Any]:
+def acknowledge(plan: RefreshPlan, registered: RegisteredVersion, embedded: EmbeddedChanges) -> Acknowledgement:
     """Acknowledges the messages once a passing version contains their changes.
 
-    Gives how many still wait, and what of the changes could not be used; "summary" says it in one sentence.
+    Raises GateFailed with the failed gates of a version that did not pass; its changes stay in the queue.
     """
     chosen = settings()
-    handles = storage.read_json(storage.join(plan["uri"], "handles.json"))
+    handles = storage.read_json(storage.join(plan.uri, "handles.json"))
     with change_source(chosen) as source:
-        if registered.get("passed"):
-            source.acknowledge(handles)
-        else:
+        if not registered.passed:
             source.release(handles)
+            raise GateFailed(registered.summary)
+        source.acknowledge(handles)
         waiting = source.count_waiting()
-    taken = len(handles) if registered.get("passed") else 0
-    notes = [note for note in (plan.get("note"), embedded.get("note")) if note]
-    summary = "; ".join([f"{taken} messages acknowledged, {waiting} wait", *notes])
+    notes = [note for note in (plan.note, embedded.note) if note]
+    summary = "; ".join([f"{len(handles)} messages acknowledged, {waiting} wait", *notes])
     log.info("%s", summary)
-    return {"acknowledged": taken, "waiting": waiting, **unusable(plan, embedded), "summary": summary}
+    return Acknowledgement(len(handles), waiting, plan.dead_letters, embedded.quarantined, summary)
 
 
-def publish(registered: dict) -> bool:
+def publish(registered: RegisteredVersion) -> bool:
     """Makes the version the candidate, unless one on a newer snapshot is; then the next refresh carries it over."""
     from tasks.release.ancestry import covered_versions
 
     models = registry()
     candidate = models.alias(INDEX_MODEL, "candidate")
     if candidate is not None and candidate.version not in covered_versions(
-        registered["version"], models.versions(INDEX_MODEL, VERSIONS)
+        registered.version, models.versions(INDEX_MODEL, VERSIONS)
     ):
-        ours, theirs = (models.index_manifest(v).snapshot for v in (registered["version"], candidate.version))
+        ours, theirs = (models.index_manifest(v).snapshot for v in (registered.version, candidate.version))
         if ours != theirs and started_at(theirs.uri) > started_at(ours.uri):
             log.info("version %s is built on a newer snapshot: the next refresh carries these changes over", candidate.version)
             return False
-    models.set_alias(INDEX_MODEL, "candidate", registered["version"])
+    models.set_alias(INDEX_MODEL, "candidate", registered.version)
     return True
 
 
-def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Path, photos: int) -> tuple[IndexManifest, Any]:
+def _version(
+    models: Registry, plan: RefreshPlan, embedded: EmbeddedChanges, run: Run, folder: Path, photos: int
+) -> tuple[IndexManifest, Any]:
     """Builds the version in `folder`: manifest with golden answers, gates and ledger, and the measurements."""
     from serving.index.searcher import Searcher
     from serving.versions.release import Release
     from tasks.catalog.changes.ledger import deleted_products
     from tasks.index.assemble import with_golden
-    from tasks.index.build import Template
     from tasks.index.delta_version import ArtifactLocation, next_version, quarantined_keys
     from tasks.index.template_store import template_of
     from tasks.pipelines.index_gates import judge
     from tasks.release.gates.end_to_end_eval import MAX_PHOTOS, held_out_queries
     from tasks.release.gates.reconcile import catalogue_now
 
-    parent = models.index_manifest(plan["parent"]).model_copy(update={"ranker": plan["ranker"]})
+    parent = models.index_manifest(plan.parent).model_copy(update={"ranker": plan.ranker})
 
     def locate(ref: FileRef) -> Path:
         mine = folder / Path(ref.path).relative_to(INDEX_PATH)
         return verify(mine, ref) if ref.run_id == run.run_id else models.file(ref)
 
     def template() -> Template | None:
-        return template_of(models, parent, folder / "template")[0]
+        return template_of(models, parent)[0]
 
     place = ArtifactLocation(folder, run.run_id, INDEX_PATH)
     embedded_now = _embedded(parent, embedded)
     manifest, ledger = next_version(parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template)
-    manifest = manifest.model_copy(update={"id": plan["run_key"], "created_at": plan["now"], "parent": plan["parent"]})
+    manifest = manifest.model_copy(update={"id": plan.run_key, "created_at": plan.now, "parent": plan.parent})
     golden = np.load(models.file(parent.golden))["vectors"]
     manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
     release = Release.open(
@@ -196,25 +197,26 @@ def _version(models: Registry, plan: dict, embedded: dict, run: Run, folder: Pat
     )
     snapshot = read_snapshot(manifest.snapshot.uri)
     queries = held_out_queries(snapshot, photos or MAX_PHOTOS, deleted_products(ledger))
-    read_at = datetime.fromisoformat(plan["now"])
+    read_at = datetime.fromisoformat(plan.now)
     products = product_table(snapshot.uri, ["key"])["key"].to_numpy()
     bad = quarantined_keys(products, base_keys(models, manifest).to_numpy(), ledger)
     decision, candidate = judge(models, release, snapshot, queries, read_at, catalogue_now(snapshot, ledger), bad)
     return manifest.model_copy(update={"gates": decision.gates}), candidate
 
 
-def _embedded(parent: IndexManifest, embedded: dict) -> Any:
+def _embedded(parent: IndexManifest, embedded: EmbeddedChanges) -> Any:
     """The plan's embedded upserts as rows and vectors."""
     from tasks.index.build import rows_of, with_palettes
     from tasks.index.delta_version import EmbeddedRows
     from tasks.index.vectors import shard_batches, shard_palettes
 
-    blocks = [b for s in range(parent.shards) for b in shard_batches(embedded["vectors_uri"], s)] if embedded else []
+    uri = embedded.result.vectors_uri if embedded.result else ""
+    blocks = [b for s in range(parent.shards) for b in shard_batches(uri, s)] if uri else []
     if not blocks:
         return EmbeddedRows(pa.table({"key": pa.array([], pa.int64())}), np.zeros((0, parent.encoder.dim), np.float32))
     keys = np.concatenate([k for k, _ in blocks])
-    palettes = shard_palettes(embedded["vectors_uri"], range(parent.shards))
-    rows = with_palettes(rows_of(embedded["snapshot_uri"], keys, 0, 1), palettes)
+    palettes = shard_palettes(uri, range(parent.shards))
+    rows = with_palettes(rows_of(embedded.snapshot_uri, keys, 0, 1), palettes)
     return EmbeddedRows(rows, np.concatenate([v for _, v in blocks]))
 
 
@@ -231,33 +233,26 @@ def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:
         run.artifact(folder / name, INDEX_PATH)
 
 
-def _tags(plan: dict, embedded: dict, manifest: IndexManifest, passed: bool) -> dict[str, str]:
+def _tags(plan: RefreshPlan, embedded: EmbeddedChanges, manifest: IndexManifest, passed: bool) -> dict[str, str]:
     from tasks.index.delta import compaction_due
     from tasks.release.ancestry import CARRIED, CHANGES, PARENT
 
     tags = {
         "encoder_version": manifest.encoder.version, "snapshot": manifest.snapshot.id, "verdict": "passed" if passed else "failed",
-        "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": plan["run_key"],
-        PARENT: plan["parent"],
+        "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": plan.run_key,
+        PARENT: plan.parent,
     }  # fmt: skip
     if passed:
-        tags |= {CHANGES: str(plan["changes"]), CARRIED: ",".join(plan["carried"])}
-    if embedded.get("pace"):
-        tags["pace"] = str(embedded["pace"])
+        tags |= {CHANGES: str(plan.changes), CARRIED: ",".join(plan.carried)}
+    if embedded.pace:
+        tags["pace"] = str(embedded.pace)
     if due := compaction_due(manifest.segments):
         tags["compaction_due"] = due
     return {name: value for name, value in tags.items() if value}
 
 
-def _registered(version: Version) -> dict[str, Any]:
-    return {
-        "version": version.version, "passed": version.tags["verdict"] == "passed",
-        "summary": f"index version {version.version}: {version.description.partition(chr(10))[0]}",
-        "compaction_due": version.tags.get("compaction_due", ""),
-    }  # fmt: skip
-
-
-def require_passed(registered: dict) -> None:
-    """Raises VitrineError with the failed gates of a version that did not pass; its changes stay in the queue."""
-    if not registered["passed"]:
-        raise VitrineError(registered["summary"])
+def _registered(version: Version) -> RegisteredVersion:
+    summary = f"index version {version.version}: {version.description.partition(chr(10))[0]}"
+    return RegisteredVersion(
+        version.version, version.tags["verdict"] == "passed", summary, version.tags.get("compaction_due", "")
+    )

@@ -1,7 +1,7 @@
 """The stream: refresh_index and promotion in a loop, in one long-running process.
 
-A round that was interrupted, by SIGTERM or SIGKILL, goes on under its old key when the process starts again, so it makes the same
-version. What is away (MLflow, the queue, a replica) is waited for.
+A round that was interrupted by SIGTERM or SIGKILL resumes under its key at the next start, so it makes the same version. While a
+service (MLflow, the queue, a replica) is unavailable, it retries with exponential backoff.
 """
 
 import json
@@ -14,27 +14,27 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from serving.contract.files import ContractError, atomic_write
 from tasks import storage
-from tasks.errors import VitrineError
+from tasks.errors import GateFailed, VitrineError
 from tasks.pipelines import drain_changes, promote_index, publish_features, refresh_index
 from tasks.pipelines.common import settings
+from tasks.pipelines.index_records import RefreshPlan
 
 log = logging.getLogger(__name__)
 
 PHOTOS = 200
-"""Held-out photos that the gates ask in a round; the nightly version asks all."""
+"""Held-out photos that the gates of a round search with; those of a nightly version use all."""
 BAKE_S = 5.0
-"""How long a version is watched after its flip before the next round may follow."""
+"""Duration of the bake in a round."""
 POLL_S = 20.0
-"""Longest wait for a first change, so that the process notices that it should stop."""
+"""Longest wait for a first change, so that a request to stop is noticed."""
 LONGEST_PAUSE_S = 60.0
-WORDS = 160
-"""As much of a foreign error's first line as a person reads."""
+MAX_MESSAGE_LENGTH = 160
+"""Characters shown of the first line of an unexpected error."""
 ATTEMPTS = 5
-"""How often one round is tried before its messages are left to a new one."""
+"""Attempts of one round before its messages are left to a new one."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Stream:
                 state.failures = 0
             except StopRequested:
                 break
-            except Exception as error:  # whatever is away or refuses, the stream stays and tries again
+            except Exception as error:  # whatever fails, the stream goes on and retries
                 self._handle_error(state, error)
                 continue
             finally:
@@ -94,10 +94,10 @@ class Stream:
                 raise StopRequested
 
         plan = drain_changes.drain(state.key, wait_s=0 if state.pending else min(self.every_s, POLL_S))
-        if not plan["due"]:
+        if not plan.due:
             state.key = ""
-            if plan.get("note"):
-                self.say(plan["note"])
+            if plan.note:
+                self.say(plan.note)
             if state.pending:
                 self._promote(state)
             return False
@@ -107,14 +107,15 @@ class Stream:
         done("embed")
         registered = refresh_index.register(plan, embedded, PHOTOS)
         done("register")
-        refresh_index.acknowledge(plan, registered, embedded)
-        if not registered["passed"]:
+        try:
+            refresh_index.acknowledge(plan, registered, embedded)
+        except GateFailed:
             self._clear(plan)
             state.key = ""
-            refresh_index.require_passed(registered)
+            raise
         done("acknowledge")
         published = refresh_index.publish(registered)
-        state.pending = registered["version"] if published and self.promote else ""
+        state.pending = registered.version if published and self.promote else ""
         live = ("is live" if self.promote else "is the candidate") if published else "is left to the next round"
         self._clear(plan)
         state.key = ""
@@ -122,14 +123,14 @@ class Stream:
         self._promote(state)
         done("promote")
         took = ", ".join(f"{step} {at - before:.1f} s" for (_, before), (step, at) in pairwise(marks))
-        self.say(f"version {registered['version']} {live}: {plan['summary']} ({took})")
-        if embedded.get("note"):
-            self.say(embedded["note"])
-        if registered["compaction_due"]:
-            self.say(f"a rebuild is due: {registered['compaction_due']}; run the DAG rebuild_index")
+        self.say(f"version {registered.version} {live}: {plan.summary} ({took})")
+        if embedded.note:
+            self.say(embedded.note)
+        if registered.compaction_due:
+            self.say(f"a rebuild is due: {registered.compaction_due}; run the DAG rebuild_index")
         return True
 
-    def _refresh_features(self, plan: dict[str, Any]) -> None:
+    def _refresh_features(self, plan: RefreshPlan) -> None:
         """Updates price, stock and popularity first; an unavailable feature store does not block the round."""
         from redis import RedisError
 
@@ -149,7 +150,9 @@ class Stream:
         pause = min(2.0**state.failures, LONGEST_PAUSE_S)
         expected = isinstance(error, VitrineError | ContractError)
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        self.say(f"{words if expected else f'{type(error).__name__}: {words[:WORDS]}'}; trying again in {pause:.0f} s")
+        self.say(
+            f"{words if expected else f'{type(error).__name__}: {words[:MAX_MESSAGE_LENGTH]}'}; trying again in {pause:.0f} s"
+        )
         if not expected:
             log.info("round %s", state.key, exc_info=error)
         if expected and state.failures >= ATTEMPTS and state.key:  # an outage passes, and the round with it
@@ -157,10 +160,11 @@ class Stream:
             state.key = ""
         self.stop.wait(pause)
 
-    def _clear(self, plan: dict[str, Any]) -> None:
+    def _clear(self, plan: RefreshPlan) -> None:
         """Deletes the round's intermediate files."""
-        shutil.rmtree(settings().home / "work" / plan["run_key"], ignore_errors=True)
-        for uri in reversed(storage.list_files(plan["uri"])):
+        for folder in (settings().home / "work").glob(f"{plan.run_key}.*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for uri in reversed(storage.list_files(plan.uri)):
             storage.delete(uri)
 
     def _log_step(self, state: Round, step: str) -> None:

@@ -2,10 +2,17 @@
 
 import json
 import logging
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.pipelines.common import as_snapshot, query_runtime, registry, settings, work_folder
+from tasks import storage
+from tasks.catalog.snapshot import Snapshot
+from tasks.encoder.train.tower_record import TrainedTower
+from tasks.errors import TrainingError
+from tasks.pipelines.common import query_runtime, registry, scratch, settings
+from tasks.pipelines.encoder_records import ChampionMove, Judgement, TrainingPlan
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, Registry, Version
 from tasks.settings import Settings
 
@@ -21,7 +28,7 @@ PROMOTED = "promoted_by"
 """The tag that a version gets when this pipeline makes it champion: the run's key."""
 
 
-def plan(snapshot: dict, overrides: dict[str, Any], run_key: str) -> dict[str, Any]:
+def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> TrainingPlan:
     """The training configuration of a run, and the existing version of the same recipe and data ("" for none).
 
     `overrides` holds what the form gave: preset (None for the setting's), epochs, alpha, photo_days (each None for the preset's own)
@@ -33,11 +40,11 @@ def plan(snapshot: dict, overrides: dict[str, Any], run_key: str) -> dict[str, A
 
     config = preset(overrides.get("preset") or settings().encoder_preset)
     window = overrides.get("photo_days")
-    training = read_training_set(snapshot["uri"], max(0, window if window is not None else config.photo_days))
+    training = read_training_set(snapshot.uri, max(0, window if window is not None else config.photo_days))
     photos = training.split("train")
     config = config.with_overrides(overrides.get("epochs"), overrides.get("alpha"), window, len(photos))
-    recipe = recipe_key(config, as_snapshot(snapshot).content_sha256)
-    found = {"preset": config.name, "recipe": recipe, "config": config.as_dict(), "existing": "", "forced": ""}
+    recipe = recipe_key(config, snapshot.content_sha256)
+    made = TrainingPlan(config.name, recipe, config.as_dict())
     existing = next((v for v in registry().versions(ENCODER_MODEL) if v.tags.get("recipe") == recipe), None)
     steps = (config.teacher_recipe.steps, config.student_recipe.steps)
     log.info("preset %s, %d train photos, alpha %g: %d and %d steps", config.name, len(photos), config.alpha, *steps)
@@ -45,70 +52,84 @@ def plan(snapshot: dict, overrides: dict[str, Any], run_key: str) -> dict[str, A
         log.info("%s", training.orphans)
     if overrides.get("force"):
         log.info("forced: trains again even if trained before")
-        return found | {"forced": run_key}
+        return replace(made, forced=run_key)
     if existing is not None:
         log.info("version %s has this recipe and data: evaluating it without training", existing.version)
-        return found | {"existing": existing.version}
-    return found
+        return replace(made, existing=existing.version)
+    return made
 
 
-def teacher(snapshot: dict, plan: dict, run_key: str) -> dict[str, Any]:
+def train_teacher(snapshot: Snapshot, plan: TrainingPlan, run_key: str) -> TrainedTower:
+    """Trains the teacher."""
     return _train("teacher", snapshot, plan, None, run_key)
 
 
-def student(snapshot: dict, plan: dict, teacher: dict, run_key: str) -> dict[str, Any]:
+def distil_student(snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower, run_key: str) -> TrainedTower:
+    """Distils the student from the teacher."""
     return _train("student", snapshot, plan, teacher, run_key)
 
 
-def _train(tower: str, snapshot: dict, plan: dict, teacher: dict | None, run_key: str) -> dict[str, Any]:
-    """Trains one tower; losses, learning rate, images/s and system metrics go to MLflow."""
+def _train(tower: str, snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower | None, run_key: str) -> TrainedTower:
+    """Trains one tower and leaves it in the store; losses, learning rate, images/s and system metrics go to MLflow.
+
+    A tower that an earlier attempt stored is returned as it is. Checkpoints within a training are on this worker's disk: an attempt on
+    another one starts that training from its beginning.
+    """
     from tasks.encoder.train.jobs import Job, train
+    from tasks.encoder.train.trained import find_trained, store_tower
 
     chosen = settings()
+    uri = storage.join(chosen.store_uri, "towers", plan.forced or plan.recipe, tower)
+    stored = find_trained(uri, f"{tower}-{plan.recipe}")
+    if stored is not None:
+        return stored
     job = Job.model_validate(
-        {"tower": tower, "snapshot_uri": snapshot["uri"], "config": plan["config"], "work": str(_work(plan)), "teacher": teacher}
+        {"tower": tower, "snapshot_uri": snapshot.uri, "config": plan.config, "work": str(_work(plan.forced)), "teacher": teacher}
         | {"cache_bytes": round(chosen.pixel_cache_gb * 2**30), "workers": chosen.decoders}
         | {"max_unreadable": chosen.max_unreadable, "max_untrainable": chosen.max_untrainable}
     )
-    name, tags = f"{tower} {plan['preset']}", {"recipe": plan["recipe"]}
+    name, tags = f"{tower} {plan.preset}", {"recipe": plan.recipe}
     with registry().run(EXPERIMENT, f"{run_key}.{tower}", name, tags, system_metrics=True) as run:
-        run.params({"snapshot": snapshot["id"], "preset": plan["preset"], "recipe": plan["recipe"]} | _flat(plan["config"]))
+        run.params({"snapshot": snapshot.id, "preset": plan.preset, "recipe": plan.recipe} | _flat(plan.config))
         trained = train(job, run.metric)
         run.metrics(_costs(trained))
-    return trained.model_dump()
+    stored = store_tower(trained, uri)
+    shutil.rmtree(storage.local_path(trained.uri))
+    return stored
 
 
-def export(snapshot: dict, plan: dict, teacher: dict, student: dict, run_key: str) -> str:
+def export_encoder(snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower, student: TrainedTower, run_key: str) -> str:
     """Exports all towers and registers them as one version; returns its number."""
     from serving.contract.graph_check import GraphCheck
-    from tasks.encoder.export.export import export_encoder
+    from tasks.encoder.export import export
     from tasks.encoder.presets import EncoderConfig
-    from tasks.encoder.train.trained import TrainedTower
 
     check = GraphCheck(settings().graph_open_s, "VITRINE_GRAPH_OPEN_S")
-    folder = work_folder(run_key) / ENCODER_PATH
-    config = EncoderConfig.from_dict(plan["config"])
-    towers = [TrainedTower.model_validate(t) for t in (teacher, student)]
-    manifest = export_encoder(snapshot["uri"], towers[0], towers[1], config, _work(plan), folder, query_runtime(), check)
-    models = registry()
-    with models.run(EXPERIMENT, f"{run_key}.encoder", f"encoder {plan['preset']}", {"recipe": plan["recipe"]}) as run:
-        run.params({"snapshot": snapshot["id"], "preset": plan["preset"], "recipe": plan["recipe"]} | _flat(plan["config"]))
-        run.metrics(manifest.metrics)
-        run.artifacts(folder, ENCODER_PATH)
-        tags = {"recipe": plan["recipe"], "preset": plan["preset"], "snapshot": snapshot["id"], "run_key": run_key}
-        text = f"{manifest.name}: documents by {manifest.document}, queries by {manifest.query}, {manifest.dim} dimensions"
-        return models.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, tags, text).version
+    config, models = EncoderConfig.from_dict(plan.config), registry()
+    with scratch(run_key, "export") as work:
+        folder = work / ENCODER_PATH
+        manifest = export.export_encoder(
+            snapshot.uri, teacher, student, config, _work(plan.forced), folder, query_runtime(), check
+        )
+        with models.run(EXPERIMENT, f"{run_key}.encoder", f"encoder {plan.preset}", {"recipe": plan.recipe}) as run:
+            run.params({"snapshot": snapshot.id, "preset": plan.preset, "recipe": plan.recipe} | _flat(plan.config))
+            run.metrics(manifest.metrics)
+            run.artifacts(folder, ENCODER_PATH)
+            tags = {"recipe": plan.recipe, "preset": plan.preset, "snapshot": snapshot.id, "run_key": run_key}
+            text = f"{manifest.name}: documents by {manifest.document}, queries by {manifest.query}, {manifest.dim} dimensions"
+            return models.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, tags, text).version
 
 
-def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
-    """Evaluates a version and the champion on the same photos and decides; reasons go to MLflow and the log.
+def judge(snapshot: Snapshot, plan: TrainingPlan, exported: str | None, run_key: str) -> Judgement:
+    """Evaluates the plan's existing version, or the `exported` one, against the champion; reasons go to MLflow and the log.
 
     A version that was champion before and is not now was replaced by a person, or by a better one: it stays replaced.
     """
-    models = registry()
+    models, version = registry(), plan.existing or exported
+    if not version:
+        raise TrainingError("there is no encoder version to judge: the step export_encoder returned none; clear it")
     champion, found = models.alias(ENCODER_MODEL, "champion"), models.version(ENCODER_MODEL, version)
     against = champion.version if champion is not None else ""
-    decided: dict[str, Any] = {"version": version, "promote": False, "against": against, "failed": []}
     summary = ""
     if champion is not None and champion.version == version:
         summary = (
@@ -121,8 +142,17 @@ def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
         )
     if summary:
         log.info("%s", summary)
-        return decided | {"summary": summary}
-    gates, report = _measure(models, snapshot, found, champion, run_key)
+        return Judgement(version, False, against, summary)
+    with scratch(run_key, "judge") as folder:
+        return _judge(models, snapshot, found, champion, run_key, folder / "report")
+
+
+def _judge(
+    models: Registry, snapshot: Snapshot, found: Version, champion: Version | None, run_key: str, folder: Path
+) -> Judgement:
+    """Evaluates a version and decides; the report, written in `folder`, goes to MLflow and the decision to the version's tags."""
+    version, against = found.version, champion.version if champion is not None else ""
+    gates, report = _measure(models, snapshot, found, champion, folder)
     failed = [g for g in gates if not g.passed]
     for gate in gates:
         log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)
@@ -137,14 +167,14 @@ def judge(snapshot: dict, version: str, run_key: str) -> dict[str, Any]:
         run.tag("decision", summary[:5000])
         run.tag("against", against or "no champion")
         run.metrics(report.flat() | {f"gate.{g.name}": g.value for g in gates})
-        run.artifacts(work_folder(run_key) / "report", "report")
-    return decided | {"promote": not failed, "summary": summary, "failed": [g.model_dump() for g in failed]}
+        run.artifacts(folder, "report")
+    return Judgement(version, not failed, against, summary, failed)
 
 
 def _measure(
-    models: Registry, snapshot: dict, found: Version, champion: Version | None, run_key: str
+    models: Registry, snapshot: Snapshot, found: Version, champion: Version | None, folder: Path
 ) -> "tuple[tuple[Gate, ...], EncoderReport]":
-    """Gates of a version against the champion, and its evaluation; writes the report and gates.json."""
+    """Gates of a version against the champion, and its evaluation; writes the report and gates.json in `folder`."""
     from serving.contract.encoder import EncoderFolder
     from tasks.encoder.data.pixels import Decoding
     from tasks.encoder.evaluate.evaluate import evaluate_encoder
@@ -152,20 +182,19 @@ def _measure(
     from tasks.encoder.evaluate.report import write_report
     from tasks.encoder.evaluate.speedup import FASTER, measure_speedup
 
-    chosen, work = settings(), _work({})
+    chosen, work = settings(), _work()
     decoding = Decoding(round(chosen.pixel_cache_gb * 2**30), chosen.decoders, chosen.max_unreadable)
-    folder = models.encoder_folder(found.version)
-    report = evaluate_encoder(folder, snapshot["uri"], work, baselines=True, decoding=decoding)
-    faster = measure_speedup(EncoderFolder(folder), report.query, "teacher.fp32")
+    encoder = models.encoder_folder(found.version)
+    report = evaluate_encoder(encoder, snapshot.uri, work, baselines=True, decoding=decoding)
+    faster = measure_speedup(EncoderFolder(encoder), report.query, "teacher.fp32")
     report = report.model_copy(update={"metrics": report.metrics | {FASTER: faster}})
     other = None
     if champion is not None:
         champion_folder = models.encoder_folder(champion.version)
-        other = evaluate_encoder(champion_folder, snapshot["uri"], work, baselines=False, decoding=decoding)
+        other = evaluate_encoder(champion_folder, snapshot.uri, work, baselines=False, decoding=decoding)
     gates = encoder_gates(report, other, policy_of(chosen))
-    target = work_folder(run_key) / "report"
-    write_report(folder, report, gates, snapshot["uri"], work, target)
-    (target / "gates.json").write_text(json.dumps([g.model_dump() for g in gates], indent=1))
+    write_report(encoder, report, gates, snapshot.uri, work, folder)
+    (folder / "gates.json").write_text(json.dumps([g.model_dump() for g in gates], indent=1))
     return gates, report
 
 
@@ -179,30 +208,30 @@ def policy_of(chosen: Settings) -> "EncoderPolicy":
     )  # fmt: skip
 
 
-def promote(decision: dict, run_key: str) -> dict[str, Any]:
-    """Makes the evaluated version champion, unless the alias moved since the evaluation; the outcome is in "summary".
+def promote(decision: Judgement, run_key: str) -> ChampionMove:
+    """Makes the evaluated version champion, unless the alias moved since the evaluation; `summary` says why it did not.
 
     The version was not measured against what that person chose, so the person's choice stands. Run again, it does nothing.
     """
-    models, version = registry(), decision["version"]
+    models, version = registry(), decision.version
     now = models.alias(ENCODER_MODEL, "champion")
     current = now.version if now is not None else ""
-    if current not in (decision["against"], version):
+    if current not in (decision.against, version):
         summary = (
             f"the champion was moved to version {current or 'none'} since version {version} was judged against "
-            f"{decision['against'] or 'none'}: that is respected, and version {version} stays challenger; run the DAG again to judge it "
+            f"{decision.against or 'none'}: that is respected, and version {version} stays challenger; run the DAG again to judge it "
             "against the new champion"
         )
         log.info("%s", summary)
-        return {"promoted": False, "version": version, "summary": summary}
+        return ChampionMove(False, version, summary)
     models.set_alias(ENCODER_MODEL, "champion", version)
     models.tag_version(ENCODER_MODEL, version, PROMOTED, run_key)
-    return {"promoted": True, "version": version, "summary": decision["summary"]}
+    return ChampionMove(True, version, decision.summary)
 
 
-def _work(plan: dict) -> Path:
-    """The folder of pixel caches and checkpoints, keyed by content, so runs share it; a forced training has its own."""
-    folder = settings().home / "work" / (f"encoder-{plan['forced']}" if plan.get("forced") else "encoder")
+def _work(forced: str = "") -> Path:
+    """The folder of pixel caches and checkpoints on this worker, keyed by content, so runs share it; a forced training has its own."""
+    folder = settings().home / "work" / (f"encoder-{forced}" if forced else "encoder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -2,11 +2,11 @@
 
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from tasks.pipelines.common import registry, settings, work_folder
-from tasks.pipelines.promote_index import replicas_of
+from tasks.pipelines.common import registry, replicas_of, scratch, settings
+from tasks.records import Record
 from tasks.registry import INDEX_MODEL
 
 log = logging.getLogger(__name__)
@@ -14,7 +14,19 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "watch"
 
 
-def measure(run_key: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class QualityReport(Record):
+    """The checks of the live version: whether all passed, and why it should be rebuilt (`compaction`, "" when it need not be)."""
+
+    version: str
+    passed: bool
+    summary: str
+    compaction: str
+    figures: dict[str, Any]
+    links: dict[str, str]
+
+
+def measure(run_key: str) -> QualityReport:
     """Measures and checks the live version; figures and plots go to MLflow, one run per index version, a step per hour."""
     from tasks.watch.checks import Limits, checks
     from tasks.watch.cost import Prices
@@ -28,11 +40,13 @@ def measure(run_key: str) -> dict[str, Any]:
     seen = look_at(models, replicas_of(chosen), chosen.store_uri, prices, now)
     figures = seen.figures
     table = checks(figures, Limits(live_recall=chosen.recall_target, age_s=3600.0 * chosen.most_age_h))
-    files = write_report(seen, table, work_folder(run_key) / "watch")
-    with models.run(EXPERIMENT, f"watch-{figures.version}", f"index version {figures.version}") as run:
+    with (
+        models.run(EXPERIMENT, f"watch-{figures.version}", f"index version {figures.version}") as run,
+        scratch(run_key, "watch") as folder,
+    ):
         for name, value in figures.flat().items():
             run.metric(name, value, round(now / 60))
-        for path in files:
+        for path in write_report(seen, table, folder):
             run.artifact(path, time.strftime("%Y-%m-%dT%H%M", time.gmtime(now)))
         page = models.run_url(run.run_id)
     for note in figures.notes:
@@ -43,7 +57,5 @@ def measure(run_key: str) -> dict[str, Any]:
     state = "; ".join(failed) if failed else f"all {len(table)} checks passed"
     summary = f"index version {figures.version}: {state}"
     log.info("%s", summary)
-    return {
-        "version": figures.version, "passed": not failed, "summary": summary, "compaction": figures.compaction,
-        "figures": asdict(figures), "links": {"MLflow run": page, "Model version": models.version_url(INDEX_MODEL, figures.version)},
-    }  # fmt: skip
+    links = {"MLflow run": page, "Model version": models.version_url(INDEX_MODEL, figures.version)}
+    return QualityReport(figures.version, not failed, summary, figures.compaction, asdict(figures), links)

@@ -57,24 +57,8 @@ def measure_live(registry: Registry, replicas: Sequence[Replica], store: str, pr
             f"{len(sampled)} real queries were kept by the replicas, {LEAST_REAL} are needed: held-out photos are asked instead"
         )
     recall = _recall(release, xq)
-    drifts: dict[str, tuple[Drift, Reference]] = {}
-    place = storage.join(store, "watch", manifest.encoder.document_fingerprint[:12])
-    rows = np.flatnonzero(searcher.live())
-    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int))] if len(rows) else rows
-    vectors = np.stack([searcher.vector(int(r)) for r in chosen]) if len(chosen) else np.zeros((0, searcher.dim), np.float32)
-    for name, found in (("embedding", vectors), ("query", sampled)):
-        if len(found) < LEAST:
-            notes.append(f"{name} drift is not measured: {len(found)} vectors, {LEAST} are needed")
-            continue
-        uri = storage.join(place, f"{name}.npz")
-        base = load(uri)
-        if base is None:
-            base = reference(found)
-            save(base, uri)
-            notes.append(
-                f"{name} drift is measured from now on: this is the first look with encoder version {manifest.encoder.version}"
-            )
-        drifts[name] = (drift(found, base), base)
+    drifts, unmeasured = _drifts(release, sampled, storage.join(store, "watch", manifest.encoder.document_fingerprint[:12]))
+    notes += unmeasured
     told = read_counters(replicas)
     recent = [v for v in registry.versions(INDEX_MODEL, RECENT_VERSIONS) if not v.tags.get("verdict", "").startswith("failed")]
     delivered = [Delivery(registry.manifest_of(v), float(v.tags.get(LIVE_AT) or v.created_ms / 1e3)) for v in recent]
@@ -117,6 +101,28 @@ def _recall(release: Release, xq: np.ndarray) -> float:
 def _photos(release: Release) -> np.ndarray:
     snapshot = read_snapshot(release.manifest.snapshot.uri)
     return query_vectors(release.encoders, release.manifest.encoder.query, snapshot, held_out_queries(snapshot, QUERIES))
+
+
+def _drifts(release: Release, sampled: np.ndarray, uri: str) -> tuple[dict[str, tuple[Drift, Reference]], list[str]]:
+    """Drift of the live vectors and of the sampled queries from the references below `uri`, and notes on what is not measured."""
+    drifts: dict[str, tuple[Drift, Reference]] = {}
+    notes: list[str] = []
+    searcher = release.searcher
+    rows = np.flatnonzero(searcher.live())
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int))] if len(rows) else rows
+    vectors = np.stack([searcher.vector(int(r)) for r in chosen]) if len(chosen) else np.zeros((0, searcher.dim), np.float32)
+    for name, found in (("embedding", vectors), ("query", sampled)):
+        if len(found) < LEAST:
+            notes.append(f"{name} drift is not measured: {len(found)} vectors, {LEAST} are needed")
+            continue
+        base = load(storage.join(uri, f"{name}.npz"))
+        if base is None:
+            base = reference(found)
+            save(base, storage.join(uri, f"{name}.npz"))
+            version = release.manifest.encoder.version
+            notes.append(f"{name} drift is measured from now on: this is the first look with encoder version {version}")
+        drifts[name] = (drift(found, base), base)
+    return drifts, notes
 
 
 def _beyond_chance(drifts: dict[str, tuple[Drift, Reference]], name: str) -> float | None:

@@ -3,10 +3,11 @@
     git worktree add ../before 8710f00
     python -m tests.benchmarks.bench_compare --before ../before [--after NAME=PATH ...] [--clients 8] [--pairs 7] [--out build/bench]
 
-Every checkout's own `vitrine-serve` opens the same release; the checkout of `--before` runs twice, so that its second replica shows
-the spread of two equal things (A/A). In every round each replica has the load for `--seconds`, one after the other, in an order that
-turns from round to round. A round's ratio is a replica's throughput over that of the first replica in the same round. Prints the
-median ratio of all rounds with its least and greatest, p50 and p99 in milliseconds, and writes compare.json.
+Every checkout's own `vitrine-serve` opens the same release, with the allocator settings of the serving image; the checkout of
+`--before` runs twice, so that its second replica shows the spread of two equal things (A/A). In every round each replica has the
+load for `--seconds`, one after the other, in an order that turns from round to round. A round's ratio is a replica's throughput
+over that of the first replica in the same round. Prints the median ratio of all rounds with its least and greatest, p50 and p99 in
+milliseconds, and writes compare.json.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import psutil
 from serving.contract.manifest import CANDIDATES
 from tests.benchmarks.bench_serving import Target, measure, requests_of, wait_until_ready
 from tests.benchmarks.market import Market, market
+from tests.image import allocator_settings
 from tests.servers import free_port
 
 AGAIN = "before, again"
@@ -36,7 +38,8 @@ def replica_of(checkout: Path, release: Path, log: Path, chosen: dict[str, str])
     """`vitrine-serve` with the code of a checkout, its settings and the packages of this environment, ready; its url and process."""
     port = free_port()
     settings = {"RELEASE": str(release.absolute()), "PORT": str(port), "WORKERS": "2"} | chosen
-    environ = os.environ | {f"VITRINE_{n}": v for n, v in settings.items()} | {"PYTHONPATH": str(checkout.absolute())}
+    environ = os.environ | allocator_settings() | {f"VITRINE_{n}": v for n, v in settings.items()}
+    environ["PYTHONPATH"] = str(checkout.absolute())
     with log.open("w") as stream:
         process = subprocess.Popen([sys.executable, "-m", "serving.main"], cwd=checkout, env=environ, stderr=stream)
         try:

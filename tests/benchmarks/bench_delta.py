@@ -27,8 +27,8 @@ from serving.contract.keys import product_keys
 from serving.contract.manifest import CANDIDATES, IndexManifest, read_manifest
 from serving.contract.segments import read_rows
 from serving.index.searcher import Searcher
-from tasks.index.build import Template
 from tasks.index.delta import Changes, add_delta, code_deltas, merge_deltas
+from tasks.index.template import Template
 from tests.benchmarks.bench_index import build, manifest_of
 from tests.benchmarks.made_shop import made_queries, make_shop
 from tests.benchmarks.stages import Stages
@@ -158,7 +158,7 @@ def main() -> None:
             template, built = build(FAMILY, shop, base, stages)
             (base / "manifest.json").write_text(manifest_of(shop, built, FAMILY).model_dump_json())
         else:
-            template = Template(**Stages(base.parent / "stages.json").done[f"{FAMILY}: train"]["result"])
+            template = Template.from_json(Stages(base.parent / "stages.json").done[f"{FAMILY}: train"]["result"])
         bench = Bench(base, template, Path(name) / "changes", args.preset, args.queries)
         result: dict[str, Any] = {"rows": len(bench.keys), "cost": [], "growth": [], "deletions": []}
         print(

@@ -40,7 +40,9 @@ from tasks.demo.services import Supervisor, mlflow_service, process_environment,
 from tasks.embed.job import EmbedResult
 from tasks.embed.store import SHA_TYPE, EmbeddingStore
 from tasks.index.assemble import base_segment, draft_manifest, with_golden
-from tasks.index.build import IndexConfig, build_shard, train_template
+from tasks.index.build import build_shard
+from tasks.index.choice import IndexConfig
+from tasks.index.template import train_template
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, INDEX_PATH, Registry
 from tasks.settings import PROJECT, Settings
 from tests.catalogs import picture
@@ -192,14 +194,13 @@ def hourly(bench: Bench, count: int, first: int) -> dict[str, Any]:
     embedded = timed("embed", lambda: refresh_index.embed(plan))
     registered = timed("register", lambda: refresh_index.register(plan, embedded))
     timed("acknowledge", lambda: refresh_index.acknowledge(plan, registered, embedded))
-    refresh_index.require_passed(registered)
     timed("publish", lambda: refresh_index.publish(registered))
-    manifest = bench.registry.index_manifest(registered["version"])
-    run = bench.registry.version(INDEX_MODEL, registered["version"]).run_id
+    manifest = bench.registry.index_manifest(registered.version)
+    run = bench.registry.version(INDEX_MODEL, registered.version).run_id
     written = sum(f.bytes for f in (*manifest.files(), *manifest.changes) if f.run_id == run)
     return {
-        "changes": plan["changes"],
-        "new_pictures": embedded["embedded_now"],
+        "changes": plan.changes,
+        "new_pictures": embedded.result.embedded_now if embedded.result else 0,
         "total_s": sum(seconds.values()),
         "bytes": written,
     } | {f"{name}_s": value for name, value in seconds.items()}

@@ -28,8 +28,10 @@ from serving.contract.manifest import Counts, IndexManifest, SnapshotRef
 from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
 from tasks.index.assemble import base_segment
-from tasks.index.build import BuiltShard, IndexConfig, Template, build_shard, train_template
+from tasks.index.build import BuiltShard, build_shard
+from tasks.index.choice import IndexConfig
 from tasks.index.families import FAMILIES
+from tasks.index.template import Template, train_template
 from tasks.index.truth import Truth, exact_truth
 from tasks.index.tune import tune
 from tests.benchmarks.made_shop import MadeShop, made_queries, make_shop
@@ -44,18 +46,15 @@ def build(name: str, shop: MadeShop, folder: Path, stages: Stages) -> tuple[Temp
     if "@" in name:
         return build_beside(name, shop, folder, stages)
     config = IndexConfig(shards=shop.shards, family=name)
-    template = Template(
-        **stages.run(f"{name}: train", lambda: dataclasses.asdict(train_template(shop.vectors_uri, config, folder)))
-    )
+    trained = stages.run(f"{name}: train", lambda: train_template(shop.vectors_uri, config, folder).to_json())
+    template = Template.from_json(trained)
     built = []
     for shard in range(shop.shards):
 
         def one(number: int = shard) -> dict:
-            return dataclasses.asdict(
-                build_shard(shop.vectors_uri, shop.snapshot.uri, template, number, folder / f"shard-{number}")
-            )
+            return build_shard(shop.vectors_uri, shop.snapshot.uri, template, number, folder / f"shard-{number}").to_json()
 
-        built.append(BuiltShard(**stages.run(f"{name}: add shard {shard}", one)))
+        built.append(BuiltShard.from_json(stages.run(f"{name}: add shard {shard}", one)))
     return template, built
 
 
@@ -68,7 +67,7 @@ def build_beside(name: str, shop: MadeShop, folder: Path, stages: Stages) -> tup
     def one(beside: BuiltShard) -> dict:
         return add_codes(shop, made["file"], beside, folder / f"shard-{beside.shard}")
 
-    built = [BuiltShard(**stages.run(f"{name}: add shard {b.shard}", lambda b=b: one(b))) for b in whole]
+    built = [BuiltShard.from_json(stages.run(f"{name}: add shard {b.shard}", lambda b=b: one(b))) for b in whole]
     return dataclasses.replace(template, family="ivf_pq", factory=made["factory"]), built
 
 
@@ -102,7 +101,7 @@ def bench_family(name: str, shop: MadeShop, xq: np.ndarray, truth: Truth, folder
             continue  # the same point again
         row = {
             "family": name, "factory": template.factory, "target": target, "trials": trials,
-            "bytes_per_vector": sum(b.index["bytes"] for b in built) / sum(b.rows for b in built),
+            "bytes_per_vector": sum(b.index.bytes for b in built) / sum(b.rows for b in built),
             "train_s": stages.seconds(f"{name}: train"), "add_s": stages.seconds(f"{name}: add"),
         }  # fmt: skip
         chosen = max(trials, key=lambda t: t["within_candidates"])

@@ -24,7 +24,7 @@ import httpx
 import numpy as np
 
 from tasks.demo.services import Supervisor, mlflow_service, process_environment
-from tasks.pipelines import promote_index
+from tasks.pipelines import promote_index, rollback_index
 from tasks.registry import Registry
 from tasks.settings import PROJECT, Settings
 from tests.load import Load, json_request, photo_request
@@ -69,10 +69,10 @@ def measure(shop: Shop, versions: list[str], rounds: int) -> dict[str, list[floa
     for number in range(rounds):
         held = shop.registry.aliases("product-index")
         wanted = next(v for v in versions if v not in (held["blue"], held.get("green")))
-        found["flip"].append(promote_index.promote(wanted, f"bench {number}", bake_s=0)["seconds"])
+        found["flip"].append(promote_index.promote(wanted, f"bench {number}", bake_s=0).seconds)
         for name, token in (("rollback, told", TOKEN), ("rollback, polling", "")):
             os.environ["VITRINE_ADMIN_TOKEN"] = token
-            found[name].append(promote_index.roll_back(f"bench {number} back")["seconds"])
+            found[name].append(rollback_index.roll_back(f"bench {number} back").seconds)
             time.sleep(0.37)  # so that polls are not met in step
         os.environ["VITRINE_ADMIN_TOKEN"] = TOKEN
     return found

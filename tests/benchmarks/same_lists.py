@@ -1,7 +1,6 @@
 """A product-quantised index over the lists of one that is built already: only the codes are new, no vector is compared with centroids."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 
 from serving.contract.files import atomic_write, describe
 from serving.contract.segments import write_index
-from tasks.index.build import BuiltShard, empty_index
+from tasks.index.build import BuiltShard
 from tasks.index.coarse import ivf_view
 from tasks.index.families import code_count
+from tasks.index.template import empty_index
 from tasks.index.vectors import sample_vectors, shard_batches
 from tests.benchmarks.made_shop import MadeShop
 
@@ -36,21 +36,21 @@ def add_codes(shop: MadeShop, template_file: str, beside: BuiltShard, folder: Pa
     """A shard's codes, every vector in the list that `beside` has it in; the row table is that one's."""
     folder.mkdir(parents=True, exist_ok=True)
     index = faiss.read_index(template_file)
-    held = _lists(Path(beside.folder) / beside.index["path"], beside.rows)
+    held = _lists(Path(beside.uri) / beside.index.path, beside.rows)
     start = 0
     for keys, vectors in shard_batches(shop.vectors_uri, beside.shard):
         mine = np.ascontiguousarray(held[start : start + len(keys)])
         index.add_core(len(keys), faiss.swig_ptr(vectors), None, faiss.swig_ptr(mine))
         start += len(keys)
-    path = folder / beside.index["path"]
+    path = folder / beside.index.path
     write_index(path, index)
-    table = folder / beside.table["path"]
+    table = folder / beside.table.path
     table.unlink(missing_ok=True)
-    table.hardlink_to(Path(beside.folder) / beside.table["path"])
-    built = BuiltShard(beside.shard, beside.rows, "ivf_pq", str(folder), describe(path, path.name).model_dump(), beside.table)
+    table.hardlink_to(Path(beside.uri) / beside.table.path)
+    built = BuiltShard(beside.shard, beside.rows, "ivf_pq", str(folder), describe(path, path.name), beside.table)
     with atomic_write(folder / "built.json") as whole:
-        whole.write_text(json.dumps(asdict(built)))
-    return asdict(built)
+        whole.write_text(json.dumps(built.to_json()))
+    return built.to_json()
 
 
 def _lists(path: Path, rows: int) -> np.ndarray:

@@ -67,7 +67,7 @@ def test_changes_that_wait_dead_letters_and_quarantine_are_shown_with_their_reas
     assert queue["oldest"]
     ((letter),) = queue["letters"]
     assert (letter["product_id"], letter["reason"]) == ("p5", "kind is None; expected upsert or delete")
-    assert (quarantine["version"], quarantine["aliases"], quarantine["count"]) == (made["version"], ("candidate",), 1)
+    assert (quarantine["version"], quarantine["aliases"], quarantine["count"]) == (made.version, ("candidate",), 1)
     (product,) = quarantine["products"]
     assert (product["product_id"], product["image"], product["run"]) == ("p003", "images/bad.jpg", "r1")
     assert product["reason"]
@@ -96,7 +96,7 @@ def test_what_a_rebuild_quarantined_is_named_by_its_snapshot_until_it_changes(li
     ]  # fmt: skip
     assert len(quarantine_lines(live.registry, base, counted, [base], 1)) == 1
     live.send(live.upsert(1, 1))
-    newer = live.registry.version(INDEX_MODEL, live.refresh("r1")["version"])
+    newer = live.registry.version(INDEX_MODEL, live.refresh("r1").version)
     changed = live.registry.manifest_of(newer)
     changed = changed.model_copy(update={"counts": changed.counts.model_copy(update={"quarantined": 1})})
     assert [x.product_id for x in quarantine_lines(live.registry, newer, changed, [newer, base], 20)] == ["p002"]

@@ -122,13 +122,12 @@ class Live:
     def refresh(self, run_key: str) -> dict[str, Any]:
         """The steps of refresh_index, in their order; gives the record of the version. Needs its environment in use."""
         plan = drain_changes.drain(run_key)
-        assert plan["due"], plan["summary"]
+        assert plan.due, plan.summary
         embedded = refresh_index.embed(plan)
         registered = refresh_index.register(plan, embedded)
         refresh_index.acknowledge(plan, registered, embedded)
-        refresh_index.require_passed(registered)
         assert refresh_index.publish(registered)
-        return registered
+        return registered.to_json()
 
 
 def product_id(number: int) -> str:

@@ -1,9 +1,14 @@
 """What holds for every DAG file: it is light, documented, owned, bounded and tagged."""
 
+import ast
+import importlib
+import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -46,6 +51,10 @@ import airflow.sdk  # Airflow's own start is not the file's
 from airflow.sdk import DAG
 start = time.perf_counter() - began
 import importlib, importlib.util
+def arguments(task):
+    if hasattr(task, "op_kwargs_expand_input"):
+        return sorted({**task.partial_kwargs["op_kwargs"], **task.op_kwargs_expand_input.value})
+    return sorted(getattr(task, "op_kwargs", None) or {})
 found = {}
 for name in %r:
     began = time.perf_counter()
@@ -61,7 +70,9 @@ for name in %r:
         "schemas": {n: p.schema | {"description": p.description} for n, p in dag.params.items()},
         "tasks": {t.task_id: {"owner": t.owner, "retries": t.retries,
                               "timeout": bool(t.execution_timeout or getattr(t, "response_timeout", 0)),
-                              "upstream": sorted(t.upstream_task_ids)} for t in dag.tasks},
+                              "upstream": sorted(t.upstream_task_ids), "doc": t.doc_md or "", "arguments": arguments(t)}
+                  for t in dag.tasks},
+        "groups": {g: sorted(n.children) for g, n in dag.task_group.get_task_group_dict().items() if g},
     }
 print(json.dumps(found))
 """
@@ -140,6 +151,43 @@ def test_a_flip_comes_after_the_shadow_check_and_a_champion_after_its_judge(dags
     assert "flip" in dags["promote_index"]["tasks"]["bake"]["upstream"]
     assert "warm_slot" in dags["promote_index"]["tasks"]["shadow_check"]["upstream"]
     assert dags["train_encoder"]["tasks"]["promote_champion"]["upstream"] == ["judge"]
+
+
+def test_the_graph_of_rebuild_index_has_four_groups(dags: dict) -> None:
+    groups = dags["rebuild_index"]["groups"]
+    assert set(groups) == {"inputs", "vectors", "shards", "release"}
+    inside = [task for tasks in groups.values() for task in tasks]
+    assert sorted(inside) == sorted(dags["rebuild_index"]["tasks"]), "every task under its stored name"
+
+
+@pytest.mark.parametrize("name", DAGS)
+def test_a_task_gives_its_step_the_arguments_that_it_has(dags: dict, name: str) -> None:
+    for task in dags[name]["tasks"].values():
+        if called := re.fullmatch(r"Calls `tasks\.pipelines\.(\w+)\.(\w+)`\.", task["doc"]):
+            module, function = called.groups()
+            step = getattr(importlib.import_module(f"tasks.pipelines.{module}"), function)
+            parameters = inspect.signature(step).parameters
+            needed = {n for n, p in parameters.items() if p.default is p.empty} - {"run_key"}
+            assert needed <= set(task["arguments"]) <= set(parameters), f"{name}: {called.group()}"
+            assert set(get_type_hints(step)) == {*parameters, "return"}, "each has the type it is read as"
+
+
+@pytest.mark.parametrize(("folder", "most"), [("dags", 100), ("tasks", 300), ("serving", 300), ("plugins", 300)])
+def test_a_dag_is_read_on_one_page_and_a_module_holds_one_noun(folder: str, most: int) -> None:
+    lines = {str(p): len(p.read_text().splitlines()) for p in (Path(PROJECT) / folder).rglob("*.py")}
+    assert lines
+    assert {path: count for path, count in lines.items() if count > most} == {}
+
+
+def test_routes_are_thin() -> None:
+    """At most 25 lines with its signature and docstring: what is longer belongs below."""
+    methods = ("get", "post", "put", "delete", "patch", "head")
+    for path in [*(Path(PROJECT) / "serving").rglob("*.py"), *(Path(PROJECT) / "plugins").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                called = [d.func for d in node.decorator_list if isinstance(d, ast.Call)]
+                if any(isinstance(f, ast.Attribute) and f.attr in methods for f in called):
+                    assert (node.end_lineno or 0) - node.lineno < 25, f"{path}: {node.name}"
 
 
 def test_tasks_never_import_airflow() -> None:

@@ -76,7 +76,9 @@ def test_a_killed_task_is_run_again_and_the_version_is_the_same(stack: Stack) ->
     # The same catalogue and encoder again, without a kill: a copy of the whole stack's input in another store.
     from tasks.catalog.snapshot import take_snapshot
     from tasks.embed.job import EmbedConfig, embed_snapshot
-    from tasks.index.build import IndexConfig, build_shard, train_template
+    from tasks.index.build import build_shard
+    from tasks.index.choice import IndexConfig
+    from tasks.index.template import train_template
 
     other = stack.settings.home / "undisturbed"
     snapshot = take_snapshot(stack.settings.catalog_uri, str(other / "snapshots"), "again")
@@ -86,7 +88,7 @@ def test_a_killed_task_is_run_again_and_the_version_is_the_same(stack: Stack) ->
     vectors = embed_snapshot(snapshot, folder, version, str(other), "again", other / "work", config).vectors_uri
     template = train_template(vectors, IndexConfig(shards=stack.settings.shards), other)
     built = [build_shard(vectors, snapshot.uri, template, n, other / f"shard-{n}") for n in range(stack.settings.shards)]
-    assert segments(stack, killed) == [(b.shard, b.rows, b.index_ref().sha256, b.table_ref().sha256) for b in built]
+    assert segments(stack, killed) == [(b.shard, b.rows, b.index.sha256, b.table.sha256) for b in built]
 
 
 def test_an_unchanged_catalogue_builds_nothing(stack: Stack) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from serving.api.product_pictures import picture_path
 from serving.contract.preprocess import ImageLimits, ImageRejected
-from tasks.embed.images import fetcher, read_image, stamp
+from tasks.embed.images import fetcher, read_image, validator
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_an_absolute_path_and_a_file_uri_below_the_root_are_read_however_the_roo
     for uri in uris:
         for base in (root, linked):
             assert read_image(uri, str(base)) == b"picture", f"{uri} below {base}"
-            assert stamp(uri, str(base)) == stamp("images/a b%20.jpg", str(root))
+            assert validator(uri, str(base)) == validator("images/a b%20.jpg", str(root))
 
 
 def test_a_picture_outside_the_root_is_told_what_its_path_is_relative_to(root: Path) -> None:
@@ -86,13 +86,13 @@ def test_a_large_file_is_refused_before_it_is_read(root: Path) -> None:
     assert caught.value.reason == "too_many_bytes"
 
 
-def test_a_stamp_changes_with_the_file_and_needs_no_reading(root: Path) -> None:
-    before = stamp("images/a b%20.jpg", str(root))
-    assert before == stamp("images/a b%20.jpg", str(root))
+def test_a_validator_changes_with_the_file_and_needs_no_reading(root: Path) -> None:
+    before = validator("images/a b%20.jpg", str(root))
+    assert before == validator("images/a b%20.jpg", str(root))
     (root / "images" / "a b%20.jpg").write_bytes(b"another picture")
-    assert stamp("images/a b%20.jpg", str(root)) != before
-    assert stamp("images/none.jpg", str(root)) is None
-    assert stamp("https://pictures.example/a.jpg", str(root)) is None
+    assert validator("images/a b%20.jpg", str(root)) != before
+    assert validator("images/none.jpg", str(root)) is None
+    assert validator("https://pictures.example/a.jpg", str(root)) is None
 
 
 class Host(BaseHTTPRequestHandler):
@@ -140,9 +140,9 @@ def host() -> Iterator[str]:
     ("name", "expected"),
     [("tagged", '17-"v1"'), ("dated", "16-Wed, 25 Nov 2026 00:00:00 GMT"), ("plain", None), ("weak", None), ("get-only", None)],
 )
-def test_a_host_tells_a_pictures_stamp_by_its_headers(host: str, root: Path, name: str, expected: str | None) -> None:
+def test_a_pictures_validator_comes_from_its_hosts_headers(host: str, root: Path, name: str, expected: str | None) -> None:
     web = fetcher((host,), private=True)
-    assert stamp(f"http://{host}/{name}", str(root), web) == expected
+    assert validator(f"http://{host}/{name}", str(root), web) == expected
     assert read_image(f"http://{host}/{name}", str(root), web) == b"picture of " + name.encode()
 
 

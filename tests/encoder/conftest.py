@@ -15,7 +15,7 @@ from tasks.encoder.presets import EncoderConfig, preset
 from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
-from tasks.encoder.train.trained import TrainedTower
+from tasks.encoder.train.tower_record import TrainedTower
 
 PRODUCTS = 12
 torch.set_num_threads(1)  # how many threads a sum is split over, and so its last bit, depends on how busy the machine is

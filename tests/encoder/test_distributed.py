@@ -16,7 +16,8 @@ from tasks.catalog.snapshot import Snapshot
 from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
 from tasks.encoder.train.jobs import Job, train
 from tasks.encoder.train.loop import no_log
-from tasks.encoder.train.trained import TrainedTower, load_tower
+from tasks.encoder.train.tower_record import TrainedTower
+from tasks.encoder.train.trained import load_tower
 from tasks.errors import TrainingError
 from tasks.settings import PROJECT
 from tests.running import until

@@ -130,11 +130,11 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
 
 def test_a_damaged_tower_is_not_used(snapshot: Snapshot, exported: Exported, tmp_path: Path) -> None:
     trained = train_teacher(snapshot.uri, exported.config, tmp_path, no_log)
-    weights = Path(trained.folder) / "weights.safetensors"
+    weights = Path(trained.uri) / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(TrainingError, match="is damaged"):
         distil_student(snapshot.uri, trained, exported.config, tmp_path, no_log)
-    gone = trained.model_copy(update={"folder": str(tmp_path / "nowhere")})
+    gone = replace(trained, uri=str(tmp_path / "nowhere"))
     with pytest.raises(TrainingError, match=r"is not in .*; run its training step again"):
         distil_student(snapshot.uri, gone, exported.config, tmp_path, no_log)
 

@@ -30,7 +30,9 @@ from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.trained import restore_teacher
 from tasks.index.assemble import base_segment, draft_manifest, local_files, with_golden
-from tasks.index.build import IndexConfig, build_shard, train_template
+from tasks.index.build import build_shard
+from tasks.index.choice import IndexConfig
+from tasks.index.template import train_template
 from tests.cluster import Serving
 
 VIT = {

@@ -14,7 +14,9 @@ from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar,
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.index.assemble import EMPTY_SHA, base_segment
-from tasks.index.build import BuiltShard, IndexConfig, Template, build_shard, train_template
+from tasks.index.build import BuiltShard, build_shard
+from tasks.index.choice import IndexConfig
+from tasks.index.template import Template, train_template
 
 SHARDS = 2
 EMPTY = FileRef(path="golden.npz", sha256=EMPTY_SHA, bytes=0)

@@ -15,13 +15,15 @@ import pytest
 from serving.contract.files import ContractError, verify
 from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
-from tasks.index.build import IndexConfig, Template, build_shard, empty_index, train_template, training_vectors
+from tasks.index.build import build_shard
+from tasks.index.choice import IndexConfig
 from tasks.index.families import FAMILIES, least_training, list_count
+from tasks.index.template import Template, empty_index, train_template, training_vectors
 from tests.index.shop import Shop, build_all, clustered, manifest_of, open_shop, write_vectors
 
 
 def sums(built: list) -> list[tuple[str, str]]:
-    return [(b.index["sha256"], b.table["sha256"]) for b in built]
+    return [(b.index.sha256, b.table.sha256) for b in built]
 
 
 def test_the_table_describes_the_positions(shop: Shop, tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ KILLED = """
 import json, sys
 from pathlib import Path
 from tasks.index import build
-from tasks.index.build import Template
+from tasks.index.template import Template
 vectors, snapshot, template, folder = sys.argv[1:]
 slow = build.shard_batches
 def one_by_one(uri, shard):
@@ -227,7 +229,7 @@ def test_a_graph_is_trained_anew_as_nothing_tells_whether_its_template_fits(fami
 def test_parquet_tables_have_no_rows_of_other_shards(shop: Shop, tmp_path: Path) -> None:
     _, built = build_all(shop, tmp_path)
     for b in built:
-        keys = pq.read_table(Path(b.folder) / b.table["path"])["key"].to_numpy()
+        keys = pq.read_table(Path(b.uri) / b.table.path)["key"].to_numpy()
         assert (keys % 2 == b.shard).all()
         assert (np.diff(keys) > 0).all()
 

@@ -16,8 +16,8 @@ from serving.contract.segments import ROW_COLUMNS
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
-from tasks.index.build import Template
 from tasks.index.delta import Changes, DeltaLimits, add_delta, code_deltas, compaction_due, flat_rows, merge_deltas
+from tasks.index.template import Template
 from tests.index.shop import Shop, brute_force, build_all, clustered, manifest_of
 
 Bases = dict[str, tuple[Shop, IndexManifest, Path]]

@@ -8,8 +8,8 @@ import pytest
 
 from serving.contract.segments import read_rows
 from serving.index.searcher import omp_threads
-from tasks.index.build import make_index
 from tasks.index.grouping import group
+from tasks.index.template import make_index
 from tests.index.shop import Shop, build_all, clustered
 
 D, N = 32, 3000
@@ -73,8 +73,8 @@ def test_a_graph_s_table_is_in_the_order_of_its_rows(wide_shop: Shop, tmp_path: 
     _, built = build_all(wide_shop, tmp_path, "hnsw16_fp16")
     place = {int(k): i for i, k in enumerate(wide_shop.keys)}
     for shard in built:
-        index = faiss.read_index(str(Path(shard.folder) / shard.index["path"]))
-        table = read_rows(Path(shard.folder) / shard.table["path"])
+        index = faiss.read_index(str(Path(shard.uri) / shard.index.path))
+        table = read_rows(Path(shard.uri) / shard.table.path)
         keys = table["key"].to_numpy()
         assert (np.diff(keys) < 0).any()
         own = wide_shop.vectors[[place[k] for k in keys.tolist()]]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from serving.index.faiss_engine import omp_threads
-from tasks.index.build import make_index
 from tasks.index.coarse import ivf_view
 from tasks.index.quantizer_codes import ALONG, Trial, choose_codes, code_adder, refine_codes
+from tasks.index.template import make_index
 
 D, N, LISTS = 32, 6_000, 64
 FAST = f"IVF{LISTS},PQ8x4fs,Refine(SQfp16)"

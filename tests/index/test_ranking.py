@@ -9,7 +9,7 @@ import pytest
 from serving.ranking.ranker import RankerConfig
 from tasks.errors import SettingsError
 from tasks.index.assemble import content_key
-from tasks.index.build import IndexConfig
+from tasks.index.choice import IndexConfig
 from tasks.index.ranking import read_ranker
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.index.build import IndexConfig, train_template
-from tasks.index.template_store import TEMPLATE_FILE, live_template, store_template
+from tasks.index.choice import IndexConfig
+from tasks.index.template import train_template
+from tasks.index.template_store import TEMPLATE_FILE, live_template, store_template, template_json
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tests.index.shop import Shop
 from tests.registered import Shop as RegisteredShop
@@ -22,33 +23,34 @@ def test_the_live_versions_template_is_taken_over(mlflow_uri: str, wide_shop: Sh
     shop.point(live=version)
     run_id = registry.version(INDEX_MODEL, version).run_id
     fingerprint = registry.index_manifest(version).encoder.document_fingerprint
-    found, why = live_template(registry, fingerprint, tmp_path / "a")
+    found, why = live_template(registry, fingerprint)
     assert (found, "kept no template" in why) == (None, True)
     config = IndexConfig(shards=wide_shop.shards, family="ivf_flat")
     trained = train_template(wide_shop.vectors_uri, config, tmp_path / "one")
-    store_template(trained, fingerprint, str(tmp_path / "kept"), tmp_path / "one")
-    store_template(trained, fingerprint, str(tmp_path / "kept"), tmp_path / "one")
+    stored = store_template(trained, str(tmp_path / "kept"))
+    assert store_template(trained, str(tmp_path / "kept")) == stored
+    (tmp_path / "one" / TEMPLATE_FILE).write_text(template_json(stored, fingerprint))
     assert [p.name for p in (tmp_path / "kept").iterdir()] == [f"{trained.sha256}.faiss"]
     registry.client.log_artifact(run_id, str(tmp_path / "one" / TEMPLATE_FILE), INDEX_PATH)
-    found, why = live_template(registry, fingerprint, tmp_path / "b")
+    found, why = live_template(registry, fingerprint)
     assert found is not None
     again = train_template(wide_shop.vectors_uri, config, tmp_path / "two", found, why)
     assert (again.sha256, again.reason) == (trained.sha256, "taken over: its centroids still fit")
     assert not (tmp_path / "two").exists(), "nothing was trained"
-    other, why = live_template(registry, "0" * 64, tmp_path / "c")
+    other, why = live_template(registry, "0" * 64)
     assert (other, why) == (None, f"version {version} is live and has another encoder")
     anew = train_template(wide_shop.vectors_uri, replace(config, sample=12_000), tmp_path / "three", other, why)
     assert anew.reason.endswith(f": {why}")
     kept = tmp_path / "kept" / f"{trained.sha256}.faiss"
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
-    damaged, why = live_template(registry, fingerprint, tmp_path / "d")
+    damaged, why = live_template(registry, fingerprint)
     assert (damaged, "corrupt" in why) == (None, True)
     kept.unlink()
-    assert "is gone" in live_template(registry, fingerprint, tmp_path / "e")[1]
+    assert "is gone" in live_template(registry, fingerprint)[1]
 
 
 def test_a_family_without_training_keeps_a_record_and_no_file(wide_shop: Shop, tmp_path: Path) -> None:
     flat = train_template(wide_shop.vectors_uri, IndexConfig(shards=wide_shop.shards), tmp_path)
-    store_template(flat, "f" * 64, str(tmp_path / "kept"), tmp_path)
-    assert json.loads((tmp_path / TEMPLATE_FILE).read_text())["kept"] == ""
+    stored = store_template(flat, str(tmp_path / "kept"))
+    assert json.loads(template_json(stored, "f" * 64))["kept"] == ""
     assert not (tmp_path / "kept").exists()

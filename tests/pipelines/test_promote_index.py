@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.pipelines import promote_index
+from tasks.pipelines import promote_index, promotion_bake
 from tasks.registry import INDEX_MODEL, Registry
 from tests.registered import Shop
 
@@ -16,10 +16,10 @@ def test_promoting_what_is_live_already_leaves_no_lease(mlflow_uri: str, tmp_pat
     shop = Shop(tmp_path, Registry(mlflow_uri, tmp_path / "cache"))
     version = shop.version()
     shop.point(blue=version, live=version)
-    shop.registry.tag_version(INDEX_MODEL, version, promote_index.BAKE, f"{promote_index.KEPT}: a test")
+    shop.registry.tag_version(INDEX_MODEL, version, promotion_bake.BAKE, f"{promotion_bake.KEPT}: a test")
     for name, value in {"HOME": str(tmp_path), "MLFLOW_URI": mlflow_uri, "SERVING_URLS": ""}.items():
         monkeypatch.setenv(f"VITRINE_{name}", value)
     plan = promote_index.choose(version, "by hand")
-    assert plan["done"]
-    assert "is live already" in plan["summary"]
+    assert plan.done
+    assert "is live already" in plan.summary
     assert not [tag for tag in shop.registry.model_tags(INDEX_MODEL) if tag.startswith("lease.")]

@@ -8,6 +8,7 @@ import pytest
 from serving.contract.keys import product_key
 from tasks.embed.features import FeatureStore
 from tasks.pipelines import drain_changes, publish_features, refresh_index
+from tasks.pipelines.index_records import RegisteredVersion
 from tasks.registry import INDEX_MODEL
 from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
 from tests.servers import free_port, redis_server
@@ -36,16 +37,16 @@ def prices(store: FeatureStore, version: str, *numbers: int) -> list[float | Non
 
 def test_features_follow_the_versions_and_what_is_live(live: LiveShop) -> None:
     store = FeatureStore.connect(live.environment["VITRINE_REDIS_URL"])
-    publish_features.load({"version": live.base})
+    publish_features.load(RegisteredVersion(live.base, True, ""))
     assert "are live" in publish_features.switch_features()
     assert prices(store, live.base, 3, 4) == [13.0, 14.0]
     live.send(live.upsert(3, 1), live.delete(4, 1), live.upsert(90, 1, seed=90))
     plan = drain_changes.drain("r1")
-    assert publish_features.refresh(plan)["products"] == 1, "the new product is in no version yet"
+    assert publish_features.refresh(plan).products == 1, "the new product is in no version yet"
     assert prices(store, live.base, 3, 4, 90) == [101.0, 14.0, None], "the price is seen at once"
     registered = refresh_index.register(plan, refresh_index.embed(plan))
-    assert publish_features.load(registered)["products"] == 2
-    made = registered["version"]
+    assert publish_features.load(registered).products == 2
+    made = registered.version
     assert store.live() == live.base
     assert prices(store, made, 3, 4, 90, 5) == [101.0, None, 101.0, 15.0]
     live.registry.set_alias(INDEX_MODEL, "live", made)
@@ -64,4 +65,4 @@ def test_a_redis_that_is_away_is_told_and_holds_nothing_up(live: LiveShop) -> No
     live.environment["VITRINE_REDIS_URL"] = ""
     live.use()
     assert publish_features.switch_features() == ""
-    assert publish_features.load({"version": live.base})["products"] == 0
+    assert publish_features.load(RegisteredVersion(live.base, True, "")).products == 0

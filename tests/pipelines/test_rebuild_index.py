@@ -1,13 +1,14 @@
 """The steps of rebuild_index over a real registry."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
 from tasks.catalog.snapshot import read_snapshot
+from tasks.embed.job import EmbedResult
 from tasks.errors import GateFailed
-from tasks.pipelines import rebuild_index
+from tasks.index.tune import TuningResult
+from tasks.pipelines import index_draft, rebuild_index, tune_index
 from tasks.registry import INDEX_MODEL
 from tests.catalog.changes.refreshed import LiveShop, empty_mlflow, own_mlflow
 
@@ -22,22 +23,23 @@ pytestmark = [
 def test_tuning_leaves_its_report_whether_it_chooses_or_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     live = LiveShop(tmp_path, own_mlflow(tmp_path, empty_mlflow(tmp_path / "empty.db")), monkeypatch)
     manifest = live.registry.index_manifest(live.base)
-    snapshot, encoder = dataclasses.asdict(read_snapshot(manifest.snapshot.uri)), manifest.encoder.model_dump()
-    embedded = {"vectors_uri": str(tmp_path / "work" / "made-1" / "vectors")}
+    snapshot, encoder = read_snapshot(manifest.snapshot.uri), manifest.encoder
+    embedded = EmbedResult("made-1", str(tmp_path / "work" / "made-1" / "vectors"), "", "", encoder.dim, 2, 60, 60, 0, 60, 0, {})
 
-    def tuned(run_key: str, **settings: str) -> dict:
-        template = rebuild_index.template(encoder, embedded, run_key)
-        shards = [rebuild_index.shard(n, snapshot, embedded, template, run_key) for n in rebuild_index.shard_numbers(template)]
+    def tuned(run_key: str, **settings: str) -> TuningResult:
+        template = rebuild_index.train_template(encoder, embedded, run_key)
+        numbers = rebuild_index.list_shards(template)
+        shards = [rebuild_index.build_shard(n, snapshot, embedded, template, run_key) for n in numbers]
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
-        return rebuild_index.tune(snapshot, encoder, template, shards, run_key)
+        return tune_index.tune(snapshot, encoder, template, shards, run_key)
 
     def report(run_key: str) -> str:
-        with live.registry.run(rebuild_index.EXPERIMENT, run_key, run_key) as run:
+        with live.registry.run(index_draft.EXPERIMENT, run_key, run_key) as run:
             assert {"tuning/tuning.md", "tuning/tuning.png"} <= set(dict(live.registry.artifacts(run.run_id, "tuning")))
             return live.registry.fetch(run.run_id, "tuning/tuning.md", tmp_path / "fetched" / run_key).read_text()
 
-    assert tuned("chooses")["search"]["family"] == "flat"
+    assert tuned("chooses").search["family"] == "flat"
     assert "chosen: the least work" in report("chooses")
     assert "| hnsw_fp16 | needs 256 training vectors and there are 60; " in report("chooses"), "every family says why"
     with pytest.raises(GateFailed, match="no other family is known to keep to the budget: raise VITRINE_INDEX_P99_MS"):

@@ -10,16 +10,18 @@ import pytest
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError
 from tasks.catalog.sample.catalog import SampleConfig, draw_sample
+from tasks.catalog.snapshot import Snapshot
 from tasks.encoder.export import export as exporting
 from tasks.errors import TrainingError
 from tasks.pipelines import common, train_encoder
+from tasks.pipelines.encoder_records import Judgement, TrainingPlan
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH
 from tests.encoder.conftest import draw_catalogue
 from tests.tiny import tiny_encoder
 
 pytestmark = pytest.mark.slow
 
-Shop = Callable[[Path], dict]
+Shop = Callable[[Path], Snapshot]
 
 
 @pytest.fixture
@@ -29,9 +31,9 @@ def shop(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sh
     monkeypatch.setenv("VITRINE_MLFLOW_URI", mlflow_uri)
     monkeypatch.setattr("tasks.registry.runs.SYSTEM_EVERY_S", 0.2)
 
-    def snapshot(folder: Path) -> dict:
+    def snapshot(folder: Path) -> Snapshot:
         monkeypatch.setenv("VITRINE_CATALOG", str(folder))
-        return common.snapshot(f"{tmp_path.name}-{folder.name}")
+        return common.take_snapshot(f"{tmp_path.name}-{folder.name}")
 
     return snapshot
 
@@ -41,40 +43,40 @@ def test_an_encoder_is_trained_judged_by_its_gates_and_not_trained_again(shop: S
     snapshot, key = shop(tmp_path / "shop"), f"run-1-{tmp_path.name}"
     asked = {"preset": "tiny", "epochs": 1.0, "alpha": 0.5, "photo_days": 200, "force": False}
     plan = train_encoder.plan(snapshot, asked, key)
-    assert plan["existing"] == ""
-    assert (plan["config"]["alpha"], plan["config"]["photo_days"]) == (0.5, 200)
-    assert plan["config"]["student_recipe"]["steps"] == plan["config"]["teacher_recipe"]["steps"] <= 36 * 2 / 12
-    plan = json.loads(json.dumps(plan))  # as it travels through XCom
-    teacher = train_encoder.teacher(snapshot, plan, key)
-    student = train_encoder.student(snapshot, plan, teacher, key)
-    version = train_encoder.export(snapshot, plan, teacher, student, key)
-    assert train_encoder.export(snapshot, plan, teacher, student, key) == version
-    decision = train_encoder.judge(snapshot, version, key)
+    assert plan.existing == ""
+    assert (plan.config["alpha"], plan.config["photo_days"]) == (0.5, 200)
+    assert plan.config["student_recipe"]["steps"] == plan.config["teacher_recipe"]["steps"] <= 36 * 2 / 12
+    plan = TrainingPlan.from_json(json.loads(json.dumps(plan.to_json())))  # as it travels through XCom
+    teacher = train_encoder.train_teacher(snapshot, plan, key)
+    student = train_encoder.distil_student(snapshot, plan, teacher, key)
+    version = train_encoder.export_encoder(snapshot, plan, teacher, student, key)
+    assert train_encoder.export_encoder(snapshot, plan, teacher, student, key) == version
+    decision = train_encoder.judge(snapshot, plan, version, key)
     registry = common.registry()
     assert registry.require_alias(ENCODER_MODEL, "challenger").version == version
     tags = registry.version(ENCODER_MODEL, version).tags
-    assert decision["promote"] is (tags["verdict"] == "passed")
-    assert decision["summary"] == tags["decision"]
-    assert f"encoder version {version}" in decision["summary"]
+    assert decision.promote is (tags["verdict"] == "passed")
+    assert decision.summary == tags["decision"]
+    assert f"encoder version {version}" in decision.summary
 
     runs = {r.data.tags["vitrine.run_key"]: r for r in registry.client.search_runs([registry._experiment_id("encoders")])}
     run = runs[f"{key}.student"]
     assert {"alpha": "0.5", "kl_temperature": "0.1", "photo_days": "200", "preset": "tiny"}.items() <= run.data.params.items()
-    assert run.data.params["student_recipe.steps"] == str(student["steps"])
+    assert run.data.params["student_recipe.steps"] == str(student.steps)
     for name in ("student.loss", "student.learning_rate", "student.images_per_s", "student.kl", "student.gradient_norm"):
-        assert [m.step for m in registry.client.get_metric_history(run.info.run_id, name)] == list(range(student["steps"]))
+        assert [m.step for m in registry.client.get_metric_history(run.info.run_id, name)] == list(range(student.steps))
     assert any(name.startswith("system/") for name in runs[f"{key}.teacher"].data.metrics)
     judged = runs[f"{key}.judge"]
-    assert judged.data.tags["decision"] == decision["summary"]
+    assert judged.data.tags["decision"] == decision.summary
     assert {"gate.parity", "gate.student_speed", "gate.student_size"} <= set(judged.data.metrics)
     names = {f.path for f in registry.client.list_artifacts(judged.info.run_id, "report")}
     wanted = ("report.html", "training.png", "recall.png", "report.json", "raw.npz", "gates.json", "card.md")
     assert names == {f"report/{n}" for n in wanted}
 
-    assert train_encoder.plan(snapshot, asked, f"run-2-{tmp_path.name}")["existing"] == version
-    assert train_encoder.plan(snapshot, asked | {"force": True}, "run-3")["forced"] == "run-3"
+    assert train_encoder.plan(snapshot, asked, f"run-2-{tmp_path.name}").existing == version
+    assert train_encoder.plan(snapshot, asked | {"force": True}, "run-3").forced == "run-3"
     registry.set_alias(ENCODER_MODEL, "champion", version)
-    assert train_encoder.judge(snapshot, version, f"run-2-{tmp_path.name}")["promote"] is False
+    assert train_encoder.judge(snapshot, plan, version, f"run-2-{tmp_path.name}").promote is False
 
 
 def registered(folder: Path, seed: int) -> str:
@@ -93,20 +95,20 @@ def test_a_champion_moved_by_hand_is_respected(shop: Shop, tmp_path: Path) -> No
         return registry.require_alias(ENCODER_MODEL, "champion").version
 
     registry.set_alias(ENCODER_MODEL, "champion", old)
-    decision = {"version": new, "promote": True, "against": old, "summary": "passes"}
+    decision = Judgement(new, True, old, "passes")
     registry.set_alias(ENCODER_MODEL, "champion", chosen)  # while the version was being judged
     held = train_encoder.promote(decision, "run-1")
-    assert (held["promoted"], champion()) == (False, chosen)
-    assert f"moved to version {chosen} since version {new} was judged against {old}" in held["summary"]
+    assert (held.promoted, champion()) == (False, chosen)
+    assert f"moved to version {chosen} since version {new} was judged against {old}" in held.summary
 
     registry.set_alias(ENCODER_MODEL, "champion", old)
-    assert train_encoder.promote(decision, "run-1")["promoted"] is True
-    assert train_encoder.promote(decision, "run-1")["promoted"] is True  # killed after the move and run again
+    assert train_encoder.promote(decision, "run-1").promoted is True
+    assert train_encoder.promote(decision, "run-1").promoted is True  # killed after the move and run again
     assert champion() == new
     registry.set_alias(ENCODER_MODEL, "champion", chosen)  # it disappointed, and the same recipe is found again next week
-    again = train_encoder.judge(snapshot, new, "run-2")
-    assert (again["promote"], champion()) == (False, chosen)
-    assert "was champion before (since run-1) and the alias was moved away from it: that is respected" in again["summary"]
+    again = train_encoder.judge(snapshot, TrainingPlan("tiny", "", {}), new, "run-2")
+    assert (again.promote, champion()) == (False, chosen)
+    assert "was champion before (since run-1) and the alias was moved away from it: that is respected" in again.summary
 
 
 def test_what_cannot_be_trained_says_why_and_registers_nothing(shop: Shop, tmp_path: Path) -> None:
@@ -122,27 +124,27 @@ def test_what_cannot_be_trained_says_why_and_registers_nothing(shop: Shop, tmp_p
             train_encoder.plan(snapshot, {"preset": "tiny"} | asked, key)
 
     plan = train_encoder.plan(snapshot, {"preset": "tiny"}, key)
-    wild = json.loads(json.dumps(plan))
-    wild["config"]["teacher_recipe"]["learning_rate"] = 1e30
+    wild = TrainingPlan.from_json(json.loads(json.dumps(plan.to_json())))
+    wild.config["teacher_recipe"]["learning_rate"] = 1e30
     with pytest.raises(TrainingError, match=r"teacher: the loss is not a number at step \d .*lower the learning rate"):
-        train_encoder.teacher(snapshot, wild, f"{key}-wild")
+        train_encoder.train_teacher(snapshot, wild, f"{key}-wild")
 
     one = shop(draw_catalogue(tmp_path / "one", products=1))
     with pytest.raises(TrainingError, match="a contrastive loss needs at least two products with readable pictures"):
-        train_encoder.teacher(one, train_encoder.plan(one, {"preset": "tiny"}, key), f"{key}-one")
+        train_encoder.train_teacher(one, train_encoder.plan(one, {"preset": "tiny"}, key), f"{key}-one")
 
     folder = draw_catalogue(tmp_path / "empty", products=12)
     for picture in (folder / "images").glob("p007*"):
         picture.write_bytes(b"damaged")
     empty = shop(folder)
     with pytest.raises(TrainingError, match=r"labelled products have no picture that can be read .*\(first: p007\)"):
-        train_encoder.teacher(empty, train_encoder.plan(empty, {"preset": "tiny"}, key), f"{key}-empty")
+        train_encoder.train_teacher(empty, train_encoder.plan(empty, {"preset": "tiny"}, key), f"{key}-empty")
 
-    teacher = train_encoder.teacher(snapshot, plan, key)
-    weights = Path(teacher["folder"]) / "weights.safetensors"
+    teacher = train_encoder.train_teacher(snapshot, plan, key)
+    weights = Path(teacher.uri) / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(TrainingError, match=r"the checkpoint in .* is damaged .*delete that folder to start again"):
-        train_encoder.student(snapshot, plan, teacher, key)
+        train_encoder.distil_student(snapshot, plan, teacher, key)
     assert [v.version for v in common.registry().versions(ENCODER_MODEL)] == before
 
 
@@ -155,8 +157,8 @@ def test_a_version_is_an_mlflow_model_whose_graph_answers_the_golden_pictures(
     key = f"model-{tmp_path.name}"
     snapshot = shop(draw_catalogue(tmp_path / "shop"))
     plan = train_encoder.plan(snapshot, {"preset": "tiny", "force": True}, key)
-    teacher = train_encoder.teacher(snapshot, plan, key)
-    student = train_encoder.student(snapshot, plan, teacher, key)
+    teacher = train_encoder.train_teacher(snapshot, plan, key)
+    student = train_encoder.distil_student(snapshot, plan, teacher, key)
     before = common.registry().versions(ENCODER_MODEL)
 
     def cut(write: Callable[..., None]) -> Callable[..., None]:
@@ -179,11 +181,11 @@ def test_a_version_is_an_mlflow_model_whose_graph_answers_the_golden_pictures(
         with monkeypatch.context() as changed:
             changed.setattr(exporting, name, change(getattr(exporting, name)))
             with pytest.raises(ContractError, match=sentence) as raised:
-                train_encoder.export(snapshot, plan, teacher, student, key)
+                train_encoder.export_encoder(snapshot, plan, teacher, student, key)
         assert "\n" not in str(raised.value)
         assert common.registry().versions(ENCODER_MODEL) == before
 
-    version = train_encoder.export(snapshot, plan, teacher, student, key)
+    version = train_encoder.export_encoder(snapshot, plan, teacher, student, key)
     folder = common.registry().encoder_folder(version)
     manifest = EncoderFolder(folder).manifest
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
@@ -198,5 +200,5 @@ def test_a_version_is_an_mlflow_model_whose_graph_answers_the_golden_pictures(
     assert np.abs(found - expected).max() < 1e-5
     card = (folder / "card.md").read_text()
     assert "Not judged yet" in card
-    assert f"{plan['config']['student']['timm']} from random weights" in card
+    assert f"{plan.config['student']['timm']} from random weights" in card
     assert "| student.int8.minmax |" in card

@@ -97,13 +97,13 @@ def test_unsigned_forged_and_old_messages_are_refused(stack: Stack) -> None:
 
 def test_the_poll_finds_a_move_that_nobody_told_of(stack: Stack) -> None:
     champion = stack.registry.aliases(ENCODER_MODEL)["champion"]
-    assert moved_champion(lambda: champion, stack.registry, lambda _: None)["version"] == ""
+    assert moved_champion(lambda: champion, stack.registry, lambda _: None).version == ""
     found = moved_champion(lambda: "", stack.registry, lambda _: None)
-    assert found["version"] == champion
-    assert found["links"]["Model version"].endswith(f"/models/product-encoder/versions/{champion}")
+    assert found.version == champion
+    assert found.links["Model version"].endswith(f"/models/product-encoder/versions/{champion}")
     waited: list[float] = []
     told = iter(["0", champion])
-    assert moved_champion(lambda: next(told), stack.registry, waited.append)["version"] == ""
+    assert moved_champion(lambda: next(told), stack.registry, waited.append).version == ""
     assert len(waited) == 1
 
 

@@ -22,7 +22,7 @@ def run(environ: Mapping[str, str], action: str, version: str, holder: str, kill
 
     "before alias live" and "after tag bake" name the write by what it writes instead.
     """
-    from tasks.pipelines import promote_index
+    from tasks.pipelines import promote_index, rollback_index
     from tasks.registry import Registry
     from tasks.release.promotion import lease
 
@@ -53,4 +53,4 @@ def run(environ: Mapping[str, str], action: str, version: str, holder: str, kill
     if action == "promote":
         promote_index.promote(version, holder)
     else:
-        promote_index.roll_back(holder, version)
+        rollback_index.roll_back(holder, version)

@@ -128,7 +128,8 @@ def test_snapshots_vectors_and_work_of_runs_that_nothing_names_go(shop: Shop) ->
     shop.point(live=version, blue=version)
     data = shop.home / "data"
     named = Path(shop.registry.index_manifest(version).snapshot.uri)
-    for folder in (data / "snapshots" / "old", data / "vectors" / "old", data / "embeddings" / "tiny" / "v77-abc"):
+    left = [data / kind / "old" for kind in ("snapshots", "vectors", "shards", "towers", "work")]
+    for folder in (*left, data / "embeddings" / "tiny" / "v77-abc"):
         folder.mkdir(parents=True)
         (folder / "part.parquet").write_bytes(b"x" * 100)
     (data / "quarantine").mkdir()
@@ -140,10 +141,11 @@ def test_snapshots_vectors_and_work_of_runs_that_nothing_names_go(shop: Shop) ->
     patient = replace(KEEP, grace_s=3600.0)
     assert plan_garbage(shop.registry, places(shop), patient, later).items == ()
     plan = collect(shop.registry, places(shop), KEEP, alone_here, later)
-    assert sorted(item.kind for item in plan.items) == ["embeddings", "quarantine", "snapshot", "vectors", "work"]
-    assert plan.bytes == 302
+    kinds = ["embeddings", "quarantine", "shards", "snapshot", "towers", "vectors", "work", "work"]
+    assert sorted(item.kind for item in plan.items) == kinds
+    assert plan.bytes == 602
     assert named.is_dir()
-    assert not (data / "snapshots" / "old").exists()
+    assert not [folder for folder in left if folder.exists()]
     assert not (shop.home / "machine/work/rebuild_index.old").exists()
     assert (shop.home / "machine/work/encoder/a").exists()
 

@@ -175,14 +175,14 @@ def test_two_promotions_at_once_go_one_after_the_other(stack: Stack) -> None:
 
 
 def test_a_rollback_reaches_every_replica_at_once(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks.pipelines import promote_index
+    from tasks.pipelines import rollback_index
 
     for name, value in stack.environ.items():
         monkeypatch.setenv(name, value)
     live, previous = stack.aliases()["live"], stack.aliases()["previous"]
     loaded = stack.loaded(previous)
-    done = promote_index.roll_back("the drill")
-    assert (done["version"], done["before"]) == (previous, live)
+    done = rollback_index.roll_back("the drill")
+    assert (done.version, done.before) == (previous, live)
     assert stack.serving() == {previous}
     assert stack.loaded(previous) == loaded, "no replica loaded anything: the old slot was ready (bench_release has the seconds)"
     stack.in_order(previous, live)

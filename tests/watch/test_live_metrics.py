@@ -104,9 +104,9 @@ def test_the_step_keeps_a_curve_in_mlflow(live: Live, monkeypatch: pytest.Monkey
     }.items():  # fmt: skip
         monkeypatch.setenv(f"VITRINE_{name}", value)
     record = watch_quality.measure("watch_quality.test")
-    assert record["version"] == live.version
-    assert record["compaction"] == ""
-    run_id = record["links"]["MLflow run"].rsplit("/", 1)[1]
+    assert record.version == live.version
+    assert record.compaction == ""
+    run_id = record.links["MLflow run"].rsplit("/", 1)[1]
     kept = live.shop.registry.client.get_run(run_id)
     assert kept.data.metrics["recall"] == 1.0
     assert live.shop.registry.version(INDEX_MODEL, live.version).version == live.version

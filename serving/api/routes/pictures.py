@@ -1,9 +1,9 @@
 """Routes of the search page and of product pictures."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
 from serving.api.dependencies import Bearer, ProductId, ReplicaDep, Slot, chosen_release
@@ -12,7 +12,6 @@ from serving.api.openapi import KEY_OPTIONAL, problems
 from serving.api.product_pictures import picture_path
 from serving.api.routes.search import PRIVATE
 from serving.search.pipeline import row_of
-from serving.versions.release import Release
 
 PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}}
 STATIC = Path(__file__).parents[2] / "static"
@@ -38,14 +37,9 @@ async def page() -> FileResponse:
     responses=PICTURE | problems(401, 404, 422, 503),
     openapi_extra=KEY_OPTIONAL,
 )
-async def picture(
-    product_id: ProductId,
-    replica: ReplicaDep,
-    release: Annotated[Release, Depends(chosen_release)],
-    _: Bearer,
-    slot: Slot = "",
-) -> FileResponse:
+async def picture(request: Request, product_id: ProductId, replica: ReplicaDep, _: Bearer, slot: Slot = "") -> FileResponse:
     """A product's own picture, where it is a local file."""
+    release = chosen_release(request, slot)
     row = row_of(release.searcher, product_id)
     uri = release.searcher.features.take([row], ["image_uri"])[0]["image_uri"]  # type: ignore[arg-type]
     path = picture_path(uri, replica.settings.image_root or release.manifest.snapshot.image_root)

@@ -6,8 +6,17 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 
-from serving.api.dependencies import ProductId, SearchCall, SearchCallDep, SearchFields, admit, query_of
-from serving.api.openapi import CACHEABLE_RESPONSES, KEY_OPTIONAL, SEARCH_BODY, SEARCH_RESPONSES
+from serving.api.dependencies import (
+    ProductId,
+    SearchCall,
+    SearchCallDep,
+    SearchFields,
+    admit,
+    query_of,
+    search_call,
+    slot_parameter,
+)
+from serving.api.openapi import CACHEABLE_RESPONSES, KEY_OPTIONAL, SEARCH_OPERATION, SEARCH_RESPONSES
 from serving.api.uploads import read_upload
 from serving.search import pipeline as queries
 from serving.search.schemas import MAX_TEXT_LENGTH, PHOTO_SHA256, SearchAnswer, SearchRequest
@@ -18,6 +27,8 @@ PRIVATE = "private, no-store"
 MAX_URL_LENGTH = 2048
 """Characters of a URL that every client, proxy and cache accepts."""
 
+posted = APIRouter()
+"""POST /v1/search, whose function reads the request itself: serving/api/direct_route.py."""
 router = APIRouter(dependencies=[Depends(admit)])
 IfNoneMatch = Annotated[str, Header(alias="If-None-Match", description="the ETag of an answer that the caller has")]
 
@@ -28,20 +39,23 @@ async def posted_query(request: Request) -> queries.Query:
     return await query_of(SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {})), photo)
 
 
-@router.post("/v1/search", responses=SEARCH_RESPONSES, openapi_extra=KEY_OPTIONAL | SEARCH_BODY)
-async def search(query: Annotated[queries.Query, Depends(posted_query)], call: SearchCallDep, response: Response) -> SearchAnswer:
+@posted.post("/v1/search", response_model=SearchAnswer, responses=SEARCH_RESPONSES, openapi_extra=SEARCH_OPERATION)
+async def search(request: Request) -> Response:
     """Search by a photo (multipart field `image`, or base64 in JSON), words, a product or a vector; or a photo and words mixed.
 
     A photo's answer that is not personal names the address where caches may keep it, in `Content-Location`, unless a filter
     makes that too long.
     """
+    request.app.state.replica.access.admit(request.headers)
+    query = await posted_query(request)
+    call = search_call(request, slot_parameter(request), request.headers.get("x-timeout-ms"))
     answer = await call.answer(query)
+    headers = {"Cache-Control": PRIVATE, "Server-Timing": _server_timing(answer)}
     if query.photo is not None and query.request.text is None and not query.personal and not call.slot:
         address = "/v1/search?" + urlencode(_get_parameters(query))
         if len(address) <= MAX_URL_LENGTH:
-            response.headers["Content-Location"] = address
-    response.headers.update({"Cache-Control": PRIVATE, "Server-Timing": _server_timing(answer)})
-    return answer
+            headers["Content-Location"] = address
+    return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
 
 
 @router.get("/v1/search", response_model=SearchAnswer, responses=CACHEABLE_RESPONSES, openapi_extra=KEY_OPTIONAL)

@@ -9,7 +9,8 @@ of the change itself, so that the change counts.
 from collections.abc import Sequence
 
 from serving.contract import addresses
-from tasks.catalog.changes.outbox import Outbox, Postgres, Sqlite
+from tasks.catalog.changes.outbox import Outbox
+from tasks.catalog.changes.outbox_database import Postgres, Sqlite
 from tasks.catalog.schema import ALIASES, REQUIRED
 from tasks.catalog.sources import postgresql, sqlite
 from tasks.catalog.sources.database import DatabaseColumn, quoted, sql_literal

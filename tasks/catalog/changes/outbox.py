@@ -1,23 +1,18 @@
 """The outbox table beside `products`: a change and its event are committed in one transaction (transactional outbox)."""
 
-import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from serving.contract import addresses
 from tasks.catalog.changes.event import Event, event_time, format_time
+from tasks.catalog.changes.outbox_database import Database, Postgres, Sqlite, as_text
 from tasks.catalog.changes.source import DeadLetter, Message, storable
-from tasks.catalog.sources.postgresql import split_image_root
 from tasks.catalog.sources.sqlite import NO_DATABASE
 from tasks.errors import CatalogError
 
 POLL_S = 0.2
-BUSY_S = 30.0
-"""How long SQLite waits for another writer."""
 TABLES = {
     "outbox": "id {serial}, event TEXT NOT NULL, priority BOOLEAN NOT NULL DEFAULT FALSE",
     "outbox_dead": "id {serial}, event TEXT NOT NULL, reason TEXT NOT NULL, died_at TEXT",
@@ -25,19 +20,6 @@ TABLES = {
 ADDED = "ALTER TABLE outbox_dead ADD COLUMN died_at TEXT"
 """For tables that were made before there was such a column."""
 AT_ONCE = 500
-
-
-class Database(Protocol):
-    """The database operations that the outbox uses."""
-
-    serial: str
-
-    def exists(self, table: str) -> bool: ...
-    def has_column(self, table: str, column: str) -> bool: ...
-    def fetch(self, query: str) -> list[tuple[Any, ...]]: ...
-    def transaction(self) -> Any: ...
-    def execute(self, command: str, rows: Sequence[tuple[Any, ...]] | None = None) -> None: ...
-    def close(self) -> None: ...
 
 
 class Outbox:
@@ -96,7 +78,7 @@ class Outbox:
             query = f"SELECT id, event FROM outbox ORDER BY priority DESC, id LIMIT {int(limit)}"
             rows = self.database.fetch(query) if self._there("outbox") else []
             if rows or time.monotonic() >= until:
-                return [Message(_as_text(event), str(number)) for number, event in rows]
+                return [Message(as_text(event), str(number)) for number, event in rows]
             time.sleep(POLL_S)
 
     def extend(self, handles: Sequence[str], seconds: int) -> None:
@@ -129,7 +111,7 @@ class Outbox:
     def oldest_at(self) -> datetime | None:
         """The event's own time, as the table has no insertion time."""
         rows = self.database.fetch("SELECT event FROM outbox ORDER BY id LIMIT 1") if self._there("outbox") else []
-        return event_time(_as_text(rows[0][0])) if rows else None
+        return event_time(as_text(rows[0][0])) if rows else None
 
     def count_dead_letters(self) -> int:
         return int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0]) if self._there("outbox_dead") else 0
@@ -140,7 +122,7 @@ class Outbox:
         died_at = "died_at" if self.database.has_column("outbox_dead", "died_at") else "NULL"
         query = f"SELECT event, reason, id, {died_at} FROM outbox_dead ORDER BY id DESC LIMIT {int(limit)}"
         return [
-            DeadLetter(_as_text(event), _as_text(reason), str(number), datetime.fromisoformat(at) if at else None)
+            DeadLetter(as_text(event), as_text(reason), str(number), datetime.fromisoformat(at) if at else None)
             for event, reason, number, at in self.database.fetch(query)
         ]
 
@@ -168,133 +150,7 @@ class Outbox:
             self.database.execute(f"DELETE FROM {table} WHERE id IN ({numbers})")
 
 
-def _as_text(value: Any) -> str:
-    """What stands in the column event; SQLite keeps there whatever a program wrote."""
-    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
-
-
 def _pieces(handles: Sequence[str]) -> Iterator[str]:
     numbers = [str(int(h)) for h in handles]
     for start in range(0, len(numbers), AT_ONCE):
         yield ", ".join(numbers[start : start + AT_ONCE])
-
-
-class Sqlite:
-    """A SQLite file. Ids are never reused, so acknowledging twice cannot delete another event."""
-
-    serial = "INTEGER PRIMARY KEY AUTOINCREMENT"
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._open: sqlite3.Connection | None = None
-
-    @property
-    def connection(self) -> sqlite3.Connection:
-        """Opened on first use, which creates a missing file."""
-        if self._open is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._open = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-            self._open.text_factory = _as_text  # bytes that are not UTF-8 are for the parser to refuse
-        return self._open
-
-    def exists(self, table: str) -> bool:
-        if self._open is None and not self.path.is_file():
-            return False
-        return bool(self.fetch(f"SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '{table}'"))
-
-    def has_column(self, table: str, column: str) -> bool:
-        return bool(self.fetch(f"SELECT 1 FROM pragma_table_info('{table}') WHERE name = '{column}'"))
-
-    def fetch(self, query: str) -> list[tuple[Any, ...]]:
-        with closing(self.connection.cursor()) as cursor:
-            return cursor.execute(query).fetchall()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        try:
-            self.connection.execute("BEGIN IMMEDIATE")
-            yield
-        except sqlite3.OperationalError as error:
-            self._undo()
-            raise CatalogError(f"the outbox cannot be written: {error}; the catalogue's database must be writable") from None
-        except BaseException:
-            self._undo()
-            raise
-        self.connection.execute("COMMIT")
-
-    def _undo(self) -> None:
-        if self.connection.in_transaction:
-            self.connection.execute("ROLLBACK")
-
-    def execute(self, command: str, rows: Sequence[tuple[Any, ...]] | None = None) -> None:
-        if rows is None:
-            self.connection.execute(command)
-        else:
-            self.connection.executemany(command.format(*"???"), rows)
-
-    def close(self) -> None:
-        if self._open is not None:
-            self._open.close()
-
-
-class Postgres:
-    """A PostgreSQL database over ADBC."""
-
-    serial = "BIGSERIAL PRIMARY KEY"
-
-    def __init__(self, uri: str) -> None:
-        from adbc_driver_postgresql import dbapi
-
-        try:
-            self.connection = dbapi.connect(split_image_root(uri)[0])
-        except dbapi.Error as error:
-            raise CatalogError(
-                f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1], uri)}"
-            ) from None
-
-    def exists(self, table: str) -> bool:
-        return self.fetch(f"SELECT to_regclass('{table}')::text")[0][0] is not None
-
-    def has_column(self, table: str, column: str) -> bool:
-        query = (
-            f"SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('{table}') AND attname = '{column}' AND NOT attisdropped"
-        )
-        return bool(self.fetch(query))
-
-    def fetch(self, query: str) -> list[tuple[Any, ...]]:
-        with self.connection.cursor() as cursor:
-            cursor.execute(query)
-            rows = cursor.fetchall()
-        if not self.open_transaction:
-            self.connection.rollback()  # a reader that stays in a transaction would not see what others commit
-        return rows
-
-    open_transaction = False
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        from adbc_driver_postgresql import dbapi
-
-        self.open_transaction = True
-        try:
-            yield
-        except dbapi.Error as error:
-            self.connection.rollback()
-            raise CatalogError(f"the outbox cannot be written: {str(error).strip().splitlines()[0]}") from None
-        except BaseException:
-            self.connection.rollback()
-            raise
-        else:
-            self.connection.commit()
-        finally:
-            self.open_transaction = False
-
-    def execute(self, command: str, rows: Sequence[tuple[Any, ...]] | None = None) -> None:
-        with self.connection.cursor() as cursor:
-            if rows is None:
-                cursor.execute(command)
-            elif rows:
-                cursor.executemany(command.format("$1", "$2", "$3"), list(rows))
-
-    def close(self) -> None:
-        self.connection.close()

@@ -28,8 +28,9 @@ from tasks.encoder.export.quantize import quantize_graph
 from tasks.encoder.export.runtimes import TorchScript
 from tasks.encoder.export.tokenizer import write_tokenizer
 from tasks.encoder.presets import EncoderConfig
+from tasks.encoder.train.tower_record import TrainedTower
 from tasks.encoder.train.towers import ImageEncoder, parameters
-from tasks.encoder.train.trained import TrainedTower, load_tower, restore_student, restore_teacher
+from tasks.encoder.train.trained import load_tower, restore_student, restore_teacher
 from tasks.errors import TrainingError
 
 CURVES = "training.json"

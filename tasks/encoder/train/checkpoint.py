@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from serving.contract.files import ContractError, FileRef, atomic_write, describe, verify
+from tasks import storage
 from tasks.errors import TrainingError
 
 WEIGHTS, RECORD = "weights.safetensors", "checkpoint.json"
@@ -36,14 +37,25 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], values: dict[str, 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The checkpoint in a folder, checksum verified; None without one. Raises TrainingError when damaged."""
-    if not (folder / RECORD).is_file():
+    return read_checkpoint(str(folder), folder)
+
+
+def read_checkpoint(uri: str, folder: Path) -> Checkpoint | None:
+    """The checkpoint at a URI, like `load_checkpoint`; weights that lie in s3:// are fetched into `folder` first."""
+    if not storage.exists(storage.join(uri, RECORD)):
         return None
     try:
-        record = json.loads((folder / RECORD).read_text())
-        verify(folder / WEIGHTS, FileRef(**record["weights"]))
-        return Checkpoint(load_file(folder / WEIGHTS), record["values"])
-    except (ContractError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"the checkpoint in {folder} is damaged ({error}); delete that folder to start again") from None
+        record = storage.read_json(storage.join(uri, RECORD))
+        weights = verify(storage.local_copy(storage.join(uri, WEIGHTS), folder), FileRef(**record["weights"]))
+        return Checkpoint(load_file(weights), record["values"])
+    except (ContractError, OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"the checkpoint in {uri} is damaged ({error}); delete that folder to start again") from None
+
+
+def store_checkpoint(folder: Path, uri: str) -> None:
+    """Copies a checkpoint to the folder `uri` of the store, its JSON last."""
+    for name in (WEIGHTS, RECORD):
+        storage.put_file(folder / name, storage.join(uri, name))
 
 
 def latest(folder: Path) -> Checkpoint | None:

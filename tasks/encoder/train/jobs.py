@@ -21,7 +21,7 @@ from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.train.loop import MetricLog, no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
-from tasks.encoder.train.trained import TrainedTower
+from tasks.encoder.train.tower_record import TrainedTower
 from tasks.errors import TrainingError, VitrineError
 from tasks.progress import FOLDER_VARIABLE
 from tasks.settings import PROJECT

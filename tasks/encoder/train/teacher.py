@@ -15,8 +15,9 @@ from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import MetricLog, optimise
 from tasks.encoder.train.losses import pair_loss, text_loss
+from tasks.encoder.train.tower_record import TrainedTower
 from tasks.encoder.train.towers import Teacher, build_teacher, training_precision
-from tasks.encoder.train.trained import TrainedTower, find_trained, save_tower, training_key
+from tasks.encoder.train.trained import find_trained, save_tower, training_key
 
 
 class BothTowers(nn.Module):

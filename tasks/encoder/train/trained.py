@@ -1,39 +1,26 @@
-"""A trained tower on disk, and the record passed between steps."""
+"""A trained tower on disk or in the store."""
 
 import hashlib
 import json
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from serving.contract.files import Frozen
+from tasks import storage
 from tasks.encoder.data.photos import TrainingSet
 from tasks.encoder.presets import EncoderConfig, Precision
-from tasks.encoder.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tasks.encoder.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, store_checkpoint
 from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import Curve
+from tasks.encoder.train.tower_record import TrainedTower
 from tasks.encoder.train.towers import Teacher, build_student, build_teacher, parameters
 from tasks.errors import TrainingError
 
 FORMAT = 3
 """Raised whenever the code gives another encoder for the same config and data: old training is then not reused."""
-
-
-class TrainedTower(Frozen):
-    """Reference to a trained tower: location of its weights and cost of its training."""
-
-    tower: str
-    folder: str
-    key: str
-    steps: int
-    parameters: int
-    final_loss: float
-    seconds: float
-    cpu_seconds: float
-    images_per_s: float
-    peak_memory_bytes: int
-    precision: Precision
 
 
 def recipe_key(config: EncoderConfig, content_sha256: str) -> str:
@@ -52,7 +39,7 @@ def save_tower(
     """Writes final weights and the loss curve; of several processes the main one writes, the others wait."""
     record = TrainedTower(
         tower=tower,
-        folder=str(folder),
+        uri=str(folder),
         key=key,
         steps=len(curve.loss),
         parameters=parameters(module),
@@ -63,27 +50,40 @@ def save_tower(
         peak_memory_bytes=curve.peak_memory_bytes,
         precision=precision,
     )
-    values: dict[str, Any] = {"record": record.model_dump(), "loss": list(curve.loss)}
+    values: dict[str, Any] = {"record": record.to_json(), "loss": list(curve.loss)}
     if replicas.first:
         save_checkpoint(folder, dict(module.state_dict()), values)
     replicas.wait()
     return record
 
 
-def find_trained(folder: Path, key: str) -> TrainedTower | None:
-    """The tower trained before with this key, or None."""
-    found = load_checkpoint(folder)
+def find_trained(uri: str | Path, key: str) -> TrainedTower | None:
+    """The tower trained before with this key whose weights lie at the folder `uri`, or None."""
+    found = _read(str(uri))
     if found is None or found.values["record"]["key"] != key:
         return None
-    return TrainedTower(**found.values["record"])
+    record = found.values["record"] | {"uri": str(uri)}
+    record.pop("folder", None)  # what records before 2026-12 named their place
+    return TrainedTower.from_json(record)
+
+
+def store_tower(trained: TrainedTower, uri: str) -> TrainedTower:
+    """Copies a tower's weights from this machine to the folder `uri` of the store; returns its record there."""
+    store_checkpoint(storage.local_path(trained.uri), uri)
+    return replace(trained, uri=uri)
 
 
 def load_tower(trained: TrainedTower) -> Checkpoint:
     """Weights and curve of a trained tower. Raises TrainingError when missing or damaged."""
-    found = load_checkpoint(Path(trained.folder))
+    found = _read(trained.uri)
     if found is None:
-        raise TrainingError(f"the trained {trained.tower} is not in {trained.folder}; run its training step again")
+        raise TrainingError(f"the trained {trained.tower} is not in {trained.uri}; run its training step again")
     return found
+
+
+def _read(uri: str) -> Checkpoint | None:
+    with tempfile.TemporaryDirectory() as folder:
+        return read_checkpoint(uri, Path(folder))
 
 
 def restore_teacher(trained: TrainedTower, config: EncoderConfig) -> Teacher:

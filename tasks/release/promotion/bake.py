@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from tasks.records import Record
 from tasks.release.gates.policy import Decision
 from tasks.release.promotion.serving_replicas import Replica, for_each_replica
 
@@ -30,7 +31,7 @@ class BakePolicy:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Record):
     """Counters of one replica since its start: searches, errors, latency buckets (upper bound in s -> count), recall."""
 
     searches: float = 0.0

@@ -1,24 +1,43 @@
 """The shadow check: replays queries against the new slot of every replica before it serves shoppers."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import httpx
 
 from tasks.errors import VitrineError
+from tasks.records import Record
 from tasks.release.promotion.replay import ReplayQueries, churn
 from tasks.release.promotion.serving_replicas import Replica, for_each_replica
 
 LEAST_AGREEMENT = 0.99
 
 
+@dataclass(frozen=True)
+class ShadowReport(Record):
+    """The outcome of a shadow check.
+
+    `agreement` is the least share over replicas of answers whose top 10 are the same; `churn` the mean share of the live version's
+    top 20 that the new one does not show; `queries` how many were replayed and `origin` which. `text` is the report for whoever
+    approves the promotion, in Markdown.
+    """
+
+    passed: bool
+    agreement: float
+    churn: float
+    queries: int
+    origin: str
+    summary: str
+    text: str = ""
+    links: dict[str, str] = field(default_factory=dict)
+
+
 def compare(
     replicas: Sequence[Replica], slot: str, live_slot: str, queries: ReplayQueries, expected: Sequence[Sequence[str]]
-) -> dict[str, Any]:
+) -> ShadowReport:
     """Whether every replica's `slot` returns the `expected` answers, and the churn against the live slot.
 
-    `agreement` is the least share over replicas of answers whose top 10 are the same; `churn` the mean share of the live
-    version's top 20 that the new one does not show. Raises VitrineError when a replica does not answer.
+    Raises VitrineError when a replica does not answer.
     """
     other = live_slot if live_slot and live_slot != slot and queries.live_vectors is not None else ""
 
@@ -38,7 +57,4 @@ def compare(
     against = f", {changed:.0%} of the top 20 differ from live" if other else ""
     named = f"; not so on {', '.join(worst)}" if worst else ""
     summary = f"{queries.origin} on {len(replicas)} replicas: {agreement:.0%} answered as the version itself does{against}{named}"
-    return {
-        "passed": agreement >= LEAST_AGREEMENT, "agreement": agreement, "churn": changed, "queries": len(queries),
-        "origin": queries.origin, "summary": summary,
-    }  # fmt: skip
+    return ShadowReport(agreement >= LEAST_AGREEMENT, agreement, changed, len(queries), queries.origin, summary)

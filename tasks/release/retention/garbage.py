@@ -25,7 +25,9 @@ INDEXES = "indexes"
 COLLECTED = "vitrine.collected"
 """Marks a run whose artifacts were collected, so that it is not listed again every day."""
 CACHE_AGE_S = DAY_S
-KINDS = ("version", "artifact", "snapshot", "vectors", "changes", "quarantine", "embeddings", "work", "cache")
+KINDS = (
+    "version", "artifact", "snapshot", "vectors", "changes", "quarantine", "embeddings", "shards", "towers", "work", "cache",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _artifacts(
 
 
 def _store(registry: Registry, store: str, needed: Reachable, retention: Retention, now: float) -> Iterator[GarbageItem]:
-    """Unreferenced snapshots, vectors and quarantine lists, and vectors of dropped encoders."""
+    """Unreferenced snapshots, vectors and quarantine lists, vectors of dropped encoders, and what steps left for each other."""
     keys = {registry.run_key(run) for run in needed.runs}
     encoders = registry.versions(ENCODER_MODEL)
     snapshots = {v.tags.get("snapshot", "") for v in encoders if v.aliases}
@@ -175,6 +177,9 @@ def _store(registry: Registry, store: str, needed: Reachable, retention: Retenti
     for uri in storage.list_files(storage.join(store, "quarantine"), ".parquet"):
         if (name := uri.rsplit("/", 1)[1].removesuffix(".parquet")) not in keys:
             yield from _old("quarantine", name, uri, "no kept version was made by its run", retention.grace_s, now)
+    for kind in ("shards", "towers", "work"):  # a version has its own copy of what was made of these
+        for uri in storage.list_folders(storage.join(store, kind)):
+            yield from _old(kind, uri.rsplit("/", 1)[1], uri, "the run that made it ended long ago", retention.grace_s, now)
     kept = kept_encoders(encoders, retention)
     used = {(name, f"v{version}-{print_[:12]}") for name, version, print_ in needed.encoders}
     for encoder in storage.list_folders(storage.join(store, "embeddings")):

@@ -73,10 +73,10 @@ def test_a_killed_refresh_run_again_makes_the_same_files_once(shops: tuple[LiveS
     kill(killed, f"run-{number}", *PLACES[name])
     killed.send(killed.upsert(20, number))  # what comes meanwhile is not part of that run
     made = killed.refresh(f"run-{number}")
-    assert killed.own_files(made["version"]) == calm.own_files(undisturbed["version"])
+    assert killed.own_files(made.version) == calm.own_files(undisturbed.version)
     assert len(killed.registry.versions(INDEX_MODEL)) == before + 1, "registered once"
     assert killed.count_waiting() == 1, "only what came meanwhile"
-    assert killed.registry.aliases(INDEX_MODEL)["candidate"] == made["version"]
+    assert killed.registry.aliases(INDEX_MODEL)["candidate"] == made.version
     (folder,) = (killed.home / "data" / "embeddings" / "tiny").iterdir()
     images = EmbeddingStore(str(folder), 16).checksums().to_pylist()
     assert len(images) == len(set(images)), "no picture is embedded twice"
@@ -94,7 +94,7 @@ def test_another_run_takes_over_what_a_killed_one_left(tmp_path: Path, monkeypat
     live.send(live.upsert(3, 1), live.delete(4, 1))
     kill(live, "killed", *PLACES[name])
     live.send(live.upsert(5, 1))
-    found = live.found(live.refresh("another")["version"])
+    found = live.found(live.refresh("another").version)
     assert found["p003"]["title"] == "product 3 at 1"
     assert found["p005"]["title"] == "product 5 at 1"
     assert "p004" not in found
@@ -117,9 +117,9 @@ def test_a_consumer_killed_before_it_acknowledges_loses_nothing(
         assert live.count_waiting() == 13
         made = live.refresh("killed", wait_s=2)
         assert live.count_waiting() == 0
-        found = live.found(made["version"])
+        found = live.found(made.version)
         assert "p020" not in found
         assert all(found[f"p{n:03d}"]["title"] == f"product {n} at 1" for n in range(12))
         live.send(*(live.upsert(n, 1) for n in range(12)))  # delivered again, as such queues may do
-        assert live.refresh("again", wait_s=2)["changes"] == 0
+        assert live.refresh("again", wait_s=2).changes == 0
         assert live.count_waiting() == 0

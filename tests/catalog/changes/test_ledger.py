@@ -21,8 +21,10 @@ from tasks.catalog.changes.event import Event, MalformedEvent, delete, read_even
 from tasks.catalog.changes.source import Message
 from tasks.catalog.schema import UPDATED_AT, to_products
 from tasks.catalog.snapshot import product_table
-from tasks.index.build import IndexConfig, build_shard, train_template
+from tasks.index.build import build_shard
+from tasks.index.choice import IndexConfig
 from tasks.index.delta_version import ArtifactLocation, EmbeddedRows, mark_membership, next_version
+from tasks.index.template import train_template
 from tasks.release.gates.reconcile import catalogue_now
 from tests.index.shop import Shop, make_shop, manifest_of
 

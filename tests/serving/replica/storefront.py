@@ -20,7 +20,9 @@ from serving.contract.preprocess import decode
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import take_snapshot
 from tasks.index.assemble import EMPTY_SHA, base_segment, with_golden
-from tasks.index.build import IndexConfig, build_shard, train_template
+from tasks.index.build import build_shard
+from tasks.index.choice import IndexConfig
+from tasks.index.template import train_template
 from tests.index.shop import write_vectors
 from tests.tiny import tiny_encoder
 

@@ -237,7 +237,8 @@ def test_only_the_admin_token_opens_a_slot(front: Storefront, admin: dict[str, s
         assert max(answer.json()["results"], key=lambda r: r["similarity"])["product_id"] == front.ids[4]
         assert answer.headers["cache-control"] == "private, no-store"
         assert client.post("/v1/search", json=ask["json"]).json()["version"]["index"] == "1"
-        assert client.post("/v1/search", **(ask | {"params": {"slot": "red"}})).status_code == 422
+        red = [client.post("/v1/search", **(ask | {"params": {"slot": "red"}})), client.get("/v1/search?text=mug&slot=red")]
+        assert [(r.status_code, r.json()["detail"]) for r in red] == [(422, "slot: Input should be '', 'blue' or 'green'")] * 2
 
 
 def test_without_a_version_it_is_alive_but_not_ready(store: Storefront) -> None:

@@ -1,0 +1,74 @@
+"""The tuning step of rebuild_index."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from serving.contract.manifest import EncoderRef
+from tasks.catalog.snapshot import Snapshot
+from tasks.errors import VitrineError
+from tasks.index.build import BuiltShard
+from tasks.index.template import Template
+from tasks.index.tune import TuningResult
+from tasks.pipelines.common import query_runtime, registry, scratch, settings
+from tasks.pipelines.index_draft import EXPERIMENT, draft, index_config, truth_of
+
+log = logging.getLogger(__name__)
+
+
+def tune(snapshot: Snapshot, encoder: EncoderRef, template: Template, shards: list[BuiltShard], run_key: str) -> TuningResult:
+    """Search parameters, tuned on held-out photos through the serving code.
+
+    Raises TuningRefused, with the report in MLflow all the same, when no parameters qualify; VitrineError with too few photos.
+    """
+    from serving.contract.encoder import EncoderFolder
+    from serving.index.searcher import Searcher
+    from tasks.index import tune as tuning
+    from tasks.index.shard_store import locate_shards
+    from tasks.release.gates.end_to_end_eval import held_out_queries, query_vectors
+
+    chosen = settings()
+    queries = held_out_queries(snapshot)
+    if len(queries) < chosen.min_held_out:
+        raise VitrineError(
+            f"{len(queries)} labelled photos are held out (split val or test), at least {chosen.min_held_out} are needed: "
+            "VITRINE_MIN_HELD_OUT; recall is measured on shoppers' photos, add some to the catalogue's photos"
+            f"{snapshot.orphans and f'; {snapshot.orphans}'}"
+        )
+    folder = EncoderFolder(registry().encoder_folder(encoder.version))
+    xq = query_vectors(folder, encoder.query, snapshot, queries, query_runtime())
+    truth = truth_of(snapshot, encoder, template.vectors_uri, template.shards)(xq)
+    manifest = draft(snapshot, encoder, shards, {"family": template.family}, run_key)
+    refusal = None
+    with scratch(run_key, "tune") as work:
+        searcher = Searcher.open(manifest, locate_shards(shards, work))
+        try:
+            tuned = tuning.tune(searcher, xq, template.family, chosen.recall_target, truth, index_config(chosen).budget)
+        except tuning.TuningRefused as error:
+            tuned, refusal = error.tuned, error
+        tuned = dataclasses.replace(tuned, families=template.families)
+        for trial in tuned.trials:
+            log.info(
+                "%s recall@10 %.3f p50 %.2f ms: %s", trial["params"], trial["recall_at_10"], trial["p50_ms"], trial["verdict"]
+            )
+        _report(tuned, template, snapshot, run_key, chosen.recall_target, work / "tuning")
+    if refusal is not None:
+        raise refusal
+    return tuned
+
+
+def _report(tuned: TuningResult, template: Template, snapshot: Snapshot, run_key: str, target: float, folder: Path) -> None:
+    """Records the tuning table and plot (also of a refusal) and the chosen point's metrics in the version's run."""
+    from tasks.index.tuning_report import tuning_plot, tuning_table
+
+    folder.mkdir(exist_ok=True)
+    (folder / "tuning.md").write_text(tuning_table(tuned))
+    if tuned.trials:
+        tuning_plot(tuned, folder / "tuning.png", target)
+    names = ("recall_at_10", "within_candidates", "p50_ms", "p99_ms", "qps")
+    with registry().run(EXPERIMENT, run_key, f"index {snapshot.id}") as run:
+        run.artifacts(folder, "tuning")
+        if not tuned.refused:
+            run.metrics({f"tuned.{name}": tuned.chosen[name] for name in names})
+        run.metrics({"tuned.index_mb": tuned.memory_bytes / 2**20})
+        run.params({"factory": template.factory, "template": template.reason})

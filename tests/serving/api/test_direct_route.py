@@ -1,0 +1,67 @@
+"""A direct route is answered as FastAPI would answer it."""
+
+from typing import cast
+
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse, Response
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+
+from serving.api.direct_route import DirectRoute
+from serving.api.errors import ApiError, handle_errors
+from serving.api.metrics import RequestMetrics
+from serving.api.middleware import RequestMiddleware
+from serving.contract.preprocess import ImageRejected
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.tracing import NoTracing
+
+ERRORS = {
+    "value": ValueError("k is no number"),
+    "image": ImageRejected("format", "that is not a picture"),
+    "busy": ApiError(503, "too many searches", "overloaded", {"Retry-After": "1"}),
+    "bug": KeyError("a mistake of ours"),
+}
+
+
+def open_client(direct: bool, metrics: Metrics) -> TestClient:
+    """An application that echoes bodies and raises the error a body names, with the route called directly or by FastAPI."""
+    counts = RequestMetrics(metrics)
+    app = FastAPI()
+    handle_errors(app, counts)
+
+    @app.post("/echo")
+    async def echo(request: Request) -> Response:
+        body = (await request.body()).decode()
+        if body in ERRORS:
+            raise ERRORS[body]
+        return PlainTextResponse(body + request.query_params.get("more", ""), headers={"X-App": request.app.title})
+
+    @app.get("/echo")
+    async def other() -> str:
+        return "by FastAPI"
+
+    if direct:
+        route = next(r for r in app.routes if getattr(r, "endpoint", None) is echo)
+        app.add_middleware(DirectRoute, route=cast(APIRoute, route), metrics=counts)
+    app.add_middleware(RequestMiddleware, metrics=counts, tracing=NoTracing())
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("POST", "/echo?more=1", "x"), *(("POST", "/echo", name) for name in ERRORS), ("GET", "/echo", ""), ("PUT", "/echo", "x"),
+     ("POST", "/echo/", "x"), ("POST", "/nowhere", "x")],
+)  # fmt: skip
+def test_status_headers_body_and_counts_are_those_of_fastapi(method: str, path: str, body: str) -> None:
+    """The same answer and the same metrics for answers, errors, bugs, other methods and other paths."""
+    answers, counts = [], []
+    for direct in (True, False):
+        metrics = Metrics()
+        sent = open_client(direct, metrics).request(method, path, content=body, headers={"X-Request-Id": "r1"})
+        answers.append((sent.status_code, sorted(sent.headers.items()), sent.text))
+        told = metrics.text().decode().splitlines()
+        counts.append([line for line in told if line.startswith(("vitrine_requests_total", "vitrine_rejected_total"))])
+    assert answers[0] == answers[1]
+    assert counts[0] == counts[1]
+    assert counts[0]
