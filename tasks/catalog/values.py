@@ -9,8 +9,8 @@
 | time | timestamp[us, UTC] | times with or without a zone (without: UTC), dates, ISO 8601 texts as databases print them |
 | names | list<string> | lists of texts or whole numbers (missing ones are left out), texts like "a > b" |
 
-An empty text is a missing value of every kind but text. Whatever cannot be read raises ValueProblem with a sentence; nothing is
-rounded to another value but times to microseconds and what lies beyond a double's digits.
+An empty text, or one of MISSING, is a missing value of every kind but text. Whatever cannot be read raises ValueProblem with a
+sentence; nothing is rounded to another value but times to microseconds and what lies beyond a double's digits.
 """
 
 import datetime as dt
@@ -32,6 +32,8 @@ TYPES: dict[Kind, pa.DataType] = {
 LONGEST_TEXT = 1_000_000
 """Most characters of one text: every replica holds it in memory."""
 QUOTED = 60
+MISSING = ("", "nan", "na", "n/a", "#n/a", "null", "none")
+"""Texts, in any case, that stand for a missing value of another kind than text."""
 TRUE, FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 TIME = re.compile(
@@ -80,7 +82,7 @@ def number(value: Any) -> float | None:
     """A finite number."""
     if isinstance(value, str | bytes):
         written = (text(value) or "").strip()
-        if written.lower() in ("", "nan"):
+        if written.lower() in MISSING:
             return None
         if not NUMBER.fullmatch(written):
             raise ValueProblem(f"{shown(value)} is not a number")
@@ -104,7 +106,7 @@ def whole(value: Any) -> int | None:
     """A whole number of 64 bits."""
     if isinstance(value, str | bytes):
         written = (text(value) or "").strip()
-        if not written:
+        if written.lower() in MISSING:
             return None
         if not re.fullmatch(r"[+-]?\d{1,19}", written):
             raise ValueProblem(f"{shown(value)} is not a whole number of 64 bits")
@@ -126,7 +128,7 @@ def flag(value: Any) -> bool | None:
         return value
     if isinstance(value, str | bytes):
         written = (text(value) or "").strip().lower()
-        if not written:
+        if written in MISSING:
             return None
         if written in TRUE or written in FALSE:
             return written in TRUE
@@ -157,7 +159,7 @@ def time(value: Any) -> dt.datetime | None:
 
 
 def _written_time(written: str, value: Any) -> dt.datetime | None:
-    if not written:
+    if written.lower() in MISSING:
         return None
     found = TIME.fullmatch(written)
     try:

@@ -26,20 +26,30 @@ def shorten(lines: list[str]) -> list[str]:
     return lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
 
 
-def checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[Row], Iterator[str]], findings: Findings) -> list:
-    """The (place, row) of readable rows; problems of the others go to the findings, one sentence each."""
+def checked_rows(
+    table: Table, required: tuple[str, ...], problems: Callable[[Row], Iterator[str]], findings: Findings, most: float = 0.0
+) -> list:
+    """The (place, row) of readable rows; problems of the others go to the findings, one sentence each.
+
+    Where their share is at most `most` they are a note: such rows are left out.
+    """
     missing = [short_name(n) for n in required if n not in table.columns]
     if missing:
         names = ", ".join(missing)
         findings.wrong.append(f"{table.name}: the columns missing are {names}; found {', '.join(table.columns) or 'none'}")
         return []
-    rows, wrong = [], []
+    rows, wrong, count, bad = [], [], 0, 0
     for place, row in table.rows():
+        count += 1
         told = [row] if isinstance(row, str) else list(problems(row))
         wrong += [f"{table.name} {place}: {what}" for what in told]
-        if not isinstance(row, str):
+        bad += bool(told)
+        if not (isinstance(row, str) or (told and most)):
             rows.append((place, row))
-    findings.wrong += shorten(wrong)
+    if wrong and bad <= most * count:
+        findings.notes.append(f"{bad} of {count} rows cannot be used and are left out: {'; '.join(shorten(wrong)[:5])}")
+    else:
+        findings.wrong += shorten(wrong)
     if not wrong:
         table.read()  # what only the conversion itself notices
     return rows

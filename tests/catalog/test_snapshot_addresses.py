@@ -13,7 +13,7 @@ from tasks.catalog.changes.outbox import Outbox
 from tasks.catalog.load import load_folder
 from tasks.catalog.snapshot import product_table, read_snapshot, take_snapshot
 from tasks.catalog.sources.postgresql import split_image_root
-from tasks.embed.images import read_image, stamp
+from tasks.embed.images import read_image, validator
 from tasks.errors import CatalogError
 from tasks.settings import Settings, public_text
 from tests.catalogs import small_catalog
@@ -49,7 +49,7 @@ def test_a_folder_of_any_name_is_read_by_every_address(folder: Path) -> None:
             assert taken.rows == 12
             first = product_table(taken.uri)["image_uri"][0].as_py()
             assert len(read_image(first, taken.image_root)) > 100
-            assert stamp(first, taken.image_root)
+            assert validator(first, taken.image_root)
             assert picture_path(first, taken.image_root)
             by_uri = (Path(taken.image_root) / first).as_uri()
             assert read_image(by_uri, taken.image_root) == read_image(first, taken.image_root)
