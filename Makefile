@@ -1,7 +1,7 @@
 # One door for people and for CI. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint unit clean e2e chaos spark-cluster venv
+.PHONY: help demo up down test lint unit docs clean e2e chaos spark-cluster venv
 
 PYTHON ?= python3
 HARDWARE ?= cpu
@@ -32,6 +32,9 @@ unit: $(STAMP) ## the quick tests: no servers, no Spark, no Airflow
 
 lint: $(STAMP) ## style, types and the directions of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+docs: $(STAMP) ## write the table of settings in docs/operate/settings.md from the code
+	@$(BIN)/python -m tasks.settings_page
 
 spark-cluster: $(STAMP) java ## a Spark master and two workers on this machine, until Ctrl-C
 	@$(BIN)/python -m tasks.embed.cluster

@@ -14,7 +14,7 @@ KEEP_ALIVE_S = 75
 
 
 def serve() -> None:
-    """Serves the live index version over HTTP. Settings are VITRINE_… variables; see docs/serving.md."""
+    """Serves the live index version over HTTP. Settings are VITRINE_… variables; see docs/operate/serving.md."""
     import uvicorn
 
     from serving.api.connection_limits import LimitedHttpProtocol

@@ -16,88 +16,133 @@ REMOVED = ("together", "encode_batch")
 DAY_S = 86_400
 
 
-def _number(default: float, least: float, most: float = float("inf")) -> Any:
-    """A numeric setting with inclusive bounds."""
-    return field(default=default, metadata={"bounds": (least, most)})
+def setting(
+    default: Any,
+    means: str,
+    example: object = "",
+    *,
+    area: str = "",
+    secret: bool = False,
+    least: float | None = None,
+    most: float = float("inf"),
+) -> Any:
+    """A setting with what it means and an example value; `vitrine settings` and docs/operate/settings.md show both.
+
+    `area` is the heading of this setting and of those that follow without one. `secret` values are never shown. `least` and
+    `most` are inclusive bounds of a number.
+    """
+    metadata = {"means": means, "example": str(example), "area": area, "secret": secret}
+    return field(default=default, metadata=metadata | ({"bounds": (least, most)} if least is not None else {}))
 
 
 @dataclass(frozen=True)
 class ServingSettings:
-    """Settings of a replica. `release`: a folder written by `vitrine release export`, used instead of MLflow."""
+    """Settings of a replica, a shard or a gateway."""
 
-    host: str = "127.0.0.1"
-    port: int = _number(8000, 0, 65_535)
-    mlflow_uri: str = "http://127.0.0.1:5000"
-    release: str = ""
-    cache: Path = Path(".vitrine/serving/cache")
-    cache_bytes: int = _number(20 * 2**30, 0)
-    """Limit of fetched files and encoders on disk; evicted by LRU, except those of versions that an alias names."""
-    poll_s: float = _number(2.0, 0.01, DAY_S)
-    role: str = "all"
-    """all: holds whole versions and answers; shard: holds some shards for gateways; gateway: answers from shard processes."""
-    shards: tuple[str, ...] = ()
-    """Role shard: the shards to hold, such as 0,2."""
-    shard_urls: tuple[str, ...] = ()
-    """Role gateway: URLs of shard processes; a name that resolves to several addresses stands for all of them."""
-    shard_map: str = ""
-    """Role gateway, instead of `shard_urls`: a file with one URL a line, read again every two seconds."""
-    shard_timeout_s: float = _number(1.0, 0.01, DAY_S)
-    """A gateway's timeout per shard; the answer then leaves the shard out."""
-    shard_patience_s: float = _number(10.0, 0, DAY_S)
-    """How long a starting gateway waits for missing shards before it serves without them."""
-    hedges: float = _number(0.05, 0, 1)
-    """Hedging budget: the share of shard requests that a gateway may send to a second process. 0: none."""
-    probe_s: float = _number(0.5, 0.01, DAY_S)
-    """Interval at which a gateway probes every shard process."""
-    threads: int = _number(1, 1)
-    encoder_runtime: str = "onnxruntime"
-    """Runtime of the photo encoder: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or openvino (docs/encoders.md)."""
-    workers: int = _number(2, 1)
-    """Concurrent searches; up to `queue` more wait, and any beyond are answered 503.
-    The defaults of a gateway, whose workers mostly wait for shards, are 16 and a queue of 176."""
-    queue: int = _number(78, 0)
-    deadline_s: float = _number(5.0, 0.01, DAY_S)
-    """Deadline of a request, from its whole body to the answer; past it the answer is 504 and no further phase starts."""
-    connections: int = _number(1000, 1)
-    """Most open connections; further ones are closed. The system's limit of open files has to allow them."""
-    head_s: float = _number(20.0, 0.01, DAY_S)
-    """Timeout of the first request head on a connection, which is then closed."""
-    head_bytes: int = _number(32_768, 1024)
-    """Most bytes of a request line and headers; more is answered 431. nginx's default is four buffers of 8 KiB."""
-    body_s: float = _number(20.0, 0.01, DAY_S)
-    """Timeout of a request body, answered 408."""
-    uploads: int = _number(128, 1)
-    """Most bodies being received at once; further ones are answered 503."""
-    image_root: str = ""
-    """Root folder of product pictures. Empty: the snapshot's own root, where it is a local folder."""
-    admin_token: str = ""
-    """Bearer token of the admin routes. Empty: those routes are closed."""
-    webhook_secret: str = ""
-    """HMAC secret of MLflow's alias webhooks (`vitrine webhook --replica`). Empty: none is accepted."""
-    api_keys: str = ""
-    """A JSON file of API keys as their sha256 (docs/serving.md). Empty: no key is needed."""
-    query_hosts: tuple[str, ...] = ()
-    """Hosts allowed in `image_url`, separated by commas. Empty: no photo is fetched by URL."""
-    cache_url: str = ""
-    """redis:// URL of the caches that replicas share. Empty: each replica has its own, in memory."""
-    profiles_url: str = ""
-    """redis:// URL of the feature store of user profiles. Empty: only the request's own `user` counts."""
-    otel_endpoint: str = ""
-    """OTLP/HTTP endpoint of traces, such as http://127.0.0.1:4318/v1/traces. Empty: no tracing."""
-    sample_rate: float = _number(0.05, 0, 1)
-    """Share of searches sampled, as vectors and sha256 of photos, for promotions to replay. 0: none."""
-    sample_kept: int = _number(500, 0)
-    """Number of samples kept, the newest."""
-    sample_photos: bool = False
-    """Whether sampled photos are kept as well (64 MiB at most): only then can another encoder replay them."""
-    log: str = "json"
-    """Log format: json (one object a line) or text."""
-    notice: str = ""
-    """A notice on the search page, such as that the data is generated."""
-    max_image_bytes: int = _number(10 * 2**20, 1)
-    max_image_pixels: int = _number(50_000_000, 1)
-    max_whole_pixels: int = _number(25_000_000, 1)
-    """Limit for images other than RGB or grey JPEGs, which cannot be decoded at a reduced size: about a second at this limit."""
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 in a container", "0.0.0.0", area="Versions and addresses")
+    port: int = setting(8000, "port to listen on", 8100, least=0, most=65_535)
+    mlflow_uri: str = setting("http://127.0.0.1:5000", "MLflow server whose aliases are followed", "https://mlflow.shop.example")
+    release: str = setting("", "folder written by `vitrine release export`, served instead of MLflow's versions", "/srv/release")
+    cache: Path = setting(
+        Path(".vitrine/serving/cache"), "folder of fetched files and encoders, by checksum; replicas may share it",
+        "/var/lib/vitrine",
+    )  # fmt: skip
+    cache_bytes: int = setting(
+        20 * 2**30, "limit of that folder, bytes; the least recently used go first, never those of a version an alias names",
+        50 * 2**30, least=0,
+    )  # fmt: skip
+    poll_s: float = setting(2.0, "seconds between two looks at the aliases", 10, least=0.01, most=DAY_S)
+    image_root: str = setting(
+        "", "folder of the product pictures that it shows; empty: the snapshot's own, if local", "/pictures"
+    )
+    encoder_runtime: str = setting(
+        "onnxruntime", "runtime of the photo encoder: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or openvino", "openvino"
+    )
+    admin_token: str = setting(
+        "", "bearer token of the admin routes and of promotions; empty: those routes are closed (401)", "a long random text",
+        area="Access", secret=True,
+    )  # fmt: skip
+    webhook_secret: str = setting(
+        "", "HMAC secret of MLflow's alias webhooks (`vitrine webhook --replica`); empty: none is accepted",
+        "a long random text", secret=True,
+    )  # fmt: skip
+    api_keys: str = setting("", "JSON file of API keys as their sha256; empty: no key is needed", "/etc/vitrine/keys.json")
+    query_hosts: tuple[str, ...] = setting(
+        (), "hosts that `image_url` of a search may name; empty: no photo is fetched by address", "cdn.shop.example"
+    )
+    workers: int = setting(2, "searches at once, one thread each; a gateway: 16", 4, area="Load", least=1)
+    threads: int = setting(1, "threads of ONNX Runtime within one search", 2, least=1)
+    queue: int = setting(
+        78, "searches that wait beyond `workers`, and photos waiting to be fetched; more are answered 503; a gateway: 176",
+        40, least=0,
+    )  # fmt: skip
+    deadline_s: float = setting(
+        5.0, "seconds from the whole body to the answer; past it 504, and no further phase starts", 2, least=0.01, most=DAY_S
+    )
+    connections: int = setting(1000, "open connections; further ones are closed; `ulimit -n` must allow them", 4000, least=1)
+    head_s: float = setting(
+        20.0, "seconds for a connection's first request head; a slower one is closed", 5, least=0.01, most=DAY_S
+    )
+    head_bytes: int = setting(
+        32_768, "bytes of a request line and headers; more is answered 431 (nginx allows four buffers of 8 KiB)",
+        16_384, least=1024,
+    )  # fmt: skip
+    body_s: float = setting(20.0, "seconds for a request body; slower is answered 408", 10, least=0.01, most=DAY_S)
+    uploads: int = setting(128, "bodies being received at once; further ones are answered 503", 64, least=1)
+    max_image_bytes: int = setting(
+        10 * 2**20, "bytes of a photo; more is answered 413; the whole body may be 1.4 times as large", 5 * 2**20, least=1
+    )
+    max_image_pixels: int = setting(
+        50_000_000, "pixels of a photo, read from its header; more is answered 413", 24_000_000, least=1
+    )
+    max_whole_pixels: int = setting(
+        25_000_000, "the same for all but RGB and grey JPEGs, which alone decode at a reduced size: a second at 25 million",
+        12_000_000, least=1,
+    )  # fmt: skip
+    cache_url: str = setting(
+        "",
+        "redis:// of caches that replicas share; empty: each has its own in memory",
+        "redis://cache:6379/0",
+        area="Caches, samples",
+    )
+    profiles_url: str = setting(
+        "", "redis:// of user profiles (`user:<id>`); empty: only the request's own `user` counts", "redis://profiles:6379/0"
+    )
+    sample_rate: float = setting(
+        0.05, "share of searches kept as samples (vector, sha256 of the photo) for promotions and live recall; 0: none",
+        0.01, least=0, most=1,
+    )  # fmt: skip
+    sample_kept: int = setting(500, "samples kept, the newest", 2000, least=0)
+    sample_photos: bool = setting(
+        False, "keep the sampled photos too (64 MiB at most), so that another encoder can replay them", "yes"
+    )
+    otel_endpoint: str = setting(
+        "", "OTLP/HTTP endpoint of traces (extra `otel`); empty: no tracing", "http://127.0.0.1:4318/v1/traces", area="Telemetry"
+    )
+    log: str = setting("json", "log format: json (an object a line) or text", "text")
+    notice: str = setting("", "a line on the search page", "Generated test data")
+    role: str = setting(
+        "all", "all: holds whole versions; shard: holds some shards for gateways; gateway: asks shard processes", "gateway",
+        area="Shards and gateways",
+    )  # fmt: skip
+    shards: tuple[str, ...] = setting((), "role shard: the shards to hold", "0,2")
+    shard_urls: tuple[str, ...] = setting(
+        (), "role gateway: addresses of shard processes; a name that resolves to several stands for all of them",
+        "http://shard-0:8100,http://shard-1:8100",
+    )  # fmt: skip
+    shard_map: str = setting(
+        "", "role gateway, instead of `shard_urls`: a file with an address a line, read again every two seconds", "/etc/shards"
+    )
+    shard_timeout_s: float = setting(
+        1.0, "seconds a gateway waits for a shard before it answers without it", 0.2, least=0.01, most=DAY_S
+    )
+    shard_patience_s: float = setting(
+        10.0, "seconds a starting gateway waits for missing shards before it serves without them", 60, least=0, most=DAY_S
+    )
+    hedges: float = setting(
+        0.05, "share of shard requests that may be hedged: sent to a second process; 0: none", 0.1, least=0, most=1
+    )
+    probe_s: float = setting(0.5, "seconds between two probes of a shard process", 1, least=0.01, most=DAY_S)
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> "ServingSettings":

@@ -4,11 +4,12 @@ default that works on one laptop."""
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from serving.contract.addresses import MASK, hide_secrets, secret_texts, without_secrets
+from serving.settings import setting
 from tasks.errors import SettingsError
 
 PREFIX = "VITRINE_"
@@ -17,144 +18,154 @@ HOME_FILE = "settings.env"
 """Below VITRINE_HOME: what the services of this home were started with, so that every command beside them finds them."""
 
 
-def _secret(default: str = "") -> Any:
-    return field(default=default, metadata={"secret": True})
-
-
 @dataclass(frozen=True)
 class Settings:
-    """Every setting, typed. `vitrine settings` prints them with where each came from."""
+    """Every setting of the pipeline and the command line, typed. `vitrine settings` prints them with where each came from."""
 
-    home: Path = PROJECT / ".vitrine"
-    """Everything a run makes lies below it."""
-    store: str = ""
-    """Root of snapshots and embeddings: a local folder or s3://bucket/prefix. Empty: <home>/data."""
-    catalog: str = ""
-    """sqlite:///file, postgresql://…, or a folder with products.csv|parquet. Empty: the sample at <home>/catalog/catalog.db."""
-    catalog_csv: str = ""
-    """How the CSV files of a catalogue folder are written, where that cannot be seen: any of encoding=cp1252,
-    delimiter=comma|semicolon|tab|pipe, decimal=point|comma, separated by spaces."""
-    changes: str = "outbox:"
-    """Where changes come from: outbox: (a table in the catalogue's database), sqs://queue or kafka://host:port/topic."""
-    refresh_changes: int = 20_000
-    """Most changes that one refresh takes; the others wait for the next."""
-    refresh_minutes: float = 30.0
-    """Most time that one refresh may need for embedding, at the pace of the last."""
-    stream_seconds: float = 30.0
-    """Least time between two rounds of `vitrine stream`: with the round itself, a change is live within a minute."""
-    mlflow_uri: str = "http://127.0.0.1:5000"
-    mlflow_page: str = ""
-    """Where a person's browser reaches MLflow, for links. Empty: the same as mlflow_uri."""
-    airflow_url: str = "http://127.0.0.1:8080"
-    airflow_page: str = ""
-    """Where a person's browser reaches Airflow, for links. Empty: the same as airflow_url."""
-    airflow_user: str = "admin"
-    airflow_password: str = _secret()
-    serving_urls: tuple[str, ...] = ("http://127.0.0.1:8000",)
-    """Replicas that a promotion waits for, separated by commas. Empty: none."""
-    admin_token: str = _secret()
-    """What serving's admin routes ask for. Empty: those routes are closed."""
-    webhook_secret: str = _secret()
-    """Signs MLflow's messages about a moved champion. Empty: Airflow accepts none and finds the move by polling."""
-    encoder_preset: str = "demo"
-    pixel_cache_gb: float = 8.0
-    """Training pictures are decoded once and kept below home while they fit in so much; more are decoded as they are used."""
-    decoders: int = 2
-    """Processes that decode pictures as they are used."""
-    shards: int = 2
-    recall_target: float = 0.95
-    """Least recall@10 of the index against exact search, on photos."""
-    index_family: str = ""
-    """An index family by name (tasks/index/families.py). Empty: the one that fits the size, the recall target and the budget below."""
-    index_ram_mb: float = 0.0
-    """Most memory for the index files of all shards, MiB. 0: any."""
-    index_p99_ms: float = 0.0
-    """Most for the first phase of one query, 99 of 100, with index_clients at once. 0: any."""
-    index_clients: int = 1
-    """How many queries at once the index is chosen and tuned for."""
-    index_build_s: float = 0.0
-    """Most seconds that building one shard may take. 0: any."""
-    ranker: str = ""
-    """A JSON file, local or s3://, of the weights and business rules of the next versions (docs/serving.md). Empty: the defaults."""
-    encoder_runtime: str = "onnxruntime"
-    """What runs the queries' encoder, here where it is judged and in every replica: see docs/encoders.md."""
-    graph_open_s: float = 300.0
-    """Most seconds that a child process may take to open an exported graph and run it once; one that takes longer is refused."""
-    embed_runtime: str = "onnxruntime"
-    """What runs the documents' encoder in the embedding job; torch takes the GPU where there is one."""
-    spark_master: str = "local[2]"
-    redis_url: str = _secret()
-    image_hosts: tuple[str, ...] = ()
-    """Hosts that https:// image URIs may name. Empty: no image is fetched over the network."""
-    image_hosts_private: bool = False
-    """Whether these hosts may lie in a private network; they may then also be named by http://."""
-    image_fetch_s: float = 10.0
-    """Most seconds a picture may take to come from such a host."""
-    catalog_max_age_days: float = 0.0
-    """A catalogue whose newest change is older is refused. 0: any age will do."""
-    min_held_out: int = 20
-    """Fewest held-out photos (split val, or test where there is no val): recall is measured on them."""
-    most_quarantined: float = 0.02
-    """Largest share of products that may be without a usable picture."""
-    max_unreadable: float = 0.2
-    """Largest share of unreadable pictures among those that an encoder is trained or judged on."""
-    max_untrainable: float = 0.01
-    """Largest share of labelled products without one readable picture; a smaller share is left out of training."""
-    max_price: float = 1e7
-    """Greatest price of a product, in its own currency."""
-    max_category_depth: int = 12
-    """Most steps in a product's category."""
-    max_title_length: int = 2000
-    """Most characters of a title."""
-    max_uri_length: int = 4000
-    """Most characters of a picture's uri."""
-    max_days_ahead: float = 1.0
-    """How many days in the future the newest change may lie."""
-    most_dropped: float = 0.2
-    """A catalogue that lost more than this share of its products since the last version is refused."""
-    most_drift: float = 0.5
-    """Vectors whose covariance moved by more than this share since the last version are refused."""
-    max_mean_shift: float = 0.1
-    """Vectors whose mean moved by more than this since the last version are refused."""
-    max_duplicates: float = 0.05
-    """Largest share of different pictures with one and the same vector."""
-    min_student_recall: float = 0.95
-    """Least share of the teacher's Recall@10 that the student keeps."""
-    min_int8_recall: float = 0.99
-    """Least share of fp32's Recall@10 that int8 keeps."""
-    min_student_speedup: float = 2.0
-    """How many times as fast as the teacher the query encoder is at least, one picture at a time."""
-    min_student_compression: float = 4.0
-    """How many times fewer parameters the student has than the teacher at least."""
-    max_recall_loss: float = 0.02
-    """By how much Recall@10 may lie below the champion's (encoders) or the live version's (indexes) on the same photos."""
-    max_slice_loss: float = 0.10
-    """The same in any one category, unless chance explains it."""
-    max_churn: float = 0.5
-    """Largest share of the live version's top 20 that may be other products in a new version, while the encoder is the same."""
-    max_age_h: float = 48.0
-    """Oldest the catalogue may be, in hours, that an index version was made from."""
-    spark_gpus: float = 0.0
-    """GPUs that an embedding task asks of the Spark cluster: 1 its own, 0.5 one for two tasks, 0 none."""
-    approval: bool = False
-    """Whether a promotion waits for a person in the Airflow UI."""
-    bake_s: float = 30.0
-    """How long a version is watched after the flip before it is kept; it is rolled back when it does not hold. 0: not at all."""
-    p99_ms: float = 200.0
-    """Most for one photo from bytes to the answer, 99 of 100: for the gates, under load, and for the bake."""
-    replica_mb: float = 16384.0
-    """Memory of a replica, which holds two versions at once, in MiB."""
-    keep_versions: int = 24
-    """Newest index versions that collect_garbage keeps; whatever an alias names is kept besides."""
-    most_age_h: float = 26.0
-    """Hours since the newest servable change from which watch_quality complains. 0: never."""
-    price_core_hour: float = 0.04
-    """What a core costs an hour, for the cost figures of watch_quality."""
-    price_gpu_hour: float = 0.60
-    alert_url: str = _secret()
-    """Where a failed or late run is told, as a JSON message by POST (such as a chat's incoming webhook). Empty: the log only."""
-    max_lost: float = 0.1
-    """Largest share of the live version's products that a new version may lack."""
+    home: Path = setting(
+        PROJECT / ".vitrine", "folder of everything a run makes on this machine; each Airflow worker has its own", "/srv/vitrine",
+        area="Places and services",
+    )  # fmt: skip
+    store: str = setting(
+        "", "root of snapshots and embeddings, local or s3://bucket/prefix; empty: `data` below home", "s3://shop-vitrine/prod"
+    )
+    mlflow_uri: str = setting(
+        "http://127.0.0.1:5000", "MLflow server of encoder and index versions", "https://mlflow.shop.example"
+    )
+    mlflow_page: str = setting(
+        "", "where a person's browser reaches MLflow, for links; empty: mlflow_uri", "https://mlflow.shop.example"
+    )
+    airflow_url: str = setting("http://127.0.0.1:8080", "Airflow's API server", "https://airflow.shop.example")
+    airflow_page: str = setting(
+        "", "where a person's browser reaches Airflow, for links; empty: airflow_url", "https://airflow.shop.example"
+    )
+    airflow_user: str = setting("admin", "Airflow user that `make demo` starts runs as", "operator")
+    airflow_password: str = setting("", "password of that user; `make demo` draws one", "a long random text", secret=True)
+    serving_urls: tuple[str, ...] = setting(
+        ("http://127.0.0.1:8000",), "replicas that a promotion waits for (of a sharded index: its gateways); empty: none",
+        "http://replica-0:8000,http://replica-1:8000",
+    )  # fmt: skip
+    admin_token: str = setting("", "bearer token that those replicas ask for on admin routes", "a long random text", secret=True)
+    webhook_secret: str = setting(
+        "", "HMAC secret of MLflow's message about a moved champion; empty: Airflow finds the move within 15 minutes",
+        "a long random text", secret=True,
+    )  # fmt: skip
+    redis_url: str = setting("", "redis:// of the feature store; empty: none", "redis://features:6379/0", secret=True)
+    alert_url: str = setting(
+        "", "where a failed task or check is told, JSON by POST (a chat's incoming webhook); empty: the log only",
+        "https://chat.shop.example/hook/42", secret=True,
+    )  # fmt: skip
+    catalog: str = setting(
+        "", "sqlite:///file, postgresql://…?image_root=…, or a folder with products.csv or .parquet; empty: the sample below home",
+        "postgresql://reader@db/shop?image_root=s3://pictures", area="Catalogue and pictures",
+    )  # fmt: skip
+    image_hosts: tuple[str, ...] = setting(
+        (), "hosts that https:// addresses of product pictures may name; empty: none is fetched", "cdn.shop.example"
+    )
+    image_hosts_private: bool = setting(
+        False, "these hosts may lie in a private network, and may then be named by http:// too", "yes"
+    )
+    image_fetch_s: float = setting(10.0, "most seconds for one such picture; a slower one is quarantined", 30)
+    catalog_csv: str = setting(
+        "", "how CSV files of a catalogue folder are written, where that cannot be seen: any of encoding=<name>, "
+        "delimiter=comma|semicolon|tab|pipe, decimal=point|comma, separated by spaces", "encoding=cp1252 decimal=comma",
+    )  # fmt: skip
+    changes: str = setting(
+        "outbox:", "queue of changes: outbox: (a table beside the catalogue), sqs://queue or kafka://host:port/topic",
+        "sqs://catalogue-changes", area="Changes",
+    )  # fmt: skip
+    refresh_changes: int = setting(20_000, "most changes that one refresh takes; the others wait for the next", 50_000)
+    refresh_minutes: float = setting(30.0, "most minutes that one refresh may embed for, at the pace of the last", 15)
+    stream_seconds: float = setting(30.0, "least seconds between two rounds of `vitrine stream`", 60)
+    encoder_preset: str = setting(
+        "demo", "what train_encoder trains (tasks/encoder/presets.py)", "vit_b16", area="Encoder and embedding"
+    )
+    pixel_cache_gb: float = setting(
+        8.0,
+        "training pictures are decoded once and kept below home up to this many GB; beyond, they are decoded as they are used",
+        64,
+    )
+    decoders: int = setting(2, "processes that decode pictures as they are used", 16)
+    graph_open_s: float = setting(
+        300.0, "most seconds for an exported graph to open and run once in a child process, else refused", 60
+    )
+    encoder_runtime: str = setting(
+        "onnxruntime",
+        "runtime of the query encoder where gates measure it; set the replicas' alike (docs/develop/encoders.md)",
+        "openvino",
+    )
+    embed_runtime: str = setting("onnxruntime", "runtime of the embedding job; torch takes the GPU where there is one", "torch")
+    spark_master: str = setting("local[2]", "Spark master of the embedding job", "spark://spark:7077")
+    spark_gpus: float = setting(0.0, "GPUs an embedding task asks of the cluster: 1 its own, 0.5 one for two tasks, 0 none", 1)
+    shards: int = setting(2, "number of shards of a new index; a product is in shard `key mod N`", 8, area="Index")
+    recall_target: float = setting(
+        0.95,
+        "least recall@10 against exact search, on held-out photos: tuned for, then gate `exact_recall`; live recall too",
+        0.98,
+    )
+    index_family: str = setting(
+        "", "index family by name (docs/develop/index.md); empty: chosen by rows, target and budget", "hnsw_sq8"
+    )
+    index_ram_mb: float = setting(0.0, "most MiB for the index files of all shards; 0: any", 16_000)
+    index_p99_ms: float = setting(0.0, "most milliseconds for the first phase, 99 of 100 queries; 0: any", 10)
+    index_clients: int = setting(1, "concurrent queries that the index is chosen and tuned for", 8)
+    index_build_s: float = setting(0.0, "most seconds to build one shard; 0: any", 3600)
+    ranker: str = setting(
+        "", "JSON file, local or s3://, of the ranker's weights and business rules; empty: the defaults", "s3://shop/ranker.json"
+    )
+    min_held_out: int = setting(
+        20, "fewest held-out photos (split val, or test where there is no val), or the catalogue is refused", 200,
+        area="Limits of a catalogue and its vectors",
+    )  # fmt: skip
+    max_unreadable: float = setting(0.2, "largest share of unreadable pictures in training data, or training is refused", 0.05)
+    max_untrainable: float = setting(
+        0.01, "largest share of labelled products without a readable picture, or training is refused", 0.05
+    )
+    max_price: float = setting(1e7, "greatest price, in its own currency, or the catalogue is refused", 1e9)
+    max_category_depth: int = setting(12, "most steps in a category, or the catalogue is refused", 20)
+    max_title_length: int = setting(2000, "most characters of a title, or the catalogue is refused", 4000)
+    max_uri_length: int = setting(4000, "most characters of a picture's address, or the catalogue is refused", 8000)
+    max_days_ahead: float = setting(1.0, "days that the newest change may lie in the future, or the catalogue is refused", 2)
+    catalog_max_age_days: float = setting(0.0, "days since the newest change after which a catalogue is refused; 0: any", 7)
+    most_dropped: float = setting(0.2, "share of products lost since the last version, above which the snapshot is refused", 0.5)
+    most_drift: float = setting(
+        0.5, "relative change of the vectors' covariance since the last version, above which they are refused", 1
+    )
+    max_mean_shift: float = setting(0.1, "shift of the vectors' mean since the last version, above which they are refused", 0.2)
+    max_duplicates: float = setting(0.05, "share of different pictures with one vector, above which vectors are refused", 0.2)
+    min_student_recall: float = setting(
+        0.95,
+        "gate `student_recall`: share of the teacher's Recall@10 that the student keeps, at least",
+        0.9,
+        area="Gates of an encoder",
+    )
+    min_int8_recall: float = setting(0.99, "gate `int8_recall`: share of fp32's Recall@10 that int8 keeps, at least", 0.98)
+    min_student_speedup: float = setting(
+        2.0, "gate `student_speed`: times as fast as the teacher, one picture at a time, at least", 4
+    )
+    min_student_compression: float = setting(4.0, "gate `student_size`: times fewer parameters than the teacher, at least", 8)
+    max_recall_loss: float = setting(
+        0.02, "gates `champion_recall` and `photo_recall`: Recall@10 lost against the champion or live, on the same photos", 0.01,
+        area="Gates of an encoder and an index",
+    )  # fmt: skip
+    max_slice_loss: float = setting(0.10, "gates `champion_slices` and `photo_slices`: the same in any one category", 0.2)
+    p99_ms: float = setting(
+        200.0, "gate `p99_ms`: most milliseconds for a photo, bytes to answer, 99 of 100 under load; also in the bake", 100,
+        area="Gates of an index version",
+    )  # fmt: skip
+    replica_mb: float = setting(16384.0, "memory of a replica, MiB; gate `memory_mb` gives a version half of it", 32_768)
+    most_quarantined: float = setting(0.02, "gate `quarantined`: largest share of products without a usable picture", 0.05)
+    max_lost: float = setting(0.1, "gate `lost`: largest share of the live version's products that may be missing", 0.3)
+    max_churn: float = setting(0.5, "gate `churn`: largest share of live's top 20 replaced, while the encoder is the same", 0.8)
+    max_age_h: float = setting(48.0, "gate `age_h`: most hours since the catalogue was read", 24)
+    approval: bool = setting(
+        False, "a promotion waits for a person in the Airflow UI", "yes", area="Promotion, retention, watching"
+    )
+    bake_s: float = setting(30.0, "seconds a version is watched after the flip, then kept or rolled back; 0: not at all", 600)
+    keep_versions: int = setting(24, "newest index versions that collect_garbage keeps, besides those that an alias names", 72)
+    most_age_h: float = setting(26.0, "hours since the newest servable change after which watch_quality fails; 0: never", 3)
+    price_core_hour: float = setting(0.04, "price of a core an hour, for the cost figures of watch_quality", 0.05)
+    price_gpu_hour: float = setting(0.60, "price of a GPU an hour, for the same", 2.5)
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, dotenv: Path | None = None, home_file: bool = True) -> "Settings":
@@ -243,9 +254,9 @@ def write_private(path: Path, text: str) -> Path:
     return path
 
 
-def mask(name: str, value: Any) -> str:
-    """A setting's value for display: secrets, and what addresses hold of them, are masked."""
-    spec = next(f for f in fields(Settings) if f.name == name)
+def mask(name: str, value: Any, of: type[Any] = Settings) -> str:
+    """A setting's value for display: secrets, and what addresses hold of them, are masked. `of` is the class that has the setting."""
+    spec = next(f for f in fields(of) if f.name == name)
     text = ", ".join(value) if isinstance(value, tuple) else str(value)
     if spec.metadata.get("secret") and text:
         return MASK

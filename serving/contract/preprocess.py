@@ -2,7 +2,7 @@
 
 The contract, by kind of image: EXIF orientation is applied; CMYK, palette, 16-bit and grey become 8-bit RGB; transparency lies
 on white; of an animation the first frame counts. Reduced JPEG decoding and area resampling are part of the contract, since they
-change pixels by 0.4-0.6 grey levels (docs/performance.md).
+change pixels by 0.4-0.6 grey levels (docs/benchmarks.md).
 """
 
 import io

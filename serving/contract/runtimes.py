@@ -80,7 +80,7 @@ class OnnxRuntime:
 class OpenVino:
     """OpenVINO on the CPU (extra openvino). fp32 stays fp32; in the other variants, operations that are not int8 run in 16 bits.
 
-    bfloat16 or float16, whichever the CPU supports: a ViT in int8 is 1.2 times faster so (docs/performance.md).
+    bfloat16 or float16, whichever the CPU supports: a ViT in int8 is 1.2 times faster so (docs/benchmarks.md).
     """
 
     name: str = "openvino"

@@ -20,7 +20,7 @@ NPROBE, K_FACTOR, EF = 16, 4, 64
 """Defaults where a manifest sets none."""
 QUERY_BY_QUERY = 11
 """IndexIVFFastScan.implem: scan the lists query by query. FAISS's default (13) shares a list's codes between queries and prepares
-for that even for a single query: docs/performance.md, "Refining"."""
+for that even for a single query: docs/benchmarks.md, "Refining"."""
 
 
 class FaissEngine:

@@ -23,7 +23,7 @@ from serving.ranking.features import Features
 
 EXACT_SHARE = 0.03
 """At or below this share of matching rows the search is exact: as fast as the index there, and complete
-(measured: 0.11-0.13 ms at <= 1 % of 100k x 128, docs/performance.md)."""
+(measured: 0.11-0.13 ms at <= 1 % of 100k x 128, docs/benchmarks.md)."""
 EXACT_ROWS = 30_000
 """Most rows of an exact search that a filter leads to: reading and comparing takes a third of a microsecond a row."""
 WIDENING = (8, 64)

@@ -76,7 +76,7 @@ _PARTS = {"type": "array", "items": _SELF, "minItems": 1, "maxItems": MAX_CONDIT
 SCHEMA: dict[str, Any] = {
     "title": "Filter",
     "type": "object",
-    "description": "Conditions by column; every one must hold. See docs/serving.md.",
+    "description": "Conditions by column; every one must hold. See docs/operate/serving.md.",
     "properties": {"and": _PARTS, "or": _PARTS, "not": _SELF},
     "additionalProperties": {
         "anyOf": [

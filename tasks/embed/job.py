@@ -36,7 +36,7 @@ MANIFEST = "_manifest.json"
 CHUNKS = "_chunks.json"
 
 BATCH = {"cpu": 32, "gpu": 512}
-"""On two cores batches of 8 and 32 differ by a tenth or two, small networks liking the larger (measured: docs/performance.md); a GPU
+"""On two cores batches of 8 and 32 differ by a tenth or two, small networks liking the larger (measured: docs/benchmarks.md); a GPU
 needs hundreds (the document's figure; not measured)."""
 ON_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt")
 

@@ -131,7 +131,7 @@ class EncoderConfig:
 
 
 def demo() -> EncoderConfig:
-    """Minutes on two cores, from random weights (docs/performance.md has the measured recall of this recipe)."""
+    """Minutes on two cores, from random weights (docs/benchmarks.md has the measured recall of this recipe)."""
     quick = Recipe(steps=320, first_size=32, first_share=0.6, augmentation=Augmentation(least_area=0.5, erase=0.0))
     return EncoderConfig(
         name="demo",

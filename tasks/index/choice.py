@@ -11,7 +11,7 @@ from tasks.index.families import FAMILIES, RETIRED, Family, least_training, list
 
 FLAT_MAX_ROWS = 50_000
 """Up to so many rows in all an exact scan takes less than 5 ms a query on one core (93 ms per million 512-d vectors,
-docs/performance.md)."""
+docs/benchmarks.md)."""
 SCAN_BYTES_PER_MS = 22e6
 """An exact scan streams 22 GB/s."""
 P99_OF_COST = 3.0

@@ -26,7 +26,7 @@ Locate = Callable[[FileRef], Path]
 
 CODED_ROWS = 5_000
 """More rows of flat deltas than this become a segment with the base's lists and codes: comparing them one by one costs half a
-millisecond at 512 dimensions and grows, coded they cost a fifth of a search however many they are (docs/performance.md)."""
+millisecond at 512 dimensions and grows, coded they cost a fifth of a search however many they are (docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class DeltaLimits:
-    """Limits of the drift from the base before a rebuild is due (docs/performance.md has the curve)."""
+    """Limits of the drift from the base before a rebuild is due (`make bench-delta` draws the curve)."""
 
     delta_share: float = 0.1
     flat_rows: int = 50_000

@@ -14,14 +14,14 @@ HNSW_LISTS = 8192
 FAST_CODES = 64
 """Sub-quantisers that a fast scan has at least, where its vectors are long enough: as many as at 512-d."""
 CODE_NS = {"fs": 11.0, "pq": 45.0, "flat": 90.0}
-"""Nanoseconds per vector probed, 512-d, one thread (docs/performance.md): what trials are ordered by, never what they are judged by."""
+"""Nanoseconds per vector probed, 512-d, one thread (docs/benchmarks.md): what trials are ordered by, never what they are judged by."""
 REFINE_US = {"sq8": 0.5, "fp16": 1.2}
 """Microseconds per candidate refined, 512-d."""
 FOLLOWED_US, KEPT_US = 4.0, 0.5
-"""Microseconds per neighbour followed in a graph over SQ8 codes, 512-d, and per candidate kept (docs/performance.md, "Every family
+"""Microseconds per neighbour followed in a graph over SQ8 codes, 512-d, and per candidate kept (docs/benchmarks.md, "Every family
 at a million")."""
 EIGHT_BITS, BF16, FINE = 0.97, 0.98, 0.995
-"""What eight bits a number, bf16 and finer stores reach: near vectors are not told apart by eight bits (docs/performance.md, "The index
+"""What eight bits a number, bf16 and finer stores reach: near vectors are not told apart by eight bits (docs/benchmarks.md, "The index
 on vectors of real photos"), nor all of them by bf16 (docs/decisions/0073)."""
 
 
@@ -55,7 +55,7 @@ def list_count(rows: int) -> int:
     """Number of inverted lists for the rows of all shards: the largest power of two up to 2.5 * sqrt(rows).
 
     Fewer than the 4 to 16 * sqrt(rows) of FAISS's wiki ("Guidelines to choose an index"): fast scans make long lists cheap, and
-    training and adding take two thirds of the time (docs/performance.md, "How many lists").
+    training and adding take two thirds of the time (docs/benchmarks.md, "How many lists").
     """
     return 1 << max(4, math.floor(math.log2(2.5 * max(rows, 1) ** 0.5)))
 
@@ -73,7 +73,7 @@ def code_count(d: int, share: int) -> int:
 def fast_code_count(d: int) -> int:
     """Number of 4-bit sub-quantisers: one per eight dimensions, up to 64 for short vectors, at least two dimensions each.
 
-    Few codes cannot tell near vectors apart: at 128-d, 64 reach recall@10 of 0.95 in 0.4 times the time of 16 (docs/performance.md).
+    Few codes cannot tell near vectors apart: at 128-d, 64 reach recall@10 of 0.95 in 0.4 times the time of 16 (docs/benchmarks.md).
     """
     return _largest_divisor(d, max(d // 8, min(FAST_CODES, d // 2)))
 

@@ -24,7 +24,7 @@ NEAREST, WITHIN = 10, 20
 ALONG = 4.0
 """How many times as much the error along a vector weighs as the error across it: the ratio of the two weights of the score-aware
 loss of Guo et al. 2020, "Accelerating Large-Scale Inference with Anisotropic Vector Quantization". 4 is from trials of our own
-(docs/performance.md, "Codes that err across")."""
+(docs/benchmarks.md, "Codes that err across")."""
 CHUNK = 4_096
 """Vectors worked on at once, so that what is computed of them stays in the caches."""
 

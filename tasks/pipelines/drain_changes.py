@@ -29,7 +29,7 @@ PLAN = "_plan.json"
 VISIBLE_S = 3600
 """Visibility timeout of received messages; each step renews it."""
 FIRST_PACE = 5.0
-"""Assumed pictures a second before the first refresh has measured it: a ViT-B-32 on one core (docs/performance.md)."""
+"""Assumed pictures a second before the first refresh has measured it: a ViT-B-32 on one core (docs/benchmarks.md)."""
 LEAST_CHANGES = 64
 """A refresh takes at least so many changes, however slow the last one was."""
 VERSIONS = 2000

@@ -124,7 +124,7 @@ def _time(value: Any) -> datetime:
     try:
         found = time(value) if isinstance(value, str) else None
     except ValueProblem as problem:
-        raise MalformedEvent(f"updated_at: {problem}") from None
+        raise MalformedEvent(f"updated_at {problem}") from None
     if found is None:
         raise MalformedEvent(f"updated_at is {shown(value)}; expected a time like 2026-11-25T02:00:00.000000Z")
     return found
@@ -148,7 +148,7 @@ def _column(name: str, value: Any) -> Any:
     try:
         return read(value, KINDS[name])
     except ValueProblem as problem:
-        raise MalformedEvent(f"{readable(name)}: {problem}") from None
+        raise MalformedEvent(f"{readable(name)} {problem}") from None
 
 
 def _check_bounds(product: Mapping[str, Any], limits: RowLimits) -> None:

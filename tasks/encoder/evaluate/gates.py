@@ -35,7 +35,7 @@ class EncoderPolicy:
     smaller: float = 4.0
     """How many times fewer parameters the student's image tower has than the teacher's."""
     faster: float = 2.0
-    """How many times as fast the query encoder is as the teacher, one picture at a time. The aim is 4 (docs/performance.md has
+    """How many times as fast the query encoder is as the teacher, one picture at a time. The aim is 4 (docs/benchmarks.md has
     what was measured); the gate asks for half of it, for what is timed on shared machines is not believed below 1.5x."""
 
 

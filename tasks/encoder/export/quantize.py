@@ -3,7 +3,7 @@
 Static: QDQ, per channel, calibrated on catalogue pictures. Dynamic: scales from the batch at hand, so that a vector would depend
 on its neighbours; such a graph runs one picture at a time (`Variant.alone`). Add, LayerNorm and Softmax are never quantised
 (quantised Adds broke ViTs: cosine 0.86), and what goes into them is not either: matrix products take int8 and give floating point,
-which is both faster and nearer to fp32 (docs/performance.md). Weights take seven bits: processors without VNNI add two
+which is both faster and nearer to fp32 (docs/benchmarks.md). Weights take seven bits: processors without VNNI add two
 products in sixteen bits, which those of eight overflow (docs/decisions/0061).
 """
 

@@ -1,6 +1,6 @@
 """The small image tower of the demo presets: a nine-layer residual net, registered with timm.
 
-With minutes of training and no pretrained weights, small pictures and many cheap steps win (docs/performance.md); a mobile
+With minutes of training and no pretrained weights, small pictures and many cheap steps win (docs/benchmarks.md); a mobile
 network of the same cost stays below a colour histogram. The layout follows Page's DAWNBench ResNet-9.
 """
 

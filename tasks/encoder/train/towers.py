@@ -199,7 +199,7 @@ def device() -> torch.device:
 
 
 def training_precision(precision: Precision, where: torch.device) -> Precision:
-    """The precision to train in on this device: fp32 where bf16 would be emulated at a tenth of its speed (docs/performance.md)."""
+    """The precision to train in on this device: fp32 where bf16 would be emulated at a tenth of its speed (docs/benchmarks.md)."""
     if precision == "bf16" and where.type == "cpu" and not any(torch.cpu.get_capabilities().get(name) for name in CPU_BF16):
         log.info("this processor only emulates bf16: training in fp32")
         return "fp32"
