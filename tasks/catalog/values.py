@@ -117,9 +117,10 @@ def whole(value: Any) -> int | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueProblem(f"{shown(value)} is not a whole number")
-    if not LEAST <= value <= MOST:
+    found = int(value)
+    if not LEAST <= found <= MOST:
         raise ValueProblem("a whole number of more than 64 bits")
-    return value
+    return found
 
 
 def flag(value: Any) -> bool | None:
