@@ -38,15 +38,17 @@ def checked_rows(
         names = ", ".join(missing)
         findings.wrong.append(f"{table.name}: the columns missing are {names}; found {', '.join(table.columns) or 'none'}")
         return []
-    rows, wrong, count, bad = [], [], 0, 0
+    rows, usable, wrong, count, bad = [], list[bool](), [], 0, 0
     for place, row in table.rows():
         count += 1
         told = [row] if isinstance(row, str) else list(problems(row))
         wrong += [f"{table.name} {place}: {what}" for what in told]
         bad += bool(told)
-        if not (isinstance(row, str) or (told and most)):
+        if not isinstance(row, str):
             rows.append((place, row))
+            usable.append(not told)
     if wrong and bad <= most * count:
+        rows = [row for row, used in zip(rows, usable, strict=True) if used]
         findings.notes.append(f"{bad} of {count} rows cannot be used and are left out: {'; '.join(shorten(wrong)[:5])}")
     else:
         findings.wrong += shorten(wrong)

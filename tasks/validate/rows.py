@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.catalog.schema import ALIASES, to_photos, to_products
+from tasks.catalog.schema import ALIASES, read_products, to_photos
 from tasks.catalog.sources import open_source
 from tasks.catalog.sources.csv_format import CsvFormat
 from tasks.catalog.sources.folder import NUMERIC, FolderSource
@@ -53,7 +53,7 @@ def open_tables(uri: str, options: SourceOptions | None = None) -> Iterator[Tabl
         if isinstance(source, FolderSource):
             products, photos = _file(source, "products"), _file(source, "photos")
         else:
-            products = _arrow("products", "product_id", source.products, to_products, DATABASE_ROWS)
+            products = _arrow("products", "product_id", source.products, read_products, DATABASE_ROWS)
             photos = _arrow("photos", "photo_uri", source.photos, to_photos, DATABASE_ROWS)
         if products is None:
             raise CatalogError(f"{source.name}: neither products.csv nor products.parquet is in the folder")
@@ -61,7 +61,7 @@ def open_tables(uri: str, options: SourceOptions | None = None) -> Iterator[Tabl
 
 
 def _file(source: FolderSource, kind: str) -> Table | None:
-    convert = to_products if kind == "products" else to_photos
+    convert = read_products if kind == "products" else to_photos
     batches = source.products if kind == "products" else source.photos
     path = source.folder / f"{kind}.csv"
     if (source.folder / f"{kind}.parquet").is_file():
@@ -72,7 +72,7 @@ def _file(source: FolderSource, kind: str) -> Table | None:
 def _csv(
     path: Path,
     batches: Callable[[], Iterator[pa.RecordBatch]],
-    convert: Callable[[pa.RecordBatch, str], pa.Table],
+    convert: Callable[[pa.RecordBatch, str], object],
     stated: CsvFormat,
 ) -> Table:
     """Reads a CSV file row by row, with the line number where each row starts."""
@@ -125,7 +125,7 @@ def _lines(path: Path) -> int:
 
 def _arrow(
     name: str, id_column: str, batches: Callable[[], Iterator[pa.RecordBatch]],
-    convert: Callable[[pa.RecordBatch, str], pa.Table], most: int,
+    convert: Callable[[pa.RecordBatch, str], object], most: int,
 ) -> Table | None:  # fmt: skip
     """The first `most` rows of a Parquet file or database table, identified by number or `id_column`."""
     found = list(_first(batches(), most + 1))

@@ -115,8 +115,11 @@ def _without(column: str):  # type: ignore[no-untyped-def]
         ("products", _without("title"), "the column title is missing; found product_id"),
         ("products", _without("image"), "the column image is missing"),
         ("products", lambda rows: [*rows, rows[2]], "product_id 'p002' occurs more than once"),
-        ("products", lambda rows: [rows[0] | {"title": ""}, *rows[1:]], "product 'p000' has no title"),
-        ("products", lambda rows: [rows[0] | {"price": "cheap"}, *rows[1:]], "price"),
+        (
+            "products",
+            lambda rows: [r | {"title": ""} for r in rows],
+            "none of its 12 rows can be used; the first: product 'p000': title",
+        ),
         ("photos", lambda rows: [rows[0] | {"split": "exam"}, *rows[1:]], "split 'exam' is not one of train, val, test"),
         ("photos", _without("product_id"), "the column product_id is missing"),
     ],

@@ -64,17 +64,18 @@ class SqliteSource(DatabaseSource):
         with self.connection.cursor() as cursor:
             cursor.execute("SELECT name, upper(type) FROM pragma_table_info('products')")
             declared = cursor.fetchall()
-            numeric = [name for name, kind in declared if is_numeric(kind)]
+            asked = [(name, kind) for name, kind in declared if may_be_numeric(kind)]
             stored: dict[str, str] = {}
-            if numeric:
-                asked = ", ".join(
-                    f"max(typeof({quoted(n)}) IN ('text', 'blob')), max(typeof({quoted(n)}) = 'real')" for n in numeric
+            if asked:
+                classes = ", ".join(
+                    f"max(typeof({quoted(n)}) IN ('text', 'blob')), max(typeof({quoted(n)}) = 'real'), count({quoted(n)})"
+                    for n, _ in asked
                 )
-                cursor.execute(f"SELECT {asked} FROM products")
+                cursor.execute(f"SELECT {classes} FROM products")
                 found = cursor.fetchone()
-                for place, name in enumerate(numeric):
-                    other, real = found[2 * place : 2 * place + 2]
-                    stored[name] = "text" if other else "real" if real else "integer"
+                for place, (name, kind) in enumerate(asked):
+                    other, real, values = found[3 * place : 3 * place + 3]
+                    stored[name] = "text" if other or not (values or kind) else "real" if real else "integer"
         return table_columns(declared, stored)
 
     def _batches(self, query: str, table: str) -> Iterator[pa.RecordBatch]:
@@ -86,9 +87,9 @@ SHOWN = {TEXT: "''", REAL: "0.0", INTEGER: "0"}
 """A value of the type that each expression gives."""
 
 
-def is_numeric(declared: str) -> bool:
-    """Whether SQLite gives a column of this declared type a numeric affinity that is no text's (sqlite.org/datatype3.html, 3.1)."""
-    return not any(word in declared for word in ("CHAR", "CLOB", "TEXT", "BLOB", "DATE", "TIME")) and bool(declared)
+def may_be_numeric(declared: str) -> bool:
+    """Whether SQLite keeps numbers in a column of this declared type as numbers (sqlite.org/datatype3.html, 3.1), or has none."""
+    return not any(word in declared for word in ("CHAR", "CLOB", "TEXT", "BLOB", "DATE", "TIME"))
 
 
 def table_columns(declared: Sequence[tuple[Any, ...]], stored: dict[str, str] | None) -> list[DatabaseColumn]:
