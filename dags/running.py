@@ -61,7 +61,9 @@ def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
         from serving.contract.files import ContractError
         from tasks.errors import InputMissing, VitrineError
         from tasks.records import to_json
+        from tasks.settings import Settings, public_text
 
+        _mask_secrets()
         try:
             return to_json(function(*args, **kwargs))
         except (VitrineError, ContractError) as error:
@@ -70,9 +72,19 @@ def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
                 _skip_before_first_success(context, error)
             if links := getattr(error, "links", None):  # the buttons of a task show what it returned, also when it failed
                 context["ti"].xcom_push("return_value", {"links": links})
-            raise AirflowFailException(str(error)) from error
+            raise AirflowFailException(public_text(str(error), Settings.load())) from error
 
     return run
+
+
+def _mask_secrets() -> None:
+    """Registers the secrets of the settings with Airflow, which masks them in the task's log, also in tracebacks."""
+    from airflow.sdk.log import mask_secret
+
+    from tasks.settings import Settings, secret_values
+
+    for secret in secret_values(Settings.load()):
+        mask_secret(secret)
 
 
 def _skip_before_first_success(context: Any, error: Any) -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from serving.contract import addresses
 from tasks.errors import VitrineError
 
 CHUNK_BYTES = 1 << 20
@@ -44,8 +45,8 @@ def _object_store(_process: int, **options: Any) -> pafs.FileSystem:
 
 
 def local_path(uri: str) -> Path:
-    """The path of a local uri."""
-    return Path(uri[len("file://") :] if uri.startswith("file://") else uri).absolute()
+    """The absolute path of a local uri; a file:// uri is percent-decoded."""
+    return addresses.local_path(uri).absolute()
 
 
 def join(uri: str, *parts: str) -> str:

@@ -64,7 +64,7 @@ def test_a_value_that_makes_no_sense_is_named(tmp_path: Path, name: str, text: s
         ("admin_token", "abc", "********"),
         ("admin_token", "", ""),
         ("redis_url", "redis://:secret@h:6379", "********"),
-        ("catalog", "postgresql://shop:secret@db:5432/shop", "postgresql://shop:********@db:5432/shop"),
+        ("catalog", "postgresql://shop:secret@db:5432/shop", "postgresql://********@db:5432/shop"),
         ("serving_urls", ("http://a", "http://b"), "http://a, http://b"),
         ("shards", 2, "2"),
     ],

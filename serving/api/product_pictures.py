@@ -1,18 +1,20 @@
 """Resolves a product's picture to a local file below the catalogue's root."""
 
 from pathlib import Path
-from urllib.parse import unquote
+
+from serving.contract.addresses import local_path, scheme
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
 
 def picture_path(uri: str, root: str) -> Path | None:
     """The file of a local picture; None when it is remote, outside the root, or has no picture suffix."""
-    if "://" in uri.removeprefix("file://") or "://" in root or not root:
+    if {scheme(uri), scheme(root)} - {"", "file"} or not root:
         return None
-    base = Path(root).resolve()
-    text = unquote(uri.removeprefix("file://")).removeprefix("localhost") if uri.startswith("file://") else uri
-    path = (base / text).resolve()
-    if not path.is_relative_to(base) or path.suffix.lower() not in SUFFIXES or not path.is_file():
+    base = local_path(root).resolve()
+    try:
+        path = (base / local_path(uri)).resolve()
+        usable = path.is_relative_to(base) and path.suffix.lower() in SUFFIXES and path.is_file()
+    except (OSError, ValueError, RuntimeError):  # a name too long, a NUL, links that lead to each other
         return None
-    return path
+    return path if usable else None

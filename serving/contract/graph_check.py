@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from serving.contract.child_environment import child_environment
 from serving.contract.files import ContractError
 from serving.contract.runtimes import Runtime, first_line
 
@@ -47,7 +48,7 @@ class GraphCheck:
         Raises ContractError in one sentence naming tower, variant, runtime, and the signal or the limit that ended the child.
         """
         request = pickle.dumps((runtime, path.absolute(), name.partition(".")[2], inputs, self.seconds))
-        environ = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+        environ = child_environment(os.environ) | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
         what = f"{name} in {runtime.name}"
         try:
             ended = subprocess.run(self.command, input=request, capture_output=True, timeout=self.seconds, env=environ)

@@ -68,12 +68,12 @@ class Features:
     lenient = False
 
     def __init__(self, table: pa.Table) -> None:
-        self.table = table.combine_chunks()
+        self.table = _with_known_values(table.combine_chunks())
         self.rows = len(table)
         self.key = _numpy(self.table["key"])
         self.by_key = np.argsort(self.key, kind="stable")
-        self.in_stock = _numpy(pc.fill_null(self.table["in_stock"], True))
-        self.popularity = _numpy(pc.fill_null(self.table["popularity"], 0.0)).astype(np.float32)
+        self.in_stock = _numpy(self.table["in_stock"])
+        self.popularity = _numpy(self.table["popularity"]).astype(np.float32)
         self.price = _numpy(pc.fill_null(self.table["price"].cast(pa.float64()), float("nan")))
         self.categorical_columns: dict[str, CategoricalColumn] = {}
         self.value_columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -167,6 +167,19 @@ def _numpy(column: pa.ChunkedArray) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
 
 
+def _with_known_values(table: pa.Table) -> pa.Table:
+    """Unknown stock counts as in stock, shown and filtered alike; a popularity that is missing or not finite as 0.
+
+    Snapshots say so since they read all values by one table of types; rows of earlier versions may not.
+    """
+    stock = pc.fill_null(table["in_stock"], True)
+    known = pc.fill_null(table["popularity"], 0.0)
+    finite = pc.if_else(pc.is_finite(known), known, pa.scalar(0.0, known.type))
+    for name, column in (("in_stock", stock), ("popularity", finite)):
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
 def _values(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
@@ -179,10 +192,19 @@ def _values(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return values, known & ~np.isnan(values) if values.dtype.kind == "f" else known
 
 
+def _joined(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Each list as one text; names that are missing in it are left out."""
+    if any(chunk.flatten().null_count for chunk in lists.chunks):
+        return pa.chunked_array(
+            [pa.array([BETWEEN.join(n for n in names or [] if n) for names in lists.to_pylist()], pa.string())]
+        )
+    return pc.binary_join(pc.fill_null(lists, []) if lists.null_count else lists, BETWEEN)
+
+
 def _categorical(column: pa.ChunkedArray) -> CategoricalColumn:
     """Dictionary-encodes a column. Empty and missing values are code 0, named ""."""
     lists = pa.types.is_list(column.type)
-    text = pc.binary_join(pc.fill_null(column, []) if column.null_count else column, BETWEEN) if lists else column
+    text = _joined(column) if lists else column
     filled = pc.fill_null(text, "").cast(pa.string())
     encoded = pa.concat_arrays([pa.array([""]), *filled.chunks]).dictionary_encode()
     values = encoded.dictionary.to_pylist()

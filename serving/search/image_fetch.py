@@ -80,7 +80,10 @@ class Fetcher:
                 raise ImageRejected("unreachable", f"the photo cannot be fetched from {parts.hostname}: {error}") from None
             if not isinstance(found, _Redirect):
                 return found
-            url = urljoin(url, found.url)
+            try:
+                url = urljoin(url, found.url)
+            except ValueError:
+                raise ImageRejected("redirects", f"{parts.hostname} leads to what is not an address") from None
         raise ImageRejected("redirects", f"the address leads through more than {self.most_redirects} others")
 
     def _allowed(self, url: str) -> SplitResult:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
+from serving.contract.addresses import hide_secrets
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.versions.encoder_guard import EncoderGuard
 from serving.versions.release import Release
@@ -268,4 +269,4 @@ def _now() -> str:
 
 def _sentence(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    return hide_secrets(text[0]) if text else type(error).__name__

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from serving.contract.addresses import hide_secrets
 from tasks import storage
 from tasks.board.quarantine import from_lists, latest_list, quarantine_lines
 from tasks.catalog.changes.drain import truncate
@@ -171,9 +171,9 @@ def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def public_message(error: Exception) -> str:
-    """The first line of an error with passwords in URLs masked, safe to show to all users."""
+    """The first line of an error with secrets in addresses masked, safe to show to all users."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return truncate(re.sub(r"(://[^:/@\s]*:)[^@/]+@", r"\1********@", lines[0]), SENTENCE)
+    return truncate(hide_secrets(lines[0]), SENTENCE)
 
 
 def _iso(at: datetime | None) -> str:

@@ -27,7 +27,7 @@ def _entry(version: Version, registry: Registry, evaluation: str) -> dict[str, A
     return {
         "version": version.version, "aliases": version.aliases, "created_ms": version.created_ms,
         "verdict": version.tags.get("verdict", ""), "preset": version.tags.get("preset", ""),
-        "description": version.description.split("\n\nMade by ")[0], "gates": [asdict(gate) for gate in gates], "links": addresses,
+        "description": version.summary, "gates": [asdict(gate) for gate in gates], "links": addresses,
     }  # fmt: skip
 
 

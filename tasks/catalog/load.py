@@ -1,50 +1,68 @@
 """Loads a catalogue folder into a database in one transaction."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.catalog.schema import to_photos, to_products
+from serving.contract import addresses
+from tasks.catalog.schema import read_products, to_photos
 from tasks.catalog.sources.folder import FolderSource
 from tasks.catalog.sources.postgresql import split_image_root
-from tasks.errors import CatalogError
+from tasks.catalog.sources.source import SourceOptions
+from tasks.errors import CatalogError, CatalogMissing
 
 
-def load_folder(folder: Path, database_uri: str) -> dict[str, int]:
-    """Replaces the tables `products` and `photos` with the folder's in one transaction; returns row counts.
+@dataclass(frozen=True)
+class Loaded:
+    """Rows loaded, and a sentence for each row of products that cannot be used and was left out."""
+
+    products: int
+    photos: int
+    unusable: list[str]
+
+
+def load_folder(folder: Path, database_uri: str, options: SourceOptions | None = None) -> Loaded:
+    """Replaces the tables `products` and `photos` with the folder's in one transaction. Rows that cannot be used are left out.
 
     Pictures stay where they are. For SQLite their relative paths are made relative to the database's folder; for PostgreSQL they
     stay relative to the catalogue's folder, which `image_root` must name. Addresses and absolute paths stay as they are. Raises
     CatalogError for an unusable folder before anything is written.
     """
-    source = FolderSource(folder)
-    products = pa.concat_tables([_flat(to_products(b, source.name)) for b in source.products()], promote_options="default")
+    source = FolderSource(folder, options)
+    found = [read_products(b, source.name) for b in source.products()]
+    if not found:
+        raise CatalogMissing(f"{folder}: the catalogue has no products")
+    unusable = [row.sentence for rows in found for row in rows.unusable] + source.rejected
+    products = pa.concat_tables([_flat(rows.table) for rows in found], promote_options="default")
+    if unusable and not len(products):
+        raise CatalogError(f"{folder}: none of its {len(unusable)} rows can be used; the first: {unusable[0]}")
     photos = [to_photos(b, source.name) for b in source.photos()]
     labelled = pa.concat_tables(photos) if photos else None
     if database_uri.startswith("sqlite:///"):
-        path = Path(database_uri[len("sqlite:///") :])
+        path = addresses.sqlite_path(database_uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = _prefix(folder, path.parent)
         products = _below(products, "image_uri", prefix)
         labelled = _below(labelled, "photo_uri", prefix) if labelled is not None else None
         from adbc_driver_sqlite import dbapi
 
-        connect = dbapi.connect(f"file:{path}")
+        connect = dbapi.connect(addresses.sqlite_uri(path))
     elif database_uri.startswith(("postgresql://", "postgres://")):
         from adbc_driver_postgresql import dbapi as postgres
 
         connect = postgres.connect(split_image_root(database_uri)[0])
     else:
-        raise CatalogError(f"{database_uri}: not a database; give sqlite:///file or postgresql://…")
+        raise CatalogError(f"{addresses.without_secrets(database_uri)}: not a database; give sqlite:///file or postgresql://…")
     with connect as connection:
         _replace(connection, "products", products)
         if labelled is not None:
             _replace(connection, "photos", labelled)
         connection.commit()
-    return {"products": len(products), "photos": len(labelled) if labelled is not None else 0}
+    return Loaded(len(products), len(labelled) if labelled is not None else 0, unusable)
 
 
 def _replace(connection: Any, table: str, rows: pa.Table) -> None:

@@ -1,16 +1,19 @@
-"""Columns of a snapshot, and the conversion of a source's columns."""
+"""Columns of a snapshot, and the conversion of a source's rows; rows that cannot be used are set aside with their reasons."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.contract.keys import product_keys
+from serving.contract.palette import PALETTE
+from tasks.catalog.columns import Column, convert, kind_of
 from tasks.catalog.splits import photo_split
+from tasks.catalog.values import TYPES, UPDATED_AT, Kind
 from tasks.errors import CatalogError
 
-UPDATED_AT = pa.timestamp("us", tz="UTC")
 EPOCH = pa.scalar(0, pa.int64()).cast(pa.timestamp("us")).cast(UPDATED_AT)
 
 PRODUCT_SCHEMA = pa.schema([
@@ -19,6 +22,10 @@ PRODUCT_SCHEMA = pa.schema([
     ("in_stock", pa.bool_()), ("popularity", pa.float32()), ("priority", pa.bool_()), ("image_uri", pa.string()),
     ("updated_at", UPDATED_AT),
 ])  # fmt: skip
+KINDS: dict[str, Kind] = {
+    "product_id": "text", "title": "text", "description": "text", "brand": "text", "category": "names", "price": "number",
+    "currency": "text", "in_stock": "flag", "popularity": "number", "priority": "flag", "image_uri": "text", "updated_at": "time",
+}  # fmt: skip
 PHOTO_SCHEMA = pa.schema([
     ("photo_uri", pa.string()), ("product_id", pa.string()), ("split", pa.string()), ("taken_at", UPDATED_AT),
 ])  # fmt: skip
@@ -26,35 +33,123 @@ PHOTO_SCHEMA = pa.schema([
 ALIASES = {"image": "image_uri", "photo": "photo_uri"}
 REQUIRED = ("product_id", "title", "image_uri")
 SPLITS = ("train", "val", "test")
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "description": "", "brand": "", "price": None, "currency": "", "in_stock": True, "popularity": 0.0, "priority": False,
+    "updated_at": EPOCH.as_py(),
 }  # fmt: skip
+"""What a missing value means; the same for a snapshot's row and an event's."""
+OURS = ("key", PALETTE)
+"""Columns of an index's tables that we compute: a catalogue's column of such a name is left out."""
+LARGEST_FLOAT32 = 3.4e38
 
 
-def to_products(batch: pa.RecordBatch, where: str) -> pa.Table:
-    """Converts a batch to snapshot rows (PRODUCT_SCHEMA, then extra columns unchanged). Raises CatalogError."""
-    table = _renamed(batch, where, REQUIRED)
-    for name in REQUIRED:
-        empty = pc.or_kleene(pc.is_null(table[name]), pc.equal(table[name].cast(pa.string()), ""))
-        if pc.any(empty).as_py():
-            row = pc.index(empty, True).as_py()
-            known = table["product_id"][row].as_py()
-            shown, picture = column_as_written(batch.schema.names, name), column_as_written(batch.schema.names, "image_uri")
-            raise CatalogError(f"{where}: product {known!r} has no {shown}; every product needs product_id, title and {picture}")
-    table = _with_category(table)
-    columns = {"product_id": table["product_id"].cast(pa.string())}
-    columns["key"] = pa.array(product_keys(columns["product_id"].to_pylist()))
-    for field in PRODUCT_SCHEMA:
-        if field.name in columns:
-            continue
-        if field.name in table.column_names:
-            columns[field.name] = _cast(table[field.name], field, where, column_as_written(batch.schema.names, field.name))
-        elif field.name == "updated_at":
-            columns[field.name] = pa.repeat(EPOCH, len(table))
+@dataclass(frozen=True)
+class RowLimits:
+    """Bounds of single values; a row beyond them is set aside."""
+
+    longest_title: int = 2000
+    longest_uri: int = 4000
+    max_price: float = 1e7
+    deepest_category: int = 12
+
+    def problems(self, columns: dict[str, pa.Array]) -> Iterable[tuple[str, pa.Array, str]]:
+        """(column, rows out of bounds (n,) bool, what is wrong); a missing value is out of no bounds."""
+        title, uri, depth = (
+            pc.utf8_length(columns["title"]), pc.utf8_length(columns["image_uri"]), pc.list_value_length(columns["category"]),
+        )  # fmt: skip
+        price, popularity = columns["price"], columns["popularity"]
+        yield "title", pc.greater(title, self.longest_title), f"longer than {self.longest_title}: VITRINE_MAX_TITLE_LENGTH"
+        yield "image", pc.greater(uri, self.longest_uri), f"longer than {self.longest_uri}: VITRINE_MAX_URI_LENGTH"
+        yield (
+            "category",
+            pc.greater(depth, self.deepest_category),
+            f"of more than {self.deepest_category} steps: VITRINE_MAX_CATEGORY_DEPTH",
+        )
+        yield "price", pc.greater(price, self.max_price), f"above {self.max_price:g}: VITRINE_MAX_PRICE"
+        yield "price", pc.less(price, 0.0), "below 0"
+        yield "popularity", pc.less(popularity, 0.0), "below 0"
+        yield "popularity", pc.greater(popularity, LARGEST_FLOAT32), f"above {LARGEST_FLOAT32:g}"
+
+
+DEFAULT_LIMITS = RowLimits()
+
+
+@dataclass(frozen=True)
+class UnusableRow:
+    """A row that is set aside. `row` counts from 0 in its batch; `column` has the source's own name."""
+
+    row: int
+    product_id: str
+    column: str
+    problem: str
+
+    @property
+    def sentence(self) -> str:
+        """Product, column and reason."""
+        return (
+            f"product {self.product_id!r}: {self.column}: {self.problem}" if self.product_id else f"{self.column}: {self.problem}"
+        )
+
+
+@dataclass(frozen=True)
+class ProductRows:
+    """Usable rows (PRODUCT_SCHEMA, then the shop's own columns), the unusable ones, and why a column was left out, by name."""
+
+    table: pa.Table
+    unusable: list[UnusableRow] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def read_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT_LIMITS) -> ProductRows:
+    """Converts a batch of a source to snapshot rows. Raises CatalogError where a required column is missing or is there twice."""
+    table, own_name = _renamed(batch, where, REQUIRED)
+    problems: dict[int, tuple[str, str]] = {}
+    columns: dict[str, pa.Array] = {}
+
+    def note(rows: Iterable[int], column: str, what: str) -> None:
+        for row in rows:
+            problems.setdefault(row, (own_name.get(column, column), what))
+
+    def take(name: str, found: Column) -> None:
+        for row, problem in found.problems.items():
+            note([row], name, problem)
+        columns[name] = found.values
+
+    for name, kind in KINDS.items():
+        if name in table.column_names:
+            take(name, convert(table[name], kind))
         else:
-            columns[field.name] = pa.repeat(pa.scalar(DEFAULTS[field.name], field.type), len(table))
-    carried = {n: table[n] for n in table.column_names if n not in columns}
-    return pa.table(columns | carried).select([*PRODUCT_SCHEMA.names, *sorted(carried)])
+            columns[name] = pa.nulls(len(table), TYPES[kind]) if kind != "names" else pa.array([[]] * len(table), TYPES[kind])
+    for name in REQUIRED:
+        note(
+            _rows(pc.or_kleene(pc.is_null(columns[name]), pc.equal(columns[name], ""))), name, "is empty; every product needs one"
+        )
+    if "department" in table.column_names:
+        columns["category"] = _below(convert(table["department"], "text").values, columns["category"])
+    for name, beyond, what in limits.problems(columns):
+        note(_rows(beyond), name, what)
+    left_out = _take_own(table, take)
+    ids = columns["product_id"]
+    unusable = [UnusableRow(row, ids[row].as_py() or "", *problems[row]) for row in sorted(problems)]
+    shaped = {"key": pa.array(product_keys(pc.fill_null(ids, "").to_pylist())), **columns}
+    for name, default in DEFAULTS.items():
+        kind = PRODUCT_SCHEMA.field(name).type
+        cast = shaped[name].cast(kind, safe=kind != pa.float32())
+        shaped[name] = cast if default is None else pc.fill_null(cast, pa.scalar(default, kind))
+    own = sorted(set(shaped) - set(PRODUCT_SCHEMA.names))
+    rows = pa.table(shaped).select([*PRODUCT_SCHEMA.names, *own])
+    if unusable:
+        usable = [row for row in range(len(rows)) if row not in problems]
+        rows = rows.take(pa.array(usable, pa.int64()))
+    return ProductRows(rows, unusable, left_out)
+
+
+def to_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT_LIMITS) -> pa.Table:
+    """The snapshot rows of a batch all of whose rows must be usable. Raises CatalogError naming the first that is not."""
+    found = read_products(batch, where, limits)
+    if found.unusable:
+        raise CatalogError(f"{where}: {found.unusable[0].sentence}")
+    return found.table
 
 
 def to_photos(batch: pa.RecordBatch, where: str) -> pa.Table:
@@ -62,38 +157,29 @@ def to_photos(batch: pa.RecordBatch, where: str) -> pa.Table:
 
     A photo whose split is not said gets one by its name (tasks/catalog/splits.py); `taken_at` is null where it is not known.
     """
-    table = _renamed(batch, where, ("photo_uri", "product_id"))
-    uris = table["photo_uri"].cast(pa.string())
-    given = table["split"].to_pylist() if "split" in table.column_names else [None] * len(table)
-    splits = pa.array([split or photo_split(uri) for uri, split in zip(uris.to_pylist(), given, strict=True)], pa.string())
-    columns = {"photo_uri": uris, "product_id": table["product_id"].cast(pa.string()), "split": splits}
-    table = pa.table(columns | {"taken_at": _taken_at(table, where)}, schema=PHOTO_SCHEMA)
+    table, _ = _renamed(batch, where, ("photo_uri", "product_id"))
+    columns = {}
+    for name, kind in (("photo_uri", "text"), ("product_id", "text"), ("split", "text"), ("taken_at", "time")):
+        if name not in table.column_names:
+            columns[name] = pa.nulls(len(table), PHOTO_SCHEMA.field(name).type)
+            continue
+        found = convert(table[name], kind)  # type: ignore[arg-type]
+        for row, problem in found.problems.items():
+            raise CatalogError(f"{where}: the column {name} of row {row + 1}: {problem}")
+        columns[name] = found.values
+    given = zip(columns["photo_uri"].to_pylist(), columns["split"].to_pylist(), strict=True)
+    columns["split"] = pa.array([split or photo_split(uri or "") for uri, split in given], pa.string())
+    table = pa.table(columns, schema=PHOTO_SCHEMA)
     strange = pc.invert(pc.is_in(table["split"], pa.array(SPLITS)))
     if pc.any(strange).as_py():
-        found = table["split"][pc.index(strange, True).as_py()].as_py()
-        raise CatalogError(f"{where}: split {found!r} is not one of {', '.join(SPLITS)}")
+        unknown = table["split"][pc.index(strange, True).as_py()].as_py()
+        raise CatalogError(f"{where}: split {unknown!r} is not one of {', '.join(SPLITS)}")
     return table
 
 
-def _taken_at(table: pa.Table, where: str) -> pa.Array | pa.ChunkedArray:
-    if "taken_at" not in table.column_names:
-        return pa.nulls(len(table), UPDATED_AT)
-    column = table["taken_at"]
-    if pa.types.is_string(column.type):
-        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-    return _cast(column, PHOTO_SCHEMA.field("taken_at"), where, "taken_at")
-
-
-def _renamed(batch: pa.RecordBatch, where: str, required: tuple[str, ...]) -> pa.Table:
-    table = pa.Table.from_batches([batch])
-    table = table.rename_columns(
-        [ALIASES.get(n, n) if ALIASES.get(n, n) not in table.column_names else n for n in table.column_names]
-    )
-    missing = [n for n in required if n not in table.column_names]
-    if missing:
-        shown = ", ".join(column_as_written(batch.schema.names, n) for n in missing)
-        raise CatalogError(f"{where}: the column {shown} is missing; found {', '.join(batch.schema.names)}")
-    return table
+def readable(name: str) -> str:
+    """The short name of a snapshot column, as a catalogue has it."""
+    return column_as_written((), name)
 
 
 def column_as_written(columns: Iterable[str], name: str) -> str:
@@ -101,55 +187,43 @@ def column_as_written(columns: Iterable[str], name: str) -> str:
     return name if name in columns else next((short for short, full in ALIASES.items() if full == name), name)
 
 
-def _with_category(table: pa.Table) -> pa.Table:
-    """`category` as a list from general to specific: text is split at ">", and a `department` goes first."""
-    if "category" not in table.column_names:
-        empty = pa.array([[]] * len(table), pa.list_(pa.string()))
-        return table.append_column("category", empty)
-    column = table["category"]
-    if pa.types.is_list(column.type):
-        return table
-    parts = _split(pc.fill_null(column.cast(pa.string()), ""))
-    if "department" in table.column_names:
-        pairs = zip(table["department"].to_pylist(), parts.to_pylist(), strict=True)
-        parts = pa.array([[d, *p] if d and d not in p else p for d, p in pairs], pa.list_(pa.string()))
-    place = table.column_names.index("category")
-    return table.set_column(place, "category", parts)
+def _rows(mask: pa.Array) -> list[int]:
+    return [row for row, wrong in enumerate(mask.to_pylist()) if wrong] if pc.any(mask).as_py() else []
 
 
-def _split(paths: pa.ChunkedArray) -> pa.ListArray:
-    """Splits "a > b" into ["a", "b"], trimmed, without empty steps."""
-    steps = pc.split_pattern(paths.combine_chunks(), ">")
-    words = pc.utf8_trim_whitespace(steps.flatten())
-    kept = pc.not_equal(words, "")
-    before = np.concatenate([[0], np.cumsum(kept.to_numpy(zero_copy_only=False))]).astype(np.int32)
-    offsets = before[steps.offsets.to_numpy() - steps.offsets[0].as_py()]
-    return pa.ListArray.from_arrays(pa.array(offsets), words.filter(kept))
+def _take_own(table: pa.Table, take: Any) -> dict[str, str]:
+    """Converts the shop's own columns; gives the names of those left out with the reason."""
+    left_out = {}
+    for name in table.column_names:
+        if name in PRODUCT_SCHEMA.names and name != "key":
+            continue
+        kind = kind_of(table.schema.field(name).type)
+        if name in OURS:
+            left_out[name] = "Vitrine has a column of this name itself"
+        elif kind is None:
+            empty = table[name].null_count == len(table)
+            left_out[name] = "it holds no value" if empty else f"no filter can use its type, {table.schema.field(name).type}"
+        else:
+            take(name, convert(table[name], kind))
+    return left_out
 
 
-def _whole_day(text: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Completes a date without a time to the start of its day."""
-    return pc.if_else(pc.equal(pc.utf8_length(text), 10), pc.binary_join_element_wise(text, "00:00:00", " "), text)
+def _renamed(batch: pa.RecordBatch, where: str, required: tuple[str, ...]) -> tuple[pa.Table, dict[str, str]]:
+    """The batch with the snapshot's column names, and the source's own name of each renamed column."""
+    given = batch.schema.names
+    twice = next((n for n in given if given.count(n) > 1), None)
+    if twice is not None:
+        raise CatalogError(f"{where}: the column {twice} occurs more than once; give each column its own name")
+    names = [ALIASES[n] if n in ALIASES and ALIASES[n] not in given else n for n in given]
+    missing = [n for n in required if n not in names]
+    if missing:
+        shown = ", ".join(column_as_written(given, n) for n in missing)
+        raise CatalogError(f"{where}: the column {shown} is missing; found {', '.join(given)}")
+    own = {new: old for new, old in zip(names, given, strict=True) if new != old}
+    return pa.Table.from_arrays(batch.columns, names=names), own
 
 
-def _cast(column: pa.ChunkedArray, field: pa.Field, where: str, shown: str) -> pa.ChunkedArray:
-    try:
-        if field.type == UPDATED_AT and pa.types.is_string(column.type):
-            return _times(column)
-        if field.type == UPDATED_AT and pa.types.is_timestamp(column.type) and column.type.tz is None:
-            return column.cast(pa.timestamp("us")).cast(UPDATED_AT)
-        if pa.types.is_boolean(field.type) and not pa.types.is_boolean(column.type):
-            return pc.not_equal(column.cast(pa.int64()), 0)
-        cast = column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise CatalogError(f"{where}: the column {shown} does not read as {field.type}: {error}") from None
-    default = DEFAULTS.get(field.name)
-    return cast if default is None else pc.fill_null(cast, pa.scalar(default, field.type))
-
-
-def _times(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Parses text as times (ISO 8601, to the microsecond; UTC without a zone). Raises ArrowInvalid."""
-    column = _whole_day(column)
-    zoned = pc.match_substring_regex(column, r"(Z|[+-]\d\d:?\d\d)$")
-    with_zone = pc.if_else(zoned, column, pc.binary_join_element_wise(column, "Z", ""))
-    return with_zone.cast(UPDATED_AT)
+def _below(departments: pa.Array, categories: pa.Array) -> pa.Array:
+    """Category paths below their department, where that is not in them already."""
+    pairs = zip(departments.to_pylist(), categories.to_pylist(), strict=True)
+    return pa.array([[d, *p] if d and d not in p else p for d, p in pairs], pa.list_(pa.string()))

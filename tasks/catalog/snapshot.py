@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from serving.contract.addresses import without_secrets
 from serving.contract.keys import product_keys
 from tasks import storage
-from tasks.catalog.schema import PHOTO_SCHEMA, to_photos, to_products
-from tasks.catalog.sources import Source, open_source
+from tasks.catalog.schema import DEFAULT_LIMITS, PHOTO_SCHEMA, RowLimits, UnusableRow, read_products, to_photos
+from tasks.catalog.sources import Source, SourceOptions, open_source
 from tasks.errors import CatalogError, CatalogMissing
 from tasks.progress import Progress
 from tasks.records import Record
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "_manifest.json"
 JOURNAL = "_journal.json"
+UNUSABLE = "unusable-"
+UNUSABLE_SCHEMA = pa.schema([(name, pa.string()) for name in ("product_id", "column", "problem", "sentence")])
 PART_ROWS = 250_000
 BATCH_ROWS = 50_000
 PHOTO_ORDER = [("photo_uri", "ascending"), ("product_id", "ascending")]
@@ -34,6 +37,8 @@ class Snapshot(Record):
     """Reference to a published snapshot. `content_sha256` covers products and photos, not when or where they were copied.
 
     `orphan_photos` were left out because the catalogue does not have the product that they show; `photos` does not count them.
+    `quarantined_rows` could not be used (`unusable_rows` has each with its reason); `rows` does not count them. `left_out` says why
+    a column of the catalogue is not in the snapshot.
     """
 
     id: str
@@ -44,6 +49,8 @@ class Snapshot(Record):
     source: str
     image_root: str
     orphan_photos: int = 0
+    quarantined_rows: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def orphans(self) -> str:
@@ -52,35 +59,53 @@ class Snapshot(Record):
         return f"labelled photos left out because their product is not in the catalogue: {count}" if count else ""
 
 
-def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str) -> Snapshot:
+def take_snapshot(
+    source_uri: str,
+    snapshots_uri: str,
+    snapshot_id: str,
+    limits: RowLimits = DEFAULT_LIMITS,
+    options: SourceOptions | None = None,
+) -> Snapshot:
     """Copies the catalogue to <snapshots_uri>/<snapshot_id>; a complete snapshot of this id is returned as it is.
+
+    Rows that cannot be used, or are beyond `limits`, are set aside with their reasons.
 
     A copy that was killed goes on after its last whole part if nothing was written to the catalogue since, else it starts anew:
     a snapshot never holds rows of two moments. Memory holds one part and 8 bytes a product.
 
     Photos whose product is not in the catalogue (it was deleted, say) are left out and counted.
 
-    Raises CatalogError with one sentence for a missing column, a duplicate product_id or two ids with one key; CatalogMissing where
-    there is no product at all. Without its manifest a snapshot does not exist, so nothing is half-published.
+    Raises CatalogError with one sentence for a missing column, a duplicate product_id, two ids with one key or no usable row;
+    CatalogMissing where there is no product at all. Without its manifest a snapshot does not exist, so nothing is half-published.
     """
     uri = storage.join(snapshots_uri, snapshot_id)
     if storage.exists(storage.join(uri, MANIFEST)):
         return read_snapshot(uri)
     started = datetime.now(UTC).isoformat()
-    with open_source(source_uri) as source:
-        return write_snapshot(source, source_uri, uri, snapshot_id, started)
+    with open_source(source_uri, options) as source:
+        return write_snapshot(source, without_secrets(source_uri), uri, snapshot_id, started, limits)
 
 
-def write_snapshot(source: Source, source_uri: str, uri: str, snapshot_id: str, started: str) -> Snapshot:
-    """Copies an open source to `uri`, resuming a killed attempt; `started` is when the source's view was fixed."""
+def write_snapshot(
+    source: Source, source_uri: str, uri: str, snapshot_id: str, started: str, limits: RowLimits = DEFAULT_LIMITS
+) -> Snapshot:
+    """Copies an open source to `uri`, resuming a killed attempt.
+
+    `source_uri` is stored as it is; `started` is when the source's view was fixed.
+    """
     writer = _Writer(uri, source.moment, started)
-    _write_products(source, writer)
+    _write_products(source, writer, limits)
     keys = _checked_keys(writer, source)
+    unusable = _write_unusable(source, writer)
+    if unusable and not len(keys):
+        raise CatalogError(f"{source_uri}: none of its {len(unusable)} rows can be used; the first: {unusable[0]['sentence']}")
     if not len(keys):
         raise CatalogMissing(f"{source_uri}: the catalogue has no products")
     photos, orphans = _write_photos(source, writer, keys)
     root = source.image_root
-    snapshot = Snapshot(snapshot_id, uri, len(keys), photos, writer.content_sha256(), source_uri, root, orphans)
+    snapshot = Snapshot(
+        snapshot_id, uri, len(keys), photos, writer.content_sha256(), source_uri, root, orphans, len(unusable), source.left_out
+    )
     finished = datetime.now(UTC).isoformat()
     record = {"snapshot": asdict(snapshot), "files": writer.files, "started": writer.started, "finished": finished}
     storage.write_json(storage.join(uri, MANIFEST), record)
@@ -92,7 +117,8 @@ def read_snapshot(uri: str) -> Snapshot:
     """The snapshot at a uri. Raises CatalogError when it is incomplete."""
     if not storage.exists(storage.join(uri, MANIFEST)):
         raise CatalogError(f"{uri}: no snapshot was published there (it has no {MANIFEST})")
-    return Snapshot(**storage.read_json(storage.join(uri, MANIFEST))["snapshot"])
+    found = storage.read_json(storage.join(uri, MANIFEST))["snapshot"]
+    return Snapshot(**found | {"source": without_secrets(found["source"])})  # those of earlier releases hold passwords
 
 
 def started_at(uri: str) -> datetime:
@@ -117,6 +143,11 @@ def photo_table(uri: str) -> pa.Table:
     return pa.Table.from_batches(batches) if batches else PHOTO_SCHEMA.empty_table()
 
 
+def unusable_rows(uri: str) -> list[dict[str, str]]:
+    """The rows set aside: product_id ("" where it has none), column, problem, and all of it as a sentence."""
+    return [row for file in _files(uri, UNUSABLE) for batch in _part_batches(uri, file, None) for row in batch.to_pylist()]
+
+
 def _files(uri: str, prefix: str) -> list[dict]:
     return [f for f in storage.read_json(storage.join(uri, MANIFEST))["files"] if f["name"].startswith(prefix)]
 
@@ -134,6 +165,7 @@ class _Writer:
         self.uri, self.moment, self.started = uri, moment, started
         self.files: list[dict[str, Any]] = []
         self.content: list[str] = []
+        self.unusable: list[dict[str, str]] = []
         self.last_id = ""
         self._take_over()
         kept = {storage.join(uri, f["name"]) for f in self.files}
@@ -149,6 +181,7 @@ class _Writer:
         if self.moment and found["moment"] == self.moment:
             self.files, self.content = found["files"], found["content"]
             self.started, self.last_id = found["started"], found["last_id"]
+            self.unusable = found.get("unusable", [])
             log.info("%s: resuming after %d parts (%s)", self.uri, len(self.files), self.last_id)
         else:
             log.info("%s: the catalogue changed since the copy was interrupted; starting over", self.uri)
@@ -167,11 +200,17 @@ class _Writer:
         storage.write_bytes(storage.join(self.uri, name), data)
         digest = hashlib.sha256(data).hexdigest()
         self.files.append({"name": name, "rows": len(table), "sha256": digest, "bytes": len(data)})
-        self.content.append(_content(table))
+        if f"{kind}-" != UNUSABLE:
+            self.content.append(_content(table))
         if kind == "part":
             self.last_id = table["product_id"][-1].as_py()
-            record = {"moment": self.moment, "started": self.started, "last_id": self.last_id}
+            record = {"moment": self.moment, "started": self.started, "last_id": self.last_id, "unusable": self.unusable}
             storage.write_json(storage.join(self.uri, JOURNAL), record | {"files": self.files, "content": self.content})
+
+    def set_aside(self, rows: list[UnusableRow]) -> None:
+        self.unusable += [
+            {"product_id": r.product_id, "column": r.column, "problem": r.problem, "sentence": r.sentence} for r in rows
+        ]
 
     def content_sha256(self) -> str:
         return hashlib.sha256("".join(self.content).encode()).hexdigest()
@@ -196,16 +235,19 @@ def _content(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _write_products(source: Source, writer: _Writer) -> None:
-    """Writes the remaining products in parts of PART_ROWS."""
+def _write_products(source: Source, writer: _Writer, limits: RowLimits) -> None:
+    """Writes the remaining products in parts of PART_ROWS; unusable rows are noted."""
     waiting: list[pa.Table] = []
     held = 0
     with Progress("copy the catalogue", 0, "products") as progress:
         for batch in source.products(writer.last_id) if writer.last_id else source.products():
             if not batch.num_rows:
                 continue
-            waiting.append(to_products(batch, source.name))
-            held += batch.num_rows
+            found = read_products(batch, source.name, limits)
+            writer.set_aside(found.unusable)
+            source.left_out.update(found.left_out)
+            waiting.append(found.table)
+            held += len(found.table)
             while held >= PART_ROWS:
                 table = pa.concat_tables(waiting, promote_options="default")
                 writer.write("part", table.slice(0, PART_ROWS).combine_chunks())
@@ -216,6 +258,15 @@ def _write_products(source: Source, writer: _Writer) -> None:
             writer.write("part", pa.concat_tables(waiting, promote_options="default").combine_chunks())
         progress.total = writer.rows
         progress.set(writer.rows)
+
+
+def _write_unusable(source: Source, writer: _Writer) -> list[dict[str, str]]:
+    """Writes the rows set aside, with those that the source could not split into columns."""
+    rows = writer.unusable + [{"product_id": "", "column": "", "problem": r, "sentence": r} for r in source.rejected]
+    if rows:
+        log.warning("%s: %d rows cannot be used and are left out (first: %s)", source.name, len(rows), rows[0]["sentence"])
+        writer.write(UNUSABLE[:-1], pa.Table.from_pylist(rows, UNUSABLE_SCHEMA))
+    return rows
 
 
 def _checked_keys(writer: _Writer, source: Source) -> np.ndarray:

@@ -6,12 +6,13 @@ from typing import NoReturn
 import typer
 from rich.markup import escape
 
+from serving.contract.addresses import without_secrets
 from serving.contract.files import ContractError
 from serving.versions.version_source import limit_mlflow_timeouts
 from tasks.cli import capacity, catalog, changes, index, release, search, settings, stream, trace, webhook
 from tasks.cli.output import console, print_json
 from tasks.errors import VitrineError
-from tasks.settings import Settings
+from tasks.settings import Settings, public_text
 
 app = typer.Typer(help="Visual product search: catalogue, index versions, releases.", no_args_is_help=True, add_completion=False)
 app.command()(search.search)
@@ -39,13 +40,13 @@ def main() -> None:
     try:
         app()
     except (VitrineError, ContractError) as error:
-        _fail(str(error))
+        _fail(public_text(str(error), Settings.load()))
     except Exception as error:
         from tasks.registry import unreachable
 
         if not unreachable(error):
             raise
-        uri = Settings.load().mlflow_uri
+        uri = without_secrets(Settings.load().mlflow_uri)
         _fail(f"MLflow does not answer at {uri}; start it, or set VITRINE_MLFLOW_URI to where it is")
 
 

@@ -1,12 +1,13 @@
 """`vitrine catalog`: generate a sample catalogue, or load your own."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tasks.cli.output import AsJson, print_answer, progress
-from tasks.settings import Settings, mask
+from tasks.settings import Settings
 
 app = typer.Typer(help="The catalogue: generate a sample, or load your own.", no_args_is_help=True)
 
@@ -34,10 +35,15 @@ def load(
     as_json: AsJson = False,
 ) -> None:
     """Load a catalogue folder into a database, replacing its content."""
+    from serving.contract.addresses import without_secrets
     from tasks.catalog.load import load_folder
+    from tasks.catalog.sources.settings import source_options
+    from tasks.validate.preconditions import shorten
 
-    uri = database or Settings.load().catalog_uri
-    counts = load_folder(folder, uri)
-    shown = mask("catalog", uri)
-    sentence = f"{counts['products']} products and {counts['photos']} photos in {shown}"
-    print_answer(counts | {"database": shown}, sentence, as_json)
+    chosen = Settings.load()
+    uri = database or chosen.catalog_uri
+    loaded = load_folder(folder, uri, source_options(chosen))
+    shown = without_secrets(uri)
+    lines = [f"left out: {sentence}" for sentence in shorten(loaded.unusable)]
+    lines.append(f"{loaded.products} products and {loaded.photos} photos in {shown}")
+    print_answer(asdict(loaded) | {"database": shown}, "\n".join(lines), as_json)

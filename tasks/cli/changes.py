@@ -27,13 +27,14 @@ def send(
     from tasks.catalog.changes.event import MalformedEvent
     from tasks.catalog.changes.event import delete as gone
     from tasks.catalog.changes.sending import events_of_catalogue, events_of_file
+    from tasks.catalog.sources.settings import source_options
 
     chosen, now = Settings.load(), datetime.now(UTC)
     files = [Path(w) for w in what if w.endswith((".csv", ".parquet"))]
     ids = [w for w in what if Path(w) not in files]
     try:
-        events = [e for f in files for e in events_of_file(f, now)]
-        events += [] if delete else events_of_catalogue(chosen.catalog_uri, ids, now)
+        events = [e for f in files for e in events_of_file(f, now, source_options(chosen))]
+        events += [] if delete else events_of_catalogue(chosen.catalog_uri, ids, now, source_options(chosen))
     except MalformedEvent as error:
         raise CatalogError(str(error)) from None
     if delete:
@@ -85,9 +86,17 @@ def capture(
     from tasks.catalog.changes.capture import install_triggers, remove_triggers
 
     chosen = Settings.load()
-    (remove_triggers if off else install_triggers)(chosen.catalog_uri)
-    sentence = f"changes of products {'no longer ' if off else ''}go to the outbox of the catalogue"
-    print_answer({"capture": not off, "catalogue": mask("catalog", chosen.catalog_uri)}, sentence, as_json)
+    shown = mask("catalog", chosen.catalog_uri)
+    if off:
+        remove_triggers(chosen.catalog_uri)
+        print_answer(
+            {"capture": False, "catalogue": shown}, "changes of products no longer go to the outbox of the catalogue", as_json
+        )
+        return
+    left_out = install_triggers(chosen.catalog_uri)
+    lines = [f"the column {name} is not captured: {reason}" for name, reason in left_out.items()]
+    lines.append("changes of products go to the outbox of the catalogue")
+    print_answer({"capture": True, "catalogue": shown, "left_out": left_out}, "\n".join(lines), as_json)
 
 
 def _state(source: ChangeSource) -> dict[str, Any]:

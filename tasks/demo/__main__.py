@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from serving.contract.addresses import without_secrets
 from serving.contract.files import ContractError
 from tasks.errors import VitrineError
 from tasks.settings import Settings, write_home_file
@@ -146,7 +147,7 @@ def print_access(settings: Settings, console: Console, heading: str) -> None:
     console.print(
         f"  Airflow      {settings.airflow_url}   user {settings.airflow_user}, password {escape(settings.airflow_password)}"
     )
-    console.print(f"  MLflow       {settings.mlflow_uri}")
+    console.print(f"  MLflow       {without_secrets(settings.mlflow_uri)}")
 
 
 def print_failure(error: Exception, console: Console) -> None:

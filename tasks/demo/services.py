@@ -18,13 +18,19 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
+from serving.contract.child_environment import CLOUD, child_environment
 from tasks.catalog.sample.catalog import NOTICE
-from tasks.errors import VitrineError
+from tasks.errors import SettingsError, VitrineError
 from tasks.settings import PROJECT, Settings, as_variables, write_private
 
 START_LIMIT_S = 240
 STOP_LIMIT_S = 20
 WEBHOOK_CACHE_S = 5
+SERVING_SECRETS = (
+    "VITRINE_ADMIN_TOKEN", "VITRINE_WEBHOOK_SECRET", "VITRINE_MLFLOW_URI", "VITRINE_API_KEYS", "VITRINE_CACHE_URL",
+    "VITRINE_PROFILES_URL", *CLOUD,
+)  # fmt: skip
+"""Variables that a replica needs although they are, or may hold, secrets; the catalogue's password is none of them."""
 """How long MLflow remembers its list of webhooks (its default is 60)."""
 
 
@@ -56,7 +62,12 @@ def fernet_key(text: str) -> str:
 
 
 def all_services(settings: Settings) -> list[Service]:
-    """MLflow, Airflow and one serving replica, configured by the settings."""
+    """MLflow, Airflow and one serving replica, configured by the settings. Raises SettingsError for an unusable home."""
+    if "?" in str(settings.home):
+        raise SettingsError(
+            f"VITRINE_HOME={str(settings.home)!r} holds a question mark, with which MLflow and Airflow cannot open their databases; "
+            "choose a folder without one"
+        )
     return [mlflow_service(settings), serving_service(settings), airflow_service(settings)]
 
 
@@ -85,7 +96,7 @@ def mlflow_service(settings: Settings) -> Service:
         "--registry-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
         "--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts",
     )  # fmt: skip
-    environment = process_environment(settings) | {
+    environment = child_environment(process_environment(settings)) | {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         # Its message about a moved champion goes to Airflow on this machine, and its secret is kept encrypted.
         "MLFLOW_WEBHOOK_CACHE_TTL": str(WEBHOOK_CACHE_S),
@@ -131,7 +142,7 @@ def airflow_service(settings: Settings) -> Service:
 
 def serving_service(settings: Settings) -> Service:
     host, port = _address(settings.serving_urls[0])
-    environment = process_environment(settings) | {
+    environment = child_environment(process_environment(settings), SERVING_SECRETS) | {
         "VITRINE_HOST": host,
         "VITRINE_PORT": str(port),
         "VITRINE_CACHE": str(settings.home / "serving" / "cache"),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from serving.contract.child_environment import CLOUD, child_environment
 from tasks.errors import VitrineError
 from tasks.settings import PROJECT, Settings
 
@@ -39,7 +40,7 @@ def running_cluster(
 
     home = Path(pyspark.__file__).parent
     folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {
+    environment = child_environment(os.environ, CLOUD) | {
         "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable, "PYTHONPATH": str(PROJECT),
         "SPARK_WORKER_DIR": str(folder / "work"), "SPARK_LOCAL_DIRS": str(folder / "scratch"),
     }  # fmt: skip

@@ -1,8 +1,9 @@
 """Reads a picture's bytes from its uri, restricted to allowed locations."""
 
+import stat as stat_module
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
+from serving.contract import addresses
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, ImageRejected
 from serving.search.image_fetch import Fetcher
 from tasks import storage
@@ -23,7 +24,7 @@ def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits 
     read with the process's own credentials; https:// as `web` allows. Raises ImageRejected with a reason: outside_root, missing,
     too_many_bytes, forbidden_host, forbidden_address, forbidden_scheme, redirects, timeout, unreachable, unreadable.
     """
-    scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
+    scheme = addresses.scheme(uri)
     if scheme in ("http", "https"):
         if not web.hosts:
             raise ImageRejected("forbidden_host", f"{uri}: no host is allowed; set VITRINE_IMAGE_HOSTS to fetch pictures")
@@ -34,9 +35,10 @@ def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits 
         raise ImageRejected("forbidden_scheme", f"{uri}: pictures are read from files, s3:// or https://, not {scheme}://")
     path = resolve(uri, root)
     try:
-        if path.is_dir():
-            raise ImageRejected("unreadable", f"{uri}: is a folder, not a picture")
-        size = path.stat().st_size
+        found = path.stat()
+        if not stat_module.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+            raise ImageRejected("unreadable", f"{uri}: is {kind_of_file(found.st_mode)}, not a picture")
+        size = found.st_size
         if size > limits.max_bytes:
             raise ImageRejected("too_many_bytes", f"{uri}: {size} bytes; at most {limits.max_bytes} are accepted")
         return path.read_bytes()
@@ -51,7 +53,7 @@ def validator(uri: str, root: str, web: Fetcher = NOWHERE) -> str | None:
 
     Raises what `read_image` raises for a uri that leaves the root; a missing file has no validator.
     """
-    scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
+    scheme = addresses.scheme(uri)
     if scheme in ("http", "https"):
         try:
             return web.validator(uri)
@@ -64,15 +66,20 @@ def validator(uri: str, root: str, web: Fetcher = NOWHERE) -> str | None:
 
 def resolve(uri: str, root: str) -> Path:
     """The real path of a local uri, symlinks resolved. Raises ImageRejected(outside_root) when it leaves the root."""
-    text = unquote(uri[len("file://") :]).removeprefix("localhost") if uri[:7].lower() == "file://" else uri
     base = storage.local_path(root).resolve()
     try:
-        path = (base / text).resolve()
-    except (OSError, ValueError) as error:
+        path = (base / addresses.local_path(uri)).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that lead to each other
         raise ImageRejected("unreadable", f"{uri!r}: {error}") from None
     if not path.is_relative_to(base):
         raise ImageRejected("outside_root", _outside(uri, str(base)))
     return path
+
+
+def kind_of_file(mode: int) -> str:
+    """What a file of this mode (st_mode) is, in words."""
+    kinds = {stat_module.S_IFDIR: "a folder", stat_module.S_IFIFO: "a pipe", stat_module.S_IFSOCK: "a socket"}
+    return kinds.get(stat_module.S_IFMT(mode), "a device")
 
 
 def _inside_prefix(uri: str, root: str) -> str:

@@ -25,20 +25,32 @@ def shorten(lines: list[str]) -> list[str]:
     return lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
 
 
-def checked_rows(table: Table, required: tuple[str, ...], problems: Callable[[Row], Iterator[str]], findings: Findings) -> list:
-    """The (place, row) of readable rows; problems of the others go to the findings, one sentence each."""
+def checked_rows(
+    table: Table, required: tuple[str, ...], problems: Callable[[Row], Iterator[str]], findings: Findings, most: float = 0.0
+) -> list:
+    """The (place, row) of readable rows; problems of the others go to the findings, one sentence each.
+
+    Where their share is at most `most` they are a note: such rows are left out.
+    """
     missing = [table.as_written(n) for n in required if n not in table.columns]
     if missing:
         names = ", ".join(missing)
         findings.wrong.append(f"{table.name}: the columns missing are {names}; found {', '.join(table.written) or 'none'}")
         return []
-    rows, wrong = [], []
+    rows, usable, wrong, count, bad = [], list[bool](), [], 0, 0
     for place, row in table.rows():
+        count += 1
         told = [row] if isinstance(row, str) else list(problems(row))
         wrong += [f"{table.name} {place}: {what}" for what in told]
+        bad += bool(told)
         if not isinstance(row, str):
             rows.append((place, row))
-    findings.wrong += shorten(wrong)
+            usable.append(not told)
+    if wrong and bad <= most * count:
+        rows = [row for row, used in zip(rows, usable, strict=True) if used]
+        findings.notes.append(f"{bad} of {count} rows cannot be used and are left out: {'; '.join(shorten(wrong)[:5])}")
+    else:
+        findings.wrong += shorten(wrong)
     if not wrong:
         table.read()  # what only the conversion itself notices
     return rows

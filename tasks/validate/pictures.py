@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from serving.contract import addresses
 from serving.contract.preprocess import DEFAULT_LIMITS, FORMATS, ImageRejected
-from tasks.embed.images import resolve
+from tasks.embed.images import kind_of_file, resolve
 
 MOST = 5_000
 LIMIT_S = 60.0
@@ -75,9 +76,13 @@ def check_pictures(
 
 def problem(uri: str, root: str, hosts: tuple[str, ...]) -> str:
     """What is wrong with a picture by address, size and signature; "" for nothing."""
-    scheme = urlsplit(uri).scheme.lower() if "://" in uri else ""
+    scheme = addresses.scheme(uri)
     if scheme in ("http", "https"):
-        return "" if urlsplit(uri).hostname in hosts else f"{uri}: the host is not among VITRINE_IMAGE_HOSTS"
+        try:
+            host = urlsplit(uri).hostname
+        except ValueError:
+            return f"{uri}: is not an address"
+        return "" if host in hosts else f"{uri}: the host is not among VITRINE_IMAGE_HOSTS"
     if scheme == "s3" or (not scheme and root.startswith("s3://")):
         return ""
     if scheme not in ("", "file"):
@@ -86,8 +91,8 @@ def problem(uri: str, root: str, hosts: tuple[str, ...]) -> str:
         path = resolve(uri, root)
         if not path.exists():
             return f"{uri}: there is no such file below {root}"
-        if path.is_dir():
-            return f"{uri}: is a folder, not a picture"
+        if not path.is_file():
+            return f"{uri}: is {kind_of_file(path.stat().st_mode)}, not a picture"
         size = path.stat().st_size
         if not size:
             return f"{uri}: the file is empty"

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from tasks.catalog.schema import REQUIRED
-from tasks.errors import CatalogError, CatalogMissing, TrainingError
+from tasks.catalog.sources.settings import source_options
+from tasks.errors import CatalogError, CatalogMissing, SettingsError, TrainingError
 from tasks.settings import Settings, mask
 from tasks.validate.findings import Findings, checked_rows, shorten
 from tasks.validate.labelled_photos import check_photos, read_labels
@@ -29,7 +30,7 @@ def check_preconditions(
     if training:
         _check_preset(settings, found)
     try:
-        with open_tables(settings.catalog_uri) as tables:
+        with open_tables(settings.catalog_uri, source_options(settings)) as tables:
             products = _products(tables.products, settings, found)
             labels = read_labels(tables.photos, set(products) if products and tables.products.whole else None, found)
             shown = _product_pictures(tables.products, products, tables.image_root, settings, found, progress)
@@ -41,7 +42,7 @@ def check_preconditions(
                 check_photos(labels, shown, products, tables.image_root, settings, found, progress, training)
     except CatalogMissing:  # nothing to look at yet: scheduled runs wait for it
         raise
-    except (CatalogError, pa.ArrowException) as error:
+    except (CatalogError, SettingsError, pa.ArrowException) as error:
         found.wrong.append(str(error))
     if found.wrong:
         count = f"{len(found.wrong)} things have" if len(found.wrong) > 1 else "one thing has"
@@ -67,7 +68,7 @@ def _products(table: Table, settings: Settings, findings: Findings) -> dict[str,
         yield from (f"no {table.as_written(name)}" for name in REQUIRED if row[name] is None or row[name] == "")
         yield from out_of_bounds(row, limits, table.as_written("image_uri"))
 
-    rows = checked_rows(table, REQUIRED, problems, findings)
+    rows = checked_rows(table, REQUIRED, problems, findings, settings.most_quarantined)
     twice = []
     for place, row in rows:
         first = places.setdefault(str(row["product_id"]), place)

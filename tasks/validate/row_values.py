@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tasks.catalog.schema import KINDS
+from tasks.catalog.values import ValueProblem, read, shown
 from tasks.validate.rows import Row
 from tasks.validate.snapshot import SnapshotLimits
-
-NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "n/a", "#N/A")
-FLAGS = ("true", "false", "0", "1")
 
 
 def out_of_bounds(row: Row, limits: SnapshotLimits, picture: str) -> Iterator[str]:
@@ -16,54 +15,35 @@ def out_of_bounds(row: Row, limits: SnapshotLimits, picture: str) -> Iterator[st
 
     `picture` is how the catalogue names its column of pictures.
     """
-    for name, least, most, setting in (
-        ("price", 0.0, limits.max_price, "VITRINE_MAX_PRICE"),
-        ("popularity", 0.0, float("inf"), ""),
-    ):
-        value = row.get(name)
-        if value is None or value in NULLS:
-            continue
+    values: dict[str, Any] = {}
+    written = {"image_uri": picture}
+    for name, kind in KINDS.items():
         try:
-            number = float(value)
-        except (TypeError, ValueError):
-            yield f"{name} {value!r} is not a number"
-            continue
-        if not least <= number <= most:
-            bounds = f"{least:g} to {most:g}: {setting}" if setting else f"{least:g} or more"
+            values[name] = read(row.get(name), kind)
+        except ValueProblem as problem:
+            yield f"{written.get(name, name)} {problem}"
+    for name, most, setting in (("price", limits.max_price, "VITRINE_MAX_PRICE"), ("popularity", float("inf"), "")):
+        number = values.get(name)
+        if number is not None and not 0 <= number <= most:
+            bounds = f"0 to {most:g}: {setting}" if setting else "0 or more"
             yield f"{name} {number:g}, allowed {bounds}"
-    for name, shown, most, setting in (
-        ("title", "title", limits.longest_title, "VITRINE_MAX_TITLE_LENGTH"),
-        ("image_uri", picture, limits.longest_uri, "VITRINE_MAX_URI_LENGTH"),
-    ):
-        if len(str(row[name] or "")) > most:
-            yield f"{shown} of {len(str(row[name]))} characters, allowed {most}: {setting}"
-    steps = row.get("category")
-    depth = len(steps if isinstance(steps, list) else [s for s in str(steps or "").split(">") if s.strip()])
+    for name, most, setting in (
+        ("title", limits.longest_title, "VITRINE_MAX_TITLE_LENGTH"), ("image_uri", limits.longest_uri, "VITRINE_MAX_URI_LENGTH"),
+    ):  # fmt: skip
+        if len(values.get(name) or "") > most:
+            yield f"{written.get(name, name)} of {len(values[name])} characters, allowed {most}: {setting}"
+    depth = len(values.get("category") or [])
     if depth > limits.deepest_category:
         yield f"a category of {depth} steps, allowed {limits.deepest_category}: VITRINE_MAX_CATEGORY_DEPTH"
-    for name in ("in_stock", "priority"):
-        value = row.get(name)
-        if isinstance(value, str) and value not in NULLS and value.strip().lower() not in FLAGS and not _whole_number(value):
-            yield f"{name} {value!r} is not one of 1, 0, true, false"
-    if row.get("updated_at") is not None:
-        when = time_of(row["updated_at"])
-        if when is None:
-            yield f"updated_at {row['updated_at']!r} is not a time (ISO 8601, such as 2026-11-30 12:00:00)"
-        elif when - datetime.now(UTC) > timedelta(days=limits.most_days_ahead):
-            yield f"updated_at {row['updated_at']} lies ahead, allowed {limits.most_days_ahead:g} days: VITRINE_MAX_DAYS_AHEAD"
+    when = values.get("updated_at")
+    if when is not None and when - datetime.now(UTC) > timedelta(days=limits.most_days_ahead):
+        yield f"updated_at {shown(str(row['updated_at']))} lies ahead, allowed {limits.most_days_ahead:g} days: VITRINE_MAX_DAYS_AHEAD"
 
 
 def time_of(value: Any) -> datetime | None:
     """A time that a snapshot would read, in UTC where it has no zone; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-    if not isinstance(value, datetime):
+    try:
+        found = read(value, "time")
+    except ValueProblem:
         return None
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
-
-
-def _whole_number(text: str) -> bool:
-    return text.strip().lstrip("+-").isdecimal()
+    return found if isinstance(found, datetime) else None

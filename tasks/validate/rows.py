@@ -10,9 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.catalog.schema import ALIASES, column_as_written, to_photos, to_products
+from tasks.catalog.schema import ALIASES, column_as_written, read_products, to_photos
 from tasks.catalog.sources import open_source
-from tasks.catalog.sources.folder import FolderSource
+from tasks.catalog.sources.csv_format import CsvFormat
+from tasks.catalog.sources.folder import NUMERIC, FolderSource
+from tasks.catalog.sources.source import SourceOptions
 from tasks.errors import CatalogError
 
 FILE_ROWS = 1_000_000
@@ -51,13 +53,13 @@ class Tables:
 
 
 @contextmanager
-def open_tables(uri: str) -> Iterator[Tables]:
+def open_tables(uri: str, options: SourceOptions | None = None) -> Iterator[Tables]:
     """Tables of a folder (up to FILE_ROWS rows) or database (first DATABASE_ROWS rows). Raises CatalogError."""
-    with open_source(uri) as source:
+    with open_source(uri, options) as source:
         if isinstance(source, FolderSource):
             products, photos = _file(source, "products"), _file(source, "photos")
         else:
-            products = _arrow("products", "product_id", source.products, to_products, DATABASE_ROWS)
+            products = _arrow("products", "product_id", source.products, read_products, DATABASE_ROWS)
             photos = _arrow("photos", "photo_uri", source.photos, to_photos, DATABASE_ROWS)
         if products is None:
             raise CatalogError(f"{source.name}: neither products.csv nor products.parquet is in the folder")
@@ -65,26 +67,29 @@ def open_tables(uri: str) -> Iterator[Tables]:
 
 
 def _file(source: FolderSource, kind: str) -> Table | None:
-    convert = to_products if kind == "products" else to_photos
+    convert = read_products if kind == "products" else to_photos
     batches = source.products if kind == "products" else source.photos
     path = source.folder / f"{kind}.csv"
     if (source.folder / f"{kind}.parquet").is_file():
         return _arrow(f"{kind}.parquet", "", batches, convert, FILE_ROWS)
-    return _csv(path, batches, convert) if path.is_file() else None
+    return _csv(path, batches, convert, source.options.csv) if path.is_file() else None
 
 
 def _csv(
-    path: Path, batches: Callable[[], Iterator[pa.RecordBatch]], convert: Callable[[pa.RecordBatch, str], pa.Table]
+    path: Path,
+    batches: Callable[[], Iterator[pa.RecordBatch]],
+    convert: Callable[[pa.RecordBatch, str], object],
+    stated: CsvFormat,
 ) -> Table:
     """Reads a CSV file row by row, with the line number where each row starts."""
     csv.field_size_limit(LONGEST_FIELD)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        written = next(csv.reader(stream), [])
+    form, written = stated.of(path)
     header = [ALIASES.get(n, n) for n in written]
+    errors = "surrogateescape" if form.encoding.startswith("utf-8") else "replace"
 
     def rows() -> Iterator[tuple[str, Row | str]]:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            reader = csv.reader(stream)
+        with path.open(encoding=form.encoding, errors=errors, newline="") as stream:
+            reader = csv.reader(stream, delimiter=form.delimiter)
             next(reader, [])
             for _ in range(FILE_ROWS):
                 place = f"line {reader.line_num + 1}"
@@ -97,7 +102,7 @@ def _csv(
                     return
                 if not fields:
                     continue
-                yield place, _row(header, fields)
+                yield place, _row(header, fields, form.decimal)
 
     def read() -> None:
         for batch in batches():
@@ -106,14 +111,17 @@ def _csv(
     return Table(path.name, header, rows, read, _lines(path) <= FILE_ROWS, tuple(written))
 
 
-def _row(header: list[str], fields: list[str]) -> Row | str:
+def _row(header: list[str], fields: list[str], decimal: str) -> Row | str:
     if len(fields) != len(header):
         return f"{len(fields)} fields where the header has {len(header)}"
     try:
         "".join(fields).encode()  # bytes that are no UTF-8 were read as surrogates
     except UnicodeEncodeError:
         return "bytes that are not UTF-8"
-    return dict(zip(header, fields, strict=True))
+    row = dict(zip(header, fields, strict=True))
+    if decimal == ",":
+        row |= {n: row[n].replace(".", "?").replace(",", ".") for n in NUMERIC if n in row}
+    return row
 
 
 def _lines(path: Path) -> int:
@@ -123,7 +131,7 @@ def _lines(path: Path) -> int:
 
 def _arrow(
     name: str, id_column: str, batches: Callable[[], Iterator[pa.RecordBatch]],
-    convert: Callable[[pa.RecordBatch, str], pa.Table], most: int,
+    convert: Callable[[pa.RecordBatch, str], object], most: int,
 ) -> Table | None:  # fmt: skip
     """The first `most` rows of a Parquet file or database table, identified by number or `id_column`."""
     found = list(_first(batches(), most + 1))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.catalog.schema import EPOCH
-from tasks.catalog.snapshot import Snapshot, product_batches
+from tasks.catalog.snapshot import Snapshot, product_batches, unusable_rows
 from tasks.settings import Settings
 from tasks.validate.expectations import Check, Validation, run_checks
 
@@ -46,6 +46,8 @@ class SnapshotLimits:
     """Share of products that may be gone since the last snapshot: more is rather a broken export than a smaller shop."""
     most_odd_uris: float = 0.02
     """Share of pictures whose uri is of no known kind; like those in quarantine."""
+    most_unusable_rows: float = 0.02
+    """Share of the catalogue's rows that cannot be used; under the same limit as pictures in quarantine."""
     max_price: float = 1e7
     deepest_category: int = 12
     longest_title: int = 2000
@@ -59,7 +61,8 @@ class SnapshotLimits:
     def from_settings(cls, chosen: Settings) -> "SnapshotLimits":
         """The limits from the settings."""
         return cls(
-            most_dropped=chosen.most_dropped, most_odd_uris=chosen.most_quarantined, max_price=chosen.max_price,
+            most_dropped=chosen.most_dropped, most_odd_uris=chosen.most_quarantined,
+            most_unusable_rows=chosen.most_quarantined, max_price=chosen.max_price,
             deepest_category=chosen.max_category_depth, longest_title=chosen.max_title_length, longest_uri=chosen.max_uri_length,
             most_days_ahead=chosen.max_days_ahead, max_age_days=chosen.catalog_max_age_days,
         )  # fmt: skip
@@ -92,6 +95,7 @@ def check_snapshot(
     facts = {
         "rows": len(found.keys), "distinct_ids": len(np.unique(found.keys)), "promised_rows": snapshot.rows,
         "odd_uri_share": found.odd_uris / max(len(found.keys), 1), "orphan_photos": snapshot.orphan_photos,
+        "unusable_row_share": snapshot.quarantined_rows / max(len(found.keys) + snapshot.quarantined_rows, 1),
     }  # fmt: skip
     checks = [
         *(
@@ -104,6 +108,7 @@ def check_snapshot(
         Check("facts", "ExpectColumnPairValuesToBeEqual", {"column_A": "rows", "column_B": "distinct_ids"}),
         _between("facts", "rows", 1, None),
         _between("facts", "odd_uri_share", 0, limits.most_odd_uris, "VITRINE_MOST_QUARANTINED"),
+        _between("facts", "unusable_row_share", 0, limits.most_unusable_rows, "VITRINE_MOST_QUARANTINED"),
         _between("facts", "orphan_photos", 0, None),  # any number: the data docs show it
     ]
     also = (
@@ -112,6 +117,9 @@ def check_snapshot(
         else []
     )
     also += [snapshot.orphans] if snapshot.orphans else []
+    if snapshot.quarantined_rows:
+        first = "; ".join(row["sentence"] for row in unusable_rows(snapshot.uri)[:5])
+        also.append(f"{snapshot.quarantined_rows} rows of the catalogue cannot be used: {first}")
     if found.newest is not None:
         facts["newest_change_days_ago"] = ((now or datetime.now(UTC)) - found.newest).total_seconds() / 86400
         setting = "VITRINE_MAX_DAYS_AHEAD" if facts["newest_change_days_ago"] < 0 else "VITRINE_CATALOG_MAX_AGE_DAYS"

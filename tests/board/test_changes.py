@@ -119,8 +119,8 @@ def test_before_the_first_version_the_last_run_says_what_it_quarantined(live: Li
     [
         ("kafka://127.0.0.1:{port}/t", "the queue cannot be read: Kafka does not answer at 127.0.0.1"),
         ("outbox:postgresql://shop:hush@127.0.0.1:{port}/db", "the queue cannot be read: PostgreSQL does not answer"),
-        ("outbox:mysql://shop:hush@host/db", "outbox: mysql://shop:********@host/db: not a database"),
-        ("redis://shop:hush@host", "VITRINE_CHANGES='redis://shop:********@host'"),
+        ("outbox:mysql://shop:hush@host/db", "outbox: mysql://********@host/db: not a database"),
+        ("redis://shop:hush@host", "VITRINE_CHANGES='redis://********@host'"),
     ],
 )
 def test_a_queue_that_cannot_be_read_is_one_sentence_without_secrets(

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.catalog import schema
-from tasks.catalog.load import load_folder
+from tasks.catalog.load import Loaded, load_folder
 from tasks.catalog.snapshot import photo_table, product_batches, product_table, read_snapshot, take_snapshot
 from tasks.embed.images import read_image
 from tasks.errors import CatalogError, CatalogMissing
@@ -65,7 +65,7 @@ def test_parts_left_by_a_killed_attempt_do_not_count(folder: Path, tmp_path: Pat
 
 def test_sqlite_gives_the_same_products_as_the_folder(folder: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/shop.db"
-    assert load_folder(folder, uri) == {"products": 12, "photos": 36}
+    assert load_folder(folder, uri) == Loaded(12, 36, [])
     load_folder(folder, uri)
     columns = [n for n in schema.PRODUCT_SCHEMA.names if n != "image_uri"]
     here = take_snapshot(str(folder), str(tmp_path / "a"), "one")
@@ -115,8 +115,11 @@ def _without(column: str):  # type: ignore[no-untyped-def]
         ("products", _without("title"), "the column title is missing; found product_id"),
         ("products", _without("image"), "the column image is missing"),
         ("products", lambda rows: [*rows, rows[2]], "product_id 'p002' occurs more than once"),
-        ("products", lambda rows: [rows[0] | {"title": ""}, *rows[1:]], "product 'p000' has no title"),
-        ("products", lambda rows: [rows[0] | {"price": "cheap"}, *rows[1:]], "price"),
+        (
+            "products",
+            lambda rows: [r | {"title": ""} for r in rows],
+            "none of its 12 rows can be used; the first: product 'p000': title",
+        ),
         ("photos", lambda rows: [rows[0] | {"split": "exam"}, *rows[1:]], "split 'exam' is not one of train, val, test"),
         ("photos", _without("product_id"), "the column product_id is missing"),
     ],

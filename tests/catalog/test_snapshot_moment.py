@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from tasks.catalog import snapshot as snapshots
-from tasks.catalog.snapshot import JOURNAL, product_table, take_snapshot
+from tasks.catalog.snapshot import JOURNAL, product_table, take_snapshot, unusable_rows
 from tasks.catalog.sources import folder, open_source, sqlite
-from tasks.errors import CatalogError
 
 ROWS = 1000
 PART = 100
@@ -91,17 +90,16 @@ def test_numbers_and_texts_that_come_late_keep_their_type(shop: str, tmp_path: P
     assert table["weight"][3].as_py() == 3
 
 
-def test_a_product_without_an_id_and_a_price_that_is_none_are_named(shop: str, tmp_path: Path) -> None:
+def test_a_product_without_an_id_and_a_price_that_is_none_are_set_aside(shop: str, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "shop.db") as database:
         database.execute("UPDATE products SET price = 'cheap' WHERE product_id = 'p0003'")
-    with pytest.raises(CatalogError, match="price"):
-        take_snapshot(shop, str(tmp_path / "a"), "one")
-    with sqlite3.connect(tmp_path / "shop.db") as database:
-        database.execute("UPDATE products SET price = 1 WHERE product_id = 'p0003'")
         database.execute("INSERT INTO products (title, image) VALUES ('nameless', 'a.jpg')")
     database.close()
-    with pytest.raises(CatalogError, match="product None has no product_id"):
-        take_snapshot(shop, str(tmp_path / "a"), "two")
+    taken = take_snapshot(shop, str(tmp_path / "a"), "one")
+    assert (taken.rows, taken.quarantined_rows) == (ROWS - 1, 2)
+    assert [row["sentence"] for row in unusable_rows(taken.uri)] == [
+        "product_id: is empty; every product needs one", "product 'p0003': price: 'cheap' is not a number",
+    ]  # fmt: skip
 
 
 def seen(uri: str, write: Callable[[], object]) -> tuple[int, int, str]:

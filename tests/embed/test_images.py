@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.api.product_pictures import picture_path
 from serving.contract.preprocess import ImageLimits, ImageRejected
 from tasks.embed.images import fetcher, read_image, validator
 
@@ -157,3 +158,28 @@ def test_what_a_host_does_not_give_has_its_reason(host: str, root: Path, name: s
     with pytest.raises(ImageRejected) as caught:
         read_image(f"http://{host}/{name}", str(root), fetcher((host,), private=True, timeout_s=0.5))
     assert caught.value.reason == reason
+
+
+def test_what_is_no_file_is_refused_at_once(root: Path) -> None:
+    import os
+    import socket
+
+    from tasks.validate.pictures import problem
+
+    os.mkfifo(root / "pipe.jpg")
+    (root / "loop.jpg").symlink_to(root / "loop.jpg")
+    (root / "a.jpg").symlink_to(root / "b.jpg")
+    (root / "b.jpg").symlink_to(root / "a.jpg")
+    (root / "folder.jpg").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(root / "s.jpg"))
+        for name in ("pipe.jpg", "loop.jpg", "a.jpg", "folder.jpg", "s.jpg", "x" * 300 + ".jpg", "a\0b.jpg"):
+            with pytest.raises(ImageRejected) as refused:
+                read_image(name, str(root))
+            assert refused.value.reason in ("unreadable", "missing")
+            assert problem(name, str(root), ())
+            assert picture_path(name, str(root)) is None
+    for name in ("http://[::1", "http://[bad]/x.jpg", "://", "file://", "s3:/x"):
+        with pytest.raises(ImageRejected):
+            read_image(name, str(root), fetcher(("example.com",)))
+        assert problem(name, str(root), ("example.com",))

@@ -29,7 +29,7 @@ def shop(tmp_path: Path) -> Path:
 
 
 def chosen(shop: Path | str, **changed: object) -> Settings:
-    return replace(Settings(), catalog=str(shop), home=Path("/none"), **changed)
+    return replace(Settings(), **{"catalog": str(shop), "home": Path("/none"), "most_quarantined": 0.01} | changed)
 
 
 def edit(shop: Path, name: str, change: Callable[[list[dict]], None]) -> None:
@@ -94,14 +94,14 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "price": (put("products.csv", 7, price="12 EUR"), "products.csv line 7: price '12 EUR' is not a number"),
     "dear": (put("products.csv", 8, price="2e7"), "products.csv line 8: price 2e+07, allowed 0 to 1e+07: VITRINE_MAX_PRICE"),
     "long title": (put("products.csv", 9, title="a" * 2001), "line 9: title of 2001 characters, allowed 2000: VITRINE_MAX_TITLE_LENGTH"),
-    "stock": (put("products.csv", 10, in_stock="perhaps"), "products.csv line 10: in_stock 'perhaps' is not one of 1, 0"),
+    "stock": (put("products.csv", 10, in_stock="perhaps"), "products.csv line 10: in_stock 'perhaps' is not one of true, false"),
     "deep": (put("products.csv", 11, category=" > ".join("abcdefghijklmn")), "line 11: a category of 14 steps, allowed 12: VITRINE_MAX"),
     "time": (put("products.csv", 12, updated_at="yesterday"), "products.csv line 12: updated_at 'yesterday' is not a time"),
     "future": (put("products.csv", 2, updated_at="2199-01-01"), "lies ahead, allowed 1 days: VITRINE_MAX_DAYS_AHEAD"),
     "short line": (a_short_line, "products.csv line 7: 2 fields where the header has 8"),
     "encoding": (bytes_of_another_encoding, "products.csv line 6: bytes that are not UTF-8"),
     "column": (no_title_column, "products.csv: the columns missing are title; found product_id, name"),
-    "pictures": (without_pictures, "products.csv: 2 of 60 pictures unusable, allowed 2 %: VITRINE_MOST_QUARANTINED"),
+    "pictures": (without_pictures, "products.csv: 2 of 60 pictures unusable, allowed 1 %: VITRINE_MOST_QUARANTINED"),
     "no photos": (lambda shop: (shop / "photos.csv").unlink(), "there is no table of photos"),
     "split": (put("photos.csv", 3, split="holdout"), "photos.csv line 3: split 'holdout' is not one of train, val, test"),
     "two splits": (put("photos.csv", 3, photo="photos/0-2.jpg"), "photos.csv line 4: photo 'photos/0-2.jpg' is in the splits train"),
@@ -189,6 +189,14 @@ def test_orphan_photos_are_counted_and_do_not_count_as_held_out(shop: Path) -> N
     assert check_preconditions(chosen(shop)) == ["1 photos show products that are not in the catalogue: photos.csv line 4 (gone)"]
 
 
+def test_a_bad_row_in_sixty_is_noted_and_does_not_stop_the_shop(shop: Path) -> None:
+    FAULTS["price"][0](shop)
+    note, *_ = check_preconditions(chosen(shop, most_quarantined=0.02))
+    assert note == "1 of 60 rows cannot be used and are left out: products.csv line 7: price '12 EUR' is not a number"
+    FAULTS["stock"][0](shop)
+    assert "line 7: price" in refusal(shop, most_quarantined=0.02)
+
+
 def test_a_long_list_is_cut_and_counted(shop: Path) -> None:
     edit(shop, "products.csv", lambda rows: [r.update(price="x") for r in rows] and None)
     said = refusal(shop)
@@ -215,7 +223,7 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     assert "there is no such database" in refusal(f"sqlite:///{tmp_path / 'none.db'}")
     (tmp_path / "shop").mkdir()
     assert "neither products.csv nor products.parquet" in refusal(tmp_path / "shop")
-    assert "shop:********@" in refusal("postgresql://shop:secret@127.0.0.1:1/shop")
+    assert "postgresql://********@" in refusal("postgresql://shop:secret@127.0.0.1:1/shop")
 
 
 def test_an_index_alone_asks_for_nothing_to_train_on(shop: Path) -> None:

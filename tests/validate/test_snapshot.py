@@ -55,12 +55,12 @@ def test_each_fault_of_a_row_is_named_with_the_products(tmp_path: Path) -> None:
     broken[15]["updated_at"] = "2026-12-24 00:00:00"
     found = check(tmp_path, taken(tmp_path, "now", broken))
     said = found.sentence
-    for part in ("price", "p003", "p005", "category_depth", "p007", "title_length", "p009", "popularity", "p011", "p013",
-                 "odd_uri_share", "newest_change_days_ago"):  # fmt: skip
+    for part in ("price: below 0", "p003", "p005", "category", "p007", "title", "p009", "popularity", "p011", "p013",
+                 "unusable_row_share", "odd_uri_share", "newest_change_days_ago"):  # fmt: skip
         assert part in said, f"{part} is not in: {said}"
     assert "\n" not in said
-    assert len(found.failures) == 6
-    assert "p003" in (found.docs / found.page).read_text()
+    assert len(found.failures) == 3
+    assert "unusable_row_share" in (found.docs / found.page).read_text()
 
 
 def test_every_row_is_looked_at_though_few_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

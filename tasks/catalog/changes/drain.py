@@ -1,8 +1,10 @@
 """Draining the queue: selects the pending changes for the next index version and disposes of the other messages."""
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,14 +12,15 @@ import pyarrow.compute as pc
 from tasks.catalog.changes.event import UPSERT, Event, MalformedEvent, read_event
 from tasks.catalog.changes.ledger import entries, latest_changes, newer
 from tasks.catalog.changes.source import ChangeSource, Message
-from tasks.catalog.schema import PRODUCT_SCHEMA
+from tasks.catalog.columns import kind_of
+from tasks.catalog.schema import DEFAULT_LIMITS, PRODUCT_SCHEMA, RowLimits
+from tasks.catalog.values import TYPES, ValueProblem, read
 
-NOTED, QUOTED = 300, 120
-"""As much of a reason as stands in a run's note, and of a value as stands in a reason: characters."""
-JSON_TYPES = {
-    dict: "a JSON object", list: "a JSON array", str: "a text", bool: "true or false", int: "a number", float: "a number",
-    type(None): "null",
-}  # fmt: skip
+log = logging.getLogger(__name__)
+
+NOTED = 300
+"""As much of a reason as stands in a run's note: characters."""
+NO_LIMITS = RowLimits(longest_title=2**31, longest_uri=2**31, max_price=float("inf"), deepest_category=2**31)
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,17 @@ class DrainResult:
         return f"{self.malformed} of {self.received} {became}: {self.reason}; vitrine changes dead {lists}"
 
 
-def drain(source: ChangeSource, held: ParentState, carried: pa.Table, limit: int, wait_s: float, now: datetime) -> DrainResult:
+def drain(
+    source: ChangeSource, held: ParentState, carried: pa.Table, limit: int, wait_s: float, now: datetime,
+    limits: RowLimits = DEFAULT_LIMITS,
+) -> DrainResult:  # fmt: skip
     """Receives pending messages and takes up to `limit` changes, priority products first; the others stay in the queue.
 
-    `carried` are changes of other versions that must be made as well; they count first. Malformed messages are buried here.
+    `carried` are changes of other versions that must be made as well; they count first. Malformed messages, and products beyond
+    `limits`, become dead letters here.
     """
     messages = source.receive(limit * source.ahead, wait_s)
-    good, bad = _read(messages, held.columns, now)
+    good, bad = _read(messages, held.columns, now, limits)
     if bad:
         source.dead_letter(bad)
     wanted = newer(latest_changes([carried, entries([e for _, e in good], now)]), held.ledger, held.products)
@@ -79,8 +86,8 @@ def drain(source: ChangeSource, held: ParentState, carried: pa.Table, limit: int
 
 
 def event_of(row: dict) -> Event:
-    """Parses the event of a ledger row."""
-    return read_event(row["event"], row["received_at"])
+    """Parses the event of a ledger row, which was within the limits when it was received."""
+    return read_event(row["event"], row["received_at"], NO_LIMITS)
 
 
 @dataclass
@@ -92,6 +99,8 @@ class UpsertSource:
     rows: pa.Table
     columns: pa.Schema
     moment: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+    rejected: list[str] = field(default_factory=list)
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
         """The products in order of product_id: the snapshot's columns and the base's extra columns."""
@@ -101,7 +110,8 @@ class UpsertSource:
         records = []
         for row in chosen.to_pylist():
             event = event_of(row)
-            records.append(dict(event.product) | {"product_id": event.product_id, "updated_at": event.updated_at})
+            own = {f.name: _own_value(event, f) for f in carried}
+            records.append(dict(event.product) | own | {"product_id": event.product_id, "updated_at": event.updated_at})
         yield from pa.Table.from_pylist(records, schema).to_batches()
 
     def photos(self) -> Iterator[pa.RecordBatch]:
@@ -111,31 +121,43 @@ class UpsertSource:
 Read = tuple[list[tuple[Message, Event]], list[tuple[Message, str]]]
 
 
-def _read(messages: list[Message], columns: pa.Schema, now: datetime) -> Read:
-    """Parses messages; returns (message, event) pairs, and malformed messages with their reasons."""
+def _read(messages: list[Message], columns: pa.Schema, now: datetime, limits: RowLimits) -> Read:
+    """Parses messages; returns (message, event) pairs, and malformed messages with their reasons.
+
+    Whatever one message holds, the others are taken: an error that nobody thought of makes it a dead letter as well.
+    """
     good, bad = [], []
     for message in messages:
         try:
-            event = read_event(message.text, now)
+            event = read_event(message.text, now, limits)
             _check_columns(event, columns)
             good.append((message, event))
         except MalformedEvent as error:
             bad.append((message, str(error)))
+        except Exception as error:
+            log.exception("a message could not be read for a reason that nobody thought of")
+            bad.append((message, f"it cannot be read: {type(error).__name__}: {truncate(str(error), NOTED)}"))
     return good, bad
 
 
 def _check_columns(event: Event, columns: pa.Schema) -> None:
-    """Raises MalformedEvent when an extra column has a value of another type than the index."""
-    for field in columns:
-        if field.name in PRODUCT_SCHEMA.names or field.name not in event.product:
-            continue
-        value = event.product[field.name]
-        try:
-            pa.array([value], field.type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-            raise MalformedEvent(
-                f"column {field.name} holds {truncate(repr(value), QUOTED)} ({JSON_TYPES[type(value)]}); the index has {field.type} there"
-            ) from None
+    """Raises MalformedEvent when one of the shop's own columns holds what the index's column of that name cannot."""
+    for column in columns:
+        if column.name not in PRODUCT_SCHEMA.names:
+            _own_value(event, column)
+
+
+def _own_value(event: Event, column: pa.Field) -> Any:
+    """The event's value of one of the shop's own columns, as the index holds it; None where it says nothing."""
+    value, kind = event.product.get(column.name), kind_of(column.type)
+    if value is None or kind is None:
+        return None
+    try:
+        found = read(value, kind)
+        return None if found is None else pa.scalar(found, TYPES[kind]).cast(column.type).as_py()
+    except (ValueProblem, pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise MalformedEvent(f"column {column.name}: {reason}; the index has {column.type} there") from None
 
 
 def truncate(text: str, most: int) -> str:

@@ -1,7 +1,7 @@
 """A change event: format, parsing, and the total order of events about one product.
 
 An upsert carries the whole product, so that the same messages always give the same index version, whatever the catalogue says by
-the time they are read (docs/decisions/0020).
+the time they are read (docs/decisions/0020). Its values are read by the one table of types, tasks/catalog/values.py.
 """
 
 import hashlib
@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tasks.catalog.schema import ALIASES, DEFAULT_LIMITS, KINDS, LARGEST_FLOAT32, RowLimits, readable
+from tasks.catalog.values import ValueProblem, named, read, shown, text, time
+
 UPSERT, DELETE = "upsert", "delete"
 AHEAD = timedelta(days=1)
 """How far a change's time may lie in the future: a wrong clock would otherwise win over everything that follows."""
-TEXT = ("title", "description", "brand", "currency", "image_uri")
-FLAGS = ("in_stock", "priority")
+LONGEST_MESSAGE = 4_000_000
+"""Most characters of a message: several times what a product with the longest texts has."""
+LONGEST_ID = 1000
 
 
 class MalformedEvent(Exception):
@@ -55,9 +59,9 @@ class Event:
         return self.updated_at, self.kind == DELETE, self.digest
 
 
-def upsert(product_id: str, updated_at: datetime, product: Mapping[str, Any]) -> Event:
+def upsert(product_id: str, updated_at: datetime, product: Mapping[str, Any], limits: RowLimits = DEFAULT_LIMITS) -> Event:
     """An upsert event. Raises MalformedEvent when `product` is not a valid product."""
-    return Event(UPSERT, product_id, updated_at, _product(product))
+    return Event(UPSERT, product_id, updated_at, _product(product, limits))
 
 
 def delete(product_id: str, updated_at: datetime) -> Event:
@@ -65,19 +69,29 @@ def delete(product_id: str, updated_at: datetime) -> Event:
     return Event(DELETE, product_id, updated_at, {})
 
 
-def read_event(text: str, now: datetime) -> Event:
-    """Parses a message. Raises MalformedEvent naming what is wrong."""
+def read_event(message: str, now: datetime, limits: RowLimits = DEFAULT_LIMITS) -> Event:
+    """Parses a message. Raises MalformedEvent naming what is wrong, whatever the message holds."""
     try:
-        record = json.loads(text)
+        return _read_event(message, now, limits)
+    except RecursionError:
+        raise MalformedEvent("objects and lists are nested too deeply") from None
+
+
+def _read_event(message: str, now: datetime, limits: RowLimits) -> Event:
+    if len(message) > LONGEST_MESSAGE:
+        raise MalformedEvent(f"a message of {len(message)} characters; at most {LONGEST_MESSAGE} are accepted")
+    try:
+        record = json.loads(message)
     except ValueError as error:
         raise MalformedEvent(f"not JSON: {error}") from None
     if not isinstance(record, dict):
-        raise MalformedEvent(f"a JSON object is expected, not {type(record).__name__}")
+        raise MalformedEvent(f"a JSON object is expected, not {named(record)}")
     kind, product_id = record.get("kind"), record.get("product_id")
     if kind not in (UPSERT, DELETE):
-        raise MalformedEvent(f"kind is {kind!r}; expected upsert or delete")
-    if not isinstance(product_id, str) or not product_id:
-        raise MalformedEvent(f"product_id is {product_id!r}; expected a text")
+        raise MalformedEvent(f"kind is {shown(kind)}; expected upsert or delete")
+    product_id = _column("product_id", product_id) if isinstance(product_id, str | int | float) else None
+    if not product_id or len(product_id) > LONGEST_ID:
+        raise MalformedEvent(f"product_id is {shown(record.get('product_id'))}; expected a text of 1 to {LONGEST_ID} characters")
     updated_at = _time(record.get("updated_at"))
     if updated_at > now + AHEAD:
         raise MalformedEvent(f"updated_at {format_time(updated_at)} lies in the future; the sender's clock is wrong")
@@ -85,75 +99,75 @@ def read_event(text: str, now: datetime) -> Event:
         return delete(product_id, updated_at)
     if not isinstance(record.get("product"), dict):
         raise MalformedEvent("an upsert carries the whole product as an object `product`; there is none")
-    return upsert(product_id, updated_at, record["product"])
+    event = upsert(product_id, updated_at, record["product"], limits)
+    try:
+        event.text.encode()
+    except UnicodeEncodeError:
+        raise MalformedEvent("the product holds half a character (a lone surrogate)") from None
+    return event
 
 
-def event_time(text: str) -> datetime | None:
+def event_time(message: str) -> datetime | None:
     """The time in a message, valid or not; None when it has none."""
     try:
-        return _time(json.loads(text).get("updated_at"))
-    except (ValueError, AttributeError, MalformedEvent):
+        return _time(json.loads(message).get("updated_at"))
+    except (ValueError, AttributeError, MalformedEvent, RecursionError):
         return None
 
 
 def format_time(at: datetime) -> str:
     """A time in the format of events: UTC with microseconds."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _time(value: Any) -> datetime:
     try:
-        found = datetime.fromisoformat(value)
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):
-        raise MalformedEvent(f"updated_at is {value!r}; expected a time like 2026-11-25T02:00:00.000000Z") from None
+        found = time(value) if isinstance(value, str) else None
+    except ValueProblem as problem:
+        raise MalformedEvent(f"updated_at {problem}") from None
+    if found is None:
+        raise MalformedEvent(f"updated_at is {shown(value)}; expected a time like 2026-11-25T02:00:00.000000Z")
+    return found
 
 
-def _product(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A product's columns cast to snapshot types; unknown columns are kept as they are."""
-    product = {("image_uri" if name == "image" else name): value for name, value in row.items()}
-    for name in ("product_id", "key", "updated_at"):  # the event itself says these
-        product.pop(name, None)
+def _product(row: Mapping[str, Any], limits: RowLimits) -> dict[str, Any]:
+    """A product's columns as a snapshot's; the shop's own columns are kept as they are."""
+    product = {}
+    for given, value in row.items():
+        name = ALIASES[given] if given in ALIASES and ALIASES[given] not in row else given
+        if name not in ("product_id", "key", "updated_at"):  # the event itself says these
+            product[name] = _column(name, value) if name in KINDS else value
     for name in ("title", "image_uri"):
-        if not isinstance(product.get(name), str) or not product[name]:
-            raise MalformedEvent(f"the product has no {name.removesuffix('_uri')}; every product needs title and image")
-    for name in TEXT:
-        if name in product and product[name] is not None and not isinstance(product[name], str):
-            raise MalformedEvent(f"{name} is {product[name]!r}; expected a text")
-    for name in ("price", "popularity"):
-        if name in product:
-            product[name] = _number(name, product[name])
-    for name in FLAGS:
-        if name in product:
-            product[name] = _flag(name, product[name])
-    if "category" in product:
-        product["category"] = _category(product["category"])
+        if not product.get(name):
+            raise MalformedEvent(f"the product has no {readable(name)}; every product needs title and image")
+    _check_bounds(product, limits)
     return product
 
 
-def _number(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
-        raise MalformedEvent(f"{name} is {value!r}; expected a number")
-    return float(value)
+def _column(name: str, value: Any) -> Any:
+    try:
+        return read(value, KINDS[name])
+    except ValueProblem as problem:
+        raise MalformedEvent(f"{readable(name)} {problem}") from None
 
 
-def _flag(name: str, value: Any) -> bool | None:
-    if value in (True, False, None):  # 1 and 0 as well: SQLite has no other flags
-        return None if value is None else bool(value)
-    raise MalformedEvent(f"{name} is {value!r}; expected true or false")
-
-
-def _category(value: Any) -> list[str]:
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(">") if part.strip()]
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return value
-    raise MalformedEvent(f"category is {value!r}; expected a list of texts, or a text like 'a > b'")
+def _check_bounds(product: Mapping[str, Any], limits: RowLimits) -> None:
+    """Raises MalformedEvent for what a snapshot would set aside."""
+    sizes = {
+        "title": len(product["title"]),
+        "image_uri": len(product["image_uri"]),
+        "category": len(product.get("category") or []),
+    }
+    bounds: dict[str, tuple[float, float]] = {
+        "title": (1, limits.longest_title), "image_uri": (1, limits.longest_uri), "category": (0, limits.deepest_category),
+        "price": (0, limits.max_price), "popularity": (0, LARGEST_FLOAT32),
+    }  # fmt: skip
+    for name, (least, most) in bounds.items():
+        value = sizes.get(name, product.get(name))
+        if value is not None and not least <= value <= most:
+            what = "length" if name in sizes else "value"
+            raise MalformedEvent(f"{readable(name)}: {what} {value:g}, allowed {least:g} to {most:g}")
 
 
 def _plain(value: Any) -> str:
-    return format_time(value) if isinstance(value, datetime) else str(value)
+    return format_time(value) if isinstance(value, datetime) else (text(value) or "")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from tasks.catalog.changes.event import Event
-from tasks.catalog.changes.source import DeadLetter, Message, product_of
+from tasks.catalog.changes.source import DeadLetter, Message, cut, product_of, storable
 from tasks.errors import CatalogError
 
 TIMEOUT_S = 15.0
@@ -29,6 +29,10 @@ class Record(NamedTuple):
     text: str
     reason: str
     at: datetime
+
+
+LARGEST_KEY, LARGEST_CUT = 1000, 100_000
+"""Bytes of a key, and of a dead letter that was too long for its topic with the reason beside it."""
 
 
 class KafkaTopic:
@@ -98,7 +102,9 @@ class KafkaTopic:
 
     def dead_letter(self, messages: Sequence[tuple[Message, str]]) -> None:
         """Writes to the dead-letter topic; the offsets are committed with the others'."""
-        self._produce(self.dead_topic, [(product_of(m.text), m.text, {"reason": reason}) for m, reason in messages])
+        self._produce(
+            self.dead_topic, [(product_of(m.text), m.text, {"reason": storable(reason)}) for m, reason in messages], LARGEST_CUT
+        )
 
     def count_waiting(self) -> int:
         with _clear():
@@ -214,17 +220,19 @@ class KafkaTopic:
                     raise CatalogError(f"Kafka: {message.error().str()}")
                 heard = time.monotonic()
                 partition, offset = message.partition(), message.offset()
-                headers = {k: v.decode() for k, v in message.headers() or []}
-                text = (message.value() or b"").decode(errors="replace")
+                reasons = [v for k, v in message.headers() or [] if k == "reason" and v]
+                reason = reasons[-1].decode(errors="backslashreplace") if reasons else ""
+                text = (message.value() or b"").decode(errors="surrogateescape")  # the parser refuses what is not UTF-8
                 at = datetime.fromtimestamp(max(message.timestamp()[1], 0) / 1000, UTC)
-                found.append(Record(partition, next_[partition], offset, text, headers.get("reason", ""), at))
+                found.append(Record(partition, next_[partition], offset, text, reason, at))
                 next_[partition] = offset + 1
         finally:
             reader.unassign()
         return found
 
-    def _produce(self, topic: str, records: Sequence[tuple[str, str, dict[str, str]]]) -> None:
-        from confluent_kafka import Producer
+    def _produce(self, topic: str, records: Sequence[tuple[str, str, dict[str, str]]], shorten_to: int = 0) -> None:
+        """Writes (key, text, headers); with `shorten_to`, a text that the broker finds too long is cut to so many bytes."""
+        from confluent_kafka import KafkaException, Producer
 
         if not records:
             return
@@ -238,7 +246,17 @@ class KafkaTopic:
                 failed.append(error.str())
 
         for key, text, headers in records:
-            self._producer.produce(topic, text.encode(), key.encode(), headers=list(headers.items()), on_delivery=told)
+            value, chosen = text.encode(errors="surrogateescape"), cut(key, LARGEST_KEY).encode()
+            while True:
+                try:
+                    self._producer.produce(topic, value, chosen, headers=list(headers.items()), on_delivery=told)
+                    break
+                except BufferError:  # the producer's own queue is full
+                    self._producer.poll(1)
+                except KafkaException as error:
+                    if not shorten_to or len(value) <= shorten_to:
+                        raise CatalogError(f"Kafka did not take a message of {len(value)} bytes: {error.args[0].str()}") from None
+                    value = cut(storable(text), shorten_to).encode()
             self._producer.poll(0)
         left = self._producer.flush(TIMEOUT_S)
         if failed or left:

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from serving.contract import addresses
 from tasks.catalog.changes.event import Event, event_time, format_time
-from tasks.catalog.changes.outbox_database import Database, Postgres, Sqlite
-from tasks.catalog.changes.source import DeadLetter, Message
+from tasks.catalog.changes.outbox_database import Database, Postgres, Sqlite, as_text
+from tasks.catalog.changes.source import DeadLetter, Message, storable
 from tasks.catalog.sources.sqlite import NO_DATABASE
 from tasks.errors import CatalogError
 
@@ -42,14 +42,16 @@ class Outbox:
         """
         database: Database
         if database_uri.startswith("sqlite:///"):
-            path = Path(database_uri[len("sqlite:///") :])
+            path = addresses.sqlite_path(database_uri)
             if existing and not path.is_file():
                 raise CatalogError(NO_DATABASE.format(uri=database_uri))
             database, name = Sqlite(path), f"outbox in {path.name}"
         elif database_uri.startswith(("postgresql://", "postgres://")):
             database, name = Postgres(database_uri), "outbox in PostgreSQL"
         else:
-            raise CatalogError(f"{database_uri}: not a database for an outbox; give sqlite:///file or postgresql://…")
+            raise CatalogError(
+                f"{addresses.without_secrets(database_uri)}: not a database for an outbox; give sqlite:///file or postgresql://…"
+            )
         return cls(name, database)
 
     def make_tables(self) -> None:
@@ -76,7 +78,7 @@ class Outbox:
             query = f"SELECT id, event FROM outbox ORDER BY priority DESC, id LIMIT {int(limit)}"
             rows = self.database.fetch(query) if self._there("outbox") else []
             if rows or time.monotonic() >= until:
-                return [Message(event, str(number)) for number, event in rows]
+                return [Message(as_text(event), str(number)) for number, event in rows]
             time.sleep(POLL_S)
 
     def extend(self, handles: Sequence[str], seconds: int) -> None:
@@ -99,7 +101,7 @@ class Outbox:
         with self.database.transaction():  # exactly once: into one table and out of the other together
             kept = {str(row[0]) for row in self._rows("outbox", [m.handle for m, _ in messages])}
             now = format_time(datetime.now(UTC))
-            rows = [(m.text, reason, now) for m, reason in messages if m.handle in kept]
+            rows = [(storable(m.text), storable(reason), now) for m, reason in messages if m.handle in kept]
             self.database.execute("INSERT INTO outbox_dead (event, reason, died_at) VALUES ({}, {}, {})", rows)
             self._delete("outbox", [m.handle for m, _ in messages])
 
@@ -109,7 +111,7 @@ class Outbox:
     def oldest_at(self) -> datetime | None:
         """The event's own time, as the table has no insertion time."""
         rows = self.database.fetch("SELECT event FROM outbox ORDER BY id LIMIT 1") if self._there("outbox") else []
-        return event_time(rows[0][0]) if rows else None
+        return event_time(as_text(rows[0][0])) if rows else None
 
     def count_dead_letters(self) -> int:
         return int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0]) if self._there("outbox_dead") else 0
@@ -120,7 +122,7 @@ class Outbox:
         died_at = "died_at" if self.database.has_column("outbox_dead", "died_at") else "NULL"
         query = f"SELECT event, reason, id, {died_at} FROM outbox_dead ORDER BY id DESC LIMIT {int(limit)}"
         return [
-            DeadLetter(event, reason, str(number), datetime.fromisoformat(at) if at else None)
+            DeadLetter(as_text(event), as_text(reason), str(number), datetime.fromisoformat(at) if at else None)
             for event, reason, number, at in self.database.fetch(query)
         ]
 

@@ -6,6 +6,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from serving.contract.addresses import hide_secrets
 from tasks.catalog.sources.postgresql import split_image_root
 from tasks.errors import CatalogError
 
@@ -26,6 +27,11 @@ class Database(Protocol):
     def close(self) -> None: ...
 
 
+def as_text(value: Any) -> str:
+    """A stored text; SQLite keeps in a column whatever a program wrote there."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
 class Sqlite:
     """A SQLite file. Ids are never reused, so acknowledging twice cannot delete another event."""
 
@@ -41,6 +47,7 @@ class Sqlite:
         if self._open is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._open = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            self._open.text_factory = as_text  # bytes that are not UTF-8 are for the parser to refuse
         return self._open
 
     def exists(self, table: str) -> bool:
@@ -94,7 +101,7 @@ class Postgres:
         try:
             self.connection = dbapi.connect(split_image_root(uri)[0])
         except dbapi.Error as error:
-            raise CatalogError(f"PostgreSQL does not answer: {str(error).strip().splitlines()[-1]}") from None
+            raise CatalogError(f"PostgreSQL does not answer: {hide_secrets(str(error).strip().splitlines()[-1], uri)}") from None
 
     def exists(self, table: str) -> bool:
         return self.fetch(f"SELECT to_regclass('{table}')::text")[0][0] is not None

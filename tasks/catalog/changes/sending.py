@@ -6,48 +6,55 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from tasks.catalog.changes.event import Event, upsert
-from tasks.catalog.schema import PRODUCT_SCHEMA, to_products
-from tasks.catalog.sources import open_source
+from tasks.catalog.schema import PRODUCT_SCHEMA, read_products
+from tasks.catalog.sources import SourceOptions, open_source
+from tasks.catalog.sources.folder import csv_batches, parquet_batches
 from tasks.errors import CatalogError
 
 
-def events_of_catalogue(catalog_uri: str, product_ids: Sequence[str], now: datetime) -> list[Event]:
-    """Upserts of these products as the catalogue has them, timed `now`. Raises CatalogError for an unknown id."""
+def events_of_catalogue(
+    catalog_uri: str, product_ids: Sequence[str], now: datetime, options: SourceOptions | None = None
+) -> list[Event]:
+    """Upserts of these products as the catalogue has them, timed `now`. Raises CatalogError for an unknown or unusable one."""
     wanted = set(product_ids)
     if not wanted:
         return []
     found: dict[str, Event] = {}
-    with open_source(catalog_uri) as source:
+    with open_source(catalog_uri, options) as source:
         for batch in source.products():
-            found |= {e.product_id: e for e in _events(to_products(batch, source.name), now) if e.product_id in wanted}
+            rows = read_products(batch, source.name)
+            for bad in rows.unusable:
+                if bad.product_id in wanted:
+                    raise CatalogError(f"{source.name}: {bad.sentence}")
+            chosen = rows.table.filter(pa.array([i in wanted for i in rows.table["product_id"].to_pylist()], pa.bool_()))
+            found |= {e.product_id: e for e in _events(chosen, now)}
     missing = sorted(wanted - set(found))
     if missing:
         raise CatalogError(f"the catalogue has no product {missing[0]!r}; to say that it is gone: vitrine changes send --delete")
     return [found[i] for i in product_ids]
 
 
-def events_of_file(path: Path, now: datetime) -> list[Event]:
-    """Upserts of the products in a CSV or Parquet file (product_id, title, image, …), timed `now` without `updated_at`."""
+def events_of_file(path: Path, now: datetime, options: SourceOptions | None = None) -> list[Event]:
+    """Upserts of the products in a CSV or Parquet file (product_id, title, image, …), timed `now` without `updated_at`.
+
+    Raises CatalogError naming the first row that cannot be used.
+    """
     if not path.is_file():
         raise CatalogError(f"{path}: there is no such file")
-    try:
-        table = _csv(path) if path.suffix == ".csv" else pq.read_table(path)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise CatalogError(f"{path}: it cannot be read: {error}") from None
-    dated = "updated_at" in table.column_names
-    return [e for b in table.to_batches() for e in _events(to_products(b, str(path)), None if dated else now)]
-
-
-def _csv(path: Path) -> pa.Table:
-    """A CSV file with text columns, except those that are numeric in a snapshot."""
-    with path.open() as stream:
-        header = stream.readline().strip().replace('"', "").split(",")
-    text = {n: pa.string() for n in header if n not in ("price", "popularity", "in_stock", "priority")}
-    return pacsv.read_csv(path, convert_options=pacsv.ConvertOptions(column_types=text, strings_can_be_null=False))
+    rejected: list[str] = []
+    csv_format = (options or SourceOptions()).csv
+    found: list[Event] = []
+    for batch in csv_batches(path, csv_format, rejected) if path.suffix == ".csv" else parquet_batches(path):
+        rows = read_products(batch, str(path))
+        wrong = rejected + [bad.sentence for bad in rows.unusable]
+        if wrong:
+            raise CatalogError(f"{path}: {wrong[0]}")
+        found += _events(rows.table, None if "updated_at" in batch.schema.names else now)
+    if rejected:
+        raise CatalogError(f"{path}: {rejected[0]}")
+    return found
 
 
 def _events(products: pa.Table, now: datetime | None) -> Iterator[Event]:

@@ -126,6 +126,20 @@ def product_of(text: str) -> str:
     """The product id in a message, valid or not; "" when it has none."""
     try:
         found = json.loads(text).get("product_id")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ""
-    return found if isinstance(found, str) else ""
+    return storable(str(found)) if isinstance(found, str | int) else ""
+
+
+def storable(text: str) -> str:
+    """A text that every queue and database takes: what is no character (bytes that are not UTF-8, NULs) as a visible escape."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\u0000")
+
+
+def cut(text: str, most_bytes: int) -> str:
+    """A text of at most `most_bytes` bytes of UTF-8; one that was cut says so at its end."""
+    data = text.encode()
+    if len(data) <= most_bytes:
+        return text
+    end = f"… (cut: it had {len(data)} bytes)"
+    return data[: max(0, most_bytes - len(end.encode()))].decode(errors="ignore") + end

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tasks.catalog.changes.event import Event
-from tasks.catalog.changes.source import CountUnavailable, DeadLetter, Message
+from tasks.catalog.changes.source import CountUnavailable, DeadLetter, Message, cut, storable
 from tasks.errors import CatalogError
 
 BATCH = 10
@@ -20,6 +20,8 @@ MOST_RECEIVED = 20
 REASON = "reason"
 SENT = "SentTimestamp"
 EPOCH = datetime.fromtimestamp(0, UTC)
+LARGEST = 250_000
+"""Bytes of one message, and of the messages of one call: SQS takes 262,144 (AWS, Quotas related to messages)."""
 
 
 class SqsQueue:
@@ -81,7 +83,10 @@ class SqsQueue:
         self._send(
             self.dead_url,
             [
-                {"MessageBody": m.text, "MessageAttributes": {REASON: {"DataType": "String", "StringValue": reason[:1000]}}}
+                {
+                    "MessageBody": cut(storable(m.text) or "(an empty message)", LARGEST),
+                    "MessageAttributes": {REASON: {"DataType": "String", "StringValue": _printable(reason)[:1000] or "unknown"}},
+                }
                 for m, reason in messages
             ],
         )
@@ -155,9 +160,25 @@ class SqsQueue:
 
 
 def _in_batches(entries: list[dict[str, Any]], call: Callable[[list[dict[str, Any]]], Any], strict: bool = False) -> None:
-    """Calls for each ten entries. Unless `strict`, one that fails is left to itself: its message is given out again later."""
-    for start in range(0, len(entries), BATCH):
-        batch = [{"Id": str(n), **e} for n, e in enumerate(entries[start : start + BATCH])]
+    """Calls for each ten entries, or as many as are LARGEST bytes together. Unless `strict`, one that fails is left to itself: its
+    message is given out again later."""
+    start = 0
+    while start < len(entries):
+        end, size = start, 0
+        while end < len(entries) and end - start < BATCH and (end == start or size + _bytes(entries[end]) <= LARGEST):
+            size += _bytes(entries[end])
+            end += 1
+        batch = [{"Id": str(n), **e} for n, e in enumerate(entries[start:end])]
+        start = end
         failed = call(batch).get("Failed", [])
         if failed and strict:
             raise CatalogError(f"SQS refused {len(failed)} messages, the first because: {failed[0].get('Message', '')}")
+
+
+def _bytes(entry: dict[str, Any]) -> int:
+    return len(entry.get("MessageBody", "").encode()) + 1200  # and its attributes
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which SQS refuses."""
+    return "".join(c if c.isprintable() else " " for c in storable(text))

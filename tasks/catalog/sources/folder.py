@@ -2,57 +2,125 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from tasks.catalog.sources.source import BATCH_ROWS, file_stamp
+from tasks.catalog.columns import convert
+from tasks.catalog.sources.csv_format import CsvFormat
+from tasks.catalog.sources.sorting import sorted_batches
+from tasks.catalog.sources.source import BATCH_ROWS, SourceOptions, file_stamp
 from tasks.errors import CatalogError, CatalogMissing
+
+BLOCK_BYTES = 16 << 20
+"""Bytes of a CSV file that are read at once: no row may be longer."""
+NUMERIC = ("price", "popularity")
+MOST_REJECTED = 1000
 
 
 class FolderSource:
-    """A folder with products.csv|parquet and, optionally, photos.csv|parquet."""
+    """A folder with products.csv|parquet and, optionally, photos.csv|parquet, streamed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: SourceOptions | None = None) -> None:
         if not folder.is_dir():
             raise CatalogMissing(f"{folder}: there is no such catalogue folder")
         self.folder, self.name, self.image_root = folder, str(folder), str(folder.resolve())
+        self.options = options or SourceOptions()
+        self.left_out: dict[str, str] = {}
+        self.rejected: list[str] = []
         self.moment = file_stamp(*sorted(f for f in folder.iterdir() if f.suffix in (".csv", ".parquet")))
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        table = self._table("products")
-        if table is None:
+        batches = self._batches("products")
+        if batches is None:
             raise CatalogMissing(f"{self.folder}: neither products.csv nor products.parquet is in the folder")
-        if "product_id" in table.column_names:
-            table = table.sort_by("product_id")
-            if after:
-                table = table.filter(
-                    pc.greater(table["product_id"], pa.scalar(after).cast(table.schema.field("product_id").type))
-                )
-        yield from table.to_batches(max_chunksize=BATCH_ROWS)
+        for batch in sorted_batches(batches, BATCH_ROWS):
+            yield _greater(batch, after) if after else batch
 
     def photos(self) -> Iterator[pa.RecordBatch]:
-        table = self._table("photos")
-        if table is None:
+        batches = self._batches("photos")
+        if batches is None:
             return
-        if len(table) == 0:
+        rows = 0
+        for batch in batches:
+            rows += batch.num_rows
+            yield batch
+        if not rows:
             raise CatalogError(f"{self.folder}/photos.csv has no rows: remove the file, or name labelled photos in it")
-        yield from table.to_batches(max_chunksize=BATCH_ROWS)
 
-    def _table(self, name: str) -> pa.Table | None:
+    def _batches(self, name: str) -> Iterator[pa.RecordBatch] | None:
+        """The file's batches in its own order; None when there is no such file."""
         parquet, csv = self.folder / f"{name}.parquet", self.folder / f"{name}.csv"
         if parquet.is_file():
-            return pads.dataset(parquet).to_table() if parquet.stat().st_size else pq.read_table(parquet)
-        if not csv.is_file():
-            return None
-        try:
-            with csv.open() as stream:
-                header = stream.readline().strip().replace('"', "").split(",")
-            text = {n: pa.string() for n in header if n not in ("price", "popularity", "in_stock", "priority")}
-            options = pacsv.ConvertOptions(column_types=text, strings_can_be_null=False)
-            return pacsv.read_csv(csv, convert_options=options, parse_options=pacsv.ParseOptions(newlines_in_values=True))
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            raise CatalogError(f"{csv}: not a readable CSV file: {error}") from None
+            return parquet_batches(parquet)
+        return csv_batches(csv, self.options.csv, self.rejected) if csv.is_file() else None
+
+
+def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of a Parquet file. Raises CatalogError naming the file when it cannot be read."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH_ROWS):
+                yield _without_views(batch)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise CatalogError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def csv_batches(path: Path, stated: CsvFormat, rejected: list[str]) -> Iterator[pa.RecordBatch]:
+    """The batches of a CSV file, every column as text. Rows with another number of fields go to `rejected` as sentences.
+
+    Raises CatalogError naming the file when it cannot be read at all.
+    """
+    form, columns = stated.of(path)
+
+    def reject(row: Any) -> str:
+        if len(rejected) < MOST_REJECTED:
+            rejected.append(f"row {row.number}: {row.actual_columns} fields where the header has {row.expected_columns}")
+        return "skip"
+
+    reading = pacsv.ReadOptions(
+        use_threads=False, block_size=BLOCK_BYTES, column_names=columns, skip_rows_after_names=1,
+        encoding="utf8" if form.encoding.startswith("utf-8") else form.encoding,
+    )  # fmt: skip
+    parsing = pacsv.ParseOptions(delimiter=form.delimiter, newlines_in_values=True, invalid_row_handler=reject)
+    converting = pacsv.ConvertOptions(
+        column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False, check_utf8=False
+    )
+    try:
+        with pacsv.open_csv(path, reading, parsing, converting) as reader:
+            for batch in reader:
+                yield _with_point(batch) if form.decimal == "," else batch
+    except StopIteration:
+        return
+    except pa.ArrowInvalid as error:
+        what = f"a row is longer than {BLOCK_BYTES >> 20} MiB" if "straddling" in str(error) else str(error).splitlines()[0]
+        raise CatalogError(f"{path}: not a readable CSV file: {what}") from None
+    except UnicodeDecodeError as error:
+        raise CatalogError(f"{path}: it does not read as {form.encoding}: {error}") from None
+
+
+def _with_point(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Decimal commas of numeric columns as points; what had a point already is no number then."""
+    for place, name in enumerate(batch.schema.names):
+        if name in NUMERIC:
+            marked = pc.replace_substring(batch.column(place), ".", "?")
+            batch = batch.set_column(place, name, pc.replace_substring(marked, ",", "."))
+    return batch
+
+
+def _greater(batch: pa.RecordBatch, after: str) -> pa.RecordBatch:
+    if "product_id" not in batch.schema.names:
+        return batch
+    ids = pc.fill_null(convert(batch.column("product_id"), "text").values, "")
+    return batch.filter(pc.greater(ids, after))
+
+
+def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """View types, which Arrow does not sort or take, as plain ones."""
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_string_view(field.type):
+            batch = batch.set_column(place, field.name, batch.column(place).cast(pa.large_string()))
+    return batch

@@ -1,23 +1,36 @@
 """The protocol of catalogue sources."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
+from tasks.catalog.sources.csv_format import CsvFormat
+
 BATCH_ROWS = 50_000
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How a source is read, as far as the source itself does not say."""
+
+    csv: CsvFormat = field(default_factory=CsvFormat)
 
 
 class Source(Protocol):
     """One consistent view of a catalogue. Products come ordered by product_id; batches have at most about 64k rows.
 
-    Two views of one catalogue with the same `moment` hold the same rows; "" promises nothing.
+    Two views of one catalogue with the same `moment` hold the same rows; "" promises nothing. `left_out` names columns that are not
+    read, with the reason; `rejected` are rows that could not be split into columns (known once the products were read to the end).
     """
 
     name: str
     image_root: str
     moment: str
+    left_out: dict[str, str]
+    rejected: list[str]
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
         """All products, or those with a product_id greater than `after`."""

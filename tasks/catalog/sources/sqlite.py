@@ -1,13 +1,15 @@
 """Catalogue source: a SQLite file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from tasks.catalog.sources.database import DatabaseSource, sql_literal
+from serving.contract import addresses
+from tasks.catalog.schema import KINDS
+from tasks.catalog.sources.database import DatabaseColumn, DatabaseSource, quoted, sql_literal
 from tasks.catalog.sources.source import BATCH_ROWS, file_stamp
 from tasks.errors import CatalogMissing
 
@@ -22,18 +24,15 @@ def open_sqlite(uri: str) -> Iterator["SqliteSource"]:
     """The catalogue at sqlite:///file, read only. Raises CatalogMissing when the file does not exist."""
     from adbc_driver_sqlite import dbapi
 
-    path = Path(uri[len("sqlite:///") :])
+    path = addresses.sqlite_path(uri)
     if not path.is_file():
         raise CatalogMissing(NO_DATABASE.format(uri=uri))
-    with dbapi.connect(f"file:{path}?mode=ro") as connection:
+    with dbapi.connect(addresses.sqlite_uri(path, "ro")) as connection:
         yield SqliteSource(uri, str(path.parent), connection, path)
 
 
 class SqliteSource(DatabaseSource):
     """A SQLite file. The driver infers column types from the first batch, so a row that shows the types is prepended."""
-
-    SHOWN = {"TEXT": "''", "CLOB": "''", "CHAR": "''", "REAL": "0.0", "FLOA": "0.0", "DOUB": "0.0", "INT": "0"}
-    """What a declared type's name holds, and a value of it; the rest is left to the driver."""
 
     def __init__(self, name: str, image_root: str, connection: Any, file: Path) -> None:
         super().__init__(name, image_root, connection)
@@ -45,31 +44,69 @@ class SqliteSource(DatabaseSource):
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
         """Ordered by bytes (SQLite's BINARY collation)."""
-        columns = self._columns("products")
-        where = f" WHERE product_id > {sql_literal(after)}" if after else ""
-        if "product_id" not in columns:  # the caller says which columns there are
+        columns = self._selected(self._columns())
+        if not any(c.name == "product_id" for c in columns):  # the caller says which columns there are
             yield from self._batches("SELECT * FROM products", "products")
             return
-        shown = ", ".join("NULL" if name == "product_id" else value for name, value in columns.items())
-        wanted = ", ".join(_as_real(n) if v == "0.0" else f'"{n}"' for n, v in columns.items())
+        columns = sorted(columns, key=lambda c: c.name != "product_id")
+        where = f" WHERE CAST(product_id AS TEXT) > {sql_literal(after)}" if after else ""
+        shown = ", ".join(SHOWN[c.expression] for c in columns)
+        wanted = ", ".join(c.of() for c in columns)
+        names = [c.name for c in columns]
+        query = f"SELECT {shown}, 0 UNION ALL SELECT {wanted}, 1 FROM products{where} ORDER BY {len(names) + 1}, 1"
         first = True
-        for batch in self._batches(f"SELECT {shown} UNION ALL SELECT {wanted} FROM products{where} ORDER BY 1", "products"):
-            yield batch.rename_columns(list(columns)).slice(1 if first else 0)
+        for batch in self._batches(query, "products"):
+            rows = batch.slice(1 if first else 0)
+            yield pa.RecordBatch.from_arrays(rows.columns[:-1], names=names)
             first = False
 
-    def _columns(self, table: str) -> dict[str, str]:
-        """The columns of a table, product_id first, and a value that shows what type each holds."""
+    def _columns(self) -> list[DatabaseColumn]:
         with self.connection.cursor() as cursor:
-            cursor.execute(f"SELECT name, upper(type) FROM pragma_table_info('{table}')")
-            found = dict(cursor.fetchall())
-        first = {n: t for n, t in found.items() if n == "product_id"}
-        types = first | {n: "REAL" if n in ("price", "popularity") else t for n, t in found.items()}
-        return {n: next((v for word, v in self.SHOWN.items() if word in t), "NULL") for n, t in types.items()}
+            cursor.execute("SELECT name, upper(type) FROM pragma_table_info('products')")
+            declared = cursor.fetchall()
+            asked = [(name, kind) for name, kind in declared if may_be_numeric(kind)]
+            stored: dict[str, str] = {}
+            if asked:
+                classes = ", ".join(
+                    f"max(typeof({quoted(n)}) IN ('text', 'blob')), max(typeof({quoted(n)}) = 'real'), count({quoted(n)})"
+                    for n, _ in asked
+                )
+                cursor.execute(f"SELECT {classes} FROM products")
+                found = cursor.fetchone()
+                for place, (name, kind) in enumerate(asked):
+                    other, real, values = found[3 * place : 3 * place + 3]
+                    stored[name] = "text" if other or not (values or kind) else "real" if real else "integer"
+        return table_columns(declared, stored)
 
     def _batches(self, query: str, table: str) -> Iterator[pa.RecordBatch]:
         return self._read(query, table, **{"adbc.sqlite.query.batch_rows": str(BATCH_ROWS)})
 
 
-def _as_real(name: str) -> str:
-    """Whole numbers as real ones; text stays text, so that a price that is no number is refused instead of read as 0."""
-    return f'CASE typeof("{name}") WHEN \'integer\' THEN CAST("{name}" AS REAL) ELSE "{name}" END'
+TEXT, REAL, INTEGER = "CAST({0} AS TEXT)", "CAST({0} AS REAL)", "{0}"
+SHOWN = {TEXT: "''", REAL: "0.0", INTEGER: "0"}
+"""A value of the type that each expression gives."""
+
+
+def may_be_numeric(declared: str) -> bool:
+    """Whether SQLite keeps numbers in a column of this declared type as numbers (sqlite.org/datatype3.html, 3.1), or has none."""
+    return not any(word in declared for word in ("CHAR", "CLOB", "TEXT", "BLOB", "DATE", "TIME"))
+
+
+def table_columns(declared: Sequence[tuple[Any, ...]], stored: dict[str, str] | None) -> list[DatabaseColumn]:
+    """The columns of products by declared type (upper case) and by what numeric ones really hold: text, real or integer.
+
+    With None for what they hold, their values are taken as they are (for JSON, which carries each with its own type).
+    """
+    columns = []
+    for name, kind in declared:
+        if "BLOB" in kind and name not in KINDS:
+            columns.append(DatabaseColumn(name, "", "no filter can use its type, BLOB"))
+            continue
+        if stored is None:
+            columns.append(DatabaseColumn(name, INTEGER))
+            continue
+        holds = stored.get(name, "text") if name != "product_id" else "text"
+        if holds == "integer" and (name in ("price", "popularity") or ("INT" not in kind and "BOOL" not in kind)):
+            holds = "real"
+        columns.append(DatabaseColumn(name, {"text": TEXT, "real": REAL, "integer": INTEGER}[holds]))
+    return columns

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any, Literal
 
+from serving.contract.child_environment import CLOUD, child_environment
 from serving.contract.files import Frozen
 from tasks.encoder.data.pixels import Decoding
 from tasks.encoder.presets import EncoderConfig
@@ -73,7 +74,7 @@ def _train_here(job: Job, metrics: MetricLog) -> TrainedTower:
 
 def _run_processes(path: Path, count: int, metrics: MetricLog) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))} | os.environ
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))} | child_environment(os.environ, CLOUD)
     environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     log.info("training with %d processes", count)
     process = subprocess.Popen(

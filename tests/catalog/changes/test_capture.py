@@ -1,14 +1,14 @@
 """A database that captures its own changes: what its programs do to `products` is what the events say."""
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tasks.catalog.changes.capture import install_triggers, remove_triggers
-from tasks.catalog.changes.event import Event, read_event
+from tasks.catalog.changes.event import Event, MalformedEvent, read_event
 from tasks.catalog.changes.source import open_changes
 from tasks.errors import CatalogError
 from tests.servers import postgres_server
@@ -97,3 +97,92 @@ def test_a_catalogue_that_cannot_capture_says_so(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "empty.db").close()
     with pytest.raises(CatalogError, match="no table products"):
         install_triggers(f"sqlite:///{tmp_path / 'empty.db'}")
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with postgres_server() as uri:
+        yield uri
+
+
+def run_postgres(uri: str, *commands: str) -> None:
+    from adbc_driver_postgresql import dbapi
+
+    with dbapi.connect(uri) as connection:
+        for command in commands:
+            with connection.cursor() as cursor:
+                cursor.execute(command)
+        connection.commit()
+
+
+def with_products(uri: str, columns: str = "product_id text PRIMARY KEY, title text, image text") -> None:
+    run_postgres(
+        uri, "DROP TABLE IF EXISTS products, outbox CASCADE", f"CREATE TABLE products ({columns})",
+        "INSERT INTO products (product_id, title, image) VALUES ('a', 'A', 'a.jpg'), ('b', 'B', 'b.jpg')",
+    )  # fmt: skip
+    install_triggers(uri)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "SET search_path TO app", "SET search_path TO ''", "SET ROLE shopapp", "SET DateStyle TO 'SQL, DMY'",
+        "SET standard_conforming_strings TO off", "SET TimeZone TO 'Asia/Tokyo'",
+    ],
+)  # fmt: skip
+def test_a_shop_s_session_of_any_kind_writes_and_is_captured(first: str, postgres: str, tmp_path: Path) -> None:
+    run_postgres(postgres, "DROP SCHEMA IF EXISTS app CASCADE", "CREATE SCHEMA app")
+    with_products(postgres, "product_id text PRIMARY KEY, title text, image text, updated_at timestamptz DEFAULT now()")
+    run_postgres(postgres, "DO $$ BEGIN CREATE ROLE shopapp; EXCEPTION WHEN OTHERS THEN NULL; END $$")
+    run_postgres(postgres, "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON products TO shopapp")
+    run_postgres(
+        postgres, first, "UPDATE public.products SET title = title || '!'", "DELETE FROM public.products WHERE product_id = 'a'",
+        "INSERT INTO public.products VALUES ('c', 'C', 'c.jpg')",
+    )  # fmt: skip
+    found = [(e.kind, e.product_id) for e in captured(postgres, tmp_path)]
+    assert found == [("upsert", "a"), ("upsert", "b"), ("delete", "a"), ("upsert", "c")]
+
+
+def test_a_truncate_says_that_everything_is_gone(postgres: str, tmp_path: Path) -> None:
+    with_products(postgres)
+    run_postgres(postgres, "TRUNCATE products", "INSERT INTO products VALUES ('a', 'A2', 'a.jpg')")
+    found = captured(postgres, tmp_path)
+    assert sorted((e.kind, e.product_id) for e in found) == [("delete", "a"), ("delete", "b"), ("upsert", "a")]
+    assert max((e for e in found if e.product_id == "a"), key=lambda e: e.order).kind == "upsert"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "DROP TABLE outbox",
+        "ALTER TABLE outbox ADD COLUMN wanted text NOT NULL",
+        "ALTER TABLE products RENAME COLUMN title TO name",
+    ],
+)
+def test_a_shop_s_write_goes_through_when_capture_cannot(broken: str, postgres: str) -> None:
+    with_products(postgres)
+    run_postgres(
+        postgres,
+        broken,
+        "UPDATE products SET image = 'c.jpg'",
+        "DELETE FROM products WHERE product_id = 'b'",
+        "TRUNCATE products",
+    )
+
+
+def test_sqlite_captures_many_columns_and_blobs(tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+    names = [f"\"column {n} ''\"" for n in range(150)]
+    with sqlite3.connect(path) as shop:
+        shop.execute(f"CREATE TABLE products (product_id TEXT, title TEXT, image TEXT, {', '.join(names)})")
+        install_triggers(f"sqlite:///{path}")
+        shop.execute(
+            f"INSERT INTO products (product_id, title, image, {names[0]}, {names[149]}) VALUES ('a', 'A', 'a.jpg', x'41', 'last')"
+        )
+        shop.execute("INSERT INTO products (product_id, title, image) VALUES (x'ff', x'00ff', 'a.jpg')")
+    with open_changes("outbox:", f"sqlite:///{path}", tmp_path) as source:
+        first, second = source.receive(10, 0)
+    event = read_event(first.text, datetime.now(UTC))
+    assert (event.product["column 0 ''"], event.product["column 149 ''"]) == ("A", "last")
+    with pytest.raises(MalformedEvent):
+        read_event(second.text, datetime.now(UTC))

@@ -42,7 +42,7 @@ def at(minute: int) -> datetime:
 def event(number: int, minute: int, kind: str, variant: int) -> Event:
     """A change of product `number`; `variant` tells apart two of the same time. Minute 0 is what the base's snapshot has."""
     name = f"P{number:05d}"
-    row = {"title": f"{name} at {minute}, {variant}", "image": f"{variant}.jpg", "price": float(minute), "colour": "blue"}
+    row = {"title": f"{name} at {minute}, {variant}", "image": f"{variant}.jpg", "price": float(abs(minute)), "colour": "blue"}
     return delete(name, at(minute)) if kind == "delete" else upsert(name, at(minute), row)
 
 
@@ -236,21 +236,21 @@ GOOD = {"title": "x", "image": "x.jpg"}
         ("{", "not JSON"),
         ("[]", "a JSON object is expected"),
         ({"kind": "insert"}, "expected upsert or delete"),
-        ({"kind": "delete", "product_id": 7}, "product_id is 7"),
+        ({"kind": "delete", "product_id": [7]}, "product_id is [7]"),
         ({"kind": "delete", "product_id": "p"}, "updated_at is None"),
-        ({"kind": "delete", "product_id": "p", "updated_at": "yesterday"}, "updated_at is 'yesterday'"),
+        ({"kind": "delete", "product_id": "p", "updated_at": "yesterday"}, "updated_at 'yesterday' is not a time"),
         ({"kind": "delete", "product_id": "p", "updated_at": "2036-01-01T00:00:00Z"}, "lies in the future"),
         ({"kind": "upsert", "product_id": "p", "updated_at": "2026-01-01T00:00:00Z"}, "there is none"),
         ({"product": {"title": "x"}}, "has no image"),
         ({"product": {"title": "", "image": "x.jpg"}}, "has no title"),
-        ({"product": GOOD | {"price": "dear"}}, "price is 'dear'"),
-        ({"product": GOOD | {"in_stock": "maybe"}}, "in_stock is 'maybe'"),
-        ({"product": GOOD | {"category": 3}}, "category is 3"),
-        ({"product": GOOD | {"brand": ["a"]}}, "brand is"),
-        ({"product": GOOD | {"weight": "heavy"}}, "column weight holds 'heavy' (a text); the index has double there"),
+        ({"product": GOOD | {"price": "dear"}}, "price 'dear' is not a number"),
+        ({"product": GOOD | {"in_stock": "maybe"}}, "in_stock 'maybe' is not one of true, false"),
+        ({"product": GOOD | {"category": 3}}, "category 3 is a number"),
+        ({"product": GOOD | {"brand": ["a"]}}, "brand ['a'] is a list"),
+        ({"product": GOOD | {"weight": "heavy"}}, "column weight: 'heavy' is not a number; the index has double there"),
         (
             {"product": GOOD | {"colour": {"main": "red"}}},
-            "column colour holds {'main': 'red'} (a JSON object); the index has string there",
+            "column colour: {'main': 'red'} is an object; a text is expected; the index has string there",
         ),
     ],
 )

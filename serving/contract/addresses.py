@@ -1,0 +1,96 @@
+"""Addresses (URIs and local paths): their scheme and local path, and how they are shown without secrets."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote
+
+MASK = "********"
+SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
+SECRET_PARAMETER = re.compile(r"pass|pwd|secret|token|credential|signature|^sig$|key(_?id)?$", re.IGNORECASE)
+
+
+def scheme(address: str) -> str:
+    """The scheme of an address in lower case; "" for a plain path. Never raises, whatever the text holds."""
+    found = SCHEME.match(address)
+    return found[1].lower() if found else ""
+
+
+def local_path(address: str) -> Path:
+    """The path of a local address: a plain path as it is, a file:// URI percent-decoded (RFC 8089)."""
+    if scheme(address) != "file":
+        return Path(address)
+    return Path(unquote(address[len("file://") :]).removeprefix("localhost"))
+
+
+def sqlite_path(address: str) -> Path:
+    """The file of sqlite:///file. What follows is a path as it is, never percent-decoded (as in SQLAlchemy)."""
+    return Path(address[len("sqlite:///") :])
+
+
+def sqlite_uri(file: Path, mode: str = "rwc") -> str:
+    """The URI by which SQLite opens a file whose name may hold ?, # or %; mode: ro, rw or rwc."""
+    return f"file:{quote(str(file))}?mode={mode}"
+
+
+def without_secrets(address: str) -> str:
+    """An address to be shown: the user and password before its host, and the values of password-like parameters, are masked."""
+    found = SCHEME.match(address)
+    if not found:
+        return address
+    start, rest = found[0], address[found.end() :]
+    rest, mark, query = rest.partition("?")
+    userinfo = _userinfo(rest)
+    if userinfo:
+        rest = f"{MASK}@{rest[len(userinfo) + 1 :]}"
+    parts = [_shown_parameter(part) for part in query.split("&")]
+    return start + rest + mark + "&".join(parts)
+
+
+def hide_secrets(text: str, *addresses: str) -> str:
+    """A text to be shown, such as a library's error: secrets of the addresses in it, and of `addresses`, are masked."""
+    for secret in sorted({s for address in addresses for s in secret_texts(address)}, key=len, reverse=True):
+        text = text.replace(secret, MASK)
+    return ADDRESS.sub(lambda found: without_secrets(found[0]), text)
+
+
+def _userinfo(rest: str) -> str:
+    """What stands before the @ of an address without its scheme and query; "" for none.
+
+    A password may hold / and @ although it should be percent-encoded; a path may hold @ (cdn.example/a@2x.jpg), so an @ behind a
+    slash ends a password only where a colon without a port number stands before that slash.
+    """
+    if rest.startswith("/"):
+        return ""
+    authority = rest.partition("/")[0]
+    unfinished = "@" not in authority and ":" in authority and not authority.rpartition(":")[2].isdecimal()
+    within = rest if unfinished or _continues(rest) else authority
+    return within.rpartition("@")[0]
+
+
+def _continues(rest: str) -> bool:
+    """Whether a password with an @ goes on behind a slash: shop:a@b/c@host."""
+    authority, _, path = rest.partition("/")
+    host = path.rpartition("@")[2].partition("/")[0]
+    return ":" in authority.partition("@")[0] and "@" in authority and "@" in path and bool(host)
+
+
+def _shown_parameter(part: str) -> str:
+    name, equals, value = part.partition("=")
+    return f"{name}={MASK}" if equals and value and SECRET_PARAMETER.search(unquote(name)) else part
+
+
+def secret_texts(address: str) -> Iterator[str]:
+    """The secret texts of an address, as written and percent-decoded; those shorter than three characters are left out."""
+    found = SCHEME.match(address)
+    if not found:
+        return
+    rest, _, query = address[found.end() :].partition("?")
+    user, colon, password = _userinfo(rest).partition(":")
+    if not colon and found[1].lower() in ("http", "https"):
+        password = user  # a token alone
+    values = [value for name, value in parse_qsl(query) if SECRET_PARAMETER.search(name)]
+    for secret in (password, unquote(password), *values, *(quote(v, safe="") for v in values)):
+        if len(secret) > 2:
+            yield secret

@@ -1,0 +1,23 @@
+"""The environment that child processes get: without variables that hold secrets which they do not need."""
+
+import re
+from collections.abc import Mapping
+
+from serving.contract.addresses import without_secrets
+
+SECRET_NAME = re.compile(r"PASS|PWD|SECRET|TOKEN|CREDENTIAL|WEBHOOK|FERNET|_KEYS?(_|$)|ALERT_URL", re.IGNORECASE)
+CLOUD = ("AWS_",)
+"""Prefixes of the variables that a child needs which reads or writes objects itself."""
+
+
+def child_environment(environ: Mapping[str, str], keep: tuple[str, ...] = ()) -> dict[str, str]:
+    """`environ` without secrets: variables with a secret's name, and addresses that carry a password.
+
+    Variables whose names start with one of `keep` stay.
+    """
+    return {name: value for name, value in environ.items() if name.startswith(keep) or not holds_secret(name, value)}
+
+
+def holds_secret(name: str, value: str) -> bool:
+    """Whether a variable's name says that it is a secret, or its value is an address with a password or token in it."""
+    return bool(value) and (SECRET_NAME.search(name) is not None or without_secrets(value) != value)

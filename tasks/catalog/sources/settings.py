@@ -1,0 +1,16 @@
+"""How a source is read, from the process's settings."""
+
+from tasks.catalog.schema import RowLimits
+from tasks.catalog.sources.csv_format import CsvFormat
+from tasks.catalog.sources.source import SourceOptions
+from tasks.settings import Settings
+
+
+def source_options(settings: Settings) -> SourceOptions:
+    """The options of the catalogue's source. Raises SettingsError."""
+    return SourceOptions(CsvFormat.parse(settings.catalog_csv))
+
+
+def row_limits(settings: Settings) -> RowLimits:
+    """Bounds beyond which a row is set aside."""
+    return RowLimits(settings.max_title_length, settings.max_uri_length, settings.max_price, settings.max_category_depth)

@@ -1,0 +1,93 @@
+"""Rows of a file in order of product_id, in bounded memory: a large file is split into ranges of ids on disk, each sorted by itself."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks.catalog.columns import convert
+
+IN_MEMORY_BYTES = 256 << 20
+"""Most bytes of rows that are sorted at once."""
+MOST_RANGES = 400
+"""Files that are open at once."""
+SAMPLED = 50
+"""Ids taken of every batch, from which the bounds of the ranges are drawn."""
+
+
+def sorted_batches(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The batches' rows in byte order of product_id as a text, in batches of `rows`. Without such a column: as they come."""
+    held: list[pa.RecordBatch] = []
+    waiting = iter(batches)
+    size = 0
+    for batch in waiting:
+        held.append(batch)
+        size += batch.nbytes
+        if "product_id" not in batch.schema.names or size > IN_MEMORY_BYTES:
+            break
+    if held and "product_id" not in held[0].schema.names:
+        yield from held
+        yield from waiting
+    elif size <= IN_MEMORY_BYTES:
+        yield from _sorted(held, rows)
+    else:
+        with tempfile.TemporaryDirectory(prefix="vitrine-sort-") as folder:
+            yield from _by_ranges(held, waiting, Path(folder), rows)
+
+
+def _ids(batch: pa.RecordBatch) -> pa.Array:
+    return pc.fill_null(convert(batch.column("product_id"), "text").values, "")
+
+
+def _sorted(batches: list[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    if not batches:
+        return
+    order = pc.sort_indices(pa.chunked_array([_ids(b) for b in batches]))
+    yield from pa.Table.from_batches(batches).take(order).to_batches(max_chunksize=rows)
+
+
+def _by_ranges(
+    held: list[pa.RecordBatch], waiting: Iterator[pa.RecordBatch], folder: Path, rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Writes the rows to one file, then by ranges of ids to several, and reads these one after the other."""
+    sample: list[str] = []
+    size = 0
+    with pa.OSFile(str(folder / "all"), "wb") as sink, pa.ipc.new_file(sink, held[0].schema) as writer:
+        for batches in (held, waiting):
+            for batch in batches:
+                size += batch.nbytes
+                ids = _ids(batch)
+                sample += ids.take(pa.array(np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids))).astype(np.int64))).to_pylist()
+                writer.write_batch(batch)
+    held.clear()
+    ranges = min(MOST_RANGES, -(-4 * size // IN_MEMORY_BYTES))  # a quarter each, as ids are never spread evenly
+    chosen = np.linspace(0, len(sample) - 1, ranges + 1).astype(int)[1:-1]
+    bounds = np.unique(np.array(sorted(sample), object)[chosen])
+    _split(folder, bounds)
+    for number in range(len(bounds) + 1):
+        with pa.memory_map(str(folder / str(number))) as source:
+            reader = pa.ipc.open_file(source)
+            yield from _sorted([reader.get_batch(n) for n in range(reader.num_record_batches)], rows)
+
+
+def _split(folder: Path, bounds: np.ndarray) -> None:
+    """Writes file `n` with the rows whose id lies between bounds n - 1 and n."""
+    with pa.memory_map(str(folder / "all")) as source:
+        reader = pa.ipc.open_file(source)
+        sinks = [pa.OSFile(str(folder / str(n)), "wb") for n in range(len(bounds) + 1)]
+        writers = [pa.ipc.new_file(sink, reader.schema) for sink in sinks]
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            where = np.searchsorted(bounds, _ids(batch).to_numpy(zero_copy_only=False).astype(object), side="right")
+            ordered = batch.take(pa.array(np.argsort(where, kind="stable")))
+            counts = np.bincount(where, minlength=len(writers))
+            for place, (start, count) in enumerate(zip(np.cumsum(counts) - counts, counts, strict=True)):
+                if count:
+                    writers[place].write_batch(ordered.slice(int(start), int(count)))
+        for file, writer in zip(sinks, writers, strict=True):
+            writer.close()
+            file.close()
+    (folder / "all").unlink()

@@ -1,0 +1,89 @@
+"""Addresses: their paths are read as they are written, and they are shown without secrets."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.contract.addresses import hide_secrets, local_path, scheme, secret_texts, sqlite_uri, without_secrets
+from serving.contract.child_environment import child_environment
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("/a/C# 100% shop", "/a/C# 100% shop"),
+        ("a b.jpg", "a b.jpg"),
+        ("50%25.jpg", "50%25.jpg"),
+        ("file:///a/C%23%20100%25%20shop%20%C3%BC%3F", "/a/C# 100% shop ü?"),
+        ("file://localhost/a%20b", "/a b"),
+        ("FILE:///a", "/a"),
+    ],
+)
+def test_a_local_path_is_decoded_only_in_a_file_uri(address: str, path: str) -> None:
+    assert local_path(address) == Path(path)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://shop:s3cret@db:5432/shop", "postgresql://********@db:5432/shop"),
+        (
+            "postgresql://shop@db/shop?sslmode=require&password=s3cret",
+            "postgresql://********@db/shop?sslmode=require&password=********",
+        ),
+        ("postgresql://shop:pa/ss@db/shop", "postgresql://********@db/shop"),
+        ("postgresql://shop:pa@ss@db/shop", "postgresql://********@db/shop"),
+        ("postgresql://shop:p@a/ss@db/shop", "postgresql://********@db/shop"),
+        ("https://token@host/path", "https://********@host/path"),
+        ("redis://:pw@host:6379/0", "redis://********@host:6379/0"),
+        ("s3://bucket/key?X-Amz-Signature=abc&X-Amz-Date=1", "s3://bucket/key?X-Amz-Signature=********&X-Amz-Date=1"),
+        ("https://cdn.example/shoe@2x.jpg", "https://cdn.example/shoe@2x.jpg"),
+        ("https://cdn.example:8080/shoe@2x.jpg", "https://cdn.example:8080/shoe@2x.jpg"),
+        ("sqlite:////home/me@work/shop.db", "sqlite:////home/me@work/shop.db"),
+        ("/plain/path?token=kept", "/plain/path?token=kept"),
+        ("kafka://a:9092,b:9092/topic?group=vitrine", "kafka://a:9092,b:9092/topic?group=vitrine"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(address: str, shown: str) -> None:
+    assert without_secrets(address) == shown
+    assert without_secrets(shown) == shown
+    assert hide_secrets(f"cannot open '{address}', is it up?") == f"cannot open '{shown}', is it up?"
+
+
+def test_a_library_s_words_about_an_address_hide_its_password_in_either_form() -> None:
+    address = "postgresql://shop:p%40ss%25word@db/shop"
+    assert set(secret_texts(address)) == {"p%40ss%25word", "p@ss%word"}
+    assert hide_secrets('invalid token: "p@ss%word" (p%40ss%25word)', address) == 'invalid token: "********" (********)'
+    assert hide_secrets("database shop is not there", "postgresql://shop@db/shop") == "database shop is not there"
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_may_be_an_address(text: str) -> None:
+    for address in (text, f"postgresql://{text}", f"https://u:{text}@h/p"):
+        assert isinstance(without_secrets(address), str)
+        assert isinstance(hide_secrets(address, address), str)
+        scheme(address)
+        local_path(address)
+
+
+def test_sqlite_opens_a_file_of_any_name(tmp_path: Path) -> None:
+    import sqlite3
+
+    folder = tmp_path / "C# 100% shop ü?"
+    folder.mkdir()
+    sqlite3.connect(sqlite_uri(folder / "a?b#c%.db"), uri=True).execute("CREATE TABLE t (a)")
+    assert [p.name for p in folder.iterdir()] == ["a?b#c%.db"]
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_child_gets_no_secret_but_those_it_needs() -> None:
+    environ = {
+        "PATH": "/bin", "VITRINE_HOME": "/h", "VITRINE_ADMIN_TOKEN": "t", "VITRINE_CATALOG": "postgresql://a:b@c/d",
+        "AIRFLOW__CORE__FERNET_KEY": "k", "AWS_SECRET_ACCESS_KEY": "s", "VITRINE_STORE": "s3://bucket", "DB_PASSWORD": "p",
+        "VITRINE_ALERT_URL": "https://chat.example/hook/abc",
+    }  # fmt: skip
+    assert child_environment(environ) == {"PATH": "/bin", "VITRINE_HOME": "/h", "VITRINE_STORE": "s3://bucket"}
+    assert set(child_environment(environ, ("AWS_",))) == {"PATH", "VITRINE_HOME", "VITRINE_STORE", "AWS_SECRET_ACCESS_KEY"}
