@@ -48,7 +48,7 @@ def make_hook() -> Any:
 def external_views() -> list[dict[str, str]]:
     """Views of other servers. They open in a new tab, as those servers forbid framing."""
     pages = [
-        ("MLflow", f"{SETTINGS.mlflow_page or SETTINGS.mlflow_uri}/#/experiments?workflowType=machine_learning"),
+        ("MLflow", SETTINGS.mlflow_page or SETTINGS.mlflow_uri),
         *(("Search page", url) for url in SETTINGS.serving_urls[:1]),
     ]
     return [{"name": name, "href": url, "destination": "nav", "category": "browse"} for name, url in pages]

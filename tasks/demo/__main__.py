@@ -146,7 +146,7 @@ def print_access(settings: Settings, console: Console, heading: str) -> None:
     console.print(
         f"  Airflow      {settings.airflow_url}   user {settings.airflow_user}, password {escape(settings.airflow_password)}"
     )
-    console.print(f"  MLflow       {settings.mlflow_uri}/#/experiments?workflowType=machine_learning")
+    console.print(f"  MLflow       {settings.mlflow_uri}")
 
 
 def print_failure(error: Exception, console: Console) -> None:
