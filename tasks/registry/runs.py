@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 RUN_KEY = "vitrine.run_key"
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
-"""MLflow's own tag of an experiment: its UI opens one as model training (this value) or as GenAI, and guesses where it is absent."""
+"""MLflow's own tag of an experiment, by which its UI says model training or GenAI where it has no switch for it."""
+TRAINING = "?workflowType=machine_learning"
+"""Ends an address of MLflow's UI. Since 3.x a switch in the browser decides, which begins at GenAI; this asks for model training."""
 ORIGIN_NAME = "airflow.run"
 ORIGIN_URL = "airflow.url"
 METRIC_BATCH = 500
@@ -162,11 +164,11 @@ class Runs:
 
     def run_url(self, run_id: str) -> str:
         """URL of a run in MLflow's UI."""
-        return f"{self.page}/#/runs/{run_id}"
+        return f"{self.page}/#/runs/{run_id}{TRAINING}"
 
     def artifact_url(self, run_id: str, path: str) -> str:
         """URL of a run's artifact in MLflow's UI."""
-        return f"{self.page}/#/runs/{run_id}/artifactPath/{path}"
+        return f"{self.page}/#/runs/{run_id}/artifactPath/{path}{TRAINING}"
 
     def runs(self, experiment: str, without_tag: str) -> list[RunRef]:
         """All runs of an experiment without a tag; [] when the experiment does not exist."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.errors import InputMissing, VitrineError
-from tasks.registry.runs import Origin, Runs
+from tasks.registry.runs import TRAINING, Origin, Runs
 from tasks.registry.version_page import DESCRIPTION_LENGTH, shortened
 
 ENCODER_MODEL = "product-encoder"
@@ -78,7 +78,7 @@ class Versions(Runs):
 
     def version_url(self, model: str, version: str) -> str:
         """URL of a model version in MLflow's UI."""
-        return f"{self.page}/#/models/{model}/versions/{version}"
+        return f"{self.page}/#/models/{model}/versions/{version}{TRAINING}"
 
     def versions(self, model: str, limit: int = 0) -> list[Version]:
         """All versions (or the newest `limit`), newest first; [] when the model does not exist. Two requests per 1000 versions."""

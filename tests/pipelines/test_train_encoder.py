@@ -64,7 +64,7 @@ def test_an_encoder_is_trained_judged_by_its_gates_and_not_trained_again(shop: S
         "| Recall@10 of held-out photos (",
         "| student size |",
         "**Limits**",
-        "/artifactPath/report/report.html)",
+        "/artifactPath/report/report.html?workflowType=machine_learning)",
         "Made by [",
     ):
         assert words in shown.description
