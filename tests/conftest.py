@@ -14,6 +14,12 @@ from tests.servers import free_port as free_port
 from tests.servers import make_mlflow_tables, mlflow_server
 
 
+def pytest_configure() -> None:
+    """Forgets how wide a terminal is: GNU readline, which pytest loads, puts 80 columns into the environment of xdist's workers."""
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
     return GroupScheduling(config, log)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def shop(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     for name, value in {"HOME": str(tmp_path), "MLFLOW_URI": mlflow_uri, "SERVING_URLS": ""}.items():
         monkeypatch.setenv(f"VITRINE_{name}", value)
-    monkeypatch.setenv("COLUMNS", "500")  # paths are longer under xdist
+    monkeypatch.setenv("COLUMNS", "300")
     return Shop(tmp_path, Registry(mlflow_uri, tmp_path / "cache"))
 
 
