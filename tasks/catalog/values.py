@@ -113,7 +113,7 @@ def whole(value: Any) -> int | None:
         value = int(written)
     if value is None:
         return None
-    if isinstance(value, float | Decimal) and value == value and abs(value) < MOST and value == int(value):
+    if isinstance(value, float | Decimal) and value == value and abs(float(value)) < MOST and value == int(value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueProblem(f"{shown(value)} is not a whole number")
