@@ -25,7 +25,7 @@ class Frozen(BaseModel):
 def first_error(error: ValidationError, whole: str = "") -> str:
     """The first validation error as "location: message"; `whole` names the record itself."""
     first = error.errors()[0]
-    return f"{'.'.join(str(p) for p in first['loc']) or whole}: {first['msg']}"
+    return f"{'.'.join(str(p) for p in first['loc']) or whole}: {first['msg'].removeprefix('Value error, ')}"
 
 
 class FileRef(Frozen):

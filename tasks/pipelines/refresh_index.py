@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from serving.contract.files import FileRef, atomic_write, verify
 from serving.contract.manifest import IndexManifest
+from serving.contract.provenance import QuerySet
 from tasks import storage
 from tasks.catalog.snapshot import product_table, read_snapshot, started_at
 from tasks.errors import GateFailed
@@ -143,7 +144,7 @@ def acknowledge(plan: RefreshPlan, registered: RegisteredVersion, embedded: Embe
         source.acknowledge(handles)
         waiting = source.count_waiting()
     notes = [note for note in (plan.note, embedded.note) if note]
-    summary = "; ".join([f"{len(handles)} messages acknowledged, {waiting} wait", *notes])
+    summary = "; ".join([f"{len(handles)} messages acknowledged, {waiting} still waiting", *notes])
     log.info("%s", summary)
     return Acknowledgement(len(handles), waiting, plan.dead_letters, embedded.quarantined, summary)
 
@@ -172,6 +173,7 @@ def _version(
     from serving.index.searcher import Searcher
     from serving.versions.release import Release
     from tasks.catalog.changes.ledger import deleted_products
+    from tasks.embed.job import embedding_commit
     from tasks.index.assemble import with_golden
     from tasks.index.delta_version import ArtifactLocation, next_version, quarantined_keys
     from tasks.index.template_store import template_of
@@ -190,7 +192,10 @@ def _version(
 
     place = ArtifactLocation(folder, run.run_id, INDEX_PATH)
     embedded_now = _embedded(parent, embedded)
-    manifest, ledger = next_version(parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template)
+    commits = (embedding_commit(embedded.result, parent.encoder.document_fingerprint),) if embedded.result else ()
+    manifest, ledger = next_version(
+        parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template, commits
+    )
     manifest = manifest.model_copy(update={"id": plan.run_key, "created_at": plan.now, "parent": plan.parent})
     golden = np.load(models.file(parent.golden))["vectors"]
     manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
@@ -203,7 +208,7 @@ def _version(
     products = product_table(snapshot.uri, ["key"])["key"].to_numpy()
     bad = quarantined_keys(products, base_keys(models, manifest).to_numpy(), ledger)
     decision, candidate = judge(models, release, snapshot, queries, read_at, catalogue_now(snapshot, ledger), bad)
-    return manifest.model_copy(update={"gates": decision.gates}), candidate
+    return manifest.model_copy(update={"gates": decision.gates, "queries": QuerySet.of(photos=candidate.photos)}), candidate
 
 
 def _embedded(parent: IndexManifest, embedded: EmbeddedChanges) -> Any:
@@ -229,7 +234,7 @@ def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:
             path = Path(ref.path)
             run.artifact(folder / path.relative_to(INDEX_PATH), str(path.parent))
     gates = json.dumps([g.model_dump() for g in manifest.gates], indent=1)
-    for name, content in {"gates.json": gates, "manifest.json": manifest.model_dump_json(indent=1)}.items():
+    for name, content in {"gates.json": gates, "manifest.json": manifest.to_json()}.items():
         with atomic_write(folder / name) as path:
             path.write_text(content)
         run.artifact(folder / name, INDEX_PATH)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serving.contract.files import atomic_write
 from serving.contract.manifest import EncoderRef, IndexManifest
+from serving.contract.provenance import QuerySet
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, started_at
 from tasks.embed.job import EmbedResult
@@ -44,7 +45,7 @@ def register_version(
         bad = storage.read_table(embedded.quarantine_uri, ["key"])["key"].to_numpy()
         truth = truth_of(snapshot, encoder, embedded.vectors_uri, len(shards))
         decision, candidate = judge(models, release, snapshot, queries, started_at(snapshot.uri), quarantined=bad, truth_of=truth)
-        manifest = manifest.model_copy(update={"gates": decision.gates})
+        manifest = manifest.model_copy(update={"gates": decision.gates, "queries": QuerySet.of(photos=candidate.photos)})
         for built in shards:
             for ref in (built.index, built.table):
                 run.artifact(locate(ref), INDEX_PATH)
@@ -79,7 +80,7 @@ def _upload(run: Run, manifest: IndexManifest, tuned: TuningResult, template: st
         TEMPLATE_FILE: template,
         "gates.json": json.dumps([g.model_dump() for g in manifest.gates], indent=1),
         "tuning.json": json.dumps(tuned.to_json(), indent=1),
-        "manifest.json": manifest.model_dump_json(indent=1),
+        "manifest.json": manifest.to_json(),
     }.items():
         with atomic_write(folder / name) as path:
             path.write_text(content)

@@ -138,8 +138,8 @@ def judge(snapshot: Snapshot, plan: TrainingPlan, exported: str | None, run_key:
         )
     elif PROMOTED in found.tags:
         summary = (
-            f"encoder version {version} was champion before (since {found.tags[PROMOTED]}) and the alias was moved away from it: that "
-            "is respected; to train this recipe again, start the DAG with force, to have this version back, move the alias"
+            f"encoder version {version} was champion before (since {found.tags[PROMOTED]}) and was replaced, so it is not promoted again; "
+            "to use it, move the alias champion back to it; to train the recipe anew, start the DAG with 'Train again'"
         )
     if summary:
         log.info("%s", summary)
@@ -211,8 +211,9 @@ def _measure(
     decoding = Decoding(round(chosen.pixel_cache_gb * 2**30), chosen.decoders, chosen.max_unreadable)
     encoder = models.encoder_folder(found.version)
     report = evaluate_encoder(encoder, snapshot.uri, work, baselines=True, decoding=decoding)
-    faster = measure_speedup(EncoderFolder(encoder), report.query, "teacher.fp32")
-    report = report.model_copy(update={"metrics": report.metrics | {FASTER: faster}})
+    if report.has("student") and report.has("teacher"):
+        faster = measure_speedup(EncoderFolder(encoder), report.query, "teacher.fp32")
+        report = report.model_copy(update={"metrics": report.metrics | {FASTER: faster}})
     other = None
     if champion is not None:
         champion_folder = models.encoder_folder(champion.version)
@@ -243,9 +244,8 @@ def promote(decision: Judgement, run_key: str) -> ChampionMove:
     current = now.version if now is not None else ""
     if current not in (decision.against, version):
         summary = (
-            f"the champion was moved to version {current or 'none'} since version {version} was judged against "
-            f"{decision.against or 'none'}: that is respected, and version {version} stays challenger; run the DAG again to judge it "
-            "against the new champion"
+            f"version {version} is not promoted: it was compared with champion version {decision.against or 'none'}, and meanwhile "
+            f"version {current or 'none'} became champion; run the DAG again to compare it with that one"
         )
         log.info("%s", summary)
         return ChampionMove(False, version, summary)
