@@ -229,9 +229,14 @@ ManifestT = TypeVar("ManifestT", IndexManifest, EncoderManifest)
 
 def read_manifest(path: Path, kind: type[ManifestT]) -> ManifestT:
     """Reads a manifest from a JSON file. Raises ContractError with its first validation error."""
+    return parse_manifest(read_manifest_bytes(path), kind, str(path))
+
+
+def read_manifest_bytes(path: Path) -> bytes:
+    """A manifest's file, not parsed yet; no more than `parse_manifest` takes. Raises ContractError where there is none."""
     try:
         with path.open("rb") as stream:
-            return parse_manifest(stream.read(MAX_BYTES + 1), kind, str(path))
+            return stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ContractError(f"{path}: no such manifest") from None
 

@@ -35,6 +35,7 @@ from tasks.pipelines.drain_changes import (
 from tasks.pipelines.index_draft import EXPERIMENT
 from tasks.pipelines.index_records import Acknowledgement, EmbeddedChanges, RefreshPlan, RegisteredVersion
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry, Run, Version
+from tasks.registry.binding import index_tags, signed, signing_key
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def register(plan: RefreshPlan, embedded: EmbeddedChanges, photos: int = 0) -> R
 
         manifest, measured = _version(models, plan, embedded, run, folder, photos)
         decision = decision_of(manifest.gates)
+        manifest = signed(manifest, signing_key(chosen))
         _upload(run, manifest, folder)
         run.params({"parent": plan.parent, "changes": plan.changes, "encoder_version": manifest.encoder.version})
         run.metrics(headline_metrics(measured))
@@ -236,7 +238,7 @@ def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:
     gates = json.dumps([g.model_dump() for g in manifest.gates], indent=1)
     for name, content in {"gates.json": gates, "manifest.json": manifest.to_json()}.items():
         with atomic_write(folder / name) as path:
-            path.write_text(content)
+            path.write_text(content, "utf-8")
         run.artifact(folder / name, INDEX_PATH)
 
 
@@ -248,7 +250,7 @@ def _tags(plan: RefreshPlan, embedded: EmbeddedChanges, manifest: IndexManifest,
         "encoder_version": manifest.encoder.version, "snapshot": manifest.snapshot.id, "verdict": "passed" if passed else "failed",
         "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": plan.run_key,
         PARENT: plan.parent,
-    }  # fmt: skip
+    } | index_tags(manifest)  # fmt: skip
     if passed:
         tags |= {CHANGES: str(plan.changes), CARRIED: ",".join(plan.carried)}
     if embedded.pace:
