@@ -62,6 +62,13 @@ class ServingSettings:
         "", "bearer token of the admin routes and of promotions; empty: those routes are closed (401)", "a long random text",
         area="Access", secret=True,
     )  # fmt: skip
+    verify_key: str = setting(
+        "", "PEM file of the Ed25519 public key that manifests must be signed with; empty: no signature is asked for",
+        "/etc/vitrine/signing.pub.pem",
+    )  # fmt: skip
+    require_bound: bool = setting(
+        False, "whether versions are refused that no registry tag binds to their manifest; else they load with a warning", 1
+    )
     webhook_secret: str = setting(
         "", "HMAC secret of MLflow's alias webhooks (`vitrine webhook --replica`); empty: none is accepted",
         "a long random text", secret=True,

@@ -46,6 +46,13 @@ class Settings:
         "http://replica-0:8000,http://replica-1:8000",
     )  # fmt: skip
     admin_token: str = setting("", "bearer token that those replicas ask for on admin routes", "a long random text", secret=True)
+    signing_key: str = setting(
+        "", "PEM file of the Ed25519 private key that manifests are signed with, and those that are read must be signed with",
+        "/run/secrets/signing.pem",
+    )  # fmt: skip
+    require_bound: bool = setting(
+        False, "whether versions are refused that no registry tag binds to their manifest (`vitrine release bind`)", 1
+    )
     webhook_secret: str = setting(
         "", "HMAC secret of MLflow's message about a moved champion; empty: Airflow finds the move within 15 minutes",
         "a long random text", secret=True,

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from serving.app import create_app
 from serving.contract.files import FileRef
 from serving.contract.manifest import Gate, IndexManifest
+from serving.contract.provenance import EmbeddingCommit
 from serving.settings import ServingSettings
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, INDEX_PATH, Registry
+from tasks.registry.binding import binding_tags, index_tags, signed
 from tests.catalogs import small_catalog
 from tests.releases import add_version
 from tests.servers import free_port
@@ -54,10 +57,15 @@ def good_gates(recall: float = 0.93, p99_ms: float = 21.0) -> tuple[Gate, ...]:
 
 
 class Shop:
-    """A catalogue of a few products below `home`, whose versions are built here and registered at `registry`."""
+    """A catalogue of a few products below `home`, whose versions are built here and registered at `registry`.
+
+    They are bound to their manifests unless `bound` is False, and index versions signed with `key` where there is one.
+    """
 
     def __init__(self, home: Path, registry: Registry, products: int = 12) -> None:
         self.home, self.registry = home, registry
+        self.bound = True
+        self.key: Ed25519PrivateKey | None = None
         self.catalog = small_catalog(home / "shop", products)
         self.built = 0
 
@@ -72,9 +80,9 @@ class Shop:
         tiny_encoder(folder, seed=seed)
         with self.registry.run("encoders", f"{self.home}-tiny-{seed}", "tiny") as run:
             run.artifacts(folder, ENCODER_PATH)
-            return self.registry.register(
-                ENCODER_MODEL, run.run_id, ENCODER_PATH, {"preset": "tiny", "verdict": "passed"}, "tiny"
-            ).version
+            tags = {"preset": "tiny", "verdict": "passed"}
+            tags |= binding_tags((folder / "encoder.json").read_bytes()) if self.bound else {}
+            return self.registry.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, tags, "tiny").version
 
     def evaluate(self, version: str, *gates: dict[str, Any]) -> None:
         """Records an evaluation of an encoder version as train_encoder does."""
@@ -86,7 +94,10 @@ class Shop:
         with self.registry.run("encoders", f"{self.home}-judge-{self.built}", f"judge version {version}", tags) as run:
             run.artifact(path, "report")
 
-    def version(self, gates: tuple[Gate, ...] | None = None, seed: int = 0, snapshot: Snapshot | None = None) -> str:
+    def version(
+        self, gates: tuple[Gate, ...] | None = None, seed: int = 0, snapshot: Snapshot | None = None,
+        embeddings: tuple[EmbeddingCommit, ...] = (),
+    ) -> str:  # fmt: skip
         """Builds, uploads and registers one index version with these gates; gives its number."""
         self.built += 1
         name, gates = f"made-{self.built}", good_gates() if gates is None else gates
@@ -95,14 +106,16 @@ class Shop:
         built = add_version(self.home, taken, name, seed)
         with self.registry.run("indexes", f"{self.home}-{name}", f"index {taken.id}") as run:
             manifest = self._upload(built, run.run_id).model_copy(update={"encoder": encoder, "gates": gates})
+            manifest = manifest.model_copy(update={"embeddings": embeddings})
             path = self.home / "work" / name / "manifest.json"
-            path.write_text(manifest.model_dump_json())
+            manifest = signed(manifest, self.key)
+            path.write_text(manifest.to_json(), "utf-8")
             self.registry.client.log_artifact(run.run_id, str(path), INDEX_PATH)
             run.metrics({g.name: g.value for g in gates})
             tags = {
                 "encoder_version": encoder.version, "snapshot": taken.id, "products": str(manifest.counts.servable),
                 "verdict": "passed" if all(g.passed for g in gates) else "failed", "run_key": name,
-            }  # fmt: skip
+            } | (index_tags(manifest) if self.bound else {})  # fmt: skip
             text = f"{manifest.counts.servable} products of a test's shop"
             return self.registry.register(INDEX_MODEL, run.run_id, INDEX_PATH, tags, text).version
 

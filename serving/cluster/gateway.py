@@ -16,7 +16,7 @@ from serving.cluster.client import InvalidShardRequest, ShardClient
 from serving.cluster.fleet import Fleet
 from serving.cluster.shard_set import offsets
 from serving.cluster.wire import SEARCH, VECTORS, pack, unpack
-from serving.contract.files import ContractError, FileRef, verify
+from serving.contract.files import ContractError, FileRef, open_verified
 from serving.contract.manifest import IndexManifest, Scalar
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.contract.segments import read_rows
@@ -200,7 +200,7 @@ class GatewayOpener:
         manifest = self.source.manifest(version)
 
         def locate(ref: FileRef) -> Path:
-            return verify(self.source.fetch(ref), ref)
+            return open_verified(self.source.fetch(ref), ref)
 
         searcher = RemoteSearcher.connect(version, manifest, locate, self.client)
         locate(manifest.golden)
@@ -220,7 +220,7 @@ class GatewayOpener:
             missing = []
         elif not missing:
             try:
-                check_golden_over_shards(verify(self.source.fetch(manifest.golden), manifest.golden), searcher)
+                check_golden_over_shards(open_verified(self.source.fetch(manifest.golden), manifest.golden), searcher)
             except ShardsUnavailable as error:
                 return str(error)
         if not missing:

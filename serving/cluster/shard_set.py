@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.contract.files import ContractError, FileRef, verify
+from serving.contract.files import ContractError, FileRef, open_verified
 from serving.contract.manifest import IndexManifest
 from serving.index.searcher import Neighbors, Searcher, ordered
 from serving.ranking.filters import Filter, filter_mask
@@ -76,10 +76,10 @@ class ShardSet:
             )
         config = RankerConfig.model_validate(manifest.ranker)
         starts = offsets(manifest)
-        golden = verify(locate(manifest.golden), manifest.golden)
+        golden = open_verified(locate(manifest.golden), manifest.golden)
         held = {}
         for shard in shards:
-            searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref), threads, shard)
+            searcher = Searcher.open(manifest, lambda ref: open_verified(locate(ref), ref), threads, shard)
             rows = sum(s.rows for s in manifest.segments if s.shard == shard and s.index is not None)
             if searcher.rows != rows:
                 raise ContractError(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.contract.files import ContractError, FileRef, verify
+from serving.contract.files import ContractError, FileRef, open_verified, verify
 from serving.contract.graph_check import Check
-from serving.contract.manifest import EncoderManifest, Variant, fingerprint, read_manifest
+from serving.contract.manifest import EncoderManifest, Variant, fingerprint, parse_manifest, read_manifest_bytes
 from serving.contract.runtimes import ONNXRUNTIME, Runtime, Session
 
 
@@ -37,11 +37,12 @@ class Encoder:
 
 
 class EncoderFolder:
-    """An encoder version on disk: `encoder.json` and the files it names."""
+    """An encoder version on disk: `encoder.json` and the files it names. `expected`: what `encoder.json` has to be."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = read_manifest(folder / "encoder.json", EncoderManifest)
+    def __init__(self, folder: Path, expected: FileRef | None = None) -> None:
+        self.folder, path = folder, folder / "encoder.json"
+        data = read_manifest_bytes(path if expected is None else open_verified(path, expected))
+        self.manifest = parse_manifest(data, EncoderManifest, str(path))
 
     def open(self, name: str, threads: int = 1, runtime: Runtime = ONNXRUNTIME) -> Encoder:
         """The encoder "tower.variant", its checksum, fingerprint and golden outputs verified. Raises ContractError."""
@@ -49,7 +50,7 @@ class EncoderFolder:
         if variant.fingerprint != fingerprint(variant.file.sha256, self.manifest.preprocess):
             raise ContractError(f"{name}: its fingerprint does not follow from its file and preprocessing")
         file = _file(variant, name, runtime)
-        path = verify(self.folder / file.path, file)
+        path = open_verified(self.folder / file.path, file)
         session = runtime.open(path, name.partition(".")[2], threads)
         encoder = Encoder(session, name, variant.fingerprint, runtime.name, variant.alone)
         self._check_golden(encoder, name)
@@ -69,7 +70,7 @@ class EncoderFolder:
 
     def _golden(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The golden inputs of "tower.variant" and its outputs."""
-        path = verify(self.folder / self.manifest.golden.path, self.manifest.golden)
+        path = open_verified(self.folder / self.manifest.golden.path, self.manifest.golden)
         with np.load(path, allow_pickle=False) as golden:
             if name not in golden:
                 raise ContractError(f"{name}: {self.manifest.golden.path} holds no golden outputs of it")

@@ -3,13 +3,16 @@
 import hashlib
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 CHUNK_BYTES = 1 << 20
+DESCRIPTORS = Path("/proc/self/fd")
+"""Where Linux shows a process's open files as paths. Elsewhere a verified file is opened by its name."""
 
 
 class ContractError(Exception):
@@ -25,7 +28,7 @@ class Frozen(BaseModel):
 def first_error(error: ValidationError, whole: str = "") -> str:
     """The first validation error as "location: message"; `whole` names the record itself."""
     first = error.errors()[0]
-    return f"{'.'.join(str(p) for p in first['loc']) or whole}: {first['msg']}"
+    return f"{'.'.join(str(p) for p in first['loc']) or whole}: {first['msg'].removeprefix('Value error, ')}"
 
 
 class FileRef(Frozen):
@@ -65,6 +68,37 @@ def verify(path: Path, ref: FileRef) -> Path:
     if found != ref.sha256:
         raise ContractError(f"{ref.path}: sha256 {found[:12]}… where the manifest says {ref.sha256[:12]}…; the file is corrupt")
     return path
+
+
+class OpenPath(PosixPath):
+    """The path of an open descriptor; opening it gives the same file, whatever lies at the old path by now.
+
+    The descriptor is closed when the path is dropped, so hand it to what opens it and keep it no longer. `name` is that of the file.
+    """
+
+    label: str
+
+    @classmethod
+    def of(cls, descriptor: int, label: str) -> "OpenPath":
+        found = cls(DESCRIPTORS / str(descriptor))
+        found.label = label
+        weakref.finalize(found, os.close, descriptor)
+        return found
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+
+def open_verified(path: Path, ref: FileRef) -> Path:
+    """As `verify`, but gives a path to the very file that was hashed: nobody can put another there before it is opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is refused, not waited for
+    except OSError:
+        return verify(path, ref)  # says what is wrong
+    held = OpenPath.of(descriptor, path.name)
+    verify(held if DESCRIPTORS.is_dir() else path, ref)
+    return held if DESCRIPTORS.is_dir() else path
 
 
 @contextmanager

@@ -1,18 +1,47 @@
-"""The manifests of encoder versions and index versions: JSON on disk, frozen models in memory."""
+"""The manifests of encoder versions and index versions: JSON on disk, frozen models in memory.
+
+Written in format 2, read in formats 1 and 2 (docs/decisions/0078). Every field of format 2 is optional, so that a format 1 manifest
+is the same model without them, with the same `digest`.
+"""
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from serving.contract.files import ContractError, FileRef, Frozen, first_error
 from serving.contract.preprocess import PreprocessSpec
+from serving.contract.provenance import Count, EmbeddingCommit, EngineRef, Origin, QuerySet, Training, optional
+
+FORMAT: Literal[2] = 2
+MAX_BYTES = 256 * 2**20
+"""Most bytes of a manifest that are read: 400,000 segments, a thousand shards of four hundred each."""
+PRECISIONS = ("fp32", "fp16", "int8")
 
 Scalar = str | int | float | bool | None
 CANDIDATES = 500
 """Default number of first-phase candidates, where neither the request nor the version sets one."""
+
+
+def _known_format(value: Any) -> Any:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{repr(value)[:40]} is no format of a manifest; 1 and {FORMAT} are")
+    if value > FORMAT:
+        raise ValueError(f"{value} is the format of a newer Vitrine; this one reads formats 1 and {FORMAT}: upgrade it first")
+    return value
+
+
+class Manifest(Frozen):
+    """Base of both manifests. `signature`: Ed25519 over the rest (serving/contract/signing.py), base64; "" unsigned."""
+
+    format: Annotated[Literal[1, 2], BeforeValidator(_known_format)] = FORMAT
+    signature: Annotated[str, Field(pattern=r"^([A-Za-z0-9+/]{86}==)?$")] = optional("")
+
+    def to_json(self) -> str:
+        """The JSON to store: always in the newest format."""
+        return self.model_copy(update={"format": FORMAT}).model_dump_json(indent=1)
 
 
 class Variant(Frozen):
@@ -28,18 +57,18 @@ class Variant(Frozen):
     alone: bool = False
 
 
-class EncoderManifest(Frozen):
+class EncoderManifest(Manifest):
     """One encoder version: towers that share one embedding space. File name: `encoder.json`.
 
-    `towers[tower][variant]`, tower in teacher/student/text, variant in fp32/fp16/int8. `document` and `query` name the
-    "tower.variant" that embeds the catalogue and the one that embeds shoppers' photos. `golden` is an .npz with
-    `pixels` uint8 (n, size, size, 3), `tokens` int64 (n, context) when there is a text tower, and one float32 (n, dim)
-    array per "tower.variant".
+    `towers[tower][variant]`, tower in teacher/student/text, variant in fp32/fp16/int8; student and text may be absent. `document`
+    and `query` name the "tower.variant" that embeds the catalogue and the one that embeds shoppers' photos: they may be the same.
+    `golden` is an .npz with `pixels` uint8 (n, size, size, 3), `tokens` int64 (n, context) when there is a text tower, and one
+    float32 (n, dim) array per "tower.variant". `origin` and `trained` say where the weights come from and what was done to them;
+    None: not stated, as for what was trained here from random weights.
     """
 
-    format: Literal[1] = 1
     name: str
-    dim: int = Field(gt=0)
+    dim: int = Field(gt=0, le=65_536)
     preprocess: PreprocessSpec
     towers: dict[str, dict[str, Variant]]
     document: str
@@ -48,6 +77,22 @@ class EncoderManifest(Frozen):
     golden: FileRef
     recipe: dict[str, Any] = {}
     metrics: dict[str, float] = {}
+    origin: Origin | None = optional()
+    trained: Training | None = optional()
+
+    @model_validator(mode="after")
+    def _roles_are_there(self) -> Self:
+        names = self.names()
+        if unknown := [n for n in names if n.partition(".")[2] not in PRECISIONS]:
+            raise ValueError(f"there is no variant {unknown[0]!r}; a tower's variants are {', '.join(PRECISIONS)}")
+        for role, name in (("document", self.document), ("query", self.query)):
+            if name not in names:
+                raise ValueError(f"{role} names {name!r}, and there is {', '.join(names) or 'no tower at all'}")
+        return self
+
+    def names(self) -> list[str]:
+        """Every "tower.variant", sorted."""
+        return sorted(f"{tower}.{variant}" for tower, variants in self.towers.items() for variant in variants)
 
     def variant(self, name: str) -> Variant:
         """The variant called "tower.variant"."""
@@ -55,8 +100,7 @@ class EncoderManifest(Frozen):
         try:
             return self.towers[tower][variant]
         except KeyError:
-            known = sorted(f"{t}.{v}" for t, vs in self.towers.items() for v in vs)
-            raise ContractError(f"encoder {self.name} has no {name!r}; it has {', '.join(known)}") from None
+            raise ContractError(f"encoder {self.name} has no {name!r}; it has {', '.join(self.names())}") from None
 
 
 class EncoderRef(Frozen):
@@ -88,16 +132,18 @@ class Segment(Frozen):
 
     base, delta: `index` is a FAISS file over positions 0..rows-1 and `table` a Parquet file whose row i describes position i
     (columns: see serving/contract/segments.py). tombstones: no `index`; `table` has one int64 column `key`.
-    A key in a tombstone segment is hidden in every segment of the shard with a smaller `sequence`.
+    A key in a tombstone segment is hidden in every segment of the shard with a smaller `sequence`. `pictures`: how many pictures the
+    rows are, where a product may have several; None: a row is a product.
     """
 
     kind: Literal["base", "delta", "tombstones"]
-    shard: int
-    sequence: int
-    rows: int
+    shard: Count
+    sequence: Count
+    rows: Count
     family: str = ""
     index: FileRef | None = None
     table: FileRef
+    pictures: Count | None = optional()
 
 
 class Gate(Frozen):
@@ -128,25 +174,35 @@ class Gate(Frozen):
 
 
 class Counts(Frozen):
-    """Reconciled product counts: catalogue == embedded + quarantined; servable == embedded."""
+    """Reconciled product counts: catalogue == embedded + quarantined; servable == embedded.
 
-    catalogue: int
-    embedded: int
-    quarantined: int
-    indexed: int
-    tombstoned: int = 0
-    servable: int
+    `pictures` are those of the catalogue, `quarantined_pictures` those of them that cannot be used, `quarantined_rows` rows of the
+    source that never became products; None: not counted.
+    """
+
+    catalogue: Count
+    embedded: Count
+    quarantined: Count
+    indexed: Count
+    tombstoned: Count = 0
+    servable: Count
+    pictures: Count | None = optional()
+    quarantined_rows: Count | None = optional()
+    quarantined_pictures: Count | None = optional()
 
 
-class IndexManifest(Frozen):
-    """One index version: the release, with everything needed to answer queries. File name: `manifest.json`."""
+class IndexManifest(Manifest):
+    """One index version: the release, with everything needed to answer queries. File name: `manifest.json`.
 
-    format: Literal[1] = 1
+    `embeddings` are the commits that its vectors come from, the base's first; `queries` is what recall was measured on; `engine`
+    holds the base rows where it is not FAISS.
+    """
+
     id: str
     created_at: str
     encoder: EncoderRef
     snapshot: SnapshotRef
-    shards: int
+    shards: Count
     segments: tuple[Segment, ...]
     search: dict[str, Scalar]
     ranker: dict[str, Any] = {}
@@ -157,6 +213,9 @@ class IndexManifest(Frozen):
     content_key: str = ""
     changes: tuple[FileRef, ...] = ()
     """The ledger of what changed since the snapshot (tasks/catalog/changes/ledger.py): needed to go on, not to answer."""
+    embeddings: tuple[EmbeddingCommit, ...] = optional(())
+    queries: QuerySet | None = optional()
+    engine: EngineRef | None = optional()
 
     def files(self) -> list[FileRef]:
         """Every file of the release, except the encoder's."""
@@ -165,7 +224,7 @@ class IndexManifest(Frozen):
 
     def digest(self) -> str:
         """Hash of the content (16 hex digits): processes with equal digests hold the same index version."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        return hashlib.sha256(self.model_dump_json(exclude={"signature"}).encode()).hexdigest()[:16]
 
 
 ManifestT = TypeVar("ManifestT", IndexManifest, EncoderManifest)
@@ -173,12 +232,26 @@ ManifestT = TypeVar("ManifestT", IndexManifest, EncoderManifest)
 
 def read_manifest(path: Path, kind: type[ManifestT]) -> ManifestT:
     """Reads a manifest from a JSON file. Raises ContractError with its first validation error."""
+    return parse_manifest(read_manifest_bytes(path), kind, str(path))
+
+
+def read_manifest_bytes(path: Path) -> bytes:
+    """A manifest's file, not parsed yet; no more than `parse_manifest` takes. Raises ContractError where there is none."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ContractError(f"{path}: no such manifest") from None
+
+
+def parse_manifest(data: bytes, kind: type[ManifestT], what: str) -> ManifestT:
+    """A manifest from its JSON; `what` names it in errors. Types are strict. Raises ContractError with its first validation error."""
+    if len(data) > MAX_BYTES:
+        raise ContractError(f"{what}: not a {kind.__name__}: it has more than {MAX_BYTES} bytes, the most that are read")
+    try:
+        return kind.model_validate_json(data, strict=True)
     except ValidationError as error:
-        raise ContractError(f"{path}: not a {kind.__name__}: {first_error(error, 'the file')}") from None
+        raise ContractError(f"{what}: not a {kind.__name__}: {first_error(error, 'the file')}") from None
 
 
 def fingerprint(onnx_sha256: str, preprocess: PreprocessSpec) -> str:

@@ -5,12 +5,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PRIVATE, READ_ONLY = 0o700, 0o444
 
 
 class DiskCache:
-    """`folder`/files and `folder`/encoders, at most `limit_bytes`. Downloads are staged in `incoming/` and renamed into place."""
+    """`folder`/files and `folder`/encoders, at most `limit_bytes`. Downloads are staged in `incoming/` and renamed into place.
+
+    The folders are the owner's alone (0700) and what lies in them is read-only (0444): nobody else can change what was verified.
+    """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes, self.prepared = folder, limit_bytes, False
@@ -49,8 +54,13 @@ class DiskCache:
 
     def _prepare(self) -> None:
         """Makes the folders, and clears what killed processes left in `incoming`, unless another process is downloading now."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _change_mode(self.folder, PRIVATE)
         for name in ("files", "encoders", "incoming"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+            (self.folder / name).mkdir(exist_ok=True)
+            _change_mode(self.folder / name, PRIVATE)
+        for path in (*(self.folder / "files").iterdir(), *(self.folder / "encoders").iterdir()):
+            make_read_only(path)  # of a release of before, which left them writable
         with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
             for left in (self.folder / "incoming").iterdir() if alone else ():
                 shutil.rmtree(left, ignore_errors=True)
@@ -66,6 +76,19 @@ class DiskCache:
             except OSError:
                 had = False
             yield had
+
+
+def make_read_only(path: Path) -> Path:
+    """Makes a file read-only (0444), or all files of a folder, which becomes the owner's alone (0700); returns the path."""
+    for found in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        _change_mode(found, PRIVATE if found.is_dir() else READ_ONLY)
+    return path
+
+
+def _change_mode(path: Path, mode: int) -> None:
+    """As far as the volume lets us (a mounted one may be another user's), and unless another process evicted it just now."""
+    with suppress(PermissionError, FileNotFoundError):
+        path.chmod(mode)
 
 
 def touch(path: Path) -> Path:

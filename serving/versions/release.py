@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from serving.contract.box import Box
 from serving.contract.encoder import Encoder, EncoderFolder
-from serving.contract.files import ContractError, FileRef, first_error, verify
+from serving.contract.files import ContractError, FileRef, first_error, open_verified
 from serving.contract.manifest import CANDIDATES, IndexManifest
 from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
@@ -86,8 +86,8 @@ class Release:
         Verifies every file's checksum, the encoder's fingerprint against that of the index, and the golden answers of encoder and
         index. Raises ContractError naming what fails.
         """
-        searcher = Searcher.open(manifest, lambda ref: verify(locate(ref), ref))
-        check_golden(verify(locate(manifest.golden), manifest.golden), searcher)
+        searcher = Searcher.open(manifest, lambda ref: open_verified(locate(ref), ref))
+        check_golden(open_verified(locate(manifest.golden), manifest.golden), searcher)
         return cls.from_searcher(searcher, version, manifest, encoder, threads, runtime, guard)
 
     @classmethod
@@ -103,8 +103,7 @@ class Release:
     ) -> Self:
         """A release over an open searcher; verifies its encoder. Raises ContractError."""
         wanted = manifest.encoder
-        verify(encoder / "encoder.json", wanted.manifest)
-        encoders = EncoderFolder(encoder)
+        encoders = EncoderFolder(encoder, wanted.manifest)
         if encoders.manifest.variant(wanted.document).fingerprint != wanted.document_fingerprint:
             raise ContractError(f"encoder version {wanted.version} is not the one that embedded this index (fingerprint differs)")
         if guard is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.contract.encoder import Encoder, EncoderFolder
-from serving.contract.files import ContractError, verify
+from serving.contract.files import ContractError, open_verified
 from serving.contract.manifest import EncoderManifest
 
 TOWER = "text"
@@ -39,7 +39,7 @@ class TextEncoder:
         name = text_variant(manifest)
         if not name or manifest.tokenizer is None:
             return None
-        tokenizer = verify(encoders.folder / manifest.tokenizer.path, manifest.tokenizer)
+        tokenizer = open_verified(encoders.folder / manifest.tokenizer.path, manifest.tokenizer)
         return cls(encoders.open(name, threads), tokenizer)
 
     def encode(self, text: str) -> np.ndarray:

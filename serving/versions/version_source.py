@@ -1,14 +1,18 @@
 """Sources of versions behind one protocol: the MLflow registry, or the folder of an exported release."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Protocol
 
+from serving.contract.binding import MANIFEST_SHA256, Trust, check_verdict
 from serving.contract.files import ContractError, FileRef, sha256_file, verify
-from serving.contract.manifest import EncoderManifest, IndexManifest, read_manifest
-from serving.versions.disk_cache import DiskCache, touch
+from serving.contract.manifest import EncoderManifest, IndexManifest, parse_manifest, read_manifest, read_manifest_bytes
+from serving.versions.disk_cache import DiskCache, make_read_only, touch
+
+log = logging.getLogger(__name__)
 
 MODEL = "product-index"
 ALIASES = "aliases.json"
@@ -29,7 +33,9 @@ class VersionSource(Protocol):
         """The version of the alias `blue`, `green` or `live`; "" when there is none."""
         ...
 
-    def manifest(self, version: str) -> IndexManifest: ...
+    def manifest(self, version: str) -> IndexManifest:
+        """The manifest of a version, checked for what binds it before it is parsed. Raises ContractError."""
+        ...
 
     def encoder(self, manifest: IndexManifest) -> Path:
         """The folder of the encoder version that the index needs."""
@@ -41,17 +47,23 @@ class VersionSource(Protocol):
 
 
 class FolderSource:
-    """An exported release: `aliases.json` {alias: version}, `<version>/manifest.json`, `encoders/<sha>/…`, `files/<sha256>`."""
+    """An exported release: `aliases.json` {alias: version}, `<version>/manifest.json`, `encoders/<sha>/…`, `files/<sha256>`.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    No registry binds its manifests: what can be asked for is that they are signed.
+    """
+
+    def __init__(self, folder: Path, trust: Trust | None = None) -> None:
+        self.folder, self.trust = folder, trust or Trust()
 
     def resolve(self, alias: str) -> str:
         path = self.folder / ALIASES
         return str(json.loads(path.read_text()).get(alias, "")) if path.is_file() else ""
 
     def manifest(self, version: str) -> IndexManifest:
-        return read_manifest(self.folder / version / "manifest.json", IndexManifest)
+        path = self.folder / version / "manifest.json"
+        data = read_manifest_bytes(path)
+        self.trust.check_signature(data, "", f"index version {version}", "vitrine release bind, and export it again")
+        return parse_manifest(data, IndexManifest, str(path))
 
     def encoder(self, manifest: IndexManifest) -> Path:
         return self.folder / "encoders" / manifest.encoder.manifest.sha256
@@ -60,24 +72,30 @@ class FolderSource:
         return self.folder / "files" / ref.sha256
 
 
-def exported_release(folder: Path) -> FolderSource:
-    """Opens an exported release. Raises ValueError where the folder holds none."""
+def exported_release(folder: Path, trust: Trust | None = None) -> FolderSource:
+    """Opens an exported release. Raises ValueError where the folder holds none, or where tags are asked for, which it cannot have."""
+    if trust is not None and trust.require_bound and trust.key is None:
+        raise ValueError(
+            "VITRINE_REQUIRE_BOUND and VITRINE_RELEASE are set: no registry binds an exported release, only its signature does; set "
+            "VITRINE_VERIFY_KEY as well"
+        )
     if not (folder / ALIASES).is_file():
         what = f"there is no {ALIASES} in it" if folder.is_dir() else "there is no such folder"
         raise ValueError(f"VITRINE_RELEASE={str(folder)!r} holds no release: {what}; `vitrine release export` writes one")
-    return FolderSource(folder)
+    return FolderSource(folder, trust)
 
 
 class MlflowSource:
     """The MLflow registry at `uri`, through mlflow-skinny; files and encoders are cached on disk in `cache` by sha256.
 
-    The cache holds at most `limit_bytes`, evicting the least recently used, never those of versions that the aliases name.
+    The cache holds at most `limit_bytes`, evicting the least recently used, never those of versions that the aliases name. Manifests
+    are believed as far as `trust` says.
     """
 
-    def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30) -> None:
+    def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30, trust: Trust | None = None) -> None:
         from mlflow import MlflowClient  # type: ignore[attr-defined, unused-ignore]
 
-        self.uri, self.disk_cache = uri, DiskCache(cache, limit_bytes)
+        self.uri, self.disk_cache, self.trust = uri, DiskCache(cache, limit_bytes), trust or Trust()
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.aliases: dict[str, str] = {}
         self.files_by_version: dict[str, set[str]] = {}
@@ -95,9 +113,15 @@ class MlflowSource:
         return version
 
     def manifest(self, version: str) -> IndexManifest:
-        run = str(self.client.get_model_version(MODEL, version).run_id)
+        registered = self.client.get_model_version(MODEL, version)
+        run, tags, what = str(registered.run_id), dict(registered.tags), f"index version {version}"
+        check_verdict(tags, what)
         with self.disk_cache.staging() as folder:
-            manifest = read_manifest(self._download(run, "index/manifest.json", folder), IndexManifest)
+            path = self._download(run, "index/manifest.json", folder)
+            data = read_manifest_bytes(path)
+        if not self.trust.check(data, tags, what, f"vitrine release bind {version}"):
+            log.warning("%s is of before versions were bound to their manifests (it has no tag %s)", what, MANIFEST_SHA256)
+        manifest = parse_manifest(data, IndexManifest, str(path))
         named = set(self.aliases.values())
         self.files_by_version = {v: parts for v, parts in self.files_by_version.items() if v in named}
         self.files_by_version[version] = {manifest.encoder.manifest.sha256, *(f.sha256 for f in manifest.files())}
@@ -111,6 +135,7 @@ class MlflowSource:
         with self.disk_cache.staging() as staging:
             found = self._download(wanted.run_id, "encoder", staging)
             verify(found / "encoder.json", wanted.manifest)
+            make_read_only(found)
             shutil.rmtree(folder, ignore_errors=True)
             found.replace(folder)
         self._evict()
@@ -121,7 +146,7 @@ class MlflowSource:
         if path.is_file() and path.stat().st_size == ref.bytes and sha256_file(path) == ref.sha256:
             return touch(path)
         with self.disk_cache.staging() as staging:
-            verify(self._download(ref.run_id, ref.path, staging), ref).replace(path)
+            make_read_only(verify(self._download(ref.run_id, ref.path, staging), ref)).replace(path)
         self._evict()
         return path
 

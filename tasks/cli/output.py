@@ -52,9 +52,10 @@ def _plain(value: Any) -> Any:
 def open_registry(cache: Path | None = None) -> Any:
     """The MLflow registry of the settings; `cache` is the folder of fetched files (default: below VITRINE_HOME)."""
     from tasks.registry import Registry
+    from tasks.registry.binding import trust_of
 
     chosen = Settings.load()
-    return Registry(chosen.mlflow_uri, cache or chosen.home / "cache", chosen.mlflow_page)
+    return Registry(chosen.mlflow_uri, cache or chosen.home / "cache", chosen.mlflow_page, trust=trust_of(chosen))
 
 
 def find_version(registry: Any, name: str) -> Any:

@@ -10,6 +10,7 @@ import typer
 
 from tasks.cli import trace, versions
 from tasks.cli.output import AsJson, find_version, open_registry, print_answer, version_number
+from tasks.settings import Settings
 
 app = typer.Typer(help="Promote, roll back and inspect releases.", no_args_is_help=True)
 app.command("list")(versions.list_versions)
@@ -32,6 +33,34 @@ def export(
     made = export_release(registry, folder, find_version(registry, version).version)
     sentence = f"index version {made} in {folder}; serve it with VITRINE_RELEASE={folder} vitrine-serve"
     print_answer({"version": made, "folder": folder}, sentence, as_json)
+
+
+@app.command("bind")
+def bind(
+    version: Annotated[
+        str, typer.Argument(help="an index version, by number or alias; default: every version of both models")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Bind versions of before to the manifests they have now, and sign them where VITRINE_SIGNING_KEY is set.
+
+    Whatever lies in the artifact store is believed from then on: check what you do not know with `vitrine index check` first.
+    """
+    from tasks.registry import ENCODER_MODEL, Registry
+    from tasks.registry.binding import signing_key
+    from tasks.release.bind import bind_versions, versions_to_bind
+
+    chosen = Settings.load()
+    key = signing_key(chosen)
+    registry = Registry(chosen.mlflow_uri, chosen.home / "cache", chosen.mlflow_page)  # reads what is not bound yet
+    if version:
+        found = find_version(registry, version)
+        versions = [registry.version(ENCODER_MODEL, registry.manifest_of(found).encoder.version), found]
+    else:
+        versions = versions_to_bind(registry)
+    done = bind_versions(registry, versions, key)
+    state = "bound to its manifest and signed" if key else "bound to its manifest"
+    print_answer(done, "\n".join(done) or f"nothing to do: every version is {state}", as_json)
 
 
 @app.command("promote")

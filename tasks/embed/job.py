@@ -1,5 +1,6 @@
 """The embedding job: embeds each image of a snapshot once per encoder version, and writes the vectors by shard."""
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving.contract.encoder import EncoderFolder
+from serving.contract.provenance import EmbeddingCommit
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
@@ -25,7 +27,7 @@ from tasks.embed.partition import write_shards
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
 from tasks.embed.quarantine import quarantine_uri, sample_reasons, with_ids
 from tasks.embed.spark import for_each_chunk, session
-from tasks.embed.store import SHA_TYPE, EmbeddingStore, rejected_images
+from tasks.embed.store import SHA_TYPE, EmbeddingStore, parts_sha256, rejected_images
 from tasks.errors import VitrineError
 from tasks.records import Record
 from tasks.storage import read_table as read_table
@@ -99,6 +101,8 @@ class EmbedResult(Record):
     reasons: dict[str, int]
     named: list[str] = field(default_factory=list)
     """The first few products in quarantine with their reasons."""
+    parts_sha256: str = ""
+    """sha256 over the parts of the store that the vectors were gathered from; "" in records of before."""
 
     @property
     def summary(self) -> str:
@@ -171,6 +175,18 @@ def embed_snapshot(
     return result
 
 
+def embedding_commit(result: EmbedResult, fingerprint: str) -> EmbeddingCommit:
+    """The name of a run's vectors for the manifest of an index version; `fingerprint` is the document encoder's.
+
+    Its sha256 is that of the run's `_manifest.json`, which was written last and counts everything (see `EmbedResult`).
+    """
+    digest = hashlib.sha256(storage.read_bytes(storage.join(result.vectors_uri, MANIFEST))).hexdigest()
+    return EmbeddingCommit(
+        uri=result.vectors_uri, store=result.store_uri, sha256=digest, fingerprint=fingerprint, embedded=result.embedded,
+        quarantined=result.quarantined,
+    )  # fmt: skip
+
+
 def _chunks(hashed: pa.Table, store: EmbeddingStore, uri: str, config: EmbedConfig) -> tuple[list[str], int]:
     """The chunks (image_sha256, image_uri) left to embed, and their number of images.
 
@@ -235,7 +251,7 @@ def _publish(
     reasons = Counter(row["reason"] for row in bad)
     return EmbedResult(
         run_key, vectors_uri, store.uri, quarantine, store.dim, config.shards, snapshot.rows, len(usable), len(bad),
-        len(here), len(usable) - (pc.sum(now).as_py() or 0), dict(sorted(reasons.items())), sample_reasons(bad),
+        len(here), len(usable) - (pc.sum(now).as_py() or 0), dict(sorted(reasons.items())), sample_reasons(bad), parts_sha256(commits),
     )  # fmt: skip
 
 

@@ -159,6 +159,11 @@ def part_name(members: Iterable[bytes]) -> str:
     return f"part-{hashlib.sha256(b''.join(sorted(members))).hexdigest()[:20]}"
 
 
+def parts_sha256(commits: Iterable[Commit]) -> str:
+    """One sha256 over the parts of these commits, independent of their order."""
+    return hashlib.sha256("".join(sorted(f"{c.name} {c.sha256}\n" for c in commits if c.rows)).encode()).hexdigest()
+
+
 def rejected_images(commits: Iterable[Commit], lasting: bool = False) -> dict[bytes, dict[str, str]]:
     """Rejected images by sha256; with `lasting`, only those rejected for their content."""
     rows = (r for c in commits for r in c.rejected)

@@ -11,6 +11,7 @@ import numpy as np
 
 from serving.contract.files import FileRef, describe
 from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar, Segment, SnapshotRef
+from serving.contract.provenance import EmbeddingCommit
 from serving.index.searcher import Searcher
 from serving.versions.golden import write_golden
 from tasks.catalog.snapshot import Snapshot
@@ -40,13 +41,14 @@ def base_segment(built: BuiltShard, run_id: str, path: str) -> Segment:
 
 def draft_manifest(
     name: str, created_at: str, encoder: EncoderRef, snapshot: Snapshot, segments: list[Segment], search: dict[str, Scalar],
-    ranker: dict[str, Any], embedded: EmbedResult, shards: int, key: str,
+    ranker: dict[str, Any], embedded: EmbedResult, shards: int, key: str, embeddings: tuple[EmbeddingCommit, ...] = (),
 ) -> IndexManifest:  # fmt: skip
-    """The manifest before golden answers and gates."""
+    """The manifest before golden answers, gates, and the number of queries behind them."""
     indexed = sum(s.rows for s in segments)
     counts = Counts(
-        catalogue=snapshot.rows, embedded=embedded.embedded, quarantined=embedded.quarantined, indexed=indexed, servable=indexed
-    )
+        catalogue=snapshot.rows, embedded=embedded.embedded, quarantined=embedded.quarantined, indexed=indexed, servable=indexed,
+        quarantined_pictures=embedded.quarantined,
+    )  # fmt: skip
     reference = SnapshotRef(
         id=snapshot.id,
         uri=snapshot.uri,
@@ -57,6 +59,7 @@ def draft_manifest(
     return IndexManifest(
         id=name, created_at=created_at, encoder=encoder, snapshot=reference, shards=shards, segments=tuple(segments), search=search,
         ranker=ranker, counts=counts, golden=FileRef(path="golden.npz", sha256=EMPTY_SHA, bytes=0), content_key=key,
+        embeddings=embeddings,
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.contract.files import FileRef, describe
-from serving.contract.manifest import Counts, IndexManifest, Segment
+from serving.contract.manifest import FORMAT, Counts, IndexManifest, Segment
+from serving.contract.provenance import EmbeddingCommit
 from serving.contract.segments import write_rows
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, latest_changes
 from tasks.index.delta import CODED_ROWS, Changes, add_delta, code_deltas, delta_rows, flat_rows, merge_deltas
@@ -59,12 +60,13 @@ def next_version(
     place: ArtifactLocation,
     locate: Callable[[FileRef], Path],
     template_of: Callable[[], Template | None] = lambda: None,
+    commits: tuple[EmbeddingCommit, ...] = (),
 ) -> tuple[IndexManifest, pa.Table]:
     """The manifest of the next version and its whole ledger; the caller adds id, time, golden answers and gates.
 
     `parent` may have got other weights and rules already. `held` is its ledger, `changed` what is new (from `mark_membership`).
-    `template_of` gets the template of the base, where there are so many rows that they are to be coded. The same input gives
-    the same bytes.
+    `template_of` gets the template of the base, where there are so many rows that they are to be coded. `commits` name what was
+    embedded. The same input gives the same bytes.
     """
     indexed = pc.is_in(changed["key"], pa.array(embedded.keys))
     state = pc.if_else(pc.equal(changed["kind"], "delete"), DELETED, pc.if_else(indexed, INDEXED, QUARANTINED))
@@ -91,6 +93,7 @@ def next_version(
     update = {
         "segments": segments, "counts": counts(parent.snapshot.rows, segments, whole), "gates": (),
         "changes": (mine,) if merged else (*parent.changes, mine), "content_key": _content_key(parent, changed),
+        "format": FORMAT, "signature": "", "queries": None, "embeddings": (*parent.embeddings, *commits),
     }  # fmt: skip
     return parent.model_copy(update=update), whole
 
@@ -106,9 +109,10 @@ def counts(snapshot_rows: int, segments: tuple[Segment, ...], ledger: pa.Table) 
     new = rows(pc.and_(pc.invert(gone), pc.invert(ledger["in_snapshot"])))
     unusable = snapshot_rows - base - rows(pc.and_(ledger["in_snapshot"], pc.invert(ledger["in_base"])))
     embedded = base - rows(ledger["in_base"]) + rows(pc.equal(ledger["state"], INDEXED))
+    quarantined = unusable + rows(pc.equal(ledger["state"], QUARANTINED))
     return Counts(
         catalogue=snapshot_rows + new - rows(pc.and_(gone, ledger["in_snapshot"])), embedded=embedded,
-        quarantined=unusable + rows(pc.equal(ledger["state"], QUARANTINED)), servable=embedded,
+        quarantined=quarantined, quarantined_pictures=quarantined, servable=embedded,
         indexed=sum(s.rows for s in segments if s.index is not None),
         tombstoned=sum(s.rows for s in segments if s.kind == "tombstones"),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from tasks.catalog import snapshot
 from tasks.catalog.snapshot import Snapshot
 from tasks.catalog.sources.settings import row_limits, source_options
 from tasks.registry import INDEX_MODEL, Origin, Registry
+from tasks.registry.binding import trust_of
 from tasks.release.promotion.serving_replicas import Replica
 from tasks.settings import Settings
 
@@ -27,7 +28,7 @@ def settings() -> Settings:
 
 def registry(chosen: Settings | None = None) -> Registry:
     chosen = chosen or settings()
-    return Registry(chosen.mlflow_uri, chosen.home / "cache", chosen.mlflow_page, origin(chosen, os.environ))
+    return Registry(chosen.mlflow_uri, chosen.home / "cache", chosen.mlflow_page, origin(chosen, os.environ), trust_of(chosen))
 
 
 def origin(chosen: Settings, environ: Mapping[str, str]) -> Origin | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from serving.contract.manifest import EncoderRef, IndexManifest, Scalar
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
-from tasks.embed.job import EmbedResult
+from tasks.embed.job import EmbedResult, embedding_commit
 from tasks.index.build import BuiltShard
 from tasks.index.choice import Budget, IndexConfig
 from tasks.pipelines.common import settings
@@ -55,7 +55,8 @@ def draft(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     ranker = read_ranker(settings().ranker)
     key = content_key_of(snapshot, encoder, ranker)
-    return draft_manifest(run_key, created, encoder, snapshot, segments, search, ranker, counted, len(shards), key)
+    commits = (embedding_commit(embedded, encoder.document_fingerprint),) if embedded else ()
+    return draft_manifest(run_key, created, encoder, snapshot, segments, search, ranker, counted, len(shards), key, commits)
 
 
 def truth_of(snapshot: Snapshot, encoder: EncoderRef, vectors_uri: str, shards: int) -> "TruthOf":

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from serving.contract.files import FileRef, atomic_write, verify
 from serving.contract.manifest import IndexManifest
+from serving.contract.provenance import QuerySet
 from tasks import storage
 from tasks.catalog.snapshot import product_table, read_snapshot, started_at
 from tasks.errors import GateFailed
@@ -34,6 +35,7 @@ from tasks.pipelines.drain_changes import (
 from tasks.pipelines.index_draft import EXPERIMENT
 from tasks.pipelines.index_records import Acknowledgement, EmbeddedChanges, RefreshPlan, RegisteredVersion
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry, Run, Version
+from tasks.registry.binding import index_tags, signed, signing_key
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +113,7 @@ def register(plan: RefreshPlan, embedded: EmbeddedChanges, photos: int = 0) -> R
 
         manifest, measured = _version(models, plan, embedded, run, folder, photos)
         decision = decision_of(manifest.gates)
+        manifest = signed(manifest, signing_key(chosen))
         _upload(run, manifest, folder)
         run.params({"parent": plan.parent, "changes": plan.changes, "encoder_version": manifest.encoder.version})
         run.metrics(headline_metrics(measured))
@@ -172,6 +175,7 @@ def _version(
     from serving.index.searcher import Searcher
     from serving.versions.release import Release
     from tasks.catalog.changes.ledger import deleted_products
+    from tasks.embed.job import embedding_commit
     from tasks.index.assemble import with_golden
     from tasks.index.delta_version import ArtifactLocation, next_version, quarantined_keys
     from tasks.index.template_store import template_of
@@ -190,7 +194,10 @@ def _version(
 
     place = ArtifactLocation(folder, run.run_id, INDEX_PATH)
     embedded_now = _embedded(parent, embedded)
-    manifest, ledger = next_version(parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template)
+    commits = (embedding_commit(embedded.result, parent.encoder.document_fingerprint),) if embedded.result else ()
+    manifest, ledger = next_version(
+        parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template, commits
+    )
     manifest = manifest.model_copy(update={"id": plan.run_key, "created_at": plan.now, "parent": plan.parent})
     golden = np.load(models.file(parent.golden))["vectors"]
     manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
@@ -203,7 +210,7 @@ def _version(
     products = product_table(snapshot.uri, ["key"])["key"].to_numpy()
     bad = quarantined_keys(products, base_keys(models, manifest).to_numpy(), ledger)
     decision, candidate = judge(models, release, snapshot, queries, read_at, catalogue_now(snapshot, ledger), bad)
-    return manifest.model_copy(update={"gates": decision.gates}), candidate
+    return manifest.model_copy(update={"gates": decision.gates, "queries": QuerySet.of(photos=candidate.photos)}), candidate
 
 
 def _embedded(parent: IndexManifest, embedded: EmbeddedChanges) -> Any:
@@ -229,9 +236,9 @@ def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:
             path = Path(ref.path)
             run.artifact(folder / path.relative_to(INDEX_PATH), str(path.parent))
     gates = json.dumps([g.model_dump() for g in manifest.gates], indent=1)
-    for name, content in {"gates.json": gates, "manifest.json": manifest.model_dump_json(indent=1)}.items():
+    for name, content in {"gates.json": gates, "manifest.json": manifest.to_json()}.items():
         with atomic_write(folder / name) as path:
-            path.write_text(content)
+            path.write_text(content, "utf-8")
         run.artifact(folder / name, INDEX_PATH)
 
 
@@ -243,7 +250,7 @@ def _tags(plan: RefreshPlan, embedded: EmbeddedChanges, manifest: IndexManifest,
         "encoder_version": manifest.encoder.version, "snapshot": manifest.snapshot.id, "verdict": "passed" if passed else "failed",
         "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": plan.run_key,
         PARENT: plan.parent,
-    }  # fmt: skip
+    } | index_tags(manifest)  # fmt: skip
     if passed:
         tags |= {CHANGES: str(plan.changes), CARRIED: ",".join(plan.carried)}
     if embedded.pace:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serving.contract.files import atomic_write
 from serving.contract.manifest import EncoderRef, IndexManifest
+from serving.contract.provenance import QuerySet
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, started_at
 from tasks.embed.job import EmbedResult
@@ -12,10 +13,11 @@ from tasks.index.build import BuiltShard
 from tasks.index.template import Template
 from tasks.index.template_store import TEMPLATE_FILE, template_json
 from tasks.index.tune import TuningResult
-from tasks.pipelines.common import query_runtime, registry, scratch
+from tasks.pipelines.common import query_runtime, registry, scratch, settings
 from tasks.pipelines.index_draft import EXPERIMENT, draft, truth_of
 from tasks.pipelines.index_records import RegisteredVersion
-from tasks.registry import INDEX_MODEL, INDEX_PATH, Run
+from tasks.registry import INDEX_MODEL, INDEX_PATH, Run, Version
+from tasks.registry.binding import index_tags, signed, signing_key
 
 
 def register_version(
@@ -33,6 +35,9 @@ def register_version(
     from tasks.release.gates.end_to_end_eval import held_out_queries, query_vectors
 
     models, runtime = registry(), query_runtime()
+    made = next((v for v in models.versions(INDEX_MODEL) if v.tags.get("run_key") == run_key), None)
+    if made is not None:  # a version is bound to the manifest it was registered with, so it is not made anew
+        return _registered(made)
     queries = held_out_queries(snapshot)
     encoder_folder = models.encoder_folder(encoder.version)
     with models.run(EXPERIMENT, run_key, f"index {snapshot.id}") as run, scratch(run_key, "register") as folder:
@@ -44,7 +49,8 @@ def register_version(
         bad = storage.read_table(embedded.quarantine_uri, ["key"])["key"].to_numpy()
         truth = truth_of(snapshot, encoder, embedded.vectors_uri, len(shards))
         decision, candidate = judge(models, release, snapshot, queries, started_at(snapshot.uri), quarantined=bad, truth_of=truth)
-        manifest = manifest.model_copy(update={"gates": decision.gates})
+        manifest = manifest.model_copy(update={"gates": decision.gates, "queries": QuerySet.of(photos=candidate.photos)})
+        manifest = signed(manifest, signing_key(settings()))
         for built in shards:
             for ref in (built.index, built.table):
                 run.artifact(locate(ref), INDEX_PATH)
@@ -55,7 +61,7 @@ def register_version(
         tags = {
             "encoder_version": encoder.version, "snapshot": snapshot.id, "verdict": "passed" if decision.passed else "failed",
             "products": str(manifest.counts.servable), "content_key": manifest.content_key, "run_key": run_key,
-        }  # fmt: skip
+        } | index_tags(manifest)  # fmt: skip
         text = (
             f"{manifest.counts.servable} products, {len(shards)} shards of {family}, encoder version {encoder.version}: "
             f"Recall@1 {candidate.recall_at_1:.3f}, Recall@10 {candidate.recall_at_10:.3f} on {candidate.photos} held-out photos; "
@@ -63,8 +69,12 @@ def register_version(
         )
         artifacts = {"Tuning": "tuning/tuning.md", "Data docs": "data_docs"}
         page = index_page(models, run.run_id, text, candidate, decision.gates, artifacts)
-        version = models.register(INDEX_MODEL, run.run_id, INDEX_PATH, tags, page).version
-    return RegisteredVersion(version, decision.passed, f"index version {version}: {text}")
+        return _registered(models.register(INDEX_MODEL, run.run_id, INDEX_PATH, tags, page))
+
+
+def _registered(version: Version) -> RegisteredVersion:
+    passed = version.tags["verdict"] == "passed"
+    return RegisteredVersion(version.version, passed, f"index version {version.version}: {version.summary}")
 
 
 def publish(version: str) -> None:
@@ -79,8 +89,8 @@ def _upload(run: Run, manifest: IndexManifest, tuned: TuningResult, template: st
         TEMPLATE_FILE: template,
         "gates.json": json.dumps([g.model_dump() for g in manifest.gates], indent=1),
         "tuning.json": json.dumps(tuned.to_json(), indent=1),
-        "manifest.json": manifest.model_dump_json(indent=1),
+        "manifest.json": manifest.to_json(),
     }.items():
         with atomic_write(folder / name) as path:
-            path.write_text(content)
+            path.write_text(content, "utf-8")
         run.artifact(folder / name, INDEX_PATH)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.contract.binding import GATES_VERDICT, verdict_of
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.encoder.train.tower_record import TrainedTower
@@ -14,6 +15,7 @@ from tasks.errors import TrainingError
 from tasks.pipelines.common import query_runtime, registry, scratch, settings
 from tasks.pipelines.encoder_records import ChampionMove, Judgement, TrainingPlan
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, Registry, Version
+from tasks.registry.binding import binding_tags, signed, signing_key
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -106,17 +108,23 @@ def export_encoder(snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower
 
     check = GraphCheck(settings().graph_open_s, "VITRINE_GRAPH_OPEN_S")
     config, models = EncoderConfig.from_dict(plan.config), registry()
+    made = next((v for v in models.versions(ENCODER_MODEL) if v.tags.get("run_key") == run_key), None)
+    if made is not None:  # a version is bound to the manifest it was registered with, so it is not made anew
+        return made.version
     with scratch(run_key, "export") as work:
         folder = work / ENCODER_PATH
         manifest = export.export_encoder(
             snapshot.uri, teacher, student, config, _work(plan.forced), folder, query_runtime(), check
         )
+        data = signed(manifest, signing_key(settings())).to_json().encode()
+        (folder / "encoder.json").write_bytes(data)
         with models.run(EXPERIMENT, f"{run_key}.encoder", f"encoder {plan.preset}", {"recipe": plan.recipe}) as run:
             run.params({"snapshot": snapshot.id, "preset": plan.preset, "recipe": plan.recipe} | _flat(plan.config))
             run.artifacts(
                 folder, ENCODER_PATH
             )  # manifest.metrics are in encoder.json; what people compare comes with the judgement
             tags = {"recipe": plan.recipe, "preset": plan.preset, "snapshot": snapshot.id, "run_key": run_key}
+            tags |= binding_tags(data)
             text = f"{manifest.name}: documents by {manifest.document}, queries by {manifest.query}, {manifest.dim} dimensions"
             return models.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, tags, text).version
 
@@ -166,6 +174,7 @@ def _judge(
     models.set_alias(ENCODER_MODEL, "challenger", version)
     models.tag_version(ENCODER_MODEL, version, "verdict", "failed: " + "; ".join(g.name for g in failed) if failed else "passed")
     short = f"{len(failed)} of {len(gates)} gates failed" if failed else f"all {len(gates)} gates passed"
+    models.tag_version(ENCODER_MODEL, version, GATES_VERDICT, verdict_of(gates))
     models.tag_version(ENCODER_MODEL, version, "decision", short)
     with models.run(EXPERIMENT, f"{run_key}.judge", f"judge version {version}", {"encoder_run": found.run_id}) as run:
         run.tag("decision", summary[:5000])
@@ -211,8 +220,9 @@ def _measure(
     decoding = Decoding(round(chosen.pixel_cache_gb * 2**30), chosen.decoders, chosen.max_unreadable)
     encoder = models.encoder_folder(found.version)
     report = evaluate_encoder(encoder, snapshot.uri, work, baselines=True, decoding=decoding)
-    faster = measure_speedup(EncoderFolder(encoder), report.query, "teacher.fp32")
-    report = report.model_copy(update={"metrics": report.metrics | {FASTER: faster}})
+    if report.has("student") and report.has("teacher"):
+        faster = measure_speedup(EncoderFolder(encoder), report.query, "teacher.fp32")
+        report = report.model_copy(update={"metrics": report.metrics | {FASTER: faster}})
     other = None
     if champion is not None:
         champion_folder = models.encoder_folder(champion.version)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError, FileRef, describe, verify
-from serving.contract.manifest import EncoderRef, IndexManifest, read_manifest
+from serving.contract.manifest import EncoderManifest, EncoderRef, IndexManifest, parse_manifest, read_manifest_bytes
 from tasks.registry.versions import ENCODER_MODEL, INDEX_MODEL, Version, Versions
 
 ENCODER_PATH = "encoder"
@@ -20,7 +20,7 @@ class Registry(Versions):
     """A tracking server at `uri`; `cache` holds fetched encoder versions and manifests by version.
 
     `page` is where a browser reaches the same server (default: `uri`). `origin`, the DAG run that works here, is written into
-    every run and version that is made.
+    every run and version that is made. Manifests are believed as far as `trust` says.
     """
 
     def fetch(self, run_id: str, path: str, into: Path) -> Path:
@@ -104,8 +104,16 @@ class Registry(Versions):
         """The folder of an encoder version, fetched once and verified every time."""
         found = self.version(ENCODER_MODEL, version)
         folder = self.cache / "encoders" / found.run_id
-        self._cached(folder, found.run_id, ENCODER_PATH, _verified_encoder)
+        self._cached(folder, found.run_id, ENCODER_PATH, lambda kept: self._verify_encoder(kept, found))
         return folder
+
+    def _verify_encoder(self, folder: Path, found: Version) -> None:
+        """Raises ContractError unless a folder is the encoder version that was registered, whole."""
+        data = read_manifest_bytes(folder / "encoder.json")
+        self.trust.check(data, found.tags, f"encoder version {found.version}", "vitrine release bind")
+        for variants in parse_manifest(data, EncoderManifest, str(folder / "encoder.json")).towers.values():
+            for variant in variants.values():
+                verify(folder / variant.file.path, variant.file)
 
     def encoder_ref(self, version: str) -> EncoderRef:
         """The reference to an encoder version for an index manifest."""
@@ -129,9 +137,21 @@ class Registry(Versions):
         return self.manifest_of(self.version(INDEX_MODEL, version))
 
     def manifest_of(self, found: Version) -> IndexManifest:
-        """The manifest of a version record; cached, as versions are immutable."""
+        """The manifest of a version record; cached, as versions are immutable. Raises ContractError where it is another by now."""
+        return self._manifest(found)[1]
+
+    def manifest_data(self, found: Version) -> bytes:
+        """The manifest's bytes as they were registered. Raises ContractError where they are others by now, or no manifest."""
+        return self._manifest(found)[0]
+
+    def _manifest(self, found: Version) -> tuple[bytes, IndexManifest]:
+        def read(path: Path) -> tuple[bytes, IndexManifest]:
+            data = read_manifest_bytes(path)
+            self.trust.check(data, found.tags, f"index version {found.version}", f"vitrine release bind {found.version}")
+            return data, parse_manifest(data, IndexManifest, str(path))
+
         path = self.cache / "manifests" / found.run_id / "manifest.json"
-        return self._cached(path, found.run_id, f"{INDEX_PATH}/manifest.json", lambda kept: read_manifest(kept, IndexManifest))
+        return self._cached(path, found.run_id, f"{INDEX_PATH}/manifest.json", read)
 
 
 def unreachable(error: BaseException) -> bool:
@@ -149,9 +169,3 @@ def _written(path: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _verified_encoder(folder: Path) -> None:
-    for variants in EncoderFolder(folder).manifest.towers.values():
-        for variant in variants.values():
-            verify(folder / variant.file.path, variant.file)

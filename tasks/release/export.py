@@ -4,14 +4,20 @@ import json
 import shutil
 from pathlib import Path
 
+from serving.contract.binding import SIGNATURE_TAG
 from serving.contract.files import atomic_write, verify
 from tasks.registry import INDEX_MODEL, Registry
 
 
 def export_release(registry: Registry, folder: Path, version: str) -> str:
-    """Writes the layout of serving.versions.version_source.FolderSource, `aliases.json` last; returns the version."""
+    """Writes the layout of serving.versions.version_source.FolderSource, `aliases.json` last; returns the version.
+
+    The manifest is written as it was registered, with its signature, also where that was made later.
+    """
     found = registry.version(INDEX_MODEL, version)
-    manifest = registry.index_manifest(found.version)
+    data, manifest = registry.manifest_data(found), registry.manifest_of(found)
+    if not manifest.signature and SIGNATURE_TAG in found.tags:
+        data = json.dumps(json.loads(data) | {"signature": found.tags[SIGNATURE_TAG]}, indent=1).encode()
     files = folder / "files"
     files.mkdir(parents=True, exist_ok=True)
     for ref in manifest.files():
@@ -21,7 +27,7 @@ def export_release(registry: Registry, folder: Path, version: str) -> str:
     shutil.copytree(registry.encoder_folder(manifest.encoder.version), encoder, dirs_exist_ok=True)
     (folder / found.version).mkdir(exist_ok=True)
     with atomic_write(folder / found.version / "manifest.json") as path:
-        path.write_text(manifest.model_dump_json(indent=1))
+        path.write_bytes(data)
     shutil.rmtree(folder / "incoming", ignore_errors=True)
     with atomic_write(folder / "aliases.json") as path:
         path.write_text(json.dumps({"live": found.version, "blue": found.version}))

@@ -1,5 +1,6 @@
 """Traces a product in a version back to the catalogue: picture, vector, segment, versions."""
 
+import hashlib
 from datetime import datetime
 from typing import Any
 
@@ -9,9 +10,11 @@ import pyarrow.parquet as pq
 
 from serving.contract.keys import product_key
 from serving.contract.manifest import EncoderRef, IndexManifest, Segment
+from serving.contract.provenance import EmbeddingCommit
 from tasks import storage
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, ledger_of
 from tasks.catalog.snapshot import product_batches
+from tasks.embed.job import MANIFEST
 from tasks.embed.quarantine import QuarantineEntry, read_quarantine
 from tasks.embed.store import Commit, EmbeddingStore
 from tasks.errors import VitrineError
@@ -42,14 +45,17 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
     assert segment.index is not None
     encoder, snapshot, store = manifest.encoder, manifest.snapshot, _store(manifest)
     run_key = registry.run_key(segment.table.run_id) or found.tags.get("run_key", manifest.id)
-    sha = _image_sha(shard_uri(storage.join(store, "vectors", run_key), segment.shard), key)
+    commit, sha = _committed(manifest, segment.shard, key)
+    if sha is None:  # a version of before names no commits: the folder is that of the run
+        sha = _image_sha(shard_uri(storage.join(store, "vectors", run_key), segment.shard), key)
     chain = [
         ("product", f"{product_id} (key {key})"),
         ("index version", f"{found.version}{aliases}, run {found.run_id}"),
         ("segment", f"{segment.kind} {segment.sequence} of shard {segment.shard}, {segment.family}, {segment.index.sha256[:12]}"),
         ("made by", f"{run_key}, run {segment.table.run_id}"),
         ("encoder version", f"{encoder.version}, {encoder.document} {encoder.document_fingerprint[:12]}, run {encoder.run_id}"),
-        ("vector", _part(store, encoder, sha) if sha else "(the vectors of that run are no longer kept)"),
+        ("vector", _part(store, encoder, sha, commit) if sha else "(the vectors of that run are no longer kept)"),
+        *([("embedding commit", _commit_state(commit))] if commit else []),
         ("image sha256", sha.hex() if sha else "(not kept)"),
         ("picture", str(row["image_uri"])),
         ("snapshot", f"{snapshot.id}, {snapshot.uri}"),
@@ -126,8 +132,26 @@ def _absence(
     return f"it is neither in its snapshot {snapshot.id} nor in a change since"
 
 
-def _part(root: str, encoder: EncoderRef, sha: bytes) -> str:
+def _committed(manifest: IndexManifest, shard: int, key: int) -> tuple[EmbeddingCommit | None, bytes | None]:
+    """The newest of the version's embedding commits that has a vector of the key, and the sha256 of its image."""
+    for commit in reversed(manifest.embeddings):
+        if (sha := _image_sha(shard_uri(commit.uri, shard), key)) is not None:
+            return commit, sha
+    return None, None
+
+
+def _commit_state(commit: EmbeddingCommit) -> str:
+    """Where a commit is, and whether it is still the one that the manifest names."""
+    uri = storage.join(commit.uri, MANIFEST)
+    if not storage.exists(uri):
+        return f"{commit.uri} (its {MANIFEST} is gone)"
+    same = hashlib.sha256(storage.read_bytes(uri)).hexdigest() == commit.sha256
+    return f"{commit.uri}, {commit.sha256[:12]}{'' if same else f' (its {MANIFEST} is another by now: it was changed)'}"
+
+
+def _part(root: str, encoder: EncoderRef, sha: bytes, commit: EmbeddingCommit | None) -> str:
     folder = storage.join(root, "embeddings", encoder.name, f"v{encoder.version}-{encoder.document_fingerprint[:12]}")
+    folder = commit.store if commit else folder
     store = EmbeddingStore(folder, encoder.dim)
     part = next((c for c in store.commits() if c.rows and _holds(store, c, sha)), None)
     return f"{folder}/{part.name}.parquet" if part else "(its part of the embedding store is no longer kept)"

@@ -6,32 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from serving.contract.files import ContractError, FileRef
-from tasks.cli import app
 from tasks.errors import VitrineError
-from tasks.registry import ENCODER_PATH, INDEX_PATH, Registry
+from tasks.registry import ENCODER_PATH, INDEX_PATH
+from tests.cli.conftest import run
 from tests.registered import Shop
 from tests.servers import free_port
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def shop(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
-    for name, value in {"HOME": str(tmp_path), "MLFLOW_URI": mlflow_uri, "SERVING_URLS": ""}.items():
-        monkeypatch.setenv(f"VITRINE_{name}", value)
-    monkeypatch.setenv("COLUMNS", "300")
-    return Shop(tmp_path, Registry(mlflow_uri, tmp_path / "cache"))
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    """Exit status and output of a command."""
-    done = CliRunner().invoke(app, [*arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.output
 
 
 def store(shop: Shop, ref: FileRef, content: bytes) -> None:
@@ -58,12 +41,16 @@ def test_damage_in_the_registrys_store_is_found_whatever_this_machine_fetched_be
     assert list((shop.home / "work").glob("check.*")) == [], "nothing of a check is left behind"
 
 
-def test_a_manifest_that_was_replaced_is_refused(shop: Shop) -> None:
+@pytest.mark.parametrize(
+    ("bound", "sentence"), [(True, "it was replaced or damaged in the artifact store"), (False, "not a IndexManifest")]
+)
+def test_a_manifest_that_was_replaced_is_refused(bound: bool, sentence: str, shop: Shop) -> None:
+    shop.bound = bound
     version = shop.version()
     run_id = shop.registry.version("product-index", version).run_id
     shop.registry.index_manifest(version)
     store(shop, FileRef(run_id=run_id, path=f"{INDEX_PATH}/manifest.json", sha256="0" * 64, bytes=0), b"{}")
-    with pytest.raises(ContractError, match="not a IndexManifest"):
+    with pytest.raises(ContractError, match=sentence):
         run("index", "check", version)
 
 

@@ -1,5 +1,6 @@
 """The evaluation of an exported version, and the gates that follow from it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from serving.contract.encoder import EncoderFolder
+from serving.contract.provenance import Origin
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.encoder.data.photos import TrainingSet, read_training_set
 from tasks.encoder.evaluate.baselines import colour_histograms
@@ -228,6 +230,47 @@ def test_a_failed_gate_names_the_setting_of_its_limit() -> None:
     gates = encoder_gates(made(BASE | {"student.fp32": [1] * 84 + [30] * 16}), None, EncoderPolicy())
     reason = next(g.reason for g in gates if g.name == "student_recall")
     assert reason.endswith("(at least 95.0% is required) [setting: VITRINE_MIN_STUDENT_RECALL]")
+
+
+def test_nothing_is_asked_about_a_student_of_a_version_without_one() -> None:
+    ranks = {"teacher.fp32": GOOD, "colour_histogram": POOR}
+    report = made(ranks, "teacher.fp32").model_copy(update={"towers": ("teacher",)})
+    gates = encoder_gates(report, None, EncoderPolicy())
+    assert {g.name for g in gates} == {"beats_colour_histogram_recall_at_1", "beats_colour_histogram_recall_at_10", "parity"}
+    assert all(g.passed for g in gates)
+
+
+@pytest.mark.parametrize(("right", "passes"), [(90, True), (88, False)])
+def test_a_version_without_a_student_that_serves_in_int8_keeps_the_recall_of_its_fp32(right: int, passes: bool) -> None:
+    ranks = {"teacher.fp32": GOOD, "teacher.int8": [1] * right + [30] * (100 - right), "colour_histogram": POOR}
+    report = made(ranks, "teacher.int8").model_copy(update={"towers": ("teacher",)})
+    assert {g.name: g.passed for g in encoder_gates(report, None, EncoderPolicy())}["int8_recall"] is passes
+
+
+def test_a_version_with_a_teacher_alone_is_measured_judged_and_reported(
+    snapshot: Snapshot, exported: Exported, tmp_path: Path
+) -> None:
+    """As of pretrained weights: no student, no text tower, no recipe, no training curves."""
+    folder = shutil.copytree(exported.folder, tmp_path / "encoder")
+    update = {
+        "towers": {"teacher": exported.manifest.towers["teacher"]}, "query": "teacher.fp32", "tokenizer": None, "recipe": {},
+        "trained": "none", "origin": Origin(name="a published network", tag="1.0", licence="Apache-2.0"),
+    }  # fmt: skip
+    manifest = exported.manifest.model_copy(update=update)
+    (folder / "encoder.json").write_text(manifest.to_json())
+    (folder / "training.json").unlink()
+    report = evaluate_encoder(folder, snapshot.uri, tmp_path / "work")
+    assert report.towers == ("teacher",)
+    assert {p.query for p in report.pairs} == {*manifest.names(), "colour_histogram"}
+    gates = encoder_gates(report, report, EncoderPolicy())
+    assert not {g.name for g in gates} & {"student_recall", "student_size", "student_speed", "beats_untrained_recall_at_1"}
+    page = write_report(folder, report, gates, snapshot.uri, tmp_path / "work", tmp_path / "report")
+    assert not (page.parent / "training.png").exists()
+    card = (page.parent / "card.md").read_text()
+    assert "Weights: a published network, tag 1.0, licence Apache-2.0." in card
+    assert "It cannot be asked with words." in card
+    assert "Distillation" not in card
+    assert "None" not in card
 
 
 def test_a_candidate_worse_than_the_champion_is_held_back() -> None:

@@ -169,6 +169,13 @@ def test_a_quarantined_product_is_named_in_the_run_and_traced_with_its_reason(li
     chain = dict(trace_product(live.registry, "p090", second.version))
     assert (chain["picture"], chain["made by"].split(",")[0]) == (str(absolute), "r2")
     assert "quarantined" not in chain
+    first_commit, commit = live.registry.index_manifest(second.version).embeddings
+    assert (first_commit.embedded, first_commit.quarantined, commit.embedded, commit.quarantined) == (0, 1, 2, 0)
+    assert chain["embedding commit"] == f"{commit.uri}, {commit.sha256[:12]}"
+    assert chain["vector"].startswith(f"{commit.store}/part-")
+    (Path(commit.uri) / "_manifest.json").write_text("{}")
+    changed = dict(trace_product(live.registry, "p090", second.version))
+    assert changed["embedding commit"].endswith("(its _manifest.json is another by now: it was changed)")
     with pytest.raises(VitrineError, match=rf"{outside}.*; index version {second.version} has it$"):
         trace_product(live.registry, "p090", first.version)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from serving.contract.manifest import IndexManifest
+from serving.contract.provenance import EmbeddingCommit
 from serving.index.searcher import Searcher
 from tasks.catalog.changes.event import delete
 from tasks.catalog.changes.ledger import entries
@@ -108,6 +109,24 @@ def test_what_a_kept_version_reaches_stays_and_all_else_goes(shop: Shop) -> None
     held = {item.name for item in plan.items if item.kind == "artifact"}
     assert any("delta-2" in name for name in held)
     assert plan_garbage(shop.registry, places(shop), KEEP).items == ()
+
+
+def test_embeddings_that_a_kept_manifest_names_stay_whatever_their_folders_are_called(shop: Shop) -> None:
+    data = shop.home / "data"
+    named = [data / "vectors" / "elsewhere", data / "embeddings" / "tiny" / "by-another-name"]
+    others = [data / "vectors" / "nobody", data / "embeddings" / "tiny" / "v9-nobody"]
+    for folder in (*named, *others):
+        folder.mkdir(parents=True)
+        (folder / "part").write_bytes(b"x")
+    commit = EmbeddingCommit(
+        uri=str(named[0]), store=str(named[1]), sha256="0" * 64, fingerprint="print", embedded=12, quarantined=0
+    )
+    version = shop.version(embeddings=(commit,))
+    shop.point(live=version, blue=version)
+    collect(shop.registry, places(shop), KEEP, alone_here)
+    assert [folder.exists() for folder in (*named, *others)] == [True, True, False, False]
+    tags = shop.registry.version(INDEX_MODEL, version).tags
+    assert (tags["embeddings.uri"], tags["embeddings.counts"]) == (str(named[0]), "12 embedded, 0 quarantined")
 
 
 def test_snapshots_vectors_and_work_of_runs_that_nothing_names_go(shop: Shop) -> None:

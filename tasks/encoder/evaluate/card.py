@@ -13,8 +13,9 @@ def card(manifest: EncoderManifest, report: EncoderReport | None = None, gates: 
     lines = [
         f"# Encoder {manifest.name}",
         "",
-        f"Maps pictures of {manifest.preprocess.size} x {manifest.preprocess.size} pixels ({manifest.preprocess.fit}) and texts to "
-        f"unit vectors of {manifest.dim} numbers. Documents by `{manifest.document}`, queries by `{manifest.query}`.",
+        f"Maps pictures of {manifest.preprocess.size} x {manifest.preprocess.size} pixels ({manifest.preprocess.fit})"
+        f"{' and texts' if 'text' in manifest.towers else ''} to unit vectors of {manifest.dim} numbers. Documents by "
+        f"`{manifest.document}`, queries by `{manifest.query}`.{'' if 'text' in manifest.towers else ' It cannot be asked with words.'}",
         "",
         "## Data",
         "",
@@ -22,10 +23,9 @@ def card(manifest: EncoderManifest, report: EncoderReport | None = None, gates: 
         "",
         "## Recipe",
         "",
-        *(f"- {tower}: {_tower(recipe, metrics, tower)}" for tower in ("teacher", "student")),
-        f"- Distillation: alpha {recipe.get('alpha')}, KL temperature {recipe.get('kl_temperature')}, "
-        f"cosine weight {recipe.get('cosine_weight')}; seed {recipe.get('seed')}; photos of "
-        + (f"the last {recipe['photo_days']} days." if recipe.get("photo_days") else "any age."),
+        *_origin(manifest),
+        *_recipe(manifest),
+        *_distillation(manifest),
         "",
         *_judged(report, gates),
         "## Export",
@@ -50,10 +50,38 @@ def card(manifest: EncoderManifest, report: EncoderReport | None = None, gates: 
 
 def facts(manifest: EncoderManifest, report: EncoderReport) -> list[str]:
     """The card's words beside its tables, one Markdown section each: data, recipe and limits."""
-    recipe, metrics = manifest.recipe, manifest.metrics
-    towers = [f"- {tower}: {_tower(recipe, metrics, tower)}" for tower in ("teacher", "student")]
-    sections = {"Data": _data(recipe, report), "Recipe": towers, "Limits": [f"- {limit}" for limit in _limits(manifest, report)]}
+    limits = [f"- {limit}" for limit in _limits(manifest, report)]
+    recipe = [*_origin(manifest), *_recipe(manifest)]
+    sections = {"Data": _data(manifest.recipe, report), "Recipe": recipe, "Limits": limits}
     return ["\n".join([f"**{title}**", "", *lines]) for title, lines in sections.items()]
+
+
+def _origin(manifest: EncoderManifest) -> list[str]:
+    """Where pretrained weights come from, and what was done to them; empty for what was trained here from random ones."""
+    lines = []
+    if manifest.origin is not None:
+        known = f"tag {manifest.origin.tag}" if manifest.origin.tag else f"sha256 `{manifest.origin.sha256[:16]}`"
+        lines.append(f"- Weights: {manifest.origin.name}, {known}, licence {manifest.origin.licence}.")
+    if manifest.trained is not None:
+        lines.append(f"- Training on top of them: {manifest.trained}.")
+    return lines
+
+
+def _recipe(manifest: EncoderManifest) -> list[str]:
+    """Network, training and cost of each tower that was trained here."""
+    towers = [t for t in ("teacher", "student") if t in manifest.towers and t in manifest.recipe]
+    return [f"- {tower}: {_tower(manifest.recipe, manifest.metrics, tower)}" for tower in towers]
+
+
+def _distillation(manifest: EncoderManifest) -> list[str]:
+    recipe = manifest.recipe
+    if "student" not in manifest.towers or "student" not in recipe:
+        return []
+    return [
+        f"- Distillation: alpha {recipe.get('alpha')}, KL temperature {recipe.get('kl_temperature')}, "
+        f"cosine weight {recipe.get('cosine_weight')}; seed {recipe.get('seed')}; photos of "
+        + (f"the last {recipe['photo_days']} days." if recipe.get("photo_days") else "any age.")
+    ]
 
 
 def _tower(recipe: dict, metrics: dict[str, float], tower: str) -> str:
@@ -71,9 +99,10 @@ def _tower(recipe: dict, metrics: dict[str, float], tower: str) -> str:
 def _data(recipe: dict, report: EncoderReport | None) -> list[str]:
     data = recipe.get("data", {})
     photos = ", ".join(f"{data[f'{split}_photos']} {split}" for split in ("train", "val", "test") if f"{split}_photos" in data)
-    lines = [
-        f"- Catalogue content `{recipe.get('data_sha256', '')[:16]}`: {data.get('products', 'unknown')} products, photos: {photos}."
-    ]
+    lines = []
+    if data:
+        catalogue = f"`{recipe.get('data_sha256', '')[:16]}`"
+        lines.append(f"- Catalogue content {catalogue}: {data.get('products')} products, photos: {photos}.")
     if report is not None:
         lines.append(
             f"- Judged on catalogue content `{report.content_sha256[:16]}`: {report.products} products and {len(report.photos)} "
@@ -135,7 +164,7 @@ def _export(recipe: dict, metrics: dict[str, float]) -> list[str]:
 
 def _limits(manifest: EncoderManifest, report: EncoderReport | None) -> list[str]:
     limits = ["Figures hold for catalogues like this one."]
-    if "int8" not in manifest.towers.get("student", {}):
+    if "student" in manifest.towers and "int8" not in manifest.towers["student"]:
         limits.append("Ships without int8: it lost more recall than the gate allows.")
     limits += [
         f"Ships without {tower}.fp16; the reason is under Export."

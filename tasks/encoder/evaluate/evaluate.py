@@ -74,6 +74,12 @@ class EncoderReport(Frozen):
     """Photos that the snapshot left out, in words; "" for none."""
     pairs: tuple[PairReport, ...]
     metrics: dict[str, float]
+    towers: tuple[str, ...] = ("student", "teacher", "text")
+    """The towers that the version has; reports of before are of versions with all three."""
+
+    def has(self, tower: str) -> bool:
+        """Whether the version has this tower."""
+        return tower in self.towers
 
     def pair(self, query: str, document: str = "", asked: Asked = "photos") -> PairReport | None:
         """The metrics of this pair (default document: the version's own), or None when not measured."""
@@ -103,8 +109,8 @@ def evaluate_encoder(
 ) -> EncoderReport:
     """Measures every query variant against the version's documents, each tower against itself, and the baselines.
 
-    Then the version as it serves, and its teacher, on photos of products that were never trained on; and its text tower on the
-    catalogue's titles. Raw results stay in a file (`raw_results`); photos that cannot be read are left out. Raises
+    Then the version as it serves, and its teacher, on photos of products that were never trained on; and its text tower, if it has
+    one, on the catalogue's titles. Raw results stay in a file (`raw_results`); photos that cannot be read are left out. Raises
     TrainingError when the snapshot has no held-out photos, ContractError when the folder is not whole.
     """
     opened = EncoderFolder(folder)
@@ -117,7 +123,7 @@ def evaluate_encoder(
     names = [f"{t}.{v}" for t, variants in manifest.towers.items() if t != "text" for v in variants]
     documents = sorted({manifest.document, *(n for n in names if n.endswith(".fp32"))})
     encoders: dict[str, Encode] = {n: _onnx(opened, n) for n in names}
-    if baselines:
+    if baselines and "teacher" in manifest.recipe:  # without a recipe there is nothing to compare from before a training
         fresh = untrained_encoder(EncoderConfig.from_dict(manifest.recipe))
         encoders[UNTRAINED] = lambda pixels: encode_eager(fresh, pixels)
         documents.append(UNTRAINED)
@@ -131,9 +137,9 @@ def evaluate_encoder(
         beside = (manifest.document, f"{query.partition('.')[0]}.fp32") if query in names else (query,)
         for document in dict.fromkeys(d for d in beside if d in xb):
             found[query, document, "photos"] = search_photos(xq[query], xb[document], shown, photos.products, good)
-    served = [n for n in ("teacher.fp32", manifest.query) if n in encoders]
+    served = [n for n in dict.fromkeys(("teacher.fp32", manifest.query)) if n in encoders]
     xu, readable = see.vectors(Pictures(unseen.uris, "unseen"), {n: encoders[n] for n in served})
-    for query in dict.fromkeys(served if readable.any() else ()):
+    for query in served if readable.any() else ():
         found[query, manifest.document, "unseen"] = search_photos(
             xu[query], xb[manifest.document], shown, unseen.products, readable
         )
@@ -160,6 +166,7 @@ def evaluate_encoder(
         orphans=training.orphans,
         pairs=pairs_of(raw, categories),
         metrics=dict(manifest.metrics),
+        towers=tuple(sorted(manifest.towers)),
     )
 
 

@@ -42,7 +42,7 @@ class EncoderPolicy:
 def encoder_gates(report: EncoderReport, champion: EncoderReport | None, policy: EncoderPolicy) -> tuple[Gate, ...]:
     """The table of gates. `champion` is the champion's report on the same snapshot, None without a champion.
 
-    What was not measured (parity, size, speed) counts as failed.
+    What was not measured (parity, size, speed) counts as failed; of a version without a student nothing is asked about one.
     """
     ours = _required(report, report.query)
     gates = [
@@ -69,25 +69,32 @@ def _against_baselines(report: EncoderReport, ours: PairReport) -> list[Gate]:
 
 
 def _between_towers(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
-    teacher, student = _required(report, "teacher.fp32"), _required(report, "student.fp32")
-    gates = [
-        _share("student_recall", student, teacher, policy.student_share, "The student's Recall@10 as a share of the teacher's")
-    ]
-    int8 = report.pair("student.int8")
+    """The student against the teacher, and what is served in int8 against its fp32; nothing of a tower that is absent."""
+    gates = []
+    if report.has("student"):
+        teacher, student = _required(report, "teacher.fp32"), _required(report, "student.fp32")
+        what = "The student's Recall@10 as a share of the teacher's"
+        gates.append(_share("student_recall", student, teacher, policy.student_share, what))
+    tower = "student" if report.has("student") else report.query.partition(".")[0]
+    int8 = report.pair(f"{tower}.int8")
     if int8 is not None:
-        gates.append(
-            _share("int8_recall", int8, student, policy.int8_share, "Recall@10 of the int8 student as a share of fp32's")
-        )
+        full = _required(report, f"{tower}.fp32")
+        gates.append(_share("int8_recall", int8, full, policy.int8_share, f"Recall@10 of the int8 {tower} as a share of fp32's"))
     return gates
 
 
 def _of_export(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
     found = [v for k, v in report.metrics.items() if k.endswith(".parity_max_difference")]
     worst = max(found, default=float("inf"))
+    what = "Largest difference between the outputs of ONNX and PyTorch"
+    gates = [Gate.at_most("parity", worst, policy.parity, what, "{:.2g}")]
+    return [*gates, *_of_student(report, policy)] if report.has("student") else gates
+
+
+def _of_student(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
     sizes = report.metrics.get("teacher.parameters", 0.0), report.metrics.get("student.parameters", float("inf"))
     ratio, faster = sizes[0] / sizes[1], report.metrics.get(FASTER, 0.0)
     return [
-        Gate.at_most("parity", worst, policy.parity, "Largest difference between the outputs of ONNX and PyTorch", "{:.2g}"),
         _named(Gate.at_least("student_size", ratio, policy.smaller, "The teacher's parameters divided by the student's", "{:.2f}")),
         _named(
             Gate.at_least(

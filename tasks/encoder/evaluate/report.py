@@ -34,15 +34,18 @@ td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:left;vertical
 def write_report(
     folder: Path, report: EncoderReport, gates: tuple[Gate, ...], snapshot_uri: str, work: Path, target: Path
 ) -> Path:
-    """Writes report.html, training.png, recall.png, report.json, raw.npz and card.md into `target`; returns the page's path.
+    """Writes report.html, training.png (of what was trained here), recall.png, report.json, raw.npz and card.md into `target`.
+
+    Returns the page's path.
 
     `work` is the folder that the evaluation was given: its raw results name what came back. The page holds its pictures, so
     that it can be sent as one file.
     """
     target.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(folder / "encoder.json", EncoderManifest)
-    curves: dict[str, list[float]] = json.loads((folder / CURVES).read_text())
-    charts = {"training.png": _training_chart(curves), "recall.png": _recall_chart(report)}
+    charts = {"recall.png": _recall_chart(report)}
+    if (folder / CURVES).is_file():  # what was taken as it is has no curves
+        charts = {"training.png": _training_chart(json.loads((folder / CURVES).read_text()))} | charts
     for name, data in charts.items():
         (target / name).write_bytes(data)
     (target / "report.json").write_text(report.model_dump_json(indent=1))

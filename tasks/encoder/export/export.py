@@ -112,7 +112,7 @@ def export_encoder(
     np.savez(folder / "golden.npz", **_golden(folder, written, samples))
     manifest = _manifest(folder, config, training, written, {"teacher": teacher, "student": student})
     with atomic_write(folder / "encoder.json") as path:
-        path.write_text(json.dumps(manifest.model_dump(), indent=1))
+        path.write_text(manifest.to_json())
     check_folder(folder, runtime)
     write_flavor(folder, manifest)
     (folder / "card.md").write_text(card(manifest))

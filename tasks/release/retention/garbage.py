@@ -169,7 +169,7 @@ def _store(registry: Registry, store: str, needed: Reachable, retention: Retenti
         if uri not in needed.snapshots and name not in snapshots | keys:
             yield from _old("snapshot", name, uri, "no kept version was made from it", retention.grace_s, now)
     for uri in storage.list_folders(storage.join(store, "vectors")):
-        if (name := uri.rsplit("/", 1)[1]) not in keys:
+        if (name := uri.rsplit("/", 1)[1]) not in keys and uri not in needed.vectors:
             yield from _old("vectors", name, uri, "no kept version was made from them", retention.grace_s, now)
     for uri in storage.list_folders(storage.join(store, "changes")):
         if (name := uri.rsplit("/", 1)[1]) not in keys:
@@ -186,7 +186,7 @@ def _store(registry: Registry, store: str, needed: Reachable, retention: Retenti
         for uri in storage.list_folders(encoder):
             name, folder = encoder.rsplit("/", 1)[1], uri.rsplit("/", 1)[1]
             number = folder.partition("-")[0].removeprefix("v")
-            if number not in kept and (name, folder) not in used:
+            if number not in kept and (name, folder) not in used and uri not in needed.stores:
                 reason = "neither a kept index version nor a recent encoder version uses them"
                 yield from _old("embeddings", f"{name} {folder}", uri, reason, retention.grace_s, now)
 

@@ -33,6 +33,10 @@ class Reachable:
     snapshots: frozenset[str] = frozenset()
     encoders: frozenset[tuple[str, str, str]] = field(default_factory=frozenset)
     """(name, version, document fingerprint)"""
+    vectors: frozenset[str] = frozenset()
+    """Folders of the embedding commits that the manifests name."""
+    stores: frozenset[str] = frozenset()
+    """Folders of the embedding stores that these were gathered from."""
 
 
 def kept_versions(versions: Sequence[Version], retention: Retention, now_s: float) -> dict[str, str]:
@@ -55,6 +59,7 @@ def kept_versions(versions: Sequence[Version], retention: Retention, now_s: floa
 def reachable(manifests: Mapping[str, IndexManifest]) -> Reachable:
     """Everything these manifests reference (by the run that registered them), whichever run created it."""
     files = [f for manifest in manifests.values() for f in (*manifest.files(), *manifest.changes)]
+    commits = [c for manifest in manifests.values() for c in manifest.embeddings]
     whole = [(run, name) for run in manifests for name in ("manifest.json", "gates.json", "tuning.json")]
     return Reachable(
         artifacts=frozenset([(f.run_id, f.path) for f in files] + [(run, f"index/{name}") for run, name in whole]),
@@ -62,6 +67,8 @@ def reachable(manifests: Mapping[str, IndexManifest]) -> Reachable:
         runs=frozenset([f.run_id for f in files] + list(manifests)),
         snapshots=frozenset(m.snapshot.uri.rstrip("/") for m in manifests.values()),
         encoders=frozenset((m.encoder.name, m.encoder.version, m.encoder.document_fingerprint) for m in manifests.values()),
+        vectors=frozenset(c.uri.rstrip("/") for c in commits),
+        stores=frozenset(c.store.rstrip("/") for c in commits),
     )
 
 

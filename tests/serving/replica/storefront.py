@@ -152,6 +152,7 @@ def corrupt(path: Path) -> None:
     """Flips one byte in the middle of a file; its size stays."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
+    path.chmod(0o644)  # a cache is read-only
     path.write_bytes(bytes(data))
 
 

@@ -1,6 +1,7 @@
 """What is kept of versions on disk: least recently used goes first, and only what dead processes left is cleared away."""
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,15 @@ def test_what_a_killed_process_left_on_its_way_is_cleared_and_what_a_living_one_
     assert theirs.exists()
     with DiskCache(tmp_path, 1).staging() as mine:
         assert set((tmp_path / "incoming").iterdir()) == {mine}
+
+
+def test_what_a_release_of_before_left_writable_is_made_read_only(kept: DiskCache) -> None:
+    kept.folder.chmod(0o755)
+    again = DiskCache(kept.folder, 25)
+    with again.staging():
+        pass
+    modes = {p: stat.S_IMODE(p.stat().st_mode) for p in (kept.folder, *kept.folder.rglob("*")) if p.name != "incoming.lock"}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {0o444}
+    kept.evict(set())
+    assert names(kept) == {"middle", "new"}, "what is read-only goes like anything else"
