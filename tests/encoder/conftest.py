@@ -10,8 +10,9 @@ from PIL import Image
 
 from serving.contract.manifest import EncoderManifest
 from tasks.catalog.snapshot import Snapshot, take_snapshot
+from tasks.encoder.config import EncoderConfig
 from tasks.encoder.export.export import export_encoder
-from tasks.encoder.presets import EncoderConfig, preset
+from tasks.encoder.presets import preset
 from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
