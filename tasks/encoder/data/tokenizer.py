@@ -15,7 +15,7 @@ from tasks.encoder.config import FOLDER
 from tasks.encoder.train.open_clip_models import Architecture, from_hub
 from tasks.errors import TrainingError
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 CLIP_CONTEXT = 77
 
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -47,13 +47,13 @@ def build_tokenizer(architecture: Architecture, name: str) -> Tokenizer:
         raise TrainingError(
             f"{name} cuts texts in a way that only open_clip knows (tokenizer_mode, strip_sep_token); name another"
         )
-    files = [TOKENIZER, "tokenizer_config.json"]
     if name.startswith(FOLDER):
-        paths = [Path(name.removeprefix(FOLDER)) / file for file in files]
+        folder = Path(name.removeprefix(FOLDER))
+        path, config = folder / TOKENIZER, folder / TOKENIZER_CONFIG
     else:
-        paths = [from_hub(hub, file) for file in files]
+        path, config = from_hub(hub, TOKENIZER), from_hub(hub, TOKENIZER_CONFIG)
     clean = text.get("tokenizer_kwargs", {}).get("clean", "whitespace")
-    return hugging_face_tokenizer(*paths, clean=clean, context=context)
+    return hugging_face_tokenizer(path, config, clean, context)
 
 
 def hugging_face_tokenizer(path: Path, config: Path, clean: str, context: int) -> Tokenizer:
@@ -67,11 +67,11 @@ def hugging_face_tokenizer(path: Path, config: Path, clean: str, context: int) -
         raise TrainingError(f"{config} names no pad_token that {path.name} knows; texts cannot be filled to {context} tokens")
     tidy = [*_repairs(), *CLEANING[clean], normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     own = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
-    tokenizer.normalizer = normalizers.Sequence([*tidy, *own])  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.Sequence([*tidy, *own])
     first, last = (_token(chosen.get(f"{t}_token")) if chosen.get(f"add_{t}_token") else "" for t in ("bos", "eos"))
     if first or last:
         ids = [(t, tokenizer.token_to_id(t)) for t in (first, last) if t]
-        tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        tokenizer.post_processor = processors.TemplateProcessing(
             single=" ".join(filter(None, [first, "$A", last])), special_tokens=ids
         )
     tokenizer.enable_truncation(max_length=context)

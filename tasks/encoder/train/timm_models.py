@@ -58,12 +58,9 @@ def build_tower(tower: TowerConfig, dim: int, size: int, load_pretrained: bool) 
 
 
 def fit_tower(network: TimmModel, tower: TowerConfig, dim: int, size: int, load_pretrained: bool) -> TimmModel:
-    """Loads the tower's weights, then fits it to pictures of `size` and vectors of `dim`; features of that width stay as they are.
-
-    open_clip counts a network's features before a head's own convolution, as mobilenetv3 and 4 have one; timm after it.
-    """
+    """Loads the tower's weights, then fits it to pictures of `size` and vectors of `dim`; features of that width stay as they are."""
     trunk = network.trunk
-    wide = getattr(trunk, "head_hidden_size", trunk.num_features)
+    wide = features(trunk)
     if wide == dim:
         network.head = nn.Identity()
     elif wide != trunk.num_features:
@@ -110,7 +107,12 @@ def tower_facts(tower: TowerConfig) -> tuple[int, PreprocessSpec]:
         raise no_tower(tower, error) from None
     size = PACKAGES[tower.pretrained].size if tower.pretrained in PACKAGES else input_size(trunk)
     fit = FITS[CROPS[_config_of(trunk).get("crop_mode", "center")]]
-    return int(getattr(trunk, "head_hidden_size", trunk.num_features)), PreprocessSpec(size=size, fit=fit)
+    return features(trunk), PreprocessSpec(size=size, fit=fit)
+
+
+def features(trunk: Any) -> int:
+    """The width of what a timm network gives: open_clip counts before a head's own convolution, as mobilenetv3 and 4 have one."""
+    return int(getattr(trunk, "head_hidden_size", trunk.num_features))
 
 
 def input_size(trunk: Any) -> int:

@@ -121,11 +121,12 @@ def _timm_teacher(config: EncoderConfig, load_pretrained: bool) -> Teacher:
         model = open_clip.CLIP(**custom_config(config, load_pretrained and tower.pretrained == TIMM))
     except Exception as error:  # unknown names and failed downloads arrive as various classes
         raise no_tower(tower, error) from None
-    whole = load_pretrained and is_checkpoint(tower.pretrained) and read_state_dict(Path(tower.pretrained))
-    both = bool(whole) and set(whole) == set(model.state_dict())
-    fit_tower(model.visual, tower, config.dim, size, load_pretrained and not both)
-    if whole and both:
-        load_into(model, whole, Path(tower.pretrained), tower.timm)
+    path = Path(tower.pretrained)
+    whole = read_state_dict(path) if load_pretrained and is_checkpoint(tower.pretrained) else {}
+    both_towers = set(whole) == set(model.state_dict())
+    fit_tower(model.visual, tower, config.dim, size, load_pretrained and not both_towers)
+    if both_towers:
+        load_into(model, whole, path, tower.timm)
     mean, std = statistics(tower, model.visual.trunk)
     seen = {"size": size, "mean": mean, "std": std, "resize_mode": "squash"}
     return Teacher(model, Architecture(custom_config(config), seen), partial(clip_tokenizer, config.text.context))
