@@ -4,10 +4,11 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from tasks.cli.output import console
+from tasks.cli.output import AsJson, console, print_answer, print_json, print_table, progress
 from tasks.errors import VitrineError
+
+COLUMNS = ("preset", "teacher", "student", "dim", "pixels", "M parameters", "licence", "source")
 
 app = typer.Typer(help="Encoders: what there is, and adopting one as it is.", no_args_is_help=True)
 NAME = (
@@ -16,28 +17,33 @@ NAME = (
 
 
 @app.command("list")
-def list_encoders() -> None:
+def list_encoders(as_json: AsJson = False) -> None:
     """List the presets: network, vector dimension, picture size, parameters, and the licence and source of the weights."""
     from tasks.encoder.presets import PRESETS, PRETRAINED
 
     known = {p.name: p for p in PRETRAINED}
-    table = Table(show_edge=False)
-    for column in ("preset", "teacher", "student", "dim", "pixels", "M parameters", "licence", "source"):
-        table.add_column(column, overflow="fold")
+    records = []
     for name, make in PRESETS.items():
         config, published = make(), known.get(name)
         about = (f"{published.parameters:g}", published.licence, published.source) if published else ("", "", "trained here")
         pixels = f"{config.preprocess.size} {config.preprocess.fit}"
-        table.add_row(name, str(config.teacher), str(config.student), str(config.dim), pixels, *about)
-    console.print(table)
+        values = (name, str(config.teacher), str(config.student), str(config.dim), pixels, *about)
+        records.append(dict(zip(COLUMNS, values, strict=True)))
+    if as_json:
+        print_json(records)
+    else:
+        print_table(COLUMNS, [list(r.values()) for r in records])
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help=NAME)]) -> None:
+def show(name: Annotated[str, typer.Argument(help=NAME)], as_json: AsJson = False) -> None:
     """Show the whole configuration that a name stands for, as TOML that a recipe file may begin with."""
     from tasks.encoder.lookup import find_encoder
 
     values = find_encoder(name).as_dict()
+    if as_json:
+        print_json(values)
+        return
     tables = {k: v for k, v in values.items() if isinstance(v, dict)}
     for key, value in values.items():
         if key not in tables:
@@ -55,31 +61,35 @@ def adopt(
         typer.Option(min=0, help="passes over the pictures that the student is distilled from; default: the preset's steps"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="also where the same encoder was adopted before")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Export, check, quantise, evaluate and register a pretrained encoder as it is; champion where it passes every gate."""
-    from tasks.pipelines import common, preconditions
-    from tasks.pipelines import train_encoder as pipeline
+    from tasks.pipelines import common, preconditions, train_encoder
 
     key = f"adopt.{datetime.now(UTC):%Y%m%dT%H%M%S}"
     preconditions.check_preconditions(training=False)
-    snapshot = common.snapshot(key)
+    snapshot = common.take_snapshot(key)
     wanted = {"preset": name, "training": "none", "student": student, "epochs": epochs, "force": force}
-    plan = pipeline.plan(snapshot, wanted, key)
-    version = plan["existing"]
+    plan = train_encoder.plan(snapshot, wanted, key)
+    version = plan.existing
     if version:
-        console.print(f"{plan['preset']} is encoder version {version} already; it is judged again (--force exports it anew)")
+        progress.print(f"{plan.preset} is encoder version {version} already; it is judged again (--force exports it anew)")
     else:
-        teacher = pipeline.teacher(snapshot, plan, key)
-        console.print(f"{plan['preset']}: {teacher['parameters'] / 1e6:.1f}M parameters loaded; exporting and measuring")
-        version = pipeline.export(snapshot, plan, teacher, pipeline.student(snapshot, plan, teacher, key), key)
-    decision = pipeline.judge(snapshot, version, key)
-    console.print(decision["summary"])
-    if decision["failed"]:
-        raise VitrineError(f"encoder version {version} is registered as challenger; it does not become champion")
-    if decision["promote"]:
-        promoted = pipeline.promote(decision, key)
-        state = "champion" if promoted["promoted"] else f"not champion: {promoted['summary']}"
-        console.print(f"encoder version {version} is {state}; the next rebuild_index embeds the catalogue with the champion")
+        teacher = train_encoder.train_teacher(snapshot, plan, key)
+        progress.print(f"{plan.preset}: {teacher.parameters / 1e6:.1f}M parameters loaded; exporting and measuring")
+        distilled = train_encoder.distil_student(snapshot, plan, teacher, key)
+        version = train_encoder.export_encoder(snapshot, plan, teacher, distilled, key)
+    decision = train_encoder.judge(snapshot, plan, version, key)
+    progress.print(decision.summary, markup=False)
+    if decision.failed:
+        raise VitrineError(
+            f"encoder version {version} is registered as challenger; it does not become champion: {decision.summary}"
+        )
+    moved = train_encoder.promote(decision, key) if decision.promote else None
+    champion = moved is not None and moved.promoted
+    reason = decision.summary if moved is None else moved.summary
+    state = "champion; the next rebuild_index embeds the catalogue with it" if champion else f"not champion: {reason}"
+    print_answer({"version": version, "champion": champion, "summary": reason}, f"encoder version {version} is {state}", as_json)
 
 
 def _print_table(name: str, table: dict) -> None:

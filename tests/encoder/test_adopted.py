@@ -71,7 +71,7 @@ def test_a_model_as_it_is_is_an_ordinary_version_with_one_image_tower_and_words(
     assert manifest.query in ("teacher.int8", "teacher.fp32")
     assert (manifest.trained, manifest.preprocess.fit) == ("none", "squash")
     weights = adopted / "model" / "open_clip_model.safetensors"
-    name = f"local-dir:{tmp_path / 'model'}"
+    name = f"local-dir:{adopted / 'model'}"
     assert manifest.origin == Origin(name=name, sha256=sha256_file(weights), licence="not stated")
     assert "licence not stated" in (folder / "card.md").read_text()
     assert not (folder / "training.json").exists()

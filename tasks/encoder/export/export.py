@@ -267,8 +267,8 @@ def _manifest(
         metrics[f"{name}.bytes"] = float(sum(f.bytes for f in towers[tower][variant].graph_files()))
     costs = ("steps", "parameters", "final_loss", "seconds", "cpu_seconds", "images_per_s", "peak_memory_bytes")
     metrics |= {f"{tower}.training.{c}": float(getattr(t, c)) for tower, t in trained.items() for c in costs}
-    data = {"sha256": training.content_sha256, "products": len(training.product_ids)}
-    data |= {f"{split}_photos": len(photos) for split, photos in training.by_split.items()}
+    trained_on: dict[str, Any] = {"sha256": training.content_sha256, "products": len(training.product_ids)}
+    trained_on |= {f"{split}_photos": len(photos) for split, photos in training.by_split.items()}
     return EncoderManifest(
         name=config.name,
         dim=config.dim,
@@ -281,7 +281,12 @@ def _manifest(
         origin=trained["teacher"].origin,
         trained=_training(trained["teacher"]),
         recipe=config.as_dict()
-        | {"data_sha256": training.content_sha256, "data": data, "opset": OPSET, "notes": dict(sorted(written.notes.items()))}
+        | {
+            "data_sha256": training.content_sha256,
+            "data": trained_on,
+            "opset": OPSET,
+            "notes": dict(sorted(written.notes.items())),
+        }
         | {"trained_in": {tower: t.precision for tower, t in trained.items()}},
         metrics=metrics,
     )
