@@ -96,13 +96,14 @@ def _read(uri: str) -> Checkpoint | None:
 
 def restore_teacher(trained: TrainedTower, config: EncoderConfig) -> Teacher:
     """The trained teacher, in evaluation mode, from its folder alone."""
+    tensors = load_tower(trained).tensors
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file in storage.list_files(trained.uri):
             if file.rpartition("/")[2] not in (WEIGHTS, RECORD):
                 (folder / file.rpartition("/")[2]).write_bytes(storage.read_bytes(file))
         teacher = open_teacher(folder, config)
-    teacher.model.load_state_dict(load_tower(trained).tensors)
+    teacher.model.load_state_dict(tensors)
     return teacher.eval()
 
 
