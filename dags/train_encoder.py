@@ -16,28 +16,12 @@ training resumes from its last checkpoint. Serving is not affected.
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
+from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.assets import ENCODER
+from dags.encoder_form import PARAMS
 from dags.running import DEFAULTS, fail_without_retry, run_key, step
-
-PARAMS = {
-    "preset": Param(None, type=["null", "string"], title="Preset", description="Empty: the setting VITRINE_ENCODER_PRESET"),
-    "epochs": Param(
-        None, type=["null", "number"], exclusiveMinimum=0, title="Epochs",
-        description="Passes over the train photos, for teacher and student alike. Empty: the preset's steps",
-    ),
-    "alpha": Param(
-        None, type=["null", "number"], minimum=0, maximum=1, title="Alpha",
-        description="Share of the student's own task in its loss; the rest imitates the teacher. Empty: the preset's",
-    ),
-    "photo_days": Param(
-        None, type=["null", "integer"], minimum=0, title="Data window",
-        description="Train photos of so many days up to the newest (needs taken_at); 0: all. Empty: the preset's",
-    ),
-    "force": Param(False, type="boolean", title="Train again", description="Trains anew even if this recipe and data were trained before"),
-}  # fmt: skip
 
 
 @dag(
@@ -51,6 +35,13 @@ PARAMS = {
     params=PARAMS,
 )
 def train_encoder() -> None:
+    @task
+    @fail_without_retry
+    def check_preconditions() -> Any:
+        from tasks.pipelines import preconditions
+
+        return preconditions.check_preconditions(training=get_current_context()["params"]["training"] != "none")
+
     @task
     @fail_without_retry
     def plan_training(snapshot: dict) -> Any:
@@ -78,7 +69,7 @@ def train_encoder() -> None:
         return decision
 
     training = {"execution_timeout": timedelta(days=2), "retries": 2}
-    usable = step("preconditions.check_preconditions")(training=True)
+    usable = check_preconditions()
     snapshot = step("common.take_snapshot")()
     plan = plan_training(snapshot)
     choice = train_or_reuse(plan)

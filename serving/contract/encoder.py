@@ -1,5 +1,6 @@
 """Opens an encoder version; a session is used only after it reproduces its golden outputs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class EncoderFolder:
         if variant.fingerprint != fingerprint(variant.file.sha256, self.manifest.preprocess):
             raise ContractError(f"{name}: its fingerprint does not follow from its file and preprocessing")
         file = _file(variant, name, runtime)
-        path = open_verified(self.folder / file.path, file)
+        path = self._verify_graph(variant, file, open_verified if variant.data is None else verify)
         session = runtime.open(path, name.partition(".")[2], threads)
         encoder = Encoder(session, name, variant.fingerprint, runtime.name, variant.alone)
         self._check_golden(encoder, name)
@@ -64,9 +65,18 @@ class EncoderFolder:
 
     def check_graph(self, name: str, check: Check, runtime: Runtime = ONNXRUNTIME) -> None:
         """Checks that the graph of "tower.variant" opens and runs in a child process, on one golden input. Raises ContractError."""
-        file = _file(self.manifest.variant(name), name, runtime)
+        variant = self.manifest.variant(name)
         inputs, _ = self._golden(name)
-        check(name, verify(self.folder / file.path, file), runtime, inputs[:1])
+        check(name, self._verify_graph(variant, _file(variant, name, runtime), verify), runtime, inputs[:1])
+
+    def _verify_graph(self, variant: Variant, file: FileRef, opened: Callable[[Path, FileRef], Path]) -> Path:
+        """The path of a variant's file by `opened`, its weights beside it verified, too.
+
+        A runtime finds such weights by the graph's own path, so that it cannot be given an open descriptor.
+        """
+        if variant.data is not None and file == variant.file:
+            verify(self.folder / variant.data.path, variant.data)
+        return opened(self.folder / file.path, file)
 
     def _golden(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The golden inputs of "tower.variant" and its outputs."""

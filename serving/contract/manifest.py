@@ -47,14 +47,19 @@ class Manifest(Frozen):
 class Variant(Frozen):
     """One ONNX file of a tower. `fingerprint` binds its bytes to the preprocessing; see `fingerprint`.
 
-    `torchscript` is the same network for PyTorch. `alone`: inputs are run one at a time, since the scales of dynamic int8 depend
-    on the batch.
+    `data` holds its weights where they are too large for the file itself (2 GiB), which then notes their sha256. `torchscript` is the
+    same network for PyTorch. `alone`: inputs are run one at a time, since the scales of dynamic int8 depend on the batch.
     """
 
     file: FileRef
     fingerprint: str
+    data: FileRef | None = optional()
     torchscript: FileRef | None = None
     alone: bool = False
+
+    def graph_files(self) -> list[FileRef]:
+        """The files that the ONNX graph consists of."""
+        return [f for f in (self.file, self.data) if f is not None]
 
 
 class EncoderManifest(Manifest):

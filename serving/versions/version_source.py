@@ -168,7 +168,7 @@ def _whole(folder: Path, manifest: FileRef) -> bool:
     try:
         verify(folder / "encoder.json", manifest)
         found = read_manifest(folder / "encoder.json", EncoderManifest)
-        files = [v.file for variants in found.towers.values() for v in variants.values()]
+        files = [f for variants in found.towers.values() for v in variants.values() for f in v.graph_files()]
         for ref in [*files, found.golden, *([found.tokenizer] if found.tokenizer else [])]:
             verify(folder / ref.path, ref)
     except ContractError:

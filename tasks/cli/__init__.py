@@ -1,4 +1,4 @@
-"""`vitrine`: the command line for catalogue, changes, search, index versions and releases."""
+"""`vitrine`: the command line for catalogue, changes, encoders, search, index versions and releases."""
 
 import sys
 from typing import NoReturn
@@ -9,7 +9,7 @@ from rich.markup import escape
 from serving.contract.addresses import without_secrets
 from serving.contract.files import ContractError
 from serving.versions.version_source import limit_mlflow_timeouts
-from tasks.cli import capacity, catalog, changes, index, release, search, settings, stream, trace, webhook
+from tasks.cli import capacity, catalog, changes, encoder, index, release, search, settings, stream, trace, webhook
 from tasks.cli.output import console, print_json
 from tasks.errors import VitrineError
 from tasks.settings import Settings, public_text
@@ -23,6 +23,7 @@ app.command()(webhook.webhook)
 app.command()(stream.stream)
 app.add_typer(catalog.app, name="catalog")
 app.add_typer(changes.app, name="changes")
+app.add_typer(encoder.app, name="encoder")
 app.add_typer(index.app, name="index")
 app.add_typer(release.app, name="release")
 

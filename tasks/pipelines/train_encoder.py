@@ -33,23 +33,28 @@ PROMOTED = "promoted_by"
 def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> TrainingPlan:
     """The training configuration of a run, and the existing version of the same recipe and data ("" for none).
 
-    `overrides` holds what the form gave: preset (None for the setting's), epochs, alpha, photo_days (each None for the preset's own)
-    and force. Raises TrainingError for what cannot be trained.
+    `overrides` holds what the form gave: preset (an encoder by name, see tasks/encoder/lookup.py; None for the setting's), training,
+    student, epochs, alpha, photo_days (each None for the preset's own) and force. Raises TrainingError for what cannot be trained.
     """
     from tasks.encoder.data.photos import read_training_set
-    from tasks.encoder.presets import preset
+    from tasks.encoder.lookup import choose_training, find_encoder
     from tasks.encoder.train.trained import recipe_key
 
-    config = preset(overrides.get("preset") or settings().encoder_preset)
+    config = find_encoder(overrides.get("preset") or settings().encoder_preset)
+    config = choose_training(config, overrides.get("training"), overrides.get("student"))
     window = overrides.get("photo_days")
     training = read_training_set(snapshot.uri, max(0, window if window is not None else config.photo_days))
     photos = training.split("train")
-    config = config.with_overrides(overrides.get("epochs"), overrides.get("alpha"), window, len(photos))
+    if config.teacher_recipe.steps:
+        training.require_train_photos()
+    pictures = len(photos) or len(training.image_uris)
+    config = config.with_overrides(overrides.get("epochs"), overrides.get("alpha"), window, pictures)
     recipe = recipe_key(config, snapshot.content_sha256)
     made = TrainingPlan(config.name, recipe, config.as_dict())
     existing = next((v for v in registry().versions(ENCODER_MODEL) if v.tags.get("recipe") == recipe), None)
-    steps = (config.teacher_recipe.steps, config.student_recipe.steps)
-    log.info("preset %s, %d train photos, alpha %g: %d and %d steps", config.name, len(photos), config.alpha, *steps)
+    steps = (config.teacher_recipe.steps, config.student_recipe.steps if config.student else 0)
+    log.info("encoder %s: teacher %s, student %s", config.name, config.teacher, config.student)
+    log.info("%d train photos, alpha %g: %d and %d steps", len(photos), config.alpha, *steps)
     if training.orphans:
         log.info("%s", training.orphans)
     if overrides.get("force"):
@@ -66,8 +71,12 @@ def train_teacher(snapshot: Snapshot, plan: TrainingPlan, run_key: str) -> Train
     return _train("teacher", snapshot, plan, None, run_key)
 
 
-def distil_student(snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower, run_key: str) -> TrainedTower:
-    """Distils the student from the teacher."""
+def distil_student(snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower, run_key: str) -> TrainedTower | None:
+    """Distils the student from the teacher; None where the version has none."""
+    student = plan.config["student"]
+    if not (student["timm"] or student["open_clip"]):
+        log.info("no student: the teacher embeds queries, too")
+        return None
     return _train("student", snapshot, plan, teacher, run_key)
 
 
@@ -100,11 +109,13 @@ def _train(tower: str, snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedT
     return stored
 
 
-def export_encoder(snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower, student: TrainedTower, run_key: str) -> str:
+def export_encoder(
+    snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower, student: TrainedTower | None, run_key: str
+) -> str:
     """Exports all towers and registers them as one version; returns its number."""
     from serving.contract.graph_check import GraphCheck
+    from tasks.encoder.config import EncoderConfig
     from tasks.encoder.export import export
-    from tasks.encoder.presets import EncoderConfig
 
     check = GraphCheck(settings().graph_open_s, "VITRINE_GRAPH_OPEN_S")
     config, models = EncoderConfig.from_dict(plan.config), registry()

@@ -113,7 +113,8 @@ class Registry(Versions):
         self.trust.check(data, found.tags, f"encoder version {found.version}", "vitrine release bind")
         for variants in parse_manifest(data, EncoderManifest, str(folder / "encoder.json")).towers.values():
             for variant in variants.values():
-                verify(folder / variant.file.path, variant.file)
+                for file in variant.graph_files():
+                    verify(folder / file.path, file)
 
     def encoder_ref(self, version: str) -> EncoderRef:
         """The reference to an encoder version for an index manifest."""

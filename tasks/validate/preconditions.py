@@ -28,7 +28,7 @@ def check_preconditions(
     """
     found = Findings()
     if training:
-        _check_preset(settings, found)
+        training = _trains(settings, found)
     try:
         with open_tables(settings.catalog_uri, source_options(settings)) as tables:
             products = _products(tables.products, settings, found)
@@ -51,13 +51,15 @@ def check_preconditions(
     return found.notes
 
 
-def _check_preset(settings: Settings, findings: Findings) -> None:
-    from tasks.encoder.presets import preset
+def _trains(settings: Settings, findings: Findings) -> bool:
+    """Whether the encoder of the settings is trained on labelled photos, rather than taken as it is."""
+    from tasks.encoder.lookup import find_encoder
 
     try:
-        preset(settings.encoder_preset)
+        return find_encoder(settings.encoder_preset).teacher_recipe.steps > 0
     except TrainingError as error:
         findings.wrong.append(f"VITRINE_ENCODER_PRESET: {error}")
+        return True
 
 
 def _products(table: Table, settings: Settings, findings: Findings) -> dict[str, tuple[str, str]]:

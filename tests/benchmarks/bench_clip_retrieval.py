@@ -32,9 +32,10 @@ from serving.contract.manifest import EncoderManifest, Variant, fingerprint
 from serving.contract.preprocess import PreprocessSpec, decode
 from tasks.catalog.snapshot import take_snapshot
 from tasks.embed.job import EmbedConfig, embed_snapshot
+from tasks.encoder.config import TowerConfig
 from tasks.encoder.export.onnx_graph import ImageGraph, write_onnx
 from tasks.encoder.export.quantize import quantize_dynamic, quantize_static
-from tasks.encoder.presets import TowerConfig, preset
+from tasks.encoder.presets import preset
 from tasks.encoder.train.towers import build_teacher
 from tests.benchmarks.bench_embed import draw
 

@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.bench_encoder [--models demo_teacher demo_student ViT-B-32 RN50 …] [--catalogue FOLDER]
 
-A model is one of open_clip's, one of timm's, or a tower of the preset demo. Every runtime takes its turn within each round, so
+A model is one of open_clip's, one of timm's, a pretrained preset (its architecture with random weights, at its own picture size), or
+a tower of the preset demo. Every runtime takes its turn within each round, so
 that ratios are of runs side by side; the quickest round counts, as it was disturbed least. `--cpu` counts processor time instead of
 time on the clock: on a machine that others use too, only that tells the runtimes apart. Weights are random unless `--catalogue` is
 given: then the pair of `--preset` is trained on it and its recall, size and time are printed beside. Prints a table and adds to the
@@ -10,27 +11,37 @@ JSON file.
 """
 
 import argparse
+import io
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
+import timm
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image, ImageOps
 
 from serving.contract.files import ContractError
+from serving.contract.preprocess import decode
 from serving.contract.runtimes import RUNTIMES
+from tasks.encoder.config import EncoderConfig, TowerConfig
 from tasks.encoder.export.onnx_graph import ImageGraph, write_half, write_onnx
 from tasks.encoder.export.quantize import has_attention, quantize_dynamic, quantize_static
-from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
+from tasks.encoder.presets import PRETRAINED, preset
 from tasks.encoder.train.towers import ImageEncoder, build_student, build_teacher, parameters
 
 BATCHES = (1, 8, 32)
 MODELS = ("demo_teacher", "demo_student", "ViT-B-32", "ViT-B-16", "RN50")
+ALIKE = {"marqo_ecommerce_b": "ViT-B-16-SigLIP"}
+"""The listed architecture that a model on the hub was fine-tuned from, for where the hub cannot be reached."""
 CALIBRATION = 16
 """Pictures that set int8's ranges: of random weights nothing but the speed counts."""
 
@@ -65,6 +76,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--catalogue", default="")
     parser.add_argument("--preset", default="small", help="the pair that --catalogue trains")
+    parser.add_argument("--decoder", default="", help="an encoder by name: recall on --catalogue by our decoder, and by its own")
     parser.add_argument("--out", type=Path, default=Path("build/bench/encoder.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -81,7 +93,9 @@ def main() -> None:
             )
         result |= {"threads": args.threads, "clock": clock.__name__}
         result["rows"] = [r for r in result["rows"] if r["model"] != model] + [asdict(r) for r in rows]
-    if args.catalogue:
+    if args.catalogue and args.decoder:
+        result["decoder"] = bench_decoder(args.catalogue, args.decoder)
+    elif args.catalogue:
         result["pair"] = bench_pair(args.catalogue, args.preset)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1))
@@ -117,6 +131,13 @@ def image_encoder(model: str) -> tuple[ImageEncoder, int]:
         config = preset("demo")
         built = build_teacher(config).image if model == "demo_teacher" else build_student(config)
         return built.eval(), config.preprocess.size
+    published = next((p for p in PRETRAINED if p.name == model), None)
+    if published is not None:
+        name = ALIKE.get(model, published.tower.open_clip)
+        tower = replace(published.tower, open_clip=name, pretrained="")
+        built = build_teacher(replace(published.config(), teacher=tower), load_pretrained=False).image
+        print(f"{model}: {parameters(built) / 1e6:.1f}M parameters, {published.dim} numbers, {published.preprocess.size} pixels")
+        return built.eval(), published.preprocess.size
     config = preset("vit_b16")
     if model not in open_clip.list_models():
         return build_student(replace(config, student=TowerConfig(timm=model))).eval(), config.preprocess.size
@@ -204,6 +225,54 @@ def bench_pair(catalogue: str, name: str) -> dict[str, float]:
         for t in (teacher, student)
         for k in ("seconds", "cpu_seconds", "peak_memory_bytes")
     }
+
+
+def bench_decoder(catalogue: str, name: str) -> dict[str, float]:
+    """Recall of a pretrained encoder as it is: pictures by our decoder, by the model's own Pillow transform, and by that without
+    the margin that timm cuts off."""
+    from tasks.catalog.snapshot import take_snapshot
+    from tasks.embed.images import read_image
+    from tasks.encoder.data.photos import read_training_set
+    from tasks.encoder.evaluate.baselines import encode_eager
+    from tasks.encoder.evaluate.retrieval_metrics import ranks, recall_at
+    from tasks.encoder.lookup import as_it_is, find_encoder
+
+    config = as_it_is(find_encoder(name))
+    teacher = build_teacher(config)
+    encoder = teacher.image.eval()
+    ways: dict[str, Callable[[bytes], np.ndarray]] = {"ours": lambda data: decode(data, config.preprocess)}
+    for label, transform in own_transforms(config, teacher.model.visual).items():
+        ways[label] = partial(by_pillow, transform)
+    with tempfile.TemporaryDirectory() as scratch:
+        snapshot = take_snapshot(catalogue, f"{scratch}/snapshots", "bench")
+        training = read_training_set(snapshot.uri)
+        photos, found = training.held_out(), {}
+        for label, way in ways.items():
+            xb, xq = (
+                np.concatenate([encode_eager(encoder, way(read_image(uri, training.root))[None]) for uri in uris])
+                for uris in (training.image_uris, photos.uris)
+            )
+            rank = ranks(xq @ xb.T, photos.products)
+            found |= {f"{label}.recall_at_{k}": recall_at(rank, k) for k in (1, 10)}
+            print(f"{name}, {label}: Recall@1 {recall_at(rank, 1):.3f}, Recall@10 {recall_at(rank, 10):.3f}", flush=True)
+    return found
+
+
+def own_transforms(config: EncoderConfig, visual: Any) -> dict[str, Callable[[Any], torch.Tensor]]:
+    """The model's own ways from a Pillow picture to numbers in [0, 1]; normalising is the encoder's part."""
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    if config.teacher.timm:
+        size = config.preprocess.size
+        own = timm.data.resolve_data_config({}, model=visual.trunk) | plain | {"input_size": (3, size, size)}
+        make = timm.data.create_transform
+        return {"its own": make(**own), "its own, no margin": make(**own | {"crop_pct": 1.0})}
+    return {"its own": image_transform_v2(PreprocessCfg(**visual.preprocess_cfg | plain), is_train=False)}
+
+
+def by_pillow(transform: Callable[[Any], torch.Tensor], data: bytes) -> np.ndarray:
+    """Pixels (size, size, 3) uint8 of a picture by Pillow and a model's own transform."""
+    tensor = transform(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    return (tensor * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def test_where_all_photos_are_orphans_training_says_that_there_are_none_and_why(
     assert (none.photos, none.orphan_photos) == (0, 36)
     for days in (0, 30):
         with pytest.raises(TrainingError, match="has no training photos; add rows with split=train") as caught:
-            read_training_set(none.uri, days)
+            read_training_set(none.uri, days).require_train_photos()
         assert str(caught.value).endswith(f"; {TOLD}36")
     assert held_out_queries(none) == []
 

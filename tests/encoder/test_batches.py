@@ -16,11 +16,12 @@ import pytest
 
 from serving.contract.preprocess import PreprocessSpec
 from tasks.catalog.snapshot import Snapshot, take_snapshot
+from tasks.encoder.config import Recipe
 from tasks.encoder.data.batches import BalancedBatches, BatchPlan, StreamedBatches, training_batches
 from tasks.encoder.data.decoders import decode_many
 from tasks.encoder.data.photos import read_training_set
 from tasks.encoder.data.pixels import Decoding, Pixels
-from tasks.encoder.presets import Recipe, preset
+from tasks.encoder.presets import preset
 from tasks.encoder.train.distributed import ProcessGroup
 from tasks.errors import TrainingError
 from tasks.settings import PROJECT

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from tasks.catalog.snapshot import Snapshot
-from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
+from tasks.encoder.config import EncoderConfig, TowerConfig
+from tasks.encoder.presets import preset
 from tasks.encoder.train.jobs import Job, train
 from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.tower_record import TrainedTower

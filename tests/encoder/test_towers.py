@@ -1,8 +1,6 @@
 """Building towers: open_clip's own, ours, and what is said when weights are missing."""
 
 import json
-import socket
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from serving.contract.preprocess import PreprocessSpec
 from tasks.catalog.snapshot import Snapshot
+from tasks.encoder.config import EncoderConfig, TowerConfig
 from tasks.encoder.evaluate.gates import EncoderPolicy
-from tasks.encoder.presets import EncoderConfig, TowerConfig, preset
+from tasks.encoder.presets import preset
 from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.towers import build_student, build_teacher, parameters
-from tasks.errors import TrainingError
 
 
 def with_teacher(**tower: str) -> EncoderConfig:
@@ -51,11 +50,6 @@ def test_a_model_config_of_ones_own_is_a_teacher(tmp_path: Path) -> None:
     save_file({k: v.contiguous() for k, v in teacher.state().items()}, weights)
     again = build_teacher(replace(with_teacher(open_clip=str(path), pretrained=str(weights)), seed=99))
     assert torch.equal(again.state()["visual.conv1.weight"], teacher.state()["visual.conv1.weight"])
-    path.write_text(json.dumps({"embed_dim": 16}))
-    with pytest.raises(TrainingError, match=r"shop-vit.json lacks text_cfg, vision_cfg; it must be in open_clip's format"):
-        build_teacher(with_teacher(open_clip=str(path)))
-    with pytest.raises(TrainingError, match=r"the model config gone.json cannot be read"):
-        build_teacher(with_teacher(open_clip="gone.json"))
 
 
 @pytest.mark.slow
@@ -77,54 +71,14 @@ def test_the_same_seed_gives_the_same_start() -> None:
     assert not all(torch.equal(a[k], other[k]) for k in a)
 
 
-@pytest.mark.parametrize(
-    ("tower", "message"),
-    [
-        ({"open_clip": "ViT-B-17"}, "open_clip has no model 'ViT-B-17'"),
-        ({"open_clip": "RN50", "pretrained": "nobody"}, "open_clip has no weights 'nobody' for RN50; it has openai"),
-        ({"open_clip": "RN50", "pretrained": "gone.safetensors"}, "the checkpoint gone.safetensors of RN50 does not exist"),
-        ({"timm": "vitrine_residual_w8", "pretrained": "gone.safetensors"}, "the checkpoint gone.safetensors does not exist"),
-    ],
-)
-def test_what_is_missing_is_one_sentence(tower: dict[str, str], message: str) -> None:
-    with pytest.raises(TrainingError, match=message):
-        build_teacher(with_teacher(**tower))
-
-
 @pytest.mark.parametrize("name", ["mobilenetv4_conv_small_035", "mobilenetv3_small_050", "resnet10t", "test_vit"])
 def test_any_timm_tower_gives_vectors_of_the_presets_width(name: str) -> None:
     """mobilenetv3 and 4 end in a convolution that open_clip does not count."""
     tower = TowerConfig(timm=name)
-    config = replace(preset("tiny"), student=tower, teacher=tower)
+    config = replace(preset("tiny"), student=tower, teacher=tower, preprocess=PreprocessSpec(size=160))
     with torch.no_grad():
         for encoder in (build_student(config).eval(), build_teacher(config).image.eval()):
             assert encoder(torch.rand(2, 3, 160, 160)).shape == (2, config.dim)
-
-
-def test_an_unknown_student_is_one_sentence() -> None:
-    with pytest.raises(TrainingError, match=r"the student 'resnet5000' cannot be built: .*name a timm model"):
-        build_student(replace(preset("tiny"), student=TowerConfig(timm="resnet5000")))
-
-
-def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub.constants
-
-    def no_network(*_: object, **__: object) -> None:
-        raise OSError("Network is unreachable")
-
-    monkeypatch.setattr(socket.socket, "connect", no_network)
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # the hub client waits between its attempts
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(TrainingError, match=r"weights could not be downloaded .*set `pretrained` to a local checkpoint"):
-        build_teacher(with_teacher(open_clip="RN50", pretrained="yfcc15m"))
-
-
-def test_a_checkpoint_that_is_not_one_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    for tower in ({"open_clip": "RN50"}, {"timm": "vitrine_residual_w8"}):
-        with pytest.raises(TrainingError, match=r"broken.safetensors"):
-            build_teacher(with_teacher(**tower, pretrained=str(tmp_path / "broken.safetensors")))
 
 
 def test_a_local_checkpoint_is_where_training_starts(tmp_path: Path) -> None:

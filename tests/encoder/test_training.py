@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tasks.catalog.snapshot import Snapshot
-from tasks.encoder.presets import EncoderConfig, Recipe, preset
+from tasks.encoder.config import EncoderConfig, Recipe
+from tasks.encoder.presets import preset
 from tasks.encoder.train.checkpoint import latest
 from tasks.encoder.train.loop import learning_rate, no_log, optimise
 from tasks.encoder.train.student import distil_student

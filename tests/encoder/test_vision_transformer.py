@@ -1,4 +1,5 @@
-"""A small open_clip ViT all the way: trained, exported in every variant, embedding a catalogue, and answering shoppers over HTTP."""
+"""A small open_clip ViT all the way, trained with a student and as it is: exported in every variant, embedding a catalogue, and
+answering shoppers over HTTP."""
 
 import json
 import shutil
@@ -22,9 +23,11 @@ from serving.versions.text_encoder import TextEncoder
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, product_table
 from tasks.embed.job import EmbedConfig, EmbedResult, embed_snapshot
+from tasks.encoder.config import EncoderConfig, Recipe, TowerConfig
 from tasks.encoder.export.export import export_encoder
 from tasks.encoder.export.onnx_graph import ImageGraph
-from tasks.encoder.presets import EncoderConfig, Recipe, TowerConfig, preset
+from tasks.encoder.lookup import choose_training
+from tasks.encoder.presets import preset
 from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
@@ -71,12 +74,14 @@ def small_vit(place: Path) -> EncoderConfig:
     )
 
 
-@pytest.fixture(scope="module")
-def made(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Made:
+@pytest.fixture(scope="module", params=["with a student", "as it is"])
+def made(request: pytest.FixtureRequest, snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Made:
     place = tmp_path_factory.mktemp("vit")
     config, work, folder = small_vit(place), place / "work", place / "encoder"
+    if request.param == "as it is":
+        config = choose_training(config, "none", "none")
     teacher = train_teacher(snapshot.uri, config, work, no_log)
-    student = distil_student(snapshot.uri, teacher, config, work, no_log)
+    student = distil_student(snapshot.uri, teacher, config, work, no_log) if config.student else None
     manifest = export_encoder(snapshot.uri, teacher, student, config, work, folder)
     with np.load(folder / "golden.npz") as golden, torch.no_grad():
         pixels = torch.from_numpy(golden["pixels"])
@@ -140,7 +145,7 @@ def documents(made: Made, snapshot: Snapshot) -> tuple[list[str], np.ndarray]:
 def test_every_variant_opens_and_fp16_is_kept(made: Made) -> None:
     towers = made.manifest.towers
     assert {"fp32", "fp16"} <= set(towers["teacher"])
-    assert {"fp32", "fp16"} <= set(towers["student"])
+    assert all({"fp32", "fp16"} <= set(towers[name]) for name in towers if name != "text")
     assert set(towers["text"]) == {"fp32"}
     half = onnx.load(made.folder / "teacher.fp16.onnx")
     assert {t.data_type for t in half.graph.initializer if len(t.dims) > 1} == {onnx.TensorProto.FLOAT16}
@@ -152,12 +157,13 @@ def test_every_variant_opens_and_fp16_is_kept(made: Made) -> None:
             assert (found * made.expected["teacher"]).sum(axis=1).min() >= GOLDEN[variant].min_cosine
 
 
-def test_a_student_with_attention_was_tried_in_every_way_to_int8(made: Made) -> None:
-    metrics = made.manifest.metrics
-    tried = {key.split(".")[2] for key in metrics if key.startswith("student.int8.") and key.endswith(".cosine")}
+def test_what_embeds_queries_was_tried_in_every_way_to_int8(made: Made) -> None:
+    tower, metrics = made.manifest.query.partition(".")[0], made.manifest.metrics
+    assert tower == ("student" if "student" in made.manifest.towers else "teacher")
+    tried = {key.split(".")[2] for key in metrics if key.startswith(f"{tower}.int8.") and key.endswith(".cosine")}
     assert tried == {"minmax", "percentile", "minmax_attention_fp32", "dynamic"}
-    assert "Recall@10" in made.manifest.recipe["notes"]["student.int8"]
-    assert (made.folder / "student.int8.onnx").is_file() == ("int8" in made.manifest.towers["student"])
+    assert "Recall@10" in made.manifest.recipe["notes"][f"{tower}.int8"]
+    assert (made.folder / f"{tower}.int8.onnx").is_file() == ("int8" in made.manifest.towers[tower])
 
 
 def test_the_catalogue_is_embedded_by_the_teacher(made: Made, snapshot: Snapshot) -> None:

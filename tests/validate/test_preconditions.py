@@ -241,3 +241,12 @@ def test_a_look_at_many_pictures_is_a_sample_and_judged_as_one(shop: Path, monke
     assert replace(sample, total=1000).exceeds(0.02)
     assert PictureCheck(10_000, set(range(900)), dict.fromkeys(range(900, 1000), "")).exceeds(0.02)
     assert check_pictures(["images/1.jpg"] * 500, str(shop), (), lambda *_: None, limit_s=-1).count == 0
+
+
+def test_an_encoder_as_it_is_needs_no_photos_to_train_on(shop: Path, tmp_path: Path) -> None:
+    nothing_to_train(shop)
+    (tmp_path / "mine.toml").write_text('base = "demo"\n[teacher_recipe]\nsteps = 0\n')
+    assert check_preconditions(chosen(shop, encoder_preset=str(tmp_path / "mine.toml"))) is not None
+    assert "none is in the split train" in refusal(shop, encoder_preset="demo")
+    (tmp_path / "mine.toml").write_text('base = "demo"\n[teacher_recipe]\nsteps = "few"\n')
+    assert "VITRINE_ENCODER_PRESET: " in refusal(shop, encoder_preset=str(tmp_path / "mine.toml"))

@@ -9,10 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
+from tasks.encoder.config import EncoderConfig, Recipe
 from tasks.encoder.data.decoders import Decoders
 from tasks.encoder.data.photos import TrainingSet
 from tasks.encoder.data.pixels import Decoding, Pixels, cached_pixels, content_digests, survey
-from tasks.encoder.presets import EncoderConfig, Recipe
 from tasks.encoder.train.distributed import ProcessGroup
 from tasks.errors import TrainingError
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.catalog.snapshot import Snapshot, photo_table, product_table, read_snapshot
+from tasks.catalog.snapshot import photo_table, product_table, read_snapshot
 from tasks.catalog.splits import is_unseen
 from tasks.errors import TrainingError
 
@@ -39,6 +39,7 @@ class TrainingSet:
     by_split: dict[str, Photos]
     root: str
     content_sha256: str
+    snapshot_id: str = ""
     orphans: str = ""
     """What the snapshot left out (Snapshot.orphans), "" for nothing."""
 
@@ -48,6 +49,14 @@ class TrainingSet:
     def held_out(self) -> Photos:
         """The photos that recall is measured on: val, or test without a val split."""
         return self.by_split["val"] if len(self.by_split["val"]) else self.by_split["test"]
+
+    def require_train_photos(self) -> None:
+        """Raises TrainingError where there are none."""
+        if not len(self.by_split["train"]):
+            raise TrainingError(
+                f"snapshot {self.snapshot_id} has no training photos; add rows with split=train to photos.csv (or the photos table), "
+                "or choose the training `none`: a pretrained encoder as it is" + (self.orphans and f"; {self.orphans}")
+            )
 
     def never_trained(self) -> Photos:
         """All photos excluded from training: val, test, and those of unseen products."""
@@ -59,7 +68,7 @@ def read_training_set(snapshot_uri: str, photo_days: int = 0) -> TrainingSet:
     """Products and photos of a snapshot; with `photo_days`, only train photos of the last so many days.
 
     Days are counted back from the newest photo of the snapshot, so the same snapshot gives the same set on any day. Held-out
-    photos are never left out. Raises TrainingError when no training photo is left, or one photo is in two splits.
+    photos are never left out. Raises TrainingError when one photo is in two splits.
     """
     snapshot = read_snapshot(snapshot_uri)
     products = product_table(snapshot_uri, ["product_id", "title", "description", "category", "image_uri"])
@@ -72,14 +81,15 @@ def read_training_set(snapshot_uri: str, photo_days: int = 0) -> TrainingSet:
         categories=tuple((c or [""])[0] for c in products["category"].to_pylist()),
         image_uris=tuple(products["image_uri"].to_pylist()),
         unseen=unseen,
-        by_split=_splits(_recent(photo_table(snapshot_uri), photo_days, snapshot.id), ids, unseen, snapshot),
+        by_split=_splits(_recent(photo_table(snapshot_uri), photo_days, snapshot.id), ids, unseen),
         root=snapshot.image_root,
         content_sha256=snapshot.content_sha256,
+        snapshot_id=snapshot.id,
         orphans=snapshot.orphans,
     )
 
 
-def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray, snapshot: Snapshot) -> dict[str, Photos]:
+def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray) -> dict[str, Photos]:
     row = {product_id: i for i, product_id in enumerate(ids)}
     seen: dict[str, str] = {}
     parts: dict[str, tuple[list[str], list[int]]] = {name: ([], []) for name in ("train", "val", "test", "unseen")}
@@ -89,11 +99,6 @@ def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray, snapshot: Snap
         where = "unseen" if split == "train" and unseen[row[product_id]] else split
         parts[where][0].append(uri)
         parts[where][1].append(row[product_id])
-    if not parts["train"][0]:
-        raise TrainingError(
-            f"snapshot {snapshot.id} has no training photos; add rows with split=train to photos.csv (or the photos table)"
-            + (snapshot.orphans and f"; {snapshot.orphans}")
-        )
     return {k: Photos(tuple(uris), np.asarray(rows, np.int64)) for k, (uris, rows) in parts.items()}
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from serving.contract.preprocess import PreprocessSpec
+from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.augment import to_float
-from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.train.towers import ImageEncoder, build_teacher
 
 BINS = 8

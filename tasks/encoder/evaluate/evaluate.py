@@ -12,13 +12,13 @@ from serving.contract.encoder import EncoderFolder
 from serving.contract.files import Frozen, atomic_write
 from serving.contract.manifest import EncoderManifest
 from serving.versions.text_encoder import TextEncoder
+from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.photos import Photos, TrainingSet, read_training_set
 from tasks.encoder.data.pixels import Decoding, pixel_blocks
 from tasks.encoder.evaluate.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
 from tasks.encoder.evaluate.exact_search import PhotoResults, search_photos, search_titles, title_queries
 from tasks.encoder.evaluate.retrieval_metrics import Interval, cluster_interval, interval
 from tasks.encoder.evaluate.vectors import encode
-from tasks.encoder.presets import EncoderConfig
 from tasks.errors import TrainingError
 
 HISTOGRAM, UNTRAINED = "colour_histogram", "untrained"
@@ -123,7 +123,7 @@ def evaluate_encoder(
     names = [f"{t}.{v}" for t, variants in manifest.towers.items() if t != "text" for v in variants]
     documents = sorted({manifest.document, *(n for n in names if n.endswith(".fp32"))})
     encoders: dict[str, Encode] = {n: _onnx(opened, n) for n in names}
-    if baselines and "teacher" in manifest.recipe:  # without a recipe there is nothing to compare from before a training
+    if baselines and "teacher" in manifest.recipe and manifest.trained != "none":  # else there is nothing before a training
         fresh = untrained_encoder(EncoderConfig.from_dict(manifest.recipe))
         encoders[UNTRAINED] = lambda pixels: encode_eager(fresh, pixels)
         documents.append(UNTRAINED)

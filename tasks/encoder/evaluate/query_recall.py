@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from serving.contract.encoder import Encoder
+from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.photos import TrainingSet
 from tasks.encoder.data.pixels import cached_pixels
 from tasks.encoder.evaluate.retrieval_metrics import ranks, recall_at
 from tasks.encoder.evaluate.vectors import encode
-from tasks.encoder.presets import EncoderConfig
 
 
 def recall_measure(teacher: Path, training: TrainingSet, config: EncoderConfig, work: Path) -> Callable[[Encoder], float] | None:

@@ -1,4 +1,4 @@
-"""Exports trained towers to an encoder folder: single-file graphs from pixels or tokens to unit vectors."""
+"""Exports the towers of a version to an encoder folder: graphs from pixels or tokens to unit vectors."""
 
 import json
 import logging
@@ -15,21 +15,21 @@ from serving.contract.encoder import GOLDEN, EncoderFolder
 from serving.contract.files import ContractError, atomic_write, describe
 from serving.contract.graph_check import IN_CHILD, Check
 from serving.contract.manifest import EncoderManifest, Variant, fingerprint
+from serving.contract.provenance import Training
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.photos import Photos, TrainingSet, read_training_set
 from tasks.encoder.data.pixels import cached_pixels
-from tasks.encoder.data.text_tokens import title_tokens
+from tasks.encoder.data.tokenizer import TOKENIZER, encode_texts, write_tokenizer
 from tasks.encoder.evaluate.card import card
 from tasks.encoder.evaluate.query_recall import recall_measure
 from tasks.encoder.evaluate.vectors import encode, open_onnx
 from tasks.encoder.export.mlflow_flavor import write_flavor
-from tasks.encoder.export.onnx_graph import OPSET, ImageGraph, write_half, write_onnx, write_torchscript
+from tasks.encoder.export.onnx_graph import OPSET, ImageGraph, data_file, write_half, write_onnx, write_torchscript
 from tasks.encoder.export.quantize import quantize_graph
 from tasks.encoder.export.runtimes import TorchScript
-from tasks.encoder.export.tokenizer import write_tokenizer
-from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.train.tower_record import TrainedTower
-from tasks.encoder.train.towers import ImageEncoder, parameters
+from tasks.encoder.train.towers import Teacher, parameters
 from tasks.encoder.train.trained import load_tower, restore_student, restore_teacher
 from tasks.errors import TrainingError
 
@@ -51,11 +51,15 @@ class Samples:
     """Real inputs for golden outputs, parity and calibration."""
 
     pixels: np.ndarray
-    tokens: np.ndarray
+    tokens: np.ndarray | None
+    """None for a version without a text tower."""
 
     def for_tower(self, name: str) -> np.ndarray:
         """The inputs that a tower's parity is measured on."""
-        return self.tokens if name.startswith("text") else self.pixels[:PARITY_PICTURES]
+        if not name.startswith("text"):
+            return self.pixels[:PARITY_PICTURES]
+        assert self.tokens is not None
+        return self.tokens
 
 
 @dataclass
@@ -66,13 +70,13 @@ class ExportState:
     alone: set[str] = field(default_factory=set)
     metrics: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    query: str = "student.fp32"
+    query: str = ""
 
 
 def export_encoder(
     snapshot_uri: str,
     teacher: TrainedTower,
-    student: TrainedTower,
+    student: TrainedTower | None,
     config: EncoderConfig,
     work: Path,
     folder: Path,
@@ -81,36 +85,38 @@ def export_encoder(
 ) -> EncoderManifest:
     """Writes the encoder version into `folder` (encoder.json last but for card and MLmodel); returns its manifest.
 
-    Roles: the teacher embeds documents; the student embeds queries, in int8 when that keeps its recall and `runtime`, which is
-    to serve, is no slower with it. Every graph is opened by `check`, in a child process, before it is opened here, and through
-    the serving contract before the manifest is believed. fp16 is optional: where it fails, the version ships without it and its
-    notes say why. Raises TrainingError when another graph does not agree with PyTorch, ContractError when one does not open.
+    Roles: the teacher embeds documents; the student embeds queries, or the teacher where there is none, in int8 when that keeps
+    its recall and `runtime`, which is to serve, is no slower with it. Every graph is opened by `check`, in a child process, before
+    it is opened here, and through the serving contract before the manifest is believed. fp16 is optional: where it fails, the
+    version ships without it and its notes say why. Raises TrainingError when another graph does not agree with PyTorch,
+    ContractError when one does not open.
     """
     training = read_training_set(snapshot_uri)
-    full_teacher, image_student = restore_teacher(teacher, config), restore_student(student, config)
-    assert isinstance(image_student, ImageEncoder)
-    samples = _samples(training, config, title_tokens(training, config, full_teacher).numpy(), work)
+    full_teacher = restore_teacher(teacher, config)
+    image_towers = {"teacher": full_teacher.image}
+    trained = {"teacher": teacher}
+    if student is not None:
+        image_towers["student"], trained["student"] = restore_student(student, config), student
+    samples = _samples(training, config, full_teacher, work)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     size = config.preprocess.size
     pixels = torch.zeros((2, size, size, 3), dtype=torch.uint8)
     written = ExportState()
-    for tower, module, example in (
-        ("teacher", ImageGraph(full_teacher.image), pixels),
-        ("student", ImageGraph(image_student), pixels),
-        ("text", full_teacher.text, torch.from_numpy(samples.tokens[:2].copy())),
-    ):
-        _write_tower(tower, module, example, samples, folder, written, check)
-    _write_int8(training, config, samples, work, folder, runtime, written, check)
-    written.metrics |= {
-        "teacher.parameters": float(parameters(full_teacher.image)),
-        "student.parameters": float(parameters(image_student)),
-    }
-    write_tokenizer(folder / "tokenizer.json", full_teacher.context())
-    curves = {t.tower: load_tower(t).values["loss"] for t in (teacher, student)}
-    (folder / CURVES).write_text(json.dumps(curves))
+    for tower, module in image_towers.items():
+        _write_tower(tower, ImageGraph(module), pixels, samples, folder, written, check)
+        written.metrics[f"{tower}.parameters"] = float(parameters(module))
+    if samples.tokens is not None:
+        example = torch.from_numpy(samples.tokens[:2].copy())
+        _write_tower("text", full_teacher.text, example, samples, folder, written, check)
+        write_tokenizer(full_teacher.tokenizer(), folder / TOKENIZER)
+    query = "student" if student is not None else "teacher"
+    _write_int8(query, training, config, samples, work, folder, runtime, written, check)
+    curves = {name: load_tower(t).values["loss"] for name, t in trained.items() if t.steps}
+    if curves:
+        (folder / CURVES).write_text(json.dumps(curves))
     np.savez(folder / "golden.npz", **_golden(folder, written, samples))
-    manifest = _manifest(folder, config, training, written, {"teacher": teacher, "student": student})
+    manifest = _manifest(folder, config, training, written, trained)
     with atomic_write(folder / "encoder.json") as path:
         path.write_text(manifest.to_json())
     check_folder(folder, runtime)
@@ -175,32 +181,32 @@ def _write_half(tower: str, full: Path, inputs: np.ndarray, expected: np.ndarray
         written.notes[name] = f"no fp16 is kept: {error}"
         log.warning("%s: %s", name, written.notes[name])
         half.unlink()
+        data_file(half).unlink(missing_ok=True)
     else:
         written.names.append(name)
 
 
 def _write_int8(
-    training: TrainingSet, config: EncoderConfig, samples: Samples, work: Path, folder: Path, runtime: Runtime, written: ExportState,
-    check: Check,
+    tower: str, training: TrainingSet, config: EncoderConfig, samples: Samples, work: Path, folder: Path, runtime: Runtime,
+    written: ExportState, check: Check,
 ) -> None:  # fmt: skip
-    source, target = folder / "student.fp32.onnx", folder / "student.int8.onnx"
+    """int8 of the tower that embeds queries, where it keeps recall; and which variant serves."""
+    name, source = f"{tower}.int8", folder / f"{tower}.fp32.onnx"
     recall = recall_measure(folder / "teacher.fp32.onnx", training, config, work)
     kept = work / "int8" / training.content_sha256[:16]
-    choice, trials, fp32 = quantize_graph(source, target, samples.pixels, recall, runtime, kept, check)
+    choice, trials, fp32 = quantize_graph(source, folder / f"{name}.onnx", samples.pixels, recall, runtime, kept, check)
     for trial in (fp32, *trials):
-        prefix = "student.fp32" if trial is fp32 else f"student.int8.{trial.method}"
+        prefix = f"{tower}.fp32" if trial is fp32 else f"{name}.{trial.method}"
         written.metrics |= {f"{prefix}.cosine": trial.cosine, f"{prefix}.ms": trial.ms}
         if trial.recall is not None:
             written.metrics[f"{prefix}.recall_at_10"] = trial.recall
-    written.metrics["student.int8.kept"] = float(bool(choice.method))
-    written.notes["student.int8"] = f"{choice.reason} ({runtime.name}, one picture, one thread)"
-    if not choice.method:
-        return
-    written.names.append("student.int8")
+    written.metrics[f"{name}.kept"] = float(bool(choice.method))
+    written.notes[name] = f"{choice.reason} ({runtime.name}, one picture, one thread)"
+    written.query = name if choice.method and not choice.slower else f"{tower}.fp32"
+    if choice.method:
+        written.names.append(name)
     if choice.method == "dynamic":
-        written.alone.add("student.int8")
-    if not choice.slower:
-        written.query = "student.int8"
+        written.alone.add(name)
 
 
 def _compare(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
@@ -208,28 +214,38 @@ def _compare(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     return float(np.abs(actual - expected).max()), float((actual * expected).sum(axis=1).min())
 
 
-def _samples(training: TrainingSet, config: EncoderConfig, tokens: np.ndarray, work: Path) -> Samples:
-    """Pictures sampled from train photos and catalogue (never held-out photos), preprocessed as in serving."""
+def _samples(training: TrainingSet, config: EncoderConfig, teacher: Teacher, work: Path) -> Samples:
+    """Pictures sampled from train photos and catalogue (never held-out photos), preprocessed as in serving; and titles."""
     train, some = training.split("train"), 256
-    rows = np.unique(np.linspace(0, len(train) - 1, some).round().astype(int))
+    rows = np.unique(np.linspace(0, len(train) - 1, some).round().astype(int))[: len(train)]
     photos = Photos(tuple(train.uris[i] for i in rows), train.products[rows])
     products = np.unique(np.linspace(0, len(training.image_uris) - 1, some // 2).round().astype(int))
     uris = [*photos.uris, *(training.image_uris[i] for i in products)]
     found = cached_pixels(uris, training.root, config.preprocess, work / "pixels", "calibration", 1.0)
     pixels = np.array(found.array[found.usable])
     pixels = pixels[np.random.default_rng(0).permutation(len(pixels))]
-    return Samples(pixels, tokens[:: max(1, len(tokens) // GOLDEN_TEXTS)][:GOLDEN_TEXTS])
+    titles = training.titles[:: max(1, len(training.titles) // GOLDEN_TEXTS)][:GOLDEN_TEXTS]
+    return Samples(pixels, encode_texts(teacher.tokenizer(), titles) if config.has_text else None)
 
 
 def _golden(folder: Path, written: ExportState, samples: Samples) -> dict[str, Any]:
     """Inputs, and each variant's outputs in ONNX Runtime."""
-    golden: dict[str, Any] = {"pixels": samples.pixels[:GOLDEN_PICTURES], "tokens": samples.tokens.astype(np.int64)}
+    golden: dict[str, Any] = {"pixels": samples.pixels[:GOLDEN_PICTURES]}
+    if samples.tokens is not None:
+        golden["tokens"] = samples.tokens
     for name in written.names:
         inputs = golden["tokens" if name.startswith("text") else "pixels"]
         encoder = open_onnx(folder / f"{name}.onnx", threads=1)
         encoder.alone = name in written.alone
         golden[name] = encoder.encode(inputs).astype(np.float32)
     return golden
+
+
+def _training(teacher: TrainedTower) -> Training | None:
+    """What was done to the weights that the teacher started from; None for a training from random ones."""
+    if not teacher.steps:
+        return "none"
+    return None if teacher.origin is None else "fine-tuned"
 
 
 def _manifest(
@@ -239,18 +255,20 @@ def _manifest(
     metrics = written.metrics
     for name in written.names:
         tower, _, variant = name.partition(".")
-        file = describe(folder / f"{name}.onnx", f"{name}.onnx")
+        path = folder / f"{name}.onnx"
+        file, data = describe(path, path.name), data_file(path)
         towers.setdefault(tower, {})[variant] = Variant(
             file=file,
+            data=describe(data, data.name) if data.is_file() else None,
             fingerprint=fingerprint(file.sha256, config.preprocess),
             torchscript=None if variant == "int8" else describe(folder / f"{tower}.pt", f"{tower}.pt"),
             alone=name in written.alone,
         )
-        metrics[f"{name}.bytes"] = float(file.bytes)
+        metrics[f"{name}.bytes"] = float(sum(f.bytes for f in towers[tower][variant].graph_files()))
     costs = ("steps", "parameters", "final_loss", "seconds", "cpu_seconds", "images_per_s", "peak_memory_bytes")
     metrics |= {f"{tower}.training.{c}": float(getattr(t, c)) for tower, t in trained.items() for c in costs}
-    data = {"sha256": training.content_sha256, "products": len(training.product_ids)}
-    data |= {f"{split}_photos": len(photos) for split, photos in training.by_split.items()}
+    trained_on: dict[str, Any] = {"sha256": training.content_sha256, "products": len(training.product_ids)}
+    trained_on |= {f"{split}_photos": len(photos) for split, photos in training.by_split.items()}
     return EncoderManifest(
         name=config.name,
         dim=config.dim,
@@ -258,10 +276,17 @@ def _manifest(
         towers=towers,
         document="teacher.fp32",
         query=written.query,
-        tokenizer=describe(folder / "tokenizer.json", "tokenizer.json"),
+        tokenizer=describe(folder / TOKENIZER, TOKENIZER) if "text" in towers else None,
         golden=describe(folder / "golden.npz", "golden.npz"),
+        origin=trained["teacher"].origin,
+        trained=_training(trained["teacher"]),
         recipe=config.as_dict()
-        | {"data_sha256": training.content_sha256, "data": data, "opset": OPSET, "notes": dict(sorted(written.notes.items()))}
+        | {
+            "data_sha256": training.content_sha256,
+            "data": trained_on,
+            "opset": OPSET,
+            "notes": dict(sorted(written.notes.items())),
+        }
         | {"trained_in": {tower: t.precision for tower, t in trained.items()}},
         metrics=metrics,
     )

@@ -8,9 +8,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from serving.contract.files import sha256_file
 from tasks.encoder.train.towers import ImageEncoder
 
 OPSET = 18
+LARGEST_BYTES = 2**31 - 2**26
+"""Weights of more bytes lie beside their graph: protobuf ends at 2 GiB, and the graph itself wants some of it."""
+DATA_SHA256 = "data_sha256"
+"""The graph's note of the sha256 of its weights, where they lie beside it: so its own bytes, and its fingerprint, stand for both."""
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +32,11 @@ class ImageGraph(nn.Module):
 
 
 def write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
-    """Writes a single-file ONNX graph with dynamic batch size, input `input`, output `vectors`.
+    """Writes an ONNX graph with dynamic batch size, input `input`, output `vectors`; see `save_graph`.
 
     The exporter's notes (stack traces, with the paths of this machine) are left out: equal weights give equal bytes, wherever.
     """
+    large = sum(t.numel() * t.element_size() for t in module.state_dict().values()) > LARGEST_BYTES
     with warnings.catch_warnings():  # the exporter warns about its own dependencies
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -41,15 +47,37 @@ def write_onnx(module: nn.Module, example: Tensor, path: Path) -> None:
             input_names=["input"],
             output_names=["vectors"],
             dynamic_shapes=({0: torch.export.Dim("n")},),
-            external_data=False,
+            external_data=large,
             verbose=False,
         )
         assert program is not None
-        program.save(str(path), external_data=False)
+        program.save(str(path), external_data=large)
     model = onnx.load(path)
     for notes in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del notes.metadata_props[:]
-    onnx.save(model, path)
+    save_graph(model, path)
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a graph with its weights in one file; those of more than LARGEST_BYTES to `data_file(path)` beside it."""
+    data_file(path).unlink(missing_ok=True)
+    if weight_bytes(model) <= LARGEST_BYTES:
+        onnx.save(model, path)
+        return
+    onnx.save(model, path, save_as_external_data=True, location=data_file(path).name, size_threshold=1024)
+    graph = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(graph, {DATA_SHA256: sha256_file(data_file(path))})
+    onnx.save(graph, path)
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights of a large graph lie."""
+    return path.with_name(f"{path.name}.data")
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of a graph's weights, which must be loaded."""
+    return sum(len(t.raw_data) for t in model.graph.initializer)
 
 
 def write_half(source: Path, target: Path) -> None:
@@ -64,9 +92,10 @@ def write_half(source: Path, target: Path) -> None:
     logging.getLogger("onnxruntime.transformers.float16").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights below float16's smallest number become it, one warning each
-        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=exact)
+        large = weight_bytes(model) > LARGEST_BYTES  # shapes are inferred on the whole graph, which protobuf then refuses
+        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=exact, disable_shape_infer=large)
     _without_casts(half.graph, set(exact), output)
-    onnx.save(half, target)
+    save_graph(half, target)
 
 
 def _without_casts(graph: onnx.GraphProto, exact_nodes: set[str], output: str) -> None:

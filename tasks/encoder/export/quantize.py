@@ -1,4 +1,4 @@
-"""Int8 quantisation of the student for CPUs: several methods are tried, and one is kept only if recall holds.
+"""Int8 quantisation of the query encoder for CPUs: several methods are tried, and one is kept only if recall holds.
 
 Static: QDQ, per channel, calibrated on catalogue pictures. Dynamic: scales from the batch at hand, so that a vector would depend
 on its neighbours; such a graph runs one picture at a time (`Variant.alone`). Add, LayerNorm and Softmax are never quantised
@@ -27,11 +27,12 @@ from serving.contract.files import atomic_write, sha256_file
 from serving.contract.graph_check import IN_CHILD, Check
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from tasks.encoder.evaluate.vectors import encode
+from tasks.encoder.export.onnx_graph import data_file, save_graph
 
 log = logging.getLogger(__name__)
 
 LEAST_SHARE = 0.99
-"""An int8 student ships when it keeps this share of fp32's Recall@10."""
+"""int8 ships when it keeps this share of fp32's Recall@10."""
 LEAST_COSINE = 0.98
 """The same decision where there are no held-out photos: the mean cosine to fp32 on calibration pictures."""
 FASTER = 1.2
@@ -112,7 +113,7 @@ def quantize_graph(
     log.info("%s", choice.reason)
     if choice.method:
         methods[choice.method](source, target, calibration)
-        _check_int8(target, runtime, calibration, check)
+        _check_int8(_tower(source), target, runtime, calibration, check)
     return choice, trials, fp32
 
 
@@ -130,7 +131,7 @@ def methods_for(source: Path) -> dict[str, Write]:
 
 def has_attention(source: Path) -> bool:
     """Whether a graph has matrix products of two activations."""
-    graph = onnx.load(source).graph
+    graph = onnx.load(source, load_external_data=False).graph
     constant = {t.name for t in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant"}
     return any(node.op_type == "MatMul" and node.input[1] not in constant for node in graph.node)
 
@@ -147,7 +148,8 @@ def quantize_static(source: Path, target: Path, calibration: np.ndarray, method:
     }
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         prepared = Path(scratch) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        large = data_file(source).is_file()
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True, save_as_external_data=large)
         quantize_static(
             str(prepared),
             str(target),
@@ -158,9 +160,17 @@ def quantize_static(source: Path, target: Path, calibration: np.ndarray, method:
             weight_type=QuantType.QInt8,
             reduce_range=WEIGHT_BITS < 8,
             op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            use_external_data_format=large,
             calibrate_method={"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}[method],
             extra_options=options | ({"CalibPercentile": 99.99} if method == "percentile" else {}),
         )
+    _join(target)
+
+
+def _join(path: Path) -> None:
+    """Saves a graph whose weights the quantiser put beside it as one file, if it fits into one."""
+    if data_file(path).is_file():
+        save_graph(onnx.load(path), path)
 
 
 def _floating_outputs(source: Path) -> list[str]:
@@ -168,7 +178,7 @@ def _floating_outputs(source: Path) -> list[str]:
 
     In a convolutional network whole chains stay in int8: there it is what makes it fast.
     """
-    kinds = [node.op_type for node in onnx.load(source).graph.node]
+    kinds = [node.op_type for node in onnx.load(source, load_external_data=False).graph.node]
     transformer = kinds.count("Conv") < kinds.count("MatMul") + kinds.count("Gemm")
     return ["Gemm", "MatMul", "Conv"] if transformer else ["Gemm", "MatMul"]
 
@@ -185,20 +195,22 @@ def quantize_dynamic(source: Path, target: Path) -> None:
             weight_type=QuantType.QInt8,
             reduce_range=WEIGHT_BITS < 8,
             op_types_to_quantize=["MatMul", "Gemm"],
+            use_external_data_format=data_file(source).is_file(),
         )
+    _join(target)
 
 
 def _measured(
     source: Path, methods: dict[str, Write], calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime,
     check: Check,
 ) -> tuple[list[Trial], Trial]:  # fmt: skip
-    check("student.fp32", source, runtime, calibration[:2])
+    check(f"{_tower(source)}.fp32", source, runtime, calibration[:2])
     reference = encode(source, calibration)
     with tempfile.TemporaryDirectory() as scratch:
         files = {"fp32": source} | {name: Path(scratch) / f"{name}.onnx" for name in methods}
         for name, write in methods.items():
             write(source, files[name], calibration)
-            _check_int8(files[name], runtime, calibration, check)
+            _check_int8(_tower(source), files[name], runtime, calibration, check)
         ms = _milliseconds(files, calibration, runtime)
         trials = {}
         for name, path in files.items():
@@ -209,10 +221,15 @@ def _measured(
     return list(trials.values()), fp32
 
 
-def _check_int8(path: Path, runtime: Runtime, calibration: np.ndarray, check: Check) -> None:
+def _tower(source: Path) -> str:
+    """The tower of a graph "tower.fp32.onnx"."""
+    return source.name.partition(".")[0]
+
+
+def _check_int8(tower: str, path: Path, runtime: Runtime, calibration: np.ndarray, check: Check) -> None:
     """Checks an int8 graph in ONNX Runtime, where its golden outputs are made, and in the runtime that is to serve."""
     for each in {r.name: r for r in (ONNXRUNTIME, runtime)}.values():
-        check("student.int8", path, each, calibration[:2])
+        check(f"{tower}.int8", path, each, calibration[:2])
 
 
 def _milliseconds(files: dict[str, Path], pixels: np.ndarray, runtime: Runtime) -> dict[str, float]:

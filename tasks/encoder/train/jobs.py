@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from serving.contract.child_environment import CLOUD, child_environment
 from serving.contract.files import Frozen
+from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.pixels import Decoding
-from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.train.loop import MetricLog, no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher

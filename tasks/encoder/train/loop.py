@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tasks.encoder.presets import Recipe
+from tasks.encoder.config import Recipe
 from tasks.encoder.train.checkpoint import (
     keep_only,
     latest,
@@ -33,13 +33,13 @@ Losses = Callable[[int], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss of every step, and the cost in this process (a resumed training counts its own part)."""
+    """Loss of every step, and the cost in this process (a resumed training counts its own part). Empty: no training."""
 
-    loss: tuple[float, ...]
-    seconds: float
-    cpu_seconds: float
-    images_per_s: float
-    peak_memory_bytes: int
+    loss: tuple[float, ...] = ()
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    images_per_s: float = 0.0
+    peak_memory_bytes: int = 0
 
 
 def no_log(name: str, value: float, step: int) -> None:

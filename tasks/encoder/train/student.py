@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.augment import augment, to_float
 from tasks.encoder.data.batches import training_batches
 from tasks.encoder.data.photos import TrainingSet, read_training_set
 from tasks.encoder.data.pixels import Decoding, cached_pixels, decode_some
-from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.train.distributed import ProcessGroup
-from tasks.encoder.train.loop import MetricLog, optimise
+from tasks.encoder.train.loop import Curve, MetricLog, optimise
 from tasks.encoder.train.losses import cosine_loss, imitation_loss, pair_loss, search_loss
 from tasks.encoder.train.tower_record import TrainedTower
 from tasks.encoder.train.towers import build_student, training_precision
@@ -71,9 +71,9 @@ def distil_student(
 ) -> TrainedTower:
     """Trains the student on the same photos: alpha * task + (1 - alpha) * KL + cosine_weight * (1 - cosine).
 
-    Teacher and student see the same augmented pictures. The student's similarities are those to the teacher's vectors of the
-    batch and of the catalogue's pictures: what its queries will search. Resumes, repeats and shares its work like
-    `train_teacher`; raises TrainingError.
+    Labels are not needed: without train photos it learns from views of the catalogue's own pictures. Teacher and student see the
+    same augmented pictures. The student's similarities are those to the teacher's vectors of the batch and of the catalogue's
+    pictures: what its queries will search. Resumes, repeats and shares its work like `train_teacher`; raises TrainingError.
     """
     training = read_training_set(snapshot_uri, config.photo_days)
     key = training_key(training, config, "student")
@@ -83,6 +83,8 @@ def distil_student(
         return done
     recipe, replicas = config.student_recipe, ProcessGroup()
     where = replicas.device
+    if not recipe.steps:
+        return save_tower(folder, "student", key, build_student(config), Curve(), "fp32", replicas)
     precision = training_precision(config.precision, where)
     image_teacher = restore_teacher(teacher, config).to(where).image
     documents = _documents(image_teacher, training, config, work, replicas)

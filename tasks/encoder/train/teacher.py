@@ -6,15 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.augment import augment
 from tasks.encoder.data.batches import training_batches
 from tasks.encoder.data.photos import read_training_set
 from tasks.encoder.data.pixels import Decoding
 from tasks.encoder.data.text_tokens import TokenBatches
-from tasks.encoder.presets import EncoderConfig
 from tasks.encoder.train.distributed import ProcessGroup
-from tasks.encoder.train.loop import MetricLog, optimise
+from tasks.encoder.train.loop import Curve, MetricLog, optimise
 from tasks.encoder.train.losses import pair_loss, text_loss
+from tasks.encoder.train.origin import weights_origin
 from tasks.encoder.train.tower_record import TrainedTower
 from tasks.encoder.train.towers import Teacher, build_teacher, training_precision
 from tasks.encoder.train.trained import find_trained, save_tower, training_key
@@ -35,7 +36,7 @@ class BothTowers(nn.Module):
 def train_teacher(
     snapshot_uri: str, config: EncoderConfig, work: Path, log: MetricLog, decoding: Decoding | None = None
 ) -> TrainedTower:
-    """Trains the teacher on a snapshot's train photos; all output lies below `work`.
+    """Trains the teacher on a snapshot's train photos; with 0 steps it is kept as it starts. All output lies below `work`.
 
     Killed and called again it goes on from its last checkpoint, and a finished training is returned as it is. Called by every
     process of a torchrun, they train it together (tasks/encoder/train/distributed.py). Raises TrainingError (no training photos,
@@ -49,9 +50,15 @@ def train_teacher(
         return done
     recipe, replicas = config.teacher_recipe, ProcessGroup()
     where = replicas.device
-    precision = training_precision(config.precision, where)
     teacher = build_teacher(config).to(where)
-    words = TokenBatches(training, config, teacher.context())
+    origin = weights_origin(config)
+    if replicas.first:
+        teacher.write_architecture(folder, config.preprocess.size)
+    if not recipe.steps:
+        return save_tower(folder, "teacher", key, teacher.model, Curve(), "fp32", replicas, origin)
+    training.require_train_photos()
+    precision = training_precision(config.precision, where)
+    words = TokenBatches(training, teacher.tokenizer(), config.seed)
     towers = replicas.wrap(BothTowers(teacher))
     with training_batches(training, config, recipe, work, decoding or Decoding(), replicas) as batches:
 
@@ -75,4 +82,4 @@ def train_teacher(
 
         images = batches.count * recipe.pictures * recipe.accumulate
         _, curve = optimise("teacher", teacher.model, losses, recipe, key, images, folder / "steps", log, replicas)
-    return save_tower(folder, "teacher", key, teacher.model, curve, precision, replicas)
+    return save_tower(folder, "teacher", key, teacher.model, curve, precision, replicas, origin)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from serving.contract.provenance import Origin
 from tasks.records import Record
 
 
@@ -21,3 +22,5 @@ class TrainedTower(Record):
     images_per_s: float
     peak_memory_bytes: int
     precision: Literal["bf16", "fp32"]
+    origin: Origin | None = None
+    """Of the weights that it started from; None for random ones."""

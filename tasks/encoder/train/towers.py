@@ -1,42 +1,55 @@
 """Builds teacher and student: open_clip models by name or from our own configs, and timm towers."""
 
-import json
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.timm_model import TimmModel
-from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tasks.encoder.presets import EncoderConfig, Precision, TowerConfig
-from tasks.encoder.train import residual_net as residual  # noqa: F401  registers the demo's towers with timm
+from tasks.encoder.config import EncoderConfig, Precision
+from tasks.encoder.data.tokenizer import TOKENIZER, build_tokenizer, clip_tokenizer, read_tokenizer, write_tokenizer
+from tasks.encoder.train.open_clip_models import (
+    CONFIG_FILE,
+    Architecture,
+    create_model,
+    find_architecture,
+    load_weights,
+    weights_path,
+)
+from tasks.encoder.train.timm_models import TIMM, build_tower, custom_config, fit_tower, no_tower, statistics
+from tasks.encoder.train.weights import is_checkpoint, load_into, read_state_dict
 from tasks.errors import TrainingError
 
 log = logging.getLogger(__name__)
 
-VOCABULARY = 49408
 CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """What torch.cpu.get_capabilities() calls instructions that compute in bf16, on x86 and on ARM."""
-PLAIN_MEAN, PLAIN_STD = (0.45, 0.45, 0.45), (0.27, 0.27, 0.27)
 
 
 class ImageEncoder(nn.Module):
-    """Pictures (n, 3, s, s) in [0, 1] to unit vectors (n, dim); normalising by mean and deviation happens inside."""
+    """Pictures (n, 3, s, s) in [0, 1] to unit vectors (n, dim); normalising by mean and deviation happens inside.
+
+    Pictures larger than `size`, where it is given, are shrunk first: an encoder version has one size of pictures for all towers.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, tower: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, tower: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], size: int = 0) -> None:
         super().__init__()
-        self.tower = tower
+        self.tower, self.size = tower, size
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, pictures: Tensor) -> Tensor:
+        if self.size and self.size < pictures.shape[-1]:
+            pictures = functional.interpolate(pictures, (self.size, self.size), mode="bilinear", antialias=True)
         x = (pictures - self.mean) / self.std
         return functional.normalize(self.tower(x.contiguous(memory_format=torch.channels_last)).float(), dim=-1)
 
@@ -55,14 +68,15 @@ class TextEncoder(nn.Module):
 
 
 class Teacher(nn.Module):
-    """An open_clip model as an image encoder and a text encoder of one space."""
+    """An open_clip model as an image encoder and a text encoder of one space. `tokenizer` builds that of its texts."""
 
     model: Any
 
-    def __init__(self, model: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, model: Any, architecture: Architecture, tokenizer: Callable[[], Tokenizer]) -> None:
         super().__init__()
-        self.model = model
-        self.image = ImageEncoder(model.visual, mean, std)
+        self.model, self.architecture, self.tokenizer = model, architecture, tokenizer
+        seen = architecture.preprocess
+        self.image = ImageEncoder(model.visual, tuple(seen["mean"]), tuple(seen["std"]))
         self.text = TextEncoder(model)
 
     def scale(self) -> Tensor:
@@ -76,116 +90,64 @@ class Teacher(nn.Module):
         """open_clip's own state dict: its names, each tensor once."""
         return self.model.state_dict()
 
+    def write_architecture(self, folder: Path, size: int) -> None:
+        """Writes beside the weights what opens them again: open_clip's config of the model, and its tokenizer."""
+        self.architecture.write(folder, size)
+        write_tokenizer(self.tokenizer(), folder / TOKENIZER)
+
 
 def build_teacher(config: EncoderConfig, load_pretrained: bool = True) -> Teacher:
-    """The teacher with initial weights. Raises TrainingError when weights are missing or do not fit."""
+    """The teacher with initial weights. Raises TrainingError when its name, its weights or their shapes are not as they must be."""
     torch.manual_seed(config.seed)
-    tower = config.teacher
-    if tower.open_clip:
-        model = _named(tower, config, load_pretrained)
-        mean, std = tuple(model.visual.image_mean), tuple(model.visual.image_std)
-    else:
-        model = open_clip.CLIP(**custom_config(config))
-        _fit_head(model.visual, config.dim)
-        mean, std = PLAIN_MEAN, PLAIN_STD
-        if load_pretrained and tower.pretrained:
-            _load_local(model, Path(tower.pretrained))
-    return Teacher(model, mean, std)
+    if config.teacher.timm:
+        return _timm_teacher(config, load_pretrained)
+    tower, size = config.teacher, config.preprocess.size
+    architecture = find_architecture(tower)
+    if architecture.dim != config.dim:
+        raise TrainingError(f"{tower.open_clip} gives vectors of {architecture.dim} numbers, the preset says dim={config.dim}")
+    path = weights_path(tower) if load_pretrained else None
+    first_size = architecture.size if path is not None and architecture.on_timm else size
+    model = create_model(architecture, first_size)
+    if path is not None:
+        load_weights(model, path, tower.open_clip)
+    if first_size != size:  # timm resizes position embeddings that it has loaded, open_clip while it loads them
+        model.visual.set_input_size(size)
+    return Teacher(model, architecture, partial(build_tokenizer, architecture, tower.open_clip))
 
 
-def custom_config(config: EncoderConfig) -> dict[str, Any]:
-    """open_clip's config of a teacher with a timm image tower."""
-    text = config.text
-    return {
-        "embed_dim": config.dim,
-        "vision_cfg": {
-            "timm_model_name": config.teacher.timm,
-            "timm_model_pretrained": False,
-            "timm_pool": "",
-            "timm_proj": "linear",
-            "image_size": config.preprocess.size,
-        },
-        "text_cfg": {
-            "context_length": text.context,
-            "vocab_size": VOCABULARY,
-            "width": text.width,
-            "heads": text.heads,
-            "layers": text.layers,
-        },
-    }
-
-
-def _named(tower: TowerConfig, config: EncoderConfig, load_pretrained: bool) -> Any:
-    name = _own_config(tower.open_clip) if tower.open_clip.endswith(".json") else tower.open_clip
-    if name not in open_clip.list_models():
-        raise TrainingError(f"open_clip has no model {name!r}; `open_clip.list_models()` names those it has")
-    pretrained = tower.pretrained if load_pretrained else ""
-    is_file = Path(pretrained).suffix in (".pt", ".pth", ".bin", ".safetensors")
-    if is_file and not Path(pretrained).is_file():
-        raise TrainingError(f"the checkpoint {pretrained} of {tower.open_clip} does not exist; give the path of a local file")
-    known = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained and not is_file and pretrained not in known:
-        raise TrainingError(f"open_clip has no weights {pretrained!r} for {tower.open_clip}; it has {', '.join(known)}")
+def _timm_teacher(config: EncoderConfig, load_pretrained: bool) -> Teacher:
+    tower, size = config.teacher, config.preprocess.size
     try:
-        model = open_clip.create_model(name, pretrained=pretrained or None, force_image_size=config.preprocess.size)
-    except Exception as error:  # a download fails in as many ways as there are networks; all mean the same to the reader
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        what = "the checkpoint cannot be read" if is_file else "the weights could not be downloaded"
-        raise TrainingError(
-            f"{tower.open_clip} with pretrained={pretrained!r}: {what} ({first[:160]}); "
-            "set `pretrained` to a local checkpoint file, or to '' to start from random weights"
-        ) from None
-    width = int(model.text_projection.shape[1]) if getattr(model, "text_projection", None) is not None else config.dim
-    if width != config.dim:
-        raise TrainingError(f"{tower.open_clip} gives vectors of {width} numbers, the preset says dim={config.dim}")
-    return model
+        model = open_clip.CLIP(**custom_config(config, load_pretrained and tower.pretrained == TIMM))
+    except Exception as error:  # unknown names and failed downloads arrive as various classes
+        raise no_tower(tower, error) from None
+    path = Path(tower.pretrained)
+    whole = read_state_dict(path) if load_pretrained and is_checkpoint(tower.pretrained) else {}
+    both_towers = set(whole) == set(model.state_dict())
+    fit_tower(model.visual, tower, config.dim, size, load_pretrained and not both_towers)
+    if both_towers:
+        load_into(model, whole, path, tower.timm)
+    mean, std = statistics(tower, model.visual.trunk)
+    seen = {"size": size, "mean": mean, "std": std, "resize_mode": "squash"}
+    return Teacher(model, Architecture(custom_config(config), seen), partial(clip_tokenizer, config.text.context))
 
 
-def _own_config(path: str) -> str:
-    """Tells open_clip of a model config in a file; gives the name it has there."""
-    try:
-        keys = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"the model config {path} cannot be read: {error}") from None
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(keys)
-    if missing:
-        raise TrainingError(f"the model config {path} lacks {', '.join(sorted(missing))}; it must be in open_clip's format")
-    open_clip.add_model_config(path)
-    return Path(path).stem
+def open_teacher(folder: Path, config: EncoderConfig) -> Teacher:
+    """The teacher whose architecture and tokenizer lie in `folder`, with random weights: neither its name nor the hub is asked."""
+    architecture = Architecture.read(folder / CONFIG_FILE)
+    if config.teacher.timm:
+        built = _timm_teacher(config, load_pretrained=False)
+        return Teacher(built.model, architecture, built.tokenizer)
+    tokenizer = read_tokenizer(folder / TOKENIZER)
+    return Teacher(create_model(architecture, architecture.size), architecture, lambda: tokenizer)
 
 
 def build_student(config: EncoderConfig, load_pretrained: bool = True) -> ImageEncoder:
-    """The student's image tower with initial weights, of the teacher's output dimension."""
+    """The student's image tower with initial weights, of the teacher's output dimension. Raises TrainingError."""
     torch.manual_seed(config.seed + 1)
     tower = config.student
-    from_timm = load_pretrained and tower.pretrained == "timm"
-    pool = "" if tower.timm.startswith("vitrine_") or tower.timm.startswith("vit_") else "avg"
-    try:
-        network = TimmModel(tower.timm, config.dim, image_size=config.preprocess.size, pool=pool, pretrained=from_timm)
-    except Exception as error:  # unknown names and failed downloads arrive as various classes
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrainingError(f"the student {tower.timm!r} cannot be built: {first[:200]}; name a timm model") from None
-    _fit_head(network, config.dim)
-    if load_pretrained and tower.pretrained and not from_timm:
-        _load_local(network, Path(tower.pretrained))
-    return ImageEncoder(network, PLAIN_MEAN, PLAIN_STD)
-
-
-def _fit_head(tower: TimmModel, dim: int) -> None:
-    """Projects from the width that timm gives: open_clip counts before a head's own convolution, as mobilenetv3 and 4 have one."""
-    wide = getattr(tower.trunk, "head_hidden_size", tower.trunk.num_features)
-    if wide != tower.trunk.num_features:
-        tower.head.proj = nn.Linear(wide, dim, bias=False)
-
-
-def _load_local(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise TrainingError(f"the checkpoint {path} does not exist; give the path of a local safetensors file")
-    try:
-        model.load_state_dict(load_file(path))
-    except Exception as error:  # safetensors and torch have their own classes for every kind of damage
-        first = str(error).strip().splitlines()[0]
-        raise TrainingError(f"the checkpoint {path} does not fit this model: {first[:200]}") from None
+    network = build_tower(tower, config.dim, tower.size or config.preprocess.size, load_pretrained)
+    return ImageEncoder(network, *statistics(tower, network.trunk), tower.size)
 
 
 def parameters(module: nn.Module) -> int:

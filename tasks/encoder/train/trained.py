@@ -5,21 +5,23 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from torch import nn
 
+from serving.contract.provenance import Origin
 from tasks import storage
+from tasks.encoder.config import EncoderConfig, Precision
 from tasks.encoder.data.photos import TrainingSet
-from tasks.encoder.presets import EncoderConfig, Precision
-from tasks.encoder.train.checkpoint import Checkpoint, read_checkpoint, save_checkpoint, store_checkpoint
+from tasks.encoder.train.checkpoint import RECORD, WEIGHTS, Checkpoint, read_checkpoint, save_checkpoint, store_checkpoint
 from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import Curve
 from tasks.encoder.train.tower_record import TrainedTower
-from tasks.encoder.train.towers import Teacher, build_student, build_teacher, parameters
+from tasks.encoder.train.towers import ImageEncoder, Teacher, build_student, open_teacher, parameters
 from tasks.errors import TrainingError
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the code gives another encoder for the same config and data: old training is then not reused."""
 
 
@@ -34,8 +36,9 @@ def training_key(training: TrainingSet, config: EncoderConfig, tower: str) -> st
 
 
 def save_tower(
-    folder: Path, tower: str, key: str, module: nn.Module, curve: Curve, precision: Precision, replicas: ProcessGroup
-) -> TrainedTower:
+    folder: Path, tower: str, key: str, module: nn.Module, curve: Curve, precision: Precision, replicas: ProcessGroup,
+    origin: Origin | None = None,
+) -> TrainedTower:  # fmt: skip
     """Writes final weights and the loss curve; of several processes the main one writes, the others wait."""
     record = TrainedTower(
         tower=tower,
@@ -43,12 +46,13 @@ def save_tower(
         key=key,
         steps=len(curve.loss),
         parameters=parameters(module),
-        final_loss=sum(curve.loss[-10:]) / len(curve.loss[-10:]),
+        final_loss=fmean(curve.loss[-10:]) if curve.loss else 0.0,
         seconds=curve.seconds,
         cpu_seconds=curve.cpu_seconds,
         images_per_s=curve.images_per_s,
         peak_memory_bytes=curve.peak_memory_bytes,
         precision=precision,
+        origin=origin,
     )
     values: dict[str, Any] = {"record": record.to_json(), "loss": list(curve.loss)}
     if replicas.first:
@@ -68,8 +72,12 @@ def find_trained(uri: str | Path, key: str) -> TrainedTower | None:
 
 
 def store_tower(trained: TrainedTower, uri: str) -> TrainedTower:
-    """Copies a tower's weights from this machine to the folder `uri` of the store; returns its record there."""
-    store_checkpoint(storage.local_path(trained.uri), uri)
+    """Copies a tower's files from this machine to the folder `uri` of the store; returns its record there."""
+    folder = storage.local_path(trained.uri)
+    for path in sorted(folder.iterdir()):  # the teacher's architecture and tokenizer
+        if path.is_file() and path.name not in (WEIGHTS, RECORD):
+            storage.put_file(path, storage.join(uri, path.name))
+    store_checkpoint(folder, uri)
     return replace(trained, uri=uri)
 
 
@@ -87,13 +95,19 @@ def _read(uri: str) -> Checkpoint | None:
 
 
 def restore_teacher(trained: TrainedTower, config: EncoderConfig) -> Teacher:
-    """The trained teacher, in evaluation mode."""
-    teacher = build_teacher(config, load_pretrained=False)
-    teacher.model.load_state_dict(load_tower(trained).tensors)
+    """The trained teacher, in evaluation mode, from its folder alone."""
+    tensors = load_tower(trained).tensors
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in storage.list_files(trained.uri):
+            if file.rpartition("/")[2] not in (WEIGHTS, RECORD):
+                (folder / file.rpartition("/")[2]).write_bytes(storage.read_bytes(file))
+        teacher = open_teacher(folder, config)
+    teacher.model.load_state_dict(tensors)
     return teacher.eval()
 
 
-def restore_student(trained: TrainedTower, config: EncoderConfig) -> nn.Module:
+def restore_student(trained: TrainedTower, config: EncoderConfig) -> ImageEncoder:
     """The trained student, in evaluation mode."""
     student = build_student(config, load_pretrained=False)
     student.load_state_dict(load_tower(trained).tensors)

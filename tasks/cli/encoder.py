@@ -1,0 +1,109 @@
+"""`vitrine encoder list`, `show` and `adopt`: the encoders there are, and one of them as a version, without training."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from tasks.cli.output import AsJson, console, print_answer, print_json, print_table, progress
+from tasks.errors import VitrineError
+
+COLUMNS = ("preset", "teacher", "student", "dim", "pixels", "M parameters", "licence", "source")
+
+app = typer.Typer(help="Encoders: what there is, and adopting one as it is.", no_args_is_help=True)
+NAME = (
+    "a preset, a recipe file (.toml), MODEL:TAG, hf-hub:organisation/name, local-dir:folder, timm:MODEL, or a package of weights"
+)
+
+
+@app.command("list")
+def list_encoders(as_json: AsJson = False) -> None:
+    """List the presets: network, vector dimension, picture size, parameters, and the licence and source of the weights."""
+    from tasks.encoder.presets import PRESETS, PRETRAINED
+
+    known = {p.name: p for p in PRETRAINED}
+    records = []
+    for name, make in PRESETS.items():
+        config, published = make(), known.get(name)
+        about = (f"{published.parameters:g}", published.licence, published.source) if published else ("", "", "trained here")
+        pixels = f"{config.preprocess.size} {config.preprocess.fit}"
+        values = (name, str(config.teacher), str(config.student), str(config.dim), pixels, *about)
+        records.append(dict(zip(COLUMNS, values, strict=True)))
+    if as_json:
+        print_json(records)
+    else:
+        print_table(COLUMNS, [list(r.values()) for r in records])
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help=NAME)], as_json: AsJson = False) -> None:
+    """Show the whole configuration that a name stands for, as TOML that a recipe file may begin with."""
+    from tasks.encoder.lookup import find_encoder
+
+    values = find_encoder(name).as_dict()
+    if as_json:
+        print_json(values)
+        return
+    tables = {k: v for k, v in values.items() if isinstance(v, dict)}
+    for key, value in values.items():
+        if key not in tables:
+            console.print(f"{key} = {_toml(value)}", markup=False)
+    for key, table in tables.items():
+        _print_table(key, table)
+
+
+@app.command()
+def adopt(
+    name: Annotated[str, typer.Argument(help=NAME)],
+    student: Annotated[str, typer.Option(help="a timm model to distil for queries, from the catalogue's own pictures")] = "none",
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=0, help="passes over the pictures that the student is distilled from; default: the preset's steps"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="also where the same encoder was adopted before")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Export, check, quantise, evaluate and register a pretrained encoder as it is; champion where it passes every gate."""
+    from tasks.pipelines import common, preconditions, train_encoder
+
+    key = f"adopt.{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    preconditions.check_preconditions(training=False)
+    snapshot = common.take_snapshot(key)
+    wanted = {"preset": name, "training": "none", "student": student, "epochs": epochs, "force": force}
+    plan = train_encoder.plan(snapshot, wanted, key)
+    version = plan.existing
+    if version:
+        progress.print(f"{plan.preset} is encoder version {version} already; it is judged again (--force exports it anew)")
+    else:
+        teacher = train_encoder.train_teacher(snapshot, plan, key)
+        progress.print(f"{plan.preset}: {teacher.parameters / 1e6:.1f}M parameters loaded; exporting and measuring")
+        distilled = train_encoder.distil_student(snapshot, plan, teacher, key)
+        version = train_encoder.export_encoder(snapshot, plan, teacher, distilled, key)
+    decision = train_encoder.judge(snapshot, plan, version, key)
+    progress.print(decision.summary, markup=False)
+    if decision.failed:
+        raise VitrineError(
+            f"encoder version {version} is registered as challenger; it does not become champion: {decision.summary}"
+        )
+    moved = train_encoder.promote(decision, key) if decision.promote else None
+    champion = moved is not None and moved.promoted
+    reason = decision.summary if moved is None else moved.summary
+    state = "champion; the next rebuild_index embeds the catalogue with it" if champion else f"not champion: {reason}"
+    print_answer({"version": version, "champion": champion, "summary": reason}, f"encoder version {version} is {state}", as_json)
+
+
+def _print_table(name: str, table: dict) -> None:
+    console.print(f"\n[{name}]", markup=False)
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            console.print(f"{key} = {_toml(value)}", markup=False)
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _print_table(f"{name}.{key}", value)
+
+
+def _toml(value: object) -> str:
+    """A plain value as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
