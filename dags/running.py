@@ -60,8 +60,9 @@ def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
     def run(*args: P.args, **kwargs: P.kwargs) -> Any:
         from serving.contract.files import ContractError
         from tasks.errors import InputMissing, VitrineError
+        from tasks.masking import public_text
         from tasks.records import to_json
-        from tasks.settings import Settings, public_text
+        from tasks.settings import Settings
 
         _mask_secrets()
         try:
@@ -81,7 +82,8 @@ def _mask_secrets() -> None:
     """Registers the secrets of the settings with Airflow, which masks them in the task's log, also in tracebacks."""
     from airflow.sdk.log import mask_secret
 
-    from tasks.settings import Settings, secret_values
+    from tasks.masking import secret_values
+    from tasks.settings import Settings
 
     for secret in secret_values(Settings.load()):
         mask_secret(secret)

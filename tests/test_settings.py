@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from tasks.cli import app
 from tasks.errors import SettingsError
-from tasks.settings import HOME_FILE, Settings, as_variables, mask, read_settings, write_home_file
+from tasks.masking import mask
+from tasks.settings import HOME_FILE, Settings, as_variables, read_settings, write_home_file
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from starlette.routing import Match, Route
 from serving.api.metrics import RequestMetrics
 from serving.contract.preprocess import ImageRejected
 from serving.ranking.filters import FilterError
-from serving.search.pipeline import QueryError
+from serving.search.query import QueryError
 from serving.search.schemas import Problem
 from serving.telemetry.timing import DeadlinePassed
 

@@ -24,7 +24,8 @@ from serving.search.caches import Caches
 from serving.search.image_fetch import Fetcher
 from serving.search.live_recall import LiveRecall
 from serving.search.metrics import SearchMetrics
-from serving.search.pipeline import Query, SearchDeps
+from serving.search.pipeline import SearchDeps
+from serving.search.query import Query
 from serving.search.samples import Samples
 from serving.search.schemas import SearchAnswer
 from serving.settings import ServingSettings

@@ -23,7 +23,7 @@ from serving.contract.segments import read_rows
 from serving.index.searcher import Neighbors, OpenSegment, Searcher, alive_rows, features_of, merge, ordered
 from serving.ranking.features import Features
 from serving.ranking.filters import Filter, check_filter
-from serving.search.pipeline import QueryError
+from serving.search.query import QueryError
 from serving.versions.encoder_guard import EncoderGuard
 from serving.versions.golden import check_golden_over_shards
 from serving.versions.release import Release

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.index.recall import DEPTH, recall
-from serving.search.pipeline import QueryError
+from serving.search.query import QueryError
 from serving.search.samples import Samples
 from serving.telemetry.metrics import VERSIONS
 from serving.versions.release import Release

@@ -12,7 +12,8 @@ from serving.versions.version_source import limit_mlflow_timeouts
 from tasks.cli import capacity, catalog, changes, encoder, index, release, search, settings, stream, trace, webhook
 from tasks.cli.output import console, print_json
 from tasks.errors import VitrineError
-from tasks.settings import Settings, public_text
+from tasks.masking import public_text
+from tasks.settings import Settings
 
 app = typer.Typer(help="Visual product search: catalogue, index versions, releases.", no_args_is_help=True, add_completion=False)
 app.command()(search.search)

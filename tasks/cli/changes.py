@@ -11,7 +11,8 @@ import typer
 from tasks.catalog.changes.source import ChangeSource
 from tasks.cli.output import AsJson, print_answer, print_json, print_table
 from tasks.errors import CatalogError
-from tasks.settings import Settings, mask
+from tasks.masking import mask
+from tasks.settings import Settings
 
 app = typer.Typer(help="Catalogue changes waiting to be indexed, and dead letters.", no_args_is_help=True)
 SHOWN = 20

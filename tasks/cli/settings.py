@@ -9,7 +9,8 @@ from rich.padding import Padding
 
 from tasks.cli.output import AsJson, console, print_json
 from tasks.errors import SettingsError
-from tasks.settings import Settings, mask, read_settings
+from tasks.masking import mask
+from tasks.settings import Settings, read_settings
 from tasks.settings_page import explain
 
 

@@ -159,7 +159,7 @@ def prepare_catalog(settings: Settings, console: Console) -> None:
     """Generates and loads the sample catalogue once, unless the settings name another."""
     from tasks.catalog.load import load_folder
     from tasks.catalog.sample.catalog import SampleConfig, draw_sample
-    from tasks.settings import mask
+    from tasks.masking import mask
 
     if settings.catalog:
         console.print(f"catalogue: {mask('catalog', settings.catalog_uri)}")

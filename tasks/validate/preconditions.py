@@ -8,7 +8,8 @@ import pyarrow as pa
 from tasks.catalog.schema import REQUIRED
 from tasks.catalog.sources.settings import source_options
 from tasks.errors import CatalogError, CatalogMissing, SettingsError, TrainingError
-from tasks.settings import Settings, mask
+from tasks.masking import mask
+from tasks.settings import Settings
 from tasks.validate.findings import Findings, checked_rows, shorten
 from tasks.validate.labelled_photos import check_photos, read_labels
 from tasks.validate.pictures import PictureCheck, check_pictures

@@ -15,7 +15,8 @@ from tasks.catalog.snapshot import product_table, read_snapshot, take_snapshot
 from tasks.catalog.sources.postgresql import split_image_root
 from tasks.embed.images import read_image, validator
 from tasks.errors import CatalogError
-from tasks.settings import Settings, public_text
+from tasks.masking import public_text
+from tasks.settings import Settings
 from tests.catalogs import small_catalog
 from tests.servers import postgres_server
 

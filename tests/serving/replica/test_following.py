@@ -12,7 +12,8 @@ import pytest
 from serving.contract.files import ContractError, FileRef
 from serving.contract.manifest import IndexManifest
 from serving.index.searcher import Searcher
-from serving.search.pipeline import QueryError, row_of
+from serving.search.pipeline import row_of
+from serving.search.query import QueryError
 from serving.versions.golden import write_golden
 from serving.versions.release import Release
 from serving.versions.slots import RETRY_S, ReleaseOpener, Slots

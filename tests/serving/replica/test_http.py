@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.api.dependencies import LARGE
-from serving.search.pipeline import Query
+from serving.search.query import Query
 from serving.telemetry.timing import Timings
 from tests.running import until
 from tests.serving.replica.conftest import open_app

@@ -8,7 +8,8 @@ import pytest
 from serving.contract.preprocess import ImageLimits
 from serving.ranking.profiles import NoProfiles
 from serving.search.caches import Caches
-from serving.search.pipeline import Query, QueryError, SearchDeps, search
+from serving.search.pipeline import SearchDeps, search
+from serving.search.query import Query, QueryError
 from serving.search.samples import Samples
 from serving.search.schemas import SearchAnswer, SearchRequest
 from serving.telemetry.timing import Timings
