@@ -30,8 +30,8 @@ class LazyApp:
 
 def make_board() -> Any:
     from plugins.board.app import create_app
+    from tasks.board.board_data import Board
     from tasks.board.changes import ChangesBoard
-    from tasks.board.read import Board
     from tasks.pipelines.common import registry, replicas_of
     from tasks.pipelines.drain_changes import change_source
 
@@ -40,7 +40,7 @@ def make_board() -> Any:
 
 
 def make_hook() -> Any:
-    from plugins.board.hook import create_hook
+    from plugins.board.mlflow_webhook import create_hook
 
     return create_hook(SETTINGS)
 

@@ -17,10 +17,10 @@ from serving.contract.preprocess import decode
 from serving.index.searcher import Searcher
 from serving.versions.version_source import FolderSource
 from tasks.catalog.snapshot import Snapshot, product_table, take_snapshot
-from tasks.index.assemble import base_segment, with_golden
 from tasks.index.build import build_shard
 from tasks.index.choice import IndexConfig
 from tasks.index.template import train_template
+from tasks.index.version_manifest import base_segment, with_golden
 from tests.catalogs import small_catalog
 from tests.tiny import tiny_encoder
 

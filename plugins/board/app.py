@@ -15,8 +15,8 @@ from plugins.board.access import ACTIONS, Reader, can_act, refuse_cross_site, re
 from plugins.board.airflow_api import AirflowClient
 from plugins.board.dags import DAGS
 from serving.contract.files import ContractError
+from tasks.board.board_data import Board
 from tasks.board.changes import ChangesBoard
-from tasks.board.read import Board
 from tasks.errors import VitrineError
 
 STATIC = Path(__file__).parent / "static"
@@ -152,7 +152,7 @@ def _action_routes(app: FastAPI, board: Board) -> None:
         return _json({"dag": dag, "run": await airflow.trigger(dag, conf, note)}, 202)
 
     def checked(version: str) -> str:
-        from tasks.release.gates.verdict import refusal
+        from tasks.release.gates.recorded_verdict import refusal
 
         registry = board.registry
         if why := refusal(registry.version("product-index", version), registry.index_manifest(version)):

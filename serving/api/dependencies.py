@@ -12,7 +12,7 @@ from serving.api import openapi
 from serving.api.replica import Replica
 from serving.api.uploads import json_object
 from serving.ranking.filters import Filter
-from serving.search import pipeline as queries
+from serving.search import query as queries
 from serving.search.schemas import SearchAnswer, SearchRequest
 from serving.telemetry.timing import Deadline, Timings
 from serving.versions.release import Release

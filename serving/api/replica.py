@@ -32,9 +32,9 @@ from serving.settings import ServingSettings
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.timing import Deadline, DeadlinePassed, Timings
 from serving.telemetry.tracing import make_tracing
-from serving.versions.alias_poller import LOADER_POLL_S, Poller
 from serving.versions.metrics import SlotMetrics
 from serving.versions.release import Release
+from serving.versions.repeating_threads import LOADER_POLL_S, Poller
 from serving.versions.slots import Opener, ReleaseOpener, Slots
 from serving.versions.version_source import VersionSource
 

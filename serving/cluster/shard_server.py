@@ -17,8 +17,8 @@ from serving.cluster.wire import pack, unpack
 from serving.ranking.filters import Filter
 from serving.settings import ServingSettings
 from serving.telemetry.metrics import Metrics
-from serving.versions.alias_poller import LOADER_POLL_S, Poller
 from serving.versions.metrics import SlotMetrics
+from serving.versions.repeating_threads import LOADER_POLL_S, Poller
 from serving.versions.slots import Slots
 from serving.versions.version_source import VersionSource
 

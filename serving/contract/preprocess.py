@@ -18,7 +18,7 @@ from pydantic import Field
 
 from serving.contract.box import Box
 from serving.contract.files import Frozen
-from serving.contract.frames import frames
+from serving.contract.frame_count import frames
 from serving.contract.jpeg import plain_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")

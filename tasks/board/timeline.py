@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from serving.contract.manifest import IndexManifest
 from tasks.registry import INDEX_MODEL, Registry, Version
 from tasks.release.delta_share import delta_share
-from tasks.release.gates.verdict import refusal, verdict
+from tasks.release.gates.recorded_verdict import refusal, verdict
 
 STATUSES = {
     "live": "serves shoppers",

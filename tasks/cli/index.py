@@ -41,7 +41,7 @@ Chosen = Annotated[str, typer.Argument(help="an index version, by number or alia
 @app.command("check")
 def check(version: Chosen = "", as_json: AsJson = False) -> None:
     """Download a version anew and verify all of it: files, segments, keys, counts, products, encoder, answers."""
-    from tasks.index.check import check_index
+    from tasks.index.verify_version import check_index
 
     work = Settings.load().home / "work"
     work.mkdir(parents=True, exist_ok=True)

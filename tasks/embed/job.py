@@ -23,9 +23,9 @@ from tasks.embed import worker
 from tasks.embed.chunk_progress import show_progress
 from tasks.embed.image_hash_cache import hash_images, update_cache
 from tasks.embed.images import fetcher
-from tasks.embed.partition import write_shards
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
 from tasks.embed.quarantine import quarantine_uri, sample_reasons, with_ids
+from tasks.embed.shard_vectors import write_shards
 from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, parts_sha256, rejected_images
 from tasks.errors import VitrineError

@@ -18,7 +18,7 @@ from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
 from tasks.index.coarse import fast_adding
 from tasks.index.families import FAMILIES
-from tasks.index.grouping import group
+from tasks.index.graph_reordering import group
 from tasks.index.quantizer_codes import code_adder
 from tasks.index.template import Template, empty_index
 from tasks.index.vectors import check_vectors, shard_batches, shard_counts, shard_palettes

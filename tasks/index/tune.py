@@ -17,7 +17,7 @@ from tasks.errors import GateFailed
 from tasks.index.choice import Budget, Requirements, next_family
 from tasks.index.cost_counter import CostCounter
 from tasks.index.families import FAMILIES, Family, list_count, refine_grid
-from tasks.index.truth import Truth, recall_of
+from tasks.index.ground_truth import Truth, recall_of
 from tasks.records import Record
 
 K = 10

@@ -81,7 +81,7 @@ def plan_on(
     from tasks.catalog.changes.drain import DrainResult, ParentState
     from tasks.catalog.changes.drain import drain as choose
     from tasks.index.delta_version import mark_membership
-    from tasks.index.ranking import read_ranker
+    from tasks.index.ranker_config import read_ranker
     from tasks.release.ancestry import uncovered_versions
 
     chosen = settings()

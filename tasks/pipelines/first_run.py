@@ -6,7 +6,7 @@ from collections.abc import Callable
 from tasks.errors import InputMissing
 from tasks.pipelines.common import registry
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry
-from tasks.release.gates.verdict import verdict
+from tasks.release.gates.recorded_verdict import verdict
 from tasks.release.promotion.blue_green import LIVE_AT
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ def index_config(chosen: Settings) -> IndexConfig:
 
 def content_key_of(snapshot: Snapshot, encoder: EncoderRef, ranker: dict[str, Any]) -> str:
     """The content key of the version that the settings would make of these inputs."""
-    from tasks.index.assemble import content_key
+    from tasks.index.version_manifest import content_key
 
     prints = (encoder.document_fingerprint, encoder.query_fingerprint)
     return content_key(snapshot.content_sha256, *prints, index_config(settings()), ranker)
@@ -46,8 +46,8 @@ def draft(
     embedded: EmbedResult | None = None, run_id: str = "",
 ) -> IndexManifest:  # fmt: skip
     """The manifest of built shards, without golden answers and gates. Without `embedded` its counts are those of the shards."""
-    from tasks.index.assemble import base_segment, draft_manifest
-    from tasks.index.ranking import read_ranker
+    from tasks.index.ranker_config import read_ranker
+    from tasks.index.version_manifest import base_segment, draft_manifest
 
     segments = [base_segment(built, run_id, INDEX_PATH) for built in shards]
     rows = sum(s.rows for s in segments)
@@ -61,7 +61,7 @@ def draft(
 
 def truth_of(snapshot: Snapshot, encoder: EncoderRef, vectors_uri: str, shards: int) -> "TruthOf":
     """A function from queries to their exact neighbours; tuning and gates share its cache in the store."""
-    from tasks.index.truth import exact_truth
+    from tasks.index.ground_truth import exact_truth
 
     place = storage.join(settings().store_uri, "truth")
     content = f"{snapshot.content_sha256} {encoder.document_fingerprint}"

@@ -12,7 +12,7 @@ from tasks.pipelines.common import query_runtime, replicas_of, settings
 from tasks.registry import Registry
 from tasks.release.gates.end_to_end_eval import Query
 from tasks.release.gates.evaluate import Evaluation, TruthOf, evaluate_version, open_live
-from tasks.release.gates.policy import Policy
+from tasks.release.gates.index_gates import Policy
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)

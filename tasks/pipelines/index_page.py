@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from serving.contract.manifest import Gate
 from tasks.registry import INDEX_PATH, Registry
 from tasks.registry.version_page import version_page
-from tasks.release.gates.policy import Measurements
+from tasks.release.gates.index_gates import Measurements
 
 
 def headline_metrics(measured: Measurements) -> dict[str, float]:

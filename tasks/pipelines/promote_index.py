@@ -188,7 +188,7 @@ def promote(version: str, holder: str, bake_s: float | None = None) -> Promotion
 
 def _require_passed(models: Registry, version: str) -> None:
     """Raises VitrineError for a version that did not pass its gates."""
-    from tasks.release.gates.verdict import refusal
+    from tasks.release.gates.recorded_verdict import refusal
 
     found = models.version(INDEX_MODEL, version)
     why = refusal(dataclasses.replace(found, aliases=()), models.index_manifest(version))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tasks.pipelines.common import replicas_of
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.release.gates.policy import Decision
+from tasks.release.gates.index_gates import Decision
 from tasks.release.promotion.bake import BakePolicy, Reading, bake, take_reading
 from tasks.release.promotion.blue_green import LeasedAliases, choose_slot, flip, settle_previous, warm
 from tasks.release.promotion.lease import Lease

@@ -25,7 +25,7 @@ def choose_encoder() -> EncoderRef:
 
 def something_changed(snapshot: Snapshot, encoder: EncoderRef) -> bool:
     """False when the live version was built from the same rows, encoder, index settings, weights and rules."""
-    from tasks.index.ranking import read_ranker
+    from tasks.index.ranker_config import read_ranker
 
     models = registry()
     live = models.alias(INDEX_MODEL, "live")

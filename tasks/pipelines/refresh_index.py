@@ -109,7 +109,7 @@ def register(plan: RefreshPlan, embedded: EmbeddedChanges, photos: int = 0) -> R
         return _registered(made)
     with models.run(EXPERIMENT, run_key, f"delta on version {plan.parent}") as run, scratch(run_key, "register") as folder:
         from tasks.pipelines.index_page import headline_metrics, index_page
-        from tasks.release.gates.policy import decision_of
+        from tasks.release.gates.index_gates import decision_of
 
         manifest, measured = _version(models, plan, embedded, run, folder, photos)
         decision = decision_of(manifest.gates)
@@ -176,9 +176,9 @@ def _version(
     from serving.versions.release import Release
     from tasks.catalog.changes.ledger import deleted_products
     from tasks.embed.job import embedding_commit
-    from tasks.index.assemble import with_golden
     from tasks.index.delta_version import ArtifactLocation, next_version, quarantined_keys
     from tasks.index.template_store import template_of
+    from tasks.index.version_manifest import with_golden
     from tasks.pipelines.index_gates import judge
     from tasks.release.gates.end_to_end_eval import MAX_PHOTOS, held_out_queries
     from tasks.release.gates.reconcile import catalogue_now

@@ -28,8 +28,8 @@ def register_version(
     from serving.contract.encoder import EncoderFolder
     from serving.index.searcher import Searcher
     from serving.versions.release import Release
-    from tasks.index.assemble import with_golden
     from tasks.index.shard_store import locate_shards
+    from tasks.index.version_manifest import with_golden
     from tasks.pipelines.index_gates import judge
     from tasks.pipelines.index_page import headline_metrics, index_page
     from tasks.release.gates.end_to_end_eval import held_out_queries, query_vectors

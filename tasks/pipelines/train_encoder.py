@@ -38,7 +38,7 @@ def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> Trainin
     """
     from tasks.encoder.data.photos import read_training_set
     from tasks.encoder.lookup import choose_training, find_encoder
-    from tasks.encoder.train.trained import recipe_key
+    from tasks.encoder.train.tower_store import recipe_key
 
     config = find_encoder(overrides.get("preset") or settings().encoder_preset)
     config = choose_training(config, overrides.get("training"), overrides.get("student"))
@@ -87,7 +87,7 @@ def _train(tower: str, snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedT
     another one starts that training from its beginning.
     """
     from tasks.encoder.train.jobs import Job, train
-    from tasks.encoder.train.trained import find_trained, store_tower
+    from tasks.encoder.train.tower_store import find_trained, store_tower
 
     chosen = settings()
     uri = storage.join(chosen.store_uri, "towers", plan.forced or plan.recipe, tower)
@@ -171,7 +171,7 @@ def _judge(
     models: Registry, snapshot: Snapshot, found: Version, champion: Version | None, run_key: str, folder: Path
 ) -> Judgement:
     """Evaluates a version and decides; the report, written in `folder`, and the decision go to MLflow, onto the version too."""
-    from tasks.encoder.evaluate.headline import headline_metrics
+    from tasks.encoder.evaluate.summary_metrics import headline_metrics
 
     version, against = found.version, champion.version if champion is not None else ""
     gates, report = _measure(models, snapshot, found, champion, folder)
@@ -202,7 +202,7 @@ def _write_version_page(
     """Puts the judgement on the version itself: its page, and in its own run the report and the figures people compare."""
     from serving.contract.encoder import EncoderFolder
     from tasks.encoder.evaluate.card import facts
-    from tasks.encoder.evaluate.headline import headline_figures, headline_metrics
+    from tasks.encoder.evaluate.summary_metrics import headline_figures, headline_metrics
     from tasks.registry.version_page import version_page
 
     manifest = EncoderFolder(models.encoder_folder(found.version)).manifest

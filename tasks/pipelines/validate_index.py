@@ -37,7 +37,7 @@ def validate_snapshot(snapshot: Snapshot, run_key: str) -> DataDocs:
 
 def validate_embeddings(snapshot: Snapshot, embedded: EmbedResult, run_key: str) -> DataDocs:
     """Validates the vectors, compared with the live version's, and the shard inputs."""
-    from tasks.validate.drift_statistics import read_moments, write_moments
+    from tasks.validate.embedding_moments import read_moments, write_moments
     from tasks.validate.embeddings import EmbeddingLimits, check_embeddings, check_index_inputs, inspect
 
     models, chosen = registry(), settings()

@@ -7,7 +7,7 @@ of versions do at once, and whatever a rebuild leaves behind, what is not covere
 from collections.abc import Mapping, Sequence
 
 from tasks.registry import Version
-from tasks.release.gates.verdict import verdict
+from tasks.release.gates.recorded_verdict import verdict
 
 PARENT, CARRIED, CHANGES = "parent", "carried", "changes"
 """Tags: the version built on; versions whose changes were taken over (separated by commas); how many changes it acknowledged."""

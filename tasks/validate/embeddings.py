@@ -13,7 +13,7 @@ from tasks import storage
 from tasks.catalog.snapshot import Snapshot, product_batches
 from tasks.embed.job import EmbedResult
 from tasks.index.vectors import matrix, shard_uri
-from tasks.validate.drift_statistics import Moments, MomentsAccumulator, shift
+from tasks.validate.embedding_moments import Moments, MomentsAccumulator, shift
 from tasks.validate.expectations import Check, Validation, run_checks
 from tasks.validate.snapshot import product_ids
 

@@ -39,10 +39,10 @@ from tasks.catalog.snapshot import take_snapshot
 from tasks.demo.services import Supervisor, mlflow_service, process_environment, serving_service
 from tasks.embed.job import EmbedResult
 from tasks.embed.store import SHA_TYPE, EmbeddingStore
-from tasks.index.assemble import base_segment, draft_manifest, with_golden
 from tasks.index.build import build_shard
 from tasks.index.choice import IndexConfig
 from tasks.index.template import train_template
+from tasks.index.version_manifest import base_segment, draft_manifest, with_golden
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, INDEX_PATH, Registry
 from tasks.settings import PROJECT, Settings
 from tests.catalogs import picture

@@ -27,13 +27,13 @@ import psutil
 from serving.contract.manifest import Counts, IndexManifest, SnapshotRef
 from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
-from tasks.index.assemble import base_segment
 from tasks.index.build import BuiltShard, build_shard
 from tasks.index.choice import IndexConfig
 from tasks.index.families import FAMILIES
+from tasks.index.ground_truth import Truth, exact_truth
 from tasks.index.template import Template, train_template
-from tasks.index.truth import Truth, exact_truth
 from tasks.index.tune import tune
+from tasks.index.version_manifest import base_segment
 from tests.benchmarks.made_shop import MadeShop, made_queries, make_shop
 from tests.benchmarks.same_lists import add_codes, train_codes
 from tests.benchmarks.stages import Stages

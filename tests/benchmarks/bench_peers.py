@@ -27,7 +27,7 @@ import numpy as np
 from serving.contract.segments import read_index
 from serving.index.faiss_engine import FaissEngine, omp_threads
 from tasks.index.families import FAMILIES, list_count, refine_grid
-from tasks.index.grouping import group
+from tasks.index.graph_reordering import group
 from tasks.index.quantizer_codes import choose_codes, code_adder
 from tasks.index.template import make_index
 from tests.benchmarks.made_shop import world_of

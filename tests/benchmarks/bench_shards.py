@@ -24,8 +24,8 @@ from serving.index.merge import Neighbors, merge
 from serving.index.searcher import Searcher
 from tasks.index.build import BuiltShard, build_shard
 from tasks.index.choice import IndexConfig
+from tasks.index.ground_truth import Truth, exact_truth, recall_of
 from tasks.index.template import train_template
-from tasks.index.truth import Truth, exact_truth, recall_of
 from tests.benchmarks.bench_index import manifest_of
 from tests.benchmarks.made_shop import MadeShop, made_queries, make_shop
 from tests.benchmarks.stages import Stages

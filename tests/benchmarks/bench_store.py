@@ -22,7 +22,7 @@ from serving.contract.palette import PALETTE_TYPE
 from serving.contract.segments import fixed_column
 from tasks import storage
 from tasks.embed.job import _todo
-from tasks.embed.partition import write_shards
+from tasks.embed.shard_vectors import write_shards
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, vector_column
 from tests.benchmarks.peak import measured
 

@@ -29,12 +29,12 @@ from serving.contract.preprocess import PreprocessSpec
 from serving.contract.segments import fixed_column
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import take_snapshot
-from tasks.index.assemble import EMPTY_SHA, base_segment, local_files, with_golden
 from tasks.index.build import build_shard
 from tasks.index.choice import IndexConfig
+from tasks.index.ground_truth import exact_truth
 from tasks.index.template import train_template
-from tasks.index.truth import exact_truth
 from tasks.index.tune import tune
+from tasks.index.version_manifest import EMPTY_SHA, base_segment, local_files, with_golden
 from tests.benchmarks.vectors import Vectors
 
 DIM, SIZE = 512, 224

@@ -25,7 +25,7 @@ from tasks.encoder.presets import preset
 from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
-from tasks.encoder.train.trained import restore_student
+from tasks.encoder.train.tower_store import restore_student
 
 BATCH = 256
 EVERY_S = 20.0

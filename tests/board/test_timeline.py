@@ -11,7 +11,7 @@ from tasks.board.lineage import lineage
 from tasks.board.replicas import replica_lines
 from tasks.board.timeline import LoadedVersion, series, timeline
 from tasks.registry import INDEX_MODEL, Registry, Version
-from tasks.release.gates.verdict import refusal, verdict
+from tasks.release.gates.recorded_verdict import refusal, verdict
 
 FILE = FileRef(path="index/a", sha256="a" * 64, bytes=10, run_id="run")
 PAGES = cast(

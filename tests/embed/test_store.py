@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serving.contract.palette import PALETTE, PALETTE_TYPE
-from tasks.embed.partition import write_shards
+from tasks.embed.shard_vectors import write_shards
 from tasks.embed.store import EmbeddingStore, part_name, rejected_images
 from tasks.errors import VitrineError
 from tasks.index.vectors import shard_batches, shard_palettes

@@ -27,7 +27,7 @@ from tasks.encoder.lookup import choose_training, find_encoder, from_tower
 from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
-from tasks.encoder.train.trained import restore_teacher
+from tasks.encoder.train.tower_store import restore_teacher
 from tests.encoder.conftest import draw_catalogue
 from tests.encoder.test_open_clip_models import SIGLIP_SIGHT, repository
 

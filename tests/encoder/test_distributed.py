@@ -18,7 +18,7 @@ from tasks.encoder.presets import preset
 from tasks.encoder.train.jobs import Job, train
 from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.tower_record import TrainedTower
-from tasks.encoder.train.trained import load_tower
+from tasks.encoder.train.tower_store import load_tower
 from tasks.errors import TrainingError
 from tasks.settings import PROJECT
 from tests.running import until

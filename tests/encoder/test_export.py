@@ -18,7 +18,7 @@ from tasks.catalog.snapshot import Snapshot
 from tasks.encoder.evaluate.vectors import encode
 from tasks.encoder.export.export import export_encoder
 from tasks.encoder.export.onnx_graph import ImageGraph
-from tasks.encoder.train.trained import restore_student, restore_teacher
+from tasks.encoder.train.tower_store import restore_student, restore_teacher
 from tests.encoder.conftest import Exported
 
 EXPORT = """

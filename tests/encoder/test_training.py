@@ -18,7 +18,7 @@ from tasks.encoder.train.checkpoint import latest
 from tasks.encoder.train.loop import learning_rate, no_log, optimise
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
-from tasks.encoder.train.trained import load_tower, recipe_key
+from tasks.encoder.train.tower_store import load_tower, recipe_key
 from tasks.errors import TrainingError
 from tests.encoder.conftest import Exported
 

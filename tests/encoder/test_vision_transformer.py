@@ -31,11 +31,11 @@ from tasks.encoder.presets import preset
 from tasks.encoder.train.loop import no_log
 from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
-from tasks.encoder.train.trained import restore_teacher
-from tasks.index.assemble import base_segment, draft_manifest, local_files, with_golden
+from tasks.encoder.train.tower_store import restore_teacher
 from tasks.index.build import build_shard
 from tasks.index.choice import IndexConfig
 from tasks.index.template import train_template
+from tasks.index.version_manifest import base_segment, draft_manifest, local_files, with_golden
 from tests.cluster import Serving
 
 VIT = {

@@ -15,10 +15,10 @@ from serving.contract.palette import PALETTE
 from serving.contract.segments import fixed_column
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import Snapshot, take_snapshot
-from tasks.index.assemble import EMPTY_SHA, base_segment
 from tasks.index.build import BuiltShard, build_shard
 from tasks.index.choice import IndexConfig
 from tasks.index.template import Template, train_template
+from tasks.index.version_manifest import EMPTY_SHA, base_segment
 
 SHARDS = 2
 EMPTY = FileRef(path="golden.npz", sha256=EMPTY_SHA, bytes=0)

@@ -15,12 +15,12 @@ from serving.index.searcher import Searcher
 from tasks.catalog.changes.event import delete, upsert
 from tasks.catalog.changes.ledger import SCHEMA, entries
 from tasks.catalog.snapshot import product_table
-from tasks.index.assemble import with_golden
-from tasks.index.check import Check, _vectors, check_index
 from tasks.index.delta import add_delta
 from tasks.index.delta_version import ArtifactLocation, EmbeddedRows, mark_membership, next_version
 from tasks.index.families import FAMILIES
 from tasks.index.index_type import family_index_type, index_type
+from tasks.index.verify_version import Check, _vectors, check_index
+from tasks.index.version_manifest import with_golden
 from tests.index.shop import Shop, build_all, clustered, manifest_of
 from tests.index.test_delta import changes_of
 

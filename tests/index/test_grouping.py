@@ -8,7 +8,7 @@ import pytest
 
 from serving.contract.segments import read_rows
 from serving.index.searcher import omp_threads
-from tasks.index.grouping import group
+from tasks.index.graph_reordering import group
 from tasks.index.template import make_index
 from tests.index.shop import Shop, build_all, clustered
 

@@ -8,9 +8,9 @@ import pytest
 
 from serving.ranking.ranker import RankerConfig
 from tasks.errors import SettingsError
-from tasks.index.assemble import content_key
 from tasks.index.choice import IndexConfig
-from tasks.index.ranking import read_ranker
+from tasks.index.ranker_config import read_ranker
+from tasks.index.version_manifest import content_key
 
 
 def test_what_is_set_is_what_a_version_carries(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from serving.index.faiss_engine import omp_threads
 from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
 from tasks.index.build import build_shard
-from tasks.index.check import _segments, _vectors
 from tasks.index.choice import IndexConfig
 from tasks.index.delta import add_delta, code_deltas, merge_deltas
 from tasks.index.families import FAMILIES, RETIRED, list_count
 from tasks.index.template import Template, coarse_fit, make_index, train_template
+from tasks.index.verify_version import _segments, _vectors
 from tests.index.shop import Shop, clustered, manifest_of
 from tests.index.test_delta import changes_of
 

@@ -12,7 +12,7 @@ from serving.index.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.choice import Budget
 from tasks.index.families import FAMILIES, refine_grid
-from tasks.index.truth import Truth, exact_truth, recall_of
+from tasks.index.ground_truth import Truth, exact_truth, recall_of
 from tasks.index.tune import FIRST_PART, TuningRefused, keys_of, stored_truth, tune
 from tasks.index.tuning_report import front, tuning_plot, tuning_table
 from tests.index.shop import Shop, brute_force, clustered, open_shop

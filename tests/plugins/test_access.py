@@ -162,7 +162,7 @@ def test_when_mlflow_is_away_the_board_says_so(stack: Stack) -> None:
     """Asked of the data behind the page: the server of this test is the only one, and others need it."""
     from datetime import UTC, datetime
 
-    from tasks.board.read import Board
+    from tasks.board.board_data import Board
     from tasks.errors import VitrineError
     from tasks.registry import Registry
 

@@ -18,9 +18,9 @@ from tasks.catalog.changes.event import delete
 from tasks.catalog.changes.ledger import entries
 from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
-from tasks.index.assemble import with_golden
-from tasks.index.check import check_index
 from tasks.index.delta_version import ArtifactLocation, EmbeddedRows, mark_membership, next_version
+from tasks.index.verify_version import check_index
+from tasks.index.version_manifest import with_golden
 from tasks.pipelines.drain_changes import ledger_of
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.promotion.blue_green import choose_slot, flip, warm

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from serving.contract.manifest import Counts
-from tasks.release.gates.policy import Comparison, Measurements, Policy, Reconciliation, decide
+from tasks.release.gates.index_gates import Comparison, Measurements, Policy, Reconciliation, decide
 
 PHOTOS = [f"photos/{n}.jpg" for n in range(200)]
 

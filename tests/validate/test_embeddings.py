@@ -14,7 +14,7 @@ from tasks import storage
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.embed.job import EmbedResult
 from tasks.embed.store import PLAIN, vector_column
-from tasks.validate.drift_statistics import Moments, MomentsAccumulator, read_moments, shift, write_moments
+from tasks.validate.embedding_moments import Moments, MomentsAccumulator, read_moments, shift, write_moments
 from tasks.validate.embeddings import EmbeddingLimits, check_embeddings, check_index_inputs, inspect
 from tests.catalogs import write_table
 

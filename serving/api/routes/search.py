@@ -19,7 +19,7 @@ from serving.api.dependencies import (
 from serving.api.openapi import CACHEABLE_RESPONSES, KEY_OPTIONAL, SEARCH_OPERATION, SEARCH_RESPONSES
 from serving.api.uploads import json_object, read_upload
 from serving.contract.box import Box
-from serving.search import pipeline as queries
+from serving.search import query as queries
 from serving.search.schemas import MAX_TEXT_LENGTH, PHOTO_SHA256, SearchAnswer, SearchRequest
 
 MAX_AGE_S = 60

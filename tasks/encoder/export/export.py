@@ -29,8 +29,8 @@ from tasks.encoder.export.onnx_graph import OPSET, ImageGraph, data_file, write_
 from tasks.encoder.export.quantize import quantize_graph
 from tasks.encoder.export.runtimes import TorchScript
 from tasks.encoder.train.tower_record import TrainedTower
+from tasks.encoder.train.tower_store import load_tower, restore_student, restore_teacher
 from tasks.encoder.train.towers import Teacher, parameters
-from tasks.encoder.train.trained import load_tower, restore_student, restore_teacher
 from tasks.errors import TrainingError
 
 CURVES = "training.json"

@@ -16,8 +16,8 @@ from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import Curve, MetricLog, optimise
 from tasks.encoder.train.losses import cosine_loss, imitation_loss, pair_loss, search_loss
 from tasks.encoder.train.tower_record import TrainedTower
+from tasks.encoder.train.tower_store import find_trained, restore_teacher, save_tower, training_key
 from tasks.encoder.train.towers import build_student, training_precision
-from tasks.encoder.train.trained import find_trained, restore_teacher, save_tower, training_key
 
 DOCUMENTS = 4096
 """The most documents a student's batch is compared with; a larger catalogue gives those of the batch's products only."""

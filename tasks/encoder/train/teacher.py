@@ -17,8 +17,8 @@ from tasks.encoder.train.loop import Curve, MetricLog, optimise
 from tasks.encoder.train.losses import pair_loss, text_loss
 from tasks.encoder.train.origin import weights_origin
 from tasks.encoder.train.tower_record import TrainedTower
+from tasks.encoder.train.tower_store import find_trained, save_tower, training_key
 from tasks.encoder.train.towers import Teacher, build_teacher, training_precision
-from tasks.encoder.train.trained import find_trained, save_tower, training_key
 
 
 class BothTowers(nn.Module):

@@ -12,13 +12,13 @@ from serving.contract.files import ContractError
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.versions.release import Release
 from tasks.catalog.snapshot import Snapshot, product_batches, product_table
-from tasks.index.truth import Truth, recall_of
+from tasks.index.ground_truth import Truth, recall_of
 from tasks.index.tune import keys_of, stored_truth
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.delta_share import delta_share
 from tasks.release.gates.end_to_end_eval import Query, measure, read_photos
+from tasks.release.gates.index_gates import Comparison, Decision, K, Measurements, Policy, Reconciliation, decide
 from tasks.release.gates.load_test import run_load_test
-from tasks.release.gates.policy import Comparison, Decision, K, Measurements, Policy, Reconciliation, decide
 from tasks.release.gates.reconcile import reconcile
 from tasks.release.promotion.replay import churn, collect_samples, replay_queries, top_ids
 from tasks.release.promotion.serving_replicas import Replica

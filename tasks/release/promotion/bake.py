@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from tasks.records import Record
-from tasks.release.gates.policy import Decision
+from tasks.release.gates.index_gates import Decision
 from tasks.release.promotion.serving_replicas import Replica, for_each_replica
 
 POLL_S = 1.0

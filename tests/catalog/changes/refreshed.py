@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from serving.index.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import ChangeSource, open_changes
-from tasks.index.check import check_index
+from tasks.index.verify_version import check_index
 from tasks.pipelines import drain_changes, refresh_index
 from tasks.registry import INDEX_MODEL, Registry
 from tests.catalogs import picture

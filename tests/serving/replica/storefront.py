@@ -20,10 +20,10 @@ from serving.contract.palette import palette
 from serving.contract.preprocess import decode
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import take_snapshot
-from tasks.index.assemble import EMPTY_SHA, base_segment, with_golden
 from tasks.index.build import build_shard
 from tasks.index.choice import IndexConfig
 from tasks.index.template import train_template
+from tasks.index.version_manifest import EMPTY_SHA, base_segment, with_golden
 from tests.index.shop import write_vectors
 from tests.tiny import tiny_encoder
 
