@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from tasks.demo.services import Service, Supervisor, airflow_service
+from tasks.demo.services import airflow_service
+from tasks.demo.supervisor import Service, Supervisor
 from tasks.settings import PROJECT, Settings
 
 ROLES = {"admin": "admin", "operator": "op", "someone": "user", "viewer": "viewer", "nobody": ""}

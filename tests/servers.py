@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from tasks.demo.services import Supervisor, mlflow_service
+from tasks.demo.services import mlflow_service
+from tasks.demo.supervisor import Supervisor
 from tasks.settings import Settings
 
 PORTS = range(10_000, 30_000)

@@ -1,21 +1,19 @@
 """A snapshot: an immutable Parquet copy of the catalogue at one moment, whose manifest is written last."""
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from serving.contract.addresses import without_secrets
 from serving.contract.keys import product_keys
 from tasks import storage
-from tasks.catalog.schema import DEFAULT_LIMITS, PHOTO_SCHEMA, RowLimits, UnusableRow, read_products, to_photos
+from tasks.catalog.schema import DEFAULT_LIMITS, PHOTO_SCHEMA, RowLimits, read_products, to_photos
+from tasks.catalog.snapshot_writer import JOURNAL, UNUSABLE, UNUSABLE_SCHEMA, SnapshotWriter, part_batches
 from tasks.catalog.sources import Source, SourceOptions, open_source
 from tasks.errors import CatalogError, CatalogMissing
 from tasks.progress import Progress
@@ -24,11 +22,7 @@ from tasks.records import Record
 log = logging.getLogger(__name__)
 
 MANIFEST = "_manifest.json"
-JOURNAL = "_journal.json"
-UNUSABLE = "unusable-"
-UNUSABLE_SCHEMA = pa.schema([(name, pa.string()) for name in ("product_id", "column", "problem", "sentence")])
 PART_ROWS = 250_000
-BATCH_ROWS = 50_000
 PHOTO_ORDER = [("photo_uri", "ascending"), ("product_id", "ascending")]
 
 
@@ -93,7 +87,7 @@ def write_snapshot(
 
     `source_uri` is stored as it is; `started` is when the source's view was fixed.
     """
-    writer = _Writer(uri, source.moment, started)
+    writer = SnapshotWriter(uri, source.moment, started)
     _write_products(source, writer, limits)
     keys = _checked_keys(writer, source)
     unusable = _write_unusable(source, writer)
@@ -129,7 +123,7 @@ def started_at(uri: str) -> datetime:
 def product_batches(uri: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The snapshot's products in order of product_id, batch by batch. Raises VitrineError for a part that is damaged."""
     for file in _files(uri, "part-"):
-        yield from _part_batches(uri, file, columns)
+        yield from part_batches(uri, file, columns)
 
 
 def product_table(uri: str, columns: list[str] | None = None) -> pa.Table:
@@ -139,103 +133,20 @@ def product_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 def photo_table(uri: str) -> pa.Table:
     """All labelled photos: photo_uri, product_id, split."""
-    batches = [b for file in _files(uri, "photos-") for b in _part_batches(uri, file, None)]
+    batches = [b for file in _files(uri, "photos-") for b in part_batches(uri, file, None)]
     return pa.Table.from_batches(batches) if batches else PHOTO_SCHEMA.empty_table()
 
 
 def unusable_rows(uri: str) -> list[dict[str, str]]:
     """The rows set aside: product_id ("" where it has none), column, problem, and all of it as a sentence."""
-    return [row for file in _files(uri, UNUSABLE) for batch in _part_batches(uri, file, None) for row in batch.to_pylist()]
+    return [row for file in _files(uri, UNUSABLE) for batch in part_batches(uri, file, None) for row in batch.to_pylist()]
 
 
 def _files(uri: str, prefix: str) -> list[dict]:
     return [f for f in storage.read_json(storage.join(uri, MANIFEST))["files"] if f["name"].startswith(prefix)]
 
 
-def _part_batches(uri: str, file: dict, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    """Rows of a part, after verifying its checksum."""
-    data = storage.read_verified(storage.join(uri, file["name"]), file["sha256"])
-    yield from pq.ParquetFile(pa.BufferReader(data)).iter_batches(BATCH_ROWS, columns=columns)
-
-
-class _Writer:
-    """Writes parts and a journal of their content; resumes from the journal of a killed attempt."""
-
-    def __init__(self, uri: str, moment: str, started: str) -> None:
-        self.uri, self.moment, self.started = uri, moment, started
-        self.files: list[dict[str, Any]] = []
-        self.content: list[str] = []
-        self.unusable: list[dict[str, str]] = []
-        self.last_id = ""
-        self._take_over()
-        kept = {storage.join(uri, f["name"]) for f in self.files}
-        for leftover in storage.list_files(uri):
-            if leftover not in kept and not leftover.endswith(f"/{JOURNAL}"):
-                storage.delete(leftover)
-
-    def _take_over(self) -> None:
-        journal = storage.join(self.uri, JOURNAL)
-        if not storage.exists(journal):
-            return
-        found = storage.read_json(journal)
-        if self.moment and found["moment"] == self.moment:
-            self.files, self.content = found["files"], found["content"]
-            self.started, self.last_id = found["started"], found["last_id"]
-            self.unusable = found.get("unusable", [])
-            log.info("%s: resuming after %d parts (%s)", self.uri, len(self.files), self.last_id)
-        else:
-            log.info("%s: the catalogue changed since the copy was interrupted; starting over", self.uri)
-
-    @property
-    def rows(self) -> int:
-        """Number of products written so far."""
-        return sum(f["rows"] for f in self.files if f["name"].startswith("part-"))
-
-    def write(self, kind: str, table: pa.Table) -> None:
-        number = sum(f["name"].startswith(f"{kind}-") for f in self.files)
-        name = f"{kind}-{number:05d}.parquet"
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        data = sink.getvalue()
-        storage.write_bytes(storage.join(self.uri, name), data)
-        digest = hashlib.sha256(data).hexdigest()
-        self.files.append({"name": name, "rows": len(table), "sha256": digest, "bytes": len(data)})
-        if f"{kind}-" != UNUSABLE:
-            self.content.append(_content(table))
-        if kind == "part":
-            self.last_id = table["product_id"][-1].as_py()
-            record = {"moment": self.moment, "started": self.started, "last_id": self.last_id, "unusable": self.unusable}
-            storage.write_json(storage.join(self.uri, JOURNAL), record | {"files": self.files, "content": self.content})
-
-    def set_aside(self, rows: list[UnusableRow]) -> None:
-        self.unusable += [
-            {"product_id": r.product_id, "column": r.column, "problem": r.problem, "sentence": r.sentence} for r in rows
-        ]
-
-    def content_sha256(self) -> str:
-        return hashlib.sha256("".join(self.content).encode()).hexdigest()
-
-    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Columns of the products written so far."""
-        for file in self.files:
-            if file["name"].startswith("part-"):
-                yield from _part_batches(self.uri, file, columns)
-
-
-def _content(table: pa.Table) -> str:
-    """sha256 over every value, column by column; parts are cut at fixed row counts, so equal rows give equal hashes."""
-    digest = hashlib.sha256()
-    for name in table.column_names:
-        digest.update(f"\n{name}:{table[name].type}\n".encode())
-        sink = pa.BufferOutputStream()
-        column = table.select([name]).combine_chunks()
-        with pa.ipc.new_stream(sink, column.schema.remove_metadata()) as stream:
-            stream.write_table(column)
-        digest.update(sink.getvalue())
-    return digest.hexdigest()
-
-
-def _write_products(source: Source, writer: _Writer, limits: RowLimits) -> None:
+def _write_products(source: Source, writer: SnapshotWriter, limits: RowLimits) -> None:
     """Writes the remaining products in parts of PART_ROWS; unusable rows are noted."""
     waiting: list[pa.Table] = []
     held = 0
@@ -260,7 +171,7 @@ def _write_products(source: Source, writer: _Writer, limits: RowLimits) -> None:
         progress.set(writer.rows)
 
 
-def _write_unusable(source: Source, writer: _Writer) -> list[dict[str, str]]:
+def _write_unusable(source: Source, writer: SnapshotWriter) -> list[dict[str, str]]:
     """Writes the rows set aside, with those that the source could not split into columns."""
     rows = writer.unusable + [{"product_id": "", "column": "", "problem": r, "sentence": r} for r in source.rejected]
     if rows:
@@ -269,7 +180,7 @@ def _write_unusable(source: Source, writer: _Writer) -> list[dict[str, str]]:
     return rows
 
 
-def _checked_keys(writer: _Writer, source: Source) -> np.ndarray:
+def _checked_keys(writer: SnapshotWriter, source: Source) -> np.ndarray:
     """Sorted keys (n,) int64 of the products. Raises CatalogError for a duplicate id or a key collision."""
     parts = [batch["key"].to_numpy() for batch in writer.batches(["key"])]
     keys = np.concatenate(parts) if parts else np.zeros(0, np.int64)
@@ -289,7 +200,7 @@ def _checked_keys(writer: _Writer, source: Source) -> np.ndarray:
     raise CatalogError(f"{source.name}: products {ids[0]!r} and {ids[1]!r} have the same key; rename one")
 
 
-def _write_photos(source: Source, writer: _Writer, keys: np.ndarray) -> tuple[int, int]:
+def _write_photos(source: Source, writer: SnapshotWriter, keys: np.ndarray) -> tuple[int, int]:
     """Writes the labelled photos of known products, ordered by uri.
 
     Gives how many there are, and how many were left out because their product is not among `keys` (n,) int64, sorted.

@@ -21,7 +21,7 @@ from tasks.errors import VitrineError
 from tasks.settings import Settings, write_home_file
 
 if TYPE_CHECKING:
-    from tasks.demo.services import Supervisor
+    from tasks.demo.supervisor import Supervisor
 
 WRITTEN = (
     "catalog", "mlflow_uri", "airflow_url", "airflow_user", "airflow_password", "serving_urls", "admin_token", "webhook_secret",
@@ -77,7 +77,7 @@ def run(settings: Settings, console: Console) -> bool:
     What can be seen to be wrong before is said before any service starts, and raises VitrineError; so does a service that does not
     start, and those that were started now are stopped again. Once all are up they stay up, whatever the chain does.
     """
-    from tasks.demo.services import Supervisor
+    from tasks.demo.supervisor import Supervisor
 
     began = time.monotonic()
     console.rule("[bold]Vitrine[/] demo", align="left")
@@ -207,7 +207,7 @@ def stay(settings: Settings, console: Console) -> None:
 
 def down(home: Path, console: Console) -> int:
     """Stops all services started from this home."""
-    from tasks.demo.services import Supervisor
+    from tasks.demo.supervisor import Supervisor
 
     supervisor = Supervisor(home)
     names = supervisor.running()

@@ -36,7 +36,8 @@ from serving.index.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import open_changes
 from tasks.catalog.snapshot import take_snapshot
-from tasks.demo.services import Supervisor, mlflow_service, process_environment, serving_service
+from tasks.demo.services import mlflow_service, process_environment, serving_service
+from tasks.demo.supervisor import Supervisor
 from tasks.embed.job import EmbedResult
 from tasks.embed.store import SHA_TYPE, EmbeddingStore
 from tasks.index.build import build_shard

@@ -23,7 +23,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from tasks.demo.services import Supervisor, mlflow_service, process_environment
+from tasks.demo.services import mlflow_service, process_environment
+from tasks.demo.supervisor import Supervisor
 from tasks.pipelines import promote_index, rollback_index
 from tasks.registry import Registry
 from tasks.settings import PROJECT, Settings

@@ -44,12 +44,12 @@ KILLED = """
     from tasks.catalog import snapshot
     from tasks.catalog.sources import sqlite
     snapshot.PART_ROWS, sqlite.BATCH_ROWS = 100, 64
-    write = snapshot._Writer.write
+    write = snapshot.SnapshotWriter.write
     def dies(writer, kind, table):
         if writer.rows >= int(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGKILL)
         write(writer, kind, table)
-    snapshot._Writer.write = dies
+    snapshot.SnapshotWriter.write = dies
     snapshot.take_snapshot(sys.argv[1], sys.argv[2], "one")
 """
 

@@ -14,7 +14,7 @@ from tasks.demo import __main__ as demo
 from tasks.demo import services
 from tasks.demo.chain import _tell_gates
 from tasks.demo.follow import _last_words
-from tasks.demo.services import Service, Supervisor
+from tasks.demo.supervisor import Service, Supervisor
 from tasks.errors import VitrineError
 from tasks.settings import HOME_FILE, Settings
 from tests.catalogs import small_catalog

@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.demo.services import Service, Supervisor, secret
+from tasks.demo.services import secret
+from tasks.demo.supervisor import Service, Supervisor
 from tasks.errors import VitrineError
 
 PARENT = """

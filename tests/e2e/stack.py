@@ -15,7 +15,8 @@ from serving.index.searcher import Searcher
 from tasks.catalog.changes.event import Event, delete, upsert
 from tasks.catalog.changes.source import open_changes
 from tasks.demo.airflow import Airflow
-from tasks.demo.services import Service, Supervisor, all_services, serving_service
+from tasks.demo.services import all_services, serving_service
+from tasks.demo.supervisor import Service, Supervisor
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
 from tasks.settings import Settings
 from tests import running

@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tasks.demo.services import Supervisor, mlflow_service
+from tasks.demo.services import mlflow_service
+from tasks.demo.supervisor import Supervisor
 from tasks.registry import INDEX_MODEL
 from tasks.settings import PROJECT, Settings
 from tests.catalog.changes.refreshed import LiveShop

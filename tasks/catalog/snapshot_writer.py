@@ -1,0 +1,102 @@
+"""Writes the parts of a snapshot, with a journal from which a killed attempt is resumed."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks import storage
+from tasks.catalog.schema import UnusableRow
+
+log = logging.getLogger(__name__)
+
+JOURNAL = "_journal.json"
+UNUSABLE = "unusable-"
+UNUSABLE_SCHEMA = pa.schema([(name, pa.string()) for name in ("product_id", "column", "problem", "sentence")])
+BATCH_ROWS = 50_000
+
+
+class SnapshotWriter:
+    """Writes parts and a journal of their content; resumes from the journal of a killed attempt."""
+
+    def __init__(self, uri: str, moment: str, started: str) -> None:
+        self.uri, self.moment, self.started = uri, moment, started
+        self.files: list[dict[str, Any]] = []
+        self.content: list[str] = []
+        self.unusable: list[dict[str, str]] = []
+        self.last_id = ""
+        self._take_over()
+        kept = {storage.join(uri, f["name"]) for f in self.files}
+        for leftover in storage.list_files(uri):
+            if leftover not in kept and not leftover.endswith(f"/{JOURNAL}"):
+                storage.delete(leftover)
+
+    def _take_over(self) -> None:
+        journal = storage.join(self.uri, JOURNAL)
+        if not storage.exists(journal):
+            return
+        found = storage.read_json(journal)
+        if self.moment and found["moment"] == self.moment:
+            self.files, self.content = found["files"], found["content"]
+            self.started, self.last_id = found["started"], found["last_id"]
+            self.unusable = found.get("unusable", [])
+            log.info("%s: resuming after %d parts (%s)", self.uri, len(self.files), self.last_id)
+        else:
+            log.info("%s: the catalogue changed since the copy was interrupted; starting over", self.uri)
+
+    @property
+    def rows(self) -> int:
+        """Number of products written so far."""
+        return sum(f["rows"] for f in self.files if f["name"].startswith("part-"))
+
+    def write(self, kind: str, table: pa.Table) -> None:
+        number = sum(f["name"].startswith(f"{kind}-") for f in self.files)
+        name = f"{kind}-{number:05d}.parquet"
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue()
+        storage.write_bytes(storage.join(self.uri, name), data)
+        digest = hashlib.sha256(data).hexdigest()
+        self.files.append({"name": name, "rows": len(table), "sha256": digest, "bytes": len(data)})
+        if f"{kind}-" != UNUSABLE:
+            self.content.append(_content(table))
+        if kind == "part":
+            self.last_id = table["product_id"][-1].as_py()
+            record = {"moment": self.moment, "started": self.started, "last_id": self.last_id, "unusable": self.unusable}
+            storage.write_json(storage.join(self.uri, JOURNAL), record | {"files": self.files, "content": self.content})
+
+    def set_aside(self, rows: list[UnusableRow]) -> None:
+        self.unusable += [
+            {"product_id": r.product_id, "column": r.column, "problem": r.problem, "sentence": r.sentence} for r in rows
+        ]
+
+    def content_sha256(self) -> str:
+        return hashlib.sha256("".join(self.content).encode()).hexdigest()
+
+    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Columns of the products written so far."""
+        for file in self.files:
+            if file["name"].startswith("part-"):
+                yield from part_batches(self.uri, file, columns)
+
+
+def part_batches(uri: str, file: dict, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """Rows of a part, after verifying its checksum."""
+    data = storage.read_verified(storage.join(uri, file["name"]), file["sha256"])
+    yield from pq.ParquetFile(pa.BufferReader(data)).iter_batches(BATCH_ROWS, columns=columns)
+
+
+def _content(table: pa.Table) -> str:
+    """sha256 over every value, column by column; parts are cut at fixed row counts, so equal rows give equal hashes."""
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        digest.update(f"\n{name}:{table[name].type}\n".encode())
+        sink = pa.BufferOutputStream()
+        column = table.select([name]).combine_chunks()
+        with pa.ipc.new_stream(sink, column.schema.remove_metadata()) as stream:
+            stream.write_table(column)
+        digest.update(sink.getvalue())
+    return digest.hexdigest()
