@@ -1,6 +1,7 @@
 """What all tests share: how they are spread over workers, and what is made or started once."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,9 +16,15 @@ from tests.servers import make_mlflow_tables, mlflow_server
 
 
 def pytest_configure() -> None:
-    """Forgets how wide a terminal is: GNU readline, which pytest loads, puts 80 columns into the environment of xdist's workers."""
+    """Forgets how wide a terminal is: GNU readline, which pytest loads, puts 80 columns into the environment of xdist's workers.
+
+    Their main module has no file, from which pyspark.sql.connect concludes that it runs doctests, and ends the process.
+    """
     for name in ("COLUMNS", "LINES"):
         os.environ.pop(name, None)
+    main = sys.modules["__main__"]
+    if not hasattr(main, "__file__"):
+        main.__file__ = __file__
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -52,7 +52,7 @@ def test_the_same_input_gives_the_same_bytes(name: str, wide_shop: Shop, tmp_pat
     sums = []
     for _ in range(2):
         template, built = build_all(wide_shop, tmp_path_factory.mktemp("twice"), name)
-        sums.append((template.sha256, [(b.index["sha256"], b.table["sha256"]) for b in built]))
+        sums.append((template.sha256, [(b.index.sha256, b.table.sha256) for b in built]))
     assert sums[0] == sums[1]
 
 

@@ -142,7 +142,7 @@ def test_rounds_that_fail_are_told_and_leave_the_live_version_alone(streamed: St
     served = live.registry.aliases(INDEX_MODEL)["live"]
     live.send(*(live.upsert(n, 9, image="images/bad.jpg") for n in range(10, 16)))
     streamed.start()
-    streamed.until(lambda: "share without a usable picture" in streamed.said(), "the gate is told")
+    streamed.until(lambda: "Products without a usable picture" in streamed.said(), "the gate is told")
     assert streamed.end(signal.SIGTERM) == 0
     assert live.registry.aliases(INDEX_MODEL)["live"] == served
     assert live.count_waiting() == 6
