@@ -35,10 +35,14 @@ def live(home: Path, mlflow_uri: str, served: str, monkeypatch: pytest.MonkeyPat
 
 
 def check(url: str, home: Path, expected: dict[str, Any], version: str) -> None:
-    """Every query is answered as was recorded: the same products and scores, those of nearly equal scores in any order."""
+    """Every query is answered as was recorded: the same products and scores, those of nearly equal scores in any order.
+
+    The first may have a higher score: since then a photo that is a product's own picture lifts that product above all others.
+    """
     for query, before in zip(expected["queries"], expected["answers"][version], strict=True):
         now = search(url, query, home)
-        assert [s for _, s in now] == pytest.approx([s for _, s in before], abs=AS_BEFORE), query
+        assert now[0][1] >= before[0][1] - AS_BEFORE, query
+        assert [s for _, s in now[1:]] == pytest.approx([s for _, s in before[1:]], abs=AS_BEFORE), query
         last = min(s for _, s in before) + 2 * AS_BEFORE
         assert {p for p, s in now if s > last} <= {p for p, _ in before}, query
         assert {p for p, s in before if s > last} <= {p for p, _ in now}, query

@@ -190,9 +190,7 @@ def test_a_killed_driver_goes_on_where_it_was(undisturbed: tuple[Path, Snapshot,
     assert done <= len(before) < 25, "the kill came too late to prove anything"
     result = run(taken, folder, "k1", KILLED)
     assert all(f.stat().st_mtime_ns == stamp for f, stamp in before.items()), "a finished chunk was embedded again"
-    assert replace(result, vectors_uri="", store_uri="", quarantine_uri="") == replace(
-        calm, vectors_uri="", store_uri="", quarantine_uri=""
-    )
+    assert _counts(result) == _counts(calm)
     for shard in range(2):
         name = f"shard={shard}/part-00000.parquet"
         assert storage.sha256(f"{result.vectors_uri}/{name}") == storage.sha256(f"{calm.vectors_uri}/{name}")
@@ -201,7 +199,8 @@ def test_a_killed_driver_goes_on_where_it_was(undisturbed: tuple[Path, Snapshot,
 
 
 def _counts(result: EmbedResult) -> EmbedResult:
-    return replace(result, vectors_uri="", store_uri="", quarantine_uri="")
+    """What was done, without where: parts say when they were written, so their checksums differ as well."""
+    return replace(result, vectors_uri="", store_uri="", quarantine_uri="", parts_sha256="")
 
 
 def _wait_for_commits(folder: Path, least: int, process: subprocess.Popen) -> int:

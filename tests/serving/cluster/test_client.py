@@ -106,10 +106,12 @@ def test_a_late_answer_is_asked_for_again_elsewhere_and_the_first_counts() -> No
         for _ in range(64):
             ask(client)
         slow.delay_s = 1.0
-        for _ in range(12):
+        for n in range(100):
             began = time.monotonic()
             assert ask(client) == {0: fast.url.encode()}
             assert time.monotonic() - began < 0.9
+            if n >= 12 and client.metrics.answers.labels("0", "hedge")._value.get():
+                break
         assert client.metrics.answers.labels("0", "hedge")._value.get() > 0
         until(lambda: all(b.outstanding == 0 for b in found.backends.values()))
 
