@@ -108,7 +108,7 @@ def test_a_rollback_waits_for_no_promotion_and_makes_it_void() -> None:
     tags, clock = Tags(), Clock()
     promotion = taken(tags, clock, "promotion")
     rollback = taken(tags, clock, "rollback", urgent=True)
-    with pytest.raises(LeaseLost, match="rollback rolled back after promotion began"):
+    with pytest.raises(LeaseLost, match="promotion was cancelled by a rollback"):
         promotion.check()
     rollback.check()
     with pytest.raises(LeaseBusy, match="rollback rolls back right now"):
@@ -122,7 +122,7 @@ def test_a_promotion_that_was_planned_before_a_rollback_cannot_go_on_later() -> 
     planned = taken(tags, clock, "promotion")
     planned.release()  # a person is asked
     taken(tags, clock, "rollback", urgent=True).release()
-    with pytest.raises(LeaseLost, match="somebody rolled back after promotion was planned"):
+    with pytest.raises(LeaseLost, match="promotion was cancelled by a rollback after it was planned"):
         taken(tags, clock, "promotion", epoch=planned.epoch)
     assert read_intents(tags.held) == {}
 
