@@ -33,7 +33,7 @@ def load_folder(folder: Path, database_uri: str, options: SourceOptions | None =
     CatalogError for an unusable folder before anything is written.
     """
     source = FolderSource(folder, options)
-    found = [read_products(b, source.name) for b in source.products()]
+    found = [read_products(b, source.name, source.options.limits) for b in source.products()]
     if not found:
         raise CatalogMissing(f"{folder}: the catalogue has no products")
     unusable = [row.sentence for rows in found for row in rows.unusable] + source.rejected

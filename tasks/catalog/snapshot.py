@@ -53,16 +53,10 @@ class Snapshot(Record):
         return f"labelled photos left out because their product is not in the catalogue: {count}" if count else ""
 
 
-def take_snapshot(
-    source_uri: str,
-    snapshots_uri: str,
-    snapshot_id: str,
-    limits: RowLimits = DEFAULT_LIMITS,
-    options: SourceOptions | None = None,
-) -> Snapshot:
+def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str, options: SourceOptions | None = None) -> Snapshot:
     """Copies the catalogue to <snapshots_uri>/<snapshot_id>; a complete snapshot of this id is returned as it is.
 
-    Rows that cannot be used, or are beyond `limits`, are set aside with their reasons.
+    Rows that cannot be used, or are beyond the limits of `options`, are set aside with their reasons.
 
     A copy that was killed goes on after its last whole part if nothing was written to the catalogue since, else it starts anew:
     a snapshot never holds rows of two moments. Memory holds one part and 8 bytes a product.
@@ -76,8 +70,9 @@ def take_snapshot(
     if storage.exists(storage.join(uri, MANIFEST)):
         return read_snapshot(uri)
     started = datetime.now(UTC).isoformat()
+    options = options or SourceOptions()
     with open_source(source_uri, options) as source:
-        return write_snapshot(source, without_secrets(source_uri), uri, snapshot_id, started, limits)
+        return write_snapshot(source, without_secrets(source_uri), uri, snapshot_id, started, options.limits)
 
 
 def write_snapshot(

@@ -12,7 +12,7 @@ from serving.contract.runtimes import Runtime
 from tasks import storage
 from tasks.catalog import snapshot
 from tasks.catalog.snapshot import Snapshot
-from tasks.catalog.sources.settings import row_limits, source_options
+from tasks.catalog.sources.settings import source_options
 from tasks.registry import INDEX_MODEL, Origin, Registry
 from tasks.registry.binding import trust_of
 from tasks.release.promotion.serving_replicas import Replica
@@ -80,7 +80,7 @@ def take_snapshot(run_key: str) -> Snapshot:
     """Takes a snapshot of the catalogue, named after the run."""
     chosen = settings()
     snapshots = storage.join(chosen.store_uri, "snapshots")
-    return snapshot.take_snapshot(chosen.catalog_uri, snapshots, run_key, row_limits(chosen), source_options(chosen))
+    return snapshot.take_snapshot(chosen.catalog_uri, snapshots, run_key, source_options(chosen))
 
 
 def embed_config(chosen: Settings, shards: int) -> "EmbedConfig":

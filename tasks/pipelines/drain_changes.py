@@ -16,6 +16,7 @@ from serving.contract.palette import PALETTE
 from tasks import storage
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.catalog.snapshot import product_table, started_at
+from tasks.catalog.sources.settings import row_limits
 from tasks.errors import InputMissing
 from tasks.pipelines.common import origin, registry, settings
 from tasks.pipelines.index_records import RefreshPlan
@@ -100,7 +101,7 @@ def plan_on(
     carried = ledger.newer(ledger.carry_over(ledger.latest_changes(ledgers), products, begun, now), held.ledger, products)
     drained, waiting = DrainResult(carried, [], 0, 0, 0), 0
     if source is not None:
-        drained = choose(source, held, carried, most + len(carried), wait_s, now)
+        drained = choose(source, held, carried, most + len(carried), wait_s, now, row_limits(chosen))
         waiting = max(source.count_waiting() - len(drained.handles), drained.left)
     something = bool(pc.any(pc.invert(ledger.delete_markers(drained.rows, products, begun))).as_py())
     reranked = ranker != manifest.ranker

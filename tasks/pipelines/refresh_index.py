@@ -64,7 +64,7 @@ def catch_up(registered: RegisteredVersion, run_key: str) -> RegisteredVersion:
 
 def embed(plan: RefreshPlan) -> EmbeddedChanges:
     """Embeds new products and pictures through the embedding job and store: each picture once, whichever path meets it first."""
-    from tasks.catalog.changes.drain import UpsertSource
+    from tasks.catalog.changes.drain import NO_LIMITS, UpsertSource
     from tasks.catalog.snapshot import write_snapshot
     from tasks.embed.job import embed_snapshot
 
@@ -81,7 +81,7 @@ def embed(plan: RefreshPlan) -> EmbeddedChanges:
     snapshot = (
         read_snapshot(uri)
         if storage.exists(storage.join(uri, "_manifest.json"))
-        else write_snapshot(source, source.name, uri, plan.run_key, plan.now)
+        else write_snapshot(source, source.name, uri, plan.run_key, plan.now, NO_LIMITS)
     )
     config = dataclasses.replace(embed_config(chosen, manifest.shards), direct=DIRECT_PICTURES, hash_cache=False)
     began = datetime.now(UTC)

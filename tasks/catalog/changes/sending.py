@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.catalog.changes.event import Event, upsert
-from tasks.catalog.schema import PRODUCT_SCHEMA, read_products
+from tasks.catalog.schema import PRODUCT_SCHEMA, RowLimits, read_products
 from tasks.catalog.sources import SourceOptions, open_source
 from tasks.catalog.sources.folder import csv_batches, parquet_batches
 from tasks.errors import CatalogError
@@ -22,14 +22,15 @@ def events_of_catalogue(
     if not wanted:
         return []
     found: dict[str, Event] = {}
+    limits = (options or SourceOptions()).limits
     with open_source(catalog_uri, options) as source:
         for batch in source.products():
-            rows = read_products(batch, source.name)
+            rows = read_products(batch, source.name, limits)
             for bad in rows.unusable:
                 if bad.product_id in wanted:
                     raise CatalogError(f"{source.name}: {bad.sentence}")
             chosen = rows.table.filter(pa.array([i in wanted for i in rows.table["product_id"].to_pylist()], pa.bool_()))
-            found |= {e.product_id: e for e in _events(chosen, now)}
+            found |= {e.product_id: e for e in _events(chosen, now, limits)}
     missing = sorted(wanted - set(found))
     if missing:
         raise CatalogError(f"the catalogue has no product {missing[0]!r}; to say that it is gone: vitrine changes send --delete")
@@ -44,24 +45,24 @@ def events_of_file(path: Path, now: datetime, options: SourceOptions | None = No
     if not path.is_file():
         raise CatalogError(f"{path}: there is no such file")
     rejected: list[str] = []
-    csv_format = (options or SourceOptions()).csv
+    options = options or SourceOptions()
     found: list[Event] = []
-    for batch in csv_batches(path, csv_format, rejected) if path.suffix == ".csv" else parquet_batches(path):
-        rows = read_products(batch, str(path))
+    for batch in csv_batches(path, options.csv, rejected) if path.suffix == ".csv" else parquet_batches(path):
+        rows = read_products(batch, str(path), options.limits)
         wrong = rejected + [bad.sentence for bad in rows.unusable]
         if wrong:
             raise CatalogError(f"{path}: {wrong[0]}")
-        found += _events(rows.table, None if "updated_at" in batch.schema.names else now)
+        found += _events(rows.table, None if "updated_at" in batch.schema.names else now, options.limits)
     if rejected:
         raise CatalogError(f"{path}: {rejected[0]}")
     return found
 
 
-def _events(products: pa.Table, now: datetime | None) -> Iterator[Event]:
+def _events(products: pa.Table, now: datetime | None, limits: RowLimits) -> Iterator[Event]:
     """Upserts of snapshot rows; `now` replaces their own time, which a catalogue may lack."""
     for row in products.to_pylist():
         at = row["updated_at"] if now is None else now
-        yield upsert(row["product_id"], at, {n: v for n, v in row.items() if _said(n, v)})
+        yield upsert(row["product_id"], at, {n: v for n, v in row.items() if _said(n, v)}, limits)
 
 
 def _said(name: str, value: Any) -> bool:

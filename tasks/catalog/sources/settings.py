@@ -8,7 +8,7 @@ from tasks.settings import Settings
 
 def source_options(settings: Settings) -> SourceOptions:
     """The options of the catalogue's source. Raises SettingsError."""
-    return SourceOptions(CsvFormat.parse(settings.catalog_csv))
+    return SourceOptions(CsvFormat.parse(settings.catalog_csv), row_limits(settings))
 
 
 def row_limits(settings: Settings) -> RowLimits:

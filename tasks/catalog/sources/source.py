@@ -7,6 +7,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from tasks.catalog.schema import DEFAULT_LIMITS, RowLimits
 from tasks.catalog.sources.csv_format import CsvFormat
 
 BATCH_ROWS = 50_000
@@ -17,6 +18,8 @@ class SourceOptions:
     """How a source is read, as far as the source itself does not say."""
 
     csv: CsvFormat = field(default_factory=CsvFormat)
+    limits: RowLimits = DEFAULT_LIMITS
+    """Bounds beyond which a row is set aside."""
 
 
 class Source(Protocol):

@@ -13,10 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.catalog.changes import ledger
-from tasks.catalog.changes.drain import DrainResult, ParentState, UpsertSource, drain
+from tasks.catalog.changes.drain import NO_LIMITS, DrainResult, ParentState, UpsertSource, drain
 from tasks.catalog.changes.event import MalformedEvent, read_event, upsert
+from tasks.catalog.changes.sending import events_of_file
 from tasks.catalog.changes.source import ChangeSource, Message, open_changes, storable
 from tasks.catalog.schema import read_products
+from tasks.catalog.snapshot import take_snapshot, write_snapshot
+from tasks.catalog.sources.settings import source_options
+from tasks.errors import CatalogError
+from tasks.settings import Settings
 from tests.catalog.changes.test_sources import NOW, Open, opened, servers  # noqa: F401
 
 COLUMNS = pa.schema(
@@ -201,3 +206,22 @@ def test_an_outbox_row_of_any_storage_class_is_received(tmp_path: Path) -> None:
         assert result.rows["product_id"].to_pylist() == ["good"]
         assert result.malformed == 3
         assert len(source.dead_letters(10)) == 3
+
+
+def test_limits_moved_by_settings_hold_for_snapshots_and_changes_alike(tmp_path: Path) -> None:
+    (tmp_path / "products.csv").write_text("product_id,title,image,price\ndear,T,a.jpg,5e7\n")
+    high = source_options(Settings(max_price=1e9))
+    assert take_snapshot(str(tmp_path), str(tmp_path / "s"), "high", high).rows == 1
+    (sent,) = events_of_file(tmp_path / "products.csv", NOW, high)
+    queue = Queue([sent.text])
+    base = pa.table({"key": pa.array([], pa.int64()), "updated_at": pa.array([], pa.timestamp("us", "UTC"))})
+    state = ParentState(ledger.SCHEMA.empty_table(), base, COLUMNS)
+    taken = drain(queue, state, ledger.SCHEMA.empty_table(), 10, 0, LATER, high.limits)  # type: ignore[arg-type]
+    assert (taken.rows["product_id"].to_pylist(), queue.dead) == (["dear"], [])
+    uri = str(tmp_path / "s" / "changes")
+    copied = write_snapshot(
+        UpsertSource("changes", "", taken.rows, COLUMNS), "changes", uri, "changes", LATER.isoformat(), NO_LIMITS
+    )
+    assert (copied.rows, copied.quarantined_rows) == (1, 0), "what was taken is built, whatever the limits are by then"
+    with pytest.raises(CatalogError, match="VITRINE_MAX_PRICE"):
+        events_of_file(tmp_path / "products.csv", NOW)
