@@ -139,14 +139,14 @@ def test_photos_of_deleted_products_count_neither_for_nor_against_a_version(
         made = live.refresh("r1")
     assert made.passed, made.summary
     gate = next(g for g in live.registry.index_manifest(made.version).gates if g.name == "photo_recall")
-    assert (gate.value, "on 55 photos" in gate.reason) == (1.0, True), gate.reason
+    assert (gate.value, "on 55 held-out photos" in gate.reason) == (1.0, True), gate.reason
     assert "15 of 180 labelled photos show products deleted since snapshot made-1: left out" in caplog.text
     answers = difference(live.registry, live.base, made.version, photos=60).answers
     assert len(answers) == 55
     assert {a.after for a in answers} == {1}
     live.send(live.upsert(0, 2))
     back = live.registry.index_manifest(live.refresh("r2").version)
-    assert "on 56 photos" in next(g.reason for g in back.gates if g.name == "photo_recall")
+    assert "on 56 held-out photos" in next(g.reason for g in back.gates if g.name == "photo_recall")
 
 
 def test_a_quarantined_product_is_named_in_the_run_and_traced_with_its_reason(live: LiveShop) -> None:
@@ -214,7 +214,7 @@ def test_a_rebuild_that_cannot_use_a_picture_names_it_and_trace_tells_it_whateve
 def test_a_version_that_fails_its_gates_acknowledges_nothing(live: LiveShop) -> None:
     (live.home / "shop" / "images" / "bad.jpg").write_bytes(b"no picture")
     live.send(*(live.upsert(n, 1, image="images/bad.jpg") for n in range(3)))
-    with pytest.raises(VitrineError, match="share without a usable picture"):
+    with pytest.raises(VitrineError, match="Products without a usable picture"):
         live.refresh("r1")
     assert live.count_waiting() == 3
     assert live.registry.aliases(INDEX_MODEL)["candidate"] == live.base
