@@ -59,7 +59,7 @@ class RowLimits:
         )  # fmt: skip
         price, popularity = columns["price"], columns["popularity"]
         yield "title", pc.greater(title, self.longest_title), f"longer than {self.longest_title}: VITRINE_MAX_TITLE_LENGTH"
-        yield "image", pc.greater(uri, self.longest_uri), f"longer than {self.longest_uri}: VITRINE_MAX_URI_LENGTH"
+        yield "image_uri", pc.greater(uri, self.longest_uri), f"longer than {self.longest_uri}: VITRINE_MAX_URI_LENGTH"
         yield (
             "category",
             pc.greater(depth, self.deepest_category),
