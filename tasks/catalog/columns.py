@@ -91,6 +91,8 @@ def _number(array: pa.Array) -> pa.Array | None:
         if texts is None or not pc.all(pc.match_substring_regex(texts, r"^-?\d+(\.\d+)?$")).as_py():
             return None
         array = texts
+    elif pa.types.is_decimal(array.type):
+        array = array.cast(pa.string())  # Arrow's own cast to double is not the nearest one (20020.17: 20020.170000000002)
     found = array.cast(pa.float64())
     if pc.any(pc.is_inf(found)).as_py():
         return None

@@ -176,3 +176,9 @@ def test_a_whole_column_gives_what_each_value_gives(data: st.DataObject) -> None
 )  # fmt: skip
 def test_every_arrow_type_has_a_kind_or_is_left_out(arrow: pa.DataType, kind: Kind | None) -> None:
     assert kind_of(arrow) == kind
+
+
+def test_a_decimal_is_the_nearest_double() -> None:
+    prices = [Decimal(cents).scaleb(-2) for cents in range(1, 40_000, 7)] + [Decimal("20020.17")]
+    found = convert(pa.array(prices, pa.decimal128(12, 2)), "number")
+    assert found.values.to_pylist() == [float(price) for price in prices]
