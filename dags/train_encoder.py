@@ -58,11 +58,11 @@ def train_encoder() -> None:
     @fail_without_retry
     def promote_champion(decision: dict) -> Any:
         from tasks.pipelines import train_encoder
-        from tasks.pipelines.encoder_records import Judgement
+        from tasks.pipelines.encoder_records import ChampionDecision
 
         if not decision["promote"]:
             raise AirflowSkipException(decision["summary"])
-        move = train_encoder.promote(Judgement.from_json(decision), run_key())
+        move = train_encoder.promote_champion(ChampionDecision.from_json(decision), run_key())
         if not move.promoted:
             raise AirflowSkipException(move.summary)
         get_current_context()["outlet_events"][ENCODER].extra = {"version": move.version}

@@ -21,7 +21,7 @@ from serving.api.routes import batch, pictures, search, state
 from serving.api.routes.admin import MLFLOW_HOOK
 from serving.api.shard_app import create_shard_app
 from serving.api.uploads import body_limit
-from serving.contract.binding import Trust
+from serving.contract.binding import BindingPolicy
 from serving.contract.webhook_signature import MAX_BODY_BYTES
 from serving.search.image_fetch import Fetcher
 from serving.settings import ROLES, ServingSettings
@@ -66,7 +66,7 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
 
 
 def _source(settings: ServingSettings) -> VersionSource:
-    trust = Trust.load(settings.verify_key, settings.require_bound)
+    trust = BindingPolicy.load(settings.verify_key, settings.require_bound)
     if settings.release:
         return exported_release(Path(settings.release), trust)
     return MlflowSource(settings.mlflow_uri, settings.cache, settings.cache_bytes, trust)

@@ -18,7 +18,7 @@ from tasks.encoder.train.tower_record import TrainedTower
 from tasks.index.build import BuiltShard
 from tasks.index.template import Template
 from tasks.index.tune import TuningResult
-from tasks.pipelines.encoder_records import Judgement, TrainingPlan
+from tasks.pipelines.encoder_records import ChampionDecision, TrainingPlan
 from tasks.pipelines.index_records import EmbeddedChanges, RefreshPlan, RegisteredVersion
 from tasks.pipelines.promotion_records import Flip, PromotionPlan
 from tasks.records import Record, RecordError, call_step, from_json, to_json
@@ -42,7 +42,9 @@ RECORDS: list[Record] = [
     EmbeddedChanges(EMBEDDED, "s3://b/snapshots/r", 5.5, "1 of 3 products is in quarantine"),
     EmbeddedChanges(),
     TrainingPlan("tiny", "x", {"alpha": 0.5}, "3"),
-    Judgement("4", False, "3", "it fails", [Gate(name="recall", value=0.5, threshold=0.9, passed=False, reason="too low")]),
+    ChampionDecision(
+        "4", False, "3", "it fails", [Gate(name="recall", value=0.5, threshold=0.9, passed=False, reason="too low")]
+    ),
     PromotionPlan("7", "green", "6", "blue", "5", "3", False, "goes to green", {"MLflow run": "http://m/1"}),
     Flip("7", "green", 0.2, "live", [Reading(3.0, 0.0, {0.1: 2.0, float("inf"): 3.0}, 1.0, 1.0, "7"), Reading()]),
 ]

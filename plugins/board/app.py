@@ -152,10 +152,10 @@ def _action_routes(app: FastAPI, board: Board) -> None:
         return _json({"dag": dag, "run": await airflow.trigger(dag, conf, note)}, 202)
 
     def checked(version: str) -> str:
-        from tasks.release.gates.recorded_verdict import refusal
+        from tasks.release.gates.recorded_verdict import why_not_promotable
 
         registry = board.registry
-        if why := refusal(registry.version("product-index", version), registry.index_manifest(version)):
+        if why := why_not_promotable(registry.version("product-index", version), registry.index_manifest(version)):
             raise HTTPException(409, why)
         return version
 

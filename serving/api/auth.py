@@ -12,10 +12,10 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter, ValidationError
 
 from serving.api.errors import ApiError
-from serving.contract.files import Frozen, first_error
+from serving.contract.files import FrozenModel, first_error
 
 
-class ApiKey(Frozen):
+class ApiKey(FrozenModel):
     """One API key: a random text stored as its sha256. `per_minute` is both its rate of searches and its largest burst."""
 
     name: str = Field(min_length=1)

@@ -11,12 +11,12 @@ from pydantic import WithJsonSchema
 from serving.api import openapi
 from serving.api.replica import Replica
 from serving.api.uploads import json_object
+from serving.contract.manifest import SLOTS
 from serving.ranking.filters import Filter
 from serving.search import query as queries
 from serving.search.schemas import SearchAnswer, SearchRequest
 from serving.telemetry.timing import Deadline, Timings
 from serving.versions.release import Release
-from serving.versions.slots import SLOTS
 
 LARGE = 1 << 20
 """Photos from this many bytes are decoded and hashed in a thread: 10 MB would block the event loop for 0.1 s."""

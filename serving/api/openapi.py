@@ -52,7 +52,7 @@ FORM = {
         "k": {"type": "integer", "minimum": 1, "maximum": 200},
         "candidates": {"type": "integer", "minimum": 1, "maximum": 2000},
         "filter": {"type": "string", "description": "a Filter as JSON", "example": '{"in_stock": true}'},
-        "user": {"type": "string", "description": "an Asker as JSON", "example": '{"brands": {"Norda": 0.8}}'},
+        "user": {"type": "string", "description": "a RequestUser as JSON", "example": '{"brands": {"Norda": 0.8}}'},
         "box": {
             "type": "string",
             "description": "a Box as JSON",

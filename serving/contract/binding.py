@@ -31,14 +31,14 @@ def verdict_of(gates: Iterable[Gate]) -> str:
 
 
 @dataclass(frozen=True)
-class Trust:
+class BindingPolicy:
     """What a reader of manifests asks for. `key`: that they are signed by it; `require_bound`: that they are bound by tags."""
 
     key: "Ed25519PublicKey | None" = None
     require_bound: bool = False
 
     @classmethod
-    def load(cls, key_file: str, require_bound: bool, setting: str = "VITRINE_VERIFY_KEY") -> "Trust":
+    def load(cls, key_file: str, require_bound: bool, setting: str = "VITRINE_VERIFY_KEY") -> "BindingPolicy":
         """From the settings; `key_file` is "" for none. Raises ValueError naming the setting of a file that holds no key."""
         return cls(read_public_key(key_file, setting) if key_file else None, require_bound)
 

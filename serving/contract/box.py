@@ -4,13 +4,13 @@ import math
 
 from pydantic import Field
 
-from serving.contract.files import Frozen
+from serving.contract.files import FrozenModel
 
 EDGE = 1e-6
 """How far a box may reach over an edge, since whoever drew it rounds; and how near to the edges it is the whole photo."""
 
 
-class Box(Frozen):
+class Box(FrozenModel):
     """A part of a photo as a person sees it (turned upright), in shares of its width and height from the left and from the top."""
 
     x: float = Field(ge=0, lt=1, allow_inf_nan=False)

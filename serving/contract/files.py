@@ -19,7 +19,7 @@ class ContractError(Exception):
     """A file, manifest or model that is not what its release says it is. The message names it and what to do."""
 
 
-class Frozen(BaseModel):
+class FrozenModel(BaseModel):
     """Base of every record in the contract: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,7 +31,7 @@ def first_error(error: ValidationError, whole: str = "") -> str:
     return f"{'.'.join(str(p) for p in first['loc']) or whole}: {first['msg'].removeprefix('Value error, ')}"
 
 
-class FileRef(Frozen):
+class FileRef(FrozenModel):
     """Reference to an immutable file: its path, size and sha256.
 
     `run_id` is the MLflow run whose artifact it is (empty: `path` is relative to the manifest that names it).

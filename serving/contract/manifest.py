@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from serving.contract.files import ContractError, FileRef, Frozen, first_error
+from serving.contract.files import ContractError, FileRef, FrozenModel, first_error
 from serving.contract.preprocess import PreprocessSpec
 from serving.contract.provenance import Count, EmbeddingCommit, EngineRef, Origin, QuerySet, Training, optional
 
@@ -19,6 +19,8 @@ FORMAT: Literal[2] = 2
 MAX_BYTES = 256 * 2**20
 """Most bytes of a manifest that are read: 400,000 segments, a thousand shards of four hundred each."""
 PRECISIONS = ("fp32", "fp16", "int8")
+SLOTS = ("blue", "green")
+"""The slots of a replica; the alias of each name in the registry says which index version it holds."""
 
 Scalar = str | int | float | bool | None
 CANDIDATES = 500
@@ -33,7 +35,7 @@ def _known_format(value: Any) -> Any:
     return value
 
 
-class Manifest(Frozen):
+class Manifest(FrozenModel):
     """Base of both manifests. `signature`: Ed25519 over the rest (serving/contract/signing.py), base64; "" unsigned."""
 
     format: Annotated[Literal[1, 2], BeforeValidator(_known_format)] = FORMAT
@@ -44,7 +46,7 @@ class Manifest(Frozen):
         return self.model_copy(update={"format": FORMAT}).model_dump_json(indent=1)
 
 
-class Variant(Frozen):
+class Variant(FrozenModel):
     """One ONNX file of a tower. `fingerprint` binds its bytes to the preprocessing; see `fingerprint`.
 
     `data` holds its weights where they are too large for the file itself (2 GiB), which then notes their sha256. `torchscript` is the
@@ -108,7 +110,7 @@ class EncoderManifest(Manifest):
             raise ContractError(f"encoder {self.name} has no {name!r}; it has {', '.join(self.names())}") from None
 
 
-class EncoderRef(Frozen):
+class EncoderRef(FrozenModel):
     """The encoder version an index version needs, by registry version and by content."""
 
     name: str
@@ -122,7 +124,7 @@ class EncoderRef(Frozen):
     dim: int
 
 
-class SnapshotRef(Frozen):
+class SnapshotRef(FrozenModel):
     """A published snapshot. `content_sha256` covers the rows, not when or where they were copied."""
 
     id: str
@@ -132,7 +134,7 @@ class SnapshotRef(Frozen):
     image_root: str = ""
 
 
-class Segment(Frozen):
+class Segment(FrozenModel):
     """One immutable piece of a shard.
 
     base, delta: `index` is a FAISS file over positions 0..rows-1 and `table` a Parquet file whose row i describes position i
@@ -151,7 +153,7 @@ class Segment(Frozen):
     pictures: Count | None = optional()
 
 
-class Gate(Frozen):
+class Gate(FrozenModel):
     """A named check: the measured value, the threshold, and whether it passed."""
 
     name: str
@@ -178,7 +180,7 @@ class Gate(Frozen):
         return cls(name=name, value=float(value), threshold=float(threshold), passed=bool(passed), reason=reason)
 
 
-class Counts(Frozen):
+class Counts(FrozenModel):
     """Reconciled product counts: catalogue == embedded + quarantined; servable == embedded.
 
     `pictures` are those of the catalogue, `quarantined_pictures` those of them that cannot be used, `quarantined_rows` rows of the

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
 from serving.contract.box import Box
-from serving.contract.files import Frozen
+from serving.contract.files import FrozenModel
 from serving.contract.frame_count import frames
 from serving.contract.jpeg import plain_size
 
@@ -38,7 +38,7 @@ class ImageRejected(Exception):
         self.reason = reason
 
 
-class PreprocessSpec(Frozen):
+class PreprocessSpec(FrozenModel):
     """How a picture becomes `size` x `size` pixels.
 
     squash: both sides to `size`; crop: the shorter side to `size`, then the centre; pad: the longer side, then white borders.
@@ -49,7 +49,7 @@ class PreprocessSpec(Frozen):
     fit: Literal["squash", "crop", "pad"] = "squash"
 
 
-class ImageLimits(Frozen):
+class ImageLimits(FrozenModel):
     """Limits checked before any pixel is decoded."""
 
     max_bytes: int = 20 * 2**20

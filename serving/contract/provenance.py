@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from serving.contract.files import Frozen
+from serving.contract.files import FrozenModel
 
 MAX_COUNT = 2**53
 """Greatest count in a manifest: what every JSON reader takes as an exact integer."""
@@ -22,7 +22,7 @@ def optional(default: Any = None) -> Any:
     return Field(default=default, exclude_if=lambda value: value == default)
 
 
-class EmbeddingCommit(Frozen):
+class EmbeddingCommit(FrozenModel):
     """The vectors that one run committed, by name: where they are, and what proves that they are those.
 
     `uri` is the run's folder of vectors by shard, `sha256` that of the `_manifest.json` in it, `store` the folder of the encoder's
@@ -38,7 +38,7 @@ class EmbeddingCommit(Frozen):
     quarantined: Count
 
 
-class QuerySet(Frozen):
+class QuerySet(FrozenModel):
     """The queries that recall was measured on: shoppers' photos, synthetic ones, or both."""
 
     kind: Literal["photos", "synthetic", "mixed"]
@@ -66,7 +66,7 @@ def query_kind(photos: int, synthetic: int) -> Any:
     return "photos" if photos else "synthetic" if synthetic else "nothing"
 
 
-class EngineRef(Frozen):
+class EngineRef(FrozenModel):
     """A collection of another engine that holds the base rows; absent where these are FAISS files.
 
     `digest` is the sha256 over what was uploaded.
@@ -78,7 +78,7 @@ class EngineRef(Frozen):
     digest: str = Field(pattern=SHA256)
 
 
-class Origin(Frozen):
+class Origin(FrozenModel):
     """Where an encoder's pretrained weights come from: a published name, its tag or the file's sha256, and the licence."""
 
     name: str = Field(min_length=1)

@@ -8,13 +8,13 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from serving.contract.files import Frozen
+from serving.contract.files import FrozenModel
 from serving.contract.palette import colour_similarity
 from serving.ranking.features import CategoricalColumn, Features
 from serving.ranking.rules import Rules, arrange, nudges
 
 
-class Weights(Frozen):
+class Weights(FrozenModel):
     """Weights of the terms, each in [0, 1], that are added to the similarity, whose own weight is 1.
 
     `category`: the share of a candidate's category among the nearest `voters`; `colour`: colour similarity to the photo;
@@ -35,7 +35,7 @@ class Weights(Frozen):
         return self.category + self.colour + self.affinity + self.popularity + self.in_stock
 
 
-class RankerConfig(Frozen):
+class RankerConfig(FrozenModel):
     """Weights and rules; part of an index version (`ranker` in its manifest). `temperature`: decay of votes with similarity."""
 
     weights: Weights = Weights()
@@ -51,7 +51,7 @@ class RankerConfig(Frozen):
 Weight = Annotated[float, Field(ge=0, le=1)]
 
 
-class User(Frozen):
+class User(FrozenModel):
     """A user's preferences: brands and categories, each with a weight in [0, 1], and a usual price."""
 
     brands: dict[str, Weight] = Field(default={}, max_length=100, examples=[{"Norda": 0.8}])

@@ -5,27 +5,27 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
-from serving.contract.files import Frozen
+from serving.contract.files import FrozenModel
 from serving.contract.keys import product_key
 from serving.ranking.features import Features
 from serving.ranking.filters import Filter, check_filter, filter_mask
 
 
-class Nudge(Frozen):
+class BoostRule(FrozenModel):
     """Adds `by` to (boost) or subtracts it from (bury) the score of products that match `where`. Similarity is at most 1."""
 
     where: Filter
     by: float = Field(gt=0, le=10)
 
 
-class Pin(Frozen):
+class Pin(FrozenModel):
     """Pins a product to `place` (1 is the first) in every answer among whose candidates it is."""
 
     product_id: str
     place: int = Field(ge=1, le=100)
 
 
-class Rules(Frozen):
+class Rules(FrozenModel):
     """Rules of an answer. `require`: a filter on every query, e.g. {"in_stock": true}; applied before candidates are retrieved.
 
     `max_per_brand`: most products of one brand before those of others (0: no cap); those over the cap follow after. `collapse`: of
@@ -33,8 +33,8 @@ class Rules(Frozen):
     """
 
     require: Filter | None = None
-    boost: tuple[Nudge, ...] = ()
-    bury: tuple[Nudge, ...] = ()
+    boost: tuple[BoostRule, ...] = ()
+    bury: tuple[BoostRule, ...] = ()
     pin: tuple[Pin, ...] = ()
     max_per_brand: int = Field(default=0, ge=0)
     collapse: str = ""

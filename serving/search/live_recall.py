@@ -32,7 +32,7 @@ class RecallSum:
     recall: float = 0.0
 
 
-def recall_of(release: Release, vector: np.ndarray, k: int = K) -> float:
+def measure_recall(release: Release, vector: np.ndarray, k: int = K) -> float:
     """Recall@k of the first phase for one unit query vector (d,), against exact search over bases and deltas; ties count as hits."""
     xq = vector[None]
     found = release.searcher.search(xq, max(release.candidates, k)).rows[:, :k]
@@ -62,7 +62,7 @@ class LiveRecall:
         sample = waiting[-1]
         began = self.clock()
         try:
-            recall = recall_of(release, sample.vector)
+            recall = measure_recall(release, sample.vector)
         except QueryError:  # a gateway whose shards are not all there measures another time
             return AWAY_S
         with self.lock:

@@ -16,7 +16,7 @@ from serving.ranking.ranker import Ranked, User
 from serving.search.caches import Caches
 from serving.search.query import Query, QueryError, text_encoder
 from serving.search.samples import Samples
-from serving.search.schemas import Asker, Coverage, Result, SearchAnswer
+from serving.search.schemas import Coverage, RequestUser, Result, SearchAnswer
 from serving.search.search_cache import SearchCache
 from serving.telemetry.timing import Timings
 from serving.versions.release import UNIT_TOLERANCE, EncodedQuery, Release
@@ -90,7 +90,7 @@ def row_of(searcher: Searcher, product_id: str) -> int:
     raise QueryError(f"product {product_id!r} is not in this index version", 404)
 
 
-def _preferences(asker: Asker | None, profiles: Profiles) -> User | None:
+def _preferences(asker: RequestUser | None, profiles: Profiles) -> User | None:
     """The user's preferences: the request's own, over those of the feature store."""
     if asker is None or not asker.id:
         return asker

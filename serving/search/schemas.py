@@ -10,13 +10,13 @@ from typing_extensions import TypedDict
 from serving.contract.box import Box
 from serving.ranking.filters import Filter
 from serving.ranking.ranker import User
-from serving.versions.version_info import VersionInfo, Wire
+from serving.versions.version_info import ApiModel, VersionInfo
 
 MAX_TEXT_LENGTH = 1000
 PHOTO_SHA256 = "^[0-9a-f]{64}$"
 
 
-class Asker(User):
+class RequestUser(User):
     """Who asks: preferences as they are given here, over those that the feature store has under `id`."""
 
     id: str = Field(default="", max_length=200, examples=["u-1234"])
@@ -33,7 +33,7 @@ def _query_form(given: tuple[str, ...]) -> dict[str, Any]:
     return {"title": " and ".join(given), "required": list(given), "properties": known}
 
 
-class SearchRequest(Wire):
+class SearchRequest(ApiModel):
     """A search by exactly one of: a photo, words, a product already in the catalogue, or a query vector; or photo and words mixed."""
 
     model_config = ConfigDict(
@@ -68,7 +68,7 @@ class SearchRequest(Wire):
     k: int = Field(default=20, ge=1, le=200)
     candidates: int | None = Field(default=None, ge=1, le=2000, description="how many to rank; by default the version's own, 500")
     filter: Filter | None = None
-    user: Asker | None = None
+    user: RequestUser | None = None
     explain: bool = False
 
     @model_validator(mode="after")
@@ -114,14 +114,14 @@ class Result(TypedDict):
     notes: NotRequired[list[str]]
 
 
-class Coverage(Wire):
+class Coverage(ApiModel):
     """How many shards answered."""
 
     shards_ok: int
     shards_total: int
 
 
-class SearchAnswer(Wire):
+class SearchAnswer(ApiModel):
     """The answer to a search, from one version throughout."""
 
     model_config = ConfigDict(
@@ -159,13 +159,13 @@ class SearchAnswer(Wire):
         return self.model_copy(update={"request_id": request_id, "cached": ["response"], "timings_ms": timings_ms})
 
 
-class BatchRequest(Wire):
+class BatchRequest(ApiModel):
     """Several searches, answered by one and the same version."""
 
     searches: list[SearchRequest] = Field(min_length=1, max_length=32)
 
 
-class Problem(Wire):
+class Problem(ApiModel):
     """An error, as RFC 9457 (problem+json) writes it: one useful sentence in `detail`."""
 
     model_config = ConfigDict(
@@ -187,7 +187,7 @@ class Problem(Wire):
     request_id: str = ""
 
 
-class BatchAnswer(Wire):
+class BatchAnswer(ApiModel):
     """One answer, or one problem, for each search of a batch, in their order."""
 
     answers: list[SearchAnswer | Problem]

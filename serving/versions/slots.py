@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 from serving.contract.addresses import hide_secrets
+from serving.contract.manifest import SLOTS
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.versions.encoder_guard import EncoderGuard
 from serving.versions.release import Release
@@ -21,7 +22,6 @@ from serving.versions.version_source import VersionSource
 
 log = logging.getLogger(__name__)
 
-SLOTS = ("blue", "green")
 STATES = ("empty", "loading", "ready", "failed")
 RETRY_S = 30.0
 """A failed version is retried after this long: the failure may have been the network's."""

@@ -3,13 +3,13 @@
 from pydantic import BaseModel, ConfigDict
 
 
-class Wire(BaseModel):
+class ApiModel(BaseModel):
     """Base of API models: immutable, unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class VersionInfo(Wire):
+class VersionInfo(ApiModel):
     """The versions that produced an answer."""
 
     index: str

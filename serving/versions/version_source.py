@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from serving.contract.binding import MANIFEST_SHA256, Trust, check_verdict
+from serving.contract.binding import MANIFEST_SHA256, BindingPolicy, check_verdict
 from serving.contract.files import ContractError, FileRef, sha256_file, verify
 from serving.contract.manifest import EncoderManifest, IndexManifest, parse_manifest, read_manifest, read_manifest_bytes
 from serving.versions.disk_cache import DiskCache, make_read_only, touch
@@ -52,8 +52,8 @@ class FolderSource:
     No registry binds its manifests: what can be asked for is that they are signed.
     """
 
-    def __init__(self, folder: Path, trust: Trust | None = None) -> None:
-        self.folder, self.trust = folder, trust or Trust()
+    def __init__(self, folder: Path, trust: BindingPolicy | None = None) -> None:
+        self.folder, self.trust = folder, trust or BindingPolicy()
 
     def resolve(self, alias: str) -> str:
         path = self.folder / ALIASES
@@ -72,7 +72,7 @@ class FolderSource:
         return self.folder / "files" / ref.sha256
 
 
-def exported_release(folder: Path, trust: Trust | None = None) -> FolderSource:
+def exported_release(folder: Path, trust: BindingPolicy | None = None) -> FolderSource:
     """Opens an exported release. Raises ValueError where the folder holds none, or where tags are asked for, which it cannot have."""
     if trust is not None and trust.require_bound and trust.key is None:
         raise ValueError(
@@ -92,10 +92,10 @@ class MlflowSource:
     are believed as far as `trust` says.
     """
 
-    def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30, trust: Trust | None = None) -> None:
+    def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30, trust: BindingPolicy | None = None) -> None:
         from mlflow import MlflowClient  # type: ignore[attr-defined, unused-ignore]
 
-        self.uri, self.disk_cache, self.trust = uri, DiskCache(cache, limit_bytes), trust or Trust()
+        self.uri, self.disk_cache, self.trust = uri, DiskCache(cache, limit_bytes), trust or BindingPolicy()
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.aliases: dict[str, str] = {}
         self.files_by_version: dict[str, set[str]] = {}

@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from serving.contract.files import ContractError
+from serving.contract.manifest import SLOTS
 from tasks.board.encoders import encoder_entries
 from tasks.board.lineage import lineage
-from tasks.board.replicas import SLOTS, fetch_states, replica_lines
+from tasks.board.replicas import fetch_states, replica_lines
 from tasks.board.timeline import LoadedVersion, series, timeline
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry, Version

@@ -7,9 +7,8 @@ from typing import Any
 
 import httpx
 
+from serving.contract.manifest import SLOTS
 from tasks.release.promotion.serving_replicas import Replica
-
-SLOTS = ("blue", "green")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from serving.contract.manifest import IndexManifest
 from tasks.registry import INDEX_MODEL, Registry, Version
 from tasks.release.delta_share import delta_share
-from tasks.release.gates.recorded_verdict import refusal, verdict
+from tasks.release.gates.recorded_verdict import verdict, why_not_promotable
 
 STATUSES = {
     "live": "serves shoppers",
@@ -114,7 +114,7 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
         gates=gates,
         failed_gates=failed,
         withdrawn=withdrawn,
-        may_promote=manifest is not None and not refusal(version, manifest),
+        may_promote=manifest is not None and not why_not_promotable(version, manifest),
         links=links(version, registry),
     )
 

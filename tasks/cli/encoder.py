@@ -85,7 +85,7 @@ def adopt(
         raise VitrineError(
             f"encoder version {version} is registered as challenger; it does not become champion: {decision.summary}"
         )
-    moved = train_encoder.promote(decision, key) if decision.promote else None
+    moved = train_encoder.promote_champion(decision, key) if decision.promote else None
     champion = moved is not None and moved.promoted
     reason = decision.summary if moved is None else moved.summary
     state = "champion; the next rebuild_index embeds the catalogue with it" if champion else f"not champion: {reason}"

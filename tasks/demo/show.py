@@ -17,7 +17,7 @@ from tasks.catalog.changes.ledger import deleted_products, ledger_of
 from tasks.catalog.snapshot import Snapshot, product_table, read_snapshot
 from tasks.embed.images import read_image
 from tasks.errors import VitrineError
-from tasks.index.metrics import hit_at
+from tasks.index.metrics import recall_at_k
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.gates.end_to_end_eval import Query, held_out_queries
 from tasks.settings import Settings
@@ -52,7 +52,7 @@ def show_answers(settings: Settings, console: Console) -> list[Line]:
     folder = registry.encoder_folder(manifest.encoder.version)
     with console.status("measuring the two baselines on the same photos"):
         baselines = _baselines(folder, snapshot, [q for q, _ in answers])
-    lines = [Line(f"Vitrine, index version {live.version}", hit_at(ranks, 1), hit_at(ranks, 10)), *baselines]
+    lines = [Line(f"Vitrine, index version {live.version}", recall_at_k(ranks, 1), recall_at_k(ranks, 10)), *baselines]
     console.print(_recall_table(lines, len(answers), snapshot.rows))
     p50, p99 = np.percentile(times, [50, 99])
     console.print(f"answers took {p50:.0f} ms (p50) and {p99:.0f} ms (p99) over HTTP, one at a time")
@@ -119,7 +119,7 @@ def _baselines(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[L
         order = np.argsort(-(xq @ xb.T), axis=1, kind="stable")[:, :10]
         hits = ids[order] == wanted[:, None]
         ranks = np.where(hits.any(axis=1), hits.argmax(axis=1), -1)
-        lines.append(Line(name, hit_at(ranks, 1), hit_at(ranks, 10)))
+        lines.append(Line(name, recall_at_k(ranks, 1), recall_at_k(ranks, 10)))
     return lines
 
 

@@ -77,7 +77,7 @@ def choose_family(need: Requirements, name: str = "") -> Choice:
     if name and name not in FAMILIES:
         why = "is built no more, though its versions are served and refreshed" if name in RETIRED else "is not known"
         raise VitrineError(f"index family {name!r} {why}; choose one of {', '.join(FAMILIES)}")
-    refused = {n: refusal(f, need) for n, f in FAMILIES.items()}
+    refused = {n: why_not_eligible(f, need) for n, f in FAMILIES.items()}
     fitting = rank_families(need)
     if not name and not fitting:
         shown = "; ".join(f"{n}: {why}" for n, why in refused.items())
@@ -97,7 +97,7 @@ def rank_families(need: Requirements) -> list[Family]:
 
     An exact scan is first for few rows; for more it comes after whatever does less work. Estimates alone are last.
     """
-    fitting = [f for f in FAMILIES.values() if not refusal(f, need)]
+    fitting = [f for f in FAMILIES.values() if not why_not_eligible(f, need)]
     few = need.rows <= FLAT_MAX_ROWS
 
     def rank(family: Family) -> tuple[int, float]:
@@ -128,7 +128,7 @@ def expected_ms(family: Family, need: Requirements) -> float:
     return family.cost(params, CANDIDATES, need.rows / list_count(need.rows)) / 1e3
 
 
-def refusal(family: Family, need: Requirements) -> str:
+def why_not_eligible(family: Family, need: Requirements) -> str:
     """The requirement that a family is expected to miss; "" for none."""
     budget, most = need.budget, family.reach[-1][0]
     if need.target > most:

@@ -15,7 +15,7 @@ from tasks.progress import Progress
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """Exact nearest neighbours, best first: `keys` (nq, depth) int64, -1 for none; `similarity` float32, -inf for none."""
 
     keys: np.ndarray
@@ -24,7 +24,7 @@ class Truth:
 
 def exact_truth(
     vectors_uri: str, shards: int, xq: np.ndarray, cache_uri: str | Path, content: str = "", depth: int = DEPTH
-) -> Truth:
+) -> GroundTruth:
     """Exact nearest neighbours of unit queries xq (nq, d) among all shards' vectors, streamed.
 
     Kept below `cache_uri` by what it follows from: the queries, and `content`, which names the snapshot and the encoder (without
@@ -39,7 +39,7 @@ def exact_truth(
     uri = storage.join(str(cache_uri), f"truth-{name[:24]}.npz")
     if storage.exists(uri):
         with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as kept:
-            return Truth(kept["keys"], kept["similarity"])
+            return GroundTruth(kept["keys"], kept["similarity"])
     heap = faiss.ResultHeap(len(xq), depth, keep_max=True)
     with Progress("compare exactly", sum(counts), "vectors") as progress:
         for shard in range(shards):
@@ -49,13 +49,13 @@ def exact_truth(
                 progress.add(len(keys))
     heap.finalize()
     there = np.finfo(np.float32).min < heap.D
-    truth = Truth(np.where(there, heap.I, -1), np.where(there, heap.D, -np.inf).astype(np.float32))
+    truth = GroundTruth(np.where(there, heap.I, -1), np.where(there, heap.D, -np.inf).astype(np.float32))
     content_bytes = io.BytesIO()
     np.savez(content_bytes, keys=truth.keys, similarity=truth.similarity)
     storage.write_bytes(uri, content_bytes.getvalue())
     return truth
 
 
-def recall_of(keys: np.ndarray, truth: Truth, k: int) -> float:
+def recall_against(keys: np.ndarray, truth: GroundTruth, k: int) -> float:
     """Mean share of the true top k among found keys (nq, any) int64, -1 for none; ties with the k-th count."""
     return recall(keys, Neighbors(truth.similarity, truth.keys), k)

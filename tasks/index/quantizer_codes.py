@@ -30,7 +30,7 @@ CHUNK = 4_096
 
 
 @dataclass(frozen=True)
-class Trial:
+class CodesComparison:
     """Mean recall of the true top ten within twenty, with residual codes and with vector codes."""
 
     of_residuals: float
@@ -42,7 +42,7 @@ class Trial:
         return f"codes of {better} hold {kept:.3f} of the ten nearest within {WITHIN} in a trial, codes of {worse} {left:.3f}"
 
 
-def choose_codes(index: Any, sample: np.ndarray, seed: int) -> Trial | None:
+def choose_codes(index: Any, sample: np.ndarray, seed: int) -> CodesComparison | None:
     """Sets by_residual of a trained, empty fast-scan index to the better of both on a training sample (n, d) float32.
 
     None, and the index as it is, for every other kind of index.
@@ -62,7 +62,7 @@ def choose_codes(index: Any, sample: np.ndarray, seed: int) -> Trial | None:
     found = {bool(i.by_residual): _recall(i, xb, xq, nearest) for i in (lists, other)}
     if found[bool(other.by_residual)] > found[bool(lists.by_residual)]:
         lists.by_residual, lists.pq = other.by_residual, other.pq
-    return Trial(of_residuals=found[True], of_vectors=found[False])
+    return CodesComparison(of_residuals=found[True], of_vectors=found[False])
 
 
 @contextmanager

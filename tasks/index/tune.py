@@ -17,7 +17,7 @@ from tasks.errors import GateFailed
 from tasks.index.choice import Budget, Requirements, next_family
 from tasks.index.cost_counter import CostCounter
 from tasks.index.families import FAMILIES, Family, list_count, refine_grid
-from tasks.index.ground_truth import Truth, recall_of
+from tasks.index.ground_truth import GroundTruth, recall_against
 from tasks.records import Record
 
 K = 10
@@ -27,7 +27,7 @@ FIRST_PART = 64
 
 
 @dataclass(frozen=True)
-class Trial:
+class TuningTrial:
     """One measured point: recall@10 of the answers, recall of the true top 10 within the candidates, latency.
 
     Times and queries per second are those of as many clients as were asked for, each with one query at a time. `work_us` is the
@@ -78,7 +78,7 @@ def tune(
     xq: np.ndarray,
     family: str,
     target: float,
-    truth: Truth | None = None,
+    truth: GroundTruth | None = None,
     budget: Budget | None = None,
 ) -> TuningResult:
     """Measures the family's grid on queries xq (nq, d) over all shards and segments, and takes the cheapest that qualifies.
@@ -107,7 +107,7 @@ def tune(
     grid, finer = (_ordered(kind, searcher.rows, nlist, candidates, points) for points in (kind.grid, refine_grid(kind.grid)))
     work = CostCounter(searcher, kind, nlist)
 
-    def tried(points: list[dict[str, Scalar]]) -> list[Trial]:
+    def tried(points: list[dict[str, Scalar]]) -> list[TuningTrial]:
         return [_measure(work, xq, truth, params, candidates, target, clients) for params in points]
 
     work.searcher.search(xq, candidates, params=grid[-1])  # reads what any trial will: none waits for the disk
@@ -130,10 +130,10 @@ def tune(
     return TuningResult(_search(family, trials[chosen]), rows[chosen], rows, len(xq), clients, files)
 
 
-def stored_truth(searcher: Searcher, xq: np.ndarray) -> Truth:
+def stored_truth(searcher: Searcher, xq: np.ndarray) -> GroundTruth:
     """Ground truth by exact search over the vectors stored in the index."""
     found = searcher.exact(xq, DEPTH)
-    return Truth(keys_of(searcher, found.rows), found.similarity)
+    return GroundTruth(keys_of(searcher, found.rows), found.similarity)
 
 
 def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
@@ -146,11 +146,11 @@ def _requirements(searcher: Searcher, target: float, budget: Budget) -> Requirem
     return Requirements(searcher.rows, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
 
 
-def _search(family: str, trial: Trial) -> dict[str, Scalar]:
+def _search(family: str, trial: TuningTrial) -> dict[str, Scalar]:
     return {"family": family, "candidates": CANDIDATES, **trial.params}
 
 
-def _why_none(family: Family, need: Requirements, best: Trial) -> str:
+def _why_none(family: Family, need: Requirements, best: TuningTrial) -> str:
     """Why no parameters qualify, and what to do."""
     limit, found = need.budget.p99_ms, best.recall_at_10 >= need.target
     fits = f" and p99 {limit:g} ms" if limit < math.inf else ""
@@ -167,7 +167,7 @@ def _instead(family: str) -> str:
 
 
 def _between(
-    finer: list[dict[str, Scalar]], least: dict[str, float], trials: list[Trial], target: float, p99_ms: float
+    finer: list[dict[str, Scalar]], least: dict[str, float], trials: list[TuningTrial], target: float, p99_ms: float
 ) -> list[dict[str, Scalar]]:
     """Points of the finer grid that may cost less than the qualifying trials; `least` is each point's work without repeats.
 
@@ -198,8 +198,8 @@ def _ordered(
 
 
 def _measure(
-    work: CostCounter, xq: np.ndarray, truth: Truth, params: dict[str, Scalar], candidates: int, target: float, clients: int
-) -> Trial:
+    work: CostCounter, xq: np.ndarray, truth: GroundTruth, params: dict[str, Scalar], candidates: int, target: float, clients: int
+) -> TuningTrial:
     searcher = work.searcher
     searcher.search(xq[:1], candidates, params=params)
     work.reset()
@@ -219,22 +219,22 @@ def _measure(
     answers = all_of(xq[:FIRST_PART])
     if len(xq) > FIRST_PART:
         first = keys_of(searcher, np.concatenate([rows for _, rows in answers]))
-        if recall_of(first[:, :K], _head(truth, len(first)), K) >= target - FAR_BELOW:
+        if recall_against(first[:, :K], _head(truth, len(first)), K) >= target - FAR_BELOW:
             answers += all_of(xq[FIRST_PART:])
     qps = len(answers) / (time.perf_counter() - began)
     keys, seen = keys_of(searcher, np.concatenate([rows for _, rows in answers])), _head(truth, len(answers))
     p50, p99 = np.percentile([ms for ms, _ in answers], [50, 99])
-    return Trial(
-        params, recall_of(keys[:, :K], seen, K), recall_of(keys, seen, K), float(p50), float(p99), qps,
+    return TuningTrial(
+        params, recall_against(keys[:, :K], seen, K), recall_against(keys, seen, K), float(p50), float(p99), qps,
         work.us(params) / len(answers), work.repeats() / len(answers), len(answers),
     )  # fmt: skip
 
 
-def _head(truth: Truth, n: int) -> Truth:
-    return Truth(truth.keys[:n], truth.similarity[:n])
+def _head(truth: GroundTruth, n: int) -> GroundTruth:
+    return GroundTruth(truth.keys[:n], truth.similarity[:n])
 
 
-def _refusal(trial: Trial, target: float, p99_ms: float) -> str:
+def _refusal(trial: TuningTrial, target: float, p99_ms: float) -> str:
     if trial.recall_at_10 < target:
         return f"recall {trial.recall_at_10:.3f} is below {target:.3f}"
     if trial.p99_ms > p99_ms:
@@ -242,13 +242,13 @@ def _refusal(trial: Trial, target: float, p99_ms: float) -> str:
     return ""
 
 
-def _verdict(number: int, chosen: int, reason: str, trials: list[Trial]) -> str:
+def _verdict(number: int, chosen: int, reason: str, trials: list[TuningTrial]) -> str:
     if number == chosen:
         return "chosen: the least work that keeps to the budget"
     return reason or f"{trials[number].work_us / trials[chosen].work_us:.2f} times the work of the chosen point"
 
 
-def _pareto(trial: Trial, trials: list[Trial], queries: int) -> bool:
+def _pareto(trial: TuningTrial, trials: list[TuningTrial], queries: int) -> bool:
     return trial.queries == queries and not any(
         o.queries == queries
         and o.recall_at_10 >= trial.recall_at_10

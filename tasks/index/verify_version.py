@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from serving.contract.encoder import EncoderFolder
-from serving.contract.files import ContractError, FileRef, Frozen, verify
+from serving.contract.files import ContractError, FileRef, FrozenModel, verify
 from serving.contract.keys import product_keys, shard_of
 from serving.contract.manifest import EncoderRef, IndexManifest, Segment
 from serving.contract.segments import read_rows
@@ -29,7 +29,7 @@ LENGTH = 0.1
 SHOWN = 5
 
 
-class Check(Frozen):
+class Check(FrozenModel):
     """One check: passed, failed, or None when it could not be made; `detail` says what was found."""
 
     name: str

@@ -22,7 +22,7 @@ class TrainingPlan(Record):
 
 
 @dataclass(frozen=True)
-class Judgement(Record):
+class ChampionDecision(Record):
     """The decision on an encoder version `against` the champion ("" for none): whether to promote it, and the gates it failed."""
 
     version: str
@@ -33,7 +33,7 @@ class Judgement(Record):
 
 
 @dataclass(frozen=True)
-class ChampionMove(Record):
+class ChampionPromotion(Record):
     """Whether the version became champion; `summary` says why not."""
 
     promoted: bool

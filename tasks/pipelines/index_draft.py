@@ -16,7 +16,7 @@ from tasks.registry import INDEX_PATH
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
-    from tasks.release.gates.evaluate import TruthOf
+    from tasks.release.gates.evaluate import GroundTruthOf
 
 EXPERIMENT = "indexes"
 """The MLflow experiment of all index versions, one run per version."""
@@ -59,7 +59,7 @@ def draft(
     return draft_manifest(run_key, created, encoder, snapshot, segments, search, ranker, counted, len(shards), key, commits)
 
 
-def truth_of(snapshot: Snapshot, encoder: EncoderRef, vectors_uri: str, shards: int) -> "TruthOf":
+def truth_of(snapshot: Snapshot, encoder: EncoderRef, vectors_uri: str, shards: int) -> "GroundTruthOf":
     """A function from queries to their exact neighbours; tuning and gates share its cache in the store."""
     from tasks.index.ground_truth import exact_truth
 

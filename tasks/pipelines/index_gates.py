@@ -11,7 +11,7 @@ from tasks.catalog.snapshot import Snapshot
 from tasks.pipelines.common import query_runtime, replicas_of, settings
 from tasks.registry import Registry
 from tasks.release.gates.end_to_end_eval import Query
-from tasks.release.gates.evaluate import Evaluation, TruthOf, evaluate_version, open_live
+from tasks.release.gates.evaluate import Evaluation, GroundTruthOf, evaluate_version, open_live
 from tasks.release.gates.index_gates import Policy
 from tasks.settings import Settings
 
@@ -28,9 +28,9 @@ def policy_of(chosen: Settings) -> Policy:
     )  # fmt: skip
 
 
-def judge(
+def evaluate_gates(
     models: Registry, release: Release, snapshot: Snapshot, queries: list[Query], read_at: datetime,
-    catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None, truth_of: TruthOf | None = None,
+    catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None, truth_of: GroundTruthOf | None = None,
 ) -> Evaluation:  # fmt: skip
     """The decision on a candidate against the live version, with each gate logged; parameters: see evaluate.evaluate_version."""
     chosen = settings()

@@ -160,7 +160,7 @@ def settle(run_key: str) -> Cleanup:
     models = registry(chosen)
     try:
         with hold_lease(models, run_key, patience_s=PATIENCE_S) as lease:
-            done = blue_green.settle(LeasedAliases(models, lease), replicas_of(chosen))
+            done = blue_green.refill_idle_slot(LeasedAliases(models, lease), replicas_of(chosen))
     except (LeaseLost, VitrineError) as error:  # whoever has the lease now leaves things in order
         done = f"nothing: {error}"
     done = "; ".join(part for part in (done, switch_features()) if part)
@@ -188,10 +188,10 @@ def promote(version: str, holder: str, bake_s: float | None = None) -> Promotion
 
 def _require_passed(models: Registry, version: str) -> None:
     """Raises VitrineError for a version that did not pass its gates."""
-    from tasks.release.gates.recorded_verdict import refusal
+    from tasks.release.gates.recorded_verdict import why_not_promotable
 
     found = models.version(INDEX_MODEL, version)
-    why = refusal(dataclasses.replace(found, aliases=()), models.index_manifest(version))
+    why = why_not_promotable(dataclasses.replace(found, aliases=()), models.index_manifest(version))
     if why:
         raise VitrineError(why)
 

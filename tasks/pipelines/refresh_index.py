@@ -179,7 +179,7 @@ def _version(
     from tasks.index.delta_version import ArtifactLocation, next_version, quarantined_keys
     from tasks.index.template_store import template_of
     from tasks.index.version_manifest import with_golden
-    from tasks.pipelines.index_gates import judge
+    from tasks.pipelines.index_gates import evaluate_gates
     from tasks.release.gates.end_to_end_eval import MAX_PHOTOS, held_out_queries
     from tasks.release.gates.reconcile import catalogue_now
 
@@ -209,7 +209,7 @@ def _version(
     read_at = datetime.fromisoformat(plan.now)
     products = product_table(snapshot.uri, ["key"])["key"].to_numpy()
     bad = quarantined_keys(products, base_keys(models, manifest).to_numpy(), ledger)
-    decision, candidate = judge(models, release, snapshot, queries, read_at, catalogue_now(snapshot, ledger), bad)
+    decision, candidate = evaluate_gates(models, release, snapshot, queries, read_at, catalogue_now(snapshot, ledger), bad)
     return manifest.model_copy(update={"gates": decision.gates, "queries": QuerySet.of(photos=candidate.photos)}), candidate
 
 

@@ -30,7 +30,7 @@ def register_version(
     from serving.versions.release import Release
     from tasks.index.shard_store import locate_shards
     from tasks.index.version_manifest import with_golden
-    from tasks.pipelines.index_gates import judge
+    from tasks.pipelines.index_gates import evaluate_gates
     from tasks.pipelines.index_page import headline_metrics, index_page
     from tasks.release.gates.end_to_end_eval import held_out_queries, query_vectors
 
@@ -48,7 +48,9 @@ def register_version(
         release = Release.open("candidate", manifest, encoder_folder, locate, runtime=runtime)
         bad = storage.read_table(embedded.quarantine_uri, ["key"])["key"].to_numpy()
         truth = truth_of(snapshot, encoder, embedded.vectors_uri, len(shards))
-        decision, candidate = judge(models, release, snapshot, queries, started_at(snapshot.uri), quarantined=bad, truth_of=truth)
+        decision, candidate = evaluate_gates(
+            models, release, snapshot, queries, started_at(snapshot.uri), quarantined=bad, truth_of=truth
+        )
         manifest = manifest.model_copy(update={"gates": decision.gates, "queries": QuerySet.of(photos=candidate.photos)})
         manifest = signed(manifest, signing_key(settings()))
         for built in shards:

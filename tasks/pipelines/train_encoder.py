@@ -13,7 +13,7 @@ from tasks.catalog.snapshot import Snapshot
 from tasks.encoder.train.tower_record import TrainedTower
 from tasks.errors import TrainingError
 from tasks.pipelines.common import query_runtime, registry, scratch, settings
-from tasks.pipelines.encoder_records import ChampionMove, Judgement, TrainingPlan
+from tasks.pipelines.encoder_records import ChampionDecision, ChampionPromotion, TrainingPlan
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, Registry, Version
 from tasks.registry.binding import binding_tags, signed, signing_key
 from tasks.settings import Settings
@@ -140,7 +140,7 @@ def export_encoder(
             return models.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, tags, text).version
 
 
-def judge(snapshot: Snapshot, plan: TrainingPlan, exported: str | None, run_key: str) -> Judgement:
+def judge(snapshot: Snapshot, plan: TrainingPlan, exported: str | None, run_key: str) -> ChampionDecision:
     """Evaluates the plan's existing version, or the `exported` one, against the champion; reasons go to its page in MLflow and the log.
 
     A version that was champion before and is not now was replaced by a person, or by a better one: it stays replaced.
@@ -162,14 +162,14 @@ def judge(snapshot: Snapshot, plan: TrainingPlan, exported: str | None, run_key:
         )
     if summary:
         log.info("%s", summary)
-        return Judgement(version, False, against, summary)
+        return ChampionDecision(version, False, against, summary)
     with scratch(run_key, "judge") as folder:
         return _judge(models, snapshot, found, champion, run_key, folder / "report")
 
 
 def _judge(
     models: Registry, snapshot: Snapshot, found: Version, champion: Version | None, run_key: str, folder: Path
-) -> Judgement:
+) -> ChampionDecision:
     """Evaluates a version and decides; the report, written in `folder`, and the decision go to MLflow, onto the version too."""
     from tasks.encoder.evaluate.summary_metrics import headline_metrics
 
@@ -193,7 +193,7 @@ def _judge(
         run.metrics(headline_metrics(report, gates))
         run.artifacts(folder, "report")
     _write_version_page(models, found, report, gates, summary, folder)
-    return Judgement(version, not failed, against, summary, failed)
+    return ChampionDecision(version, not failed, against, summary, failed)
 
 
 def _write_version_page(
@@ -254,7 +254,7 @@ def policy_of(chosen: Settings) -> "EncoderPolicy":
     )  # fmt: skip
 
 
-def promote(decision: Judgement, run_key: str) -> ChampionMove:
+def promote_champion(decision: ChampionDecision, run_key: str) -> ChampionPromotion:
     """Makes the evaluated version champion, unless the alias moved since the evaluation; `summary` says why it did not.
 
     The version was not measured against what that person chose, so the person's choice stands. Run again, it does nothing.
@@ -268,10 +268,10 @@ def promote(decision: Judgement, run_key: str) -> ChampionMove:
             f"version {current or 'none'} became champion; run the DAG again to compare it with that one"
         )
         log.info("%s", summary)
-        return ChampionMove(False, version, summary)
+        return ChampionPromotion(False, version, summary)
     models.set_alias(ENCODER_MODEL, "champion", version)
     models.tag_version(ENCODER_MODEL, version, PROMOTED, run_key)
-    return ChampionMove(True, version, decision.summary)
+    return ChampionPromotion(True, version, decision.summary)
 
 
 def _work(forced: str = "") -> Path:

@@ -3,7 +3,7 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from serving.contract.binding import GATES_VERDICT, MANIFEST_SHA256, Trust, verdict_of
+from serving.contract.binding import GATES_VERDICT, MANIFEST_SHA256, BindingPolicy, verdict_of
 from serving.contract.manifest import IndexManifest, ManifestT
 from serving.contract.signing import read_private_key, sign
 from tasks.errors import SettingsError
@@ -23,10 +23,10 @@ def signing_key(settings: Settings) -> "Ed25519PrivateKey | None":
         raise SettingsError(str(error)) from None
 
 
-def trust_of(settings: Settings) -> Trust:
+def trust_of(settings: Settings) -> BindingPolicy:
     """What the pipeline asks of versions that it reads: signed by its own key, where it has one."""
     key = signing_key(settings)
-    return Trust(key.public_key() if key else None, settings.require_bound)
+    return BindingPolicy(key.public_key() if key else None, settings.require_bound)
 
 
 def signed(manifest: ManifestT, key: "Ed25519PrivateKey | None") -> ManifestT:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serving.contract.binding import Trust
+from serving.contract.binding import BindingPolicy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,13 +91,15 @@ class Run:
 class Runs:
     """Runs of a tracking server. The constructor is the Registry's (tasks/registry/artifacts.py)."""
 
-    def __init__(self, uri: str, cache: Path, page: str = "", origin: Origin | None = None, trust: Trust | None = None) -> None:
+    def __init__(
+        self, uri: str, cache: Path, page: str = "", origin: Origin | None = None, trust: BindingPolicy | None = None
+    ) -> None:
         # MLflow draws a bar for every file it fetches, unless it is told not to before it is imported.
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
 
         self.uri, self.cache, self.page, self.origin = uri, cache, (page or uri).rstrip("/"), origin
-        self.trust = trust or Trust()
+        self.trust = trust or BindingPolicy()
         self.verified: dict[Path, tuple[int, int, int] | None] = {}
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.contract.binding import GATES_VERDICT, MANIFEST_SHA256, SIGNATURE_TAG, Trust
+from serving.contract.binding import GATES_VERDICT, MANIFEST_SHA256, SIGNATURE_TAG, BindingPolicy
 from serving.contract.manifest import EncoderManifest, IndexManifest, parse_manifest, read_manifest_bytes
 from serving.contract.signing import is_signed_by, sign, split
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, INDEX_PATH, Registry, Version
@@ -29,7 +29,7 @@ def bind_version(registry: Registry, version: Version, key: "Ed25519PrivateKey |
     is_index = version.model == INDEX_MODEL
     what = f"{'index' if is_index else 'encoder'} version {version.version}"
     data = _manifest(registry, version)
-    Trust().check(data, version.tags, what, "")
+    BindingPolicy().check(data, version.tags, what, "")
     tags: dict[str, str] = {}
     if MANIFEST_SHA256 not in version.tags:
         tags = index_tags(parse_manifest(data, IndexManifest, what), data) if is_index else _encoder_tags(version, data, what)

@@ -30,7 +30,7 @@ from tasks.errors import VitrineError
 from tasks.index.build import BuiltShard, build_shard
 from tasks.index.choice import IndexConfig
 from tasks.index.families import FAMILIES
-from tasks.index.ground_truth import Truth, exact_truth
+from tasks.index.ground_truth import GroundTruth, exact_truth
 from tasks.index.template import Template, train_template
 from tasks.index.tune import tune
 from tasks.index.version_manifest import base_segment
@@ -82,7 +82,7 @@ def manifest_of(shop: MadeShop, built: list[BuiltShard], family: str) -> IndexMa
     )  # fmt: skip
 
 
-def bench_family(name: str, shop: MadeShop, xq: np.ndarray, truth: Truth, folder: Path, stages: Stages) -> list[dict]:
+def bench_family(name: str, shop: MadeShop, xq: np.ndarray, truth: GroundTruth, folder: Path, stages: Stages) -> list[dict]:
     """One row per recall target; a family that does not reach one says how near it came."""
     template, built = build(name, shop, folder, stages)
     (folder / "manifest.json").write_text(manifest_of(shop, built, template.family).model_dump_json())

@@ -24,7 +24,7 @@ from serving.index.merge import Neighbors, merge
 from serving.index.searcher import Searcher
 from tasks.index.build import BuiltShard, build_shard
 from tasks.index.choice import IndexConfig
-from tasks.index.ground_truth import Truth, exact_truth, recall_of
+from tasks.index.ground_truth import GroundTruth, exact_truth, recall_against
 from tasks.index.template import train_template
 from tests.benchmarks.bench_index import manifest_of
 from tests.benchmarks.made_shop import MadeShop, made_queries, make_shop
@@ -67,7 +67,7 @@ def as_one(shop: MadeShop, folder: Path) -> MadeShop:
     return replace(shop, vectors_uri=str(target.parent), shards=1)
 
 
-def measure(ways: dict[str, tuple[Searcher, Search]], xq: np.ndarray, truth: Truth) -> list[dict]:
+def measure(ways: dict[str, tuple[Searcher, Search]], xq: np.ndarray, truth: GroundTruth) -> list[dict]:
     times: dict[str, list[float]] = {name: [] for name in ways}
     keys = {name: np.concatenate([search(q[None]) for q in xq]) for name, (_, search) in ways.items()}
     for _ in range(ROUNDS):
@@ -83,7 +83,10 @@ def measure(ways: dict[str, tuple[Searcher, Search]], xq: np.ndarray, truth: Tru
             list(pool.map(lambda q: search(q[None]), np.concatenate([xq] * ROUNDS)))  # noqa: B023
             qps = ROUNDS * len(xq) / (time.perf_counter() - began)
         p50, p99 = np.percentile(times[name], [50, 99])
-        recall = {"recall_at_10": recall_of(keys[name][:, :K], truth, K), "within_candidates": recall_of(keys[name], truth, K)}
+        recall = {
+            "recall_at_10": recall_against(keys[name][:, :K], truth, K),
+            "within_candidates": recall_against(keys[name], truth, K),
+        }
         rows.append({"way": name, **recall, "p50_ms": p50, "p99_ms": p99, "qps_2": qps})
     return rows
 

@@ -11,7 +11,7 @@ from tasks.board.lineage import lineage
 from tasks.board.replicas import replica_lines
 from tasks.board.timeline import LoadedVersion, series, timeline
 from tasks.registry import INDEX_MODEL, Registry, Version
-from tasks.release.gates.recorded_verdict import refusal, verdict
+from tasks.release.gates.recorded_verdict import verdict, why_not_promotable
 
 FILE = FileRef(path="index/a", sha256="a" * 64, bytes=10, run_id="run")
 PAGES = cast(
@@ -73,10 +73,10 @@ def test_what_a_version_is_and_whether_it_may_be_promoted(
 
 
 def test_a_refusal_names_the_gate_with_its_figures() -> None:
-    assert refusal(version("4"), FAILED) == "index version 4 did not pass its gates: p99_ms: 300.0 against 200.0"
-    assert "live already" in refusal(version("1", "live"), PASSED)
-    assert "never judged" in refusal(version("7"), manifest())
-    assert refusal(version("6"), PASSED) == ""
+    assert why_not_promotable(version("4"), FAILED) == "index version 4 did not pass its gates: p99_ms: 300.0 against 200.0"
+    assert "live already" in why_not_promotable(version("1", "live"), PASSED)
+    assert "never judged" in why_not_promotable(version("7"), manifest())
+    assert why_not_promotable(version("6"), PASSED) == ""
 
 
 def test_the_registrys_verdict_counts_before_the_manifests_gates() -> None:

@@ -6,7 +6,7 @@ import json
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from serving.contract.binding import GATES_VERDICT, MANIFEST_SHA256, SIGNATURE_TAG, Trust, check_verdict, verdict_of
+from serving.contract.binding import GATES_VERDICT, MANIFEST_SHA256, SIGNATURE_TAG, BindingPolicy, check_verdict, verdict_of
 from serving.contract.files import ContractError
 from serving.contract.manifest import Gate
 from serving.contract.signing import sign
@@ -20,16 +20,16 @@ SIGNED = json.dumps({"id": "made", "signature": sign(PLAIN, OURS)}).encode()
 @pytest.mark.parametrize(
     ("data", "tags", "trust", "bound"),
     [
-        (PLAIN, BOUND, Trust(), True),
-        (PLAIN, BOUND, Trust(require_bound=True), True),
-        (PLAIN, {}, Trust(), False),
-        (SIGNED, {}, Trust(OURS.public_key()), False),
-        (SIGNED, {MANIFEST_SHA256: hashlib.sha256(SIGNED).hexdigest()}, Trust(OURS.public_key(), True), True),
-        (PLAIN, BOUND | {SIGNATURE_TAG: sign(PLAIN, OURS)}, Trust(OURS.public_key(), True), True),
+        (PLAIN, BOUND, BindingPolicy(), True),
+        (PLAIN, BOUND, BindingPolicy(require_bound=True), True),
+        (PLAIN, {}, BindingPolicy(), False),
+        (SIGNED, {}, BindingPolicy(OURS.public_key()), False),
+        (SIGNED, {MANIFEST_SHA256: hashlib.sha256(SIGNED).hexdigest()}, BindingPolicy(OURS.public_key(), True), True),
+        (PLAIN, BOUND | {SIGNATURE_TAG: sign(PLAIN, OURS)}, BindingPolicy(OURS.public_key(), True), True),
     ],
 )
 def test_what_is_right_is_taken_and_whether_it_is_bound_is_said(
-    data: bytes, tags: dict[str, str], trust: Trust, bound: bool
+    data: bytes, tags: dict[str, str], trust: BindingPolicy, bound: bool
 ) -> None:
     assert trust.check(data, tags, "index version 3", "bind it") is bound
 
@@ -42,21 +42,21 @@ CHANGED = "index version 3: its manifest is not what was signed, or was signed w
 @pytest.mark.parametrize(
     ("data", "tags", "trust", "sentence"),
     [
-        (PLAIN + b" ", BOUND, Trust(), SWAPPED),
+        (PLAIN + b" ", BOUND, BindingPolicy(), SWAPPED),
         (
             PLAIN,
             {},
-            Trust(require_bound=True),
+            BindingPolicy(require_bound=True),
             r"index version 3 is not bound .*VITRINE_REQUIRE_BOUND is set.* trust it: bind it$",
         ),
-        (PLAIN, BOUND, Trust(OURS.public_key()), UNSIGNED),
-        (SIGNED, {}, Trust(THEIRS.public_key()), CHANGED),
-        (SIGNED.replace(b"made", b"else"), {}, Trust(OURS.public_key()), CHANGED),
-        (PLAIN, BOUND | {SIGNATURE_TAG: sign(PLAIN, THEIRS)}, Trust(OURS.public_key()), CHANGED),
-        (b"[]", {}, Trust(OURS.public_key()), "cannot be checked against a signature: it is no object"),
+        (PLAIN, BOUND, BindingPolicy(OURS.public_key()), UNSIGNED),
+        (SIGNED, {}, BindingPolicy(THEIRS.public_key()), CHANGED),
+        (SIGNED.replace(b"made", b"else"), {}, BindingPolicy(OURS.public_key()), CHANGED),
+        (PLAIN, BOUND | {SIGNATURE_TAG: sign(PLAIN, THEIRS)}, BindingPolicy(OURS.public_key()), CHANGED),
+        (b"[]", {}, BindingPolicy(OURS.public_key()), "cannot be checked against a signature: it is no object"),
     ],
 )
-def test_what_is_wrong_is_refused_in_a_sentence(data: bytes, tags: dict[str, str], trust: Trust, sentence: str) -> None:
+def test_what_is_wrong_is_refused_in_a_sentence(data: bytes, tags: dict[str, str], trust: BindingPolicy, sentence: str) -> None:
     with pytest.raises(ContractError, match=sentence) as refused:
         trust.check(data, tags, "index version 3", "bind it")
     assert "\n" not in str(refused.value)

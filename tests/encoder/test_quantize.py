@@ -13,7 +13,17 @@ from serving.contract.runtimes import ONNXRUNTIME
 from tasks.encoder.evaluate.vectors import encode
 from tasks.encoder.export import quantize
 from tasks.encoder.export.onnx_graph import write_half, write_onnx
-from tasks.encoder.export.quantize import Choice, Trial, choose, has_attention, methods_for, quantize_graph, quantize_static
+from tasks.encoder.export.quantize import (
+    Choice,
+    choose,
+    has_attention,
+    methods_for,
+    quantize_graph,
+    quantize_static,
+)
+from tasks.encoder.export.quantize import (
+    QuantizationTrial as Trial,
+)
 from tests.encoder.conftest import Exported
 
 SIZE = 16
@@ -53,13 +63,23 @@ FP32 = Trial("fp32", 1.0, 10.0, 0.90)
 @pytest.mark.parametrize(
     ("trials", "fp32", "method", "slower"),
     [
-        ([Trial("minmax", 0.99, 5.0, 0.895), Trial("percentile", 0.99, 5.0, 0.899)], FP32, "percentile", False),
+        (
+            [Trial("minmax", 0.99, 5.0, 0.895), Trial("percentile", 0.99, 5.0, 0.899)],
+            FP32,
+            "percentile",
+            False,
+        ),
         ([Trial("minmax", 0.99, 5.0, 0.895), Trial("dynamic", 0.99, 7.0, 0.900)], FP32, "minmax", False),
         ([Trial("minmax", 0.99, 6.0, 0.895), Trial("dynamic", 0.99, 7.0, 0.900)], FP32, "dynamic", False),
         ([Trial("minmax", 0.99, 1.0, 0.880), Trial("dynamic", 0.99, 9.0, 0.893)], FP32, "dynamic", False),
         ([Trial("minmax", 0.99, 1.0, 0.880), Trial("dynamic", 0.99, 9.0, 0.890)], FP32, "", False),
         ([Trial("minmax", 0.99, 13.0, 0.900)], FP32, "minmax", True),
-        ([Trial("minmax", 0.979, 1.0), Trial("percentile", 0.981, 1.0)], Trial("fp32", 1.0, 10.0), "percentile", False),
+        (
+            [Trial("minmax", 0.979, 1.0), Trial("percentile", 0.981, 1.0)],
+            Trial("fp32", 1.0, 10.0),
+            "percentile",
+            False,
+        ),
         ([Trial("minmax", 0.979, 1.0)], Trial("fp32", 1.0, 10.0), "", False),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from serving.index.faiss_engine import omp_threads
 from tasks.index.coarse import ivf_view
-from tasks.index.quantizer_codes import ALONG, Trial, choose_codes, code_adder, refine_codes
+from tasks.index.quantizer_codes import ALONG, CodesComparison, choose_codes, code_adder, refine_codes
 from tasks.index.template import make_index
 
 D, N, LISTS = 32, 6_000, 64
@@ -36,7 +36,7 @@ def kinds() -> np.ndarray:
     return unit(np.einsum("ni,nid->nd", rng.standard_normal((N, 6)), directions[kind]))
 
 
-def trained(vectors: np.ndarray) -> tuple[faiss.Index, Trial]:
+def trained(vectors: np.ndarray) -> tuple[faiss.Index, CodesComparison]:
     index = make_index(D, FAST)
     index.train(vectors)
     trial = choose_codes(index, vectors, 7)
@@ -187,5 +187,5 @@ def test_other_indexes_have_no_choice(factory: str, views: np.ndarray) -> None:
 
 
 def test_what_it_says() -> None:
-    assert str(Trial(of_residuals=0.98, of_vectors=0.7)).startswith("codes of residuals hold 0.980 of the ten nearest")
-    assert str(Trial(of_residuals=0.5, of_vectors=0.7)).startswith("codes of vectors hold 0.700")
+    assert str(CodesComparison(of_residuals=0.98, of_vectors=0.7)).startswith("codes of residuals hold 0.980 of the ten nearest")
+    assert str(CodesComparison(of_residuals=0.5, of_vectors=0.7)).startswith("codes of vectors hold 0.700")

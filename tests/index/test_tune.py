@@ -12,7 +12,7 @@ from serving.index.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.choice import Budget
 from tasks.index.families import FAMILIES, refine_grid
-from tasks.index.ground_truth import Truth, exact_truth, recall_of
+from tasks.index.ground_truth import GroundTruth, exact_truth, recall_against
 from tasks.index.tune import FIRST_PART, TuningRefused, keys_of, stored_truth, tune
 from tasks.index.tuning_report import front, tuning_plot, tuning_table
 from tests.index.shop import Shop, brute_force, clustered, open_shop
@@ -46,8 +46,8 @@ def test_truth_of_fewer_products_than_its_depth_ends_in_nothing(shop: Shop, xq: 
     [([[1, 2]], 1.0), ([[2, 1]], 1.0), ([[1, 9]], 0.5), ([[1, 3]], 1.0), ([[-1, -1]], 0.0), ([[9, 8, 1, 2]], 1.0)],
 )
 def test_recall_counts_ties_and_ignores_order(found: list[list[int]], expected: float) -> None:
-    truth = Truth(np.array([[1, 2, 3, 4]]), np.array([[0.9, 0.5, 0.5, 0.1]], np.float32))
-    assert recall_of(np.array(found), truth, 2) == expected
+    truth = GroundTruth(np.array([[1, 2, 3, 4]]), np.array([[0.9, 0.5, 0.5, 0.1]], np.float32))
+    assert recall_against(np.array(found), truth, 2) == expected
 
 
 def test_the_cheapest_point_that_reaches_the_target_is_chosen(
@@ -62,7 +62,7 @@ def test_the_cheapest_point_that_reaches_the_target_is_chosen(
     assert all(t["verdict"] for t in tuned.trials)
     assert sum(t["pareto"] for t in tuned.trials) >= 1
     found = searcher.search(xq, 500, params=tuned.search)
-    assert recall_of(keys_of(searcher, found.rows[:, :10]), truth, 10) == tuned.chosen["recall_at_10"]
+    assert recall_against(keys_of(searcher, found.rows[:, :10]), truth, 10) == tuned.chosen["recall_at_10"]
 
 
 def test_half_steps_lie_between_the_points_of_a_grid() -> None:

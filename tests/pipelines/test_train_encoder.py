@@ -17,7 +17,7 @@ from tasks.catalog.snapshot import Snapshot
 from tasks.encoder.export import export as exporting
 from tasks.errors import TrainingError
 from tasks.pipelines import common, train_encoder
-from tasks.pipelines.encoder_records import Judgement, TrainingPlan
+from tasks.pipelines.encoder_records import ChampionDecision, TrainingPlan
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH
 from tests.encoder.conftest import draw_catalogue
 from tests.tiny import tiny_encoder
@@ -108,9 +108,9 @@ def test_a_champion_moved_by_hand_is_respected(shop: Shop, tmp_path: Path) -> No
         return registry.require_alias(ENCODER_MODEL, "champion").version
 
     registry.set_alias(ENCODER_MODEL, "champion", old)
-    decision = Judgement(new, True, old, "passes")
+    decision = ChampionDecision(new, True, old, "passes")
     registry.set_alias(ENCODER_MODEL, "champion", chosen)  # while the version was being judged
-    held = train_encoder.promote(decision, "run-1")
+    held = train_encoder.promote_champion(decision, "run-1")
     assert (held.promoted, champion()) == (False, chosen)
     assert (
         f"version {new} is not promoted: it was compared with champion version {old}, and meanwhile version {chosen}"
@@ -118,8 +118,8 @@ def test_a_champion_moved_by_hand_is_respected(shop: Shop, tmp_path: Path) -> No
     )
 
     registry.set_alias(ENCODER_MODEL, "champion", old)
-    assert train_encoder.promote(decision, "run-1").promoted is True
-    assert train_encoder.promote(decision, "run-1").promoted is True  # killed after the move and run again
+    assert train_encoder.promote_champion(decision, "run-1").promoted is True
+    assert train_encoder.promote_champion(decision, "run-1").promoted is True  # killed after the move and run again
     assert champion() == new
     registry.set_alias(ENCODER_MODEL, "champion", chosen)  # it disappointed, and the same recipe is found again next week
     again = train_encoder.judge(snapshot, TrainingPlan("tiny", "", {}), new, "run-2")

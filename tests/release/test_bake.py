@@ -8,7 +8,7 @@ import pytest
 
 from serving.app import create_app
 from serving.settings import ServingSettings
-from tasks.release.promotion.bake import BakePolicy, Reading, bake, judge, quantile_s, read_metrics, total
+from tasks.release.promotion.bake import BakePolicy, Reading, bake, decide, quantile_s, read_metrics, total
 from tasks.release.promotion.serving_replicas import Replica
 
 POLICY = BakePolicy()
@@ -32,7 +32,7 @@ GOOD = Reading(1000, 2, FAST, 50, 49.0, "7")
     ],
 )
 def test_each_figure_is_held_to_its_limit_once_there_is_enough_of_it(change: dict, passed: bool, said: str) -> None:
-    decision = judge(dataclasses.replace(GOOD, **change), POLICY)
+    decision = decide(dataclasses.replace(GOOD, **change), POLICY)
     assert decision.passed is passed
     assert said in decision.summary
 

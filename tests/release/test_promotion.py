@@ -7,7 +7,7 @@ import pytest
 
 from tasks.errors import VitrineError
 from tasks.registry import Version
-from tasks.release.promotion.blue_green import Plan, choose_slot, flip, rollback, settle, warm
+from tasks.release.promotion.blue_green import Plan, choose_slot, flip, refill_idle_slot, rollback, warm
 from tasks.release.promotion.serving_replicas import Replica
 
 
@@ -116,11 +116,11 @@ def test_a_promotion_killed_anywhere_is_finished_by_the_next_run(steps: int) -> 
 @pytest.mark.parametrize("steps", range(5))
 def test_a_promotion_killed_anywhere_is_undone_where_the_next_run_does_not_go_on(steps: int) -> None:
     aliases = killed_in_the_third(steps)
-    settle(aliases, [Following(aliases)])
+    refill_idle_slot(aliases, [Following(aliases)])
     live, previous = ("3", "2") if steps >= 3 else ("2", "1")
     assert (aliases.held["live"], aliases.held["previous"]) == (live, previous)
     assert {aliases.held["blue"], aliases.held["green"]} == {live, previous}
-    assert settle(aliases, [Following(aliases)]) == ""
+    assert refill_idle_slot(aliases, [Following(aliases)]) == ""
 
 
 @pytest.mark.parametrize("steps", range(5))
@@ -141,7 +141,7 @@ def test_a_killed_rollback_is_finished_when_its_version_is_named(steps: int) -> 
     aliases.dies_after = 10**9
     for _ in range(2):  # a second press of the button changes nothing
         rollback(aliases, [Following(aliases)], 1, to="1")
-        settle(aliases, [Following(aliases)])
+        refill_idle_slot(aliases, [Following(aliases)])
         assert (aliases.held["live"], aliases.held["previous"]) == ("1", "2")
 
 

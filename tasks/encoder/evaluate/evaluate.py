@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from serving.contract.encoder import EncoderFolder
-from serving.contract.files import Frozen, atomic_write
+from serving.contract.files import FrozenModel, atomic_write
 from serving.contract.manifest import EncoderManifest
 from serving.versions.text_encoder import TextEncoder
 from tasks.encoder.config import EncoderConfig
@@ -32,7 +32,7 @@ Encode = Callable[[np.ndarray], np.ndarray]
 log = logging.getLogger(__name__)
 
 
-class Recall(Frozen):
+class Recall(FrozenModel):
     """A metric with its bootstrap 95 % interval."""
 
     value: float
@@ -40,7 +40,7 @@ class Recall(Frozen):
     high: float
 
 
-class PairReport(Frozen):
+class PairReport(FrozenModel):
     """Retrieval metrics of one query encoder against one document encoder.
 
     `asked`: held-out photos; photos of products that were never trained on (their interval draws whole products); or the
@@ -58,7 +58,7 @@ class PairReport(Frozen):
     ranks: tuple[int, ...]
 
 
-class EncoderReport(Frozen):
+class EncoderReport(FrozenModel):
     """The evaluation of an encoder version on a snapshot's held-out photos."""
 
     encoder: str

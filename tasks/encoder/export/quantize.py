@@ -49,7 +49,7 @@ Write = Callable[[Path, Path, np.ndarray], None]
 
 
 @dataclass(frozen=True)
-class Trial:
+class QuantizationTrial:
     """One measured int8 method. `recall` is Recall@10 of held-out photos (None without any); `ms` is one picture alone."""
 
     method: str
@@ -71,7 +71,7 @@ class Choice:
     slower: bool = False
 
 
-def choose(trials: list[Trial], fp32: Trial) -> Choice:
+def choose(trials: list[QuantizationTrial], fp32: QuantizationTrial) -> Choice:
     """Of the methods that keep recall, the best one, unless another is FASTER times as fast."""
     least = LEAST_COSINE if fp32.recall is None else LEAST_SHARE * fp32.recall
     what = "mean cosine to fp32" if fp32.recall is None else "Recall@10"
@@ -93,7 +93,7 @@ def choose(trials: list[Trial], fp32: Trial) -> Choice:
 def quantize_graph(
     source: Path, target: Path, calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime, cache: Path,
     check: Check = IN_CHILD,
-) -> tuple[Choice, list[Trial], Trial]:  # fmt: skip
+) -> tuple[Choice, list[QuantizationTrial], QuantizationTrial]:  # fmt: skip
     """Tries every applicable method on the graph `source`, writes the chosen one to `target`; also returns all trials, and fp32's.
 
     `recall` measures Recall@10 in ONNX Runtime; speed is measured in `runtime`, which is to serve. What was measured is
@@ -104,7 +104,7 @@ def quantize_graph(
     methods = methods_for(source)
     if record.is_file():
         values = json.loads(record.read_text())
-        trials, fp32 = [Trial(**t) for t in values["trials"]], Trial(**values["fp32"])
+        trials, fp32 = [QuantizationTrial(**t) for t in values["trials"]], QuantizationTrial(**values["fp32"])
     else:
         trials, fp32 = _measured(source, methods, calibration, recall, runtime, check)
         with atomic_write(record) as path:
@@ -203,7 +203,7 @@ def quantize_dynamic(source: Path, target: Path) -> None:
 def _measured(
     source: Path, methods: dict[str, Write], calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime,
     check: Check,
-) -> tuple[list[Trial], Trial]:  # fmt: skip
+) -> tuple[list[QuantizationTrial], QuantizationTrial]:  # fmt: skip
     check(f"{_tower(source)}.fp32", source, runtime, calibration[:2])
     reference = encode(source, calibration)
     with tempfile.TemporaryDirectory() as scratch:
@@ -216,7 +216,7 @@ def _measured(
         for name, path in files.items():
             encoder = Encoder(ONNXRUNTIME.open(path, "int8", 2), name, "", ONNXRUNTIME.name, alone=name == "dynamic")
             cosine = float((encode(encoder, calibration) * reference).sum(axis=1).mean())
-            trials[name] = Trial(name, cosine, ms[name], recall(encoder) if recall else None)
+            trials[name] = QuantizationTrial(name, cosine, ms[name], recall(encoder) if recall else None)
     fp32 = trials.pop("fp32")
     return list(trials.values()), fp32
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serving.contract.child_environment import CLOUD, child_environment
-from serving.contract.files import Frozen
+from serving.contract.files import FrozenModel
 from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.pixels import Decoding
 from tasks.encoder.train.loop import MetricLog, no_log
@@ -31,7 +31,7 @@ WITH_PARENT = "--with-parent"
 log = logging.getLogger(__name__)
 
 
-class Job(Frozen):
+class Job(FrozenModel):
     """What to train, on which data, and where to write; `config` is an EncoderConfig as a dict."""
 
     tower: Literal["teacher", "student"]

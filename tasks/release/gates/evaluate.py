@@ -12,7 +12,7 @@ from serving.contract.files import ContractError
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.versions.release import Release
 from tasks.catalog.snapshot import Snapshot, product_batches, product_table
-from tasks.index.ground_truth import Truth, recall_of
+from tasks.index.ground_truth import GroundTruth, recall_against
 from tasks.index.tune import keys_of, stored_truth
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.delta_share import delta_share
@@ -26,13 +26,13 @@ from tasks.release.promotion.serving_replicas import Replica
 LOAD_PHOTOS = 200
 CHURN_QUERIES = 200
 Evaluation = tuple[Decision, Measurements]
-TruthOf = Callable[[np.ndarray], Truth]
+GroundTruthOf = Callable[[np.ndarray], GroundTruth]
 
 
 def evaluate_version(
     release: Release, live: Release | None, snapshot: Snapshot, queries: list[Query], policy: Policy, replicas: Sequence[Replica],
     read_at: datetime, now: datetime, catalogue: pa.Table | None = None, quarantined: np.ndarray | int | None = None,
-    truth_of: TruthOf | None = None,
+    truth_of: GroundTruthOf | None = None,
 ) -> Evaluation:  # fmt: skip
     """The gate decision on a candidate against the live version, and the measurements behind it.
 
@@ -54,7 +54,7 @@ def evaluate_version(
 
 
 def measure_version(
-    release: Release, snapshot: Snapshot, queries: list[Query], photos: Sequence[bytes], truth_of: TruthOf | None = None
+    release: Release, snapshot: Snapshot, queries: list[Query], photos: Sequence[bytes], truth_of: GroundTruthOf | None = None
 ) -> Measurements:
     """A version's own measurements: `queries` sequentially, and `photos` (bytes) under load."""
     path = measure(release, snapshot, queries)
@@ -80,10 +80,10 @@ def measure_version(
     )
 
 
-def first_phase_recall(release: Release, xq: np.ndarray, truth: Truth | None = None) -> float:
+def first_phase_recall(release: Release, xq: np.ndarray, truth: GroundTruth | None = None) -> float:
     """Recall@10 of the first phase for unit queries xq (nq, d), by key, against `truth` or exact search over stored vectors."""
     found = release.searcher.search(xq, max(release.candidates, K))
-    return recall_of(keys_of(release.searcher, found.rows)[:, :K], truth or stored_truth(release.searcher, xq), K)
+    return recall_against(keys_of(release.searcher, found.rows)[:, :K], truth or stored_truth(release.searcher, xq), K)
 
 
 def memory_bytes(release: Release) -> int:

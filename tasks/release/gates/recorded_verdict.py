@@ -14,7 +14,7 @@ def verdict(version: Version, manifest: IndexManifest | None) -> str:
     return "passed" if all(g.passed for g in manifest.gates) else "failed"
 
 
-def refusal(version: Version, manifest: IndexManifest) -> str:
+def why_not_promotable(version: Version, manifest: IndexManifest) -> str:
     """Why a version may not be promoted, as one sentence; "" when it may."""
     if "live" in version.aliases:
         return f"index version {version.version} is live already"

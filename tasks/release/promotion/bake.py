@@ -104,7 +104,7 @@ def quantile_s(buckets: Mapping[float, float], q: float) -> float:
     return low
 
 
-def judge(reading: Reading, policy: BakePolicy) -> Decision:
+def decide(reading: Reading, policy: BakePolicy) -> Decision:
     """Whether the counts since the flip, over all replicas, let the version stay; the reasons name values and limits."""
     wrong: list[str] = []
     told: list[str] = []
@@ -146,7 +146,7 @@ def bake(
             if found is not None and found.serves == version:
                 heard[place], latest[place] = now, found
         silent = [r.url for r, at in zip(replicas, heard, strict=True) if now - at > policy.silent_s]
-        decision = judge(total([a.since(b) for a, b in zip(latest, before, strict=True)]), policy)
+        decision = decide(total([a.since(b) for a, b in zip(latest, before, strict=True)]), policy)
         if silent:
             reason = f"{', '.join(silent)} did not serve version {version} for {policy.silent_s:.0f} s"
             return Decision(False, (reason, *(decision.reasons if not decision.passed else ())))

@@ -2,19 +2,19 @@
 
 The aliases in MLflow are the state, and the flip is one write. What a version replaced is written on it before it goes live, so
 that `previous` can always be told from what is live: a promotion that was killed at any point is finished by running it again,
-or undone by `settle`.
+or undone by `refill_idle_slot`.
 """
 
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from serving.contract.manifest import SLOTS
 from tasks.errors import VitrineError
 from tasks.registry import INDEX_MODEL, Version
 from tasks.release.promotion.lease import Lease
 from tasks.release.promotion.serving_replicas import Replica, poll_aliases, wait_for
 
-SLOTS = ("blue", "green")
 REPLACED = "replaced"
 """The tag of a version that names what was live before it."""
 LIVE_AT = "live_at"
@@ -127,7 +127,7 @@ def settle_previous(registry: Aliases) -> str:
     return replaced
 
 
-def settle(registry: Aliases, replicas: list[Replica]) -> str:
+def refill_idle_slot(registry: Aliases, replicas: list[Replica]) -> str:
     """Cleans up the idle slot after a promotion: loads `previous` again, so that a rollback is fast.
 
     Gives one sentence about what was done, "" for nothing. What is live is never changed.

@@ -118,7 +118,7 @@ def acquire(
     """Acquires the lease once no other holder has or wants it; a holder of the same name takes over its own at once.
 
     `urgent` waits only for others that are urgent, and cancels every promotion that began before. `epoch`: the one that a plan
-    was made under; LeaseLost when there was a rollback since. Raises Busy naming the holder after `patience_s` seconds.
+    was made under; LeaseLost when there was a rollback since. Raises LeaseBusy naming the holder after `patience_s` seconds.
     """
     lease = Lease(tags, holder, urgent, clock)
     gives_up = clock() + patience_s

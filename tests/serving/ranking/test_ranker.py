@@ -12,7 +12,7 @@ from serving.contract.segments import fixed_column
 from serving.ranking.features import Features
 from serving.ranking.filters import Filter
 from serving.ranking.ranker import RankerConfig, User, Weights, rank
-from serving.ranking.rules import Nudge, Pin, Rules
+from serving.ranking.rules import BoostRule, Pin, Rules
 
 CATEGORIES = [["Home", "Mugs"], ["Home", "Lamps"], ["Shoes"], []]
 BRANDS = ["Norda", "Vela", "", "Kiso"]
@@ -77,7 +77,7 @@ def test_a_rule_moves_a_product_and_makes_it_no_better_a_match() -> None:
     last = table["product_id"][39].as_py()
     plain, ruled = (
         rank(rows, similarity, features, RankerConfig(rules=rules), 40)
-        for rules in (Rules(), Rules(boost=(Nudge(where=Filter({"product_id": last}), by=5),)))
+        for rules in (Rules(), Rules(boost=(BoostRule(where=Filter({"product_id": last}), by=5),)))
     )
     assert ruled.rows[0] == 39 != plain.rows[0]
     by_row = dict(zip(plain.rows.tolist(), plain.match(0.8).tolist(), strict=True))
@@ -124,8 +124,8 @@ def one_matches(item: dict, where: dict) -> bool:
     return item[column] in (wanted if isinstance(wanted, list) else [wanted])
 
 
-def boost(where: dict, by: float) -> Nudge:
-    return Nudge(where=Filter(where), by=by)
+def boost(where: dict, by: float) -> BoostRule:
+    return BoostRule(where=Filter(where), by=by)
 
 
 @pytest.mark.parametrize(

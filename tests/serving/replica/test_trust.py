@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.contract.binding import GATES_VERDICT, MANIFEST_SHA256, SIGNATURE_TAG, Trust
+from serving.contract.binding import GATES_VERDICT, MANIFEST_SHA256, SIGNATURE_TAG, BindingPolicy
 from serving.versions.slots import Slots
 from serving.versions.version_source import MlflowSource
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
@@ -33,7 +33,7 @@ class Store:
     first: str
     second: str
 
-    def slots(self, trust: Trust, cache: str = "replica") -> Slots:
+    def slots(self, trust: BindingPolicy, cache: str = "replica") -> Slots:
         slots: Slots = Slots(MlflowSource(self.shop.registry.uri, self.shop.home / cache, trust=trust))
         slots.refresh()
         return slots
@@ -72,7 +72,7 @@ def store(mlflow_uri: str, tmp_path: Path) -> Store:
 
 
 def test_a_manifest_that_was_swapped_in_the_artifact_store_never_goes_live(store: Store) -> None:
-    trust = Trust()
+    trust = BindingPolicy()
     slots = store.slots(trust)
     assert slots.live.version == store.first
     # The manifest of the other version: valid, with files that are there and verify.
@@ -92,14 +92,14 @@ def test_a_manifest_that_was_swapped_in_the_artifact_store_never_goes_live(store
 def test_a_manifest_is_not_parsed_before_it_is_found_to_be_the_registered_one(store: Store) -> None:
     store.swap(store.second, b"[" * 1_000_000)
     store.shop.point(green=store.second)
-    slots = store.slots(Trust())
+    slots = store.slots(BindingPolicy())
     assert "it was replaced or damaged in the artifact store" in slots.slots["green"].reason
 
 
 def test_a_version_whose_gates_failed_is_not_served_though_an_alias_names_it(store: Store) -> None:
     bad = store.shop.version(good_gates(p99_ms=300))
     store.shop.point(green=bad, live=bad)
-    slots = store.slots(Trust())
+    slots = store.slots(BindingPolicy())
     assert slots.live is None
     assert f"index version {bad} did not pass its gates (gates.verdict: failed: p99_ms)" in slots.slots["green"].reason
 
@@ -113,10 +113,10 @@ def test_a_version_of_before_loads_with_a_warning_until_bound_ones_are_required(
 ) -> None:
     unbind(store)
     store.shop.point(green=store.second)
-    slots = store.slots(Trust())
+    slots = store.slots(BindingPolicy())
     assert slots.slots["green"].state == "ready"
     assert f"index version {store.second} is of before versions were bound to their manifests" in caplog.text
-    asked = store.slots(Trust(require_bound=True), "asked")
+    asked = store.slots(BindingPolicy(require_bound=True), "asked")
     assert asked.slots["blue"].state == "ready"
     assert "is not bound to its manifest" in asked.slots["green"].reason
     assert f"vitrine release bind {store.second}" in asked.slots["green"].reason
@@ -124,7 +124,7 @@ def test_a_version_of_before_loads_with_a_warning_until_bound_ones_are_required(
     versions = [v for v in versions_to_bind(store.shop.registry) if v.model == INDEX_MODEL and v.version == store.second]
     done = bind_versions(store.shop.registry, versions, None)
     assert done == [f"index version {store.second} is bound to its manifest"]
-    assert store.slots(Trust(require_bound=True), "bound").slots["green"].state == "ready"
+    assert store.slots(BindingPolicy(require_bound=True), "bound").slots["green"].state == "ready"
     assert store.shop.registry.version(INDEX_MODEL, store.second).tags[GATES_VERDICT] == "passed"
     versions = [store.shop.registry.version(INDEX_MODEL, store.second)]
     assert bind_versions(store.shop.registry, versions, None) == [], "there is nothing left to do"
@@ -154,7 +154,7 @@ def change(store: Store) -> bytes:
 def test_with_a_key_not_even_whoever_writes_the_registry_too_brings_a_version_live(
     made: Callable[[Store], bytes], sentence: str, store: Store
 ) -> None:
-    trust = Trust(key_files(store.shop.home)[0].public_key(), True)
+    trust = BindingPolicy(key_files(store.shop.home)[0].public_key(), True)
     assert store.slots(trust, "before").live.version == store.first
     store.swap(store.second, made(store))
     unbind(store)
@@ -166,7 +166,7 @@ def test_with_a_key_not_even_whoever_writes_the_registry_too_brings_a_version_li
 
 
 def test_an_unsigned_version_is_signed_afterwards_and_an_exported_release_carries_either_signature(store: Store) -> None:
-    key, trust = store.shop.key, Trust(key_files(store.shop.home)[0].public_key())
+    key, trust = store.shop.key, BindingPolicy(key_files(store.shop.home)[0].public_key())
     store.shop.key = None
     unsigned = store.shop.version()
     store.shop.point(green=unsigned)
@@ -191,7 +191,7 @@ def test_an_unsigned_version_is_signed_afterwards_and_an_exported_release_carrie
 
 
 def test_the_cache_is_its_owners_alone_and_read_only(store: Store) -> None:
-    store.slots(Trust())
+    store.slots(BindingPolicy())
     cache = store.shop.home / "replica"
     assert {stat.S_IMODE(p.stat().st_mode) for p in (cache, *cache.rglob("*")) if p.is_dir()} == {0o700}
     held = [p for name in ("files", "encoders") for p in (cache / name).rglob("*") if p.is_file()]
