@@ -49,7 +49,7 @@ e2e: $(STAMP) java ## over the real Airflow: tasks are killed, three nights, six
 e2e-%: $(STAMP) java ## one of them: make e2e-<name> runs tests/e2e/test_<name>.py
 	@$(PYTEST) -m e2e tests/e2e/test_$*.py
 
-KILLED := release/test_killed_promotions.py catalog/changes/test_kills.py embed/test_job.py encoder/test_distributed.py
+KILLED := release/promotion/test_killed_promotions.py catalog/changes/test_kills.py embed/test_job.py encoder/train/test_distributed.py
 kill-drill: $(STAMP) java ## promotions and refreshes killed before and after every one of their writes, jobs in the middle (was: make chaos)
 	@$(PYTEST) -m "" $(addprefix tests/,$(KILLED))
 

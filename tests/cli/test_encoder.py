@@ -13,7 +13,7 @@ from tasks.encoder.recipe_file import read_recipe
 from tasks.errors import TrainingError, VitrineError
 from tasks.registry import ENCODER_MODEL, Registry
 from tests.encoder.conftest import draw_catalogue
-from tests.encoder.test_open_clip_models import repository
+from tests.encoder.train.test_open_clip_models import repository
 
 
 def run(*arguments: str) -> str:

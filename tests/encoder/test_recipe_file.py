@@ -10,7 +10,7 @@ from tasks.encoder.lookup import find_encoder
 from tasks.encoder.presets import preset
 from tasks.encoder.recipe_file import read_recipe
 from tasks.errors import TrainingError
-from tests.encoder.test_open_clip_models import repository
+from tests.encoder.train.test_open_clip_models import repository
 
 SHOES = """
 alpha = 0.5

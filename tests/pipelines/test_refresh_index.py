@@ -324,7 +324,7 @@ def test_many_small_versions_are_merged_and_garbage_takes_nothing_that_is_needed
 ) -> None:
     from tasks.release.retention.garbage import GarbageLocations, collect, unreachable_files
     from tasks.release.retention.policy import Retention
-    from tests.release.test_garbage import alone_here
+    from tests.release.retention.test_garbage import alone_here
 
     monkeypatch.setattr("tasks.index.delta_version.MERGE_SEGMENTS", 4)
     monkeypatch.setattr("tasks.index.delta_version.MERGE_LEDGERS", 2)

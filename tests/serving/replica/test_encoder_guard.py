@@ -10,7 +10,7 @@ from serving.contract.encoder import EncoderFolder
 from serving.contract.graph_check import GraphCheck
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.versions.encoder_guard import EncoderGuard
-from tests.contract.test_graph_check import CRASHES, HANGS
+from tests.serving.contract.test_graph_check import CRASHES, HANGS
 from tests.serving.replica.conftest import open_app
 from tests.serving.replica.storefront import Storefront
 from tests.tiny import tiny_encoder

@@ -14,8 +14,8 @@ from tasks.encoder.evaluate.card import card
 from tasks.encoder.evaluate.evaluate import evaluate_encoder
 from tasks.encoder.evaluate.gates import EncoderPolicy, encoder_gates
 from tasks.encoder.export.export import check_folder, export_encoder
-from tests.contract.test_graph_check import CRASHES, HANGS
 from tests.encoder.conftest import Exported
+from tests.serving.contract.test_graph_check import CRASHES, HANGS
 
 
 class Failing:

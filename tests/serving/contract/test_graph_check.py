@@ -15,7 +15,7 @@ import pytest
 from serving.contract.files import ContractError
 from serving.contract.graph_check import COMMAND, GraphCheck
 from serving.contract.runtimes import ONNXRUNTIME, RUNTIMES
-from tests.contract.hanging import Hanging
+from tests.serving.contract.hanging import Hanging
 from tests.tiny import tiny_encoder
 
 PIXELS = np.zeros((2, 32, 32, 3), np.uint8)

@@ -13,7 +13,7 @@ import pytest
 from tasks.board.changes import FRESH_S
 from tasks.catalog.changes.event import upsert
 from tasks.catalog.changes.source import open_changes
-from tests.plugins.conftest import Stack
+from tests.plugins.board.conftest import Stack
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, FrameLocator, Page

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tasks.settings import PROJECT
-from tests.plugins.conftest import Stack
+from tests.plugins.board.conftest import Stack
 
 pytestmark = pytest.mark.slow
 

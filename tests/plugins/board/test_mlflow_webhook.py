@@ -10,7 +10,7 @@ from serving.contract.webhook_signature import signature
 from tasks.pipelines.watch_champion import moved_champion
 from tasks.registry import ENCODER_MODEL
 from tasks.registry.webhook import AIRFLOW, register_webhook
-from tests.plugins.conftest import SECRET, Stack
+from tests.plugins.board.conftest import SECRET, Stack
 
 pytestmark = pytest.mark.slow
 

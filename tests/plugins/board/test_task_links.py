@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.plugins.conftest import Stack
+from tests.plugins.board.conftest import Stack
 
 pytestmark = pytest.mark.slow
 

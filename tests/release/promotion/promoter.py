@@ -13,7 +13,9 @@ WRITES = ("set_alias", "tag_version", "set_model_tag", "delete_model_tag")
 def server() -> ForkServerContext:
     """Where children are forked from: a fresh process without threads, that imported what takes long."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow", "mlflow.artifacts", "tasks.pipelines.promote_index", "tests.release.promoter"])
+    context.set_forkserver_preload(
+        ["mlflow", "mlflow.artifacts", "tasks.pipelines.promote_index", "tests.release.promotion.promoter"]
+    )
     return context
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from serving.contract.keys import product_keys
-from serving.search.live_recall import recall_against
+from serving.search.live_recall import measure_recall
 from serving.versions.release import Release
 from serving.versions.version_source import FolderSource
 from tasks.catalog.snapshot import Snapshot, product_table
@@ -146,4 +146,4 @@ def test_recall_is_that_of_the_encoders_vectors_where_they_are_at_hand(tmp_path:
     assert first_phase_recall(release, xq, exact_truth(shop.vectors_uri, shop.shards, xq, tmp_path)) == pytest.approx(
         true, abs=0.01
     )
-    assert np.mean([recall_against(release, x) for x in xq]) == pytest.approx(first_phase_recall(release, xq))
+    assert np.mean([measure_recall(release, x) for x in xq]) == pytest.approx(first_phase_recall(release, xq))

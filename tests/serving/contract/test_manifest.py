@@ -28,7 +28,7 @@ from serving.contract.preprocess import PreprocessSpec
 from serving.contract.provenance import MAX_COUNT, EmbeddingCommit, EngineRef, Origin, QuerySet
 from tests.tiny import tiny_encoder
 
-FIXTURE = Path(__file__).parents[1] / "compatibility" / "fixture-8710f00.tar.xz"
+FIXTURE = Path(__file__).parents[2] / "compatibility" / "fixture-8710f00.tar.xz"
 SHA = "ab" * 32
 SIGNATURE = "A" * 86 + "=="
 

@@ -21,7 +21,7 @@ from tasks.encoder.lookup import as_it_is, from_tower
 from tasks.encoder.train.open_clip_models import CONFIG_FILE, find_architecture
 from tasks.encoder.train.towers import Teacher, build_teacher, open_teacher
 from tasks.errors import TrainingError
-from tests.encoder.test_weights import CLIP, Touch, as_transformers
+from tests.encoder.train.test_weights import CLIP, Touch, as_transformers
 
 VOCABULARY = 49408
 SMALL = CLIP | {"text_cfg": CLIP["text_cfg"] | {"vocab_size": VOCABULARY}}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.airflow_server import Server
-from tests.plugins.conftest import Stack
+from tests.plugins.board.conftest import Stack
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -17,7 +17,7 @@ from tasks.demo.services import process_environment
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.settings import Settings
 from tests.registered import TOKEN, Running, Shop, replicas
-from tests.release import promoter
+from tests.release.promotion import promoter
 from tests.running import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
