@@ -5,8 +5,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 HARDWARE ?= cpu
-# Processes that share the tests. With 0 they run one after the other in one, where a debugger works.
-WORKERS ?= 2
+# Processes that share the tests: more than there are cores, as tests wait for servers much of the time. With 0 they run one after the other in one, where a debugger works.
+WORKERS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 # A uv of the project's own, so that nothing outside this folder is touched.
@@ -28,7 +28,7 @@ up: $(STAMP) java ## the same, and stay up until Ctrl-C
 down: ## stop everything that demo or up started, and nothing else
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m tasks.demo down; else echo "nothing was started from here"; fi
 
-test: $(STAMP) java lint ## lint, types and all tests but those of e2e and kill-drill, in two processes (WORKERS=0: in one)
+test: $(STAMP) java lint ## lint, types and all tests but those of e2e and kill-drill, in four processes (WORKERS=0: in one)
 	@$(PYTEST) $(SHARED) $(ARGS)
 
 unit: $(STAMP) ## the quick tests: no servers, no Spark, no Airflow

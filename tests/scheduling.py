@@ -1,8 +1,7 @@
-"""Which tests share a worker, and in which order they start. `make test` runs two workers (pytest-xdist).
+"""Which tests share a worker, and in which order they start. `make test` runs four workers (pytest-xdist).
 
 The tests of one group run one after the other in one worker, so that a server or session fixture that they share is started once.
-A group is named by the module's mark `xdist_group`. Modules that ask for the fixture `mlflow_uri`, or whose conftest.py does, are
-the group mlflow. Others are that of the folder of the conftest.py they use, or else of their own folder.
+A group is named by the module's mark `xdist_group`; else it is the folder of the conftest.py that the module uses; else the module.
 
 xdist's own `--dist loadgroup` does not do it here: xdist 3.8.0 tells its groups by `Item._nodeid`, which pytest 9.2 does not read
 any more, and then every test is a group of its own.
@@ -15,9 +14,13 @@ from pathlib import Path
 from xdist.scheduler import LoadScopeScheduling
 
 HERE = Path(__file__).parent
-LONGEST = ("mlflow", "embed", "catalog/changes", "encoder", "compatibility", "airflow", "serving/cluster", "serving/replica")
+LONGEST = (
+    "release/promotion/test_killed_promotions", "pipelines/test_refresh_index", "serving/replica", "encoder", "plugins/board",
+    "pipelines/test_stream", "embed/test_job", "compatibility", "airflow", "serving/cluster", "pipelines/test_train_encoder",
+    "catalog/changes/test_kills", "release/retention/test_garbage", "pipelines/test_separate_workers", "catalog/changes/test_ledger",
+    "serving",
+)  # fmt: skip
 """The groups that take longest, the longest first, so that no worker is left with one while the others idle."""
-MLFLOW = re.compile(r"\bmlflow_uri: str\b")
 MARK = re.compile(r"mark\.xdist_group\(\"([\w.]+)\"\)")
 
 
@@ -27,12 +30,9 @@ def group(module: Path) -> str:
     text = module.read_text()
     if mark := MARK.search(text):
         return mark[1]
-    folders = [f for f in module.parents if f.is_relative_to(HERE) and f != HERE]
-    folder = next((f for f in folders if (f / "conftest.py").exists()), module.parent)
-    conftest = folder / "conftest.py"
-    if MLFLOW.search(text) or (conftest.exists() and folder != HERE and MLFLOW.search(conftest.read_text())):
-        return "mlflow"
-    return str(folder.relative_to(HERE))
+    folders = (f for f in module.parents if f.is_relative_to(HERE) and f != HERE)
+    shared = next((f for f in folders if (f / "conftest.py").exists()), module.with_suffix(""))
+    return str(shared.relative_to(HERE))
 
 
 def place(module: Path) -> int:
