@@ -21,7 +21,9 @@ TITLES = {
     401: "Unauthorized", 404: "Not found", 405: "Not allowed", 408: "Too slow", 413: "Too large", 415: "Not supported",
     422: "Cannot be answered", 429: "Too often", 500: "Our fault", 503: "Not now", 504: "Too late",
 }  # fmt: skip
-IMAGE_STATUS = {"too_many_bytes": 413, "too_many_pixels": 413, "too_many_frames": 413, "format": 415, "not_an_image": 415}
+IMAGE_STATUS = {
+    "too_many_bytes": 413, "too_many_pixels": 413, "too_many_frames": 413, "too_many_scans": 413, "format": 415, "not_an_image": 415,
+}  # fmt: skip
 
 
 class ApiError(Exception):

@@ -49,11 +49,36 @@ def _colours(data: bytes, at: int) -> int:
 
 def _tiff(data: bytes, most: int) -> int:
     """Pages of a TIFF 6.0 or BigTIFF: each page's entries are followed by the offset of the next page."""
-    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
-    wide, count, entry = (8, 8, 20) if 43 in data[2:4] else (4, 2, 12)
+    order, wide, count, entry = _tiff_layout(data)
     found, page = 0, int.from_bytes(data[wide : 2 * wide], order)
     while page and found <= most:
         found += 1
         following = page + count + entry * int.from_bytes(data[page : page + count], order)
         page = int.from_bytes(data[following : following + wide], order)
     return found
+
+
+def _tiff_layout(data: bytes) -> tuple[Literal["little", "big"], int, int, int]:
+    """Byte order, and the bytes of an offset, of a page's count of entries, and of an entry."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    return (order, 8, 8, 20) if 43 in data[2:4] else (order, 4, 2, 12)
+
+
+def tiff_entries(data: bytes) -> int:
+    """The number of entries that the first page of a TIFF announces; 0 where there is no page."""
+    order, wide, count, _ = _tiff_layout(data)
+    page = int.from_bytes(data[wide : 2 * wide], order)
+    return int.from_bytes(data[page : page + count], order)
+
+
+def gif_extensions(data: bytes, most: int) -> int:
+    """The number of blocks of a GIF's extensions before its first frame; any number above `most` where there are more."""
+    at, blocks = 13 + _colours(data, 10), 0
+    while at < len(data) and data[at] != FRAME and blocks <= most:
+        blocks += 1
+        if data[at] == EXTENSION:
+            at += 2
+            while at < len(data) and data[at] and blocks <= most:
+                at, blocks = at + 1 + data[at], blocks + 1
+        at += 1  # the empty block that ends the chain, or a byte that means nothing
+    return blocks

@@ -1,41 +1,31 @@
 """Decodes image bytes to encoder input. The same function for training, batch, serving and evaluation.
 
-The contract, by kind of image: EXIF orientation is applied; CMYK, palette, 16-bit and grey become 8-bit RGB; transparency lies
-on white; of an animation the first frame counts. Reduced JPEG decoding and area resampling are part of the contract, since they
-change pixels by 0.4-0.6 grey levels (docs/benchmarks.md).
+The contract, by kind of image: EXIF orientation is applied; CMYK, palette, 16-bit and grey become 8-bit RGB, and so do grey floats
+of 0 to 1; transparency lies on white; of an animation the first frame counts; damage that costs no pixel is passed over. Reduced JPEG
+decoding and area resampling are part of the contract, since they change pixels by 0.4-0.6 grey levels (docs/benchmarks.md).
 """
 
-import io
 import math
-import warnings
 from typing import Literal
 
 import cv2
 import numpy as np
-import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import Field
 
 from serving.contract.box import Box
+from serving.contract.decode_cost import jpeg_cost, picture_cost
 from serving.contract.files import FrozenModel
-from serving.contract.frame_count import frames
-from serving.contract.jpeg import plain_size
+from serving.contract.image_header import check_scans, open_image
+from serving.contract.image_limits import DEFAULT_LIMITS, CostlyImage, ImageLimits, ImageRejected
+from serving.contract.jpeg import decode_jpeg, plain_size
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
 ORIENTATION_TAG = 0x0112
 LYING = 5
 """From this orientation on the stored rows are the upright image's columns."""
 WHITE = (255, 255, 255)
 STRIP = 256
 """Rows converted to RGB at a time: intermediates take a few megabytes, however large the picture is."""
-
-
-class ImageRejected(Exception):
-    """An image that is not accepted. `reason` is a short code for metrics, the message one sentence."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 class PreprocessSpec(FrozenModel):
@@ -49,26 +39,11 @@ class PreprocessSpec(FrozenModel):
     fit: Literal["squash", "crop", "pad"] = "squash"
 
 
-class ImageLimits(FrozenModel):
-    """Limits checked before any pixel is decoded."""
-
-    max_bytes: int = 20 * 2**20
-    max_pixels: int = 64_000_000
-    max_whole_pixels: int = 64_000_000
-    """Limit for images other than RGB or grey JPEGs, which cannot be decoded at a reduced size; and for what a small box in a JPEG
-    is decoded at."""
-    max_frames: int = 1000
-    """Only the first is read."""
-
-
-DEFAULT_LIMITS = ImageLimits()
-
-
 def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMITS, box: Box | None = None) -> np.ndarray:
     """Decodes image bytes, or what lies in a box of the upright image, to pixels (size, size, 3) uint8 RGB.
 
     A box of the whole image gives what no box gives, to the last bit. Raises ImageRejected with a reason: empty, too_many_bytes,
-    not_an_image, format, too_many_pixels, too_many_frames, truncated.
+    not_an_image, format, too_many_pixels, too_many_frames, too_many_scans, truncated; and CostlyImage.
     """
     if not data:
         raise ImageRejected("empty", "the image has no bytes")
@@ -77,47 +52,38 @@ def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMI
     box = None if box is None or box.whole else box
     size = plain_size(data)
     if size is not None and size[0] * size[1] <= limits.max_pixels:
-        try:
-            return _frame(_cut(_jpeg(data, _least(size[1], size[0], spec, box, limits)), box), spec)
-        except ValueError:  # Pillow's look at it says what is wrong
-            pass
-    picture = _open(data, limits)
+        return _frame(_cut(_plain(data, size, spec, limits, box), box), spec)
+    picture = open_image(data, limits)
+    _check_cost(picture_cost(picture, data), limits)
     try:
         orientation = picture.getexif().get(ORIENTATION_TAG, 1)
         width, height = picture.size
         least = _least(height, width, spec, box, limits, lies=orientation >= LYING)
         pixels = _cut(_pixels(data, picture, orientation, least), box)
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-        raise ImageRejected("truncated", f"the image is truncated or damaged: {error}") from None
+    except ImageRejected:
+        raise
+    except Exception:  # Pillow raises many unrelated classes for bytes that make no sense
+        raise _damaged() from None
     return _frame(pixels, spec)
 
 
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Reads an image's header and checks its limits, without decoding."""
+def _plain(data: bytes, size: tuple[int, int], spec: PreprocessSpec, limits: ImageLimits, box: Box | None) -> np.ndarray:
+    """The pixels of a JPEG that `plain_size` knows. Where it cannot be decoded, Pillow's look at its header says what is wrong."""
+    _check_cost(jpeg_cost(*size, check_scans(data, limits)), limits)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        raise ImageRejected("not_an_image", "the bytes are not an image in a known format") from None
-    except Image.DecompressionBombError:  # more than any replica takes, before its size could be read
-        detail = f"the image has far too many pixels; at most {limits.max_pixels} are accepted"
-        raise ImageRejected("too_many_pixels", detail) from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ImageRejected("truncated", f"the image's header is damaged: {error}") from None
-    if picture.format not in FORMATS:
-        raise ImageRejected("format", f"images of format {picture.format} are not accepted; send one of {', '.join(FORMATS)}")
-    width, height = picture.size
-    photo = picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L")
-    most = limits.max_pixels if photo else min(limits.max_pixels, limits.max_whole_pixels)
-    if width * height > most:
-        kind = f"{picture.format} in {picture.mode}"
-        detail = f"the image is {width} x {height}; at most {most} pixels are accepted of a {kind}"
-        raise ImageRejected("too_many_pixels", detail)
-    if frames(picture, data, limits.max_frames) > limits.max_frames:
-        detail = f"the image has too many frames; at most {limits.max_frames} are accepted"
-        raise ImageRejected("too_many_frames", detail)
-    return picture
+        return _jpeg(data, _least(size[1], size[0], spec, box, limits))
+    except ValueError:
+        open_image(data, limits)
+        raise _damaged() from None
+
+
+def _damaged() -> ImageRejected:
+    return ImageRejected("truncated", "the image is truncated or damaged")
+
+
+def _check_cost(cost: float, limits: ImageLimits) -> None:
+    if cost > limits.max_cost:
+        raise CostlyImage(f"decoding costs as much as a JPEG of {cost:.3g} pixels")
 
 
 def _pixels(data: bytes, picture: Image.Image, orientation: int, least: tuple[int, int]) -> np.ndarray:
@@ -137,7 +103,7 @@ def _pixels(data: bytes, picture: Image.Image, orientation: int, least: tuple[in
 
 
 def _jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray:
-    return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+    return decode_jpeg(data, least)
 
 
 def _whole(picture: Image.Image) -> np.ndarray:
@@ -150,6 +116,14 @@ def _whole(picture: Image.Image) -> np.ndarray:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        return _unit_floats(np.asarray(picture))
+    if picture.mode == "I":
+        raise ImageRejected(
+            "format",
+            f"{picture.format}s of 32-bit integers are not accepted, as nothing says how bright they are; "
+            "save it with 8 or 16 bits",
+        )
     if picture.mode.startswith("I"):
         return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
@@ -157,6 +131,13 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         ground = Image.new("RGBA", layer.size, (*WHITE, 255))
         return Image.alpha_composite(ground, layer).convert("RGB")
     return picture.convert("RGB")
+
+
+def _unit_floats(pixels: np.ndarray) -> Image.Image:
+    """Grey pixels (h, w) float32, where 0 is black and 1 is white, as renderers write them. Raises ImageRejected for others."""
+    if not ((pixels >= 0) & (pixels <= 1)).all():
+        raise ImageRejected("format", "images of floating-point numbers are accepted from 0 to 1 only; save it with 8 or 16 bits")
+    return Image.fromarray((255 * pixels).round().astype(np.uint8)).convert("RGB")
 
 
 def _least(

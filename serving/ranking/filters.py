@@ -10,7 +10,7 @@
 A list column (`category`, tags) matches a value when any of its names, or its whole path "Home > Mugs", equals it. Where a
 product's value is missing, only {"exists": false} holds of that column; `not` inverts any filter.
 
-A filter has at most 64 conditions, 8 levels, and 1,000 values in all its lists together.
+A filter has at most 64 conditions, 256 objects, 8 levels, and 1,000 values in all its lists together.
 """
 
 import json
@@ -33,6 +33,8 @@ LANGUAGE = 1
 OPERATORS = ("eq", "in", "lt", "lte", "gt", "gte", "exists")
 COMBINERS = ("and", "or", "not")
 MAX_DEPTH, MAX_CONDITIONS, MAX_VALUES = 8, 64, 1000
+MAX_OBJECTS = 4 * MAX_CONDITIONS
+"""Most objects of a filter, empty ones among them, which are no conditions."""
 MAX_COMPARISONS = 200
 """Most numbers of an `in` list compared one by one; beyond, binary search is faster (a million rows on one core: 0.2 ms each,
 against 50 to 80 ms)."""
@@ -119,9 +121,12 @@ class Filter(RootModel[dict[str, Any]]):
 
 class _Parser:
     def __init__(self) -> None:
-        self.conditions = self.values = 0
+        self.objects = self.conditions = self.values = 0
 
     def object(self, found: Any, where: str, depth: int) -> Node:
+        self.objects += 1
+        if self.objects > MAX_OBJECTS:
+            raise ValueError(f"the filter has more than {MAX_OBJECTS} objects")
         if not isinstance(found, dict):
             raise ValueError(f'{where or "the filter"} is not an object of conditions such as {{"brand": "Norda"}}')
         if depth > MAX_DEPTH:

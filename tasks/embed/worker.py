@@ -1,7 +1,6 @@
 """The work of one Spark worker on one chunk. Independent of Spark: chunks are read from and written to files."""
 
 import hashlib
-import io
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -13,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from serving.contract.encoder import Encoder, EncoderFolder
+from serving.contract.image_header import open_image
 from serving.contract.palette import PALETTE, PALETTE_TYPE, palette
-from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
+from serving.contract.preprocess import DEFAULT_LIMITS, ImageRejected, PreprocessSpec, decode
 from serving.search.image_fetch import Fetcher
 from tasks import storage
 from tasks.embed.chunk_progress import REJECTED
@@ -145,8 +144,7 @@ def _picture(row: dict, spec: PreprocessSpec, config: WorkerConfig) -> Picture:
         raise ImageRejected("changed", f"{row['image_uri']}: its bytes changed while the job ran; the next run takes it")
     try:
         pixels = decode(data, spec)
-        with Image.open(io.BytesIO(data)) as header:
-            return Picture(pixels, palette(pixels), *header.size)
+        return Picture(pixels, palette(pixels), *open_image(data, DEFAULT_LIMITS).size)
     except ImageRejected:
         raise
     except Exception as error:  # a decoder's own fault: the picture is named and tried again next run, the job goes on

@@ -225,6 +225,13 @@ def test_a_filter_as_deep_as_the_stack_is_refused_and_not_followed() -> None:
         Filter(deep)
 
 
+@pytest.mark.parametrize("part", [{}, {"and": [{}]}, {"not": {}}], ids=str)
+def test_a_filter_of_thousands_of_objects_that_ask_nothing_is_refused(part: dict) -> None:
+    assert Filter.model_validate({"or": [part] * 80}).tree()
+    with pytest.raises(ValidationError, match="more than 256 objects"):
+        Filter.model_validate({"or": [part] * 20_000})
+
+
 def test_the_same_filter_has_one_canonical_form() -> None:
     one, other = Filter({"brand": "Vela", "price": {"lt": 3, "gt": 1}}), Filter({"price": {"gt": 1, "lt": 3}, "brand": "Vela"})
     assert one.canonical() == other.canonical()
