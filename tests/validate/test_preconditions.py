@@ -174,7 +174,7 @@ def test_all_that_is_wrong_is_in_one_list(shop: Path) -> None:
         assert FAULTS[fault][1] in said, said
     assert "VITRINE_ENCODER_PRESET: there is no encoder preset 'huge'" in said
     assert "line 5: images/3.jpg: there is no such file" in said
-    assert "line 10: images/8.jpg: not a picture" in said
+    assert "line 10: images/8.jpg: the bytes are not an image in a known format" in said
     assert said.startswith("7 things have to be mended in the catalogue ")
 
 
