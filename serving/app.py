@@ -13,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from serving.api.body_limits import BodyLimits
 from serving.api.direct_route import DirectRoute
 from serving.api.errors import handle_errors
+from serving.api.head_requests import HeadRequests
 from serving.api.middleware import RequestMiddleware
 from serving.api.openapi import describe
 from serving.api.replica import Replica
@@ -54,9 +55,10 @@ def create_app(settings: ServingSettings, source: VersionSource | None = None, f
     app.add_middleware(DirectRoute, route=cast(APIRoute, search.posted.routes[0]), metrics=replica.request_metrics)
     app.add_middleware(RequestMiddleware, metrics=replica.request_metrics, tracing=replica.tracing)
     app.add_middleware(
-        BodyLimits, max_bytes=body_limit(settings.max_image_bytes), limit_s=settings.body_s, admission=replica.uploads,
+        BodyLimits, max_bytes=body_limit(settings.max_image_bytes), limit_s=settings.body_s, places=replica.uploads,
         by_path={MLFLOW_HOOK: MAX_BODY_BYTES},
     )  # fmt: skip
+    app.add_middleware(HeadRequests)
     for router in (search.posted, search.router, batch.router, pictures.router, operating.router):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=pictures.STATIC), name="static")

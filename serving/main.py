@@ -37,12 +37,15 @@ def serve() -> None:
             head_s=settings.head_s,
             max_head_bytes=settings.head_bytes,
             max_connections=settings.connections,
+            share=settings.address_share,
+            proxies=settings.proxies,
         ),
         log_level="warning",
         log_config=None,
         access_log=False,
         ws="none",
-        proxy_headers=False,  # nothing here asks for the caller's address
+        proxy_headers=bool(settings.proxies),  # else nobody's word about the caller's address is taken
+        forwarded_allow_ips=list(settings.proxies),
         server_header=False,
         timeout_graceful_shutdown=10,
         timeout_keep_alive=KEEP_ALIVE_S,

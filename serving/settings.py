@@ -96,6 +96,13 @@ class ServingSettings:
     )  # fmt: skip
     body_s: float = setting(20.0, "seconds for a request body; slower is answered 408", 10, least=0.01, most=DAY_S)
     uploads: int = setting(128, "bodies being received at once; further ones are answered 503", 64, least=1)
+    address_share: float = setting(
+        0.8, "share of connections, uploads and waiting searches that one address may hold; 1: all, as behind one trusted caller",
+        0.3, least=0.01, most=1,
+    )  # fmt: skip
+    proxies: tuple[str, ...] = setting(
+        (), "addresses of proxies in front, whose X-Forwarded-For names the caller; they may hold all connections", "10.0.0.5"
+    )
     max_image_bytes: int = setting(
         10 * 2**20, "bytes of a photo; more is answered 413; the whole body may be 1.4 times as large", 5 * 2**20, least=1
     )
@@ -106,6 +113,9 @@ class ServingSettings:
         25_000_000, "the same for all but RGB and grey JPEGs, which alone decode at a reduced size: a second at 25 million",
         12_000_000, least=1,
     )  # fmt: skip
+    max_scans: int = setting(
+        64, "scans of a progressive JPEG; more is answered 413 (most have 10, and every one passes over all pixels)", 32, least=1
+    )
     cache_url: str = setting(
         "",
         "redis:// of caches that replicas share; empty: each has its own in memory",

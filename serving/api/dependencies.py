@@ -85,7 +85,8 @@ class SearchCall:
             photo = await replica.fetch(query.request.image_url, timings)
             query = await query_of(query.request, photo)
         sampled = not self.slot and self.request.headers.get("sec-gpc") != "1"
-        answer = await replica.search(self.release, query, timings, state.request_id + suffix, sampled)
+        address = self.request.client.host if self.request.client else ""
+        answer = await replica.search(self.release, query, timings, state.request_id + suffix, sampled, address)
         replica.search_metrics.count(answer)
         return answer
 

@@ -101,6 +101,6 @@ def handle_errors(app: FastAPI, metrics: RequestMetrics) -> None:
         elif error.status_code == 405:
             there = [r for r in app.routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE]
             methods = {m for r in there for m in r.methods or ()} or {"GET", "HEAD"}  # a static file has no route of its own
-            headers["Allow"] = ", ".join(sorted(methods))
+            headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
             detail = f"this path takes {headers['Allow']}, not {request.method}; GET /openapi.json describes it"
         return problem_response(problem(error.status_code, detail, "route", request.state.request_id), headers)

@@ -4,23 +4,30 @@ import asyncio
 import contextvars
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
 
 from serving.api.admission import AdmissionLimit, overloaded
 from serving.api.auth import Access, read_keys
+from serving.api.connection_limits import share_of
 from serving.api.errors import ApiError
 from serving.api.metrics import RequestMetrics
+from serving.api.upload_places import UploadPlaces
 from serving.cluster.client import ShardClient
 from serving.cluster.fleet import RESOLVE_S, Fleet, addresses_of
 from serving.cluster.gateway import GatewayOpener
 from serving.cluster.metrics import GatewayMetrics
-from serving.contract.preprocess import ImageLimits
+from serving.contract.image_limits import CostlyImage, ImageLimits
 from serving.contract.runtimes import runtime
 from serving.ranking.profiles import NoProfiles, Profiles, RedisProfiles
 from serving.search import pipeline as queries
 from serving.search.caches import Caches
+from serving.search.costly_images import MAX_COST, CostlyImages
 from serving.search.image_fetch import Fetcher
 from serving.search.live_recall import LiveRecall
 from serving.search.metrics import SearchMetrics
@@ -40,6 +47,8 @@ from serving.versions.version_source import VersionSource
 
 FETCHERS = 4
 """Concurrent fetches of photos by URL; up to `queue` more wait, and any beyond are answered 503."""
+COSTLY_QUEUE = 16
+"""Costly images decoded or waiting for it; more are answered 503."""
 PROFILE_TIMEOUT_S = 0.05
 TOO_LATE = "the answer was not ready in the time this request had; try again, or ask for less"
 
@@ -59,7 +68,10 @@ class Replica:
             max_bytes=settings.max_image_bytes,
             max_pixels=settings.max_image_pixels,
             max_whole_pixels=settings.max_whole_pixels,
+            max_scans=settings.max_scans,
+            max_cost=MAX_COST,
         )
+        self.costly_images = CostlyImages(self.limits)
         samples = Samples(settings.sample_rate, settings.sample_kept, settings.sample_photos)
         self.deps = SearchDeps(self.limits, _caches(settings), _profiles(settings), samples)
         self.live_recall = LiveRecall(samples, lambda: self.slots.live)
@@ -71,7 +83,10 @@ class Replica:
         self.workers = ThreadPoolExecutor(settings.workers, "search")
         self.fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
         self.waiting, self.lock = 0, threading.Lock()
-        self.uploads = AdmissionLimit(settings.uploads, "photos are on their way in")
+        self.waiting_by_address: Counter[str] = Counter()
+        self.costly = ThreadPoolExecutor(1, "costly")
+        self.uploads = UploadPlaces(settings.uploads, settings.address_share)
+        self.costly_places = AdmissionLimit(COSTLY_QUEUE, "large images are waiting to be decoded")
         self.fetches = AdmissionLimit(FETCHERS + settings.queue, "photos are being fetched by their addresses")
         calls: dict[str, tuple[Callable[[], object], float | None]] = {
             "follow": (self.slots.follow, settings.poll_s),
@@ -91,6 +106,8 @@ class Replica:
             self.fleet.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
         self.fetchers.shutdown(wait=False, cancel_futures=True)
+        self.costly.shutdown(wait=False, cancel_futures=True)
+        self.costly_images.close()
         self.deps.caches.close()
         self.tracing.close()
 
@@ -103,19 +120,39 @@ class Replica:
         return Deadline.after(limit_s if timeout_ms is None else min(limit_s, _timeout_s(timeout_ms)))
 
     async def search(
-        self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool = False
+        self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool = False, address: str = ""
     ) -> SearchAnswer:
-        """Runs a query on a worker thread. Raises ApiError(503) when too many wait, DeadlinePassed, and what a search raises.
+        """Runs a query on a worker thread, a costly photo decoded beforehand. Raises ApiError(503) when too many wait, of all or of
+        this address; DeadlinePassed; and what a search raises.
 
         A search whose deadline passes or whose caller is cancelled is dropped while it waits, or ends before its next phase.
         """
-        if self.waiting >= self.settings.workers + self.settings.queue:
+        places = self.settings.workers + self.settings.queue
+        if self.waiting >= places or self.waiting_by_address[address] >= share_of(places, self.settings.address_share):
             raise overloaded("searches are waiting")
+        self.waiting_by_address[address] += 1
         try:
             async with asyncio.timeout(timings.deadline.left_s()):
-                return await self._submit(release, query, timings, request_id, sampled)
+                with suppress(CostlyImage):
+                    return await self._submit(release, query, timings, request_id, sampled)
+                decoded = replace(query, pixels=await self._decode_costly(release, query, timings))
+                return await self._submit(release, decoded, timings, request_id, sampled)
         except TimeoutError:
             raise DeadlinePassed(TOO_LATE) from None
+        finally:
+            self.waiting_by_address[address] -= 1
+            if not self.waiting_by_address[address]:
+                del self.waiting_by_address[address]
+
+    async def _decode_costly(self, release: Release, query: Query, timings: Timings) -> np.ndarray:
+        """The pixels of a costly photo, decoded in the child process. Raises ApiError(503), ImageRejected or DeadlinePassed."""
+
+        def decode() -> np.ndarray:
+            with timings.phase("decode"):
+                return self.costly_images.decode(query.photo_bytes(), release.preprocess, query.box, timings.deadline)
+
+        with self.costly_places:
+            return await asyncio.get_running_loop().run_in_executor(self.costly, decode)
 
     def _submit(
         self, release: Release, query: Query, timings: Timings, request_id: str, sampled: bool

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from serving.api.errors import handle_errors
+from serving.api.head_requests import HeadRequests
 from serving.api.metrics import RequestMetrics
 from serving.api.middleware import RequestMiddleware
 from serving.api.routes import state
@@ -41,6 +42,7 @@ def create_shard_app(settings: ServingSettings, source: VersionSource) -> FastAP
     request_metrics = RequestMetrics(server.metrics)
     handle_errors(app, request_metrics)
     app.add_middleware(RequestMiddleware, metrics=request_metrics, tracing=tracing)
+    app.add_middleware(HeadRequests)
     app.add_exception_handler(ShardError, _refuse)
     _shard_routes(app, server)
     app.include_router(state.router)

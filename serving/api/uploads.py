@@ -7,7 +7,10 @@ from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from serving.api.errors import ApiError
 from serving.contract.preprocess import ImageRejected
+
+JSON = "application/json"
 
 FORM_FIELDS = ("k", "candidates", "explain", "text", "text_weight")
 JSON_FIELDS = ("filter", "user", "box")
@@ -25,8 +28,8 @@ def body_limit(max_image_bytes: int) -> int:
 
 async def read_upload(request: Request) -> tuple[bytes | None, dict[str, Any]]:
     """Reads the photo's bytes (None when the body is JSON) and the other fields. Raises ImageRejected or ValueError."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
+    kind = _media_type(request)
+    if kind == JSON:
         return None, json_object(await request.body())
     if kind != "multipart/form-data":
         raise ImageRejected("format", "send the photo as multipart/form-data (field image), or a JSON object")
@@ -43,6 +46,17 @@ async def read_upload(request: Request) -> tuple[bytes | None, dict[str, Any]]:
     fields: dict[str, Any] = {n: form[n] for n in FORM_FIELDS if n in form}
     fields |= {n: json_object(str(form[n]).encode(), f"the field {n}") for n in JSON_FIELDS if form.get(n)}
     return photo, fields
+
+
+def require_json(request: Request) -> None:
+    """Raises ApiError(415) where a body is said to be anything but JSON."""
+    kind = _media_type(request)
+    if kind != JSON:
+        raise ApiError(415, f"send a JSON object as {JSON}, not as {kind[:80] or 'what has no content type'}", "format")
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def json_object(data: bytes, what: str = "the body", most: int = MAX_VALUES) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def search(
 ) -> SearchAnswer:
     """Answers a query from one release throughout; with `sampled` it may be kept as a query sample.
 
-    Raises QueryError, FilterError, ImageRejected or DeadlinePassed.
+    Raises QueryError, FilterError, ImageRejected, CostlyImage or DeadlinePassed.
     """
     timings.deadline.check("work")
     request, cache = query.request, SearchCache(release, query, deps.caches)
@@ -50,7 +50,7 @@ def search(
         photo, text = cache.photo(), cache.text()
         if query.photo_sha256 and photo is None:
             with timings.phase("decode"):
-                pixels, colours = release.preprocess_photo(query.photo_bytes(), deps.limits, query.box)
+                pixels, colours = release.preprocess_photo(query.photo_bytes(), deps.limits, query.box, query.pixels)
             with timings.phase("encode"):
                 photo = cache.put_photo(EncodedQuery(release.encode(pixels), colours))
         if request.text is not None and text is None:

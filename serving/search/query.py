@@ -27,7 +27,8 @@ class QueryError(Exception):
 class Query:
     """A parsed request: its photo, by bytes or only by sha256, the box in it (None: the whole photo), its vector, and its cache key.
 
-    `key` hashes everything the answer depends on besides the versions.
+    `pixels` are the photo's, where it was decoded elsewhere: (size, size, 3) uint8. `key` hashes everything the answer depends on
+    besides the versions.
     """
 
     request: SearchRequest
@@ -36,6 +37,7 @@ class Query:
     vector: np.ndarray | None = field(repr=False)
     key: str
     box: Box | None = None
+    pixels: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, request: SearchRequest, photo: bytes | None = None, photo_sha256: str = "") -> "Query":

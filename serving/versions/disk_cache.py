@@ -1,5 +1,6 @@
 """Disk cache of segment files and encoders by sha256, with LRU eviction; several processes may share it."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -8,7 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from serving.contract.files import ContractError
+
 PRIVATE, READ_ONLY = 0o700, 0o444
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LEAST_FREE = 65_536
+"""A disk with less is full: MLflow's downloads fail on it without saying why."""
 
 
 class DiskCache:
@@ -27,12 +33,38 @@ class DiskCache:
         return self.folder / "encoders" / sha256
 
     @contextmanager
-    def staging(self) -> Iterator[Path]:
-        """A temporary folder below `incoming/`, on the same disk; removed at the end with what was not moved out of it."""
-        if not self.prepared:
-            self._prepare()
-        with self._locked(fcntl.LOCK_SH), tempfile.TemporaryDirectory(dir=self.folder / "incoming") as folder:
-            yield Path(folder)
+    def staging(self, need_bytes: int = 0) -> Iterator[Path]:
+        """A temporary folder below `incoming/`, on the same disk; removed at the end with what was not moved out of it.
+
+        Raises ContractError where what failed inside lacked space: the disk is full, or had less than `need_bytes`.
+        """
+        self._prepare_once()
+        full = shutil.disk_usage(self.folder).free < need_bytes
+        try:
+            with self._locked(fcntl.LOCK_SH), tempfile.TemporaryDirectory(dir=self.folder / "incoming") as folder:
+                try:
+                    yield Path(folder)
+                except Exception as error:  # before the folder is removed
+                    full = full or _is_full(error) or shutil.disk_usage(self.folder).free < LEAST_FREE
+                    raise
+        except Exception as error:
+            if full or _is_full(error):
+                raise self._no_space() from None
+            raise
+
+    def _no_space(self) -> ContractError:
+        return ContractError(
+            f"there is no space left on the disk of the cache {self.folder}; free some, give it a larger disk, or lower "
+            "VITRINE_CACHE_BYTES"
+        )
+
+    def _prepare_once(self) -> None:
+        """Prepares the folders once. Raises ContractError where the disk is full."""
+        try:
+            if not self.prepared:
+                self._prepare()
+        except OSError as error:
+            raise (self._no_space() if _is_full(error) else error) from None
 
     def evict(self, in_use: set[str]) -> None:
         """Removes the least recently used files and encoders over the limit, except those `in_use`.
@@ -76,6 +108,15 @@ class DiskCache:
             except OSError:
                 had = False
             yield had
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk or quota is full. MLflow keeps only the text of some."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in FULL) or any(os.strerror(number) in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def make_read_only(path: Path) -> Path:

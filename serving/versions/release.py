@@ -116,13 +116,14 @@ class Release:
         return cls(version, manifest, encoders, query, searcher, TextEncoder.open(encoders, threads))
 
     def preprocess_photo(
-        self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, box: Box | None = None
+        self, data: bytes, limits: ImageLimits = DEFAULT_LIMITS, box: Box | None = None, pixels: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Decodes a photo, or a box of it, to encoder input (h, w, 3) uint8, and its palette where the ranker uses one.
 
-        Raises ImageRejected.
+        `pixels` is that input where it is there already. Raises ImageRejected or CostlyImage.
         """
-        pixels = decode(data, self.preprocess, limits, box)
+        if pixels is None:
+            pixels = decode(data, self.preprocess, limits, box)
         return pixels, palette(pixels) if self.searcher.features.palette is not None else None
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:

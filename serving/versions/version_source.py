@@ -145,7 +145,7 @@ class MlflowSource:
         path = self.disk_cache.file(ref.sha256)
         if path.is_file() and path.stat().st_size == ref.bytes and sha256_file(path) == ref.sha256:
             return touch(path)
-        with self.disk_cache.staging() as staging:
+        with self.disk_cache.staging(ref.bytes) as staging:
             make_read_only(verify(self._download(ref.run_id, ref.path, staging), ref)).replace(path)
         self._evict()
         return path

@@ -12,7 +12,7 @@ from serving.api.dependencies import Bearer, Key, SearchCallDep, query_of
 from serving.api.errors import CLIENT_ERRORS, problem_of
 from serving.api.openapi import BATCH_RESPONSES, KEY_OPTIONAL
 from serving.api.routes.search import PRIVATE
-from serving.api.uploads import MAX_VALUES, json_object
+from serving.api.uploads import MAX_VALUES, json_object, require_json
 from serving.search.schemas import BatchAnswer, BatchRequest, Problem, SearchAnswer, SearchRequest
 
 MAX_BATCH_VALUES = 10 * MAX_VALUES
@@ -37,6 +37,7 @@ class StrictJsonRoute(APIRoute):
         async def strict(request: Request) -> Response:
             request = StrictJsonRequest(request.scope, request.receive)
             request.app.state.replica.access.admit(request.headers, 0)
+            require_json(request)
             await request.json()  # before FastAPI does, which would make a 400 of whatever is raised
             return await handle(request)
 

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send
     if scope["type"] != "http":
         return
     path = scope["path"]
-    bodies = {"/whole": [b"w" * 5000], "/slow": [b"a" * 10, b"b" * 10], "/read": [b"r" * 10]}[path]
+    bodies = {"/whole": [b"w" * 5000], "/healthz": [b"alive"], "/slow": [b"a" * 10, b"b" * 10], "/read": [b"r" * 10]}[path]
     more = path == "/read"
     while more:
         message = await receive()
@@ -218,21 +218,67 @@ def test_many_small_requests_at_once_are_no_large_head() -> None:
         assert answer.count(b"HTTP/1.1 200 OK") == 201
 
 
-def test_connections_beyond_the_most_are_closed_until_there_is_room() -> None:
+def status(connection: socket.socket, path: str) -> int:
+    """The status of the answer; 0 where the other side closes without one."""
+    with suppress(ConnectionError):
+        ask(connection, path)
+        return int((connection.recv(65536).split() or [b"", b"0"])[1])
+    return 0
+
+
+def test_beyond_the_most_connections_the_one_that_is_silent_longest_makes_room() -> None:
     with serving(max_connections=2) as port, connect(port) as one, connect(port) as two:
-        for opened in (one, two):
-            ask(opened)
-            assert answered(opened)
+        ask(two)
+        assert answered(two)
         before = LimitedHttpProtocol.turned_away
         with connect(port) as third:
-            assert third.recv(65536) == b""
-        assert LimitedHttpProtocol.turned_away == before + 1
+            ask(third)
+            assert answered(third)
+            assert one.recv(65536) == b""
+            assert LimitedHttpProtocol.turned_away == before + 1
+            ask(two)
+            assert answered(two)
+
+
+def test_a_thousand_silent_connections_keep_nobody_out() -> None:
+    with serving(max_connections=50) as port, ExitStack() as opened:
+        for _ in range(200):
+            opened.enter_context(connect(port))
+        with connect(port) as last:
+            ask(last)
+            assert answered(last)
+
+
+def test_while_all_connections_are_at_work_only_health_is_answered() -> None:
+    with serving(max_connections=2) as port, connect(port) as one, connect(port) as two:
+        for busy in (one, two):
+            ask(busy, "/slow")
+            assert busy.recv(10).startswith(b"HTTP/1.1 2")
+        with connect(port) as health, connect(port) as other:
+            assert status(health, "/healthz") == 200
+            assert status(health, "/healthz?again") == 200
+            assert status(health, "/whole") == 503
+            assert status(other, "/whole") == 503
+            assert other.recv(65536) == b""
+        later.set()
+        assert answered(one, b"b" * 10)
         one.close()
 
         def room() -> bool:
-            with connect(port) as fourth, suppress(ConnectionError):
-                ask(fourth)
-                return answered(fourth)
-            return False
+            with connect(port) as fourth:
+                return status(fourth, "/whole") == 200
 
         until(room)
+
+
+def test_one_address_holds_its_share_of_connections_and_a_trusted_proxy_all() -> None:
+    def busy(port: int, count: int, opened: ExitStack) -> list[int]:
+        return [status(opened.enter_context(connect(port)), "/slow") for _ in range(count)]
+
+    with serving(max_connections=4, share=0.5) as port, ExitStack() as opened:
+        assert busy(port, 3, opened) == [200, 200, 503]
+        elsewhere = opened.enter_context(socket.create_connection(("127.0.0.1", port), 20, source_address=("127.0.0.2", 0)))
+        ask(elsewhere)
+        assert answered(elsewhere)
+    with serving(max_connections=4, share=0.5, proxies=("127.0.0.1",)) as port, ExitStack() as opened:
+        assert busy(port, 5, opened) == [200, 200, 200, 200, 503]

@@ -1,7 +1,10 @@
 """The HTTP interface, over a real release of two versions."""
 
 import base64
+import dataclasses
 import gc
+import gzip
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +12,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from serving.api.dependencies import LARGE
+from serving.search.caches import Caches
 from serving.search.query import Query
 from serving.telemetry.timing import Timings
 from tests.running import until
@@ -316,8 +321,8 @@ def test_nothing_of_a_search_outlives_its_problem(store: Storefront, path: str) 
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("DELETE", "/v1/search", "GET, POST"),
-        ("POST", "/v1/version", "GET"),
+        ("DELETE", "/v1/search", "GET, HEAD, POST"),
+        ("POST", "/v1/version", "GET, HEAD"),
         ("GET", "/v1/search/batch", "POST"),
         ("POST", "/static/app.js", "GET, HEAD"),
     ],
@@ -423,3 +428,67 @@ def test_the_page_loads_nothing_from_elsewhere(asked: TestClient) -> None:
     for part in ("/static/app.js", "/static/style.css"):
         assert part in page
         assert asked.get(part).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/healthz", "/readyz", "/metrics", "/v1/version", "/", "/static/app.js", "/openapi.json", "/v1/search?product_id={id}",
+     "/v1/images/{id}", "/v1/products/{id}/similar", "/v1/products/nothing/similar", "/v1/search", "/nowhere", "/v1/search/batch"],
+)  # fmt: skip
+def test_head_is_answered_as_get_without_the_body(asked: TestClient, front: Storefront, path: str) -> None:
+    path = path.format(id=front.ids[0])
+    got, head = asked.get(path), asked.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    stable = {"content-type", "allow", "etag", "cache-control", "content-security-policy"}
+    assert {n: v for n, v in head.headers.items() if n in stable} == {n: v for n, v in got.headers.items() if n in stable}
+    assert "content-length" in head.headers
+
+
+def test_a_gzip_body_is_a_body_on_every_route_and_another_encoding_is_named(asked: TestClient, front: Storefront) -> None:
+    search = {"product_id": front.ids[0], "k": 3}
+    for path, body in (("/v1/search", search), ("/v1/search/batch", {"searches": [search]})):
+        content = gzip.compress(json.dumps(body).encode())
+        answer = asked.post(path, content=content, headers=JSON | {"content-encoding": "gzip"})
+        assert answer.status_code == 200
+        refused = asked.post(path, content=content, headers=JSON | {"content-encoding": "br"})
+        assert (refused.status_code, refused.headers["accept-encoding"]) == (415, "gzip, identity")
+        assert "Content-Encoding 'br'" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/xml", "application/x-www-form-urlencoded", ""])
+def test_a_body_of_another_type_is_refused_as_such(asked: TestClient, front: Storefront, kind: str) -> None:
+    for path in ("/v1/search", "/v1/search/batch"):
+        answer = asked.post(path, content=json.dumps({"product_id": front.ids[0]}), headers={"content-type": kind})
+        assert (answer.status_code, answer.json()["reason"]) == (415, "format")
+
+
+def photo_of(kind: str, **options: object) -> bytes:
+    noise = np.random.default_rng(5).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).resize((700, 500)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_a_costly_photo_is_answered_as_any_other_and_decoded_in_a_child(store: Storefront) -> None:
+    data = photo_of("PNG")
+    app = open_app(store)
+    replica = app.state.replica
+    with TestClient(app) as client:
+        cheap = client.post("/v1/search", files={"image": ("p", data)}, data={"explain": "true"}).json()
+        assert replica.costly_images.child is None
+        limits = replica.limits.model_copy(update={"max_cost": 1})
+        replica.deps = dataclasses.replace(replica.deps, caches=Caches(), limits=limits)
+        costly = client.post("/v1/search", files={"image": ("p", data)}, data={"explain": "true"}).json()
+        assert costly["results"] == cheap["results"]
+        assert set(costly["timings_ms"]) == set(cheap["timings_ms"])
+        child = replica.costly_images.child
+        assert child.poll() is None
+        damaged = client.post("/v1/search", files={"image": ("p", data[:3000])})
+        assert (damaged.status_code, damaged.json()["reason"]) == (422, "truncated")
+        late = client.post("/v1/search", files={"image": ("p", photo_of("WEBP"))}, headers={"X-Timeout-Ms": "1"})
+        assert late.status_code == 504
+        child.kill()
+        again = client.post("/v1/search", files={"image": ("p", photo_of("GIF"))})
+        assert again.status_code == 200
+        assert replica.waiting_by_address == {}
+    assert replica.costly_images.child is None

@@ -1,5 +1,6 @@
 """What is kept of versions on disk: least recently used goes first, and only what dead processes left is cleared away."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.contract.files import ContractError
 from serving.versions.disk_cache import DiskCache, touch
 
 FETCHING = """
@@ -85,3 +87,28 @@ def test_what_a_release_of_before_left_writable_is_made_read_only(kept: DiskCach
     assert {mode for path, mode in modes.items() if path.is_file()} == {0o444}
     kept.evict(set())
     assert names(kept) == {"middle", "new"}, "what is read-only goes like anything else"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        RuntimeError("The following failures occurred: {'a': OSError(28, 'No space left on device')}"),
+    ],
+    ids=["disk", "quota", "told by MLflow"],
+)
+def test_a_full_disk_is_said_to_be_full_however_a_library_puts_it(tmp_path: Path, error: Exception) -> None:
+    def fetch(error: Exception, need_bytes: int = 0) -> None:
+        with DiskCache(tmp_path, 1).staging(need_bytes):
+            try:
+                raise error
+            except Exception:
+                raise KeyError("check the path") from None
+
+    with pytest.raises(ContractError, match="there is no space left on the disk of the cache"):
+        fetch(error)
+    with pytest.raises(ContractError, match="there is no space left on the disk of the cache"):
+        fetch(ValueError("a file that is larger than any disk"), 2**62)
+    with pytest.raises(KeyError):
+        fetch(ValueError("another fault"))
