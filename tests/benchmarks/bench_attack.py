@@ -36,7 +36,7 @@ TIMES, HEALTH_S, MEMORY_MIB = 4.0, 1.0, 40.0
 SETTLE_S = 2.0
 
 
-def photos(count: int = 40) -> list[bytes]:
+def photos(count: int = 8) -> list[bytes]:
     """Searches by photos of 12 megapixels, none of them sent twice."""
     found = []
     for seed in range(count):
