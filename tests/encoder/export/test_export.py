@@ -119,13 +119,13 @@ def test_an_export_that_is_killed_leaves_no_version_and_is_made_again(
     folder = tmp_path / "encoder"
     command = [sys.executable, "-c", EXPORT, snapshot.uri, str(exported.work), str(folder)]
     process = subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=".", OMP_NUM_THREADS="1"))
-    deadline = time.monotonic() + 120
-    while not (folder / "text.fp32.onnx").exists():
-        assert process.poll() is None, "the export ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+    try:
+        while not (folder / "text.fp32.onnx").exists():  # as long as it takes: pytest's own timeout ends the test
+            assert process.poll() is None, "the export ended before it could be killed"
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
     with pytest.raises(ContractError, match=r"encoder\.json"):
         EncoderFolder(folder)
     export_encoder(snapshot.uri, exported.teacher, exported.student, exported.config, exported.work, folder)
