@@ -76,6 +76,14 @@ class Settings:
         "", "how CSV files of a catalogue folder are written, where that cannot be seen: any of encoding=<name>, "
         "delimiter=comma|semicolon|tab|pipe, decimal=point|comma, separated by spaces", "encoding=cp1252 decimal=comma",
     )  # fmt: skip
+    catalog_columns: str = setting(
+        "", "what a catalogue's columns are called and computed from, where not as in catalogue.md: TOML, or a path that ends in "
+        ".toml", '{product_id = "sku", title = "name_en", price = "price_cents / 100"}',
+    )  # fmt: skip
+    catalog_query: str = setting(
+        "", "one SELECT that stands for the table products of a SQLite or PostgreSQL catalogue; read only, ordered by us",
+        "SELECT * FROM items WHERE published",
+    )  # fmt: skip
     changes: str = setting(
         "outbox:", "queue of changes: outbox: (a table beside the catalogue), sqs://queue or kafka://host:port/topic",
         "sqs://catalogue-changes", area="Changes",

@@ -41,6 +41,8 @@ DEFAULTS: dict[str, Any] = {
 OURS = ("key", PALETTE)
 """Columns of an index's tables that we compute: a catalogue's column of such a name is left out."""
 LARGEST_FLOAT32 = 3.4e38
+MAPPING_PROBLEM = "vitrine mapping problem"
+"""Column of a source's batch: our column, a tab, and why it could not be computed in this row; null where it could."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,13 @@ def read_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT
             note([row], name, problem)
         columns[name] = found.values
 
+    if MAPPING_PROBLEM in table.column_names:
+        for row, problem in enumerate(
+            table[MAPPING_PROBLEM].to_pylist() if table[MAPPING_PROBLEM].null_count < len(table) else ()
+        ):
+            if problem is not None:
+                note([row], *problem.split("\t", 1))
+        table = table.drop_columns([MAPPING_PROBLEM])
     for name, kind in KINDS.items():
         if name in table.column_names:
             take(name, convert(table[name], kind))
@@ -218,7 +227,8 @@ def _renamed(batch: pa.RecordBatch, where: str, required: tuple[str, ...]) -> tu
     missing = [n for n in required if n not in names]
     if missing:
         shown = ", ".join(column_as_written(given, n) for n in missing)
-        raise CatalogError(f"{where}: the column {shown} is missing; found {', '.join(given)}")
+        found = ", ".join(n for n in given if n != MAPPING_PROBLEM)
+        raise CatalogError(f"{where}: the column {shown} is missing; found {found}")
     own = {new: old for new, old in zip(names, given, strict=True) if new != old}
     return pa.Table.from_arrays(batch.columns, names=names), own
 

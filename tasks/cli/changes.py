@@ -94,6 +94,11 @@ def capture(
             {"capture": False, "catalogue": shown}, "changes of products no longer go to the outbox of the catalogue", as_json
         )
         return
+    if chosen.catalog_columns or chosen.catalog_query:
+        raise CatalogError(
+            "triggers capture the table products as it is, and VITRINE_CATALOG_COLUMNS or VITRINE_CATALOG_QUERY makes another of it; "
+            "find its changes with VITRINE_CHANGES=compare: instead"
+        )
     left_out = install_triggers(chosen.catalog_uri)
     lines = [f"the column {name} is not captured: {reason}" for name, reason in left_out.items()]
     lines.append("changes of products go to the outbox of the catalogue")

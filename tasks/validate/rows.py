@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.catalog.schema import ALIASES, column_as_written, read_products, to_photos
+from tasks.catalog.schema import ALIASES, MAPPING_PROBLEM, column_as_written, read_products, to_photos
 from tasks.catalog.sources import open_source
 from tasks.catalog.sources.csv_format import CsvFormat
 from tasks.catalog.sources.folder import NUMERIC, FolderSource
@@ -70,8 +70,9 @@ def _file(source: FolderSource, kind: str) -> Table | None:
     convert = read_products if kind == "products" else to_photos
     batches = source.products if kind == "products" else source.photos
     path = source.folder / f"{kind}.csv"
-    if (source.folder / f"{kind}.parquet").is_file():
-        return _arrow(f"{kind}.parquet", "", batches, convert, FILE_ROWS)
+    parquet = (source.folder / f"{kind}.parquet").is_file()
+    if parquet or (kind == "products" and source.options.columns and path.is_file()):  # mapped rows have no line of their own
+        return _arrow(f"{kind}.{'parquet' if parquet else 'csv'}", "", batches, convert, FILE_ROWS)
     return _csv(path, batches, convert, source.options.csv) if path.is_file() else None
 
 
@@ -138,11 +139,11 @@ def _arrow(
     if not found:
         return None
     count = sum(b.num_rows for b in found)
-    written = tuple(found[0].schema.names)
+    written = tuple(n for n in found[0].schema.names if n != MAPPING_PROBLEM)
     columns = [ALIASES.get(n, n) for n in written]
 
     def rows() -> Iterator[tuple[str, Row | str]]:
-        all_rows = (row for batch in found for row in batch.rename_columns(columns).to_pylist())
+        all_rows = (row for batch in found for row in batch.select(written).rename_columns(columns).to_pylist())
         for number, row in enumerate(islice(all_rows, most), 1):
             yield f"{name} {row[id_column]!r}" if row.get(id_column) else f"row {number}", row
 

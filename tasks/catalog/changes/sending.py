@@ -47,7 +47,9 @@ def events_of_file(path: Path, now: datetime, options: SourceOptions | None = No
     rejected: list[str] = []
     options = options or SourceOptions()
     found: list[Event] = []
-    for batch in csv_batches(path, options.csv, rejected) if path.suffix == ".csv" else parquet_batches(path):
+    numeric = options.columns.numeric
+    batches = csv_batches(path, options.csv, rejected, numeric) if path.suffix == ".csv" else parquet_batches(path)
+    for batch in options.columns.over(batches, str(path), {}):
         rows = read_products(batch, str(path), options.limits)
         wrong = rejected + [bad.sentence for bad in rows.unusable]
         if wrong:

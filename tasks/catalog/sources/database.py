@@ -8,6 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from serving.contract.addresses import hide_secrets
+from tasks.catalog.sources.query import SETTING
+from tasks.catalog.sources.sorting import beyond, sorted_batches
+from tasks.catalog.sources.source import BATCH_ROWS, SourceOptions
 from tasks.errors import CatalogError, CatalogMissing
 
 
@@ -28,25 +31,54 @@ class DatabaseColumn:
 
 
 class DatabaseSource(ABC):
-    """Tables `products` and (optional) `photos`, read inside one read transaction of an ADBC connection."""
+    """Tables `products` (or the query of the options) and, optionally, `photos`, read inside one read transaction of ADBC.
+
+    `table` is what is read in the place of `products`.
+    """
 
     moment = ""
+    table = "products"
 
-    def __init__(self, name: str, image_root: str, connection: Any) -> None:
+    def __init__(self, name: str, image_root: str, connection: Any, options: SourceOptions | None) -> None:
         self.name, self.image_root, self.connection = name, image_root, connection
+        self.options = options or SourceOptions()
         self.left_out: dict[str, str] = {}
         self.rejected: list[str] = []
 
+    def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
+        """Ordered by bytes of product_id, by the database where it is a column of its own, else by us."""
+        yield from self._products(after, "")
+
     @abstractmethod
-    def products(self, after: str = "") -> Iterator[pa.RecordBatch]: ...
+    def columns(self) -> list[DatabaseColumn]:
+        """The columns of products, those that are left out too."""
+
+    @abstractmethod
+    def select(self, columns: list[DatabaseColumn], where: str, order: str) -> Iterator[pa.RecordBatch]:
+        """The rows for which the SQL condition `where` holds ("": all), by bytes of the column `order` ("": in any order)."""
+
+    @abstractmethod
+    def later_id(self, column: str, after: str) -> str:
+        """The SQL condition that the text of a column is greater than `after`, by bytes."""
+
+    def _products(self, after: str, where: str) -> Iterator[pa.RecordBatch]:
+        mapping = self.options.columns
+        found = self.columns()
+        given = [c.name for c in found]
+        self.left_out = {c.name: c.left_out for c in found if c.left_out} | mapping.left_out(given)
+        chosen = [c for c in found if not c.left_out]
+        order = mapping.column_of("product_id", given)
+        if order and order not in [c.name for c in chosen]:  # the caller says which columns there are
+            yield from mapping.over(self._read(f"SELECT * FROM {self.table}", "products"), self.name, {})
+            return
+        later = [self.later_id(order, after)] if order and after else []
+        rows = self.select(chosen, " AND ".join([*later, *([where] if where else [])]), order)
+        mapped = mapping.over(rows, self.name, {})
+        for batch in mapped if order else sorted_batches(mapped, BATCH_ROWS):
+            yield batch if order else beyond(batch, after)
 
     def photos(self) -> Iterator[pa.RecordBatch]:
         return self._read("SELECT * FROM photos", "photos")
-
-    def _selected(self, columns: list[DatabaseColumn]) -> list[DatabaseColumn]:
-        """The columns to select; notes those left out."""
-        self.left_out = {c.name: c.left_out for c in columns if c.left_out}
-        return [c for c in columns if not c.left_out]
 
     def _read(self, query: str, table: str, **options: str) -> Iterator[pa.RecordBatch]:
         with self.connection.cursor() as cursor:
@@ -56,15 +88,28 @@ class DatabaseSource(ABC):
                 cursor.execute(query)
                 yield from cursor.fetch_record_batch()
             except Exception as error:  # each ADBC driver has its own error classes
-                missing = "no such table" in str(error) or f'relation "{table}" does not exist' in str(error)
-                if missing and table == "photos":
-                    return
-                if missing:
-                    raise CatalogMissing(
-                        f"{self.name}: there is no table {table} in it; make one with: vitrine catalog load"
-                    ) from None
-                what = hide_secrets(str(error).strip().splitlines()[0])
-                raise CatalogError(f"{self.name}: cannot read the table {table}: {what}") from None
+                raise_unreadable(error, self.name, table, self.options.query)
+
+
+def raise_unreadable(error: Exception, name: str, table: str, query: str) -> None:
+    """Raises CatalogError for what a driver says; nothing for a table of photos that is not there."""
+    if isinstance(error, CatalogError):
+        raise error
+    missing = "no such table" in str(error) or f'relation "{table}" does not exist' in str(error)
+    if missing and table == "photos":
+        return
+    asked = table == "products" and bool(query)
+    if missing and not asked:
+        raise CatalogMissing(f"{name}: there is no table {table} in it; make one with: vitrine catalog load") from None
+    what = hide_secrets(str(error).strip().splitlines()[0])
+    raise CatalogError(f"{name}: {f'{SETTING} cannot be run' if asked else f'cannot read the table {table}'}: {what}") from None
+
+
+def check_names(names: list[str], where: str) -> None:
+    """Raises CatalogError when two columns of the query have one name."""
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise CatalogError(f"{where}: {SETTING} gives the column {twice} more than once; give each a name with AS")
 
 
 def quoted(name: str) -> str:

@@ -1,6 +1,6 @@
 """A catalogue folder: products.csv or products.parquet and, optionally, photos.csv or photos.parquet."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from tasks.catalog.columns import convert
 from tasks.catalog.sources.csv_format import CsvFormat
-from tasks.catalog.sources.sorting import sorted_batches
+from tasks.catalog.sources.sorting import beyond, sorted_batches
 from tasks.catalog.sources.source import BATCH_ROWS, SourceOptions, file_stamp
 from tasks.errors import CatalogError, CatalogMissing
 
@@ -37,8 +36,9 @@ class FolderSource:
         batches = self._batches("products")
         if batches is None:
             raise CatalogMissing(f"{self.folder}: neither products.csv nor products.parquet is in the folder")
-        for batch in sorted_batches(batches, BATCH_ROWS):
-            yield _greater(batch, after) if after else batch
+        mapped = self.options.columns.over(batches, self.name, self.left_out)
+        for batch in sorted_batches(mapped, BATCH_ROWS):
+            yield beyond(batch, after)
 
     def photos(self) -> Iterator[pa.RecordBatch]:
         batches = self._batches("photos")
@@ -56,7 +56,8 @@ class FolderSource:
         parquet, csv = self.folder / f"{name}.parquet", self.folder / f"{name}.csv"
         if parquet.is_file():
             return parquet_batches(parquet)
-        return csv_batches(csv, self.options.csv, self.rejected) if csv.is_file() else None
+        numeric = self.options.columns.numeric
+        return csv_batches(csv, self.options.csv, self.rejected, numeric) if csv.is_file() else None
 
 
 def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -69,8 +70,12 @@ def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
         raise CatalogError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def csv_batches(path: Path, stated: CsvFormat, rejected: list[str]) -> Iterator[pa.RecordBatch]:
+def csv_batches(
+    path: Path, stated: CsvFormat, rejected: list[str], numeric: Collection[str] = NUMERIC
+) -> Iterator[pa.RecordBatch]:
     """The batches of a CSV file, every column as text. Rows with another number of fields go to `rejected` as sentences.
+
+    `numeric` are the columns in which a decimal comma is one.
 
     Raises CatalogError naming the file when it cannot be read at all.
     """
@@ -92,7 +97,7 @@ def csv_batches(path: Path, stated: CsvFormat, rejected: list[str]) -> Iterator[
     try:
         with pacsv.open_csv(path, reading, parsing, converting) as reader:
             for batch in reader:
-                yield _with_point(batch) if form.decimal == "," else batch
+                yield _with_point(batch, numeric) if form.decimal == "," else batch
     except StopIteration:
         return
     except pa.ArrowInvalid as error:
@@ -102,20 +107,13 @@ def csv_batches(path: Path, stated: CsvFormat, rejected: list[str]) -> Iterator[
         raise CatalogError(f"{path}: it does not read as {form.encoding}: {error}") from None
 
 
-def _with_point(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _with_point(batch: pa.RecordBatch, numeric: Collection[str]) -> pa.RecordBatch:
     """Decimal commas of numeric columns as points; what had a point already is no number then."""
     for place, name in enumerate(batch.schema.names):
-        if name in NUMERIC:
+        if name in numeric:
             marked = pc.replace_substring(batch.column(place), ".", "?")
             batch = batch.set_column(place, name, pc.replace_substring(marked, ",", "."))
     return batch
-
-
-def _greater(batch: pa.RecordBatch, after: str) -> pa.RecordBatch:
-    if "product_id" not in batch.schema.names:
-        return batch
-    ids = pc.fill_null(convert(batch.column("product_id"), "text").values, "")
-    return batch.filter(pc.greater(ids, after))
 
 
 def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from serving.contract import addresses
 from tasks.catalog.sources.folder import FolderSource
 from tasks.catalog.sources.postgresql import open_postgresql
+from tasks.catalog.sources.query import SETTING
 from tasks.catalog.sources.source import Source, SourceOptions
 from tasks.catalog.sources.sqlite import open_sqlite
+from tasks.errors import SettingsError
 
 
 @contextmanager
@@ -17,11 +19,23 @@ def open_source(uri: str, options: SourceOptions | None = None) -> Iterator[Sour
     Pictures' relative paths are relative to the folder, or to the SQLite file's folder; for PostgreSQL to the query
     parameter `image_root` of the uri (default: the working directory).
     """
+    options = options or SourceOptions()
+    with _open(uri, options) as source:
+        if source.moment and options.stamp:
+            source.moment += f" {options.stamp}"
+        yield source
+
+
+@contextmanager
+def _open(uri: str, options: SourceOptions) -> Iterator[Source]:
     if uri.startswith("sqlite:///"):
-        with open_sqlite(uri) as source:
-            yield source
-    elif uri.startswith(("postgresql://", "postgres://")):
-        with open_postgresql(uri) as source:
-            yield source
-    else:
-        yield FolderSource(addresses.local_path(uri), options)
+        with open_sqlite(uri, options) as database:
+            yield database
+        return
+    if uri.startswith(("postgresql://", "postgres://")):
+        with open_postgresql(uri, options) as server:
+            yield server
+        return
+    if options.query:
+        raise SettingsError(f"{SETTING} is for SQLite and PostgreSQL; the catalogue {addresses.without_secrets(uri)} is neither")
+    yield FolderSource(addresses.local_path(uri), options)

@@ -1,6 +1,6 @@
 """Catalogue source: a PostgreSQL database."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from serving.contract import addresses
 from tasks.catalog.schema import KINDS
-from tasks.catalog.sources.database import DatabaseColumn, DatabaseSource, quoted, sql_literal
+from tasks.catalog.sources.database import DatabaseColumn, DatabaseSource, check_names, quoted, raise_unreadable, sql_literal
+from tasks.catalog.sources.source import SourceOptions
 from tasks.errors import CatalogError
 
 COLUMNS = """
@@ -51,9 +52,18 @@ NAMES_OF_JSON = (
 )
 
 
-def table_columns(rows: list[tuple[str, str, str, str]]) -> list[DatabaseColumn]:
-    """The columns of products from the rows of COLUMNS."""
-    return [DatabaseColumn(name, *_expression(name, kind, variety, element)) for name, kind, variety, element in rows]
+TYPES_OF_QUERY = """
+SELECT c.name, coalesce(b.typname, t.typname)::text, coalesce(b.typtype, t.typtype)::text, coalesce(e.typname, '')::text
+FROM (VALUES {columns}) AS c (place, name, kind) JOIN pg_type t ON t.oid = c.kind
+LEFT JOIN pg_type b ON b.oid = t.typbasetype AND t.typtype = 'd'
+LEFT JOIN pg_type e ON e.oid = coalesce(b.typelem, t.typelem) AND coalesce(b.typcategory, t.typcategory) = 'A' ORDER BY c.place"""
+"""The same of a query's columns."""
+
+
+def table_columns(rows: Sequence[tuple[str, str, str, str]], names: Mapping[str, str] | None = None) -> list[DatabaseColumn]:
+    """The columns of products from the rows of COLUMNS; `names` gives our names of those that only get another name."""
+    names = names or {}
+    return [DatabaseColumn(name, *_expression(names.get(name, name), kind, of, inner)) for name, kind, of, inner in rows]
 
 
 def _expression(name: str, kind: str, variety: str, element: str) -> tuple[str, str]:
@@ -70,7 +80,7 @@ def _expression(name: str, kind: str, variety: str, element: str) -> tuple[str, 
 
 
 @contextmanager
-def open_postgresql(uri: str) -> Iterator["PostgresSource"]:
+def open_postgresql(uri: str, options: SourceOptions | None = None) -> Iterator["PostgresSource"]:
     """The catalogue at postgresql://…[?image_root=<folder>]. Raises CatalogError when the server does not respond."""
     from adbc_driver_postgresql import dbapi
 
@@ -82,7 +92,7 @@ def open_postgresql(uri: str) -> Iterator["PostgresSource"]:
             f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1], uri)}"
         ) from None
     with connection:
-        yield PostgresSource(address.rpartition("@")[2], root, connection)
+        yield PostgresSource(address.rpartition("@")[2], root, connection, options)
 
 
 def split_image_root(uri: str) -> tuple[str, str]:
@@ -97,24 +107,52 @@ def split_image_root(uri: str) -> tuple[str, str]:
 class PostgresSource(DatabaseSource):
     """A PostgreSQL database, streamed by COPY inside one repeatable-read transaction."""
 
-    def __init__(self, name: str, image_root: str, connection: Any) -> None:
-        super().__init__(name, image_root, connection)
+    def __init__(self, name: str, image_root: str, connection: Any, options: SourceOptions | None) -> None:
+        super().__init__(name, image_root, connection, options)
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         with connection.cursor() as cursor:
             # The same xmin, xmax and running transactions: nothing was committed in between, in any database of the server.
             cursor.execute("SELECT pg_current_snapshot()::text")
             self.moment = str(cursor.fetchone()[0])
+        if self.options.query:
+            self.table = f"(\n{self.options.query}\n) AS products"
 
-    def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        """Ordered by COLLATE "C", by bytes as SQLite does, so both give the same snapshot."""
+    def columns(self) -> list[DatabaseColumn]:
         with self.connection.cursor() as cursor:
-            cursor.execute(COLUMNS)
-            found = self._selected(table_columns(cursor.fetchall()))
-        if not any(c.name == "product_id" for c in found):  # the caller says which columns there are
-            yield from self._read("SELECT * FROM products", "products")
-            return
-        name = 'product_id::text COLLATE "C"'
-        where = f" WHERE {name} > {sql_literal(after)}" if after else ""
-        wanted = ", ".join(f"{c.of()} AS {quoted(c.name)}" for c in found)
-        yield from self._read(f"SELECT {wanted} FROM products{where} ORDER BY {name}", "products")
+            rows = self._query_columns(cursor) if self.options.query else self._table_columns(cursor)
+        return table_columns(rows, self.options.columns.names(row[0] for row in rows))
+
+    def _table_columns(self, cursor: Any) -> Sequence[Any]:
+        cursor.execute(COLUMNS)
+        return list(cursor.fetchall())
+
+    def _query_columns(self, cursor: Any) -> Sequence[Any]:
+        try:
+            cursor.execute(f"SELECT * FROM {self.table} LIMIT 0")
+            names = cursor.fetch_arrow_table().column_names
+            check_names(names, self.name)
+            kinds = ", ".join(f"pg_typeof(q.{quoted(n)})::oid::bigint" for n in names)
+            # One row of NULLs, each of its column's type.
+            cursor.execute(f"SELECT {kinds} FROM (SELECT 1) AS one LEFT JOIN (SELECT * FROM {self.table} LIMIT 0) AS q ON TRUE")
+            found = cursor.fetchone()
+            columns = ", ".join(f"({n}, {sql_literal(name)}, {found[n]}::oid)" for n, name in enumerate(names))
+            cursor.execute(TYPES_OF_QUERY.format(columns=columns))
+            return list(cursor.fetchall())
+        except Exception as error:
+            raise_unreadable(error, self.name, "products", self.options.query)
+            raise
+
+    def select(self, columns: list[DatabaseColumn], where: str, order: str) -> Iterator[pa.RecordBatch]:
+        """COLLATE "C" orders by bytes as SQLite does, so both give the same snapshot."""
+        wanted = ", ".join(f"{c.of()} AS {quoted(c.name)}" for c in columns)
+        query = f"SELECT {wanted} FROM {self.table}" + (f" WHERE {where}" if where else "")
+        yield from self._read(query + (f" ORDER BY {_bytes(order)}" if order else ""), "products")
+
+    def later_id(self, column: str, after: str) -> str:
+        return f"{_bytes(column)} > {sql_literal(after)}"
+
+
+def _bytes(column: str) -> str:
+    """A column's text, compared by bytes."""
+    return f'products.{quoted(column)}::text COLLATE "C"'

@@ -38,6 +38,13 @@ def sorted_batches(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.
             yield from _by_ranges(held, waiting, Path(folder), rows)
 
 
+def beyond(batch: pa.RecordBatch, after: str) -> pa.RecordBatch:
+    """The rows with a product_id greater than `after`; all of them for "", or without such a column."""
+    if not after or "product_id" not in batch.schema.names:
+        return batch
+    return batch.filter(pc.greater(_ids(batch), after))
+
+
 def _ids(batch: pa.RecordBatch) -> pa.Array:
     return pc.fill_null(convert(batch.column("product_id"), "text").values, "")
 

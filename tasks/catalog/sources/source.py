@@ -1,5 +1,6 @@
 """The protocol of catalogue sources."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from tasks.catalog.column_mapping import ColumnMapping
 from tasks.catalog.schema import DEFAULT_LIMITS, RowLimits
 from tasks.catalog.sources.csv_format import CsvFormat
 
@@ -20,6 +22,17 @@ class SourceOptions:
     csv: CsvFormat = field(default_factory=CsvFormat)
     limits: RowLimits = DEFAULT_LIMITS
     """Bounds beyond which a row is set aside."""
+    columns: ColumnMapping = field(default_factory=ColumnMapping)
+    """How the table's columns become a catalogue's."""
+    query: str = ""
+    """The SELECT that stands for a database's table `products`."""
+
+    @property
+    def stamp(self) -> str:
+        """What a killed copy must have in common with the one that goes on, beside the catalogue's moment."""
+        if not self.columns and not self.query:
+            return ""
+        return hashlib.sha256(repr((self.columns, self.query)).encode()).hexdigest()[:16]
 
 
 class Source(Protocol):
