@@ -62,7 +62,8 @@ class Settings:
         "https://chat.shop.example/hook/42", secret=True,
     )  # fmt: skip
     catalog: str = setting(
-        "", "sqlite:///file, postgresql://…?image_root=…, or a folder with products.csv or .parquet; empty: the sample below home",
+        "", "sqlite:///file, postgresql://…?image_root=…, a table as parquet:…, delta:… or iceberg:…, or a folder with products.csv or "
+        ".parquet; empty: the sample below home",
         "postgresql://reader@db/shop?image_root=s3://pictures", area="Catalogue and pictures",
     )  # fmt: skip
     image_hosts: tuple[str, ...] = setting(

@@ -65,7 +65,7 @@ def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(BATCH_ROWS):
-                yield _without_views(batch)
+                yield without_views(batch)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise CatalogError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
 
@@ -116,7 +116,7 @@ def _with_point(batch: pa.RecordBatch, numeric: Collection[str]) -> pa.RecordBat
     return batch
 
 
-def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
+def without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
     """View types, which Arrow does not sort or take, as plain ones."""
     for place, field in enumerate(batch.schema):
         if pa.types.is_string_view(field.type):

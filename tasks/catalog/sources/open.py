@@ -9,12 +9,18 @@ from tasks.catalog.sources.postgresql import open_postgresql
 from tasks.catalog.sources.query import SETTING
 from tasks.catalog.sources.source import Source, SourceOptions
 from tasks.catalog.sources.sqlite import open_sqlite
+from tasks.catalog.sources.tables import TableAddress, TableSource
 from tasks.errors import SettingsError
+
+
+TABLES = ("parquet", "delta", "iceberg")
+"""What stands before the colon of a table's address."""
 
 
 @contextmanager
 def open_source(uri: str, options: SourceOptions | None = None) -> Iterator[Source]:
-    """The catalogue at `uri`: sqlite:///file, postgresql://…, or a folder with products.csv or products.parquet.
+    """The catalogue at `uri`: sqlite:///file, postgresql://…, parquet:, delta: or iceberg: and a table, or a folder with products.csv or
+    products.parquet.
 
     Pictures' relative paths are relative to the folder, or to the SQLite file's folder; for PostgreSQL to the query
     parameter `image_root` of the uri (default: the working directory).
@@ -38,4 +44,26 @@ def _open(uri: str, options: SourceOptions) -> Iterator[Source]:
         return
     if options.query:
         raise SettingsError(f"{SETTING} is for SQLite and PostgreSQL; the catalogue {addresses.without_secrets(uri)} is neither")
+    if uri.partition(":")[0] in TABLES:
+        with open_table(uri, options) as table:
+            yield table
+        return
     yield FolderSource(addresses.local_path(uri), options)
+
+
+@contextmanager
+def open_table(address: str, options: SourceOptions) -> Iterator[TableSource]:
+    """The table of a parquet:, delta: or iceberg: address. Raises CatalogMissing where there is none."""
+    found = TableAddress.parse(address)
+    if found.kind == "parquet":
+        from tasks.catalog.sources.parquet import ParquetSource
+
+        yield ParquetSource(found, options)
+    elif found.kind == "delta":
+        from tasks.catalog.sources.delta import DeltaSource
+
+        yield DeltaSource(found, options)
+    else:
+        from tasks.catalog.sources.iceberg import IcebergSource
+
+        yield IcebergSource(found, options)
