@@ -1,6 +1,6 @@
 """`vitrine catalog`: generate a sample catalogue, or load your own."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -47,3 +47,23 @@ def load(
     lines = [f"left out: {sentence}" for sentence in shorten(loaded.unusable)]
     lines.append(f"{loaded.products} products and {loaded.photos} photos in {shown}")
     print_answer(asdict(loaded) | {"database": shown}, "\n".join(lines), as_json)
+
+
+@app.command("check")
+def check(
+    catalogue: Annotated[str, typer.Argument(help="its address; default: the setting VITRINE_CATALOG")] = "",
+    rows: Annotated[int, typer.Option(min=1, help="products that are looked at")] = 20_000,
+    pictures: Annotated[int, typer.Option(min=0, help="pictures that are fetched")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Say what would become of a catalogue: each column, rows set aside with reasons, pictures; changes nothing."""
+    from tasks.catalog.check import check_catalog
+    from tasks.cli.catalog_check import print_check
+    from tasks.masking import mask
+
+    chosen = Settings.load()
+    chosen = replace(chosen, catalog=catalogue) if catalogue else chosen
+    with progress.status("looking at the catalogue"):
+        found = check_catalog(chosen, mask("catalog", chosen.catalog_uri), rows, pictures)
+    print_check(found, as_json)
+    raise typer.Exit(0 if found.ok else 1)

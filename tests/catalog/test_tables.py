@@ -134,7 +134,11 @@ def test_an_iceberg_snapshot_is_its_moment_with_and_without_a_catalogue(tmp_path
 
 
 def test_files_of_one_folder_may_differ_in_columns_and_partitions_are_columns(tmp_path: Path) -> None:
-    for brand, extra in (("b1", {"size": pa.array([1, 2], pa.int32())}), ("b2", {"size": pa.array([3, 4], pa.int64())}), ("b3", {})):
+    for brand, extra in (
+        ("b1", {"size": pa.array([1, 2], pa.int32())}),
+        ("b2", {"size": pa.array([3, 4], pa.int64())}),
+        ("b3", {}),
+    ):
         (tmp_path / f"brand={brand}").mkdir()
         rows = {"product_id": [f"{brand}-1", f"{brand}-0"], "title": ["T", "T"], "image": ["a.jpg", "b.jpg"]}
         pq.write_table(pa.table(rows | extra), tmp_path / f"brand={brand}" / "x.parquet")

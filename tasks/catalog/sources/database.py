@@ -61,6 +61,14 @@ class DatabaseSource(ABC):
     def later_id(self, column: str, after: str) -> str:
         """The SQL condition that the text of a column is greater than `after`, by bytes."""
 
+    def raw(self) -> Iterator[pa.RecordBatch]:
+        """The products with the table's own columns, in any order; notes those that are not read."""
+        found = self.columns()
+        self.left_out = {c.name: c.left_out for c in found if c.left_out}
+        if not found:  # the error says what is missing
+            return self._read(f"SELECT * FROM {self.table}", "products")
+        return self.select([c for c in found if not c.left_out], "", "")
+
     def _products(self, after: str, where: str) -> Iterator[pa.RecordBatch]:
         mapping = self.options.columns
         found = self.columns()

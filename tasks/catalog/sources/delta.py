@@ -19,7 +19,9 @@ class DeltaSource(TableSource):
             from deltalake import DeltaTable
             from deltalake.exceptions import TableNotFoundError
         except ImportError:
-            raise CatalogError("Delta tables need the package deltalake; install the extra: pip install 'vitrine[delta]'") from None
+            raise CatalogError(
+                "Delta tables need the package deltalake; install the extra: pip install 'vitrine[delta]'"
+            ) from None
         super().__init__(address, options)
         version = address.version
         if version and not version.isdecimal():

@@ -32,11 +32,15 @@ class FolderSource:
         self.rejected: list[str] = []
         self.moment = file_stamp(*sorted(f for f in folder.iterdir() if f.suffix in (".csv", ".parquet")))
 
-    def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
+    def raw(self) -> Iterator[pa.RecordBatch]:
+        """The products with the file's own columns, in its own order."""
         batches = self._batches("products")
         if batches is None:
             raise CatalogMissing(f"{self.folder}: neither products.csv nor products.parquet is in the folder")
-        mapped = self.options.columns.over(batches, self.name, self.left_out)
+        return batches
+
+    def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
+        mapped = self.options.columns.over(self.raw(), self.name, self.left_out)
         for batch in sorted_batches(mapped, BATCH_ROWS):
             yield beyond(batch, after)
 

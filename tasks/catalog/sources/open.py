@@ -12,7 +12,6 @@ from tasks.catalog.sources.sqlite import open_sqlite
 from tasks.catalog.sources.tables import TableAddress, TableSource
 from tasks.errors import SettingsError
 
-
 TABLES = ("parquet", "delta", "iceberg")
 """What stands before the colon of a table's address."""
 

@@ -35,6 +35,22 @@ class SourceOptions:
         return hashlib.sha256(repr((self.columns, self.query)).encode()).hexdigest()[:16]
 
 
+class RawSource(Protocol):
+    """A source whose own columns can be looked at before they are mapped."""
+
+    name: str
+    image_root: str
+    options: SourceOptions
+    left_out: dict[str, str]
+    rejected: list[str]
+
+    def raw(self) -> Iterator[pa.RecordBatch]:
+        """The products with the source's own columns, in any order."""
+        ...
+
+    def photos(self) -> Iterator[pa.RecordBatch]: ...
+
+
 class Source(Protocol):
     """One consistent view of a catalogue. Products come ordered by product_id; batches have at most about 64k rows.
 

@@ -63,12 +63,8 @@ class TableSource(ABC):
     def rows(self) -> Iterator[pa.RecordBatch]:
         """The table's rows in its own order."""
 
-    def sample(self) -> Iterator[pa.RecordBatch]:
-        """The products in the table's own order."""
-        return self.options.columns.over(self._read(), self.name, self.left_out)
-
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        for batch in sorted_batches(self.sample(), BATCH_ROWS):
+        for batch in sorted_batches(self.options.columns.over(self.raw(), self.name, self.left_out), BATCH_ROWS):
             yield beyond(batch, after)
 
     def photos(self) -> Iterator[pa.RecordBatch]:
@@ -80,9 +76,10 @@ class TableSource(ABC):
         where = self.address.photos
         address = where if where.partition(":")[0] in TABLES else f"{self.address.kind}:{where}"
         with open_table(address, SourceOptions()) as table:
-            yield from table._read()
+            yield from table.raw()
 
-    def _read(self) -> Iterator[pa.RecordBatch]:
+    def raw(self) -> Iterator[pa.RecordBatch]:
+        """The products with the table's own columns, in its own order."""
         try:
             for batch in self.rows():
                 yield without_views(batch)
