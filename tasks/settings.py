@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.settings import setting
+from tasks.dotenv import read_dotenv
 from tasks.errors import SettingsError
 
 PREFIX = "VITRINE_"
@@ -86,7 +87,8 @@ class Settings:
         "SELECT * FROM items WHERE published",
     )  # fmt: skip
     changes: str = setting(
-        "outbox:", "queue of changes: outbox: (a table beside the catalogue), sqs://queue or kafka://host:port/topic",
+        "outbox:", "queue of changes: outbox: (a table beside the catalogue), sqs://queue or kafka://host:port/topic; or compare: (the "
+        "catalogue is read and compared each time) or updated_at: (a database's rows by their time)",
         "sqs://catalogue-changes", area="Changes",
     )  # fmt: skip
     refresh_changes: int = setting(20_000, "most changes that one refresh takes; the others wait for the next", 50_000)
@@ -202,12 +204,12 @@ def read_settings(
     """Each setting's value and source: "environment", ".env", the path of the home's file, or "default"."""
     environ = os.environ if environ is None else environ
     sources: list[tuple[str, Mapping[str, str]]] = [
-        ("environment", environ), (".env", _read_dotenv(PROJECT / ".env" if dotenv is None else dotenv)),
+        ("environment", environ), (".env", read_dotenv(PROJECT / ".env" if dotenv is None else dotenv)),
     ]  # fmt: skip
     home, source = _setting("home", Settings.home, sources)
     result: dict[str, tuple[Any, str]] = {"home": (home, source)}
     if home_file:
-        sources.append((str(home / HOME_FILE), _read_dotenv(home / HOME_FILE)))
+        sources.append((str(home / HOME_FILE), read_dotenv(home / HOME_FILE)))
     for spec in fields(Settings):
         if spec.name != "home":
             result[spec.name] = _setting(spec.name, spec.default, sources)
@@ -287,20 +289,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     return ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _read_dotenv(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: the settings in it cannot be read: {error}") from None
-    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
-    return {key.strip(): _unquoted(value.strip()) for key, value in pairs}
-
-
-def _unquoted(text: str) -> str:
-    """A value without the pair of quotes around it."""
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1] if quoted else text

@@ -97,7 +97,7 @@ def capture(
     if chosen.catalog_columns or chosen.catalog_query:
         raise CatalogError(
             "triggers capture the table products as it is, and VITRINE_CATALOG_COLUMNS or VITRINE_CATALOG_QUERY makes another of it; "
-            "send its changes with: vitrine changes send"
+            "find its changes with VITRINE_CHANGES=compare: instead"
         )
     left_out = install_triggers(chosen.catalog_uri)
     lines = [f"the column {name} is not captured: {reason}" for name, reason in left_out.items()]

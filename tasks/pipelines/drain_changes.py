@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from serving.contract.manifest import IndexManifest
 from serving.contract.palette import PALETTE
 from tasks import storage
+from tasks.catalog.changes.comparison import ComparedCatalogue
 from tasks.catalog.changes.source import ChangeSource, open_changes
 from tasks.catalog.snapshot import product_table, started_at
-from tasks.catalog.sources.settings import row_limits
+from tasks.catalog.sources.settings import row_limits, source_options
 from tasks.errors import InputMissing
 from tasks.pipelines.common import origin, registry, settings
 from tasks.pipelines.index_records import RefreshPlan
@@ -38,9 +39,10 @@ VERSIONS = 2000
 
 
 @contextmanager
-def change_source(chosen: Settings) -> Iterator[ChangeSource]:
-    """Opens the queue that the settings name."""
-    with open_changes(chosen.changes, chosen.catalog_uri, chosen.home) as source:
+def change_source(chosen: Settings, baseline: str = "") -> Iterator[ChangeSource]:
+    """Opens the queue that the settings name; `baseline` is the snapshot (uri) that changes found by reading are changes of."""
+    compared = ComparedCatalogue(chosen.catalog_uri, source_options(chosen), baseline, chosen.most_dropped)
+    with open_changes(chosen.changes, chosen.catalog_uri, chosen.home, compared) as source:
         yield source
 
 
@@ -64,7 +66,7 @@ def drain(run_key: str, limit: int = 0, minutes: float = 0, wait_s: float = 0) -
     if parent is None:
         raise InputMissing("there is no index version to refresh yet; run the DAG rebuild_index first")
     most = _bound(parent, limit or chosen.refresh_changes, minutes or chosen.refresh_minutes)
-    with change_source(chosen) as source:
+    with change_source(chosen, models.manifest_of(parent).snapshot.uri) as source:
         return plan_on(run_key, models, versions, parent, source, most, wait_s)
 
 

@@ -40,19 +40,7 @@ class Outbox:
 
         Raises CatalogError for a database that is not there or does not answer.
         """
-        database: Database
-        if database_uri.startswith("sqlite:///"):
-            path = addresses.sqlite_path(database_uri)
-            if existing and not path.is_file():
-                raise CatalogError(NO_DATABASE.format(uri=database_uri))
-            database, name = Sqlite(path), f"outbox in {path.name}"
-        elif database_uri.startswith(("postgresql://", "postgres://")):
-            database, name = Postgres(database_uri), "outbox in PostgreSQL"
-        else:
-            raise CatalogError(
-                f"{addresses.without_secrets(database_uri)}: not a database for an outbox; give sqlite:///file or postgresql://…"
-            )
-        return cls(name, database)
+        return cls(*open_database(database_uri, existing))
 
     def make_tables(self) -> None:
         """Creates missing tables."""
@@ -148,6 +136,18 @@ class Outbox:
     def _delete(self, table: str, handles: Sequence[str]) -> None:
         for numbers in _pieces(handles):
             self.database.execute(f"DELETE FROM {table} WHERE id IN ({numbers})")
+
+
+def open_database(uri: str, existing: bool = False) -> tuple[str, Database]:
+    """The name of the outbox in a database, and the database. Raises CatalogError as `Outbox.open` does."""
+    if uri.startswith("sqlite:///"):
+        path = addresses.sqlite_path(uri)
+        if existing and not path.is_file():
+            raise CatalogError(NO_DATABASE.format(uri=uri))
+        return f"outbox in {path.name}", Sqlite(path)
+    if uri.startswith(("postgresql://", "postgres://")):
+        return "outbox in PostgreSQL", Postgres(uri)
+    raise CatalogError(f"{addresses.without_secrets(uri)}: not a database for an outbox; give sqlite:///file or postgresql://…")
 
 
 def _pieces(handles: Sequence[str]) -> Iterator[str]:

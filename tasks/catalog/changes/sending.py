@@ -63,8 +63,12 @@ def events_of_file(path: Path, now: datetime, options: SourceOptions | None = No
 def _events(products: pa.Table, now: datetime | None, limits: RowLimits) -> Iterator[Event]:
     """Upserts of snapshot rows; `now` replaces their own time, which a catalogue may lack."""
     for row in products.to_pylist():
-        at = row["updated_at"] if now is None else now
-        yield upsert(row["product_id"], at, {n: v for n, v in row.items() if _said(n, v)}, limits)
+        yield row_event(row, row["updated_at"] if now is None else now, limits)
+
+
+def row_event(row: dict[str, Any], at: datetime, limits: RowLimits) -> Event:
+    """The upsert of a snapshot row. Raises MalformedEvent for what a snapshot would have set aside."""
+    return upsert(row["product_id"], at, {n: v for n, v in row.items() if _said(n, v)}, limits)
 
 
 def _said(name: str, value: Any) -> bool:

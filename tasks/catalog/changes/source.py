@@ -1,4 +1,4 @@
-"""The queue of catalogue changes: one protocol for outbox, SQS and Kafka."""
+"""The queue of catalogue changes: one protocol for outbox, SQS, Kafka, and what is found by reading the catalogue."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Protocol
 
 from tasks.catalog.changes.event import Event
 from tasks.errors import CatalogError, SettingsError
+
+if TYPE_CHECKING:
+    from tasks.catalog.changes.comparison import ComparedCatalogue
 
 
 @dataclass(frozen=True)
@@ -85,26 +87,34 @@ class ChangeSource(Protocol):
 
 
 @contextmanager
-def open_changes(uri: str, catalog_uri: str, home: Path) -> Iterator[ChangeSource]:
-    """The queue that VITRINE_CHANGES names: outbox:, sqs://queue or kafka://host:port/topic.
+def open_changes(uri: str, catalog_uri: str, home: Path, compared: "ComparedCatalogue | None" = None) -> Iterator[ChangeSource]:
+    """The queue that VITRINE_CHANGES names: outbox:, sqs://queue, kafka://host:port/topic, compare: or updated_at:.
 
     `outbox:` is a table in the catalogue's database, or, where the catalogue is a folder, in <home>/catalog/changes.db;
-    outbox:<database uri> names another one.
+    outbox:<database uri> names another one. `compare:` and `updated_at:` keep theirs there too, or in the database that they name;
+    `compared` is what they read.
     """
-    source = _open(uri, catalog_uri, home)
+    source = _open(uri, catalog_uri, home, compared)
     try:
         yield source
     finally:
         source.close()
 
 
-def _open(uri: str, catalog_uri: str, home: Path) -> ChangeSource:
-    scheme = urlsplit(uri).scheme
+def _open(uri: str, catalog_uri: str, home: Path, compared: "ComparedCatalogue | None") -> ChangeSource:
+    scheme, _, rest = uri.partition(":")
     if scheme == "outbox":
         from tasks.catalog.changes.outbox import Outbox
 
-        database = uri[len("outbox:") :] or _database(catalog_uri, home)
+        database = rest or _database(catalog_uri, home)
         return Outbox.open(database, existing=database == catalog_uri)
+    if scheme in ("compare", "updated_at"):
+        from tasks.catalog.changes.comparison import ComparedCatalogue, Comparison
+        from tasks.catalog.changes.outbox import open_database
+        from tasks.catalog.changes.watermark import Watermark
+
+        kind = Comparison if scheme == "compare" else Watermark
+        return kind(*open_database(rest or _database("", home)), compared or ComparedCatalogue(catalog_uri))
     if scheme == "sqs":
         from tasks.catalog.changes.sqs import SqsQueue
 
@@ -113,7 +123,9 @@ def _open(uri: str, catalog_uri: str, home: Path) -> ChangeSource:
         from tasks.catalog.changes.kafka import KafkaTopic
 
         return KafkaTopic.open(uri)
-    raise SettingsError(f"VITRINE_CHANGES={uri!r}: expected outbox:, sqs://queue or kafka://host:port/topic")
+    raise SettingsError(
+        f"VITRINE_CHANGES={uri!r}: expected outbox:, sqs://queue, kafka://host:port/topic, compare: or updated_at:"
+    )
 
 
 def _database(catalog_uri: str, home: Path) -> str:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -60,6 +61,21 @@ class DatabaseSource(ABC):
     @abstractmethod
     def later_id(self, column: str, after: str) -> str:
         """The SQL condition that the text of a column is greater than `after`, by bytes."""
+
+    def changed_since(self, since: datetime) -> Iterator[pa.RecordBatch]:
+        """The rows whose updated_at is `since` or later, in order of product_id. Raises CatalogError where no column is that."""
+        found = self.columns()
+        name = self.options.columns.column_of("updated_at", [c.name for c in found])
+        column = next((c for c in found if c.name == name and not c.left_out), None)
+        if column is None:
+            raise CatalogError(
+                f"{self.name}: there is no column updated_at to find changes by; compare it: VITRINE_CHANGES=compare:"
+            )
+        yield from self._products("", self.not_before(column, since.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")))
+
+    @abstractmethod
+    def not_before(self, column: DatabaseColumn, since: str) -> str:
+        """The SQL condition that a column is a time (UTC) no earlier than `since`."""
 
     def raw(self) -> Iterator[pa.RecordBatch]:
         """The products with the table's own columns, in any order; notes those that are not read."""

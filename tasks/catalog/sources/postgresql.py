@@ -112,6 +112,8 @@ class PostgresSource(DatabaseSource):
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL TIME ZONE 'UTC'")  # of a text without a zone that is compared as a time
+        with connection.cursor() as cursor:
             # The same xmin, xmax and running transactions: nothing was committed in between, in any database of the server.
             cursor.execute("SELECT pg_current_snapshot()::text")
             self.moment = str(cursor.fetchone()[0])
@@ -151,6 +153,15 @@ class PostgresSource(DatabaseSource):
 
     def later_id(self, column: str, after: str) -> str:
         return f"{_bytes(column)} > {sql_literal(after)}"
+
+    def not_before(self, column: DatabaseColumn, since: str) -> str:
+        """A column of times is compared as it is, so that an index of it can be used; a text is read as a time of UTC."""
+        own, at = f"products.{quoted(column.name)}", sql_literal(since)
+        if column.expression == EXPRESSIONS["timestamptz"]:
+            return f"{own} >= timestamptz {sql_literal(since + 'Z')}"
+        if column.expression in (EXPRESSIONS["timestamp"], EXPRESSIONS["date"]):
+            return f"{own} >= timestamp {at}"
+        return f"({own}::timestamptz AT TIME ZONE 'UTC') >= timestamp {at}"
 
 
 def _bytes(column: str) -> str:

@@ -94,6 +94,9 @@ class SqliteSource(DatabaseSource):
     def later_id(self, column: str, after: str) -> str:
         return f"CAST({quoted(column)} AS TEXT) > {sql_literal(after)}"
 
+    def not_before(self, column: DatabaseColumn, since: str) -> str:
+        return f"julianday({quoted(column.name)}) >= julianday({sql_literal(since)})"
+
 
 TEXT, REAL, INTEGER = "CAST({0} AS TEXT)", "CAST({0} AS REAL)", "{0}"
 SHOWN = {TEXT: "''", REAL: "0.0", INTEGER: "0"}
