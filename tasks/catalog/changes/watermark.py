@@ -38,7 +38,7 @@ class Watermark(Comparison):
         total, newest = 0, begin
         with open_source(self.catalogue.uri, self.catalogue.options) as source, self.database.transaction():
             self.seen.forget_before(begin - LATE)
-            for rows in self._rows(source, begin - LATE, now):
+            for rows in self._changed(source, begin - LATE, now):
                 ids = rows["product_id"].to_pylist()
                 digests = content_digests(rows, [n for n in rows.column_names if n not in PRODUCT_SCHEMA.names])
                 known = self.seen.of(ids)
@@ -58,7 +58,7 @@ class Watermark(Comparison):
         note = self.seen.note("watermark")
         return datetime.fromisoformat(note) if note else started_at(self._baseline())
 
-    def _rows(self, source: Source, since: datetime, now: datetime) -> Iterator[pa.Table]:
+    def _changed(self, source: Source, since: datetime, now: datetime) -> Iterator[pa.Table]:
         if not isinstance(source, DatabaseSource):
             raise CatalogError(f"{source.name}: only a database is read by updated_at; compare it: VITRINE_CHANGES=compare:")
         for batch in source.changed_since(since):
