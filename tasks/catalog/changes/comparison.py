@@ -7,6 +7,7 @@ outbox until they are acknowledged, which happens once their index version is re
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -68,9 +69,13 @@ class Comparison(Outbox):
         return "comparison of the catalogue"
 
     def receive(self, limit: int, wait_s: float) -> list[Message]:
-        """Compares first, and then gives what is in the outbox."""
+        """Compares once and gives what is in the outbox; where that is nothing, the next comparison is `wait_s` from this one."""
+        until = time.monotonic() + wait_s
         self.compare()
-        return super().receive(limit, 0)
+        found = super().receive(limit, 0)
+        if not found:
+            time.sleep(max(0.0, until - time.monotonic()))
+        return found
 
     def compare(self) -> int:
         """Puts what changed since the last time into the outbox; returns how many changes.
