@@ -214,7 +214,7 @@ def test_kafka_commits_no_further_than_the_first_message_that_is_left(servers: d
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
-        ("redis://x", "expected outbox:, sqs://queue or kafka"),
+        ("redis://x", "expected outbox:, sqs://queue, kafka"),
         ("kafka://host:1", "expected kafka://host:port/topic"),
         ("outbox:mysql://x", "not a database for an outbox"),
     ],
