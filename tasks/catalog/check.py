@@ -1,17 +1,15 @@
 """`vitrine catalog check`: what would become of a catalogue, found from a sample of its rows and pictures, before any DAG runs."""
 
 import re
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import BytesIO
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from serving.contract.preprocess import FORMATS, ImageRejected
+from serving.contract.image_header import open_image
+from serving.contract.image_limits import DEFAULT_LIMITS, ImageRejected
 from tasks.catalog.check_columns import ColumnUse, column_uses
 from tasks.catalog.schema import ProductRows, read_products, to_photos
 from tasks.catalog.sources import open_source
@@ -174,18 +172,16 @@ def _pictures(usable: pa.Table, root: str, settings: Settings, most: int) -> Pic
     def problem(row: dict[str, str]) -> tuple[str, str, str, str] | None:
         uri = row["image_uri"]
         try:
-            with Image.open(BytesIO(read_image(uri, root, web))) as picture:
-                if picture.format in FORMATS:
-                    return None
-                kind, why = "format", f"{uri}: images of format {picture.format} are not accepted"
+            data = read_image(uri, root, web)
         except ImageRejected as error:
-            kind, why = error.reason, str(error)
-        except Exception as error:  # what a decoder says of bytes that are no picture
-            kind, why = "not_an_image", f"{uri}: not a picture that can be read ({type(error).__name__})"
-        return "image", kind, why, row["product_id"]
+            return "image", error.reason, str(error), row["product_id"]
+        try:
+            open_image(data, DEFAULT_LIMITS)
+        except ImageRejected as error:
+            return "image", error.reason, f"{uri}: {error}", row["product_id"]
+        return None
 
-    with ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with ThreadPoolExecutor(THREADS) as pool:
         problems = [found for found in pool.map(problem, rows) if found]
     return Pictures(len(rows), len(rows) - len(problems), _grouped(problems))
 
