@@ -16,12 +16,11 @@ still is, or is again, unless `flip` names replicas that did not follow: inspect
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param, dag, get_current_context, task, teardown
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.assets import INDEX
-from dags.running import DEFAULTS, fail_without_retry, run_key, step
+from dags.running import DEFAULTS, approval, fail_without_retry, run_key, step
 
 
 @dag(
@@ -68,12 +67,10 @@ def promote_index() -> None:
     warmed = step("promote_index.warm", task_id="warm_slot")(plan=plan)
     checked = step("promote_index.shadow", task_id="shadow_check")(plan=plan)
     choice = ask_or_not()
-    approve = ApprovalOperator(
-        task_id="approve",
+    approve = approval(
+        "approve",
         subject="Promote index version {{ ti.xcom_pull(task_ids='choose_slot')['version'] }}?",
         body="{{ ti.xcom_pull(task_ids='shadow_check')['text'] }}",
-        execution_timeout=None,
-        response_timeout=timedelta(days=3),
     )
     flipped = step("promote_index.flip", trigger_rule="none_failed_min_one_success")(plan=plan)
     baked = step("promote_index.bake")(plan=plan, flipped=flipped)

@@ -8,19 +8,23 @@ passes its gates (asset: product-index), which triggers `promote_index`.
 
 Changes that hourly versions indexed during the build are carried over before the version is published.
 
+Before it embeds, `plan_reembedding` tells pictures, hours, cost and bytes; above `VITRINE_APPROVE_HOURS` a person approves them here.
+
 Nothing is built if the catalogue, the encoder, the index settings, and the ranker's weights and rules equal the live version's.
 
 **When it fails**: the log of the failed task states the cause in one sentence. Clear that task: embedded pictures and built shards
 are kept. The live version is not touched.
 """
 
+from datetime import timedelta
 from typing import Any
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, TaskGroup, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
 from dags.assets import COMPACTION, ENCODER, INDEX
-from dags.running import DEFAULTS, fail_without_retry, step
+from dags.running import DEFAULTS, approval, fail_without_retry, step
 
 
 @dag(
@@ -44,6 +48,11 @@ def rebuild_index() -> None:
         get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
         return registered
 
+    @task.branch
+    @fail_without_retry
+    def ask_or_not(planned: dict) -> str:
+        return "approve_embedding" if planned["needs_approval"] else "agreed"
+
     with TaskGroup("inputs", prefix_group_id=False, tooltip="the catalogue and the encoder of this version"):
         usable = step("preconditions.check_preconditions")(training=False)
         snapshot = step("common.take_snapshot")()
@@ -54,9 +63,19 @@ def rebuild_index() -> None:
         changed >> valid
 
     with TaskGroup("vectors", prefix_group_id=False, tooltip="a vector of every product, of this encoder"):
-        embedded = step("rebuild_index.embed", retries=3)(snapshot=snapshot, encoder=encoder)
+        planned = step("plan_reembedding.plan_reembedding")(snapshot=snapshot, encoder=encoder)
+        approve = approval(
+            "approve_embedding",
+            subject="{{ ti.xcom_pull(task_ids='plan_reembedding')['summary'] }}",
+            body="{{ ti.xcom_pull(task_ids='plan_reembedding')['text'] }}",
+        )
+        agreed = EmptyOperator(task_id="agreed", trigger_rule="none_failed_min_one_success")
+        long = {"retries": 3, "execution_timeout": timedelta(days=7)}
+        embedded = step("rebuild_index.embed", **long)(snapshot=snapshot, encoder=encoder)
         checked = step("validate_index.validate_embeddings")(snapshot=snapshot, embedded=embedded)
-        valid >> embedded
+        valid >> planned
+        ask_or_not(planned) >> [approve, agreed]
+        approve >> agreed >> embedded
 
     with TaskGroup("shards", prefix_group_id=False, tooltip="one base segment per shard, and the search parameters"):
         template = step("rebuild_index.train_template")(encoder=encoder, embedded=embedded)

@@ -178,10 +178,13 @@ class Settings:
     approval: bool = setting(
         False, "a promotion waits for a person in the Airflow UI", "yes", area="Promotion, retention, watching"
     )
+    approve_hours: float = setting(8.0, "hours of embedding above which a person approves it in the Airflow UI; 0: never", 24)
     bake_s: float = setting(30.0, "seconds a version is watched after the flip, then kept or rolled back; 0: not at all", 600)
     keep_versions: int = setting(24, "newest index versions that collect_garbage keeps, besides those that an alias names", 72)
     most_age_h: float = setting(26.0, "hours since the newest servable change after which watch_quality fails; 0: never", 3)
-    price_core_hour: float = setting(0.04, "price of a core an hour, for the cost figures of watch_quality", 0.05)
+    price_core_hour: float = setting(
+        0.04, "price of a core an hour, for the cost figures of plan_reembedding and watch_quality", 0.05
+    )
     price_gpu_hour: float = setting(0.60, "price of a GPU an hour, for the same", 2.5)
 
     @classmethod

@@ -72,13 +72,13 @@ class Shop:
     def snapshot(self, name: str) -> Snapshot:
         return take_snapshot(str(self.catalog), str(self.home / "data" / "snapshots"), name)
 
-    def encoder(self, seed: int = 0) -> str:
+    def encoder(self, seed: int = 0, dim: int = 16) -> str:
         """Registers the tiny encoder of this seed as an encoder version; gives its number."""
         from tests.tiny import tiny_encoder
 
-        folder = self.home / "tiny" / str(seed)
-        tiny_encoder(folder, seed=seed)
-        with self.registry.run("encoders", f"{self.home}-tiny-{seed}", "tiny") as run:
+        folder = self.home / "tiny" / f"{seed}-{dim}"
+        tiny_encoder(folder, dim, seed=seed)
+        with self.registry.run("encoders", f"{self.home}-tiny-{seed}-{dim}", "tiny") as run:
             run.artifacts(folder, ENCODER_PATH)
             tags = {"preset": "tiny", "verdict": "passed"}
             tags |= binding_tags((folder / "encoder.json").read_bytes()) if self.bound else {}

@@ -21,7 +21,7 @@ from tasks.errors import VitrineError
 
 STATIC = Path(__file__).parent / "static"
 FILES = {
-    "board.css": "text/css", "board.js": "text/javascript", "draw.js": "text/javascript",
+    "board.css": "text/css", "board.js": "text/javascript", "draw.js": "text/javascript", "embedding.js": "text/javascript",
     "changes.js": "text/javascript", "gates.js": "text/javascript", "runs.js": "text/javascript", "words.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }  # fmt: skip

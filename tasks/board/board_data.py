@@ -9,6 +9,7 @@ from typing import Any
 
 from serving.contract.files import ContractError
 from serving.contract.manifest import SLOTS
+from tasks.board.embedding import embedding_entry
 from tasks.board.encoders import encoder_entries
 from tasks.board.lineage import lineage
 from tasks.board.replicas import fetch_states, replica_lines
@@ -49,6 +50,7 @@ class Board:
             try:
                 versions = registry.versions(INDEX_MODEL, SHOWN)
                 encoders = encoder_entries(registry.versions(ENCODER_MODEL, ENCODERS), registry)
+                embedding = embedding_entry(registry)
                 aliases = registry.aliases(INDEX_MODEL)
                 champion = registry.aliases(ENCODER_MODEL).get("champion", "")
             except Exception as error:  # MLflow raises many unrelated classes when its server is away
@@ -67,6 +69,7 @@ class Board:
             "replicas": [asdict(line) for line in replica_lines(told.result(), live)],
             "versions": [asdict(entry) for entry in entries],
             "encoders": encoders,
+            "embedding": embedding,
             "charts": [
                 {"gate": gate, "title": title, "unit": unit, "points": points}
                 for gate, title, unit in CHARTS

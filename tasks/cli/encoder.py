@@ -1,4 +1,4 @@
-"""`vitrine encoder list`, `show` and `adopt`: the encoders there are, and one of them as a version, without training."""
+"""`vitrine encoder list`, `show`, `adopt` and `plan`: the encoders there are, one of them as a version, what embedding with it costs."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -10,7 +10,7 @@ from tasks.errors import VitrineError
 
 COLUMNS = ("preset", "teacher", "student", "dim", "pixels", "M parameters", "licence", "source")
 
-app = typer.Typer(help="Encoders: what there is, and adopting one as it is.", no_args_is_help=True)
+app = typer.Typer(help="Encoders: what there is, adopting one as it is, and what embedding with one costs.", no_args_is_help=True)
 NAME = (
     "a preset, a recipe file (.toml), MODEL:TAG, hf-hub:organisation/name, local-dir:folder, timm:MODEL, or a package of weights"
 )
@@ -90,6 +90,25 @@ def adopt(
     reason = decision.summary if moved is None else moved.summary
     state = "champion; the next rebuild_index embeds the catalogue with it" if champion else f"not champion: {reason}"
     print_answer({"version": version, "champion": champion, "summary": reason}, f"encoder version {version} is {state}", as_json)
+
+
+@app.command()
+def plan(
+    version: Annotated[str, typer.Argument(help="an encoder version, by number or alias")] = "champion",
+    as_json: AsJson = False,
+) -> None:
+    """Tell what embedding the catalogue with an encoder version will cost: pictures, hours, money, bytes. Nothing is stored."""
+    from tasks.catalog.snapshot import read_snapshot
+    from tasks.pipelines import common, plan_reembedding
+    from tasks.registry import ENCODER_MODEL, INDEX_MODEL
+
+    models, key = common.registry(), f"plan.{datetime.now(UTC):%Y%m%dT%H%M%S}"
+    encoder = models.encoder_ref(models.resolve(ENCODER_MODEL, version).version)
+    live = models.alias(INDEX_MODEL, "live")
+    uri = models.index_manifest(live.version).snapshot.uri if live else ""
+    snapshot = read_snapshot(uri) if uri else common.take_snapshot(key)
+    made = plan_reembedding.reembedding_plan(snapshot, encoder, key)
+    print_answer(made.to_json(), made.summary, as_json)
 
 
 def _print_table(name: str, table: dict) -> None:

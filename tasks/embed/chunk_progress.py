@@ -12,15 +12,26 @@ EVERY_S = 0.5
 ELSEWHERE_S = 10.0
 """How often finished chunks are counted in the store, where the workers do not see the folder."""
 REJECTED = ".rejected"
+REPORT_S = 10.0
+"""Seconds between two reports at least."""
+
+Report = Callable[[int, int], None]
+"""Takes pictures done and in all."""
+
+
+def no_report(done: int, total: int) -> None:
+    """Reports to nobody."""
 
 
 @contextmanager
 def show_progress(
-    name: str, progress_dir: Path, total: int, unit: str, count_stored: Callable[[], int] = lambda: 0
-) -> Iterator[None]:
+    name: str, progress_dir: Path, total: int, unit: str, count_stored: Callable[[], int] = lambda: 0,
+    report: Report = no_report,
+) -> Iterator[None]:  # fmt: skip
     """Shows progress while the files in `progress_dir` grow; a retried chunk counts at most once.
 
-    Of workers on other machines, which do not see the folder, `count_stored` tells how many pictures they have stored.
+    Of workers on other machines, which do not see the folder, `count_stored` tells how many pictures they have stored. `report` is
+    told at the start, every REPORT_S and at the end, in another thread; it must not raise.
     """
     for leftover in progress_dir.iterdir():
         leftover.unlink()
@@ -28,13 +39,17 @@ def show_progress(
     with Progress(name, total, unit) as progress:
 
         def watch() -> None:
-            asked = time.monotonic()
+            asked, reported = time.monotonic(), time.monotonic()
+            report(0, total)
             while not stop.wait(EVERY_S):
                 done, rejected = count_pictures(progress_dir)
                 if not done and time.monotonic() - asked > ELSEWHERE_S:
                     done, asked = max(count_stored(), progress.done), time.monotonic()
                 if done:
                     progress.set(min(done, total), f"{rejected} in quarantine")
+                if time.monotonic() - reported > REPORT_S:
+                    report(progress.done, total)
+                    reported = time.monotonic()
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -44,6 +59,7 @@ def show_progress(
             stop.set()
             thread.join()
         progress.set(total, f"{count_pictures(progress_dir)[1]} in quarantine")
+        report(total, total)
 
 
 def count_pictures(progress_dir: Path) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from tasks.catalog.snapshot import Snapshot, product_table
 from tasks.embed import worker
 
 CHUNK_ROWS = 20_000
+HASH_CACHE = "looks"
+"""Folder of the cache in the store."""
 SCHEMA = pa.schema([("image_uri", pa.string()), ("stamp", pa.string()), ("sha256", pa.binary(32))])
 
 ForEach = Callable[[list[str], Callable[[str], None]], None]

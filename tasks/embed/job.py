@@ -16,18 +16,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving.contract.encoder import EncoderFolder
+from serving.contract.manifest import EncoderManifest
 from serving.contract.provenance import EmbeddingCommit
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
-from tasks.embed.chunk_progress import show_progress
-from tasks.embed.image_hash_cache import hash_images, update_cache
+from tasks.embed.chunk_progress import Report, no_report, show_progress
+from tasks.embed.image_hash_cache import HASH_CACHE, hash_images, update_cache
 from tasks.embed.images import fetcher
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
 from tasks.embed.quarantine import quarantine_uri, sample_reasons, with_ids
 from tasks.embed.shard_vectors import write_shards
 from tasks.embed.spark import for_each_chunk, session
-from tasks.embed.store import SHA_TYPE, EmbeddingStore, parts_sha256, rejected_images
+from tasks.embed.store import SHA_TYPE, EmbeddingStore, encoder_store, parts_sha256, rejected_images
 from tasks.errors import VitrineError
 from tasks.records import Record
 from tasks.storage import read_table as read_table
@@ -126,27 +127,26 @@ class EmbedResult(Record):
 
 
 def embed_snapshot(
-    snapshot: Snapshot, encoder_folder: Path, encoder_version: str, store_uri: str, run_key: str, work: Path, config: EmbedConfig
-) -> EmbedResult:
+    snapshot: Snapshot, encoder_folder: Path, encoder_version: str, store_uri: str, run_key: str, work: Path, config: EmbedConfig,
+    report: Report = no_report,
+) -> EmbedResult:  # fmt: skip
     """Embeds what the store lacks and writes `vectors/<run_key>/shard=<i>/`: key, image_sha256, vector, sorted by key.
 
     A run that was killed goes on where it was and ends with the same vectors; a run that was finished is returned as it is.
-    Spark starts only when there is something for it to do. Raises VitrineError when the figures do not add up.
+    Spark starts only when there is something for it to do. `report` is told of the pictures done, now and then. Raises VitrineError
+    when the figures do not add up.
     """
     vectors_uri = storage.join(store_uri, "vectors", run_key)
     if storage.exists(storage.join(vectors_uri, MANIFEST)):
         return EmbedResult.from_json(storage.read_json(storage.join(vectors_uri, MANIFEST)))
     encoder = EncoderFolder(encoder_folder).manifest
     print_ = encoder.variant(encoder.document).fingerprint
-    store = EmbeddingStore(storage.join(store_uri, "embeddings", encoder.name, f"v{encoder_version}-{print_[:12]}"), encoder.dim)
+    store = encoder_store(store_uri, encoder.name, encoder_version, print_, encoder.dim)
     progress_dir = work / "tally"
     progress_dir.mkdir(parents=True, exist_ok=True)
-    settings = worker.WorkerConfig(
-        snapshot.image_root, fetcher(config.hosts, config.private_hosts, config.fetch_s), str(encoder_folder), encoder.document,
-        store.uri, encoder.dim, run_key, config.batch_rows, config.threads, config.decoders, str(progress_dir), config.runtime,
-    )  # fmt: skip
+    settings = worker_config(snapshot, encoder_folder, encoder, store.uri, run_key, str(progress_dir), config)
     chunks_uri = storage.join(store_uri, "work", run_key)
-    cache_uri = storage.join(store_uri if config.hash_cache else chunks_uri, "looks")
+    cache_uri = storage.join(store_uri if config.hash_cache else chunks_uri, HASH_CACHE)
     with ExitStack() as stack:
         spark = cache(lambda: stack.enter_context(session(config.spark_master, work, dict(config.spark), config.gpus)))
 
@@ -160,7 +160,9 @@ def embed_snapshot(
         names, images = _chunks(hashed, store, storage.join(chunks_uri, "embed"), config)
         if names:
             embed = partial(worker.embed_chunk, config=settings)
-            with show_progress("embed pictures", progress_dir, images, "pictures", partial(_count_stored, store, run_key)):
+            with show_progress(
+                "embed pictures", progress_dir, images, "pictures", partial(_count_stored, store, run_key), report
+            ):
                 if images <= config.direct:
                     for name in names:
                         embed(name)
@@ -173,6 +175,17 @@ def embed_snapshot(
         storage.delete(leftover)
     log.info("%s", result.summary)
     return result
+
+
+def worker_config(
+    snapshot: Snapshot, encoder_folder: Path, encoder: EncoderManifest, store_uri: str, run_key: str, progress_dir: str,
+    config: EmbedConfig,
+) -> worker.WorkerConfig:  # fmt: skip
+    """What every worker of a job is told."""
+    return worker.WorkerConfig(
+        snapshot.image_root, fetcher(config.hosts, config.private_hosts, config.fetch_s), str(encoder_folder), encoder.document,
+        store_uri, encoder.dim, run_key, config.batch_rows, config.threads, config.decoders, progress_dir, config.runtime,
+    )  # fmt: skip
 
 
 def embedding_commit(result: EmbedResult, fingerprint: str) -> EmbeddingCommit:

@@ -154,6 +154,11 @@ class EmbeddingStore:
         return storage.join(self.uri, "_commits", f"{name}.json")
 
 
+def encoder_store(store_uri: str, name: str, version: str, fingerprint: str, dim: int) -> EmbeddingStore:
+    """The store of an encoder version; `fingerprint` is its document tower's."""
+    return EmbeddingStore(storage.join(store_uri, "embeddings", name, f"v{version}-{fingerprint[:12]}"), dim)
+
+
 def part_name(members: Iterable[bytes]) -> str:
     """The part name of a chunk of these images, independent of their order."""
     return f"part-{hashlib.sha256(b''.join(sorted(members))).hexdigest()[:20]}"

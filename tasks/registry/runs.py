@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,14 @@ class RunRef:
     at_s: float
 
 
+@dataclass(frozen=True)
+class MeasuredRun(RunRef):
+    """A run with the newest value of each metric, and its tags."""
+
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
 class Run:
     """An open MLflow run. Metrics are batched; `flush` sends the rest."""
 
@@ -65,6 +73,13 @@ class Run:
     def metrics(self, values: dict[str, float]) -> None:
         for name, value in values.items():
             self.metric(name, value)
+
+    def log_now(self, values: dict[str, float]) -> None:
+        """Sends metrics at once, past those that wait; may be called in another thread."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, metrics=[Metric(name, float(value), now, 0) for name, value in values.items()])
 
     def params(self, values: dict[str, Any]) -> None:
         """Logs parameters; MLflow raises when one was logged with another value."""
@@ -194,13 +209,26 @@ class Runs:
 
     def latest_metrics(self, experiment: str, having: str, names: Sequence[str]) -> dict[str, float]:
         """Metrics of the experiment's newest run that has the metric `having`; {} without one."""
+        found = self.newest_measured(experiment, having)
+        return {name: found.metrics[name] for name in names if name in found.metrics} if found else {}
+
+    def newest_measured(
+        self, experiment: str, having: str = "", above: float = 0, tags: Mapping[str, str] | None = None
+    ) -> MeasuredRun | None:
+        """The experiment's newest run whose metric `having` is above a number ("" for any) and whose tags are these ("": any value)."""
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
-            return {}
+            return None
+        terms = [f"metrics.`{having}` > {above:g}"] if having else []
+        terms += [f"tags.`{tag}` = '{value}'" if value else f"tags.`{tag}` LIKE '%'" for tag, value in (tags or {}).items()]
         runs = self.client.search_runs(
-            [found.experiment_id], f"metrics.`{having}` > 0", max_results=1, order_by=["attributes.start_time DESC"]
+            [found.experiment_id], " and ".join(terms), max_results=1, order_by=["attributes.start_time DESC"]
         )
-        return {name: runs[0].data.metrics[name] for name in names if name in runs[0].data.metrics} if runs else {}
+        if not runs:
+            return None
+        data, info = runs[0].data, runs[0].info
+        at_s = (info.end_time or info.start_time) / 1e3
+        return MeasuredRun(info.run_id, data.tags.get(RUN_KEY, ""), at_s, dict(data.metrics), dict(data.tags))
 
     def log_metrics(self, run_id: str, values: dict[str, float]) -> None:
         """Logs metrics to a run that may have ended."""

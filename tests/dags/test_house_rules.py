@@ -131,7 +131,10 @@ def test_a_form_can_be_submitted_as_it_opens(dags: dict, name: str) -> None:
 def test_the_order_of_rebuild_index_is_its_story(dags: dict) -> None:
     tasks = dags["rebuild_index"]["tasks"]
     assert "something_changed" in tasks["validate_snapshot"]["upstream"]
-    assert "validate_snapshot" in tasks["embed"]["upstream"]
+    assert "validate_snapshot" in tasks["plan_reembedding"]["upstream"]
+    assert tasks["ask_or_not"]["upstream"] == ["plan_reembedding"]
+    assert tasks["agreed"]["upstream"] == ["approve_embedding", "ask_or_not"], "not the inputs: where they are skipped, so is it"
+    assert "agreed" in tasks["embed"]["upstream"]
     assert "embed" in tasks["validate_embeddings"]["upstream"]
     assert "validate_embeddings" in tasks["train_template"]["upstream"]
     assert {"build_shard"} <= set(tasks["tune"]["upstream"])

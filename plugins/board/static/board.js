@@ -1,9 +1,10 @@
 // The release board: reads its data, draws it, and asks before it acts. The page holds no rules: what may be done is told by the server.
 import { changes } from "./changes.js";
 import { chart, chip, figure, h, link } from "./draw.js";
+import { embedding } from "./embedding.js";
 import { encoders, gateMarks, gateTable } from "./gates.js";
 import { runs, runUrl, schedule } from "./runs.js";
-import { count, when } from "./words.js";
+import { count, size, when } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const QUICK_MS = 3000, CALM_MS = 15000;
@@ -68,7 +69,6 @@ const busy = () => state.runs.filter((r) => r.state === "queued" || r.state === 
 // ---------------------------------------------------------------- words
 
 const percent = (share) => `${(100 * share).toFixed(share && share < 0.1 ? 1 : 0)} %`;
-const size = (bytes) => bytes > 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : bytes > 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : `${Math.ceil(bytes / 1024)} KiB`;
 const gate = (entry, name) => entry.gates.find((g) => g.name === name);
 const host = (url) => url.replace(/^https?:\/\//, "");
 
@@ -87,6 +87,8 @@ function draw() {
   $("who").textContent = Object.values(d.may).some(Boolean) ? `signed in as ${d.user}` : `signed in as ${d.user}: read-only; actions need an operator`;
   $("live").replaceChildren(...live(d));
   $("runs").replaceChildren(...runs(state.runs, open));
+  $("embedding-section").hidden = !d.embedding?.encoder;
+  if (d.embedding?.encoder) $("embedding").replaceChildren(...embedding(d.embedding));
   $("schedule").replaceChildren(schedule(state.schedule));
   $("replicas").replaceChildren(replicas(d));
   $("charts").replaceChildren(...(d.charts.length ? d.charts.map(chart) : [h("p", { class: "soft" }, "No measurements yet.")]));

@@ -21,3 +21,7 @@ export function soon(ms) {
 export const ago = (ms) => age(ms) ? `${age(ms)} ago` : "just now";
 export const when = (ms) => h("time", { datetime: new Date(ms).toISOString(), title: new Date(ms).toLocaleString() }, ago(ms));
 export const count = (n) => n.toLocaleString("en");
+
+// A length of time: "40 s", "12 min", "3.5 h".
+export const lasting = (s) => s < 60 ? `${Math.round(s)} s` : s < 3600 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`;
+export const size = (bytes) => bytes > 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : bytes > 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : `${Math.ceil(bytes / 1024)} KiB`;

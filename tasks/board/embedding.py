@@ -1,0 +1,34 @@
+"""The newest embedding plan for the board, and how far the run is that it was made for."""
+
+import json
+from typing import Any
+
+from tasks.registry import Registry
+
+EXPERIMENT, PLAN = "indexes", "embed.plan"
+DONE, ELAPSED_S, AT_S, IMAGES = "embed.progress.done", "embed.progress.elapsed_s", "embed.progress.at_s", "embed.images"
+"""Where rebuild_index records its plan and its progress (tasks/pipelines/plan_reembedding.py)."""
+
+
+def embedding_entry(registry: Registry) -> dict[str, Any]:
+    """The plan's figures with `state` (planned, asking, embedding, done), progress and seconds left (0: not known); {} without a plan.
+
+    `asking` says that the plan needs a person, who may have answered by now. `read_s` (epoch seconds) is when progress was told.
+    """
+    found = registry.newest_measured(EXPERIMENT, tags={PLAN: ""})
+    if found is None:
+        return {}
+    plan = json.loads(found.tags[PLAN])
+    done, elapsed = found.metrics.get(DONE, 0.0), found.metrics.get(ELAPSED_S, 0.0)
+    if not plan["to_embed"] or IMAGES in found.metrics:
+        state = "done"
+    elif DONE in found.metrics:
+        state = "embedding"
+    else:
+        state = "asking" if plan["needs_approval"] else "planned"
+    rate = done / elapsed if elapsed else 0.0
+    left = max(plan["to_embed"] - done, 0)
+    return plan | {
+        "run_key": found.key, "state": state, "done": int(done), "images_per_s": rate, "left_s": left / rate if rate else 0.0,
+        "read_s": found.metrics.get(AT_S, 0.0), "url": registry.run_url(found.run_id),
+    }  # fmt: skip

@@ -1,0 +1,81 @@
+"""Measures how fast an encoder embeds here, on a few pictures of the catalogue, through the worker of the embedding job."""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serving.contract.preprocess import ImageRejected
+from tasks.embed import worker
+from tasks.embed.images import read_image
+from tasks.embed.store import SHA_TYPE
+from tasks.errors import VitrineError
+
+log = logging.getLogger(__name__)
+
+SAMPLE_S = 4.0
+"""About how long is measured; a batch that takes longer is measured once."""
+MOST_BATCHES = 8
+"""Batches for each worker at most: of a quick encoder they take less than SAMPLE_S, and tell as much."""
+DISTINCT = 256
+"""Pictures that are read for it; they are repeated where batches need more."""
+
+
+def sample_pace(uris: Sequence[str], config: worker.WorkerConfig, workers: int, work: Path) -> tuple[float, int]:
+    """(pictures a second, pictures measured) of `workers` at once, each with full batches; vectors go to `work` and are not kept.
+
+    `config` is the job's; its store is not written to. Raises VitrineError when no picture of `uris` can be read.
+    """
+    config = replace(config, store_uri=str(work / "sample"), run="sample", progress_dir="")
+    pictures = _readable(uris, config)
+    if not pictures:
+        raise VitrineError(f"none of {len(uris)} pictures could be read")
+    endless = cycle(pictures)
+    chunks = (_chunk(work / f"sample-{n}.parquet", islice(endless, config.batch)) for n in range(2))
+    for chunk in chunks:  # the first opens the encoder
+        began = time.monotonic()
+        worker.embed_chunk(chunk, config)
+    batches = min(max(int(SAMPLE_S / (time.monotonic() - began)), 1), MOST_BATCHES)
+    rows = batches * config.batch
+    config = replace(config, run="measured")  # the same few pictures again are no chunk that was done
+    timed = [_chunk(work / f"timed-{n}.parquet", islice(endless, rows)) for n in range(workers)]
+    began = time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda chunk: worker.embed_chunk(chunk, config), timed))
+    took = time.monotonic() - began
+    log.info("%d pictures in %.2f s by %d workers", workers * rows, took, workers)
+    return workers * rows / took, workers * rows
+
+
+def local_workers(master: str) -> int:
+    """Workers of local[n]; 1 for a cluster, whose size is not known before it is asked."""
+    threads = master.partition("[")[2].rstrip("]").partition(",")[0]
+    if threads == "*":
+        return os.cpu_count() or 1
+    return int(threads) if threads.isdigit() else 1
+
+
+def _readable(uris: Sequence[str], config: worker.WorkerConfig) -> list[tuple[bytes, str]]:
+    """(sha256, uri) of some pictures, evenly chosen; those that cannot be read are left out."""
+    step = max(len(uris) // DISTINCT, 1)
+    found = []
+    for uri in uris[::step][:DISTINCT]:
+        try:
+            found.append((hashlib.sha256(read_image(uri, config.image_root, config.web)).digest(), uri))
+        except ImageRejected:
+            continue
+    return found
+
+
+def _chunk(path: Path, pictures: Iterable[tuple[bytes, str]]) -> str:
+    shas, uris = zip(*pictures, strict=True)
+    pq.write_table(pa.table({"image_sha256": pa.array(shas, SHA_TYPE), "image_uri": list(uris)}), path)
+    return str(path)

@@ -1,0 +1,95 @@
+"""The step of rebuild_index before embedding: what it will cost, and whether a person has to agree."""
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from serving.contract.encoder import EncoderFolder
+from serving.contract.files import ContractError
+from serving.contract.manifest import EncoderRef
+from tasks.catalog.snapshot import Snapshot
+from tasks.embed.job import ON_GPU, EmbedConfig, worker_config
+from tasks.embed.reembedding_plan import EmbeddingPlan, Pace, PictureCount, count_pictures, make_plan
+from tasks.embed.store import encoder_store
+from tasks.errors import VitrineError
+from tasks.pipelines.common import embed_config, registry, scratch, settings
+from tasks.pipelines.index_draft import EXPERIMENT
+from tasks.registry import Registry
+from tasks.watch.cost import Prices
+
+log = logging.getLogger(__name__)
+
+PLAN, ENCODER, HOW = "embed.plan", "embed.encoder", "embed.how"
+"""Tags of a version's MLflow run: the plan as JSON, and which encoder was embedded with, on what."""
+DONE, ELAPSED_S, AT_S = "embed.progress.done", "embed.progress.elapsed_s", "embed.progress.at_s"
+"""Metrics of the same run while it embeds: pictures done, seconds since the attempt began, and when that was read (epoch seconds)."""
+MEASURED_PICTURES = 500
+"""An earlier run of fewer pictures tells more of Spark's start than of the encoder."""
+
+
+def plan_reembedding(snapshot: Snapshot, encoder: EncoderRef, run_key: str) -> EmbeddingPlan:
+    """Counts what the store lacks, and tells hours, cost and bytes; the plan goes to the version's MLflow run and to the board."""
+    plan = reembedding_plan(snapshot, encoder, run_key)
+    brief = {k: v for k, v in plan.to_json().items() if k != "text"}
+    with registry().run(EXPERIMENT, run_key, f"index {snapshot.id}", {PLAN: json.dumps(brief)}):
+        pass
+    log.info("%s", plan.summary)
+    return plan
+
+
+def reembedding_plan(snapshot: Snapshot, encoder: EncoderRef, run_key: str) -> EmbeddingPlan:
+    """The plan alone: nothing is stored."""
+    chosen = settings()
+    store = encoder_store(chosen.store_uri, encoder.name, encoder.version, encoder.document_fingerprint, encoder.dim)
+    count = count_pictures(snapshot, chosen.store_uri, store)
+    models = registry(chosen)
+    config = embed_config(chosen, chosen.shards)
+    if count.to_embed:
+        pace = recorded_pace(models, encoder, config) or sampled_pace(models, snapshot, encoder, config, count, run_key)
+    else:
+        pace = Pace(0.0, "nothing to embed")
+    prices = Prices(chosen.price_core_hour, chosen.price_gpu_hour)
+    return make_plan(encoder.version, encoder.dim, snapshot.rows, count, pace, prices, chosen.approve_hours)
+
+
+def how_embedded(config: EmbedConfig) -> str:
+    """What the throughput of an encoder depends on here, as one text."""
+    return f"{config.runtime} on {config.spark_master}, {config.gpus:g} GPUs a task"
+
+
+def recorded_pace(models: Registry, encoder: EncoderRef, config: EmbedConfig) -> Pace | None:
+    """The throughput of the newest run that embedded enough with this encoder in this way; None without one."""
+    tags = {ENCODER: encoder.document_fingerprint, HOW: how_embedded(config)}
+    found = models.newest_measured(EXPERIMENT, "embed.images", MEASURED_PICTURES, tags)
+    if found is None:
+        return None
+    images, seconds = found.metrics["embed.images"], found.metrics["embed.seconds"]
+    day = datetime.fromtimestamp(found.at_s, UTC).date()
+    source = f"measured over {images:.0f} pictures by run {found.key} on {day}"
+    return Pace(images / seconds, source, found.metrics.get("embed.cores", 1.0), _gpus(config))
+
+
+def sampled_pace(
+    models: Registry, snapshot: Snapshot, encoder: EncoderRef, config: EmbedConfig, count: PictureCount, run_key: str
+) -> Pace:
+    """The throughput of a short sample on this machine; of a cluster, that of one worker here. 0 where it cannot be measured here."""
+    from tasks.embed.sample_pace import local_workers, sample_pace
+
+    workers = local_workers(config.spark_master)
+    folder = models.encoder_folder(encoder.version)
+    manifest = EncoderFolder(folder).manifest
+    uris = count.uris.to_pylist()
+    try:
+        with scratch(run_key, "sample") as work:
+            job = worker_config(snapshot, folder, manifest, "", run_key, "", config)
+            rate, pictures = sample_pace(uris, job, workers, work)
+    except (ContractError, VitrineError) as error:  # such as a runtime for GPUs on a worker without one
+        return Pace(0.0, f"no run with this encoder has been measured, and no sample here: {error}")
+    source = f"a sample of {pictures} pictures by {workers} workers on this machine"
+    if config.spark_master.startswith("spark://"):
+        source += "; a cluster is as many times faster as it has workers"
+    return Pace(rate, source, float(workers), _gpus(config))
+
+
+def _gpus(config: EmbedConfig) -> float:
+    return 1.0 if config.gpus or config.runtime in ON_GPU else 0.0
