@@ -19,8 +19,9 @@ from typing import Any
 from airflow.sdk import Param, dag, get_current_context, task, teardown
 from airflow.sdk.exceptions import AirflowSkipException
 
+from dags.approval import approval
 from dags.assets import INDEX
-from dags.running import DEFAULTS, approval, fail_without_retry, run_key, step
+from dags.running import DEFAULTS, fail_without_retry, run_key, step
 
 
 @dag(

@@ -23,8 +23,9 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, TaskGroup, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
+from dags.approval import approval
 from dags.assets import COMPACTION, ENCODER, INDEX
-from dags.running import DEFAULTS, approval, fail_without_retry, step
+from dags.running import DEFAULTS, fail_without_retry, step
 
 
 @dag(

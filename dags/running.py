@@ -13,7 +13,6 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from dags.alerts import alert_failure
 
 P = ParamSpec("P")
-APPROVAL_DAYS = 3
 
 DEFAULTS: dict[str, Any] = {
     "owner": "vitrine",
@@ -48,15 +47,6 @@ def step(name: str, operator: Any = task, **options: Any) -> Any:
 
     run.__doc__ = f"Calls `tasks.pipelines.{name}`."  # Airflow shows it on the task's page
     return operator(**{"task_id": function} | options)(run)
-
-
-def approval(task_id: str, subject: str, body: str) -> Any:
-    """A task that waits for a person's answer in the Airflow UI, for APPROVAL_DAYS days, also over restarts; "no" skips what follows."""
-    from airflow.providers.standard.operators.hitl import ApprovalOperator
-
-    return ApprovalOperator(
-        task_id=task_id, subject=subject, body=body, execution_timeout=None, response_timeout=timedelta(days=APPROVAL_DAYS)
-    )
 
 
 def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:

@@ -58,6 +58,8 @@ def test_every_dag_runs_to_its_end(mlflow_uri: str, airflow_tables: Path, tmp_pa
     assert hour["note"].startswith("1 of 1 change became a dead letter: not JSON"), hour
     assert night["note"] is None, "nothing of its catalogue is in quarantine"
     assert (night["state"], night["tasks"]["publish_candidate"]) == ("success", "success"), night
+    asked = [night["tasks"][task] for task in ("plan_reembedding", "ask_or_not", "approve_embedding", "agreed", "embed")]
+    assert asked == ["success", "success", "skipped", "success", "success"], "it is quickly embedded: nobody is asked"
     assert watch["tasks"]["look"] == "success"
     assert garbage["state"] == "success"
     assert champion["tasks"] == {"announce_moved_champion": "success"}, "it was crowned by hand"
