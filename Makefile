@@ -1,7 +1,7 @@
 # One door for people and for CI. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint unit docs clean e2e kill-drill spark-cluster venv
+.PHONY: help demo up down test lint unit docs clean e2e kill-drill spark-cluster gpu-check venv
 
 PYTHON ?= python3
 HARDWARE ?= cpu
@@ -55,6 +55,9 @@ kill-drill: $(STAMP) java ## promotions and refreshes killed before and after ev
 
 bench-%: $(STAMP) ## one benchmark, e.g. make bench-index; prints a table, writes build/bench/<name>.json
 	@mkdir -p build/bench && $(BIN)/python -m tests.benchmarks.bench_$* $(ARGS)
+
+gpu-check: ## what an NVIDIA GPU does with our encoders: training, embedding, latency; at most 8 minutes (PYTHON=, ARGS=--tiny)
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.benchmarks.gpu_check $(ARGS)
 
 venv: $(STAMP) ## only the virtual environment
 
