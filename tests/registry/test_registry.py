@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from serving.contract.binding import BindingPolicy
 from serving.contract.files import ContractError, FileRef, describe, verify
 from serving.contract.manifest import IndexManifest
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, Registry
 from tasks.registry.runs import EXPERIMENT_KIND
 from tasks.registry.version_page import DESCRIPTION_LENGTH
+from tasks.release.bind import bind_version
 from tests.registered import Shop
 from tests.tiny import tiny_encoder
 
@@ -75,6 +77,23 @@ def test_a_versions_page_is_replaced_but_for_who_made_it_and_fits_what_mlflow_st
     assert len(found.description) <= DESCRIPTION_LENGTH
     registry.describe(found, "judged again")
     assert registry.version(ENCODER_MODEL, made.version).description == made.description.replace("tiny", "judged again", 1)
+
+
+def test_an_encoder_of_before_is_refused_only_where_binding_is_asked_for_and_loads_once_it_is_bound(
+    registry: Registry, tmp_path: Path
+) -> None:
+    version = register_tiny(registry, tmp_path / "encoder", "of before")
+    folder = registry.encoder_folder(version)
+    strict = Registry(registry.uri, registry.cache, "", None, BindingPolicy(require_bound=True))
+    why = rf"encoder version {version} is not bound to its manifest .* trust it: vitrine release bind$"
+    with pytest.raises(ContractError, match=why):
+        strict.encoder_folder(version)
+    assert (
+        bind_version(registry, registry.version(ENCODER_MODEL, version), None)
+        == f"encoder version {version} is bound to its manifest"
+    )
+    assert strict.encoder_folder(version) == folder
+    assert strict.encoder_ref(version) == registry.encoder_ref(version)
 
 
 def test_an_encoder_is_fetched_once_and_verified_every_time(registry: Registry, tmp_path: Path) -> None:

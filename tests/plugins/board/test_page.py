@@ -1,5 +1,6 @@
 """The board in a real browser, inside Airflow's own page, over the real API server, MLflow and replicas."""
 
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -164,6 +165,27 @@ def test_encoders_show_what_their_evaluation_measured(browser: "Browser", settle
     assert reason in entry.locator(".problem").inner_text()
     entry.locator("summary").click()
     assert "Largest difference: 1e-06" in entry.locator("table").inner_text()
+    page.context.close()
+
+
+def test_an_embedding_run_shows_its_price_and_how_far_it_is(browser: "Browser", settled: Stack) -> None:
+    pace = {"images_per_s": 50.0, "source": "measured over 2000 pictures by run rebuild_index.one", "cores": 2.0, "gpus": 0.0}
+    plan = {
+        "encoder": "7", "products": 9000, "pictures": 9000, "stored": 1000, "to_embed": 8000, "pace": pace, "hours": 0.0444,
+        "cost": 0.36, "bytes": 12 * 2**20, "needs_approval": True, "summary": "",
+    }  # fmt: skip
+    progress = {"embed.progress.done": 2000.0, "embed.progress.elapsed_s": 50.0, "embed.progress.at_s": time.time()}
+    with settled.registry.run("indexes", "rebuild_index.night", "index night", {"embed.plan": json.dumps(plan)}) as run:
+        page = visit(browser, settled, "viewer")
+        text = page.locator("#embedding").inner_text()
+        assert "awaits approval" in text
+        assert "8,000" in text
+        assert "3 min" in text
+        assert "measured over 2000 pictures" in text
+        run.log_now(progress)
+        page.get_by_role("button", name="Refresh").click()
+        page.locator("#embedding progress").wait_for()
+        assert "2,000 of 8,000 pictures, 40.0 a second, 3 min left" in page.locator("#embedding").inner_text()
     page.context.close()
 
 
