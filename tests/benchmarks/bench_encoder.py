@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--cpu", action="store_true", help="processor time instead of time on the clock")
+    parser.add_argument("--quick", action="store_true", help="ONNX Runtime alone: fp32, and int8 of the quicker kind to make")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--catalogue", default="")
@@ -84,7 +85,7 @@ def main() -> None:
     result = json.loads(args.out.read_text()) if args.out.is_file() else {"rows": []}
     print(f"{'model':<24}{'runtime':<30}{'batch':>6}{'images/s':>10}{'x eager':>9}{'x ORT':>7}{'MB':>8}{'min cos':>9}")
     for model in args.models:
-        rows = bench_model(model, args.batches, args.threads, args.rounds, clock)
+        rows = bench_model(model, args.batches, args.threads, args.rounds, clock, args.quick)
         for r in rows:
             print(
                 f"{r.model:<24}{r.runtime:<30}{r.batch:>6}{r.images_per_s:>10.1f}{r.times_eager:>9.2f}{r.times_ort:>7.2f}"
@@ -102,13 +103,13 @@ def main() -> None:
     print(f"written to {args.out}")
 
 
-def bench_model(model: str, batches: list[int], threads: int, rounds: int, clock: Clock) -> list[Row]:
-    """Every runtime on one model."""
+def bench_model(model: str, batches: list[int], threads: int, rounds: int, clock: Clock, quick: bool = False) -> list[Row]:
+    """Every runtime on one model, or with `quick` ONNX Runtime alone, beside PyTorch."""
     encoder, size = image_encoder(model)
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (max(*batches, CALIBRATION), size, size, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as scratch:
-        runtimes, sizes = open_runtimes(encoder, pictures, Path(scratch), threads)
+        runtimes, sizes = open_runtimes(encoder, pictures, Path(scratch), threads, quick)
         reference = runtimes["eager"](pictures[:8])
         cosine = {name: float((run(pictures[:8]) * reference).sum(axis=1).min()) for name, run in runtimes.items()}
         rows = []
@@ -146,7 +147,7 @@ def image_encoder(model: str) -> tuple[ImageEncoder, int]:
 
 
 def open_runtimes(
-    encoder: ImageEncoder, pictures: np.ndarray, folder: Path, threads: int
+    encoder: ImageEncoder, pictures: np.ndarray, folder: Path, threads: int, quick: bool = False
 ) -> tuple[dict[str, Run], dict[str, int]]:
     """Each runtime as a function of pixels, and the bytes of its model. A runtime that is not installed is left out."""
     graph = ImageGraph(encoder).eval()
@@ -155,19 +156,12 @@ def open_runtimes(
         with torch.inference_mode():
             return graph(torch.from_numpy(batch)).numpy()
 
-    calibration = pictures[:CALIBRATION]
-    files = {name: folder / f"{name}.onnx" for name in ("fp32", "fp16", "int8 static")}
-    write_onnx(graph, torch.from_numpy(pictures[:2].copy()), files["fp32"])
-    write_half(files["fp32"], files["fp16"])
-    quantize_static(files["fp32"], files["int8 static"], calibration, "minmax")
-    files["int8 dynamic"] = folder / "dynamic.onnx"
-    quantize_dynamic(files["fp32"], files["int8 dynamic"])
-    if has_attention(files["fp32"]):
-        files["int8 static, attention fp32"] = folder / "attention.onnx"
-        quantize_static(files["fp32"], files["int8 static, attention fp32"], calibration, "minmax", attention=False)
+    fp32 = folder / "fp32.onnx"
+    write_onnx(graph, torch.from_numpy(pictures[:2].copy()), fp32)
+    files = {"fp32": fp32} | (quick_variant(fp32, pictures) if quick else variants(fp32, pictures))
     runtimes: dict[str, Run] = {"eager": eager}
     sizes = {"eager": 4 * parameters(encoder)}
-    for runtime in RUNTIMES.values():
+    for runtime in (RUNTIMES["onnxruntime"],) if quick else RUNTIMES.values():
         for variant, path in files.items():
             if variant == "fp16" and runtime.name == "onnxruntime":
                 continue  # on a CPU ONNX Runtime computes it in fp32, with conversions around every node
@@ -178,6 +172,30 @@ def open_runtimes(
             name = f"{runtime.name} {variant}"
             runtimes[name], sizes[name] = run, path.stat().st_size
     return runtimes, sizes
+
+
+def quick_variant(fp32: Path, pictures: np.ndarray) -> dict[str, Path]:
+    """int8 of one kind: dynamic for attention, which needs no pictures, static for convolutions."""
+    path = fp32.with_name("int8.onnx")
+    if has_attention(fp32):
+        quantize_dynamic(fp32, path)
+        return {"int8 dynamic": path}
+    quantize_static(fp32, path, pictures[:CALIBRATION], "minmax")
+    return {"int8 static": path}
+
+
+def variants(fp32: Path, pictures: np.ndarray) -> dict[str, Path]:
+    """Every variant of a graph, written beside it."""
+    calibration = pictures[:CALIBRATION]
+    files = {name: fp32.with_name(f"{name}.onnx") for name in ("fp16", "int8 static")}
+    write_half(fp32, files["fp16"])
+    quantize_static(fp32, files["int8 static"], calibration, "minmax")
+    files["int8 dynamic"] = fp32.with_name("dynamic.onnx")
+    quantize_dynamic(fp32, files["int8 dynamic"])
+    if has_attention(fp32):
+        files["int8 static, attention fp32"] = fp32.with_name("attention.onnx")
+        quantize_static(fp32, files["int8 static, attention fp32"], calibration, "minmax", attention=False)
+    return files
 
 
 def timed(runtimes: dict[str, Run], batch: np.ndarray, rounds: int, clock: Clock) -> dict[str, list[float]]:
