@@ -18,7 +18,6 @@ from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tests.registered import Shop
 from tests.servers import free_port
 
-pytest.importorskip("flask_wtf", reason="MLflow's authentication is an extra: mlflow[auth]")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
@@ -76,22 +75,26 @@ class Served:
     log_in: AS
 
 
-@pytest.fixture
-def served(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
+@pytest.fixture(scope="module")
+def served(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    environment, home = pytest.MonkeyPatch(), tmp_path_factory.mktemp("shop")
+
     def log_in(user: str) -> None:
+        environment.undo()
         for name, value in (("USERNAME", user), ("PASSWORD", PASSWORD)):
-            monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value) if user else monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
+            environment.setenv(f"MLFLOW_TRACKING_{name}", value) if user else environment.delenv(f"MLFLOW_TRACKING_{name}", False)
 
     log_in("pipeline")
     made = httpx.post(
         f"{address}/api/2.0/mlflow/users/create", json={"username": "replica", "password": PASSWORD}, auth=("pipeline", PASSWORD),
         trust_env=False,
     )  # fmt: skip
-    assert made.status_code in (200, 400), made.text  # 400: the test before made it
-    shop = Shop(tmp_path, Registry(address, tmp_path / "cache"))
+    assert made.status_code == 200, made.text
+    shop = Shop(home, Registry(address, home / "cache"))
     version = shop.version()
     shop.point(live=version, blue=version)
-    return Served(shop, version, log_in)
+    yield Served(shop, version, log_in)
+    environment.undo()
 
 
 def test_a_replica_that_may_read_serves_the_version(served: Served, address: str, tmp_path: Path) -> None:
