@@ -184,7 +184,8 @@ class Counts(FrozenModel):
     """Reconciled product counts: catalogue == embedded + quarantined; servable == embedded.
 
     `pictures` are those of the catalogue, `quarantined_pictures` those of them that cannot be used, `quarantined_rows` rows of the
-    source that never became products; None: not counted.
+    source that the snapshot set aside, so that they never became products: the source had the snapshot's rows and these. None: not
+    counted.
     """
 
     catalogue: Count
@@ -196,6 +197,12 @@ class Counts(FrozenModel):
     pictures: Count | None = optional()
     quarantined_rows: Count | None = optional()
     quarantined_pictures: Count | None = optional()
+
+    @property
+    def set_aside(self) -> str:
+        """The rows that are no products, as text that continues a sentence about the products; "" for none."""
+        rows = self.quarantined_rows or 0
+        return f"; {rows:,} more row{'s' * (rows > 1)} of the snapshot's source cannot be used" if rows else ""
 
 
 class IndexManifest(Manifest):

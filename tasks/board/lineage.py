@@ -47,7 +47,7 @@ def lineage(version: Version, manifest: IndexManifest, registry: Registry) -> li
         Link("snapshot", snapshot.id, f"{snapshot.rows} rows, content {snapshot.content_sha256[:12]}"),
         Link(
             "catalogue",
-            f"{counts.catalogue} products: {counts.servable} servable, {counts.quarantined} in quarantine",
+            f"{counts.catalogue} products: {counts.servable} servable, {counts.quarantined} in quarantine{counts.set_aside}",
             f"pictures from {snapshot.image_root}" if snapshot.image_root else "pictures by their own addresses",
         ),
     ]  # fmt: skip

@@ -40,7 +40,10 @@ class GateLine:
 
 @dataclass(frozen=True)
 class Entry:
-    """One version on the timeline. Times are epoch milliseconds; `delta_share` is the share of rows outside base segments."""
+    """One version on the timeline. Times are epoch milliseconds; `delta_share` is the share of rows outside base segments.
+
+    `quarantined` products lack a usable picture; `quarantined_rows` of the catalogue are no products at all.
+    """
 
     version: str
     status: str
@@ -53,6 +56,7 @@ class Entry:
     snapshot: str
     products: int
     quarantined: int
+    quarantined_rows: int
     segments: int
     delta_share: float
     bytes: int
@@ -107,6 +111,7 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
         snapshot=manifest.snapshot.id if manifest else version.tags.get("snapshot", ""),
         products=manifest.counts.servable if manifest else 0,
         quarantined=manifest.counts.quarantined if manifest else 0,
+        quarantined_rows=(manifest.counts.quarantined_rows or 0) if manifest else 0,
         segments=len(manifest.segments) if manifest else 0,
         delta_share=delta_share(manifest) if manifest else 0.0,
         bytes=sum(f.bytes for f in manifest.files()) if manifest else 0,

@@ -91,15 +91,19 @@ def next_version(
     write_rows(place.folder / LEDGER, whole if merged else changed)
     mine = describe(place.folder / LEDGER, f"{place.prefix}/{LEDGER}", place.run_id)
     update = {
-        "segments": segments, "counts": counts(parent.snapshot.rows, segments, whole), "gates": (),
+        "segments": segments, "counts": counts(parent, segments, whole), "gates": (),
         "changes": (mine,) if merged else (*parent.changes, mine), "content_key": _content_key(parent, changed),
         "format": FORMAT, "signature": "", "queries": None, "embeddings": (*parent.embeddings, *commits),
     }  # fmt: skip
     return parent.model_copy(update=update), whole
 
 
-def counts(snapshot_rows: int, segments: tuple[Segment, ...], ledger: pa.Table) -> Counts:
-    """Where every product of the catalogue is, according to the ledger; the gates compare it with the opened index."""
+def counts(parent: IndexManifest, segments: tuple[Segment, ...], ledger: pa.Table) -> Counts:
+    """Where every product of the catalogue is, according to the ledger; the gates compare it with the opened index.
+
+    The rows that the snapshot set aside are the parent's: changes are of products.
+    """
+    snapshot_rows = parent.snapshot.rows
 
     def rows(mask: pa.Array) -> int:
         return int(pc.sum(mask).as_py() or 0)
@@ -113,6 +117,7 @@ def counts(snapshot_rows: int, segments: tuple[Segment, ...], ledger: pa.Table) 
     return Counts(
         catalogue=snapshot_rows + new - rows(pc.and_(gone, ledger["in_snapshot"])), embedded=embedded,
         quarantined=quarantined, quarantined_pictures=quarantined, servable=embedded,
+        quarantined_rows=parent.counts.quarantined_rows,
         indexed=sum(s.rows for s in segments if s.index is not None),
         tombstoned=sum(s.rows for s in segments if s.kind == "tombstones"),
     )  # fmt: skip

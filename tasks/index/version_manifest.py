@@ -47,7 +47,7 @@ def draft_manifest(
     indexed = sum(s.rows for s in segments)
     counts = Counts(
         catalogue=snapshot.rows, embedded=embedded.embedded, quarantined=embedded.quarantined, indexed=indexed, servable=indexed,
-        quarantined_pictures=embedded.quarantined,
+        quarantined_pictures=embedded.quarantined, quarantined_rows=snapshot.quarantined_rows,
     )  # fmt: skip
     reference = SnapshotRef(
         id=snapshot.id,

@@ -216,7 +216,7 @@ function version(v, d) {
     v.problem ? h("p", { class: "problem soft" }, v.problem) : "",
     v.withdrawn ? h("p", { class: "problem soft" }, v.withdrawn) : "",
     bad.map((g) => h("p", { class: "problem soft" }, `${g.name}: ${g.reason}`)),
-    h("div", { class: "facts" }, h("span", {}, h("b", {}, count(v.products)), " products", v.quarantined ? `, ${count(v.quarantined)} in quarantine` : ""),
+    h("div", { class: "facts" }, h("span", {}, h("b", {}, count(v.products)), " products", v.quarantined ? `, ${count(v.quarantined)} in quarantine` : "", v.quarantined_rows ? `, ${count(v.quarantined_rows)} unusable rows` : ""),
       h("span", {}, "encoder ", h("b", {}, v.encoder || "?")), recall && h("span", {}, "Recall@10 ", h("b", {}, figure(recall.value, "share"))),
       p99 && h("span", {}, "p99 ", h("b", {}, figure(p99.value, "ms"))),
       v.family && h("span", {}, v.family, v.delta_share ? `, ${percent(v.delta_share)} added by updates` : ""), v.bytes ? h("span", {}, size(v.bytes)) : ""),

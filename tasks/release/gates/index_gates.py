@@ -251,7 +251,7 @@ def _reconciled(candidate: Measurements) -> Gate:
     mismatches = found.gaps + sum(abs(gap) for gap, _ in sums)
     if not mismatches:
         whole = f"Every one of the catalogue's {counts.catalogue} products is searchable ({counts.servable}) or in quarantine "
-        return Gate.judged("reconciled", 0, 0, True, f"{whole}({counts.quarantined})")
+        return Gate.judged("reconciled", 0, 0, True, f"{whole}({counts.quarantined}){counts.set_aside}")
     told = [sentence for gap, sentence in sums if gap]
     told += [f"{MISMATCHES[kind]}: {_named(ids)}" for kind, ids in vars(found).items() if ids]
     reason = f"{mismatches} mismatch{'es' * (mismatches > 1)} between catalogue and index (none is allowed): {'; '.join(told)}"

@@ -110,6 +110,11 @@ SENTENCES: list[tuple[str, dict, str]] = [
     ("memory_mb", {"memory_mb": 9000.0}, "Memory of this version in a replica: 9000 MiB (at most 8192 MiB is allowed)"),
     ("reconciled", {}, "Every one of the catalogue's 100 products is searchable (99) or in quarantine (1)"),
     (
+        "reconciled", {"counts": counts(quarantined_rows=7)},
+        "Every one of the catalogue's 100 products is searchable (99) or in quarantine (1); 7 more rows of the snapshot's source cannot "
+        "be used",
+    ),
+    (
         "reconciled", {"counts": counts(embedded=98)},
         "2 mismatches between catalogue and index (none is allowed): 98 embedded and 1 quarantined products are not the catalogue's 100; "
         "98 products are embedded, but 99 are searchable",
