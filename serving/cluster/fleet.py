@@ -85,7 +85,7 @@ class Backend:
             told = json.loads(answer)
             shards, versions = frozenset(int(s) for s in told["shards"]), dict(told["versions"])
             ready = frozenset(f"{v}|{s['digest']}" for v, s in versions.items() if s["state"] == "ready")
-        except (ConnectionFailed, ValueError, KeyError, TypeError) as error:
+        except (ConnectionFailed, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             self.mark_down(str(error) or type(error).__name__)
             return
         if not self.up:

@@ -127,7 +127,7 @@ class RemoteSearcher(Searcher):
         latest: float | None,
         slow_s: float = 0.0,
     ) -> dict[int, dict[str, np.ndarray]]:
-        """The arrays of each shard's answer. An answer of another version or of other `shapes` counts as none."""
+        """The arrays of each shard's answer. An answer of another version, of other `shapes` or of absurd numbers counts as none."""
 
         def request(shard: int, left_s: float) -> bytes:
             return pack(header | {"shard": shard, "left_ms": round(1e3 * left_s, 1)}, **arrays)
@@ -138,12 +138,24 @@ class RemoteSearcher(Searcher):
                 raise ValueError(f"it answered for {answer.get('digest')}, asked was {self.digest}")
             if (got := {name: a.shape for name, a in columns.items()}) != shapes:
                 raise ValueError(f"it answered with arrays of {got}, asked was {shapes}")
+            _check_numbers(columns, self.rows)
             return columns
 
         try:
             return self.client.fan_out(path, self.version_key, shards, request, read, latest, slow_s)
         except InvalidShardRequest as error:
             raise ValueError(str(error)) from None
+
+
+def _check_numbers(columns: Mapping[str, np.ndarray], rows: int) -> None:
+    """Raises ValueError for an answer that no shard of a version with so many rows can give: it would be read as other products."""
+    for name, values in columns.items():
+        if values.dtype.kind != ("i" if name == "row" else "f"):
+            raise ValueError(f"its {name} are {values.dtype}")
+        if name == "row" and values.size and not (values.min() >= -1 and values.max() < rows):
+            raise ValueError(f"it answered with rows {values.min()}..{values.max()}, where the version has {rows}")
+        if values.dtype.kind == "f" and not (values < np.inf).all():  # -inf beside row -1
+            raise ValueError(f"its {name} are not all numbers")
 
 
 class ShardsUnavailable(QueryError):

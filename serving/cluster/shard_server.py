@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 LINGER_S = 10.0
 """A version dropped by both slots is kept this long after its last request, for gateways that have not flipped yet."""
 MAX_QUERIES, MAX_K = 64, 4096
+MAX_LEFT_MS = 1e9
 
 
 class ShardError(Exception):
@@ -93,10 +94,12 @@ class ShardServer:
         try:
             wanted = Filter.model_validate(header["filter"]) if header.get("filter") is not None else None
             k = int(header["k"])
-        except (ValidationError, KeyError, TypeError, ValueError) as error:
+        except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ShardError(422, f"the question is not one: {str(error).splitlines()[0]}") from None
-        if not (1 <= k <= MAX_K and xq.ndim == 2 and 1 <= len(xq) <= MAX_QUERIES):
-            raise ShardError(422, f"{xq.shape} queries and k {k}, where at most {MAX_QUERIES} and 1 to {MAX_K} are expected")
+        if not (1 <= k <= MAX_K and xq.ndim == 2 and 1 <= len(xq) <= MAX_QUERIES and _are_numbers(xq)):
+            raise ShardError(
+                422, f"{xq.shape} queries and k {k}, where at most {MAX_QUERIES} of numbers and 1 to {MAX_K} are expected"
+            )
 
         def work() -> bytes:
             began = time.perf_counter()
@@ -124,17 +127,20 @@ class ShardServer:
         shard_set = next((p for p in [*self.slots.releases(), *recent] if p.version == version and p.digest == digest), None)
         if shard_set is None:
             raise ShardError(409, f"this process does not hold version {version} ({digest}) ready")
-        if shard not in shard_set.shards:
+        if not isinstance(shard, int) or shard not in shard_set.shards:
             raise ShardError(409, f"this process holds the shards {self.shards}, not shard {shard}")
         with self.lock:
             self.recent[shard_set.version] = (shard_set, self.clock())
         return shard_set, shard_set.shards[shard]
 
     async def _work(self, call: Callable[[], bytes], header: dict[str, Any]) -> bytes:
-        """Runs a call in the pool. Raises ShardError: 503 when too many wait, 504 when its time is over before it starts."""
+        """Runs a call in the pool. Raises ShardError: 503 when too many wait, 504 when its time is over before it starts, 422."""
         if self.waiting >= self.pool._max_workers + self.settings.queue:
             raise ShardError(503, "too many questions are waiting at this shard")
-        latest = time.monotonic() + float(header.get("left_ms") or 1e3 * self.settings.deadline_s) / 1e3
+        left_ms = header.get("left_ms") or 1e3 * self.settings.deadline_s
+        if not isinstance(left_ms, int | float) or not abs(left_ms) < MAX_LEFT_MS:
+            raise ShardError(422, "left_ms is no number of milliseconds")
+        latest = time.monotonic() + left_ms / 1e3
 
         def in_time() -> bytes:
             if time.monotonic() > latest:
@@ -149,6 +155,10 @@ class ShardServer:
         finally:
             self.waiting -= 1
             self.shard_metrics.busy.set(self.waiting)
+
+
+def _are_numbers(xq: np.ndarray) -> bool:
+    return xq.dtype.kind == "f" and bool(np.isfinite(xq).all())
 
 
 def _unpacked(body: bytes, name: str) -> tuple[dict[str, Any], np.ndarray]:

@@ -63,7 +63,20 @@ def test_a_replica_takes_over_at_once(store: Storefront) -> None:
             assert coverage(client, store, place) == (2, 2)
 
 
-@pytest.mark.parametrize("wrong", ["junk", "another content", "too few arrays", "another shape"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "junk",
+        "another content",
+        "too few arrays",
+        "another shape",
+        "rows of nothing",
+        "rows below",
+        "no number",
+        "endless",
+        "as text",
+    ],
+)
 def test_a_wrong_answer_is_no_answer_and_nobody_elses_fault(
     store: Storefront, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +88,11 @@ def test_a_wrong_answer_is_no_answer_and_nobody_elses_fault(
             "junk": b"junk",
             "another content": pack({"digest": "0" * 16}, similarity=found[0], row=found[1]),
             "too few arrays": pack({"digest": digest}, similarity=found[0]),
+            "rows of nothing": pack({"digest": digest}, similarity=found[0], row=found[1] + 2**62),
+            "rows below": pack({"digest": digest}, similarity=found[0], row=found[1] - 2),
+            "no number": pack({"digest": digest}, similarity=found[0] + np.nan, row=found[1], vector=found[0]),
+            "endless": pack({"digest": digest}, similarity=found[0] + np.inf, row=found[1]),
+            "as text": pack({"digest": digest}, similarity=found[1], row=found[0]),
             "another shape": pack({"digest": digest}, similarity=found[0][:, :-1], row=found[1]),
         }
 
@@ -162,6 +180,13 @@ def test_a_shard_holds_its_own_segments_and_answers_for_no_other_version(store: 
         assert ask(xq, k=0).status_code == 422
         assert ask(xq, filter={"price": {"near": 3}}).status_code == 422
         assert ask(xq, left_ms=-1).status_code == 504
+        huge = (10**400, float("inf"), float("nan"), -(10**400), "soon", [], {})
+        assert {ask(xq, k=value).status_code for value in huge} == {422}
+        assert {ask(xq, left_ms=value).status_code for value in huge if value} == {422}
+        assert {ask(xq, shard=value).status_code for value in (*huge, -1, 0.5)} == {409}
+        assert {ask(xq, version=value).status_code for value in huge} == {409}
+        assert {ask(np.full_like(xq, value)).status_code for value in (np.nan, np.inf)} == {422}
+        assert ask(np.zeros(xq.shape, np.int64) + 2**62).status_code == 422
         assert client.post(SEARCH, content=b"junk").status_code == 422
         assert client.get(SEARCH).status_code == 405
         assert client.get("/v1/version").json()["role"] == "shard"
