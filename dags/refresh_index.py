@@ -58,8 +58,9 @@ def refresh_index() -> None:
     @fail_without_retry
     def publish_candidate(registered: dict) -> Any:
         from tasks.pipelines import refresh_index
+        from tasks.pipelines.index_records import RegisteredVersion
 
-        if not refresh_index.publish(registered["version"]):
+        if not refresh_index.publish(RegisteredVersion.from_json(registered)):
             raise AirflowSkipException("a version on a newer snapshot is the candidate; the next refresh carries these changes")
         get_current_context()["outlet_events"][INDEX].extra = {"version": registered["version"]}
         return registered
