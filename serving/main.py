@@ -18,6 +18,7 @@ def serve() -> None:
     import uvicorn
 
     from serving.api.connection_limits import LimitedHttpProtocol
+    from serving.api.open_connections import OpenConnections
     from serving.app import create_app
     from serving.versions.version_source import limit_mlflow_timeouts
 
@@ -36,9 +37,7 @@ def serve() -> None:
             LimitedHttpProtocol,
             head_s=settings.head_s,
             max_head_bytes=settings.head_bytes,
-            max_connections=settings.connections,
-            share=settings.address_share,
-            proxies=settings.proxies,
+            open_connections=OpenConnections(settings.connections, settings.address_share, settings.proxies),
         ),
         log_level="warning",
         log_config=None,

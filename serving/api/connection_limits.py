@@ -4,16 +4,15 @@ Bodies are limited by serving/api/body_limits.py.
 """
 
 import asyncio
-import math
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.api.open_connections import OpenConnections
 from serving.search.schemas import Problem
 
 HEALTH = (b"/healthz", b"/readyz", b"/metrics")
-HEALTH_RESERVE = 16
-"""Connections beyond the most, for HEALTH alone: what watches a replica is answered while every other connection is at work."""
+"""What connections of the reserve may ask for."""
 
 
 class HeadTooLarge(Exception):
@@ -25,32 +24,20 @@ class OnlyHealth(Exception):
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """One connection; closed when a head does not arrive in time, and beyond `max_connections`, or `share` of them from one address.
-
-    Beyond, the connection that has been silent longest, of the same address where that has its share, is closed in favour of the new
-    one; where none is silent, the new one may ask for HEALTH only, and is closed beyond HEALTH_RESERVE.
+    """One connection; closed when a head does not arrive in time, and where `open_connections` has no room for it.
 
     The first head has `head_s` seconds; later ones have uvicorn's keep-alive timeout, counted from the previous answer. A head
-    (request line, headers, and trailers of a chunked body) of more than `max_head_bytes` is answered 431. `turned_away` counts the
-    connections of this process closed for being too many.
+    (request line, headers, and trailers of a chunked body) of more than `max_head_bytes` is answered 431.
     """
 
-    turned_away = 0
-
     def __init__(
-        self,
-        *args: Any,
-        head_s: float = 20.0,
-        max_head_bytes: int = 32_768,
-        max_connections: int = 1000,
-        share: float = 1.0,
-        proxies: tuple[str, ...] = (),
+        self, *args: Any, head_s: float = 20.0, max_head_bytes: int = 32_768, open_connections: OpenConnections | None = None,
         **named: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(*args, **named)
-        self.most_of_one, self.proxies = share_of(max_connections, share), proxies
-        self.address, self.silent_since, self.only_health, self.path = "", 0.0, False, b""
-        self.head_s, self.max_head_bytes, self.max_connections = head_s, max_head_bytes, max_connections
+        self.head_s, self.max_head_bytes = head_s, max_head_bytes
+        self.open_connections = open_connections or OpenConnections()
+        self.address, self.only_health, self.path = "", False, b""
         self.head_bytes = 0
         """Bytes of the current head that the parser has reported."""
         self.unreported_bytes = 0
@@ -58,32 +45,23 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.address, self.silent_since = (self.client or ("",))[0], self.loop.time()
-        if not self.make_room():
-            LimitedHttpProtocol.turned_away += 1
+        self.address = (self.client or ("",))[0]
+        if not self.open_connections.admit(self):
             transport.close()
             return
         self.timeout_keep_alive_task = self.loop.call_later(self.head_s, self.timeout_keep_alive_handler)
 
-    def make_room(self) -> bool:
-        """Whether this new connection may stay; it may cost a silent one its place."""
-        if len(self.connections) <= min(self.most_of_one, self.max_connections):
-            return True
-        others = [
-            c for c in self.connections if isinstance(c, LimitedHttpProtocol) and c is not self and not c.transport.is_closing()
-        ]
-        reserve = [c for c in others if c.only_health]
-        ordinary = [c for c in others if not c.only_health]
-        same = [c for c in ordinary if c.address == self.address] if self.address not in self.proxies else []
-        crowd = same if len(same) >= self.most_of_one else ordinary if len(ordinary) >= self.max_connections else []
-        if not crowd or _close_silent(crowd):
-            return True
-        self.only_health = True
-        return len(reserve) < HEALTH_RESERVE or _close_silent(reserve)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open_connections.leave(self)
+        super().connection_lost(exc)
+
+    def close(self) -> None:
+        self.transport.close()
 
     def on_response_complete(self) -> None:
-        self.silent_since = self.loop.time()
         super().on_response_complete()
+        if self.cycle.response_complete:  # else another request was sent before this answer
+            self.open_connections.fell_silent(self)
 
     def data_received(self, data: bytes) -> None:
         timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None  # uvicorn would cancel it at the first byte
@@ -115,6 +93,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.unreported_bytes = 0
         if self.only_health and self.path.partition(b"?")[0] not in HEALTH:
             raise OnlyHealth
+        self.open_connections.at_work(self)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -147,15 +126,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def _close_silent(connections: list[LimitedHttpProtocol]) -> bool:
-    """Closes the one that has been silent longest: it has sent no head, or none since it was answered. False: there is none."""
-    silent = [c for c in connections if c.cycle is None or c.cycle.response_complete]
-    if silent:
-        LimitedHttpProtocol.turned_away += 1
-        min(silent, key=lambda c: c.silent_since).transport.close()
-    return bool(silent)
-
-
 TOO_MANY = Problem(
     title="Not now", status=503, detail="too many connections are at work; try again in a second", reason="overloaded"
 )
@@ -169,8 +139,3 @@ def _raw_problem(problem: Problem, status_line: str, headers: str = "") -> bytes
         f"content-length: {len(body)}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
     )
     return head.encode() + body
-
-
-def share_of(limit: int, share: float) -> int:
-    """How many of `limit` places one address may hold: at least one."""
-    return max(1, math.ceil(limit * share))

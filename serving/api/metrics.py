@@ -1,6 +1,6 @@
 """HTTP metrics: requests, rejected images, and connections turned away."""
 
-from serving.api.connection_limits import LimitedHttpProtocol
+from serving.api.open_connections import OpenConnections
 from serving.telemetry.metrics import Metrics
 
 
@@ -14,7 +14,7 @@ class RequestMetrics:
         turned_away = metrics.gauge(
             "vitrine_connections_turned_away", "Connections closed since the start because as many were open as may be"
         )
-        metrics.before_scrape(lambda: turned_away.set(LimitedHttpProtocol.turned_away))
+        metrics.before_scrape(lambda: turned_away.set(OpenConnections.turned_away))
 
     def count(self, route: str, status: int, took_s: float) -> None:
         self.requests.labels(route, str(status)).inc()

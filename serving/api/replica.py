@@ -14,9 +14,9 @@ import numpy as np
 
 from serving.api.admission import AdmissionLimit, overloaded
 from serving.api.auth import Access, read_keys
-from serving.api.connection_limits import share_of
 from serving.api.errors import ApiError
 from serving.api.metrics import RequestMetrics
+from serving.api.open_connections import share_of
 from serving.api.upload_places import UploadPlaces
 from serving.cluster.client import ShardClient
 from serving.cluster.fleet import RESOLVE_S, Fleet, addresses_of

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serving.api.admission import overloaded
-from serving.api.connection_limits import share_of
+from serving.api.open_connections import share_of
 
 GRACE_S = 1.0
 """A body that has been coming for longer than this gives up its place, when all are taken, before a new one is refused."""

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from serving.api.connection_limits import LimitedHttpProtocol
+from serving.api.open_connections import OpenConnections
 from tests.running import until
 from tests.servers import free_port
 
@@ -227,21 +228,21 @@ def status(connection: socket.socket, path: str) -> int:
 
 
 def test_beyond_the_most_connections_the_one_that_is_silent_longest_makes_room() -> None:
-    with serving(max_connections=2) as port, connect(port) as one, connect(port) as two:
+    with serving(open_connections=OpenConnections(2)) as port, connect(port) as one, connect(port) as two:
         ask(two)
         assert answered(two)
-        before = LimitedHttpProtocol.turned_away
+        before = OpenConnections.turned_away
         with connect(port) as third:
             ask(third)
             assert answered(third)
             assert one.recv(65536) == b""
-            assert LimitedHttpProtocol.turned_away == before + 1
+            assert OpenConnections.turned_away == before + 1
             ask(two)
             assert answered(two)
 
 
 def test_a_thousand_silent_connections_keep_nobody_out() -> None:
-    with serving(max_connections=50) as port, ExitStack() as opened:
+    with serving(open_connections=OpenConnections(50)) as port, ExitStack() as opened:
         for _ in range(200):
             opened.enter_context(connect(port))
         with connect(port) as last:
@@ -250,7 +251,7 @@ def test_a_thousand_silent_connections_keep_nobody_out() -> None:
 
 
 def test_while_all_connections_are_at_work_only_health_is_answered() -> None:
-    with serving(max_connections=2) as port, connect(port) as one, connect(port) as two:
+    with serving(open_connections=OpenConnections(2)) as port, connect(port) as one, connect(port) as two:
         for busy in (one, two):
             ask(busy, "/slow")
             assert busy.recv(10).startswith(b"HTTP/1.1 2")
@@ -275,10 +276,10 @@ def test_one_address_holds_its_share_of_connections_and_a_trusted_proxy_all() ->
     def busy(port: int, count: int, opened: ExitStack) -> list[int]:
         return [status(opened.enter_context(connect(port)), "/slow") for _ in range(count)]
 
-    with serving(max_connections=4, share=0.5) as port, ExitStack() as opened:
+    with serving(open_connections=OpenConnections(4, 0.5)) as port, ExitStack() as opened:
         assert busy(port, 3, opened) == [200, 200, 503]
         elsewhere = opened.enter_context(socket.create_connection(("127.0.0.1", port), 20, source_address=("127.0.0.2", 0)))
         ask(elsewhere)
         assert answered(elsewhere)
-    with serving(max_connections=4, share=0.5, proxies=("127.0.0.1",)) as port, ExitStack() as opened:
+    with serving(open_connections=OpenConnections(4, 0.5, ("127.0.0.1",))) as port, ExitStack() as opened:
         assert busy(port, 5, opened) == [200, 200, 200, 200, 503]
