@@ -22,6 +22,7 @@ MAX_SEGMENTS = 5000
 """Most segments of a JPEG. A profile of 16 MB has 255; 20 MB of empty comments would be five million, each parsed in Python."""
 MAX_SKIPPED = 65_536
 """Most bytes between segments, which Pillow goes through one by one."""
+WINDOW_BYTES = 65_536
 LOST = ("bad Huffman code", "bad arithmetic code", "instead of RST")
 """In libjpeg's warnings about pixels that are lost."""
 FILLER = b"\x55\xaa" * 32
@@ -61,8 +62,8 @@ def count_scans(data: bytes, most: int) -> int | None:
     """
     at, scans, skipped, in_scan = len(START), 0, 0, False
     for _ in range(MAX_SEGMENTS):
-        found = NEXT_MARKER.search(data, at)
-        skipped += 0 if in_scan else (found.start() if found else len(data)) - at
+        found = _next_marker(data, at, len(data) if in_scan else at + MAX_SKIPPED + 2)
+        skipped += 0 if in_scan else (found.start() if found else min(len(data), at + MAX_SKIPPED + 2)) - at
         if skipped > MAX_SKIPPED:
             return None
         if found is None or data[found.end() - 1] == END or scans > most:
@@ -70,6 +71,14 @@ def count_scans(data: bytes, most: int) -> int | None:
         in_scan = data[found.end() - 1] == SCAN
         scans += in_scan
         at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    return None
+
+
+def _next_marker(data: bytes, at: int, end: int) -> re.Match[bytes] | None:
+    """The next marker before `end`. A search holds the interpreter's lock: 10 MB of 0xFF would stop all other threads for 0.2 s."""
+    for start in range(at, min(end, len(data)), WINDOW_BYTES):
+        if (found := NEXT_MARKER.search(data, start, min(end, start + WINDOW_BYTES + 1))) is not None:
+            return found
     return None
 
 
@@ -104,7 +113,7 @@ def _mended(data: bytes, filler: bytes = b"") -> bytes:
     missing grey.
     """
     parts, at, in_scan = [START], len(START), False
-    while (found := NEXT_MARKER.search(data, at)) is not None:
+    while (found := _next_marker(data, at, len(data))) is not None:
         if in_scan:  # coded data never ends in 0xFF; what lies between other segments is left out
             parts += [data[at : found.start()].rstrip(b"\xff"), filler]
         marker, start, at = data[found.end() - 1], found.start(), found.end()

@@ -27,6 +27,7 @@ import psutil
 from PIL import Image
 
 from tests.benchmarks.attacks import attacks
+from tests.image import allocator_settings
 from tests.load import MARK, Shots, fire, photo_request
 from tests.releases import make_release
 from tests.running import until
@@ -49,7 +50,11 @@ def photos(count: int = 8) -> list[bytes]:
 
 @contextmanager
 def replica(home: Path, port: int) -> Iterator[psutil.Process]:
-    environ = os.environ | {"VITRINE_RELEASE": str(home / "release"), "VITRINE_PORT": str(port), "VITRINE_SAMPLE_RATE": "0"}
+    environ = (
+        os.environ
+        | allocator_settings()
+        | {"VITRINE_RELEASE": str(home / "release"), "VITRINE_PORT": str(port), "VITRINE_SAMPLE_RATE": "0"}
+    )
     with (home / "replica.log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", "serving.main"], env=environ, stdout=log, stderr=log)
         try:
