@@ -86,7 +86,10 @@ class ServingSettings:
     deadline_s: float = setting(
         5.0, "seconds from the whole body to the answer; past it 504, and no further phase starts", 2, least=0.01, most=DAY_S
     )
-    connections: int = setting(1000, "open connections; further ones are closed; `ulimit -n` must allow them", 4000, least=1)
+    connections: int = setting(
+        1000, "open connections; beyond, the one that is silent longest is closed, or the new one; `ulimit -n` must allow them",
+        4000, least=1,
+    )  # fmt: skip
     head_s: float = setting(
         20.0, "seconds for a connection's first request head; a slower one is closed", 5, least=0.01, most=DAY_S
     )
@@ -95,7 +98,9 @@ class ServingSettings:
         16_384, least=1024,
     )  # fmt: skip
     body_s: float = setting(20.0, "seconds for a request body; slower is answered 408", 10, least=0.01, most=DAY_S)
-    uploads: int = setting(128, "bodies being received at once; further ones are answered 503", 64, least=1)
+    uploads: int = setting(
+        128, "bodies above 64 KiB being received at once; beyond, the slowest gives way (408), or the new one (503)", 64, least=1
+    )
     address_share: float = setting(
         0.8, "share of connections, uploads and waiting searches that one address may hold; 1: all, as behind one trusted caller",
         0.3, least=0.01, most=1,

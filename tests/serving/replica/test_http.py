@@ -492,3 +492,17 @@ def test_a_costly_photo_is_answered_as_any_other_and_decoded_in_a_child(store: S
         assert again.status_code == 200
         assert replica.waiting_by_address == {}
     assert replica.costly_images.child is None
+
+
+def test_one_address_holds_its_share_of_waiting_searches_and_others_find_room(store: Storefront) -> None:
+    app = open_app(store, workers=1, queue=3, address_share=0.5)
+    waiting = app.state.replica.waiting_by_address
+    search = {"product_id": store.ids[0]}
+    with TestClient(app, client=("10.0.0.1", 1)) as greedy:
+        waiting["10.0.0.1"] = 2
+        refused = greedy.post("/v1/search", json=search)
+        assert (refused.status_code, refused.json()["reason"], refused.headers["retry-after"]) == (503, "overloaded", "1")
+        assert TestClient(app, client=("10.0.0.2", 1)).post("/v1/search", json=search).status_code == 200
+        waiting["10.0.0.1"] -= 1
+        assert greedy.post("/v1/search", json=search).status_code == 200
+    assert waiting == {"10.0.0.1": 1}
