@@ -2,8 +2,9 @@
 
 **When**: hourly; or by hand with the form's parameters. `vitrine stream` does the same every minute.
 
-**In**: the changes pending in the queue that `VITRINE_CHANGES` names (outbox, SQS or Kafka), priority products first. **Out**: a
-version of `product-index` that references its parent's segments and adds a delta and tombstones per touched shard, with the alias
+**In**: the changes pending in the queue that `VITRINE_CHANGES` names (outbox, SQS, Kafka, or what comparing the catalogue finds),
+priority products first. **Out**: a version of `product-index` that references its parent's segments and adds a delta and tombstones
+per touched shard, with the alias
 `candidate` when it passes its gates (asset: product-index), which triggers `promote_index`. Messages are acknowledged once such a
 version is registered. Other ranker weights or rules (the file that `VITRINE_RANKER` names) make a version too, with or without
 changes. Changes beyond the limits wait for the next run; log and result state how many. Dead letters and quarantined products are

@@ -15,6 +15,7 @@ from tasks.catalog.sources import open_source
 from tasks.catalog.sources.csv_format import CsvFormat
 from tasks.catalog.sources.folder import NUMERIC, FolderSource
 from tasks.catalog.sources.source import SourceOptions
+from tasks.catalog.sources.tables import TableSource
 from tasks.errors import CatalogError
 
 FILE_ROWS = 1_000_000
@@ -54,12 +55,13 @@ class Tables:
 
 @contextmanager
 def open_tables(uri: str, options: SourceOptions | None = None) -> Iterator[Tables]:
-    """Tables of a folder (up to FILE_ROWS rows) or database (first DATABASE_ROWS rows). Raises CatalogError."""
+    """Tables of a folder (up to FILE_ROWS rows) or of a database or table (first DATABASE_ROWS rows). Raises CatalogError."""
     with open_source(uri, options) as source:
         if isinstance(source, FolderSource):
             products, photos = _file(source, "products"), _file(source, "photos")
         else:
-            products = _arrow("products", "product_id", source.products, read_products, DATABASE_ROWS)
+            batches = source.unsorted if isinstance(source, TableSource) else source.products
+            products = _arrow("products", "product_id", batches, read_products, DATABASE_ROWS)
             photos = _arrow("photos", "photo_uri", source.photos, to_photos, DATABASE_ROWS)
         if products is None:
             raise CatalogError(f"{source.name}: neither products.csv nor products.parquet is in the folder")

@@ -158,6 +158,17 @@ def test_labelled_photos_are_a_table_beside(tmp_path: Path) -> None:
     assert photo_table(taken.uri)["photo_uri"].to_pylist() == ["x.jpg"]
 
 
+def test_preconditions_read_only_the_first_rows_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.validate import rows
+
+    monkeypatch.setattr(rows, "DATABASE_ROWS", 5)
+    pq.write_table(products(50), tmp_path / "products.parquet")
+    with rows.open_tables(f"parquet:{tmp_path}/products.parquet") as tables:
+        assert not tables.products.whole
+        assert [row["product_id"] for _, row in tables.products.rows()] == products(50)["product_id"].to_pylist()[:5]
+        assert tables.photos is None
+
+
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server() as endpoint:
