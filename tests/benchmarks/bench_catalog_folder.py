@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from tasks.catalog.snapshot import take_snapshot
 from tests.benchmarks.peak import measured
-from tests.catalog.test_tables import check_same_hash, iceberg_catalog, products
+from tests.catalog.sources.test_tables import check_same_hash, iceberg_catalog, products
 
 BATCH = 100_000
 NEEDED_BYTES_A_ROW = 1500

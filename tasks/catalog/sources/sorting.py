@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from tasks.catalog.columns import convert
 
-IN_MEMORY_BYTES = 256 << 20
+IN_MEMORY_BYTES = 128 << 20
 """Most bytes of rows that are sorted at once."""
 MOST_RANGES = 400
 """Files that are open at once."""
@@ -75,14 +75,14 @@ def _by_ranges(
     bounds = np.unique(np.array(sorted(sample), object)[chosen])
     _split(folder, bounds)
     for number in range(len(bounds) + 1):
-        with pa.memory_map(str(folder / str(number))) as source:
+        with pa.OSFile(str(folder / str(number)), "rb") as source:
             reader = pa.ipc.open_file(source)
             yield from _sorted([reader.get_batch(n) for n in range(reader.num_record_batches)], rows)
 
 
 def _split(folder: Path, bounds: np.ndarray) -> None:
     """Writes file `n` with the rows whose id lies between bounds n - 1 and n."""
-    with pa.memory_map(str(folder / "all")) as source:
+    with pa.OSFile(str(folder / "all"), "rb") as source:
         reader = pa.ipc.open_file(source)
         sinks = [pa.OSFile(str(folder / str(n)), "wb") for n in range(len(bounds) + 1)]
         writers = [pa.ipc.new_file(sink, reader.schema) for sink in sinks]
