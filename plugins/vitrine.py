@@ -47,9 +47,11 @@ def make_hook() -> Any:
 
 def external_views() -> list[dict[str, str]]:
     """Views of other servers. They open in a new tab, as those servers forbid framing."""
+    from serving.contract.addresses import without_userinfo
+
     pages = [
-        ("MLflow", SETTINGS.mlflow_page or SETTINGS.mlflow_uri),
-        *(("Search page", url) for url in SETTINGS.serving_urls[:1]),
+        ("MLflow", without_userinfo(SETTINGS.mlflow_page or SETTINGS.mlflow_uri)),
+        *(("Search page", without_userinfo(url)) for url in SETTINGS.serving_urls[:1]),
     ]
     return [{"name": name, "href": url, "destination": "nav", "category": "browse"} for name, url in pages]
 

@@ -48,6 +48,16 @@ def without_secrets(address: str) -> str:
     return start + rest + mark + "&".join(parts)
 
 
+def without_userinfo(address: str) -> str:
+    """An address that people may open: without the user and password before its host. Its parameters stay."""
+    found = SCHEME.match(address)
+    if not found:
+        return address
+    rest, mark, query = address[found.end() :].partition("?")
+    userinfo = _userinfo(rest)
+    return found[0] + (rest[len(userinfo) + 1 :] if userinfo else rest) + mark + query
+
+
 def hide_secrets(text: str, *addresses: str) -> str:
     """A text to be shown, such as a library's error: secrets of the addresses in it, and of `addresses`, are masked."""
     for secret in sorted({s for address in addresses for s in secret_texts(address)}, key=len, reverse=True):

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+from serving.contract.addresses import without_secrets
 from serving.contract.files import ContractError
 from serving.contract.manifest import SLOTS
 from tasks.board.embedding import embedding_entry
@@ -54,7 +55,7 @@ class Board:
                 aliases = registry.aliases(INDEX_MODEL)
                 champion = registry.aliases(ENCODER_MODEL).get("champion", "")
             except Exception as error:  # MLflow raises many unrelated classes when its server is away
-                raise VitrineError(f"MLflow at {registry.uri} does not answer: {_first_line(error)}") from None
+                raise VitrineError(f"MLflow at {without_secrets(registry.uri)} does not answer: {_first_line(error)}") from None
             made = list(pool.map(self._made, versions))
         live = aliases.get("live", "")
         entries = timeline(made, registry)

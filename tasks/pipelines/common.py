@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from serving.contract.addresses import without_userinfo
 from serving.contract.runtimes import Runtime
 from tasks import storage
 from tasks.catalog import snapshot
@@ -39,7 +40,7 @@ def origin(chosen: Settings, environ: Mapping[str, str]) -> Origin | None:
 
 def dag_run_url(chosen: Settings, dag: str, run: str) -> str:
     """URL of a DAG run in Airflow's UI."""
-    return f"{(chosen.airflow_page or chosen.airflow_url).rstrip('/')}/dags/{dag}/runs/{quote(run, safe='')}"
+    return f"{without_userinfo(chosen.airflow_page or chosen.airflow_url).rstrip('/')}/dags/{dag}/runs/{quote(run, safe='')}"
 
 
 def query_runtime() -> Runtime:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.contract.addresses import without_userinfo
 from serving.contract.binding import BindingPolicy
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Runs:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         from mlflow import MlflowClient
 
-        self.uri, self.cache, self.page, self.origin = uri, cache, (page or uri).rstrip("/"), origin
+        self.uri, self.cache, self.page, self.origin = uri, cache, without_userinfo(page or uri).rstrip("/"), origin
         self.trust = trust or BindingPolicy()
         self.verified: dict[Path, tuple[int, int, int] | None] = {}
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)

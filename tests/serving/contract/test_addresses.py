@@ -1,13 +1,22 @@
 """Addresses: their paths are read as they are written, and they are shown without secrets."""
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.contract.addresses import hide_secrets, local_path, scheme, secret_texts, sqlite_uri, without_secrets
-from serving.contract.child_environment import child_environment
+from serving.contract.addresses import (
+    hide_secrets,
+    local_path,
+    scheme,
+    secret_texts,
+    sqlite_uri,
+    without_secrets,
+    without_userinfo,
+)
+from serving.contract.child_environment import CLOUD, child_environment, secrets_withheld
 
 
 @pytest.mark.parametrize(
@@ -50,6 +59,28 @@ def test_an_address_is_shown_without_its_secrets(address: str, shown: str) -> No
     assert without_secrets(address) == shown
     assert without_secrets(shown) == shown
     assert hide_secrets(f"cannot open '{address}', is it up?") == f"cannot open '{shown}', is it up?"
+
+
+def test_a_link_is_without_user_and_password() -> None:
+    for address in (
+        "http://user:p%2Fw@mlflow:5000",
+        "http://user:p@w/x@mlflow:5000",
+        "http://token@mlflow:5000",
+        "http://mlflow:5000",
+    ):
+        assert without_userinfo(f"{address}/a.jpg?workflowType=machine_learning") == (
+            "http://mlflow:5000/a.jpg?workflowType=machine_learning"
+        )
+    assert without_userinfo("sqlite:///mlruns/a@b.db") == "sqlite:///mlruns/a@b.db"
+
+
+def test_secrets_are_withheld_from_a_child_that_inherits_and_are_back_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRINE_CATALOG", "postgresql://shop:secret@db/shop")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "kept")
+    with secrets_withheld(CLOUD):
+        assert "VITRINE_CATALOG" not in os.environ
+        assert os.environ["AWS_SECRET_ACCESS_KEY"] == "kept"
+    assert os.environ["VITRINE_CATALOG"] == "postgresql://shop:secret@db/shop"
 
 
 def test_a_library_s_words_about_an_address_hide_its_password_in_either_form() -> None:
