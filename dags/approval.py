@@ -7,8 +7,8 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 APPROVAL_DAYS = 3
 
 
-def approval(task_id: str, subject: str, body: str) -> ApprovalOperator:
+def approval(task_id: str, subject: str, body: str, operator: type[ApprovalOperator] = ApprovalOperator) -> ApprovalOperator:
     """Waits APPROVAL_DAYS days for "Approve", without a worker and over restarts; after "Reject" the tasks that follow are skipped."""
-    return ApprovalOperator(
+    return operator(
         task_id=task_id, subject=subject, body=body, execution_timeout=None, response_timeout=timedelta(days=APPROVAL_DAYS)
     )

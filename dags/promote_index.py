@@ -3,7 +3,8 @@
 **When**: a new candidate of `product-index` was published; or by hand, from the release board or this page, for one version.
 
 **Story**: every serving replica loads and verifies the candidate in the idle slot (blue or green) beside the live version; sampled
-real queries are replayed against both; if required, a person approves the gate report; then the alias `live` moves, and `previous`
+real queries are replayed against both; if required, a person approves the gate report, unless a newer candidate is published meanwhile,
+which the next run proposes; then the alias `live` moves, and `previous`
 names the rollback target. During the bake the replicas' errors, p99 and recall are monitored: the version is kept, or rolled back
 automatically.
 
@@ -21,6 +22,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.approval import approval
 from dags.assets import INDEX
+from dags.candidate_approval import CandidateApproval
 from dags.running import DEFAULTS, fail_without_retry, run_key, step
 
 
@@ -47,9 +49,8 @@ def promote_index() -> None:
     def choose_slot() -> Any:
         from tasks.pipelines import promote_index
 
-        context = get_current_context()
-        announced = [event.extra.get("version", "") for event in context["triggering_asset_events"].get(INDEX, [])]
-        plan = promote_index.choose(context["params"]["version"] or (announced[-1] if announced else ""), run_key())
+        # Without a version the registry's candidate: of several events the run may have been given the oldest, or none.
+        plan = promote_index.choose(get_current_context()["params"]["version"] or "", run_key())
         if plan.done:
             raise AirflowSkipException(plan.summary)
         return plan
@@ -72,6 +73,7 @@ def promote_index() -> None:
         "approve",
         subject="Promote index version {{ ti.xcom_pull(task_ids='choose_slot')['version'] }}?",
         body="{{ ti.xcom_pull(task_ids='shadow_check')['text'] }}",
+        operator=CandidateApproval,
     )
     flipped = step("promote_index.flip", trigger_rule="none_failed_min_one_success")(plan=plan)
     baked = step("promote_index.bake")(plan=plan, flipped=flipped)

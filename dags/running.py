@@ -11,6 +11,7 @@ from airflow.sdk import get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.alerts import alert_failure
+from dags.process import end_with_supervisor
 
 P = ParamSpec("P")
 
@@ -64,6 +65,7 @@ def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
         from tasks.records import to_json
         from tasks.settings import Settings
 
+        end_with_supervisor()
         _mask_secrets()
         try:
             return to_json(function(*args, **kwargs))

@@ -7,6 +7,7 @@ from serving.contract.manifest import IndexManifest
 from tasks.registry import INDEX_MODEL, Registry, Version
 from tasks.release.delta_share import delta_share
 from tasks.release.gates.recorded_verdict import verdict, why_not_promotable
+from tasks.release.promotion.proposal import superseded
 
 STATUSES = {
     "live": "serves shoppers",
@@ -14,6 +15,7 @@ STATUSES = {
     "failed": "failed a gate",
     "candidate": "passed its gates, awaits promotion",
     "broken": "unreadable manifest",
+    "superseded": "replaced by a newer candidate before it was live",
     "kept": "not promoted, or replaced",
 }
 
@@ -85,7 +87,7 @@ def status(version: Version, manifest: IndexManifest | None, problem: str = "") 
     for alias in ("previous", "candidate"):
         if alias in version.aliases:
             return alias
-    return "kept"
+    return "superseded" if superseded(version) else "kept"
 
 
 def version_kind(manifest: IndexManifest) -> str:
@@ -102,7 +104,7 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
     return Entry(
         version=version.version,
         status=now,
-        meaning="was live and was withdrawn" if withdrawn else STATUSES[now],
+        meaning=_meaning(now, version, withdrawn),
         aliases=version.aliases,
         created_ms=version.created_ms,
         description=version.summary,
@@ -122,6 +124,12 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
         may_promote=manifest is not None and not why_not_promotable(version, manifest),
         links=links(version, registry),
     )
+
+
+def _meaning(now: str, version: Version, withdrawn: str) -> str:
+    if withdrawn:
+        return "was live and was withdrawn"
+    return f"superseded {superseded(version)}" if now == "superseded" else STATUSES[now]
 
 
 def links(version: Version, registry: Registry) -> dict[str, str]:

@@ -25,6 +25,7 @@ from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.promotion import blue_green
 from tasks.release.promotion.blue_green import LIVE_AT, LeasedAliases, choose_slot
 from tasks.release.promotion.lease import HANDOVER_S, LeaseLost, hold_lease
+from tasks.release.promotion.proposal import newer_candidate, withdraw_mark
 from tasks.release.promotion.shadow import ShadowReport, compare
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,12 @@ def shadow(plan: PromotionPlan, run_key: str) -> ShadowReport:
     return dataclasses.replace(report, text=text, links=links)
 
 
+def replaced_while_waiting(version: str) -> str:
+    """Whether a newer candidate replaced this one while a person was asked, as one sentence; "" while it is still the candidate."""
+    newer = newer_candidate(registry(), version)
+    return newer and f"version {version} was superseded by version {newer} before anybody answered; that one is proposed next"
+
+
 def needs_approval(answer: str) -> bool:
     """Whether a person must approve: "yes", "no", or anything else for the setting's value."""
     return {"yes": True, "no": False}.get(answer, settings().approval)
@@ -125,8 +132,10 @@ def flip(plan: PromotionPlan, run_key: str) -> Flip:
         before = metrics_before(replicas, plan.version)
         aliases.tag_version(INDEX_MODEL, plan.version, BAKE, f"{UNDER_WAY}, by {run_key}")
         took = blue_green.flip(aliases, replicas, now, FLIP_LIMIT_S)
-    if LIVE_AT not in models.version(INDEX_MODEL, plan.version).tags:
+    found = models.version(INDEX_MODEL, plan.version)
+    if LIVE_AT not in found.tags:
         models.tag_version(INDEX_MODEL, plan.version, LIVE_AT, f"{time.time():.3f}")
+    withdraw_mark(models, found)
     summary = (
         f"index version {plan.version} is live in {now.slot} ({f'version {plan.live}' if plan.live else 'nothing'} before); "
         f"the flip took {took:.1f} s on {len(replicas)} replicas"

@@ -36,6 +36,7 @@ from tasks.pipelines.index_draft import EXPERIMENT
 from tasks.pipelines.index_records import Acknowledgement, EmbeddedChanges, RefreshPlan, RegisteredVersion
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry, Run, Version
 from tasks.registry.binding import index_tags, signed, signing_key
+from tasks.release.promotion.proposal import propose
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,10 @@ def acknowledge(plan: RefreshPlan, registered: RegisteredVersion, embedded: Embe
 
 
 def publish(registered: RegisteredVersion) -> bool:
-    """Makes the version the candidate, unless one on a newer snapshot is; then the next refresh carries it over."""
+    """Makes the version the candidate, unless one on a newer snapshot is; then the next refresh carries it over.
+
+    A candidate that never was live is marked as superseded by it.
+    """
     from tasks.release.ancestry import covered_versions
 
     models = registry()
@@ -164,7 +168,7 @@ def publish(registered: RegisteredVersion) -> bool:
         if ours != theirs and started_at(theirs.uri) > started_at(ours.uri):
             log.info("version %s is built on a newer snapshot: the next refresh carries these changes over", candidate.version)
             return False
-    models.set_alias(INDEX_MODEL, "candidate", registered.version)
+    propose(models, registered.version)
     return True
 
 

@@ -18,6 +18,7 @@ from tasks.pipelines.index_draft import EXPERIMENT, draft, truth_of
 from tasks.pipelines.index_records import RegisteredVersion
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Run, Version
 from tasks.registry.binding import index_tags, signed, signing_key
+from tasks.release.promotion.proposal import propose
 
 
 def register_version(
@@ -80,8 +81,8 @@ def _registered(version: Version) -> RegisteredVersion:
 
 
 def publish(version: str) -> None:
-    """Makes the version the candidate."""
-    registry().set_alias(INDEX_MODEL, "candidate", version)
+    """Makes the version the candidate; the one before is marked as superseded unless it was live."""
+    propose(registry(), version)
 
 
 def _upload(run: Run, manifest: IndexManifest, tuned: TuningResult, template: str, folder: Path) -> None:

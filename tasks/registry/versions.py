@@ -153,6 +153,16 @@ class Versions(Runs):
     def tag_version(self, model: str, version: str, tag: str, value: str) -> None:
         self.client.set_model_version_tag(model, version, tag, value)
 
+    def delete_version_tag(self, model: str, version: str, tag: str) -> None:
+        """Deletes a version's tag. Idempotent."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.delete_model_version_tag(model, version, tag)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
     def model_tags(self, model: str) -> dict[str, str]:
         """The tags of a registered model; {} when it does not exist."""
         from mlflow.exceptions import MlflowException

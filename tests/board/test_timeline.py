@@ -60,6 +60,8 @@ PASSED, FAILED = manifest(gate()), manifest(gate(), gate(value=300.0))
         (version("5", "candidate", verdict="failed: p99_ms"), PASSED, "failed", False),
         (version("6"), PASSED, "kept", True),
         (version("7"), manifest(), "kept", False),
+        (version("10", superseded="by version 11, before it was live", verdict="passed"), PASSED, "superseded", True),
+        (version("12", superseded="by version 13, before it was live", live_at="1.0"), PASSED, "kept", True),
         (version("8", "candidate"), None, "broken", False),
         (version("9", "live"), None, "live", False),
     ],

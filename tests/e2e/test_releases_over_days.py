@@ -224,8 +224,8 @@ def test_at_the_end_every_replica_serves_exactly_the_catalogue(shop: Stack) -> N
     assert len(promoted) >= 9, "three nights and six hours"
 
 
-def asked(stack: Stack, version: str) -> str:
-    """Starts a promotion that asks a person, and waits until it does; gives its run id."""
+def asked(stack: Stack, version: str | None = None) -> str:
+    """Starts a promotion (of the candidate, or of a version) that asks a person, and waits until it does; gives its run id."""
     run_id = stack.airflow.trigger("promote_index", {"version": version, "approval": "yes"})
     until(lambda: stack.states("promote_index", run_id).get("approve") == "awaiting_input", "a person is asked")
     return run_id

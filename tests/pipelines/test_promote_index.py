@@ -4,22 +4,60 @@ from pathlib import Path
 
 import pytest
 
-from tasks.pipelines import promote_index, promotion_bake
+from tasks.pipelines import promote_index, promotion_bake, register_index
 from tasks.registry import INDEX_MODEL, Registry
+from tasks.release.promotion.proposal import SUPERSEDED
 from tests.registered import Shop
 
 pytestmark = pytest.mark.slow
 
 
-def test_promoting_what_is_live_already_leaves_no_lease(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def shop(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A shop whose settings this process has; no replica serves it."""
+    for name, value in {"HOME": str(tmp_path), "MLFLOW_URI": mlflow_uri, "SERVING_URLS": ""}.items():
+        monkeypatch.setenv(f"VITRINE_{name}", value)
+    return Shop(tmp_path, Registry(mlflow_uri, tmp_path / "cache"))
+
+
+def test_promoting_what_is_live_already_leaves_no_lease(shop: Shop) -> None:
     """Nothing follows such a promotion that would release it, and whoever promotes next would wait until it runs out."""
-    shop = Shop(tmp_path, Registry(mlflow_uri, tmp_path / "cache"))
     version = shop.version()
     shop.point(blue=version, live=version)
     shop.registry.tag_version(INDEX_MODEL, version, promotion_bake.BAKE, f"{promotion_bake.KEPT}: a test")
-    for name, value in {"HOME": str(tmp_path), "MLFLOW_URI": mlflow_uri, "SERVING_URLS": ""}.items():
-        monkeypatch.setenv(f"VITRINE_{name}", value)
     plan = promote_index.choose(version, "by hand")
     assert plan.done
     assert "is live already" in plan.summary
     assert not [tag for tag in shop.registry.model_tags(INDEX_MODEL) if tag.startswith("lease.")]
+
+
+def test_the_newest_candidate_is_proposed_and_those_before_it_are_superseded(shop: Shop) -> None:
+    """Whatever event started the run: the registry says what is proposed."""
+    live, *waiting = [shop.version() for _ in range(4)]
+    shop.point(blue=live, live=live, candidate=live)
+    for version in waiting:
+        register_index.publish(version)
+    register_index.publish(waiting[-1])
+    tags = [shop.registry.version(INDEX_MODEL, v).tags.get(SUPERSEDED, "") for v in (live, *waiting)]
+    first, second, newest = waiting
+    assert tags == ["", f"by version {second}, before it was live", f"by version {newest}, before it was live", ""]
+    assert promote_index.replaced_while_waiting(first) == (
+        f"version {first} was superseded by version {newest} before anybody answered; that one is proposed next"
+    )
+    assert promote_index.replaced_while_waiting(newest) == ""
+    plan = promote_index.choose("", "the next run")
+    promote_index.release_lease("the next run")
+    assert (plan.version, plan.done) == (newest, False)
+
+
+def test_a_superseded_version_that_a_person_puts_live_is_marked_no_longer(shop: Shop) -> None:
+    live, chosen, newer = (shop.version() for _ in range(3))
+    shop.point(blue=live, live=live)
+    for version in (chosen, newer):
+        register_index.publish(version)
+    plan = promote_index.choose(chosen, "a person")
+    promote_index.flip(plan, "a person")
+    promote_index.settle("a person")
+    tags = shop.registry.version(INDEX_MODEL, chosen).tags
+    assert SUPERSEDED not in tags
+    assert float(tags["live_at"]) > 0
