@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from serving.versions.slots import Slots
 from serving.versions.version_source import MlflowSource
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
+from tasks.settings import PROJECT
 from tests.registered import Shop
 from tests.servers import free_port
 
@@ -31,12 +32,11 @@ AS = Callable[[str], None]
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A tracking server that asks who is there; by default a user may read, as docs/releases.md sets it up."""
+    """A tracking server that asks who is there; by default a user may read, as docker/ sets it up."""
     home = tmp_path_factory.mktemp("mlflow")
-    (home / "auth.ini").write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{home}/auth.db\nadmin_username = pipeline\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
+    settings = (Path(PROJECT) / "docker" / "mlflow" / "auth.ini").read_text()
+    assert "/var/lib/vitrine/mlflow/" in settings
+    (home / "auth.ini").write_text(settings.replace("/var/lib/vitrine/mlflow/", f"{home}/"))
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--app-name", "basic-auth", "--backend-store-uri", f"sqlite:///{home}/mlflow.db"]

@@ -176,6 +176,19 @@ def test_two_promotions_at_once_go_one_after_the_other(stack: Stack) -> None:
     assert {held["live"], held["previous"]} == {first, second}
 
 
+def test_two_that_promote_the_same_version_put_it_live_once(stack: Stack) -> None:
+    """As two schedulers would: the second waits for the lease, and finds it live and kept."""
+    old, new = stack.aliases()["live"], stack.other()
+    codes: list[int] = []
+    threads = [threading.Thread(target=lambda: codes.append(stack.act("promote", new))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == [0, 0]
+    stack.in_order(new, old)
+
+
 def test_a_rollback_reaches_every_replica_at_once(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks.pipelines import rollback_index
 
