@@ -1,7 +1,9 @@
 """The environment that child processes get: without variables that hold secrets which they do not need."""
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from serving.contract.addresses import without_secrets
 
@@ -16,6 +18,19 @@ def child_environment(environ: Mapping[str, str], keep: tuple[str, ...] = ()) ->
     Variables whose names start with one of `keep` stay.
     """
     return {name: value for name, value in environ.items() if name.startswith(keep) or not holds_secret(name, value)}
+
+
+@contextmanager
+def secrets_withheld(keep: tuple[str, ...] = ()) -> Iterator[None]:
+    """Takes the same variables out of this process's environment while a library starts a child that inherits it."""
+    left = child_environment(os.environ, keep)
+    withheld = {name: value for name, value in os.environ.items() if name not in left}
+    for name in withheld:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(withheld)
 
 
 def holds_secret(name: str, value: str) -> bool:

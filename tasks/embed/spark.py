@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from serving.contract.child_environment import CLOUD, secrets_withheld
 from tasks.errors import VitrineError
 from tasks.settings import PROJECT
 
@@ -75,7 +76,8 @@ def session(master: str, work: Path, options: dict[str, str] | None = None, gpus
     }
     for name, value in settings.items():
         builder = builder.config(name, value)
-    with warnings.catch_warnings():
+    # The JVM and its Python workers need no secrets but those of the store.
+    with warnings.catch_warnings(), secrets_withheld(CLOUD):
         warnings.filterwarnings("ignore", PANDAS_WARNING, FutureWarning)
         spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")

@@ -112,6 +112,8 @@ class Runs:
     ) -> None:
         # MLflow draws a bar for every file it fetches, unless it is told not to before it is imported.
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        if without_userinfo(uri) != uri:  # it prints the address of each run that ends
+            os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         from mlflow import MlflowClient
 
         self.uri, self.cache, self.page, self.origin = uri, cache, without_userinfo(page or uri).rstrip("/"), origin

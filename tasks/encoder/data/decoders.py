@@ -9,6 +9,7 @@ from types import TracebackType
 
 import numpy as np
 
+from serving.contract.child_environment import CLOUD, secrets_withheld
 from serving.contract.preprocess import ImageRejected, PreprocessSpec, decode
 from tasks.embed.images import read_image
 from tasks.errors import TrainingError
@@ -25,6 +26,9 @@ class Decoders:
         self.waiting: dict[int, list[Future[np.ndarray]]] = {}
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent)
+        with secrets_withheld(CLOUD):  # each of these starts a process
+            for _ in range(workers):
+                self.pool.submit(os.getpid)
 
     def __call__(self, step: int, uris_of: Callable[[int], list[str]]) -> np.ndarray:
         """Pictures (n, size, size, 3) uint8 of `uris_of(step)`; prefetches the next steps.
