@@ -1,4 +1,4 @@
-"""The demo's results: searches held-out photos on the running replica and compares recall with two baselines."""
+"""The demo's results: searches held-out photos on the running replica and compares recall with baselines."""
 
 import time
 from collections.abc import Callable
@@ -26,6 +26,12 @@ PHOTOS = 400
 SHOWN = 8
 READY_LIMIT_S = 120
 BLOCK = 256
+NAMES = {
+    "colour_histogram": "colour histogram (8x8x8, Hellinger)",
+    "untrained": "the encoder, untrained",
+    "pretrained": "the pretrained encoder, as it is",
+}
+TRAINED = {"": "trained", "none": "pretrained", "fine-tuned": "fine-tuned", "interpolated": "fine-tuned, interpolated"}
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,9 @@ def show_answers(settings: Settings, console: Console) -> list[Line]:
     console.print(_answer_table(answers[:: max(len(answers) // SHOWN, 1)][:SHOWN], snapshot))
     ranks = np.array([_rank(found, q.product_id) for q, found in answers])
     folder = registry.encoder_folder(manifest.encoder.version)
-    with console.status("measuring the two baselines on the same photos"):
-        baselines = _baselines(folder, snapshot, [q for q, _ in answers])
-    lines = [Line(f"Vitrine, index version {live.version}", recall_at_k(ranks, 1), recall_at_k(ranks, 10)), *baselines]
+    with console.status("measuring baselines and towers on the same photos"):
+        compared = _compared(folder, snapshot, [q for q, _ in answers])
+    lines = [Line(f"Vitrine over HTTP, index version {live.version}", recall_at_k(ranks, 1), recall_at_k(ranks, 10)), *compared]
     console.print(_recall_table(lines, len(answers), snapshot.rows))
     p50, p99 = np.percentile(times, [50, 99])
     console.print(f"answers took {p50:.0f} ms (p50) and {p99:.0f} ms (p99) over HTTP, one at a time")
@@ -99,28 +105,38 @@ def _rank(found: list[dict], product_id: str) -> int:
     return next((n for n, r in enumerate(found) if r["product_id"] == product_id), -1)
 
 
-def _baselines(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Line]:
-    """Recall of colour histograms and of the encoder before training, on the same photos and products."""
-    from tasks.encoder.config import EncoderConfig
-    from tasks.encoder.evaluate.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
+def _compared(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Line]:
+    """Recall of the baselines, and of each of the encoder's towers by exact search, on the same photos and products."""
+    from tasks.encoder.evaluate.baselines import baselines_of
+    from tasks.encoder.evaluate.vectors import encode
 
-    manifest = EncoderFolder(folder).manifest
-    products = product_table(snapshot.uri, ["product_id", "image_uri"])
-    encoder = untrained_encoder(EncoderConfig.from_dict(manifest.recipe))
+    version = EncoderFolder(folder)
+    manifest = version.manifest
+    uris = product_table(snapshot.uri, ["product_id", "image_uri"])["image_uri"].to_pylist()
+    ids = np.array(product_table(snapshot.uri, ["product_id"])["product_id"].to_pylist())
+    photos, wanted = [q.photo_uri for q in queries], np.array([q.product_id for q in queries])
     lines = []
-    for name, spec, encode in (
-        ("colour histogram (8x8x8, Hellinger)", HISTOGRAM_SPEC, colour_histograms),
-        ("the encoder, untrained", manifest.preprocess, lambda p: encode_eager(encoder, p)),
+    for baseline in baselines_of(manifest):
+        xb, kept = _encoded(uris, snapshot, baseline.spec, baseline.encode)
+        xq, asked = _encoded(photos, snapshot, baseline.spec, baseline.encode)
+        lines.append(_line(NAMES[baseline.name], xq, wanted[asked], xb, ids[kept]))
+    document = version.open(manifest.document, threads=2)
+    xb, kept = _encoded(uris, snapshot, manifest.preprocess, lambda pixels: encode(document, pixels))
+    for name in dict.fromkeys(
+        (manifest.document, *(n for n in manifest.names() if n.startswith("student.fp32")), manifest.query)
     ):
-        xb, kept = _encoded(products["image_uri"].to_pylist(), snapshot, spec, encode)
-        xq, asked = _encoded([q.photo_uri for q in queries], snapshot, spec, encode)
-        ids = np.array(products["product_id"].to_pylist())[kept]
-        wanted = np.array([q.product_id for q in queries])[asked]
-        order = np.argsort(-(xq @ xb.T), axis=1, kind="stable")[:, :10]
-        hits = ids[order] == wanted[:, None]
-        ranks = np.where(hits.any(axis=1), hits.argmax(axis=1), -1)
-        lines.append(Line(name, recall_at_k(ranks, 1), recall_at_k(ranks, 10)))
+        query = version.open(name, threads=2)
+        xq, asked = _encoded(photos, snapshot, manifest.preprocess, lambda pixels, query=query: encode(query, pixels))
+        lines.append(_line(f"{TRAINED[manifest.trained or '']} encoder, {name}, exact search", xq, wanted[asked], xb, ids[kept]))
     return lines
+
+
+def _line(name: str, xq: np.ndarray, wanted: np.ndarray, xb: np.ndarray, ids: np.ndarray) -> Line:
+    """Recall of the photos `xq` (nq, d) of the products `wanted` (nq,) among `xb` (nb, d) of the products `ids` (nb,)."""
+    order = np.argsort(-(xq @ xb.T), axis=1, kind="stable")[:, :10]
+    hits = ids[order] == wanted[:, None]
+    ranks = np.where(hits.any(axis=1), hits.argmax(axis=1), -1)
+    return Line(name, recall_at_k(ranks, 1), recall_at_k(ranks, 10))
 
 
 def _encoded(

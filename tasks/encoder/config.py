@@ -15,6 +15,8 @@ HUB, FOLDER = "hf-hub:", "local-dir:"
 """How names of models begin that lie on Hugging Face's hub, or in a local folder (open_clip's own notation)."""
 NONE = "none"
 """In place of a student: no student. In place of a training: the encoder as it is."""
+TEACHER = "teacher"
+"""What a student's `pretrained` says where it starts with those of its teacher's weights that it has, too, by name and shape."""
 
 
 UNKNOWN_LICENCE = "not stated"
@@ -27,7 +29,8 @@ class TowerConfig:
     `open_clip`: a model of its list, "hf-hub:organisation/name", "local-dir:folder", or a model config of one's own (.json).
     `timm`: an image tower of timm's list, or our own (tasks/encoder/train/residual_net.py).
     `pretrained`: an open_clip tag, "timm" for timm's own weights, a local checkpoint file, the name of an installed package of
-    weights (tasks/encoder/train/weights.py), or empty for random weights. "hf-hub:" and "local-dir:" bring their own.
+    weights (tasks/encoder/train/weights.py), or empty for random weights; of a student also "teacher": its teacher's. "hf-hub:" and
+    "local-dir:" bring their own.
     """
 
     open_clip: str = ""
@@ -83,6 +86,10 @@ class Recipe:
     first_size: int = 0
     """Side of the pictures in the first part of the training, when positive: cheaper steps while the features are coarse."""
     first_share: float = 0.0
+    frozen_norm: bool = False
+    """Batch norms keep the statistics of the weights they came with: those of small batches are worse, and slower."""
+    interpolate: bool = False
+    """After the training the weights go back towards the pretrained ones, as far as photos kept out of it gain by it."""
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def for_epochs(self, epochs: float | None, photos: int) -> "Recipe":
@@ -152,6 +159,8 @@ class EncoderConfig:
             yield f"student.open_clip is {self.student.open_clip!r}; a student is one of timm's networks: set student.timm"
         if not 0 <= self.student.size <= self.preprocess.size:
             yield f"student.size is {self.student.size}; give a side of at most {self.preprocess.size}, which it is shrunk from"
+        if self.teacher.pretrained == TEACHER:
+            yield "teacher.pretrained is 'teacher'; only a student starts with its teacher's weights"
         if self.teacher.size:
             yield f"teacher.size is {self.teacher.size}; the teacher's pictures are the version's: set preprocess.size"
         if self.dim < 1:

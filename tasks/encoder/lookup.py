@@ -43,6 +43,12 @@ def as_it_is(config: EncoderConfig) -> EncoderConfig:
     return replace(config, dim=dim, teacher_recipe=replace(config.teacher_recipe, steps=0))
 
 
+def pretrained_start(config: EncoderConfig) -> EncoderConfig:
+    """The pretrained encoder that a training starts from, as it is: its own dimension and preprocessing. Raises TrainingError."""
+    dim, spec = _facts(config.teacher)
+    return replace(config, dim=dim, preprocess=spec)
+
+
 def choose_training(config: EncoderConfig, training: str | None, student: str | None) -> EncoderConfig:
     """The config with a run's choices: training "none" or None, a student's timm name, "none", or None. Raises TrainingError."""
     if training not in (None, "", NONE):

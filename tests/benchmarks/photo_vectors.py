@@ -62,7 +62,7 @@ class PhotoVectors:
 
 def photo_vectors(catalogue: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """The base (rows, d) float16 and the queries (nq, d) float32 of a catalogue folder."""
-    config = preset("demo")
+    config = preset("demo_random")
     with TemporaryDirectory() as scratch:
         work = Path(scratch) / "work"
         snapshot = take_snapshot(catalogue, f"{scratch}/snapshots", "bench")

@@ -18,7 +18,8 @@ from serving.contract.provenance import Origin
 from serving.contract.runtimes import Runtime
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.encoder.config import EncoderConfig, Recipe, TowerConfig
-from tasks.encoder.evaluate.evaluate import UNTRAINED, evaluate_encoder
+from tasks.encoder.evaluate.baselines import UNTRAINED
+from tasks.encoder.evaluate.evaluate import evaluate_encoder
 from tasks.encoder.evaluate.gates import EncoderPolicy, encoder_gates
 from tasks.encoder.evaluate.report import write_report
 from tasks.encoder.export import onnx_graph

@@ -86,7 +86,7 @@ def test_a_run_chooses_training_and_student() -> None:
 
 def test_a_timm_tower_as_it_is_has_its_own_width_and_no_words() -> None:
     config = as_it_is(preset("demo"))
-    assert (config.dim, config.has_text, config.teacher_recipe.steps) == (256, False, 0)
+    assert (config.dim, config.has_text, config.teacher_recipe.steps) == (1280, False, 0)
     assert preset("demo").has_text
     assert as_it_is(preset("vit_b32")).has_text
 

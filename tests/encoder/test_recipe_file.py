@@ -87,7 +87,7 @@ def test_a_folder_beside_the_recipe_is_found_from_it(tmp_path: Path) -> None:
         ('base = "demo"\nalpha = 2', r"alpha is 2; give a share from 0 \(imitate only\) to 1"),
         ('base = "demo"\ndim = 0', "dim is 0; a vector has at least one number"),
         ('base = "demo"\nkl_temperature = 0', "kl_temperature is 0; give a number above 0"),
-        ('base = "demo"\ncache_size = 20', "cache_size is 20; crops of 48 pixels need pictures of at least that side"),
+        ('base = "demo"\ncache_size = 20', "cache_size is 20; crops of 160 pixels need pictures of at least that side"),
         ('base = "demo"\n[preprocess]\nfit = "stretch"', "preprocess.fit: Input should be 'squash', 'crop' or 'pad'.* 'stretch'"),
         ('base = "demo"\n[preprocess]\nsize = 5000', "preprocess.size: Input should be less than or equal to 1024 .*5000"),
         ('base = "demo"\n[student]\nopen_clip = "RN50"', "student.open_clip is 'RN50'; a student is one of timm's networks"),

@@ -138,9 +138,12 @@ class StreamedBatches:
 
 @contextmanager
 def training_batches(
-    training: TrainingSet, config: EncoderConfig, recipe: Recipe, work: Path, decoding: Decoding, replicas: ProcessGroup
-) -> Iterator[Batches]:
+    training: TrainingSet, config: EncoderConfig, recipe: Recipe, work: Path, decoding: Decoding, replicas: ProcessGroup,
+    kept_out: np.ndarray | None = None,
+) -> Iterator[Batches]:  # fmt: skip
     """Batches of a snapshot's train split, without unseen products and without duplicates of held-out photos.
+
+    `kept_out` (n,) bool: photos of the train split that are not trained on either.
 
     The pictures are decoded into `work` first, once; where they are too many for that, each is read once to see whether it
     can be, and then decoded as it is used. Both ways give the same batches.
@@ -159,6 +162,8 @@ def training_batches(
     if copies:
         log.warning("%d training photos are copies of held-out photos and are left out", copies)
     _refuse_empty(training, shown, usable, decoding.max_untrainable)
+    if kept_out is not None:
+        usable &= ~kept_out
     plan = BatchPlan(shown, usable, train.products, recipe, config.seed)
     if kept:
         assert isinstance(pictures, Pixels)

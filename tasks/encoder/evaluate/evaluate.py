@@ -12,16 +12,14 @@ from serving.contract.encoder import EncoderFolder
 from serving.contract.files import FrozenModel, atomic_write
 from serving.contract.manifest import EncoderManifest
 from serving.versions.text_encoder import TextEncoder
-from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.photos import Photos, TrainingSet, read_training_set
 from tasks.encoder.data.pixels import Decoding, pixel_blocks
-from tasks.encoder.evaluate.baselines import HISTOGRAM_SPEC, colour_histograms, encode_eager, untrained_encoder
+from tasks.encoder.evaluate.baselines import Baseline, baselines_of
 from tasks.encoder.evaluate.exact_search import PhotoResults, search_photos, search_titles, title_queries
 from tasks.encoder.evaluate.retrieval_metrics import Interval, cluster_interval, interval
 from tasks.encoder.evaluate.vectors import encode
 from tasks.errors import TrainingError
 
-HISTOGRAM, UNTRAINED = "colour_histogram", "untrained"
 KS = (1, 5, 10)
 LEAST_SLICE = 10
 """Categories with fewer photos are not reported as slices: their figures are noise."""
@@ -123,15 +121,12 @@ def evaluate_encoder(
     names = [f"{t}.{v}" for t, variants in manifest.towers.items() if t != "text" for v in variants]
     documents = sorted({manifest.document, *(n for n in names if n.endswith(".fp32"))})
     encoders: dict[str, Encode] = {n: _onnx(opened, n) for n in names}
-    if baselines and "teacher" in manifest.recipe and manifest.trained != "none":  # else there is nothing before a training
-        fresh = untrained_encoder(EncoderConfig.from_dict(manifest.recipe))
-        encoders[UNTRAINED] = lambda pixels: encode_eager(fresh, pixels)
-        documents.append(UNTRAINED)
     see = _EvaluationImages(training, manifest, work, decoding or Decoding())
     xb, shown = see.vectors(Pictures(training.image_uris, "document"), {n: encoders[n] for n in documents})
     xq, good = see.vectors(Pictures(photos.uris, "query"), encoders)
-    if baselines:
-        (xb[HISTOGRAM], _), (xq[HISTOGRAM], _) = see.colours(training.image_uris, "document"), see.colours(photos.uris, "query")
+    for baseline in baselines_of(manifest) if baselines else ():
+        xb[baseline.name] = see.compared(Pictures(training.image_uris, "document"), baseline)
+        xq[baseline.name] = see.compared(Pictures(photos.uris, "query"), baseline)
     found: dict[tuple[str, str, Asked], PhotoResults] = {}
     for query in xq:
         beside = (manifest.document, f"{query.partition('.')[0]}.fp32") if query in names else (query,)
@@ -255,10 +250,9 @@ class _EvaluationImages:
                 parts[name].append(run(pixels))
         return {name: np.concatenate(found) for name, found in parts.items() if found}, np.concatenate(usable)
 
-    def colours(self, uris: tuple[str, ...], name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Colour histograms (n, 512), and the mask of readable pictures (n,) bool."""
-        blocks = [(colour_histograms(p), good) for p, good in self._blocks(Pictures(uris, name), HISTOGRAM_SPEC)]
-        return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
+    def compared(self, pictures: Pictures, baseline: Baseline) -> np.ndarray:
+        """A baseline's vectors (n, d) float32 of all pictures; rows of unreadable ones mean nothing."""
+        return np.concatenate([baseline.encode(pixels) for pixels, _ in self._blocks(pictures, baseline.spec)])
 
     def _blocks(self, pictures: Pictures, spec: Any) -> Any:
         return pixel_blocks(pictures.uris, self.training.root, spec, self.work / "pixels", pictures.name, self.decoding)

@@ -5,15 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from serving.contract.manifest import Gate
-from tasks.encoder.evaluate.evaluate import HISTOGRAM, UNTRAINED, EncoderReport, PairReport
+from tasks.encoder.evaluate.baselines import HISTOGRAM, PRETRAINED, UNTRAINED
+from tasks.encoder.evaluate.evaluate import EncoderReport, PairReport
 from tasks.encoder.evaluate.retrieval_metrics import Interval, interval, paired_bootstrap
 from tasks.encoder.evaluate.speedup import FASTER
 
 RIVALS = {HISTOGRAM: "a colour histogram", UNTRAINED: "the same encoder before training"}
+WHOSE = {"champion": "the champion's", "pretrained": "that of its pretrained start"}
 SETTINGS = {
     "student_recall": "VITRINE_MIN_STUDENT_RECALL", "int8_recall": "VITRINE_MIN_INT8_RECALL",
     "student_size": "VITRINE_MIN_STUDENT_COMPRESSION", "student_speed": "VITRINE_MIN_STUDENT_SPEEDUP",
     "champion_recall": "VITRINE_MAX_RECALL_LOSS", "champion_slices": "VITRINE_MAX_SLICE_LOSS",
+    "pretrained_recall": "VITRINE_MAX_RECALL_LOSS", "pretrained_slices": "VITRINE_MAX_SLICE_LOSS",
 }  # fmt: skip
 """Which setting moves a gate's threshold; what beats a baseline or reproduces PyTorch is not up for choice."""
 
@@ -42,7 +45,7 @@ class EncoderPolicy:
 def encoder_gates(report: EncoderReport, champion: EncoderReport | None, policy: EncoderPolicy) -> tuple[Gate, ...]:
     """The table of gates. `champion` is the champion's report on the same snapshot, None without a champion.
 
-    What was not measured (parity, size, speed) counts as failed; of a version without a student nothing is asked about one.
+    What was not measured (parity, size, speed) counts as failed; where no student embeds queries nothing is asked about one.
     """
     ours = _required(report, report.query)
     gates = [
@@ -50,8 +53,11 @@ def encoder_gates(report: EncoderReport, champion: EncoderReport | None, policy:
         *_between_towers(report, policy),
         *_of_export(report, policy),
     ]
+    start = report.pair(PRETRAINED)
+    if start is not None:
+        gates += _against(report, "pretrained", _hits(report, start), policy)
     if champion is not None:
-        gates += _against_champion(report, champion, policy)
+        gates += _against(report, "champion", _hits(champion, _required(champion, champion.query)), policy)
     return tuple(gates)
 
 
@@ -69,13 +75,13 @@ def _against_baselines(report: EncoderReport, ours: PairReport) -> list[Gate]:
 
 
 def _between_towers(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
-    """The student against the teacher, and what is served in int8 against its fp32; nothing of a tower that is absent."""
+    """The student against the teacher, and what is served in int8 against its fp32; nothing of a student that serves no queries."""
     gates = []
-    if report.has("student"):
+    tower = report.query.partition(".")[0]
+    if tower == "student":
         teacher, student = _required(report, "teacher.fp32"), _required(report, "student.fp32")
         what = "The student's Recall@10 as a share of the teacher's"
         gates.append(_share("student_recall", student, teacher, policy.student_share, what))
-    tower = "student" if report.has("student") else report.query.partition(".")[0]
     int8 = report.pair(f"{tower}.int8")
     if int8 is not None:
         full = _required(report, f"{tower}.fp32")
@@ -88,7 +94,7 @@ def _of_export(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
     worst = max(found, default=float("inf"))
     what = "Largest difference between the outputs of ONNX and PyTorch"
     gates = [Gate.at_most("parity", worst, policy.parity, what, "{:.2g}")]
-    return [*gates, *_of_student(report, policy)] if report.has("student") else gates
+    return [*gates, *_of_student(report, policy)] if report.query.startswith("student.") else gates
 
 
 def _of_student(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
@@ -105,20 +111,20 @@ def _of_student(report: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
     ]  # fmt: skip
 
 
-def _against_champion(report: EncoderReport, champion: EncoderReport, policy: EncoderPolicy) -> list[Gate]:
-    """Paired comparison on the photos measured for both; others are ignored."""
-    ours, theirs = _hits(report), _hits(champion)
+def _against(report: EncoderReport, rival: str, theirs: dict[str, float], policy: EncoderPolicy) -> list[Gate]:
+    """Paired comparison with the champion, or with what the training started from, on the photos measured for both."""
+    ours, whose = _hits(report, _required(report, report.query)), WHOSE[rival]
     common = [photo for photo in report.photos if photo in theirs]
     if not common:
-        reason = "The champion was not evaluated on any of these photos; evaluate it on this snapshot"
-        return [Gate(name="champion_recall", value=0.0, threshold=0.0, passed=False, reason=reason)]
+        reason = f"The {rival} was not evaluated on any of these photos; evaluate it on this snapshot"
+        return [Gate(name=f"{rival}_recall", value=0.0, threshold=0.0, passed=False, reason=reason)]
     a, b = np.asarray([ours[p] for p in common]), np.asarray([theirs[p] for p in common])
     difference = paired_bootstrap(a, b)
-    what = f"Recall@10 against the champion's on {len(common)} photos: {difference.text}"
+    what = f"Recall@10 against {whose} on {len(common)} photos: {difference.text}"
     passed = difference.value >= -policy.champion_margin
     margin = f"{'at most' if passed else 'but at most'} {policy.champion_margin:.2f} may be lost"
     gates = [
-        _named(Gate.judged("champion_recall", difference.value, -policy.champion_margin, passed, f"{what}; {margin}")),
+        _named(Gate.judged(f"{rival}_recall", difference.value, -policy.champion_margin, passed, f"{what}; {margin}")),
     ]
     category = dict(zip(report.photos, report.categories, strict=True))
     named = np.asarray([category[p] for p in common])
@@ -126,9 +132,9 @@ def _against_champion(report: EncoderReport, champion: EncoderReport, policy: En
     if worst is not None:
         name, found = worst
         passed = not _clearly_worse(found, policy)
-        what = f"Recall@10 against the champion's in the worst category, {name} ({found.n} photos): {found.text}"
+        what = f"Recall@10 against {whose} in the worst category, {name} ({found.n} photos): {found.text}"
         rule = f"at most {policy.slice_margin:.2f} may be lost, more only if it may be chance"
-        gates.append(_named(Gate.judged("champion_slices", found.value, -policy.slice_margin, passed, f"{what}; {rule}")))
+        gates.append(_named(Gate.judged(f"{rival}_slices", found.value, -policy.slice_margin, passed, f"{what}; {rule}")))
     return gates
 
 
@@ -144,9 +150,8 @@ def _clearly_worse(interval: Interval, policy: EncoderPolicy) -> bool:
     return interval.value < -policy.slice_margin and interval.high < 0
 
 
-def _hits(report: EncoderReport) -> dict[str, float]:
-    """Per photo, whether the version as served has the product among the top ten."""
-    pair = _required(report, report.query)
+def _hits(report: EncoderReport, pair: PairReport) -> dict[str, float]:
+    """Per photo, whether the product is among the top ten."""
     return {photo: float(rank <= 10) for photo, rank in zip(report.photos, pair.ranks, strict=True)}
 
 

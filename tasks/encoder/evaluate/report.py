@@ -61,6 +61,7 @@ def write_report(
         _gate_table(gates),
         "<h2>Recall, with 95 % bootstrap intervals</h2>",
         _recall_table(report),
+        _interpolation(manifest),
         *(f'<p><img src="{_uri(data, "png")}" alt="{name}"></p>' for name, data in charts.items()),
         f"<h2>Failures of {report.query}, the worst first</h2>",
         _gallery(report, training, raw),
@@ -96,6 +97,24 @@ def _recall_table(report: EncoderReport) -> str:
         )
     head = "<th>queries<th>asked<th>documents" + "".join(f"<th class=n>{n}" for n in FIGURES)
     return f"<table><tr>{head}</tr>{''.join(rows)}</table><p><small>In bold: the version as it serves.</small></p>"
+
+
+def _interpolation(manifest: EncoderManifest) -> str:
+    """What was tried between the pretrained weights and the trained ones, and chosen; empty where nothing was."""
+    chosen = manifest.recipe.get("interpolation")
+    if not chosen:
+        return ""
+    rows = "".join(
+        f"<tr{' class=served' if t['share'] == chosen['share'] else ''}><td class=n>{t['share']:g}"
+        + "".join(f"<td class=n>{t[name]:.3f}" for name in ("recall_at_1", "recall_at_10", "mrr"))
+        + "</tr>"
+        for t in chosen["tried"]
+    )
+    return (
+        f"<h2>Interpolation with the pretrained weights, on {chosen['photos']} train photos that were not trained on</h2>"
+        f"<table><tr><th class=n>share of the training<th class=n>Recall@1<th class=n>Recall@10<th class=n>MRR</tr>{rows}</table>"
+        "<p><small>In bold: what was taken, by MRR. 0: the pretrained tower under the layers that were put on top of it.</small></p>"
+    )
 
 
 def _gallery(report: EncoderReport, training: TrainingSet, raw: Path) -> str:

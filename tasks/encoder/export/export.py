@@ -245,7 +245,9 @@ def _training(teacher: TrainedTower) -> Training | None:
     """What was done to the weights that the teacher started from; None for a training from random ones."""
     if not teacher.steps:
         return "none"
-    return None if teacher.origin is None else "fine-tuned"
+    if teacher.origin is None:
+        return None
+    return "interpolated" if teacher.interpolation is not None and teacher.interpolation.share < 1 else "fine-tuned"
 
 
 def _manifest(
@@ -287,6 +289,7 @@ def _manifest(
             "opset": OPSET,
             "notes": dict(sorted(written.notes.items())),
         }
-        | {"trained_in": {tower: t.precision for tower, t in trained.items()}},
+        | {"trained_in": {tower: t.precision for tower, t in trained.items()}}
+        | ({"interpolation": chosen.to_json()} if (chosen := trained["teacher"].interpolation) is not None else {}),
         metrics=metrics,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tasks.encoder.config import Recipe
 from tasks.encoder.train.checkpoint import (
@@ -78,7 +79,7 @@ def optimise(
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
     start, loss_curve = _resume(module, optimizer, average, key, folder)
     clock, cpu = time.perf_counter(), time.process_time()
-    module.train()
+    _train_mode(module, recipe)
     with Progress(name, recipe.steps, "steps") as progress:
         progress.set(start)
         for step in range(start, recipe.steps):
@@ -109,6 +110,13 @@ def optimise(
     done = recipe.steps - start
     rate = done * images / seconds if seconds and done else 0.0
     return module, Curve(tuple(loss_curve), seconds, time.process_time() - cpu, rate, peak_memory_bytes())
+
+
+def _train_mode(module: nn.Module, recipe: Recipe) -> None:
+    module.train()
+    for part in module.modules() if recipe.frozen_norm else ():
+        if isinstance(part, _BatchNorm):
+            part.eval()
 
 
 def peak_memory_bytes() -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.encoder.config import EncoderConfig
+from tasks.encoder.config import TEACHER, EncoderConfig
 from tasks.encoder.data.augment import augment, to_float
 from tasks.encoder.data.batches import training_batches
 from tasks.encoder.data.photos import TrainingSet, read_training_set
@@ -18,6 +18,7 @@ from tasks.encoder.train.losses import cosine_loss, imitation_loss, pair_loss, s
 from tasks.encoder.train.tower_record import TrainedTower
 from tasks.encoder.train.tower_store import find_trained, restore_teacher, save_tower, training_key
 from tasks.encoder.train.towers import build_student, training_precision
+from tasks.errors import TrainingError
 
 DOCUMENTS = 4096
 """The most documents a student's batch is compared with; a larger catalogue gives those of the batch's products only."""
@@ -89,6 +90,8 @@ def distil_student(
     image_teacher = restore_teacher(teacher, config).to(where).image
     documents = _documents(image_teacher, training, config, work, replicas)
     student = build_student(config).to(where)
+    if config.student.pretrained == TEACHER:
+        inherit(student, image_teacher)
     spread = replicas.wrap(student)
     with training_batches(training, config, recipe, work, decoding or Decoding(), replicas) as batches:
 
@@ -115,6 +118,17 @@ def distil_student(
         images = batches.count * recipe.pictures * recipe.accumulate
         _, curve = optimise("student", student, losses, recipe, key, images, folder / "steps", log, replicas)
     return save_tower(folder, "student", key, student, curve, precision, replicas)
+
+
+def inherit(student: nn.Module, teacher: nn.Module) -> None:
+    """Copies those of the teacher's tensors into the student that it has, too, by name and shape. Raises TrainingError for none."""
+    own = student.state_dict()
+    shared = {name: tensor for name, tensor in teacher.state_dict().items() if name in own and own[name].shape == tensor.shape}
+    if not any(name.startswith("tower.") for name in shared):
+        raise TrainingError(
+            "the student has no layer of its teacher's; set student.pretrained to '', or name a part of its network"
+        )
+    student.load_state_dict(shared, strict=False)
 
 
 def _documents(teacher: nn.Module, training: TrainingSet, config: EncoderConfig, work: Path, replicas: ProcessGroup) -> Documents:

@@ -13,6 +13,7 @@ from tasks.encoder.data.photos import read_training_set
 from tasks.encoder.data.pixels import Decoding
 from tasks.encoder.data.text_tokens import TokenBatches
 from tasks.encoder.train.distributed import ProcessGroup
+from tasks.encoder.train.interpolation import interpolate, kept_out, pretrained_state
 from tasks.encoder.train.loop import Curve, MetricLog, optimise
 from tasks.encoder.train.losses import pair_loss, text_loss
 from tasks.encoder.train.origin import weights_origin
@@ -59,8 +60,10 @@ def train_teacher(
     training.require_train_photos()
     precision = training_precision(config.precision, where)
     words = TokenBatches(training, teacher.tokenizer(), config.seed)
+    start = pretrained_state(teacher, config) if recipe.interpolate else {}
+    left_out = kept_out(training) if start else None
     towers = replicas.wrap(BothTowers(teacher))
-    with training_batches(training, config, recipe, work, decoding or Decoding(), replicas) as batches:
+    with training_batches(training, config, recipe, work, decoding or Decoding(), replicas, left_out) as batches:
 
         def losses(number: int) -> dict[str, Tensor]:
             batch = batches(number)
@@ -82,4 +85,6 @@ def train_teacher(
 
         images = batches.count * recipe.pictures * recipe.accumulate
         _, curve = optimise("teacher", teacher.model, losses, recipe, key, images, folder / "steps", log, replicas)
-    return save_tower(folder, "teacher", key, teacher.model, curve, precision, replicas, origin)
+    with replicas.main_process_first():
+        chosen = interpolate(teacher, start, training, config, work) if start else None
+    return save_tower(folder, "teacher", key, teacher.model, curve, precision, replicas, origin, chosen)

@@ -8,8 +8,8 @@ from open_clip.timm_model import TimmModel
 from torch import nn
 
 from serving.contract.preprocess import PreprocessSpec
-from tasks.encoder.config import EncoderConfig, TowerConfig
-from tasks.encoder.train import residual_net as residual  # noqa: F401  registers the demo's towers with timm
+from tasks.encoder.config import TEACHER, EncoderConfig, TowerConfig
+from tasks.encoder.train import residual_net, short_lite  # noqa: F401  they register our own towers with timm
 from tasks.encoder.train.open_clip_models import FITS, first_line
 from tasks.encoder.train.weights import PACKAGES, load_into, read_package, read_state_dict
 from tasks.errors import TrainingError
@@ -65,7 +65,7 @@ def fit_tower(network: TimmModel, tower: TowerConfig, dim: int, size: int, load_
         network.head = nn.Identity()
     elif wide != trunk.num_features:
         network.head.proj = nn.Linear(wide, dim, bias=False)
-    if load_pretrained and tower.pretrained not in ("", TIMM):
+    if load_pretrained and tower.pretrained not in ("", TIMM, TEACHER):
         _load(network, tower)
     if hasattr(trunk, "set_input_size"):
         try:
@@ -90,7 +90,7 @@ def no_tower(tower: TowerConfig, error: Exception) -> TrainingError:
 
 def statistics(tower: TowerConfig, trunk: Any) -> Statistics:
     """Mean and deviation of the pixels that the tower's weights were trained with."""
-    if not tower.pretrained:
+    if tower.pretrained in ("", TEACHER):
         return PLAIN_MEAN, PLAIN_STD
     if tower.pretrained in PACKAGES:
         package = PACKAGES[tower.pretrained]

@@ -8,6 +8,25 @@ from tasks.records import Record
 
 
 @dataclass(frozen=True)
+class Interpolated(Record):
+    """Recall of the weights that are `share` of the way from the pretrained ones to the trained ones."""
+
+    share: float
+    recall_at_1: float
+    recall_at_10: float
+    mrr: float
+
+
+@dataclass(frozen=True)
+class Interpolation(Record):
+    """The share that was taken, chosen on `photos` train photos that were not trained on, and all that were tried."""
+
+    share: float
+    photos: int
+    tried: tuple[Interpolated, ...]
+
+
+@dataclass(frozen=True)
 class TrainedTower(Record):
     """A trained tower: the folder (a URI) of its weights, and the cost of its training."""
 
@@ -24,3 +43,4 @@ class TrainedTower(Record):
     precision: Literal["bf16", "fp32"]
     origin: Origin | None = None
     """Of the weights that it started from; None for random ones."""
+    interpolation: Interpolation | None = None

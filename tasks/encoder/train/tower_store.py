@@ -17,11 +17,11 @@ from tasks.encoder.data.photos import TrainingSet
 from tasks.encoder.train.checkpoint import RECORD, WEIGHTS, Checkpoint, read_checkpoint, save_checkpoint, store_checkpoint
 from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import Curve
-from tasks.encoder.train.tower_record import TrainedTower
+from tasks.encoder.train.tower_record import Interpolation, TrainedTower
 from tasks.encoder.train.towers import ImageEncoder, Teacher, build_student, open_teacher, parameters
 from tasks.errors import TrainingError
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the code gives another encoder for the same config and data: old training is then not reused."""
 
 
@@ -37,7 +37,7 @@ def training_key(training: TrainingSet, config: EncoderConfig, tower: str) -> st
 
 def save_tower(
     folder: Path, tower: str, key: str, module: nn.Module, curve: Curve, precision: Precision, replicas: ProcessGroup,
-    origin: Origin | None = None,
+    origin: Origin | None = None, interpolation: Interpolation | None = None,
 ) -> TrainedTower:  # fmt: skip
     """Writes final weights and the loss curve; of several processes the main one writes, the others wait."""
     record = TrainedTower(
@@ -53,6 +53,7 @@ def save_tower(
         peak_memory_bytes=curve.peak_memory_bytes,
         precision=precision,
         origin=origin,
+        interpolation=interpolation,
     )
     values: dict[str, Any] = {"record": record.to_json(), "loss": list(curve.loss)}
     if replicas.first:

@@ -24,14 +24,14 @@ def with_teacher(**tower: str) -> EncoderConfig:
     return replace(preset("tiny"), teacher=TowerConfig(**tower))
 
 
-def test_the_demo_teacher_is_an_open_clip_model_of_our_tower() -> None:
+def test_the_demo_teacher_is_an_open_clip_model_of_a_timm_tower() -> None:
     teacher = build_teacher(preset("demo"))
     assert isinstance(teacher.model, open_clip.CLIP)
     assert isinstance(teacher.model.visual, open_clip.timm_model.TimmModel)
     student = build_student(preset("demo"))
     assert parameters(teacher.image) >= EncoderPolicy().smaller * parameters(student)
     with torch.no_grad():
-        vectors = teacher.eval().image(torch.rand(3, 3, 48, 48))
+        vectors = teacher.eval().image(torch.rand(3, 3, 64, 64))
         texts = teacher.text(open_clip.SimpleTokenizer()(["a red mug", "a bag"], context_length=teacher.context()))
     assert vectors.shape == (3, 128)
     assert texts.shape == (2, 128)
