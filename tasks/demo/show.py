@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -121,12 +122,11 @@ def _compared(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Li
         xq, asked = _encoded(photos, snapshot, baseline.spec, baseline.encode)
         lines.append(_line(NAMES[baseline.name], xq, wanted[asked], xb, ids[kept]))
     document = version.open(manifest.document, threads=2)
-    xb, kept = _encoded(uris, snapshot, manifest.preprocess, lambda pixels: encode(document, pixels))
+    xb, kept = _encoded(uris, snapshot, manifest.preprocess, partial(encode, document))
     for name in dict.fromkeys(
         (manifest.document, *(n for n in manifest.names() if n.startswith("student.fp32")), manifest.query)
     ):
-        query = version.open(name, threads=2)
-        xq, asked = _encoded(photos, snapshot, manifest.preprocess, lambda pixels, query=query: encode(query, pixels))
+        xq, asked = _encoded(photos, snapshot, manifest.preprocess, partial(encode, version.open(name, threads=2)))
         lines.append(_line(f"{TRAINED[manifest.trained or '']} encoder, {name}, exact search", xq, wanted[asked], xb, ids[kept]))
     return lines
 

@@ -86,6 +86,8 @@ class Recipe:
     first_size: int = 0
     """Side of the pictures in the first part of the training, when positive: cheaper steps while the features are coarse."""
     first_share: float = 0.0
+    pretrained_rate: float = 1.0
+    """Learning rate of the layers that came with weights, as a share of that of the new ones on top and beside them."""
     frozen_norm: bool = False
     """Batch norms keep the statistics of the weights they came with: those of small batches are worse, and slower."""
     interpolate: bool = False
@@ -176,6 +178,8 @@ class EncoderConfig:
             for field_name, least in (("steps", 0), ("products", 2), ("pictures", 1), ("accumulate", 1), ("checkpoint_every", 1)):
                 if getattr(recipe, field_name) < least:
                     yield f"{name}.{field_name} is {getattr(recipe, field_name)}; at least {least} is needed"
+            if not 0 < recipe.pretrained_rate <= 1:
+                yield f"{name}.pretrained_rate is {recipe.pretrained_rate:g}; give a share above 0 and up to 1"
             if not recipe.learning_rate > 0:
                 yield f"{name}.learning_rate is {recipe.learning_rate:g}; give a number above 0"
 

@@ -16,10 +16,12 @@ def demo() -> EncoderConfig:
     """Minutes on two cores, from ImageNet's weights of an installed package (docs/benchmarks.md has the measured recall)."""
     views = Augmentation(least_area=0.5, erase=0.0)
     fine_tuning = Recipe(
-        steps=120, products=24, pictures=3, learning_rate=3e-4, first_size=128, first_share=0.5, frozen_norm=True, interpolate=True,
-        augmentation=views,
+        steps=80, products=24, pictures=3, learning_rate=2e-3, pretrained_rate=0.15, first_size=112, first_share=0.5,
+        frozen_norm=True, interpolate=True, augmentation=views,
     )  # fmt: skip
-    distillation = replace(fine_tuning, steps=110, pictures=4, learning_rate=1e-3, first_share=0.7, interpolate=False)
+    distillation = replace(
+        fine_tuning, steps=80, pictures=4, learning_rate=1e-3, pretrained_rate=1.0, first_share=0.8, interpolate=False
+    )
     return EncoderConfig(
         name="demo",
         dim=128,

@@ -3,7 +3,7 @@
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +66,18 @@ def optimise(
     folder: Path,
     log: MetricLog,
     replicas: ProcessGroup | None = None,
+    pretrained: Collection[str] = (),
 ) -> tuple[nn.Module, Curve]:
     """Trains `module` in place for `recipe.steps` steps, then loads the averaged (EMA) weights into it.
 
     Resumes from the newest checkpoint below `folder` whose key is `key`; a resumed training takes the same steps as one that
     was never stopped. Raises TrainingError on a loss that is not a number, and on a damaged checkpoint. `images` is the number
-    of pictures in a step, for the rate that is logged. Of several `replicas` the first saves and logs; all resume.
+    of pictures in a step, for the rate that is logged. Of several `replicas` the first saves and logs; all resume. The parameters
+    named in `pretrained` learn at the recipe's share of the rate.
     """
     replicas = replicas or ProcessGroup()
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(_groups(module, recipe), lr=recipe.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(_groups(module, recipe, pretrained), lr=recipe.learning_rate, fused=True)
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
     start, loss_curve = _resume(module, optimizer, average, key, folder)
     clock, cpu = time.perf_counter(), time.process_time()
@@ -86,7 +88,7 @@ def optimise(
             began = time.perf_counter()
             rate = learning_rate(step, recipe)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             seen = _one_step(parameters, optimizer, losses, step, recipe, replicas)
             if not all(math.isfinite(v) for v in seen.values()):
                 raise TrainingError(
@@ -148,13 +150,14 @@ def _one_step(
     return seen
 
 
-def _groups(module: nn.Module, recipe: Recipe) -> list[dict]:
-    """Parameter groups: matrices and kernels with weight decay; biases, norms and the temperature without."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def _groups(module: nn.Module, recipe: Recipe, pretrained: Collection[str]) -> list[dict]:
+    """Parameter groups: matrices and kernels with weight decay; biases, norms and the temperature without; each new or pretrained."""
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            share = recipe.pretrained_rate if name in pretrained else 1.0
+            found.setdefault((recipe.weight_decay if parameter.ndim >= 2 else 0.0, share), []).append(parameter)
+    return [{"params": found[key], "weight_decay": key[0], "share": key[1]} for key in sorted(found, reverse=True)]
 
 
 @torch.no_grad()

@@ -60,10 +60,12 @@ def train_teacher(
     training.require_train_photos()
     precision = training_precision(config.precision, where)
     words = TokenBatches(training, teacher.tokenizer(), config.seed)
-    start = pretrained_state(teacher, config) if recipe.interpolate else {}
-    left_out = kept_out(training) if start else None
+    start = pretrained_state(teacher, config)
+    interpolated = recipe.interpolate and bool(start)
     towers = replicas.wrap(BothTowers(teacher))
-    with training_batches(training, config, recipe, work, decoding or Decoding(), replicas, left_out) as batches:
+    with training_batches(
+        training, config, recipe, work, decoding or Decoding(), replicas, kept_out(training) if interpolated else None
+    ) as batches:
 
         def losses(number: int) -> dict[str, Tensor]:
             batch = batches(number)
@@ -84,7 +86,7 @@ def train_teacher(
             return {"loss": pair + config.text_weight * text, "pair_loss": pair, "text_loss": text}
 
         images = batches.count * recipe.pictures * recipe.accumulate
-        _, curve = optimise("teacher", teacher.model, losses, recipe, key, images, folder / "steps", log, replicas)
+        _, curve = optimise("teacher", teacher.model, losses, recipe, key, images, folder / "steps", log, replicas, start)
     with replicas.main_process_first():
-        chosen = interpolate(teacher, start, training, config, work) if start else None
+        chosen = interpolate(teacher, start, training, config, work) if interpolated else None
     return save_tower(folder, "teacher", key, teacher.model, curve, precision, replicas, origin, chosen)
