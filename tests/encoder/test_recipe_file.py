@@ -91,7 +91,7 @@ def test_a_folder_beside_the_recipe_is_found_from_it(tmp_path: Path) -> None:
         ('base = "demo"\n[preprocess]\nfit = "stretch"', "preprocess.fit: Input should be 'squash', 'crop' or 'pad'.* 'stretch'"),
         ('base = "demo"\n[preprocess]\nsize = 5000', "preprocess.size: Input should be less than or equal to 1024 .*5000"),
         ('base = "demo"\n[student]\nopen_clip = "RN50"', "student.open_clip is 'RN50'; a student is one of timm's networks"),
-        ('base = "demo"\n[student]\ntimm = "resnet18"\nsize = 64', "student.size is 64; give a side of at most 48"),
+        ('base = "demo"\n[student]\ntimm = "resnet18"\nsize = 640', "student.size is 640; give a side of at most 160"),
         (
             'base = "demo"\n[teacher]\ntimm = "resnet18"\nsize = 24',
             "teacher.size is 24; the teacher's pictures are the version's",
