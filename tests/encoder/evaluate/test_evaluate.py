@@ -247,6 +247,32 @@ def test_a_version_without_a_student_that_serves_in_int8_keeps_the_recall_of_its
     assert {g.name: g.passed for g in encoder_gates(report, None, EncoderPolicy())}["int8_recall"] is passes
 
 
+@pytest.mark.parametrize(
+    ("start", "failing"),
+    [
+        ([1] * 90 + [30] * 10, set()),
+        ([1] * 95 + [30] * 5, {"pretrained_recall"}),
+        ([1 if i < 90 and i % 2 else 30 for i in range(90)] + [1] * 10, set()),
+        ([1 if i % 2 == 0 or i < 40 else 30 for i in range(100)], {"pretrained_slices"}),
+    ],
+)
+def test_a_fine_tuned_version_keeps_what_its_pretrained_start_found(start: list[int], failing: set[str]) -> None:
+    ours = [1 if i % 2 or i < 60 else 30 for i in range(100)] if "pretrained_slices" in failing else GOOD
+    ranks = {"teacher.fp32": ours, "student.fp32": ours, "colour_histogram": POOR, "pretrained": start}
+    gates = encoder_gates(made(ranks), None, EncoderPolicy())
+    assert {g.name for g in gates if not g.passed} == failing
+    said = next(g.reason for g in gates if g.name == "pretrained_recall")
+    assert said.startswith("Recall@10 against that of its pretrained start on 100 photos: ")
+    assert not {g.name for g in gates if "untrained" in g.name}
+
+
+def test_nothing_is_asked_about_a_student_that_serves_no_queries() -> None:
+    ranks = BASE | {"student.fp32": POOR, "teacher.int8": GOOD}
+    gates = encoder_gates(made(ranks, "teacher.int8"), None, EncoderPolicy())
+    assert all(g.passed for g in gates)
+    assert not {g.name for g in gates if g.name.startswith("student")}
+
+
 def test_a_version_with_a_teacher_alone_is_measured_judged_and_reported(
     snapshot: Snapshot, exported: Exported, tmp_path: Path
 ) -> None:
