@@ -1,4 +1,4 @@
-"""The small image tower of the demo presets: a nine-layer residual net, registered with timm.
+"""The small image tower of the presets that start from random weights: a nine-layer residual net, registered with timm.
 
 With minutes of training and no pretrained weights, small pictures and many cheap steps win (docs/benchmarks.md); a mobile
 network of the same cost stays below a colour histogram. The layout follows Page's DAWNBench ResNet-9.
@@ -69,7 +69,7 @@ def vitrine_residual_w48(pretrained: bool = False, **kwargs: Any) -> ResidualNet
 
 @register_model
 def vitrine_residual_w32(pretrained: bool = False, **kwargs: Any) -> ResidualNet:
-    """The demo teacher's tower: 1.6M parameters."""
+    """The teacher's tower of `demo_random`: 1.6M parameters."""
     return ResidualNet(width=32, num_classes=kwargs.get("num_classes", 0))
 
 
@@ -81,7 +81,7 @@ def vitrine_residual_w16(pretrained: bool = False, **kwargs: Any) -> ResidualNet
 
 @register_model
 def vitrine_residual_w14(pretrained: bool = False, **kwargs: Any) -> ResidualNet:
-    """The demo student's tower: a fifth of the teacher's parameters and operations."""
+    """The student's tower of `demo_random`: a fifth of the teacher's parameters and operations."""
     return ResidualNet(width=14, num_classes=kwargs.get("num_classes", 0))
 
 

@@ -49,7 +49,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         side = pictures.shape[-1]
-        if self.size and side % self.size == 0:  # the same averages, at a fraction of the cost
+        if self.size and self.size < side and side % self.size == 0:  # plain averages: cheaper than to interpolate
             pictures = functional.avg_pool2d(pictures, side // self.size)
         elif self.size and self.size < side:
             pictures = functional.interpolate(pictures, (self.size, self.size), mode="bilinear", antialias=True)
