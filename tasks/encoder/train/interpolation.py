@@ -26,7 +26,7 @@ LEAST, MOST = 50, 2000
 """Photos to choose on: with fewer there is no choice, more would take time and say the same."""
 DOCUMENTS = 4096
 """In a larger catalogue, the photos are searched among the products that they show."""
-SHARES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SHARES = (0.0, 0.5, 0.7, 0.85, 1.0)
 BATCH = 64
 
 log = logging.getLogger(__name__)
