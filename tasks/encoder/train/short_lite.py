@@ -1,7 +1,7 @@
 """The first stages of EfficientNet-Lite0 as a small image tower, registered with timm: a student that inherits its teacher's weights.
 
-Most of the network's weights are in its last stages, most of what a student of few minutes lacks is in its first ones: with its
-teacher's weights in them it begins where a random one ends (docs/decisions/0087).
+Most of the network's weights are in its last stages, most of what a student of few minutes lacks is in its first ones
+(docs/decisions/0087).
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ STAGES = 5
 
 @register_model
 def vitrine_lite0_short(pretrained: bool = False, **kwargs: Any) -> EfficientNet:
-    """The demo student's tower: 0.7M parameters, under the names that they have in timm's tf_efficientnet_lite0."""
+    """The student's tower of `demo_pair`: 0.7M parameters, under the names that they have in timm's tf_efficientnet_lite0."""
     network = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     assert isinstance(network, EfficientNet)
     network.blocks = network.blocks[:STAGES]

@@ -18,7 +18,7 @@ from tasks.encoder.evaluate.baselines import PRETRAINED, UNTRAINED
 from tasks.encoder.evaluate.evaluate import evaluate_encoder
 from tasks.encoder.evaluate.gates import EncoderPolicy, encoder_gates
 from tasks.encoder.evaluate.report import write_report
-from tasks.encoder.presets import demo, preset
+from tasks.encoder.presets import demo_pair, preset
 from tasks.encoder.train import interpolation
 from tasks.encoder.train.interpolation import SHARES, between, kept_out, pretrained_state
 from tasks.encoder.train.loop import no_log, optimise
@@ -114,7 +114,7 @@ def test_frozen_norms_keep_their_statistics_and_go_on_learning_their_scale(tmp_p
 
 
 def test_a_student_begins_with_the_layers_that_it_shares_with_its_teacher(tmp_path: Path) -> None:
-    config = replace(demo(), teacher=TowerConfig(timm="tf_efficientnet_lite0"))
+    config = replace(demo_pair(), teacher=TowerConfig(timm="tf_efficientnet_lite0"))
     teacher, student = build_teacher(config).image, build_student(config)
     inherit(student, teacher)
     shared = [k for k in student.state_dict() if k in teacher.state_dict() and "trunk" in k]

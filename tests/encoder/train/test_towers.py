@@ -28,7 +28,7 @@ def test_the_demo_teacher_is_an_open_clip_model_of_a_timm_tower() -> None:
     teacher = build_teacher(preset("demo"))
     assert isinstance(teacher.model, open_clip.CLIP)
     assert isinstance(teacher.model.visual, open_clip.timm_model.TimmModel)
-    student = build_student(preset("demo"))
+    student = build_student(preset("demo_pair"))
     assert parameters(teacher.image) >= EncoderPolicy().smaller * parameters(student)
     with torch.no_grad():
         vectors = teacher.eval().image(torch.rand(3, 3, 64, 64))
