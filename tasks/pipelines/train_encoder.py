@@ -125,9 +125,8 @@ def export_encoder(
     with scratch(run_key, "export") as work:
         folder = work / ENCODER_PATH
         manifest = export.export_encoder(
-            snapshot.uri, teacher, student, config, _work(plan.forced), folder, query_runtime(), check,
-            settings().min_student_recall,
-        )  # fmt: skip
+            snapshot.uri, teacher, student, config, _work(plan.forced), folder, query_runtime(), check
+        )
         data = signed(manifest, signing_key(settings())).to_json().encode()
         (folder / "encoder.json").write_bytes(data)
         with models.run(EXPERIMENT, f"{run_key}.encoder", f"encoder {plan.preset}", {"recipe": plan.recipe}) as run:

@@ -46,13 +46,11 @@ def open_here(name: str, path: Path, runtime: Runtime, inputs: np.ndarray) -> No
     runtime.open(path, name.partition(".")[2], 1)(inputs)
 
 
-def exported(config: EncoderConfig, snapshot: Snapshot, place: Path, least_student: float = 0.0) -> Path:
+def exported(config: EncoderConfig, snapshot: Snapshot, place: Path) -> Path:
     """The folder of a version: adopted, or with the student that the config names."""
     teacher = train_teacher(snapshot.uri, config, place / "work", no_log)
     student = distil_student(snapshot.uri, teacher, config, place / "work", no_log) if config.student else None
-    export_encoder(
-        snapshot.uri, teacher, student, config, place / "work", place / "encoder", check=open_here, least_student=least_student
-    )
+    export_encoder(snapshot.uri, teacher, student, config, place / "work", place / "encoder", check=open_here)
     return place / "encoder"
 
 

@@ -1,6 +1,6 @@
 """Recall@10 of held-out photos against the teacher's documents, as a measure for query variants."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.photos import TrainingSet
 from tasks.encoder.data.pixels import cached_pixels
 from tasks.encoder.evaluate.retrieval_metrics import ranks, recall_at
-from tasks.encoder.evaluate.vectors import encode, open_onnx
+from tasks.encoder.evaluate.vectors import encode
 
 
 def recall_measure(teacher: Path, training: TrainingSet, config: EncoderConfig, work: Path) -> Callable[[Encoder], float] | None:
@@ -28,20 +28,3 @@ def recall_measure(teacher: Path, training: TrainingSet, config: EncoderConfig, 
         return recall_at(ranks(similarity, photos.products)[queries.usable], 10)
 
     return measure
-
-
-def falls_short(
-    folder: Path, training: TrainingSet, config: EncoderConfig, work: Path, metrics: Mapping[str, float], least: float
-) -> str:
-    """Why the student in `folder` embeds no queries: it keeps less than the share `least` of its teacher's Recall@10; "" if it does.
-
-    `metrics` holds the student's own recall, as the quantisation measured it; without held-out photos nothing is known.
-    """
-    teacher, kept = folder / "teacher.fp32.onnx", metrics.get("student.fp32.recall_at_10")
-    measure = recall_measure(teacher, training, config, work) if least and kept is not None else None
-    if measure is None or kept is None:
-        return ""
-    whole = measure(open_onnx(teacher))
-    if kept >= least * whole:
-        return ""
-    return f"embeds no queries: its Recall@10 is {kept:.3f}, less than {least:.0%} of its teacher's {whole:.3f}; the teacher embeds them"

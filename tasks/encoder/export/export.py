@@ -22,7 +22,7 @@ from tasks.encoder.data.photos import Photos, TrainingSet, read_training_set
 from tasks.encoder.data.pixels import cached_pixels
 from tasks.encoder.data.tokenizer import TOKENIZER, encode_texts, write_tokenizer
 from tasks.encoder.evaluate.card import card
-from tasks.encoder.evaluate.query_recall import falls_short, recall_measure
+from tasks.encoder.evaluate.query_recall import recall_measure
 from tasks.encoder.evaluate.vectors import encode, open_onnx
 from tasks.encoder.export.mlflow_flavor import write_flavor
 from tasks.encoder.export.onnx_graph import OPSET, ImageGraph, data_file, write_half, write_onnx, write_torchscript
@@ -82,13 +82,11 @@ def export_encoder(
     folder: Path,
     runtime: Runtime = ONNXRUNTIME,
     check: Check = IN_CHILD,
-    least_student: float = 0.0,
 ) -> EncoderManifest:
     """Writes the encoder version into `folder` (encoder.json last but for card and MLmodel); returns its manifest.
 
-    Roles: the teacher embeds documents; the student embeds queries, or the teacher where there is none or it keeps less than the
-    share `least_student` of its Recall@10; in int8 when that keeps its recall and `runtime`, which is to serve, is no slower with
-    it. Every graph is opened by `check`, in a child process, before it is opened here, and through the serving contract before the
+    Roles: the teacher embeds documents; the student embeds queries, or the teacher where there is none, in int8 when that keeps
+    its recall and `runtime`, which is to serve, is no slower with it. Every graph is opened by `check`, in a child process, before it is opened here, and through the serving contract before the
     manifest is believed. fp16 is optional: where it fails, the version ships without it and its notes say why. Raises TrainingError
     when another graph does not agree with PyTorch, ContractError when one does not open.
     """
@@ -113,9 +111,6 @@ def export_encoder(
         write_tokenizer(full_teacher.tokenizer(), folder / TOKENIZER)
     query = "student" if student is not None else "teacher"
     _write_int8(query, training, config, samples, work, folder, runtime, written, check)
-    if student is not None and (why := falls_short(folder, training, config, work, written.metrics, least_student)):
-        written.notes["student"] = why
-        _write_int8("teacher", training, config, samples, work, folder, runtime, written, check)
     curves = {name: load_tower(t).values["loss"] for name, t in trained.items() if t.steps}
     if curves:
         (folder / CURVES).write_text(json.dumps(curves))

@@ -88,13 +88,18 @@ def test_a_transformer_of_timms_takes_pictures_of_another_size(tmp_path: Path) -
         build_teacher(replace(config, preprocess=PreprocessSpec(size=8)))
 
 
-def test_a_student_shrinks_its_teachers_pixels() -> None:
-    config = replace(preset("tiny"), preprocess=PreprocessSpec(size=48), student=TowerConfig(timm="vitrine_residual_w8", size=24))
+@pytest.mark.parametrize("side", [48, 40])
+def test_a_student_shrinks_its_teachers_pixels(side: int) -> None:
+    """By plain averages where its side is a whole part of theirs."""
+    config = replace(
+        preset("tiny"), preprocess=PreprocessSpec(size=side), student=TowerConfig(timm="vitrine_residual_w8", size=24)
+    )
     student = build_student(config).eval()
-    shrunk = functional.interpolate(pictures(48), (24, 24), mode="bilinear", antialias=True)
+    seen = pictures(side)
+    averages, between = functional.avg_pool2d(seen, 2), functional.interpolate(seen, (24, 24), mode="bilinear", antialias=True)
     with torch.no_grad():
-        assert torch.equal(student(pictures(48)), student(shrunk))
-        assert not torch.allclose(student(pictures(48)), replace_size(config)(pictures(48)), atol=1e-3)
+        assert torch.equal(student(seen), student(averages if side == 48 else between))
+        assert not torch.allclose(student(seen), replace_size(config)(seen), atol=1e-3)
 
 
 def replace_size(config: EncoderConfig) -> torch.nn.Module:
