@@ -95,7 +95,7 @@ class Settings:
     refresh_minutes: float = setting(30.0, "most minutes that one refresh may embed for, at the pace of the last", 15)
     stream_seconds: float = setting(30.0, "least seconds between two rounds of `vitrine stream`", 60)
     encoder_preset: str = setting(
-        "demo", "what train_encoder trains (tasks/encoder/presets.py)", "vit_b16", area="Encoder and embedding"
+        "demo_random", "what train_encoder trains (tasks/encoder/presets.py)", "vit_b16", area="Encoder and embedding"
     )
     pixel_cache_gb: float = setting(
         8.0,

@@ -86,9 +86,10 @@ def export_encoder(
     """Writes the encoder version into `folder` (encoder.json last but for card and MLmodel); returns its manifest.
 
     Roles: the teacher embeds documents; the student embeds queries, or the teacher where there is none, in int8 when that keeps
-    its recall and `runtime`, which is to serve, is no slower with it. Every graph is opened by `check`, in a child process, before it is opened here, and through the serving contract before the
-    manifest is believed. fp16 is optional: where it fails, the version ships without it and its notes say why. Raises TrainingError
-    when another graph does not agree with PyTorch, ContractError when one does not open.
+    its recall and `runtime`, which is to serve, is no slower with it. Every graph is opened by `check`, in a child process, before
+    it is opened here, and through the serving contract before the manifest is believed. fp16 is optional: where it fails, the
+    version ships without it and its notes say why. Raises TrainingError when another graph does not agree with PyTorch,
+    ContractError when one does not open.
     """
     training = read_training_set(snapshot_uri)
     full_teacher = restore_teacher(teacher, config)
