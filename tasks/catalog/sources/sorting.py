@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +64,13 @@ def _by_ranges(
     sample: list[str] = []
     size = 0
     with pa.OSFile(str(folder / "all"), "wb") as sink, pa.ipc.new_file(sink, held[0].schema) as writer:
-        for batches in (held, waiting):
-            for batch in batches:
-                size += batch.nbytes
-                ids = _ids(batch)
-                sample += ids.take(pa.array(np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids))).astype(np.int64))).to_pylist()
-                writer.write_batch(batch)
-    held.clear()
+        for batch in chain(_emptied(held), waiting):
+            size += batch.nbytes
+            ids = _ids(batch)
+            sample += ids.take(pa.array(np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids))).astype(np.int64))).to_pylist()
+            writer.write_batch(batch)
+            del batch, ids
+            pa.default_memory_pool().release_unused()  # what another thread has read is not given back by itself
     ranges = min(MOST_RANGES, -(-4 * size // IN_MEMORY_BYTES))  # a quarter each, as ids are never spread evenly
     chosen = np.linspace(0, len(sample) - 1, ranges + 1).astype(int)[1:-1]
     bounds = np.unique(np.array(sorted(sample), object)[chosen])
@@ -78,6 +79,12 @@ def _by_ranges(
         with pa.OSFile(str(folder / str(number)), "rb") as source:
             reader = pa.ipc.open_file(source)
             yield from _sorted([reader.get_batch(n) for n in range(reader.num_record_batches)], rows)
+
+
+def _emptied(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches of a list, each gone from it once it is taken."""
+    while batches:
+        yield batches.pop(0)
 
 
 def _split(folder: Path, bounds: np.ndarray) -> None:
