@@ -5,6 +5,7 @@ from pydantic.config import JsonDict
 
 from serving.contract.box import Box
 from serving.contract.manifest import Gate
+from serving.contract.provenance import QuerySet
 
 GREEN: JsonDict = {
     "version": "8",
@@ -44,6 +45,7 @@ class LiveVersion(Live):
     query: str = Field(description="tower and variant of the encoder that encodes queries")
     snapshot: str
     products: int
+    queries: QuerySet | None = Field(description="what its recall was measured on; null: not stated")
     gates: list[Gate]
 
 
@@ -84,6 +86,7 @@ class ReplicaState(SlotsBase):
                     "live": {
                         "version": "7", "slot": "blue", "manifest": "scheduled__2026-11-23", "created_at": "2026-11-23T02:11:40+00:00",
                         "encoder": "3", "words": True, "query": "student.int8", "snapshot": "scheduled__2026-11-23", "products": 1_000_000,
+                        "queries": {"kind": "photos", "photos": 296, "synthetic": 0},
                         "gates": [{"name": "recall@10", "value": 0.982, "threshold": 0.95, "passed": True, "reason": "…"}],
                     },
                     "role": "all",

@@ -306,6 +306,13 @@ function suggest(list, names) {
 function say(text, bad = false) { $("message").textContent = text; $("message").classList.toggle("bad", bad); }
 function sentence(text) { return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : "."); }
 
+// Said only where it is not shoppers' photos alone.
+function measuredOn(queries) {
+  if (!queries?.synthetic) return "";
+  const photos = queries.photos ? `${queries.photos} photos and ` : "";
+  return ` · recall measured on ${photos}${queries.synthetic} synthetic queries`;
+}
+
 async function showVersion() {
   try {
     const state = await (await fetch("/v1/version")).json();
@@ -319,7 +326,7 @@ async function showVersion() {
     $("text").placeholder = words ? "Describe it in words" : "Words: this version's encoder has no text tower";
     $("why-not").textContent = idleSlot ? `Slot ${idleSlot} holds version ${state.slots[idleSlot].version}, ready.` : "The other slot holds no version that is ready.";
     $("version").textContent = live
-      ? `index version ${live.version} (${live.slot}) · ${live.products.toLocaleString("en")} products · encoder version ${live.encoder}, ${live.query}`
+      ? `index version ${live.version} (${live.slot}) · ${live.products.toLocaleString("en")} products · encoder version ${live.encoder}, ${live.query}${measuredOn(live.queries)}`
       : "no index version is live yet";
   } catch { $("version").textContent = "the server does not answer"; }
 }

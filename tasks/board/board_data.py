@@ -16,6 +16,7 @@ from tasks.board.lineage import lineage
 from tasks.board.replicas import fetch_states, replica_lines
 from tasks.board.timeline import LoadedVersion, series, timeline
 from tasks.errors import VitrineError
+from tasks.queries.query_words import VIEW_DEPTH
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Registry, Version
 from tasks.release.promotion.serving_replicas import Replica
 
@@ -72,7 +73,7 @@ class Board:
             "encoders": encoders,
             "embedding": embedding,
             "charts": [
-                {"gate": gate, "title": title, "unit": unit, "points": points}
+                {"gate": gate, "title": chart_title(gate, title, made), "unit": unit, "points": points}
                 for gate, title, unit in CHARTS
                 if (points := series(entries, gate))
             ],
@@ -91,6 +92,12 @@ class Board:
             return LoadedVersion(version, None, str(error))
         except Exception as error:  # the artifact store may have lost it; the board says so and shows the others
             return LoadedVersion(version, None, f"its manifest cannot be fetched: {_first_line(error)}")
+
+
+def chart_title(gate: str, title: str, made: Sequence[LoadedVersion]) -> str:
+    """The title, which says where some of the recall was measured on synthetic queries."""
+    synthetic = any(m.manifest and m.manifest.queries and m.manifest.queries.synthetic for m in made)
+    return f"{title}; synthetic queries: Recall@{VIEW_DEPTH}" if synthetic and gate == "photo_recall" else title
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from serving.contract.manifest import IndexManifest
+from tasks.queries.query_words import describe, measure_name
 from tasks.registry import INDEX_MODEL, Registry, Version
 from tasks.release.delta_share import delta_share
 from tasks.release.gates.recorded_verdict import verdict, why_not_promotable
@@ -69,6 +70,8 @@ class Entry:
     """Why a version that passed its gates counts as failed: what was seen once it was live."""
     may_promote: bool
     links: dict[str, str]
+    recall_of: str = ""
+    """What the gate photo_recall measured, such as "Recall@1 on 200 synthetic queries"."""
 
 
 def timeline(made: Iterable[LoadedVersion], registry: Registry) -> list[Entry]:
@@ -123,6 +126,7 @@ def _entry(made: LoadedVersion, registry: Registry) -> Entry:
         withdrawn=withdrawn,
         may_promote=manifest is not None and not why_not_promotable(version, manifest),
         links=links(version, registry),
+        recall_of=recall_of(manifest),
     )
 
 
@@ -130,6 +134,14 @@ def _meaning(now: str, version: Version, withdrawn: str) -> str:
     if withdrawn:
         return "was live and was withdrawn"
     return f"superseded {superseded(version)}" if now == "superseded" else STATUSES[now]
+
+
+def recall_of(manifest: IndexManifest | None) -> str:
+    """The name of what `photo_recall` measured: of photos in few words, of others with their number."""
+    queries = manifest.queries if manifest else None
+    if queries is None or queries.kind == "photos":
+        return "Recall@10 on photos"
+    return f"{measure_name(queries)} on {describe(queries)}" if queries.kind == "synthetic" else f"answered of {describe(queries)}"
 
 
 def links(version: Version, registry: Registry) -> dict[str, str]:

@@ -98,7 +98,7 @@ def tuning(
     import json
 
     from tasks.index.tune import TuningResult
-    from tasks.index.tuning_report import tuning_plot
+    from tasks.index.tuning_report import queries_of, tuning_plot
     from tasks.registry import INDEX_PATH
 
     models = open_registry()
@@ -128,10 +128,10 @@ def tuning(
             f"{t['qps']:.0f}",
         ]
         rows.append((params, *figures, "yes" if t["pareto"] else "", t["verdict"]))
-    title = f"{tuned.search['family']}, {tuned.queries} held-out photos, {tuned.clients} at a time"
+    title = f"{tuned.search['family']}, {queries_of(tuned)}, {tuned.clients} at a time"
     print_table(TUNING_COLUMNS, rows, right=TUNING_COLUMNS[1:7], title=title)
     for name, why in tuned.families.items():
         console.print(f"{name:<16} {why}")
 
 
-TUNING_COLUMNS = ("parameters", "photos", "recall@10", "in candidates", "p50 ms", "p99 ms", "QPS", "Pareto", "verdict")
+TUNING_COLUMNS = ("parameters", "queries", "recall@10", "in candidates", "p50 ms", "p99 ms", "QPS", "Pareto", "verdict")

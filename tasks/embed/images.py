@@ -7,6 +7,7 @@ from serving.contract import addresses
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, ImageRejected
 from serving.search.image_fetch import Fetcher
 from tasks import storage
+from tasks.queries import view_store
 
 NOWHERE = Fetcher()
 
@@ -20,15 +21,18 @@ def fetcher(hosts: tuple[str, ...], private: bool = False, timeout_s: float = 10
 def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
     """The encoded bytes of the picture at `uri`.
 
-    A relative uri is relative to `root` (a folder or s3:// prefix); an absolute path or a file:// uri must lie below it. s3:// is
-    read with the process's own credentials; https:// as `web` allows. Raises ImageRejected with a reason: outside_root, missing,
-    too_many_bytes, forbidden_host, forbidden_address, forbidden_scheme, redirects, timeout, unreachable, unreadable.
+    A view (tasks/queries/view_store.py) is read from where its address says. A relative uri is relative to `root` (a folder or s3://
+    prefix); an absolute path or a file:// uri must lie below it. s3:// is read with the process's own credentials; https:// as `web`
+    allows. Raises ImageRejected with a reason: outside_root, missing, too_many_bytes, forbidden_host, forbidden_address,
+    forbidden_scheme, redirects, timeout, unreachable, unreadable.
     """
     scheme = addresses.scheme(uri)
     if scheme in ("http", "https"):
         if not web.hosts:
             raise ImageRejected("forbidden_host", f"{uri}: no host is allowed; set VITRINE_IMAGE_HOSTS to fetch pictures")
         return web.fetch(uri)
+    if view_store.is_view(uri):
+        return view_store.read_view(uri)
     if scheme == "s3" or (not scheme and root.startswith("s3://")):
         return _read_object(uri if scheme else _inside_prefix(uri, root), limits)
     if scheme not in ("", "file"):

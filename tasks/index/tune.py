@@ -52,7 +52,8 @@ class TuningTrial:
 class TuningResult(Record):
     """The chosen parameters and their trial, all trials with verdicts, and the reasons for the family.
 
-    `refused` says why nothing was chosen: then the parameters and the trial are the best there were.
+    `refused` says why nothing was chosen: then the parameters and the trial are the best there were. `asked` says in words what
+    the `queries` are.
     """
 
     search: dict[str, Scalar]
@@ -63,6 +64,7 @@ class TuningResult(Record):
     memory_bytes: int = 0
     families: dict[str, str] = field(default_factory=dict)
     refused: str = ""
+    asked: str = ""
 
 
 class TuningRefused(GateFailed):

@@ -7,7 +7,7 @@ from tasks.index.tune import FIRST_PART, TuningResult
 
 PANELS = (("p50_ms", "p50, ms"), ("p99_ms", "p99, ms"), ("qps", "queries a second"))
 HEADER = (
-    "parameters", "photos", "recall@10", "true top 10 in candidates", "p50 ms", "p99 ms", "QPS", "searched again", "work us",
+    "parameters", "queries", "recall@10", "true top 10 in candidates", "p50 ms", "p99 ms", "QPS", "searched again", "work us",
     "Pareto", "verdict",
 )  # fmt: skip
 
@@ -17,8 +17,8 @@ def tuning_table(tuned: TuningResult) -> str:
     lines = [
         f"# {tuned.search['family']}: {tuned.memory_bytes / 2**20:.1f} MiB",
         "",
-        f"{tuned.queries} held-out photos, {tuned.clients} at a time, {tuned.search.get('candidates', '')} candidates each. "
-        f"Where the first {FIRST_PART} photos had a recall far below the target, no more were asked.",
+        f"{queries_of(tuned)}, {tuned.clients} at a time, {tuned.search.get('candidates', '')} candidates each. "
+        f"Where the first {FIRST_PART} had a recall far below the target, no more were asked.",
         *(["", f"Refused: {tuned.refused}"] if tuned.refused else []),
         "",
         f"| {' | '.join(HEADER)} |",
@@ -36,10 +36,15 @@ def tuning_table(tuned: TuningResult) -> str:
     return "\n".join(lines) + "\n"
 
 
+def queries_of(tuned: TuningResult) -> str:
+    """What was asked, in words; results of before were tuned on photos alone."""
+    return tuned.asked or f"{tuned.queries} held-out photos"
+
+
 def tuning_plot(tuned: TuningResult, path: Path, target: float) -> None:
     """A PNG of recall@10 against p50, p99 and queries per second, with Pareto fronts and the chosen point.
 
-    A trial that only the first photos were asked is hollow.
+    A trial that only the first queries were asked is hollow.
     """
     import matplotlib
 
@@ -49,11 +54,11 @@ def tuning_plot(tuned: TuningResult, path: Path, target: float) -> None:
     figure, panels = plt.subplots(1, len(PANELS), figsize=(14, 5), sharey=True)
     whole, part = ([t for t in tuned.trials if (_asked(t, tuned) == tuned.queries) is full] for full in (True, False))
     for axes, (name, label) in zip(panels, PANELS, strict=True):
-        axes.scatter([t[name] for t in whole], [t["recall_at_10"] for t in whole], label="all photos")
+        axes.scatter([t[name] for t in whole], [t["recall_at_10"] for t in whole], label="all queries")
         if part:
             axes.scatter(
                 [t[name] for t in part], [t["recall_at_10"] for t in part], facecolors="none", edgecolors="grey",
-                label=f"the first {_asked(part[0], tuned)} photos",
+                label=f"the first {_asked(part[0], tuned)} queries",
             )  # fmt: skip
         axes.plot(*zip(*front(whole, name), strict=True), linewidth=1)
         axes.scatter([tuned.chosen[name]], [tuned.chosen["recall_at_10"]], s=160, facecolors="none", edgecolors="black")

@@ -78,10 +78,16 @@ def scratch(run_key: str, step: str) -> Iterator[Path]:
 
 
 def take_snapshot(run_key: str) -> Snapshot:
-    """Takes a snapshot of the catalogue, named after the run."""
+    """Takes a snapshot of the catalogue, named after the run, with the queries that recall is measured on (tasks/queries)."""
+    from tasks.embed.images import fetcher
+    from tasks.queries.stand_in import make_stand_ins
+
     chosen = settings()
     snapshots = storage.join(chosen.store_uri, "snapshots")
-    return snapshot.take_snapshot(chosen.catalog_uri, snapshots, run_key, source_options(chosen))
+    taken = snapshot.take_snapshot(chosen.catalog_uri, snapshots, run_key, source_options(chosen))
+    web = fetcher(chosen.image_hosts, chosen.image_hosts_private, chosen.image_fetch_s)
+    make_stand_ins(taken, chosen.store_uri, chosen.enough_photos, web)
+    return taken
 
 
 def embed_config(chosen: Settings, shards: int) -> "EmbedConfig":

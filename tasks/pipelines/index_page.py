@@ -6,6 +6,7 @@ All other figures are in gates.json and tuning.json beside the manifest.
 from collections.abc import Mapping, Sequence
 
 from serving.contract.manifest import Gate
+from tasks.queries.query_words import SYNTHETIC, describe
 from tasks.registry import INDEX_PATH, Registry
 from tasks.registry.version_page import version_page
 from tasks.release.gates.index_gates import Measurements
@@ -21,6 +22,14 @@ def headline_metrics(measured: Measurements) -> dict[str, float]:
     return figures | ({"recall_at_1": measured.recall_at_1, "recall_at_10": measured.recall_at_10} if measured.photos else {})
 
 
+def _asked(measured: Measurements) -> str:
+    """The kind of queries and how many: "held-out photos (296)"."""
+    queries = measured.queries
+    if queries is None or queries.kind == "photos":
+        return f"held-out photos ({measured.photos:,})"
+    return f"{SYNTHETIC} ({measured.photos:,})" if queries.kind == "synthetic" else describe(queries)
+
+
 def index_page(
     models: Registry,
     run_id: str,
@@ -32,8 +41,8 @@ def index_page(
     """The version's description in Markdown; `links` are further artifacts of its run by name."""
     counts = measured.counts
     figures = {
-        f"Recall@1 of held-out photos ({measured.photos:,})": f"{measured.recall_at_1:.3f}",
-        f"Recall@10 of held-out photos ({measured.photos:,})": f"{measured.recall_at_10:.3f}",
+        f"Recall@1 of {_asked(measured)}": f"{measured.recall_at_1:.3f}",
+        f"Recall@10 of {_asked(measured)}": f"{measured.recall_at_10:.3f}",
         "recall@10 against exact search": f"{measured.exact_recall_at_10:.3f}",
         f"one photo, bytes to answer, {measured.clients} at once: median, p99": f"{measured.p50_ms:.1f} ms, {measured.p99_ms:.1f} ms",
         "memory in a replica": f"{measured.memory_mb:.1f} MiB",

@@ -70,7 +70,8 @@ def warm(plan: PromotionPlan, run_key: str) -> WarmedSlot:
 def shadow(plan: PromotionPlan, run_key: str) -> ShadowReport:
     """Replays real queries against both slots of every replica. Raises GateFailed unless the new slot answers right."""
     from tasks.catalog.snapshot import read_snapshot
-    from tasks.release.gates.end_to_end_eval import held_out_queries, read_photos
+    from tasks.queries.query_words import kind_name
+    from tasks.release.gates.end_to_end_eval import held_out_queries, query_set_of, read_photos
     from tasks.release.gates.evaluate import open_version
     from tasks.release.gates.gate_report import approval_text
     from tasks.release.promotion.replay import collect_samples, replay_queries, top_ids
@@ -81,8 +82,9 @@ def shadow(plan: PromotionPlan, run_key: str) -> ShadowReport:
         release = open_version(models, plan.version, query_runtime())
         live = open_version(models, plan.live, query_runtime()) if plan.live and plan.live != plan.version else None
         snapshot = read_snapshot(release.manifest.snapshot.uri)
-        photos = read_photos(snapshot, held_out_queries(snapshot, SHADOW_QUERIES))
-        queries = replay_queries(release, live, collect_samples(replicas, SHADOW_QUERIES), photos, SHADOW_QUERIES)
+        held_out = held_out_queries(snapshot, SHADOW_QUERIES)
+        photos, asked = read_photos(snapshot, held_out), kind_name(query_set_of(held_out))
+        queries = replay_queries(release, live, collect_samples(replicas, SHADOW_QUERIES), photos, SHADOW_QUERIES, asked)
         report = compare(replicas, plan.slot, plan.live_slot if live else "", queries, top_ids(release, queries.vectors))
         with (
             models.run(EXPERIMENT, run_key, f"promote version {plan.version}", {"version": plan.version}) as run,

@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from serving.contract.files import FileRef, atomic_write, verify
 from serving.contract.manifest import IndexManifest
-from serving.contract.provenance import QuerySet
 from tasks import storage
 from tasks.catalog.snapshot import product_table, read_snapshot, started_at
 from tasks.errors import GateFailed
@@ -184,7 +183,7 @@ def _version(
     from tasks.index.template_store import template_of
     from tasks.index.version_manifest import with_golden
     from tasks.pipelines.index_gates import evaluate_gates
-    from tasks.release.gates.end_to_end_eval import MAX_PHOTOS, held_out_queries
+    from tasks.release.gates.end_to_end_eval import MAX_PHOTOS, held_out_queries, of_today
     from tasks.release.gates.reconcile import catalogue_now
 
     parent = models.index_manifest(plan.parent).model_copy(update={"ranker": plan.ranker})
@@ -209,12 +208,12 @@ def _version(
         "candidate", manifest, models.encoder_folder(manifest.encoder.version), locate, runtime=query_runtime()
     )
     snapshot = read_snapshot(manifest.snapshot.uri)
-    queries = held_out_queries(snapshot, photos or MAX_PHOTOS, deleted_products(ledger))
+    queries = of_today(held_out_queries(snapshot, photos or MAX_PHOTOS, deleted_products(ledger)), snapshot, release.searcher)
     read_at = datetime.fromisoformat(plan.now)
     products = product_table(snapshot.uri, ["key"])["key"].to_numpy()
     bad = quarantined_keys(products, base_keys(models, manifest).to_numpy(), ledger)
     decision, candidate = evaluate_gates(models, release, snapshot, queries, read_at, catalogue_now(snapshot, ledger), bad)
-    return manifest.model_copy(update={"gates": decision.gates, "queries": QuerySet.of(photos=candidate.photos)}), candidate
+    return manifest.model_copy(update={"gates": decision.gates, "queries": candidate.queries}), candidate
 
 
 def _embedded(parent: IndexManifest, embedded: EmbeddedChanges) -> Any:

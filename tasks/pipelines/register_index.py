@@ -5,7 +5,6 @@ from pathlib import Path
 
 from serving.contract.files import atomic_write
 from serving.contract.manifest import EncoderRef, IndexManifest
-from serving.contract.provenance import QuerySet
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, started_at
 from tasks.embed.job import EmbedResult
@@ -16,6 +15,7 @@ from tasks.index.tune import TuningResult
 from tasks.pipelines.common import query_runtime, registry, scratch, settings
 from tasks.pipelines.index_draft import EXPERIMENT, draft, truth_of
 from tasks.pipelines.index_records import RegisteredVersion
+from tasks.queries.query_words import describe
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Run, Version
 from tasks.registry.binding import index_tags, signed, signing_key
 from tasks.release.promotion.proposal import propose
@@ -52,7 +52,7 @@ def register_version(
         decision, candidate = evaluate_gates(
             models, release, snapshot, queries, started_at(snapshot.uri), quarantined=bad, truth_of=truth
         )
-        manifest = manifest.model_copy(update={"gates": decision.gates, "queries": QuerySet.of(photos=candidate.photos)})
+        manifest = manifest.model_copy(update={"gates": decision.gates, "queries": candidate.queries})
         manifest = signed(manifest, signing_key(settings()))
         for built in shards:
             for ref in (built.index, built.table):
@@ -67,7 +67,7 @@ def register_version(
         } | index_tags(manifest)  # fmt: skip
         text = (
             f"{manifest.counts.servable} products, {len(shards)} shards of {family}, encoder version {encoder.version}: "
-            f"Recall@1 {candidate.recall_at_1:.3f}, Recall@10 {candidate.recall_at_10:.3f} on {candidate.photos} held-out photos; "
+            f"Recall@1 {candidate.recall_at_1:.3f}, Recall@10 {candidate.recall_at_10:.3f} on {describe(candidate.queries)}; "
             + "; ".join(part for part in (embedded.note(), snapshot.orphans, decision.summary) if part)
         )
         artifacts = {"Tuning": "tuning/tuning.md", "Data docs": "data_docs"}

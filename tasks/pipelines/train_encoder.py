@@ -34,10 +34,11 @@ def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> Trainin
     """The training configuration of a run, and the existing version of the same recipe and data ("" for none).
 
     `overrides` holds what the form gave: preset (an encoder by name, see tasks/encoder/lookup.py; None for the setting's), training,
-    student, epochs, alpha, photo_days (each None for the preset's own) and force. Raises TrainingError for what cannot be trained.
+    student, epochs, alpha, photo_days (each None for the preset's own) and force. Without train photos a pretrained encoder is taken
+    as it is, unless epochs are given. Raises TrainingError for what cannot be trained.
     """
     from tasks.encoder.data.photos import read_training_set
-    from tasks.encoder.lookup import choose_training, find_encoder
+    from tasks.encoder.lookup import as_it_is, choose_training, find_encoder
     from tasks.encoder.train.tower_store import recipe_key
 
     config = find_encoder(overrides.get("preset") or settings().encoder_preset)
@@ -45,8 +46,9 @@ def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> Trainin
     window = overrides.get("photo_days")
     training = read_training_set(snapshot.uri, max(0, window if window is not None else config.photo_days))
     photos = training.split("train")
-    if config.teacher_recipe.steps:
-        training.require_train_photos()
+    if not len(photos) and config.teacher.starts_pretrained and overrides.get("epochs") is None and config.teacher_recipe.steps:
+        log.info("no train photos: the pretrained encoder is taken as it is; give epochs to train it on views of the pictures")
+        config = as_it_is(config)
     pictures = len(photos) or len(training.image_uris)
     config = config.with_overrides(overrides.get("epochs"), overrides.get("alpha"), window, pictures)
     recipe = recipe_key(config, snapshot.content_sha256)
@@ -54,6 +56,8 @@ def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> Trainin
     existing = next((v for v in registry().versions(ENCODER_MODEL) if v.tags.get("recipe") == recipe), None)
     steps = (config.teacher_recipe.steps, config.student_recipe.steps if config.student else 0)
     log.info("encoder %s: teacher %s, student %s", config.name, config.teacher, config.student)
+    if not len(photos) and config.teacher_recipe.steps:
+        log.info("no train photos: trained on views of %d product pictures, each augmented anew in every batch", pictures)
     log.info("%d train photos, alpha %g: %d and %d steps", len(photos), config.alpha, *steps)
     if training.orphans:
         log.info("%s", training.orphans)

@@ -11,7 +11,7 @@ from tasks.errors import CatalogError, CatalogMissing, SettingsError, TrainingEr
 from tasks.masking import mask
 from tasks.settings import Settings
 from tasks.validate.findings import Findings, checked_rows, shorten
-from tasks.validate.labelled_photos import check_photos, read_labels
+from tasks.validate.labelled_photos import Labels, check_photos, read_labels
 from tasks.validate.pictures import PictureCheck, check_pictures
 from tasks.validate.row_values import out_of_bounds, time_of
 from tasks.validate.rows import Row, Table, open_tables
@@ -35,12 +35,8 @@ def check_preconditions(
             products = _products(tables.products, settings, found)
             labels = read_labels(tables.photos, set(products) if products and tables.products.whole else None, found)
             shown = _product_pictures(tables.products, products, tables.image_root, settings, found, progress)
-            if tables.photos is None:
-                found.wrong.append(
-                    "there is no table of photos (photos.csv): encoders are trained, and recall is measured, on them"
-                )
-            elif labels is not None:
-                check_photos(labels, shown, products, tables.image_root, settings, found, progress, training)
+            if tables.photos is None or labels is not None:
+                check_photos(labels or Labels(), shown, products, tables.image_root, settings, found, progress, training)
     except CatalogMissing:  # nothing to look at yet: scheduled runs wait for it
         raise
     except (CatalogError, SettingsError, pa.ArrowException) as error:

@@ -29,7 +29,7 @@ class Figures:
     version: str
     encoder: str
     queries: int
-    """Queries that recall was measured on; `real` says that shoppers sent them."""
+    """Queries that recall was measured on; `real` says that shoppers sent them, `asked` what they are otherwise."""
     real: bool
     recall: float
     embedding_drift: float | None
@@ -47,6 +47,7 @@ class Figures:
     cost_per_million_products: float
     cost_per_thousand_queries: float
     notes: tuple[str, ...] = field(default=())
+    asked: str = "held-out photos"
 
     def flat(self) -> dict[str, float]:
         """All numeric figures by name, for time series."""
@@ -58,7 +59,7 @@ class Figures:
 
 def checks(figures: Figures, limits: Limits) -> tuple[Gate, ...]:
     """The table of checks. Figures that could not be measured are skipped; `figures.notes` says so."""
-    kind = "real queries" if figures.real else "held-out photos (too few real queries were sampled)"
+    kind = "real queries" if figures.real else f"{figures.asked} (too few real queries were sampled)"
     recall = f"Recall@10 of the live version against exact search, on {figures.queries} {kind}"
     table = [
         Gate.at_least("live_recall", figures.recall, limits.live_recall, recall, "{:.3f}"),

@@ -10,9 +10,10 @@ from serving.versions.release import Release
 from tasks import storage
 from tasks.catalog.snapshot import read_snapshot
 from tasks.index.delta import compaction_due
+from tasks.queries.query_words import kind_name
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.delta_share import delta_share
-from tasks.release.gates.end_to_end_eval import held_out_queries, query_vectors
+from tasks.release.gates.end_to_end_eval import held_out_queries, of_today, query_set_of, query_vectors
 from tasks.release.gates.evaluate import first_phase_recall, open_version
 from tasks.release.promotion.blue_green import LIVE_AT
 from tasks.release.promotion.serving_replicas import Replica
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 QUERIES = 300
 LEAST_REAL = 20
-"""Fewer real queries say less of recall than held-out photos do."""
+"""Fewer real queries say less of recall than held-out photos, or views, do."""
 ROWS = 4000
 RECENT_VERSIONS = 24
 INDEXES = "indexes"
@@ -51,10 +52,10 @@ def measure_live(registry: Registry, replicas: Sequence[Replica], store: str, pr
     notes: list[str] = []
     sampled = sampled_queries(replicas, manifest.encoder.query_fingerprint, QUERIES)
     real = len(sampled) >= LEAST_REAL
-    xq = sampled if real else _photos(release)
+    xq, asked = (sampled, "real queries") if real else _held_out(release)
     if not real:
         notes.append(
-            f"recall is measured on held-out photos, because the replicas sampled {len(sampled)} real queries and {LEAST_REAL} are needed"
+            f"recall is measured on {asked}, because the replicas sampled {len(sampled)} real queries and {LEAST_REAL} are needed"
         )
     recall = _recall(release, xq)
     drifts, unmeasured = _drifts(release, sampled, storage.join(store, "watch", manifest.encoder.document_fingerprint[:12]))
@@ -69,6 +70,7 @@ def measure_live(registry: Registry, replicas: Sequence[Replica], store: str, pr
         encoder=manifest.encoder.version,
         queries=len(xq),
         real=real,
+        asked=asked,
         recall=recall,
         embedding_drift=_beyond_chance(drifts, "embedding"),
         query_drift=_beyond_chance(drifts, "query"),
@@ -98,9 +100,12 @@ def _recall(release: Release, xq: np.ndarray) -> float:
     return first_phase_recall(release, xq) if len(xq) else 1.0
 
 
-def _photos(release: Release) -> np.ndarray:
+def _held_out(release: Release) -> tuple[np.ndarray, str]:
+    """Vectors (n, d) of the snapshot's queries, and what these are."""
     snapshot = read_snapshot(release.manifest.snapshot.uri)
-    return query_vectors(release.encoders, release.manifest.encoder.query, snapshot, held_out_queries(snapshot, QUERIES))
+    queries = of_today(held_out_queries(snapshot, QUERIES), snapshot, release.searcher)
+    found = query_vectors(release.encoders, release.manifest.encoder.query, snapshot, queries)
+    return found, kind_name(query_set_of(queries))
 
 
 def _drifts(release: Release, sampled: np.ndarray, uri: str) -> tuple[dict[str, tuple[Drift, Reference]], list[str]]:

@@ -48,6 +48,7 @@ async def version(process: ProcessDep) -> dict[str, Any]:
             "query": manifest.encoder.query,
             "snapshot": manifest.snapshot.id,
             "products": live.products,
+            "queries": manifest.queries.model_dump() if manifest.queries else None,
             "gates": [g.model_dump() for g in manifest.gates],
         }
     return state | process.describe()

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from tasks.catalog.snapshot import photo_table, product_table, read_snapshot
 from tasks.catalog.splits import is_unseen
 from tasks.errors import TrainingError
+from tasks.queries.view_store import view_table
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Photos:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Training and evaluation data. `by_split` holds the photos of train, val, test and unseen; none is in two.
+    """Training and evaluation data. `by_split` holds the photos of train, val, test and unseen, none in two; and the views.
 
+    Views stand in for photos as queries (tasks/queries); none is trained on, but the pictures that they are made of may be.
     `unseen[i]` says that product i is never trained on; the photos of the split `unseen` are theirs (those not in val or test).
     """
 
@@ -47,21 +49,24 @@ class TrainingSet:
         return self.by_split[name]
 
     def held_out(self) -> Photos:
-        """The photos that recall is measured on: val, or test without a val split."""
-        return self.by_split["val"] if len(self.by_split["val"]) else self.by_split["test"]
+        """The queries that recall is measured on: the photos of val, or of test without a val split, and the views."""
+        photos, views = self.by_split["val"] if len(self.by_split["val"]) else self.by_split["test"], self.by_split["views"]
+        return joined(photos, views) if len(views) else photos
 
-    def require_train_photos(self) -> None:
-        """Raises TrainingError where there are none."""
-        if not len(self.by_split["train"]):
-            raise TrainingError(
-                f"snapshot {self.snapshot_id} has no training photos; add rows with split=train to photos.csv (or the photos table), "
-                "or choose the training `none`: a pretrained encoder as it is" + (self.orphans and f"; {self.orphans}")
-            )
+    def unseen_queries(self) -> Photos:
+        """The queries of products that are never trained on: their photos, and their views."""
+        views = self.by_split["views"]
+        rows = np.flatnonzero(self.unseen[views.products])
+        return joined(self.by_split["unseen"], Photos(tuple(views.uris[i] for i in rows), views.products[rows]))
 
     def never_trained(self) -> Photos:
         """All photos excluded from training: val, test, and those of unseen products."""
-        parts = [self.by_split[name] for name in ("val", "test", "unseen")]
-        return Photos(tuple(u for p in parts for u in p.uris), np.concatenate([p.products for p in parts]))
+        return joined(*(self.by_split[name] for name in ("val", "test", "unseen")))
+
+
+def joined(*parts: Photos) -> Photos:
+    """All of them, one after the other."""
+    return Photos(tuple(u for p in parts for u in p.uris), np.concatenate([p.products for p in parts]))
 
 
 def read_training_set(snapshot_uri: str, photo_days: int = 0) -> TrainingSet:
@@ -81,7 +86,8 @@ def read_training_set(snapshot_uri: str, photo_days: int = 0) -> TrainingSet:
         categories=tuple((c or [""])[0] for c in products["category"].to_pylist()),
         image_uris=tuple(products["image_uri"].to_pylist()),
         unseen=unseen,
-        by_split=_splits(_recent(photo_table(snapshot_uri), photo_days, snapshot.id), ids, unseen),
+        by_split=_splits(_recent(photo_table(snapshot_uri), photo_days, snapshot.id), ids, unseen)
+        | {"views": _views(snapshot_uri, ids)},
         root=snapshot.image_root,
         content_sha256=snapshot.content_sha256,
         snapshot_id=snapshot.id,
@@ -100,6 +106,13 @@ def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray) -> dict[str, P
         parts[where][0].append(uri)
         parts[where][1].append(row[product_id])
     return {k: Photos(tuple(uris), np.asarray(rows, np.int64)) for k, (uris, rows) in parts.items()}
+
+
+def _views(snapshot_uri: str, ids: list[str]) -> Photos:
+    views = view_table(snapshot_uri)
+    row = {product_id: i for i, product_id in enumerate(ids)} if len(views) else {}
+    rows = [row[product_id] for product_id in views["product_id"].to_pylist()]
+    return Photos(tuple(views["photo_uri"].to_pylist()), np.asarray(rows, np.int64))
 
 
 def _recent(photos: pa.Table, days: int, snapshot_id: str) -> pa.Table:

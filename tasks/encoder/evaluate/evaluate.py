@@ -11,6 +11,7 @@ import numpy as np
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import FrozenModel, atomic_write
 from serving.contract.manifest import EncoderManifest
+from serving.contract.provenance import QuerySet
 from serving.versions.text_encoder import TextEncoder
 from tasks.encoder.data.photos import Photos, TrainingSet, read_training_set
 from tasks.encoder.data.pixels import Decoding, pixel_blocks
@@ -19,6 +20,7 @@ from tasks.encoder.evaluate.exact_search import PhotoResults, search_photos, sea
 from tasks.encoder.evaluate.retrieval_metrics import Interval, cluster_interval, interval
 from tasks.encoder.evaluate.vectors import encode
 from tasks.errors import TrainingError
+from tasks.queries.query_words import query_set
 
 KS = (1, 5, 10)
 LEAST_SLICE = 10
@@ -57,7 +59,7 @@ class PairReport(FrozenModel):
 
 
 class EncoderReport(FrozenModel):
-    """The evaluation of an encoder version on a snapshot's held-out photos."""
+    """The evaluation of an encoder version on a snapshot's held-out photos and views; both are called `photos` here."""
 
     encoder: str
     query: str
@@ -74,6 +76,11 @@ class EncoderReport(FrozenModel):
     metrics: dict[str, float]
     towers: tuple[str, ...] = ("student", "teacher", "text")
     """The towers that the version has; reports of before are of versions with all three."""
+
+    @property
+    def queries(self) -> QuerySet | None:
+        """How many of the `photos` are shoppers', and how many synthetic."""
+        return query_set(self.photos)
 
     def has(self, tower: str) -> bool:
         """Whether the version has this tower."""
@@ -114,10 +121,13 @@ def evaluate_encoder(
     opened = EncoderFolder(folder)
     manifest = opened.manifest
     training = read_training_set(snapshot_uri)
-    photos, unseen = training.held_out(), training.split("unseen")
+    photos, unseen = training.held_out(), training.unseen_queries()
     if not len(photos):
         also = training.orphans and f"; {training.orphans}"
-        raise TrainingError(f"{snapshot_uri} has no held-out photos; recall needs rows with split=val in photos.csv{also}")
+        raise TrainingError(
+            f"{snapshot_uri} has neither held-out photos nor views that stand in for them; recall needs rows with split=val in photos.csv, "
+            f"or usable product pictures{also}"
+        )
     names = [f"{t}.{v}" for t, variants in manifest.towers.items() if t != "text" for v in variants]
     documents = sorted({manifest.document, *(n for n in names if n.endswith(".fp32"))})
     encoders: dict[str, Encode] = {n: _onnx(opened, n) for n in names}

@@ -39,9 +39,11 @@ def train_teacher(
 ) -> TrainedTower:
     """Trains the teacher on a snapshot's train photos; with 0 steps it is kept as it starts. All output lies below `work`.
 
+    Without train photos it learns from views of the catalogue's own pictures: each several times in a batch, augmented otherwise.
+
     Killed and called again it goes on from its last checkpoint, and a finished training is returned as it is. Called by every
-    process of a torchrun, they train it together (tasks/encoder/train/distributed.py). Raises TrainingError (no training photos,
-    missing weights, a loss that is not a number, a damaged checkpoint).
+    process of a torchrun, they train it together (tasks/encoder/train/distributed.py). Raises TrainingError (nothing to train
+    on, missing weights, a loss that is not a number, a damaged checkpoint).
     """
     training = read_training_set(snapshot_uri, config.photo_days)
     key = training_key(training, config, "teacher")
@@ -57,7 +59,6 @@ def train_teacher(
         teacher.write_architecture(folder, config.preprocess.size)
     if not recipe.steps:
         return save_tower(folder, "teacher", key, teacher.model, Curve(), "fp32", replicas, origin)
-    training.require_train_photos()
     precision = training_precision(config.precision, where)
     words = TokenBatches(training, teacher.tokenizer(), config.seed)
     start = pretrained_state(teacher, config)

@@ -11,11 +11,16 @@ import pyarrow.compute as pc
 
 from serving.contract.encoder import EncoderFolder
 from serving.contract.preprocess import ImageRejected, decode
+from serving.contract.provenance import QuerySet
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from serving.index.searcher import Searcher
 from serving.versions.release import Release
-from tasks.catalog.snapshot import Snapshot, photo_table
+from tasks.catalog.snapshot import Snapshot
 from tasks.embed.images import read_image
 from tasks.progress import Progress
+from tasks.queries.query_words import query_set
+from tasks.queries.stand_in import held_out_photos
+from tasks.queries.view_store import is_view, view_table
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +30,14 @@ TOP = 20
 
 @dataclass(frozen=True)
 class Query:
-    """A held-out photo and its product."""
+    """A held-out photo, or a view that stands in for one, and its product."""
 
     photo_uri: str
     product_id: str
+
+    @property
+    def synthetic(self) -> bool:
+        return is_view(self.photo_uri)
 
 
 @dataclass(frozen=True)
@@ -47,23 +56,41 @@ class EndToEndResult:
 
 
 def held_out_queries(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Collection[str] = ()) -> list[Query]:
-    """Held-out photos: split val, else test; evenly thinned to `limit`. Empty when the snapshot has none.
+    """Held-out photos (split val, else test) and the views that stand in for others; evenly thinned to `limit`. Empty without any.
 
-    Photos of `deleted` products have no right answer any more: they are left out, and how many is logged.
+    Queries of `deleted` products have no right answer any more: they are left out, and how many is logged.
     """
-    photos = photo_table(snapshot.uri)
-    orphans = pc.is_in(photos["product_id"], pa.array(sorted(deleted), pa.string()))
+    columns = ["photo_uri", "product_id"]
+    chosen = pa.concat_tables([held_out_photos(snapshot.uri).select(columns), view_table(snapshot.uri).select(columns)])
+    orphans = pc.is_in(chosen["product_id"], pa.array(sorted(deleted), pa.string()))
     if left_out := pc.sum(orphans).as_py():
-        log.info("%d of %d labelled photos show products deleted since snapshot %s: left out", left_out, len(photos), snapshot.id)
-        photos = photos.filter(pc.invert(orphans))
-    for split in ("val", "test"):
-        chosen = photos.filter(pc.equal(photos["split"], split))
-        if len(chosen):
-            break
+        log.info("%d of %d queries show products deleted since snapshot %s: left out", left_out, len(chosen), snapshot.id)
+        chosen = chosen.filter(pc.invert(orphans))
     if len(chosen) > limit:
         chosen = chosen.take(pa.array(np.linspace(0, len(chosen) - 1, limit).astype(int)))
     rows = chosen.to_pylist()
     return [Query(r["photo_uri"], r["product_id"]) for r in rows]
+
+
+def query_set_of(queries: list[Query]) -> QuerySet | None:
+    """How many of them are photos, and how many synthetic; None for none."""
+    return query_set(q.photo_uri for q in queries)
+
+
+def of_today(queries: list[Query], snapshot: Snapshot, searcher: Searcher) -> list[Query]:
+    """The queries without views of pictures that are not their product's any more in the version that `searcher` holds."""
+    views = view_table(snapshot.uri)
+    if not len(views):
+        return queries
+    made_of = dict(zip(views["photo_uri"].to_pylist(), views["image_uri"].to_pylist(), strict=True))
+    asked = pa.array(sorted({q.product_id for q in queries if q.synthetic}), pa.string())
+    rows = searcher.features.table.select(["product_id", "image_uri"]).filter(pa.array(searcher.live()))
+    rows = rows.filter(pc.is_in(rows["product_id"], asked))
+    shown = set(zip(rows["product_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True))
+    kept = [q for q in queries if not q.synthetic or (q.product_id, made_of[q.photo_uri]) in shown]
+    if len(kept) < len(queries):
+        log.info("%d views are of pictures that changed since snapshot %s: left out", len(queries) - len(kept), snapshot.id)
+    return kept
 
 
 def read_photos(snapshot: Snapshot, queries: list[Query]) -> list[bytes]:

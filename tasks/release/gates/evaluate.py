@@ -14,9 +14,10 @@ from serving.versions.release import Release
 from tasks.catalog.snapshot import Snapshot, product_batches, product_table
 from tasks.index.ground_truth import GroundTruth, recall_against
 from tasks.index.tune import keys_of, stored_truth
+from tasks.queries.query_words import kind_name
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.delta_share import delta_share
-from tasks.release.gates.end_to_end_eval import Query, measure, read_photos
+from tasks.release.gates.end_to_end_eval import Query, measure, query_set_of, read_photos
 from tasks.release.gates.index_gates import Comparison, Decision, K, Measurements, Policy, Reconciliation, decide
 from tasks.release.gates.load_test import run_load_test
 from tasks.release.gates.reconcile import reconcile
@@ -47,7 +48,7 @@ def evaluate_version(
         measure_version(release, snapshot, queries, photos, truth_of),
         reconciled=reconcile(release.searcher, known, lacking),
         age_h=(now - read_at).total_seconds() / 3600,
-        compared=_compared(release, live, photos, replicas) if live is not None else None,
+        compared=_compared(release, live, photos, replicas, kind_name(query_set_of(queries))) if live is not None else None,
     )
     before = measure_version(live, snapshot, queries, []) if live is not None else None
     return decide(candidate, before, policy), candidate
@@ -110,8 +111,8 @@ def open_version(registry: Registry, version: str, runtime: Runtime = ONNXRUNTIM
     return Release.open(version, manifest, registry.encoder_folder(manifest.encoder.version), registry.file, runtime=runtime)
 
 
-def _compared(release: Release, live: Release, photos: Sequence[bytes], replicas: Sequence[Replica]) -> Comparison:
-    queries = replay_queries(release, live, collect_samples(replicas, CHURN_QUERIES), photos, CHURN_QUERIES)
+def _compared(release: Release, live: Release, photos: Sequence[bytes], replicas: Sequence[Replica], asked: str) -> Comparison:
+    queries = replay_queries(release, live, collect_samples(replicas, CHURN_QUERIES), photos, CHURN_QUERIES, asked)
     assert queries.live_vectors is not None
     before, now = live.searcher.live(), release.searcher.features.key[release.searcher.live()]
     gone = before & ~np.isin(live.searcher.features.key, now)

@@ -1,4 +1,4 @@
-"""Queries replayed against two versions: sampled real ones, topped up with held-out photos."""
+"""Queries replayed against two versions: sampled real ones, topped up with held-out photos or the views that stand in for them."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 TOP = 20
 LEAST = 20
-"""With fewer sampled queries than this, held-out photos are replayed as well."""
+"""With fewer sampled queries than this, held-out photos, or views, are replayed as well."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,10 @@ def collect_samples(replicas: Sequence[Replica], limit: int) -> list[SampledQuer
 
 
 def replay_queries(
-    candidate: Release, live: Release | None, sampled: Sequence[SampledQuery], photos: Sequence[bytes], limit: int
-) -> ReplayQueries:
-    """Queries for both versions, at most `limit`.
+    candidate: Release, live: Release | None, sampled: Sequence[SampledQuery], photos: Sequence[bytes], limit: int,
+    asked: str = "held-out photos",
+) -> ReplayQueries:  # fmt: skip
+    """Queries for both versions, at most `limit`. `asked` says what the `photos` are.
 
     A sampled vector is asked as it is where the candidate has the encoder that made it; where it has another, only a photo that
     was kept can be asked of it.
@@ -81,9 +82,7 @@ def replay_queries(
                 del ours[len(theirs) :]
                 continue
             held_out += 1
-    origin = " and ".join(
-        text for text, n in ((f"{real} sampled real queries", real), (f"{held_out} held-out photos", held_out)) if n
-    )
+    origin = " and ".join(text for text, n in ((f"{real} sampled real queries", real), (f"{held_out} {asked}", held_out)) if n)
     empty = np.zeros((0, candidate.searcher.dim), np.float32)
     vectors = np.stack(ours) if ours else empty
     live_vectors = (np.stack(theirs) if theirs else empty) if live is not None else None
