@@ -141,7 +141,9 @@ def recall_of(manifest: IndexManifest | None) -> str:
     queries = manifest.queries if manifest else None
     if queries is None or queries.kind == "photos":
         return "Recall@10 on photos"
-    return f"{measure_name(queries)} on {describe(queries)}" if queries.kind == "synthetic" else f"answered of {describe(queries)}"
+    return (
+        f"{measure_name(queries)} on {describe(queries)}" if queries.kind == "synthetic" else f"answered of {describe(queries)}"
+    )
 
 
 def links(version: Version, registry: Registry) -> dict[str, str]:

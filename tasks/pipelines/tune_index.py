@@ -50,7 +50,9 @@ def tune(snapshot: Snapshot, encoder: EncoderRef, template: Template, shards: li
         except tuning.TuningRefused as error:
             tuned = error.tuned
             if target > chosen.recall_target:
-                why = f"{tuned.refused} ({target:.3f} is half the loss of {chosen.recall_target:.3f}, as the queries are synthetic)"
+                why = (
+                    f"{tuned.refused} ({target:.3f} is half the loss of {chosen.recall_target:.3f}, as the queries are synthetic)"
+                )
                 tuned = dataclasses.replace(tuned, refused=why)
             refusal = tuning.TuningRefused(tuned)
         tuned = dataclasses.replace(tuned, families=template.families, asked=describe(asked))
