@@ -131,14 +131,10 @@ class Settings:
         "", "JSON file, local or s3://, of the ranker's weights and business rules; empty: the defaults", "s3://shop/ranker.json"
     )
     enough_photos: int = setting(
-        200, "held-out photos from which on recall is measured on them alone; with fewer, views of product pictures stand in for "
-        "photos of products without one; 0: never", 1000, area="Limits of a catalogue and its vectors",
+        200, "held-out photos to measure recall on alone; with fewer, views of product pictures stand in; 0: never", 1000,
+        area="Limits of a catalogue and its vectors",
     )  # fmt: skip
-    min_held_out: int = setting(
-        20,
-        "fewest queries that recall is measured on (photos of split val, or test, and views), or the catalogue is refused",
-        200,
-    )
+    min_held_out: int = setting(20, "fewest queries to measure recall on (photos and views), or the catalogue is refused", 200)
     max_unreadable: float = setting(0.2, "largest share of unreadable pictures in training data, or training is refused", 0.05)
     max_untrainable: float = setting(
         0.01, "largest share of labelled products without a readable picture, or training is refused", 0.05

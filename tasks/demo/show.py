@@ -19,8 +19,9 @@ from tasks.catalog.snapshot import Snapshot, product_table, read_snapshot
 from tasks.embed.images import read_image
 from tasks.errors import VitrineError
 from tasks.index.metrics import recall_at_k
+from tasks.queries.query_words import describe
 from tasks.registry import INDEX_MODEL, Registry
-from tasks.release.gates.end_to_end_eval import Query, held_out_queries
+from tasks.release.gates.end_to_end_eval import Query, held_out_queries, query_set_of
 from tasks.settings import Settings
 
 PHOTOS = 400
@@ -60,7 +61,13 @@ def show_answers(settings: Settings, console: Console) -> list[Line]:
     with console.status("measuring baselines and towers on the same photos"):
         compared = _compared(folder, snapshot, [q for q, _ in answers])
     lines = [Line(f"Vitrine over HTTP, index version {live.version}", recall_at_k(ranks, 1), recall_at_k(ranks, 10)), *compared]
-    console.print(_recall_table(lines, len(answers), snapshot.rows))
+    asked = query_set_of([q for q, _ in answers])
+    console.print(_recall_table(lines, describe(asked), snapshot.rows))
+    if asked and asked.synthetic:
+        console.print(
+            "synthetic queries: views of product pictures in other surroundings, as few labelled photos are held out; shoppers' photos are "
+            "harder (docs/operate/catalogue.md)"
+        )
     p50, p99 = np.percentile(times, [50, 99])
     console.print(f"answers took {p50:.0f} ms (p50) and {p99:.0f} ms (p99) over HTTP, one at a time")
     return lines
@@ -86,7 +93,7 @@ def _ask(
 ) -> tuple[list[tuple[Query, list[dict]]], list[float]]:
     answers, times = [], []
     with httpx.Client(timeout=30, trust_env=False) as client, Bar(console=console, transient=True) as bar:
-        task = bar.add_task("sending held-out photos", total=len(queries))
+        task = bar.add_task("sending queries", total=len(queries))
         for query in queries:
             bar.advance(task)
             try:
@@ -161,8 +168,8 @@ def _encoded(
 def _answer_table(answers: list[tuple[Query, list[dict]]], snapshot: Snapshot) -> Table:
     rows = product_table(snapshot.uri, ["product_id", "title"]).to_pylist()
     titles = {r["product_id"]: r["title"] for r in rows}
-    table = Table(title="held-out photos and what was found", title_justify="left", show_edge=False)
-    for column in ("the photo shows", "best match", "similarity", "right product at"):
+    table = Table(title="what was asked, and what was found", title_justify="left", show_edge=False)
+    for column in ("the query shows", "best match", "similarity", "right product at"):
         table.add_column(column, justify="right" if column in ("similarity", "right product at") else "left")
     for query, found in answers:
         rank = _rank(found, query.product_id)
@@ -172,8 +179,8 @@ def _answer_table(answers: list[tuple[Query, list[dict]]], snapshot: Snapshot) -
     return table
 
 
-def _recall_table(lines: list[Line], photos: int, products: int) -> Table:
-    title = f"recall on {photos} held-out photos against {products} products"
+def _recall_table(lines: list[Line], asked: str, products: int) -> Table:
+    title = f"recall on {asked} against {products} products"
     table = Table(title=title, title_justify="left", show_edge=False)
     table.add_column("search")
     table.add_column("Recall@1", justify="right")

@@ -1,11 +1,14 @@
 """Finds an encoder by name: a preset, a recipe file, open_clip's or timm's models, the hub, a folder, or a package of weights."""
 
+import logging
 from dataclasses import replace
 
 from serving.contract.preprocess import PreprocessSpec
 from tasks.encoder.config import FOLDER, HUB, NONE, EncoderConfig, TowerConfig
 from tasks.encoder.presets import PRESETS, PRETRAINED, fine_tuned, preset
 from tasks.errors import TrainingError
+
+log = logging.getLogger(__name__)
 
 TIMM = "timm:"
 RANDOM = "random"
@@ -55,6 +58,21 @@ def choose_training(config: EncoderConfig, training: str | None, student: str | 
         raise TrainingError(f"there is no training {training!r}; choose none, or leave it empty for the preset's")
     config = config.with_student(student or None)
     return as_it_is(config) if training == NONE else config
+
+
+def without_labels(config: EncoderConfig, epochs: float | None, student: str | None) -> EncoderConfig:
+    """The config for a catalogue without train photos: a pretrained encoder as it is, without a student, unless one is asked for.
+
+    With `epochs`, and from random weights, it is trained on views of the product pictures: whether that helps, synthetic queries
+    cannot tell (docs/decisions/0088). Raises TrainingError.
+    """
+    if not config.teacher_recipe.steps:
+        return config
+    if not config.teacher.starts_pretrained or epochs is not None:
+        log.info("no train photos: trained on the product pictures, each augmented anew in every batch")
+        return config
+    log.info("no train photos: the pretrained encoder is taken as it is; give epochs to train it on the product pictures")
+    return as_it_is(config if student else config.with_student(NONE))
 
 
 def _tower(name: str) -> TowerConfig:

@@ -14,6 +14,7 @@ from tasks.encoder.train.tower_record import TrainedTower
 from tasks.errors import TrainingError
 from tasks.pipelines.common import query_runtime, registry, scratch, settings
 from tasks.pipelines.encoder_records import ChampionDecision, ChampionPromotion, TrainingPlan
+from tasks.queries.query_words import describe
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, Registry, Version
 from tasks.registry.binding import binding_tags, signed, signing_key
 from tasks.settings import Settings
@@ -35,10 +36,10 @@ def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> Trainin
 
     `overrides` holds what the form gave: preset (an encoder by name, see tasks/encoder/lookup.py; None for the setting's), training,
     student, epochs, alpha, photo_days (each None for the preset's own) and force. Without train photos a pretrained encoder is taken
-    as it is, unless epochs are given. Raises TrainingError for what cannot be trained.
+    as it is, without a student, unless epochs (or a student) are given. Raises TrainingError for what cannot be trained.
     """
     from tasks.encoder.data.photos import read_training_set
-    from tasks.encoder.lookup import as_it_is, choose_training, find_encoder
+    from tasks.encoder.lookup import choose_training, find_encoder, without_labels
     from tasks.encoder.train.tower_store import recipe_key
 
     config = find_encoder(overrides.get("preset") or settings().encoder_preset)
@@ -46,9 +47,8 @@ def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> Trainin
     window = overrides.get("photo_days")
     training = read_training_set(snapshot.uri, max(0, window if window is not None else config.photo_days))
     photos = training.split("train")
-    if not len(photos) and config.teacher.starts_pretrained and overrides.get("epochs") is None and config.teacher_recipe.steps:
-        log.info("no train photos: the pretrained encoder is taken as it is; give epochs to train it on views of the pictures")
-        config = as_it_is(config)
+    if not len(photos):
+        config = without_labels(config, overrides.get("epochs"), overrides.get("student"))
     pictures = len(photos) or len(training.image_uris)
     config = config.with_overrides(overrides.get("epochs"), overrides.get("alpha"), window, pictures)
     recipe = recipe_key(config, snapshot.content_sha256)
@@ -56,8 +56,6 @@ def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> Trainin
     existing = next((v for v in registry().versions(ENCODER_MODEL) if v.tags.get("recipe") == recipe), None)
     steps = (config.teacher_recipe.steps, config.student_recipe.steps if config.student else 0)
     log.info("encoder %s: teacher %s, student %s", config.name, config.teacher, config.student)
-    if not len(photos) and config.teacher_recipe.steps:
-        log.info("no train photos: trained on views of %d product pictures, each augmented anew in every batch", pictures)
     log.info("%d train photos, alpha %g: %d and %d steps", len(photos), config.alpha, *steps)
     if training.orphans:
         log.info("%s", training.orphans)
@@ -184,6 +182,7 @@ def _judge(
         log.info("%s %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.reason)
     served = report.pair(report.query)
     recall = ", ".join(f"Recall@{k} {served.recall[f'recall_at_{k}'].value:.3f}" for k in (1, 10)) if served else ""
+    recall += f" on {describe(report.queries)}" if report.queries and report.queries.synthetic else ""
     outcome = "fails: " + "; ".join(g.reason for g in failed) if failed else f"passes all {len(gates)} gates"
     summary = f"encoder version {version} ({report.query}: {recall}) {outcome}"
     models.set_alias(ENCODER_MODEL, "challenger", version)

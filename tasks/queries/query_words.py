@@ -33,6 +33,11 @@ def kind_name(queries: QuerySet | None) -> str:
     return {"photos": "held-out photos", "synthetic": SYNTHETIC}.get(kind, f"held-out photos and {SYNTHETIC}")
 
 
+def unless_photos(queries: QuerySet | None) -> str:
+    """The queries as the end of a sentence where some are synthetic: ", on 200 synthetic queries"; "" for photos alone."""
+    return f", on {describe(queries)}" if queries and queries.synthetic else ""
+
+
 def tuning_target(target: float, queries: QuerySet | None) -> float:
     """The recall that search parameters are tuned to: where more views than photos are asked, half the loss (docs/decisions/0088)."""
     easy = queries is not None and queries.synthetic > queries.photos

@@ -1,10 +1,19 @@
 """The model card, generated from an encoder version's manifest and, once evaluated, its report."""
 
 from serving.contract.manifest import EncoderManifest, Gate
-from tasks.encoder.evaluate.evaluate import EncoderReport
+from serving.contract.provenance import QuerySet
+from tasks.encoder.evaluate.evaluate import EncoderReport, PairReport
+from tasks.queries.query_words import describe
 
-ASKED = {"photos": "held-out photos", "unseen": "photos of unseen products", "titles": "titles"}
-"""What was asked, in words."""
+
+def asked_of(report: EncoderReport, pair: PairReport) -> str:
+    """What a pair was asked, in words, and how many: "296 held-out photos"."""
+    if pair.asked == "photos":
+        return describe(report.queries)
+    if pair.asked == "titles":
+        return f"{len(pair.ranks)} titles"
+    synthetic = report.unseen_synthetic
+    return f"{describe(QuerySet.of(len(pair.ranks) - synthetic, synthetic), 'photos')} of unseen products"
 
 
 def card(manifest: EncoderManifest, report: EncoderReport | None = None, gates: tuple[Gate, ...] = ()) -> str:
@@ -112,8 +121,8 @@ def _data(recipe: dict, report: EncoderReport | None) -> list[str]:
         lines.append(f"- Catalogue content {catalogue}: {data.get('products')} products, photos: {photos}.")
     if report is not None:
         lines.append(
-            f"- Judged on catalogue content `{report.content_sha256[:16]}`: {report.products} products and {len(report.photos)} "
-            f"held-out photos (split `{report.split}`), none of which was trained on."
+            f"- Judged on catalogue content `{report.content_sha256[:16]}`: {report.products} products and "
+            f"{describe(report.queries)} (split `{report.split}`), none of which was trained on."
             + (report.orphans and f" {report.orphans.capitalize()}.")
         )
     lines.append(
@@ -137,7 +146,7 @@ def _judged(report: EncoderReport | None, gates: tuple[Gate, ...]) -> list[str]:
         "| queries | asked | documents | Recall@1 | Recall@5 | Recall@10 | MRR | mAP |",
         "|---|---|---|---|---|---|---|---|",
         *(
-            f"| {p.query} | {len(p.ranks)} {ASKED[p.asked]} | {p.document} | "
+            f"| {p.query} | {asked_of(report, p)} | {p.document} | "
             + " | ".join(f"{r.value:.3f} ({r.low:.3f}-{r.high:.3f})" for r in (*p.recall.values(), p.mrr, p.map))
             + " |"
             for p in report.pairs
@@ -180,8 +189,13 @@ def _limits(manifest: EncoderManifest, report: EncoderReport | None) -> list[str
     ]
     pair = report.pair(report.query) if report is not None else None
     if report is not None and pair is not None:
-        limits.append(f"{len(report.photos)} photos give the intervals above.")
+        limits.append(f"{describe(report.queries, 'photos')} give the intervals above.")
+        if report.queries and report.queries.synthetic:
+            limits.append(
+                "Synthetic queries are views of product pictures (other background, crop, light, blur, JPEG). They are easier than "
+                "shoppers' photos, most of all for a tower that was trained on those pictures."
+            )
         if pair.slices:
             name, worst = min(pair.slices.items(), key=lambda item: item[1]["recall_at_10"])
-            limits.append(f"Weakest category: {name}, Recall@10 {worst['recall_at_10']:.3f} on {worst['photos']:.0f} photos.")
+            limits.append(f"Weakest category: {name}, Recall@10 {worst['recall_at_10']:.3f} on {worst['photos']:.0f} of them.")
     return limits

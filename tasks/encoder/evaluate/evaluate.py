@@ -21,6 +21,7 @@ from tasks.encoder.evaluate.retrieval_metrics import Interval, cluster_interval,
 from tasks.encoder.evaluate.vectors import encode
 from tasks.errors import TrainingError
 from tasks.queries.query_words import query_set
+from tasks.queries.view_store import is_view
 
 KS = (1, 5, 10)
 LEAST_SLICE = 10
@@ -68,6 +69,8 @@ class EncoderReport(FrozenModel):
     split: str
     products: int
     unseen_products: int = 0
+    unseen_synthetic: int = 0
+    """How many of the queries of unseen products are synthetic."""
     photos: tuple[str, ...]
     categories: tuple[str, ...]
     orphans: str = ""
@@ -163,9 +166,10 @@ def evaluate_encoder(
         query=manifest.query,
         document=manifest.document,
         content_sha256=training.content_sha256,
-        split="val" if len(training.split("val")) else "test",
+        split="val" if len(training.split("val")) else "test" if len(training.split("test")) else "views",
         products=len(training.product_ids),
         unseen_products=len(np.unique(unseen.products[readable])),
+        unseen_synthetic=sum(is_view(uri) for uri, seen in zip(unseen.uris, readable, strict=True) if seen),
         photos=tuple(u for u, seen in zip(photos.uris, good, strict=True) if seen),
         categories=categories,
         orphans=training.orphans,

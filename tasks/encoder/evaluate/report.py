@@ -15,9 +15,10 @@ from serving.contract.manifest import EncoderManifest, Gate, read_manifest
 from serving.contract.preprocess import PreprocessSpec
 from tasks.encoder.data.photos import TrainingSet, read_training_set
 from tasks.encoder.data.pixels import read_pixels
-from tasks.encoder.evaluate.card import ASKED, card
+from tasks.encoder.evaluate.card import asked_of, card
 from tasks.encoder.evaluate.evaluate import EncoderReport, PairReport, raw_results
 from tasks.encoder.export.export import CURVES
+from tasks.queries.query_words import describe
 
 FIGURES = ("Recall@1", "Recall@5", "Recall@10", "MRR", "mAP")
 FAILURES = 12
@@ -55,7 +56,7 @@ def write_report(
     training = read_training_set(snapshot_uri)
     parts = [
         f"<h1>Encoder {html.escape(report.encoder)}</h1>",
-        f"<p>{len(report.photos)} held-out photos ({report.split}) against {report.products} products. "
+        f"<p>{describe(report.queries)} ({report.split}) against {report.products} products. "
         f"Documents by {report.document}, queries by {report.query}.{report.orphans and f' {report.orphans.capitalize()}.'}</p>",
         "<h2>Gates</h2>",
         _gate_table(gates),
@@ -92,7 +93,7 @@ def _recall_table(report: EncoderReport) -> str:
         )
         served = (pair.query, pair.document) == (report.query, report.document)
         rows.append(
-            f"<tr{' class=served' if served else ''}><td>{pair.query}<td>{len(pair.ranks)} {ASKED[pair.asked]}"
+            f"<tr{' class=served' if served else ''}><td>{pair.query}<td>{asked_of(report, pair)}"
             f"<td>{pair.document}{figures}</tr>"
         )
     head = "<th>queries<th>asked<th>documents" + "".join(f"<th class=n>{n}" for n in FIGURES)

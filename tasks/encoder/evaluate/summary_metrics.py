@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from serving.contract.manifest import EncoderManifest, Gate
 from tasks.encoder.evaluate.evaluate import EncoderReport, PairReport, Recall
 from tasks.encoder.evaluate.speedup import FASTER
+from tasks.queries.query_words import kind_name
 
 TEACHER = "teacher.fp32"
 
@@ -25,7 +26,7 @@ def headline_figures(manifest: EncoderManifest, report: EncoderReport) -> dict[s
     """The same in words, with 95 % intervals, for the version's page."""
     pairs, figures = _pairs(report), {}
     for name, pair in pairs.items():
-        what = f"{LABELS[name]} ({len(pair.ranks):,})"
+        what = f"{_label(name, report)} ({len(pair.ranks):,})"
         if not name:
             figures[f"Recall@1 of {what}"] = _interval(pair.recall["recall_at_1"])
         figures[f"Recall@10 of {what}"] = _interval(pair.recall["recall_at_10"])
@@ -45,6 +46,15 @@ LABELS = {
     "_titles": "titles as words",
 }
 """By the end of the metric's name."""
+
+
+def _label(name: str, report: EncoderReport) -> str:
+    """The label of a metric; what was asked of views is not called photos."""
+    if not name:
+        return kind_name(report.queries)
+    if name == "_unseen_products" and report.unseen_synthetic:
+        return "queries of products never trained on"
+    return LABELS[name]
 
 
 def _pairs(report: EncoderReport) -> dict[str, PairReport]:

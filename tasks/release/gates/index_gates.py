@@ -8,7 +8,7 @@ import numpy as np
 from serving.contract.manifest import Counts, Gate
 from serving.contract.provenance import QuerySet
 from tasks.encoder.evaluate.retrieval_metrics import Interval, paired_bootstrap
-from tasks.queries.query_words import describe, hits, measure_name, query_set
+from tasks.queries.query_words import describe, hits, measure_name, query_set, unless_photos
 
 K = 10
 SETTINGS = {
@@ -175,7 +175,7 @@ def index_gates(candidate: Measurements, live: Measurements | None, policy: Poli
     gates = [
         Gate.at_least(
             "exact_recall", candidate.exact_recall_at_10, policy.exact_recall,
-            f"Recall@10 of the index against exact search over the same vectors{_unless_photos(candidate)}", "{:.3f}",
+            f"Recall@10 of the index against exact search over the same vectors{unless_photos(candidate.queries)}", "{:.3f}",
         ),
         *_of_photos(candidate, live, policy),
         Gate.at_most("p99_ms", candidate.p99_ms, policy.p99_ms, f"{load}{_small_pictures(candidate)}", "{:.0f} ms"),
@@ -233,11 +233,6 @@ def _judge_loss(found: Interval, margin: float, worst: float = 1.0) -> tuple[boo
 
 def _hits(version: Measurements, photos: list[str]) -> np.ndarray:
     return hits(photos, [version.ranks[p] + 1 for p in photos])
-
-
-def _unless_photos(measured: Measurements) -> str:
-    queries = measured.queries
-    return f", on {describe(queries)}" if queries and queries.synthetic else ""
 
 
 def _small_pictures(measured: Measurements) -> str:

@@ -1,0 +1,130 @@
+"""Views stand in for photos product by product: which ones, how many, and where they lie."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving.contract.preprocess import ImageRejected
+from serving.contract.provenance import QuerySet
+from tasks import storage
+from tasks.catalog.snapshot import Snapshot, take_snapshot
+from tasks.embed.images import read_image
+from tasks.encoder.data.photos import read_training_set
+from tasks.queries import stand_in
+from tasks.queries.query_words import describe, hits, measure_name, query_set, tuning_target
+from tasks.queries.stand_in import make_stand_ins, stratified_order
+from tasks.queries.view_store import SCHEME, is_view, read_view, view_table, view_uri
+from tasks.release.gates.end_to_end_eval import held_out_queries
+from tests.catalogs import read_table, small_catalog, write_table
+
+
+def snapshot_of(folder: Path, name: str = "one") -> Snapshot:
+    return take_snapshot(str(folder), str(folder.parent / "snapshots"), name)
+
+
+@pytest.fixture
+def unlabelled(tmp_path: Path) -> Path:
+    """Twelve products of two categories, no photos, and a picture that cannot be used."""
+    folder = small_catalog(tmp_path / "shop")
+    (folder / "photos.csv").unlink()
+    (folder / "images" / "3.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def store(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+def test_an_unlabelled_catalogue_asks_views_of_all_usable_pictures_made_once(unlabelled: Path, tmp_path: Path) -> None:
+    snapshot = snapshot_of(unlabelled)
+    made = make_stand_ins(snapshot, store(tmp_path), enough=200)
+    assert sorted(made["product_id"].to_pylist()) == [f"p{n:03d}" for n in range(12) if n != 3]
+    files = {uri: storage.validator(uri) for uri in storage.list_files(f"{store(tmp_path)}/views")}
+    assert len(files) == 11
+    assert make_stand_ins(snapshot, store(tmp_path), enough=200).equals(made)
+    again = make_stand_ins(snapshot_of(unlabelled, "two"), store(tmp_path), enough=200)
+    assert again.equals(made), "another snapshot of the same pictures asks the same"
+    assert {uri: storage.validator(uri) for uri in files} == files, "and nothing is written anew"
+
+
+def test_queries_and_training_data_hold_the_views_and_nothing_trains_on_them(unlabelled: Path, tmp_path: Path) -> None:
+    snapshot = snapshot_of(unlabelled)
+    make_stand_ins(snapshot, store(tmp_path), enough=200)
+    queries, training = held_out_queries(snapshot), read_training_set(snapshot.uri)
+    assert len(queries) == 11
+    assert all(q.synthetic for q in queries)
+    assert training.held_out().uris == tuple(q.photo_uri for q in queries)
+    assert not len(training.split("train"))
+    assert not len(training.never_trained())
+    assert set(training.unseen_queries().products) == {p for p in training.held_out().products if training.unseen[p]}
+    for query in queries:
+        data = read_image(query.photo_uri, snapshot.image_root)
+        assert data[:2] == b"\xff\xd8"
+        assert data != (unlabelled / "images" / f"{int(query.product_id[1:])}.jpg").read_bytes()
+
+
+def test_photos_replace_views_product_by_product_until_there_are_enough(tmp_path: Path) -> None:
+    folder = small_catalog(tmp_path / "shop")
+    photos = [p for p in read_table(folder / "photos.csv") if p["split"] == "val"]
+    write_table(folder / "photos.csv", photos[:5])
+    snapshot = snapshot_of(folder)
+    assert make_stand_ins(snapshot, store(tmp_path), enough=6)["product_id"].to_pylist() != []
+    queries = held_out_queries(snapshot)
+    assert query_set(q.photo_uri for q in queries) == QuerySet(kind="mixed", photos=5, synthetic=7)
+    assert sorted(q.product_id for q in queries) == [f"p{n:03d}" for n in range(12)], "each product once"
+    for name, enough in (("enough", 5), ("never", 0)):
+        labelled = snapshot_of(folder, name)
+        assert len(make_stand_ins(labelled, store(tmp_path), enough=enough)) == 0
+        assert query_set(q.photo_uri for q in held_out_queries(labelled)) == QuerySet.of(photos=5)
+
+
+def test_views_are_bounded_and_of_every_category(unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stand_in, "MOST", 4)
+    snapshot = snapshot_of(unlabelled)
+    made = make_stand_ins(snapshot, store(tmp_path), enough=200)["product_id"].to_pylist()
+    assert len(made) == 4
+    assert {int(p[1:]) % 2 for p in made} == {0, 1}
+
+
+def test_any_head_of_the_order_is_stratified() -> None:
+    keys = np.random.default_rng(0).permutation(1000).astype(np.int64)
+    strata = np.repeat([0, 1, 2, 3], [700, 250, 49, 1])
+    order = stratified_order(keys, strata)
+    assert sorted(order) == list(range(1000))
+    assert set(strata[order[:4]]) == {0, 1, 2, 3}, "even the smallest has one"
+    for head in (100, 500):
+        shares = np.bincount(strata[order[:head]], minlength=4) / head
+        assert np.abs(shares - [0.7, 0.25, 0.049, 0.001]).max() < 0.02
+    assert not len(stratified_order(np.zeros(0, np.int64), np.zeros(0, np.int64)))
+
+
+@pytest.mark.parametrize(
+    "uri", ["view:///etc/passwd", "view://views/../x/views/" + "0" * 64 + "-1-0.jpg", "view://s3://bucket/key"]
+)
+def test_nothing_but_a_view_is_read_by_such_an_address(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ImageRejected) as caught:
+        read_image(uri, str(tmp_path))
+    assert caught.value.reason == "forbidden_scheme"
+
+
+def test_a_view_that_is_gone_is_a_missing_picture(tmp_path: Path) -> None:
+    uri = view_uri(str(tmp_path), "0" * 64)
+    assert is_view(uri)
+    assert uri.startswith(SCHEME)
+    with pytest.raises(ImageRejected, match="there is no such view"):
+        read_view(uri)
+
+
+def test_a_snapshot_without_views_has_an_empty_table(tmp_path: Path) -> None:
+    assert len(view_table(snapshot_of(small_catalog(tmp_path / "shop")).uri)) == 0
+
+
+def test_words_depths_and_targets_of_photos_views_and_both() -> None:
+    view = view_uri("/store", "0" * 64)
+    photos, views, both = QuerySet.of(296), QuerySet.of(0, 200), QuerySet.of(12, 188)
+    assert (describe(photos), describe(views)) == ("296 held-out photos", "200 synthetic queries")
+    assert describe(both) == "12 held-out photos and 188 synthetic queries"
+    assert [measure_name(q).split()[0] for q in (photos, views, both)] == ["Recall@10", "Recall@1", "Recall@10"]
+    assert hits(["a.jpg", "a.jpg", "a.jpg", view, view, view], [1, 10, 11, 1, 2, 0]).tolist() == [1, 1, 0, 1, 0, 0]
+    assert [round(tuning_target(0.95, q), 3) for q in (photos, views, both, None)] == [0.95, 0.975, 0.975, 0.95]
