@@ -29,7 +29,9 @@ def shop(tmp_path: Path) -> Path:
 
 
 def chosen(shop: Path | str, **changed: object) -> Settings:
-    return replace(Settings(), **{"catalog": str(shop), "home": Path("/none"), "most_quarantined": 0.01} | changed)
+    return replace(
+        Settings(), **{"catalog": str(shop), "home": Path("/none"), "most_quarantined": 0.01, "enough_photos": 0} | changed
+    )
 
 
 def edit(shop: Path, name: str, change: Callable[[list[dict]], None]) -> None:
@@ -102,12 +104,10 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "encoding": (bytes_of_another_encoding, "products.csv line 6: bytes that are not UTF-8"),
     "column": (no_title_column, "products.csv: the columns missing are title; found product_id, name"),
     "pictures": (without_pictures, "products.csv: 2 of 60 pictures unusable, allowed 1 %: VITRINE_MOST_QUARANTINED"),
-    "no photos": (lambda shop: (shop / "photos.csv").unlink(), "there is no table of photos"),
     "split": (put("photos.csv", 3, split="holdout"), "photos.csv line 3: split 'holdout' is not one of train, val, test"),
     "two splits": (put("photos.csv", 3, photo="photos/0-2.jpg"), "photos.csv line 4: photo 'photos/0-2.jpg' is in the splits train"),
     "taken": (put("photos.csv", 5, taken_at="31.12.2025"), "photos.csv line 5: taken_at '31.12.2025' is not a time"),
-    "held out": (few_held_out, "12 usable photos are held out (split val, or test), at least 20 are needed to"),
-    "training": (nothing_to_train, "none is in the split train"),
+    "held out": (few_held_out, "12 usable photos are held out (split val, or test) and 0 product pictures could"),
     "unreadable": (unreadable_photos, "train photos unusable, allowed 20 %: VITRINE_MAX_UNREADABLE"),
     "untrainable": (nothing_of_a_product, "labelled products have no picture that can be trained on, allowed 1 %: VITRINE_MAX_UNTRAINABLE"),
     "no rows": (lambda shop: (shop / "products.csv").write_text("product_id,title,image\n") and None, "has no products"),
@@ -246,10 +246,18 @@ def test_a_look_at_many_pictures_is_a_sample_and_judged_as_one(shop: Path, monke
     assert check_pictures(["images/1.jpg"] * 500, str(shop), (), lambda *_: None, limit_s=-1).count == 0
 
 
+def test_a_catalogue_without_photos_is_taken_and_told_what_stands_in(shop: Path) -> None:
+    (shop / "photos.csv").unlink()
+    train, synthetic = sorted(check_preconditions(chosen(shop, enough_photos=200)), reverse=True)
+    assert "recall is measured on synthetic queries: views of the pictures of products without a held-out photo" in train
+    assert "none is in the split train; an encoder can only be trained on views" in synthetic
+    assert "20 queries are needed" in refusal(shop), "where nothing may stand in"
+
+
 def test_an_encoder_as_it_is_needs_no_photos_to_train_on(shop: Path, tmp_path: Path) -> None:
     nothing_to_train(shop)
     (tmp_path / "mine.toml").write_text('base = "demo"\n[teacher_recipe]\nsteps = 0\n')
-    assert check_preconditions(chosen(shop, encoder_preset=str(tmp_path / "mine.toml"))) is not None
-    assert "none is in the split train" in refusal(shop, encoder_preset="demo")
+    assert check_preconditions(chosen(shop, encoder_preset=str(tmp_path / "mine.toml"))) == []
+    assert any("none is in the split train" in note for note in check_preconditions(chosen(shop, encoder_preset="demo")))
     (tmp_path / "mine.toml").write_text('base = "demo"\n[teacher_recipe]\nsteps = "few"\n')
     assert "VITRINE_ENCODER_PRESET: " in refusal(shop, encoder_preset=str(tmp_path / "mine.toml"))

@@ -87,13 +87,6 @@ def test_a_photo_in_two_splits_is_refused(tmp_path: Path) -> None:
         read_training_set(snapshot_of(folder).uri)
 
 
-def test_a_catalogue_without_training_photos_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    folder = draw_catalogue(tmp_path / "shop", products=3)
-    (folder / "photos.csv").write_text("photo,product_id,split\nimages/p000-photo0.jpg,p000,val\n")
-    with pytest.raises(TrainingError, match="has no training photos; add rows with split=train"):
-        read_training_set(snapshot_of(folder).uri).require_train_photos()
-
-
 def test_pictures_are_decoded_by_the_contract_and_once(snapshot: Snapshot, tmp_path: Path) -> None:
     training = read_training_set(snapshot.uri)
     pixels = cached_pixels(training.image_uris, training.root, SPEC, tmp_path, "product")

@@ -135,7 +135,7 @@ def test_without_held_out_photos_there_is_nothing_to_measure(exported: Exported,
     photos = folder / "photos.csv"
     photos.write_text(photos.read_text().replace(",val", ",train"))
     found = take_snapshot(str(folder), str(tmp_path / "snapshots"), "one")
-    with pytest.raises(TrainingError, match="has no held-out photos"):
+    with pytest.raises(TrainingError, match="has neither held-out photos nor views"):
         evaluate_encoder(exported.folder, found.uri, tmp_path / "work")
 
 
