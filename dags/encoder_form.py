@@ -10,7 +10,8 @@ PARAMS = {
     ),
     "training": Param(
         None, type=["null", "string"], title="Training",
-        description="none: the pretrained encoder as it is, without labelled photos to train on. Empty: the preset's",
+        description="none: the pretrained encoder as it is. Empty: the preset's; without train photos a pretrained encoder is taken as it "
+        "is, too, unless epochs are given",
     ),
     "student": Param(
         None, type=["null", "string"], title="Student",
@@ -18,7 +19,8 @@ PARAMS = {
     ),
     "epochs": Param(
         None, type=["null", "number"], exclusiveMinimum=0, title="Epochs",
-        description="Passes over the train photos, for teacher and student alike. Empty: the preset's steps",
+        description="Passes over the train photos (without any: over the product pictures), for teacher and student alike. Empty: the "
+        "preset's steps",
     ),
     "alpha": Param(
         None, type=["null", "number"], minimum=0, maximum=1, title="Alpha",

@@ -16,6 +16,7 @@ from serving.contract.files import ContractError
 from tasks import storage
 from tasks.errors import VitrineError
 from tasks.progress import Progress
+from tasks.queries.view_store import SCHEME, view_table
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.retention.policy import DAY_S, Reachable, Retention, kept_encoders, kept_versions, reachable
 
@@ -26,7 +27,7 @@ COLLECTED = "vitrine.collected"
 """Marks a run whose artifacts were collected, so that it is not listed again every day."""
 CACHE_AGE_S = DAY_S
 KINDS = (
-    "version", "artifact", "snapshot", "vectors", "changes", "quarantine", "embeddings", "shards", "towers", "work", "cache",
+    "version", "artifact", "snapshot", "vectors", "changes", "quarantine", "embeddings", "view", "shards", "towers", "work", "cache",
 )  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def _delete(registry: Registry, item: GarbageItem) -> None:
     if item.kind == "artifact":
         run_id, _, path = item.uri.partition("/")
         registry.delete_artifact(run_id, path)
-    elif item.kind in ("quarantine", "cache"):
+    elif item.kind in ("quarantine", "cache", "view"):
         storage.delete(item.uri)
     else:
         storage.delete_folder(item.uri)
@@ -177,6 +178,7 @@ def _store(registry: Registry, store: str, needed: Reachable, retention: Retenti
     for uri in storage.list_files(storage.join(store, "quarantine"), ".parquet"):
         if (name := uri.rsplit("/", 1)[1].removesuffix(".parquet")) not in keys:
             yield from _old("quarantine", name, uri, "no kept version was made by its run", retention.grace_s, now)
+    yield from _views(store, retention, now)
     for kind in ("shards", "towers", "work"):  # a version has its own copy of what was made of these
         for uri in storage.list_folders(storage.join(store, kind)):
             yield from _old(kind, uri.rsplit("/", 1)[1], uri, "the run that made it ended long ago", retention.grace_s, now)
@@ -189,6 +191,15 @@ def _store(registry: Registry, store: str, needed: Reachable, retention: Retenti
             if number not in kept and (name, folder) not in used and uri not in needed.stores:
                 reason = "neither a kept index version nor a recent encoder version uses them"
                 yield from _old("embeddings", f"{name} {folder}", uri, reason, retention.grace_s, now)
+
+
+def _views(store: str, retention: Retention, now: float) -> Iterator[GarbageItem]:
+    """Views that no snapshot in the store asks any more."""
+    folders = storage.list_folders(storage.join(store, "snapshots"))
+    asked = {uri for folder in folders for uri in view_table(folder)["photo_uri"].to_pylist()}
+    for uri in storage.list_files(storage.join(store, "views"), ".jpg"):
+        if SCHEME + uri not in asked:
+            yield from _old("view", uri.rsplit("/", 1)[1], uri, "no snapshot asks it any more", retention.grace_s, now)
 
 
 def _local(home: Path, needed: Reachable, retention: Retention, now: float) -> Iterator[GarbageItem]:

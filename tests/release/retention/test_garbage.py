@@ -22,6 +22,7 @@ from tasks.index.delta_version import ArtifactLocation, EmbeddedRows, mark_membe
 from tasks.index.verify_version import check_index
 from tasks.index.version_manifest import with_golden
 from tasks.pipelines.drain_changes import ledger_of
+from tasks.queries.view_store import view_exists, view_uri, write_view, write_view_table
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.promotion.blue_green import choose_slot, flip, warm
 from tasks.release.retention.garbage import GarbageLocations, collect, plan_garbage, unreachable_files
@@ -140,6 +141,10 @@ def test_snapshots_vectors_and_work_of_runs_that_nothing_names_go(shop: Shop) ->
         (folder / "part.parquet").write_bytes(b"x" * 100)
     (data / "quarantine").mkdir()
     (data / "quarantine" / "old.parquet").write_bytes(b"x")
+    asked, unasked = (view_uri(str(data), digit * 64) for digit in "01")
+    for view in (asked, unasked):
+        write_view(view, b"x")
+    write_view_table(str(named), [{"photo_uri": asked, "product_id": "p000", "image_uri": "images/0.jpg"}])
     for path in (shop.home / "machine/work/rebuild_index.old/a", shop.home / "machine/work/encoder/a"):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"x")
@@ -147,9 +152,10 @@ def test_snapshots_vectors_and_work_of_runs_that_nothing_names_go(shop: Shop) ->
     patient = replace(KEEP, grace_s=3600.0)
     assert plan_garbage(shop.registry, places(shop), patient, later).items == ()
     plan = collect(shop.registry, places(shop), KEEP, alone_here, later)
-    kinds = ["embeddings", "quarantine", "shards", "snapshot", "towers", "vectors", "work", "work"]
+    kinds = ["embeddings", "quarantine", "shards", "snapshot", "towers", "vectors", "view", "work", "work"]
     assert sorted(item.kind for item in plan.items) == kinds
-    assert plan.bytes == 602
+    assert plan.bytes == 603
+    assert (view_exists(asked), view_exists(unasked)) == (True, False)
     assert named.is_dir()
     assert not [folder for folder in left if folder.exists()]
     assert not (shop.home / "machine/work/rebuild_index.old").exists()
