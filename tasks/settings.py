@@ -134,7 +134,9 @@ class Settings:
         200, "held-out photos to measure recall on alone; with fewer, views of product pictures stand in; 0: never", 1000,
         area="Limits of a catalogue and its vectors",
     )  # fmt: skip
-    min_held_out: int = setting(20, "fewest queries to measure recall on (photos and views), or the catalogue is refused", 200)
+    min_held_out: int = setting(
+        20, "fewest queries to measure recall on (held-out photos, views), or the catalogue is refused", 200
+    )
     max_unreadable: float = setting(0.2, "largest share of unreadable pictures in training data, or training is refused", 0.05)
     max_untrainable: float = setting(
         0.01, "largest share of labelled products without a readable picture, or training is refused", 0.05

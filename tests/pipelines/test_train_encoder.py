@@ -32,6 +32,7 @@ def shop(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sh
     """Takes a snapshot of a catalogue folder, in a home of the test's own."""
     monkeypatch.setenv("VITRINE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("VITRINE_MLFLOW_URI", mlflow_uri)
+    monkeypatch.setenv("VITRINE_ENOUGH_PHOTOS", "0")
     monkeypatch.setattr("tasks.registry.runs.SYSTEM_EVERY_S", 0.2)
 
     def snapshot(folder: Path) -> Snapshot:
