@@ -40,6 +40,8 @@ class TowerConfig:
     """The activation of OpenAI's weights. Needed only for a checkpoint file of them: names and tags say it themselves."""
     size: int = 0
     """Side of the pictures that a student computes on, when smaller than the version's: it shrinks them in its own graph."""
+    sha256: str = ""
+    """Of weights in a local file, filled in when a training is planned: another file of the same name is another recipe."""
 
     def __bool__(self) -> bool:
         return bool(self.open_clip or self.timm)
@@ -144,6 +146,11 @@ class EncoderConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for logging and the recipe's key."""
         return asdict(self) | {"preprocess": self.preprocess.model_dump()}
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is learnt from the catalogue; else its content makes no other encoder."""
+        return self.teacher_recipe.steps > 0 or bool(self.student)
 
     @property
     def has_text(self) -> bool:

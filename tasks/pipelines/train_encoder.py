@@ -40,6 +40,7 @@ def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> Trainin
     """
     from tasks.encoder.data.photos import read_training_set
     from tasks.encoder.lookup import choose_training, find_encoder, without_labels
+    from tasks.encoder.train.origin import with_checksums
     from tasks.encoder.train.tower_store import recipe_key
 
     config = find_encoder(overrides.get("preset") or settings().encoder_preset)
@@ -51,6 +52,7 @@ def plan(snapshot: Snapshot, overrides: dict[str, Any], run_key: str) -> Trainin
         config = without_labels(config, overrides.get("epochs"), overrides.get("student"))
     pictures = len(photos) or len(training.image_uris)
     config = config.with_overrides(overrides.get("epochs"), overrides.get("alpha"), window, pictures)
+    config = with_checksums(config)
     recipe = recipe_key(config, snapshot.content_sha256)
     made = TrainingPlan(config.name, recipe, config.as_dict())
     existing = next((v for v in registry().versions(ENCODER_MODEL) if v.tags.get("recipe") == recipe), None)
@@ -127,8 +129,9 @@ def export_encoder(
     with scratch(run_key, "export") as work:
         folder = work / ENCODER_PATH
         manifest = export.export_encoder(
-            snapshot.uri, teacher, student, config, _work(plan.forced), folder, query_runtime(), check
-        )
+            snapshot.uri, teacher, student, config, _work(plan.forced), folder, query_runtime(), check,
+            int8_share=settings().min_int8_recall,
+        )  # fmt: skip
         data = signed(manifest, signing_key(settings())).to_json().encode()
         (folder / "encoder.json").write_bytes(data)
         with models.run(EXPERIMENT, f"{run_key}.encoder", f"encoder {plan.preset}", {"recipe": plan.recipe}) as run:

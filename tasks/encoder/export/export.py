@@ -26,7 +26,7 @@ from tasks.encoder.evaluate.query_recall import recall_measure
 from tasks.encoder.evaluate.vectors import encode, open_onnx
 from tasks.encoder.export.mlflow_flavor import write_flavor
 from tasks.encoder.export.onnx_graph import OPSET, ImageGraph, data_file, write_half, write_onnx, write_torchscript
-from tasks.encoder.export.quantize import quantize_graph
+from tasks.encoder.export.quantize import LEAST_SHARE, quantize_graph
 from tasks.encoder.export.runtimes import TorchScript
 from tasks.encoder.train.tower_record import TrainedTower
 from tasks.encoder.train.tower_store import load_tower, restore_student, restore_teacher
@@ -82,11 +82,12 @@ def export_encoder(
     folder: Path,
     runtime: Runtime = ONNXRUNTIME,
     check: Check = IN_CHILD,
+    int8_share: float = LEAST_SHARE,
 ) -> EncoderManifest:
     """Writes the encoder version into `folder` (encoder.json last but for card and MLmodel); returns its manifest.
 
     Roles: the teacher embeds documents; the student embeds queries, or the teacher where there is none, in int8 when that keeps
-    its recall and `runtime`, which is to serve, is no slower with it. Every graph is opened by `check`, in a child process, before
+    the share `int8_share` of its recall and `runtime`, which is to serve, is no slower with it. Every graph is opened by `check`, in a child process, before
     it is opened here, and through the serving contract before the manifest is believed. fp16 is optional: where it fails, the
     version ships without it and its notes say why. Raises TrainingError when another graph does not agree with PyTorch,
     ContractError when one does not open.
@@ -111,7 +112,7 @@ def export_encoder(
         _write_tower("text", full_teacher.text, example, samples, folder, written, check)
         write_tokenizer(full_teacher.tokenizer(), folder / TOKENIZER)
     query = "student" if student is not None else "teacher"
-    _write_int8(query, training, config, samples, work, folder, runtime, written, check)
+    _write_int8(query, training, config, samples, work, folder, runtime, written, check, int8_share)
     curves = {name: load_tower(t).values["loss"] for name, t in trained.items() if t.steps}
     if curves:
         (folder / CURVES).write_text(json.dumps(curves))
@@ -188,13 +189,13 @@ def _write_half(tower: str, full: Path, inputs: np.ndarray, expected: np.ndarray
 
 def _write_int8(
     tower: str, training: TrainingSet, config: EncoderConfig, samples: Samples, work: Path, folder: Path, runtime: Runtime,
-    written: ExportState, check: Check,
+    written: ExportState, check: Check, int8_share: float,
 ) -> None:  # fmt: skip
     """int8 of the tower that embeds queries, where it keeps recall; and which variant serves."""
     name, source = f"{tower}.int8", folder / f"{tower}.fp32.onnx"
     recall = recall_measure(folder / "teacher.fp32.onnx", training, config, work)
     kept = work / "int8" / training.content_sha256[:16]
-    choice, trials, fp32 = quantize_graph(source, folder / f"{name}.onnx", samples.pixels, recall, runtime, kept, check)
+    choice, trials, fp32 = quantize_graph(source, folder / f"{name}.onnx", samples.pixels, recall, runtime, kept, check, int8_share)
     for trial in (fp32, *trials):
         prefix = f"{tower}.fp32" if trial is fp32 else f"{name}.{trial.method}"
         written.metrics |= {f"{prefix}.cosine": trial.cosine, f"{prefix}.ms": trial.ms}

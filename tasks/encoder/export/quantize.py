@@ -32,7 +32,7 @@ from tasks.encoder.export.onnx_graph import data_file, save_graph
 log = logging.getLogger(__name__)
 
 LEAST_SHARE = 0.99
-"""int8 ships when it keeps this share of fp32's Recall@10."""
+"""int8 ships when it keeps this share of fp32's Recall@10, where nothing else is asked (VITRINE_MIN_INT8_RECALL)."""
 LEAST_COSINE = 0.98
 """The same decision where there are no held-out photos: the mean cosine to fp32 on calibration pictures."""
 FASTER = 1.2
@@ -71,9 +71,9 @@ class Choice:
     slower: bool = False
 
 
-def choose(trials: list[QuantizationTrial], fp32: QuantizationTrial) -> Choice:
-    """Of the methods that keep recall, the best one, unless another is FASTER times as fast."""
-    least = LEAST_COSINE if fp32.recall is None else LEAST_SHARE * fp32.recall
+def choose(trials: list[QuantizationTrial], fp32: QuantizationTrial, least_share: float = LEAST_SHARE) -> Choice:
+    """Of the methods that keep the share `least_share` of recall, the best one, unless another is FASTER times as fast."""
+    least = LEAST_COSINE if fp32.recall is None else least_share * fp32.recall
     what = "mean cosine to fp32" if fp32.recall is None else "Recall@10"
     best = max(trials, key=lambda t: t.value)
     good = [t for t in trials if t.value >= least]
@@ -92,7 +92,7 @@ def choose(trials: list[QuantizationTrial], fp32: QuantizationTrial) -> Choice:
 
 def quantize_graph(
     source: Path, target: Path, calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime, cache: Path,
-    check: Check = IN_CHILD,
+    check: Check = IN_CHILD, least_share: float = LEAST_SHARE,
 ) -> tuple[Choice, list[QuantizationTrial], QuantizationTrial]:  # fmt: skip
     """Tries every applicable method on the graph `source`, writes the chosen one to `target`; also returns all trials, and fp32's.
 
@@ -109,7 +109,7 @@ def quantize_graph(
         trials, fp32 = _measured(source, methods, calibration, recall, runtime, check)
         with atomic_write(record) as path:
             path.write_text(json.dumps({"trials": [asdict(t) for t in trials], "fp32": asdict(fp32)}))
-    choice = choose(trials, fp32)
+    choice = choose(trials, fp32, least_share)
     log.info("%s", choice.reason)
     if choice.method:
         methods[choice.method](source, target, calibration)

@@ -26,8 +26,15 @@ FORMAT = 5
 
 
 def recipe_key(config: EncoderConfig, content_sha256: str) -> str:
-    """Hash of a training's input: with equal keys (data and recipe) a training need not be repeated."""
-    text = json.dumps({"format": FORMAT, "data": content_sha256, "config": config.as_dict()}, sort_keys=True)
+    """Hash of a training's input: with equal keys (data and recipe) a training need not be repeated.
+
+    Where nothing is trained the data does not count. A tower's `sha256` counts where there is one: only local files have it.
+    """
+    values = config.as_dict()
+    for tower in ("teacher", "student"):
+        values[tower] = {k: v for k, v in values[tower].items() if k != "sha256" or v}
+    data = content_sha256 if config.trains else ""
+    text = json.dumps({"format": FORMAT, "data": data, "config": values}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -159,6 +159,13 @@ def test_the_chosen_way_gives_the_same_bytes_again(graph: Path, tmp_path: Path) 
     assert quantize.LEAST_SHARE == 0.99
 
 
+def test_the_share_of_recall_that_is_asked_decides_whether_int8_ships() -> None:
+    trial = Trial("minmax", 0.99, 5.0, 0.97 * 0.90)
+    assert choose([trial], FP32).method == ""
+    assert choose([trial], FP32, 0.95).method == "minmax"
+    assert choose([trial], FP32, 0.98).method == ""
+
+
 def test_half_precision_keeps_the_ends_exact(graph: Path, tmp_path: Path) -> None:
     half = tmp_path / "fp16.onnx"
     write_half(graph, half)
