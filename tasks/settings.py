@@ -141,11 +141,13 @@ class Settings:
     max_untrainable: float = setting(
         0.01, "largest share of labelled products without a readable picture, or training is refused", 0.05
     )
-    max_price: float = setting(1e7, "greatest price, in its own currency, or the catalogue is refused", 1e9)
-    max_category_depth: int = setting(12, "most steps in a category, or the catalogue is refused", 20)
-    max_title_length: int = setting(2000, "most characters of a title, or the catalogue is refused", 4000)
-    max_uri_length: int = setting(4000, "most characters of a picture's address, or the catalogue is refused", 8000)
-    max_days_ahead: float = setting(1.0, "days that the newest change may lie in the future, or the catalogue is refused", 2)
+    max_price: float = setting(1e7, "greatest price, in its own currency; a row beyond it is set aside", 1e9)
+    max_category_depth: int = setting(12, "most steps in a category; a row beyond it is set aside", 20)
+    max_title_length: int = setting(2000, "most characters of a title; a row beyond it is set aside", 4000)
+    max_uri_length: int = setting(4000, "most characters of a picture's address; a row beyond it is set aside", 8000)
+    max_days_ahead: float = setting(
+        1.0, "days a change may lie in the future; one row beyond it, and the catalogue is refused", 2
+    )
     catalog_max_age_days: float = setting(0.0, "days since the newest change after which a catalogue is refused; 0: any", 7)
     most_dropped: float = setting(0.2, "share of products lost since the last version, above which the snapshot is refused", 0.5)
     most_drift: float = setting(
@@ -154,12 +156,12 @@ class Settings:
     max_mean_shift: float = setting(0.1, "shift of the vectors' mean since the last version, above which they are refused", 0.2)
     max_duplicates: float = setting(0.05, "share of different pictures with one vector, above which vectors are refused", 0.2)
     min_student_recall: float = setting(
-        0.95,
-        "gate `student_recall`: share of the teacher's Recall@10 that the student keeps, at least",
-        0.9,
+        0.95, "gate `student_recall`: share of the teacher's Recall@10 that the student keeps, at least", 0.9,
         area="Gates of an encoder",
+    )  # fmt: skip
+    min_int8_recall: float = setting(
+        0.99, "share of fp32's Recall@10 below which int8 is left out; then gate `int8_recall`", 0.98
     )
-    min_int8_recall: float = setting(0.99, "gate `int8_recall`: share of fp32's Recall@10 that int8 keeps, at least", 0.98)
     min_student_speedup: float = setting(
         2.0, "gate `student_speed`: times as fast as the teacher, one picture at a time, at least", 4
     )
@@ -170,17 +172,20 @@ class Settings:
     )  # fmt: skip
     max_slice_loss: float = setting(0.10, "gates `champion_slices` and `photo_slices`: the same in any one category", 0.2)
     p99_ms: float = setting(
-        200.0, "gate `p99_ms`: most milliseconds for a photo, bytes to answer, 99 of 100 under load; also in the bake", 100,
-        area="Gates of an index version",
+        200.0, "gate `p99_ms`: most milliseconds for a photo, bytes to answer, 99 of 100 under load; also in the "
+        "bake and in watch_quality", 100, area="Gates of an index version",
     )  # fmt: skip
     replica_mb: float = setting(16384.0, "memory of a replica, MiB; gate `memory_mb` gives a version half of it", 32_768)
-    most_quarantined: float = setting(0.02, "gate `quarantined`: largest share of products without a usable picture", 0.05)
+    most_quarantined: float = setting(
+        0.02, "gate `quarantined`: most products without a usable picture; most rows set aside", 0.05
+    )
     max_lost: float = setting(0.1, "gate `lost`: largest share of the live version's products that may be missing", 0.3)
     max_churn: float = setting(0.5, "gate `churn`: largest share of live's top 20 replaced, while the encoder is the same", 0.8)
     max_age_h: float = setting(48.0, "gate `age_h`: most hours since the catalogue was read", 24)
     approval: bool = setting(
-        False, "a promotion waits for a person in the Airflow UI", "yes", area="Promotion, retention, watching"
-    )
+        False, "promote_index waits for a person in the Airflow UI; `vitrine release promote` and `vitrine stream` never ask", "yes",
+        area="Promotion, retention, watching",
+    )  # fmt: skip
     approve_hours: float = setting(8.0, "hours of embedding above which a person approves it in the Airflow UI; 0: never", 24)
     bake_s: float = setting(30.0, "seconds a version is watched after the flip, then kept or rolled back; 0: not at all", 600)
     keep_versions: int = setting(24, "newest index versions that collect_garbage keeps, besides those that an alias names", 72)

@@ -53,13 +53,20 @@ def settings_table() -> str:
             if setting.area != area:
                 area = setting.area
                 lines.append(f"| **{reader}: {area}** | | | |")
-            cells = (setting.means, _code(setting.default), _code(setting.example))
+            cells = (_text(setting.means), _code(setting.default), _code(setting.example))
             lines.append(f"| `{setting.variable}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def _text(text: str) -> str:
+    """A sentence of a cell: `|` would end the cell, and `<` begin a tag, except between backticks."""
+    parts = text.replace("|", "\\|").split("`")
+    return "`".join(part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(parts))
+
+
 def _code(text: str) -> str:
-    return f"`{text}`" if text else ""
+    escaped = text.replace("|", "\\|")
+    return f"`{escaped}`" if text else ""
 
 
 def with_table(page: str) -> str:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from serving.settings import ServingSettings
 from tasks.cli import app
 from tasks.settings import Settings, variable
-from tasks.settings_page import BEGIN, END, PAGE, explain, main, with_table
+from tasks.settings_page import BEGIN, END, PAGE, explain, main, settings_table, with_table
 
 ALL = [(of, spec.name) for of in (Settings, ServingSettings) for spec in dataclasses.fields(of)]
 
@@ -44,6 +44,13 @@ def test_the_table_takes_the_place_of_the_last_one_and_keeps_the_rest(tmp_path: 
     assert "an old table" not in once
     assert all(once.count(f"| `{variable(name)}` |") >= 1 for _, name in ALL)
     assert "<project>/.vitrine" in once
+
+
+def test_a_bar_or_a_tag_in_a_meaning_breaks_no_row() -> None:
+    rows = settings_table().splitlines()
+    assert {row.replace("\\|", "").count("|") for row in rows} == {5}
+    outside_code = [part for row in rows for part in row.split("`")[::2]]
+    assert not any("<" in part for part in outside_code)
 
 
 def test_a_replicas_settings_are_shown_as_its_environment_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ PRETRAINED = (
     _lite(1, 240, 4.1),
     _lite(2, 260, 4.8),
 )  # fmt: skip
-"""Today's encoders (docs/encoders.md compares them). apple-amlr is for research only."""
+"""Today's encoders (docs/develop/encoders.md compares them). apple-amlr is for research only."""
 
 PRESETS: dict[str, Callable[[], EncoderConfig]] = {
     **{f.__name__: f for f in (demo, demo_pair, demo_random, small, tiny)},

@@ -39,7 +39,8 @@ def measure(run_key: str) -> QualityReport:
     prices = Prices(chosen.price_core_hour, chosen.price_gpu_hour)
     seen = look_at(models, replicas_of(chosen), chosen.store_uri, prices, now)
     figures = seen.figures
-    table = checks(figures, Limits(live_recall=chosen.recall_target, age_s=3600.0 * chosen.most_age_h))
+    limits = Limits(live_recall=chosen.recall_target, age_s=3600.0 * chosen.most_age_h, p99_ms=chosen.p99_ms)
+    table = checks(figures, limits)
     with (
         models.run(EXPERIMENT, f"watch-{figures.version}", f"index version {figures.version}") as run,
         scratch(run_key, "watch") as folder,

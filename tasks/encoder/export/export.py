@@ -86,10 +86,10 @@ def export_encoder(
 ) -> EncoderManifest:
     """Writes the encoder version into `folder` (encoder.json last but for card and MLmodel); returns its manifest.
 
-    Roles: the teacher embeds documents; the student embeds queries, or the teacher where there is none, in int8 when that keeps
-    the share `int8_share` of its recall and `runtime`, which is to serve, is no slower with it. Every graph is opened by `check`, in a child process, before
-    it is opened here, and through the serving contract before the manifest is believed. fp16 is optional: where it fails, the
-    version ships without it and its notes say why. Raises TrainingError when another graph does not agree with PyTorch,
+    Roles: the teacher embeds documents; the student embeds queries, or the teacher where there is none, in int8 when that keeps the
+    share `int8_share` of its recall and `runtime`, which is to serve, is no slower with it. Every graph is opened by `check`, in a
+    child process, before it is opened here, and through the serving contract before the manifest is believed. fp16 is optional: where
+    it fails, the version ships without it and its notes say why. Raises TrainingError when another graph does not agree with PyTorch,
     ContractError when one does not open.
     """
     training = read_training_set(snapshot_uri)
@@ -195,7 +195,9 @@ def _write_int8(
     name, source = f"{tower}.int8", folder / f"{tower}.fp32.onnx"
     recall = recall_measure(folder / "teacher.fp32.onnx", training, config, work)
     kept = work / "int8" / training.content_sha256[:16]
-    choice, trials, fp32 = quantize_graph(source, folder / f"{name}.onnx", samples.pixels, recall, runtime, kept, check, int8_share)
+    choice, trials, fp32 = quantize_graph(
+        source, folder / f"{name}.onnx", samples.pixels, recall, runtime, kept, check, int8_share
+    )
     for trial in (fp32, *trials):
         prefix = f"{tower}.fp32" if trial is fp32 else f"{name}.{trial.method}"
         written.metrics |= {f"{prefix}.cosine": trial.cosine, f"{prefix}.ms": trial.ms}

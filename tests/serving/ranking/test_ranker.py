@@ -54,6 +54,11 @@ def test_a_match_is_the_scores_share_of_what_the_products_own_picture_would_scor
     assert rank(rows[:0], similarity[:0], features, config, 5).match(0.8).shape == (0,)
 
 
+def test_every_weight_counts_in_what_a_copy_of_the_picture_must_exceed() -> None:
+    names = list(Weights.model_fields)
+    assert Weights(**{name: 2.0**n for n, name in enumerate(names)}).highest == 2.0 ** len(names) - 1
+
+
 def test_the_querys_own_picture_is_outranked_by_nothing() -> None:
     _, table = shop()
     palettes = np.random.default_rng(3).integers(0, 60, (60, len(NAMES))).astype(np.uint8)
