@@ -1,5 +1,6 @@
 """A database that captures its own changes: what its programs do to `products` is what the events say."""
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -10,7 +11,9 @@ import pytest
 from tasks.catalog.changes.capture import install_triggers, remove_triggers
 from tasks.catalog.changes.event import Event, MalformedEvent, read_event
 from tasks.catalog.changes.source import open_changes
+from tasks.catalog.sources.open import open_source
 from tasks.errors import CatalogError
+from tasks.settings import PROJECT
 from tests.servers import postgres_server
 
 Run = Callable[[str], None]
@@ -141,6 +144,29 @@ def test_a_shop_s_session_of_any_kind_writes_and_is_captured(first: str, postgre
     )  # fmt: skip
     found = [(e.kind, e.product_id) for e in captured(postgres, tmp_path)]
     assert found == [("upsert", "a"), ("upsert", "b"), ("delete", "a"), ("upsert", "c")]
+
+
+def test_the_documented_grants_are_enough_for_the_pipelines_role(postgres: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```sql\n(.*?)```", (PROJECT / "docs" / "operate" / "catalogue.md").read_text(), re.DOTALL)
+    tables, grants = (re.sub(r"--.*", "", block).split(";")[:-1] for block in blocks)
+    run_postgres(
+        postgres, "DROP TABLE IF EXISTS products, photos, outbox, outbox_dead CASCADE", *tables, "CREATE ROLE vitrine LOGIN"
+    )
+    run_postgres(postgres, *grants, "INSERT INTO products (product_id, title, image) VALUES ('a', 'A', 'a.jpg')")
+    install_triggers(postgres)  # by the owner, once
+    run_postgres(postgres, "UPDATE products SET title = 'B'", "INSERT INTO outbox (event) VALUES ('nonsense')")
+    uri = postgres.replace("//postgres", "//vitrine", 1)
+    with open_source(uri) as source:
+        assert [row["title"] for batch in source.products() for row in batch.to_pylist()] == ["B"]
+        assert list(source.photos()) is not None
+    with open_changes("outbox:", uri, tmp_path) as queue:
+        first, second = queue.receive(10, 0)
+        queue.acknowledge([first.handle])
+        queue.dead_letter([(second, "no JSON")])
+        assert (queue.count_waiting(), queue.requeue(), queue.count_waiting()) == (0, 1, 1)
+        queue.send([read_event(first.text, datetime.now(UTC))])
+    with pytest.raises(Exception, match="permission denied for table products"):
+        run_postgres(uri, "DELETE FROM products")
 
 
 def test_a_truncate_says_that_everything_is_gone(postgres: str, tmp_path: Path) -> None:
