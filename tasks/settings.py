@@ -70,9 +70,7 @@ class Settings:
     image_hosts: tuple[str, ...] = setting(
         (), "hosts that https:// addresses of product pictures may name; empty: none is fetched", "cdn.shop.example"
     )
-    image_hosts_private: bool = setting(
-        False, "these hosts may lie in a private network, and may then be named by http:// too", "yes"
-    )
+    image_hosts_private: bool = setting(False, "these hosts may lie in a private network, then also by http://", "yes")
     image_fetch_s: float = setting(10.0, "most seconds for one such picture; a slower one is quarantined", 30)
     catalog_csv: str = setting(
         "", "how CSV files of a catalogue folder are written, where that cannot be seen: any of encoding=<name>, "
@@ -162,9 +160,7 @@ class Settings:
     min_int8_recall: float = setting(
         0.99, "share of fp32's Recall@10 below which int8 is left out; then gate `int8_recall`", 0.98
     )
-    min_student_speedup: float = setting(
-        2.0, "gate `student_speed`: times as fast as the teacher, one picture at a time, at least", 4
-    )
+    min_student_speedup: float = setting(2.0, "gate `student_speed`: times as fast as the teacher, at least, at batch 1", 4)
     min_student_compression: float = setting(4.0, "gate `student_size`: times fewer parameters than the teacher, at least", 8)
     max_recall_loss: float = setting(
         0.02, "gates `champion_recall` and `photo_recall`: Recall@10 lost against the champion or live, on the same photos", 0.01,
