@@ -13,7 +13,8 @@ Before it embeds, `plan_reembedding` tells pictures, hours, cost and bytes; abov
 Nothing is built if the catalogue, the encoder, the index settings, and the ranker's weights and rules equal the live version's.
 
 **When it fails**: the log of the failed task states the cause in one sentence. Clear that task: embedded pictures and built shards
-are kept. The live version is not touched.
+are kept. After a failed gate mend the cause and trigger a new run instead: the version keeps its verdict. The live version is not
+touched.
 """
 
 from datetime import timedelta

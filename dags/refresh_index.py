@@ -16,7 +16,7 @@ version's features before it goes live; an unavailable Redis fails only those ta
 When the deltas exceed their limits, the version requests a rebuild (asset: index-compaction), which triggers `rebuild_index`.
 
 **When it fails**: the log of the failed task states the cause in one sentence. The changes stay in the queue: clear the task, or
-leave them to the next run. The live version is not touched.
+leave them to the next run, as after a failed gate. The live version is not touched.
 """
 
 from datetime import timedelta
