@@ -93,7 +93,7 @@ class Settings:
     refresh_minutes: float = setting(30.0, "most minutes that one refresh may embed for, at the pace of the last", 15)
     stream_seconds: float = setting(30.0, "least seconds between two rounds of `vitrine stream`", 60)
     encoder_preset: str = setting(
-        "demo_random", "what train_encoder trains (tasks/encoder/presets.py)", "vit_b16", area="Encoder and embedding"
+        "demo", "what train_encoder trains (tasks/encoder/presets.py)", "vit_b16", area="Encoder and embedding"
     )
     pixel_cache_gb: float = setting(
         8.0,
@@ -158,7 +158,7 @@ class Settings:
         area="Gates of an encoder",
     )  # fmt: skip
     min_int8_recall: float = setting(
-        0.99, "share of fp32's Recall@10 below which int8 is left out; then gate `int8_recall`", 0.98
+        0.99, "share of fp32's MRR below which int8 is left out; gate `int8_recall`: of its Recall@10", 0.98
     )
     min_student_speedup: float = setting(2.0, "gate `student_speed`: times as fast as the teacher, at least, at batch 1", 4)
     min_student_compression: float = setting(4.0, "gate `student_size`: times fewer parameters than the teacher, at least", 8)

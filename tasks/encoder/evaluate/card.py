@@ -167,12 +167,12 @@ def _export(recipe: dict, metrics: dict[str, float]) -> list[str]:
             name = key.removesuffix(f".{kind}_max_difference")
             cosine = metrics[f"{name}.{kind}_min_cosine"]
             lines.append(f"- {name}: largest difference from PyTorch {metrics[key]:.1e}, least cosine {cosine:.6f}")
-    tried = sorted(k.removesuffix(".ms") for k in metrics if k.startswith("student.int8.") and k.endswith(".ms"))
+    tried = sorted(k.removesuffix(".ms") for k in metrics if ".int8." in k and k.endswith(".ms"))
     if tried:
-        lines += ["", "| query variant tried | Recall@10 | mean cosine to fp32 | ms, one picture |", "|---|---|---|---|"]
-    for name in ["student.fp32", *tried] if tried else []:
-        recall = metrics.get(f"{name}.recall_at_10")
-        shown = "not measured" if recall is None else f"{recall:.3f}"
+        lines += ["", "| query variant tried | MRR | mean cosine to fp32 | ms, one picture |", "|---|---|---|---|"]
+    for name in [f"{tried[0].partition('.')[0]}.fp32", *tried] if tried else []:
+        mrr = metrics.get(f"{name}.mrr")
+        shown = "not measured" if mrr is None else f"{mrr:.3f}"
         lines.append(f"| {name} | {shown} | {metrics[f'{name}.cosine']:.4f} | {metrics[f'{name}.ms']:.2f} |")
     notes = recipe.get("notes", {})
     return [*lines, *([""] if notes else []), *(f"- {name}: {note}" for name, note in notes.items())]

@@ -22,7 +22,7 @@ from tasks.encoder.data.photos import Photos, TrainingSet, read_training_set
 from tasks.encoder.data.pixels import cached_pixels
 from tasks.encoder.data.tokenizer import TOKENIZER, encode_texts, write_tokenizer
 from tasks.encoder.evaluate.card import card
-from tasks.encoder.evaluate.query_recall import recall_measure
+from tasks.encoder.evaluate.query_quality import query_quality
 from tasks.encoder.evaluate.vectors import encode, open_onnx
 from tasks.encoder.export.mlflow_flavor import write_flavor
 from tasks.encoder.export.onnx_graph import OPSET, ImageGraph, data_file, write_half, write_onnx, write_torchscript
@@ -193,16 +193,16 @@ def _write_int8(
 ) -> None:  # fmt: skip
     """int8 of the tower that embeds queries, where it keeps recall; and which variant serves."""
     name, source = f"{tower}.int8", folder / f"{tower}.fp32.onnx"
-    recall = recall_measure(folder / "teacher.fp32.onnx", training, config, work)
+    quality = query_quality(folder / "teacher.fp32.onnx", training, config, work)
     kept = work / "int8" / training.content_sha256[:16]
     choice, trials, fp32 = quantize_graph(
-        source, folder / f"{name}.onnx", samples.pixels, recall, runtime, kept, check, int8_share
+        source, folder / f"{name}.onnx", samples.pixels, quality, runtime, kept, check, int8_share
     )
     for trial in (fp32, *trials):
         prefix = f"{tower}.fp32" if trial is fp32 else f"{name}.{trial.method}"
         written.metrics |= {f"{prefix}.cosine": trial.cosine, f"{prefix}.ms": trial.ms}
-        if trial.recall is not None:
-            written.metrics[f"{prefix}.recall_at_10"] = trial.recall
+        if trial.mrr is not None:
+            written.metrics[f"{prefix}.mrr"] = trial.mrr
     written.metrics[f"{name}.kept"] = float(bool(choice.method))
     written.notes[name] = f"{choice.reason} ({runtime.name}, one picture, one thread)"
     written.query = name if choice.method and not choice.slower else f"{tower}.fp32"

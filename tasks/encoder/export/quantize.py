@@ -1,4 +1,4 @@
-"""Int8 quantisation of the query encoder for CPUs: several methods are tried, and one is kept only if recall holds.
+"""Int8 quantisation of the query encoder for CPUs: several methods are tried, and one is kept only if retrieval quality holds.
 
 Static: QDQ, per channel, calibrated on catalogue pictures. Dynamic: scales from the batch at hand, so that a vector would depend
 on its neighbours; such a graph runs one picture at a time (`Variant.alone`). Add, LayerNorm and Softmax are never quantised
@@ -32,11 +32,11 @@ from tasks.encoder.export.onnx_graph import data_file, save_graph
 log = logging.getLogger(__name__)
 
 LEAST_SHARE = 0.99
-"""int8 ships when it keeps this share of fp32's Recall@10, where nothing else is asked (VITRINE_MIN_INT8_RECALL)."""
+"""int8 ships when it keeps this share of fp32's mean reciprocal rank (MRR), where nothing else is asked (VITRINE_MIN_INT8_RECALL)."""
 LEAST_COSINE = 0.98
 """The same decision where there are no held-out photos: the mean cosine to fp32 on calibration pictures."""
 FASTER = 1.2
-"""How many times faster a way must be to be preferred to one of better recall; less than that is noise on a shared machine."""
+"""How many times faster a way must be to be preferred to one of better quality; less than that is noise on a shared machine."""
 WEIGHT_BITS = 7
 """Below eight: `reduce_range` of ONNX Runtime's quantiser."""
 CALIBRATION = 128
@@ -50,16 +50,16 @@ Write = Callable[[Path, Path, np.ndarray], None]
 
 @dataclass(frozen=True)
 class QuantizationTrial:
-    """One measured int8 method. `recall` is Recall@10 of held-out photos (None without any); `ms` is one picture alone."""
+    """One measured int8 method. `mrr` is the mean reciprocal rank of held-out photos (None without any); `ms` is one picture alone."""
 
     method: str
     cosine: float
     ms: float
-    recall: float | None = None
+    mrr: float | None = None
 
     @property
     def value(self) -> float:
-        return self.cosine if self.recall is None else self.recall
+        return self.cosine if self.mrr is None else self.mrr
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Choice:
 
 
 def choose(trials: list[QuantizationTrial], fp32: QuantizationTrial, least_share: float = LEAST_SHARE) -> Choice:
-    """Of the methods that keep the share `least_share` of recall, the best one, unless another is FASTER times as fast."""
-    least = LEAST_COSINE if fp32.recall is None else least_share * fp32.recall
-    what = "mean cosine to fp32" if fp32.recall is None else "Recall@10"
+    """Of the methods that keep the share `least_share` of quality, the best one, unless another is FASTER times as fast."""
+    least = LEAST_COSINE if fp32.mrr is None else least_share * fp32.mrr
+    what = "mean cosine to fp32" if fp32.mrr is None else "MRR"
     best = max(trials, key=lambda t: t.value)
     good = [t for t in trials if t.value >= least]
     if not good:
@@ -91,22 +91,22 @@ def choose(trials: list[QuantizationTrial], fp32: QuantizationTrial, least_share
 
 
 def quantize_graph(
-    source: Path, target: Path, calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime, cache: Path,
+    source: Path, target: Path, calibration: np.ndarray, quality: Callable[[Encoder], float] | None, runtime: Runtime, cache: Path,
     check: Check = IN_CHILD, least_share: float = LEAST_SHARE,
 ) -> tuple[Choice, list[QuantizationTrial], QuantizationTrial]:  # fmt: skip
     """Tries every applicable method on the graph `source`, writes the chosen one to `target`; also returns all trials, and fp32's.
 
-    `recall` measures Recall@10 in ONNX Runtime; speed is measured in `runtime`, which is to serve. What was measured is
+    `quality` measures the mean reciprocal rank in ONNX Runtime; speed is measured in `runtime`, which is to serve. What was measured is
     remembered in the folder `cache`, so that an export that is killed and run again chooses the same. Every graph is opened by
     `check`, in both runtimes, before it is opened here; raises ContractError naming the one that does not open.
     """
-    record = cache / f"{sha256_file(source)[:16]}-{runtime.name}-{WEIGHT_BITS}.json"
+    record = cache / f"{sha256_file(source)[:16]}-{runtime.name}-{WEIGHT_BITS}-mrr.json"
     methods = methods_for(source)
     if record.is_file():
         values = json.loads(record.read_text())
         trials, fp32 = [QuantizationTrial(**t) for t in values["trials"]], QuantizationTrial(**values["fp32"])
     else:
-        trials, fp32 = _measured(source, methods, calibration, recall, runtime, check)
+        trials, fp32 = _measured(source, methods, calibration, quality, runtime, check)
         with atomic_write(record) as path:
             path.write_text(json.dumps({"trials": [asdict(t) for t in trials], "fp32": asdict(fp32)}))
     choice = choose(trials, fp32, least_share)
@@ -201,7 +201,7 @@ def quantize_dynamic(source: Path, target: Path) -> None:
 
 
 def _measured(
-    source: Path, methods: dict[str, Write], calibration: np.ndarray, recall: Callable[[Encoder], float] | None, runtime: Runtime,
+    source: Path, methods: dict[str, Write], calibration: np.ndarray, quality: Callable[[Encoder], float] | None, runtime: Runtime,
     check: Check,
 ) -> tuple[list[QuantizationTrial], QuantizationTrial]:  # fmt: skip
     check(f"{_tower(source)}.fp32", source, runtime, calibration[:2])
@@ -216,7 +216,7 @@ def _measured(
         for name, path in files.items():
             encoder = Encoder(ONNXRUNTIME.open(path, "int8", 2), name, "", ONNXRUNTIME.name, alone=name == "dynamic")
             cosine = float((encode(encoder, calibration) * reference).sum(axis=1).mean())
-            trials[name] = QuantizationTrial(name, cosine, ms[name], recall(encoder) if recall else None)
+            trials[name] = QuantizationTrial(name, cosine, ms[name], quality(encoder) if quality else None)
     fp32 = trials.pop("fp32")
     return list(trials.values()), fp32
 

@@ -143,7 +143,7 @@ def test_an_int8_that_loses_recall_is_not_written_and_a_choice_is_made_once(grap
     target = tmp_path / "int8.onnx"
     choice, trials, fp32 = quantize_graph(graph, target, pictures(), recall, ONNXRUNTIME, tmp_path / "kept")
     assert choice.method == ""
-    assert "Recall@10 0.5000, at least 0.8910" in choice.reason
+    assert "MRR 0.5000, at least 0.8910" in choice.reason
     assert not target.exists()
     assert set(calls) == {"fp32", *methods_for(graph)}
     again = quantize_graph(graph, target, pictures(), recall, ONNXRUNTIME, tmp_path / "kept")
