@@ -7,6 +7,7 @@ path-style addresses, as MinIO and moto want, unless AWS_S3_ADDRESSING_STYLE is 
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -149,7 +150,7 @@ def writer(uri: str) -> Iterator[pa.NativeFile]:
         return
     target_path = Path(path)
     target_path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target_path.with_name(f".{target_path.name}.{os.getpid()}.tmp")
+    temporary = target_path.with_name(f".{target_path.name}.{secrets.token_hex(6)}.tmp")  # threads may write the same file at once
     try:
         with pa.OSFile(str(temporary), "wb") as stream:
             yield stream

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -109,3 +110,10 @@ def test_a_writer_killed_in_the_middle_leaves_no_file(tmp_path: Path) -> None:
     assert storage.list_files(str(tmp_path), ".bin") == []
     storage.write_bytes(uri, b"whole")
     assert storage.read_bytes(uri) == b"whole"
+
+
+def test_threads_that_write_the_same_file_at_once_all_succeed(tmp_path: Path) -> None:
+    uri = str(tmp_path / "folder" / "same")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: storage.write_bytes(uri, b"the same bytes"), range(64)))
+    assert storage.list_files(str(tmp_path / "folder")) == [uri], "and no temporary file is left"

@@ -20,7 +20,7 @@ def embedding_entry(registry: Registry) -> dict[str, Any]:
         return {}
     plan = json.loads(found.tags[PLAN])
     done, elapsed = found.metrics.get(DONE, 0.0), found.metrics.get(ELAPSED_S, 0.0)
-    if not plan["to_embed"] or IMAGES in found.metrics:
+    if done >= plan["to_embed"] or IMAGES in found.metrics:  # without a figure of images where none could be used
         state = "done"
     elif DONE in found.metrics:
         state = "embedding"

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,22 +35,24 @@ def sample_pace(uris: Sequence[str], config: worker.WorkerConfig, workers: int, 
 
     `config` is the job's; its store is not written to. Raises VitrineError when no picture of `uris` can be read.
     """
-    config = replace(config, store_uri=str(work / "sample"), run="sample", progress_dir="")
+    shutil.rmtree(work / "sample", ignore_errors=True)  # of an attempt that was killed: a chunk that is done is not measured
+    config = replace(config, store_uri=str(work / "sample"), progress_dir="")
     pictures = _readable(uris, config)
     if not pictures:
         raise VitrineError(f"none of {len(uris)} pictures could be read")
     endless = cycle(pictures)
     chunks = (_chunk(work / f"sample-{n}.parquet", islice(endless, config.batch)) for n in range(2))
-    for chunk in chunks:  # the first opens the encoder
+    for number, chunk in enumerate(chunks):  # the first opens the encoder; runs differ, as the same few pictures may come again
         began = time.monotonic()
-        worker.embed_chunk(chunk, config)
+        worker.embed_chunk(chunk, replace(config, run=f"sample-{number}"))
     batches = min(max(int(SAMPLE_S / (time.monotonic() - began)), 1), MOST_BATCHES)
     rows = batches * config.batch
-    config = replace(config, run="measured")  # the same few pictures again are no chunk that was done
     timed = [_chunk(work / f"timed-{n}.parquet", islice(endless, rows)) for n in range(workers)]
     began = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda chunk: worker.embed_chunk(chunk, config), timed))
+        jobs = [pool.submit(worker.embed_chunk, chunk, replace(config, run=f"timed-{n}")) for n, chunk in enumerate(timed)]
+        for job in jobs:
+            job.result()
     took = time.monotonic() - began
     log.info("%d pictures in %.2f s by %d workers", workers * rows, took, workers)
     return workers * rows / took, workers * rows

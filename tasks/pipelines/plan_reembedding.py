@@ -23,6 +23,8 @@ PLAN, ENCODER, HOW = "embed.plan", "embed.encoder", "embed.how"
 """Tags of a version's MLflow run: the plan as JSON, and which encoder was embedded with, on what."""
 DONE, ELAPSED_S, AT_S = "embed.progress.done", "embed.progress.elapsed_s", "embed.progress.at_s"
 """Metrics of the same run while it embeds: pictures done, seconds since the attempt began, and when that was read (epoch seconds)."""
+MOST_SAMPLED = 4096
+"""Addresses that a sample is drawn from: enough to leave some out, and few beside those of ten million pictures."""
 MEASURED_PICTURES = 500
 """An earlier run of fewer pictures tells more of Spark's start than of the encoder."""
 
@@ -78,7 +80,7 @@ def sampled_pace(
     workers = local_workers(config.spark_master)
     folder = models.encoder_folder(encoder.version)
     manifest = EncoderFolder(folder).manifest
-    uris = count.uris.to_pylist()
+    uris = count.uris[:: max(len(count.uris) // MOST_SAMPLED, 1)].to_pylist()
     try:
         with scratch(run_key, "sample") as work:
             job = worker_config(snapshot, folder, manifest, "", run_key, "", config)

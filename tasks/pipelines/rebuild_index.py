@@ -9,6 +9,7 @@ from serving.contract.manifest import EncoderRef
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import EmbedResult
+from tasks.embed.store import encoder_store
 from tasks.index.build import BuiltShard
 from tasks.index.template import Template
 from tasks.pipelines.common import embed_config, registry, scratch, settings
@@ -44,19 +45,21 @@ def something_changed(snapshot: Snapshot, encoder: EncoderRef) -> bool:
 
 
 def embed(snapshot: Snapshot, encoder: EncoderRef, run_key: str) -> EmbedResult:
-    """Embeds what the store lacks; throughput goes to the version's MLflow run."""
+    """Embeds what the store lacks; throughput goes to the version's MLflow run: of what this attempt embeds, in its own time."""
     from tasks.embed.job import embed_snapshot
 
     chosen = settings()
     config = embed_config(chosen, chosen.shards)
     models = registry()
     folder = models.encoder_folder(encoder.version)
+    store = encoder_store(chosen.store_uri, encoder.name, encoder.version, encoder.document_fingerprint, encoder.dim)
+    before = sum(c.rows for c in store.commits() if c.run == run_key)
     with models.run(EXPERIMENT, run_key, f"index {snapshot.id}") as run, scratch(run_key, "embed") as work:
         began, report = time.monotonic(), progress_report(run)
         made = embed_snapshot(snapshot, folder, encoder.version, chosen.store_uri, run_key, work, config, report)
-        if made.embedded_now:
+        if (images := made.embedded_now - before) > 0:
             cores = float(os.cpu_count() or 1)
-            run.metrics({"embed.images": made.embedded_now, "embed.seconds": time.monotonic() - began, "embed.cores": cores})
+            run.metrics({"embed.images": images, "embed.seconds": time.monotonic() - began, "embed.cores": cores})
             run.tag(ENCODER, encoder.document_fingerprint)
             run.tag(HOW, how_embedded(config))
     return made

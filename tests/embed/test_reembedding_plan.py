@@ -113,3 +113,22 @@ def test_workers_are_known_of_this_machine_alone() -> None:
 
 def test_durations_are_said_as_people_say_them() -> None:
     assert [duration(h) for h in (0.01, 0.2, 1.0, 26.04)] == ["36 s", "12 min", "1.0 hours", "26.0 hours"]
+
+
+def test_a_sample_of_few_pictures_is_measured_again_by_each_worker_and_each_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue, folder = shop(tmp_path / "shop", 8), encoder(tmp_path / "encoder")
+    taken = snapshot(catalogue, tmp_path / "store")
+    config = worker_config(taken, folder, EncoderFolder(folder).manifest, "", "run", "", EmbedConfig(batch=8))
+    batches: list[int] = []
+    real = EmbeddingStore.write
+    monkeypatch.setattr(EmbeddingStore, "write", lambda *told: batches.append(len(told[1]) // 8) or real(*told))
+    work = tmp_path / "work"
+    work.mkdir()
+    for attempt in range(2):  # the first was killed before its folder was deleted
+        batches.clear()
+        _, pictures = sample_pace([f"images/p{n}.jpg" for n in range(8)], config, 2, work)
+        assert batches[:2] == [1, 1], f"attempt {attempt}: the second chunk has the first one's pictures, and is measured"
+        assert 8 * sum(batches[2:]) == pictures
+        assert len(batches) == 4

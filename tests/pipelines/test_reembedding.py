@@ -129,6 +129,8 @@ def test_the_price_is_told_from_a_sample_and_then_from_what_was_measured(live: L
     assert plan_reembedding.recorded_pace(live.registry, crown(live, 2, 16), embed_config(settings(), 2)) is None
     known = plan_reembedding.recorded_pace(live.registry, encoder, embed_config(settings(), 2))
     assert known is not None
+    rebuild_index.embed(snapshot, encoder, "nightly")  # cleared and run again: it finds its result, which says nothing of a pace
+    assert plan_reembedding.recorded_pace(live.registry, encoder, embed_config(settings(), 2)) == known
     assert known.source.startswith("measured over 60 pictures by run nightly on 20")
     live.shop.point(live=live.base)
     status, told = run("encoder", "plan", "champion", "--json")

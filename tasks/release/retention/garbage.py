@@ -16,7 +16,7 @@ from serving.contract.files import ContractError
 from tasks import storage
 from tasks.errors import VitrineError
 from tasks.progress import Progress
-from tasks.queries.view_store import SCHEME, view_table
+from tasks.queries.view_store import view_table
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.retention.policy import DAY_S, Reachable, Retention, kept_encoders, kept_versions, reachable
 
@@ -194,12 +194,12 @@ def _store(registry: Registry, store: str, needed: Reachable, retention: Retenti
 
 
 def _views(store: str, retention: Retention, now: float) -> Iterator[GarbageItem]:
-    """Views that no snapshot in the store asks any more."""
+    """Views that no snapshot in the store asks any more; by name, as a table may spell the store's address otherwise."""
     folders = storage.list_folders(storage.join(store, "snapshots"))
-    asked = {uri for folder in folders for uri in view_table(folder)["photo_uri"].to_pylist()}
+    asked = {uri.rsplit("/", 1)[1] for folder in folders for uri in view_table(folder)["photo_uri"].to_pylist()}
     for uri in storage.list_files(storage.join(store, "views"), ".jpg"):
-        if SCHEME + uri not in asked:
-            yield from _old("view", uri.rsplit("/", 1)[1], uri, "no snapshot asks it any more", retention.grace_s, now)
+        if (name := uri.rsplit("/", 1)[1]) not in asked:
+            yield from _old("view", name, uri, "no snapshot asks it any more", retention.grace_s, now)
 
 
 def _local(home: Path, needed: Reachable, retention: Retention, now: float) -> Iterator[GarbageItem]:
