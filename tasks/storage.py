@@ -150,7 +150,7 @@ def writer(uri: str) -> Iterator[pa.NativeFile]:
         return
     target_path = Path(path)
     target_path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target_path.with_name(f".{target_path.name}.{secrets.token_hex(6)}.tmp")  # threads may write the same file at once
+    temporary = target_path.with_name(f".{target_path.name}.{secrets.token_hex(6)}.tmp")  # threads may write the same file
     try:
         with pa.OSFile(str(temporary), "wb") as stream:
             yield stream

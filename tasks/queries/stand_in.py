@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -40,8 +41,8 @@ def make_stand_ins(snapshot: Snapshot, store_uri: str, enough: int, web: Fetcher
     """The views of a snapshot (view_store.SCHEMA), made where they are not kept yet; none with `enough` held-out photos.
 
     One view each of products without a held-out photo, up to MOST queries in all, spread over the categories; which products
-    follows from their keys, so that tomorrow's snapshot asks nearly the same. A picture that cannot be used gets no view. Run
-    again, it returns what it settled the first time.
+    follows from their keys, so that tomorrow's snapshot asks nearly the same. A picture that cannot be used gets no view, one of
+    several products one only. Run again, it returns what it settled the first time.
     """
     if storage.exists(storage.join(snapshot.uri, TABLE)):
         return view_table(snapshot.uri)
@@ -58,7 +59,7 @@ def make_stand_ins(snapshot: Snapshot, store_uri: str, enough: int, web: Fetcher
             progress.set(min(len(rows), wanted))
             if len(rows) >= wanted:
                 break
-    rows = rows[:wanted]
+    rows = _told_apart(rows)[:wanted]
     write_view_table(snapshot.uri, rows)
     log.warning(
         "%d held-out photos are fewer than the %d that recall is measured on alone (VITRINE_ENOUGH_PHOTOS): views of %d product "
@@ -97,7 +98,16 @@ def _candidates(snapshot: Snapshot, shown: set[str], most: int) -> list[dict[str
     chosen = every[stratified_order(every, np.concatenate(strata))[:most]]
     place = {int(key): n for n, key in enumerate(chosen)}
     found = sorted(_rows_of(snapshot, chosen), key=lambda row: place[row["key"]])
-    return [{"product_id": row["product_id"], "image_uri": row["image_uri"] or ""} for row in found]
+    first: dict[str, str] = {}
+    for row in found:
+        first.setdefault(row["image_uri"] or "", row["product_id"])
+    return [{"product_id": product_id, "image_uri": uri} for uri, product_id in first.items()]
+
+
+def _told_apart(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows without pictures that lie under several addresses: whose view such a one is cannot be said."""
+    times = Counter(row["photo_uri"] for row in rows)
+    return [row for row in rows if times[row["photo_uri"]] == 1]
 
 
 def _rows_of(snapshot: Snapshot, keys: np.ndarray) -> Iterator[dict]:

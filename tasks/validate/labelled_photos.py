@@ -73,7 +73,7 @@ def check_photos(
     held_out = labels.of("val") or labels.of("test")
     looked = check_pictures([labels.uris[r] for r in held_out], root, settings.image_hosts, progress)
     unusable = [f"{labels.places[held_out[r]]}: {looked.bad[r]}" for r in sorted(looked.bad)]
-    _enough_queries(labels, held_out, looked, unusable, shown, list(products), settings, findings)
+    _enough_queries(labels, held_out, looked, unusable, shown, products, settings, findings)
     if not training:
         return
     _unreadable("held-out photos", looked, unusable, settings, findings)
@@ -89,14 +89,14 @@ def check_photos(
 
 
 def _enough_queries(
-    labels: Labels, held_out: list[int], looked: PictureCheck, unusable: list[str], shown: PictureCheck, ids: list[str],
-    settings: Settings, findings: Findings,
+    labels: Labels, held_out: list[int], looked: PictureCheck, unusable: list[str], shown: PictureCheck,
+    products: dict[str, tuple[str, str]], settings: Settings, findings: Findings,
 ) -> None:  # fmt: skip
     """There is enough to measure recall on; a note says where views stand in for photos."""
     photos, views = len(looked.usable), 0
     if len(held_out) < settings.enough_photos:
-        with_photo = {labels.products[row] for row in held_out}
-        views = sum(ids[row] not in with_photo for row in shown.usable)
+        with_photo, pictures = {labels.products[row] for row in held_out}, list(products.items())
+        views = len({uri for id_, (_, uri) in (pictures[row] for row in shown.usable) if id_ not in with_photo})
     if photos + views < settings.min_held_out:
         findings.add(
             f"photos: {photos} usable photos are held out (split val, or test) and {views} product pictures could stand in for others, "

@@ -11,11 +11,12 @@ from tasks import storage
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.embed.images import read_image
 from tasks.encoder.data.photos import read_training_set
+from tasks.encoder.evaluate.exact_search import search_photos
 from tasks.queries import stand_in
 from tasks.queries.query_words import describe, hits, measure_name, query_set, tuning_target
 from tasks.queries.stand_in import make_stand_ins, stratified_order
 from tasks.queries.view_store import SCHEME, is_view, read_view, view_table, view_uri
-from tasks.release.gates.end_to_end_eval import held_out_queries
+from tasks.release.gates.end_to_end_eval import Query, held_out_queries, rank_of
 from tests.catalogs import read_table, small_catalog, write_table
 
 
@@ -128,3 +129,32 @@ def test_words_depths_and_targets_of_photos_views_and_both() -> None:
     assert [measure_name(q).split()[0] for q in (photos, views, both)] == ["Recall@10", "Recall@1", "Recall@10"]
     assert hits(["a.jpg", "a.jpg", "a.jpg", view, view, view], [1, 10, 11, 1, 2, 0]).tolist() == [1, 1, 0, 1, 0, 0]
     assert [round(tuning_target(0.95, q), 3) for q in (photos, views, both, None)] == [0.95, 0.975, 0.975, 0.95]
+
+
+def test_a_picture_of_several_products_is_asked_once_and_any_of_them_answers_it(unlabelled: Path, tmp_path: Path) -> None:
+    rows = read_table(unlabelled / "products.csv")
+    for number, row in enumerate(rows):
+        row["image"] = rows[number - number % 2]["image"]
+    write_table(unlabelled / "products.csv", rows)
+    (unlabelled / "images" / "10.jpg").write_bytes(
+        (unlabelled / "images" / "8.jpg").read_bytes()
+    )  # one picture under two addresses
+    snapshot = snapshot_of(unlabelled)
+    made = make_stand_ins(snapshot, store(tmp_path), enough=200)
+    assert sorted(made["image_uri"].to_pylist()) == [f"images/{n}.jpg" for n in (0, 2, 4, 6)]
+    assert len(set(made["photo_uri"].to_pylist())) == 4
+    query = held_out_queries(snapshot)[0]
+    twin = {"product_id": "twin", "image_uri": query.image_uri}
+    assert (
+        rank_of(query, [{"product_id": "other", "image_uri": "x"}, twin, {"product_id": query.product_id, "image_uri": "y"}]) == 1
+    )
+    assert rank_of(Query("photo", "p001"), [{"product_id": "other", "image_uri": ""}]) == -1
+
+
+def test_products_with_the_same_picture_do_not_count_before_the_one_that_a_view_is_of() -> None:
+    xb = np.repeat(np.eye(3, dtype=np.float32), 2, axis=0)
+    everything, products = np.ones(6, bool), np.arange(6)
+    pictures = np.repeat([4, 5, 6], 2)
+    views = np.asarray([True] * 4 + [False] * 2)
+    found = search_photos(xb, xb, everything, products, everything, pictures, views)
+    assert found.ranks.tolist() == [1, 1, 1, 1, 2, 2]

@@ -162,8 +162,8 @@ def training_batches(
     if copies:
         log.warning("%d training photos are copies of held-out photos and are left out", copies)
     _refuse_empty(training, shown, usable, decoding.max_untrainable)
-    if kept_out is not None:
-        usable &= ~kept_out
+    if kept_out is not None:  # nor copies of them
+        usable &= ~kept_out & ~_known(photos.digests, {d.tobytes() for d in photos.digests[kept_out & photos.usable]})
     plan = BatchPlan(shown, usable, train.products, recipe, config.seed)
     if kept:
         assert isinstance(pictures, Pixels)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import FrozenModel, atomic_write
@@ -140,16 +141,19 @@ def evaluate_encoder(
     for baseline in baselines_of(manifest) if baselines else ():
         xb[baseline.name] = see.compared(Pictures(training.image_uris, "document"), baseline)
         xq[baseline.name] = see.compared(Pictures(photos.uris, "query"), baseline)
+    pictures = pa.array(training.image_uris, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()
     found: dict[tuple[str, str, Asked], PhotoResults] = {}
     for query in xq:
         beside = (manifest.document, f"{query.partition('.')[0]}.fp32") if query in names else (query,)
         for document in dict.fromkeys(d for d in beside if d in xb):
-            found[query, document, "photos"] = search_photos(xq[query], xb[document], shown, photos.products, good)
+            found[query, document, "photos"] = search_photos(
+                xq[query], xb[document], shown, photos.products, good, pictures, _views(photos)
+            )
     served = [n for n in dict.fromkeys(("teacher.fp32", manifest.query)) if n in encoders]
     xu, readable = see.vectors(Pictures(unseen.uris, "unseen"), {n: encoders[n] for n in served})
     for query in served if readable.any() else ():
         found[query, manifest.document, "unseen"] = search_photos(
-            xu[query], xb[manifest.document], shown, unseen.products, readable
+            xu[query], xb[manifest.document], shown, unseen.products, readable, pictures, _views(unseen)
         )
     text = TextEncoder.open(opened, threads=2)
     if text is not None:
@@ -177,6 +181,11 @@ def evaluate_encoder(
         metrics=dict(manifest.metrics),
         towers=tuple(sorted(manifest.towers)),
     )
+
+
+def _views(queries: Photos) -> np.ndarray:
+    """Which of the queries (n,) bool are views."""
+    return np.asarray([is_view(uri) for uri in queries.uris], bool)
 
 
 def raw_results(work: Path, manifest: EncoderManifest, content_sha256: str) -> Path:

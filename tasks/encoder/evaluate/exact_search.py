@@ -24,12 +24,26 @@ class PhotoResults:
     similarity: np.ndarray
 
 
-def search_photos(xq: np.ndarray, xb: np.ndarray, shown: np.ndarray, products: np.ndarray, good: np.ndarray) -> PhotoResults:
-    """Photos `xq` (nq, d) of `products` (nq,) against documents `xb` (nb, d); queries not `good`, documents not `shown` excluded."""
-    xq, products = xq[good], products[good]
+def search_photos(
+    xq: np.ndarray, xb: np.ndarray, shown: np.ndarray, products: np.ndarray, good: np.ndarray, pictures: np.ndarray | None = None,
+    views: np.ndarray | None = None,
+) -> PhotoResults:  # fmt: skip
+    """Photos `xq` (nq, d) of `products` (nq,) against documents `xb` (nb, d); queries not `good`, documents not `shown` excluded.
+
+    A query among `views` (nq,) bool is not searched among other products with its product's picture, which nothing tells apart:
+    `pictures` (nb,) are equal for these.
+    """
+    made = np.zeros(len(xq), bool) if views is None else views
+    xq, products, made = xq[good], products[good], made[good]
     parts = []
     for rows in _blocks(len(xq), len(xb)):
         similarity = _similarity(xq[rows], xb, shown)
+        if pictures is not None:
+            for query in np.flatnonzero(made[rows]):
+                own = products[rows][query]
+                others = pictures == pictures[own]
+                others[own] = False
+                similarity[query, others] = -np.inf
         rank = ranks(similarity, products[rows])
         parts.append(PhotoResults(rank, 1.0 / rank, products[rows], *_best(similarity)))
     return _joined(parts)

@@ -15,7 +15,7 @@ from tasks.catalog.splits import hash_fraction
 from tasks.encoder.config import EncoderConfig
 from tasks.encoder.data.augment import to_float
 from tasks.encoder.data.photos import Photos, TrainingSet
-from tasks.encoder.data.pixels import cached_pixels
+from tasks.encoder.data.pixels import cached_pixels, content_digests
 from tasks.encoder.evaluate.retrieval_metrics import mean_reciprocal_rank, ranks, recall_at
 from tasks.encoder.train.tower_record import Interpolated, Interpolation
 from tasks.encoder.train.towers import Teacher
@@ -49,7 +49,7 @@ def pretrained_state(teacher: Teacher, config: EncoderConfig) -> dict[str, Tenso
 def interpolate(
     teacher: Teacher, start: dict[str, Tensor], training: TrainingSet, config: EncoderConfig, work: Path
 ) -> Interpolation | None:
-    """Moves the trained teacher towards the weights it started from, as far as `kept_out` photos gain by it; None without any.
+    """Moves the trained teacher towards the weights it started from, as far as `kept_out` photos gain by it; None with too few.
 
     `start` are the tensors by name that were pretrained; others stay as they were trained. Equal shares: the smaller one.
     """
@@ -62,6 +62,10 @@ def interpolate(
     uris = [training.image_uris[p] for p in products]
     shown = cached_pixels(uris, training.root, config.preprocess, work / "pixels", "document", 1.0)
     asked = cached_pixels(photos.uris, training.root, config.preprocess, work / "pixels", "interpolation", 1.0)
+    usable = asked.usable & ~_copies(asked.digests, training)
+    if usable.sum() < LEAST:
+        log.warning("no interpolation: %d of %d photos kept out of the training can be asked", usable.sum(), len(chosen))
+        return None
     right = np.searchsorted(products, photos.products)
     state = teacher.model.state_dict()
     end = {name: state[name].clone() for name in start}
@@ -70,12 +74,18 @@ def interpolate(
         teacher.model.load_state_dict(between(start, end, share), strict=False)
         similarity = _vectors(teacher, asked.array) @ _vectors(teacher, shown.array).T
         similarity[:, ~shown.usable] = -np.inf
-        rank = ranks(similarity, right)[asked.usable]
+        rank = ranks(similarity, right)[usable]
         tried.append(Interpolated(share, recall_at(rank, 1), recall_at(rank, 10), mean_reciprocal_rank(rank)))
     best = max(tried, key=lambda t: t.mrr)
     teacher.model.load_state_dict(between(start, end, best.share), strict=False)
-    log.info("interpolation: %.1f of the training, MRR %.3f on %d photos kept out of it", best.share, best.mrr, len(chosen))
-    return Interpolation(best.share, len(chosen), tuple(tried))
+    log.info("interpolation: %.1f of the training, MRR %.3f on %d photos kept out of it", best.share, best.mrr, usable.sum())
+    return Interpolation(best.share, int(usable.sum()), tuple(tried))
+
+
+def _copies(digests: np.ndarray, training: TrainingSet) -> np.ndarray:
+    """Which of the photos (n, 32) uint8 are copies of photos that recall is reported of (n,) bool."""
+    held_out = set(content_digests(training.never_trained().uris, training.root)) - {b""}
+    return np.asarray([digest.tobytes() in held_out for digest in digests], bool)
 
 
 def between(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +31,11 @@ TOP = 20
 
 @dataclass(frozen=True)
 class Query:
-    """A held-out photo, or a view that stands in for one, and its product."""
+    """A held-out photo, or a view that stands in for one, and its product; `image_uri` is the picture that a view is made of."""
 
     photo_uri: str
     product_id: str
+    image_uri: str = ""
 
     @property
     def synthetic(self) -> bool:
@@ -61,7 +63,9 @@ def held_out_queries(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Colle
     Queries of `deleted` products have no right answer any more: they are left out, and how many is logged.
     """
     columns = ["photo_uri", "product_id"]
-    chosen = pa.concat_tables([held_out_photos(snapshot.uri).select(columns), view_table(snapshot.uri).select(columns)])
+    photos, views = held_out_photos(snapshot.uri).select(columns), view_table(snapshot.uri)
+    photos = photos.append_column("image_uri", pa.array([""] * len(photos), pa.string()))
+    chosen = pa.concat_tables([photos, views.select(photos.column_names)])
     orphans = pc.is_in(chosen["product_id"], pa.array(sorted(deleted), pa.string()))
     if left_out := pc.sum(orphans).as_py():
         log.info("%d of %d queries show products deleted since snapshot %s: left out", left_out, len(chosen), snapshot.id)
@@ -69,7 +73,7 @@ def held_out_queries(snapshot: Snapshot, limit: int = MAX_PHOTOS, deleted: Colle
     if len(chosen) > limit:
         chosen = chosen.take(pa.array(np.linspace(0, len(chosen) - 1, limit).astype(int)))
     rows = chosen.to_pylist()
-    return [Query(r["photo_uri"], r["product_id"]) for r in rows]
+    return [Query(r["photo_uri"], r["product_id"], r["image_uri"]) for r in rows]
 
 
 def query_set_of(queries: list[Query]) -> QuerySet | None:
@@ -120,13 +124,24 @@ def measure(release: Release, snapshot: Snapshot, queries: list[Query], name: st
                 continue
             ranked = release.answer(asked, TOP)
             ms.append(1e3 * (time.perf_counter() - began))
-            ids = [r["product_id"] for r in features.take(ranked.rows, ["product_id"])]
-            ranks.append(ids.index(query.product_id) if query.product_id in ids else -1)
+            rows = features.take(ranked.rows, ["product_id", "image_uri"])
+            ids = [r["product_id"] for r in rows]
+            ranks.append(rank_of(query, rows))
             kept.append(query)
             vectors.append(asked.vector)
             answers.append(ids)
     stacked = np.stack(vectors) if vectors else np.zeros((0, release.searcher.dim), np.float32)
     return EndToEndResult(kept, np.array(ranks, np.int64), np.array(ms), stacked, answers, len(queries) - len(kept))
+
+
+def rank_of(query: Query, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Where a query's product is among answers (0 best, -1 absent); of a view, any product with the picture that it is made of."""
+    right = (
+        n
+        for n, r in enumerate(rows)
+        if r["product_id"] == query.product_id or (query.image_uri and r["image_uri"] == query.image_uri)
+    )
+    return next(right, -1)
 
 
 def query_vectors(

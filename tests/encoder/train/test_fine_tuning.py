@@ -11,15 +11,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from serving.contract.encoder import EncoderFolder
-from tasks.catalog.snapshot import Snapshot
+from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.encoder.config import EncoderConfig, Recipe, TowerConfig
+from tasks.encoder.data.batches import BalancedBatches, training_batches
 from tasks.encoder.data.photos import read_training_set
+from tasks.encoder.data.pixels import Decoding, content_digests
 from tasks.encoder.evaluate.baselines import PRETRAINED, UNTRAINED
 from tasks.encoder.evaluate.evaluate import evaluate_encoder
 from tasks.encoder.evaluate.gates import EncoderPolicy, encoder_gates
 from tasks.encoder.evaluate.report import write_report
 from tasks.encoder.presets import demo_pair, preset
 from tasks.encoder.train import interpolation
+from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.interpolation import SHARES, between, kept_out, pretrained_state
 from tasks.encoder.train.loop import no_log, optimise
 from tasks.encoder.train.student import inherit
@@ -27,6 +30,7 @@ from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.tower_store import load_tower
 from tasks.encoder.train.towers import build_student, build_teacher, parameters
 from tasks.errors import TrainingError
+from tests.catalogs import small_catalog
 from tests.encoder.test_adopted import exported
 
 FEW = Recipe(steps=3, products=4, pictures=2, checkpoint_every=2, frozen_norm=True, interpolate=True)
@@ -126,3 +130,23 @@ def test_a_student_begins_with_the_layers_that_it_shares_with_its_teacher(tmp_pa
 def test_only_a_student_starts_with_a_teacher() -> None:
     config = replace(preset("tiny"), teacher=TowerConfig(timm="vitrine_residual_w8", pretrained="teacher"))
     assert list(config.problems()) == ["teacher.pretrained is 'teacher'; only a student starts with its teacher's weights"]
+
+
+def test_a_copy_of_a_kept_out_photo_is_not_trained_on_and_a_share_is_not_chosen_on_copies_of_held_out_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpolation, "LEAST", 1)
+    monkeypatch.setattr(interpolation, "KEPT_OUT", 0.3)
+    catalog = small_catalog(tmp_path / "shop", photos=4)
+    training = read_training_set(take_snapshot(str(catalog), str(tmp_path / "snapshots"), "run").uri)
+    train, out = training.split("train").uris, kept_out(training)
+    first, other = (train[int(np.flatnonzero(which)[0])] for which in (out, ~out))
+    (catalog / other).write_bytes((catalog / first).read_bytes())
+    config = shop_config(tmp_path / "weights")
+    with training_batches(training, config, FEW, tmp_path / "work", Decoding(), ProcessGroup(), out) as batches:
+        assert isinstance(batches, BalancedBatches)
+        trained = {int(row) for step in range(40) for row in batches.plan(step)[1].ravel()}
+    assert train.index(other) not in trained
+    held = training.held_out().uris[0]
+    digests = np.stack([np.frombuffer(d, np.uint8) for d in content_digests([held, first], training.root)])
+    assert interpolation._copies(digests, training).tolist() == [True, False]
