@@ -27,7 +27,9 @@ SAMPLE_S = 4.0
 MOST_BATCHES = 8
 """Batches for each worker at most: of a quick encoder they take less than SAMPLE_S, and tell as much."""
 DISTINCT = 256
-"""Pictures that are read for it; they are repeated where batches need more."""
+"""Pictures that are read for it, at most; they are repeated where batches need more."""
+READ_S = 60.0
+"""How long pictures are read for it: a host that does not answer must not hold the plan up."""
 
 
 def sample_pace(uris: Sequence[str], config: worker.WorkerConfig, workers: int, work: Path) -> tuple[float, int]:
@@ -68,9 +70,11 @@ def local_workers(master: str) -> int:
 
 def _readable(uris: Sequence[str], config: worker.WorkerConfig) -> list[tuple[bytes, str]]:
     """(sha256, uri) of some pictures, evenly chosen; those that cannot be read are left out."""
-    step = max(len(uris) // DISTINCT, 1)
-    found = []
-    for uri in uris[::step][:DISTINCT]:
+    step = max(-(-len(uris) // DISTINCT), 1)
+    found, end = [], time.monotonic() + READ_S
+    for uri in uris[::step]:
+        if time.monotonic() > end:
+            break
         try:
             found.append((hashlib.sha256(read_image(uri, config.image_root, config.web)).digest(), uri))
         except ImageRejected:

@@ -5,13 +5,12 @@ import logging
 from datetime import UTC, datetime
 
 from serving.contract.encoder import EncoderFolder
-from serving.contract.files import ContractError
 from serving.contract.manifest import EncoderRef
+from serving.contract.runtimes import first_line
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import ON_GPU, EmbedConfig, worker_config
 from tasks.embed.reembedding_plan import EmbeddingPlan, Pace, PictureCount, count_pictures, make_plan
 from tasks.embed.store import encoder_store
-from tasks.errors import VitrineError
 from tasks.pipelines.common import embed_config, registry, scratch, settings
 from tasks.pipelines.index_draft import EXPERIMENT
 from tasks.registry import Registry
@@ -85,8 +84,8 @@ def sampled_pace(
         with scratch(run_key, "sample") as work:
             job = worker_config(snapshot, folder, manifest, "", run_key, "", config)
             rate, pictures = sample_pace(uris, job, workers, work)
-    except (ContractError, VitrineError) as error:  # such as a runtime for GPUs on a worker without one
-        return Pace(0.0, f"no run with this encoder has been measured, and no sample here: {error}")
+    except Exception as error:  # such as a runtime for GPUs on a worker without one; the workers that embed may be others
+        return Pace(0.0, f"no run with this encoder has been measured, and no sample here: {first_line(error)}")
     source = f"a sample of {pictures} pictures by {workers} workers on this machine"
     if config.spark_master.startswith("spark://"):
         source += "; a cluster is as many times faster as it has workers"

@@ -115,13 +115,24 @@ def _rows_of(snapshot: Snapshot, keys: np.ndarray) -> Iterator[dict]:
         yield from batch.filter(pa.array(np.isin(batch["key"].to_numpy(), keys))).to_pylist()
 
 
+def _made(data: bytes) -> bytes | None:
+    """The view of a picture; None where it would be the picture, or a decoder fails on it. Raises ImageRejected."""
+    try:
+        return make_view(data)
+    except ImageRejected:
+        raise
+    except Exception as error:  # a decoder's own fault costs one view, not the snapshot
+        log.warning("no view of a picture of %d bytes: %s: %s", len(data), type(error).__name__, error)
+        return None
+
+
 def _view_of(snapshot: Snapshot, store_uri: str, web: Fetcher, product: dict[str, str]) -> dict[str, str] | None:
     """The row of a product's view; None for a picture that cannot be used, or whose view would be the picture."""
     try:
         data = read_image(product["image_uri"], snapshot.image_root, web)
         uri = view_uri(store_uri, hashlib.sha256(data).hexdigest())
         if not view_exists(uri):
-            jpeg = make_view(data)
+            jpeg = _made(data)
             if jpeg is None:
                 return None
             write_view(uri, jpeg)

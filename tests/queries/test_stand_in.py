@@ -13,6 +13,7 @@ from tasks.embed.images import read_image
 from tasks.encoder.data.photos import read_training_set
 from tasks.encoder.evaluate.exact_search import search_photos
 from tasks.queries import stand_in
+from tasks.queries.photo_loss import loss_on_photos
 from tasks.queries.query_words import describe, hits, measure_name, query_set, tuning_target
 from tasks.queries.stand_in import make_stand_ins, stratified_order
 from tasks.queries.view_store import SCHEME, is_view, read_view, view_table, view_uri
@@ -158,3 +159,16 @@ def test_products_with_the_same_picture_do_not_count_before_the_one_that_a_view_
     views = np.asarray([True] * 4 + [False] * 2)
     found = search_photos(xb, xb, everything, products, everything, pictures, views)
     assert found.ranks.tolist() == [1, 1, 1, 1, 2, 2]
+
+
+def test_many_views_do_not_hide_what_photos_lose() -> None:
+    uris = [f"photos/{n}.jpg" for n in range(100)] + [view_uri("s", f"{n:064d}") for n in range(1900)]
+    lost = np.zeros(2000)
+    lost[:20] = -1.0
+    assert lost.mean() > -0.02, "within the margin over all"
+    assert loss_on_photos(uris, lost, 0.02).startswith("; on the 100 photos alone -0.200 (95 % interval ")
+    assert loss_on_photos(uris, lost * 0, 0.02) == ""
+    assert loss_on_photos(uris[:100], lost[:100], 0.02) == "", "of photos alone the gate itself says it"
+    lost[:20] = [-1.0, -1.0, -1.0, 1.0] * 5
+    lost[20:27] = 1.0
+    assert loss_on_photos(uris, lost, 0.02) == "", "a loss that may be chance"

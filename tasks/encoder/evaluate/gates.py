@@ -9,6 +9,7 @@ from tasks.encoder.evaluate.baselines import HISTOGRAM, PRETRAINED, UNTRAINED
 from tasks.encoder.evaluate.evaluate import EncoderReport, PairReport
 from tasks.encoder.evaluate.retrieval_metrics import Interval, interval, paired_bootstrap, recall_at
 from tasks.encoder.evaluate.speedup import FASTER
+from tasks.queries.photo_loss import loss_on_photos
 from tasks.queries.query_words import describe, hits, measure_name, query_set, unless_photos
 from tasks.queries.view_store import is_view
 
@@ -145,11 +146,11 @@ def _against(report: EncoderReport, rival: str, theirs: dict[str, float], policy
     recall, asked = measure_name(report.queries), query_set(common)
     synthetic = f"; {SEEN}" if asked and asked.synthetic else ""
     what = f"{recall} against {whose} on {describe(asked, 'photos')}: {difference.text}"
-    passed = difference.value >= -policy.champion_margin
+    alone = loss_on_photos(common, a - b, policy.champion_margin)
+    passed = difference.value >= -policy.champion_margin and not alone
     margin = f"{'at most' if passed else 'but at most'} {policy.champion_margin:.2f} may be lost"
-    gates = [
-        _named(Gate.judged(f"{rival}_recall", difference.value, -policy.champion_margin, passed, f"{what}; {margin}{synthetic}")),
-    ]
+    reason = f"{what}{alone}; {margin}{synthetic}"
+    gates = [_named(Gate.judged(f"{rival}_recall", difference.value, -policy.champion_margin, passed, reason))]
     category = dict(zip(report.photos, report.categories, strict=True))
     named = np.asarray([category[p] for p in common])
     worst = _worst_slice(a - b, named, policy)

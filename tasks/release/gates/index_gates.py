@@ -8,6 +8,7 @@ import numpy as np
 from serving.contract.manifest import Counts, Gate
 from serving.contract.provenance import QuerySet
 from tasks.encoder.evaluate.retrieval_metrics import Interval, paired_bootstrap
+from tasks.queries.photo_loss import loss_on_photos
 from tasks.queries.query_words import describe, hits, measure_name, query_set, unless_photos
 
 K = 10
@@ -209,6 +210,8 @@ def _of_photos(candidate: Measurements, live: Measurements | None, policy: Polic
         f"measured on both {found.text}"
     )
     passed, verdict = _judge_loss(found, policy.photo_margin, policy.photo_worst)
+    if alone := loss_on_photos(common, lead, policy.photo_margin):
+        passed, verdict = False, f"{verdict}{alone}"
     gates = [Gate.judged("photo_recall", ours, live.hit_rate - policy.photo_margin, passed, f"{what}: {verdict}")]
     worst = _worst_slice(lead, np.array([candidate.categories.get(p, "") for p in common]), policy.slice_photos)
     if worst is not None:
