@@ -1,8 +1,11 @@
 """Views stand in for photos product by product: which ones, how many, and where they lie."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from serving.contract.preprocess import ImageRejected
@@ -17,7 +20,7 @@ from tasks.queries.photo_loss import loss_on_photos
 from tasks.queries.query_words import describe, hits, measure_name, query_set, tuning_target
 from tasks.queries.stand_in import make_stand_ins, stratified_order
 from tasks.queries.view_store import SCHEME, is_view, read_view, view_table, view_uri
-from tasks.release.gates.end_to_end_eval import Query, held_out_queries, rank_of
+from tasks.release.gates.end_to_end_eval import Query, held_by, held_out_queries, rank_of
 from tests.catalogs import read_table, small_catalog, write_table
 
 
@@ -172,3 +175,11 @@ def test_many_views_do_not_hide_what_photos_lose() -> None:
     lost[:20] = [-1.0, -1.0, -1.0, 1.0] * 5
     lost[20:27] = 1.0
     assert loss_on_photos(uris, lost, 0.02) == "", "a loss that may be chance"
+
+
+def test_views_of_products_that_a_version_lacks_are_no_misses_of_it() -> None:
+    table = pa.table({"product_id": ["p0", "p1", "p2"]})
+    version: Any = SimpleNamespace(features=SimpleNamespace(table=table), live=lambda: np.asarray([True, False, True]))
+    views = [Query(view_uri("s", f"{n:064d}"), f"p{n}", "images/x.jpg") for n in range(4)]
+    photo = Query("photos/3.jpg", "p3")
+    assert held_by([*views, photo], version) == [views[0], views[2], photo]

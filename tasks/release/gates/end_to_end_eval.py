@@ -97,6 +97,14 @@ def of_today(queries: list[Query], snapshot: Snapshot, searcher: Searcher) -> li
     return kept
 
 
+def held_by(queries: list[Query], searcher: Searcher) -> list[Query]:
+    """The queries without views of products that the version in `searcher` lacks: such a one it can only miss."""
+    asked = pa.array(sorted({q.product_id for q in queries if q.synthetic}), pa.string())
+    ids = searcher.features.table["product_id"].filter(pa.array(searcher.live()))
+    held = set(ids.filter(pc.is_in(ids, asked)).to_pylist())
+    return [q for q in queries if not q.synthetic or q.product_id in held]
+
+
 def read_photos(snapshot: Snapshot, queries: list[Query]) -> list[bytes]:
     """Bytes of the readable photos."""
     found = []

@@ -17,7 +17,7 @@ from tasks.index.tune import keys_of, stored_truth
 from tasks.queries.query_words import kind_name
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.delta_share import delta_share
-from tasks.release.gates.end_to_end_eval import Query, measure, query_set_of, read_photos
+from tasks.release.gates.end_to_end_eval import Query, held_by, measure, query_set_of, read_photos
 from tasks.release.gates.index_gates import Comparison, Decision, K, Measurements, Policy, Reconciliation, decide
 from tasks.release.gates.load_test import run_load_test
 from tasks.release.gates.reconcile import reconcile
@@ -50,7 +50,7 @@ def evaluate_version(
         age_h=(now - read_at).total_seconds() / 3600,
         compared=_compared(release, live, photos, replicas, kind_name(query_set_of(queries))) if live is not None else None,
     )
-    before = measure_version(live, snapshot, queries, []) if live is not None else None
+    before = measure_version(live, snapshot, held_by(queries, live.searcher), []) if live is not None else None
     return decide(candidate, before, policy), candidate
 
 

@@ -201,8 +201,8 @@ def _of_photos(candidate: Measurements, live: Measurements | None, policy: Polic
     ours, asked, recall = candidate.hit_rate, describe(candidate.queries), measure_name(candidate.queries)
     common = [photo for photo in candidate.ranks if live is not None and photo in live.ranks]
     if live is None or not common:
-        first = f"{recall} on {asked}: {ours:.3f} (any value passes: there is no live version to compare with)"
-        return [Gate.judged("photo_recall", ours, 0.0, True, first)]
+        why = "there is no live version to compare with" if live is None else "the live version answers to none of these queries"
+        return [Gate.judged("photo_recall", ours, 0.0, True, f"{recall} on {asked}: {ours:.3f} (any value passes: {why})")]
     lead = _hits(candidate, common) - _hits(live, common)
     found = paired_bootstrap(lead, np.zeros(len(lead)))
     what = (
