@@ -18,13 +18,18 @@ class GzipBody:
         self.decoder, self.received, self.decoded = zlib.decompressobj(GZIP), 0, 0
 
     def decode(self, piece: bytes, last: bool) -> bytes:
-        """The decoded bytes of a piece. Raises ImageRejected where they grow too many, ValueError where this is not gzip, or not whole."""
+        """The decoded bytes of a piece.
+
+        Raises ImageRejected where they grow too many, ValueError where this is not gzip, not whole, or goes on behind its end.
+        """
         self.received += len(piece)
         left = max(FREE_BYTES, MOST_TIMES * self.received) - self.decoded
         try:
             found = self.decoder.decompress(piece, left + 1)
         except zlib.error:
             raise ValueError("the body is not gzip, as its Content-Encoding says") from None
+        if self.decoder.unused_data:  # zlib would keep, and copy again with every piece, all that follows
+            raise ValueError("the gzip body goes on behind its end; send it as one member")
         self.decoded += len(found)
         if len(found) > left:
             raise ImageRejected("too_many_bytes", f"the gzip body grows more than {MOST_TIMES} times; send it as it is")

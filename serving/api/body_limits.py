@@ -16,7 +16,7 @@ from serving.api.upload_places import Upload, UploadPlaces
 from serving.contract.image_limits import ImageRejected
 
 SMALL_BYTES = 65_536
-"""A body that announces at most this many bytes (a search by words, product or vector) needs no place."""
+"""A body that announces at most this many bytes (a search by words, product or vector), and is no gzip, needs no place."""
 
 
 class BodyLimits:
@@ -41,24 +41,25 @@ class BodyLimits:
     def _limited(self, scope: Scope, receive: Receive, place: ExitStack) -> Receive:
         """Wraps `receive` of one request. `place` holds the admission until the body is whole."""
         most, headers = self.by_path.get(scope["path"], self.max_bytes), Headers(scope=scope)
-        size, whole = 0, False
+        size, received, whole = 0, 0, False
         upload: Upload | None = None
         decoder: GzipBody | None = None
 
         async def limited() -> Message:
-            nonlocal size, whole, upload, decoder
+            nonlocal size, received, whole, upload, decoder
             if whole:  # what may come now is that the caller left
                 return await receive()
             if upload is None:
                 decoder = body_decoder(headers.get("content-encoding", ""))
-                upload = self._begin(scope, headers.get("content-length", ""), most, place)
+                upload = self._begin(scope, headers.get("content-length", ""), most, place, decoder is not None)
             message = await self._receive(receive, upload)
             body, last = message.get("body", b""), not message.get("more_body", False)
             if decoder is not None and message["type"] == "http.request":
+                received += len(body)
                 body = decoder.decode(body, last)
                 message = {**message, "body": body}
             size += len(body)
-            if size > most:
+            if size > most or received > most + SMALL_BYTES:
                 raise ImageRejected("too_many_bytes", f"the body has more than {most} bytes")
             if last:
                 whole = True
@@ -67,13 +68,13 @@ class BodyLimits:
 
         return limited
 
-    def _begin(self, scope: Scope, length: str, most: int, place: ExitStack) -> Upload:
-        """Admits a body by what it announces."""
+    def _begin(self, scope: Scope, length: str, most: int, place: ExitStack, encoded: bool) -> Upload:
+        """Admits a body by what it announces; one of gzip may grow to twenty times that, and always needs a place."""
         if length.isdecimal() and int(length) > most:
             raise ImageRejected("too_many_bytes", f"the body has {length} bytes; at most {most} are accepted")
         now = asyncio.get_running_loop().time()
         upload = Upload((scope.get("client") or ("",))[0], now, now + self.limit_s)
-        if not (length.isdecimal() and int(length) <= SMALL_BYTES):
+        if encoded or not (length.isdecimal() and int(length) <= SMALL_BYTES):
             place.enter_context(self.places.admit(upload))
         return upload
 

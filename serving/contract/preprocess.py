@@ -56,7 +56,7 @@ def decode(data: bytes, spec: PreprocessSpec, limits: ImageLimits = DEFAULT_LIMI
     picture = open_image(data, limits)
     _check_cost(picture_cost(picture, data), limits)
     try:
-        orientation = picture.getexif().get(ORIENTATION_TAG, 1)
+        orientation = _orientation(picture)
         width, height = picture.size
         least = _least(height, width, spec, box, limits, lies=orientation >= LYING)
         pixels = _cut(_pixels(data, picture, orientation, least), box)
@@ -93,13 +93,22 @@ def _pixels(data: bytes, picture: Image.Image, orientation: int, least: tuple[in
     else:
         picture.seek(0)
         picture.load()
-        orientation = picture.getexif().get(ORIENTATION_TAG, 1)  # Pillow has turned a TIFF already, and says so only now
+        orientation = _orientation(picture)  # Pillow has turned a TIFF already, and says so only now
         pixels = _whole(picture)
     if orientation == 1:
         return pixels
     turned = Image.fromarray(pixels)
     turned.getexif()[ORIENTATION_TAG] = orientation
     return np.asarray(ImageOps.exif_transpose(turned))
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The Exif orientation, 1 to 8; 1 where it is none of these, or where the Exif block cannot be read, as every viewer takes it."""
+    try:
+        found = picture.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # Pillow raises SyntaxError, struct.error and others; no pixel depends on it
+        return 1
+    return int(found) if found in range(1, 9) else 1
 
 
 def _jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray:
@@ -111,7 +120,9 @@ def _whole(picture: Image.Image) -> np.ndarray:
     width, height = picture.size
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, STRIP):
-        pixels[top : top + STRIP] = np.asarray(_to_rgb(picture.crop((0, top, width, min(top + STRIP, height)))))
+        strip = picture.crop((0, top, width, min(top + STRIP, height)))
+        strip.format = picture.format  # which an error names
+        pixels[top : top + STRIP] = np.asarray(_to_rgb(strip))
     return pixels
 
 

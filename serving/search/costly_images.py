@@ -24,6 +24,10 @@ What costs more is decoded here."""
 COMMAND = (sys.executable, "-m", "serving.search.costly_images_child")
 
 
+class ChildGone(Exception):
+    """The child ended before it answered."""
+
+
 class CostlyImages:
     """The child process, started by the first costly image; it ends itself when it is idle, or this process is gone.
 
@@ -44,15 +48,25 @@ class CostlyImages:
             "spec": spec.model_dump(), "box": box and box.model_dump(), "bytes": len(data),
             "limits": self.limits.model_dump(exclude={"max_cost"}),
         }).encode()  # fmt: skip
+        used = self.child
+        try:
+            return self._ask(request + b"\n" + data, deadline)
+        except ChildGone:
+            if used is None:
+                raise ImageRejected("truncated", "the image cannot be decoded") from None
+        return self.decode(data, spec, box, deadline)  # one that was there before may have ended itself, being idle, meanwhile
+
+    def _ask(self, message: bytes, deadline: Deadline) -> np.ndarray:
+        """The answer of the child. Raises ChildGone, and what `decode` raises; no child is left after the first of these."""
         child = self._running()
         ending = threading.Timer(max(0.0, deadline.left_s()), child.kill)
         ending.start()
         try:
-            return _exchange(child, request + b"\n" + data)
-        except (OSError, ValueError, TypeError):  # it was killed or crashed in the middle
+            return _exchange(child, message)
+        except (OSError, ValueError, TypeError):  # it was killed, crashed or ended itself in the middle
             self.close()
             deadline.check("decode")
-            raise ImageRejected("truncated", "the image cannot be decoded") from None
+            raise ChildGone from None
         finally:
             ending.cancel()
 

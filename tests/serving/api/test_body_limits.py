@@ -173,3 +173,26 @@ def test_another_encoding_is_refused_with_those_that_are_taken(encoding: str) ->
     with pytest.raises(ApiError, match=f"Content-Encoding {encoding!r} are not taken") as refused:
         read([PIECE], headers={"content-encoding": encoding})
     assert (refused.value.status, refused.value.headers) == (415, {"Accept-Encoding": "gzip, identity"})
+
+
+def test_nothing_may_follow_a_gzip_body_and_what_is_received_counts_too() -> None:
+    whole = gzip.compress(b"{}")
+    for follows in (whole, b"garbage", bytes(1)):
+        with pytest.raises(ValueError, match="goes on behind its end"):
+            read(pieces(whole + follows, 1000), headers=GZIP)
+    with pytest.raises(ValueError, match="goes on behind its end"):
+        read([{"type": "http.request", "body": whole, "more_body": True}, PIECE], headers=GZIP)
+    comment = b"\x1f\x8b\x08\x10" + bytes(6) + b"a comment without an end" * 3000  # decodes to nothing
+    with pytest.raises(ImageRejected, match="the body has more than 100 bytes"):
+        read(pieces(comment, 5000), headers=GZIP)
+
+
+def test_a_small_gzip_body_needs_a_place() -> None:
+    async def second() -> None:
+        places = UploadPlaces(1)
+        with places.admit(Upload("a", asyncio.get_running_loop().time(), 1e9)):
+            await read_within([END], headers={"content-length": "2"}, places=places)
+            with pytest.raises(ApiError, match="photos are on their way"):
+                await read_within([END], headers=GZIP | {"content-length": "2"}, places=places)
+
+    asyncio.run(second())

@@ -224,3 +224,22 @@ def test_what_costs_more_than_is_wanted_here_is_told_before_it_is_decoded() -> N
     for data in (encoded("PNG"), encoded("JPEG", progressive=True), encoded("WEBP"), encoded("TIFF", compression="tiff_lzw")):
         with pytest.raises(CostlyImage):
             decode(data, SPEC, cheap)
+
+
+def exif(kind: int, value: bytes) -> bytes:
+    """An Exif block whose orientation is of this type."""
+    entry = struct.pack("<HHI", 0x112, kind, 1) + value
+    return b"Exif\0\0II" + struct.pack("<HIH", 42, 8, 1) + entry + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_that_is_none_and_an_exif_block_that_cannot_be_read_turn_nothing(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    plain = decode(encoded(kind, **options), SPEC)
+    odd = {
+        "a text": exif(2, b"6\0\0\0"), "a byte": exif(1, b"\6\0\0\0"), "undefined": exif(7, b"\6\0\0\0"),
+        "zero": exif(3, bytes(4)), "nine": exif(3, b"\x09\0\0\0"), "no Exif": b"Exif\0\0garbage", "cut": b"Exif\0\0II*\0",
+    }  # fmt: skip
+    for name, block in odd.items():
+        found = decode(encoded(kind, exif=block, **options), SPEC).astype(int)
+        assert np.abs(found - plain).max() <= 2, name
