@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.catalog.changes.event import Event, MalformedEvent, delete
+from tasks.catalog.changes.ledger import SKEW
 from tasks.catalog.changes.outbox import Outbox
 from tasks.catalog.changes.outbox_database import Database
 from tasks.catalog.changes.seen import Seen, SeenProduct
 from tasks.catalog.changes.sending import row_event
 from tasks.catalog.changes.source import Message
 from tasks.catalog.schema import PRODUCT_SCHEMA, read_products
-from tasks.catalog.snapshot import product_batches
+from tasks.catalog.snapshot import product_batches, started_at
 from tasks.catalog.sources import Source, SourceOptions, open_source
 from tasks.errors import CatalogError
 
@@ -33,6 +34,8 @@ LEAST_DELETES = 100
 """So few deletes are never taken for a broken export."""
 GONE = ""
 """The digest of a product that is gone."""
+UNSURE = "?"
+"""The digest of a product of which more was told than the snapshot says: it differs from whatever is found, and is told again."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Comparison(Outbox):
     def compare(self) -> int:
         """Puts what changed since the last time into the outbox; returns how many changes.
 
-        A catalogue whose moment is the last one's is not read. Raises CatalogError for a catalogue that cannot be read, that has an id
+        A catalogue whose moment is the last one's is not read, unless it is a query's answer. Raises CatalogError for a catalogue that cannot be read, that has an id
         twice, or that has lost so many products that its export may be broken; nothing is noted then.
         """
         self.make_tables()
@@ -88,7 +91,8 @@ class Comparison(Outbox):
         self._start_from_baseline()
         now = self.clock()
         with open_source(self.catalogue.uri, self.catalogue.options) as source:
-            if source.moment and source.moment == self.seen.note("moment"):
+            asked = bool(self.catalogue.options.query)  # whose answer may depend on the time, or on other servers
+            if source.moment and source.moment == self.seen.note("moment") and not asked:
                 return 0
             with self.database.transaction():
                 found = self._emit_changes(source, now)
@@ -102,10 +106,15 @@ class Comparison(Outbox):
         return self.catalogue.baseline
 
     def _start_from_baseline(self) -> None:
-        """Takes what the version that changes build on was built from as seen, once for every such snapshot."""
+        """Takes what the version that changes build on was built from as seen, once for every such snapshot.
+
+        What was told since it was begun is carried over to that version, or is lost with another one. Whichever it is, the product is
+        told again, even where the catalogue has returned to what the snapshot says.
+        """
         baseline = self._baseline()
         if self.seen.note("baseline") == baseline:
             return
+        begun = started_at(baseline) - SKEW
         with self.database.transaction():
             own: list[str] = []
             for products, known in _side_by_side(product_batches(baseline), self.seen):
@@ -113,13 +122,17 @@ class Comparison(Outbox):
                 digests, times = content_digests(products, own), products["updated_at"].to_pylist()
                 ids = products["product_id"].to_pylist()
                 changed = [
-                    SeenProduct(i, d, max(at, known[i].at) if i in known else at)
+                    SeenProduct(
+                        i, UNSURE if i in known and known[i].at >= begun else d, max(at, known[i].at) if i in known else at
+                    )
                     for i, d, at in zip(ids, digests, times, strict=True)
                     if i not in known or known[i].digest != d
                 ]
                 there = set(ids)
                 changed += [
-                    SeenProduct(s.product_id, GONE, s.at) for s in known.values() if s.product_id not in there and s.digest
+                    SeenProduct(s.product_id, UNSURE if s.at >= begun else GONE, s.at)
+                    for s in known.values()
+                    if s.product_id not in there and s.digest
                 ]
                 self.seen.write(changed)
             self.seen.set_note("baseline", baseline)

@@ -19,11 +19,13 @@ from tasks.catalog.changes.seen import Seen
 from tasks.catalog.changes.source import open_changes
 from tasks.catalog.changes.watermark import Watermark
 from tasks.catalog.snapshot import take_snapshot
+from tasks.catalog.sources import SourceOptions
 from tasks.errors import CatalogError
 from tests.servers import postgres_server
 
-NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
-OLD = datetime(2026, 11, 1, tzinfo=UTC)
+NOW = datetime.now(UTC).replace(microsecond=0) - timedelta(days=30)
+"""Long before any snapshot is begun, which takes the real time."""
+OLD = NOW - timedelta(days=30)
 
 
 class Shop:
@@ -128,6 +130,43 @@ def test_a_rebuild_starts_from_its_own_snapshot(shop: Shop) -> None:
     shop.rows["p3"]["colour"] = "blue"
     shop.write()
     assert [e.product_id for e in shop.receive()] == ["p3"]
+
+
+def test_what_was_told_while_a_rebuild_ran_and_is_no_longer_so_is_told_again(shop: Shop) -> None:
+    shop.receive()
+    live, shop.baseline = shop.baseline, shop.snapshot("second")
+    rebuilt, shop.baseline = shop.baseline, live
+    shop.now = datetime.now(UTC)
+    shop.rows["p1"]["size"] = 100
+    gone = shop.rows.pop("p2")
+    shop.rows["new"] = {"title": "N", "image": "n.jpg", "size": 1, "updated_at": OLD}
+    shop.write()
+    assert [i for i, _, _ in told(shop.receive())] == ["new", "p1", "p2"], "which the rebuild's version carries over"
+    shop.rows["p1"]["size"], shop.rows["p2"] = 1, gone
+    del shop.rows["new"]
+    shop.write()
+    shop.baseline = rebuilt
+    at = shop.now + timedelta(hours=1)
+    assert told(shop.receive()) == [("new", "delete", at), ("p1", "upsert", at), ("p2", "upsert", at)]
+    assert shop.receive() == []
+
+
+def test_a_querys_answer_may_change_though_nothing_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE products (product_id text, title text, image text, until text)")
+        database.execute("INSERT INTO products VALUES ('a', 'T', 'a.jpg', strftime('%s', 'now') + 1)")
+    price = "CASE WHEN strftime('%s', 'now') < until THEN 1 ELSE 2 END"
+    options = SourceOptions(query=f"SELECT product_id, title, image, {price} AS price FROM products")
+    uri = f"sqlite:///{path}"
+    baseline = take_snapshot(uri, str(tmp_path / "s"), "s", options).uri
+    catalogue = ComparedCatalogue(uri, options, baseline)
+    found: list[str] = []
+    while not found:
+        source = Comparison(*open_database(f"sqlite:///{tmp_path}/changes.db"), catalogue)
+        found = [m.text for m in source.receive(10, 0.1)]
+        source.close()
+    assert '"price":2.0' in found[0]
 
 
 def test_rows_that_cannot_be_used_stay_as_they_were(shop: Shop) -> None:
