@@ -83,8 +83,8 @@ class Comparison(Outbox):
     def compare(self) -> int:
         """Puts what changed since the last time into the outbox; returns how many changes.
 
-        A catalogue whose moment is the last one's is not read, unless it is a query's answer. Raises CatalogError for a catalogue that cannot be read, that has an id
-        twice, or that has lost so many products that its export may be broken; nothing is noted then.
+        A catalogue whose moment is the last one's is not read, unless it is a query's answer. Raises CatalogError for a catalogue that
+        cannot be read, that has an id twice, or that has lost so many products that its export may be broken; nothing is noted then.
         """
         self.make_tables()
         self.seen.make_tables()

@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.catalog.changes.comparison import Comparison, content_digests
+from tasks.catalog.changes.comparison import TICK, Comparison, content_digests
 from tasks.catalog.changes.event import format_time
 from tasks.catalog.changes.seen import SeenProduct
 from tasks.catalog.changes.sending import row_event
@@ -44,7 +45,7 @@ class Watermark(Comparison):
                 known = self.seen.of(ids)
                 new = [n for n, i in enumerate(ids) if i not in known or known[i].digest != digests[n]]
                 records = rows.take(pa.array(new, pa.int64())).to_pylist()
-                events = [row_event(row, row["updated_at"], self.catalogue.options.limits) for row in records]
+                events = [row_event(r, _told_at(r, known), self.catalogue.options.limits) for r in records]
                 self.put(events)
                 self.seen.write([SeenProduct(ids[n], digests[n], e.updated_at) for n, e in zip(new, events, strict=True)])
                 total += len(events)
@@ -64,6 +65,15 @@ class Watermark(Comparison):
         for batch in source.changed_since(since):
             if batch.num_rows:
                 rows = read_products(batch, source.name, self.catalogue.options.limits).table
-                rows = rows.filter(pc.less_equal(rows["updated_at"], pa.scalar(now, UPDATED_AT)))
+                at = rows["updated_at"]
+                rows = rows.filter(
+                    pc.and_(pc.greater_equal(at, pa.scalar(since, UPDATED_AT)), pc.less_equal(at, pa.scalar(now, UPDATED_AT)))
+                )
                 if len(rows):
                     yield rows
+
+
+def _told_at(row: dict[str, Any], known: dict[str, SeenProduct]) -> datetime:
+    """The row's own time; later than what was told, where it changed twice within one tick of the database's clock."""
+    before = known.get(row["product_id"])
+    return row["updated_at"] if before is None else max(row["updated_at"], before.at + TICK)

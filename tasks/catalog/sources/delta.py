@@ -10,6 +10,9 @@ from tasks.catalog.sources.source import SourceOptions
 from tasks.catalog.sources.tables import TableAddress, TableSource, dataset_batches, pieces, unreadable
 from tasks.errors import CatalogError, CatalogMissing
 
+COLUMN_MAPPING = "delta.columnMapping.mode"
+"""The property of tables whose columns may be renamed; delta-rs reads renamed columns as missing values."""
+
 
 class DeltaSource(TableSource):
     """One version of a Delta table; its moment is the table's id and that version."""
@@ -32,6 +35,11 @@ class DeltaSource(TableSource):
             raise CatalogMissing(f"{self.name}: there is no Delta table (no folder _delta_log)") from None
         except Exception as error:
             raise unreadable(self.name, error) from None
+        if (mode := self.table.metadata().configuration.get(COLUMN_MAPPING, "none")) != "none":
+            raise CatalogError(
+                f"{self.name}: its columns have other names in its files ({COLUMN_MAPPING} = {mode}), which cannot be read; "
+                "write it to a table without column mapping"
+            )
         self.moment = f"{self.table.metadata().id} version {self.table.version()}"
 
     def rows(self) -> Iterator[pa.RecordBatch]:

@@ -121,8 +121,10 @@ def _with_point(batch: pa.RecordBatch, numeric: Collection[str]) -> pa.RecordBat
 
 
 def without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """View types, which Arrow does not sort or take, as plain ones."""
+    """View types, which Arrow does not sort or take, and dictionaries, of which a file keeps one a column, as plain values."""
     for place, field in enumerate(batch.schema):
+        if pa.types.is_dictionary(field.type):
+            batch = batch.set_column(place, field.name, batch.column(place).dictionary_decode())
         if pa.types.is_string_view(field.type):
             batch = batch.set_column(place, field.name, batch.column(place).cast(pa.large_string()))
     return batch

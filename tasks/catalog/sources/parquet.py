@@ -48,7 +48,7 @@ class ParquetSource(TableSource):
                     fs, [path], pads.ParquetFileFormat(),
                     pads.FileSystemFactoryOptions(partitioning=pads.HivePartitioning.discover(), partition_base_dir=base),
                 )  # fmt: skip
-                found.append(file.inspect().remove_metadata())
+                found.append(pa.schema([_plain(field) for field in file.inspect()]))
             except (pa.ArrowInvalid, OSError) as error:
                 raise CatalogError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
         try:
@@ -59,3 +59,8 @@ class ParquetSource(TableSource):
 
 def _hidden(path: str) -> bool:
     return any(part.startswith((".", "_")) for part in path.split("/"))
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """A column of dictionaries, which another file may have as plain values, as these."""
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field

@@ -95,7 +95,9 @@ class SqliteSource(DatabaseSource):
         return f"CAST({quoted(column)} AS TEXT) > {sql_literal(after)}"
 
     def not_before(self, column: DatabaseColumn, since: str) -> str:
-        return f"julianday({quoted(column.name)}) >= julianday({sql_literal(since)})"
+        """What SQLite does not know as a time, such as an offset without a colon, is taken too: the caller looks at it again."""
+        own = quoted(column.name)
+        return f"{own} IS NOT NULL AND coalesce(julianday({own}) >= julianday({sql_literal(since)}), 1)"
 
 
 TEXT, REAL, INTEGER = "CAST({0} AS TEXT)", "CAST({0} AS REAL)", "{0}"

@@ -280,6 +280,35 @@ def test_rows_of_sqlite_by_their_time(tmp_path: Path) -> None:
     check_watermark(tmp_path, f"sqlite:///{path}", write, "text")
 
 
+def test_a_row_that_changes_twice_within_a_second_is_told_twice_and_times_may_be_written_in_any_way(tmp_path: Path) -> None:
+    path, now = tmp_path / "shop.db", datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+
+    def write(titles: dict[str, str]) -> None:
+        with closing(sqlite3.connect(path)) as database, database:
+            for title, at in titles.items():
+                database.execute("INSERT OR REPLACE INTO products VALUES (?, ?, 'a.jpg', ?)", (at[-5:], title, at))
+
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE products (product_id text primary key, title text, image text, updated_at text)")
+    odd = ("%Y-%m-%dT%H:%M:%S+0000", "%Y-%m-%d %H:%M:%S UTC", "%Y%m%dT%H%M%SZ", "%Y-%m-%dT%H:%M:%S,500")
+    write({"old": "2020-01-01 00:00:00+0000"})
+    baseline = take_snapshot(f"sqlite:///{path}", str(tmp_path / "s"), "s").uri
+
+    def look() -> list[tuple[str, datetime]]:
+        database = open_database(f"sqlite:///{tmp_path}/seen.db")
+        catalogue = ComparedCatalogue(f"sqlite:///{path}", baseline=baseline)
+        return rows_of(Watermark(*database, catalogue, clock=lambda: now + timedelta(hours=1)))
+
+    assert look() == []
+    write({f"T{n}": now.strftime(form) for n, form in enumerate(odd)})
+    first = dict(look())
+    assert len(first) == len(odd)
+    write({"again": now.strftime(odd[0])})
+    (((again, at),)) = look()
+    assert at > first[again]
+    assert look() == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["timestamptz", "timestamp", "text"])
 def test_rows_of_postgresql_by_their_time(tmp_path: Path, postgres: str, kind: str) -> None:

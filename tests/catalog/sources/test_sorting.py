@@ -43,3 +43,14 @@ def test_a_snapshot_of_a_large_folder_is_that_of_a_small_one(tmp_path: Path, mon
     large = take_snapshot(str(tmp_path), str(tmp_path / "s"), "large")
     assert large.content_sha256 == small.content_sha256
     assert product_table(large.uri)["product_id"].to_pylist() == sorted(f"p{n}" for n in order)
+
+
+def test_columns_of_dictionaries_may_differ_from_file_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, brands in enumerate(
+        (pa.array(["x", "y"]).dictionary_encode(), pa.array(["z", "y"]).dictionary_encode(), ["p", "q"])
+    ):
+        rows = {"product_id": [f"{number}-1", f"{number}-0"], "title": ["T"] * 2, "image": ["a.jpg"] * 2, "brand": brands}
+        pq.write_table(pa.table(rows), tmp_path / f"{number}.parquet")
+    monkeypatch.setattr(sorting, "IN_MEMORY_BYTES", 1)
+    taken = take_snapshot(f"parquet:{tmp_path}", str(tmp_path / "s"), "s")
+    assert product_table(taken.uri)["brand"].to_pylist() == ["y", "x", "y", "z", "q", "p"]

@@ -1,5 +1,6 @@
 """Parquet, Delta Lake and Iceberg tables: the same products as any other source, of one version, on local disk and s3://."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,28 @@ def test_what_is_no_table_is_one_sentence(tmp_path: Path, address: str, error: t
         pq.write_table(pa.table({"product_id": ["a"], "price": [value]}), tmp_path / "mixed" / f"{n}.parquet")
     with pytest.raises(error, match=says), open_source(address.format(tmp_path), SourceOptions()) as source:
         list(source.products())
+
+
+def test_a_delta_table_with_renamed_columns_is_refused_rather_than_read_as_missing_values(tmp_path: Path) -> None:
+    pytest.importorskip("deltalake")
+    (tmp_path / "_delta_log").mkdir()
+    pq.write_table(pa.table({"col-1": ["p1"]}), tmp_path / "a.parquet")
+    column = {"delta.columnMapping.id": 1, "delta.columnMapping.physicalName": "col-1"}
+    schema = {"type": "struct", "fields": [{"name": "product_id", "type": "string", "nullable": True, "metadata": column}]}
+    actions = [
+        {"protocol": {"minReaderVersion": 2, "minWriterVersion": 5}},
+        {"metaData": {
+            "id": "x", "format": {"provider": "parquet", "options": {}}, "schemaString": json.dumps(schema), "partitionColumns": [],
+            "configuration": {"delta.columnMapping.mode": "name", "delta.columnMapping.maxColumnId": "1"}, "createdTime": 1,
+        }},
+        {"add": {
+            "path": "a.parquet", "partitionValues": {}, "size": (tmp_path / "a.parquet").stat().st_size, "modificationTime": 1,
+            "dataChange": True,
+        }},
+    ]  # fmt: skip
+    (tmp_path / "_delta_log" / f"{0:020}.json").write_text("\n".join(map(json.dumps, actions)))
+    with (
+        pytest.raises(CatalogError, match=r"other names in its files \(delta\.columnMapping\.mode = name\)"),
+        open_source(f"delta:{tmp_path}"),
+    ):
+        pass
