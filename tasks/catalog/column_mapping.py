@@ -16,6 +16,7 @@ from tasks.catalog.expressions import (
     Name,
     NotComputable,
     Operation,
+    Text,
     UnknownColumn,
     as_kind,
     columns_of,
@@ -102,6 +103,8 @@ class ColumnMapping:
         """
         if not self:
             return batch
+        if twice := [n for n in batch.schema.names if batch.schema.names.count(n) > 1]:
+            raise CatalogError(f"{where}: the column {twice[0]} occurs more than once; give each column its own name")
         renamed = self.names(batch.schema.names)
         mapped: dict[str, pa.Array] = {}
         problems: dict[int, str] = {}
@@ -163,7 +166,7 @@ def _toml(setting: str) -> Mapping[str, Any]:
 def _source(name: str, value: Any) -> Source:
     try:
         if isinstance(value, bool | int | float):
-            return Constant(value if isinstance(value, bool) else float(value))
+            return _constant(name, value)
         if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
             if name in KINDS and KINDS[name] != "names":
                 raise SettingsError("a list of columns makes a list of names, and one value is needed there")
@@ -172,11 +175,21 @@ def _source(name: str, value: Any) -> Source:
             raise SettingsError('expected a text such as "price_cents / 100", a list of columns, a number or true or false')
         if "{" not in value and "}" not in value:
             return parse(value)
-        if HOLE.sub("", value).strip("{}") != HOLE.sub("", value) or not HOLE.search(value):
+        if set("{}") & set(HOLE.sub("", value)):
             raise SettingsError(f"{value!r}: a brace is not closed; a column stands in braces: {{image_key}}")
         return Template(value)
     except SettingsError as error:
         raise SettingsError(f"{SETTING}: {name}: {error}") from None
+
+
+def _constant(name: str, value: bool | int | float) -> Source:
+    """The value in every row; one that stands for a text is the text as it was written: 978, not 978.0."""
+    if KINDS.get(name) == "text" and not isinstance(value, bool):
+        return Text(str(value))
+    try:
+        return Constant(value if isinstance(value, bool) else float(value))
+    except OverflowError:
+        raise SettingsError("a number of too many digits") from None
 
 
 def _column(text: str) -> Expression:

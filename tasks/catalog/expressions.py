@@ -20,6 +20,8 @@ from tasks.errors import SettingsError
 
 LONGEST = 1000
 """Characters of an expression."""
+MOST_OPERATORS = 200
+"""Each takes a level of Python's stack, of which others have used some."""
 DEEPEST = 30
 """Parentheses and signs within one another."""
 TOKEN = re.compile(
@@ -71,7 +73,10 @@ def parse(text: str) -> Expression:
     """The expression of a text. Raises SettingsError saying what is wrong with it, without the name of a setting."""
     if len(text) > LONGEST:
         raise SettingsError(f"an expression of {len(text)} characters; at most {LONGEST} are accepted")
-    reader = _Reader(list(_tokens(text)), text)
+    tokens = list(_tokens(text))
+    if (operators := sum(kind == "sign" and sign in OPERATIONS for kind, sign in tokens)) > MOST_OPERATORS:
+        raise SettingsError(f"an expression of {operators} operators; at most {MOST_OPERATORS} are accepted")
+    reader = _Reader(tokens, text)
     found = reader.sum(0)
     if reader.rest:
         raise SettingsError(f"{text!r}: an operator is expected before {reader.rest[0][1]!r}")

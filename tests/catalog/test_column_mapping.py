@@ -174,6 +174,10 @@ def test_the_setting_is_toml_an_inline_table_or_a_file(tmp_path: Path) -> None:
         ("title = []", "title: expected a text such as"),
         ("title = {a = 1}", "title: expected a text such as"),
         ('image = "{key.jpg"', "image: '{key.jpg': a brace is not closed"),
+        ('image = "https://cdn.example/{key/{size}.jpg"', "a brace is not closed"),
+        ('image = "{key}/x}y"', "a brace is not closed"),
+        (f"price = 1{'0' * 400}", "price: a number of too many digits"),
+        (f'price = "{"a+" * 300}a"', "price: an expression of 300 operators; at most 200"),
         ('image = "a"\nimage_uri = "b"', "given twice"),
     ],
 )
@@ -224,3 +228,16 @@ def test_a_query_that_cannot_be_run_says_so(tmp_path: Path) -> None:
             take_snapshot(uri, str(tmp_path / "s"), "s", options(COLUMNS, query))
     with pytest.raises(SettingsError, match="VITRINE_CATALOG_QUERY is for SQLite and PostgreSQL"):
         take_snapshot(str(tmp_path), str(tmp_path / "s"), "s", options("", "SELECT 1"))
+
+
+def test_long_expressions_have_a_stamp_and_a_number_is_the_text_that_was_written() -> None:
+    long = options(f'price = "{"a+" * 200}a"\ncurrency = 978\nbrand = 4711')
+    assert long.stamp
+    found = long.columns.apply(pa.RecordBatch.from_pydict({"a": [1.0]}), "here").to_pylist()[0]
+    assert (found["price"], found["currency"], found["brand"]) == (201.0, "978", "4711")
+
+
+def test_a_column_that_occurs_twice_is_one_sentence() -> None:
+    twice = pa.RecordBatch.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    with pytest.raises(CatalogError, match="here: the column a occurs more than once"):
+        options('title = "a"').columns.apply(twice, "here")

@@ -32,7 +32,7 @@ class SourceOptions:
         """What a killed copy must have in common with the one that goes on, beside the catalogue's moment."""
         if not self.columns and not self.query:
             return ""
-        return hashlib.sha256(repr((self.columns, self.query)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((self.columns.texts, self.columns.dropped, self.query)).encode()).hexdigest()[:16]
 
 
 class RawSource(Protocol):
