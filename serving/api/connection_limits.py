@@ -11,6 +11,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.api.open_connections import OpenConnections
 from serving.search.schemas import Problem
 
+LINGER_S = 5.0
+"""How long a connection that makes room still sends what is left of its answer."""
 HEALTH = (b"/healthz", b"/readyz", b"/metrics")
 """What connections of the reserve may ask for."""
 
@@ -57,6 +59,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def close(self) -> None:
         self.transport.close()
+        self.loop.call_later(LINGER_S, self.transport.abort)  # closing waits for a peer that reads nothing, for ever
+
+    def pause_writing(self) -> None:
+        """Who does not read its answer makes room as who does not ask: nothing else would end it."""
+        super().pause_writing()
+        self.open_connections.fell_silent(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.open_connections.at_work(self)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from serving.api import connection_limits
 from serving.api.connection_limits import LimitedHttpProtocol
 from serving.api.open_connections import OpenConnections
 from tests.running import until
@@ -27,7 +28,13 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send
     if scope["type"] != "http":
         return
     path = scope["path"]
-    bodies = {"/whole": [b"w" * 5000], "/healthz": [b"alive"], "/slow": [b"a" * 10, b"b" * 10], "/read": [b"r" * 10]}[path]
+    bodies = {
+        "/whole": [b"w" * 5000],
+        "/healthz": [b"alive"],
+        "/slow": [b"a" * 10, b"b" * 10],
+        "/read": [b"r" * 10],
+        "/large": [bytes(65536)] * 300,
+    }[path]
     more = path == "/read"
     while more:
         message = await receive()
@@ -283,3 +290,20 @@ def test_one_address_holds_its_share_of_connections_and_a_trusted_proxy_all() ->
         assert answered(elsewhere)
     with serving(open_connections=OpenConnections(4, 0.5, ("127.0.0.1",))) as port, ExitStack() as opened:
         assert busy(port, 5, opened) == [200, 200, 200, 200, 503]
+
+
+def test_who_does_not_read_its_answers_makes_room_and_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_limits, "LINGER_S", 0.1)
+    held = OpenConnections(1)
+    with serving(open_connections=held) as port, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", port))
+        ask(deaf, "/large")
+        until(lambda: any(c.cycle is not None and not c.cycle.response_complete for c in held.silent))  # type: ignore[attr-defined]
+        with connect(port) as other:
+            ask(other)
+            assert answered(other)
+        deaf.settimeout(20)
+        with suppress(ConnectionError):
+            while deaf.recv(65536):
+                pass
