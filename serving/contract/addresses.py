@@ -7,6 +7,8 @@ from urllib.parse import parse_qsl, quote, unquote
 
 MASK = "********"
 SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+PREFIXED = re.compile(rf"(?:[a-z_]+:)?{SCHEME.pattern}")
+"""An address, or one behind the kind of what is there: outbox:postgresql://…, delta:s3://…."""
 ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
 SECRET_PARAMETER = re.compile(r"pass|pwd|secret|token|credential|signature|^sig$|key(_?id)?$", re.IGNORECASE)
 
@@ -36,7 +38,7 @@ def sqlite_uri(file: Path, mode: str = "rwc") -> str:
 
 def without_secrets(address: str) -> str:
     """An address to be shown: the user and password before its host, and the values of password-like parameters, are masked."""
-    found = SCHEME.match(address)
+    found = PREFIXED.match(address)
     if not found:
         return address
     start, rest = found[0], address[found.end() :]
@@ -88,12 +90,14 @@ def _continues(rest: str) -> bool:
 
 def _shown_parameter(part: str) -> str:
     name, equals, value = part.partition("=")
-    return f"{name}={MASK}" if equals and value and SECRET_PARAMETER.search(unquote(name)) else part
+    if equals and value and SECRET_PARAMETER.search(unquote(name)):
+        return f"{name}={MASK}"
+    return f"{name}={without_secrets(value)}" if SCHEME.match(value) else part
 
 
 def secret_texts(address: str) -> Iterator[str]:
     """The secret texts of an address, as written and percent-decoded; those shorter than three characters are left out."""
-    found = SCHEME.match(address)
+    found = PREFIXED.match(address)
     if not found:
         return
     rest, _, query = address[found.end() :].partition("?")

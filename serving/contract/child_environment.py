@@ -5,9 +5,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from serving.contract.addresses import without_secrets
+from serving.contract.addresses import hide_secrets
 
-SECRET_NAME = re.compile(r"PASS|PWD|SECRET|TOKEN|CREDENTIAL|WEBHOOK|FERNET|_KEYS?(_|$)|ALERT_URL", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"PASS|PWD|SECRET|TOKEN|CREDENTIAL|WEBHOOK|FERNET|_KEYS?(_|$)|APIKEY|PRIVATE|CONNECTION_STRING|^AIRFLOW_CONN_|JAAS|ALERT_URL",
+    re.IGNORECASE,
+)
 CLOUD = ("AWS_",)
 """Prefixes of the variables that a child needs which reads or writes objects itself."""
 
@@ -34,5 +37,5 @@ def secrets_withheld(keep: tuple[str, ...] = ()) -> Iterator[None]:
 
 
 def holds_secret(name: str, value: str) -> bool:
-    """Whether a variable's name says that it is a secret, or its value is an address with a password or token in it."""
-    return bool(value) and (SECRET_NAME.search(name) is not None or without_secrets(value) != value)
+    """Whether a variable's name says that it is a secret, or its value holds an address with a password or token in it."""
+    return bool(value) and (SECRET_NAME.search(name) is not None or hide_secrets(value) != value)

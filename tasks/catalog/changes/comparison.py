@@ -228,7 +228,17 @@ def content_digests(products: pa.Table, own: Sequence[str]) -> list[str]:
         elif pa.types.is_timestamp(column.type):
             column = column.cast(pa.int64())
         elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-            column = column.cast(pa.float64(), safe=False)  # SQLite's columns are whole numbers until one is not
+            column = _number_texts(column)
         parts.append(pc.fill_null(column.cast(pa.string()), "\0"))
     lines = pc.binary_join_element_wise(*parts, "\x1e").to_pylist()
     return [hashlib.blake2b(line.encode(), digest_size=16).hexdigest() for line in lines]
+
+
+def _number_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers as texts, whole ones as doubles are, since SQLite's columns are whole until one is not; those that no double holds as
+    they are."""
+    texts = column.cast(pa.float64(), safe=False).cast(pa.string())
+    if not pa.types.is_integer(column.type):
+        return texts
+    exact = pc.and_(pc.greater_equal(column, -(2**53)), pc.less_equal(column, 2**53))
+    return pc.if_else(exact, texts, column.cast(pa.string()))

@@ -169,6 +169,14 @@ def test_a_querys_answer_may_change_though_nothing_was_written(tmp_path: Path) -
     assert '"price":2.0' in found[0]
 
 
+def test_numbers_that_no_double_holds_differ() -> None:
+    def digests(*sizes: float) -> list[str]:
+        return comparison.content_digests(pa.table({"size": list(sizes)}), ["size"])
+
+    assert len(set(digests(2**60, 2**60 + 1, -(2**60)))) == 3
+    assert digests(7) == digests(7.0)
+
+
 def test_rows_that_cannot_be_used_stay_as_they_were(shop: Shop) -> None:
     shop.rows["p1"]["title"] = ""
     shop.write()

@@ -114,7 +114,15 @@ def test_a_child_gets_no_secret_but_those_it_needs() -> None:
     environ = {
         "PATH": "/bin", "VITRINE_HOME": "/h", "VITRINE_ADMIN_TOKEN": "t", "VITRINE_CATALOG": "postgresql://a:b@c/d",
         "AIRFLOW__CORE__FERNET_KEY": "k", "AWS_SECRET_ACCESS_KEY": "s", "VITRINE_STORE": "s3://bucket", "DB_PASSWORD": "p",
-        "VITRINE_ALERT_URL": "https://chat.example/hook/abc",
+        "VITRINE_ALERT_URL": "https://chat.example/hook/abc", "VITRINE_CHANGES": "outbox:postgresql://shop:pw@db/shop",
+        "AZURE_STORAGE_CONNECTION_STRING": "AccountName=a;Account=b", "AIRFLOW_CONN_DB": '{"login": "u", "pass": "p"}',
     }  # fmt: skip
     assert child_environment(environ) == {"PATH": "/bin", "VITRINE_HOME": "/h", "VITRINE_STORE": "s3://bucket"}
     assert set(child_environment(environ, ("AWS_",))) == {"PATH", "VITRINE_HOME", "VITRINE_STORE", "AWS_SECRET_ACCESS_KEY"}
+
+
+def test_an_address_behind_its_kind_and_one_in_a_parameter_are_shown_without_secrets() -> None:
+    assert without_secrets("outbox:postgresql://shop:pw@db/shop") == "outbox:postgresql://********@db/shop"
+    shown = without_secrets("delta:s3://bucket/products?image_root=https://u:pw@cdn.example/a")
+    assert shown == "delta:s3://bucket/products?image_root=https://********@cdn.example/a"
+    assert "pw1" not in hide_secrets("no answer with pw1", "compare:postgresql://shop:pw1@db/shop")
