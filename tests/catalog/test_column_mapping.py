@@ -226,6 +226,10 @@ def test_a_query_that_cannot_be_run_says_so(tmp_path: Path) -> None:
     for query in ("SELECT no_such FROM products", "SELECT * FROM nowhere"):
         with pytest.raises(CatalogError, match=r"VITRINE_CATALOG_QUERY cannot be run: .*no such"):
             take_snapshot(uri, str(tmp_path / "s"), "s", options(COLUMNS, query))
+    with pytest.raises(CatalogError, match=r"VITRINE_CATALOG_QUERY cannot be run: .*malformed JSON"):
+        take_snapshot(
+            uri, str(tmp_path / "s"), "s", SourceOptions(query="SELECT json_extract('{', '$') AS product_id FROM products")
+        )
     with pytest.raises(SettingsError, match="VITRINE_CATALOG_QUERY is for SQLite and PostgreSQL"):
         take_snapshot(str(tmp_path), str(tmp_path / "s"), "s", options("", "SELECT 1"))
 

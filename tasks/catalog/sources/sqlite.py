@@ -61,6 +61,13 @@ class SqliteSource(DatabaseSource):
             raise_unreadable(error, self.name, "products", self.options.query)
 
     def columns(self) -> list[DatabaseColumn]:
+        try:
+            return self._columns()
+        except Exception as error:  # a query may fail at any of its rows
+            raise_unreadable(error, self.name, "products", self.options.query)
+            raise
+
+    def _columns(self) -> list[DatabaseColumn]:
         with self.connection.cursor() as cursor:
             cursor.execute(f"SELECT name, upper(type) FROM pragma_table_info('{self.table}')")
             declared = cursor.fetchall()
