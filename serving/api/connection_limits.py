@@ -108,6 +108,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             raise OnlyHealth
         self.open_connections.at_work(self)
         super().on_headers_complete()
+        if not self.pipeline:  # else an earlier request is being answered
+            self.open_connections.fell_silent(self)  # the last in the row of those, until the body is whole
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.open_connections.at_work(self)
 
     def on_body(self, body: bytes) -> None:
         self.unreported_bytes = 0

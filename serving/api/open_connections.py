@@ -54,7 +54,7 @@ class OpenConnections:
         return True
 
     def fell_silent(self, connection: Connection) -> None:
-        """The connection waits for a request from now on."""
+        """The connection waits for a request, or for the rest of one, from now on."""
         if connection in self.reserve:
             self.silent_reserve[connection] = None
         elif connection in self.ordinary:
@@ -62,7 +62,7 @@ class OpenConnections:
             self.silent_by_address[connection.address][connection] = None
 
     def at_work(self, connection: Connection) -> None:
-        """A request of the connection has begun."""
+        """A request of the connection is whole, and being answered."""
         self.silent_reserve.pop(connection, None)
         if connection in self.silent:
             del self.silent[connection]

@@ -307,3 +307,15 @@ def test_who_does_not_read_its_answers_makes_room_and_is_cut(monkeypatch: pytest
         with suppress(ConnectionError):
             while deaf.recv(65536):
                 pass
+
+
+def test_who_sends_a_body_slowly_makes_room_for_who_comes() -> None:
+    with serving(open_connections=OpenConnections(2)) as port, connect(port) as slow, connect(port) as working:
+        slow.sendall(b"GET /read HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nh")
+        ask(working, "/slow")
+        with connect(port) as other:
+            ask(other)
+            assert answered(other)
+            assert slow.recv(65536) == b""
+            later.set()
+            assert answered(working, b"b" * 10)
