@@ -15,10 +15,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 HERE = Path(__file__).parent
 LONGEST = (
-    "release/promotion/test_killed_promotions", "pipelines/test_refresh_index", "serving/replica", "encoder", "plugins/board",
-    "pipelines/test_stream", "embed/test_job", "compatibility", "airflow", "serving/cluster", "pipelines/test_train_encoder",
-    "catalog/changes/test_kills", "release/retention/test_garbage", "pipelines/test_separate_workers", "catalog/changes/test_ledger",
-    "serving",
+    "encoder", "dags/test_in_process", "pipelines/test_refresh_index", "index", "pipelines/test_train_encoder", "plugins/board",
+    "pipelines/test_stream", "compatibility", "pipelines/test_unlabelled", "serving/replica", "catalog/changes/test_kills",
+    "embed/test_job", "airflow", "cli", "pipelines/test_separate_workers", "release/promotion/test_killed_promotions",
+    "serving", "serving/cluster", "registry/test_authentication", "pipelines/test_reembedding",
 )  # fmt: skip
 """The groups that take longest, the longest first, so that no worker is left with one while the others idle."""
 MARK = re.compile(r"mark\.xdist_group\(\"([\w.]+)\"\)")

@@ -162,7 +162,7 @@ def test_what_embeds_queries_was_tried_in_every_way_to_int8(made: Made) -> None:
     assert tower == ("student" if "student" in made.manifest.towers else "teacher")
     tried = {key.split(".")[2] for key in metrics if key.startswith(f"{tower}.int8.") and key.endswith(".cosine")}
     assert tried == {"minmax", "percentile", "minmax_attention_fp32", "dynamic"}
-    assert "Recall@10" in made.manifest.recipe["notes"][f"{tower}.int8"]
+    assert "MRR" in made.manifest.recipe["notes"][f"{tower}.int8"]
     assert (made.folder / f"{tower}.int8.onnx").is_file() == ("int8" in made.manifest.towers[tower])
 
 

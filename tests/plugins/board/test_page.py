@@ -106,7 +106,7 @@ def test_the_state_of_everything_is_on_one_page(browser: "Browser", settled: Sta
     assert "catalogue" in page.locator(f"#version-{candidate} .chain").inner_text()
     charts = page.locator("svg.chart")
     assert charts.count() == 3
-    assert charts.nth(0).locator("circle.failed").count() == 1
+    assert charts.nth(0).locator("circle.failed").count() >= 1  # other tests' versions may follow
     assert f"version {live}: 0.934, passed" in str(charts.nth(0).get_attribute("aria-label"))
     assert page.locator("#schedule tbody tr").count() == 8
     assert "Builds a new index version" in page.locator("#schedule").inner_text()
