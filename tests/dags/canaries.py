@@ -39,6 +39,10 @@ def files_with_canaries(folders: Iterable[Path]) -> list[str]:
     return sorted(str(path) for path in files if found_in(str(path)) or found_in(path.read_bytes()))
 
 
+OWN = ("tests.dags.in_process", "redis-server", "multiprocessing.resource_tracker")
+"""Processes that may hold secrets: those that run Airflow's tasks with Python's own helper, and the server that asks for one."""
+
+
 class ChildWatch:
     """Looks at the environments and command lines of all processes below this one while the block runs.
 
@@ -68,7 +72,7 @@ class ChildWatch:
                     environ = Path(f"/proc/{process.pid}/environ").read_bytes()
                 except (psutil.Error, OSError):
                     continue
-                if "tests.dags.in_process" in command or "redis-server" in command:
+                if any(name in command for name in OWN):
                     continue
                 program = " ".join(command.split("\0")[:4])[:200]
                 self.seen.add(os.path.basename(program.split(" ")[0]))
