@@ -11,6 +11,8 @@ SECRET_NAME = re.compile(
     r"PASS|PWD|SECRET|TOKEN|CREDENTIAL|WEBHOOK|FERNET|_KEYS?(_|$)|APIKEY|PRIVATE|CONNECTION_STRING|^AIRFLOW_CONN_|JAAS|ALERT_URL",
     re.IGNORECASE,
 )
+FOLDERS = ("PWD", "OLDPWD")
+"""The shell's working folders, which are no passwords."""
 CLOUD = ("AWS_",)
 """Prefixes of the variables that a child needs which reads or writes objects itself."""
 
@@ -38,4 +40,4 @@ def secrets_withheld(keep: tuple[str, ...] = ()) -> Iterator[None]:
 
 def holds_secret(name: str, value: str) -> bool:
     """Whether a variable's name says that it is a secret, or its value holds an address with a password or token in it."""
-    return bool(value) and (SECRET_NAME.search(name) is not None or hide_secrets(value) != value)
+    return bool(value) and name not in FOLDERS and (SECRET_NAME.search(name) is not None or hide_secrets(value) != value)

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 
+from serving.contract.addresses import hide_secrets
 from serving.contract.manifest import EncoderRef
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
@@ -74,7 +75,7 @@ def progress_report(run: Run) -> Callable[[int, int], None]:
         try:
             run.log_now(values)
         except Exception as error:
-            log.warning("%d of %d pictures are embedded; MLflow did not take that: %s", done, total, error)
+            log.warning("%d of %d pictures are embedded; MLflow did not take that: %s", done, total, hide_secrets(str(error)))
 
     return report
 

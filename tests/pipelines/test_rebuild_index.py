@@ -1,6 +1,7 @@
 """The steps of rebuild_index over a real registry."""
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -9,7 +10,7 @@ from tasks.embed.job import EmbedResult
 from tasks.errors import GateFailed
 from tasks.index.tune import TuningResult
 from tasks.pipelines import index_draft, rebuild_index, tune_index
-from tasks.registry import INDEX_MODEL
+from tasks.registry import INDEX_MODEL, Run
 from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 
 pytestmark = [
@@ -48,3 +49,13 @@ def test_tuning_leaves_its_report_whether_it_chooses_or_refuses(
         tuned("refuses", VITRINE_INDEX_P99_MS="0.000001", VITRINE_INDEX_CLIENTS="2")
     assert "Refused: no parameters of flat" in report("refuses")
     assert live.registry.alias(INDEX_MODEL, "candidate").version == live.base  # type: ignore[union-attr]
+
+
+def test_mlflow_that_is_away_costs_the_board_a_figure_and_the_log_shows_no_password(caplog: pytest.LogCaptureFixture) -> None:
+    class Away:
+        def log_now(self, values: dict[str, float]) -> None:
+            raise OSError("API request to http://ml:s3cret@mlflow:5000/api failed")
+
+    rebuild_index.progress_report(cast(Run, Away()))(3, 10)
+    assert "3 of 10 pictures are embedded; MLflow did not take that" in caplog.text
+    assert "s3cret" not in caplog.text

@@ -126,3 +126,8 @@ def test_an_address_behind_its_kind_and_one_in_a_parameter_are_shown_without_sec
     shown = without_secrets("delta:s3://bucket/products?image_root=https://u:pw@cdn.example/a")
     assert shown == "delta:s3://bucket/products?image_root=https://********@cdn.example/a"
     assert "pw1" not in hide_secrets("no answer with pw1", "compare:postgresql://shop:pw1@db/shop")
+
+
+def test_the_shells_working_folders_are_no_passwords() -> None:
+    given = {"PWD": "/shop", "OLDPWD": "/", "DB_PWD": "s3cret"}
+    assert child_environment(given) == {"PWD": "/shop", "OLDPWD": "/"}
