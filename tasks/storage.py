@@ -29,14 +29,20 @@ CHUNK_BYTES = 1 << 20
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The Arrow file system of a uri (a plain path, file:// or s3://) and the path inside it."""
     if uri.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        options: dict[str, Any] = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"}
+        endpoint, region = s3_endpoint_and_region()
+        options: dict[str, Any] = {"region": region or "us-east-1"}
         if endpoint:
             scheme, _, host = endpoint.partition("://")
             options |= {"endpoint_override": host, "scheme": scheme}
             options["force_virtual_addressing"] = os.environ.get("AWS_S3_ADDRESSING_STYLE") == "virtual"
         return _object_store(os.getpid(), **options), uri[len("s3://") :]
     return pafs.LocalFileSystem(), str(local_path(uri))
+
+
+def s3_endpoint_and_region() -> tuple[str, str]:
+    """The environment's endpoint address and region, "" where it has none."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return endpoint, os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
 
 
 @cache

@@ -71,7 +71,7 @@ def _plain(data: bytes, size: tuple[int, int], spec: PreprocessSpec, limits: Ima
     """The pixels of a JPEG that `plain_size` knows. Where it cannot be decoded, Pillow's look at its header says what is wrong."""
     _check_cost(jpeg_cost(*size, check_scans(data, limits)), limits)
     try:
-        return _jpeg(data, _least(size[1], size[0], spec, box, limits))
+        return decode_jpeg(data, _least(size[1], size[0], spec, box, limits))
     except ValueError:
         open_image(data, limits)
         raise _damaged() from None
@@ -89,7 +89,7 @@ def _check_cost(cost: float, limits: ImageLimits) -> None:
 def _pixels(data: bytes, picture: Image.Image, orientation: int, least: tuple[int, int]) -> np.ndarray:
     """Upright RGB pixels (h, w, 3) uint8; a JPEG is decoded no larger than needed to cover `least` = (height, width)."""
     if picture.format == "JPEG" and picture.mode in ("RGB", "L"):
-        pixels = _jpeg(data, least)
+        pixels = decode_jpeg(data, least)
     else:
         picture.seek(0)
         picture.load()
@@ -109,10 +109,6 @@ def _orientation(picture: Image.Image) -> int:
     except Exception:  # Pillow raises SyntaxError, struct.error and others; no pixel depends on it
         return 1
     return int(found) if found in range(1, 9) else 1
-
-
-def _jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray:
-    return decode_jpeg(data, least)
 
 
 def _whole(picture: Image.Image) -> np.ndarray:

@@ -3,11 +3,8 @@
 import json
 from typing import Any
 
-from tasks.registry import Registry
-
-EXPERIMENT, PLAN = "indexes", "embed.plan"
-DONE, ELAPSED_S, AT_S, IMAGES = "embed.progress.done", "embed.progress.elapsed_s", "embed.progress.at_s", "embed.images"
-"""Where rebuild_index records its plan and its progress (tasks/pipelines/plan_reembedding.py)."""
+from tasks.embed.run_record import AT_S, DONE, ELAPSED_S, IMAGES, PLAN
+from tasks.registry import INDEX_EXPERIMENT, Registry
 
 
 def embedding_entry(registry: Registry) -> dict[str, Any]:
@@ -15,7 +12,7 @@ def embedding_entry(registry: Registry) -> dict[str, Any]:
 
     `asking` says that the plan needs a person, who may have answered by now. `read_s` (epoch seconds) is when progress was told.
     """
-    found = registry.newest_measured(EXPERIMENT, tags={PLAN: ""})
+    found = registry.newest_measured(INDEX_EXPERIMENT, tags={PLAN: ""})
     if found is None:
         return {}
     plan = json.loads(found.tags[PLAN])

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from tasks.catalog.column_mapping import LEFT_OUT, ColumnMapping
 from tasks.catalog.columns import kind_of
-from tasks.catalog.schema import ALIASES, DEFAULTS, KINDS, PRODUCT_SCHEMA, ProductRows
+from tasks.catalog.schema import ALIASES, DEFAULTS, KINDS, PRODUCT_SCHEMA, ProductRows, readable
 from tasks.catalog.values import Kind
 
 WORDS: dict[Kind, str] = {
@@ -80,9 +80,9 @@ def _kind(name: str) -> str:
 def _missing(taken: Iterable[str], given: Sequence[str]) -> Iterable[ColumnUse]:
     taken = set(taken)
     for name in PRODUCT_SCHEMA.names:
-        if name in ("key",) or name in taken:
+        if name == "key" or name in taken:
             continue
-        short = next((a for a, full in ALIASES.items() if full == name), name)
+        short = readable(name)
         if name in DEFAULTS or name == "category":
             default = DEFAULTS.get(name)
             value = "none" if default in (None, "") else str(default).lower() if isinstance(default, bool) else str(default)

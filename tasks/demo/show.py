@@ -120,8 +120,8 @@ def _compared(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Li
 
     version = EncoderFolder(folder)
     manifest = version.manifest
-    uris = product_table(snapshot.uri, ["product_id", "image_uri"])["image_uri"].to_pylist()
-    ids = np.array(product_table(snapshot.uri, ["product_id"])["product_id"].to_pylist())
+    products = product_table(snapshot.uri, ["product_id", "image_uri"])
+    uris, ids = products["image_uri"].to_pylist(), np.array(products["product_id"].to_pylist())
     photos, wanted = [q.photo_uri for q in queries], np.array([q.product_id for q in queries])
     lines = []
     for baseline in baselines_of(manifest):

@@ -12,14 +12,13 @@ from tasks.embed.job import EmbedResult, embedding_commit
 from tasks.index.build import BuiltShard
 from tasks.index.choice import Budget, IndexConfig
 from tasks.pipelines.common import settings
-from tasks.registry import INDEX_PATH
+from tasks.registry import INDEX_EXPERIMENT, INDEX_PATH
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.release.gates.evaluate import GroundTruthOf
 
-EXPERIMENT = "indexes"
-"""The MLflow experiment of all index versions, one run per version."""
+EXPERIMENT = INDEX_EXPERIMENT
 
 
 def index_config(chosen: Settings) -> IndexConfig:

@@ -10,6 +10,7 @@ from serving.contract.runtimes import first_line
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import ON_GPU, EmbedConfig, worker_config
 from tasks.embed.reembedding_plan import EmbeddingPlan, Pace, PictureCount, count_pictures, make_plan
+from tasks.embed.run_record import CORES, ENCODER, HOW, IMAGES, PLAN, SECONDS
 from tasks.embed.store import encoder_store
 from tasks.pipelines.common import embed_config, registry, scratch, settings
 from tasks.pipelines.index_draft import EXPERIMENT
@@ -18,10 +19,6 @@ from tasks.watch.cost import Prices
 
 log = logging.getLogger(__name__)
 
-PLAN, ENCODER, HOW = "embed.plan", "embed.encoder", "embed.how"
-"""Tags of a version's MLflow run: the plan as JSON, and which encoder was embedded with, on what."""
-DONE, ELAPSED_S, AT_S = "embed.progress.done", "embed.progress.elapsed_s", "embed.progress.at_s"
-"""Metrics of the same run while it embeds: pictures done, seconds since the attempt began, and when that was read (epoch seconds)."""
 MOST_SAMPLED = 4096
 """Addresses that a sample is drawn from: enough to leave some out, and few beside those of ten million pictures."""
 MEASURED_PICTURES = 500
@@ -61,13 +58,13 @@ def how_embedded(config: EmbedConfig) -> str:
 def recorded_pace(models: Registry, encoder: EncoderRef, config: EmbedConfig) -> Pace | None:
     """The throughput of the newest run that embedded enough with this encoder in this way; None without one."""
     tags = {ENCODER: encoder.document_fingerprint, HOW: how_embedded(config)}
-    found = models.newest_measured(EXPERIMENT, "embed.images", MEASURED_PICTURES, tags)
+    found = models.newest_measured(EXPERIMENT, IMAGES, MEASURED_PICTURES, tags)
     if found is None:
         return None
-    images, seconds = found.metrics["embed.images"], found.metrics["embed.seconds"]
+    images, seconds = found.metrics[IMAGES], found.metrics[SECONDS]
     day = datetime.fromtimestamp(found.at_s, UTC).date()
     source = f"measured over {images:.0f} pictures by run {found.key} on {day}"
-    return Pace(images / seconds, source, found.metrics.get("embed.cores", 1.0), _gpus(config))
+    return Pace(images / seconds, source, found.metrics.get(CORES, 1.0), _gpus(config))
 
 
 def sampled_pace(

@@ -10,12 +10,13 @@ from serving.contract.manifest import EncoderRef
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import EmbedResult
+from tasks.embed.run_record import AT_S, CORES, DONE, ELAPSED_S, ENCODER, HOW, IMAGES, SECONDS
 from tasks.embed.store import encoder_store
 from tasks.index.build import BuiltShard
 from tasks.index.template import Template
 from tasks.pipelines.common import embed_config, registry, scratch, settings
 from tasks.pipelines.index_draft import EXPERIMENT, content_key_of, index_config
-from tasks.pipelines.plan_reembedding import AT_S, DONE, ELAPSED_S, ENCODER, HOW, how_embedded
+from tasks.pipelines.plan_reembedding import how_embedded
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Run
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def embed(snapshot: Snapshot, encoder: EncoderRef, run_key: str) -> EmbedResult:
         made = embed_snapshot(snapshot, folder, encoder.version, chosen.store_uri, run_key, work, config, report)
         if (images := made.embedded_now - before) > 0:
             cores = float(os.cpu_count() or 1)
-            run.metrics({"embed.images": images, "embed.seconds": time.monotonic() - began, "embed.cores": cores})
+            run.metrics({IMAGES: images, SECONDS: time.monotonic() - began, CORES: cores})
             run.tag(ENCODER, encoder.document_fingerprint)
             run.tag(HOW, how_embedded(config))
     return made

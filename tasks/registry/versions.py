@@ -9,6 +9,8 @@ from tasks.registry.version_page import DESCRIPTION_LENGTH, shortened
 
 ENCODER_MODEL = "product-encoder"
 INDEX_MODEL = "product-index"
+INDEX_EXPERIMENT = "indexes"
+"""The MLflow experiment of all index versions, one run per version."""
 MADE_BY = "\n\nMade by "
 ABOUT = {
     ENCODER_MODEL: (

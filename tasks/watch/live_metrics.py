@@ -9,9 +9,10 @@ import numpy as np
 from serving.versions.release import Release
 from tasks import storage
 from tasks.catalog.snapshot import read_snapshot
+from tasks.embed.run_record import CORES, IMAGES, SECONDS
 from tasks.index.delta import compaction_due
 from tasks.queries.query_words import kind_name
-from tasks.registry import INDEX_MODEL, Registry
+from tasks.registry import INDEX_EXPERIMENT, INDEX_MODEL, Registry
 from tasks.release.delta_share import delta_share
 from tasks.release.gates.end_to_end_eval import held_out_queries, of_today, query_set_of, query_vectors
 from tasks.release.gates.evaluate import first_phase_recall, open_version
@@ -30,7 +31,6 @@ LEAST_REAL = 20
 """Fewer real queries say less of recall than held-out photos, or views, do."""
 ROWS = 4000
 RECENT_VERSIONS = 24
-INDEXES = "indexes"
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def measure_live(registry: Registry, replicas: Sequence[Replica], store: str, pr
 
 def embedding_work(registry: Registry) -> Work:
     """The work of the latest run that embedded something, as measured by the embedding step."""
-    found = registry.latest_metrics(INDEXES, "embed.images", ("embed.images", "embed.seconds", "embed.cores"))
-    return Work(found["embed.images"], found["embed.seconds"], found.get("embed.cores", 1.0)) if found else Work(0, 0)
+    found = registry.latest_metrics(INDEX_EXPERIMENT, IMAGES, (IMAGES, SECONDS, CORES))
+    return Work(found[IMAGES], found[SECONDS], found.get(CORES, 1.0)) if found else Work(0, 0)
 
 
 def _recall(release: Release, xq: np.ndarray) -> float:

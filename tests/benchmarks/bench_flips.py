@@ -17,13 +17,13 @@ import httpx
 import numpy as np
 import psutil
 
+from serving.contract.manifest import SLOTS
 from tests.benchmarks.bench_serving import replica
 from tests.benchmarks.editions import CORRUPT, editions, point
 from tests.benchmarks.market import Market
 from tests.load import MARK, Load, Shots, fire, photo_request
 
 TOKEN = "token of a benchmark"
-SLOTS = ("blue", "green")
 
 
 class Watched:

@@ -1,11 +1,11 @@
 """Catalogue source: a Delta Lake table, on local disk or s3:// (extra `delta`)."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
+from tasks import storage
 from tasks.catalog.sources.source import SourceOptions
 from tasks.catalog.sources.tables import TableAddress, TableSource, dataset_batches, pieces, unreadable
 from tasks.errors import CatalogError, CatalogMissing
@@ -62,8 +62,8 @@ def _storage_options(place: str) -> dict[str, str] | None:
     """An endpoint of the environment without TLS must be allowed; the rest delta-rs reads there itself."""
     if not place.startswith("s3://"):
         return None
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    options = {"AWS_REGION": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"}
+    endpoint, region = storage.s3_endpoint_and_region()
+    options = {"AWS_REGION": region or "us-east-1"}
     if endpoint:
         options |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
     return options

@@ -89,8 +89,7 @@ def _metadata_file(place: str) -> str:
 
 def _properties() -> dict[str, str]:
     """S3 settings of the environment, as for every AWS tool."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    endpoint, region = storage.s3_endpoint_and_region()
     found = {
         "s3.endpoint": endpoint, "s3.region": region, "s3.access-key-id": os.environ.get("AWS_ACCESS_KEY_ID"),
         "s3.secret-access-key": os.environ.get("AWS_SECRET_ACCESS_KEY"), "s3.session-token": os.environ.get("AWS_SESSION_TOKEN"),

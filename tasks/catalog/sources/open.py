@@ -44,25 +44,22 @@ def _open(uri: str, options: SourceOptions) -> Iterator[Source]:
     if options.query:
         raise SettingsError(f"{SETTING} is for SQLite and PostgreSQL; the catalogue {addresses.without_secrets(uri)} is neither")
     if uri.partition(":")[0] in TABLES:
-        with open_table(uri, options) as table:
-            yield table
+        yield open_table(uri, options)
         return
     yield FolderSource(addresses.local_path(uri), options)
 
 
-@contextmanager
-def open_table(address: str, options: SourceOptions) -> Iterator[TableSource]:
+def open_table(address: str, options: SourceOptions) -> TableSource:
     """The table of a parquet:, delta: or iceberg: address. Raises CatalogMissing where there is none."""
     found = TableAddress.parse(address)
     if found.kind == "parquet":
         from tasks.catalog.sources.parquet import ParquetSource
 
-        yield ParquetSource(found, options)
-    elif found.kind == "delta":
+        return ParquetSource(found, options)
+    if found.kind == "delta":
         from tasks.catalog.sources.delta import DeltaSource
 
-        yield DeltaSource(found, options)
-    else:
-        from tasks.catalog.sources.iceberg import IcebergSource
+        return DeltaSource(found, options)
+    from tasks.catalog.sources.iceberg import IcebergSource
 
-        yield IcebergSource(found, options)
+    return IcebergSource(found, options)

@@ -79,8 +79,7 @@ class TableSource(ABC):
 
         where = self.address.photos
         address = where if where.partition(":")[0] in TABLES else f"{self.address.kind}:{where}"
-        with open_table(address, SourceOptions()) as table:
-            yield from table.raw()
+        yield from open_table(address, SourceOptions()).raw()
 
     def raw(self) -> Iterator[pa.RecordBatch]:
         """The products with the table's own columns, in its own order."""

@@ -17,12 +17,11 @@ from tasks import storage
 from tasks.errors import VitrineError
 from tasks.progress import Progress
 from tasks.queries.view_store import view_table
-from tasks.registry import ENCODER_MODEL, INDEX_MODEL, INDEX_PATH, Registry
+from tasks.registry import ENCODER_MODEL, INDEX_EXPERIMENT, INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.retention.policy import DAY_S, Reachable, Retention, kept_encoders, kept_versions, reachable
 
 log = logging.getLogger(__name__)
 
-INDEXES = "indexes"
 COLLECTED = "vitrine.collected"
 """Marks a run whose artifacts were collected, so that it is not listed again every day."""
 CACHE_AGE_S = DAY_S
@@ -147,7 +146,7 @@ def _artifacts(
 ) -> tuple[list[GarbageItem], list[str]]:
     """Files of runs whose version is dropped, or that never registered one, unless a kept version references them."""
     items, finished = [], []
-    for run in registry.runs(INDEXES, COLLECTED):
+    for run in registry.runs(INDEX_EXPERIMENT, COLLECTED):
         orphan = run.run_id not in registered and now - run.at_s > retention.grace_s
         if not (run.run_id in dropped or orphan):
             continue

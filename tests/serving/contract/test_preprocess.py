@@ -278,14 +278,14 @@ def test_a_box_in_a_large_jpeg_is_decoded_at_the_scale_it_needs(
     noise = np.random.default_rng(1).integers(0, 255, (200, 250, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(noise).resize((2000, 1600), Image.Resampling.BICUBIC), "JPEG", quality=95)
     shapes: list[tuple[int, ...]] = []
-    whole = preprocess._jpeg
+    whole = preprocess.decode_jpeg
 
     def noted(data: bytes, least: tuple[int, int]) -> np.ndarray:
         pixels = whole(data, least)
         shapes.append(pixels.shape)
         return pixels
 
-    monkeypatch.setattr(preprocess, "_jpeg", noted)
+    monkeypatch.setattr(preprocess, "decode_jpeg", noted)
     cut = Box(x=0.3, y=0.3, width=min(width, 0.7), height=min(width, 0.7))
     found = decode(data, PreprocessSpec(size=64), ImageLimits(max_whole_pixels=most), cut).astype(int)
     assert shapes == [(1600 * eighths // 8, 2000 * eighths // 8, 3)]
