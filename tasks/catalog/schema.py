@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from serving.contract.keys import product_keys
 from serving.contract.palette import PALETTE
 from tasks.catalog.columns import Column, convert, kind_of
+from tasks.catalog.photo_box import BOX_COLUMNS, box_of, with_box
 from tasks.catalog.splits import photo_split
 from tasks.catalog.values import TYPES, UPDATED_AT, Kind
 from tasks.errors import CatalogError
@@ -162,7 +163,9 @@ def to_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT_L
 
 
 def to_photos(batch: pa.RecordBatch, where: str) -> pa.Table:
-    """Converts a batch to photo rows (PHOTO_SCHEMA). Raises CatalogError for an unknown column or split.
+    """Converts a batch to photo rows (PHOTO_SCHEMA). Raises CatalogError for a missing column, an unknown split, or a box that is none.
+
+    A box (BOX_COLUMNS) becomes a part of the photo's address.
 
     A photo whose split is not said gets one by its name (tasks/catalog/splits.py); `taken_at` is null where it is not known.
     """
@@ -178,12 +181,26 @@ def to_photos(batch: pa.RecordBatch, where: str) -> pa.Table:
         columns[name] = found.values
     given = zip(columns["photo_uri"].to_pylist(), columns["split"].to_pylist(), strict=True)
     columns["split"] = pa.array([split or photo_split(uri or "") for uri, split in given], pa.string())
+    columns["photo_uri"] = _with_boxes(columns["photo_uri"], table, where)
     table = pa.table(columns, schema=PHOTO_SCHEMA)
     strange = pc.invert(pc.is_in(table["split"], pa.array(SPLITS)))
     if pc.any(strange).as_py():
         unknown = table["split"][pc.index(strange, True).as_py()].as_py()
         raise CatalogError(f"{where}: split {unknown!r} is not one of {', '.join(SPLITS)}")
     return table
+
+
+def _with_boxes(uris: pa.Array, table: pa.Table, where: str) -> pa.Array:
+    named = [name for name in BOX_COLUMNS if name in table.column_names]
+    if not named:
+        return uris
+    found = []
+    for row, (uri, given) in enumerate(zip(uris.to_pylist(), table.select(named).to_pylist(), strict=True)):
+        try:
+            found.append(with_box(uri or "", box_of(given)))
+        except ValueError as error:
+            raise CatalogError(f"{where}: row {row + 1}, photo {uri!r}: {error}") from None
+    return pa.array(found, pa.string())
 
 
 def readable(name: str) -> str:

@@ -7,6 +7,7 @@ from serving.contract import addresses
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, ImageRejected
 from serving.search.image_fetch import Fetcher
 from tasks import storage
+from tasks.catalog.photo_box import cut_out, split_box
 from tasks.queries import view_store
 
 NOWHERE = Fetcher()
@@ -21,11 +22,15 @@ def fetcher(hosts: tuple[str, ...], private: bool = False, timeout_s: float = 10
 def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
     """The encoded bytes of the picture at `uri`.
 
-    A view (tasks/queries/view_store.py) is read from where its address says. A relative uri is relative to `root` (a folder or s3://
+    A view (tasks/queries/view_store.py) is read from where its address says; of an address with a box (tasks/catalog/photo_box.py)
+    comes what lies in it. A relative uri is relative to `root` (a folder or s3://
     prefix); an absolute path or a file:// uri must lie below it. s3:// is read with the process's own credentials; https:// as `web`
     allows. Raises ImageRejected with a reason: outside_root, missing, too_many_bytes, forbidden_host, forbidden_address,
     forbidden_scheme, redirects, timeout, unreachable, unreadable.
     """
+    whole, box = split_box(uri)
+    if box is not None:
+        return cut_out(read_image(whole, root, web, limits), box, limits)
     scheme = addresses.scheme(uri)
     if scheme in ("http", "https"):
         if not web.hosts:

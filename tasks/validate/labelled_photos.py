@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from tasks.catalog.photo_box import box_of, with_box
 from tasks.catalog.schema import SPLITS
 from tasks.catalog.splits import is_unseen, photo_split
 from tasks.settings import Settings
@@ -37,6 +38,8 @@ def read_labels(table: Table | None, known: set[str] | None, findings: Findings)
             yield f"split {split!r} is not one of {', '.join(SPLITS)}"
         if row.get("taken_at") not in (None, "") and time_of(row["taken_at"]) is None:
             yield f"taken_at {row['taken_at']!r} is not a time (ISO 8601, such as 2026-11-30 12:00:00)"
+        if wrong := _address(row)[1]:
+            yield wrong
         uri = str(row["photo_uri"] or "")
         split = split or photo_split(uri)
         if split_of.setdefault(uri, split) != split:
@@ -52,7 +55,7 @@ def read_labels(table: Table | None, known: set[str] | None, findings: Findings)
         if known is not None and product not in known:
             orphans.append(f"{place} ({product})")
             continue
-        labels.uris.append(uri)
+        labels.uris.append(_address(row)[0])
         labels.products.append(product)
         labels.splits.append(row.get("split") or photo_split(uri))
         labels.places.append(place)
@@ -60,6 +63,15 @@ def read_labels(table: Table | None, known: set[str] | None, findings: Findings)
         first = ", ".join(orphans[:5])
         findings.notes.append(f"{len(orphans)} photos show products that are not in the catalogue: {table.name} {first}")
     return labels
+
+
+def _address(row: Row) -> tuple[str, str]:
+    """The photo's address with the box in it, and what is wrong with that box, "" for nothing."""
+    uri = str(row["photo_uri"] or "")
+    try:
+        return with_box(uri, box_of(row)), ""
+    except ValueError as error:
+        return uri, str(error)
 
 
 def check_photos(

@@ -12,6 +12,7 @@ import numpy as np
 from serving.contract import addresses
 from serving.contract.image_header import open_image
 from serving.contract.image_limits import DEFAULT_LIMITS, ImageRejected
+from tasks.catalog.photo_box import split_box
 from tasks.embed.images import kind_of_file, resolve
 
 MOST = 5_000
@@ -75,6 +76,7 @@ def check_pictures(
 
 def problem(uri: str, root: str, hosts: tuple[str, ...]) -> str:
     """What is wrong with a picture by address, size and header; "" for nothing."""
+    uri, _ = split_box(uri)
     scheme = addresses.scheme(uri)
     if scheme in ("http", "https"):
         try:

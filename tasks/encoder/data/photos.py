@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.catalog.photo_box import split_box
 from tasks.catalog.snapshot import photo_table, product_table, read_snapshot
 from tasks.catalog.splits import is_unseen
 from tasks.errors import TrainingError
@@ -100,8 +101,9 @@ def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray) -> dict[str, P
     seen: dict[str, str] = {}
     parts: dict[str, tuple[list[str], list[int]]] = {name: ([], []) for name in ("train", "val", "test", "unseen")}
     for uri, product_id, split in zip(*(photos[c].to_pylist() for c in ("photo_uri", "product_id", "split")), strict=True):
-        if seen.setdefault(uri, split) != split:
-            raise TrainingError(f"photo {uri!r} is in the splits {seen[uri]} and {split}; a photo may be in one only")
+        photo, _ = split_box(uri)
+        if seen.setdefault(photo, split) != split:
+            raise TrainingError(f"photo {photo!r} is in the splits {seen[photo]} and {split}; a photo may be in one only")
         where = "unseen" if split == "train" and unseen[row[product_id]] else split
         parts[where][0].append(uri)
         parts[where][1].append(row[product_id])
