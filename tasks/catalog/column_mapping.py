@@ -40,9 +40,9 @@ class Template:
 
 @dataclass(frozen=True)
 class Steps:
-    """A list of names, one from each column, from general to specific; missing ones are left out."""
+    """A list of names or addresses, one from each column or template, in this order; missing ones are left out."""
 
-    columns: tuple[Expression, ...]
+    columns: tuple[Expression | Template, ...]
 
 
 @dataclass(frozen=True)
@@ -168,18 +168,23 @@ def _source(name: str, value: Any) -> Source:
         if isinstance(value, bool | int | float):
             return _constant(name, value)
         if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
-            if name in KINDS and KINDS[name] != "names":
+            kind = KINDS.get(name, "names")
+            if kind not in ("names", "uris"):
                 raise SettingsError("a list of columns makes a list of names, and one value is needed there")
-            return Steps(tuple(_column(v) for v in value))
+            return Steps(tuple(_template(v) if kind == "uris" and "{" in v else _column(v) for v in value))
         if not isinstance(value, str):
             raise SettingsError('expected a text such as "price_cents / 100", a list of columns, a number or true or false')
         if "{" not in value and "}" not in value:
             return parse(value)
-        if set("{}") & set(HOLE.sub("", value)):
-            raise SettingsError(f"{value!r}: a brace is not closed; a column stands in braces: {{image_key}}")
-        return Template(value)
+        return _template(value)
     except SettingsError as error:
         raise SettingsError(f"{SETTING}: {name}: {error}") from None
+
+
+def _template(text: str) -> Template:
+    if set("{}") & set(HOLE.sub("", text)):
+        raise SettingsError(f"{text!r}: a brace is not closed; a column stands in braces: {{image_key}}")
+    return Template(text)
 
 
 def _constant(name: str, value: bool | int | float) -> Source:
@@ -225,7 +230,13 @@ def _text(template: Template, batch: pa.RecordBatch) -> Column:
 
 
 def _names(steps: Steps, batch: pa.RecordBatch) -> Column:
-    found = [as_kind(name, "text", batch) for step in steps.columns for name in columns_of(step)]
+    found = [
+        column
+        for step in steps.columns
+        for column in (
+            [_text(step, batch)] if isinstance(step, Template) else [as_kind(name, "text", batch) for name in columns_of(step)]
+        )
+    ]
     problems = {row: why for column in reversed(found) for row, why in column.problems.items()}
     rows = zip(*(column.values.to_pylist() for column in found), strict=True)
     return Column(pa.array([[name for name in row if name] for row in rows], pa.list_(pa.string())), problems)

@@ -66,8 +66,11 @@ def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 def _quick(array: pa.Array, kind: Kind) -> pa.Array | None:
     """The whole column at once; None where a value needs a closer look."""
     if pa.types.is_null(array.type):
-        return _empty_names(len(array)) if kind == "names" else pa.nulls(len(array), TYPES[kind])
-    return {"text": _text, "number": _number, "whole": _whole, "flag": _flag, "time": _time, "names": _names}[kind](array)
+        return empty(len(array), kind)
+    kinds = {
+        "text": _text, "number": _number, "whole": _whole, "flag": _flag, "time": _time, "names": _names, "uris": _uris,
+    }  # fmt: skip
+    return kinds[kind](array)
 
 
 def _text(array: pa.Array) -> pa.Array | None:
@@ -160,6 +163,10 @@ def _names(array: pa.Array) -> pa.Array | None:
     return _kept(pa.ListArray.from_arrays(pa.array(offsets), texts), trimmed=False)
 
 
+def _uris(array: pa.Array) -> pa.Array | None:
+    return _names(array) if _is_list(array.type) else None
+
+
 def _kept(lists: pa.ListArray, trimmed: bool) -> pa.ListArray:
     """Lists without missing and empty texts."""
     words = pc.utf8_trim_whitespace(lists.flatten()) if trimmed else lists.flatten()
@@ -169,8 +176,9 @@ def _kept(lists: pa.ListArray, trimmed: bool) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), words.filter(kept))
 
 
-def _empty_names(rows: int) -> pa.Array:
-    return pa.array([[]] * rows, TYPES["names"])
+def empty(rows: int, kind: Kind) -> pa.Array:
+    """A column that says nothing: empty lists, or nulls."""
+    return pa.array([[]] * rows, TYPES[kind]) if pa.types.is_list(TYPES[kind]) else pa.nulls(rows, TYPES[kind])
 
 
 def _missing_if_empty(array: pa.Array) -> pa.Array | None:
@@ -192,7 +200,7 @@ def _by_value(array: pa.Array, kind: Kind) -> Column:
             found.append(read(value, kind))
         except ValueProblem as error:
             problems[row] = str(error)
-            found.append([] if kind == "names" else None)
+            found.append([] if pa.types.is_list(TYPES[kind]) else None)
     return Column(pa.array(found, TYPES[kind]), problems)
 
 

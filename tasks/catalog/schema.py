@@ -9,10 +9,11 @@ import pyarrow.compute as pc
 
 from serving.contract.keys import product_keys
 from serving.contract.palette import PALETTE
-from tasks.catalog.columns import Column, convert, kind_of
+from tasks.catalog.columns import Column, convert, empty, kind_of
 from tasks.catalog.photo_box import BOX_COLUMNS, box_of, with_box
+from tasks.catalog.product_pictures import IMAGES, NOT_A_LIST, PICTURE_LISTS, fits, merge_pictures
 from tasks.catalog.splits import photo_split
-from tasks.catalog.values import TYPES, UPDATED_AT, Kind
+from tasks.catalog.values import UPDATED_AT, Kind
 from tasks.errors import CatalogError
 
 EPOCH = pa.scalar(0, pa.int64()).cast(pa.timestamp("us")).cast(UPDATED_AT)
@@ -26,7 +27,10 @@ PRODUCT_SCHEMA = pa.schema([
 KINDS: dict[str, Kind] = {
     "product_id": "text", "title": "text", "description": "text", "brand": "text", "category": "names", "price": "number",
     "currency": "text", "in_stock": "flag", "popularity": "number", "priority": "flag", "image_uri": "text", "updated_at": "time",
+    **PICTURE_LISTS,
 }  # fmt: skip
+FIXED_COLUMNS = (*PRODUCT_SCHEMA.names, IMAGES)
+"""Columns of a snapshot that are not the shop's own; IMAGES (list<string>) is there where some product has further pictures."""
 PHOTO_SCHEMA = pa.schema([
     ("photo_uri", pa.string()), ("product_id", pa.string()), ("split", pa.string()), ("taken_at", UPDATED_AT),
 ])  # fmt: skip
@@ -54,6 +58,8 @@ class RowLimits:
     longest_uri: int = 4000
     max_price: float = 1e7
     deepest_category: int = 12
+    most_pictures: int = 16
+    """Further pictures beyond so many in all are left out; the row stays."""
 
     def problems(self, columns: dict[str, pa.Array]) -> Iterable[tuple[str, pa.Array, str]]:
         """(column, rows out of bounds (n,) bool, what is wrong); a missing value is out of no bounds."""
@@ -96,16 +102,19 @@ class UnusableRow:
 
 @dataclass(frozen=True)
 class ProductRows:
-    """Usable rows (PRODUCT_SCHEMA, then the shop's own columns), the unusable ones, and why a column was left out, by name."""
+    """Usable rows (PRODUCT_SCHEMA, IMAGES where the source has such lists, then the shop's own columns), the unusable ones, and why a
+    column was left out, by name. `pictures_left_out` (n,) int32 counts those of each usable row; None without lists."""
 
     table: pa.Table
     unusable: list[UnusableRow] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    pictures_left_out: pa.Array | None = None
 
 
 def read_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT_LIMITS) -> ProductRows:
     """Converts a batch of a source to snapshot rows. Raises CatalogError where a required column is missing or is there twice."""
-    table, own_name = _renamed(batch, where, REQUIRED)
+    lists = [n for n in PICTURE_LISTS if n in batch.schema.names and fits(batch.schema.field(n).type)]
+    table, own_name = _renamed(batch, where, tuple(n for n in REQUIRED if not (lists and n == "image_uri")))
     problems: dict[int, tuple[str, str]] = {}
     columns: dict[str, pa.Array] = {}
 
@@ -126,10 +135,15 @@ def read_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT
                 note([row], *problem.split("\t", 1))
         table = table.drop_columns([MAPPING_PROBLEM])
     for name, kind in KINDS.items():
-        if name in table.column_names:
+        if name in lists or (name in table.column_names and name not in PICTURE_LISTS):
             take(name, convert(table[name], kind))
-        else:
-            columns[name] = pa.nulls(len(table), TYPES[kind]) if kind != "names" else pa.array([[]] * len(table), TYPES[kind])
+        elif name not in PICTURE_LISTS:
+            columns[name] = empty(len(table), kind)
+    pictures_left_out = None
+    if lists:
+        columns["image_uri"], columns[IMAGES], pictures_left_out = merge_pictures(
+            columns["image_uri"], [columns.pop(n) for n in lists], limits.longest_uri, limits.most_pictures
+        )
     for name in REQUIRED:
         note(
             _rows(pc.or_kleene(pc.is_null(columns[name]), pc.equal(columns[name], ""))), name, "is empty; every product needs one"
@@ -146,12 +160,13 @@ def read_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT
         kind = PRODUCT_SCHEMA.field(name).type
         cast = shaped[name].cast(kind, safe=kind != pa.float32())
         shaped[name] = cast if default is None else pc.fill_null(cast, pa.scalar(default, kind))
-    own = sorted(set(shaped) - set(PRODUCT_SCHEMA.names))
-    rows = pa.table(shaped).select([*PRODUCT_SCHEMA.names, *own])
+    own = sorted(set(shaped) - set(FIXED_COLUMNS))
+    rows = pa.table(shaped).select([*PRODUCT_SCHEMA.names, *([IMAGES] if lists else []), *own])
     if unusable:
-        usable = [row for row in range(len(rows)) if row not in problems]
-        rows = rows.take(pa.array(usable, pa.int64()))
-    return ProductRows(rows, unusable, left_out)
+        usable = pa.array([row for row in range(len(rows)) if row not in problems], pa.int64())
+        rows = rows.take(usable)
+        pictures_left_out = None if pictures_left_out is None else pictures_left_out.take(usable)
+    return ProductRows(rows, unusable, left_out, pictures_left_out)
 
 
 def to_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT_LIMITS) -> pa.Table:
@@ -219,9 +234,12 @@ def _rows(mask: pa.Array) -> list[int]:
 
 def _take_own(table: pa.Table, take: Any) -> dict[str, str]:
     """Converts the shop's own columns; gives the names of those left out with the reason."""
-    left_out = {}
+    left_out: dict[str, str] = {}
     for name in table.column_names:
         if name in PRODUCT_SCHEMA.names and name != "key":
+            continue
+        if name in PICTURE_LISTS:
+            left_out |= {} if fits(table.schema.field(name).type) else {name: NOT_A_LIST}
             continue
         kind = kind_of(table.schema.field(name).type)
         if name in OURS:

@@ -13,7 +13,7 @@ from serving.contract.addresses import without_secrets
 from serving.contract.keys import product_keys
 from tasks import storage
 from tasks.catalog.schema import DEFAULT_LIMITS, PHOTO_SCHEMA, RowLimits, read_products, to_photos
-from tasks.catalog.snapshot_writer import JOURNAL, UNUSABLE, UNUSABLE_SCHEMA, SnapshotWriter, part_batches
+from tasks.catalog.snapshot_writer import FURTHER, JOURNAL, LEFT_OUT, UNUSABLE, UNUSABLE_SCHEMA, SnapshotWriter, part_batches
 from tasks.catalog.sources import Source, SourceOptions, open_source
 from tasks.errors import CatalogError, CatalogMissing
 from tasks.progress import Progress
@@ -32,7 +32,8 @@ class Snapshot(Record):
 
     `orphan_photos` were left out because the catalogue does not have the product that they show; `photos` does not count them.
     `quarantined_rows` could not be used (`unusable_rows` has each with its reason); `rows` does not count them. `left_out` says why
-    a column of the catalogue is not in the snapshot.
+    a column of the catalogue is not in the snapshot. `further_pictures` are those in the column images, which is there where there is
+    one; `pictures_left_out` were too many of a product, or had too long an address.
     """
 
     id: str
@@ -45,6 +46,13 @@ class Snapshot(Record):
     orphan_photos: int = 0
     quarantined_rows: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
+    further_pictures: int = 0
+    pictures_left_out: int = 0
+
+    @property
+    def pictures(self) -> int:
+        """Number of pictures of all products: a main one each, and the further ones."""
+        return self.rows + self.further_pictures
 
     @property
     def orphans(self) -> str:
@@ -93,8 +101,14 @@ def write_snapshot(
     photos, orphans = _write_photos(source, writer, keys)
     root = source.image_root
     snapshot = Snapshot(
-        snapshot_id, uri, len(keys), photos, writer.content_sha256(), source_uri, root, orphans, len(unusable), source.left_out
-    )
+        snapshot_id, uri, len(keys), photos, writer.content_sha256(), source_uri, root, orphans, len(unusable), source.left_out,
+        writer.count(FURTHER), writer.count(LEFT_OUT),
+    )  # fmt: skip
+    if snapshot.pictures_left_out:
+        log.warning(
+            "%s: %d pictures are left out: more than VITRINE_MAX_PICTURES of a product, or an address longer than "
+            "VITRINE_MAX_URI_LENGTH", source.name, snapshot.pictures_left_out,
+        )  # fmt: skip
     finished = datetime.now(UTC).isoformat()
     record = {"snapshot": asdict(snapshot), "files": writer.files, "started": writer.started, "finished": finished}
     storage.write_json(storage.join(uri, MANIFEST), record)
@@ -117,8 +131,10 @@ def started_at(uri: str) -> datetime:
 
 def product_batches(uri: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The snapshot's products in order of product_id, batch by batch. Raises VitrineError for a part that is damaged."""
-    for file in _files(uri, "part-"):
-        yield from part_batches(uri, file, columns)
+    files = _files(uri, "part-")
+    further = any(FURTHER in file for file in files)
+    for file in files:
+        yield from part_batches(uri, file, columns, further)
 
 
 def product_table(uri: str, columns: list[str] | None = None) -> pa.Table:
@@ -152,16 +168,19 @@ def _write_products(source: Source, writer: SnapshotWriter, limits: RowLimits) -
             found = read_products(batch, source.name, limits)
             writer.set_aside(found.unusable)
             source.left_out.update(found.left_out)
-            waiting.append(found.table)
+            table = found.table
+            if found.pictures_left_out is not None:
+                table = table.append_column(LEFT_OUT, found.pictures_left_out)
+            waiting.append(table)
             held += len(found.table)
             while held >= PART_ROWS:
                 table = pa.concat_tables(waiting, promote_options="default")
-                writer.write("part", table.slice(0, PART_ROWS).combine_chunks())
+                writer.write_products(table.slice(0, PART_ROWS).combine_chunks())
                 rest = table.slice(PART_ROWS).combine_chunks()  # a copy: a slice would keep the whole part in memory
                 waiting, held = ([rest] if len(rest) else []), len(rest)
                 progress.set(writer.rows)
         if held:
-            writer.write("part", pa.concat_tables(waiting, promote_options="default").combine_chunks())
+            writer.write_products(pa.concat_tables(waiting, promote_options="default").combine_chunks())
         progress.total = writer.rows
         progress.set(writer.rows)
 

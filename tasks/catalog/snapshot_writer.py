@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks import storage
-from tasks.catalog.schema import UnusableRow
+from tasks.catalog.product_pictures import IMAGES, further_count, with_further
+from tasks.catalog.schema import PRODUCT_SCHEMA, UnusableRow
+from tasks.catalog.values import TYPES
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +20,8 @@ JOURNAL = "_journal.json"
 UNUSABLE = "unusable-"
 UNUSABLE_SCHEMA = pa.schema([(name, pa.string()) for name in ("product_id", "column", "problem", "sentence")])
 BATCH_ROWS = 50_000
+FURTHER, LEFT_OUT = "further_pictures", "pictures_left_out"
+"""What the entry of a part counts where there are any: further pictures, and those of its products that were left out."""
 
 
 class SnapshotWriter:
@@ -52,7 +57,21 @@ class SnapshotWriter:
         """Number of products written so far."""
         return sum(f["rows"] for f in self.files if f["name"].startswith("part-"))
 
-    def write(self, kind: str, table: pa.Table) -> None:
+    def write_products(self, table: pa.Table) -> None:
+        """Writes a part of products; its column LEFT_OUT, if there is one, is summed up and not written."""
+        counts: dict[str, int] = {}
+        if LEFT_OUT in table.column_names:
+            counts[LEFT_OUT] = pc.sum(table[LEFT_OUT]).as_py() or 0
+            table = table.drop_columns([LEFT_OUT])
+        table = with_further(table, PRODUCT_SCHEMA.names)
+        counts[FURTHER] = further_count(table)
+        self.write("part", table, {name: count for name, count in counts.items() if count})
+
+    def count(self, name: str) -> int:
+        """Sum of FURTHER or LEFT_OUT over the parts written so far."""
+        return sum(file.get(name, 0) for file in self.files)
+
+    def write(self, kind: str, table: pa.Table, counts: dict[str, int] | None = None) -> None:
         number = sum(f["name"].startswith(f"{kind}-") for f in self.files)
         name = f"{kind}-{number:05d}.parquet"
         sink = pa.BufferOutputStream()
@@ -60,7 +79,7 @@ class SnapshotWriter:
         data = sink.getvalue()
         storage.write_bytes(storage.join(self.uri, name), data)
         digest = hashlib.sha256(data).hexdigest()
-        self.files.append({"name": name, "rows": len(table), "sha256": digest, "bytes": len(data)})
+        self.files.append({"name": name, "rows": len(table), "sha256": digest, "bytes": len(data)} | (counts or {}))
         if f"{kind}-" != UNUSABLE:
             self.content.append(_content(table))
         if kind == "part":
@@ -83,10 +102,15 @@ class SnapshotWriter:
                 yield from part_batches(self.uri, file, columns)
 
 
-def part_batches(uri: str, file: dict, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    """Rows of a part, after verifying its checksum."""
+def part_batches(uri: str, file: dict, columns: list[str] | None, further: bool = False) -> Iterator[pa.RecordBatch]:
+    """Rows of a part, after verifying its checksum; with `further`, one without the column IMAGES has it, empty."""
     data = storage.read_verified(storage.join(uri, file["name"]), file["sha256"])
-    yield from pq.ParquetFile(pa.BufferReader(data)).iter_batches(BATCH_ROWS, columns=columns)
+    fill = further and FURTHER not in file and (columns is None or IMAGES in columns)
+    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(BATCH_ROWS, columns=columns):
+        if fill:
+            place = sum(name in PRODUCT_SCHEMA.names for name in batch.schema.names)
+            batch = batch.add_column(place, IMAGES, pa.array([[]] * batch.num_rows, TYPES["uris"]))
+        yield batch
 
 
 def _content(table: pa.Table) -> str:

@@ -8,12 +8,14 @@
 | flag | bool | true/false, numbers (0 is false), t, f, yes, no, y, n, 1, 0 as texts |
 | time | timestamp[us, UTC] | times with or without a zone (without: UTC), dates, ISO 8601 texts as databases print them |
 | names | list<string> | lists of texts or whole numbers (missing ones are left out), texts like "a > b" |
+| uris | list<string> | lists of texts (missing ones are left out), texts that hold a JSON array of them |
 
 An empty text, or one of MISSING, is a missing value of every kind but text. Whatever cannot be read raises ValueProblem with a
 sentence; nothing is rounded to another value but times to microseconds and what lies beyond a double's digits.
 """
 
 import datetime as dt
+import json
 import math
 import re
 from collections.abc import Callable
@@ -23,11 +25,11 @@ from uuid import UUID
 
 import pyarrow as pa
 
-Kind = Literal["text", "number", "whole", "flag", "time", "names"]
+Kind = Literal["text", "number", "whole", "flag", "time", "names", "uris"]
 UPDATED_AT = pa.timestamp("us", tz="UTC")
 TYPES: dict[Kind, pa.DataType] = {
     "text": pa.string(), "number": pa.float64(), "whole": pa.int64(), "flag": pa.bool_(), "time": UPDATED_AT,
-    "names": pa.list_(pa.string()),
+    "names": pa.list_(pa.string()), "uris": pa.list_(pa.string()),
 }  # fmt: skip
 LONGEST_TEXT = 1_000_000
 """Most characters of one text: every replica holds it in memory."""
@@ -184,8 +186,24 @@ def names(value: Any) -> list[str]:
     return [name for name in map(text, value) if name]
 
 
+def uris(value: Any) -> list[str]:
+    """Addresses in order, from a list or from a JSON array in a text; missing and empty ones are left out."""
+    if isinstance(value, str | bytes):
+        written = (text(value) or "").strip()
+        if written.lower() in MISSING:
+            return []
+        try:
+            value = json.loads(written)
+        except (ValueError, RecursionError):
+            raise ValueProblem(f'{shown(written)} is not a JSON array of addresses like ["a.jpg", "b.jpg"]') from None
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueProblem(f"{shown(value)} is {named(value)}; a list of addresses is expected")
+    return names(value)
+
+
 READERS: dict[Kind, Callable[[Any], Any]] = {
     "text": text, "number": number, "whole": whole, "flag": flag, "time": time, "names": names,
+    "uris": uris,
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks import storage
+from tasks.catalog.product_pictures import IMAGES, picture_rows
 from tasks.catalog.snapshot import Snapshot, product_table
 from tasks.embed import worker
 
@@ -20,11 +21,11 @@ ForEach = Callable[[list[str], Callable[[str], None]], None]
 
 
 def hash_images(snapshot: Snapshot, work_uri: str, cache_uri: str, config: worker.WorkerConfig, for_each: ForEach) -> pa.Table:
-    """worker.HASHED rows of all products: each picture's sha256, or the reason why it has none.
+    """worker.HASHED rows of all pictures of all products: each one's sha256, or the reason why it has none.
 
     Chunks that were looked at before a kill are not looked at again.
     """
-    products = product_table(snapshot.uri, ["key", "image_uri"])
+    products = snapshot_pictures(snapshot)
     known = read_cache(cache_uri, snapshot.image_root)
     places = pc.index_in(products["image_uri"], known["image_uri"])
     for column in ("stamp", "sha256"):
@@ -43,6 +44,11 @@ def hash_images(snapshot: Snapshot, work_uri: str, cache_uri: str, config: worke
 
     for_each(waiting, work)
     return pa.concat_tables([storage.read_table(out) for out in outs])
+
+
+def snapshot_pictures(snapshot: Snapshot) -> pa.Table:
+    """All pictures of a snapshot (key, position, image_uri), in order of its products and of their pictures."""
+    return picture_rows(product_table(snapshot.uri, ["key", "image_uri", IMAGES]))
 
 
 def read_cache(cache_uri: str, root: str) -> pa.Table:

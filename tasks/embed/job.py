@@ -26,7 +26,7 @@ from tasks.embed.image_hash_cache import HASH_CACHE, hash_images, update_cache
 from tasks.embed.images import fetcher
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
 from tasks.embed.quarantine import quarantine_uri, sample_reasons, with_ids
-from tasks.embed.shard_vectors import write_shards
+from tasks.embed.shard_vectors import POSITION, has_positions, write_shards
 from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, encoder_store, parts_sha256, rejected_images
 from tasks.errors import VitrineError
@@ -83,9 +83,11 @@ class EmbedConfig:
 
 @dataclass(frozen=True)
 class EmbedResult(Record):
-    """Outcome of an embedding run: catalogue == embedded + quarantined, always.
+    """Outcome of an embedding run. Of products catalogue == embedded + quarantined, always; and of pictures
+    catalogue_pictures == pictures + quarantined_pictures + duplicate_pictures.
 
-    `embedded_now` counts images that this run embedded, `reused` products whose image another run had embedded.
+    A product with a usable picture is embedded. `embedded_now` counts images that this run embedded, `reused` products all of whose
+    usable pictures another run had embedded.
     """
 
     run_key: str
@@ -104,15 +106,39 @@ class EmbedResult(Record):
     """The first few products in quarantine with their reasons."""
     parts_sha256: str = ""
     """sha256 over the parts of the store that the vectors were gathered from; "" in records of before."""
+    pictures: int = 0
+    """Rows of the shard vectors; 0 in records of before, which have one for each embedded product."""
+    quarantined_pictures: int = 0
+    """Pictures that cannot be used, those of products in quarantine included."""
+    duplicate_pictures: int = 0
+    """Usable pictures with the content of an earlier one of the same product."""
+    picture_reasons: dict[str, int] = field(default_factory=dict)
+    """Why pictures of embedded products cannot be used."""
+
+    @property
+    def catalogue_pictures(self) -> int:
+        """Pictures of the snapshot."""
+        return self.pictures + self.quarantined_pictures + self.duplicate_pictures
 
     @property
     def summary(self) -> str:
         """All counts in one line."""
         why = "".join(f", {count} {reason}" for reason, count in self.reasons.items())
         named = self.named and f"; in quarantine: {', '.join(self.named)}"
+        if self.catalogue_pictures > self.catalogue:
+            named = f"; {self.picture_summary}{named or ''}"
         return (
             f"{self.catalogue} products = {self.embedded} embedded + {self.quarantined} in quarantine{why and f' ({why[2:]})'}; "
             f"{self.embedded_now} pictures embedded now, {self.reused} products reused{named or ''}"
+        )
+
+    @property
+    def picture_summary(self) -> str:
+        """Counts of pictures in one line."""
+        why = ", ".join(f"{count} {reason}" for reason, count in self.picture_reasons.items())
+        return (
+            f"{self.catalogue_pictures} pictures = {self.pictures} usable + {self.quarantined_pictures} in quarantine + "
+            f"{self.duplicate_pictures} doubled" + (f"; of embedded products {why}" if why else "")
         )
 
     def note(self, products: str = "products") -> str:
@@ -130,7 +156,8 @@ def embed_snapshot(
     snapshot: Snapshot, encoder_folder: Path, encoder_version: str, store_uri: str, run_key: str, work: Path, config: EmbedConfig,
     report: Report = no_report,
 ) -> EmbedResult:  # fmt: skip
-    """Embeds what the store lacks and writes `vectors/<run_key>/shard=<i>/`: key, image_sha256, vector, sorted by key.
+    """Embeds what the store lacks and writes `vectors/<run_key>/shard=<i>/`: key, image_sha256, vector and, of several pictures a
+    product, position; sorted by key and position. Of two equal pictures of one product only the first is there.
 
     A run that was killed goes on where it was and ends with the same vectors; a run that was finished is returned as it is.
     Spark starts only when there is something for it to do. `report` is told of the pictures done, now and then. Raises VitrineError
@@ -248,34 +275,52 @@ def _publish(
     snapshot: Snapshot, store: EmbeddingStore, hashed: pa.Table, vectors_uri: str, quarantine: str, run_key: str,
     config: EmbedConfig,
 ) -> EmbedResult:  # fmt: skip
-    """Writes quarantine and shard vectors, and counts where every product went."""
+    """Writes quarantine and shard vectors, and counts where every product and picture went."""
     commits = store.commits()
-    known = store.checksums(commits)
-    embedded = pc.is_in(hashed["sha256"], known)  # a null sha256 is not in it
-    bad = _with_reasons(hashed.filter(pc.invert(embedded)), rejected_images(commits), snapshot.uri, run_key)
+    readable = pc.is_in(hashed["sha256"], store.checksums(commits))  # a null sha256 is not in it
+    good = hashed.filter(readable).select(["key", POSITION, "sha256"])
+    usable = _distinct(good)
+    embedded = pc.unique(usable["key"])
+    bad = _with_reasons(hashed.filter(pc.invert(readable)), embedded, rejected_images(commits), snapshot.uri, run_key)
     with storage.writer(quarantine) as stream:
         pq.write_table(pa.Table.from_pylist(bad, QUARANTINE), stream)
-    usable = hashed.filter(embedded).select(["key", "sha256"]).sort_by("key")
-    if len(usable) + len(bad) != snapshot.rows:
-        raise VitrineError(f"{snapshot.rows} products, but {len(usable)} embedded and {len(bad)} in quarantine")
+    products = [row for row in bad if not (row["found"] or row[POSITION])]
+    if len(embedded) + len(products) != snapshot.rows or len(good) + len(bad) != snapshot.pictures:
+        raise VitrineError(
+            f"{snapshot.rows} products with {snapshot.pictures} pictures, but {len(embedded)} embedded and {len(products)} in quarantine, "
+            f"with {len(good)} and {len(bad)} pictures"
+        )
     write_shards(usable, store, commits, vectors_uri, config.shards)
     here = store.checksums([c for c in commits if c.run == run_key])
-    now = pc.is_in(usable["sha256"], here)
-    reasons = Counter(row["reason"] for row in bad)
+    now = pc.unique(usable["key"].filter(pc.is_in(usable["sha256"], here)))
+    reasons, others = Counter(row["reason"] for row in products), Counter(row["reason"] for row in bad if row["found"])
     return EmbedResult(
-        run_key, vectors_uri, store.uri, quarantine, store.dim, config.shards, snapshot.rows, len(usable), len(bad),
-        len(here), len(usable) - (pc.sum(now).as_py() or 0), dict(sorted(reasons.items())), sample_reasons(bad), parts_sha256(commits),
+        run_key, vectors_uri, store.uri, quarantine, store.dim, config.shards, snapshot.rows, len(embedded), len(products),
+        len(here), len(embedded) - len(now), dict(sorted(reasons.items())), sample_reasons(products), parts_sha256(commits),
+        len(usable), len(bad), len(good) - len(usable), dict(sorted(others.items())),
     )  # fmt: skip
 
 
-def _with_reasons(bad: pa.Table, rejected: dict[bytes, dict[str, str]], snapshot_uri: str, run_key: str) -> list[dict[str, Any]]:
+def _distinct(good: pa.Table) -> pa.Table:
+    """Usable pictures (key, position, sha256) in order of key and position; of equal ones of a product the first."""
+    if not has_positions(good):
+        return good.sort_by("key")
+    first = good.group_by(["key", "sha256"], use_threads=False).aggregate([(POSITION, "min")])
+    order = [("key", "ascending"), (POSITION, "ascending")]
+    return pa.table({"key": first["key"], POSITION: first["position_min"], "sha256": first["sha256"]}).sort_by(order)
+
+
+def _with_reasons(
+    bad: pa.Table, embedded: pa.Array, rejected: dict[bytes, dict[str, str]], snapshot_uri: str, run_key: str
+) -> list[dict[str, Any]]:
     """Quarantine rows: the reason is the hashing step's without a sha256, else the store's."""
     unknown: dict[str, Any] = {"reason": "unknown", "detail": "no worker told what became of this picture"}
+    bad = bad.append_column("found", pc.is_in(bad["key"], embedded))
     now, rows = datetime.now(UTC), []
     for row in bad.to_pylist():
         why = row if row["reason"] else rejected.get(row["sha256"], unknown)
         rows.append(
-            {n: row[n] for n in ("key", "image_uri")}
+            {n: row[n] for n in ("key", "image_uri", POSITION, "found")}
             | {"reason": why["reason"], "detail": why["detail"], "run": run_key, "at": now}
         )
     return with_ids(rows, snapshot_uri)

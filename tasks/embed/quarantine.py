@@ -1,4 +1,4 @@
-"""The quarantine: products without a usable picture with their reasons, one file per run."""
+"""The quarantine: pictures that cannot be used and products without a usable one, with their reasons, one file per run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks import storage
 from tasks.catalog.schema import UPDATED_AT
@@ -13,7 +14,7 @@ from tasks.catalog.snapshot import product_batches
 
 SCHEMA = pa.schema([
     ("key", pa.int64()), ("product_id", pa.string()), ("image_uri", pa.string()), ("reason", pa.string()), ("detail", pa.string()),
-    ("run", pa.string()), ("at", UPDATED_AT),
+    ("run", pa.string()), ("at", UPDATED_AT), ("position", pa.int16()), ("found", pa.bool_()),
 ])  # fmt: skip
 NAMED = 5
 """As many products are named in a run's summary; `vitrine trace` and the quarantine's file have all of them."""
@@ -21,9 +22,10 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class QuarantineEntry:
-    """One product without a usable picture. `reason` is a short code, `detail` a sentence; `run` is the run's key.
+    """One picture that cannot be used. `reason` is a short code, `detail` a sentence; `run` is the run's key.
 
-    Files of before say neither `product_id` ("") nor when (`at` None).
+    `position` is 0 for the product's main picture, i for images[i - 1]; `found` whether the product has another picture that can be
+    used, and so is not in quarantine itself. Files of before say neither `product_id` ("") nor when (`at` None).
     """
 
     key: int
@@ -33,6 +35,8 @@ class QuarantineEntry:
     detail: str
     run: str
     at: datetime | None
+    position: int = 0
+    found: bool = False
 
     @property
     def sentence(self) -> str:
@@ -46,8 +50,13 @@ def quarantine_uri(store_uri: str, run_key: str) -> str:
     return storage.join(store_uri, "quarantine", f"{run_key}.parquet")
 
 
-def read_quarantine(store_uri: str, run_keys: Iterable[str] | None = None, key: int | None = None) -> list[QuarantineEntry]:
-    """Entries of these runs (default: all stored), newest first; with `key`, of that product only."""
+def read_quarantine(
+    store_uri: str, run_keys: Iterable[str] | None = None, key: int | None = None, pictures: bool = False
+) -> list[QuarantineEntry]:
+    """Entries of these runs (default: all stored), newest first; with `key`, of that product only.
+
+    One for each product in quarantine, that of its main picture; with `pictures`, one for each picture that cannot be used.
+    """
     if run_keys is None:
         uris = storage.list_files(storage.join(store_uri, "quarantine"), ".parquet")
     else:
@@ -57,21 +66,30 @@ def read_quarantine(store_uri: str, run_keys: Iterable[str] | None = None, key: 
         table = storage.read_table(uri)
         if key is not None:
             table = table.filter(pa.array(table["key"].to_numpy() == key))
-        blank = {"product_id": "", "at": None}
+        if not pictures and "found" in table.column_names:
+            table = table.filter(quarantined_products(table))
+        blank = {"product_id": "", "at": None, "position": 0, "found": False}
         rows += [
             QuarantineEntry(**(blank | {name: row[name] for name in SCHEMA.names if name in row})) for row in table.to_pylist()
         ]
     return sorted(rows, key=lambda row: (row.at or datetime.min.replace(tzinfo=UTC), row.run), reverse=True)
 
 
+def quarantined_products(rows: pa.Table) -> pa.Array:
+    """Mask (n,) bool of rows that stand for a product in quarantine: its main picture's."""
+    return pc.and_(pc.equal(rows["position"], 0), pc.invert(rows["found"]))
+
+
 def with_ids(rows: list[dict], snapshot_uri: str) -> list[dict]:
     """Adds `product_id` from the snapshot to rows with a `key`, in order of product_id."""
-    by_key = {row["key"]: row for row in rows}
+    by_key: dict[int, list[dict]] = {}
+    for row in rows:
+        by_key.setdefault(row["key"], []).append(row)
     keys = np.fromiter(by_key, np.int64, len(by_key))
     named: list[dict] = []
     for batch in product_batches(snapshot_uri, ["product_id", "key"]) if rows else ():
         found = batch.filter(pa.array(np.isin(batch["key"].to_numpy(), keys)))
-        named += [by_key[row["key"]] | row for row in found.to_pylist()]
+        named += [entry | row for row in found.to_pylist() for entry in by_key[row["key"]]]
     return named
 
 

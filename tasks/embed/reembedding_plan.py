@@ -7,8 +7,8 @@ import pyarrow.compute as pc
 
 from serving.contract.palette import PALETTE_TYPE
 from tasks import storage
-from tasks.catalog.snapshot import Snapshot, product_table
-from tasks.embed.image_hash_cache import HASH_CACHE, read_cache
+from tasks.catalog.snapshot import Snapshot
+from tasks.embed.image_hash_cache import HASH_CACHE, read_cache, snapshot_pictures
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, rejected_images
 from tasks.records import Record
 from tasks.watch.cost import Prices, Work, cost
@@ -32,6 +32,7 @@ class PictureCount:
     """Distinct pictures of a snapshot: in all, with a vector in the store, rejected for their content, and left to embed.
 
     `unhashed` of those left are pictures whose content no earlier run has seen: each counts as one. `uris` are those left to embed.
+    `rows` counts the pictures of all products, each as often as it is there.
     """
 
     pictures: int
@@ -39,6 +40,7 @@ class PictureCount:
     rejected: int
     unhashed: int
     uris: pa.Array
+    rows: int = 0
 
     @property
     def to_embed(self) -> int:
@@ -68,7 +70,8 @@ class EmbeddingPlan(Record):
 
 def count_pictures(snapshot: Snapshot, store_uri: str, store: EmbeddingStore) -> PictureCount:
     """Counts from the hash cache, without reading a picture: one whose file changed since still counts as the one it was."""
-    uris = product_table(snapshot.uri, ["image_uri"])["image_uri"].combine_chunks().drop_null()
+    uris = snapshot_pictures(snapshot)["image_uri"].drop_null()
+    rows = len(uris)
     uris = pc.unique(uris.filter(pc.not_equal(uris, "")))
     known = read_cache(storage.join(store_uri, HASH_CACHE), snapshot.image_root)
     places = pc.index_in(uris, known["image_uri"])
@@ -82,14 +85,14 @@ def count_pictures(snapshot: Snapshot, store_uri: str, store: EmbeddingStore) ->
     new = each.filter(pc.invert(pc.or_(stored, rejected)))["uri_first"].combine_chunks()
     return PictureCount(
         len(each) + len(unhashed), pc.sum(stored).as_py() or 0, pc.sum(rejected).as_py() or 0, len(unhashed),
-        pa.concat_arrays([new, unhashed]),
+        pa.concat_arrays([new, unhashed]), rows,
     )  # fmt: skip
 
 
-def stored_bytes(products: int, to_embed: int, dim: int) -> int:
+def stored_bytes(pictures: int, to_embed: int, dim: int) -> int:
     """Bytes that the store grows by: a row for each new picture, and the run's own copy of all vectors by shard."""
     row = SHA_TYPE.byte_width + 2 * dim + PALETTE_TYPE.byte_width
-    return to_embed * (row + SIZE_BYTES + TIME_BYTES) + products * (row + KEY_BYTES)
+    return to_embed * (row + SIZE_BYTES + TIME_BYTES) + pictures * (row + KEY_BYTES)
 
 
 def make_plan(
@@ -99,7 +102,7 @@ def make_plan(
     todo = count.to_embed
     hours = todo / pace.images_per_s / 3600 if pace.images_per_s else 0.0
     work = Work(pace.images_per_s, 1.0, pace.cores, pace.gpus)
-    price, size = cost(work, todo, prices), stored_bytes(products, todo, dim)
+    price, size = cost(work, todo, prices), stored_bytes(max(products, count.rows), todo, dim)
     unknown = todo > 0 and not pace.images_per_s
     ask = approve_hours > 0 and (unknown or hours > approve_hours)
     counts = f"{todo} of {count.pictures} pictures to embed with encoder version {encoder}, {count.stored} have a vector"

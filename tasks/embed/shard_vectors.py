@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving.contract.keys import shard_of
@@ -16,6 +17,8 @@ from tasks.progress import Progress
 PASS_BYTES = 5 * 2**29
 """Vectors held at once: 10M x 512 float16 take four passes over the store."""
 GROUP_ROWS = 50_000
+POSITION = "position"
+"""Column of the number of a product's picture: 0 is its main one, i is images[i - 1]."""
 
 
 def write_shards(
@@ -26,9 +29,10 @@ def write_shards(
     shards: int,
     pass_bytes: int = PASS_BYTES,
 ) -> None:
-    """Writes shard=<i>/part-<n>.parquet (key, image_sha256, palette, vector) from `usable` (key, sha256; sorted by key).
+    """Writes shard=<i>/part-<n>.parquet (key, image_sha256, palette, vector) from `usable` (key, position int16, sha256), which is in
+    order of key and position. Where a position is another than 0, the parts have it too.
 
-    A pass over the store collects at most `pass_bytes` of vectors, of one shard after the other; parts are in order of key.
+    A pass over the store collects at most `pass_bytes` of vectors, of one shard after the other; parts are in the order of `usable`.
     """
     owner = shard_of(usable["key"].to_numpy(), shards)
     rows = usable.take(pa.array(np.argsort(owner, kind="stable"))).combine_chunks()
@@ -37,6 +41,9 @@ def write_shards(
         pa.field("key", pa.int64(), nullable=False), pa.field("image_sha256", SHA_TYPE, nullable=False),
         pa.field(PALETTE, PALETTE_TYPE, nullable=False), pa.field("vector", vector_type(store.dim), nullable=False),
     ])  # fmt: skip
+    several = has_positions(usable)
+    if several:
+        schema = schema.append(pa.field(POSITION, pa.int16(), nullable=False))
     most = max(pass_bytes // (2 * store.dim), 1)
     parts = [0] * shards
 
@@ -58,6 +65,7 @@ def write_shards(
             if first < last:
                 cut = slice(first, last)
                 columns = [piece["key"][cut], sha[cut], fixed_column(palettes[cut]), vector_column(vectors[cut])]
+                columns += [piece[POSITION][cut]] if several else []
                 write(shard, pa.table(columns, schema=schema))
 
     with Progress("write vectors", len(usable), "vectors") as progress:
@@ -66,3 +74,8 @@ def write_shards(
         for shard in range(shards):
             if not parts[shard]:
                 write(shard, schema.empty_table())
+
+
+def has_positions(usable: pa.Table) -> bool:
+    """Whether a picture (of a table with or without the column POSITION) is another than its product's main one."""
+    return POSITION in usable.column_names and bool(pc.any(pc.not_equal(usable[POSITION], 0)).as_py())

@@ -25,7 +25,7 @@ from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name, vector_column
 from tasks.encoder.export.runtimes import runtime
 
 HASHED = pa.schema([
-    ("key", pa.int64()), ("image_uri", pa.string()), ("stamp", pa.string()), ("sha256", SHA_TYPE),
+    ("key", pa.int64()), ("position", pa.int16()), ("image_uri", pa.string()), ("stamp", pa.string()), ("sha256", SHA_TYPE),
     ("reason", pa.string()), ("detail", pa.string()),
 ])  # fmt: skip
 HASH_THREADS = 16
@@ -65,7 +65,7 @@ class Picture:
 def hash_chunk(chunk: str, out: str, config: WorkerConfig) -> None:
     """Computes each picture's sha256; a picture whose validator equals the cached one is not read.
 
-    Chunk: key, image_uri, known_stamp, known_sha256. Writes LOOKED rows; an unreadable picture has a reason.
+    Chunk: key, position, image_uri, known_stamp, known_sha256. Writes LOOKED rows; an unreadable picture has a reason.
     """
     table = storage.read_table(chunk)
     with ThreadPoolExecutor(HASH_THREADS) as pool:
@@ -76,7 +76,13 @@ def hash_chunk(chunk: str, out: str, config: WorkerConfig) -> None:
 
 def _hash_row(row: dict, config: WorkerConfig) -> dict:
     uri = row["image_uri"] or ""
-    found = {"key": row["key"], "image_uri": uri, "stamp": None, "sha256": None, "reason": None, "detail": None}
+    found = {n: row[n] for n in ("key", "position")} | {
+        "image_uri": uri,
+        "stamp": None,
+        "sha256": None,
+        "reason": None,
+        "detail": None,
+    }
     try:
         if not uri:
             raise ImageRejected("missing", "the product has no picture")

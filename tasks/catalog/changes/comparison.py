@@ -22,7 +22,8 @@ from tasks.catalog.changes.outbox_database import Database
 from tasks.catalog.changes.seen import Seen, SeenProduct
 from tasks.catalog.changes.sending import row_event
 from tasks.catalog.changes.source import Message
-from tasks.catalog.schema import PRODUCT_SCHEMA, read_products
+from tasks.catalog.product_pictures import IMAGES
+from tasks.catalog.schema import FIXED_COLUMNS, PRODUCT_SCHEMA, read_products
 from tasks.catalog.snapshot import product_batches, started_at
 from tasks.catalog.sources import Source, SourceOptions, open_source
 from tasks.errors import CatalogError
@@ -118,7 +119,7 @@ class Comparison(Outbox):
         with self.database.transaction():
             own: list[str] = []
             for products, known in _side_by_side(product_batches(baseline), self.seen):
-                own = [n for n in products.column_names if n not in PRODUCT_SCHEMA.names]
+                own = [n for n in products.column_names if n not in FIXED_COLUMNS]
                 digests, times = content_digests(products, own), products["updated_at"].to_pylist()
                 ids = products["product_id"].to_pylist()
                 changed = [
@@ -213,8 +214,9 @@ def _side_by_side(
 
 
 def content_digests(products: pa.Table, own: Sequence[str]) -> list[str]:
-    """A hash of each row over the snapshot's columns and the columns `own`, missing ones as missing."""
-    names = [n for n in PRODUCT_SCHEMA.names if n != "key"] + [n for n in own if n not in PRODUCT_SCHEMA.names]
+    """A hash of each row over the snapshot's columns and the columns `own`, missing ones as missing; further pictures count where a
+    product has some."""
+    names = [n for n in PRODUCT_SCHEMA.names if n != "key"] + [n for n in own if n not in FIXED_COLUMNS]
     if not len(products):
         return []
     parts = []
@@ -231,6 +233,9 @@ def content_digests(products: pa.Table, own: Sequence[str]) -> list[str]:
             column = _number_texts(column)
         parts.append(pc.fill_null(column.cast(pa.string()), "\0"))
     lines = pc.binary_join_element_wise(*parts, "\x1e").to_pylist()
+    if IMAGES in products.column_names:
+        further = products[IMAGES].to_pylist()
+        lines = [f"{line}\x1d{chr(31).join(uris)}" if uris else line for line, uris in zip(lines, further, strict=True)]
     return [hashlib.blake2b(line.encode(), digest_size=16).hexdigest() for line in lines]
 
 

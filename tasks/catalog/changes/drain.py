@@ -13,14 +13,15 @@ from tasks.catalog.changes.event import UPSERT, Event, MalformedEvent, read_even
 from tasks.catalog.changes.ledger import entries, latest_changes, newer
 from tasks.catalog.changes.source import ChangeSource, Message
 from tasks.catalog.columns import kind_of
-from tasks.catalog.schema import DEFAULT_LIMITS, PRODUCT_SCHEMA, RowLimits
+from tasks.catalog.product_pictures import IMAGES
+from tasks.catalog.schema import DEFAULT_LIMITS, FIXED_COLUMNS, PRODUCT_SCHEMA, RowLimits
 from tasks.catalog.values import TYPES, ValueProblem, read
 
 log = logging.getLogger(__name__)
 
 NOTED = 300
 """As much of a reason as stands in a run's note: characters."""
-NO_LIMITS = RowLimits(longest_title=2**31, longest_uri=2**31, max_price=float("inf"), deepest_category=2**31)
+NO_LIMITS = RowLimits(longest_title=2**31, longest_uri=2**31, max_price=float("inf"), deepest_category=2**31, most_pictures=2**31)
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ class UpsertSource:
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
         """The products in order of product_id: the snapshot's columns and the base's extra columns."""
         chosen = self.rows.filter(pc.equal(self.rows["kind"], UPSERT)).sort_by("product_id")
-        carried = [f for f in self.columns if f.name not in PRODUCT_SCHEMA.names]
-        schema = pa.schema([f for f in PRODUCT_SCHEMA if f.name != "key"] + carried)
+        carried = [f for f in self.columns if f.name not in FIXED_COLUMNS]
+        further = [pa.field(IMAGES, TYPES["uris"])]
+        schema = pa.schema([f for f in PRODUCT_SCHEMA if f.name != "key"] + further + carried)
         records = []
         for row in chosen.to_pylist():
             event = event_of(row)
@@ -143,7 +145,7 @@ def _read(messages: list[Message], columns: pa.Schema, now: datetime, limits: Ro
 def _check_columns(event: Event, columns: pa.Schema) -> None:
     """Raises MalformedEvent when one of the shop's own columns holds what the index's column of that name cannot."""
     for column in columns:
-        if column.name not in PRODUCT_SCHEMA.names:
+        if column.name not in FIXED_COLUMNS:
             _own_value(event, column)
 
 

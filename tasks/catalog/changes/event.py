@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tasks.catalog.product_pictures import IMAGES, PICTURE_LISTS, choose_pictures
 from tasks.catalog.schema import ALIASES, DEFAULT_LIMITS, KINDS, LARGEST_FLOAT32, RowLimits, readable
 from tasks.catalog.values import ValueProblem, named, read, shown, text, time
 
@@ -137,11 +138,22 @@ def _product(row: Mapping[str, Any], limits: RowLimits) -> dict[str, Any]:
         name = ALIASES[given] if given in ALIASES and ALIASES[given] not in row else given
         if name not in ("product_id", "key", "updated_at"):  # the event itself says these
             product[name] = _column(name, value) if name in KINDS else value
+            if name in PICTURE_LISTS and not isinstance(value, str | list | None):
+                del product[name]  # a snapshot leaves such a column out
+    _take_pictures(product, limits)
     for name in ("title", "image_uri"):
         if not product.get(name):
             raise MalformedEvent(f"the product has no {readable(name)}; every product needs title and image")
     _check_bounds(product, limits)
     return product
+
+
+def _take_pictures(product: dict[str, Any], limits: RowLimits) -> None:
+    """Main and further pictures as a snapshot has them; without further ones there is no IMAGES."""
+    listed = [uri for name in PICTURE_LISTS for uri in product.pop(name, ())]
+    if listed:
+        main, further, _ = choose_pictures(product.get("image_uri") or "", listed, limits.longest_uri, limits.most_pictures)
+        product |= {"image_uri": main} | ({IMAGES: further} if further else {})
 
 
 def _column(name: str, value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.catalog.changes.event import Event, upsert
+from tasks.catalog.product_pictures import IMAGES
 from tasks.catalog.schema import PRODUCT_SCHEMA, RowLimits, read_products
 from tasks.catalog.sources import SourceOptions, open_source
 from tasks.catalog.sources.folder import csv_batches, parquet_batches
@@ -75,5 +76,6 @@ def _said(name: str, value: Any) -> bool:
     return (
         value is not None
         and name not in ("product_id", "key", "updated_at")
+        and not (name == IMAGES and not value)
         and (value != "" or name not in PRODUCT_SCHEMA.names)
     )

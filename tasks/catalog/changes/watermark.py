@@ -12,7 +12,7 @@ from tasks.catalog.changes.comparison import TICK, Comparison, content_digests
 from tasks.catalog.changes.event import format_time
 from tasks.catalog.changes.seen import SeenProduct
 from tasks.catalog.changes.sending import row_event
-from tasks.catalog.schema import PRODUCT_SCHEMA, UPDATED_AT, read_products
+from tasks.catalog.schema import FIXED_COLUMNS, UPDATED_AT, read_products
 from tasks.catalog.snapshot import started_at
 from tasks.catalog.sources import Source, open_source
 from tasks.catalog.sources.database import DatabaseSource
@@ -41,7 +41,7 @@ class Watermark(Comparison):
             self.seen.forget_before(begin - LATE)
             for rows in self._changed(source, begin - LATE, now):
                 ids = rows["product_id"].to_pylist()
-                digests = content_digests(rows, [n for n in rows.column_names if n not in PRODUCT_SCHEMA.names])
+                digests = content_digests(rows, [n for n in rows.column_names if n not in FIXED_COLUMNS])
                 known = self.seen.of(ids)
                 new = [n for n, i in enumerate(ids) if i not in known or known[i].digest != digests[n]]
                 records = rows.take(pa.array(new, pa.int64())).to_pylist()

@@ -1,4 +1,4 @@
-"""Shared by SQLite and PostgreSQL: tables `products` and `photos`, read in one transaction over ADBC."""
+"""Shared by SQLite and PostgreSQL: tables `products`, `product_images` and `photos`, read in one transaction over ADBC."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from serving.contract.addresses import hide_secrets
+from tasks.catalog.product_pictures import PICTURE_ROWS
+from tasks.catalog.sources.pictures import with_pictures
 from tasks.catalog.sources.query import SETTING
 from tasks.catalog.sources.sorting import beyond, sorted_batches
 from tasks.catalog.sources.source import BATCH_ROWS, SourceOptions
@@ -32,7 +34,7 @@ class DatabaseColumn:
 
 
 class DatabaseSource(ABC):
-    """Tables `products` (or the query of the options) and, optionally, `photos`, read inside one read transaction of ADBC.
+    """Tables `products` (or the query of the options) and, optionally, `product_images` and `photos`, read inside one read transaction.
 
     `table` is what is read in the place of `products`.
     """
@@ -45,10 +47,33 @@ class DatabaseSource(ABC):
         self.options = options or SourceOptions()
         self.left_out: dict[str, str] = {}
         self.rejected: list[str] = []
+        self.unused_table: dict[str, str] = {}
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
         """Ordered by bytes of product_id, by the database where it is a column of its own, else by us."""
-        yield from self._products(after, "")
+        rows = self.picture_rows(self.later_id("product_id", after) if after else "")
+        yield from with_pictures(self._products(after, ""), rows, f"{self.name}, {PICTURE_ROWS}")
+
+    def picture_rows(self, where: str = "") -> Iterator[pa.RecordBatch] | None:
+        """Rows of the table product_images for which the SQL condition holds ("": all), in any order; None where it cannot be used."""
+        names = self.picture_columns()
+        image = next((n for n in ("image", "image_uri") if n in names), "")
+        self.unused_table = {}
+        if not names:
+            return None
+        if not image or "product_id" not in names:
+            self.unused_table = {PICTURE_ROWS: f"the table has no column {'product_id' if image else 'image'}"}
+            return None
+        wanted = {"product_id": "product_id", "image": image} | {n: n for n in ("position", "kind") if n in names}
+        return self._read(self.picture_select(wanted, where), PICTURE_ROWS)
+
+    @abstractmethod
+    def picture_columns(self) -> list[str]:
+        """The columns of the table product_images; none where it is not there."""
+
+    @abstractmethod
+    def picture_select(self, columns: dict[str, str], where: str) -> str:
+        """The SELECT of these columns (our name and the table's own) of product_images, as texts."""
 
     @abstractmethod
     def columns(self) -> list[DatabaseColumn]:
@@ -71,7 +96,14 @@ class DatabaseSource(ABC):
             raise CatalogError(
                 f"{self.name}: there is no column updated_at to find changes by; compare it: VITRINE_CHANGES=compare:"
             )
-        yield from self._products("", self.not_before(column, since.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")))
+        changed = self.not_before(column, since.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f"))
+        own_id = self.options.columns.column_of("product_id", [c.name for c in found])
+        rows = self.picture_rows(self.ids_among(own_id, changed) if own_id else "")
+        yield from with_pictures(self._products("", changed), rows, f"{self.name}, {PICTURE_ROWS}")
+
+    @abstractmethod
+    def ids_among(self, column: str, where: str) -> str:
+        """The SQL condition that a row of product_images belongs to a product for which `where` holds; `column` is the product's id."""
 
     @abstractmethod
     def not_before(self, column: DatabaseColumn, since: str) -> str:
@@ -80,7 +112,7 @@ class DatabaseSource(ABC):
     def raw(self) -> Iterator[pa.RecordBatch]:
         """The products with the table's own columns, in any order; notes those that are not read."""
         found = self.columns()
-        self.left_out = {c.name: c.left_out for c in found if c.left_out}
+        self.left_out = {c.name: c.left_out for c in found if c.left_out} | self.unused_table
         if not found:  # the error says what is missing
             return self._read(f"SELECT * FROM {self.table}", "products")
         return self.select([c for c in found if not c.left_out], "", "")
@@ -89,7 +121,7 @@ class DatabaseSource(ABC):
         mapping = self.options.columns
         found = self.columns()
         given = [c.name for c in found]
-        self.left_out = {c.name: c.left_out for c in found if c.left_out} | mapping.left_out(given)
+        self.left_out = {c.name: c.left_out for c in found if c.left_out} | mapping.left_out(given) | self.unused_table
         chosen = [c for c in found if not c.left_out]
         order = mapping.column_of("product_id", given)
         if order and order not in [c.name for c in chosen]:  # the caller says which columns there are

@@ -1,4 +1,4 @@
-"""A catalogue folder: products.csv or products.parquet and, optionally, photos.csv or photos.parquet."""
+"""A catalogue folder: products.csv or products.parquet and, optionally, images and photos, each as .csv or .parquet."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from tasks.catalog.sources.csv_format import CsvFormat
+from tasks.catalog.sources.pictures import with_pictures
 from tasks.catalog.sources.sorting import beyond, sorted_batches
 from tasks.catalog.sources.source import BATCH_ROWS, SourceOptions, file_stamp
 from tasks.errors import CatalogError, CatalogMissing
@@ -21,7 +22,7 @@ MOST_REJECTED = 1000
 
 
 class FolderSource:
-    """A folder with products.csv|parquet and, optionally, photos.csv|parquet, streamed."""
+    """A folder with products.csv|parquet and, optionally, images.csv|parquet and photos.csv|parquet, streamed."""
 
     def __init__(self, folder: Path, options: SourceOptions | None = None) -> None:
         if not folder.is_dir():
@@ -34,18 +35,22 @@ class FolderSource:
 
     def raw(self) -> Iterator[pa.RecordBatch]:
         """The products with the file's own columns, in its own order."""
-        batches = self._batches("products")
+        batches = self._batches("products", self.rejected)
         if batches is None:
             raise CatalogMissing(f"{self.folder}: neither products.csv nor products.parquet is in the folder")
         return batches
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
         mapped = self.options.columns.over(self.raw(), self.name, self.left_out)
-        for batch in sorted_batches(mapped, BATCH_ROWS):
-            yield beyond(batch, after)
+        ordered = (beyond(batch, after) for batch in sorted_batches(mapped, BATCH_ROWS))
+        yield from with_pictures(ordered, self.picture_rows(), f"{self.folder}/images")
+
+    def picture_rows(self) -> Iterator[pa.RecordBatch] | None:
+        """Rows of images.csv|parquet as they come (product_id, image, position, kind); None without such a file."""
+        return self._batches("images", [])
 
     def photos(self) -> Iterator[pa.RecordBatch]:
-        batches = self._batches("photos")
+        batches = self._batches("photos", self.rejected)
         if batches is None:
             return
         rows = 0
@@ -55,13 +60,13 @@ class FolderSource:
         if not rows:
             raise CatalogError(f"{self.folder}/photos.csv has no rows: remove the file, or name labelled photos in it")
 
-    def _batches(self, name: str) -> Iterator[pa.RecordBatch] | None:
-        """The file's batches in its own order; None when there is no such file."""
+    def _batches(self, name: str, rejected: list[str]) -> Iterator[pa.RecordBatch] | None:
+        """The file's batches in its own order; None when there is no such file. Rows without their fields go to `rejected`."""
         parquet, csv = self.folder / f"{name}.parquet", self.folder / f"{name}.csv"
         if parquet.is_file():
             return parquet_batches(parquet)
         numeric = self.options.columns.numeric
-        return csv_batches(csv, self.options.csv, self.rejected, numeric) if csv.is_file() else None
+        return csv_batches(csv, self.options.csv, rejected, numeric) if csv.is_file() else None
 
 
 def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:

@@ -50,8 +50,22 @@ def _open(uri: str, options: SourceOptions) -> Iterator[Source]:
 
 
 def open_table(address: str, options: SourceOptions) -> TableSource:
-    """The table of a parquet:, delta: or iceberg: address. Raises CatalogMissing where there is none."""
+    """The table of a parquet:, delta: or iceberg: address, and its table of pictures. Raises CatalogMissing where there is none."""
     found = TableAddress.parse(address)
+    source = _table(found, options)
+    if found.images:
+        source.pictures = open_beside(found, found.images)
+        both = source.moment and source.pictures.moment
+        source.moment = f"{source.moment}, pictures {source.pictures.moment}" if both else ""
+    return source
+
+
+def open_beside(address: TableAddress, other: str) -> TableSource:
+    """Another table than that of the products, of the same kind where `other` names none."""
+    return open_table(other if other.partition(":")[0] in TABLES else f"{address.kind}:{other}", SourceOptions())
+
+
+def _table(found: TableAddress, options: SourceOptions) -> TableSource:
     if found.kind == "parquet":
         from tasks.catalog.sources.parquet import ParquetSource
 

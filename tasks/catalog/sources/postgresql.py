@@ -8,6 +8,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from serving.contract import addresses
+from tasks.catalog.product_pictures import PICTURE_ROWS
 from tasks.catalog.schema import KINDS
 from tasks.catalog.sources.database import DatabaseColumn, DatabaseSource, check_names, quoted, raise_unreadable, sql_literal
 from tasks.catalog.sources.source import SourceOptions
@@ -19,6 +20,9 @@ FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_type b ON 
 LEFT JOIN pg_type e ON e.oid = coalesce(b.typelem, t.typelem) AND coalesce(b.typcategory, t.typcategory) = 'A'
 WHERE a.attrelid = to_regclass('products') AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
 """Name, base type, kind of type and element type of each column of the table (or view) products."""
+PICTURE_COLUMNS = f"""
+SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass('{PICTURE_ROWS}') AND attnum > 0 AND NOT attisdropped
+AND has_table_privilege(attrelid, 'SELECT') ORDER BY attnum"""
 BEYOND = "20000-01-01"
 """Stands for infinite times, which Arrow does not know: no snapshot takes a year of five digits, so the row is set aside."""
 EXPRESSIONS = {
@@ -150,6 +154,19 @@ class PostgresSource(DatabaseSource):
         wanted = ", ".join(f"{c.of()} AS {quoted(c.name)}" for c in columns)
         query = f"SELECT {wanted} FROM {self.table}" + (f" WHERE {where}" if where else "")
         yield from self._read(query + (f" ORDER BY {_bytes(order)}" if order else ""), "products")
+
+    def picture_columns(self) -> list[str]:
+        """None where this role may not read them."""
+        with self.connection.cursor() as cursor:
+            cursor.execute(PICTURE_COLUMNS)
+            return [name for (name,) in cursor.fetchall()]
+
+    def picture_select(self, columns: dict[str, str], where: str) -> str:
+        wanted = ", ".join(f"products.{quoted(own)}::text AS {name}" for name, own in columns.items())
+        return f"SELECT {wanted} FROM {PICTURE_ROWS} AS products" + (f" WHERE {where}" if where else "")
+
+    def ids_among(self, column: str, where: str) -> str:
+        return f"products.product_id::text IN (SELECT products.{quoted(column)}::text FROM {self.table} WHERE {where})"
 
     def later_id(self, column: str, after: str) -> str:
         return f"{_bytes(column)} > {sql_literal(after)}"

@@ -43,17 +43,17 @@ def beyond(batch: pa.RecordBatch, after: str) -> pa.RecordBatch:
     """The rows with a product_id greater than `after`; all of them for "", or without such a column."""
     if not after or "product_id" not in batch.schema.names:
         return batch
-    return batch.filter(pc.greater(_ids(batch), after))
+    return batch.filter(pc.greater(product_ids(batch), after))
 
 
-def _ids(batch: pa.RecordBatch) -> pa.Array:
+def product_ids(batch: pa.RecordBatch) -> pa.Array:
     return pc.fill_null(convert(batch.column("product_id"), "text").values, "")
 
 
 def _sorted(batches: list[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
     if not batches:
         return
-    order = pc.sort_indices(pa.chunked_array([_ids(b) for b in batches]))
+    order = pc.sort_indices(pa.chunked_array([product_ids(b) for b in batches]))
     yield from pa.Table.from_batches(batches).take(order).to_batches(max_chunksize=rows)
 
 
@@ -66,7 +66,7 @@ def _by_ranges(
     with pa.OSFile(str(folder / "all"), "wb") as sink, pa.ipc.new_file(sink, held[0].schema) as writer:
         for batch in chain(_emptied(held), waiting):
             size += batch.nbytes
-            ids = _ids(batch)
+            ids = product_ids(batch)
             sample += ids.take(pa.array(np.linspace(0, len(ids) - 1, min(SAMPLED, len(ids))).astype(np.int64))).to_pylist()
             writer.write_batch(batch)
             del batch, ids
@@ -95,7 +95,7 @@ def _split(folder: Path, bounds: np.ndarray) -> None:
         writers = [pa.ipc.new_file(sink, reader.schema) for sink in sinks]
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
-            where = np.searchsorted(bounds, _ids(batch).to_numpy(zero_copy_only=False).astype(object), side="right")
+            where = np.searchsorted(bounds, product_ids(batch).to_numpy(zero_copy_only=False).astype(object), side="right")
             ordered = batch.take(pa.array(np.argsort(where, kind="stable")))
             counts = np.bincount(where, minlength=len(writers))
             for place, (start, count) in enumerate(zip(np.cumsum(counts) - counts, counts, strict=True)):

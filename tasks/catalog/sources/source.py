@@ -48,6 +48,10 @@ class RawSource(Protocol):
         """The products with the source's own columns, in any order."""
         ...
 
+    def picture_rows(self) -> Iterator[pa.RecordBatch] | None:
+        """Rows of the table of pictures (product_id, image, position, kind), in any order; None without one."""
+        ...
+
     def photos(self) -> Iterator[pa.RecordBatch]: ...
 
 
@@ -65,7 +69,10 @@ class Source(Protocol):
     rejected: list[str]
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        """All products, or those with a product_id greater than `after`."""
+        """All products, or those with a product_id greater than `after`.
+
+        What a table of pictures holds of them is in the column product_images (list<string>).
+        """
         ...
 
     def photos(self) -> Iterator[pa.RecordBatch]: ...

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from serving.contract import addresses
+from tasks.catalog.product_pictures import PICTURE_ROWS
 from tasks.catalog.schema import KINDS
 from tasks.catalog.sources.database import DatabaseColumn, DatabaseSource, quoted, raise_unreadable, sql_literal
 from tasks.catalog.sources.source import BATCH_ROWS, SourceOptions, file_stamp
@@ -97,6 +98,19 @@ class SqliteSource(DatabaseSource):
             found = batch.slice(1 if first else 0)
             yield pa.RecordBatch.from_arrays(found.columns[:-1], names=names)
             first = False
+
+    def picture_columns(self) -> list[str]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(f"SELECT name FROM pragma_table_info('{PICTURE_ROWS}')")
+            return [name for (name,) in cursor.fetchall()]
+
+    def picture_select(self, columns: dict[str, str], where: str) -> str:
+        shown = ", ".join(f"{'0.0' if name == 'position' else sql_literal('')} AS {name}" for name in columns)
+        wanted = ", ".join(f"CAST({quoted(own)} AS {'REAL' if name == 'position' else 'TEXT'})" for name, own in columns.items())
+        return f"SELECT {shown} UNION ALL SELECT {wanted} FROM {PICTURE_ROWS}" + (f" WHERE {where}" if where else "")
+
+    def ids_among(self, column: str, where: str) -> str:
+        return f"CAST(product_id AS TEXT) IN (SELECT CAST({quoted(column)} AS TEXT) FROM {self.table} WHERE {where})"
 
     def later_id(self, column: str, after: str) -> str:
         return f"CAST({quoted(column)} AS TEXT) > {sql_literal(after)}"

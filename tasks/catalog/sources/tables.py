@@ -11,25 +11,28 @@ import pyarrow.dataset as pads
 
 from serving.contract.addresses import hide_secrets
 from tasks.catalog.sources.folder import without_views
+from tasks.catalog.sources.pictures import with_pictures
 from tasks.catalog.sources.sorting import beyond, sorted_batches
 from tasks.catalog.sources.source import BATCH_ROWS, SourceOptions
 from tasks.errors import CatalogError, VitrineError
 
-PARAMETERS = ("image_root", "photos", "version", "snapshot")
+PARAMETERS = ("image_root", "images", "photos", "version", "snapshot")
 BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class TableAddress:
-    """`kind`:`place`[?image_root=…&photos=…], such as delta:s3://bucket/products?image_root=s3://pictures.
+    """`kind`:`place`[?image_root=…&images=…&photos=…], such as delta:s3://bucket/products?image_root=s3://pictures.
 
-    `photos` is the table of labelled photos, of the same kind where it names none; `version` a Delta version, `snapshot` an Iceberg
+    `images` is the table of products' pictures (product_id, image, position, kind) and `photos` that of labelled photos, of the same
+    kind where they name none; `version` a Delta version, `snapshot` an Iceberg
     snapshot id (default: the newest).
     """
 
     kind: str
     place: str
     image_root: str = ""
+    images: str = ""
     photos: str = ""
     version: str = ""
     snapshot: str = ""
@@ -58,6 +61,8 @@ class TableSource(ABC):
         self.left_out: dict[str, str] = {}
         self.rejected: list[str] = []
         self.moment = ""
+        self.pictures: TableSource | None = None
+        """The table that the address's parameter `images` names."""
 
     @abstractmethod
     def rows(self) -> Iterator[pa.RecordBatch]:
@@ -68,18 +73,20 @@ class TableSource(ABC):
         return self.options.columns.over(self.raw(), self.name, self.left_out)
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        for batch in sorted_batches(self.unsorted(), BATCH_ROWS):
-            yield beyond(batch, after)
+        ordered = (beyond(batch, after) for batch in sorted_batches(self.unsorted(), BATCH_ROWS))
+        yield from with_pictures(ordered, self.picture_rows(), self.pictures.name if self.pictures else "")
+
+    def picture_rows(self) -> Iterator[pa.RecordBatch] | None:
+        """Rows of the table of pictures as they come (product_id, image, position, kind); None without one."""
+        return self.pictures.raw() if self.pictures else None
 
     def photos(self) -> Iterator[pa.RecordBatch]:
         """Those of the address's parameter `photos`; none without it."""
         if not self.address.photos:
             return
-        from tasks.catalog.sources.open import TABLES, open_table
+        from tasks.catalog.sources.open import open_beside
 
-        where = self.address.photos
-        address = where if where.partition(":")[0] in TABLES else f"{self.address.kind}:{where}"
-        yield from open_table(address, SourceOptions()).raw()
+        yield from open_beside(self.address, self.address.photos).raw()
 
     def raw(self) -> Iterator[pa.RecordBatch]:
         """The products with the table's own columns, in its own order."""
