@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.contract import addresses
+from tasks.catalog.product_pictures import IMAGES, PICTURE_ROWS, picture_rows
 from tasks.catalog.schema import read_products, to_photos
 from tasks.catalog.sources.folder import FolderSource
 from tasks.catalog.sources.postgresql import split_image_root
@@ -26,7 +27,8 @@ class Loaded:
 
 
 def load_folder(folder: Path, database_uri: str, options: SourceOptions | None = None) -> Loaded:
-    """Replaces the tables `products` and `photos` with the folder's in one transaction. Rows that cannot be used are left out.
+    """Replaces the tables `products`, `product_images` and `photos` with the folder's in one transaction; a folder without further
+    pictures leaves no product_images, one without photos the photos that are there. Rows that cannot be used are left out.
 
     Pictures stay where they are. For SQLite their relative paths are made relative to the database's folder; for PostgreSQL they
     stay relative to the catalogue's folder, which `image_root` must name. Addresses and absolute paths stay as they are. Raises
@@ -37,6 +39,7 @@ def load_folder(folder: Path, database_uri: str, options: SourceOptions | None =
     if not found:
         raise CatalogMissing(f"{folder}: the catalogue has no products")
     unusable = [row.sentence for rows in found for row in rows.unusable] + source.rejected
+    pictures = pa.concat_tables([_further(rows.table) for rows in found])
     products = pa.concat_tables([_flat(rows.table) for rows in found], promote_options="default")
     if unusable and not len(products):
         raise CatalogError(f"{folder}: none of its {len(unusable)} rows can be used; the first: {unusable[0]}")
@@ -46,7 +49,7 @@ def load_folder(folder: Path, database_uri: str, options: SourceOptions | None =
         path = addresses.sqlite_path(database_uri)
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = _prefix(folder, path.parent)
-        products = _below(products, "image_uri", prefix)
+        products, pictures = _below(products, "image_uri", prefix), _below(pictures, "image", prefix)
         labelled = _below(labelled, "photo_uri", prefix) if labelled is not None else None
         from adbc_driver_sqlite import dbapi
 
@@ -59,6 +62,11 @@ def load_folder(folder: Path, database_uri: str, options: SourceOptions | None =
         raise CatalogError(f"{addresses.without_secrets(database_uri)}: not a database; give sqlite:///file or postgresql://…")
     with connect as connection:
         _replace(connection, "products", products)
+        if len(pictures):
+            _replace(connection, PICTURE_ROWS, pictures)
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute(f"DROP TABLE IF EXISTS {PICTURE_ROWS}")
         if labelled is not None:
             _replace(connection, "photos", labelled)
         connection.commit()
@@ -79,7 +87,14 @@ def _flat(table: pa.Table) -> pa.Table:
     flags = [n for n in ("in_stock", "priority") if n in table.column_names]
     for name in flags:
         table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.int64()))
-    return table.drop_columns(["key"])
+    return table.drop_columns([n for n in ("key", IMAGES) if n in table.column_names])
+
+
+def _further(table: pa.Table) -> pa.Table:
+    """Further pictures as rows of product_images."""
+    rows = picture_rows(table.set_column(table.column_names.index("key"), "key", table["product_id"]))
+    rows = rows.filter(pc.greater(rows["position"], 0))
+    return pa.table({"product_id": rows["key"], "image": rows["image_uri"], "position": rows["position"].cast(pa.int64())})
 
 
 def _prefix(folder: Path, base: Path) -> str:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, product_batches
 from tasks.embed.job import EmbedResult
+from tasks.embed.shard_vectors import POSITION
 from tasks.index.vectors import matrix, shard_uri
 from tasks.validate.embedding_moments import Moments, MomentsAccumulator, shift
 from tasks.validate.expectations import Check, Validation, run_checks
@@ -25,6 +26,7 @@ WORDS = {
     "greatest_norm": "the length of the longest vector", "constant_dimensions": "the number of dimensions that are the same in all vectors",
     "duplicate_share": "the share of different pictures with one and the same vector",
     "quarantined_share": "the share of products without a usable picture",
+    "quarantined_picture_share": "the share of pictures that cannot be used",
     "mean_shift": "how far the vectors' mean moved since the last version",
     "covariance_shift": "the share by which the vectors' covariance changed since the last version",
     "unsorted": "the number of vectors out of order", "misplaced": "the number of vectors in the wrong shard",
@@ -62,12 +64,12 @@ class InspectionResult:
 
 
 def inspect(embedded: EmbedResult, snapshot: Snapshot, fingerprint: str) -> InspectionResult:
-    """Reads every vector of the run once, with page checksums; needs 24 bytes of memory per product."""
+    """Reads every vector of the run once, with page checksums; needs 8 bytes of memory per product and 24 per vector."""
     known = np.sort(np.concatenate([b["key"].to_numpy() for b in product_batches(snapshot.uri, ["key"])]))
-    gathering = MomentsAccumulator(embedded.dim, embedded.embedded)
+    gathering = MomentsAccumulator(embedded.dim, embedded.pictures or embedded.embedded)
     total, squares = np.zeros(embedded.dim), np.zeros(embedded.dim)
     bad: dict[str, list[int]] = {"not_finite": [], "norm": [], "duplicate": [], "unknown": [], "misplaced": []}
-    facts: dict[str, Any] = {"vectors": 0, "not_finite": 0, "least_norm": np.inf, "greatest_norm": -np.inf}
+    facts: dict[str, Any] = {"vectors": 0, "products": 0, "not_finite": 0, "least_norm": np.inf, "greatest_norm": -np.inf}
     facts |= {"least_dimension": embedded.dim, "greatest_dimension": embedded.dim}
     words, prints, keys, shards = [], [], [], []
 
@@ -76,7 +78,7 @@ def inspect(embedded: EmbedResult, snapshot: Snapshot, fingerprint: str) -> Insp
 
     for shard in range(embedded.shards):
         row = {"shard": shard, "vectors": 0, "unsorted": 0, "misplaced": 0, "unknown": 0}
-        last = -1
+        last = (-1, 0)
         for uri in storage.list_files(shard_uri(embedded.vectors_uri, shard), ".parquet"):
             fs, path = storage.filesystem(uri)
             with fs.open_input_file(path) as stream:
@@ -86,11 +88,14 @@ def inspect(embedded: EmbedResult, snapshot: Snapshot, fingerprint: str) -> Insp
                 facts["greatest_dimension"] = max(facts["greatest_dimension"], dim)
                 if dim != embedded.dim:
                     continue
-                for batch in file.iter_batches(BATCH_ROWS, columns=["key", "image_sha256", "vector"]):
+                for batch in file.iter_batches(BATCH_ROWS, columns=["key", "image_sha256", "vector", POSITION]):
                     key, vectors = batch["key"].to_numpy(), matrix(batch["vector"])
+                    position = batch[POSITION].to_numpy() if POSITION in batch.schema.names else np.zeros(len(key), np.int16)
+                    further, later = np.diff(key, prepend=last[0]), np.diff(position.astype(int), prepend=last[1])
                     row["vectors"] += len(key)
-                    row["unsorted"] += int((np.diff(key, prepend=last) <= 0).sum())
-                    last = int(key[-1]) if len(key) else last
+                    row["unsorted"] += int(((further < 0) | ((further == 0) & (later <= 0))).sum())
+                    facts["products"] += int((further != 0).sum())
+                    last = (int(key[-1]), int(position[-1])) if len(key) else last
                     away = key[key % embedded.shards != shard]
                     strange = key[known[np.minimum(np.searchsorted(known, key), len(known) - 1)] != key]
                     row["misplaced"] += len(away)
@@ -134,8 +139,9 @@ def check_embeddings(
         "catalogue": snapshot.rows, "accounted": embedded.embedded + embedded.quarantined, "embedded": embedded.embedded,
         "quarantined_share": embedded.quarantined / max(snapshot.rows, 1),
     }  # fmt: skip
+    several = embedded.catalogue_pictures > embedded.catalogue
     checks = [
-        _equal("catalogue", "accounted"), _equal("embedded", "vectors"),
+        _equal("catalogue", "accounted"), *_all_vectors(several),
         _between("least_dimension", embedded.dim, embedded.dim), _between("greatest_dimension", embedded.dim, embedded.dim),
         _between("not_finite", 0, 0), _between("least_norm", 1 - limits.norm_error, None),
         _between("greatest_norm", None, 1 + limits.norm_error), _between("constant_dimensions", 0, 0),
@@ -145,12 +151,20 @@ def check_embeddings(
             f"{embedded.quarantined} of {snapshot.rows} pictures unusable, allowed {limits.most_quarantined * 100:.3g} %",
         ),
     ]  # fmt: skip
+    if several:
+        lost, pictures = embedded.quarantined_pictures, embedded.catalogue_pictures
+        facts |= {"pictures": embedded.pictures, "catalogue_pictures": snapshot.pictures, "accounted_pictures": pictures}
+        facts["quarantined_picture_share"] = lost / pictures
+        failure = f"{lost} of {pictures} pictures cannot be used, allowed {limits.most_quarantined * 100:.3g} %"
+        checks += [_equal("catalogue_pictures", "accounted_pictures")]
+        checks += [_between("quarantined_picture_share", 0, limits.most_quarantined, "VITRINE_MOST_QUARANTINED", failure)]
     moved = shift(before, inspection.moments) if before is not None else None
     if moved is not None:
         facts |= {"mean_shift": moved[0], "covariance_shift": moved[1]}
         checks += [_between("mean_shift", 0, limits.most_mean_shift, "VITRINE_MAX_MEAN_SHIFT")]
         checks += [_between("covariance_shift", 0, limits.most_covariance_shift, "VITRINE_MOST_DRIFT")]
     also = [f"in quarantine: {', '.join(f'{n} {reason}' for reason, n in embedded.reasons.items())}"] if embedded.reasons else []
+    also += [embedded.picture_summary] if several else []
     also += _named(
         inspection,
         snapshot,
@@ -160,8 +174,8 @@ def check_embeddings(
 
 
 def check_index_inputs(inspection: InspectionResult, embedded: EmbedResult, snapshot: Snapshot, docs: Path) -> Validation:
-    """Checks that the shards hold every embedded product exactly once, in the right shard. Failures are in the result."""
-    facts = {"embedded": embedded.embedded, "in_shards": sum(s["vectors"] for s in inspection.shards)}
+    """Checks that the shards hold every usable picture exactly once, in the right shard. Failures are in the result."""
+    facts = {"embedded": embedded.pictures or embedded.embedded, "in_shards": sum(s["vectors"] for s in inspection.shards)}
     checks = [_equal("embedded", "in_shards"), _between("embedded", 1, None)]
     checks += [
         Check("shards", "ExpectColumnValuesToBeBetween", {"column": name, "min_value": 0, "max_value": 0}, words=WORDS[name])
@@ -203,6 +217,11 @@ def _duplicates(words: list[np.ndarray], prints: list[np.ndarray], keys: list[np
     seen, counts = np.unique(np.concatenate(prints)[first], return_counts=True)
     shared = np.isin(np.concatenate(prints)[first], seen[counts > 1])
     return 1 - len(seen) / len(first), np.concatenate(keys)[first][shared][:SAMPLE_KEYS]
+
+
+def _all_vectors(several: bool) -> list[Check]:
+    """Every embedded product has a vector; with several pictures a product, every usable picture has."""
+    return [_equal("embedded", "products"), _equal("pictures", "vectors")] if several else [_equal("embedded", "vectors")]
 
 
 def _equal(a: str, b: str) -> Check:

@@ -120,6 +120,8 @@ def check_snapshot(
     if snapshot.quarantined_rows:
         first = "; ".join(row["sentence"] for row in unusable_rows(snapshot.uri)[:5])
         also.append(f"{snapshot.quarantined_rows} rows of the catalogue cannot be used: {first}")
+    if snapshot.pictures_left_out:
+        also.append(f"{snapshot.pictures_left_out} pictures are left out: VITRINE_MAX_PICTURES, VITRINE_MAX_URI_LENGTH")
     if found.newest is not None:
         facts["newest_change_days_ago"] = ((now or datetime.now(UTC)) - found.newest).total_seconds() / 86400
         setting = "VITRINE_MAX_DAYS_AHEAD" if facts["newest_change_days_ago"] < 0 else "VITRINE_CATALOG_MAX_AGE_DAYS"

@@ -45,10 +45,10 @@ KILLED = """
     from tasks.catalog.sources import sqlite
     snapshot.PART_ROWS, sqlite.BATCH_ROWS = 100, 64
     write = snapshot.SnapshotWriter.write
-    def dies(writer, kind, table):
+    def dies(writer, kind, table, *counts):
         if writer.rows >= int(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGKILL)
-        write(writer, kind, table)
+        write(writer, kind, table, *counts)
     snapshot.SnapshotWriter.write = dies
     snapshot.take_snapshot(sys.argv[1], sys.argv[2], "one")
 """

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,36 @@ def test_a_placeholder_for_a_tenth_of_the_pictures_is_a_drift_and_a_fifth_of_new
     assert read_moments(str(tmp_path / "none")) is None
     assert shift(moments(base), Moments(5000, kept.mean, kept.covariance, "another encoder")) is None
     assert shift(moments(base[:100]), kept) is None, "too few to say"
+
+
+def test_several_pictures_a_product_are_counted_and_ordered_by_position(tmp_path: Path, snapshot: Snapshot) -> None:
+    """Half of the products have two pictures; then one loses a row, and two rows change places."""
+    single = made(tmp_path / "v", unit(ROWS, 0))
+    doubled = 0
+    for shard in range(SHARDS):
+        file = tmp_path / "v" / f"shard={shard}" / "part-00000.parquet"
+        table = pq.read_table(file)
+        rows = np.repeat(np.arange(len(table)), np.where(np.arange(len(table)) % 2, 2, 1))
+        position = np.concatenate([[0], (np.diff(rows) == 0).astype(np.int16)])
+        more = table.take(pa.array(rows)).append_column("position", pa.array(position, pa.int16()))
+        sha = pa.array([hashlib.sha256(f"{shard} {n}".encode()).digest() for n in range(len(more))], pa.binary(32))
+        noise = unit(len(more), shard + 5)
+        more = more.set_column(1, "image_sha256", sha).set_column(2, "vector", vector_column(noise))
+        pq.write_table(more, file, row_group_size=100, write_page_checksum=True, **PLAIN)
+        doubled += int(position.sum())
+    several = replace(
+        single, pictures=ROWS + doubled, quarantined_pictures=4, duplicate_pictures=2, picture_reasons={"missing": 4}
+    )
+    taken = replace(snapshot, further_pictures=doubled + 6)
+    vectors, inputs = said(several, taken, tmp_path)
+    counts = (
+        f"{ROWS + doubled + 6} pictures = {ROWS + doubled} usable + 4 in quarantine + 2 doubled; of embedded products 4 missing"
+    )
+    assert vectors == f"embeddings: 13 expectations hold; {counts}"
+    assert inputs == "index inputs: 5 expectations hold"
+    shuffled = more.take(pa.array([0, 2, 1, *range(3, len(more) - 1)]))
+    pq.write_table(shuffled, file, row_group_size=100, write_page_checksum=True, **PLAIN)
+    vectors, inputs = said(replace(several, quarantined_pictures=ROWS), taken, tmp_path)
+    assert f"pictures is {ROWS + doubled} and vectors is {ROWS + doubled - 1}" in vectors
+    assert "pictures cannot be used, allowed 2 %: VITRINE_MOST_QUARANTINED" in vectors
+    assert "unsorted" in inputs
