@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,8 +23,8 @@ from tasks.embed.chunk_progress import Report, no_report, show_progress
 from tasks.embed.image_hash_cache import HASH_CACHE, hash_images, update_cache
 from tasks.embed.images import fetcher
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
-from tasks.embed.quarantine import quarantine_uri, sample_reasons, with_ids
-from tasks.embed.shard_vectors import POSITION, has_positions, write_shards
+from tasks.embed.quarantine import quarantine_rows, quarantine_uri, sample_reasons
+from tasks.embed.shard_vectors import POSITION, distinct_pictures, write_shards
 from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, encoder_store, parts_sha256, rejected_images
 from tasks.errors import VitrineError
@@ -279,9 +277,9 @@ def _publish(
     commits = store.commits()
     readable = pc.is_in(hashed["sha256"], store.checksums(commits))  # a null sha256 is not in it
     good = hashed.filter(readable).select(["key", POSITION, "sha256"])
-    usable = _distinct(good)
+    usable = distinct_pictures(good)
     embedded = pc.unique(usable["key"])
-    bad = _with_reasons(hashed.filter(pc.invert(readable)), embedded, rejected_images(commits), snapshot.uri, run_key)
+    bad = quarantine_rows(hashed.filter(pc.invert(readable)), embedded, rejected_images(commits), snapshot.uri, run_key)
     with storage.writer(quarantine) as stream:
         pq.write_table(pa.Table.from_pylist(bad, QUARANTINE), stream)
     products = [row for row in bad if not (row["found"] or row[POSITION])]
@@ -299,28 +297,3 @@ def _publish(
         len(here), len(embedded) - len(now), dict(sorted(reasons.items())), sample_reasons(products), parts_sha256(commits),
         len(usable), len(bad), len(good) - len(usable), dict(sorted(others.items())),
     )  # fmt: skip
-
-
-def _distinct(good: pa.Table) -> pa.Table:
-    """Usable pictures (key, position, sha256) in order of key and position; of equal ones of a product the first."""
-    if not has_positions(good):
-        return good.sort_by("key")
-    first = good.group_by(["key", "sha256"], use_threads=False).aggregate([(POSITION, "min")])
-    order = [("key", "ascending"), (POSITION, "ascending")]
-    return pa.table({"key": first["key"], POSITION: first["position_min"], "sha256": first["sha256"]}).sort_by(order)
-
-
-def _with_reasons(
-    bad: pa.Table, embedded: pa.Array, rejected: dict[bytes, dict[str, str]], snapshot_uri: str, run_key: str
-) -> list[dict[str, Any]]:
-    """Quarantine rows: the reason is the hashing step's without a sha256, else the store's."""
-    unknown: dict[str, Any] = {"reason": "unknown", "detail": "no worker told what became of this picture"}
-    bad = bad.append_column("found", pc.is_in(bad["key"], embedded))
-    now, rows = datetime.now(UTC), []
-    for row in bad.to_pylist():
-        why = row if row["reason"] else rejected.get(row["sha256"], unknown)
-        rows.append(
-            {n: row[n] for n in ("key", "image_uri", POSITION, "found")}
-            | {"reason": why["reason"], "detail": why["detail"], "run": run_key, "at": now}
-        )
-    return with_ids(rows, snapshot_uri)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +74,25 @@ def read_quarantine(
             QuarantineEntry(**(blank | {name: row[name] for name in SCHEMA.names if name in row})) for row in table.to_pylist()
         ]
     return sorted(rows, key=lambda row: (row.at or datetime.min.replace(tzinfo=UTC), row.run), reverse=True)
+
+
+def quarantine_rows(
+    bad: pa.Table, embedded: pa.Array, rejected: dict[bytes, dict[str, str]], snapshot_uri: str, run_key: str
+) -> list[dict[str, Any]]:
+    """Rows (SCHEMA) of pictures that have no vector (worker.HASHED); `embedded` are the keys of products with another one that has.
+
+    The reason is the hashing step's without a sha256, else the store's (`rejected`, by sha256).
+    """
+    unknown: dict[str, Any] = {"reason": "unknown", "detail": "no worker told what became of this picture"}
+    bad = bad.append_column("found", pc.is_in(bad["key"], embedded))
+    now, rows = datetime.now(UTC), []
+    for row in bad.to_pylist():
+        why = row if row["reason"] else rejected.get(row["sha256"], unknown)
+        rows.append(
+            {n: row[n] for n in ("key", "image_uri", "position", "found")}
+            | {"reason": why["reason"], "detail": why["detail"], "run": run_key, "at": now}
+        )
+    return with_ids(rows, snapshot_uri)
 
 
 def quarantined_products(rows: pa.Table) -> pa.Array:

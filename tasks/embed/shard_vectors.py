@@ -79,3 +79,12 @@ def write_shards(
 def has_positions(usable: pa.Table) -> bool:
     """Whether a picture (of a table with or without the column POSITION) is another than its product's main one."""
     return POSITION in usable.column_names and bool(pc.any(pc.not_equal(usable[POSITION], 0)).as_py())
+
+
+def distinct_pictures(good: pa.Table) -> pa.Table:
+    """Usable pictures (key, position, sha256) in order of key and position; of equal ones of a product the first."""
+    if not has_positions(good):
+        return good.sort_by("key")
+    first = good.group_by(["key", "sha256"], use_threads=False).aggregate([(POSITION, "min")])
+    order = [("key", "ascending"), (POSITION, "ascending")]
+    return pa.table({"key": first["key"], POSITION: first["position_min"], "sha256": first["sha256"]}).sort_by(order)

@@ -19,5 +19,6 @@ def source_options(settings: Settings) -> SourceOptions:
 def row_limits(settings: Settings) -> RowLimits:
     """Bounds beyond which a row is set aside."""
     return RowLimits(
-        settings.max_title_length, settings.max_uri_length, settings.max_price, settings.max_category_depth, settings.max_pictures
+        settings.max_title_length, settings.max_uri_length, settings.max_price, settings.max_category_depth,
+        min(settings.max_pictures, 2**15),  # positions are int16
     )  # fmt: skip
