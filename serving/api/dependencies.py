@@ -12,7 +12,7 @@ from serving.api import openapi
 from serving.api.replica import Replica
 from serving.api.uploads import json_object
 from serving.contract.manifest import SLOTS
-from serving.ranking.filters import Filter
+from serving.ranking.filters import Filter, FilterError
 from serving.search import query as queries
 from serving.search.schemas import SearchAnswer, SearchRequest
 from serving.telemetry.timing import Deadline, Timings
@@ -86,7 +86,10 @@ class SearchCall:
             query = await query_of(query.request, photo)
         sampled = not self.slot and self.request.headers.get("sec-gpc") != "1"
         address = self.request.client.host if self.request.client else ""
-        answer = await replica.search(self.release, query, timings, state.request_id + suffix, sampled, address)
+        try:
+            answer = await replica.search(self.release, query, timings, state.request_id + suffix, sampled, address)
+        except FilterError as error:
+            raise replica.with_change(error, self.release) from None
         replica.search_metrics.count(answer)
         return answer
 

@@ -24,6 +24,8 @@ from serving.cluster.gateway import GatewayOpener
 from serving.cluster.metrics import GatewayMetrics
 from serving.contract.image_limits import CostlyImage, ImageLimits
 from serving.contract.runtimes import runtime
+from serving.ranking.column_changes import with_change
+from serving.ranking.filters import FilterError
 from serving.ranking.profiles import NoProfiles, Profiles, RedisProfiles
 from serving.search import pipeline as queries
 from serving.search.caches import Caches
@@ -194,6 +196,13 @@ class Replica:
             what = f"slot {slot} holds no version that is ready" if slot else self.slots.not_live_reason()
             raise ApiError(503, what, "not_ready", {"Retry-After": "5"})
         return found
+
+    def with_change(self, error: FilterError, release: Release) -> FilterError:
+        """The error of a filter that `release` refuses, with what its column is in the version of the other slot."""
+        others = [s.release for s in self.slots.slots.values() if s.release is not None and s.release is not release]
+        for other in others:
+            error = with_change(error, release.version, release.searcher.features, other.version, other.searcher.features)
+        return error
 
     def describe(self) -> dict[str, object]:
         """The process's part of /v1/version: role, notice and shards."""

@@ -50,6 +50,10 @@ class FilterError(ValueError):
 
     status, reason = 422, "query"
 
+    def __init__(self, message: str, column: str = "") -> None:
+        super().__init__(message)
+        self.column = column
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -187,7 +191,11 @@ def check_filter(features: Features, query_filter: Filter) -> None:
 
 def _mask(node: Node, features: Features, rows: np.ndarray | None) -> np.ndarray:
     if isinstance(node, Condition):
-        return _evaluate(node, features, rows)
+        try:
+            return _evaluate(node, features, rows)
+        except FilterError as error:
+            error.column = node.column
+            raise
     if not node.parts:
         return np.ones(features.rows if rows is None else len(rows), bool)
     mask = _mask(node.parts[0], features, rows)

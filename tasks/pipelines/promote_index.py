@@ -69,6 +69,7 @@ def warm(plan: PromotionPlan, run_key: str) -> WarmedSlot:
 
 def shadow(plan: PromotionPlan, run_key: str) -> ShadowReport:
     """Replays real queries against both slots of every replica. Raises GateFailed unless the new slot answers right."""
+    from serving.ranking.column_changes import column_changes
     from tasks.catalog.snapshot import read_snapshot
     from tasks.queries.query_words import kind_name
     from tasks.release.gates.end_to_end_eval import held_out_queries, query_set_of, read_photos
@@ -86,6 +87,8 @@ def shadow(plan: PromotionPlan, run_key: str) -> ShadowReport:
         photos, asked = read_photos(snapshot, held_out), kind_name(query_set_of(held_out))
         queries = replay_queries(release, live, collect_samples(replicas, SHADOW_QUERIES), photos, SHADOW_QUERIES, asked)
         report = compare(replicas, plan.slot, plan.live_slot if live else "", queries, top_ids(release, queries.vectors))
+        if live and (changes := column_changes(live.searcher.features, release.searcher.features)):
+            report = dataclasses.replace(report, summary=f"{report.summary}; {changes}")
         with (
             models.run(EXPERIMENT, run_key, f"promote version {plan.version}", {"version": plan.version}) as run,
             scratch(run_key, "shadow") as folder,

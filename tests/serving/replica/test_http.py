@@ -506,3 +506,17 @@ def test_one_address_holds_its_share_of_waiting_searches_and_others_find_room(st
         waiting["10.0.0.1"] -= 1
         assert greedy.post("/v1/search", json=search).status_code == 200
     assert waiting == {"10.0.0.1": 1}
+
+
+def test_a_filter_that_the_version_before_took_says_what_changed(store: Storefront) -> None:
+    store.point(green="2")
+    app = open_app(store)
+    with TestClient(app) as client:
+        features = app.state.replica.slots.live.searcher.features
+        features.table = features.table.drop_columns(["updated_at"])  # as a catalogue that lost it since the other version
+        ask = {"vector": store.vectors["1"][4].tolist(), "filter": {"updated_at": {"gt": "2020-01-01"}}}
+        answer = client.post("/v1/search", json=ask)
+        (batched,) = client.post("/v1/search/batch", json={"searches": [ask]}).json()["answers"]
+    assert answer.status_code == 422
+    assert answer.json()["detail"].endswith("; in index version 1 the column is not there, in version 2 it was a time")
+    assert batched["detail"] == answer.json()["detail"]
