@@ -198,6 +198,29 @@ def test_each_gate_fails_for_its_own_reason(
     assert all(g.reason for g in gates)
 
 
+ALL = [1] * 12
+
+
+@pytest.mark.parametrize(
+    ("ours", "histogram", "failing", "words"),
+    [
+        (ALL, ALL, set(), "1.000 of a colour histogram; both answer all, which passes"),
+        ([1] * 90 + [30] * 10, [1] * 60 + [5] * 30 + [30] * 10, set(), "; a tie here, and Recall@1 is more, which passes"),
+        ([1] * 50 + [5] * 45 + [30] * 5, [1] * 50 + [5] * 40 + [30] * 10, set(), "0.900 of a colour histogram"),
+        (GOOD, GOOD, {1, 10}, "0.900 of a colour histogram"),
+        ([1] * 50 + [5] * 40 + [30] * 10, [1] * 60 + [5] * 30 + [30] * 10, {1, 10}, "0.900 of a colour histogram"),
+    ],
+)
+def test_a_tie_with_a_baseline_is_decided_by_the_other_k(
+    ours: list[int], histogram: list[int], failing: set[int], words: str
+) -> None:
+    """Of a shop of a dozen products, colours may find all: more cannot be asked."""
+    report = made({"teacher.fp32": ours, "student.fp32": ours, "colour_histogram": histogram})
+    gates = {g.name: g for g in encoder_gates(report, None, EncoderPolicy())}
+    assert {k for k in (1, 10) if not gates[f"beats_colour_histogram_recall_at_{k}"].passed} == failing
+    assert gates["beats_colour_histogram_recall_at_10"].reason.endswith(words)
+
+
 SENTENCES = [
     (
         "beats_untrained_recall_at_10",
