@@ -1,7 +1,7 @@
 """The demo's results: searches held-out photos on the running replica and compares recall with baselines."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,11 +55,16 @@ def show_answers(settings: Settings, console: Console) -> list[Line]:
     snapshot = read_snapshot(manifest.snapshot.uri)
     queries = held_out_queries(snapshot, PHOTOS, deleted_products(ledger_of(manifest, registry.file)))
     answers, times = _ask(url, snapshot, queries, console)
-    console.print(_answer_table(answers[:: max(len(answers) // SHOWN, 1)][:SHOWN], snapshot))
-    ranks = np.array([_rank(found, q.product_id) for q, found in answers])
+    if not answers:
+        console.print(f"nothing to show: none of {len(queries)} held-out photos can be read, so recall is not measured here")
+        return []
+    right = right_products([q for q, _ in answers], snapshot)
+    shown = list(zip(answers, right, strict=True))[:: max(len(answers) // SHOWN, 1)]
+    console.print(_answer_table(shown[:SHOWN], snapshot))
+    ranks = np.array([_rank([r["product_id"] for r in found], ids) for (_, found), ids in zip(answers, right, strict=True)])
     folder = registry.encoder_folder(manifest.encoder.version)
     with console.status("measuring baselines and towers on the same photos"):
-        compared = _compared(folder, snapshot, [q for q, _ in answers])
+        compared = _compared(folder, snapshot, [q for q, _ in answers], right)
     lines = [Line(f"Vitrine over HTTP, index version {live.version}", recall_at_k(ranks, 1), recall_at_k(ranks, 10)), *compared]
     asked = query_set_of([q for q, _ in answers])
     console.print(_recall_table(lines, describe(asked), snapshot.rows))
@@ -109,11 +114,21 @@ def _ask(
     return answers, times
 
 
-def _rank(found: list[dict], product_id: str) -> int:
-    return next((n for n, r in enumerate(found) if r["product_id"] == product_id), -1)
+def right_products(queries: list[Query], snapshot: Snapshot) -> list[frozenset[str]]:
+    """The products that each query shows: its own, and of a view all with the picture that it is made of."""
+    with_picture: dict[str, set[str]] = {q.image_uri: set() for q in queries if q.image_uri}
+    for row in product_table(snapshot.uri, ["product_id", "image_uri"]).to_pylist() if with_picture else []:
+        if row["image_uri"] in with_picture:
+            with_picture[row["image_uri"]].add(row["product_id"])
+    return [frozenset({q.product_id} | with_picture.get(q.image_uri, set())) for q in queries]
 
 
-def _compared(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Line]:
+def _rank(ids: Sequence[str], right: Container[str]) -> int:
+    """The place of the first of the `right` products among `ids` (0 best, -1 absent)."""
+    return next((n for n, product_id in enumerate(ids) if product_id in right), -1)
+
+
+def _compared(folder: Path, snapshot: Snapshot, queries: list[Query], right: list[frozenset[str]]) -> list[Line]:
     """Recall of the baselines, and of each of the encoder's towers by exact search, on the same photos and products."""
     from tasks.encoder.evaluate.baselines import baselines_of
     from tasks.encoder.evaluate.vectors import encode
@@ -122,27 +137,26 @@ def _compared(folder: Path, snapshot: Snapshot, queries: list[Query]) -> list[Li
     manifest = version.manifest
     products = product_table(snapshot.uri, ["product_id", "image_uri"])
     uris, ids = products["image_uri"].to_pylist(), np.array(products["product_id"].to_pylist())
-    photos, wanted = [q.photo_uri for q in queries], np.array([q.product_id for q in queries])
+    photos = [q.photo_uri for q in queries]
     lines = []
     for baseline in baselines_of(manifest):
         xb, kept = _encoded(uris, snapshot, baseline.spec, baseline.encode)
         xq, asked = _encoded(photos, snapshot, baseline.spec, baseline.encode)
-        lines.append(_line(NAMES[baseline.name], xq, wanted[asked], xb, ids[kept]))
+        lines.append(_line(NAMES[baseline.name], xq, [right[n] for n in asked], xb, ids[kept]))
     document = version.open(manifest.document, threads=2)
     xb, kept = _encoded(uris, snapshot, manifest.preprocess, partial(encode, document))
     for name in dict.fromkeys(
         (manifest.document, *(n for n in manifest.names() if n.startswith("student.fp32")), manifest.query)
     ):
         xq, asked = _encoded(photos, snapshot, manifest.preprocess, partial(encode, version.open(name, threads=2)))
-        lines.append(_line(f"{TRAINED[manifest.trained or '']} encoder, {name}, exact search", xq, wanted[asked], xb, ids[kept]))
+        lines.append(_line(f"{TRAINED[manifest.trained or '']} encoder, {name}, exact search", xq, [right[n] for n in asked], xb, ids[kept]))
     return lines
 
 
-def _line(name: str, xq: np.ndarray, wanted: np.ndarray, xb: np.ndarray, ids: np.ndarray) -> Line:
-    """Recall of the photos `xq` (nq, d) of the products `wanted` (nq,) among `xb` (nb, d) of the products `ids` (nb,)."""
+def _line(name: str, xq: np.ndarray, right: list[frozenset[str]], xb: np.ndarray, ids: np.ndarray) -> Line:
+    """Recall of the photos `xq` (nq, d), each of its `right` products, among `xb` (nb, d) of the products `ids` (nb,)."""
     order = np.argsort(-(xq @ xb.T), axis=1, kind="stable")[:, :10]
-    hits = ids[order] == wanted[:, None]
-    ranks = np.where(hits.any(axis=1), hits.argmax(axis=1), -1)
+    ranks = np.array([_rank(ids[best].tolist(), wanted) for best, wanted in zip(order, right, strict=True)])
     return Line(name, recall_at_k(ranks, 1), recall_at_k(ranks, 10))
 
 
@@ -165,14 +179,14 @@ def _encoded(
     return np.concatenate(vectors), np.array(kept)
 
 
-def _answer_table(answers: list[tuple[Query, list[dict]]], snapshot: Snapshot) -> Table:
+def _answer_table(answers: list[tuple[tuple[Query, list[dict]], frozenset[str]]], snapshot: Snapshot) -> Table:
     rows = product_table(snapshot.uri, ["product_id", "title"]).to_pylist()
     titles = {r["product_id"]: r["title"] for r in rows}
     table = Table(title="what was asked, and what was found", title_justify="left", show_edge=False)
     for column in ("the query shows", "best match", "similarity", "right product at"):
         table.add_column(column, justify="right" if column in ("similarity", "right product at") else "left")
-    for query, found in answers:
-        rank = _rank(found, query.product_id)
+    for (query, found), right in answers:
+        rank = _rank([r["product_id"] for r in found], right)
         title, similarity = (str(found[0]["title"]), float(found[0]["similarity"])) if found else ("nothing", 0.0)
         place = f"[green]{rank + 1}[/]" if rank >= 0 else "[red]not in 10[/]"
         table.add_row(titles[query.product_id], title, f"{similarity:.3f}", place)
