@@ -15,15 +15,15 @@ LOG_EVERY_S = 10.0
 
 
 class Progress:
-    """Counts up to `total`. A context manager; `add` is cheap enough to call for every batch.
+    """Counts up to `total`. A context manager; `add` is cheap enough to call for every batch. `before` were done by an earlier attempt.
 
     Writes <VITRINE_PROGRESS_DIR>/<name>.json ({name, done, total, unit, started, updated, note}) when that variable is set,
     and removes it at the end.
     """
 
-    def __init__(self, name: str, total: int, unit: str) -> None:
-        self.name, self.total, self.unit = name, total, unit
-        self.done, self.note = 0, ""
+    def __init__(self, name: str, total: int, unit: str, before: int = 0) -> None:
+        self.name, self.total, self.unit, self.before = name, total, unit, before
+        self.done, self.note = before, ""
         self.started = time.time()
         folder = os.environ.get(FOLDER_VARIABLE)
         self.file = Path(folder) / f"{name}.json" if folder else None
@@ -48,7 +48,7 @@ class Progress:
 
     def line(self, note: str = "") -> str:
         elapsed = max(time.time() - self.started, 1e-9)
-        rate = self.done / elapsed
+        rate = (self.done - self.before) / elapsed
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.total > self.done else ""
         shown = f"{rate:.1f}" if 0 < rate < 9.95 else f"{rate:.0f}"
         return f"{self.name}: {self.done}/{self.total} {self.unit}, {shown} {self.unit}/s{left}{', ' + note if note else ''}"
@@ -58,7 +58,14 @@ class Progress:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        record = {"name": self.name, "done": self.done, "total": self.total, "unit": self.unit, "note": note}
+        record = {
+            "name": self.name,
+            "done": self.done,
+            "before": self.before,
+            "total": self.total,
+            "unit": self.unit,
+            "note": note,
+        }
         temporary = self.file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(record | {"started": self.started, "updated": self.last_file}))
         temporary.replace(self.file)

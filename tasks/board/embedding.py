@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from tasks.embed.run_record import AT_S, DONE, ELAPSED_S, IMAGES, PLAN
+from tasks.embed.run_record import AT_S, BEFORE, DONE, ELAPSED_S, IMAGES, PLAN
 from tasks.registry import INDEX_EXPERIMENT, Registry
 
 
@@ -23,7 +23,7 @@ def embedding_entry(registry: Registry) -> dict[str, Any]:
         state = "embedding"
     else:
         state = "asking" if plan["needs_approval"] else "planned"
-    rate = done / elapsed if elapsed else 0.0
+    rate = (done - found.metrics.get(BEFORE, 0.0)) / elapsed if elapsed else 0.0
     left = max(plan["to_embed"] - done, 0)
     return plan | {
         "run_key": found.key, "state": state, "done": int(done), "images_per_s": rate, "left_s": left / rate if rate else 0.0,

@@ -61,7 +61,7 @@ class Follower:
         grid = Table.grid(padding=(0, 1))
         bars = read_progress(self.progress)
         for bar in bars:
-            rate = bar["done"] / max(time.time() - bar["started"], 1e-9)
+            rate = (bar["done"] - bar["before"]) / max(time.time() - bar["started"], 1e-9)
             text = f"{bar['done']}/{bar['total']} {bar['unit']}, {rate:.0f}/s {bar['note']}"
             grid.add_row("   ", bar["name"], ProgressBar(total=max(bar["total"], 1), completed=bar["done"], width=30), text)
         running = [t.label for t in tasks if t.state in ("running", "queued", "scheduled", "up_for_retry")]

@@ -149,7 +149,11 @@ def _compared(folder: Path, snapshot: Snapshot, queries: list[Query], right: lis
         (manifest.document, *(n for n in manifest.names() if n.startswith("student.fp32")), manifest.query)
     ):
         xq, asked = _encoded(photos, snapshot, manifest.preprocess, partial(encode, version.open(name, threads=2)))
-        lines.append(_line(f"{TRAINED[manifest.trained or '']} encoder, {name}, exact search", xq, [right[n] for n in asked], xb, ids[kept]))
+        lines.append(
+            _line(
+                f"{TRAINED[manifest.trained or '']} encoder, {name}, exact search", xq, [right[n] for n in asked], xb, ids[kept]
+            )
+        )
     return lines
 
 

@@ -30,20 +30,21 @@ def show_progress(
 ) -> Iterator[None]:  # fmt: skip
     """Shows progress while the files in `progress_dir` grow; a retried chunk counts at most once.
 
-    Of workers on other machines, which do not see the folder, `count_stored` tells how many pictures they have stored. `report` is
-    told at the start, every REPORT_S and at the end, in another thread; it must not raise.
+    `count_stored` tells how many pictures are stored: those of earlier attempts at the start, and those of workers on other machines,
+    which do not see the folder. `report` is told at the start, every REPORT_S and at the end, in another thread; it must not raise.
     """
     for leftover in progress_dir.iterdir():
         leftover.unlink()
-    stop = threading.Event()
-    with Progress(name, total, unit) as progress:
+    stop, before = threading.Event(), count_stored()
+    with Progress(name, total, unit, before) as progress:
 
         def watch() -> None:
             asked, reported = time.monotonic(), time.monotonic()
-            report(0, total)
+            report(before, total)
             while not stop.wait(EVERY_S):
-                done, rejected = count_pictures(progress_dir)
-                if not done and time.monotonic() - asked > ELSEWHERE_S:
+                here, rejected = count_pictures(progress_dir)
+                done = before + here
+                if not here and time.monotonic() - asked > ELSEWHERE_S:
                     done, asked = max(count_stored(), progress.done), time.monotonic()
                 if done:
                     progress.set(min(done, total), f"{rejected} in quarantine")

@@ -246,7 +246,7 @@ def _chunks(hashed: pa.Table, store: EmbeddingStore, uri: str, config: EmbedConf
 
 
 def _count_stored(store: EmbeddingStore, run_key: str) -> int:
-    return sum(c.rows + len(c.rejected) for c in store.commits() if c.run == run_key)
+    return sum(c.rows + len(c.rejected) for c in store.commits_of(run_key))
 
 
 def _todo(hashed: pa.Table, store: EmbeddingStore) -> pa.Table:

@@ -95,6 +95,10 @@ class EmbeddingStore:
         with ThreadPoolExecutor(READERS) as pool:
             return [Commit(**record) for record in pool.map(storage.read_json, uris)]
 
+    def commits_of(self, run: str) -> list[Commit]:
+        """The commits of one run, ordered by name."""
+        return [c for c in self.commits() if c.run == run]
+
     def part(self, commit: Commit, columns: list[str] | None = None) -> pa.Table:
         """Rows of a part. Raises VitrineError when its checksum differs from the commit's.
 

@@ -10,7 +10,7 @@ from serving.contract.manifest import EncoderRef
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import EmbedResult
-from tasks.embed.run_record import AT_S, CORES, DONE, ELAPSED_S, ENCODER, HOW, IMAGES, SECONDS
+from tasks.embed.run_record import AT_S, BEFORE, CORES, DONE, ELAPSED_S, ENCODER, HOW, IMAGES, SECONDS
 from tasks.embed.store import encoder_store
 from tasks.index.build import BuiltShard
 from tasks.index.template import Template
@@ -55,7 +55,7 @@ def embed(snapshot: Snapshot, encoder: EncoderRef, run_key: str) -> EmbedResult:
     models = registry()
     folder = models.encoder_folder(encoder.version)
     store = encoder_store(chosen.store_uri, encoder.name, encoder.version, encoder.document_fingerprint, encoder.dim)
-    before = sum(c.rows for c in store.commits() if c.run == run_key)
+    before = sum(c.rows for c in store.commits_of(run_key))
     with models.run(EXPERIMENT, run_key, f"index {snapshot.id}") as run, scratch(run_key, "embed") as work:
         began, report = time.monotonic(), progress_report(run)
         made = embed_snapshot(snapshot, folder, encoder.version, chosen.store_uri, run_key, work, config, report)
@@ -68,11 +68,17 @@ def embed(snapshot: Snapshot, encoder: EncoderRef, run_key: str) -> EmbedResult:
 
 
 def progress_report(run: Run) -> Callable[[int, int], None]:
-    """Writes progress to a run for the release board. MLflow being away costs the board a figure, not the job its vectors."""
-    began = time.monotonic()
+    """Writes progress to a run for the release board; the first report says what earlier attempts did.
+
+    MLflow being away costs the board a figure, not the job its vectors.
+    """
+    began, before = 0.0, -1
 
     def report(done: int, total: int) -> None:
-        values = {DONE: float(done), ELAPSED_S: time.monotonic() - began, AT_S: time.time()}
+        nonlocal began, before
+        if before < 0:
+            began, before = time.monotonic(), done
+        values = {DONE: float(done), BEFORE: float(before), ELAPSED_S: time.monotonic() - began, AT_S: time.time()}
         try:
             run.log_now(values)
         except Exception as error:

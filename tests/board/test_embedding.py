@@ -25,6 +25,7 @@ def entry(to_embed: int, needs_approval: bool, **metrics: float) -> dict[str, An
         (100, True, {}, "asking", 0.0),
         (100, True, {"progress.done": 0.0, "progress.elapsed_s": 1.0}, "embedding", 0.0),
         (100, True, {"progress.done": 25.0, "progress.elapsed_s": 50.0}, "embedding", 150.0),
+        (100, True, {"progress.done": 50.0, "progress.before": 40.0, "progress.elapsed_s": 20.0}, "embedding", 100.0),
         (100, True, {"progress.done": 100.0, "progress.elapsed_s": 200.0, "images": 100.0}, "done", 0.0),
     ],
 )

@@ -41,7 +41,9 @@ def test_a_view_shows_every_product_with_its_picture_and_a_photo_its_own(twins: 
 def test_without_a_photo_that_can_be_read_the_demo_says_so(twins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = take_snapshot(str(twins), str(tmp_path), "one")
     manifest = SimpleNamespace(snapshot=snapshot)
-    registry = SimpleNamespace(require_alias=lambda *_: SimpleNamespace(version="1"), index_manifest=lambda _: manifest, file=None)
+    registry = SimpleNamespace(
+        require_alias=lambda *_: SimpleNamespace(version="1"), index_manifest=lambda _: manifest, file=None
+    )
     monkeypatch.setattr(show, "Registry", lambda *_: registry)
     monkeypatch.setattr(show, "_wait_until_live", lambda *_: None)
     monkeypatch.setattr(show, "ledger_of", lambda *_: None)

@@ -142,7 +142,10 @@ def test_a_run_that_embeds_tells_how_far_it_is(live: LiveShop) -> None:
     with live.registry.run(
         "indexes", "night", "index night", {"embed.plan": json.dumps({"to_embed": 100, "needs_approval": True})}
     ) as told:
-        rebuild_index.progress_report(told)(25, 100)
+        report = rebuild_index.progress_report(told)
+        report(20, 100)  # of an attempt that was killed
+        assert embedding_entry(live.registry)["images_per_s"] == 0
+        report(25, 100)
         entry = embedding_entry(live.registry)
         assert (entry["state"], entry["done"]) == ("embedding", 25)
         assert entry["left_s"] == pytest.approx(75 / entry["images_per_s"])
