@@ -22,8 +22,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.approval import approval
 from dags.assets import INDEX
-from dags.candidate_approval import CandidateApproval
 from dags.running import DEFAULTS, fail_without_retry, run_key, step
+from dags.superseded_approval import CandidateApproval
 
 
 @dag(

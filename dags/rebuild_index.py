@@ -8,7 +8,8 @@ passes its gates (asset: product-index), which triggers `promote_index`.
 
 Changes that hourly versions indexed during the build are carried over before the version is published.
 
-Before it embeds, `plan_reembedding` tells pictures, hours, cost and bytes; above `VITRINE_APPROVE_HOURS` a person approves them here.
+Before it embeds, `plan_reembedding` tells pictures, hours, cost and bytes; above `VITRINE_APPROVE_HOURS` a person approves them here,
+unless another encoder becomes champion meanwhile, which the next run plans for.
 
 Nothing is built if the catalogue, the encoder, the index settings, and the ranker's weights and rules equal the live version's.
 
@@ -27,6 +28,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from dags.approval import approval
 from dags.assets import COMPACTION, ENCODER, INDEX
 from dags.running import DEFAULTS, fail_without_retry, step
+from dags.superseded_approval import EmbeddingApproval
 
 
 @dag(
@@ -70,6 +72,7 @@ def rebuild_index() -> None:
             "approve_embedding",
             subject="{{ ti.xcom_pull(task_ids='plan_reembedding')['summary'] }}",
             body="{{ ti.xcom_pull(task_ids='plan_reembedding')['text'] }}",
+            operator=EmbeddingApproval,
         )
         agreed = EmptyOperator(task_id="agreed", trigger_rule="none_failed_min_one_success")
         long = {"retries": 3, "execution_timeout": timedelta(days=7)}

@@ -14,7 +14,7 @@ from tasks.embed.run_record import CORES, ENCODER, HOW, IMAGES, PLAN, SECONDS
 from tasks.embed.store import encoder_store
 from tasks.pipelines.common import embed_config, registry, scratch, settings
 from tasks.pipelines.index_draft import EXPERIMENT
-from tasks.registry import Registry
+from tasks.registry import ENCODER_MODEL, Registry
 from tasks.watch.cost import Prices
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,16 @@ def plan_reembedding(snapshot: Snapshot, encoder: EncoderRef, run_key: str) -> E
         pass
     log.info("%s", plan.summary)
     return plan
+
+
+def replaced_while_waiting(encoder_version: str) -> str:
+    """Whether another encoder became champion while a person was asked, as one sentence; "" while it is still this one."""
+    now = registry().require_alias(ENCODER_MODEL, "champion").version
+    if now == encoder_version:
+        return ""
+    return (
+        f"encoder version {now} became champion before anybody answered for version {encoder_version}; the next run plans for it"
+    )
 
 
 def reembedding_plan(snapshot: Snapshot, encoder: EncoderRef, run_key: str) -> EmbeddingPlan:

@@ -118,6 +118,8 @@ def test_the_price_is_told_from_a_sample_and_then_from_what_was_measured(live: L
     snapshot, encoder = live.shop.snapshot("nightly"), crown(live, seed=1, dim=16)
     first = plan_reembedding.plan_reembedding(snapshot, encoder, "nightly")
     assert (first.to_embed, first.stored, first.needs_approval) == (60, 0, True)
+    assert plan_reembedding.replaced_while_waiting(encoder.version) == ""
+    assert plan_reembedding.replaced_while_waiting("99").startswith(f"encoder version {encoder.version} became champion before ")
     assert "by 2 workers on this machine" in first.pace.source
     entry = embedding_entry(live.registry)
     assert (entry["state"], entry["to_embed"], entry["done"]) == ("asking", 60, 0)

@@ -1,4 +1,4 @@
-"""A person's approval of the candidate, which ends by itself when a newer candidate is published meanwhile."""
+"""A person's approval that ends by itself when what is asked about was superseded meanwhile."""
 
 from datetime import timedelta
 from typing import Any
@@ -15,12 +15,12 @@ RETRIES = 10
 """A restart of Airflow while it looks kills that process, and the task asks again."""
 
 
-class CandidateApproval(ApprovalOperator):
-    """Asks for approval of the version that `choose_slot` returned; waits at most `response_timeout`, without a process.
+class SupersededApproval(ApprovalOperator):
+    """Asks a person until what is asked about is superseded; waits at most `response_timeout`, without a process.
 
-    One run at a time promotes, so a version published meanwhile cannot be proposed before this task ends. It wakes up now and then:
-    when another version is the candidate, and nobody named this one, it ends like a rejection, with a note on the run. An answer
-    that came first stands, and so does the question across restarts of Airflow: it lies in Airflow's database.
+    One run at a time promotes or rebuilds, so nothing newer can be proposed before this task ends. It wakes up now and then: when
+    what it asks about was superseded, it ends like a rejection, with a note on the run. An answer that came first stands, and so
+    does the question across restarts of Airflow: it lies in Airflow's database.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -43,21 +43,41 @@ class CandidateApproval(ApprovalOperator):
                 return None
             if timezone.utcnow() < timezone.parse(until):
                 raise self._wait("execute_complete", until)
-            raise AirflowFailException("nobody answered in time; promote the version again, or a newer one")
+            raise AirflowFailException("nobody answered in time; trigger this DAG again to be asked anew")
         return super().execute_complete(context, event)
 
-    def _superseded(self, context: Any) -> str:
-        from tasks.pipelines import promote_index
+    def superseded(self, context: Any) -> str:
+        """Why there is nothing left to ask, as one sentence; "" while there is."""
+        raise NotImplementedError
 
-        if context["params"]["version"]:
-            return ""
+    def _superseded(self, context: Any) -> str:
         try:
-            return promote_index.replaced_while_waiting(context["ti"].xcom_pull(task_ids="choose_slot")["version"])
+            return self.superseded(context)
         except Exception as error:  # the registry may be away for a moment, which is no reason to withdraw the question
-            self.log.warning("MLflow could not be asked for a newer candidate: %s", type(error).__name__)
+            self.log.warning("MLflow could not be asked for something newer: %s", type(error).__name__)
             return ""
 
     @staticmethod
     def _wait(method: str, until: str) -> TaskAwaitingInput:
         left = timezone.parse(until) - timezone.utcnow()
         return TaskAwaitingInput(method_name=method, kwargs={"until": until}, timeout=min(left, LOOKS_EVERY))
+
+
+class CandidateApproval(SupersededApproval):
+    """Asks about the version that `choose_slot` returned, until a newer candidate replaces it; about one named by a person, on."""
+
+    def superseded(self, context: Any) -> str:
+        from tasks.pipelines import promote_index
+
+        if context["params"]["version"]:
+            return ""
+        return promote_index.replaced_while_waiting(context["ti"].xcom_pull(task_ids="choose_slot")["version"])
+
+
+class EmbeddingApproval(SupersededApproval):
+    """Asks about embedding with the encoder that `choose_encoder` returned, while that is the champion."""
+
+    def superseded(self, context: Any) -> str:
+        from tasks.pipelines import plan_reembedding
+
+        return plan_reembedding.replaced_while_waiting(context["ti"].xcom_pull(task_ids="choose_encoder")["version"])

@@ -1,4 +1,4 @@
-"""The question to a person: it waits on without a process, and ends by itself when a newer candidate is published."""
+"""The questions to a person: they wait on without a process, and end by themselves when a newer candidate or champion is there."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from datetime import timedelta
 from airflow.sdk import timezone
 from airflow.sdk.exceptions import TaskAwaitingInput
 from airflow.sdk.exceptions import AirflowFailException
-from dags import promote_index as dag_file
-from dags.candidate_approval import LOOKS_EVERY
-from tasks.pipelines import promote_index
+from dags import promote_index as dag_file, rebuild_index as rebuild_file
+from dags.superseded_approval import LOOKS_EVERY
+from tasks.pipelines import plan_reembedding, promote_index
 
 TIMEOUT = {"error": "nobody answered", "error_type": "timeout"}
 ANSWER = {"chosen_options": ["Approve"], "params_input": {}, "responded_at": timezone.utcnow(), "responded_by_user": None}
@@ -27,18 +27,18 @@ class Instance:
         self.told = value
 
     def xcom_pull(self, task_ids):
-        assert task_ids == "choose_slot"
-        return {"version": "4"}
+        return {"choose_slot": {"version": "4"}, "choose_encoder": {"version": "7"}}[task_ids]
 
-task = dag_file.promote_index().get_task("approve")
+promote = dag_file.promote_index().get_task("approve")
+embed = rebuild_file.rebuild_index().get_task("approve_embedding")
 
-def outcome(replaced, version=None, left=timedelta(days=1), event=TIMEOUT):
+def outcome(replaced, version=None, left=timedelta(days=1), event=TIMEOUT, task=promote):
     def look(asked):
-        assert asked == "4"
+        assert asked == ("4" if task is promote else "7")
         if isinstance(replaced, Exception):
             raise replaced
         return replaced
-    promote_index.replaced_while_waiting = look
+    promote_index.replaced_while_waiting = plan_reembedding.replaced_while_waiting = look
     skipped = []
     task.skip = lambda ti, tasks: skipped.extend(t.task_id for t in tasks)
     instance = Instance()
@@ -60,6 +60,8 @@ print(json.dumps({
     "registry away": outcome(OSError("away")),
     "too late": outcome("", left=timedelta(seconds=-1)),
     "answered before": outcome("superseded by 5", event=ANSWER),
+    "embedding, nothing new": outcome("", task=embed),
+    "embedding, another champion": outcome("8 is champion", task=embed),
 }))
 """
 
@@ -77,4 +79,6 @@ def test_a_question_waits_on_until_it_is_answered_superseded_or_three_days_old(t
         "registry away": ["waits", True],
         "too late": ["failed"],
         "answered before": ["ended", ["Approve"], []],
+        "embedding, nothing new": ["waits", True],
+        "embedding, another champion": ["ended", "8 is champion", ["agreed"]],
     }
