@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 LATE = timedelta(minutes=10)
 """How much later a transaction may commit than the updated_at that it writes: rows so shortly before the watermark are read again."""
+AROUND = timedelta(seconds=5)
+"""Rows whose time lies so near the begin of the snapshot that changes build on are told once more, as later than they say: where times
+are whole seconds, the snapshot may hold the row of before with the same time."""
 
 
 class Watermark(Comparison):
@@ -35,22 +38,27 @@ class Watermark(Comparison):
         """Puts the rows changed since the watermark into the outbox; returns how many. Rows of a time to come wait for it."""
         self.make_tables()
         self.seen.make_tables()
-        now, begin = self.clock(), self._begin()
-        total, newest = 0, begin
+        now, begin, baseline = self.clock(), self._begin(), self._baseline()
+        total, newest, since = 0, begin, begin - LATE
+        started = None if self.seen.note("baseline") == baseline else started_at(baseline)
+        if started:
+            since = min(since, started - AROUND)
         with open_source(self.catalogue.uri, self.catalogue.options) as source, self.database.transaction():
             self.seen.forget_before(begin - LATE)
-            for rows in self._changed(source, begin - LATE, now):
+            for rows in self._changed(source, since, now):
                 ids = rows["product_id"].to_pylist()
                 digests = content_digests(rows, [n for n in rows.column_names if n not in FIXED_COLUMNS])
                 known = self.seen.of(ids)
-                new = [n for n, i in enumerate(ids) if i not in known or known[i].digest != digests[n]]
-                records = rows.take(pa.array(new, pa.int64())).to_pylist()
-                events = [row_event(r, _told_at(r, known), self.catalogue.options.limits) for r in records]
+                again = [started is not None and abs(at - started) <= AROUND for at in rows["updated_at"].to_pylist()]
+                new = [n for n, i in enumerate(ids) if again[n] or i not in known or known[i].digest != digests[n]]
+                records = zip(rows.take(pa.array(new, pa.int64())).to_pylist(), new, strict=True)
+                events = [row_event(r, _told_at(r, known, again[n]), self.catalogue.options.limits) for r, n in records]
                 self.put(events)
                 self.seen.write([SeenProduct(ids[n], digests[n], e.updated_at) for n, e in zip(new, events, strict=True)])
                 total += len(events)
                 newest = max(newest, pc.max(rows["updated_at"]).as_py())
             self.seen.set_note("watermark", format_time(newest))
+            self.seen.set_note("baseline", baseline)
         log.info("%s: %d changes found up to %s", self.name, total, format_time(newest))
         return total
 
@@ -73,7 +81,8 @@ class Watermark(Comparison):
                     yield rows
 
 
-def _told_at(row: dict[str, Any], known: dict[str, SeenProduct]) -> datetime:
-    """The row's own time; later than what was told, where it changed twice within one tick of the database's clock."""
+def _told_at(row: dict[str, Any], known: dict[str, SeenProduct], again: bool) -> datetime:
+    """The row's own time; later than what was told, or than what a snapshot may say (`again`), of the same tick of the database."""
     before = known.get(row["product_id"])
-    return row["updated_at"] if before is None else max(row["updated_at"], before.at + TICK)
+    own = row["updated_at"] + (TICK if again else timedelta(0))
+    return own if before is None else max(own, before.at + TICK)

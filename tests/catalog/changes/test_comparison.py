@@ -317,6 +317,30 @@ def test_a_row_that_changes_twice_within_a_second_is_told_twice_and_times_may_be
     assert look() == []
 
 
+def test_a_row_that_changes_after_the_snapshot_and_within_its_second_is_told_as_later_and_once(tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+
+    def write(title: str, at: datetime) -> None:
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("INSERT OR REPLACE INTO products VALUES ('a', ?, 'a.jpg', ?)", (title, f"{at:%Y-%m-%d %H:%M:%S}"))
+
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE products (product_id text primary key, title text, image text, updated_at text)")
+
+    def look(baseline: str) -> list[tuple[str, datetime]]:
+        catalogue = ComparedCatalogue(f"sqlite:///{path}", baseline=baseline)
+        return rows_of(Watermark(*open_database(f"sqlite:///{tmp_path}/seen.db"), catalogue))
+
+    for night in ("first", "second"):
+        second = datetime.now(UTC).replace(microsecond=0)
+        write(f"before the {night}", second)
+        baseline = take_snapshot(f"sqlite:///{path}", str(tmp_path / "s"), night).uri
+        write(f"after the {night}", second)
+        (((_, at),)) = look(baseline)
+        assert at > second, "what the snapshot says is of this very second"
+        assert look(baseline) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["timestamptz", "timestamp", "text"])
 def test_rows_of_postgresql_by_their_time(tmp_path: Path, postgres: str, kind: str) -> None:
