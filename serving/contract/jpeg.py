@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 import simplejpeg
 
-START, END, SCAN = b"\xff\xd8", 0xD9, 0xDA
+START, END, SCAN, PROGRESSIVE = b"\xff\xd8", 0xD9, 0xDA, 0xC2
 APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 JFIF_MAJOR, ADOBE_TRANSFORM = 9, 15
 """Places of these bytes in the segments APP0 and APP14."""
@@ -23,6 +23,8 @@ MAX_SEGMENTS = 5000
 MAX_SKIPPED = 65_536
 """Most bytes between segments, which Pillow goes through one by one."""
 WINDOW_BYTES = 65_536
+COEFFICIENTS = 64
+"""Of a block of 8 x 8 pixels."""
 LOST = ("bad Huffman code", "bad arithmetic code", "instead of RST")
 """In libjpeg's warnings about pixels that are lost."""
 FILLER = b"\x55\xaa" * 32
@@ -86,10 +88,12 @@ def decode_jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray:
     """RGB pixels (h, w, 3) uint8 at the smallest eighth of the size that covers `least` = (height, width).
 
     What libjpeg only warns about is accepted where no pixel is missing: parameters that do not matter, bytes between segments, no
-    end marker. Raises ValueError in libjpeg's words.
+    end marker after all scans. Raises ValueError in libjpeg's words.
     """
     with suppress(ValueError):
         return _decode(data, least)
+    if _lacks_scans(data):
+        raise ValueError("scans are missing")
     mended = _mended(data)
     try:
         return _decode(mended, least)
@@ -104,6 +108,28 @@ def decode_jpeg(data: bytes, least: tuple[int, int]) -> np.ndarray:
 
 def _decode(data: bytes, least: tuple[int, int], strict: bool = True) -> np.ndarray:
     return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1], strict=strict)
+
+
+def _lacks_scans(data: bytes) -> bool:
+    """Whether the file ends, without an end marker, before every bit of every coefficient was in a scan: it was cut between scans.
+
+    libjpeg decodes what is there: greys where a colour component is missing, blocks of 8 x 8 where details are.
+    """
+    at, left, progressive = len(START), dict[int, np.ndarray](), False
+    while (found := _next_marker(data, at, len(data))) is not None:
+        marker, start = data[found.end() - 1], found.end()
+        at = start + int.from_bytes(data[start : start + 2])
+        if marker == END:
+            return False
+        if marker in FRAMES and not left:
+            left, progressive = {c: np.full(COEFFICIENTS, 99) for c in data[start + 8 : at : 3]}, marker == PROGRESSIVE
+        elif marker == SCAN and left and start + 3 < at <= len(data):
+            count, (first, last, bits) = data[start + 2], data[at - 3 : at]
+            band = slice(first, last + 1) if progressive else slice(None)
+            for component in data[start + 3 : start + 3 + 2 * count : 2]:
+                if component in left:
+                    left[component][band] = bits & 15
+    return any(bits.any() for bits in left.values())
 
 
 def _mended(data: bytes, filler: bytes = b"") -> bytes:

@@ -1,6 +1,7 @@
 """Good pictures are shown, whatever libraries warn about; what lacks pixels, or does not say how bright it is, is refused by name."""
 
 import io
+import re
 import struct
 import zlib
 from contextlib import suppress
@@ -73,6 +74,27 @@ def test_a_jpeg_that_lacks_pixels_is_refused_with_an_end_pasted_on_and_behind_ot
     for data in (good, good[:tables] + bytes(3) + good[tables:]):
         cut = data[: int(len(data) * share)]
         assert [reason(cut), reason(cut + b"\xff\xd9")] == ["truncated"] * 2
+
+
+def test_a_jpeg_that_was_cut_between_scans_is_refused_as_details_or_colours_are_missing() -> None:
+    progressive = encoded("JPEG", quality=90, progressive=True)
+    starts = [found.start() for found in re.finditer(rb"\xff\xda", progressive)]
+    assert len(starts) > 5
+    assert [reason(progressive[:start]) for start in starts] == ["truncated"] * len(starts)
+    assert np.array_equal(decode(progressive[:-2], SPEC), decode(progressive, SPEC)), "only the end marker is missing"
+    in_scans = unlaced(encoded("JPEG", quality=90, subsampling=0))
+    cuts = [found.start() for found in re.finditer(rb"\xff\xda", in_scans)]
+    assert np.array_equal(decode(in_scans[:-2], SPEC), decode(in_scans, SPEC))
+    assert [reason(in_scans[:cut]) for cut in cuts] == ["truncated"] * 3
+
+
+def unlaced(good: bytes) -> bytes:
+    """A baseline JPEG whose three components come one after the other, each the first one's scan."""
+    grey = encoded("JPEG", SCENE.convert("L"), quality=90)
+    scan = grey[grey.index(b"\xff\xda") + 10 : -2]
+    head = good[: good.index(b"\xff\xda")]
+    parts = [b"\xff\xda\0\x08\1" + bytes((component, 0, 0, 63, 0)) + scan for component in (1, 2, 3)]
+    return head + b"".join(parts) + b"\xff\xd9"
 
 
 def test_a_progressive_jpeg_has_a_limit_of_scans_that_thumbnails_do_not_count_against() -> None:
