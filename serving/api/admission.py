@@ -1,27 +1,39 @@
 """Admission control: bounds concurrent work and answers 503 with Retry-After beyond the bound."""
 
-from types import TracebackType
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from serving.api.errors import ApiError
+from serving.api.open_connections import share_of
 
 
 class AdmissionLimit:
-    """A context manager that admits at most `limit` holders at a time and raises ApiError(503) beyond. `what` is named in the message.
+    """Admits at most `limit` holders at a time, `share` of them from one address. `what` is named in the message.
 
     Not thread-safe: for use on the event loop.
     """
 
-    def __init__(self, limit: int, what: str) -> None:
-        self.limit, self.what = limit, what
-        self.in_use = 0
+    def __init__(self, limit: int, what: str, share: float = 1.0) -> None:
+        self.limit, self.what, self.most_of_one = limit, what, share_of(limit, share)
+        self.by_address: Counter[str] = Counter()
 
-    def __enter__(self) -> None:
-        if self.in_use >= self.limit:
+    @property
+    def in_use(self) -> int:
+        return self.by_address.total()
+
+    @contextmanager
+    def admit(self, address: str = "") -> Iterator[None]:
+        """Holds a place. Raises ApiError(503) where there is none, of all or for this address."""
+        if self.in_use >= self.limit or self.by_address[address] >= self.most_of_one:
             raise overloaded(self.what)
-        self.in_use += 1
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.in_use -= 1
+        self.by_address[address] += 1
+        try:
+            yield
+        finally:
+            self.by_address[address] -= 1
+            if not self.by_address[address]:
+                del self.by_address[address]
 
 
 def overloaded(what: str) -> ApiError:

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.body_encoding import GzipBody, body_decoder
+from serving.api.client_address import client_address
 from serving.api.errors import ApiError
 from serving.api.upload_places import Upload, UploadPlaces
 from serving.contract.image_limits import ImageRejected
@@ -73,7 +74,7 @@ class BodyLimits:
         if length.isdecimal() and int(length) > most:
             raise ImageRejected("too_many_bytes", f"the body has {length} bytes; at most {most} are accepted")
         now = asyncio.get_running_loop().time()
-        upload = Upload((scope.get("client") or ("",))[0], now, now + self.limit_s)
+        upload = Upload(client_address((scope.get("client") or ("",))[0]), now, now + self.limit_s)
         if encoded or not (length.isdecimal() and int(length) <= SMALL_BYTES):
             place.enter_context(self.places.admit(upload))
         return upload

@@ -8,6 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.api.client_address import client_address
 from serving.api.open_connections import OpenConnections
 from serving.search.schemas import Problem
 
@@ -47,7 +48,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.address = (self.client or ("",))[0]
+        host = (self.client or ("",))[0]
+        self.address = host if host in self.open_connections.proxies else client_address(host)
         if not self.open_connections.admit(self):
             transport.close()
             return

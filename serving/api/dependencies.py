@@ -9,6 +9,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from pydantic import WithJsonSchema
 
 from serving.api import openapi
+from serving.api.client_address import client_address
 from serving.api.replica import Replica
 from serving.api.uploads import json_object
 from serving.contract.manifest import SLOTS
@@ -81,11 +82,11 @@ class SearchCall:
         timings = Timings(self.deadline)
         self.deadline.check("work")
         state.phases.append(timings)
+        address = client_address(self.request.client.host) if self.request.client else ""
         if query.request.image_url is not None:
-            photo = await replica.fetch(query.request.image_url, timings)
+            photo = await replica.fetch(query.request.image_url, timings, address)
             query = await query_of(query.request, photo)
         sampled = not self.slot and self.request.headers.get("sec-gpc") != "1"
-        address = self.request.client.host if self.request.client else ""
         try:
             answer = await replica.search(self.release, query, timings, state.request_id + suffix, sampled, address)
         except FilterError as error:

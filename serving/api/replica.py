@@ -88,8 +88,10 @@ class Replica:
         self.waiting_by_address: Counter[str] = Counter()
         self.costly = ThreadPoolExecutor(1, "costly")
         self.uploads = UploadPlaces(settings.uploads, settings.address_share)
-        self.costly_places = AdmissionLimit(COSTLY_QUEUE, "large images are waiting to be decoded")
-        self.fetches = AdmissionLimit(FETCHERS + settings.queue, "photos are being fetched by their addresses")
+        self.costly_places = AdmissionLimit(COSTLY_QUEUE, "large images are waiting to be decoded", settings.address_share)
+        self.fetches = AdmissionLimit(
+            FETCHERS + settings.queue, "photos are being fetched by their addresses", settings.address_share
+        )
         calls: dict[str, tuple[Callable[[], object], float | None]] = {
             "follow": (self.slots.follow, settings.poll_s),
             "load": (self.slots.load_next, LOADER_POLL_S),
@@ -137,7 +139,7 @@ class Replica:
             async with asyncio.timeout(timings.deadline.left_s()):
                 with suppress(CostlyImage):
                     return await self._submit(release, query, timings, request_id, sampled)
-                decoded = replace(query, pixels=await self._decode_costly(release, query, timings))
+                decoded = replace(query, pixels=await self._decode_costly(release, query, timings, address))
                 return await self._submit(release, decoded, timings, request_id, sampled)
         except TimeoutError:
             raise DeadlinePassed(TOO_LATE) from None
@@ -146,14 +148,14 @@ class Replica:
             if not self.waiting_by_address[address]:
                 del self.waiting_by_address[address]
 
-    async def _decode_costly(self, release: Release, query: Query, timings: Timings) -> np.ndarray:
+    async def _decode_costly(self, release: Release, query: Query, timings: Timings, address: str) -> np.ndarray:
         """The pixels of a costly photo, decoded in the child process. Raises ApiError(503), ImageRejected or DeadlinePassed."""
 
         def decode() -> np.ndarray:
             with timings.phase("decode"):
                 return self.costly_images.decode(query.photo_bytes(), release.preprocess, query.box, timings.deadline)
 
-        with self.costly_places:
+        with self.costly_places.admit(address):
             return await asyncio.get_running_loop().run_in_executor(self.costly, decode)
 
     def _submit(
@@ -175,7 +177,7 @@ class Replica:
         with self.lock:
             self.waiting -= 1
 
-    async def fetch(self, url: str, timings: Timings) -> bytes:
+    async def fetch(self, url: str, timings: Timings, address: str = "") -> bytes:
         """Fetches a photo by URL outside the search workers. Raises ApiError(503), ImageRejected or DeadlinePassed."""
 
         def fetch() -> bytes:
@@ -183,7 +185,7 @@ class Replica:
                 return self.fetcher.fetch(url)
 
         try:
-            with self.fetches:
+            with self.fetches.admit(address):
                 async with asyncio.timeout(timings.deadline.left_s()):
                     return await asyncio.get_running_loop().run_in_executor(self.fetchers, fetch)
         except TimeoutError:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from serving.api.admission import AdmissionLimit
+from serving.api.client_address import client_address
 from serving.api.errors import ApiError
 from serving.app import create_app
 from serving.search.image_fetch import Fetcher
@@ -18,13 +19,40 @@ from tests.running import Served
 def test_a_place_is_free_again_however_it_was_left() -> None:
     places = AdmissionLimit(1, "things are here")
     for _ in range(2):
-        with pytest.raises(KeyError), places:
+        with pytest.raises(KeyError), places.admit():
             raise KeyError
-    with places:
-        with pytest.raises(ApiError, match="too many things are here; try again in a second") as refused, places:
+    with places.admit():
+        with pytest.raises(ApiError, match="too many things are here; try again in a second") as refused, places.admit():
             pass
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
     assert places.in_use == 0
+
+
+def test_one_address_holds_its_share_and_leaves_the_rest_to_others() -> None:
+    places = AdmissionLimit(4, "things are here", 0.5)
+    with places.admit("a"), places.admit("a"):
+        with pytest.raises(ApiError), places.admit("a"):
+            pass
+        with places.admit("b"), places.admit("c"):
+            assert places.in_use == 4
+    assert not places.by_address
+
+
+@pytest.mark.parametrize(
+    ("host", "client"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
+def test_all_addresses_of_an_ipv6_network_are_one_client(host: str, client: str) -> None:
+    assert client_address(host) == client
 
 
 def test_photos_of_a_slow_host_are_refused_beyond_those_that_may_wait(home: Path) -> None:
@@ -32,7 +60,9 @@ def test_photos_of_a_slow_host_are_refused_beyond_those_that_may_wait(home: Path
     with socket.create_server(("127.0.0.1", 0), backlog=64) as slow:
         shop = f"shop:{slow.getsockname()[1]}"
         fetcher = Fetcher((shop,), timeout_s=2.0, schemes=("http",), private=True, resolve=lambda host, port: ["127.0.0.1"])
-        app = create_app(ServingSettings(release=str(home / "release"), queue=2, deadline_s=2.0), fetcher=fetcher)
+        app = create_app(
+            ServingSettings(release=str(home / "release"), queue=2, deadline_s=2.0, address_share=1.0), fetcher=fetcher
+        )
         app.state.replica.slots.refresh()
 
         async def ask(url: str) -> list[httpx.Response]:
