@@ -102,8 +102,8 @@ class ServingSettings:
         128, "bodies above 64 KiB being received at once; beyond, the slowest gives way (408), or the new one (503)", 64, least=1
     )
     address_share: float = setting(
-        0.8, "share of connections, uploads and what waits that one address (IPv6: one /64) may hold; 1: all, as for one trusted caller", 0.3,
-        least=0.01, most=1,
+        0.8, "share of connections, uploads and waiting work that one address (IPv6: one /64) may hold; 1: all, for a trusted caller",
+        0.3, least=0.01, most=1,
     )  # fmt: skip
     proxies: tuple[str, ...] = setting(
         (), "addresses of proxies in front, whose X-Forwarded-For names the caller; they may hold all connections", "10.0.0.5"
