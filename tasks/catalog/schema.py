@@ -169,14 +169,6 @@ def read_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT
     return ProductRows(rows, unusable, left_out, pictures_left_out)
 
 
-def to_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT_LIMITS) -> pa.Table:
-    """The snapshot rows of a batch all of whose rows must be usable. Raises CatalogError naming the first that is not."""
-    found = read_products(batch, where, limits)
-    if found.unusable:
-        raise CatalogError(f"{where}: {found.unusable[0].sentence}")
-    return found.table
-
-
 def to_photos(batch: pa.RecordBatch, where: str) -> pa.Table:
     """Converts a batch to photo rows (PHOTO_SCHEMA). Raises CatalogError for a missing column, an unknown split, or a box that is none.
 

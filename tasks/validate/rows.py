@@ -70,7 +70,8 @@ def open_tables(uri: str, options: SourceOptions | None = None) -> Iterator[Tabl
 
 def _file(source: FolderSource, kind: str) -> Table | None:
     convert = read_products if kind == "products" else to_photos
-    batches = source.products if kind == "products" else source.photos
+    products = source.unsorted if source.picture_rows() is None else source.products
+    batches = products if kind == "products" else source.photos
     path = source.folder / f"{kind}.csv"
     parquet = (source.folder / f"{kind}.parquet").is_file()
     if parquet or (kind == "products" and source.options.columns and path.is_file()):  # mapped rows have no line of their own

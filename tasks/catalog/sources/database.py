@@ -36,11 +36,12 @@ class DatabaseColumn:
 class DatabaseSource(ABC):
     """Tables `products` (or the query of the options) and, optionally, `product_images` and `photos`, read inside one read transaction.
 
-    `table` is what is read in the place of `products`.
+    `table` is what is read in the place of `products`; `by_bytes`: whether it compares texts by the bytes of their UTF-8.
     """
 
     moment = ""
     table = "products"
+    by_bytes = True
 
     def __init__(self, name: str, image_root: str, connection: Any, options: SourceOptions | None) -> None:
         self.name, self.image_root, self.connection = name, image_root, connection
@@ -50,8 +51,8 @@ class DatabaseSource(ABC):
         self.unused_table: dict[str, str] = {}
 
     def products(self, after: str = "") -> Iterator[pa.RecordBatch]:
-        """Ordered by bytes of product_id, by the database where it is a column of its own, else by us."""
-        rows = self.picture_rows(self.later_id("product_id", after) if after else "")
+        """Ordered by bytes of product_id, by the database where it can and product_id is a column of its own, else by us."""
+        rows = self.picture_rows(self.later_id("product_id", after) if after and self.by_bytes else "")
         yield from with_pictures(self._products(after, ""), rows, f"{self.name}, {PICTURE_ROWS}")
 
     def picture_rows(self, where: str = "") -> Iterator[pa.RecordBatch] | None:
@@ -127,6 +128,7 @@ class DatabaseSource(ABC):
         if order and order not in [c.name for c in chosen]:  # the caller says which columns there are
             yield from mapping.over(self._read(f"SELECT * FROM {self.table}", "products"), self.name, {})
             return
+        order = order if self.by_bytes else ""
         later = [self.later_id(order, after)] if order and after else []
         rows = self.select(chosen, " AND ".join([*later, *([where] if where else [])]), order)
         mapped = mapping.over(rows, self.name, {})

@@ -83,6 +83,10 @@ def _expression(name: str, kind: str, variety: str, element: str) -> tuple[str, 
     return "", f"no filter can use its type, {element + '[]' if element else kind}"
 
 
+PLAIN_LITERALS = "SET standard_conforming_strings = on"
+"""A backslash in `sql_literal` is one, whatever the server, database or role says (on by default since PostgreSQL 9.1)."""
+
+
 @contextmanager
 def open_postgresql(uri: str, options: SourceOptions | None = None) -> Iterator["PostgresSource"]:
     """The catalogue at postgresql://…[?image_root=<folder>]. Raises CatalogError when the server does not respond."""
@@ -117,6 +121,8 @@ class PostgresSource(DatabaseSource):
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         with connection.cursor() as cursor:
             cursor.execute("SET LOCAL TIME ZONE 'UTC'")  # of a text without a zone that is compared as a time
+        with connection.cursor() as cursor:
+            cursor.execute(PLAIN_LITERALS)
         with connection.cursor() as cursor:
             # The same xmin, xmax and running transactions: nothing was committed in between, in any database of the server.
             cursor.execute("SELECT pg_current_snapshot()::text")

@@ -1,9 +1,10 @@
 """Rows of a file in order of product_id, in bounded memory: a large file is split into ranges of ids on disk, each sorted by itself."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import chain
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +36,7 @@ def sorted_batches(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.
     elif size <= IN_MEMORY_BYTES:
         yield from _sorted(held, rows)
     else:
-        with tempfile.TemporaryDirectory(prefix="vitrine-sort-") as folder:
-            yield from _by_ranges(held, waiting, Path(folder), rows)
+        yield from _by_ranges(held, waiting, rows)
 
 
 def beyond(batch: pa.RecordBatch, after: str) -> pa.RecordBatch:
@@ -57,13 +57,27 @@ def _sorted(batches: list[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch
     yield from pa.Table.from_batches(batches).take(order).to_batches(max_chunksize=rows)
 
 
-def _by_ranges(
-    held: list[pa.RecordBatch], waiting: Iterator[pa.RecordBatch], folder: Path, rows: int
-) -> Iterator[pa.RecordBatch]:
-    """Writes the rows to one file, then by ranges of ids to several, and reads these one after the other."""
+def _by_ranges(held: list[pa.RecordBatch], waiting: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Writes the rows to one file, then by ranges of ids to several, and reads these one after the other.
+
+    The files have no names, so that nothing of them is left where the process is killed.
+    """
+    with ExitStack() as stack:
+        whole = stack.enter_context(tempfile.TemporaryFile())
+        bounds = _bounds(*_write(held, waiting, whole))
+        ranges = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(len(bounds) + 1)]
+        _split(whole, bounds, ranges)
+        for file in ranges:
+            reader = _reader(file)
+            yield from _sorted([reader.get_batch(n) for n in range(reader.num_record_batches)], rows)
+            file.close()
+
+
+def _write(held: list[pa.RecordBatch], waiting: Iterator[pa.RecordBatch], file: IO[bytes]) -> tuple[list[str], int]:
+    """Writes all batches; gives a sample of their ids, and their bytes."""
     sample: list[str] = []
     size = 0
-    with pa.OSFile(str(folder / "all"), "wb") as sink, pa.ipc.new_file(sink, held[0].schema) as writer:
+    with pa.ipc.new_file(pa.PythonFile(file, "w"), held[0].schema) as writer:
         for batch in chain(_emptied(held), waiting):
             size += batch.nbytes
             ids = product_ids(batch)
@@ -71,14 +85,19 @@ def _by_ranges(
             writer.write_batch(batch)
             del batch, ids
             pa.default_memory_pool().release_unused()  # what another thread has read is not given back by itself
+    return sample, size
+
+
+def _bounds(sample: list[str], size: int) -> np.ndarray:
+    """The ids at which the ranges of rows of so many bytes begin, but the first."""
     ranges = min(MOST_RANGES, -(-4 * size // IN_MEMORY_BYTES))  # a quarter each, as ids are never spread evenly
     chosen = np.linspace(0, len(sample) - 1, ranges + 1).astype(int)[1:-1]
-    bounds = np.unique(np.array(sorted(sample), object)[chosen])
-    _split(folder, bounds)
-    for number in range(len(bounds) + 1):
-        with pa.OSFile(str(folder / str(number)), "rb") as source:
-            reader = pa.ipc.open_file(source)
-            yield from _sorted([reader.get_batch(n) for n in range(reader.num_record_batches)], rows)
+    return np.unique(np.array(sorted(sample), object)[chosen])
+
+
+def _reader(file: IO[bytes]) -> pa.ipc.RecordBatchFileReader:
+    file.seek(0)
+    return pa.ipc.open_file(pa.PythonFile(file, "r"))
 
 
 def _emptied(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -87,21 +106,18 @@ def _emptied(batches: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield batches.pop(0)
 
 
-def _split(folder: Path, bounds: np.ndarray) -> None:
-    """Writes file `n` with the rows whose id lies between bounds n - 1 and n."""
-    with pa.OSFile(str(folder / "all"), "rb") as source:
-        reader = pa.ipc.open_file(source)
-        sinks = [pa.OSFile(str(folder / str(n)), "wb") for n in range(len(bounds) + 1)]
-        writers = [pa.ipc.new_file(sink, reader.schema) for sink in sinks]
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            where = np.searchsorted(bounds, product_ids(batch).to_numpy(zero_copy_only=False).astype(object), side="right")
-            ordered = batch.take(pa.array(np.argsort(where, kind="stable")))
-            counts = np.bincount(where, minlength=len(writers))
-            for place, (start, count) in enumerate(zip(np.cumsum(counts) - counts, counts, strict=True)):
-                if count:
-                    writers[place].write_batch(ordered.slice(int(start), int(count)))
-        for file, writer in zip(sinks, writers, strict=True):
-            writer.close()
-            file.close()
-    (folder / "all").unlink()
+def _split(whole: IO[bytes], bounds: np.ndarray, ranges: Sequence[IO[bytes]]) -> None:
+    """Writes the rows whose id lies between bounds n - 1 and n to range `n`, and closes `whole`."""
+    reader = _reader(whole)
+    writers = [pa.ipc.new_file(pa.PythonFile(file, "w"), reader.schema) for file in ranges]
+    for number in range(reader.num_record_batches):
+        batch = reader.get_batch(number)
+        where = np.searchsorted(bounds, product_ids(batch).to_numpy(zero_copy_only=False).astype(object), side="right")
+        ordered = batch.take(pa.array(np.argsort(where, kind="stable")))
+        counts = np.bincount(where, minlength=len(writers))
+        for place, (start, count) in enumerate(zip(np.cumsum(counts) - counts, counts, strict=True)):
+            if count:
+                writers[place].write_batch(ordered.slice(int(start), int(count)))
+    for writer in writers:
+        writer.close()
+    whole.close()

@@ -46,6 +46,9 @@ class SqliteSource(DatabaseSource):
             cursor.execute("SELECT count(*) FROM sqlite_master")  # from here on the transaction sees one moment
             cursor.fetchone()
         self.moment = before if before == file_stamp(file) else ""
+        with connection.cursor() as cursor:
+            cursor.execute("PRAGMA encoding")
+            self.by_bytes = cursor.fetchone()[0] == "UTF-8"
         if self.options.query:
             self.table = VIEW
             self._make_view()

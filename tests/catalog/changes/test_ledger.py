@@ -19,7 +19,7 @@ from tasks.catalog.changes import ledger
 from tasks.catalog.changes.drain import ParentState, UpsertSource, drain
 from tasks.catalog.changes.event import Event, MalformedEvent, delete, read_event, upsert
 from tasks.catalog.changes.source import Message
-from tasks.catalog.schema import UPDATED_AT, to_products
+from tasks.catalog.schema import UPDATED_AT, read_products
 from tasks.catalog.snapshot import product_table
 from tasks.index.build import build_shard
 from tasks.index.choice import IndexConfig
@@ -104,7 +104,7 @@ class Maker:
             return
         changed = mark_membership(changed, self.products, self.products["key"].combine_chunks())
         source = UpsertSource("a test", "", changed, pa.schema([("colour", pa.string())]))
-        tables = [to_products(b, "a test") for b in source.products()]
+        tables = [read_products(b, "a test").table for b in source.products()]
         rows = (
             pa.concat_tables(tables).select([*ROW_COLUMNS, "colour"]) if tables else pa.table({"key": pa.array([], pa.int64())})
         )

@@ -45,6 +45,16 @@ def test_a_snapshot_of_a_large_folder_is_that_of_a_small_one(tmp_path: Path, mon
     assert product_table(large.uri)["product_id"].to_pylist() == sorted(f"p{n}" for n in order)
 
 
+def test_large_files_are_sorted_without_a_name_on_disk_that_a_kill_would_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sorting, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(sorting.tempfile, "tempdir", str(tmp_path))
+    found = sorted_batches(batches([f"p{n}" for n in range(500)]), 64)
+    next(found)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_columns_of_dictionaries_may_differ_from_file_to_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, brands in enumerate(
         (pa.array(["x", "y"]).dictionary_encode(), pa.array(["z", "y"]).dictionary_encode(), ["p", "q"])
