@@ -1,7 +1,7 @@
 # One door for people and for CI. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint unit docs clean e2e kill-drill spark-cluster gpu-check venv
+.PHONY: help demo up down test lint unit docs clean e2e kill-drill spark-cluster gpu-check images secrets stack stack-down stack-test venv
 
 PYTHON ?= python3
 HARDWARE ?= cpu
@@ -58,6 +58,34 @@ bench-%: $(STAMP) ## one benchmark, e.g. make bench-index; prints a table, write
 
 gpu-check: ## what an NVIDIA GPU does with our encoders: training, embedding, latency; at most 8 minutes (PYTHON=, ARGS=--tiny)
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.benchmarks.gpu_check $(ARGS)
+
+# Images and the stack of docker/compose.yaml. CONTAINER: docker, podman or a command that takes their arguments; BASE may name a
+# digest; STANDINS=1 takes PostgreSQL, Redis, nginx and Prometheus from Debian, where their own images cannot be pulled.
+CONTAINER ?= $(shell command -v docker >/dev/null && echo docker || echo podman)
+BASE ?= docker.io/library/python:3.11-slim-bookworm
+TAG ?= $(if $(filter gpu,$(HARDWARE)),gpu,latest)
+PROFILE ?= minimal
+IMAGES := serving airflow spark mlflow standins
+COMPOSE = $(if $(STANDINS),env $(shell cat docker/standins/images.env)) $(CONTAINER) compose --env-file docker/.env -f docker/compose.yaml --profile $(PROFILE)
+
+images: $(addprefix image-,$(IMAGES)) ## all images of docker/, and their sizes (BASE=…@sha256:…, HARDWARE=gpu, CONTAINER=podman)
+	@docker/image-sizes "$(CONTAINER)" $(BASE) $(addprefix vitrine-,$(addsuffix :$(TAG),$(IMAGES)))
+
+image-%: ## one of them
+	@$(CONTAINER) build -q -f docker/Dockerfile.$* --build-arg BASE=$(BASE) --build-arg HARDWARE=$(HARDWARE) \
+	  --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) -t vitrine-$*:$(TAG) .
+
+secrets: ## draw every secret of docker/compose.yaml into docker/.env (kept where it is there)
+	@docker/make-secrets
+
+stack: secrets ## docker/compose.yaml up (PROFILE=minimal, full or gpu)
+	@$(COMPOSE) up -d
+
+stack-down: ## and down; its volumes stay
+	@$(COMPOSE) down
+
+stack-test: $(STAMP) ## the images as a stack: nightly and hourly, a photo, killed parts, a restart of everything
+	@CONTAINER="$(CONTAINER)" STANDINS="$(STANDINS)" PROFILE="$(PROFILE)" $(PYTEST) -m stack -s tests/docker/test_stack.py
 
 venv: $(STAMP) ## only the virtual environment
 

@@ -1,0 +1,131 @@
+"""docker/compose.yaml: its secrets, its profiles, and the limits of the proxy in front of replicas."""
+
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serving.settings import ServingSettings
+from tasks.settings import PROJECT, Settings
+
+DOCKER = PROJECT / "docker"
+COMPOSE = (DOCKER / "compose.yaml").read_text()
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE)["services"]
+NGINX = (DOCKER / "nginx" / "nginx.conf").read_text()
+SECRET = re.compile(
+    r"(PASSWORD|SECRET|TOKEN|_KEY(_ID)?|ALCHEMY_CONN|BROKER_URL|RESULT_BACKEND|CACHE_URL|REDIS_URL)$|CATALOG$|DATABASE_URI|BACKEND_STORE_URI"
+)
+REQUIRED = re.compile(r"\$\{(\w+):\?run make secrets\}")
+
+
+def drawn(path: Path) -> dict[str, str]:
+    subprocess.run([sys.executable, str(DOCKER / "make-secrets"), str(path)], check=True, capture_output=True)
+    return dict(line.split("=", 1) for line in path.read_text().splitlines())
+
+
+def test_every_secret_is_drawn_once_into_a_file_of_its_owner_alone(tmp_path: Path) -> None:
+    first = drawn(tmp_path / ".env")
+    assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
+    assert set(REQUIRED.findall(COMPOSE)) <= set(first)
+    assert all(len(value) >= 32 for value in first.values())
+    assert len(set(first.values())) == len(first)
+    kept = "\n".join(f"{k}={v}" for k, v in first.items() if k != "REDIS_PASSWORD")
+    (tmp_path / ".env").write_text(kept)
+    second = drawn(tmp_path / ".env")
+    assert second["REDIS_PASSWORD"] != first["REDIS_PASSWORD"]
+    assert {k: v for k, v in second.items() if k != "REDIS_PASSWORD"} == {k: v for k, v in first.items() if k != "REDIS_PASSWORD"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_password_is_written_down_and_none_has_a_default(name: str) -> None:
+    for variable, value in SERVICES[name].get("environment", {}).items():
+        if SECRET.search(variable):
+            assert REQUIRED.search(value), f"{name}: {variable}={value}"
+    text = yaml.safe_dump(SERVICES[name])
+    assert re.findall(r"//[\w-]*:(?!\$\{\w+:\?)[^@/\s\"]+@", text) == [], "a password in an address"
+    assert not re.search(r"\$\{\w*(PASSWORD|SECRET|TOKEN|_KEY)\w*(:?-)", text), "a default of a secret"
+
+
+def test_profiles_hold_what_they_say() -> None:
+    of = {p: {n for n, s in SERVICES.items() if p in s["profiles"]} for p in ("minimal", "full", "gpu")}
+    assert {"postgres", "redis", "s3", "mlflow", "worker-1", "serving-1", "serving-2", "nginx"} <= of["minimal"]
+    assert {f"airflow-{n}" for n in ("api-server", "scheduler", "dag-processor", "triggerer")} <= of["minimal"]
+    assert of["full"] - of["minimal"] == {"worker-2", "spark", "spark-worker-1", "spark-worker-2", "prometheus", "grafana"}
+    assert of["gpu"] - of["full"] == {"worker-gpu", "spark-worker-gpu"}
+    for name, service in SERVICES.items():
+        needs = set(service.get("depends_on", ()))
+        assert all(needs <= of[p] for p in service["profiles"]), name
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_the_settings_that_it_names_exist() -> None:
+    pipeline = {f"VITRINE_{f.name.upper()}" for f in fields(Settings)}
+    replica = {f"VITRINE_{f.name.upper()}" for f in fields(ServingSettings)}
+    for name, service in SERVICES.items():
+        named = {v for v in service.get("environment", {}) if v.startswith("VITRINE_")}
+        assert named <= (replica if name.startswith("serving") else pipeline), name
+
+
+def test_every_file_that_is_mounted_is_there() -> None:
+    for service in SERVICES.values():
+        for volume in service.get("volumes", ()):
+            if volume.startswith("./"):
+                assert (DOCKER / volume.split(":")[0]).exists(), volume
+
+
+def test_replicas_know_their_proxy_and_their_addresses_stay() -> None:
+    proxy = SERVICES["nginx"]["networks"]["edge"]["ipv4_address"]
+    replicas = [n for n in SERVICES if n.startswith("serving-")]
+    assert re.findall(r"server (serving-\d):8000", NGINX) == replicas
+    for name in replicas:
+        assert SERVICES[name]["environment"]["VITRINE_PROXIES"] == proxy
+        assert SERVICES[name]["networks"]["edge"]["ipv4_address"]
+        assert SERVICES[name]["read_only"]
+    urls = SERVICES["worker-1"]["environment"]["VITRINE_SERVING_URLS"]
+    assert urls == ",".join(f"http://{n}:8000" for n in replicas)
+
+
+def test_the_proxys_limits_are_those_of_a_replica() -> None:
+    settings = ServingSettings()
+    limits = dict(re.findall(r"^\s*(client_\w+|keepalive_timeout) (\d+)\w*;", NGINX, re.MULTILINE))
+    assert int(limits["client_max_body_size"]) * 1024 == int(1.4 * settings.max_image_bytes) + 64 * 1024
+    assert float(limits["client_header_timeout"]) == settings.head_s
+    assert float(limits["client_body_timeout"]) == settings.body_s
+    buffers = re.search(r"large_client_header_buffers (\d+) (\d+)k", NGINX)
+    assert buffers is not None
+    assert int(buffers[1]) * int(buffers[2]) * 1024 == settings.head_bytes
+    assert "limit_conn connections" in NGINX
+    for private in ("metrics", "v1/samples", "v1/follow", "shard", "v1/hooks"):
+        assert private in re.findall(r"location ~ \^/\(([^)]*)\)", NGINX)[0].split("|")
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed (Debian: nginx-light)")
+def test_nginx_takes_the_file(tmp_path: Path) -> None:
+    (tmp_path / "nginx.conf").write_text(
+        NGINX.replace("/tmp/", f"{tmp_path}/").replace("serving-1:", "127.0.0.1:").replace("serving-2:", "127.0.0.2:")
+    )
+    ran = subprocess.run(["nginx", "-t", "-e", "stderr", "-c", str(tmp_path / "nginx.conf")], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("file", sorted(DOCKER.glob("Dockerfile.*")), ids=lambda f: f.name)
+def test_images_name_their_base_by_argument_run_as_nobody_and_hold_no_standalone(file: Path) -> None:
+    text = file.read_text()
+    assert "ARG BASE=" in text
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${BASE}"}
+    assert "org.opencontainers.image.title" in text
+    assert "standalone" not in re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
+    assert "USER 10001" in text or file.name == "Dockerfile.standins"
+
+
+def test_no_production_file_starts_airflow_standalone() -> None:
+    assert '"standalone"' not in COMPOSE
+    assert "airflow standalone" not in COMPOSE
