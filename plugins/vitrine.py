@@ -35,7 +35,7 @@ def make_board() -> Any:
     from tasks.pipelines.common import registry, replicas_of
     from tasks.pipelines.drain_changes import change_source
 
-    board = Board(lambda: registry(SETTINGS), replicas_of(SETTINGS))
+    board = Board(lambda: registry(SETTINGS), lambda: replicas_of(SETTINGS))
     return create_app(board, ChangesBoard(lambda: change_source(SETTINGS), lambda: board.registry, SETTINGS.store_uri))
 
 

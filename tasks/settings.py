@@ -42,7 +42,8 @@ class Settings:
     airflow_user: str = setting("admin", "Airflow user that `make demo` starts runs as", "operator")
     airflow_password: str = setting("", "password of that user; `make demo` draws one", "a long random text", secret=True)
     serving_urls: tuple[str, ...] = setting(
-        ("http://127.0.0.1:8000",), "replicas that a promotion waits for (of a sharded index: its gateways); empty: none",
+        ("http://127.0.0.1:8000",), "replicas that a promotion waits for (of a sharded index: its gateways); an http:// name with "
+        "several addresses stands for all of them; empty: none",
         "http://replica-0:8000,http://replica-1:8000",
     )  # fmt: skip
     admin_token: str = setting("", "bearer token that those replicas ask for on admin routes", "a long random text", secret=True)

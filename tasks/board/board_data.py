@@ -32,7 +32,7 @@ CHARTS = (
 class Board:
     """One registry and the replicas. Manifests are cached, as versions are immutable. Thread-safe."""
 
-    def __init__(self, open_registry: Callable[[], Registry], replicas: Sequence[Replica]) -> None:
+    def __init__(self, open_registry: Callable[[], Registry], replicas: Callable[[], Sequence[Replica]]) -> None:
         self.open_registry, self.replicas = open_registry, replicas
         self.held: Registry | None = None
         self.lock = threading.Lock()
@@ -48,7 +48,7 @@ class Board:
         """All data of the page as JSON. Raises VitrineError when the registry does not respond."""
         registry = self.registry
         with ThreadPoolExecutor(FETCHES) as pool:
-            told = pool.submit(fetch_states, self.replicas)
+            told = pool.submit(lambda: fetch_states(self.replicas()))
             try:
                 versions = registry.versions(INDEX_MODEL, SHOWN)
                 encoders = encoder_entries(registry.versions(ENCODER_MODEL, ENCODERS), registry)

@@ -16,7 +16,7 @@ from tasks.catalog.snapshot import Snapshot
 from tasks.catalog.sources.settings import source_options
 from tasks.registry import INDEX_MODEL, Origin, Registry
 from tasks.registry.binding import trust_of
-from tasks.release.promotion.serving_replicas import Replica
+from tasks.release.promotion.serving_replicas import Replica, urls_of
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def query_runtime() -> Runtime:
 
 
 def replicas_of(chosen: Settings) -> list[Replica]:
-    """The serving replicas that the settings name."""
-    return [Replica(url, chosen.admin_token) for url in chosen.serving_urls]
+    """The serving replicas that the settings name, found anew at each call: pods come and go."""
+    return [Replica(url, chosen.admin_token) for name in chosen.serving_urls for url in urls_of(name)]
 
 
 def version_links(models: Registry, version: str) -> dict[str, str]:

@@ -18,7 +18,9 @@ SETTINGS = {f"VITRINE_{f.name.upper()}" for f in fields(ServingSettings)}
 
 
 def kubernetes() -> list[dict]:
-    return list(yaml.safe_load_all((DOCKER / "kubernetes" / "serving.yaml").read_text()))
+    """Every object of the base, before an overlay names images and namespace."""
+    files = sorted((DOCKER / "kubernetes" / "base").glob("*.yaml"))
+    return [d for f in files if f.name != "kustomization.yaml" for d in yaml.safe_load_all(f.read_text())]
 
 
 def compose() -> dict:

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -21,6 +23,22 @@ POLL_S = 0.2
 AT_ONCE = 32
 
 T = TypeVar("T")
+
+
+def urls_of(url: str) -> list[str]:
+    """The url of every address that an http:// url's name resolves to, where those are several, as for a headless service.
+
+    One address, none, or https (whose certificate is for the name): the url as it is.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or parts.username:
+        return [url]
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or 80, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except OSError:
+        return [url]
+    hosts = sorted({str(f[4][0]) for f in found})
+    return [url] if len(hosts) == 1 else [parts._replace(netloc=f"{host}:{parts.port or 80}").geturl() for host in hosts]
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ def test_when_mlflow_is_away_the_board_says_so(stack: Stack) -> None:
 
     away = Away("http://127.0.0.1:9", stack.shop.home / "away")
     with pytest.raises(VitrineError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer: connection refused"):
-        Board(lambda: away, []).read(datetime.now(UTC))
+        Board(lambda: away, list).read(datetime.now(UTC))
 
 
 def _runs(stack: Stack, dag: str) -> int:
