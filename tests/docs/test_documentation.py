@@ -72,7 +72,9 @@ def test_every_source_file_that_is_named_exists(page: Path) -> None:
 def test_every_make_target_that_is_named_exists(page: Path) -> None:
     targets = re.findall(r"^([a-z0-9%-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
     benchmarks = {f.stem.removeprefix("bench_") for f in (PROJECT / "tests" / "benchmarks").glob("bench_*.py")}
-    known = {*targets, *(f"bench-{name}" for name in benchmarks)}
+    images = {f.suffix.removeprefix(".") for f in (PROJECT / "docker").glob("Dockerfile.*")}
+    known = {*targets, *(f"bench-{name}" for name in benchmarks), *(f"image-{name}" for name in images)}
+    known |= {f"e2e-{f.stem.removeprefix('test_')}" for f in (PROJECT / "tests" / "e2e").glob("test_*.py")}
     named = set(re.findall(r"(?:`|^)make ([a-z][a-z0-9_-]*)(?![\w<-])", page.read_text(), re.MULTILINE))
     assert named - known == set()
 

@@ -18,8 +18,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
-STATE = ("artifacts", "shop", "data")
-"""What lies beside MLflow's database: its artifacts, the shop's catalogue with its queue, the store. Nothing else is kept."""
+STATE = ("artifacts", "shop", "catalog", "data")
+"""What lies beside MLflow's database: its artifacts, the shop's catalogue, its queue, the store. Nothing else is kept."""
 
 
 def back_up(home: Path, backup: Path) -> None:
@@ -49,7 +49,9 @@ def test_everything_is_deleted_and_restored_and_the_next_hour_goes_on(
 
     shutil.rmtree(home)
     shutil.copytree(backup, home)
-    live.registry = Registry(live.mlflow_uri, home / "cache")
+    started_again = f"sqlite:///{home}/./mlflow.db"  # another address, so that no connection to the deleted file is used
+    live.environment["VITRINE_MLFLOW_URI"] = started_again
+    live.registry = Registry(started_again, home / "cache")
     assert live.registry.aliases(INDEX_MODEL) == aliases
     after = live.found(hour)
     assert after.keys() == before.keys()
