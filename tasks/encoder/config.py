@@ -139,6 +139,8 @@ class EncoderConfig:
     """What towers are trained in; bf16 means fp32 on a processor that only emulates it (tasks/encoder/train/towers.py)."""
     licence: str = UNKNOWN_LICENCE
     """Of the weights that the teacher starts from."""
+    further_pictures: bool = True
+    """Whether further pictures of a product are trained on beside its photos."""
     photo_days: int = 0
     """Train photos older than so many days before the newest photo are left out; 0: none."""
     seed: int = 7

@@ -6,6 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,6 +17,7 @@ import pyarrow.compute as pc
 from serving.contract.preprocess import ImageRejected
 from serving.search.image_fetch import Fetcher
 from tasks import storage
+from tasks.catalog.product_pictures import IMAGES
 from tasks.catalog.snapshot import Snapshot, photo_table, product_batches
 from tasks.embed.images import NOWHERE, read_image
 from tasks.progress import Progress
@@ -41,8 +44,9 @@ def make_stand_ins(snapshot: Snapshot, store_uri: str, enough: int, web: Fetcher
     """The views of a snapshot (view_store.SCHEMA), made where they are not kept yet; none with `enough` held-out photos.
 
     One view each of products without a held-out photo, up to MOST queries in all, spread over the categories; which products
-    follows from their keys, so that tomorrow's snapshot asks nearly the same. A picture that cannot be used gets no view, one of
-    several products one only. Run again, it returns what it settled the first time.
+    follows from their keys, so that tomorrow's snapshot asks nearly the same. It is made of the product's first further picture that
+    can be used, else of its main one: a shopper's photo shows the thing from another side, too. A main picture of several products
+    is asked once; a product whose pictures cannot be used gets no view. Run again, it returns what it settled the first time.
     """
     if storage.exists(storage.join(snapshot.uri, TABLE)):
         return view_table(snapshot.uri)
@@ -84,8 +88,17 @@ def stratified_order(keys: np.ndarray, strata: np.ndarray) -> np.ndarray:
     return order[np.lexsort([keys[order], place])]
 
 
-def _candidates(snapshot: Snapshot, shown: set[str], most: int) -> list[dict[str, str]]:
-    """product_id and image_uri of at most `most` products that are not `shown`, in the order in which views are made of them."""
+@dataclass(frozen=True)
+class Candidate:
+    """A product that a view may be made for: its main picture, and the further ones."""
+
+    product_id: str
+    image_uri: str
+    further: tuple[str, ...] = ()
+
+
+def _candidates(snapshot: Snapshot, shown: set[str], most: int) -> list[Candidate]:
+    """At most `most` products that are not `shown`, in the order in which views are made for them."""
     keys, strata = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     number: dict[str, int] = {}
     with_photo = pa.array(sorted(shown), pa.string())
@@ -98,10 +111,11 @@ def _candidates(snapshot: Snapshot, shown: set[str], most: int) -> list[dict[str
     chosen = every[stratified_order(every, np.concatenate(strata))[:most]]
     place = {int(key): n for n, key in enumerate(chosen)}
     found = sorted(_rows_of(snapshot, chosen), key=lambda row: place[row["key"]])
-    first: dict[str, str] = {}
+    first: dict[str, Candidate] = {}
     for row in found:
-        first.setdefault(row["image_uri"] or "", row["product_id"])
-    return [{"product_id": product_id, "image_uri": uri} for uri, product_id in first.items()]
+        uri = row["image_uri"] or ""
+        first.setdefault(uri, Candidate(row["product_id"], uri, tuple(row.get(IMAGES) or ())))
+    return list(first.values())
 
 
 def _told_apart(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -111,7 +125,7 @@ def _told_apart(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _rows_of(snapshot: Snapshot, keys: np.ndarray) -> Iterator[dict]:
-    for batch in product_batches(snapshot.uri, ["key", "product_id", "image_uri"]):
+    for batch in product_batches(snapshot.uri, ["key", "product_id", "image_uri", IMAGES]):
         yield from batch.filter(pa.array(np.isin(batch["key"].to_numpy(), keys))).to_pylist()
 
 
@@ -126,16 +140,16 @@ def _made(data: bytes) -> bytes | None:
         return None
 
 
-def _view_of(snapshot: Snapshot, store_uri: str, web: Fetcher, product: dict[str, str]) -> dict[str, str] | None:
-    """The row of a product's view; None for a picture that cannot be used, or whose view would be the picture."""
-    try:
-        data = read_image(product["image_uri"], snapshot.image_root, web)
-        uri = view_uri(store_uri, hashlib.sha256(data).hexdigest())
-        if not view_exists(uri):
-            jpeg = _made(data)
-            if jpeg is None:
-                return None
-            write_view(uri, jpeg)
-        return {"photo_uri": uri, **product}
-    except ImageRejected:
-        return None
+def _view_of(snapshot: Snapshot, store_uri: str, web: Fetcher, product: Candidate) -> dict[str, str] | None:
+    """The row of a product's view; None where no picture of it can be used, or whose view would be the picture."""
+    for picture in (*product.further, product.image_uri):
+        with suppress(ImageRejected):
+            data = read_image(picture, snapshot.image_root, web)
+            uri = view_uri(store_uri, hashlib.sha256(data).hexdigest())
+            if not view_exists(uri):
+                jpeg = _made(data)
+                if jpeg is None:
+                    continue
+                write_view(uri, jpeg)
+            return {"photo_uri": uri, "product_id": product.product_id, "image_uri": product.image_uri}
+    return None

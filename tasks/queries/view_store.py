@@ -13,7 +13,7 @@ SCHEME = "view://"
 TABLE = "views.parquet"
 """Beside the snapshot's parts, and written once: what the queries of a snapshot are is settled with it."""
 SCHEMA = pa.schema([("photo_uri", pa.string()), ("product_id", pa.string()), ("image_uri", pa.string())])
-"""`photo_uri` names the view where a photo's address would stand, `image_uri` is the picture that it was made of."""
+"""`photo_uri` names the view where a photo's address would stand, `image_uri` the main picture of the product that it shows."""
 NAME = re.compile(r"/views/[0-9a-f]{64}-\d+-\d+\.jpg$")
 
 

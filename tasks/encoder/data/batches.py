@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks.encoder.config import EncoderConfig, Recipe
 from tasks.encoder.data.decoders import Decoders
-from tasks.encoder.data.photos import TrainingSet
+from tasks.encoder.data.photos import Photos, TrainingSet, joined
 from tasks.encoder.data.pixels import Decoding, Pixels, cached_pixels, content_digests, survey
 from tasks.encoder.train.distributed import ProcessGroup
 from tasks.errors import TrainingError
@@ -115,9 +115,11 @@ class BalancedBatches:
 class StreamedBatches:
     """The same batches decoded by worker processes a few steps ahead, when pictures do not fit in memory."""
 
-    def __init__(self, training: TrainingSet, decoders: Decoders, plan: BatchPlan, replicas: ProcessGroup) -> None:
+    def __init__(
+        self, training: TrainingSet, photos: Photos, decoders: Decoders, plan: BatchPlan, replicas: ProcessGroup
+    ) -> None:
         self.decoders, self.plan, self.training = decoders, plan, training
-        self.photos = training.split("train").uris
+        self.photos = photos.uris
         self.replicas, self.count = replicas, plan.count
 
     def __call__(self, number: int) -> Batch:
@@ -141,7 +143,9 @@ def training_batches(
     training: TrainingSet, config: EncoderConfig, recipe: Recipe, work: Path, decoding: Decoding, replicas: ProcessGroup,
     kept_out: np.ndarray | None = None,
 ) -> Iterator[Batches]:  # fmt: skip
-    """Batches of a snapshot's train split, without unseen products and without duplicates of held-out photos.
+    """Batches of a snapshot's train split and, where the config wants them, of further pictures of its products.
+
+    Without unseen products and without duplicates of held-out photos.
 
     `kept_out` (n,) bool: photos of the train split that are not trained on either.
 
@@ -150,6 +154,9 @@ def training_batches(
     """
     spec = config.preprocess.model_copy(update={"size": config.cache_size})
     train, folder = training.split("train"), work / "pixels"
+    labelled = len(train)
+    if config.further_pictures:
+        train = joined(train, training.further)
     kept = decoding.fits_cache(len(train) + len(training.image_uris), spec)
     look = cached_pixels if kept else survey
     with replicas.main_process_first():
@@ -161,9 +168,10 @@ def training_batches(
     copies = int(photos.usable.sum() - usable.sum())
     if copies:
         log.warning("%d training photos are copies of held-out photos and are left out", copies)
-    _refuse_empty(training, shown, usable, decoding.max_untrainable)
+    _refuse_empty(training, train.products[usable], shown, decoding.max_untrainable)
     if kept_out is not None:  # nor copies of them
-        usable &= ~kept_out & ~_known(photos.digests, {d.tobytes() for d in photos.digests[kept_out & photos.usable]})
+        out = np.concatenate([kept_out, np.zeros(len(train) - labelled, bool)])
+        usable &= ~out & ~_known(photos.digests, {d.tobytes() for d in photos.digests[out & photos.usable]})
     plan = BatchPlan(shown, usable, train.products, recipe, config.seed)
     if kept:
         assert isinstance(pictures, Pixels)
@@ -171,18 +179,17 @@ def training_batches(
         yield BalancedBatches(pictures, photos, plan, replicas)
         return
     with Decoders(training.root, spec, decoding.workers) as decoders:
-        yield StreamedBatches(training, decoders, plan, replicas)
+        yield StreamedBatches(training, train, decoders, plan, replicas)
 
 
 def _known(digests: np.ndarray, held_out: set[bytes]) -> np.ndarray:
     return np.asarray([d.tobytes() in held_out for d in digests], bool)
 
 
-def _refuse_empty(training: TrainingSet, shown: np.ndarray, usable: np.ndarray, most: float) -> None:
+def _refuse_empty(training: TrainingSet, photographed: np.ndarray, shown: np.ndarray, most: float) -> None:
     """A labelled product of which nothing can be read is left out where it is one of many, else an error."""
-    products = training.split("train").products
-    labelled = np.unique(products)
-    seen = np.union1d(np.flatnonzero(shown), products[usable])
+    labelled = np.unique(training.split("train").products)
+    seen = np.union1d(np.flatnonzero(shown), photographed)
     empty = np.setdiff1d(labelled, seen)
     if not len(empty):
         return

@@ -1,6 +1,6 @@
 """The training set of a snapshot: products with texts, and labelled photos in leak-free splits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import numpy as np
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.catalog.photo_box import split_box
+from tasks.catalog.product_pictures import IMAGES
 from tasks.catalog.snapshot import photo_table, product_table, read_snapshot
 from tasks.catalog.splits import is_unseen
 from tasks.errors import TrainingError
@@ -29,8 +30,9 @@ class Photos:
 class TrainingSet:
     """Training and evaluation data. `by_split` holds the photos of train, val, test and unseen, none in two; and the views.
 
-    Views stand in for photos as queries (tasks/queries); none is trained on, but the pictures that they are made of may be.
-    `unseen[i]` says that product i is never trained on; the photos of the split `unseen` are theirs (those not in val or test).
+    Views stand in for photos as queries (tasks/queries); none is trained on, but the pictures that they are made of may be. `further`
+    are further pictures of products that are trained on. `unseen[i]` says that product i is never trained on; the photos of the split
+    `unseen` are theirs (those not in val or test).
     """
 
     product_ids: tuple[str, ...]
@@ -42,6 +44,7 @@ class TrainingSet:
     by_split: dict[str, Photos]
     root: str
     content_sha256: str
+    further: Photos = field(default_factory=lambda: Photos((), np.zeros(0, np.int64)))
     snapshot_id: str = ""
     orphans: str = ""
     """What the snapshot left out (Snapshot.orphans), "" for nothing."""
@@ -77,7 +80,7 @@ def read_training_set(snapshot_uri: str, photo_days: int = 0) -> TrainingSet:
     photos are never left out. Raises TrainingError when one photo is in two splits.
     """
     snapshot = read_snapshot(snapshot_uri)
-    products = product_table(snapshot_uri, ["product_id", "title", "description", "category", "image_uri"])
+    products = product_table(snapshot_uri, ["product_id", "title", "description", "category", "image_uri", IMAGES])
     ids = products["product_id"].to_pylist()
     unseen = np.asarray([is_unseen(product_id) for product_id in ids])
     return TrainingSet(
@@ -91,9 +94,17 @@ def read_training_set(snapshot_uri: str, photo_days: int = 0) -> TrainingSet:
         | {"views": _views(snapshot_uri, ids)},
         root=snapshot.image_root,
         content_sha256=snapshot.content_sha256,
+        further=_further(products, unseen),
         snapshot_id=snapshot.id,
         orphans=snapshot.orphans,
     )
+
+
+def _further(products: pa.Table, unseen: np.ndarray) -> Photos:
+    """The further pictures of products that are not `unseen`."""
+    lists = products[IMAGES].to_pylist() if IMAGES in products.column_names else []
+    shown = [(uri, row) for row, uris in enumerate(lists) if not unseen[row] for uri in uris or ()]
+    return Photos(tuple(uri for uri, _ in shown), np.asarray([row for _, row in shown], np.int64))
 
 
 def _splits(photos: pa.Table, ids: list[str], unseen: np.ndarray) -> dict[str, Photos]:
