@@ -1,5 +1,7 @@
 """Views stand in for photos product by product: which ones, how many, and where they lie."""
 
+import hashlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,7 @@ from tasks.queries.query_words import describe, hits, measure_name, query_set, t
 from tasks.queries.stand_in import make_stand_ins, stratified_order
 from tasks.queries.view_store import SCHEME, is_view, read_view, view_table, view_uri
 from tasks.release.gates.end_to_end_eval import Query, held_by, held_out_queries, rank_of
-from tests.catalogs import read_table, small_catalog, write_table
+from tests.catalogs import picture, read_table, small_catalog, write_table
 
 
 def snapshot_of(folder: Path, name: str = "one") -> Snapshot:
@@ -67,6 +69,34 @@ def test_queries_and_training_data_hold_the_views_and_nothing_trains_on_them(unl
         data = read_image(query.photo_uri, snapshot.image_root)
         assert data[:2] == b"\xff\xd8"
         assert data != (unlabelled / "images" / f"{int(query.product_id[1:])}.jpg").read_bytes()
+
+
+def test_a_further_picture_is_what_a_view_is_made_of_where_one_can_be_used(unlabelled: Path, tmp_path: Path) -> None:
+    rows = read_table(unlabelled / "products.csv")
+    for n, name in ((90, "side.jpg"), (91, "back.jpg")):
+        picture(unlabelled / "images" / name, n)
+    (unlabelled / "images" / "broken.jpg").write_bytes(b"no picture")
+    listed = {0: ["side.jpg", "back.jpg"], 1: ["broken.jpg", "back.jpg"], 2: ["broken.jpg"], 3: ["side.jpg"]}
+    for n, row in enumerate(rows):
+        row["images"] = json.dumps([f"images/{name}" for name in listed.get(n, [])])
+    write_table(unlabelled / "products.csv", rows)
+    snapshot = snapshot_of(unlabelled)
+    made = {row["product_id"]: row for row in make_stand_ins(snapshot, store(tmp_path), enough=200).to_pylist()}
+
+    def of(name: str) -> str:
+        return view_uri(store(tmp_path), hashlib.sha256((unlabelled / "images" / name).read_bytes()).hexdigest())
+
+    assert made["p001"]["photo_uri"] == of("back.jpg")
+    assert made["p002"]["photo_uri"] == of("2.jpg"), "none of its further pictures can be used"
+    assert made["p005"]["photo_uri"] == of("5.jpg")
+    assert {row["image_uri"] for row in made.values()} <= {f"images/{n}.jpg" for n in range(12)}
+    assert not {"p000", "p003"} & set(made), "both would show the same further picture: whose it is cannot be said"
+    training = read_training_set(snapshot.uri)
+    pairs = {(training.product_ids[p], uri) for uri, p in zip(training.further.uris, training.further.products, strict=True)}
+    trained = {f"p{n:03d}" for n in listed} - {
+        i for i, unseen in zip(training.product_ids, training.unseen, strict=True) if unseen
+    }
+    assert pairs == {(f"p{n:03d}", f"images/{name}") for n, names in listed.items() for name in names if f"p{n:03d}" in trained}
 
 
 def test_photos_replace_views_product_by_product_until_there_are_enough(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Class-balanced batches: several pictures of each product, every product equally often, the same at every call."""
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -25,6 +26,7 @@ from tasks.encoder.presets import preset
 from tasks.encoder.train.distributed import ProcessGroup
 from tasks.errors import TrainingError
 from tasks.settings import PROJECT
+from tests.catalogs import read_table, write_table
 from tests.encoder.conftest import draw_catalogue
 
 
@@ -143,6 +145,28 @@ def test_a_copy_of_a_held_out_photo_is_not_trained_on(tmp_path: Path, caplog: py
         "images/p000-photo0.jpg"
     }
     assert "1 training photos are copies of held-out photos" in caplog.text
+
+
+def test_further_pictures_are_drawn_like_photos_where_they_are_wanted(tmp_path: Path) -> None:
+    folder = draw_catalogue(tmp_path / "shop", products=4)
+    rows = read_table(folder / "products.csv")
+    held_out = "images/p001-photo2.jpg"
+    for row in rows:
+        further = [f"images/{row['product_id']}-side.jpg"] + ([held_out] if row["product_id"] == "p001" else [])
+        (folder / further[0]).write_bytes((folder / f"images/{row['product_id']}-photo0.jpg").read_bytes() + b" ")
+        row["images"] = json.dumps(further)
+    write_table(folder / "products.csv", rows)
+    training = read_training_set(take_snapshot(str(folder), str(tmp_path / "snapshots"), "one").uri)
+    photos = training.split("train").uris
+    assert set(training.further.uris) - {held_out} == {f"images/p00{n}-side.jpg" for n in range(4) if not training.unseen[n]}
+    for wanted in (True, False):
+        config = replace(preset("tiny"), further_pictures=wanted)
+        with training_batches(training, config, config.teacher_recipe, tmp_path / "w", Decoding(), ProcessGroup()) as batches:
+            assert isinstance(batches, BalancedBatches)
+            rows_drawn = {int(row) for number in range(40) for row in batches.plan(number)[1].ravel()} - {-1}
+        drawn_uris = {(photos + training.further.uris)[row] for row in rows_drawn}
+        extra = set(training.further.uris) - {held_out} if wanted else set()
+        assert drawn_uris == set(photos) | extra
 
 
 def test_a_labelled_product_without_a_readable_picture_stops_a_training_by_name(tmp_path: Path) -> None:
