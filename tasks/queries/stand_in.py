@@ -22,7 +22,7 @@ from tasks.catalog.snapshot import Snapshot, photo_table, product_batches
 from tasks.embed.images import NOWHERE, read_image
 from tasks.progress import Progress
 from tasks.queries.view import make_view
-from tasks.queries.view_store import TABLE, view_exists, view_table, view_uri, write_view, write_view_table
+from tasks.queries.view_store import TABLE, renew_view, view_table, view_uri, write_view, write_view_table
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _view_of(snapshot: Snapshot, store_uri: str, web: Fetcher, product: Candidat
         with suppress(ImageRejected):
             data = read_image(picture, snapshot.image_root, web)
             uri = view_uri(store_uri, hashlib.sha256(data).hexdigest())
-            if not view_exists(uri):
+            if not renew_view(uri):
                 jpeg = _made(data)
                 if jpeg is None:
                     continue

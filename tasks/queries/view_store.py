@@ -1,6 +1,7 @@
 """Where views are kept: one JPEG each in the store, named after its picture; and a snapshot's table of those that stand in for photos."""
 
 import re
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,8 @@ TABLE = "views.parquet"
 """Beside the snapshot's parts, and written once: what the queries of a snapshot are is settled with it."""
 SCHEMA = pa.schema([("photo_uri", pa.string()), ("product_id", pa.string()), ("image_uri", pa.string())])
 """`photo_uri` names the view where a photo's address would stand, `image_uri` the main picture of the product that it shows."""
+RENEWED_S = 86_400.0
+"""Views older than this are written anew when they are asked for: well before garbage collection may take them (a week)."""
 NAME = re.compile(r"/views/[0-9a-f]{64}-\d+-\d+\.jpg$")
 
 
@@ -47,6 +50,20 @@ def write_view(uri: str, jpeg: bytes) -> None:
 def view_exists(uri: str) -> bool:
     """Whether the view was made before."""
     return storage.exists(uri.removeprefix(SCHEME))
+
+
+def renew_view(uri: str) -> bool:
+    """Whether the view was made before; an old one is written anew, as garbage collection counts the time since it was written.
+
+    So it is not taken from a snapshot that is in the making, whose table does not name it yet.
+    """
+    where = uri.removeprefix(SCHEME)
+    try:
+        if storage.exists(where) and time.time() - storage.disk_usage(where)[1] > RENEWED_S:
+            storage.write_bytes(where, storage.read_bytes(where))
+    except FileNotFoundError:  # collected just now
+        return False
+    return storage.exists(where)
 
 
 def view_table(snapshot_uri: str) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,6 +54,20 @@ def test_an_unlabelled_catalogue_asks_views_of_all_usable_pictures_made_once(unl
     again = make_stand_ins(snapshot_of(unlabelled, "two"), store(tmp_path), enough=200)
     assert again.equals(made), "another snapshot of the same pictures asks the same"
     assert {uri: storage.validator(uri) for uri in files} == files, "and nothing is written anew"
+
+
+def test_views_that_were_made_long_ago_count_as_new_from_the_moment_a_snapshot_asks_them(
+    unlabelled: Path, tmp_path: Path
+) -> None:
+    """Else garbage collection, which spares what is young, could take one before the table that names it is written."""
+    made = make_stand_ins(snapshot_of(unlabelled), store(tmp_path), enough=200)
+    views = [Path(uri.removeprefix(SCHEME)) for uri in made["photo_uri"].to_pylist()]
+    content = {view: view.read_bytes() for view in views}
+    for view in views:
+        os.utime(view, (0, 0))
+    make_stand_ins(snapshot_of(unlabelled, "two"), store(tmp_path), enough=200)
+    assert {view: view.read_bytes() for view in views} == content
+    assert min(view.stat().st_mtime for view in views) > 0
 
 
 def test_queries_and_training_data_hold_the_views_and_nothing_trains_on_them(unlabelled: Path, tmp_path: Path) -> None:

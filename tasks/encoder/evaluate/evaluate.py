@@ -138,17 +138,19 @@ def evaluate_encoder(
     see = _EvaluationImages(training, manifest, work, decoding or Decoding())
     xb, shown = see.vectors(Pictures(training.image_uris, "document"), {n: encoders[n] for n in documents})
     xq, good = see.vectors(Pictures(photos.uris, "query"), encoders)
-    for baseline in baselines_of(manifest) if baselines else ():
-        xb[baseline.name] = see.compared(Pictures(training.image_uris, "document"), baseline)
-        xq[baseline.name] = see.compared(Pictures(photos.uris, "query"), baseline)
     pictures = pa.array(training.image_uris, pa.string()).dictionary_encode().indices.fill_null(-1).to_numpy()
     found: dict[tuple[str, str, Asked], PhotoResults] = {}
     for query in xq:
-        beside = (manifest.document, f"{query.partition('.')[0]}.fp32") if query in names else (query,)
+        beside = manifest.document, f"{query.partition('.')[0]}.fp32"
         for document in dict.fromkeys(d for d in beside if d in xb):
             found[query, document, "photos"] = search_photos(
                 xq[query], xb[document], shown, photos.products, good, pictures, _views(photos)
             )
+    for baseline in baselines_of(manifest) if baselines else ():  # one after the other: their vectors are the longest
+        found[baseline.name, baseline.name, "photos"] = search_photos(
+            see.compared(Pictures(photos.uris, "query"), baseline), see.compared(Pictures(training.image_uris, "document"), baseline),
+            shown, photos.products, good, pictures, _views(photos),
+        )  # fmt: skip
     served = [n for n in dict.fromkeys(("teacher.fp32", manifest.query)) if n in encoders]
     xu, readable = see.vectors(Pictures(unseen.uris, "unseen"), {n: encoders[n] for n in served})
     for query in served if readable.any() else ():
@@ -275,7 +277,14 @@ class _EvaluationImages:
 
     def compared(self, pictures: Pictures, baseline: Baseline) -> np.ndarray:
         """A baseline's vectors (n, d) float32 of all pictures; rows of unreadable ones mean nothing."""
-        return np.concatenate([baseline.encode(pixels) for pixels, _ in self._blocks(pictures, baseline.spec)])
+        found, start = np.zeros((0, 0), np.float32), 0
+        for pixels, _ in self._blocks(pictures, baseline.spec):
+            vectors = baseline.encode(pixels)
+            if not start:
+                found = np.empty((len(pictures.uris), vectors.shape[1]), vectors.dtype)
+            found[start : start + len(vectors)] = vectors
+            start += len(vectors)
+        return found
 
     def _blocks(self, pictures: Pictures, spec: Any) -> Any:
         return pixel_blocks(pictures.uris, self.training.root, spec, self.work / "pixels", pictures.name, self.decoding)

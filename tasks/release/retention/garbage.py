@@ -110,8 +110,9 @@ def collect(
 
     Raises VitrineError, having deleted no file yet, when a version got an alias by hand since the plan.
     """
+    now = time.time() if now_s is None else now_s
     with alone() as check:
-        plan = plan_garbage(registry, places, retention, now_s)
+        plan = plan_garbage(registry, places, retention, now)
         for item in plan.items:
             if item.kind == "version":
                 check()
@@ -122,7 +123,9 @@ def collect(
     files = [item for item in plan.items if item.kind != "version"]
     with Progress("collect garbage", len(files), "things") as progress:
         for item in files:
-            _delete(registry, item)
+            renewed = item.kind == "view" and now - storage.disk_usage(item.uri)[1] <= retention.grace_s
+            if not renewed:  # by a snapshot in the making, since the plan
+                _delete(registry, item)
             progress.add()
     for run_id in plan.finished_runs:
         registry.tag_run(run_id, COLLECTED, str(int(time.time())))

@@ -1,5 +1,6 @@
 """Collecting garbage over a real registry: what a kept version reaches is never deleted, all else is."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +23,11 @@ from tasks.index.delta_version import ArtifactLocation, EmbeddedRows, mark_membe
 from tasks.index.verify_version import check_index
 from tasks.index.version_manifest import with_golden
 from tasks.pipelines.drain_changes import ledger_of
-from tasks.queries.view_store import view_exists, view_uri, write_view, write_view_table
+from tasks.progress import Progress
+from tasks.queries.view_store import renew_view, view_exists, view_uri, write_view, write_view_table
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.promotion.blue_green import choose_slot, flip, warm
+from tasks.release.retention import garbage
 from tasks.release.retention.garbage import GarbageLocations, collect, plan_garbage, unreachable_files
 from tasks.release.retention.policy import Retention, kept_versions
 from tests.catalog.changes.refreshed import own_mlflow
@@ -128,6 +131,21 @@ def test_embeddings_that_a_kept_manifest_names_stay_whatever_their_folders_are_c
     assert [folder.exists() for folder in (*named, *others)] == [True, True, False, False]
     tags = shop.registry.version(INDEX_MODEL, version).tags
     assert (tags["embeddings.uri"], tags["embeddings.counts"]) == (str(named[0]), "12 embedded, 0 quarantined")
+
+
+def test_a_view_that_is_asked_again_between_plan_and_deletion_stays(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    views = [view_uri(str(shop.home / "data"), digit * 64) for digit in "01"]
+    for view in views:
+        write_view(view, b"x")
+        os.utime(view.removeprefix("view://"), (0, 0))
+
+    def progress(*_: object) -> Progress:
+        assert renew_view(views[0])  # while the collection begins to delete
+        return Progress("collect garbage", 1, "things")
+
+    monkeypatch.setattr(garbage, "Progress", progress)
+    collect(shop.registry, places(shop), replace(KEEP, grace_s=3600.0), alone_here)
+    assert [view_exists(view) for view in views] == [True, False]
 
 
 def test_snapshots_vectors_and_work_of_runs_that_nothing_names_go(shop: Shop) -> None:
