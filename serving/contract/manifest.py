@@ -134,13 +134,21 @@ class SnapshotRef(FrozenModel):
     image_root: str = ""
 
 
+class SegmentPictures(FrozenModel):
+    """The pictures of a segment's products: `table`, a Parquet file whose row i describes position i of the index; it has `rows`."""
+
+    rows: Count
+    table: FileRef
+
+
 class Segment(FrozenModel):
     """One immutable piece of a shard.
 
-    base, delta: `index` is a FAISS file over positions 0..rows-1 and `table` a Parquet file whose row i describes position i
-    (columns: see serving/contract/segments.py). tombstones: no `index`; `table` has one int64 column `key`.
-    A key in a tombstone segment is hidden in every segment of the shard with a smaller `sequence`. `pictures`: how many pictures the
-    rows are, where a product may have several; None: a row is a product.
+    base, delta: `table` is a Parquet file with one row a product, `rows` of them, and `index` a FAISS file over positions 0..n-1. Where
+    every product has one picture, n is `rows` and row i of the table describes position i. Where some have several, there are
+    `pictures`, whose row i describes position i and names its product (columns of both: serving/contract/segments.py).
+    tombstones: no `index`; `table` has one int64 column `key`. A key in a tombstone segment is hidden in every segment of the shard
+    with a smaller `sequence`, with all of its pictures.
     """
 
     kind: Literal["base", "delta", "tombstones"]
@@ -150,7 +158,17 @@ class Segment(FrozenModel):
     family: str = ""
     index: FileRef | None = None
     table: FileRef
-    pictures: Count | None = optional()
+    pictures: SegmentPictures | None = optional()
+
+    @property
+    def vectors(self) -> int:
+        """The number of vectors in the index: one a picture."""
+        return self.rows if self.pictures is None else self.pictures.rows
+
+    def files(self) -> list[FileRef]:
+        """The files of this segment."""
+        pictures = [self.pictures.table] if self.pictures else []
+        return [*([self.index] if self.index else []), self.table, *pictures]
 
 
 class Gate(FrozenModel):
@@ -233,8 +251,12 @@ class IndexManifest(Manifest):
 
     def files(self) -> list[FileRef]:
         """Every file of the release, except the encoder's."""
-        parts = [f for s in self.segments for f in (s.index, s.table) if f is not None]
-        return [*parts, self.golden]
+        return [*(f for s in self.segments for f in s.files()), self.golden]
+
+    @property
+    def several_pictures(self) -> bool:
+        """Whether some product may have several pictures: then answers say which one matched."""
+        return any(s.pictures is not None for s in self.segments)
 
     def digest(self) -> str:
         """Hash of the content (16 hex digits): processes with equal digests hold the same index version."""

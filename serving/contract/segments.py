@@ -1,4 +1,7 @@
-"""Reads and writes the files of a segment: a FAISS index over positions, and a Parquet table whose row i describes position i."""
+"""Reads and writes the files of a segment: a FAISS index over positions, and a Parquet table with one row a product.
+
+Row i of the table describes position i, unless products have several pictures: then a second table does, whose rows name the product.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +22,15 @@ ROW_COLUMNS = (
 )  # fmt: skip
 """Columns of every row table, in this order; the catalogue's own columns follow them."""
 
+IMAGES = "images"
+"""Optional column of a row table, list<string>: the further pictures of a product, in order."""
+PICTURES = pa.schema([("product", pa.int64()), ("position", pa.int16()), ("image_sha256", pa.binary(32))])
+"""The table of a segment's pictures. `product`: the key; `position`: 0 the main picture, i the i-th of `images`, -1 the title embedded
+as text; `image_sha256`: null where it is not known any more."""
+
 
 def write_rows(path: Path, table: pa.Table) -> None:
-    """Writes a segment's row table, or a tombstone segment's keys. The same table gives the same bytes."""
+    """Writes a table of a segment: products, pictures, or a tombstone's keys. The same table gives the same bytes."""
     with atomic_write(path) as temporary:
         pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd", store_schema=False)
 
@@ -37,6 +46,25 @@ def read_rows(path: Path, columns: Sequence[str] = ("key",), rows: int | None = 
     if not pa.types.is_int64(kind := table.schema.field("key").type):
         raise ContractError(f"{path.name}: its keys are {kind}, where int64 is expected")
     if rows is not None and len(table) != rows:
+        raise ContractError(f"{path.name}: {len(table)} rows, where the manifest says {rows}")
+    return table
+
+
+def read_pictures(path: Path, rows: int, columns: Sequence[str] = ("product", "position")) -> pa.Table:
+    """Reads columns of a segment's pictures. Raises ContractError for an invalid file, other columns, nulls, or another count."""
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read(list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ContractError(f"{path.name}: not a readable Parquet file: {error}") from None
+    for name in columns:
+        if name not in table.column_names or table.schema.field(name).type != PICTURES.field(name).type:
+            raise ContractError(
+                f"{path.name}: it has no column {name!r} of {PICTURES.field(name).type}, which every table of pictures has"
+            )
+        if name != "image_sha256" and table[name].null_count:
+            raise ContractError(f"{path.name}: its column {name!r} has missing values")
+    if len(table) != rows:
         raise ContractError(f"{path.name}: {len(table)} rows, where the manifest says {rows}")
     return table
 

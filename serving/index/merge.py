@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,22 @@ OVER_FETCH_SIGMAS, OVER_FETCH_MIN = 5, 8
 class Neighbors:
     """Nearest neighbours of each query, best first: `similarity` (nq, k) float32, `rows` (nq, k) int64 (-1: none). FAISS's D and I.
 
-    `missing`: how many shards a gateway had no answer from; what they hold is not among the rows.
+    `missing`: how many shards a gateway had no answer from; what they hold is not among the rows. `pictures` (nq, k) int16: which picture
+    of the row's product matched, by its position; None: the main one everywhere.
     """
 
     similarity: np.ndarray
     rows: np.ndarray
     missing: int = 0
+    pictures: np.ndarray | None = None
+
+    def pictures_of(self, rows: np.ndarray) -> np.ndarray:
+        """Which picture of each of these rows (n,) matched the first query, (n,) int16; 0 for rows that are not among its own."""
+        if self.pictures is None or not self.rows.shape[1]:
+            return np.zeros(len(rows), np.int16)
+        order = np.argsort(self.rows[0])
+        place = order[np.searchsorted(self.rows[0], rows, sorter=order).clip(max=len(order) - 1)]
+        return np.where(self.rows[0][place] == rows, self.pictures[0][place], 0).astype(np.int16)
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class Partition:
 def merge(results: list[Neighbors], k: int) -> Neighbors:
     """Merges results over disjoint rows to the best k; equal similarities are ordered by row, so the order is stable."""
     if len(results) == 1 and _is_sorted(results[0]):
-        return pad(Neighbors(results[0].similarity[:, :k], results[0].rows[:, :k]), k)
+        return pad(head(results[0], k), k)
     similarity = np.concatenate([f.similarity for f in results], axis=1)
     rows = np.concatenate([f.rows for f in results], axis=1)
     similarity = np.where(rows < 0, np.float32(-np.inf), similarity)
@@ -41,7 +52,22 @@ def merge(results: list[Neighbors], k: int) -> Neighbors:
     for tied in np.flatnonzero((falling[:, 1:] == falling[:, :-1]).any(axis=1)):  # by two keys it takes several times as long
         order[tied] = np.lexsort((rows[tied], -similarity[tied]))
     order = order[:, :k]
-    return pad(Neighbors(falling[:, :k], rows[queries, order]), k)
+    pictures = _pictures(results)
+    chosen = None if pictures is None else pictures[queries, order]
+    return pad(Neighbors(falling[:, :k], rows[queries, order], pictures=chosen), k)
+
+
+def head(result: Neighbors, k: int) -> Neighbors:
+    """The first k columns of a result."""
+    pictures = None if result.pictures is None else result.pictures[:, :k]
+    return Neighbors(result.similarity[:, :k], result.rows[:, :k], pictures=pictures)
+
+
+def _pictures(results: list[Neighbors]) -> np.ndarray | None:
+    """The matched pictures of all results side by side; None where none of them says which."""
+    if all(f.pictures is None for f in results):
+        return None
+    return np.concatenate([np.zeros(f.rows.shape, np.int16) if f.pictures is None else f.pictures for f in results], axis=1)
 
 
 def _is_sorted(result: Neighbors) -> bool:
@@ -55,9 +81,16 @@ def pad(result: Neighbors, k: int) -> Neighbors:
     nq, there = result.rows.shape
     if there >= k:
         return result
-    wide = empty(nq, k)  # np.pad takes ten times as long
-    wide.similarity[:, :there], wide.rows[:, :there] = result.similarity, result.rows
+    wide = empty(nq, k, result.pictures is not None)  # np.pad takes ten times as long
+    put(wide, np.s_[:, :there], result)
     return wide
+
+
+def put(target: Neighbors, where: Any, source: Neighbors) -> None:
+    """Overwrites a part of `target`, such as some of its queries, by `source`. Both say which pictures matched, or neither."""
+    target.similarity[where], target.rows[where] = source.similarity, source.rows
+    if target.pictures is not None:
+        target.pictures[where] = source.pictures
 
 
 def stack(results: list[Neighbors], k: int = 0) -> Neighbors:
@@ -111,9 +144,10 @@ def _kth_similarity(results: list[Neighbors], k: int) -> np.ndarray:
     return np.partition(similarity, beyond, axis=1)[:, beyond]
 
 
-def empty(nq: int, k: int) -> Neighbors:
-    """A result without rows: every similarity -inf, every row -1."""
-    return Neighbors(np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64))
+def empty(nq: int, k: int, pictures: bool = False) -> Neighbors:
+    """A result without rows: every similarity -inf, every row -1; with `pictures`, one that says which picture matched."""
+    matched = np.zeros((nq, k), np.int16) if pictures else None
+    return Neighbors(np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64), pictures=matched)
 
 
 def _quota(share: float, k: int) -> int:
@@ -124,5 +158,5 @@ def _quota(share: float, k: int) -> int:
 def _replace_queries(result: Neighbors, which: np.ndarray, better: Neighbors, k: int) -> Neighbors:
     """`result` padded to k columns, with the queries `which` replaced by `better`."""
     wide = pad(result, k)
-    wide.similarity[which], wide.rows[which] = better.similarity, better.rows
+    put(wide, which, better)
     return wide

@@ -1,12 +1,12 @@
 """Filtered search over the segments of an index version: bases and deltas, minus tombstones. The code that gates measure.
 
-Every row has one handle: its segment's offset plus its position in it. Hidden and filtered rows are never returned, and k rows are
-returned wherever k match: an approximate search that finds fewer is widened, and at last the matching rows of that group are
-searched exactly.
+Every row of a segment's table, that is every product, has one handle: its segment's offset plus its place in it. Hidden and filtered
+rows are never returned, and k rows are returned wherever k match: an approximate search that finds fewer is widened, and at last the
+matching rows of that group are searched exactly. Where products have several pictures, what an engine searches are these
+(serving/index/segment_group.py).
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,63 +14,19 @@ import pyarrow as pa
 
 from serving.contract.files import ContractError, FileRef
 from serving.contract.manifest import IndexManifest, Scalar, Segment
-from serving.contract.segments import ROW_COLUMNS, read_index, read_rows
-from serving.index.engine import Engine, Mask
+from serving.contract.segments import ROW_COLUMNS, read_index, read_pictures, read_rows
 from serving.index.faiss_engine import SEARCH_PARAMETERS, FaissEngine, concat_flat, is_flat, omp_threads
-from serving.index.merge import Neighbors, Partition, empty, gather, merge, pad
+from serving.index.merge import Neighbors, Partition, empty, gather, merge
+from serving.index.pictures import Pictures
+from serving.index.segment_group import OpenSegment, SegmentGroup, Selection, concatenated
 from serving.index.sharded_ivf import ShardedIvf, share_training
 from serving.ranking.features import Features
-
-EXACT_SHARE = 0.03
-"""At or below this share of matching rows the search is exact: as fast as the index there, and complete
-(measured: 0.11-0.13 ms at <= 1 % of 100k x 128, docs/benchmarks.md)."""
-EXACT_ROWS = 30_000
-"""Most rows of an exact search that a filter leads to: reading and comparing takes a third of a microsecond a row."""
-WIDENING = (8, 64)
-"""Factors of effort for queries that found fewer than k rows."""
-MAX_SPREAD = 16
-
-
-@dataclass(eq=False)
-class OpenSegment:
-    """An opened base or delta. `engine`: None where shard processes hold it; `alive` (rows,) bool: None where no row is hidden."""
-
-    engine: FaissEngine | None
-    start: int
-    rows: int
-    alive: np.ndarray | None
-    base: bool = True
-
-
-class SegmentGroup:
-    """Segments searched as one: an engine over one segment, or over all that share one template's training."""
-
-    def __init__(self, engine: Engine, segments: list[OpenSegment]) -> None:
-        self.engine, self.segments, self.rows = engine, segments, engine.rows
-        hidden = any(s.alive is not None for s in segments)
-        self.alive = Mask(_concatenated([_alive(s) for s in segments])) if hidden else None
-        sizes = np.array([s.rows for s in segments])
-        self.ends = np.cumsum(sizes)
-        self.shifts = np.array([s.start for s in segments]) - (self.ends - sizes)
-
-    def mask(self, allowed: np.ndarray | None) -> Mask | None:
-        """The group's rows that are live and allowed; None: all."""
-        if allowed is None:
-            return self.alive
-        mine = _concatenated([allowed[s.start : s.start + s.rows] for s in self.segments])
-        return Mask(mine if self.alive is None else mine & self.alive.allowed)
-
-    def handles(self, positions: np.ndarray) -> np.ndarray:
-        """Converts the engine's positions to handles; -1 stays."""
-        if len(self.segments) == 1 and not self.segments[0].start:
-            return positions
-        segment = np.searchsorted(self.ends, np.maximum(positions, 0), side="right")
-        return np.where(positions < 0, -1, positions + self.shifts[segment])
 
 
 class Searcher:
     """An index version opened for search. Immutable and thread-safe.
 
+    `rows` counts products in segments, `vectors` their pictures; `live_rows` and `live_vectors` those that no tombstone hides.
     `threads`: OpenMP threads per search; 1 where many requests are answered in parallel.
     """
 
@@ -81,6 +37,8 @@ class Searcher:
         self.rows = features.rows
         hidden = [s.rows - int(s.alive.sum()) for s in segments if s.alive is not None]
         self.live_rows = self.rows - sum(hidden)
+        self.vectors = sum(s.vectors for s in segments)
+        self.live_vectors = sum(s.live_vectors for s in segments)
         self.groups = _group_segments(segments)
 
     @classmethod
@@ -100,9 +58,11 @@ class Searcher:
             if segment.index is None or segment.shard not in wanted:
                 continue
             table = read_rows(locate(segment.table), ROW_COLUMNS, segment.rows)
-            engine = FaissEngine(read_index(locate(segment.index), manifest.encoder.dim, segment.rows))
-            alive = alive_rows(segment, table["key"].to_numpy(), manifest.segments, locate)
-            opened.append(OpenSegment(engine, start, len(table), alive, segment.kind == "base"))
+            engine = FaissEngine(read_index(locate(segment.index), manifest.encoder.dim, segment.vectors))
+            keys = table["key"].to_numpy()
+            alive = alive_rows(segment, keys, manifest.segments, locate)
+            pictures = open_pictures(segment, keys, locate)
+            opened.append(OpenSegment(engine, start, len(table), alive, segment.kind == "base", pictures))
             tables.append(table)
             start += len(table)
         return cls(manifest, opened, features_of(manifest, tables), threads)
@@ -112,35 +72,32 @@ class Searcher:
     ) -> Neighbors:
         """k nearest live rows of unit queries xq (nq, d) float32, among `allowed` (rows,) bool when given.
 
-        `params` replaces the manifest's search parameters (for tuning). Raises ValueError for queries, k or a filter of wrong shape,
-        dtype or value.
+        A product counts by its best picture; the result says which (`Neighbors.pictures`) where some have several. `params` replaces
+        the manifest's search parameters (for tuning). Raises ValueError for queries, k or a filter of wrong shape, dtype or value.
         """
         xq = self._checked(xq, allowed, k)
         chosen = params or self.params
-        masks = [group.mask(allowed) for group in self.groups]
-        counts = [group.rows if mask is None else mask.count for group, mask in zip(self.groups, masks, strict=True)]
+        selections = [group.select(allowed) for group in self.groups]
+        products = sum(s.products for s in selections)
 
-        def partition(group: SegmentGroup, mask: Mask | None, count: int) -> Partition:
-            return Partition(lambda which, n: _search_group(group, mask, count, xq[which], n, chosen), count / sum(counts))
+        def partition(group: SegmentGroup, selected: Selection) -> Partition:
+            return Partition(lambda which, n: group.search(selected, xq[which], n, chosen), selected.products / products)
 
         with omp_threads(self.threads):
-            there = [partition(*one) for one in zip(self.groups, masks, counts, strict=True) if one[2]]
+            there = [partition(*one) for one in zip(self.groups, selections, strict=True) if one[1].products]
             return gather(there, len(xq), k) if there and k else empty(len(xq), k)
 
     def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Neighbors:
         """Exact k nearest live rows: compares every matching row's stored vector. Arguments as in `search`."""
         xq = self._checked(xq, allowed, k)
-        found = []
-        for group in self.groups:
-            mask = group.mask(allowed)
-            found.append(_exact(group, xq, k, np.arange(group.rows) if mask is None else mask.positions))
+        found = [group.exact(group.select(allowed), xq, k) for group in self.groups]
         return merge(found, k) if found else empty(len(xq), k)
 
     def vector(self, row: int) -> np.ndarray:
-        """The stored vector (d,) float32 of a row."""
+        """The stored vector (d,) float32 of a row: that of its product's first usable picture."""
         segment = self._segment(row)
         assert segment.engine is not None
-        return segment.engine.vectors(np.array([row - segment.start]))[0]
+        return segment.engine.vectors(segment.positions_of(row)[:1])[0]
 
     def is_live(self, row: int) -> bool:
         """Whether no tombstone hides this row."""
@@ -149,7 +106,7 @@ class Searcher:
 
     def live(self) -> np.ndarray:
         """Which rows are live: (rows,) bool."""
-        return _concatenated([_alive(s) for s in self.segments])
+        return concatenated([s.live() for s in self.segments])
 
     def _segment(self, row: int) -> OpenSegment:
         return next(s for s in self.segments if s.start <= row < s.start + s.rows)
@@ -185,41 +142,6 @@ def _check_manifest(manifest: IndexManifest, wanted: Iterable[int]) -> None:
             raise ContractError(f"index {manifest.id}: the search parameter {name} is {value!r}, where a number is expected")
 
 
-def _search_group(
-    group: SegmentGroup, mask: Mask | None, matching: int, xq: np.ndarray, k: int, params: dict[str, Scalar]
-) -> Neighbors:
-    """k nearest rows of a group, as handles; fewer only where fewer than k match."""
-    if mask is not None and matching <= max(min(EXACT_SHARE * group.rows, EXACT_ROWS), k):
-        return _exact(group, xq, k, mask.positions)
-    wanted = min(k, matching)
-    # Where a filter keeps one row in f, the k nearest matching ones lie about f times as many lists away.
-    spread = min(round(group.rows / matching), MAX_SPREAD)
-    found = group.engine.search(xq, wanted, mask, params, spread)
-    short = _incomplete(found)
-    for factor in WIDENING:
-        if not len(short):
-            break
-        again = group.engine.search(xq[short], wanted, mask, params, spread * factor)
-        found.similarity[short], found.rows[short] = again.similarity, again.rows
-        short = _incomplete(found)
-    result = pad(Neighbors(found.similarity, group.handles(found.rows)), k)
-    if len(short):
-        every = np.arange(group.rows) if mask is None else mask.positions
-        exact = _exact(group, xq[short], k, every)
-        result.similarity[short], result.rows[short] = exact.similarity, exact.rows
-    return result
-
-
-def _incomplete(found: Neighbors) -> np.ndarray:
-    """Queries (n,) int that found fewer than k rows: their last column is -1."""
-    return np.flatnonzero(found.rows[:, -1] < 0)
-
-
-def _exact(group: SegmentGroup, xq: np.ndarray, k: int, positions: np.ndarray) -> Neighbors:
-    found = group.engine.nearest(xq, positions, k)
-    return pad(Neighbors(found.similarity, group.handles(found.rows)), k)
-
-
 def _group_segments(segments: list[OpenSegment]) -> list[SegmentGroup]:
     """Groups bases and deltas whose lists share one template, groups flat deltas, and leaves every other segment on its own."""
     held = [(s, s.engine) for s in segments if s.engine is not None]
@@ -233,6 +155,14 @@ def _group_segments(segments: list[OpenSegment]) -> list[SegmentGroup]:
     if flat:
         groups.append(SegmentGroup(concat_flat([engine for _, engine in flat]), [s for s, _ in flat]))
     return groups + [SegmentGroup(engine, [s]) for s, engine in coded if (s, engine) not in same_training]
+
+
+def open_pictures(segment: Segment, keys: np.ndarray, locate: Callable[[FileRef], Path]) -> Pictures | None:
+    """The pictures of a segment whose table has these `keys` (rows,) int64; None where each product has one."""
+    if segment.pictures is None:
+        return None
+    path = locate(segment.pictures.table)
+    return Pictures.of(read_pictures(path, segment.pictures.rows), keys, path.name)
 
 
 def features_of(manifest: IndexManifest, tables: list[pa.Table]) -> Features:
@@ -258,14 +188,3 @@ def alive_rows(
     hidden = np.concatenate([read_rows(locate(s.table))["key"].to_numpy() for s in later])
     alive = ~np.isin(keys, hidden)
     return None if alive.all() else alive
-
-
-def _alive(segment: OpenSegment) -> np.ndarray:
-    return np.ones(segment.rows, bool) if segment.alive is None else segment.alive
-
-
-def _concatenated(parts: list[np.ndarray]) -> np.ndarray:
-    """Concatenates masks; a single one is not copied."""
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if parts else np.zeros(0, bool)

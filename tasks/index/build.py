@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from serving.contract.files import ContractError, FileRef, atomic_write, describe, verify
 from serving.contract.keys import shard_of
+from serving.contract.manifest import SegmentPictures
 from serving.contract.palette import PALETTE
-from serving.contract.segments import ROW_COLUMNS, write_index, write_rows
+from serving.contract.segments import IMAGES, ROW_COLUMNS, write_index, write_rows
 from serving.index.searcher import omp_threads
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
@@ -21,7 +22,7 @@ from tasks.index.families import FAMILIES
 from tasks.index.graph_reordering import group
 from tasks.index.quantizer_codes import code_adder
 from tasks.index.template import Template, empty_index
-from tasks.index.vectors import check_vectors, shard_batches, shard_counts, shard_palettes
+from tasks.index.vectors import check_vectors, shard_batches, shard_counts, shard_palettes, shard_pictures
 from tasks.progress import Progress
 from tasks.records import Record, RecordError
 
@@ -32,7 +33,10 @@ LEFT_OUT = ("description", "priority", PALETTE)
 
 @dataclass(frozen=True)
 class BuiltShard(Record):
-    """A shard's base segment: its files below the folder `uri`, by their names. `source` hashes what it was built from."""
+    """A shard's base segment of `rows` products: its files below the folder `uri`, by their names.
+
+    `source` hashes what it was built from; `pictures` are there where a product has several.
+    """
 
     shard: int
     rows: int
@@ -41,6 +45,12 @@ class BuiltShard(Record):
     index: FileRef
     table: FileRef
     source: str = ""
+    pictures: SegmentPictures | None = None
+
+    @property
+    def files(self) -> tuple[FileRef, ...]:
+        """All files of the segment."""
+        return (self.index, self.table, *([self.pictures.table] if self.pictures else []))
 
 
 def source_of(vectors_uri: str, snapshot_uri: str, template: Template) -> str:
@@ -50,6 +60,8 @@ def source_of(vectors_uri: str, snapshot_uri: str, template: Template) -> str:
 
 def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: int, folder: Path) -> BuiltShard:
     """Builds a shard's base segment in `folder`: index position i is table row i, by key, or regrouped for graphs.
+
+    Where products have several pictures, position i is row i of the pictures, and the table's rows are in order of key.
 
     What an earlier attempt built whole from the same input is verified and kept; anything else is built again.
     """
@@ -74,18 +86,29 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
             keys.append(block)
             progress.add(len(block))
     key = np.concatenate(keys) if keys else np.zeros(0, np.int64)
-    _check_keys(key, shard, template.shards)
+    pictures = shard_pictures(vectors_uri, shard)
+    check_keys(key, pictures, shard, template.shards)
     palettes = shard_palettes(vectors_uri, [shard])
     order = group(index, f", shard {shard}")
-    if order is not None:
-        key, palettes = key[order], palettes and palettes.take(pa.array(order))
-    table = with_palettes(rows_of(snapshot_uri, key, shard, template.shards), palettes)
+    if pictures is not None:
+        table = product_rows(snapshot_uri, pictures, palettes, shard, template.shards)
+        pictures = pictures if order is None else pictures.take(pa.array(order))
+    else:
+        if order is not None:
+            key, palettes = key[order], palettes and palettes.take(pa.array(order))
+        table = with_palettes(rows_of(snapshot_uri, key, shard, template.shards), palettes)
     folder.mkdir(parents=True, exist_ok=True)
-    faiss_path, rows_path = folder / f"base-{shard:05d}.faiss", folder / f"base-{shard:05d}.parquet"
-    write_index(faiss_path, index)
-    write_rows(rows_path, table)
-    index_ref, table_ref = (describe(p, p.name) for p in (faiss_path, rows_path))
-    built = BuiltShard(shard, len(table), template.family, str(folder), index_ref, table_ref, source)
+    name = f"base-{shard:05d}"
+    write_index(folder / f"{name}.faiss", index)
+    write_rows(folder / f"{name}.parquet", table)
+    index_ref, table_ref = (describe(folder / n, n) for n in (f"{name}.faiss", f"{name}.parquet"))
+    held = None
+    if pictures is not None:
+        write_rows(folder / f"{name}.pictures.parquet", pictures)
+        held = SegmentPictures(
+            rows=len(pictures), table=describe(folder / f"{name}.pictures.parquet", f"{name}.pictures.parquet")
+        )
+    built = BuiltShard(shard, len(table), template.family, str(folder), index_ref, table_ref, source, held)
     with atomic_write(folder / BUILT) as path:
         path.write_text(json.dumps(built.to_json()))
     return built
@@ -106,6 +129,38 @@ def rows_of(snapshot_uri: str, keys: np.ndarray, shard: int, shards: int) -> pa.
     return table.take(places).combine_chunks()
 
 
+def product_rows(snapshot_uri: str, pictures: pa.Table, palettes: pa.ChunkedArray | None, shard: int, shards: int) -> pa.Table:
+    """A shard's row table where products have several pictures (PICTURES, by product and position): one row a product, by key.
+
+    Its `image_uri` and its palette are those of the first usable picture: what an answer shows of a product whose main one is not.
+    """
+    product, position = pictures["product"].to_numpy(), pictures["position"].to_numpy()
+    first = first_pictures(product, position)
+    table = rows_of(snapshot_uri, product[first], shard, shards)
+    other = np.flatnonzero(position[first] > 0)
+    if len(other):
+        further = table[IMAGES].take(pa.array(other)).to_pylist() if IMAGES in table.column_names else [[]] * len(other)
+        uris = table["image_uri"].to_pylist()
+        for row, images in zip(other, further, strict=True):
+            place = int(position[first][row])
+            if place > len(images or []):
+                raise VitrineError(
+                    f"product {table['product_id'][int(row)].as_py()!r} has a vector of its picture {place}, which the snapshot "
+                    f"{snapshot_uri} does not name: the vectors belong to another one"
+                )
+            uris[row] = images[place - 1]
+        table = table.set_column(table.column_names.index("image_uri"), "image_uri", pa.array(uris, pa.string()))
+    return with_palettes(table, None if palettes is None else palettes.take(pa.array(first)))
+
+
+def first_pictures(product: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Places (m,) of each product's first usable picture among pictures in order of product and position; a title (-1) only where
+    there is no other."""
+    begins = np.flatnonzero(np.concatenate([[True], product[1:] != product[:-1]])) if len(product) else np.zeros(0, np.int64)
+    ends = np.append(begins[1:], len(product))
+    return begins + ((position[begins] < 0) & (ends - begins > 1))
+
+
 def with_palettes(rows: pa.Table, palettes: pa.ChunkedArray | None) -> pa.Table:
     """Segment rows with the palettes of their pictures, where known; both in the same order."""
     return rows if palettes is None else rows.append_column(PALETTE, palettes.combine_chunks())
@@ -118,7 +173,7 @@ def _existing_build(folder: Path, source: str) -> BuiltShard | None:
         return None
     try:
         kept = BuiltShard.from_json(json.loads(done.read_text()) | {"uri": str(folder)})
-        for ref in (kept.index, kept.table):
+        for ref in kept.files:
             verify(folder / ref.path, ref)
     except (ContractError, RecordError):
         return None
@@ -131,9 +186,14 @@ def _all_threads() -> int:
     return faiss.omp_get_max_threads()
 
 
-def _check_keys(keys: np.ndarray, shard: int, shards: int) -> None:
-    if (np.diff(keys) <= 0).any():
-        again = keys[1:][np.diff(keys) <= 0][0]
+def check_keys(keys: np.ndarray, pictures: pa.Table | None, shard: int, shards: int) -> None:
+    """Raises VitrineError for vectors of a shard that are out of order, there twice, or of another shard's products."""
+    rising = keys[1:] > keys[:-1]
+    if pictures is not None:
+        position = pictures["position"].to_numpy()
+        rising |= (keys[1:] == keys[:-1]) & (position[1:] > position[:-1])
+    if not rising.all():
+        again = keys[1:][~rising][0]
         raise VitrineError(
             f"shard {shard}: key {again} occurs twice or out of order in the vectors; run the embedding step again"
         )

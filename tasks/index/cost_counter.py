@@ -8,13 +8,14 @@ from serving.contract.manifest import Scalar
 from serving.index.engine import Engine, Mask
 from serving.index.faiss_engine import scale_effort
 from serving.index.merge import Neighbors
-from serving.index.searcher import WIDENING, Searcher
+from serving.index.searcher import Searcher
+from serving.index.segment_group import WIDENING
 from tasks.index.families import Family
 
 CALL_US = 50.0
 """Microseconds that asking an engine costs whatever it holds (serving/index/faiss_engine.py, `together`)."""
 COMPARED_US = 1 / 3
-"""Microseconds for each row that is read and compared one by one (serving/index/searcher.py, `EXACT_ROWS`)."""
+"""Microseconds for each row that is read and compared one by one (serving/index/segment_group.py, `EXACT_ROWS`)."""
 
 
 class CountingEngine:

@@ -1,8 +1,8 @@
 """Incremental versions: one delta and one tombstone segment per touched shard; all other segments are referenced.
 
 A tombstone hides its keys in all earlier segments of the shard, so an upsert is a tombstone for the old row and a new row in the
-delta. What is new altogether needs none: a mask on the rows of a base costs every search up to half of its time. Nothing of the
-base is read: the cost grows with the change, not with the catalogue.
+delta, with all pictures that the product has now. What is new altogether needs none: a mask on the rows of a base costs every search
+up to half of its time. Nothing of the base is read: the cost grows with the change, not with the catalogue.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from serving.contract.files import FileRef, describe
 from serving.contract.keys import shard_of
-from serving.contract.manifest import IndexManifest, Segment
-from serving.contract.segments import ROW_COLUMNS, read_index, read_rows, write_index, write_rows
+from serving.contract.manifest import IndexManifest, Segment, SegmentPictures
+from serving.contract.segments import PICTURES, ROW_COLUMNS, read_index, read_pictures, read_rows, write_index, write_rows
 from serving.index.faiss_engine import FaissEngine
 from tasks.errors import VitrineError
 from tasks.index.quantizer_codes import code_adder
@@ -33,13 +33,16 @@ millisecond at 512 dimensions and grows, coded they cost a fifth of a search how
 class Changes:
     """Upserts as rows (ROW_COLUMNS and extra ones) with unit vectors (n, d) float32, and keys (m,) int64 to delete.
 
-    `new` are keys (u,) int64 of upserts that no earlier segment shows: nothing of theirs has to be hidden.
+    `new` are keys (u,) int64 of upserts that no earlier segment shows: nothing of theirs has to be hidden. `pictures` (PICTURES) say
+    which picture of which product each vector is of, and are all the pictures that a changed product has now; None: vector i is the
+    one of row i.
     """
 
     rows: pa.Table
     vectors: np.ndarray
     deletes: np.ndarray
     new: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    pictures: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,13 @@ def add_delta(manifest: IndexManifest, changes: Changes, folder: Path, run_id: s
     _check(manifest, changes, keys)
     added: list[Segment] = []
     sequence = 1 + max((s.sequence for s in manifest.segments), default=0)
+    upserts = _Rows(changes.rows, changes.vectors, changes.pictures)
     for shard in np.unique(shard_of(np.concatenate([keys, changes.deletes]), manifest.shards)):
         mine = np.flatnonzero(shard_of(keys, manifest.shards) == shard)
-        mine = mine[np.argsort(keys[mine])]
         gone = changes.deletes[shard_of(changes.deletes, manifest.shards) == shard]
         piece = _SegmentWriter(int(shard), sequence, folder, run_id, prefix)
         if len(mine):
-            added.append(piece.delta(changes.rows.take(pa.array(mine)), changes.vectors[mine]))
+            added.append(piece.delta(upserts.take(mine)))
         hidden = np.union1d(np.setdiff1d(keys[mine], changes.new), gone)
         if len(hidden):
             added.append(piece.tombstones(hidden))
@@ -77,12 +80,13 @@ def add_delta(manifest: IndexManifest, changes: Changes, folder: Path, run_id: s
 
 
 def delta_rows(segments: Sequence[Segment]) -> int:
-    return sum(s.rows for s in segments if s.kind == "delta")
+    """Vectors in deltas."""
+    return sum(s.vectors for s in segments if s.kind == "delta")
 
 
 def flat_rows(segments: Sequence[Segment]) -> int:
-    """Rows in flat deltas, which every query scans."""
-    return sum(s.rows for s in segments if s.kind == "delta" and s.family == "flat")
+    """Vectors in flat deltas, which every query scans."""
+    return sum(s.vectors for s in segments if s.kind == "delta" and s.family == "flat")
 
 
 def code_deltas(
@@ -101,9 +105,9 @@ def code_deltas(
         flat = sorted((s for s in mine if s.kind == "delta" and s.family == "flat"), key=lambda s: s.sequence)
         segments += [s for s in mine if s not in flat]
         if flat:
-            rows, vectors = _live(manifest, flat, [s for s in mine if s.kind == "tombstones"], locate)
-            if len(rows):
-                segments.append(_SegmentWriter(shard, flat[-1].sequence, folder, run_id, prefix).delta(rows, vectors, template))
+            live = _live(manifest, flat, [s for s in mine if s.kind == "tombstones"], locate)
+            if len(live.table):
+                segments.append(_SegmentWriter(shard, flat[-1].sequence, folder, run_id, prefix).delta(live, template))
     return tuple(segments)
 
 
@@ -126,40 +130,50 @@ def merge_deltas(
             continue
         piece = _SegmentWriter(shard, max(s.sequence for s in (*deltas, *stones)), folder, run_id, prefix)
         if deltas:
-            rows, vectors = _live(manifest, deltas, stones, locate)
-            if len(rows):
-                merged.append(piece.delta(rows, vectors, template))
+            live = _live(manifest, deltas, stones, locate)
+            if len(live.table):
+                merged.append(piece.delta(live, template))
         if stones:
             merged.append(piece.tombstones(np.unique(np.concatenate([_keys(s, locate) for s in stones]))))
     return tuple(merged)
 
 
-def _live(manifest: IndexManifest, deltas: list[Segment], stones: list[Segment], locate: Locate) -> tuple[pa.Table, np.ndarray]:
-    """Rows of a shard's deltas not hidden by later tombstones, in order of key, and their vectors."""
+def _live(manifest: IndexManifest, deltas: list[Segment], stones: list[Segment], locate: Locate) -> "_Rows":
+    """What of a shard's deltas no later tombstone hides, in order of key."""
     hidden = [(s.sequence, _keys(s, locate)) for s in stones]
-    tables, vectors = [], []
+    parts = []
     for delta in deltas:
-        table = read_rows(locate(delta.table))
+        table = read_rows(locate(delta.table), rows=delta.rows)
         later = [keys for sequence, keys in hidden if sequence > delta.sequence]
         live = ~np.isin(table["key"].to_numpy(), np.concatenate(later)) if later else np.ones(len(table), bool)
-        engine = FaissEngine(read_index(locate(_index_of(delta)), manifest.encoder.dim, len(table)))
-        tables.append(table.filter(pa.array(live)))
-        vectors.append(engine.vectors(np.flatnonzero(live)))
-    rows = pa.concat_tables(tables, promote_options="default")
-    order = np.argsort(rows["key"].to_numpy())
-    return rows.take(pa.array(order)), np.concatenate(vectors)[order]
+        engine = FaissEngine(read_index(locate(_index_of(delta)), manifest.encoder.dim, delta.vectors))
+        pictures = None
+        if delta.pictures is not None:
+            pictures = read_pictures(locate(delta.pictures.table), delta.pictures.rows, PICTURES.names)
+        parts.append(_Rows(table, engine.vectors(np.arange(engine.rows)), pictures).take(np.flatnonzero(live)))
+    several = any(p.pictures is not None for p in parts)
+    whole = _Rows(
+        pa.concat_tables([p.table for p in parts], promote_options="default"),
+        np.concatenate([p.vectors for p in parts]),
+        pa.concat_tables([p.as_pictures() for p in parts]) if several else None,
+    )
+    return whole.take(np.arange(len(whole.table)))
 
 
 def _keys(stone: Segment, locate: Locate) -> np.ndarray:
     return read_rows(locate(stone.table))["key"].to_numpy()
 
 
+def _size(segment: Segment, kind: str) -> int:
+    """What deltas and tombstones are a share of: deltas are vectors to search, tombstones products to hide."""
+    return segment.vectors if kind == "delta" else segment.rows
+
+
 def compaction_due(segments: Sequence[Segment], limits: DeltaLimits | None = None) -> str:
     """Why a rebuild is due, "" when it is not."""
     limits = limits or DeltaLimits()
-    base = sum(s.rows for s in segments if s.kind == "base")
     for kind, limit in (("delta", limits.delta_share), ("tombstones", limits.tombstone_share)):
-        rows = sum(s.rows for s in segments if s.kind == kind)
+        base, rows = (sum(_size(s, kind) for s in segments if s.kind == one) for one in ("base", kind))
         if rows > limit * max(base, 1):
             return f"{rows} rows in {kind} segments are {rows / max(base, 1):.1%} of the base (limit {limit:.0%})"
     flat = flat_rows(segments)
@@ -169,6 +183,36 @@ def compaction_due(segments: Sequence[Segment], limits: DeltaLimits | None = Non
     if counts.max() > limits.segments_per_shard:
         return f"shard {counts.argmax()} has {counts.max()} segments (limit {limits.segments_per_shard}); merge its deltas"
     return ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Products with their vectors: `table` has a row a product; `pictures` (PICTURES) describe the vectors, None: each is a row's."""
+
+    table: pa.Table
+    vectors: np.ndarray
+    pictures: pa.Table | None = None
+
+    def take(self, rows: np.ndarray) -> "_Rows":
+        """These rows (n,) of the table in order of key, and their vectors, in order of key and position."""
+        keys = self.table["key"].to_numpy()
+        rows = rows[np.argsort(keys[rows])]
+        table = self.table.take(pa.array(rows))
+        if self.pictures is None:
+            return _Rows(table, self.vectors[rows])
+        product, position = self.pictures["product"].to_numpy(), self.pictures["position"].to_numpy()
+        mine = np.flatnonzero(np.isin(product, keys[rows]))
+        mine = mine[np.lexsort((position[mine], product[mine]))]
+        alone = not position[mine].any()
+        return _Rows(table, self.vectors[mine], None if alone else self.pictures.take(pa.array(mine)).combine_chunks())
+
+    def as_pictures(self) -> pa.Table:
+        """The pictures; where each row has one, main pictures whose content is not known any more."""
+        if self.pictures is not None:
+            return self.pictures
+        count = len(self.table)
+        columns = [self.table["key"], pa.array(np.zeros(count, np.int16)), pa.nulls(count, pa.binary(32))]
+        return pa.table(columns, schema=PICTURES)
 
 
 @dataclass(frozen=True)
@@ -181,20 +225,25 @@ class _SegmentWriter:
     run_id: str
     prefix: str
 
-    def delta(self, rows: pa.Table, vectors: np.ndarray, template: Template | None = None) -> Segment:
+    def delta(self, changed: _Rows, template: Template | None = None) -> Segment:
         """A delta segment: flat, unless the template has lists."""
+        rows = changed.table
         coded = template if template is not None and template.fit else None
-        flat = Template("flat", "Flat", vectors.shape[1], 1, len(rows))
+        flat = Template("flat", "Flat", changed.vectors.shape[1], 1, len(rows))
         index = empty_index(coded or flat)
         with code_adder(index) as add:
-            add(np.ascontiguousarray(vectors, np.float32))
+            add(np.ascontiguousarray(changed.vectors, np.float32))
         carried = [n for n in rows.column_names if n not in ROW_COLUMNS]
         name = f"delta-{self.shard:05d}-{self.sequence:05d}"
         write_index(self.folder / f"{name}.faiss", index)
         write_rows(self.folder / f"{name}.parquet", rows.select([*ROW_COLUMNS, *carried]).combine_chunks())
+        pictures = None
+        if changed.pictures is not None:
+            write_rows(self.folder / f"{name}.pictures.parquet", changed.pictures)
+            pictures = SegmentPictures(rows=len(changed.pictures), table=self._ref(f"{name}.pictures.parquet"))
         return Segment(
             kind="delta", shard=self.shard, sequence=self.sequence, rows=len(rows), family=(coded or flat).family,
-            index=self._ref(f"{name}.faiss"), table=self._ref(f"{name}.parquet"),
+            index=self._ref(f"{name}.faiss"), table=self._ref(f"{name}.parquet"), pictures=pictures,
         )  # fmt: skip
 
     def tombstones(self, keys: np.ndarray) -> Segment:
@@ -207,8 +256,11 @@ class _SegmentWriter:
 
 
 def _check(manifest: IndexManifest, changes: Changes, keys: np.ndarray) -> None:
-    if len(keys) != len(changes.vectors):
-        raise VitrineError(f"{len(keys)} changed rows with {len(changes.vectors)} vectors: every row needs exactly one")
+    owners = keys if changes.pictures is None else changes.pictures["product"].to_numpy()
+    if len(owners) != len(changes.vectors) or not np.array_equal(np.unique(owners), np.unique(keys)):
+        raise VitrineError(
+            f"{len(keys)} changed rows with {len(changes.vectors)} vectors: every row needs exactly one, or one for each of its pictures"
+        )
     unique, counts = np.unique(np.concatenate([keys, np.unique(changes.deletes)]), return_counts=True)
     if (counts > 1).any():
         raise VitrineError(f"key {unique[counts > 1][0]} is changed twice in one delta; pass only its last state")
@@ -216,7 +268,7 @@ def _check(manifest: IndexManifest, changes: Changes, keys: np.ndarray) -> None:
     if len(keys) and missing:
         raise VitrineError(f"the changed rows lack the column {missing[0]}; they must have every column of a snapshot")
     if len(keys):
-        check_vectors(changes.vectors, keys, manifest.encoder.dim)
+        check_vectors(changes.vectors, owners, manifest.encoder.dim)
 
 
 def _index_of(segment: Segment) -> FileRef:

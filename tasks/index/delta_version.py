@@ -35,10 +35,12 @@ class ArtifactLocation:
 
 @dataclass(frozen=True)
 class EmbeddedRows:
-    """Upserts with vectors: `rows` as a segment's table, `vectors` (n, d) float32 of unit length, in the rows' order."""
+    """Upserts with vectors: `rows` as a segment's table, `vectors` (n, d) float32 of unit length, in the rows' order, or in that of
+    `pictures` (PICTURES) where products have several."""
 
     rows: pa.Table
     vectors: np.ndarray
+    pictures: pa.Table | None = None
 
     @property
     def keys(self) -> np.ndarray:
@@ -76,7 +78,7 @@ def next_version(
     there = pc.or_(changed["in_base"], pc.is_in(changed["key"], before))
     gone = changed.filter(pc.and_(pc.invert(indexed), there))["key"].to_numpy()
     new = changed.filter(pc.and_(indexed, pc.invert(there)))["key"].to_numpy()
-    changes = Changes(embedded.rows, embedded.vectors, gone, new)
+    changes = Changes(embedded.rows, embedded.vectors, gone, new, embedded.pictures)
     segments = add_delta(parent, changes, place.folder, place.run_id, place.prefix)
     merges = np.bincount([s.shard for s in segments]).max() > MERGE_SEGMENTS
     to_code = delta_rows(segments) if merges else flat_rows(segments)  # a merge makes one of the coded and the flat

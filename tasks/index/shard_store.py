@@ -1,6 +1,7 @@
 """Built shards in the store: the step that builds one leaves it there for the steps that tune and register the version."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from tasks.records import RecordError
 
 def store_shard(built: BuiltShard, uri: str) -> BuiltShard:
     """Copies a shard's files to the folder `uri`, its record last; returns the record of the copy."""
-    for ref in (built.index, built.table):
+    for ref in built.files:
         storage.put_file(Path(built.uri) / ref.path, storage.join(uri, ref.path))
-    stored = BuiltShard(built.shard, built.rows, built.family, uri, built.index, built.table, built.source)
+    stored = replace(built, uri=uri)
     storage.write_json(storage.join(uri, BUILT), stored.to_json())
     return stored
 
@@ -28,7 +29,7 @@ def stored_shard(uri: str, vectors_uri: str, snapshot_uri: str, template: Templa
         found = BuiltShard.from_json(storage.read_json(storage.join(uri, BUILT)) | {"uri": uri})
     except RecordError:
         return None
-    files = [(storage.join(uri, ref.path), ref.sha256) for ref in (found.index, found.table)]
+    files = [(storage.join(uri, ref.path), ref.sha256) for ref in found.files]
     whole = all(storage.exists(file) and storage.sha256(file) == sha256 for file, sha256 in files)
     return found if whole and found.source == source_of(vectors_uri, snapshot_uri, template) else None
 
@@ -39,7 +40,7 @@ def locate_shards(shards: Iterable[BuiltShard], folder: Path) -> Callable[[FileR
     A file of a store that is a local folder is read where it is; one of s3:// is fetched into `folder`. Raises ContractError for a
     file that is damaged or gone.
     """
-    uris = {ref.path: storage.join(built.uri, ref.path) for built in shards for ref in (built.index, built.table)}
+    uris = {ref.path: storage.join(built.uri, ref.path) for built in shards for ref in built.files}
 
     @cache
     def path_of(name: str) -> Path:

@@ -1,18 +1,21 @@
-"""Reads the shard vectors of an embedding run: Parquet sorted by key."""
+"""Reads the shard vectors of an embedding run: Parquet sorted by key, and by position where products have several pictures."""
 
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from serving.contract.palette import PALETTE, PALETTE_TYPE
-from serving.contract.segments import unit_float32
+from serving.contract.segments import PICTURES, unit_float32
 from tasks import storage
 from tasks.errors import VitrineError
 
 BATCH_ROWS = 50_000
+POSITION = "position"
+"""Optional column of the shard vectors, int16: which of its product's pictures a vector is of. Absent where each is the main one."""
 
 
 def shard_uri(vectors_uri: str, shard: int) -> str:
@@ -47,6 +50,25 @@ def shard_palettes(vectors_uri: str, shards: Iterable[int]) -> pa.ChunkedArray |
                 return None
             parts.append(file.read([PALETTE])[PALETTE])
     return pa.chunked_array([chunk for part in parts for chunk in part.chunks], PALETTE_TYPE)
+
+
+def shard_pictures(vectors_uri: str, shard: int) -> pa.Table | None:
+    """Which picture of which product each vector of a shard is of (PICTURES); None where each is of a product's main picture alone."""
+    parts = []
+    for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet"):
+        fs, path = storage.filesystem(uri)
+        with fs.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            if POSITION in file.schema_arrow.names:
+                parts.append(
+                    file.read(["key", POSITION, "image_sha256"]).rename_columns({"key": "product"}).select(PICTURES.names)
+                )
+            elif file.metadata.num_rows:
+                part = file.read(["key", "image_sha256"])
+                zeros = np.zeros(len(part), np.int16)
+                parts.append(pa.table([part["key"], zeros, part["image_sha256"]], names=PICTURES.names))
+    table = pa.concat_tables([p.cast(PICTURES) for p in parts]) if parts else PICTURES.empty_table()
+    return table.combine_chunks() if pc.any(pc.not_equal(table["position"], 0)).as_py() else None
 
 
 def shard_counts(vectors_uri: str, shards: int) -> tuple[list[int], int]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from serving.contract.files import FileRef, describe
-from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar, Segment, SnapshotRef
+from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar, Segment, SegmentPictures, SnapshotRef
 from serving.contract.provenance import EmbeddingCommit
 from serving.index.searcher import Searcher
 from serving.versions.golden import write_golden
@@ -35,8 +35,11 @@ def content_key(
 
 def base_segment(built: BuiltShard, run_id: str, path: str) -> Segment:
     """The manifest's record of a built shard, with files as artifacts of `run_id` below `path`."""
-    index, table = (ref.model_copy(update={"run_id": run_id, "path": f"{path}/{ref.path}"}) for ref in (built.index, built.table))
-    return Segment(kind="base", shard=built.shard, sequence=0, rows=built.rows, family=built.family, index=index, table=table)
+    index, table, *more = (ref.model_copy(update={"run_id": run_id, "path": f"{path}/{ref.path}"}) for ref in built.files)
+    pictures = SegmentPictures(rows=built.pictures.rows, table=more[0]) if built.pictures else None
+    return Segment(
+        kind="base", shard=built.shard, sequence=0, rows=built.rows, family=built.family, index=index, table=table, pictures=pictures
+    )  # fmt: skip
 
 
 def draft_manifest(

@@ -55,7 +55,7 @@ def register_version(
         manifest = manifest.model_copy(update={"gates": decision.gates, "queries": candidate.queries})
         manifest = signed(manifest, signing_key(settings()))
         for built in shards:
-            for ref in (built.index, built.table):
+            for ref in built.files:
                 run.artifact(locate(ref), INDEX_PATH)
         _upload(run, manifest, tuned, template_json(template, encoder.document_fingerprint), folder)
         family = str(tuned.search["family"])
