@@ -7,6 +7,7 @@ columns as a whole replica.
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,12 +96,12 @@ class RemoteSearcher(Searcher):
             "filter": query_filter.root if query_filter else None,
             "measure": measure,
         }
-        shapes = {"similarity": (len(xq), k), "row": (len(xq), k)}
+        shapes = dict.fromkeys(("similarity", "row", *(["picture"] if self.manifest.several_pictures else [])), (len(xq), k))
         parts = self._request(SEARCH, self.shards, header, {"query": xq}, shapes, latest, EXACT_S if measure else 0.0)
         if not parts:
             raise ShardsUnavailable("no shard answered; try again in a second")
-        found = merge([Neighbors(p["similarity"], p["row"]) for _, p in sorted(parts.items())], k)
-        return Neighbors(found.similarity, found.rows, len(self.shards) - len(parts))
+        found = merge([Neighbors(p["similarity"], p["row"], pictures=p.get("picture")) for _, p in sorted(parts.items())], k)
+        return replace(found, missing=len(self.shards) - len(parts))
 
     def vector(self, row: int, latest: float | None = None) -> np.ndarray:
         """The stored vector (d,) float32 of a row, from its shard. Raises ShardsUnavailable."""
@@ -150,10 +151,12 @@ class RemoteSearcher(Searcher):
 def _check_numbers(columns: Mapping[str, np.ndarray], rows: int) -> None:
     """Raises ValueError for an answer that no shard of a version with so many rows can give: it would be read as other products."""
     for name, values in columns.items():
-        if values.dtype.kind != ("i" if name == "row" else "f"):
+        if values.dtype.kind != ("i" if name in ("row", "picture") else "f"):
             raise ValueError(f"its {name} are {values.dtype}")
         if name == "row" and values.size and not (values.min() >= -1 and values.max() < rows):
             raise ValueError(f"it answered with rows {values.min()}..{values.max()}, where the version has {rows}")
+        if name == "picture" and values.size and not (values.min() >= -1 and values.max() < 2**15):
+            raise ValueError(f"it answered with pictures {values.min()}..{values.max()}")
         if values.dtype.kind == "f" and not (values < np.inf).all():  # -inf beside row -1
             raise ValueError(f"its {name} are not all numbers")
 

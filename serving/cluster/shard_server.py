@@ -107,7 +107,10 @@ class ShardServer:
             found = shard.measure(xq, k, measure == "exact") if measure else shard.search(xq, k, wanted)
             took_s = time.perf_counter() - began
             self.shard_metrics.count(str(header["shard"]), shard_set.version, took_s)
-            return pack({"digest": shard_set.digest, "ms": round(1e3 * took_s, 3)}, similarity=found.similarity, row=found.rows)
+            columns = {"similarity": found.similarity, "row": found.rows}
+            if shard_set.manifest.several_pictures:
+                columns["picture"] = np.zeros_like(found.rows) if found.pictures is None else found.pictures
+            return pack({"digest": shard_set.digest, "ms": round(1e3 * took_s, 3)}, **columns)
 
         return await self._work(work, header)
 

@@ -1,6 +1,7 @@
 """The shards of an index version that one process holds: their searchers, without encoder and ranker."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class ShardSearcher:
         return self._to_handles(self.searcher.exact(xq, k) if exact else self.searcher.search(xq, k))
 
     def _to_handles(self, found: Neighbors) -> Neighbors:
-        return Neighbors(found.similarity, np.where(found.rows < 0, -1, found.rows + self.start))
+        return replace(found, rows=np.where(found.rows < 0, -1, found.rows + self.start))
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Stored vectors (n, d) float32 of handles (n,). Raises ValueError for rows of other shards."""

@@ -45,16 +45,18 @@ def read_query(data: bytes) -> EncodedQuery:
 
 
 def write_candidates(found: Neighbors) -> bytes:
-    """uint32 k, k float32 similarities, k int64 rows, of one query."""
+    """uint32 k, k float32 similarities, k int64 rows, and k int16 pictures where products have several, of one query."""
     similarity, rows = found.similarity[0].astype("<f4"), found.rows[0].astype("<i8")
-    return struct.pack("<I", len(rows)) + similarity.tobytes() + rows.tobytes()
+    pictures = b"" if found.pictures is None else found.pictures[0].astype("<i2").tobytes()
+    return struct.pack("<I", len(rows)) + similarity.tobytes() + rows.tobytes() + pictures
 
 
 def read_candidates(data: bytes) -> Neighbors:
     (k,) = _header(data)
-    if len(data) != 4 + 12 * k:
+    if len(data) not in (4 + 12 * k, 4 + 14 * k):
         raise ValueError(f"{len(data)} bytes are no list of {k} candidates")
-    return Neighbors(np.frombuffer(data, "<f4", k, 4)[None], np.frombuffer(data, "<i8", k, 4 + 4 * k)[None])
+    pictures = np.frombuffer(data, "<i2", k, 4 + 12 * k)[None] if len(data) > 4 + 12 * k else None
+    return Neighbors(np.frombuffer(data, "<f4", k, 4)[None], np.frombuffer(data, "<i8", k, 4 + 4 * k)[None], pictures=pictures)
 
 
 def _header(data: bytes) -> tuple[int]:

@@ -86,7 +86,7 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
             keys.append(block)
             progress.add(len(block))
     key = np.concatenate(keys) if keys else np.zeros(0, np.int64)
-    pictures = shard_pictures(vectors_uri, shard)
+    pictures = shard_pictures(vectors_uri, [shard])
     check_keys(key, pictures, shard, template.shards)
     palettes = shard_palettes(vectors_uri, [shard])
     order = group(index, f", shard {shard}")

@@ -15,8 +15,10 @@ from serving.contract.manifest import FORMAT, Counts, IndexManifest, Segment
 from serving.contract.provenance import EmbeddingCommit
 from serving.contract.segments import write_rows
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, latest_changes
+from tasks.index.build import product_rows, rows_of, with_palettes
 from tasks.index.delta import CODED_ROWS, Changes, add_delta, code_deltas, delta_rows, flat_rows, merge_deltas
 from tasks.index.template import Template
+from tasks.index.vectors import shard_batches, shard_palettes, shard_pictures
 
 MERGE_SEGMENTS = 24
 """A shard with more segments has its deltas merged: every search asks each of them."""
@@ -45,6 +47,19 @@ class EmbeddedRows:
     @property
     def keys(self) -> np.ndarray:
         return self.rows["key"].to_numpy() if len(self.rows) else np.zeros(0, np.int64)
+
+
+def embedded_rows(vectors_uri: str, snapshot_uri: str, shards: int, dim: int) -> EmbeddedRows:
+    """What a run embedded: the products of its snapshot with usable pictures, and their vectors."""
+    blocks = [b for s in range(shards) for b in shard_batches(vectors_uri, s)]
+    if not blocks:
+        return EmbeddedRows(pa.table({"key": pa.array([], pa.int64())}), np.zeros((0, dim), np.float32))
+    keys, vectors = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    pictures = shard_pictures(vectors_uri, range(shards))
+    palettes = shard_palettes(vectors_uri, range(shards))
+    if pictures is None:
+        return EmbeddedRows(with_palettes(rows_of(snapshot_uri, keys, 0, 1), palettes), vectors)
+    return EmbeddedRows(product_rows(snapshot_uri, pictures, palettes, 0, 1), vectors, pictures)
 
 
 def mark_membership(changed: pa.Table, products: pa.Table, base_keys: pa.Array) -> pa.Table:

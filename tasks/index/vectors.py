@@ -52,22 +52,18 @@ def shard_palettes(vectors_uri: str, shards: Iterable[int]) -> pa.ChunkedArray |
     return pa.chunked_array([chunk for part in parts for chunk in part.chunks], PALETTE_TYPE)
 
 
-def shard_pictures(vectors_uri: str, shard: int) -> pa.Table | None:
-    """Which picture of which product each vector of a shard is of (PICTURES); None where each is of a product's main picture alone."""
-    parts = []
-    for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet"):
+def shard_pictures(vectors_uri: str, shards: Iterable[int]) -> pa.Table | None:
+    """Which picture of which product each vector of shards is of (PICTURES), in their order; None where each is of a main picture."""
+    parts = [PICTURES.empty_table()]
+    for uri in (uri for shard in shards for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet")):
         fs, path = storage.filesystem(uri)
         with fs.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
-            if POSITION in file.schema_arrow.names:
-                parts.append(
-                    file.read(["key", POSITION, "image_sha256"]).rename_columns({"key": "product"}).select(PICTURES.names)
-                )
-            elif file.metadata.num_rows:
-                part = file.read(["key", "image_sha256"])
-                zeros = np.zeros(len(part), np.int16)
-                parts.append(pa.table([part["key"], zeros, part["image_sha256"]], names=PICTURES.names))
-    table = pa.concat_tables([p.cast(PICTURES) for p in parts]) if parts else PICTURES.empty_table()
+            there = POSITION in file.schema_arrow.names
+            part = file.read(["key", "image_sha256", *([POSITION] if there else [])])
+        position = part[POSITION] if there else pa.array(np.zeros(len(part), np.int16))
+        parts.append(pa.table([part["key"], position, part["image_sha256"]], names=PICTURES.names).cast(PICTURES))
+    table = pa.concat_tables(parts)
     return table.combine_chunks() if pc.any(pc.not_equal(table["position"], 0)).as_py() else None
 
 

@@ -218,18 +218,11 @@ def _version(
 
 def _embedded(parent: IndexManifest, embedded: EmbeddedChanges) -> Any:
     """The plan's embedded upserts as rows and vectors."""
-    from tasks.index.build import rows_of, with_palettes
-    from tasks.index.delta_version import EmbeddedRows
-    from tasks.index.vectors import shard_batches, shard_palettes
+    from tasks.index.delta_version import EmbeddedRows, embedded_rows
 
-    uri = embedded.result.vectors_uri if embedded.result else ""
-    blocks = [b for s in range(parent.shards) for b in shard_batches(uri, s)] if uri else []
-    if not blocks:
+    if embedded.result is None:
         return EmbeddedRows(pa.table({"key": pa.array([], pa.int64())}), np.zeros((0, parent.encoder.dim), np.float32))
-    keys = np.concatenate([k for k, _ in blocks])
-    palettes = shard_palettes(uri, range(parent.shards))
-    rows = with_palettes(rows_of(embedded.snapshot_uri, keys, 0, 1), palettes)
-    return EmbeddedRows(rows, np.concatenate([v for _, v in blocks]))
+    return embedded_rows(embedded.result.vectors_uri, embedded.snapshot_uri, parent.shards, parent.encoder.dim)
 
 
 def _upload(run: Run, manifest: IndexManifest, folder: Path) -> None:

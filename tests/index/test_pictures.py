@@ -10,10 +10,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from serving.cluster.shard_set import ShardSearcher, offsets
 from serving.contract.files import ContractError, describe
 from serving.contract.manifest import IndexManifest, SegmentPictures
 from serving.contract.segments import PICTURES, ROW_COLUMNS, read_pictures, write_rows
+from serving.index.merge import merge
 from serving.index.searcher import Searcher
+from serving.ranking.ranker import RankerConfig
 from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
 from tasks.index.build import BUILT, build_shard
@@ -147,6 +150,26 @@ def test_vectors_that_another_snapshot_was_embedded_for_are_refused(pictured: tu
 
 
 APPROXIMATE = {"ivf_flat": {"nprobe": 96}, "hnsw_sq8": {"ef": 512}}
+
+
+def test_shards_apart_find_what_the_whole_finds(pictured: tuple[Shop, Pictured], flat: tuple[IndexManifest, Path]) -> None:
+    """Over the wire too: rows are the whole version's, and the matched pictures travel along."""
+    manifest, folder = flat
+    whole, starts = Searcher.open(manifest, lambda ref: folder / ref.path), offsets(manifest)
+    apart = [
+        ShardSearcher(Searcher.open(manifest, lambda ref: folder / ref.path, shard=s), starts[s], RankerConfig())
+        for s in range(2)
+    ]
+    xq = queries(np.random.default_rng(4), pictured[1])
+    for exact in (False, True):
+        found = merge([s.measure(xq, 20, exact) for s in apart], 20)
+        expected = whole.exact(xq, 20)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        assert found.pictures is not None
+        np.testing.assert_array_equal(found.pictures, expected.pictures)
+    row = int(expected.rows[0, 0])
+    shard = max(s for s in range(2) if starts[s] <= row)
+    np.testing.assert_array_equal(apart[shard].vectors(np.array([row]))[0], whole.vector(row))
 
 
 def changes_of(shop: Shop, pictures: Pictured, deletes: np.ndarray, known: np.ndarray) -> Changes:
@@ -284,8 +307,8 @@ def test_pictures_that_do_not_fit_their_segment_are_refused(flat: tuple[IndexMan
 
 def test_the_pictures_of_a_shard_say_so_only_where_there_are_several(pictured: tuple[Shop, Pictured], tmp_path: Path) -> None:
     shop, pictures = pictured
-    found = [shard_pictures(shop.vectors_uri, s) for s in range(2)]
+    found = [shard_pictures(shop.vectors_uri, [s]) for s in range(2)]
     assert pa.concat_tables(found).sort_by([("product", "ascending"), ("position", "ascending")]).equals(pictures.table())
     mains = Pictured(shop.keys[:5], np.zeros(5, np.int16), shop.vectors[:5])
     write_pictures(tmp_path, mains, 2)
-    assert shard_pictures(str(tmp_path), 0) is None
+    assert shard_pictures(str(tmp_path), [0]) is None

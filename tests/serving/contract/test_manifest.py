@@ -19,6 +19,7 @@ from serving.contract.manifest import (
     Gate,
     IndexManifest,
     Segment,
+    SegmentPictures,
     SnapshotRef,
     Variant,
     parse_manifest,
@@ -43,7 +44,8 @@ commit = st.builds(EmbeddingCommit, uri=text, store=text, sha256=sha, fingerprin
 maybe = st.none() | count
 segment = st.builds(
     Segment, kind=st.sampled_from(["base", "delta", "tombstones"]), shard=count, sequence=count, rows=count, family=text,
-    index=st.none() | file_ref, table=file_ref, pictures=maybe,
+    index=st.none() | file_ref, table=file_ref,
+    pictures=st.none() | st.builds(SegmentPictures, rows=count, table=file_ref),
 )  # fmt: skip
 counts = st.builds(
     Counts, catalogue=count, embedded=count, quarantined=count, indexed=count, tombstoned=count, servable=count, pictures=maybe,

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,9 @@ def test_values_come_back_as_they_were_and_nonsense_is_refused() -> None:
         assert np.array_equal(again.vector, one.vector)
         assert (again.colours is None) == (one.colours is None)
     found = Neighbors(rng.random((1, 5), np.float32), np.array([[4, 3, 2, 1, -1]]))
+    pictures = replace(found, pictures=np.array([[0, 5, -1, 2, 0]], np.int16))
+    np.testing.assert_array_equal(read_candidates(write_candidates(pictures)).pictures, pictures.pictures)
+    assert len(write_candidates(pictures)) == len(write_candidates(found)) + 10, "only where products have several"
     again_ = read_candidates(write_candidates(found))
     assert np.array_equal(again_.rows, found.rows)
     assert np.array_equal(again_.similarity, found.similarity)
