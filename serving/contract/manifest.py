@@ -201,9 +201,9 @@ class Gate(FrozenModel):
 class Counts(FrozenModel):
     """Reconciled product counts: catalogue == embedded + quarantined; servable == embedded.
 
-    `pictures` are those of the catalogue, `quarantined_pictures` those of them that cannot be used, `quarantined_rows` rows of the
-    source that the snapshot set aside, so that they never became products: the source had the snapshot's rows and these. None: not
-    counted.
+    `pictures` are those that can be found, of the servable products, where some have several: one vector each, so that a picture that a
+    product has twice counts once. `quarantined_pictures` are those that cannot be used, `quarantined_rows` rows of the source that the
+    snapshot set aside, so that they never became products: the source had the snapshot's rows and these. None: not counted.
     """
 
     catalogue: Count
@@ -215,6 +215,13 @@ class Counts(FrozenModel):
     pictures: Count | None = optional()
     quarantined_rows: Count | None = optional()
     quarantined_pictures: Count | None = optional()
+
+    @property
+    def of_pictures(self) -> str:
+        """The pictures, as text that continues a sentence about the products; "" where each has one."""
+        if self.pictures is None:
+            return ""
+        return f"; of their pictures {self.pictures:,} can be found and {self.quarantined_pictures or 0:,} are in quarantine"
 
     @property
     def set_aside(self) -> str:

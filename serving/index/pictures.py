@@ -41,6 +41,11 @@ class Pictures:
             raise ContractError(f"{name}: it has no picture of key {keys[int(np.argmax(bare))]}")
         return cls(rows, table["position"].to_numpy())
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of both arrays."""
+        return self.rows.nbytes + self.places.nbytes
+
     @cached_property
     def most(self) -> int:
         """The most pictures that one product has."""

@@ -100,6 +100,12 @@ def quarantined_products(rows: pa.Table) -> pa.Array:
     return pc.and_(pc.equal(rows["position"], 0), pc.invert(rows["found"]))
 
 
+def quarantined_keys(uri: str) -> np.ndarray:
+    """Keys (n,) int64 of the products in a run's quarantine file; those of before hold products alone."""
+    rows = storage.read_table(uri)
+    return (rows.filter(quarantined_products(rows)) if "found" in rows.column_names else rows)["key"].to_numpy()
+
+
 def with_ids(rows: list[dict], snapshot_uri: str) -> list[dict]:
     """Adds `product_id` from the snapshot to rows with a `key`, in order of product_id."""
     by_key: dict[int, list[dict]] = {}

@@ -17,6 +17,7 @@ from serving.contract.segments import write_rows
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, latest_changes
 from tasks.index.build import product_rows, rows_of, with_palettes
 from tasks.index.delta import CODED_ROWS, Changes, add_delta, code_deltas, delta_rows, flat_rows, merge_deltas
+from tasks.index.picture_counts import live_pictures
 from tasks.index.template import Template
 from tasks.index.vectors import shard_batches, shard_palettes, shard_pictures
 
@@ -78,12 +79,14 @@ def next_version(
     locate: Callable[[FileRef], Path],
     template_of: Callable[[], Template | None] = lambda: None,
     commits: tuple[EmbeddingCommit, ...] = (),
+    unusable_pictures: int = 0,
 ) -> tuple[IndexManifest, pa.Table]:
     """The manifest of the next version and its whole ledger; the caller adds id, time, golden answers and gates.
 
     `parent` may have got other weights and rules already. `held` is its ledger, `changed` what is new (from `mark_membership`).
     `template_of` gets the template of the base, where there are so many rows that they are to be coded. `commits` name what was
-    embedded. The same input gives the same bytes.
+    embedded, `unusable_pictures` says how many more pictures of the changed products cannot be used than before (negative: fewer). The
+    same input gives the same bytes.
     """
     indexed = pc.is_in(changed["key"], pa.array(embedded.keys))
     state = pc.if_else(pc.equal(changed["kind"], "delete"), DELETED, pc.if_else(indexed, INDEXED, QUARANTINED))
@@ -107,8 +110,14 @@ def next_version(
     merged = len(parent.changes) >= MERGE_LEDGERS
     write_rows(place.folder / LEDGER, whole if merged else changed)
     mine = describe(place.folder / LEDGER, f"{place.prefix}/{LEDGER}", place.run_id)
+    counted = counts(parent, segments, whole)
+    if embedded.pictures is not None or parent.counts.pictures is not None:
+        old, unusable = parent.counts, parent.counts.quarantined_pictures or 0
+        pictures = old.servable if old.pictures is None else old.pictures
+        pictures += len(embedded.vectors) - live_pictures(parent, changed["key"].to_numpy(), locate)
+        counted = counted.model_copy(update={"pictures": pictures, "quarantined_pictures": unusable + unusable_pictures})
     update = {
-        "segments": segments, "counts": counts(parent, segments, whole), "gates": (),
+        "segments": segments, "counts": counted, "gates": (),
         "changes": (mine,) if merged else (*parent.changes, mine), "content_key": _content_key(parent, changed),
         "format": FORMAT, "signature": "", "queries": None, "embeddings": (*parent.embeddings, *commits),
     }  # fmt: skip

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from serving.index.merge import Neighbors
+from serving.index.pictures import best_pictures
 from serving.index.recall import DEPTH, recall
 from tasks import storage
-from tasks.index.vectors import shard_batches, shard_counts
+from tasks.index.vectors import most_pictures, shard_batches, shard_counts
 from tasks.progress import Progress
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Exact nearest neighbours, best first: `keys` (nq, depth) int64, -1 for none; `similarity` float32, -inf for none."""
+    """Exact nearest products, best first: `keys` (nq, depth) int64, -1: none; `similarity` float32 of the best picture, -inf: none."""
 
     keys: np.ndarray
     similarity: np.ndarray
@@ -25,7 +26,7 @@ class GroundTruth:
 def exact_truth(
     vectors_uri: str, shards: int, xq: np.ndarray, cache_uri: str | Path, content: str = "", depth: int = DEPTH
 ) -> GroundTruth:
-    """Exact nearest neighbours of unit queries xq (nq, d) among all shards' vectors, streamed.
+    """Exact nearest products of unit queries xq (nq, d) among all shards' vectors, streamed; of each its best picture.
 
     Kept below `cache_uri` by what it follows from: the queries, and `content`, which names the snapshot and the encoder (without
     it, where the vectors lie). Asked for again, nothing is compared.
@@ -40,16 +41,22 @@ def exact_truth(
     if storage.exists(uri):
         with np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False) as kept:
             return GroundTruth(kept["keys"], kept["similarity"])
-    heap = faiss.ResultHeap(len(xq), depth, keep_max=True)
+    most = most_pictures(vectors_uri, shards)
+    enough = depth * most  # so many pictures are of `depth` products at least
+    heap = faiss.ResultHeap(len(xq), enough, keep_max=True)
     with Progress("compare exactly", sum(counts), "vectors") as progress:
         for shard in range(shards):
             for keys, vectors in shard_batches(vectors_uri, shard):
-                D, I = faiss.knn(xq, vectors, min(depth, len(keys)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
+                D, I = faiss.knn(xq, vectors, min(enough, len(keys)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
                 heap.add_result(D, keys[I])
                 progress.add(len(keys))
     heap.finalize()
     there = np.finfo(np.float32).min < heap.D
-    truth = GroundTruth(np.where(there, heap.I, -1), np.where(there, heap.D, -np.inf).astype(np.float32))
+    keys, similarity = np.where(there, heap.I, -1), np.where(there, heap.D, -np.inf).astype(np.float32)
+    if most > 1:
+        best = best_pictures(Neighbors(similarity, keys, pictures=np.zeros(keys.shape, np.int16)), depth)
+        keys, similarity = best.rows, best.similarity
+    truth = GroundTruth(keys, similarity)
     content_bytes = io.BytesIO()
     np.savez(content_bytes, keys=truth.keys, similarity=truth.similarity)
     storage.write_bytes(uri, content_bytes.getvalue())

@@ -98,15 +98,15 @@ def tune(
     files = sum(s.index.bytes for s in searcher.manifest.segments if s.index is not None)
     if files > budget.ram_bytes:
         refused = (
-            f"{family} takes {files / 2**20:.0f} MiB for {searcher.rows} vectors and {budget.ram_bytes / 2**20:.0f} MiB are allowed; "
+            f"{family} takes {files / 2**20:.0f} MiB for {searcher.vectors} vectors and {budget.ram_bytes / 2**20:.0f} MiB are allowed; "
             f"{_instead(next_family(kind, need, 'memory'))}allow more memory (VITRINE_INDEX_RAM_MB)"
         )
         raise TuningRefused(TuningResult({"family": family}, {}, [], len(xq), clients, files, refused=refused))
     candidates = min(CANDIDATES, max(searcher.live_rows, 1))
     truth = truth or stored_truth(searcher, xq)
 
-    nlist = list_count(sum(s.rows for s in searcher.segments))
-    grid, finer = (_ordered(kind, searcher.rows, nlist, candidates, points) for points in (kind.grid, refine_grid(kind.grid)))
+    nlist = list_count(searcher.vectors)
+    grid, finer = (_ordered(kind, searcher.vectors, nlist, candidates, points) for points in (kind.grid, refine_grid(kind.grid)))
     work = CostCounter(searcher, kind, nlist)
 
     def tried(points: list[dict[str, Scalar]]) -> list[TuningTrial]:
@@ -145,7 +145,7 @@ def keys_of(searcher: Searcher, rows: np.ndarray) -> np.ndarray:
 
 def _requirements(searcher: Searcher, target: float, budget: Budget) -> Requirements:
     """The requirements that a searcher's family was chosen for."""
-    return Requirements(searcher.rows, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
+    return Requirements(searcher.vectors, searcher.dim, searcher.manifest.shards, target, budget, os.cpu_count() or 1)
 
 
 def _search(family: str, trial: TuningTrial) -> dict[str, Scalar]:

@@ -1,6 +1,6 @@
 """Reads the shard vectors of an embedding run: Parquet sorted by key, and by position where products have several pictures."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -52,19 +52,37 @@ def shard_palettes(vectors_uri: str, shards: Iterable[int]) -> pa.ChunkedArray |
     return pa.chunked_array([chunk for part in parts for chunk in part.chunks], PALETTE_TYPE)
 
 
-def shard_pictures(vectors_uri: str, shards: Iterable[int]) -> pa.Table | None:
-    """Which picture of which product each vector of shards is of (PICTURES), in their order; None where each is of a main picture."""
-    parts = [PICTURES.empty_table()]
-    for uri in (uri for shard in shards for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet")):
-        fs, path = storage.filesystem(uri)
-        with fs.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
-            there = POSITION in file.schema_arrow.names
-            part = file.read(["key", "image_sha256", *([POSITION] if there else [])])
-        position = part[POSITION] if there else pa.array(np.zeros(len(part), np.int16))
-        parts.append(pa.table([part["key"], position, part["image_sha256"]], names=PICTURES.names).cast(PICTURES))
-    table = pa.concat_tables(parts)
-    return table.combine_chunks() if pc.any(pc.not_equal(table["position"], 0)).as_py() else None
+def shard_pictures(vectors_uri: str, shards: Iterable[int], columns: Sequence[str] = PICTURES.names) -> pa.Table | None:
+    """Which picture of which product each vector of shards is of (`columns` of PICTURES), in their order; None where each is of a
+    main picture."""
+    files = [uri for shard in shards for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet")]
+    if not any(POSITION in _schema(uri).names for uri in files):
+        return None
+    parts = []
+    for uri in files:
+        there = [n for n in ("key", POSITION, "image_sha256") if n in _schema(uri).names]
+        part = storage.read_table(uri, there).rename_columns({"key": "product"})
+        if POSITION not in part.column_names:
+            part = part.append_column(POSITION, pa.array(np.zeros(len(part), np.int16)))
+        parts.append(part.select(columns).cast(pa.schema([PICTURES.field(n) for n in columns])))
+    table = pa.concat_tables(parts).combine_chunks()
+    return table if pc.any(pc.not_equal(table[POSITION], 0)).as_py() else None
+
+
+def _schema(uri: str) -> pa.Schema:
+    fs, path = storage.filesystem(uri)
+    with fs.open_input_file(path) as stream:
+        return pq.read_schema(stream)
+
+
+def most_pictures(vectors_uri: str, shards: int) -> int:
+    """The most vectors that one product has; 1 without reading anything where none has several."""
+    most = 1
+    for shard in range(shards):
+        pictures = shard_pictures(vectors_uri, [shard], ["product", POSITION])
+        if pictures is not None:
+            most = max(most, int(np.unique(pictures["product"].to_numpy(), return_counts=True)[1].max()))
+    return most
 
 
 def shard_counts(vectors_uri: str, shards: int) -> tuple[list[int], int]:

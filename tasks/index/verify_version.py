@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError, FileRef, FrozenModel, verify
 from serving.contract.keys import product_keys, shard_of
 from serving.contract.manifest import EncoderRef, IndexManifest, Segment
-from serving.contract.segments import read_rows
+from serving.contract.segments import IMAGES, read_rows
 from serving.index.searcher import OpenSegment, Searcher, ordered
 from serving.versions.golden import check_golden
 from tasks import storage
@@ -76,6 +77,8 @@ def _checks(
     searcher = opened[0]
     yield "keys", lambda: _keys(searcher)
     yield "vectors", lambda: _vectors(searcher)
+    if manifest.several_pictures:
+        yield "pictures", lambda: _pictures(searcher)
     yield "counts", lambda: _counts(searcher)
     yield "snapshot", lambda: _snapshot(searcher, locate)
     if encoder is not None:
@@ -130,25 +133,53 @@ def _vectors(searcher: Searcher) -> str:
     looked = unit = 0
     for segment, opened in _pairs(searcher):
         assert opened.engine is not None
-        starts = range(0, opened.rows, BLOCK)
+        starts = range(0, opened.vectors, BLOCK)
         for start in starts[:: -(-len(starts) // BLOCKS) or 1]:
-            positions = np.arange(start, min(start + BLOCK, opened.rows))
+            positions = np.arange(start, min(start + BLOCK, opened.vectors))
             lengths = np.linalg.norm(opened.engine.vectors(positions), axis=1)
             exact = ALL_FAMILIES[segment.family].exact  # what another family keeps are estimates, of any length
             wrong = ~(np.abs(lengths - 1) <= LENGTH) if exact else ~np.isfinite(lengths)
             if wrong.any():
                 place = int(np.argmax(wrong))
-                product = searcher.features.table["product_id"][opened.start + start + place].as_py()
+                row = start + place if opened.pictures is None else int(opened.pictures.rows[start + place])
+                product = searcher.features.table["product_id"][opened.start + row].as_py()
                 raise ContractError(
                     f"{segment.table.path}: the stored vector of product {product!r} has length {lengths[place]:.3g}, not 1"
                 )
             looked += len(positions)
             unit += len(positions) * exact
-    return f"{looked} of {searcher.rows} stored vectors are finite, {unit} of them of unit length"
+    return f"{looked} of {searcher.vectors} stored vectors are finite, {unit} of them of unit length"
+
+
+def _pictures(searcher: Searcher) -> str:
+    """Each picture of a product once, and none that its row does not name."""
+    images = searcher.features.table[IMAGES] if IMAGES in searcher.features.table.column_names else None
+    for segment, opened in _pairs(searcher):
+        if opened.pictures is None:
+            continue
+        rows, places = opened.pictures.rows.astype(np.int64), opened.pictures.places.astype(np.int64)
+        there = np.zeros(opened.rows, np.int64)
+        if images is not None:
+            lengths = pc.fill_null(pc.list_value_length(images.slice(opened.start, opened.rows)), 0)
+            there = lengths.to_numpy().astype(np.int64)
+        strange = (places < -1) | (places > there[rows])
+        twice = np.zeros(len(rows), bool)
+        order = np.lexsort((places, rows))
+        twice[order[1:]] = (np.diff(rows[order]) == 0) & (np.diff(places[order]) == 0)
+        for wrong, what in ((strange, "which its row does not name"), (twice, "twice")):
+            if wrong.any():
+                place = int(np.argmax(wrong))
+                product = searcher.features.table["product_id"][opened.start + int(rows[place])].as_py()
+                raise ContractError(f"{segment.table.path}: it has picture {places[place]} of product {product!r}, {what}")
+    return f"{searcher.live_vectors} pictures of {searcher.live_rows} live products"
 
 
 def _counts(searcher: Searcher) -> str:
     manifest, counts = searcher.manifest, searcher.manifest.counts
+    if counts.pictures not in (None, searcher.live_vectors):
+        raise ContractError(
+            f"the manifest counts {counts.pictures} pictures of servable products and there are {searcher.live_vectors}"
+        )
     facts = {
         "indexed": searcher.rows,
         "servable": searcher.live_rows,

@@ -48,9 +48,12 @@ def draft_manifest(
 ) -> IndexManifest:  # fmt: skip
     """The manifest before golden answers, gates, and the number of queries behind them."""
     indexed = sum(s.rows for s in segments)
+    several = embedded.catalogue_pictures > embedded.catalogue
     counts = Counts(
         catalogue=snapshot.rows, embedded=embedded.embedded, quarantined=embedded.quarantined, indexed=indexed, servable=indexed,
-        quarantined_pictures=embedded.quarantined, quarantined_rows=snapshot.quarantined_rows,
+        pictures=embedded.pictures if several else None,
+        quarantined_pictures=embedded.quarantined_pictures if several else embedded.quarantined,
+        quarantined_rows=snapshot.quarantined_rows,
     )  # fmt: skip
     reference = SnapshotRef(
         id=snapshot.id,

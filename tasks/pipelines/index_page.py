@@ -46,7 +46,7 @@ def index_page(
         "recall@10 against exact search": f"{measured.exact_recall_at_10:.3f}",
         f"one photo, bytes to answer, {measured.clients} at once: median, p99": f"{measured.p50_ms:.1f} ms, {measured.p99_ms:.1f} ms",
         "memory in a replica": f"{measured.memory_mb:.1f} MiB",
-        "products": f"{counts.servable:,} can be found, {counts.quarantined:,} in quarantine{counts.set_aside}",
+        "products": f"{counts.servable:,} can be found, {counts.quarantined:,} in quarantine{counts.of_pictures}{counts.set_aside}",
         "rows in deltas": f"{measured.delta_share:.1%}",
     }  # fmt: skip
     artifacts = {"Gates with reasons": f"{INDEX_PATH}/gates.json", "Manifest": f"{INDEX_PATH}/manifest.json"} | dict(links or {})

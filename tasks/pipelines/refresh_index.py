@@ -180,6 +180,7 @@ def _version(
     from tasks.catalog.changes.ledger import deleted_products
     from tasks.embed.job import embedding_commit
     from tasks.index.delta_version import ArtifactLocation, next_version, quarantined_keys
+    from tasks.index.picture_counts import quarantined_pictures
     from tasks.index.template_store import template_of
     from tasks.index.version_manifest import with_golden
     from tasks.pipelines.index_gates import evaluate_gates
@@ -198,8 +199,12 @@ def _version(
     place = ArtifactLocation(folder, run.run_id, INDEX_PATH)
     embedded_now = _embedded(parent, embedded)
     commits = (embedding_commit(embedded.result, parent.encoder.document_fingerprint),) if embedded.result else ()
+    changed = changed_rows(plan)
+    unusable = embedded.result.quarantined_pictures if embedded.result else 0
+    if parent.counts.pictures is not None or embedded_now.pictures is not None:
+        unusable -= quarantined_pictures(parent.embeddings, changed["key"].to_numpy())
     manifest, ledger = next_version(
-        parent, ledger_of(models, parent), changed_rows(plan), embedded_now, place, locate, template, commits
+        parent, ledger_of(models, parent), changed, embedded_now, place, locate, template, commits, unusable
     )
     manifest = manifest.model_copy(update={"id": plan.run_key, "created_at": plan.now, "parent": plan.parent})
     golden = np.load(models.file(parent.golden))["vectors"]

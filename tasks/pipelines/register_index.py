@@ -5,7 +5,6 @@ from pathlib import Path
 
 from serving.contract.files import atomic_write
 from serving.contract.manifest import EncoderRef, IndexManifest
-from tasks import storage
 from tasks.catalog.snapshot import Snapshot, started_at
 from tasks.embed.job import EmbedResult
 from tasks.index.build import BuiltShard
@@ -29,6 +28,7 @@ def register_version(
     from serving.contract.encoder import EncoderFolder
     from serving.index.searcher import Searcher
     from serving.versions.release import Release
+    from tasks.embed.quarantine import quarantined_keys
     from tasks.index.shard_store import locate_shards
     from tasks.index.version_manifest import with_golden
     from tasks.pipelines.index_gates import evaluate_gates
@@ -47,7 +47,7 @@ def register_version(
         golden = query_vectors(EncoderFolder(encoder_folder), encoder.query, snapshot, queries[:64], runtime)
         manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
         release = Release.open("candidate", manifest, encoder_folder, locate, runtime=runtime)
-        bad = storage.read_table(embedded.quarantine_uri, ["key"])["key"].to_numpy()
+        bad = quarantined_keys(embedded.quarantine_uri)
         truth = truth_of(snapshot, encoder, embedded.vectors_uri, len(shards))
         decision, candidate = evaluate_gates(
             models, release, snapshot, queries, started_at(snapshot.uri), quarantined=bad, truth_of=truth

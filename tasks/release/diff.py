@@ -18,7 +18,7 @@ from tasks.release.gates.evaluate import open_version
 
 NAMED = 10
 PHOTOS = 30
-COMPARED = ("title", "price", "in_stock", "category", "brand", "image_uri", "updated_at")
+COMPARED = ("title", "price", "in_stock", "category", "brand", "image_uri", "images", "updated_at")
 
 
 @dataclass(frozen=True)

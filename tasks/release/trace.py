@@ -5,12 +5,14 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving.contract.keys import product_key
 from serving.contract.manifest import EncoderRef, IndexManifest, Segment
 from serving.contract.provenance import EmbeddingCommit
+from serving.contract.segments import IMAGES, PICTURES, ROW_COLUMNS, read_pictures, read_rows
 from tasks import storage
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, ledger_of
 from tasks.catalog.snapshot import product_batches
@@ -48,6 +50,7 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
     commit, sha = _committed(manifest, segment.shard, key)
     if sha is None:  # a version of before names no commits: the folder is that of the run
         sha = _image_sha(shard_uri(storage.join(store, "vectors", run_key), segment.shard), key)
+    pictures = _pictures_of(registry, segment, key)
     chain = [
         ("product", f"{product_id} (key {key})"),
         ("index version", f"{found.version}{aliases}, run {found.run_id}"),
@@ -58,6 +61,7 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
         *([("embedding commit", _commit_state(commit))] if commit else []),
         ("image sha256", sha.hex() if sha else "(not kept)"),
         ("picture", str(row["image_uri"])),
+        *_picture_steps(pictures, store, encoder, row),
         ("snapshot", f"{snapshot.id}, {snapshot.uri}"),
         ("catalogue", _catalogue_row(snapshot.uri, product_id, row)),
     ]
@@ -73,13 +77,34 @@ def _holding(registry: Registry, manifest: IndexManifest, key: int) -> tuple[Seg
     """The newest segment with the key, and its row; None when there is none or it is tombstoned."""
     mine = sorted((s for s in manifest.segments if s.shard == key % manifest.shards), key=lambda s: s.sequence, reverse=True)
     for segment in (s for s in mine if s.index is not None):
-        table = pq.read_table(registry.file(segment.table), columns=["key", "image_uri", "updated_at", "title"])
+        table = read_rows(registry.file(segment.table), ROW_COLUMNS)
         place = pc.index(table["key"], key).as_py()
         if place < 0:
             continue
         later = (s for s in mine if s.kind == "tombstones" and s.sequence > segment.sequence)
         return None if any(_has(registry, s, key) for s in later) else (segment, table.slice(place, 1).to_pylist()[0])
     return None
+
+
+def _pictures_of(registry: Registry, segment: Segment, key: int) -> list[tuple[int, bytes | None]]:
+    """Position and content of each of a product's pictures in its segment, in order; none where each product has one."""
+    if segment.pictures is None:
+        return []
+    table = read_pictures(registry.file(segment.pictures.table), segment.pictures.rows, PICTURES.names)
+    mine = table.filter(pa.array(table["product"].to_numpy() == key)).sort_by("position")
+    return list(zip(mine["position"].to_pylist(), mine["image_sha256"].to_pylist(), strict=True))
+
+
+def _picture_steps(
+    pictures: list[tuple[int, bytes | None]], store: str, encoder: EncoderRef, row: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """One step for each picture: where it is, its content, and the part of the store that its vector is in."""
+    steps = []
+    for position, sha in pictures:
+        uri = row["image_uri"] if position <= 0 else (row.get(IMAGES) or [])[position - 1]
+        part = f", {sha.hex()[:12]}, {_part(store, encoder, sha, None)}" if sha else ""
+        steps.append((f"picture {position}", f"{uri}{part}"))
+    return steps
 
 
 def _has(registry: Registry, segment: Segment, key: int) -> bool:

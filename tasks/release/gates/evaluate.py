@@ -76,6 +76,7 @@ def measure_version(
         counts=release.manifest.counts.model_copy(update={"servable": searcher.live_rows}),
         rows=searcher.rows,
         hidden=searcher.rows - searcher.live_rows,
+        pictures=searcher.live_vectors,
         delta_share=delta_share(release.manifest),
         reconciled=Reconciliation(),
     )
@@ -88,10 +89,11 @@ def first_phase_recall(release: Release, xq: np.ndarray, truth: GroundTruth | No
 
 
 def memory_bytes(release: Release) -> int:
-    """Memory of a version in a replica: FAISS files, feature columns, and the query encoder's file."""
+    """Memory of a version in a replica: FAISS files, feature columns, which picture is whose, and the query encoder's file."""
     files = sum(s.index.bytes for s in release.manifest.segments if s.index is not None)
     query = release.encoders.manifest.variant(release.manifest.encoder.query).file.bytes
-    return files + release.searcher.features.table.nbytes + query
+    pictures = sum(s.pictures.nbytes for s in release.searcher.segments if s.pictures is not None)
+    return files + release.searcher.features.table.nbytes + pictures + query
 
 
 def open_live(registry: Registry, runtime: Runtime = ONNXRUNTIME) -> Release | None:

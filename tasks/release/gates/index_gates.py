@@ -92,7 +92,7 @@ class Measurements:
     """Measurements of one version; photos, and the views that stand in for some, are keyed by uri.
 
     `ranks`: where the query's product is in the answer, 0 best, -1 not there. `rows` counts rows of segments, `hidden` those of
-    them that later segments hide. `age_h`: how old the catalogue is that it was made from.
+    them that later segments hide, `pictures` the vectors that none hides. `age_h`: how old the catalogue is that it was made from.
     """
 
     ranks: Mapping[str, int]
@@ -110,6 +110,7 @@ class Measurements:
     age_h: float = 0.0
     reconciled: Reconciliation = field(default_factory=Reconciliation)
     compared: Comparison | None = None
+    pictures: int = 0
 
     @property
     def photos(self) -> int:
@@ -272,10 +273,13 @@ def _reconciled(candidate: Measurements) -> Gate:
         ),
         (counts.indexed - candidate.rows, f"the manifest counts {counts.indexed} index rows, but there are {candidate.rows}"),
     ]
+    if counts.pictures is not None:
+        text = f"the manifest counts {counts.pictures} pictures of searchable products, but there are {candidate.pictures}"
+        sums.append((counts.pictures - candidate.pictures, text))
     mismatches = found.gaps + sum(abs(gap) for gap, _ in sums)
     if not mismatches:
         whole = f"Every one of the catalogue's {counts.catalogue} products is searchable ({counts.servable}) or in quarantine "
-        return Gate.judged("reconciled", 0, 0, True, f"{whole}({counts.quarantined}){counts.set_aside}")
+        return Gate.judged("reconciled", 0, 0, True, f"{whole}({counts.quarantined}){counts.set_aside}{counts.of_pictures}")
     told = [sentence for gap, sentence in sums if gap]
     told += [f"{MISMATCHES[kind]}: {_named(ids)}" for kind, ids in vars(found).items() if ids]
     reason = f"{mismatches} mismatch{'es' * (mismatches > 1)} between catalogue and index (none is allowed): {'; '.join(told)}"
