@@ -47,16 +47,14 @@ def add_version(home: Path, snapshot: Snapshot, version: str, seed: int = 0) -> 
     folder = EncoderFolder(home / "encoders" / str(seed))
     manifest_ref = describe(folder.folder / "encoder.json", "encoder/encoder.json")
     shutil.copytree(folder.folder, release / "encoders" / manifest_ref.sha256, dirs_exist_ok=True)
-    products = product_table(snapshot.uri, ["key", "image_uri"])
-    pixels = [
-        decode((Path(snapshot.image_root) / uri).read_bytes(), encoder.preprocess) for uri in products["image_uri"].to_pylist()
-    ]
+    keys, positions, paths = usable_pictures(snapshot)
+    pixels = [decode(path.read_bytes(), encoder.preprocess) for path in paths]
     vectors = folder.open(encoder.document).encode(np.stack(pixels))
-    write_vectors(work / "vectors", products["key"].to_numpy(), vectors)
+    write_vectors(work / "vectors", keys, positions, vectors)
     template = train_template(str(work / "vectors"), IndexConfig(shards=SHARDS), work)
     built = [build_shard(str(work / "vectors"), snapshot.uri, template, shard, work / str(shard)) for shard in range(SHARDS)]
     print_ = encoder.variant(encoder.document).fingerprint
-    rows = len(products)
+    rows = snapshot.rows
     manifest = IndexManifest(
         id=f"made {version}", created_at="2026-11-23T00:00:00+00:00",
         encoder=EncoderRef(
@@ -81,17 +79,29 @@ def add_version(home: Path, snapshot: Snapshot, version: str, seed: int = 0) -> 
     return manifest
 
 
-def write_vectors(folder: Path, keys: np.ndarray, vectors: np.ndarray) -> None:
+def usable_pictures(snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray, list[Path]]:
+    """Key, position and path of every picture of the snapshot's products that is a file."""
+    found = []
+    for row in product_table(snapshot.uri).to_pylist():
+        for position, uri in enumerate([row["image_uri"], *(row.get("images") or [])]):
+            path = Path(snapshot.image_root) / uri
+            found += [(row["key"], position, path)] if path.is_file() else []
+    keys, positions, paths = zip(*found, strict=True)
+    return np.array(keys), np.array(positions, np.int16), list(paths)
+
+
+def write_vectors(folder: Path, keys: np.ndarray, positions: np.ndarray, vectors: np.ndarray) -> None:
     """vectors/shard=<i>/part-00000.parquet as the embedding step leaves them."""
-    order = np.argsort(keys)
-    keys, vectors = keys[order], vectors[order].astype(np.float16)
+    order = np.lexsort((positions, keys))
+    keys, positions, vectors = keys[order], positions[order], vectors[order].astype(np.float16)
     for shard in range(SHARDS):
         mine = shard_of(keys, SHARDS) == shard
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors[mine].ravel()), vectors.shape[1])
         shas = pa.array([hashlib.sha256(v.tobytes()).digest() for v in vectors[mine]], pa.binary(32))
         path = folder / f"shard={shard}" / "part-00000.parquet"
         path.parent.mkdir(parents=True)
-        pq.write_table(pa.table({"key": keys[mine], "image_sha256": shas, "vector": column}), path)
+        columns = {"key": keys[mine], "image_sha256": shas, "vector": column}
+        pq.write_table(pa.table(columns | ({"position": positions[mine]} if positions.any() else {})), path)
 
 
 def source(home: Path) -> FolderSource:

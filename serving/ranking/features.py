@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.contract.palette import PALETTE
-from serving.contract.segments import fixed_bytes
+from serving.contract.segments import IMAGES, fixed_bytes
 
 Kind = Literal["text", "names", "number", "flag", "time"]
 BETWEEN = "\x1f"
@@ -85,7 +85,7 @@ class Features:
 
     def kind(self, name: str) -> Kind | None:
         """The kind of a column; None when it is missing or cannot be filtered."""
-        if name not in self.table.column_names:
+        if name not in self.table.column_names or name == IMAGES:  # addresses of pictures, as many as there are products
             return None
         kind = self.table.schema.field(name).type
         if _is_text(kind):
@@ -146,6 +146,13 @@ class Features:
             }
             for product_id, title, brand, path, currency, price, stock in zip(*columns, strict=True)
         ]  # fmt: skip
+
+    def picture_uri(self, row: int, picture: int = 0) -> str | None:
+        """Where a picture of a row's product lies: 0 the one that is shown of it, i the i-th further one; None where it has none such."""
+        if not picture:
+            return str(self.take(np.array([row]), ["image_uri"])[0]["image_uri"])
+        further = self.take(np.array([row]), [IMAGES])[0][IMAGES] if IMAGES in self.table.column_names else None
+        return str(further[picture - 1]) if 0 < picture <= len(further or []) else None
 
     def texts(self, name: str) -> TextColumn:
         """A text column for reading by row. Cached."""

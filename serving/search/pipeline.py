@@ -69,6 +69,8 @@ def search(
     with timings.phase("rank"):
         ranked = release.rank(found, request.k, encoded, user)
         results = _results(ranked, release.searcher.features, request.explain, _own_similarity(release, query))
+        if release.manifest.several_pictures:
+            _add_matched(results, found.pictures_of(ranked.rows))
 
     shards = release.manifest.shards
     answer = SearchAnswer.model_construct(  # of our own making: checking twenty products costs more than finding their titles
@@ -80,6 +82,12 @@ def search(
         timings_ms=timings.timings_ms(),
     )
     return cache.put_answer(answer, found)
+
+
+def _add_matched(results: list[Result], pictures: np.ndarray) -> None:
+    """Says of each result which of its product's pictures matched, (n,) by position."""
+    for result, picture in zip(results, pictures.tolist(), strict=True):
+        result["matched_image"] = result["image_url"] + (f"?picture={picture}" if picture > 0 else "")
 
 
 def row_of(searcher: Searcher, product_id: str) -> int:

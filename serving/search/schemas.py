@@ -93,7 +93,8 @@ class Result(TypedDict):
     """One product of the answer. With `explain`: `reasons`, each term of its score, and `notes`, what a rule did to its place.
 
     `score` orders them: the similarity of the picture, and what the ranker adds. `match` is the score as a share of what a product's
-    own picture would score, 0 to 1; absent where the query is words alone.
+    own picture would score, 0 to 1; absent where the query is words alone. `matched_image`: the address of the product's picture that
+    matched; in every result of a version whose products may have several pictures, and in none of others.
 
     A dict, not a model: twenty of them are made for every answer. In the order they are filled in, so that an answer that is
     remembered is the same to the byte.
@@ -110,6 +111,7 @@ class Result(TypedDict):
     similarity: float
     match: NotRequired[float]
     image_url: str
+    matched_image: NotRequired[str]
     reasons: NotRequired[dict[str, float]]
     notes: NotRequired[list[str]]
 
@@ -134,7 +136,8 @@ class SearchAnswer(ApiModel):
                         {
                             "product_id": "P000001", "score": 0.934, "similarity": 0.861, "match": 0.9842, "title": "Norda mug",
                             "brand": "Norda", "category": ["Home", "Mugs"],
-                            "image_url": "/v1/images/P000001", "price": 12.5, "currency": "EUR",
+                            "image_url": "/v1/images/P000001", "matched_image": "/v1/images/P000001?picture=2", "price": 12.5,
+                            "currency": "EUR",
                             "in_stock": True, "notes": [],
                             "reasons": {"similarity": 0.861, "category": 0.041, "popularity": 0.0, "in_stock": 0.005, "colour": 0.007},
                         }

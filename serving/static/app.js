@@ -51,7 +51,7 @@ async function send(path, slot, options = {}) {
   if ($("key").value) headers.set("X-Api-Key", $("key").value);
   if (slot) headers.set("Authorization", `Bearer ${$("token").value}`);
   try {
-    return await fetch(slot ? `${path}?slot=${slot}` : path, { ...options, headers });
+    return await fetch(slot ? `${path}${path.includes("?") ? "&" : "?"}slot=${slot}` : path, { ...options, headers });
   } catch { throw new Error("the server does not answer. Is it running?"); }
 }
 
@@ -237,7 +237,7 @@ function card(result, slot) {
   const part = (name) => item.querySelector(name);
   part(".card").addEventListener("click", () => takeProduct(result, slot));
   part("img").addEventListener("error", () => part(".picture").classList.add("none"));
-  draw(part("img"), result.image_url, slot);
+  draw(part("img"), result.matched_image || result.image_url, slot);
   part(".title").textContent = result.title;
   const money = result.price === null ? "" : `${result.price.toFixed(2)} ${result.currency}`;
   part(".price").textContent = [money, result.brand].filter(Boolean).join(" · ");

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from serving.contract.keys import product_key
 from serving.contract.manifest import EncoderRef, IndexManifest, Segment
 from serving.contract.provenance import EmbeddingCommit
-from serving.contract.segments import IMAGES, PICTURES, ROW_COLUMNS, read_pictures, read_rows
+from serving.contract.segments import IMAGES, PICTURES, read_pictures
 from tasks import storage
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, ledger_of
 from tasks.catalog.snapshot import product_batches
@@ -77,7 +77,9 @@ def _holding(registry: Registry, manifest: IndexManifest, key: int) -> tuple[Seg
     """The newest segment with the key, and its row; None when there is none or it is tombstoned."""
     mine = sorted((s for s in manifest.segments if s.shard == key % manifest.shards), key=lambda s: s.sequence, reverse=True)
     for segment in (s for s in mine if s.index is not None):
-        table = read_rows(registry.file(segment.table), ROW_COLUMNS)
+        path = registry.file(segment.table)
+        there = pq.read_schema(path).names
+        table = pq.read_table(path, columns=[n for n in ("key", "image_uri", IMAGES, "updated_at", "title") if n in there])
         place = pc.index(table["key"], key).as_py()
         if place < 0:
             continue

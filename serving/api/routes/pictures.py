@@ -1,9 +1,9 @@
 """Routes of the search page and of product pictures."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 
 from serving.api.dependencies import Bearer, ProductId, ReplicaDep, Slot, chosen_release
@@ -24,6 +24,9 @@ PAGE_HEADERS = {
 """The Content-Security-Policy allows the page's own script and pictures only: a catalogue's titles cannot inject scripts."""
 
 router = APIRouter()
+Picture = Annotated[
+    int, Query(ge=0, le=32767, description="which of a product's further pictures; 0: its main one, or the first usable")
+]
 
 
 @router.get("/", include_in_schema=False)
@@ -37,13 +40,15 @@ async def page() -> FileResponse:
     responses=PICTURE | problems(401, 404, 422, 503),
     openapi_extra=KEY_OPTIONAL,
 )
-async def picture(request: Request, product_id: ProductId, replica: ReplicaDep, _: Bearer, slot: Slot = "") -> FileResponse:
+async def picture(
+    request: Request, product_id: ProductId, replica: ReplicaDep, _: Bearer, slot: Slot = "", picture: Picture = 0
+) -> FileResponse:
     """A product's own picture, where it is a local file."""
     release = chosen_release(request, slot)
-    row = row_of(release.searcher, product_id)
-    uri = release.searcher.features.take([row], ["image_uri"])[0]["image_uri"]  # type: ignore[arg-type]
-    path = picture_path(uri, replica.settings.image_root or release.manifest.snapshot.image_root)
-    if path is None:
-        raise ApiError(404, f"the picture of product {product_id!r} cannot be shown from here", "no_picture")
+    uri = release.searcher.features.picture_uri(row_of(release.searcher, product_id), picture)
+    path = uri and picture_path(uri, replica.settings.image_root or release.manifest.snapshot.image_root)
+    if not path:
+        which = f"picture {picture}" if picture else "the picture"
+        raise ApiError(404, f"{which} of product {product_id!r} cannot be shown from here", "no_picture")
     headers = {"Cache-Control": PRIVATE if slot else "public, max-age=3600", "X-Content-Type-Options": "nosniff"}
     return FileResponse(path, headers=headers)
