@@ -151,8 +151,10 @@ class Features:
         """Where a picture of a row's product lies: 0 the one that is shown of it, i the i-th further one; None where it has none such."""
         if not picture:
             return str(self.take(np.array([row]), ["image_uri"])[0]["image_uri"])
-        further = self.take(np.array([row]), [IMAGES])[0][IMAGES] if IMAGES in self.table.column_names else None
-        return str(further[picture - 1]) if 0 < picture <= len(further or []) else None
+        if IMAGES not in self.table.column_names:
+            return None
+        further: list[str] = self.take(np.array([row]), [IMAGES])[0][IMAGES] or []
+        return further[picture - 1] if 0 < picture <= len(further) else None
 
     def texts(self, name: str) -> TextColumn:
         """A text column for reading by row. Cached."""

@@ -13,17 +13,23 @@ from hypothesis import strategies as st
 from serving.cluster.shard_set import ShardSearcher, offsets
 from serving.contract.files import ContractError, describe
 from serving.contract.manifest import IndexManifest, SegmentPictures
+from serving.contract.provenance import EmbeddingCommit
 from serving.contract.segments import PICTURES, ROW_COLUMNS, read_pictures, write_rows
 from serving.index.merge import merge
+from serving.index.recall import DEPTH
 from serving.index.searcher import Searcher
 from serving.ranking.ranker import RankerConfig
 from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
 from tasks.index.build import BUILT, build_shard
 from tasks.index.delta import Changes, add_delta, code_deltas, compaction_due, flat_rows, merge_deltas
+from tasks.index.ground_truth import exact_truth
+from tasks.index.picture_counts import live_pictures, quarantined_pictures
 from tasks.index.shard_store import locate_shards, store_shard, stored_shard
 from tasks.index.template import Template
+from tasks.index.tune import stored_truth
 from tasks.index.vectors import shard_pictures
+from tasks.index.verify_version import check_index
 from tests.index.pictured import Pictured, best_products, draw, join, make_pictured, write_pictures
 from tests.index.shop import Shop, build_all, manifest_of
 
@@ -312,3 +318,72 @@ def test_the_pictures_of_a_shard_say_so_only_where_there_are_several(pictured: t
     mains = Pictured(shop.keys[:5], np.zeros(5, np.int16), shop.vectors[:5])
     write_pictures(tmp_path, mains, 2)
     assert shard_pictures(str(tmp_path), [0]) is None
+
+
+def test_the_truth_is_of_products(pictured: tuple[Shop, Pictured], flat: tuple[IndexManifest, Path], tmp_path: Path) -> None:
+    """By the encoder's vectors and by what the index stores."""
+    (shop, pictures), (manifest, folder) = pictured, flat
+    xq = queries(np.random.default_rng(5), pictures)
+    searcher = Searcher.open(manifest, lambda ref: folder / ref.path)
+    expected, _ = best_products(pictures, xq, DEPTH)
+    for truth in (exact_truth(shop.vectors_uri, 2, xq, tmp_path), stored_truth(searcher, xq)):
+        np.testing.assert_allclose(truth.similarity, expected, atol=1e-4)
+        assert all(len(set(row.tolist())) == DEPTH for row in truth.keys)
+
+
+def test_pictures_that_nothing_names_are_noticed(flat: tuple[IndexManifest, Path], tmp_path: Path) -> None:
+    manifest, home = flat
+
+    def detail(manifest: IndexManifest) -> str:
+        done = check_index(manifest, lambda ref: (tmp_path if ref.path == "other.parquet" else home) / ref.path)
+        return next(f"{c.passed}: {c.detail}" for c in done if c.name == "pictures")
+
+    files = manifest.model_copy(update={"golden": manifest.segments[0].table})
+    assert detail(files) == f"True: {sum(s.vectors for s in manifest.segments)} pictures of 300 live products"
+    first = manifest.segments[0]
+    assert first.pictures is not None
+    table = read_pictures(home / first.pictures.table.path, first.pictures.rows, PICTURES.names)
+    product, places = table["product"].to_numpy(), table["position"].to_numpy()
+    further = int(np.flatnonzero(product[1:] == product[:-1])[0]) + 1
+    for wrong, what in ((99, "it has picture 99 of product"), (int(places[further - 1]), ", twice")):
+        position = places.copy()
+        position[further] = wrong
+        write_rows(tmp_path / "other.parquet", table.set_column(1, "position", pa.array(position)))
+        pictures = SegmentPictures(rows=len(table), table=describe(tmp_path / "other.parquet", "other.parquet"))
+        segments = (first.model_copy(update={"pictures": pictures}), *manifest.segments[1:])
+        found = detail(files.model_copy(update={"segments": segments}))
+        assert found.startswith("False")
+        assert what in found
+
+
+def test_pictures_are_counted_by_the_run_that_looked_at_them_last(
+    pictured: tuple[Shop, Pictured], flat: tuple[IndexManifest, Path], tmp_path: Path
+) -> None:
+    (shop, live), (manifest, home) = pictured, flat
+    some = np.unique(live.product)[:5]
+    assert live_pictures(manifest, some, lambda ref: home / ref.path) == len(live.of(some).product)
+    now = changed("one added", np.random.default_rng(1), live, some[:2])
+    segments = add_delta(manifest, changes_of(shop, now, some[2:3], shop.keys), tmp_path / "h", prefix="h")
+    later = manifest.model_copy(update={"segments": segments})
+    left = len(now.product) + len(live.of(some[3:]).product)
+    assert live_pictures(later, some, lambda ref: (tmp_path if ref.path.startswith("h/") else home) / ref.path) == left
+
+    def commit(run: str, bad: list[int], good: Pictured) -> EmbeddingCommit:
+        write_pictures(tmp_path / "vectors" / run, good, 2)
+        (tmp_path / "quarantine").mkdir(exist_ok=True)
+        pq.write_table(
+            pa.table({"key": pa.array([int(some[n]) for n in bad], pa.int64())}), tmp_path / f"quarantine/{run}.parquet"
+        )
+        uri = str(tmp_path / "vectors" / run)
+        return EmbeddingCommit(uri=uri, store=uri, sha256="0" * 64, fingerprint="f", embedded=1, quarantined=0)
+
+    commits = [
+        commit("base", [0, 0, 1, 3], live),
+        commit("one", [1], live.of(some[:2])),
+        commit("two", [4, 4], live.of(some[:0])),
+    ]
+    assert quarantined_pictures(commits[:1], some) == 4
+    assert quarantined_pictures(commits[:2], some) == 2, "of the first none is bad any more"
+    assert quarantined_pictures(commits, some) == 4
+    assert quarantined_pictures(commits, some[2:4]) == 1
+    assert quarantined_pictures([], some) == 0

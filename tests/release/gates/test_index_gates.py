@@ -49,6 +49,8 @@ def compared(**changes: object) -> Comparison:
         ({"counts": counts(embedded=98)}, {"reconciled"}),
         ({"counts": counts(servable=98)}, {"reconciled"}),
         ({"rows": 104}, {"reconciled"}),
+        ({"counts": counts(pictures=300, quarantined_pictures=5), "pictures": 300}, set()),
+        ({"counts": counts(pictures=300, quarantined_pictures=5), "pictures": 299}, {"reconciled"}),
         ({"reconciled": Reconciliation(missing=("p7",))}, {"reconciled"}),
         ({"reconciled": Reconciliation(strange=("p8",))}, {"reconciled"}),
         ({"reconciled": Reconciliation(doubled=("p9",))}, {"reconciled"}),
@@ -113,6 +115,16 @@ SENTENCES: list[tuple[str, dict, str]] = [
         "reconciled", {"counts": counts(quarantined_rows=7)},
         "Every one of the catalogue's 100 products is searchable (99) or in quarantine (1); 7 more rows of the snapshot's source cannot "
         "be used",
+    ),
+    (
+        "reconciled", {"counts": counts(pictures=300, quarantined_pictures=5), "pictures": 300},
+        "Every one of the catalogue's 100 products is searchable (99) or in quarantine (1); of their pictures 300 can be found and 5 are "
+        "in quarantine",
+    ),
+    (
+        "reconciled", {"counts": counts(pictures=300, quarantined_pictures=5), "pictures": 299},
+        "1 mismatch between catalogue and index (none is allowed): the manifest counts 300 pictures of searchable products, but there are "
+        "299",
     ),
     (
         "reconciled", {"counts": counts(embedded=98)},
