@@ -1,31 +1,26 @@
-"""Change data capture by triggers: every change of `products` is written to the outbox in the same transaction.
+"""Change data capture by triggers: every change of `products` and of its pictures is written to the outbox in the same transaction.
 
 The shop's own programs need not know of the outbox, and their writes never fail because of it: what a trigger cannot write is left
 to the next rebuild, which reads the whole catalogue. An upsert carries the row as it is after the change, each value by the same
-SQL expression as in a snapshot, and the row's own `updated_at`; where that was not set anew (or there is no such column) the time
-of the change itself, so that the change counts.
+SQL expression as in a snapshot, with the pictures that product_images has of it, and the row's own `updated_at`; where that was not
+set anew (or there is no such column, or a table of pictures) the time of the change itself, so that the change counts.
 """
 
-from collections.abc import Sequence
-
 from serving.contract import addresses
+from tasks.catalog.changes import capture_postgresql, capture_sqlite
 from tasks.catalog.changes.outbox import Outbox
 from tasks.catalog.changes.outbox_database import Postgres, Sqlite
+from tasks.catalog.product_pictures import IMAGES, PICTURE_ROWS
 from tasks.catalog.schema import ALIASES, REQUIRED
 from tasks.catalog.sources import postgresql, sqlite
-from tasks.catalog.sources.database import DatabaseColumn, quoted, sql_literal
+from tasks.catalog.sources.database import DatabaseColumn, quoted
 from tasks.errors import CatalogError
-
-NAME = "vitrine_capture"
-OPERATIONS = ("insert", "update", "delete")
-AT_ONCE = 40
-"""Columns of one json_object in SQLite, which takes at most 100 arguments in older releases."""
 
 
 def install_triggers(catalog_uri: str) -> dict[str, str]:
-    """Installs the triggers for the current columns of `products`; gives why a column is not captured, by name.
+    """Installs the triggers for the current columns of `products` and `product_images`; gives why a column is not captured, by name.
 
-    Raises CatalogError when there is no such table, or a required column is missing.
+    Raises CatalogError when there is no table products, or a required column is missing.
     """
     outbox = _outbox(catalog_uri)
     try:
@@ -36,9 +31,10 @@ def install_triggers(catalog_uri: str) -> dict[str, str]:
                 "its changes are sent with: vitrine changes send"
             )
         outbox.make_tables()
-        columns = _columns(database)
+        pictures = _picture_columns(database)
+        columns = _columns(database, bool(pictures))
         with database.transaction():
-            for command in _removing(database) + _installing(database, [c for c in columns if not c.left_out]):
+            for command in _removing(database) + _installing(database, [c for c in columns if not c.left_out], pictures):
                 database.execute(command)
         return {c.name: c.left_out for c in columns if c.left_out}
     finally:
@@ -63,7 +59,7 @@ def _outbox(catalog_uri: str) -> Outbox:
     return Outbox.open(catalog_uri, existing=True)
 
 
-def _columns(database: object) -> list[DatabaseColumn]:
+def _columns(database: object, pictures: bool) -> list[DatabaseColumn]:
     """The columns of products with the expressions of a snapshot."""
     if isinstance(database, Sqlite):
         found = sqlite.table_columns(database.fetch("SELECT name, upper(type) FROM pragma_table_info('products')"), None)
@@ -71,113 +67,54 @@ def _columns(database: object) -> list[DatabaseColumn]:
         assert isinstance(database, Postgres)
         found = postgresql.table_columns(database.fetch(postgresql.COLUMNS))
     named = {ALIASES.get(c.name, c.name) for c in found if not c.left_out}
-    missing = [c for c in REQUIRED if c not in named]
+    listed = pictures or IMAGES in named
+    missing = [c for c in REQUIRED if c not in named and not (listed and c == "image_uri")]
     if missing:
         raise CatalogError(f"the table products has no column {missing[0]}; it has {', '.join(c.name for c in found)}")
     return found
 
 
+def _picture_columns(database: object) -> tuple[tuple[str, str], ...]:
+    """The columns of product_images (name, type); none where there is no such table, or it has no product or picture."""
+    if isinstance(database, Sqlite):
+        found = (
+            database.fetch(f"SELECT name, type FROM pragma_table_info('{PICTURE_ROWS}')") if database.exists(PICTURE_ROWS) else []
+        )
+    else:
+        assert isinstance(database, Postgres)
+        found = database.fetch(
+            "SELECT a.attname::text, t.typname::text FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_class c "
+            f"ON c.oid = a.attrelid AND c.relkind IN ('r', 'p') WHERE a.attrelid = to_regclass('{PICTURE_ROWS}') AND a.attnum > 0 "
+            "AND NOT a.attisdropped"
+        )
+    names = {name for name, _ in found}
+    return tuple((name, kind) for name, kind in found) if "product_id" in names and names & {"image", "image_uri"} else ()
+
+
 def _removing(database: object) -> list[str]:
     if isinstance(database, Sqlite):
-        return [f"DROP TRIGGER IF EXISTS {NAME}_{operation}" for operation in OPERATIONS]
-    return [
-        f"DROP TRIGGER IF EXISTS {NAME} ON products", f"DROP TRIGGER IF EXISTS {NAME}_truncate ON products",
-        f"DROP FUNCTION IF EXISTS {NAME}()",
-    ]  # fmt: skip
-
-
-def _installing(database: object, columns: Sequence[DatabaseColumn]) -> list[str]:
-    if isinstance(database, Sqlite):
-        return _sqlite(columns)
+        return capture_sqlite.removing()
     assert isinstance(database, Postgres)
-    schema = database.fetch("SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-                            "WHERE c.oid = to_regclass('products')")[0][0]  # fmt: skip
-    outbox = database.fetch("SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-                            "WHERE c.oid = to_regclass('outbox')")[0][0]  # fmt: skip
-    return _postgres(columns, f"{quoted(schema)}.products", f"{quoted(outbox)}.outbox")
+    return capture_postgresql.removing(database.exists(PICTURE_ROWS))
 
 
-SQLITE_NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+def _installing(database: object, columns: list[DatabaseColumn], pictures: tuple[tuple[str, str], ...]) -> list[str]:
+    if isinstance(database, Sqlite):
+        return capture_sqlite.installing(columns, [name for name, _ in pictures])
+    assert isinstance(database, Postgres)
 
+    def qualified(table: str) -> str:
+        rows = database.fetch(
+            f"SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass('{table}')"
+        )
+        return f"{quoted(rows[0][0])}.{table}"
 
-def _sqlite_json(value: str) -> str:
-    """A value that JSON can carry: json_object refuses blobs, and that would refuse the shop's own write."""
-    return f"CASE typeof({value}) WHEN 'blob' THEN CAST({value} AS TEXT) ELSE {value} END"
-
-
-def _sqlite(columns: Sequence[DatabaseColumn]) -> list[str]:
-    names = {c.name: c for c in columns}
-    told = [c for c in columns if c.name not in ("product_id", "updated_at")]
-    pieces = [
-        "json_object(" + ", ".join(f"{sql_literal(c.name)}, {_sqlite_json(c.of('NEW'))}" for c in told[n : n + AT_ONCE]) + ")"
-        for n in range(0, len(told), AT_ONCE)
-    ]
-    row = pieces[0]
-    for piece in pieces[1:]:
-        row = f"json_patch({row}, {piece})"  # which drops missing values, as an event may
-    new, old = (_sqlite_json(names["product_id"].of(which)) for which in ("NEW", "OLD"))
-    priority = "coalesce(NEW.priority, 0) <> 0" if "priority" in names else "0"
-    own = "replace(NEW.updated_at, ' ', 'T')"
-    dated = "updated_at" in names
-    insert = f"coalesce({own}, {SQLITE_NOW})" if dated else SQLITE_NOW
-    # A time that was not touched is the time of an earlier state.
-    update = f"CASE WHEN NEW.updated_at IS NOT OLD.updated_at THEN {insert} ELSE {SQLITE_NOW} END" if dated else SQLITE_NOW
-    gone = f"json_object('kind', 'delete', 'product_id', {old}, 'updated_at', {SQLITE_NOW})"
-    moved = f"INSERT INTO outbox (event, priority) SELECT {gone}, 1 WHERE OLD.product_id IS NOT NEW.product_id; "
-    return [
-        *(
-            f"CREATE TRIGGER {NAME}_{operation} AFTER {operation} ON products BEGIN {moved if operation == 'update' else ''}"
-            f"INSERT INTO outbox (event, priority) VALUES (json_object('kind', 'upsert', 'product_id', {new}, "
-            f"'updated_at', {at}, 'product', {row}), {priority}); END"
-            for operation, at in (("insert", insert), ("update", update))
-        ),
-        f"CREATE TRIGGER {NAME}_delete AFTER DELETE ON products BEGIN INSERT INTO outbox (event, priority) VALUES ({gone}, 1); END",
-    ]
-
-
-POSTGRES_NOW = """to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-
-
-def _postgres(columns: Sequence[DatabaseColumn], products: str, outbox: str) -> list[str]:
-    """One function for all triggers. It runs with the rights of who installed it, finds its tables whatever the session's search path
-    is, and turns every error into a warning."""
-    names = [c.name for c in columns]
-    fields = ", ".join(f"{c.of('NEW')} AS {quoted(c.name)}" for c in columns)
-    product_id = next(c for c in columns if c.name == "product_id")
-    touched = "NEW.updated_at IS NOT NULL AND (TG_OP = 'INSERT' OR NEW.updated_at IS DISTINCT FROM OLD.updated_at)"
-    at = f"CASE WHEN {touched} THEN new_row ->> 'updated_at' ELSE {POSTGRES_NOW} END" if "updated_at" in names else POSTGRES_NOW
-    priority = "coalesce(new_row ->> 'priority', 'false') IN ('true', 't', '1')"
-
-    def gone(value: str) -> str:
-        return f"jsonb_build_object('kind', 'delete', 'product_id', {value}, 'updated_at', {POSTGRES_NOW})::text, TRUE"
-
-    function = f"""
-CREATE FUNCTION {NAME}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $vitrine$
-DECLARE new_row jsonb;
-BEGIN
-  IF TG_OP = 'TRUNCATE' THEN
-    INSERT INTO {outbox} (event, priority) SELECT {gone(product_id.of())} FROM {products};
-    RETURN NULL;
-  END IF;
-  IF TG_OP = 'DELETE' THEN
-    INSERT INTO {outbox} (event, priority) VALUES ({gone(product_id.of("OLD"))});
-    RETURN NULL;
-  END IF;
-  IF TG_OP = 'UPDATE' THEN
-    IF OLD.product_id IS DISTINCT FROM NEW.product_id THEN
-      INSERT INTO {outbox} (event, priority) VALUES ({gone(product_id.of("OLD"))});
-    END IF;
-  END IF;
-  SELECT to_jsonb(r) INTO new_row FROM (SELECT {fields}) r;
-  INSERT INTO {outbox} (event, priority) VALUES (jsonb_build_object('kind', 'upsert', 'product_id', new_row -> 'product_id',
-    'updated_at', {at}, 'product', new_row - 'product_id' - 'updated_at')::text, {priority});
-  RETURN NULL;
-EXCEPTION WHEN OTHERS THEN
-  RAISE WARNING 'a change of products was not captured, the next rebuild will see it: %', SQLERRM;
-  RETURN NULL;
-END $vitrine$"""
-    return [
-        function,
-        f"CREATE TRIGGER {NAME} AFTER INSERT OR UPDATE OR DELETE ON products FOR EACH ROW EXECUTE FUNCTION {NAME}()",
-        f"CREATE TRIGGER {NAME}_truncate BEFORE TRUNCATE ON products FOR EACH STATEMENT EXECUTE FUNCTION {NAME}()",
-    ]
+    kind = "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = to_regclass('products') AND attname = 'product_id'"
+    tables = capture_postgresql.Tables(
+        qualified("products"),
+        qualified("outbox"),
+        qualified(PICTURE_ROWS) if pictures else "",
+        pictures,
+        database.fetch(kind)[0][0],
+    )
+    return capture_postgresql.installing(columns, tables)
