@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,10 @@ import pyarrow as pa
 from serving.contract.image_header import open_image
 from serving.contract.image_limits import DEFAULT_LIMITS, ImageRejected
 from tasks.catalog.check_columns import ColumnUse, column_uses
+from tasks.catalog.product_pictures import IMAGES, PICTURE_ROWS, picture_rows
 from tasks.catalog.schema import ProductRows, read_products, to_photos
 from tasks.catalog.sources import open_source
+from tasks.catalog.sources.pictures import attach_pictures
 from tasks.catalog.sources.settings import source_options
 from tasks.catalog.sources.source import RawSource
 from tasks.embed.images import fetcher, read_image
@@ -39,11 +41,18 @@ class Reason:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of the sample that were fetched: how many can be reached, and why the others cannot."""
+    """Pictures of the sample that were fetched: how many can be reached, and why the others cannot.
+
+    The usable products have `total` pictures, `least` to `most` each; `left_out` further ones are too many, or their address too long.
+    """
 
     tried: int
     reached: int
     reasons: list[Reason] = field(default_factory=list)
+    total: int = 0
+    least: int = 0
+    most: int = 0
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,21 +97,27 @@ def _check(source: RawSource, shown: str, settings: Settings, rows: int, picture
     left_out = dict(source.left_out)
     wrong: list[str] = []
     found: list[ProductRows] = []
+    pictured = False
     try:
-        for batch in sample:
-            found.append(read_products(mapping.apply(batch, source.name), source.name, source.options.limits))
+        mapped = [mapping.apply(batch, source.name) for batch in sample]
+        mapped = attach_pictures(mapped, source.picture_rows(), f"{source.name}, the table of pictures")
+        left_out |= source.left_out
+        pictured = PICTURE_ROWS in mapped[0].schema.names
+        for batch in mapped:
+            found.append(read_products(batch, source.name, source.options.limits))
     except CatalogError as error:
         wrong.append(str(error))
-    uses = column_uses(sample[0].schema, mapping, left_out, found)
+    uses = column_uses(sample[0].schema, mapping, left_out, found, pictured)
     if wrong:
         wrong += [HINT] if any(use.needed for use in uses) else []
         return CatalogCheck(shown, sum(b.num_rows for b in sample), whole, uses, wrong=wrong)
-    usable = pa.concat_tables([f.table.select(["product_id", "image_uri"]) for f in found])
+    usable = pa.concat_tables([_picture_columns(f.table) for f in found], promote_options="default")
     reasons = _reasons(found, source.rejected)
     looked = _pictures(usable, source.image_root, settings, pictures)
+    looked = replace(looked, left_out=sum(sum(f.pictures_left_out.to_pylist()) for f in found if f.pictures_left_out is not None))
     count = sum(b.num_rows for b in sample) + len(source.rejected)
     set_aside = count - len(usable)
-    wrong += _twice(usable) + _verdicts(set_aside, count, looked, whole and looked.tried == len(usable), settings)
+    wrong += _twice(usable) + _verdicts(set_aside, count, looked, whole and looked.tried == looked.total, settings)
     photos, problem = _photos(source)
     wrong += [problem] if problem else []
     return CatalogCheck(shown, count, whole, uses, set_aside, reasons, looked, photos, wrong)
@@ -165,8 +180,10 @@ def _verdicts(set_aside: int, count: int, pictures: Pictures, all_tried: bool, s
 
 def _pictures(usable: pa.Table, root: str, settings: Settings, most: int) -> Pictures:
     """Fetches pictures drawn evenly from the sample."""
-    chosen = np.random.default_rng(0).permutation(len(usable))[:most]
-    rows = usable.take(pa.array(np.sort(chosen))).to_pylist()
+    pictures = picture_rows(usable)
+    each = np.bincount(np.cumsum(pictures["position"].to_numpy() == 0)) if len(pictures) else np.zeros(1, int)
+    chosen = np.random.default_rng(0).permutation(len(pictures))[:most]
+    rows = pictures.take(pa.array(np.sort(chosen))).to_pylist()
     web = fetcher(settings.image_hosts, settings.image_hosts_private, settings.image_fetch_s)
 
     def problem(row: dict[str, str]) -> tuple[str, str, str, str] | None:
@@ -174,16 +191,23 @@ def _pictures(usable: pa.Table, root: str, settings: Settings, most: int) -> Pic
         try:
             data = read_image(uri, root, web)
         except ImageRejected as error:
-            return "image", error.reason, str(error), row["product_id"]
+            return "image", error.reason, str(error), row["key"]
         try:
             open_image(data, DEFAULT_LIMITS)
         except ImageRejected as error:
-            return "image", error.reason, f"{uri}: {error}", row["product_id"]
+            return "image", error.reason, f"{uri}: {error}", row["key"]
         return None
 
     with ThreadPoolExecutor(THREADS) as pool:
         problems = [found for found in pool.map(problem, rows) if found]
-    return Pictures(len(rows), len(rows) - len(problems), _grouped(problems))
+    least, greatest = (int(each[1:].min()), int(each[1:].max())) if len(pictures) else (0, 0)
+    return Pictures(len(rows), len(rows) - len(problems), _grouped(problems), len(pictures), least, greatest)
+
+
+def _picture_columns(rows: pa.Table) -> pa.Table:
+    """Usable products (product_id, image_uri and, where there are such lists, images), with the id as `key` too."""
+    names = [n for n in ("product_id", "image_uri", IMAGES) if n in rows.column_names]
+    return rows.select(names).append_column("key", rows["product_id"])
 
 
 def _photos(source: RawSource) -> tuple[int | None, str]:

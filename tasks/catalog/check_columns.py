@@ -7,11 +7,13 @@ import pyarrow as pa
 
 from tasks.catalog.column_mapping import LEFT_OUT, ColumnMapping
 from tasks.catalog.columns import kind_of
+from tasks.catalog.product_pictures import IMAGES, PICTURE_ROWS
 from tasks.catalog.schema import ALIASES, DEFAULTS, KINDS, PRODUCT_SCHEMA, ProductRows, readable
 from tasks.catalog.values import Kind
 
 WORDS: dict[Kind, str] = {
     "text": "text", "number": "number", "whole": "whole number", "flag": "true or false", "time": "time", "names": "list of names",
+    "uris": "list of pictures",
 }  # fmt: skip
 OWN = "the shop's own: filters, collapse"
 MISSING = "not in the catalogue"
@@ -39,14 +41,18 @@ class ColumnUse:
 
 
 def column_uses(
-    schema: pa.Schema, mapping: ColumnMapping, left_out: Mapping[str, str], found: Sequence[ProductRows]
+    schema: pa.Schema, mapping: ColumnMapping, left_out: Mapping[str, str], found: Sequence[ProductRows], pictured: bool = False
 ) -> list[ColumnUse]:
-    """One for each column of the source, then one for each of ours that is computed, and for those that are missing."""
+    """One for each column of the source, then one for each of ours that is computed, and for those that are missing.
+
+    `pictured` says whether the source has a table of pictures.
+    """
     renamed = mapping.names(schema.names)
     reasons = {n: why for rows in reversed(found) for n, why in rows.left_out.items()}
     uses = [_of_column(field, mapping, renamed, reasons) for field in schema]
     uses += [ColumnUse(name, "", "", why) for name, why in left_out.items()]
     computed = [name for name, _ in mapping.columns if name not in renamed.values()]
+    uses += [ColumnUse(PICTURE_ROWS, "table", IMAGES, WORDS["uris"])] if pictured else []
     texts = dict(mapping.texts)
     uses += [ColumnUse("", "", name, f"{_kind(name)}, computed: {texts[name]}") for name in computed]
     taken = {ALIASES.get(use.taken_as, use.taken_as) for use in uses}
@@ -83,6 +89,9 @@ def _missing(taken: Iterable[str], given: Sequence[str]) -> Iterable[ColumnUse]:
         if name == "key" or name in taken:
             continue
         short = readable(name)
+        if name == "image_uri" and IMAGES in taken:
+            yield ColumnUse("", "", short, f"{MISSING}; every product: the first of its {IMAGES}")
+            continue
         if name in DEFAULTS or name == "category":
             default = DEFAULTS.get(name)
             value = "none" if default in (None, "") else str(default).lower() if isinstance(default, bool) else str(default)

@@ -175,14 +175,19 @@ def _write_products(source: Source, writer: SnapshotWriter, limits: RowLimits) -
             held += len(found.table)
             while held >= PART_ROWS:
                 table = pa.concat_tables(waiting, promote_options="default")
-                writer.write_products(table.slice(0, PART_ROWS).combine_chunks())
-                rest = table.slice(PART_ROWS).combine_chunks()  # a copy: a slice would keep the whole part in memory
+                writer.write_products(_copied(table.slice(0, PART_ROWS)))
+                rest = _copied(table.slice(PART_ROWS))  # a slice would keep the whole part in memory
                 waiting, held = ([rest] if len(rest) else []), len(rest)
                 progress.set(writer.rows)
         if held:
             writer.write_products(pa.concat_tables(waiting, promote_options="default").combine_chunks())
         progress.total = writer.rows
         progress.set(writer.rows)
+
+
+def _copied(rows: pa.Table) -> pa.Table:
+    """The rows in chunks of their own. A slice of one chunk would stay one, and its bytes, which are hashed, would not be the same."""
+    return pa.concat_tables([rows.slice(0, 1), rows.slice(1)]).combine_chunks()
 
 
 def _write_unusable(source: Source, writer: SnapshotWriter) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ def sample(
     folder: Annotated[Path, typer.Argument(help="target folder")],
     products: Annotated[int, typer.Option(min=1, help="how many products")] = 2000,
     photos: Annotated[int, typer.Option(min=1, help="shopper photos of each")] = 3,
+    pictures: Annotated[int, typer.Option(min=1, help="most pictures of each; a product has 1 to so many")] = 1,
     seed: Annotated[int, typer.Option(help="equal seeds give equal catalogues")] = 7,
     as_json: AsJson = False,
 ) -> None:
@@ -24,13 +25,15 @@ def sample(
     from tasks.catalog.sample.catalog import SampleConfig, draw_sample
 
     with progress.status(f"generating {products} products"):
-        made = draw_sample(SampleConfig(products, photos, seed), folder)
+        made = draw_sample(SampleConfig(products, photos, seed, pictures), folder)
     print_answer(made, f"{made.products} products and {made.photos} photos, generated test data, in {made.folder}", as_json)
 
 
 @app.command("load")
 def load(
-    folder: Annotated[Path, typer.Argument(help="a folder with products.csv or .parquet, and optionally photos.csv")],
+    folder: Annotated[
+        Path, typer.Argument(help="a folder with products.csv or .parquet, and optionally images.csv and photos.csv")
+    ],
     database: Annotated[str, typer.Option(help="sqlite:///file or postgresql://…; default: the setting VITRINE_CATALOG")] = "",
     as_json: AsJson = False,
 ) -> None:

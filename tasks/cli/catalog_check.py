@@ -51,6 +51,10 @@ def _rows(found: CatalogCheck) -> None:
 def _pictures(found: CatalogCheck) -> None:
     looked = found.pictures
     assert looked is not None
+    if looked.most > 1:
+        say(f"pictures of a product: {looked.least} to {looked.most}, {looked.total} in all")
+    if looked.left_out:
+        say(f"pictures left out: {looked.left_out} (VITRINE_MAX_PICTURES, VITRINE_MAX_URI_LENGTH)")
     say(f"pictures: {looked.reached} of {looked.tried} that were tried can be reached")
     _reasons(looked.reasons)
     if found.labelled_photos is None:

@@ -48,6 +48,11 @@ class PictureCheck:
         error = 0.0 if self.whole else 3 * (found * (1 - found) / self.count) ** 0.5
         return found - error > share
 
+    def first(self, count: int) -> "PictureCheck":
+        """The check of the first `count` pictures alone."""
+        usable, bad = {row for row in self.usable if row < count}, {row: why for row, why in self.bad.items() if row < count}
+        return self if count == self.total else PictureCheck(count, usable, bad)
+
     def shares(self) -> str:
         """Bad of checked pictures, as text."""
         return f"{len(self.bad)} of {self.count}" + ("" if self.whole else f" (a sample of {self.total})")

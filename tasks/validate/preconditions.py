@@ -1,12 +1,15 @@
 """Fast checks of a catalogue before a pipeline starts; reports all problems at once."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from tasks.catalog.schema import REQUIRED
-from tasks.catalog.sources.settings import source_options
+from tasks.catalog.product_pictures import PICTURE_LISTS, choose_pictures
+from tasks.catalog.schema import REQUIRED, RowLimits
+from tasks.catalog.sources.settings import row_limits, source_options
+from tasks.catalog.values import ValueProblem, read
 from tasks.errors import CatalogError, CatalogMissing, SettingsError, TrainingError
 from tasks.masking import mask
 from tasks.settings import Settings
@@ -32,9 +35,9 @@ def check_preconditions(
         training = _trains(settings, found)
     try:
         with open_tables(settings.catalog_uri, source_options(settings)) as tables:
-            products = _products(tables.products, settings, found)
+            products, further = _products(tables.products, settings, found)
             labels = read_labels(tables.photos, set(products) if products and tables.products.whole else None, found)
-            shown = _product_pictures(tables.products, products, tables.image_root, settings, found, progress)
+            shown = _product_pictures(tables.products, products, further, tables.image_root, settings, found, progress)
             if tables.photos is None or labels is not None:
                 check_photos(labels or Labels(), shown, products, tables.image_root, settings, found, progress, training)
     except CatalogMissing:  # nothing to look at yet: scheduled runs wait for it
@@ -59,15 +62,21 @@ def _trains(settings: Settings, findings: Findings) -> bool:
         return True
 
 
-def _products(table: Table, settings: Settings, findings: Findings) -> dict[str, tuple[str, str]]:
-    """Place and picture of each product by id."""
+def _products(table: Table, settings: Settings, findings: Findings) -> tuple[dict[str, tuple[str, str]], list[tuple[str, str]]]:
+    """Place and main picture of each product by id; and the further pictures, each with its product's place."""
     limits, places = SnapshotLimits.from_settings(settings), dict[str, str]()
+    bounds = row_limits(settings)
+    listed = [name for name in PICTURE_LISTS if name in table.columns]
+    required = tuple(n for n in REQUIRED if not (listed and n == "image_uri"))
+    further: list[tuple[str, str]] = []
 
     def problems(row: Row) -> Iterator[str]:
+        if listed:
+            row["image_uri"], row["further"] = _pictures(row, listed, bounds)
         yield from (f"no {table.as_written(name)}" for name in REQUIRED if row[name] is None or row[name] == "")
         yield from out_of_bounds(row, limits, table.as_written("image_uri"))
 
-    rows = checked_rows(table, REQUIRED, problems, findings, settings.most_quarantined)
+    rows = checked_rows(table, required, problems, findings, settings.most_quarantined)
     twice = []
     for place, row in rows:
         first = places.setdefault(str(row["product_id"]), place)
@@ -81,18 +90,32 @@ def _products(table: Table, settings: Settings, findings: Findings) -> dict[str,
         )
     if table.columns and not rows and not findings.wrong:
         findings.wrong.append(f"{table.name}: the catalogue has no products")
-    return {str(row["product_id"]): (place, str(row["image_uri"] or "")) for place, row in rows}
+    further = [(place, uri) for place, row in rows for uri in row.get("further") or ()]
+    return {str(row["product_id"]): (place, str(row["image_uri"] or "")) for place, row in rows}, further
+
+
+def _pictures(row: Row, listed: list[str], limits: RowLimits) -> tuple[str, list[str]]:
+    """Main and further pictures of a row as a snapshot has them; a list that cannot be read is told of elsewhere."""
+    uris: list[str] = []
+    for name in listed:
+        with suppress(ValueProblem):
+            uris += read(row.get(name), "uris")
+    main, further, _ = choose_pictures(str(row.get("image_uri") or ""), uris, limits.longest_uri, limits.most_pictures)
+    return main, further
 
 
 def _product_pictures(
     table: Table,
     products: dict[str, tuple[str, str]],
+    further: list[tuple[str, str]],
     root: str,
     settings: Settings,
     findings: Findings,
     progress: Callable[[int, int], None],
 ) -> PictureCheck:
-    places, uris = [p for p, _ in products.values()], [u for _, u in products.values()]
+    """Checks all pictures; the result is that of the main ones, a row each product."""
+    every = [*products.values(), *further]
+    places, uris = [p for p, _ in every], [u for _, u in every]
     looked = check_pictures(uris, root, settings.image_hosts, progress)
     lines = [f"{places[row]}: {looked.bad[row]}" for row in sorted(looked.bad)]
     if looked.exceeds(settings.most_quarantined):
@@ -100,5 +123,6 @@ def _product_pictures(
         findings.add(f"{table.name}: {looked.shares()} pictures unusable, {allowed}", lines)
     elif lines:
         told = "; ".join(shorten(lines)[:5])
-        findings.notes.append(f"{looked.shares()} pictures unusable, their products are left out: {table.name} {told}")
-    return looked
+        lost = "a product that has no other is left out" if further else "their products are left out"
+        findings.notes.append(f"{looked.shares()} pictures unusable, {lost}: {table.name} {told}")
+    return looked.first(len(products))

@@ -14,6 +14,7 @@ from tasks.catalog.schema import ALIASES, MAPPING_PROBLEM, column_as_written, re
 from tasks.catalog.sources import open_source
 from tasks.catalog.sources.csv_format import CsvFormat
 from tasks.catalog.sources.folder import NUMERIC, FolderSource
+from tasks.catalog.sources.pictures import attach_pictures
 from tasks.catalog.sources.source import SourceOptions
 from tasks.catalog.sources.tables import TableSource
 from tasks.errors import CatalogError
@@ -46,7 +47,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a catalogue; `photos` is None when there is no such table."""
+    """The tables of a catalogue; `photos` is None when there is no such table. Rows of products have their further pictures as `images`
+    where the catalogue has such lists."""
 
     products: Table
     photos: Table | None
@@ -61,7 +63,8 @@ def open_tables(uri: str, options: SourceOptions | None = None) -> Iterator[Tabl
             products, photos = _file(source, "products"), _file(source, "photos")
         else:
             batches = source.unsorted if isinstance(source, TableSource) else source.products
-            products = _arrow("products", "product_id", batches, read_products, DATABASE_ROWS)
+            rows = source.picture_rows() if isinstance(source, TableSource) else None  # a database's products have theirs already
+            products = _arrow("products", "product_id", lambda: _pictured(batches(), rows), read_products, DATABASE_ROWS)
             photos = _arrow("photos", "photo_uri", source.photos, to_photos, DATABASE_ROWS)
         if products is None:
             raise CatalogError(f"{source.name}: neither products.csv nor products.parquet is in the folder")
@@ -74,7 +77,8 @@ def _file(source: FolderSource, kind: str) -> Table | None:
     batches = products if kind == "products" else source.photos
     path = source.folder / f"{kind}.csv"
     parquet = (source.folder / f"{kind}.parquet").is_file()
-    if parquet or (kind == "products" and source.options.columns and path.is_file()):  # mapped rows have no line of their own
+    shaped = kind == "products" and (bool(source.options.columns) or source.picture_rows() is not None)
+    if parquet or (shaped and path.is_file()):  # what is mapped or joined has no line of its own
         return _arrow(f"{kind}.{'parquet' if parquet else 'csv'}", "", batches, convert, FILE_ROWS)
     return _csv(path, batches, convert, source.options.csv) if path.is_file() else None
 
@@ -155,6 +159,13 @@ def _arrow(
             convert(batch, name)
 
     return Table(name, columns, rows, read, count <= most, written)
+
+
+def _pictured(batches: Iterator[pa.RecordBatch], rows: Iterator[pa.RecordBatch] | None) -> Iterator[pa.RecordBatch]:
+    """The first DATABASE_ROWS products and one, with the pictures of a table of pictures."""
+    yield from (
+        batches if rows is None else attach_pictures(list(_first(batches, DATABASE_ROWS + 1)), rows, "the table of pictures")
+    )
 
 
 def _first(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:

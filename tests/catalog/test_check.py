@@ -137,3 +137,25 @@ def test_every_source_can_be_looked_at(tmp_path: Path) -> None:
         assert {k: taken(found)[k] for k in ("blob", "n", "image")} == {"blob": "", "n": "n", "image": "image"}
         assert found.pictures is not None
         assert found.pictures.reasons[0].count == 2
+
+
+def test_several_pictures_of_a_product_are_counted_and_tried(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    rows = [{"product_id": f"p{n:03d}", "image": f"images/{(n + 1) % 12}.jpg", "position": 1} for n in range(0, 12, 2)]
+    rows += [{"product_id": "p000", "image": f"images/lost-{n}.jpg", "position": 5 + n} for n in range(20)]
+    write_table(shop / "images.csv", rows)
+    found = check(shop, max_pictures=4, most_quarantined=0.5)
+    assert found.ok
+    looked = found.pictures
+    assert looked is not None
+    assert (looked.total, looked.least, looked.most, looked.left_out) == (12 + 6 + 2, 1, 4, 18)
+    assert (looked.tried, looked.reached) == (20, 18)
+    assert looked.reasons[0].products == ["p000", "p000"]
+    assert taken(found)["product_images"] == "images"
+    rewritten(shop, lambda _, row: {k: v for k, v in row.items() if k != "image"})
+    found = check(shop, most_quarantined=0.99)
+    assert not [use for use in found.columns if use.needed]
+    assert found.set_aside == 6, "those without a row of their own have no picture"
+    _, output = run("catalog", "check", str(shop))
+    assert "pictures of a product: 1 to 16, 21 in all" in output
+    assert "pictures left out: 5" in output

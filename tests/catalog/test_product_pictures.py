@@ -15,13 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.catalog import snapshot as snapshots
+from tasks.catalog.column_mapping import ColumnMapping
 from tasks.catalog.load import load_folder
 from tasks.catalog.product_pictures import IMAGES, choose_pictures, picture_rows
 from tasks.catalog.schema import RowLimits
 from tasks.catalog.snapshot import product_batches, product_table, take_snapshot
-from tasks.catalog.sources import SourceOptions, pictures, sorting
+from tasks.catalog.sources import SourceOptions, open_source, pictures, sorting
 from tasks.errors import CatalogError
+from tests.catalog.sources.test_tables import iceberg_catalog, make_iceberg
 from tests.catalogs import write_table
+from tests.servers import postgres_server
 
 ADDRESSES = st.lists(st.sampled_from(["a", "b", "c", "d", "a-long-address", ""]), max_size=6)
 
@@ -223,3 +226,63 @@ def test_a_shops_own_table_of_that_name_is_named_and_a_file_refused(tmp_path: Pa
     write(tmp_path / "images.csv", [{"product_id": "p", "url": "b.jpg"}])
     with pytest.raises(CatalogError, match="images: the column image is missing; found product_id, url"):
         take_snapshot(str(tmp_path), str(tmp_path / "s"), "folder")
+
+
+def test_lakes_and_postgresql_give_the_same_pictures(tmp_path: Path, small: None) -> None:
+    from adbc_driver_postgresql import dbapi
+    from deltalake import write_deltalake
+
+    rows, shown, expected = drawn(4)
+    folder = Path(parquet_folder(tmp_path / "parquet", rows, shown))
+    products, images = (pq.read_table(folder / f"{name}.parquet") for name in ("products", "images"))
+    write_deltalake(str(tmp_path / "delta"), products)
+    write_deltalake(str(tmp_path / "pictures"), images)
+    catalog = iceberg_catalog(tmp_path)
+    make_iceberg(catalog, products)
+    catalog.create_table("ns.images", schema=images.schema).append(images)
+    with postgres_server() as server:
+        with dbapi.connect(server) as connection, connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE products (product_id text, title text, image text, images jsonb)")
+            texts = products.set_column(3, "images", pa.array([json.dumps(r) for r in products["images"].to_pylist()]))
+            cursor.adbc_ingest("staged", texts)
+            cursor.execute("INSERT INTO products SELECT product_id, title, image, images::jsonb FROM staged")
+            cursor.adbc_ingest("product_images", images)
+            connection.commit()
+        addresses = {
+            "folder": str(folder), "delta": f"delta:{tmp_path}/delta?images={tmp_path}/pictures",
+            "mixed": f"delta:{tmp_path}/delta?images=parquet:{folder}/images.parquet",
+            "iceberg": f"iceberg:{tmp_path}/wh/ns/products?images={tmp_path}/wh/ns/images", "postgresql": server,
+        }  # fmt: skip
+        taken = {name: take_snapshot(address, str(tmp_path / "s"), name, OPTIONS) for name, address in addresses.items()}
+        with open_source(addresses["delta"]) as source:
+            moment = source.moment
+        write_deltalake(str(tmp_path / "pictures"), images.slice(1), mode="overwrite")
+        with open_source(addresses["delta"]) as source:
+            assert source.moment != moment, "another picture is another moment"
+    catalog.close()
+    assert len({one.content_sha256 for one in taken.values()}) == 1
+    assert taken["postgresql"].pictures == sum(map(len, expected.values()))
+
+
+def test_a_role_without_rights_to_the_pictures_reads_the_products(tmp_path: Path) -> None:
+    from adbc_driver_postgresql import dbapi
+
+    with postgres_server() as server:
+        with dbapi.connect(server) as connection, connection.cursor() as cursor:
+            for command in (
+                "CREATE TABLE products (product_id text, title text, image text)", "INSERT INTO products VALUES ('p', 'T', 'a.jpg')",
+                "CREATE TABLE product_images (product_id text, image text)", "INSERT INTO product_images VALUES ('p', 'b.jpg')",
+                "CREATE ROLE reader LOGIN", "GRANT SELECT ON products TO reader",
+            ):  # fmt: skip
+                cursor.execute(command)
+            connection.commit()
+        assert take_snapshot(server, str(tmp_path), "owner").further_pictures == 1
+        assert take_snapshot(server.replace("//postgres", "//reader", 1), str(tmp_path), "reader").further_pictures == 0
+
+
+def test_pictures_are_computed_from_columns(tmp_path: Path) -> None:
+    rows = [{"product_id": "p", "title": "T", "image": "a.jpg", "second": "b.jpg", "third": ""}]
+    write_table(tmp_path / "products.csv", rows)
+    mapping = ColumnMapping.parse('{images = ["second", "third", "https://cdn.example/{product_id}_4.jpg"]}')
+    taken = take_snapshot(str(tmp_path), str(tmp_path / "s"), "one", SourceOptions(columns=mapping))
+    assert product_table(taken.uri)[IMAGES].to_pylist() == [["b.jpg", "https://cdn.example/p_4.jpg"]]

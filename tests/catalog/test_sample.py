@@ -23,6 +23,20 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:
     assert all(product_table(snapshot.uri)["title"].to_pylist())
 
 
+def test_products_have_as_many_pictures_as_were_asked_for(tmp_path: Path) -> None:
+    config = SampleConfig(products=12, photos_per_product=1, most_pictures=4)
+    draw_sample(config, tmp_path / "a")
+    taken = take_snapshot(str(tmp_path / "a"), str(tmp_path / "snapshots"), "one")
+    lists = product_table(taken.uri)["images"].to_pylist()
+    assert {len(images) for images in lists} == {0, 1, 2, 3}
+    files = [(tmp_path / "a" / uri).read_bytes() for images in lists for uri in images]
+    assert len(set(files)) == len(files) == taken.further_pictures
+    draw_sample(SampleConfig(products=12, photos_per_product=1), tmp_path / "b")
+    assert not (tmp_path / "b" / "images.csv").exists()
+    for name in ("products.csv", "photos.csv", "images/p00003.jpg", "photos/p00003-0.jpg"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), "all else stays as it was"
+
+
 def test_a_killed_drawing_is_done_again_and_a_whole_one_kept(tmp_path: Path) -> None:
     config = SampleConfig(products=2, photos_per_product=1)
     draw_sample(config, tmp_path)

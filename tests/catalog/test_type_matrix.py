@@ -13,7 +13,7 @@ import pytest
 
 from tasks.catalog.changes.capture import install_triggers
 from tasks.catalog.changes.drain import UpsertSource
-from tasks.catalog.changes.event import Event, read_event
+from tasks.catalog.changes.event import Event, read_event, upsert
 from tasks.catalog.changes.ledger import entries
 from tasks.catalog.changes.outbox import Outbox
 from tasks.catalog.changes.sending import events_of_catalogue, events_of_file
@@ -290,3 +290,23 @@ def run_sqlite(path: Path, *commands: str) -> None:
     with closing(sqlite3.connect(path)) as connection, connection:
         for command in commands:
             connection.execute(command)
+
+
+@pytest.mark.parametrize(
+    ("said", "pictures"),
+    [
+        ({"image": "a.jpg", "images": ["b.jpg", "a.jpg", "b.jpg", ""]}, ["a.jpg", "b.jpg"]),
+        ({"images": '["a.jpg", "b.jpg"]', "product_images": ["c.jpg"]}, ["a.jpg", "b.jpg", "c.jpg"]),
+        ({"image": "a.jpg", "images": 7}, ["a.jpg"]),
+        ({"image": "a.jpg", "images": None}, ["a.jpg"]),
+    ],
+)
+def test_the_pictures_of_a_sent_change_are_those_of_a_snapshot(said: dict[str, Any], pictures: list[str], tmp_path: Path) -> None:
+    event = upsert("p", NOON, {"title": "T"} | said)
+    row = through_event(event, pa.schema([("size", pa.int64()), ("images", pa.list_(pa.string()))]))
+    assert [row["image_uri"], *row["images"]] == pictures
+    pq.write_table(pa.Table.from_pylist([{"product_id": "p", "title": "T"} | said]), tmp_path / "products.parquet")
+    table = product_table(take_snapshot(str(tmp_path), str(tmp_path / "s"), "one").uri)
+    (there,) = table.to_pylist()
+    assert [there["image_uri"], *there.get("images", [])] == pictures
+    assert ("images" in event.product) == (len(pictures) > 1)

@@ -261,3 +261,22 @@ def test_an_encoder_as_it_is_needs_no_photos_to_train_on(shop: Path, tmp_path: P
     assert any("none is in the split train" in note for note in check_preconditions(chosen(shop, encoder_preset="demo")))
     (tmp_path / "mine.toml").write_text('base = "demo"\n[teacher_recipe]\nsteps = "few"\n')
     assert "VITRINE_ENCODER_PRESET: " in refusal(shop, encoder_preset=str(tmp_path / "mine.toml"))
+
+
+def test_further_pictures_are_looked_at_and_a_product_may_have_no_other_place_for_its_main_one(shop: Path) -> None:
+    def several(rows: list[dict]) -> None:
+        for number, row in enumerate(rows):
+            row["images"] = f'["images/{(number + 1) % PRODUCTS}.jpg"]' if number % 2 else ""
+        rows[3] |= {"image": "", "images": '["images/3.jpg", "images/lost.jpg"]'}
+
+    edit(shop, "products.csv", several)
+    notes = check_preconditions(chosen(shop, most_quarantined=0.02))
+    assert "1 of 90 pictures unusable, a product that has no other is left out" in "\n".join(notes)
+    rows = [{"product_id": f"p{n:03d}", "image": "images/none.jpg", "position": n} for n in range(5)]
+    write_table(shop / "images.csv", rows)
+    with pytest.raises(CatalogError, match="6 of 95 pictures unusable, allowed 2 %"):
+        check_preconditions(chosen(shop, most_quarantined=0.02))
+    rows = [{"product_id": row["product_id"], "image": row["image"]} for row in read_table(shop / "products.csv")]
+    write_table(shop / "images.csv", rows)
+    edit(shop, "products.csv", lambda rows: [row.pop("image") for row in rows] and None)
+    assert "1 of 90 pictures" in "\n".join(check_preconditions(chosen(shop, most_quarantined=0.02)))

@@ -136,10 +136,10 @@ def _product(row: Mapping[str, Any], limits: RowLimits) -> dict[str, Any]:
     product = {}
     for given, value in row.items():
         name = ALIASES[given] if given in ALIASES and ALIASES[given] not in row else given
+        if name in PICTURE_LISTS and not isinstance(value, str | list):
+            continue  # a snapshot leaves such a column out
         if name not in ("product_id", "key", "updated_at"):  # the event itself says these
             product[name] = _column(name, value) if name in KINDS else value
-            if name in PICTURE_LISTS and not isinstance(value, str | list | None):
-                del product[name]  # a snapshot leaves such a column out
     _take_pictures(product, limits)
     for name in ("title", "image_uri"):
         if not product.get(name):

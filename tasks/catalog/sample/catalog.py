@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.contract.files import atomic_write
-from tasks.catalog.sample.drawing import COLOURS, MARKS, PATTERNS, Look, paint_product, shopper_photo, studio
+from tasks.catalog.sample.drawing import CANVAS, COLOURS, MARKS, PATTERNS, Look, paint_product, shopper_photo, studio, turned
 from tasks.catalog.sample.shapes import KINDS
 from tasks.progress import Progress
 
@@ -22,16 +22,27 @@ BRANDS = (
     "Norda", "Kestrel", "Maremma", "Tidewater", "Alba", "Fjell", "Quill", "Ostara", "Linden", "Brava", "Sorrel", "Juniper",
 )  # fmt: skip
 NOTICE = "sample data: products and photos drawn by code"
+VIEWS = 10_000
+"""Draws of a product's further pictures begin with this number, those of its photos with their own."""
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How much to generate. A product's last photo is held out: `val` for every third product, `test` for every ninth."""
+    """How much to generate. A product's last photo is held out: `val` for every third product, `test` for every ninth.
+
+    A product has 1 to `most_pictures` pictures, evenly drawn: the studio's, then others from the side or in use, in images.csv.
+    """
 
     products: int = 2000
     photos_per_product: int = 3
     seed: int = 7
+    most_pictures: int = 1
+
+    @property
+    def record(self) -> dict[str, int]:
+        """What a complete sample says of itself, as it did before there were several pictures."""
+        return {name: value for name, value in asdict(self).items() if name != "most_pictures" or value > 1}
 
 
 @dataclass(frozen=True)
@@ -44,11 +55,12 @@ class SampleRef:
 
 
 def draw_sample(config: SampleConfig, folder: Path) -> SampleRef:
-    """Generates the catalogue into `folder` (products.csv, photos.csv, images/, photos/); a complete one is kept."""
+    """Generates the catalogue into `folder` (products.csv, photos.csv, images/, photos/, and images.csv where products have several
+    pictures); a complete one is kept."""
     done = folder / "sample.json"
     if done.is_file():
         record = json.loads(done.read_text())
-        if record["config"] == asdict(config):
+        if record["config"] == config.record:
             return SampleRef(str(folder), record["products"], record["photos"])
         done.unlink()
     for name in ("images", "photos"):
@@ -64,7 +76,7 @@ def draw_sample(config: SampleConfig, folder: Path) -> SampleRef:
             progress.add()
     photos = _write_tables(config, folder, looks)
     with atomic_write(done) as path:
-        path.write_text(json.dumps({"config": asdict(config), "products": config.products, "photos": photos, "notice": NOTICE}))
+        path.write_text(json.dumps({"config": config.record, "products": config.products, "photos": photos, "notice": NOTICE}))
     return SampleRef(str(folder), config.products, photos)
 
 
@@ -98,10 +110,21 @@ def _draw(number: int, look: Look, config: SampleConfig, folder: Path) -> None:
     for n in range(config.photos_per_product):
         rng = np.random.default_rng([config.seed, number, n])
         (folder / _photo(number, n)).write_bytes(shopper_photo(product, rng))
+    for n in range(1, pictures_of(number, config)):
+        rng = np.random.default_rng([config.seed, number, VIEWS, n])
+        if n % 3 == 0:
+            (folder / _image(number, n)).write_bytes(shopper_photo(product, rng))
+        else:
+            studio(turned(product, CANVAS, rng)).save(folder / _image(number, n), quality=90)
 
 
-def _image(number: int) -> str:
-    return f"images/p{number:05d}.jpg"
+def pictures_of(number: int, config: SampleConfig) -> int:
+    """How many pictures a product has."""
+    return int(np.random.default_rng([config.seed, number, VIEWS]).integers(1, config.most_pictures + 1))
+
+
+def _image(number: int, view: int = 0) -> str:
+    return f"images/p{number:05d}{f'-{view}' if view else ''}.jpg"
 
 
 def _photo(number: int, n: int) -> str:
@@ -132,6 +155,12 @@ def _write_tables(config: SampleConfig, folder: Path, looks: list[Look]) -> int:
                 "updated_at": (FIRST_DAY + timedelta(minutes=int(rng.integers(400_000)))).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "colour": look.colour, "pattern": look.pattern,
             })  # fmt: skip
+    if config.most_pictures > 1:
+        with atomic_write(folder / "images.csv") as path, path.open("w", newline="") as stream:
+            views = csv.writer(stream)
+            views.writerow(["product_id", "image", "position"])
+            for number in range(config.products):
+                views.writerows((f"p{number:05d}", _image(number, n), n) for n in range(1, pictures_of(number, config)))
     count = 0
     with atomic_write(folder / "photos.csv") as path, path.open("w", newline="") as stream:
         rows = csv.writer(stream)

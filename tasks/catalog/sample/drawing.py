@@ -77,14 +77,14 @@ def shopper_photo(product: Image.Image, rng: np.random.Generator) -> bytes:
     """A JPEG as a shopper would take it: other place, angle, distance, light, focus and quality."""
     ground = _place(rng)
     size = int(SIDE * rng.uniform(0.66, 1.05))
-    turned = _turned(product, size, rng)
+    seen = turned(product, size, rng)
     slack = (SIDE - size) // 2
     reach = max(int(SIDE * 0.10), 1)
     place = (slack + int(rng.integers(-reach, reach + 1)), slack + int(rng.integers(-reach, reach + 1)))
-    faint = turned.getchannel("A").resize((size // 4, size // 4)).filter(ImageFilter.GaussianBlur(1.3))
+    faint = seen.getchannel("A").resize((size // 4, size // 4)).filter(ImageFilter.GaussianBlur(1.3))
     shadow = faint.resize((size, size)).point([int(v * 0.4) for v in range(256)])
     ground.paste((20, 18, 16), (place[0] + 5, place[1] + 7), shadow)
-    ground.paste(turned, place, turned)
+    ground.paste(seen, place, seen)
     pixels = np.asarray(ground, np.float32)
     pixels = _light(pixels, rng)
     photo = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -195,7 +195,7 @@ def _place(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _turned(product: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+def turned(product: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
     """The product seen at an angle: rotated and in perspective, size x size RGBA."""
     corners = np.array([(0, 0), (size, 0), (size, size), (0, size)], np.float64)
     angle = math.radians(rng.uniform(-22, 22))

@@ -64,6 +64,7 @@ class DatabaseSource(ABC):
             return None
         if not image or "product_id" not in names:
             self.unused_table = {PICTURE_ROWS: f"the table has no column {'product_id' if image else 'image'}"}
+            self.left_out |= self.unused_table
             return None
         wanted = {"product_id": "product_id", "image": image} | {n: n for n in ("position", "kind") if n in names}
         return self._read(self.picture_select(wanted, where), PICTURE_ROWS)

@@ -358,3 +358,42 @@ def test_rows_of_postgresql_by_their_time(tmp_path: Path, postgres: str, kind: s
     run(f"CREATE TABLE products (product_id text, title text, image text, updated_at {kind})")
     write("old", OLD)
     check_watermark(tmp_path, postgres, write, kind)
+
+
+def test_a_picture_added_reordered_or_removed_is_a_change_of_its_product(shop: Shop) -> None:
+    assert shop.receive() == []
+    csv = shop.folder / "images.csv"
+    for images, further in (
+        (["x.jpg", "y.jpg"], ["x.jpg", "y.jpg"]), (["y.jpg", "x.jpg"], ["y.jpg", "x.jpg"]), (["y.jpg"], ["y.jpg"]), ([], None),
+    ):  # fmt: skip
+        lines = [f"p1,{image},{position}" for position, image in enumerate(images)]
+        csv.write_text("\n".join(["product_id,image,position", "p2,2.jpg,1", *lines]) + "\n")
+        (event,) = shop.receive()
+        assert (event.product_id, event.product["image_uri"], event.product.get("images")) == ("p1", "1.jpg", further)
+        assert shop.receive() == []
+
+
+def test_rows_by_updated_at_carry_their_pictures(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database, database:
+        database.execute("CREATE TABLE products (product_id TEXT, title TEXT, image TEXT, updated_at TEXT)")
+        database.execute("CREATE TABLE product_images (product_id TEXT, image TEXT)")
+        database.executemany("INSERT INTO products VALUES (?, 'T', 'a.jpg', '2026-11-01')", [("p1",), ("p2",)])
+    uri = f"sqlite:///{tmp_path}/shop.db"
+    baseline = take_snapshot(uri, str(tmp_path / "snapshots"), "first").uri
+    now = datetime.now(UTC) + timedelta(hours=1)
+
+    def receive() -> list[Event]:
+        catalogue = ComparedCatalogue(uri, baseline=baseline)
+        source = Watermark(*open_database(f"sqlite:///{tmp_path}/changes.db"), catalogue, lambda: now)
+        messages = source.receive(100, 0)
+        source.acknowledge([m.handle for m in messages])
+        source.close()
+        return [read_event(m.text, now) for m in messages]
+
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database, database:
+        database.executemany("INSERT INTO product_images VALUES (?, 'b.jpg')", [("p1",), ("p2",)])
+    assert receive() == [], "its product's updated_at was not touched"
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database, database:
+        database.execute("UPDATE products SET updated_at = ? WHERE product_id = 'p2'", [f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"])
+    (event,) = receive()
+    assert (event.product_id, event.product["images"]) == ("p2", ["b.jpg"])
