@@ -142,6 +142,12 @@ class ServingSettings:
         "", "OTLP/HTTP endpoint of traces (extra `otel`); empty: no tracing", "http://127.0.0.1:4318/v1/traces", area="Telemetry"
     )
     log: str = setting("json", "log format: json (an object a line) or text", "text")
+    engine_address: str = setting(
+        "", "address of the engine that a version's manifest names, where its base vectors are no FAISS files (docs/operate/engines.md)",
+        "postgresql://vitrine@db/vectors", area="Other engines",
+    )  # fmt: skip
+    engine_token: str = setting("", "token that this engine asks for, as user:password or an API key", "root:secret", secret=True)
+    engine_timeout_s: float = setting(2.0, "seconds for one call of it, of at most three", 0.5, least=0.01, most=DAY_S)
     notice: str = setting("", "a line on the search page", "Generated test data")
     role: str = setting(
         "all", "all: holds whole versions; shard: holds some shards for gateways; gateway: asks shard processes", "gateway",

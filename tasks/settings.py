@@ -2,15 +2,16 @@
 default that works on one laptop."""
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from serving.index.collection import Endpoint
 from serving.settings import setting
 from tasks.dotenv import read_dotenv
 from tasks.errors import SettingsError
+from tasks.private_file import write_private
 
 PREFIX = "VITRINE_"
 PROJECT = Path(__file__).resolve().parent.parent
@@ -126,6 +127,11 @@ class Settings:
     index_p99_ms: float = setting(0.0, "most milliseconds for the first phase, 99 of 100 queries; 0: any", 10)
     index_clients: int = setting(1, "concurrent queries that the index is chosen and tuned for", 8)
     index_build_s: float = setting(0.0, "most seconds to build one shard; 0: any", 3600)
+    engine: str = setting(
+        "faiss", "what holds the base vectors of a new index: faiss, or another engine (docs/operate/engines.md)", "pgvector"
+    )
+    engine_address: str = setting("", "address of that engine, for pipeline and replicas", "postgresql://vitrine@db/vectors")
+    engine_token: str = setting("", "token that it asks for: user:password, or an API key", "root:secret", secret=True)
     ranker: str = setting(
         "", "JSON file, local or s3://, of the ranker's weights and business rules; empty: the defaults", "s3://shop/ranker.json"
     )
@@ -203,6 +209,11 @@ class Settings:
         return self.store.rstrip("/") or str(self.home / "data")
 
     @property
+    def endpoint(self) -> Endpoint:
+        """Where the engine is; a call may take ten seconds, as no shopper waits for it."""
+        return Endpoint(self.engine_address, self.engine_token, 10.0)
+
+    @property
     def catalog_uri(self) -> str:
         return self.catalog or f"sqlite:///{self.home / 'catalog' / 'catalog.db'}"
 
@@ -263,21 +274,6 @@ def write_home_file(settings: Settings, always: tuple[str, ...]) -> Path:
         if spec.name != "home":
             lines.append(f"{variable(spec.name)}='{text}'")
     return write_private(settings.home / HOME_FILE, "\n".join(lines) + "\n")
-
-
-def write_private(path: Path, text: str) -> Path:
-    """Writes a file with mode 0600 atomically (mkstemp and rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    return path
 
 
 def _parse(key: str, text: str, default: Any) -> Any:

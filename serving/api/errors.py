@@ -12,6 +12,7 @@ from starlette.routing import Match, Route
 
 from serving.api.metrics import RequestMetrics
 from serving.contract.preprocess import ImageRejected
+from serving.index.engine import EngineUnavailable
 from serving.ranking.filters import FilterError
 from serving.search.query import QueryError
 from serving.search.schemas import Problem
@@ -34,8 +35,8 @@ class ApiError(Exception):
         self.status, self.reason, self.headers = status, reason, headers or {}
 
 
-CLIENT_ERRORS = (ApiError, QueryError, DeadlinePassed, ImageRejected, RequestValidationError, ValueError)
-"""Errors of the client, answered with a problem. Anything else is a bug and becomes a 500."""
+CLIENT_ERRORS = (ApiError, QueryError, DeadlinePassed, ImageRejected, RequestValidationError, EngineUnavailable, ValueError)
+"""Errors of the client, and an engine that is away, answered with a problem. Anything else is a bug and becomes a 500."""
 
 
 def problem_of(error: Exception, request_id: str, metrics: RequestMetrics) -> Problem:
@@ -49,7 +50,7 @@ def problem_of(error: Exception, request_id: str, metrics: RequestMetrics) -> Pr
 def _status_detail_reason(error: Exception) -> tuple[int, str, str]:
     """HTTP status, detail and reason code of a client error."""
     match error:
-        case ApiError() | QueryError() | FilterError():
+        case ApiError() | QueryError() | FilterError() | EngineUnavailable():
             return error.status, str(error), error.reason
         case DeadlinePassed():
             return 504, str(error), "deadline"

@@ -24,6 +24,7 @@ from serving.cluster.gateway import GatewayOpener
 from serving.cluster.metrics import GatewayMetrics
 from serving.contract.image_limits import CostlyImage, ImageLimits
 from serving.contract.runtimes import runtime
+from serving.index.collection import Endpoint
 from serving.ranking.column_changes import with_change
 from serving.ranking.filters import FilterError
 from serving.ranking.profiles import NoProfiles, Profiles, RedisProfiles
@@ -215,7 +216,8 @@ class Replica:
         settings = self.settings
         encoder_runtime = runtime(settings.encoder_runtime)
         if self.fleet is None:
-            return ReleaseOpener(source, settings.threads, encoder_runtime)
+            endpoint = Endpoint(settings.engine_address, settings.engine_token, settings.engine_timeout_s)
+            return ReleaseOpener(source, settings.threads, encoder_runtime, endpoint)
         client = ShardClient(self.fleet, GatewayMetrics(self.metrics, self.fleet), settings.shard_timeout_s, settings.hedges)
         return GatewayOpener(source, self.fleet, client, settings.threads, settings.shard_patience_s, encoder_runtime)
 

@@ -57,7 +57,7 @@ class RemoteSearcher(Searcher):
         tables: list[pa.Table] = []
         start = 0
         for segment in ordered(manifest.segments):
-            if segment.index is None:
+            if not segment.holds_rows:
                 continue
             table = read_rows(locate(segment.table))
             if len(table) != segment.rows:

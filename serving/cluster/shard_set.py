@@ -20,7 +20,7 @@ def offsets(manifest: IndexManifest) -> dict[int, int]:
     found: dict[int, int] = {}
     start = 0
     for segment in ordered(manifest.segments):
-        if segment.index is not None:
+        if segment.holds_rows:
             found.setdefault(segment.shard, start)
             start += segment.rows
     return found
@@ -65,6 +65,10 @@ class ShardSet:
         self.version, self.manifest, self.shards = version, manifest, shards
         self.digest = manifest.digest()
 
+    def away(self) -> str:
+        """A shard waits for no other system."""
+        return ""
+
     @classmethod
     def open(
         cls, version: str, manifest: IndexManifest, locate: Callable[[FileRef], Path], shards: list[int], threads: int = 1
@@ -81,7 +85,7 @@ class ShardSet:
         held = {}
         for shard in shards:
             searcher = Searcher.open(manifest, lambda ref: open_verified(locate(ref), ref), threads, shard)
-            rows = sum(s.rows for s in manifest.segments if s.shard == shard and s.index is not None)
+            rows = sum(s.rows for s in manifest.segments if s.shard == shard and s.holds_rows)
             if searcher.rows != rows:
                 raise ContractError(
                     f"index {manifest.id}: shard {shard} has {searcher.rows} rows, where the manifest says {rows}"

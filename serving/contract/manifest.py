@@ -147,6 +147,7 @@ class Segment(FrozenModel):
     base, delta: `table` is a Parquet file with one row a product, `rows` of them, and `index` a FAISS file over positions 0..n-1. Where
     every product has one picture, n is `rows` and row i of the table describes position i. Where some have several, there are
     `pictures`, whose row i describes position i and names its product (columns of both: serving/contract/segments.py).
+    The vectors of a base without `index` lie in the manifest's `engine`.
     tombstones: no `index`; `table` has one int64 column `key`. A key in a tombstone segment is hidden in every segment of the shard
     with a smaller `sequence`, with all of its pictures.
     """
@@ -169,6 +170,11 @@ class Segment(FrozenModel):
         """The files of this segment."""
         pictures = [self.pictures.table] if self.pictures else []
         return [*([self.index] if self.index else []), self.table, *pictures]
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether it is a base or a delta."""
+        return self.kind != "tombstones"
 
 
 class Gate(FrozenModel):

@@ -1,8 +1,8 @@
 """The interface of a vector search engine: two methods over the rows it holds.
 
-FAISS implements it (faiss_engine.py, sharded_ivf.py). Another engine has to address its rows by position 0..n-1 and implement
-`Engine`; segments, tombstones, filters, the fallback to exact search, merging and handles belong to the Searcher
-(docs/decisions/0030).
+FAISS implements it (faiss_engine.py, sharded_ivf.py), and so does a collection of another system (remote_engine.py). An engine
+addresses its rows by position 0..n-1 and implements `Engine`; segments, tombstones, filters, the fallback to exact search, merging
+and handles belong to the Searcher (docs/decisions/0030, 0095).
 """
 
 from functools import cached_property
@@ -12,6 +12,13 @@ import numpy as np
 
 from serving.contract.manifest import Scalar
 from serving.index.merge import Neighbors
+
+
+class EngineUnavailable(Exception):
+    """An engine in another process does not answer; the message says which and why."""
+
+    status, reason = 503, "engine_away"
+    headers = {"Retry-After": "5"}
 
 
 class Mask:
@@ -62,4 +69,12 @@ class Engine(Protocol):
 
         Has n columns where n < k.
         """
+        ...
+
+
+class Vectors(Protocol):
+    """What holds the vectors of one segment."""
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """Stored vectors (n, d) float32 at these positions of the segment."""
         ...

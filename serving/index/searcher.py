@@ -15,9 +15,12 @@ import pyarrow as pa
 from serving.contract.files import ContractError, FileRef
 from serving.contract.manifest import IndexManifest, Scalar, Segment
 from serving.contract.segments import ROW_COLUMNS, read_index, read_pictures, read_rows
+from serving.index.collection import NOWHERE, Endpoint
+from serving.index.engine import Vectors
 from serving.index.faiss_engine import SEARCH_PARAMETERS, FaissEngine, concat_flat, is_flat, omp_threads
 from serving.index.merge import Neighbors, Partition, empty, gather, merge
 from serving.index.pictures import Pictures
+from serving.index.remote_engine import RemoteEngine, connect
 from serving.index.segment_group import OpenSegment, SegmentGroup, Selection, concatenated
 from serving.index.sharded_ivf import ShardedIvf, share_training
 from serving.ranking.features import Features
@@ -27,10 +30,14 @@ class Searcher:
     """An index version opened for search. Immutable and thread-safe.
 
     `rows` counts products in segments, `vectors` their pictures; `live_rows` and `live_vectors` those that no tombstone hides.
-    `threads`: OpenMP threads per search; 1 where many requests are answered in parallel.
+    `threads`: OpenMP threads per search; 1 where many requests are answered in parallel. `remote` holds the bases of a version whose
+    manifest names an engine; deltas and tombstones are segments as ever.
     """
 
-    def __init__(self, manifest: IndexManifest, segments: list[OpenSegment], features: Features, threads: int = 1) -> None:
+    def __init__(
+        self, manifest: IndexManifest, segments: list[OpenSegment], features: Features, threads: int = 1,
+        remote: RemoteEngine | None = None,
+    ) -> None:  # fmt: skip
         self.manifest, self.segments, self.features, self.threads = manifest, segments, features, threads
         self.dim = manifest.encoder.dim
         self.params = dict(manifest.search)
@@ -39,33 +46,45 @@ class Searcher:
         self.live_rows = self.rows - sum(hidden)
         self.vectors = sum(s.vectors for s in segments)
         self.live_vectors = sum(s.live_vectors for s in segments)
-        self.groups = _group_segments(segments)
+        self.remote = remote
+        self.groups = _group_segments(segments, remote)
 
     @classmethod
     def open(
-        cls, manifest: IndexManifest, locate: Callable[[FileRef], Path], threads: int = 1, shard: int | None = None
-    ) -> "Searcher":
-        """Opens every segment, or those of one shard; `locate` gives a file's verified local path.
+        cls, manifest: IndexManifest, locate: Callable[[FileRef], Path], threads: int = 1, shard: int | None = None,
+        endpoint: Endpoint = NOWHERE,
+    ) -> "Searcher":  # fmt: skip
+        """Opens every segment, or those of one shard; `locate` gives a file's verified local path, `endpoint` is that of the engine
+        that holds the bases, where the manifest names one.
 
-        Raises ContractError naming the file or field that does not fit.
+        Raises ContractError naming the file or field that does not fit; EngineUnavailable.
         """
         wanted = range(manifest.shards) if shard is None else [shard]
         _check_manifest(manifest, wanted)
+        remote = connect(manifest.engine, endpoint, manifest.encoder.dim) if manifest.engine is not None else None
         opened: list[OpenSegment] = []
         tables: list[pa.Table] = []
         start = 0
         for segment in ordered(manifest.segments):
-            if segment.index is None or segment.shard not in wanted:
+            if not segment.holds_rows or segment.shard not in wanted:
                 continue
             table = read_rows(locate(segment.table), ROW_COLUMNS, segment.rows)
-            engine = FaissEngine(read_index(locate(segment.index), manifest.encoder.dim, segment.vectors))
+            if segment.index is None:
+                assert remote is not None
+                engine: Vectors = remote.part(sum(s.vectors for s in opened if s.base))
+            else:
+                engine = FaissEngine(read_index(locate(segment.index), manifest.encoder.dim, segment.vectors))
             keys = table["key"].to_numpy()
             alive = alive_rows(segment, keys, manifest.segments, locate)
             pictures = open_pictures(segment, keys, locate)
             opened.append(OpenSegment(engine, start, len(table), alive, segment.kind == "base", pictures))
             tables.append(table)
             start += len(table)
-        return cls(manifest, opened, features_of(manifest, tables), threads)
+        return cls(manifest, opened, features_of(manifest, tables), threads, remote)
+
+    def away(self) -> str:
+        """Why the engine that holds the bases is not asked at the moment; "" where it is, or there is none."""
+        return self.remote.guard.away() if self.remote is not None else ""
 
     def search(
         self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None
@@ -125,7 +144,9 @@ class Searcher:
 
 def _check_manifest(manifest: IndexManifest, wanted: Iterable[int]) -> None:
     """Raises ContractError when a wanted shard has no base, a segment no shard or no index, or a search parameter no number."""
-    missing = sorted(set(wanted) - {s.shard for s in manifest.segments if s.kind == "base" and s.index is not None})
+    in_engine = manifest.engine is not None
+    bases = {s.shard for s in manifest.segments if s.kind == "base" and (in_engine or s.index is not None)}
+    missing = sorted(set(wanted) - bases)
     if missing:
         raise ContractError(f"index {manifest.id}: shard {missing[0]} of {manifest.shards} has no base segment in the manifest")
     for segment in manifest.segments:
@@ -133,23 +154,30 @@ def _check_manifest(manifest: IndexManifest, wanted: Iterable[int]) -> None:
             raise ContractError(
                 f"{segment.table.path}: it is of shard {segment.shard}, and the index has {manifest.shards} shards"
             )
-        if (segment.index is None) != (segment.kind == "tombstones"):
+        if (segment.index is None) != (not segment.holds_rows or (in_engine and segment.kind == "base")):
             there = "no index file" if segment.index is None else "an index file"
             raise ContractError(f"{segment.table.path}: a segment of kind {segment.kind} with {there}")
+    if manifest.engine is not None and len(list(wanted)) < manifest.shards:
+        raise ContractError(
+            f"index {manifest.id}: its vectors lie in {manifest.engine.name}, which is not asked by shard: serve it with VITRINE_ROLE=all"
+        )
     for name in SEARCH_PARAMETERS:
         value = manifest.search.get(name)
         if value is not None and (isinstance(value, str) or not value >= 0):
             raise ContractError(f"index {manifest.id}: the search parameter {name} is {value!r}, where a number is expected")
 
 
-def _group_segments(segments: list[OpenSegment]) -> list[SegmentGroup]:
-    """Groups bases and deltas whose lists share one template, groups flat deltas, and leaves every other segment on its own."""
-    held = [(s, s.engine) for s in segments if s.engine is not None]
+def _group_segments(segments: list[OpenSegment], remote: RemoteEngine | None) -> list[SegmentGroup]:
+    """Groups bases and deltas whose lists share one template, groups flat deltas, and leaves every other segment on its own.
+
+    The bases that `remote` holds are one group.
+    """
+    held = [(s, s.engine) for s in segments if isinstance(s.engine, FaissEngine)]
     flat = [(s, engine) for s, engine in held if not s.base and is_flat(engine)]
     coded = [(s, engine) for s, engine in held if s.base or not is_flat(engine)]
     bases = [(s, engine) for s, engine in coded if s.base]
     same_training = next((group for group in (coded, bases) if len(group) > 1 and share_training([e for _, e in group])), [])
-    groups: list[SegmentGroup] = []
+    groups = [SegmentGroup(remote, [s for s in segments if s.base])] if remote is not None and remote.rows else []
     if same_training:
         groups.append(SegmentGroup(ShardedIvf([engine for _, engine in same_training]), [s for s, _ in same_training]))
     if flat:

@@ -10,8 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from serving.contract.manifest import Scalar
-from serving.index.engine import Engine, Mask
-from serving.index.faiss_engine import FaissEngine
+from serving.index.engine import Engine, Mask, Vectors
 from serving.index.merge import Neighbors, empty, pad, put
 from serving.index.pictures import Pictures, best_pictures
 
@@ -32,7 +31,7 @@ class OpenSegment:
     `rows` are products; `pictures` say which positions are theirs, None where position i is row i.
     """
 
-    engine: FaissEngine | None
+    engine: Vectors | None
     start: int
     rows: int
     alive: np.ndarray | None

@@ -18,6 +18,7 @@ from serving.contract.manifest import CANDIDATES, IndexManifest
 from serving.contract.palette import palette
 from serving.contract.preprocess import DEFAULT_LIMITS, ImageLimits, decode
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from serving.index.collection import NOWHERE, Endpoint
 from serving.index.searcher import Neighbors, Searcher
 from serving.ranking.filters import Filter, FilterError, filter_mask
 from serving.ranking.ranker import Ranked, RankerConfig, User, rank
@@ -78,15 +79,17 @@ class Release:
         threads: int = 1,
         runtime: Runtime = ONNXRUNTIME,
         guard: EncoderGuard | None = None,
+        endpoint: Endpoint = NOWHERE,
     ) -> "Release":
         """Opens and verifies a version; `encoder` is its encoder's folder, `locate` gives the path of a segment file.
 
         `runtime` runs the photo encoder; texts are short and run in ONNX Runtime. `guard` opens both in a child process first.
+        `endpoint` is that of the engine that holds the base vectors, where the manifest names one.
 
         Verifies every file's checksum, the encoder's fingerprint against that of the index, and the golden answers of encoder and
-        index. Raises ContractError naming what fails.
+        index. Raises ContractError naming what fails; EngineUnavailable.
         """
-        searcher = Searcher.open(manifest, lambda ref: open_verified(locate(ref), ref))
+        searcher = Searcher.open(manifest, lambda ref: open_verified(locate(ref), ref), endpoint=endpoint)
         check_golden(open_verified(locate(manifest.golden), manifest.golden), searcher)
         return cls.from_searcher(searcher, version, manifest, encoder, threads, runtime, guard)
 
@@ -157,6 +160,10 @@ class Release:
             return self.required_rows
         mask = filter_mask(self.searcher.features, query_filter)
         return mask if self.required_rows is None else mask & self.required_rows
+
+    def away(self) -> str:
+        """Why no search can be answered at the moment; "" where it can."""
+        return self.searcher.away()
 
     @property
     def products(self) -> int:

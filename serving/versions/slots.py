@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from serving.contract.addresses import hide_secrets
 from serving.contract.manifest import SLOTS
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from serving.index.collection import NOWHERE, Endpoint
 from serving.versions.encoder_guard import EncoderGuard
 from serving.versions.release import Release
 from serving.versions.version_source import VersionSource
@@ -34,6 +35,7 @@ class Version(Protocol):
 
     @property
     def products(self) -> int: ...
+    def away(self) -> str: ...
     def warm(self) -> None: ...
 
 
@@ -62,14 +64,16 @@ class Opener(Protocol[V]):
 class ReleaseOpener:
     """Opens whole releases; ready at once."""
 
-    def __init__(self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME) -> None:
-        self.source, self.threads, self.runtime = source, threads, runtime
+    def __init__(
+        self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME, endpoint: Endpoint = NOWHERE
+    ) -> None:
+        self.source, self.threads, self.runtime, self.endpoint = source, threads, runtime, endpoint
         self.guard = EncoderGuard()
 
     def open(self, version: str) -> Release:
         manifest = self.source.manifest(version)
         encoder = self.source.encoder(manifest)
-        return Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime, self.guard)
+        return Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime, self.guard, self.endpoint)
 
     def pending_reason(self, opened: Release, first: bool) -> str:
         return ""

@@ -24,12 +24,13 @@ def lineage(version: Version, manifest: IndexManifest, registry: Registry) -> li
     runs = {s.table.run_id for s in manifest.segments if s.table.run_id}
     reused = len(runs - {version.run_id})
     from_runs = f"; built by this run and {reused} earlier run{'s' * (reused > 1)}" if reused else ""
+    engine = f"; base vectors in {manifest.engine.name}, collection {manifest.engine.collection}" if manifest.engine else ""
     return [
         Link("answer", "every search answer names its versions", f"index {version.version}, encoder {encoder.version}"),
         Link("index version", version.version, manifest.id, registry.version_url(version.model, version.version)),
         Link(
             "segments",
-            f"{made_of}, over {manifest.shards} shard{'s' * (manifest.shards > 1)}{from_runs}",
+            f"{made_of}, over {manifest.shards} shard{'s' * (manifest.shards > 1)}{from_runs}{engine}",
             f"golden answers {manifest.golden.sha256[:12]}",
             registry.artifact_url(version.run_id, "index"),
         ),

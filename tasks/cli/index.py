@@ -50,7 +50,8 @@ def check(version: Chosen = "", as_json: AsJson = False) -> None:
         models = open_registry(Path(folder))
         found = find_version(models, version)
         manifest = models.index_manifest(found.version)
-        done = check_index(manifest, _fetching(models, manifest, status), lambda: models.encoder_folder(manifest.encoder.version))
+        fetch, version_number = _fetching(models, manifest, status), manifest.encoder.version
+        done = check_index(manifest, fetch, lambda: models.encoder_folder(version_number), models.endpoint)
     broken = ", ".join(one.name for one in done if one.passed is False)
     unknown = ", ".join(one.name for one in done if one.passed is None)
     verdict = f"broken: {broken}" if broken else f"all else holds, not checked: {unknown}" if unknown else "every check holds"
@@ -103,10 +104,9 @@ def tuning(
 
     models = open_registry()
     found = find_version(models, version)
-    base = next(s for s in models.index_manifest(found.version).segments if s.index is not None)
-    assert base.index is not None
+    run_id = next(s.table.run_id for s in models.index_manifest(found.version).segments if s.kind == "base")
     try:
-        path = models.fetch(base.index.run_id, f"{INDEX_PATH}/tuning.json", models.cache / "tuning" / base.index.run_id)
+        path = models.fetch(run_id, f"{INDEX_PATH}/tuning.json", models.cache / "tuning" / run_id)
     except ContractError:
         raise VitrineError(f"no tuning report is kept of index version {found.version}: its run has no tuning.json") from None
     tuned = TuningResult(**json.loads(path.read_text()))

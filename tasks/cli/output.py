@@ -55,7 +55,9 @@ def open_registry(cache: Path | None = None) -> Any:
     from tasks.registry.binding import trust_of
 
     chosen = Settings.load()
-    return Registry(chosen.mlflow_uri, cache or chosen.home / "cache", chosen.mlflow_page, trust=trust_of(chosen))
+    return Registry(
+        chosen.mlflow_uri, cache or chosen.home / "cache", chosen.mlflow_page, trust=trust_of(chosen), endpoint=chosen.endpoint
+    )
 
 
 def find_version(registry: Any, name: str) -> Any:

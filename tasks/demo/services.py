@@ -12,12 +12,13 @@ from serving.contract.child_environment import CLOUD, child_environment
 from tasks.catalog.sample.catalog import NOTICE
 from tasks.demo.supervisor import Service, address_of
 from tasks.errors import SettingsError
-from tasks.settings import PROJECT, Settings, as_variables, write_private
+from tasks.private_file import write_private
+from tasks.settings import PROJECT, Settings, as_variables
 
 WEBHOOK_CACHE_S = 5
 SERVING_SECRETS = (
     "VITRINE_ADMIN_TOKEN", "VITRINE_WEBHOOK_SECRET", "VITRINE_MLFLOW_URI", "VITRINE_API_KEYS", "VITRINE_CACHE_URL",
-    "VITRINE_PROFILES_URL", *CLOUD,
+    "VITRINE_PROFILES_URL", "VITRINE_ENGINE_ADDRESS", "VITRINE_ENGINE_TOKEN", *CLOUD,
 )  # fmt: skip
 """Variables that a replica needs although they are, or may hold, secrets; the catalogue's password is none of them."""
 """How long MLflow remembers its list of webhooks (its default is 60)."""

@@ -47,7 +47,7 @@ class Line:
 
 def show_answers(settings: Settings, console: Console) -> list[Line]:
     """Searches the replica and prints tables of answers and recall; returns the recall rows."""
-    registry = Registry(settings.mlflow_uri, settings.home / "cache")
+    registry = Registry(settings.mlflow_uri, settings.home / "cache", endpoint=settings.endpoint)
     live = registry.require_alias(INDEX_MODEL, "live")
     manifest = registry.index_manifest(live.version)
     url = settings.serving_urls[0]

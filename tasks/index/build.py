@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +25,7 @@ from tasks.index.families import FAMILIES
 from tasks.index.graph_reordering import group
 from tasks.index.quantizer_codes import code_adder
 from tasks.index.template import Template, empty_index
+from tasks.index.upload import Upload
 from tasks.index.vectors import check_vectors, shard_batches, shard_counts, shard_palettes, shard_pictures
 from tasks.progress import Progress
 from tasks.records import Record, RecordError
@@ -35,33 +39,46 @@ LEFT_OUT = ("description", "priority", PALETTE)
 class BuiltShard(Record):
     """A shard's base segment of `rows` products: its files below the folder `uri`, by their names.
 
-    `source` hashes what it was built from; `pictures` are there where a product has several.
+    `source` hashes what it was built from; `pictures` are there where a product has several. Without
+    `index` its vectors lie in the `collection` of another engine; `digest` is the sha256 of what was uploaded.
     """
 
     shard: int
     rows: int
     family: str
     uri: str
-    index: FileRef
+    index: FileRef | None
     table: FileRef
     source: str = ""
     pictures: SegmentPictures | None = None
+    digest: str = ""
+    collection: str = ""
+
+    @property
+    def vectors(self) -> int:
+        """The number of vectors: one a picture."""
+        return self.rows if self.pictures is None else self.pictures.rows
 
     @property
     def files(self) -> tuple[FileRef, ...]:
         """All files of the segment."""
-        return (self.index, self.table, *([self.pictures.table] if self.pictures else []))
+        refs = (self.index, self.table, self.pictures.table if self.pictures else None)
+        return tuple(ref for ref in refs if ref is not None)
 
 
 def source_of(vectors_uri: str, snapshot_uri: str, template: Template) -> str:
     """Hash of a shard's inputs: with equal ones the same files are built."""
-    return hashlib.sha256("\n".join([vectors_uri, snapshot_uri, template.factory, template.sha256]).encode()).hexdigest()
+    parts = [vectors_uri, snapshot_uri, template.factory, template.sha256, *template.collection_parts]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: int, folder: Path) -> BuiltShard:
+def build_shard(
+    vectors_uri: str, snapshot_uri: str, template: Template, shard: int, folder: Path, upload: Upload | None = None
+) -> BuiltShard:
     """Builds a shard's base segment in `folder`: index position i is table row i, by key, or regrouped for graphs.
 
-    Where products have several pictures, position i is row i of the pictures, and the table's rows are in order of key.
+    Where products have several pictures, position i is row i of the pictures, and the table's rows are in order of key. With `upload`
+    the vectors go into a collection of another engine instead, never regrouped.
 
     What an earlier attempt built whole from the same input is verified and kept; anything else is built again.
     """
@@ -71,14 +88,10 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
         return kept
     keys = []
     total = shard_counts(vectors_uri, template.shards)[0][shard]
-    index = empty_index(template)
-    # A graph's links depend on the order in which threads insert, so it is built by one.
-    threads = 1 if FAMILIES[template.family].sequential else _all_threads()
+    index = None if upload else empty_index(template)
     with (
         Progress(f"add vectors, shard {shard}", total, "vectors") as progress,
-        omp_threads(threads),
-        code_adder(index) as add,
-        fast_adding(index),
+        upload.adding() if upload else _adding(index, template) as add,
     ):
         for block, vectors in shard_batches(vectors_uri, shard):
             check_vectors(vectors, block, template.dim)
@@ -89,7 +102,7 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
     pictures = shard_pictures(vectors_uri, [shard])
     check_keys(key, pictures, shard, template.shards)
     palettes = shard_palettes(vectors_uri, [shard])
-    order = group(index, f", shard {shard}")
+    order = None if upload else group(index, f", shard {shard}")
     if pictures is not None:
         table = product_rows(snapshot_uri, pictures, palettes, shard, template.shards)
         pictures = pictures if order is None else pictures.take(pa.array(order))
@@ -99,16 +112,20 @@ def build_shard(vectors_uri: str, snapshot_uri: str, template: Template, shard: 
         table = with_palettes(rows_of(snapshot_uri, key, shard, template.shards), palettes)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"base-{shard:05d}"
-    write_index(folder / f"{name}.faiss", index)
+    if not upload:
+        write_index(folder / f"{name}.faiss", index)
     write_rows(folder / f"{name}.parquet", table)
-    index_ref, table_ref = (describe(folder / n, n) for n in (f"{name}.faiss", f"{name}.parquet"))
+    index_ref = None if upload else describe(folder / f"{name}.faiss", f"{name}.faiss")
+    table_ref, digest = describe(folder / f"{name}.parquet", f"{name}.parquet"), upload.digest if upload else ""
     held = None
     if pictures is not None:
         write_rows(folder / f"{name}.pictures.parquet", pictures)
         held = SegmentPictures(
             rows=len(pictures), table=describe(folder / f"{name}.pictures.parquet", f"{name}.pictures.parquet")
         )
-    built = BuiltShard(shard, len(table), template.family, str(folder), index_ref, table_ref, source, held)
+    built = BuiltShard(
+        shard, len(table), template.family, str(folder), index_ref, table_ref, source, held, digest, template.collection
+    )
     with atomic_write(folder / BUILT) as path:
         path.write_text(json.dumps(built.to_json()))
     return built
@@ -178,6 +195,14 @@ def _existing_build(folder: Path, source: str) -> BuiltShard | None:
     except (ContractError, RecordError):
         return None
     return kept if kept.source == source else None
+
+
+@contextmanager
+def _adding(index: Any, template: Template) -> Iterator[Any]:
+    """A function that adds vectors to a FAISS index. A graph's links depend on the order in which threads insert: one builds it."""
+    threads = 1 if FAMILIES[template.family].sequential else _all_threads()
+    with omp_threads(threads), code_adder(index) as add, fast_adding(index):
+        yield add
 
 
 def _all_threads() -> int:

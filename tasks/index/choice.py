@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from serving.contract.manifest import CANDIDATES
 from tasks.errors import VitrineError
-from tasks.index.families import FAMILIES, RETIRED, Family, least_training, list_count
+from tasks.index.engine_families import engine_family
+from tasks.index.families import FAISS, FAMILIES, RETIRED, Family, least_training, list_count
 
 FLAT_MAX_ROWS = 50_000
 """Up to so many rows in all an exact scan takes less than 5 ms a query on one core (93 ms per million 512-d vectors,
@@ -44,6 +45,12 @@ class IndexConfig:
     recall_target: float = 0.95
     budget: Budget = field(default_factory=Budget)
     """What decides the family where none is named."""
+    engine: str = FAISS
+    """What holds the base vectors; of another engine the first of its families, or the one named."""
+
+    def identity(self) -> dict[str, Any]:
+        """What a version's content key says of it; the engine only where it is another one than ever."""
+        return {name: value for name, value in asdict(self).items() if name != "engine" or value != FAISS}
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,15 @@ class Choice:
     reasons: dict[str, str]
 
 
-def choose_family(need: Requirements, name: str = "") -> Choice:
+def choose_family(need: Requirements, name: str = "", engine: str = FAISS) -> Choice:
     """The family of this name, or the best-ranked one expected to reach the recall within the budget.
 
-    Raises VitrineError for a name that is unknown or built no more, and when nothing fits, saying what each would need.
+    Raises VitrineError for a name that is unknown or built no more, and when nothing fits, saying what each would need. Of another
+    `engine`: its family of this name, or its first.
     """
+    if engine != FAISS:
+        family = engine_family(engine, name)
+        return Choice(family, {family.name: f"chosen: VITRINE_ENGINE={engine}; {_memory(family, need)}"})
     if name and name not in FAMILIES:
         why = "is built no more, though its versions are served and refreshed" if name in RETIRED else "is not known"
         raise VitrineError(f"index family {name!r} {why}; choose one of {', '.join(FAMILIES)}")

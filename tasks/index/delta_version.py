@@ -144,7 +144,7 @@ def counts(parent: IndexManifest, segments: tuple[Segment, ...], ledger: pa.Tabl
         catalogue=snapshot_rows + new - rows(pc.and_(gone, ledger["in_snapshot"])), embedded=embedded,
         quarantined=quarantined, quarantined_pictures=quarantined, servable=embedded,
         quarantined_rows=parent.counts.quarantined_rows,
-        indexed=sum(s.rows for s in segments if s.index is not None),
+        indexed=sum(s.rows for s in segments if s.holds_rows),
         tombstoned=sum(s.rows for s in segments if s.kind == "tombstones"),
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from itertools import pairwise, product
 
 from serving.contract.manifest import Scalar
 
+FAISS = "faiss"
 SCALAR_LEAST = 256
 """Training vectors for the range of each number of a scalar quantiser, at least."""
 HNSW_LISTS = 8192
@@ -47,6 +48,7 @@ class Family:
     exact: bool = True
     reach: tuple[tuple[float, dict[str, Scalar]], ...] = ((1.0, {}),)
     build_s: float = 105.0
+    engine: str = FAISS
     sequential: bool = False
     """Whether vectors must be added on one thread for the same input to give the same bytes (graphs)."""
 
@@ -94,11 +96,11 @@ def _ivf(nlist: int) -> str:
     return f"IVF{nlist}_HNSW32" if nlist >= HNSW_LISTS else f"IVF{nlist}"
 
 
-def _probes(*values: int, **fixed: Scalar) -> tuple[dict[str, Scalar], ...]:
+def probe_grid(*values: int, **fixed: Scalar) -> tuple[dict[str, Scalar], ...]:
     return tuple({"nprobe": v, **fixed} for v in values)
 
 
-def _scan(code: str, refine: str = "") -> Callable[[dict[str, Scalar], int, float], float]:
+def scan_cost(code: str, refine: str = "") -> Callable[[dict[str, Scalar], int, float], float]:
     def cost(params: dict[str, Scalar], candidates: int, rows_per_list: float) -> float:
         scanned = float(params["nprobe"] or 0) * rows_per_list
         refined = float(params.get("k_factor") or 0) * candidates
@@ -107,7 +109,7 @@ def _scan(code: str, refine: str = "") -> Callable[[dict[str, Scalar], int, floa
     return cost
 
 
-def _graph(params: dict[str, Scalar], candidates: int, rows_per_list: float) -> float:
+def graph_cost(params: dict[str, Scalar], candidates: int, rows_per_list: float) -> float:
     return FOLLOWED_US * float(params["ef"] or 0) + KEPT_US * candidates
 
 
@@ -126,7 +128,7 @@ def _hnsw(
         lambda d, n: f"HNSW{links},{store}",
         EFS,
         lambda d: width * d + 8 * links + 20,
-        _graph,
+        graph_cost,
         trained=trained,
         sequential=True,
         reach=reach,
@@ -135,7 +137,7 @@ def _hnsw(
 
 
 WIDE = (4, 8, 16, 32, 64, 128, 256, 512)
-REFINED = tuple(p for kf in (1, 2, 4, 8) for p in _probes(*WIDE, k_factor=kf))
+REFINED = tuple(p for kf in (1, 2, 4, 8) for p in probe_grid(*WIDE, k_factor=kf))
 USUAL: dict[str, Scalar] = {"nprobe": 128, "k_factor": 1}
 EFS: tuple[dict[str, Scalar], ...] = tuple({"ef": v} for v in (16, 32, 64, 128, 256, 512, 1024))
 
@@ -146,18 +148,18 @@ FAMILIES = {
         Family(
             "ivf_flat",
             lambda d, n: f"{_ivf(n)},Flat",
-            _probes(*WIDE),
+            probe_grid(*WIDE),
             lambda d: 4 * d + 16,
-            _scan("flat"),
+            scan_cost("flat"),
             39,
             reach=((EIGHT_BITS, {"nprobe": 128}), (FINE, {"nprobe": 256})),
         ),
         Family(
             "ivf_pq",
             lambda d, n: f"OPQ{code_count(d, 8)}_{d},{_ivf(n)},PQ{code_count(d, 8)}",
-            _probes(*WIDE),
+            probe_grid(*WIDE),
             lambda d: code_count(d, 8) + 16,
-            _scan("pq"),
+            scan_cost("pq"),
             39,
             exact=False,
             reach=((0.77, {"nprobe": 512}),),
@@ -168,7 +170,7 @@ FAMILIES = {
             lambda d, n: f"{_ivf(n)},PQ{fast_code_count(d)}x4fs,Refine(SQ8)",
             REFINED,
             lambda d: d + fast_code_count(d) / 2 + 16,
-            _scan("fs", "sq8"),
+            scan_cost("fs", "sq8"),
             39,
             reach=((EIGHT_BITS, USUAL),),
         ),
@@ -177,7 +179,7 @@ FAMILIES = {
             lambda d, n: f"{_ivf(n)},PQ{fast_code_count(d)}x4fs,Refine(SQfp16)",
             REFINED,
             lambda d: 2 * d + fast_code_count(d) / 2 + 16,
-            _scan("fs", "fp16"),
+            scan_cost("fs", "fp16"),
             39,
             reach=((EIGHT_BITS, USUAL), (FINE, {"nprobe": 256, "k_factor": 2})),
         ),

@@ -21,7 +21,7 @@ def live_pictures(manifest: IndexManifest, keys: np.ndarray, locate: Callable[[F
     for shard in np.unique(shard_of(keys, manifest.shards)):
         mine = [s for s in manifest.segments if s.shard == shard]
         stones = [(s.sequence, read_rows(locate(s.table))["key"].to_numpy()) for s in mine if s.kind == "tombstones"]
-        for segment in (s for s in mine if s.index is not None):
+        for segment in (s for s in mine if s.holds_rows):
             hidden = [k for sequence, k in stones if sequence > segment.sequence]
             shown = np.setdiff1d(keys, np.concatenate(hidden)) if hidden else keys
             count += int(np.isin(_products(segment, locate), shown).sum())

@@ -51,6 +51,13 @@ class Template(Record):
     fit: float = 0.0
     reason: str = ""
     families: dict[str, str] = field(default_factory=dict)
+    collection: str = ""
+    """The collection of another engine that takes the vectors of all shards."""
+
+    @property
+    def collection_parts(self) -> tuple[str, ...]:
+        """What a collection adds to the identity of what is built."""
+        return (self.family, self.collection) if self.collection else ()
 
 
 def train_template(
@@ -68,7 +75,7 @@ def train_template(
     if rows == 0:
         raise VitrineError("no product has a vector, so there is nothing to index; look at the quarantine of the embedding step")
     need = Requirements(rows, dim, config.shards, config.recall_target, config.budget, os.cpu_count() or 1)
-    choice = choose_family(need, config.family)
+    choice = choose_family(need, config.family, config.engine)
     family = choice.family
     for name, why in choice.reasons.items():
         log.info("family %s: %s", name, why)

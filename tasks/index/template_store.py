@@ -47,7 +47,7 @@ def live_template(registry: Registry, fingerprint: str) -> tuple[Template | None
 
 def template_of(registry: Registry, manifest: IndexManifest) -> tuple[Template | None, str]:
     """The template of a version's bases, whose file is whole; or None and the reason."""
-    run_id = next(s.index.run_id for s in manifest.segments if s.kind == "base" and s.index is not None)
+    run_id = next(s.table.run_id for s in manifest.segments if s.kind == "base")
     path = f"{INDEX_PATH}/{TEMPLATE_FILE}"
     if path not in dict(registry.artifacts(run_id, INDEX_PATH)):
         return None, "its run kept no template"

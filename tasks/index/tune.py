@@ -16,7 +16,8 @@ from serving.index.searcher import Searcher
 from tasks.errors import GateFailed
 from tasks.index.choice import Budget, Requirements, next_family
 from tasks.index.cost_counter import CostCounter
-from tasks.index.families import FAMILIES, Family, list_count, refine_grid
+from tasks.index.engine_families import buildable
+from tasks.index.families import FAISS, Family, list_count, refine_grid
 from tasks.index.ground_truth import GroundTruth, recall_against
 from tasks.records import Record
 
@@ -91,7 +92,7 @@ def tune(
     budget's clients at once. `truth` is exact search over the encoder's own vectors (tasks/index/truth); without it, over the
     vectors the index stores. Raises TuningRefused when nothing qualifies, with the best point and the family to take instead.
     """
-    kind = FAMILIES[family]
+    kind = buildable(family)
     budget = budget or Budget()
     need = _requirements(searcher, target, budget)
     p99_ms, clients = budget.p99_ms, budget.clients
@@ -156,7 +157,7 @@ def _why_none(family: Family, need: Requirements, best: TuningTrial) -> str:
     """Why no parameters qualify, and what to do."""
     limit, found = need.budget.p99_ms, best.recall_at_10 >= need.target
     fits = f" and p99 {limit:g} ms" if limit < math.inf else ""
-    other = _instead(next_family(family, need, "p99" if found else "recall"))
+    other = "" if family.engine != FAISS else _instead(next_family(family, need, "p99" if found else "recall"))
     return (
         f"no parameters of {family.name} reach recall@10 {need.target:.3f}{fits}: the best, {best.params}, has "
         f"{best.recall_at_10:.3f} at p99 {best.p99_ms:.1f} ms; "

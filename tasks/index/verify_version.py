@@ -1,5 +1,6 @@
 """The verifier: opens an index version independently and recomputes everything it checks."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,11 @@ from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError, FileRef, FrozenModel, verify
 from serving.contract.keys import product_keys, shard_of
 from serving.contract.manifest import EncoderRef, IndexManifest, Segment
+from serving.contract.provenance import EngineRef
 from serving.contract.segments import IMAGES, read_rows
+from serving.index.collection import NOWHERE, Endpoint
+from serving.index.engine import EngineUnavailable
+from serving.index.faiss_engine import FaissEngine
 from serving.index.searcher import OpenSegment, Searcher, ordered
 from serving.versions.golden import check_golden
 from tasks import storage
@@ -19,8 +24,9 @@ from tasks.catalog.changes.ledger import SCHEMA, latest_changes
 from tasks.catalog.snapshot import MANIFEST, product_table, read_snapshot
 from tasks.errors import VitrineError
 from tasks.index.delta_version import quarantined_keys
-from tasks.index.families import ALL_FAMILIES
+from tasks.index.engine_families import KNOWN_FAMILIES
 from tasks.index.index_type import family_index_type, index_type
+from tasks.index.upload import whole_digest
 from tasks.release.gates.reconcile import catalogue_now, reconcile
 
 BLOCK, BLOCKS = 4096, 64
@@ -43,7 +49,10 @@ class CheckSkipped(Exception):
 
 
 def check_index(
-    manifest: IndexManifest, locate: Callable[[FileRef], Path], encoder: Callable[[], Path] | None = None
+    manifest: IndexManifest,
+    locate: Callable[[FileRef], Path],
+    encoder: Callable[[], Path] | None = None,
+    endpoint: Endpoint = NOWHERE,
 ) -> list[Check]:
     """All checks of a version, in order; stops opening files after the first broken file or segment.
 
@@ -54,13 +63,13 @@ def check_index(
     whole.
     """
     done: list[Check] = []
-    for name, check in _checks(manifest, locate, encoder):
+    for name, check in _checks(manifest, locate, encoder, endpoint):
         passed: bool | None = True
         try:
             detail = check()
         except CheckSkipped as why:
             passed, detail = None, str(why)
-        except (ContractError, VitrineError, pa.ArrowException) as error:
+        except (ContractError, VitrineError, EngineUnavailable, pa.ArrowException) as error:
             passed, detail = False, str(error)
         done.append(Check(name=name, passed=passed, detail=detail))
         if passed is False and name in ("checksums", "segments"):
@@ -69,11 +78,11 @@ def check_index(
 
 
 def _checks(
-    manifest: IndexManifest, locate: Callable[[FileRef], Path], encoder: Callable[[], Path] | None
+    manifest: IndexManifest, locate: Callable[[FileRef], Path], encoder: Callable[[], Path] | None, endpoint: Endpoint
 ) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "checksums", lambda: _checksums(manifest, locate)
     opened: list[Searcher] = []
-    yield "segments", lambda: _segments(manifest, locate, opened)
+    yield "segments", lambda: _segments(manifest, locate, opened, endpoint)
     searcher = opened[0]
     yield "keys", lambda: _keys(searcher)
     yield "vectors", lambda: _vectors(searcher)
@@ -93,14 +102,15 @@ def _checksums(manifest: IndexManifest, locate: Callable[[FileRef], Path]) -> st
     return f"{len(files)} files, {sum(f.bytes for f in files) / 2**20:.1f} MiB"
 
 
-def _segments(manifest: IndexManifest, locate: Callable[[FileRef], Path], opened: list[Searcher]) -> str:
+def _segments(manifest: IndexManifest, locate: Callable[[FileRef], Path], opened: list[Searcher], endpoint: Endpoint) -> str:
     """Opens all segments of the version into `opened`."""
-    searcher = Searcher.open(manifest, locate)
+    searcher = Searcher.open(manifest, locate, endpoint=endpoint)
     for segment, held in _pairs(searcher):
-        if segment.family not in ALL_FAMILIES:
+        if segment.family not in KNOWN_FAMILIES:
             raise ContractError(f"{segment.table.path}: there is no index family {segment.family!r}")
-        assert held.engine is not None
-        if index_type(held.engine.index) != family_index_type(segment.family, searcher.dim):
+        if isinstance(held.engine, FaissEngine) and index_type(held.engine.index) != family_index_type(
+            segment.family, searcher.dim
+        ):
             raise ContractError(f"{segment.table.path}: the index beside it is not one of family {segment.family}")
     for segment in manifest.segments:
         if segment.kind == "tombstones":
@@ -111,7 +121,7 @@ def _segments(manifest: IndexManifest, locate: Callable[[FileRef], Path], opened
 
 def _pairs(searcher: Searcher) -> Iterator[tuple[Segment, OpenSegment]]:
     """Each base and delta of the manifest with its opened segment."""
-    return zip([s for s in ordered(searcher.manifest.segments) if s.index is not None], searcher.segments, strict=True)
+    return zip([s for s in ordered(searcher.manifest.segments) if s.holds_rows], searcher.segments, strict=True)
 
 
 def _keys(searcher: Searcher) -> str:
@@ -130,6 +140,8 @@ def _keys(searcher: Searcher) -> str:
 
 
 def _vectors(searcher: Searcher) -> str:
+    if searcher.manifest.engine is not None:
+        _uploaded(searcher, searcher.manifest.engine)
     looked = unit = 0
     for segment, opened in _pairs(searcher):
         assert opened.engine is not None
@@ -137,7 +149,7 @@ def _vectors(searcher: Searcher) -> str:
         for start in starts[:: -(-len(starts) // BLOCKS) or 1]:
             positions = np.arange(start, min(start + BLOCK, opened.vectors))
             lengths = np.linalg.norm(opened.engine.vectors(positions), axis=1)
-            exact = ALL_FAMILIES[segment.family].exact  # what another family keeps are estimates, of any length
+            exact = KNOWN_FAMILIES[segment.family].exact  # what another family keeps are estimates, of any length
             wrong = ~(np.abs(lengths - 1) <= LENGTH) if exact else ~np.isfinite(lengths)
             if wrong.any():
                 place = int(np.argmax(wrong))
@@ -172,6 +184,19 @@ def _pictures(searcher: Searcher) -> str:
                 product = searcher.features.table["product_id"][opened.start + int(rows[place])].as_py()
                 raise ContractError(f"{segment.table.path}: it has picture {places[place]} of product {product!r}, {what}")
     return f"{searcher.live_vectors} pictures of {searcher.live_rows} live products"
+
+
+def _uploaded(searcher: Searcher, ref: EngineRef) -> None:
+    """Raises ContractError unless the collection gives back, byte for byte, the vectors that were uploaded."""
+    digests = []
+    for segment in (s for s in searcher.segments if s.base):
+        found = hashlib.sha256()
+        for start in range(0, segment.vectors, BLOCK):
+            assert segment.engine is not None
+            found.update(segment.engine.vectors(np.arange(start, min(start + BLOCK, segment.vectors))).astype("<f4").tobytes())
+        digests.append(found.hexdigest())
+    if whole_digest(digests) != ref.digest:
+        raise ContractError(f"{ref.name} no longer holds in collection {ref.collection} the vectors that were uploaded")
 
 
 def _counts(searcher: Searcher) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def content_key(
     snapshot_content: str, document_fingerprint: str, query_fingerprint: str, config: IndexConfig, ranker: dict[str, Any]
 ) -> str:
     """Hash of an index's inputs: equal keys mean equal answers."""
-    parts = [snapshot_content, document_fingerprint, query_fingerprint, json.dumps(asdict(config), sort_keys=True)]
+    parts = [snapshot_content, document_fingerprint, query_fingerprint, json.dumps(config.identity(), sort_keys=True)]
     if ranker:
         parts.append(json.dumps(ranker, sort_keys=True))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
@@ -35,10 +34,12 @@ def content_key(
 
 def base_segment(built: BuiltShard, run_id: str, path: str) -> Segment:
     """The manifest's record of a built shard, with files as artifacts of `run_id` below `path`."""
-    index, table, *more = (ref.model_copy(update={"run_id": run_id, "path": f"{path}/{ref.path}"}) for ref in built.files)
-    pictures = SegmentPictures(rows=built.pictures.rows, table=more[0]) if built.pictures else None
+    placed = {ref.path: ref.model_copy(update={"run_id": run_id, "path": f"{path}/{ref.path}"}) for ref in built.files}
+    index = placed[built.index.path] if built.index is not None else None
+    pictures = built.pictures and SegmentPictures(rows=built.pictures.rows, table=placed[built.pictures.table.path])
     return Segment(
-        kind="base", shard=built.shard, sequence=0, rows=built.rows, family=built.family, index=index, table=table, pictures=pictures
+        kind="base", shard=built.shard, sequence=0, rows=built.rows, family=built.family, index=index,
+        table=placed[built.table.path], pictures=pictures,
     )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ def settings() -> Settings:
 
 def registry(chosen: Settings | None = None) -> Registry:
     chosen = chosen or settings()
-    return Registry(chosen.mlflow_uri, chosen.home / "cache", chosen.mlflow_page, origin(chosen, os.environ), trust_of(chosen))
+    made_by = origin(chosen, os.environ)
+    return Registry(chosen.mlflow_uri, chosen.home / "cache", chosen.mlflow_page, made_by, trust_of(chosen), chosen.endpoint)
 
 
 def origin(chosen: Settings, environ: Mapping[str, str]) -> Origin | None:

@@ -11,6 +11,7 @@ from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import EmbedResult, embedding_commit
 from tasks.index.build import BuiltShard
 from tasks.index.choice import Budget, IndexConfig
+from tasks.pipelines.collection_steps import engine_ref
 from tasks.pipelines.common import settings
 from tasks.registry import INDEX_EXPERIMENT, INDEX_PATH
 from tasks.settings import Settings
@@ -29,7 +30,9 @@ def index_config(chosen: Settings) -> IndexConfig:
         build_s=chosen.index_build_s or math.inf,
         clients=chosen.index_clients,
     )
-    return IndexConfig(shards=chosen.shards, family=chosen.index_family, recall_target=chosen.recall_target, budget=budget)
+    return IndexConfig(
+        shards=chosen.shards, family=chosen.index_family, recall_target=chosen.recall_target, budget=budget, engine=chosen.engine
+    )
 
 
 def content_key_of(snapshot: Snapshot, encoder: EncoderRef, ranker: dict[str, Any]) -> str:
@@ -55,7 +58,8 @@ def draft(
     ranker = read_ranker(settings().ranker)
     key = content_key_of(snapshot, encoder, ranker)
     commits = (embedding_commit(embedded, encoder.document_fingerprint),) if embedded else ()
-    return draft_manifest(run_key, created, encoder, snapshot, segments, search, ranker, counted, len(shards), key, commits)
+    made = draft_manifest(run_key, created, encoder, snapshot, segments, search, ranker, counted, len(shards), key, commits)
+    return made.model_copy(update={"engine": engine_ref(shards)})
 
 
 def truth_of(snapshot: Snapshot, encoder: EncoderRef, vectors_uri: str, shards: int) -> "GroundTruthOf":

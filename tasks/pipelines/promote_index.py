@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tasks.errors import GateFailed, VitrineError
+from tasks.pipelines.collection_steps import show_live
 from tasks.pipelines.common import query_runtime, registry, replicas_of, scratch, settings, version_links
 from tasks.pipelines.promotion_bake import (
     BAKE,
@@ -177,6 +178,7 @@ def settle(run_key: str) -> Cleanup:
             done = blue_green.refill_idle_slot(LeasedAliases(models, lease), replicas_of(chosen))
     except (LeaseLost, VitrineError) as error:  # whoever has the lease now leaves things in order
         done = f"nothing: {error}"
+    show_live(models, chosen)
     done = "; ".join(part for part in (done, switch_features()) if part)
     log.info("%s", done or "nothing to clean up")
     return Cleanup(done)

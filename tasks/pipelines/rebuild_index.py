@@ -14,6 +14,7 @@ from tasks.embed.run_record import AT_S, BEFORE, CORES, DONE, ELAPSED_S, ENCODER
 from tasks.embed.store import encoder_store
 from tasks.index.build import BuiltShard
 from tasks.index.template import Template
+from tasks.pipelines.collection_steps import begin_collection, holds_shard, upload_of
 from tasks.pipelines.common import embed_config, registry, scratch, settings
 from tasks.pipelines.index_draft import EXPERIMENT, content_key_of, index_config
 from tasks.pipelines.plan_reembedding import how_embedded
@@ -97,6 +98,7 @@ def train_template(encoder: EncoderRef, embedded: EmbedResult, run_key: str) -> 
     with scratch(run_key, "template") as folder:
         made = templates.train_template(embedded.vectors_uri, index_config(chosen), folder, previous, refused)
         made = store_template(made, storage.join(chosen.store_uri, "templates"))
+    made = begin_collection(made, encoder, embedded, chosen, run_key)
     log.info(
         "index family %s (%s) for %d vectors in %d shards: %s", made.family, made.factory, made.rows, made.shards, made.reason
     )
@@ -109,14 +111,16 @@ def list_shards(template: Template) -> list[int]:
 
 
 def build_shard(number: int, snapshot: Snapshot, embedded: EmbedResult, template: Template, run_key: str) -> BuiltShard:
-    """Builds one shard and leaves its files in the store; what an earlier attempt stored whole is kept."""
+    """Builds one shard and leaves its files in the store, or its vectors in the engine; what an earlier attempt left whole is kept."""
     from tasks.index import build
     from tasks.index.shard_store import store_shard, stored_shard
 
     name = f"shard-{number:05d}"
-    uri = storage.join(settings().store_uri, "shards", run_key, name)
+    chosen = settings()
+    uri = storage.join(chosen.store_uri, "shards", run_key, name)
     stored = stored_shard(uri, embedded.vectors_uri, snapshot.uri, template)
-    if stored is not None:
+    if stored is not None and holds_shard(stored, template, chosen):
         return stored
     with scratch(run_key, name) as folder:
-        return store_shard(build.build_shard(embedded.vectors_uri, snapshot.uri, template, number, folder), uri)
+        upload = upload_of(template, number, chosen)
+        return store_shard(build.build_shard(embedded.vectors_uri, snapshot.uri, template, number, folder, upload), uri)

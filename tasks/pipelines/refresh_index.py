@@ -208,9 +208,16 @@ def _version(
     )
     manifest = manifest.model_copy(update={"id": plan.run_key, "created_at": plan.now, "parent": plan.parent})
     golden = np.load(models.file(parent.golden))["vectors"]
-    manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
+    manifest = with_golden(
+        manifest, Searcher.open(manifest, locate, endpoint=models.endpoint), golden, folder, run.run_id, INDEX_PATH
+    )
     release = Release.open(
-        "candidate", manifest, models.encoder_folder(manifest.encoder.version), locate, runtime=query_runtime()
+        "candidate",
+        manifest,
+        models.encoder_folder(manifest.encoder.version),
+        locate,
+        runtime=query_runtime(),
+        endpoint=models.endpoint,
     )
     snapshot = read_snapshot(manifest.snapshot.uri)
     queries = of_today(held_out_queries(snapshot, photos or MAX_PHOTOS, deleted_products(ledger)), snapshot, release.searcher)

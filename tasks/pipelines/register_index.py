@@ -45,8 +45,10 @@ def register_version(
         locate = locate_shards(shards, folder)
         manifest = draft(snapshot, encoder, shards, tuned.search, run_key, embedded, run.run_id)
         golden = query_vectors(EncoderFolder(encoder_folder), encoder.query, snapshot, queries[:64], runtime)
-        manifest = with_golden(manifest, Searcher.open(manifest, locate), golden, folder, run.run_id, INDEX_PATH)
-        release = Release.open("candidate", manifest, encoder_folder, locate, runtime=runtime)
+        manifest = with_golden(
+            manifest, Searcher.open(manifest, locate, endpoint=models.endpoint), golden, folder, run.run_id, INDEX_PATH
+        )
+        release = Release.open("candidate", manifest, encoder_folder, locate, runtime=runtime, endpoint=models.endpoint)
         bad = quarantined_keys(embedded.quarantine_uri)
         truth = truth_of(snapshot, encoder, embedded.vectors_uri, len(shards))
         decision, candidate = evaluate_gates(

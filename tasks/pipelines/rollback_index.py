@@ -3,6 +3,7 @@
 import logging
 
 from tasks.errors import VitrineError
+from tasks.pipelines.collection_steps import show_live
 from tasks.pipelines.common import registry, replicas_of, settings, version_links
 from tasks.pipelines.promote_index import PATIENCE_S
 from tasks.pipelines.promotion_bake import WARM_LIMIT_S
@@ -23,6 +24,7 @@ def roll_back(holder: str, to: str = "") -> Rollback:
         _require_gates(models, to)
     with hold_lease(models, holder, urgent=True, patience_s=PATIENCE_S) as lease:
         plan, took = rollback(LeasedAliases(models, lease), replicas_of(chosen), WARM_LIMIT_S, to)
+    show_live(models, chosen)
     was = f"was: version {plan.live}" if plan.live != plan.version else "it was live already"
     summary = f"version {plan.version} is live in {plan.slot} ({was}), on every replica after {took:.1f} s"
     summary = "; ".join(part for part in (summary, switch_features()) if part)

@@ -11,6 +11,7 @@ from tasks.errors import VitrineError
 from tasks.index.build import BuiltShard
 from tasks.index.template import Template
 from tasks.index.tune import TuningResult
+from tasks.pipelines.collection_steps import complete_collection
 from tasks.pipelines.common import query_runtime, registry, scratch, settings
 from tasks.pipelines.index_draft import EXPERIMENT, draft, index_config, truth_of
 from tasks.queries.query_words import describe, tuning_target
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 def tune(snapshot: Snapshot, encoder: EncoderRef, template: Template, shards: list[BuiltShard], run_key: str) -> TuningResult:
     """Search parameters, tuned on held-out photos through the serving code, or on views that stand in for them.
+
+    A collection of another engine is completed and reconciled first.
 
     Raises TuningRefused, with the report in MLflow all the same, when no parameters qualify; VitrineError with too few queries.
     """
@@ -40,11 +43,12 @@ def tune(snapshot: Snapshot, encoder: EncoderRef, template: Template, shards: li
     folder = EncoderFolder(registry().encoder_folder(encoder.version))
     xq = query_vectors(folder, encoder.query, snapshot, queries, query_runtime())
     truth = truth_of(snapshot, encoder, template.vectors_uri, template.shards)(xq)
+    complete_collection(template, shards, chosen)
     manifest = draft(snapshot, encoder, shards, {"family": template.family}, run_key)
     asked, refusal = query_set_of(queries), None
     target = tuning_target(chosen.recall_target, asked)
     with scratch(run_key, "tune") as work:
-        searcher = Searcher.open(manifest, locate_shards(shards, work))
+        searcher = Searcher.open(manifest, locate_shards(shards, work), endpoint=chosen.endpoint)
         try:
             tuned = tuning.tune(searcher, xq, template.family, target, truth, index_config(chosen).budget)
         except tuning.TuningRefused as error:

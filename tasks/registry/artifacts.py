@@ -20,7 +20,8 @@ class Registry(Versions):
     """A tracking server at `uri`; `cache` holds fetched encoder versions and manifests by version.
 
     `page` is where a browser reaches the same server (default: `uri`). `origin`, the DAG run that works here, is written into
-    every run and version that is made. Manifests are believed as far as `trust` says.
+    every run and version that is made. Manifests are believed as far as `trust` says. `endpoint` is that of the engine that holds the
+    base vectors of versions whose manifests name one.
     """
 
     def fetch(self, run_id: str, path: str, into: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.contract.addresses import without_userinfo
 from serving.contract.binding import BindingPolicy
+from serving.index.collection import NOWHERE, Endpoint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -108,8 +109,9 @@ class Runs:
     """Runs of a tracking server. The constructor is the Registry's (tasks/registry/artifacts.py)."""
 
     def __init__(
-        self, uri: str, cache: Path, page: str = "", origin: Origin | None = None, trust: BindingPolicy | None = None
-    ) -> None:
+        self, uri: str, cache: Path, page: str = "", origin: Origin | None = None, trust: BindingPolicy | None = None,
+        endpoint: Endpoint = NOWHERE,
+    ) -> None:  # fmt: skip
         # MLflow draws a bar for every file it fetches, unless it is told not to before it is imported.
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         if without_userinfo(uri) != uri:  # it prints the address of each run that ends
@@ -117,7 +119,7 @@ class Runs:
         from mlflow import MlflowClient
 
         self.uri, self.cache, self.page, self.origin = uri, cache, without_userinfo(page or uri).rstrip("/"), origin
-        self.trust = trust or BindingPolicy()
+        self.trust, self.endpoint = trust or BindingPolicy(), endpoint
         self.verified: dict[Path, tuple[int, int, int] | None] = {}
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 

@@ -44,7 +44,6 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
         raise VitrineError(f"product {product_id!r} is not in index version {found.version}: {why}{newer}")
     aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
     segment, row = held
-    assert segment.index is not None
     encoder, snapshot, store = manifest.encoder, manifest.snapshot, _store(manifest)
     run_key = registry.run_key(segment.table.run_id) or found.tags.get("run_key", manifest.id)
     commit, sha = _committed(manifest, segment.shard, key)
@@ -54,7 +53,7 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
     chain = [
         ("product", f"{product_id} (key {key})"),
         ("index version", f"{found.version}{aliases}, run {found.run_id}"),
-        ("segment", f"{segment.kind} {segment.sequence} of shard {segment.shard}, {segment.family}, {segment.index.sha256[:12]}"),
+        ("segment", f"{segment.kind} {segment.sequence} of shard {segment.shard}, {segment.family}, {_place(manifest, segment)}"),
         ("made by", f"{run_key}, run {segment.table.run_id}"),
         ("encoder version", f"{encoder.version}, {encoder.document} {encoder.document_fingerprint[:12]}, run {encoder.run_id}"),
         ("vector", _part(store, encoder, sha, commit) if sha else "(the vectors of that run are no longer kept)"),
@@ -69,6 +68,13 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
     return [*chain, ("quarantined", rejected + older)] if rejected else chain
 
 
+def _place(manifest: IndexManifest, segment: Segment) -> str:
+    """Where a segment's vectors lie: the checksum of its FAISS file, or the engine's collection."""
+    if segment.index is not None:
+        return segment.index.sha256[:12]
+    return f"{manifest.engine.name} {manifest.engine.collection}" if manifest.engine else "nowhere"
+
+
 def _store(manifest: IndexManifest) -> str:
     return manifest.snapshot.uri.rsplit("/snapshots/", 1)[0]
 
@@ -76,7 +82,7 @@ def _store(manifest: IndexManifest) -> str:
 def _holding(registry: Registry, manifest: IndexManifest, key: int) -> tuple[Segment, dict[str, Any]] | None:
     """The newest segment with the key, and its row; None when there is none or it is tombstoned."""
     mine = sorted((s for s in manifest.segments if s.shard == key % manifest.shards), key=lambda s: s.sequence, reverse=True)
-    for segment in (s for s in mine if s.index is not None):
+    for segment in (s for s in mine if s.holds_rows):
         path = registry.file(segment.table)
         there = pq.read_schema(path).names
         table = pq.read_table(path, columns=[n for n in ("key", "image_uri", IMAGES, "updated_at", "title") if n in there])

@@ -64,8 +64,9 @@ async def healthz() -> dict[str, str]:
 async def readyz(process: ProcessDep) -> dict[str, str]:
     """A version is loaded, verified, and has reproduced its golden answers."""
     live = process.slots.live
-    if live is None:
-        raise ApiError(503, process.slots.not_live_reason(), "not_ready", {"Retry-After": "5"})
+    why = process.slots.not_live_reason() if live is None else live.away()
+    if live is None or why:
+        raise ApiError(503, why, "not_ready", {"Retry-After": "5"})
     return {"status": "ready", "version": live.version}
 
 

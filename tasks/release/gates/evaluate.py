@@ -110,7 +110,8 @@ def open_live(registry: Registry, runtime: Runtime = ONNXRUNTIME) -> Release | N
 def open_version(registry: Registry, version: str, runtime: Runtime = ONNXRUNTIME) -> Release:
     """Opens a registered version, its files fetched once and verified."""
     manifest = registry.index_manifest(version)
-    return Release.open(version, manifest, registry.encoder_folder(manifest.encoder.version), registry.file, runtime=runtime)
+    encoder = registry.encoder_folder(manifest.encoder.version)
+    return Release.open(version, manifest, encoder, registry.file, runtime=runtime, endpoint=registry.endpoint)
 
 
 def _compared(release: Release, live: Release, photos: Sequence[bytes], replicas: Sequence[Replica], asked: str) -> Comparison:

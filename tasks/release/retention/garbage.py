@@ -12,9 +12,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.contract.addresses import hide_secrets
 from serving.contract.files import ContractError
 from tasks import storage
 from tasks.errors import VitrineError
+from tasks.index.collections import open_collections, recorded_collection, recorded_collections
 from tasks.progress import Progress
 from tasks.queries.view_store import view_table
 from tasks.registry import ENCODER_MODEL, INDEX_EXPERIMENT, INDEX_MODEL, INDEX_PATH, Registry
@@ -27,6 +29,7 @@ COLLECTED = "vitrine.collected"
 CACHE_AGE_S = DAY_S
 KINDS = (
     "version", "artifact", "snapshot", "vectors", "changes", "quarantine", "embeddings", "view", "shards", "towers", "work", "cache",
+    "collection",
 )  # fmt: skip
 
 
@@ -94,6 +97,8 @@ def plan_garbage(registry: Registry, places: GarbageLocations, retention: Retent
     artifacts, finished = _artifacts(registry, needed, dropped, {v.run_id for v in versions}, retention, now)
     items += artifacts
     items += _store(registry, places.store, needed, retention, now)
+    gone = {v.tags.get("run_key", "") for v in versions if v.version not in kept}
+    items += _collections(places.store, needed, gone, retention, now)
     items += _local(places.home, needed, retention, now)
     return GarbagePlan(tuple(items), kept, tuple(finished))
 
@@ -138,6 +143,8 @@ def _delete(registry: Registry, item: GarbageItem) -> None:
     if item.kind == "artifact":
         run_id, _, path = item.uri.partition("/")
         registry.delete_artifact(run_id, path)
+    elif item.kind == "collection":
+        _drop(registry, item.uri)
     elif item.kind in ("quarantine", "cache", "view"):
         storage.delete(item.uri)
     else:
@@ -193,6 +200,29 @@ def _store(registry: Registry, store: str, needed: Reachable, retention: Retenti
             if number not in kept and (name, folder) not in used and uri not in needed.stores:
                 reason = "neither a kept index version nor a recent encoder version uses them"
                 yield from _old("embeddings", f"{name} {folder}", uri, reason, retention.grace_s, now)
+
+
+def _collections(store: str, needed: Reachable, gone: set[str], retention: Retention, now: float) -> Iterator[GarbageItem]:
+    """Collections made from this store that no kept version names: at once where the version that they were made for goes."""
+    for folder, record in recorded_collections(store).items():
+        if record.name in needed.collections:
+            continue
+        name = f"{record.engine} {record.name}"
+        if record.run_key in gone:
+            yield GarbageItem("collection", name, folder, 0, "its version goes")
+        else:
+            yield from _old("collection", name, folder, "no kept version names it", retention.grace_s, now)
+
+
+def _drop(registry: Registry, folder: str) -> None:
+    """Drops a recorded collection in its engine, then its record. While the engine is away both stay, for the next collection."""
+    record = recorded_collection(folder)
+    try:
+        open_collections(record.engine, registry.endpoint).drop(record.name)
+    except Exception as error:  # every client has its own classes, and other garbage does not wait for an engine
+        log.warning("collection %s stays, as %s does not take it away: %s", record.name, record.engine, hide_secrets(str(error)))
+        return
+    storage.delete_folder(folder)
 
 
 def _views(store: str, retention: Retention, now: float) -> Iterator[GarbageItem]:

@@ -37,6 +37,8 @@ class Reachable:
     """Folders of the embedding commits that the manifests name."""
     stores: frozenset[str] = frozenset()
     """Folders of the embedding stores that these were gathered from."""
+    collections: frozenset[str] = frozenset()
+    """Collections of other engines that hold base vectors."""
 
 
 def kept_versions(versions: Sequence[Version], retention: Retention, now_s: float) -> dict[str, str]:
@@ -69,6 +71,7 @@ def reachable(manifests: Mapping[str, IndexManifest]) -> Reachable:
         encoders=frozenset((m.encoder.name, m.encoder.version, m.encoder.document_fingerprint) for m in manifests.values()),
         vectors=frozenset(c.uri.rstrip("/") for c in commits),
         stores=frozenset(c.store.rstrip("/") for c in commits),
+        collections=frozenset(m.engine.collection for m in manifests.values() if m.engine is not None),
     )
 
 

@@ -1,0 +1,86 @@
+"""Collections of other engines: where one is reached, what its module offers, and opening the one that a manifest names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+
+from serving.contract.files import ContractError
+from serving.contract.manifest import Scalar
+from serving.index.engine import Mask
+from serving.index.merge import Neighbors, empty
+
+MODULES = {"pgvector": "serving.index.pgvector_engine", "milvus": "serving.index.milvus_engine"}
+"""Module of each engine; its function `open_collection(endpoint, name, dim)` gives a `Collection`."""
+MEASURE_S = 600.0
+"""Seconds for comparisons with a large part of a collection, which only measurements ask for."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where an engine is reached: its address, a token where it asks for one, and the seconds that one call may take."""
+
+    address: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    timeout_s: float = 2.0
+
+    def patient(self, timeout_s: float = MEASURE_S) -> "Endpoint":
+        """The same for calls that may take long."""
+        return replace(self, timeout_s=timeout_s)
+
+
+NOWHERE = Endpoint()
+
+
+class Collection(Protocol):
+    """Vectors under the ids 0..rows-1 of one collection in an engine. Thread-safe; raises the engine's own errors.
+
+    `most`: the greatest k of a search. `takes_masks`: a search returns no row that its mask excludes; else the mask is ignored
+    and more is fetched (serving/index/remote_engine.py). `transient`: errors that another attempt may not meet.
+    """
+
+    rows: int
+    most: int
+    takes_masks: bool
+    transient: tuple[type[Exception], ...]
+
+    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int) -> Neighbors:
+        """Approximate k nearest ids of xq (nq, d) by inner product, in any order."""
+        ...
+
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
+        """Exact k nearest of xq (nq, d) among these ids (n,)."""
+        ...
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """The vectors (n, d) float32 of these ids."""
+        ...
+
+
+def open_collection(engine: str, endpoint: Endpoint, name: str, dim: int) -> Collection:
+    """Opens a collection of `engine`. Raises ContractError for an unknown engine, one that is not installed, or no address."""
+    if engine not in MODULES:
+        raise ContractError(f"there is no engine {engine!r}; faiss, {', '.join(MODULES)} are known")
+    if not endpoint.address:
+        raise ContractError(f"the vectors lie in {engine}, and no address of it is set (VITRINE_ENGINE_ADDRESS)")
+    try:
+        opened: Collection = import_module(MODULES[engine]).open_collection(endpoint, name, dim)
+    except ModuleNotFoundError as error:
+        raise ContractError(f"{engine} needs the package {error.name}: install vitrine[{engine}]") from None
+    return opened
+
+
+def compare_fetched(
+    fetch: Callable[[np.ndarray], np.ndarray], xq: np.ndarray, positions: np.ndarray, k: int, block: int = 4096
+) -> Neighbors:
+    """Exact k nearest of xq (nq, d) among these ids (n,), whose vectors `fetch` gives; one block of them in memory at a time."""
+    found = empty(len(xq), k)
+    for start in range(0, len(positions), block):
+        ids = positions[start : start + block]
+        similarity = np.concatenate([found.similarity, xq @ fetch(ids).T], axis=1)
+        rows = np.concatenate([found.rows, np.broadcast_to(ids, (len(xq), len(ids)))], axis=1)
+        best = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+        found = Neighbors(np.take_along_axis(similarity, best, 1), np.take_along_axis(rows, best, 1))
+    return found

@@ -1,0 +1,66 @@
+"""Calls of another engine: retries with backoff, and a circuit breaker while it is away."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from serving.contract.addresses import hide_secrets
+from serving.contract.files import ContractError
+from serving.index.engine import EngineUnavailable
+
+T = TypeVar("T")
+
+ATTEMPTS = 3
+FAILURES = 3
+"""Calls that failed in a row, each after all its attempts, before the next ones are refused at once."""
+PAUSE_S = 5.0
+"""Seconds for which calls are refused; then one is let through, whose outcome decides."""
+
+
+class Guard:
+    """Runs calls of one engine. `transient` are the errors worth another attempt; any other error of the engine fails at once."""
+
+    def __init__(self, engine: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.engine, self.clock = engine, clock
+        self.transient: tuple[type[Exception], ...] = (OSError, TimeoutError)
+        self.lock = threading.Lock()
+        self.failures, self.closed_until = 0, 0.0
+        self.last = ""
+
+    def __call__(self, call: Callable[[], T]) -> T:
+        """The result of `call`. Raises EngineUnavailable where it fails or is refused; ContractError and ValueError pass."""
+        if why := self.away():
+            raise EngineUnavailable(why)
+        if self.failures >= FAILURES:  # the one call that is let through; the others wait for what it meets
+            self.closed_until = self.clock() + PAUSE_S
+        try:
+            result = self._attempts()(call)
+        except (ContractError, ValueError):
+            raise
+        except Exception as error:  # every client has its own classes
+            self._failed(error)
+            raise EngineUnavailable(f"{self.engine} does not answer: {self.last}") from error
+        self.failures, self.closed_until = 0, 0.0
+        return result
+
+    def away(self) -> str:
+        """Why calls are refused at the moment; "" where they are not."""
+        left = self.closed_until - self.clock()
+        return f"{self.engine} does not answer ({self.last}); tried again in {left:.0f} s" if left > 0 else ""
+
+    def _attempts(self) -> Retrying:
+        return Retrying(
+            stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential_jitter(multiplier=0.05, max=0.5, jitter=0.05), reraise=True,
+            retry=retry_if_exception_type(self.transient),
+        )  # fmt: skip
+
+    def _failed(self, error: Exception) -> None:
+        lines = hide_secrets(str(error)).strip().splitlines()
+        self.last = lines[0][:200] if lines else type(error).__name__
+        with self.lock:
+            self.failures += 1
+            if self.failures >= FAILURES:
+                self.closed_until = self.clock() + PAUSE_S

@@ -1,0 +1,98 @@
+"""A collection of Milvus: `id` int64 and `embedding` float32 (d), under an index by inner product.
+
+Milvus takes no row masks: more is fetched, up to its limit of 16,384, and few allowed rows are fetched by id and compared here.
+"""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+from grpc import RpcError
+from pymilvus import MilvusClient
+from pymilvus.exceptions import MilvusException
+
+from serving.contract.files import ContractError
+from serving.contract.manifest import Scalar
+from serving.index.collection import MEASURE_S, Endpoint, compare_fetched
+from serving.index.engine import Mask
+from serving.index.merge import Neighbors, empty
+
+MOST = 16_384
+"""Milvus's greatest k."""
+BLOCK = 4096
+"""Vectors of one answer: 8 MB at dimension 512; Milvus gives at most 100 MB."""
+EF, NPROBE = 64, 16
+"""Defaults where a manifest sets none."""
+MAX_EF, MAX_NPROBE = 32_768, 65_536
+
+
+class MilvusCollection:
+    """A loaded collection, read-only. Searches see whatever was there when it was opened, as nothing is written any more."""
+
+    takes_masks, most = False, MOST
+    transient: tuple[type[Exception], ...] = (MilvusException, RpcError, OSError)
+
+    def __init__(self, endpoint: Endpoint, name: str, dim: int) -> None:
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs the traceback of every error that it raises
+        self.name, self.dim, self.timeout_s = name, dim, endpoint.timeout_s
+        self.client = MilvusClient(uri=endpoint.address, token=endpoint.token, timeout=endpoint.timeout_s, dedicated=True)
+        self.rows = self._size()
+
+    def __del__(self) -> None:
+        if (client := getattr(self, "client", None)) is not None:
+            client.close()
+
+    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int) -> Neighbors:
+        wide = {
+            "ef": min(max(int(params.get("ef") or EF) * effort, k), MAX_EF),
+            "nprobe": min(int(params.get("nprobe") or NPROBE) * effort, MAX_NPROBE),
+        }
+        answers = self.client.search(
+            self.name, data=list(xq), limit=k, search_params={"metric_type": "IP", "params": wide}, timeout=self.timeout_s,
+            consistency_level="Eventually",
+        )  # fmt: skip
+        found = empty(len(xq), k)
+        for number, hits in enumerate(answers):
+            found.rows[number, : len(hits)] = [hit["id"] for hit in hits]
+            found.similarity[number, : len(hits)] = [hit["distance"] for hit in hits]
+        return found
+
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
+        return compare_fetched(self.vectors, xq, positions, k, BLOCK)
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        parts = [np.zeros((0, self.dim), np.float32)]
+        for start in range(0, len(positions), BLOCK):
+            ids = positions[start : start + BLOCK]
+            found = self.client.query(
+                self.name,
+                ids=ids.tolist(),
+                output_fields=["id", "embedding"],
+                timeout=self.timeout_s,
+                consistency_level="Eventually",
+            )
+            by_id = {row["id"]: row["embedding"] for row in found}
+            parts.append(np.array([by_id[row] for row in ids.tolist()], np.float32).reshape(len(ids), self.dim))
+        return np.concatenate(parts)
+
+    def _size(self) -> int:
+        """The number of rows. Raises ContractError where the collection is gone, not loaded, or has another dimension."""
+        if not self.client.has_collection(self.name, timeout=self.timeout_s):
+            raise ContractError(f"milvus has no collection {self.name} (any more)")
+        fields = {f["name"]: f for f in self.client.describe_collection(self.name, timeout=self.timeout_s)["fields"]}
+        dim = int(fields["embedding"]["params"]["dim"])
+        if dim != self.dim:
+            raise ContractError(f"collection {self.name} has dimension {dim}, where the encoder gives {self.dim}")
+        rows = count(self.client, self.name, "id >= 0", MEASURE_S)
+        if beyond := count(self.client, self.name, f"id >= {rows}", MEASURE_S):
+            raise ContractError(f"collection {self.name} holds {rows} rows, {beyond} of them beyond id {rows}: ids are missing")
+        return rows
+
+
+def count(client: MilvusClient, name: str, condition: str, timeout_s: float) -> int:
+    """The exact number of rows that meet a condition, whatever was written just now."""
+    found = client.query(name, filter=condition, output_fields=["count(*)"], timeout=timeout_s, consistency_level="Strong")
+    return int(found[0]["count(*)"])
+
+
+open_collection: Callable[[Endpoint, str, int], MilvusCollection] = MilvusCollection

@@ -1,0 +1,179 @@
+"""A collection in PostgreSQL with pgvector: a table of `id` bigint and `embedding` vector(d), with an HNSW or IVFFlat index.
+
+Row masks are applied in SQL, as one bit a row, within an iterative scan of the index: exactly, whatever a filter says, and without
+over-fetching. Exact comparisons run there too.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty, LifoQueue
+from typing import Any
+
+import numpy as np
+import psycopg
+from pgvector import Vector
+from pgvector.psycopg import register_vector
+from psycopg import sql
+
+from serving.contract.files import ContractError
+from serving.contract.manifest import Scalar
+from serving.index.collection import MEASURE_S, Endpoint
+from serving.index.engine import Mask
+from serving.index.merge import Neighbors, empty, stack
+
+MAX_EF, PROBES = 1000, 16
+EF = 64
+"""Defaults where a manifest sets none; pgvector takes an ef_search of at most 1000 and scans on from there."""
+SCANNED = 20_000
+"""Rows that an iterative scan visits at most at effort 1 (pgvector's own default)."""
+FEW = 5000
+"""Up to so many ids are looked up one by one; more are found by reading the table."""
+MANY = 30_000
+"""From so many rows on, a comparison is a measurement, which may take long (serving/index/searcher.py, EXACT_ROWS)."""
+
+
+class Connections:
+    """Open connections to one address, as many as are used at once. One that fails takes the idle ones with it: all may be dead."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint, self.idle = endpoint, LifoQueue[psycopg.Connection]()
+
+    @contextmanager
+    def use(self) -> Iterator[psycopg.Connection]:
+        try:
+            connection = self.idle.get_nowait()
+        except Empty:
+            connection = self._connect()
+        try:
+            yield connection
+        except psycopg.OperationalError:
+            connection.close()
+            self.close()
+            raise
+        finally:
+            if not connection.closed:
+                self.idle.put(connection)
+
+    def close(self) -> None:
+        """Closes the idle connections."""
+        with suppress(Empty):
+            while True:
+                self.idle.get_nowait().close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _connect(self) -> psycopg.Connection:
+        seconds = self.endpoint.timeout_s
+        connection = psycopg.connect(
+            self.endpoint.address, autocommit=True, connect_timeout=max(2, int(seconds)),
+            options=f"-c statement_timeout={int(seconds * 1000)}", tcp_user_timeout=int(seconds * 1000),
+        )  # fmt: skip
+        register_vector(connection)
+        return connection
+
+
+class PgvectorCollection:
+    """A table, read-only. `most`: PostgreSQL sets no limit to k."""
+
+    takes_masks = True
+    transient: tuple[type[Exception], ...] = (psycopg.OperationalError,)
+
+    def __init__(self, endpoint: Endpoint, name: str, dim: int) -> None:
+        self.table, self.dim = sql.Identifier(name), dim
+        self.connections = Connections(endpoint)
+        self.rows = self._size(name)
+        self.most = max(self.rows, 1)
+
+    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int) -> Neighbors:
+        allowed = sql.SQL("" if mask is None else "WHERE get_bit(%(bits)b, id) = 1")
+        text = sql.SQL("SELECT id, -(embedding <#> %(x)b) FROM {} {} ORDER BY embedding <#> %(x)b LIMIT %(k)s").format(
+            self.table, allowed
+        )
+        bits = None if mask is None else mask.bits.tobytes()
+        with self._settings(_scan(params, effort)) as connection:
+            return self._ranked(connection, text, xq, k, {"bits": bits})
+
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
+        where, arguments = self._among(positions)
+        # The sum keeps PostgreSQL from taking the index, which orders by the operator alone.
+        text = sql.SQL("SELECT id, -(embedding <#> %(x)b) FROM {} {} ORDER BY (embedding <#> %(x)b) + 0 LIMIT %(k)s").format(
+            self.table, where
+        )
+        with self._settings(self._patience(positions)) as connection:
+            return self._ranked(connection, text, xq, k, arguments)
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        text = sql.SQL("SELECT id, embedding FROM {} WHERE id = ANY(%(ids)s)").format(self.table)
+        with self._settings(self._patience(positions)) as connection:
+            found = connection.execute(text, {"ids": np.unique(positions).tolist()}, binary=True).fetchall()
+        by_id = dict(found)
+        vectors = [by_id[row].to_numpy() for row in positions.tolist()]
+        return np.stack(vectors).astype(np.float32) if vectors else np.zeros((0, self.dim), np.float32)
+
+    def _size(self, name: str) -> int:
+        """The number of rows. Raises ContractError where there is no such table, or it has another dimension."""
+        with self.connections.use() as connection:
+            found = connection.execute(
+                "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'embedding'",
+                (f'"{name}"',),
+            ).fetchone()
+            if found is None:
+                raise ContractError(f"pgvector has no collection {name} (any more)")
+            if found[0] != self.dim:
+                raise ContractError(f"collection {name} has dimension {found[0]}, where the encoder gives {self.dim}")
+            connection.execute("SELECT set_config('statement_timeout', %s, false)", (str(int(MEASURE_S * 1000)),))
+            counted = connection.execute(sql.SQL("SELECT count(*), max(id) FROM {}").format(self.table)).fetchone()
+            connection.execute("RESET statement_timeout")
+        assert counted is not None
+        if counted[0] and counted[1] != counted[0] - 1:
+            raise ContractError(f"collection {name} holds {counted[0]} rows up to id {counted[1]}: ids are missing")
+        return int(counted[0])
+
+    def _among(self, positions: np.ndarray) -> tuple[sql.SQL, dict[str, Any]]:
+        """The condition that a row is at one of these positions, and its arguments."""
+        if len(positions) == self.rows:
+            return sql.SQL(""), {}
+        if len(positions) <= FEW:
+            return sql.SQL("WHERE id = ANY(%(ids)s)"), {"ids": positions.tolist()}
+        allowed = np.zeros(self.rows, bool)
+        allowed[positions] = True
+        return sql.SQL("WHERE get_bit(%(bits)b, id) = 1"), {"bits": Mask(allowed).bits.tobytes()}
+
+    def _patience(self, positions: np.ndarray) -> dict[str, str]:
+        return {"statement_timeout": str(int(MEASURE_S * 1000))} if len(positions) > MANY else {}
+
+    @contextmanager
+    def _settings(self, values: dict[str, str]) -> Iterator[psycopg.Connection]:
+        """A connection in a transaction with these settings."""
+        with self.connections.use() as connection, connection.transaction():
+            if values:
+                chosen = sql.SQL(", ").join(sql.SQL("set_config({}, {}, true)").format(n, v) for n, v in values.items())
+                connection.execute(sql.SQL("SELECT {}").format(chosen))
+            yield connection
+
+    def _ranked(
+        self, connection: psycopg.Connection, text: sql.Composed, xq: np.ndarray, k: int, arguments: dict[str, Any]
+    ) -> Neighbors:
+        results = []
+        for x in xq:
+            found = connection.execute(text, {"x": Vector(x), "k": k} | arguments, binary=True).fetchall()
+            if found:
+                rows, similarity = zip(*found, strict=True)
+                results.append(Neighbors(np.array([similarity], np.float32), np.array([rows], np.int64)))
+            else:
+                results.append(empty(1, k))
+        return stack(results, k)
+
+
+def _scan(params: dict[str, Scalar], effort: int) -> dict[str, str]:
+    """PostgreSQL's settings for a search: how wide it is, and that it goes on until k rows are found."""
+    ef, probes = (int(params.get(name) or default) * effort for name, default in (("ef", EF), ("nprobe", PROBES)))
+    return {
+        "enable_seqscan": "off", "hnsw.ef_search": str(min(ef, MAX_EF)), "hnsw.iterative_scan": "strict_order",
+        "hnsw.max_scan_tuples": str(SCANNED * effort), "ivfflat.probes": str(min(probes, 32_768)),
+        "ivfflat.iterative_scan": "relaxed_order",
+    }  # fmt: skip
+
+
+open_collection: Callable[[Endpoint, str, int], PgvectorCollection] = PgvectorCollection

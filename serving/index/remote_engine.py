@@ -1,0 +1,102 @@
+"""Engine over a collection of another system: over-fetching where that takes no row masks, and calls under a guard."""
+
+import math
+
+import numpy as np
+
+from serving.contract.files import ContractError
+from serving.contract.manifest import Scalar
+from serving.contract.provenance import EngineRef
+from serving.index.collection import Collection, Endpoint, open_collection
+from serving.index.engine import Mask
+from serving.index.guard import Guard
+from serving.index.merge import OVER_FETCH_MIN, OVER_FETCH_SIGMAS, Neighbors, empty
+
+
+class RemoteEngine:
+    """Engine over a collection (serving/index/collection.py). Raises EngineUnavailable while it does not answer.
+
+    Where the collection takes no masks, enough is fetched to hold k allowed rows, and what the mask excludes is dropped. The k that
+    are left are the k nearest allowed of all that the engine ranks, however few were fetched; where fewer are left, the query comes
+    up short and the Searcher asks wider, at last exactly.
+    """
+
+    def __init__(self, collection: Collection, guard: Guard) -> None:
+        self.collection, self.guard, self.rows = collection, guard, collection.rows
+        guard.transient = collection.transient
+
+    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Neighbors:
+        wanted = min(
+            k if mask is None or self.collection.takes_masks else over_fetch(self.rows, k, mask.count, effort), self.rows
+        )
+        wanted = min(wanted, self.collection.most)
+        found = self.guard(lambda: self.collection.search(xq, wanted, mask, params, effort))
+        return best_allowed(found, k, mask)
+
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
+        if not len(positions):
+            return empty(len(xq), 0)
+        found = self.guard(lambda: self.collection.nearest(xq, positions, min(k, len(positions))))
+        return best_allowed(found, min(k, len(positions)), None)
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """Stored vectors (n, d) float32 at these positions."""
+        return self.guard(lambda: self.collection.vectors(positions))
+
+    def part(self, first: int) -> "EngineRows":
+        """The rows of one segment, from position `first` on."""
+        return EngineRows(self, first)
+
+
+class EngineRows:
+    """The rows of one segment in an engine, from its position `first` on."""
+
+    def __init__(self, engine: RemoteEngine, first: int) -> None:
+        self.engine, self.first = engine, first
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        """Stored vectors (n, d) float32 at these positions of the segment."""
+        return self.engine.vectors(positions + self.first)
+
+
+def connect(ref: EngineRef, endpoint: Endpoint, dim: int) -> RemoteEngine:
+    """The engine over the collection that a manifest names.
+
+    Raises ContractError where it is gone, or holds another number of rows or another dimension; EngineUnavailable where the engine
+    does not answer.
+    """
+    guard = Guard(ref.name)
+    collection = guard(lambda: open_collection(ref.name, endpoint, ref.collection, dim))
+    if collection.rows != ref.rows:
+        raise ContractError(
+            f"{ref.name} holds {collection.rows} rows in collection {ref.collection}, where the manifest says {ref.rows}"
+        )
+    return RemoteEngine(collection, guard)
+
+
+def over_fetch(rows: int, k: int, allowed: int, effort: int = 1) -> int:
+    """How many of `rows` to fetch so that k of the `allowed` ones are most probably among them; `effort` widens it.
+
+    Never more than k and all excluded rows, which hold k allowed ones for certain. The first effort of the Searcher already grows
+    with the share of excluded rows, as this does: only what goes beyond it counts.
+    """
+    share = allowed / rows
+    likely = math.ceil((k + OVER_FETCH_SIGMAS * math.sqrt(k)) / share) + OVER_FETCH_MIN
+    return min(likely * max(1, round(effort * share)), k + rows - allowed)
+
+
+def best_allowed(found: Neighbors, k: int, mask: Mask | None) -> Neighbors:
+    """The best k (or as many as there are columns) of each query that the mask allows, best first, -1 where there are fewer."""
+    similarity, rows = found.similarity, found.rows
+    there = rows >= 0
+    if mask is not None:
+        there = there & mask.allowed[np.maximum(rows, 0)]
+    similarity = np.where(there, similarity, np.float32(-np.inf)).astype(np.float32)
+    rows = np.where(there, rows, -1)
+    order = np.lexsort((rows, -similarity), axis=1)[:, :k]
+    best = Neighbors(np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1))
+    if best.rows.shape[1] < k:
+        wide = empty(len(rows), k)
+        wide.similarity[:, : best.rows.shape[1]], wide.rows[:, : best.rows.shape[1]] = best.similarity, best.rows
+        return wide
+    return best

@@ -1,0 +1,83 @@
+"""Collections of Milvus: loaded from the start, since only what is loaded can be counted; sealed and indexed at the end."""
+
+import time
+
+import numpy as np
+from pymilvus import DataType, MilvusClient
+
+from serving.index.collection import MEASURE_S, Endpoint
+from serving.index.milvus_engine import count
+from tasks.errors import VitrineError
+
+BUILD_LIMIT_S = 6 * 3600.0
+MAX_DIMENSIONS = 32_768
+
+
+class MilvusCollections:
+    """Collections of the Milvus at the endpoint's address."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.client = MilvusClient(uri=endpoint.address, token=endpoint.token, timeout=endpoint.timeout_s, dedicated=True)
+
+    def __del__(self) -> None:
+        if (client := getattr(self, "client", None)) is not None:
+            client.close()
+
+    def create(self, name: str, dim: int, factory: str) -> None:
+        if dim > MAX_DIMENSIONS:
+            raise VitrineError(f"Milvus holds at most {MAX_DIMENSIONS} dimensions, and the encoder gives {dim}")
+        if not self.client.has_collection(name):
+            schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field("id", DataType.INT64, is_primary=True)
+            schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
+            self.client.create_collection(name, schema=schema, timeout=MEASURE_S)
+        if not self.client.list_indexes(name):
+            kind, params = _index_of(factory)
+            index = self.client.prepare_index_params()
+            index.add_index("embedding", index_type=kind, metric_type="IP", params=params)
+            self.client.create_index(name, index, timeout=MEASURE_S)
+        self.client.load_collection(name, timeout=MEASURE_S)
+
+    def put(self, name: str, first: int, vectors: np.ndarray) -> None:
+        rows = [{"id": first + n, "embedding": vector} for n, vector in enumerate(vectors)]
+        # An upsert notes a deletion for each row, which every search then passes by: only what may be there is written so.
+        write = self.client.upsert if self.count(name, first, first + len(rows)) else self.client.insert
+        write(name, rows, timeout=MEASURE_S)
+
+    def count(self, name: str, first: int, stop: int) -> int:
+        if not self.client.has_collection(name):
+            return 0
+        return count(self.client, name, f"id >= {first} and id < {stop}", MEASURE_S)
+
+    def complete(self, name: str, factory: str, rows: int) -> None:
+        self.client.flush(name, timeout=MEASURE_S)
+        limit = time.monotonic() + BUILD_LIMIT_S
+        while left := int(self.client.describe_index(name, self.client.list_indexes(name)[0]).get("pending_index_rows", 0)):
+            if time.monotonic() > limit:
+                raise VitrineError(f"Milvus has not indexed {left} rows of collection {name} after {BUILD_LIMIT_S:.0f} s")
+            time.sleep(1)
+        self.client.load_collection(name, timeout=MEASURE_S)
+
+    def drop(self, name: str) -> None:
+        if self.client.has_collection(name):
+            for alias in self.client.list_aliases(name)["aliases"]:
+                self.client.drop_alias(alias)
+            self.client.drop_collection(name)
+
+    def point(self, alias: str, name: str) -> None:
+        if self.client.has_collection(alias):
+            self.client.alter_alias(name, alias)
+        else:
+            self.client.create_alias(name, alias)
+
+    def bytes(self, name: str) -> int:
+        return 0
+
+
+def _index_of(factory: str) -> tuple[str, dict[str, int]]:
+    """The index type and its parameters, of a factory such as "HNSW,M=16,efConstruction=100"."""
+    kind, *options = factory.split(",")
+    return kind, {name: int(value) for name, _, value in (option.partition("=") for option in options)}
+
+
+open_collections = MilvusCollections

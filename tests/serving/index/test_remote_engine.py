@@ -1,0 +1,83 @@
+"""Over-fetching and the guard, without an engine; whole engines: tests/engines."""
+
+import numpy as np
+import pytest
+
+from serving.contract.files import ContractError
+from serving.index.engine import EngineUnavailable, Mask
+from serving.index.guard import FAILURES, PAUSE_S, Guard
+from serving.index.merge import Neighbors
+from serving.index.remote_engine import RemoteEngine, over_fetch
+
+
+class Ranked:
+    """A collection whose rows are ranked by their position, that takes no masks and counts what is fetched."""
+
+    rows, most, takes_masks, transient = 1000, 400, False, (ConnectionError,)
+
+    def __init__(self) -> None:
+        self.fetched: list[int] = []
+
+    def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict, effort: int) -> Neighbors:
+        self.fetched.append(k)
+        rows = np.tile(np.arange(k), (len(xq), 1))
+        return Neighbors((1 - rows / 1000).astype(np.float32), rows)
+
+    def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
+        rows = np.tile(positions[:k], (len(xq), 1))
+        return Neighbors((1 - rows / 1000).astype(np.float32), rows)
+
+    def vectors(self, positions: np.ndarray) -> np.ndarray:
+        return np.zeros((len(positions), 2), np.float32)
+
+
+def test_enough_is_fetched_for_k_allowed_rows_and_never_more_than_all_excluded_ones() -> None:
+    assert over_fetch(1000, 10, 1000) == 10
+    assert over_fetch(1000, 10, 999) == 11
+    assert 20 < over_fetch(1000, 10, 500) <= 80
+    assert over_fetch(1000, 10, 500, effort=2 * 8) == min(8 * over_fetch(1000, 10, 500), 510)
+
+
+def test_what_the_mask_excludes_is_dropped_and_a_short_result_says_so() -> None:
+    engine = RemoteEngine(Ranked(), Guard("made up"))
+    allowed = np.zeros(1000, bool)
+    allowed[1::2] = True
+    found = engine.search(np.zeros((2, 2), np.float32), 5, Mask(allowed), {})
+    assert found.rows.tolist() == [[1, 3, 5, 7, 9]] * 2
+    allowed[:] = False
+    allowed[398:402] = True
+    short = engine.search(np.zeros((1, 2), np.float32), 3, Mask(allowed), {}, 64)
+    assert short.rows.tolist() == [[398, 399, -1]]
+    assert engine.collection.fetched[-1] == Ranked.most  # type: ignore[attr-defined]
+
+
+def test_a_call_is_repeated_where_that_may_help_and_refused_while_the_engine_is_away() -> None:
+    now, calls = [0.0], []
+    guard = Guard("made up", lambda: now[0])
+    guard.transient = (ConnectionError,)
+
+    def failing() -> None:
+        calls.append(1)
+        raise ConnectionError("postgresql://shop:secret@db/x: no route")
+
+    for _ in range(FAILURES):
+        with pytest.raises(EngineUnavailable, match="does not answer") as raised:
+            guard(failing)
+        assert "secret" not in str(raised.value)
+    assert len(calls) == 3 * FAILURES
+    with pytest.raises(EngineUnavailable, match="tried again"):
+        guard(failing)
+    assert len(calls) == 3 * FAILURES
+    now[0] += PAUSE_S
+    assert guard.away() == ""
+    assert guard(lambda: 7) == 7
+    assert guard.away() == ""
+
+
+def test_errors_of_the_version_and_of_the_caller_are_no_outage() -> None:
+    guard = Guard("made up")
+    for error in (ContractError("the collection is gone"), ValueError("k")):
+        for _ in range(FAILURES + 1):
+            with pytest.raises(type(error)):
+                guard(lambda error=error: (_ for _ in ()).throw(error))
+    assert guard.away() == ""
