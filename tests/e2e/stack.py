@@ -88,6 +88,7 @@ class Stack:
         self.services: list[Service] = [*all_services(self.settings), self._second_replica()]
         self.registry = Registry(self.settings.mlflow_uri, home / "test-cache")
         self.airflow = Airflow(self.settings.airflow_url, self.settings.airflow_user, self.settings.airflow_password)
+        self.airflow.client.timeout = httpx.Timeout(120)  # on a machine that is busy with other things, too
 
     def _second_replica(self) -> Service:
         settings = replace(self.settings, serving_urls=self.settings.serving_urls[1:])
