@@ -36,7 +36,7 @@ def lineage(version: Version, manifest: IndexManifest, registry: Registry) -> li
         ),
         Link(
             "vectors",
-            f"{counts.embedded} products as {encoder.dim} dimensions",
+            f"{counts.embedded} products{f' with {counts.pictures} pictures' if counts.pictures else ''} as {encoder.dim} dimensions",
             f"made by {encoder.document}, {encoder.document_fingerprint[:12]}",
         ),
         Link(
@@ -48,7 +48,8 @@ def lineage(version: Version, manifest: IndexManifest, registry: Registry) -> li
         Link("snapshot", snapshot.id, f"{snapshot.rows} rows, content {snapshot.content_sha256[:12]}"),
         Link(
             "catalogue",
-            f"{counts.catalogue} products: {counts.servable} servable, {counts.quarantined} in quarantine{counts.set_aside}",
+            f"{counts.catalogue} products: {counts.servable} servable, {counts.quarantined} in quarantine{counts.of_pictures}"
+            f"{counts.set_aside}",
             f"pictures from {snapshot.image_root}" if snapshot.image_root else "pictures by their own addresses",
         ),
     ]  # fmt: skip

@@ -70,7 +70,8 @@ def capacity(
 ASSUMED = """assumed:
   queries arrive at random (Poisson); every one is a photo, and no cache answers
   a core does one query's phase at a time in the time measured on a quiet replica ({count} photos); cores do not slow each other down
-  a shard holds {products:,} products, as many as the replica that was measured, and takes as long; a query waits for the slowest shard
+  a shard holds {products:,} products, as many as the replica that was measured, with as many pictures each, and takes as long
+  a query waits for the slowest shard
   gateways and replicas are balanced by the power of two choices; no hedges, no failures: add pods for what may fail at once
   a process's Python (rank, HTTP) is one thread: a gateway pod is one process, and its Python is at most 70 % busy"""
 

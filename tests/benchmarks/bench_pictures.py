@@ -219,11 +219,12 @@ def main() -> None:
     parser.add_argument("--products", type=int, default=20_000)
     parser.add_argument("--changed", type=int, nargs="*", default=[100, 400])
     parser.add_argument("--catalog", type=Path, help="a folder with labelled photos; default: only the drawn catalogue")
+    parser.add_argument("--size", type=int, default=160, help="pixels of a side that CATALOG's pictures are shrunk to")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     chosen = parser.parse_args()
     record: dict[str, Any] = {}
     if chosen.catalog:
-        record["recall"] = measure_grocery(chosen.catalog)
+        record["recall"] = measure_grocery(chosen.catalog, chosen.size)
     if chosen.products:
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
             home = Path(folder)

@@ -15,8 +15,8 @@ NUMBERS = (1, 3, 10)
 BATCH = 32
 
 
-def embed(paths: list[Path]) -> np.ndarray:
-    """Unit vectors (n, d) float32 of pictures: the network's pooled features, as it is."""
+def embed(paths: list[Path], size: int) -> np.ndarray:
+    """Unit vectors (n, d) float32 of pictures of this size: the network's pooled features, as it is."""
     import timm
     import torch
 
@@ -27,7 +27,8 @@ def embed(paths: list[Path]) -> np.ndarray:
     network = timm.create_model(NAME)
     network.load_state_dict(read_package(WEIGHTS, network))
     network.eval().reset_classifier(0)
-    spec, package = tower_facts(TowerConfig(timm=NAME, pretrained=WEIGHTS))[1], PACKAGES[WEIGHTS]
+    own, package = tower_facts(TowerConfig(timm=NAME, pretrained=WEIGHTS))[1], PACKAGES[WEIGHTS]
+    spec = own.model_copy(update={"size": size})
     parts = []
     with torch.inference_mode():
         for start in range(0, len(paths), BATCH):
@@ -37,7 +38,7 @@ def embed(paths: list[Path]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def measure_grocery(catalog: Path) -> dict[str, Any]:
+def measure_grocery(catalog: Path, size: int = 160) -> dict[str, Any]:
     """Recall@1 and @10 by pictures a product, and of `similar`: products asked by one of their own pictures, or by the mean."""
     products = [(p["product_id"], p.get("image") or p["image_uri"]) for p in read_table(catalog / "products.csv")]
     photos = read_table(catalog / "photos.csv")
@@ -50,13 +51,14 @@ def measure_grocery(catalog: Path) -> dict[str, Any]:
     held = [
         (r["photo"], next(n for n, (p, _) in enumerate(products) if p == r["product_id"])) for r in photos if r["split"] == "val"
     ]
-    vectors = embed([catalog / n for own in names for n in own])
-    xq, right = embed([catalog / photo for photo, _ in held]), np.array([n for _, n in held])
+    paths = [catalog / n for own in names for n in own]
+    both = embed([*paths, *(catalog / photo for photo, _ in held)], size)
+    vectors, xq, right = both[: len(paths)], both[len(paths) :], np.array([n for _, n in held])
     product = np.repeat(np.arange(len(names)), [len(own) for own in names])
     position = np.concatenate([np.arange(len(own)) for own in names]).astype(np.int16)
     whole = join([Pictured(product, position, vectors)])
     figures: dict[str, Any] = {"photos": len(held), "pictures": {}, "similar": {}}
-    print(f"{len(held)} held-out photos of {len(products)} products, {NAME} as it is")
+    print(f"{len(held)} held-out photos of {len(products)} products, {NAME} at {size} pixels as it is")
     for number in NUMBERS:
         few = _first(whole, number)
         best, mean = (_ranks(scores, right) for scores in (_by_product(few, xq), xq @ _means(few).T))
