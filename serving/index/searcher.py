@@ -113,10 +113,17 @@ class Searcher:
         return merge(found, k) if found else empty(len(xq), k)
 
     def vector(self, row: int) -> np.ndarray:
-        """The stored vector (d,) float32 of a row: that of its product's first usable picture."""
+        """The stored vector (d,) float32 of a row; where its product has several pictures, their mean, of unit length.
+
+        As a query the mean finds what shoppers' photos of the product find better than its main picture does (docs/benchmarks.md).
+        """
         segment = self._segment(row)
         assert segment.engine is not None
-        return segment.engine.vectors(segment.positions_of(row)[:1])[0]
+        stored = segment.engine.vectors(segment.positions_of(row))
+        if len(stored) == 1:
+            return stored[0]
+        mean = stored.mean(axis=0)
+        return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
     def is_live(self, row: int) -> bool:
         """Whether no tombstone hides this row."""

@@ -331,6 +331,15 @@ def test_the_truth_is_of_products(pictured: tuple[Shop, Pictured], flat: tuple[I
         assert all(len(set(row.tolist())) == DEPTH for row in truth.keys)
 
 
+def test_a_product_is_asked_by_the_mean_of_its_pictures(pictured: tuple[Shop, Pictured], flat: tuple[IndexManifest, Path]) -> None:
+    manifest, folder = flat
+    searcher = Searcher.open(manifest, lambda ref: folder / ref.path)
+    for row in range(0, searcher.rows, 37):
+        own = pictured[1].of(searcher.features.key[row : row + 1]).vectors
+        mean = own.mean(axis=0)
+        np.testing.assert_allclose(searcher.vector(row), mean / np.linalg.norm(mean), atol=1e-3)
+
+
 def test_pictures_that_nothing_names_are_noticed(flat: tuple[IndexManifest, Path], tmp_path: Path) -> None:
     manifest, home = flat
 
