@@ -331,7 +331,9 @@ def test_the_truth_is_of_products(pictured: tuple[Shop, Pictured], flat: tuple[I
         assert all(len(set(row.tolist())) == DEPTH for row in truth.keys)
 
 
-def test_a_product_is_asked_by_the_mean_of_its_pictures(pictured: tuple[Shop, Pictured], flat: tuple[IndexManifest, Path]) -> None:
+def test_a_product_is_asked_by_the_mean_of_its_pictures(
+    pictured: tuple[Shop, Pictured], flat: tuple[IndexManifest, Path]
+) -> None:
     manifest, folder = flat
     searcher = Searcher.open(manifest, lambda ref: folder / ref.path)
     for row in range(0, searcher.rows, 37):
