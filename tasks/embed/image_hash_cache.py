@@ -9,13 +9,15 @@ import pyarrow.parquet as pq
 
 from tasks import storage
 from tasks.catalog.product_pictures import IMAGES, picture_rows
-from tasks.catalog.snapshot import Snapshot, product_table
+from tasks.catalog.snapshot import Snapshot, product_batches
 from tasks.embed import worker
 
 CHUNK_ROWS = 20_000
 HASH_CACHE = "looks"
 """Folder of the cache in the store."""
-SCHEMA = pa.schema([("image_uri", pa.string()), ("stamp", pa.string()), ("sha256", pa.binary(32))])
+URI = pa.large_string()
+"""All addresses together may be more than the 2 GiB that an array of pa.string() holds: 50M of 45 bytes."""
+SCHEMA = pa.schema([("image_uri", URI), ("stamp", pa.string()), ("sha256", pa.binary(32))])
 
 ForEach = Callable[[list[str], Callable[[str], None]], None]
 
@@ -47,13 +49,15 @@ def hash_images(snapshot: Snapshot, work_uri: str, cache_uri: str, config: worke
 
 
 def snapshot_pictures(snapshot: Snapshot) -> pa.Table:
-    """All pictures of a snapshot (key, position, image_uri), in order of its products and of their pictures."""
-    return picture_rows(product_table(snapshot.uri, ["key", "image_uri", IMAGES]))
+    """All pictures of a snapshot (key, position, image_uri as URI), in order of its products and of their pictures."""
+    batches = product_batches(snapshot.uri, ["key", "image_uri", IMAGES])
+    table = pa.concat_tables([picture_rows(batch) for batch in batches])
+    return table.set_column(2, "image_uri", table["image_uri"].cast(URI))
 
 
 def read_cache(cache_uri: str, root: str) -> pa.Table:
     """The newest cache entry of each uri below `root` (SCHEMA)."""
-    tables = [storage.read_table(file) for file in storage.list_files(_place(cache_uri, root), ".parquet")]
+    tables = [storage.read_table(file).cast(SCHEMA) for file in storage.list_files(_place(cache_uri, root), ".parquet")]
     if not tables:
         return SCHEMA.empty_table()
     newest = pa.concat_tables(tables).group_by("image_uri", use_threads=False).aggregate([("stamp", "last"), ("sha256", "last")])
@@ -64,7 +68,7 @@ def update_cache(hashed: pa.Table, cache_uri: str, root: str, run_key: str) -> N
     """Merges this run's hashes into the cache as one file that replaces the older ones."""
     place = _place(cache_uri, root)
     before = storage.list_files(place, ".parquet")
-    good = hashed.filter(pc.and_(pc.is_valid(hashed["sha256"]), pc.is_valid(hashed["stamp"]))).select(SCHEMA.names)
+    good = hashed.filter(pc.and_(pc.is_valid(hashed["sha256"]), pc.is_valid(hashed["stamp"]))).select(SCHEMA.names).cast(SCHEMA)
     old = read_cache(cache_uri, root)
     merged = pa.concat_tables([old.filter(pc.invert(pc.is_in(old["image_uri"], good["image_uri"]))), good])
     name = storage.join(place, f"looks-{run_key}.parquet")

@@ -20,7 +20,7 @@ from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
 from tasks.embed.chunk_progress import Report, no_report, show_progress
-from tasks.embed.image_hash_cache import HASH_CACHE, hash_images, update_cache
+from tasks.embed.image_hash_cache import HASH_CACHE, URI, hash_images, update_cache
 from tasks.embed.images import fetcher
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
 from tasks.embed.quarantine import quarantine_rows, quarantine_uri, sample_reasons
@@ -252,6 +252,7 @@ def _count_stored(store: EmbeddingStore, run_key: str) -> int:
 def _todo(hashed: pa.Table, store: EmbeddingStore) -> pa.Table:
     """(image_sha256, image_uri) of images neither stored nor permanently rejected, deduplicated, ordered by sha256."""
     readable = hashed.filter(pc.is_valid(hashed["sha256"])).select(["sha256", "image_uri"])
+    readable = readable.set_column(1, "image_uri", readable["image_uri"].cast(URI))
     each = readable.group_by("sha256", use_threads=False).aggregate([("image_uri", "first")])
     commits = store.commits()
     lasting = pa.array(list(rejected_images(commits, lasting=True)), SHA_TYPE)

@@ -14,6 +14,8 @@ import pytest
 from serving.contract.keys import product_key
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
+from tasks.embed import worker
+from tasks.embed.images import read_image
 from tasks.embed.job import EmbedConfig, EmbedResult, embed_snapshot
 from tasks.embed.quarantine import read_quarantine
 from tasks.embed.reembedding_plan import count_pictures
@@ -57,6 +59,9 @@ class Shop:
 
     def sha(self, uri: str) -> bytes:
         return hashlib.sha256((self.folder / "shop" / uri).read_bytes()).digest()
+
+    def sha_of(self, uri: str) -> bytes | None:
+        return self.sha(uri) if (self.folder / "shop" / uri).is_file() else None
 
     def usable(self) -> list[tuple[int, int, bytes]]:
         """(key, position, sha256) of every picture that must have a vector, by brute force."""
@@ -167,3 +172,20 @@ def test_one_picture_a_product_has_the_vectors_it_always_had(tmp_path: Path) -> 
     ]
     assert "doubled" not in result.summary
     assert (result.pictures, result.quarantined_pictures) == (result.embedded, result.quarantined)
+
+
+def test_pictures_that_did_not_change_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = drawn(tmp_path, 7)
+    _, first = shop.run("r1")
+    (cache,) = (tmp_path / "store" / "looks").rglob("*.parquet")
+    table = pq.read_table(cache)
+    assert len(set(table["image_uri"].to_pylist())) == len({u for uris in shop.products.values() for u in uris if shop.sha_of(u)})
+    pq.write_table(table.set_column(0, "image_uri", table["image_uri"].cast(pa.string())), cache)  # as it was written before
+    read: set[str] = set()
+    monkeypatch.setattr(worker, "read_image", lambda uri, *rest: read.add(uri) or read_image(uri, *rest))
+    monkeypatch.setattr(Shop, "write", lambda _: None)
+    taken, again = shop.run("r2")
+    check(shop, taken, again)
+    assert again.embedded_now == 0
+    assert read == {uri for uris in shop.products.values() for uri in uris if shop.files[uri] == "missing"}
+    assert vectors(again).equals(vectors(first))
