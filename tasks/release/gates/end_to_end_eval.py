@@ -14,6 +14,7 @@ from serving.contract.encoder import EncoderFolder
 from serving.contract.preprocess import ImageRejected, decode
 from serving.contract.provenance import QuerySet
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
+from serving.contract.segments import IMAGES
 from serving.index.searcher import Searcher
 from serving.versions.release import Release
 from tasks.catalog.snapshot import Snapshot
@@ -82,16 +83,23 @@ def query_set_of(queries: list[Query]) -> QuerySet | None:
 
 
 def of_today(queries: list[Query], snapshot: Snapshot, searcher: Searcher) -> list[Query]:
-    """The queries without views of pictures that are not their product's any more in the version that `searcher` holds."""
+    """The queries without views of pictures that are not their product's any more in the version that `searcher` holds.
+
+    A view goes by its product's main picture; a product that shows a further one, as its main one cannot be used, keeps its view.
+    """
     views = view_table(snapshot.uri)
     if not len(views):
         return queries
     made_of = dict(zip(views["photo_uri"].to_pylist(), views["image_uri"].to_pylist(), strict=True))
     asked = pa.array(sorted({q.product_id for q in queries if q.synthetic}), pa.string())
-    rows = searcher.features.table.select(["product_id", "image_uri"]).filter(pa.array(searcher.live()))
-    rows = rows.filter(pc.is_in(rows["product_id"], asked))
-    shown = set(zip(rows["product_id"].to_pylist(), rows["image_uri"].to_pylist(), strict=True))
-    kept = [q for q in queries if not q.synthetic or (q.product_id, made_of[q.photo_uri]) in shown]
+    table = searcher.features.table
+    rows = table.select([n for n in ("product_id", "image_uri", IMAGES) if n in table.column_names]).filter(
+        pa.array(searcher.live())
+    )
+    found = rows.filter(pc.is_in(rows["product_id"], asked)).to_pylist()
+    shown = {(row["product_id"], row["image_uri"]) for row in found}
+    further = {row["product_id"] for row in found if row["image_uri"] in (row.get(IMAGES) or ())}
+    kept = [q for q in queries if not q.synthetic or (q.product_id, made_of[q.photo_uri]) in shown or q.product_id in further]
     if len(kept) < len(queries):
         log.info("%d views are of pictures that changed since snapshot %s: left out", len(queries) - len(kept), snapshot.id)
     return kept
