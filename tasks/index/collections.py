@@ -51,10 +51,6 @@ class Collections(Protocol):
         """Makes `alias` another name of the collection."""
         ...
 
-    def bytes(self, name: str) -> int:
-        """Bytes that the collection and its index take, as the engine tells; 0 where it does not, or there is none."""
-        ...
-
 
 @dataclass(frozen=True)
 class CollectionRecord(Record):

@@ -70,9 +70,6 @@ class MilvusCollections:
         else:
             self.client.create_alias(name, alias)
 
-    def bytes(self, name: str) -> int:
-        return 0
-
 
 def _index_of(factory: str) -> tuple[str, dict[str, int]]:
     """The index type and its parameters, of a factory such as "HNSW,M=16,efConstruction=100"."""

@@ -70,11 +70,6 @@ class PgvectorCollections:
             connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(sql.Identifier(alias)))
             connection.execute(text.format(sql.Identifier(alias), sql.Identifier(name)))
 
-    def bytes(self, name: str) -> int:
-        with self._connect() as connection:
-            found = connection.execute("SELECT pg_total_relation_size(to_regclass(%s))", (f'"{name}"',)).fetchone()
-        return int(found[0]) if found and found[0] else 0
-
     def _connect(self, autocommit: bool = False) -> psycopg.Connection:
         return psycopg.connect(self.endpoint.address, connect_timeout=max(2, int(self.endpoint.timeout_s)), autocommit=autocommit)
 
