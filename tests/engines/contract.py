@@ -289,5 +289,6 @@ def replace_rows(made: Made, shard: int) -> BuiltShard:
     segment = made.manifest.segments[shard]
     assert made.manifest.engine
     return BuiltShard(
-        shard, segment.rows, segment.family, str(made.folder), None, segment.table, "", "0" * 64, made.manifest.engine.collection
+        shard, segment.rows, segment.family, str(made.folder), None, segment.table, digest="0" * 64,
+        collection=made.manifest.engine.collection,
     )  # fmt: skip

@@ -129,6 +129,7 @@ class MilvusEngine:
 
     def start(self) -> None:
         self.relay.start()
+        self.wait()  # gRPC shares its channels in a process, and waits a while before it connects again
 
     def stop(self) -> None:
         self.relay.cut()
