@@ -92,6 +92,8 @@ class Recipe:
     """Learning rate of the layers that came with weights, as a share of that of the new ones on top and beside them."""
     frozen_norm: bool = False
     """Batch norms keep the statistics of the weights they came with: those of small batches are worse, and slower."""
+    views: int = 0
+    """Of a student: so many fixed views of each picture, whose vectors by the teacher are computed once; 0: new ones at each step."""
     interpolate: bool = False
     """After the training the weights go back towards the pretrained ones, as far as photos kept out of it gain by it."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -184,7 +186,14 @@ class EncoderConfig:
             if not getattr(self, name) > 0:
                 yield f"{name} is {getattr(self, name):g}; give a number above 0"
         for name, recipe in (("teacher_recipe", self.teacher_recipe), ("student_recipe", self.student_recipe)):
-            for field_name, least in (("steps", 0), ("products", 2), ("pictures", 1), ("accumulate", 1), ("checkpoint_every", 1)):
+            for field_name, least in (
+                ("steps", 0),
+                ("products", 2),
+                ("pictures", 1),
+                ("accumulate", 1),
+                ("checkpoint_every", 1),
+                ("views", 0),
+            ):
                 if getattr(recipe, field_name) < least:
                     yield f"{name}.{field_name} is {getattr(recipe, field_name)}; at least {least} is needed"
             if not 0 < recipe.pretrained_rate <= 1:

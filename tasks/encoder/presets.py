@@ -34,7 +34,9 @@ def demo() -> EncoderConfig:
 def demo_pair() -> EncoderConfig:
     """The demo with a student, a fifth of its teacher: the same network's first stages, at half the side."""
     student = TowerConfig(timm="vitrine_lite0_short", pretrained=TEACHER, size=80)
-    return replace(demo(), name="demo_pair", student=student)
+    config = demo()
+    short = replace(config.student_recipe, steps=200, products=12, learning_rate=1.5e-3, ema_decay=0.99, views=1)
+    return replace(config, name="demo_pair", student=student, student_recipe=short)
 
 
 def demo_random() -> EncoderConfig:

@@ -1,17 +1,19 @@
 """What pretrained weights, their fine-tuning, the interpolation and a student are worth on a catalogue folder.
 
-    python -m tests.benchmarks.bench_finetune --catalogue FOLDER [--preset demo_pair] [--work FOLDER]
+    python -m tests.benchmarks.bench_finetune --catalogue FOLDER [--preset demo_pair] [--interpolate] [--student NAME] [--work FOLDER]
 
-Trains the pair of a preset and prints Recall@1 and @10 of the held-out photos with 95 % intervals: a colour histogram, the pretrained
-encoder as it is, the fine-tuned teacher before and after the interpolation, the student, and what is quantised; with steps and
-processor seconds of each training. The interpolation is chosen on train photos that are kept out of the training, never on the photos
-that are reported here. Adds to the JSON file.
+Trains the pair of a preset and prints Recall@1 and @10 of the held-out photos with 95 % intervals, and milliseconds a picture: a colour
+histogram, the pretrained encoder as it is, the fine-tuned teacher before and after the interpolation, the student, and what is
+quantised; with steps and processor seconds of each training. The interpolation is chosen on train photos that are kept out of the
+training, never on the photos that are reported here. Writes the JSON file.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from serving.contract.encoder import EncoderFolder
 from tasks.catalog.snapshot import Snapshot, take_snapshot
-from tasks.encoder.config import EncoderConfig
+from tasks.encoder.config import EncoderConfig, TowerConfig
 from tasks.encoder.data.photos import read_training_set
 from tasks.encoder.data.pixels import cached_pixels
 from tasks.encoder.evaluate.baselines import HISTOGRAM, PRETRAINED, encode_eager
@@ -37,6 +39,8 @@ from tasks.encoder.train.tower_store import restore_teacher
 from tasks.encoder.train.towers import build_teacher
 
 Row = tuple[str, Interval, Interval]
+OTHER = 0.7
+"""The share of the training that is shown beside the chosen one, where that is all of it."""
 
 
 def main() -> None:
@@ -44,14 +48,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--catalogue", required=True)
     parser.add_argument("--preset", default="demo_pair")
+    parser.add_argument(
+        "--interpolate", action="store_true", help="also where the preset does not: a tenth of the train photos is kept out"
+    )
+    parser.add_argument("--student", help="a timm tower in place of the preset's student")
+    parser.add_argument("--student-size", type=int, default=0, help="side of the pictures that this one computes on")
+    parser.add_argument("--student-steps", type=int, default=0)
     parser.add_argument("--work", default="", help="a folder that keeps trainings and pictures for the next call")
     parser.add_argument("--out", type=Path, default=Path("build/bench/finetune.json"))
     args = parser.parse_args()
     with working(args.work) as work:
-        result = bench(args.catalogue, find_encoder(args.preset), work)
+        result = bench(args.catalogue, chosen_config(args), work)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1))
     print(f"written to {args.out}")
+
+
+def chosen_config(args: argparse.Namespace) -> EncoderConfig:
+    """The preset with what the arguments change."""
+    config = find_encoder(args.preset)
+    if args.interpolate:
+        config = replace(config, teacher_recipe=replace(config.teacher_recipe, interpolate=True))
+    if args.student:
+        config = replace(config, student=TowerConfig(timm=args.student, size=args.student_size))
+    if args.student_steps:
+        config = replace(config, student_recipe=replace(config.student_recipe, steps=args.student_steps))
+    return config
 
 
 @contextmanager
@@ -73,18 +95,34 @@ def bench(catalogue: str, config: EncoderConfig, work: Path) -> dict[str, float]
     manifest = export_encoder(snapshot.uri, teacher, student, config, work, folder)
     report = evaluate_encoder(folder, snapshot.uri, work)
     rows = [*reported(report), *before_interpolation(teacher, config, snapshot, work)]
-    print(f"\n{len(report.photos)} held-out photos ({report.split}) against {report.products} products")
-    result = {}
-    for name, at_1, at_10 in rows:
-        print(f"{name:<46} Recall@1 {text(at_1)}   Recall@10 {text(at_10)}")
-        result |= {f"{name}.recall_at_1": at_1.value, f"{name}.recall_at_10": at_10.value}
     opened = EncoderFolder(folder)
+    ms = {name: milliseconds(opened, name) for name in manifest.names() if not name.startswith("text.")}
+    print(
+        f"\n{len(report.photos)} held-out photos ({report.split}) against {report.products} products; ms: one picture, one thread"
+    )
+    result = {f"{name}.ms": value for name, value in ms.items()}
+    for name, at_1, at_10 in rows:
+        took = f"{ms[name]:6.1f} ms" if name in ms else ""
+        print(f"{name:<46} Recall@1 {text(at_1)}   Recall@10 {text(at_10)}   {took}")
+        result |= {f"{name}.recall_at_1": at_1.value, f"{name}.recall_at_10": at_10.value}
     for name in [n for n in manifest.names() if n.startswith("student") or n == "teacher.int8"]:
         result[f"{name}.times_faster"] = measure_speedup(opened, name, "teacher.fp32")
         print(f"{name}: {result[f'{name}.times_faster']:.1f} times as fast as teacher.fp32, one picture, one thread")
     print(f"queries by {manifest.query}; {manifest.recipe['notes']}")
     costs = {f"{t.tower}.{k}": float(getattr(t, k)) for t in (teacher, student) if t for k in ("steps", "seconds", "cpu_seconds")}
     return result | costs
+
+
+def milliseconds(opened: EncoderFolder, name: str, times: int = 15) -> float:
+    """Median milliseconds of one picture through a variant, on one thread."""
+    size = opened.manifest.preprocess.size
+    picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    encoder, taken = opened.open(name, 1), []
+    for _ in range(times):
+        began = time.perf_counter()
+        encoder.encode(picture)
+        taken.append(1e3 * (time.perf_counter() - began))
+    return float(np.median(taken))
 
 
 def told(trained: TrainedTower) -> None:
@@ -115,15 +153,16 @@ def reported(report: EncoderReport) -> Iterator[Row]:
 
 
 def before_interpolation(teacher: TrainedTower, config: EncoderConfig, snapshot: Snapshot, work: Path) -> Iterator[Row]:
-    """The teacher as its training left it, on held-out photos and on those of unseen products."""
+    """The teacher as its training left it, on held-out photos and on those of unseen products; where it stayed so, most of the way."""
     chosen = teacher.interpolation
-    if chosen is None or not 0 < chosen.share < 1:
+    if chosen is None or not chosen.share:
         return
     built = build_teacher(config)
     start = pretrained_state(built, config)
     restored = restore_teacher(teacher, config)
     now = {name: tensor for name, tensor in restored.model.state_dict().items() if name in start}
-    restored.model.load_state_dict(between(start, now, 1 / chosen.share), strict=False)
+    share = 1.0 if chosen.share < 1 else OTHER
+    restored.model.load_state_dict(between(start, now, share / chosen.share), strict=False)
     training = read_training_set(snapshot.uri)
     shown = cached_pixels(training.image_uris, training.root, config.preprocess, work / "pixels", "document")
     xb = encode_eager(restored.image, shown.array)
@@ -132,7 +171,7 @@ def before_interpolation(teacher: TrainedTower, config: EncoderConfig, snapshot:
         similarity = encode_eager(restored.image, asked.array) @ xb.T
         similarity[:, ~shown.usable] = -np.inf
         rank = ranks(similarity, photos.products)[asked.usable]
-        yield f"fine-tuned, before the interpolation, {name}", interval(rank <= 1), interval(rank <= 10)
+        yield f"teacher at the share {share:g}, {name}", interval(rank <= 1), interval(rank <= 10)
 
 
 def text(figure: Interval) -> str:

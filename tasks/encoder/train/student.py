@@ -1,5 +1,6 @@
 """Distils the student into the teacher's embedding space, so that its queries can search the teacher's documents."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -7,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.encoder.config import TEACHER, EncoderConfig
-from tasks.encoder.data.augment import augment, to_float
-from tasks.encoder.data.batches import training_batches
+from tasks.encoder.config import TEACHER, EncoderConfig, Precision
+from tasks.encoder.data.augment import Augmentation, augment, to_float
+from tasks.encoder.data.batches import BalancedBatches, Batch, Batches, training_batches
 from tasks.encoder.data.photos import TrainingSet, read_training_set
 from tasks.encoder.data.pixels import Decoding, cached_pixels, decode_some
 from tasks.encoder.train.distributed import ProcessGroup
 from tasks.encoder.train.loop import Curve, MetricLog, optimise
 from tasks.encoder.train.losses import cosine_loss, imitation_loss, pair_loss, search_loss
+from tasks.encoder.train.taught_views import JITTER, TaughtViews
 from tasks.encoder.train.tower_record import TrainedTower
 from tasks.encoder.train.tower_store import find_trained, restore_teacher, save_tower, training_key
 from tasks.encoder.train.towers import build_student, training_precision
@@ -94,18 +96,13 @@ def distil_student(
         inherit(student, image_teacher)
     spread = replicas.wrap(student)
     with training_batches(training, config, recipe, work, decoding or Decoding(), replicas) as batches:
+        lesson = _lessons(batches, config, image_teacher, precision, folder, replicas)
 
         def losses(number: int) -> dict[str, Tensor]:
-            batch = batches(number)
-            generator = torch.Generator().manual_seed(config.seed * 2_000_003 + number)
-            size = recipe.size_at(number // recipe.accumulate, config.preprocess.size)
-            pixels = torch.from_numpy(batch.pixels).to(where)
-            pictures = augment(pixels, size, recipe.augmentation, generator, batch.first, len(batch.products))
-            products = torch.from_numpy(batch.products).to(where)
+            pictures, own_target, products = lesson(number)
             shown = len(products) // recipe.pictures
             with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
-                with torch.no_grad():
-                    target = replicas.all_gather(image_teacher(pictures), shown, recipe.pictures)
+                target = replicas.all_gather(own_target, shown, recipe.pictures)
                 found = replicas.all_gather(spread(pictures), shown, recipe.pictures)
                 beside, places = documents.vectors_for(products)
                 task = pair_loss(found, products, config.pair_temperature)
@@ -118,6 +115,40 @@ def distil_student(
         images = batches.count * recipe.pictures * recipe.accumulate
         _, curve = optimise("student", student, losses, recipe, key, images, folder / "steps", log, replicas)
     return save_tower(folder, "student", key, student, curve, precision, replicas)
+
+
+def _lessons(
+    batches: Batches, config: EncoderConfig, teacher: nn.Module, precision: Precision, folder: Path, replicas: ProcessGroup
+) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
+    """By batch number this process's pictures (m, 3, s, s), the teacher's vectors of them (m, d), and the products (n,) of all.
+
+    With the recipe's `views` the teacher has seen all pictures before the first step; where they are too many to be kept decoded,
+    it sees them step by step, as without.
+    """
+    recipe, where = config.student_recipe, replicas.device
+
+    def changed(batch: Batch, size: int, how: Augmentation, number: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(config.seed * 2_000_003 + number)
+        pictures = augment(torch.from_numpy(batch.pixels).to(where), size, how, generator, batch.first, len(batch.products))
+        return pictures, torch.from_numpy(batch.products).to(where)
+
+    def live(number: int) -> tuple[Tensor, Tensor, Tensor]:
+        size = recipe.size_at(number // recipe.accumulate, config.preprocess.size)
+        pictures, products = changed(batches(number), size, recipe.augmentation, number)
+        with torch.no_grad(), torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
+            return pictures, teacher(pictures), products
+
+    if not recipe.views or not isinstance(batches, BalancedBatches):
+        return live
+    with replicas.main_process_first():
+        views = TaughtViews(folder / "views", batches, config, teacher, where)
+
+    def taught(number: int) -> tuple[Tensor, Tensor, Tensor]:
+        batch, vectors = views(number)
+        pictures, products = changed(batch, views.side, JITTER, number)
+        return pictures, torch.from_numpy(vectors).to(where), products
+
+    return taught
 
 
 def inherit(student: nn.Module, teacher: nn.Module) -> None:

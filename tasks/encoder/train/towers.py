@@ -48,13 +48,18 @@ class ImageEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        side = pictures.shape[-1]
-        if self.size and self.size < side and side % self.size == 0:  # plain averages: cheaper than to interpolate
-            pictures = functional.avg_pool2d(pictures, side // self.size)
-        elif self.size and self.size < side:
-            pictures = functional.interpolate(pictures, (self.size, self.size), mode="bilinear", antialias=True)
-        x = (pictures - self.mean) / self.std
+        x = (shrink(pictures, self.size) - self.mean) / self.std
         return functional.normalize(self.tower(x.contiguous(memory_format=torch.channels_last)).float(), dim=-1)
+
+
+def shrink(pictures: Tensor, size: int) -> Tensor:
+    """Pictures (n, 3, s, s) at the side `size`; as they are when that is 0 or not smaller than s."""
+    side = pictures.shape[-1]
+    if not size or size >= side:
+        return pictures
+    if side % size == 0:  # plain averages: cheaper than to interpolate
+        return functional.avg_pool2d(pictures, side // size)
+    return functional.interpolate(pictures, (size, size), mode="bilinear", antialias=True)
 
 
 class TextEncoder(nn.Module):
