@@ -29,7 +29,6 @@ from tasks.embed.spark import for_each_chunk, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, encoder_store, parts_sha256, rejected_images
 from tasks.errors import VitrineError
 from tasks.records import Record
-from tasks.storage import read_table as read_table
 
 log = logging.getLogger(__name__)
 
@@ -140,14 +139,12 @@ class EmbedResult(Record):
         )
 
     def note(self, products: str = "products") -> str:
-        """Number of quarantined products with the first few ids and reasons, one sentence; "" when there are none."""
-        if not self.quarantined:
-            return ""
-        are = "is" if self.quarantined == 1 else "are"
-        return (
-            f"{self.quarantined} of {self.catalogue} {products} {are} in quarantine: {', '.join(self.named)}; "
-            "the release board lists them"
-        )
+        """Quarantined products with the first few ids and reasons, and pictures of others that cannot be used; "" for none."""
+        others, are = sum(self.picture_reasons.values()), "is" if self.quarantined == 1 else "are"
+        what = f"{self.quarantined} of {self.catalogue} {products} {are} in quarantine: {', '.join(self.named)}"
+        notes = [f"{what}; the release board lists them"] if self.quarantined else []
+        notes += [f"{others} pictures cannot be used, of products that have another one"] if others else []
+        return "; ".join(notes)
 
 
 def embed_snapshot(

@@ -124,6 +124,9 @@ def check(shop: Shop, taken: Snapshot, result: EmbedResult) -> None:
     assert result.duplicate_pictures == everything - len(expected) - len(bad)
     assert result.catalogue_pictures == taken.pictures == everything
     assert sum(result.reasons.values()) == len(dead)
+    others = sum(key in alive for key, _ in bad)
+    assert sum(result.picture_reasons.values()) == others
+    assert result.note().endswith(f"; {others} pictures cannot be used, of products that have another one")
 
 
 @pytest.mark.parametrize("seed", range(3))
