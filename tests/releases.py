@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.contract.counts import Counts
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import FileRef, describe
 from serving.contract.keys import shard_of
-from serving.contract.manifest import Counts, EncoderRef, IndexManifest, SnapshotRef
+from serving.contract.manifest import EncoderRef, IndexManifest, SnapshotRef
 from serving.contract.preprocess import decode
 from serving.index.searcher import Searcher
 from serving.versions.version_source import FolderSource

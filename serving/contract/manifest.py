@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from serving.contract.counts import Counts
 from serving.contract.files import ContractError, FileRef, FrozenModel, first_error
 from serving.contract.gate import Gate
 from serving.contract.preprocess import PreprocessSpec
@@ -176,38 +177,6 @@ class Segment(FrozenModel):
     def holds_rows(self) -> bool:
         """Whether it is a base or a delta."""
         return self.kind != "tombstones"
-
-
-class Counts(FrozenModel):
-    """Reconciled product counts: catalogue == embedded + quarantined; servable == embedded.
-
-    `pictures` are those that can be found, of the servable products, where some have several: one vector each, so that a picture that a
-    product has twice counts once. `quarantined_pictures` are those that cannot be used, `quarantined_rows` rows of the source that the
-    snapshot set aside, so that they never became products: the source had the snapshot's rows and these. None: not counted.
-    """
-
-    catalogue: Count
-    embedded: Count
-    quarantined: Count
-    indexed: Count
-    tombstoned: Count = 0
-    servable: Count
-    pictures: Count | None = optional()
-    quarantined_rows: Count | None = optional()
-    quarantined_pictures: Count | None = optional()
-
-    @property
-    def of_pictures(self) -> str:
-        """The pictures, as text that continues a sentence about the products; "" where each has one."""
-        if self.pictures is None:
-            return ""
-        return f"; of their pictures {self.pictures:,} can be found and {self.quarantined_pictures or 0:,} are in quarantine"
-
-    @property
-    def set_aside(self) -> str:
-        """The rows that are no products, as text that continues a sentence about the products; "" for none."""
-        rows = self.quarantined_rows or 0
-        return f"; {rows:,} more row{'s' * (rows > 1)} of the snapshot's source cannot be used" if rows else ""
 
 
 class IndexManifest(Manifest):

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serving.contract.counts import Counts
 from serving.contract.files import FileRef, describe
-from serving.contract.manifest import FORMAT, Counts, IndexManifest, Segment
+from serving.contract.manifest import FORMAT, IndexManifest, Segment
 from serving.contract.provenance import EmbeddingCommit
 from serving.contract.segments import write_rows
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, latest_changes

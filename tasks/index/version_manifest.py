@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from serving.contract.counts import Counts
 from serving.contract.files import FileRef, describe
-from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar, Segment, SegmentPictures, SnapshotRef
+from serving.contract.manifest import EncoderRef, IndexManifest, Scalar, Segment, SegmentPictures, SnapshotRef
 from serving.contract.provenance import EmbeddingCommit
 from serving.index.searcher import Searcher
 from serving.versions.golden import write_golden

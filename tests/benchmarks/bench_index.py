@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from serving.contract.manifest import Counts, IndexManifest, SnapshotRef
+from serving.contract.counts import Counts
+from serving.contract.manifest import IndexManifest, SnapshotRef
 from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
 from tasks.index.build import BuiltShard, build_shard

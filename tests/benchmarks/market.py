@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from serving.contract.counts import Counts
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import FileRef, atomic_write, describe
 from serving.contract.keys import product_keys, shard_of
-from serving.contract.manifest import Counts, EncoderManifest, EncoderRef, IndexManifest, SnapshotRef, Variant, fingerprint
+from serving.contract.manifest import EncoderManifest, EncoderRef, IndexManifest, SnapshotRef, Variant, fingerprint
 from serving.contract.palette import NAMES, PALETTE, PALETTE_TYPE
 from serving.contract.preprocess import PreprocessSpec
 from serving.contract.segments import fixed_column

@@ -5,8 +5,9 @@ from typing import Any, cast
 
 import pytest
 
+from serving.contract.counts import Counts
 from serving.contract.files import FileRef
-from serving.contract.manifest import Counts, EncoderRef, Gate, IndexManifest, Segment, SnapshotRef
+from serving.contract.manifest import EncoderRef, Gate, IndexManifest, Segment, SnapshotRef
 from tasks.board.lineage import lineage
 from tasks.board.replicas import replica_lines
 from tasks.board.timeline import LoadedVersion, series, timeline

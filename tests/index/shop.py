@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from serving.contract.counts import Counts
 from serving.contract.files import FileRef
 from serving.contract.keys import product_keys, shard_of
-from serving.contract.manifest import Counts, EncoderRef, IndexManifest, Scalar, SnapshotRef
+from serving.contract.manifest import EncoderRef, IndexManifest, Scalar, SnapshotRef
 from serving.contract.palette import PALETTE
 from serving.contract.segments import fixed_column
 from serving.index.searcher import Searcher

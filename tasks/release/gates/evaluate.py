@@ -17,8 +17,9 @@ from tasks.index.tune import keys_of, stored_truth
 from tasks.queries.query_words import kind_name
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.delta_share import delta_share
+from tasks.release.gates.comparison import Comparison, Reconciliation
 from tasks.release.gates.end_to_end_eval import Query, held_by, measure, query_set_of, read_photos
-from tasks.release.gates.index_gates import Comparison, Decision, K, Measurements, Policy, Reconciliation, decide
+from tasks.release.gates.index_gates import Decision, K, Measurements, Policy, decide
 from tasks.release.gates.load_test import run_load_test
 from tasks.release.gates.reconcile import reconcile
 from tasks.release.promotion.replay import churn, collect_samples, replay_queries, top_ids

@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.contract.manifest import Counts, Gate
+from serving.contract.counts import Counts
+from serving.contract.manifest import Gate
 from serving.contract.provenance import QuerySet
 from tasks.encoder.evaluate.retrieval_metrics import Interval, paired_bootstrap
 from tasks.queries.photo_loss import loss_on_photos
 from tasks.queries.query_words import describe, hits, measure_name, query_set, unless_photos
+from tasks.release.gates.comparison import MISMATCHES, Comparison, Reconciliation
 
 K = 10
 SETTINGS = {
@@ -18,11 +20,6 @@ SETTINGS = {
     "lost": "VITRINE_MAX_LOST", "churn": "VITRINE_MAX_CHURN", "age_h": "VITRINE_MAX_AGE_H",
 }  # fmt: skip
 """Which setting moves a gate's threshold."""
-MISMATCHES = {
-    "missing": "missing from the index", "strange": "in the index but not in the catalogue",
-    "doubled": "found twice, or found although in quarantine",
-}  # fmt: skip
-"""The kinds of a Reconciliation in words."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +49,6 @@ class Policy:
     """Largest share of rows in deltas; a rebuild is asked for long before (tasks/index/delta.py)."""
     age_h: float = 48.0
     """Oldest the catalogue may be that a version was made from."""
-
-
-@dataclass(frozen=True)
-class Reconciliation:
-    """Result of the product-by-product reconciliation: the ids that are out of place."""
-
-    missing: tuple[str, ...] = ()
-    """In the catalogue, and neither servable nor in quarantine."""
-    strange: tuple[str, ...] = ()
-    """Servable, and not in the catalogue."""
-    doubled: tuple[str, ...] = ()
-    """Servable more than once, or servable and in quarantine."""
-
-    @property
-    def gaps(self) -> int:
-        return len(self.missing) + len(self.strange) + len(self.doubled)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A candidate against the live version. `churn` is over `queries` replayed queries of this `origin`; `lost` are product ids."""
-
-    queries: int = 0
-    origin: str = ""
-    churn: float = 0.0
-    encoder_before: str = ""
-    encoder_now: str = ""
-    lost: tuple[str, ...] = ()
-    products_before: int = 0
-
-    @property
-    def encoder_changed(self) -> bool:
-        return self.encoder_before != self.encoder_now
 
 
 @dataclass(frozen=True)

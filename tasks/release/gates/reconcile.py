@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from serving.index.searcher import Searcher
 from tasks.catalog.snapshot import Snapshot, product_table
-from tasks.release.gates.index_gates import Reconciliation
+from tasks.release.gates.comparison import Reconciliation
 
 
 def reconcile(searcher: Searcher, catalogue: pa.Table, quarantined: np.ndarray | int) -> Reconciliation:

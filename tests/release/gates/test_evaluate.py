@@ -16,9 +16,10 @@ from serving.versions.version_source import FolderSource
 from tasks.catalog.snapshot import Snapshot, product_table
 from tasks.index.families import FAMILIES
 from tasks.index.ground_truth import exact_truth
+from tasks.release.gates.comparison import Reconciliation
 from tasks.release.gates.end_to_end_eval import held_out_queries, read_photos
 from tasks.release.gates.evaluate import evaluate_version, first_phase_recall
-from tasks.release.gates.index_gates import Policy, Reconciliation
+from tasks.release.gates.index_gates import Policy
 from tasks.release.gates.load_test import run_load_test
 from tasks.release.gates.reconcile import reconcile
 from tasks.release.promotion.replay import churn, replay_queries, top_ids

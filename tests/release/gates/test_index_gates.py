@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from serving.contract.manifest import Counts
-from tasks.release.gates.index_gates import Comparison, Measurements, Policy, Reconciliation, decide
+from serving.contract.counts import Counts
+from tasks.release.gates.comparison import Comparison, Reconciliation
+from tasks.release.gates.index_gates import Measurements, Policy, decide
 
 PHOTOS = [f"photos/{n}.jpg" for n in range(200)]
 

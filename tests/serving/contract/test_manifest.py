@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.contract import manifest as contract
+from serving.contract.counts import Counts
 from serving.contract.files import ContractError, FileRef
 from serving.contract.manifest import (
-    Counts,
     EncoderManifest,
     EncoderRef,
     Gate,

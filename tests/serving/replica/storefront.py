@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from serving.contract.counts import Counts
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import FileRef, atomic_write, describe
 from serving.contract.keys import product_keys
-from serving.contract.manifest import Counts, EncoderRef, IndexManifest, SnapshotRef
+from serving.contract.manifest import EncoderRef, IndexManifest, SnapshotRef
 from serving.contract.palette import palette
 from serving.contract.preprocess import decode
 from serving.index.searcher import Searcher
