@@ -84,8 +84,8 @@ stack: secrets ## docker/compose.yaml up (PROFILE=minimal, full or gpu)
 stack-down: ## and down; its volumes stay
 	@$(COMPOSE) down
 
-stack-test: $(STAMP) ## the images as a stack: nightly and hourly, a photo, killed parts, a restart of everything
-	@CONTAINER="$(CONTAINER)" STANDINS="$(STANDINS)" PROFILE="$(PROFILE)" $(PYTEST) -m stack -s tests/docker/test_stack.py
+stack-test: $(STAMP) ## the images as a stack: nightly and hourly, a photo, killed parts, a restart, a restore (PART=test_stack_search.py: without Airflow)
+	@CONTAINER="$(CONTAINER)" STANDINS="$(STANDINS)" PROFILE="$(PROFILE)" $(PYTEST) -m stack -s -n0 tests/docker/$(or $(PART),)
 
 venv: $(STAMP) ## only the virtual environment
 
