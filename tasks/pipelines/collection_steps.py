@@ -11,8 +11,8 @@ from serving.index.collection import open_collection
 from tasks.embed.job import EmbedResult, embedding_commit
 from tasks.errors import VitrineError
 from tasks.index.build import BuiltShard
-from tasks.index.collections import ALIAS, CollectionRecord, collection_name, open_collections, record_collection
-from tasks.index.engine_families import buildable
+from tasks.index.collections import ALIAS, PREFIX, CollectionRecord, collection_name, open_collections, record_collection
+from tasks.index.engine_families import buildable, engine_family
 from tasks.index.families import FAISS
 from tasks.index.template import Template
 from tasks.index.upload import Upload, check_sample, whole_digest
@@ -21,6 +21,20 @@ from tasks.registry import INDEX_MODEL, Registry
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
+
+
+def check_engine(chosen: Settings) -> None:
+    """Raises VitrineError where the engine of the settings is unknown, not installed, or does not answer: before hours of embedding."""
+    if chosen.engine == FAISS:
+        return
+    engine_family(chosen.engine, chosen.index_family)
+    try:
+        open_collections(chosen.engine, chosen.endpoint).count(f"{PREFIX}none", 0, 1)
+    except VitrineError:
+        raise
+    except Exception as error:  # every client has its own classes
+        why = next(iter(hide_secrets(str(error)).strip().splitlines()), type(error).__name__)
+        raise VitrineError(f"VITRINE_ENGINE={chosen.engine} does not answer at VITRINE_ENGINE_ADDRESS: {why}") from error
 
 
 def begin_collection(template: Template, encoder: EncoderRef, embedded: EmbedResult, chosen: Settings, run_key: str) -> Template:

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 
+from tasks.pipelines.collection_steps import check_engine
 from tasks.pipelines.common import settings
 from tasks.progress import Progress
 from tasks.records import Record
@@ -18,8 +19,14 @@ class Preconditions(Record):
 
 
 def check_preconditions(training: bool) -> Preconditions:
-    """Checks the catalogue, with `training` also the training data. Raises CatalogError listing all problems."""
+    """Checks the catalogue, with `training` also the training data; without, the engine that is to hold the vectors.
+
+    Raises CatalogError listing all problems; VitrineError for an engine that cannot be used.
+    """
     from tasks.validate.preconditions import check_preconditions as check
+
+    if not training:
+        check_engine(settings())
 
     with Progress("look at the catalogue", 0, "pictures") as progress:
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tasks.errors import GateFailed, VitrineError
-from tasks.pipelines.collection_steps import show_live
 from tasks.pipelines.common import query_runtime, registry, replicas_of, scratch, settings, version_links
 from tasks.pipelines.promotion_bake import (
     BAKE,
@@ -171,6 +170,8 @@ def bake(plan: PromotionPlan, flipped: Flip, run_key: str, bake_s: float | None 
 
 def settle(run_key: str) -> Cleanup:
     """Cleans up however the promotion ended: the idle slot holds `previous`, and the lease is released."""
+    from tasks.pipelines.collection_steps import show_live
+
     chosen = settings()
     models = registry(chosen)
     try:

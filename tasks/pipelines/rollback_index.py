@@ -3,7 +3,6 @@
 import logging
 
 from tasks.errors import VitrineError
-from tasks.pipelines.collection_steps import show_live
 from tasks.pipelines.common import registry, replicas_of, settings, version_links
 from tasks.pipelines.promote_index import PATIENCE_S
 from tasks.pipelines.promotion_bake import WARM_LIMIT_S
@@ -18,6 +17,8 @@ log = logging.getLogger(__name__)
 
 def roll_back(holder: str, to: str = "") -> Rollback:
     """Moves `live` to the previous version (or `to`) on every replica. Does not wait for a running promotion: that is cancelled."""
+    from tasks.pipelines.collection_steps import show_live
+
     chosen = settings()
     models = registry(chosen)
     if to:

@@ -9,9 +9,11 @@ import psycopg
 import pytest
 
 from serving.index.searcher import Searcher
+from tasks.errors import VitrineError
 from tasks.index.verify_version import check_index
 from tasks.pipelines import collection_steps, common, rebuild_index, register_index, tune_index
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL
+from tasks.settings import Settings
 from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.engines.servers import EngineServer, pgvector_server
 
@@ -27,6 +29,26 @@ pytestmark = [
 def server() -> Iterator[EngineServer]:
     with pgvector_server() as engine:
         yield engine
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"engine": "oracle"}, "'oracle' is not known; choose one of faiss, pgvector"),
+        ({"engine": "pgvector", "index_family": "hnsw_sq8"}, "pgvector has no index family 'hnsw_sq8'"),
+        ({"engine": "pgvector"}, "needs VITRINE_ENGINE_ADDRESS"),
+        ({"engine": "pgvector", "engine_address": "postgresql://shop:secret@127.0.0.1:1/x"}, "does not answer at"),
+    ],
+)
+def test_an_engine_that_cannot_be_used_is_said_before_anything_is_embedded(wrong: dict[str, str], why: str) -> None:
+    with pytest.raises(VitrineError, match=why) as raised:
+        collection_steps.check_engine(replace(Settings(), **wrong))  # type: ignore[arg-type]
+    assert "secret" not in str(raised.value)
+
+
+def test_an_engine_that_answers_is_as_good_as_faiss(server: EngineServer) -> None:
+    collection_steps.check_engine(Settings())
+    collection_steps.check_engine(replace(Settings(), engine="pgvector", engine_address=server.endpoint.address))
 
 
 def rebuilt(run_key: str) -> str:
