@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+from dags.credentials import read_connections
+
 log = logging.getLogger(__name__)
 
 
@@ -10,6 +12,7 @@ def alert_failure(context: Any) -> None:
     """`on_failure_callback`: alerts when a task has failed and has no retries left."""
     from tasks.watch.alerts import send
 
+    read_connections()
     task, error = context["task_instance"], context.get("exception")
     send(f"{task.dag_id}.{task.task_id} failed: {error}", task.log_url)
 

@@ -67,7 +67,7 @@ def promote_index() -> None:
 
     plan = choose_slot()
     warmed = step("promote_index.warm", task_id="warm_slot")(plan=plan)
-    checked = step("promote_index.shadow", task_id="shadow_check")(plan=plan)
+    checked = step("promote_index.shadow", task_id="shadow_check", kind="large")(plan=plan)
     choice = ask_or_not()
     approve = approval(
         "approve",

@@ -62,12 +62,12 @@ def rebuild_index() -> None:
         snapshot = step("common.take_snapshot")()
         encoder = step("rebuild_index.choose_encoder")()
         changed = step("rebuild_index.something_changed", task.short_circuit)(snapshot=snapshot, encoder=encoder)
-        valid = step("validate_index.validate_snapshot")(snapshot=snapshot)
+        valid = step("validate_index.validate_snapshot", kind="large")(snapshot=snapshot)
         usable >> [snapshot, encoder]
         changed >> valid
 
     with TaskGroup("vectors", prefix_group_id=False, tooltip="a vector of every product, of this encoder"):
-        planned = step("plan_reembedding.plan_reembedding")(snapshot=snapshot, encoder=encoder)
+        planned = step("plan_reembedding.plan_reembedding", kind="spark")(snapshot=snapshot, encoder=encoder)
         approve = approval(
             "approve_embedding",
             subject="{{ ti.xcom_pull(task_ids='plan_reembedding')['summary'] }}",
@@ -76,23 +76,23 @@ def rebuild_index() -> None:
         )
         agreed = EmptyOperator(task_id="agreed", trigger_rule="none_failed_min_one_success")
         long = {"retries": 3, "execution_timeout": timedelta(days=7)}
-        embedded = step("rebuild_index.embed", **long)(snapshot=snapshot, encoder=encoder)
-        checked = step("validate_index.validate_embeddings")(snapshot=snapshot, embedded=embedded)
+        embedded = step("rebuild_index.embed", kind="spark", **long)(snapshot=snapshot, encoder=encoder)
+        checked = step("validate_index.validate_embeddings", kind="large")(snapshot=snapshot, embedded=embedded)
         valid >> planned
         ask_or_not(planned) >> [approve, agreed]
         approve >> agreed >> embedded
 
     with TaskGroup("shards", prefix_group_id=False, tooltip="one base segment per shard, and the search parameters"):
-        template = step("rebuild_index.train_template")(encoder=encoder, embedded=embedded)
+        template = step("rebuild_index.train_template", kind="large")(encoder=encoder, embedded=embedded)
         checked >> template
-        build = step("rebuild_index.build_shard", retries=3).partial(snapshot=snapshot, embedded=embedded, template=template)
+        parts = {"snapshot": snapshot, "embedded": embedded, "template": template}
+        build = step("rebuild_index.build_shard", kind="large", retries=3).partial(**parts)
         shards = build.expand(number=step("rebuild_index.list_shards")(template=template))
-        tuned = step("tune_index.tune")(snapshot=snapshot, encoder=encoder, template=template, shards=shards)
+        tuned = step("tune_index.tune", kind="large")(snapshot=snapshot, encoder=encoder, template=template, shards=shards)
 
     with TaskGroup("release", prefix_group_id=False, tooltip="gates, and the changes made meanwhile"):
-        built = {"embedded": embedded, "template": template, "shards": shards, "tuned": tuned}
-        registered = step("register_index.register_version")(snapshot=snapshot, encoder=encoder, **built)
-        complete = step("refresh_index.catch_up")(registered=registered)
+        registered = step("register_index.register_version", kind="large")(encoder=encoder, shards=shards, tuned=tuned, **parts)
+        complete = step("refresh_index.catch_up", kind="large")(registered=registered)
         step("publish_features.load", task_id="load_features")(registered=complete)
         publish_candidate(complete)
 

@@ -73,8 +73,8 @@ def refresh_index() -> None:
         get_current_context()["outlet_events"][COMPACTION].extra = {"why": registered["compaction_due"]}
 
     plan = drain_changes()
-    embedded = step("refresh_index.embed", task_id="embed_changes", retries=3)(plan=plan)
-    registered = step("refresh_index.register", task_id="register_version")(plan=plan, embedded=embedded)
+    embedded = step("refresh_index.embed", task_id="embed_changes", kind="spark", retries=3)(plan=plan)
+    registered = step("refresh_index.register", task_id="register_version", kind="large")(plan=plan, embedded=embedded)
     step("publish_features.refresh", task_id="refresh_features")(plan=plan)
     step("publish_features.load", task_id="load_features")(registered=registered)
     acknowledged = step("refresh_index.acknowledge", retries=3)(plan=plan, registered=registered, embedded=embedded)

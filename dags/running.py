@@ -11,6 +11,8 @@ from airflow.sdk import get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.alerts import alert_failure
+from dags.credentials import mask_secrets, read_connections
+from dags.placement import placed
 from dags.process import end_with_supervisor
 
 P = ParamSpec("P")
@@ -21,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "retry_delay": timedelta(seconds=20),
     "execution_timeout": timedelta(hours=6),
     "on_failure_callback": alert_failure,
+    **placed("small"),
 }
 
 
@@ -30,12 +33,13 @@ def run_key() -> str:
     return f"{run.dag_id}." + re.sub(r"[^A-Za-z0-9]+", "-", run.run_id).strip("-")
 
 
-def step(name: str, operator: Any = task, **options: Any) -> Any:
+def step(name: str, operator: Any = task, kind: str = "small", **options: Any) -> Any:
     """A task that calls a function of tasks.pipelines, named "<module>.<function>"; it is imported when the task runs.
 
     The task takes keyword arguments: what other tasks returned, by the names of the function's parameters. Each becomes the record
     that the parameter's annotation names, and the record that the function returns becomes the task's XCom (tasks/records.py). A
-    parameter `run_key` gets the key of the run. `options` are those of Airflow's @task; the task's id is the function's name.
+    parameter `run_key` gets the key of the run. `kind` says what machine it needs (dags/placement.py). `options` are those of Airflow's
+    @task; the task's id is the function's name.
     """
     module, _, function = name.rpartition(".")
 
@@ -47,7 +51,7 @@ def step(name: str, operator: Any = task, **options: Any) -> Any:
         return call_step(called, arguments | {"run_key": run_key()})
 
     run.__doc__ = f"Calls `tasks.pipelines.{name}`."  # Airflow shows it on the task's page
-    return operator(**{"task_id": function} | options)(run)
+    return operator(**{"task_id": function} | placed(kind) | options)(run)
 
 
 def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
@@ -66,7 +70,8 @@ def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
         from tasks.settings import Settings
 
         end_with_supervisor()
-        _mask_secrets()
+        read_connections()
+        mask_secrets()
         try:
             return to_json(function(*args, **kwargs))
         except (VitrineError, ContractError) as error:
@@ -78,17 +83,6 @@ def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
             raise AirflowFailException(public_text(str(error), Settings.load())) from error
 
     return run
-
-
-def _mask_secrets() -> None:
-    """Registers the secrets of the settings with Airflow, which masks them in the task's log, also in tracebacks."""
-    from airflow.sdk.log import mask_secret
-
-    from tasks.masking import secret_values
-    from tasks.settings import Settings
-
-    for secret in secret_values(Settings.load()):
-        mask_secret(secret)
 
 
 def _skip_before_first_success(context: Any, error: Any) -> None:

@@ -8,6 +8,7 @@ from airflow.sdk import timezone
 from airflow.sdk.exceptions import AirflowFailException, TaskAwaitingInput
 
 from dags.approval import APPROVAL_DAYS
+from dags.credentials import read_connections
 
 LOOKS_EVERY = timedelta(minutes=2)
 """How often the registry is asked for a newer candidate: a process of some two seconds each time."""
@@ -52,6 +53,7 @@ class SupersededApproval(ApprovalOperator):
 
     def _superseded(self, context: Any) -> str:
         try:
+            read_connections()
             return self.superseded(context)
         except Exception as error:  # the registry may be away for a moment, which is no reason to withdraw the question
             self.log.warning("MLflow could not be asked for something newer: %s", type(error).__name__)

@@ -73,10 +73,10 @@ def train_encoder() -> None:
     snapshot = step("common.take_snapshot")()
     plan = plan_training(snapshot)
     choice = train_or_reuse(plan)
-    teacher = step("train_encoder.train_teacher", **training)(snapshot=snapshot, plan=plan)
-    student = step("train_encoder.distil_student", **training)(snapshot=snapshot, plan=plan, teacher=teacher)
-    exported = step("train_encoder.export_encoder")(snapshot=snapshot, plan=plan, teacher=teacher, student=student)
-    decision = step("train_encoder.judge", trigger_rule="none_failed_min_one_success")(
+    teacher = step("train_encoder.train_teacher", kind="gpu", **training)(snapshot=snapshot, plan=plan)
+    student = step("train_encoder.distil_student", kind="gpu", **training)(snapshot=snapshot, plan=plan, teacher=teacher)
+    exported = step("train_encoder.export_encoder", kind="large")(snapshot=snapshot, plan=plan, teacher=teacher, student=student)
+    decision = step("train_encoder.judge", kind="large", trigger_rule="none_failed_min_one_success")(
         snapshot=snapshot, plan=plan, exported=exported
     )
     usable >> snapshot

@@ -42,7 +42,7 @@ def watch_quality() -> None:
             raise AirflowFailException(report["summary"])
         return report["summary"]
 
-    report = step("watch_quality.measure", task_id="look")()
+    report = step("watch_quality.measure", task_id="look", kind="large")()
     ask_for_compaction(report)
     judge(report)
 

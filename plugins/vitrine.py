@@ -1,6 +1,7 @@
 """The Airflow plugin: release board, external views, operator links, and the MLflow webhook."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from airflow.plugins_manager import AirflowPlugin
 
 from plugins.board import run_notes, task_logs
 from plugins.board.task_links import LINKS
+from tasks.connections import SCHEME
 from tasks.settings import Settings
 
 SETTINGS = Settings.load()
@@ -28,6 +30,16 @@ class LazyApp:
         await self.app(scope, receive, send)
 
 
+def settings() -> Settings:
+    """The settings with what connections of Airflow hold, which only a running API server can read."""
+    from airflow.models.connection import Connection
+
+    from tasks.connections import resolve_connections
+
+    resolve_connections(os.environ, Connection.get_connection_from_secrets)
+    return Settings.load()
+
+
 def make_board() -> Any:
     from plugins.board.app import create_app
     from tasks.board.board_data import Board
@@ -35,25 +47,33 @@ def make_board() -> Any:
     from tasks.pipelines.common import registry, replicas_of
     from tasks.pipelines.drain_changes import change_source
 
-    board = Board(lambda: registry(SETTINGS), lambda: replicas_of(SETTINGS))
-    return create_app(board, ChangesBoard(lambda: change_source(SETTINGS), lambda: board.registry, SETTINGS.store_uri))
+    chosen = settings()
+    board = Board(lambda: registry(chosen), lambda: replicas_of(chosen))
+    return create_app(board, ChangesBoard(lambda: change_source(chosen), lambda: board.registry, chosen.store_uri))
 
 
 def make_hook() -> Any:
     from plugins.board.mlflow_webhook import create_hook
 
-    return create_hook(SETTINGS)
+    return create_hook(settings())
 
 
 def external_views() -> list[dict[str, str]]:
-    """Views of other servers. They open in a new tab, as those servers forbid framing."""
+    """Views of other servers. They open in a new tab, as those servers forbid framing.
+
+    An address that a connection of Airflow holds is not known yet: set VITRINE_MLFLOW_PAGE for its view.
+    """
     from serving.contract.addresses import without_userinfo
 
     pages = [
         ("MLflow", without_userinfo(SETTINGS.mlflow_page or SETTINGS.mlflow_uri)),
         *(("Search page", without_userinfo(url)) for url in SETTINGS.serving_urls[:1]),
     ]
-    return [{"name": name, "href": url, "destination": "nav", "category": "browse"} for name, url in pages]
+    return [
+        {"name": name, "href": url, "destination": "nav", "category": "browse"}
+        for name, url in pages
+        if not url.startswith(SCHEME)
+    ]
 
 
 class VitrinePlugin(AirflowPlugin):

@@ -11,7 +11,6 @@ from serving.index.collection import Endpoint
 from serving.settings import setting
 from tasks.dotenv import read_dotenv
 from tasks.errors import SettingsError
-from tasks.private_file import write_private
 
 PREFIX = "VITRINE_"
 PROJECT = Path(__file__).resolve().parent.parent
@@ -30,6 +29,10 @@ class Settings:
     store: str = setting(
         "", "root of snapshots and embeddings, local or s3://bucket/prefix; empty: `data` below home", "s3://shop-vitrine/prod"
     )
+    store_credentials: str = setting(
+        "", "airflow://conn_id of a connection of type aws, for tasks in Airflow; empty: the AWS_ variables, or the machine's role",
+        "airflow://shop_store",
+    )  # fmt: skip
     mlflow_uri: str = setting(
         "http://127.0.0.1:5000", "MLflow server of encoder and index versions", "https://mlflow.shop.example"
     )
@@ -47,6 +50,15 @@ class Settings:
         "several addresses stands for all of them; empty: none",
         "http://replica-0:8000,http://replica-1:8000",
     )  # fmt: skip
+    queues: tuple[str, ...] = setting(
+        (), "Airflow's queue by kind of task (small, large, spark, gpu); not named: its default", "gpu=gpus,large=big"
+    )
+    pools: tuple[str, ...] = setting(
+        (), "the same of pools, which must exist in Airflow; not named: default_pool", "spark=sparks"
+    )
+    pod_templates: tuple[str, ...] = setting(
+        (), "the same of pod templates (paths on the scheduler's machine), for KubernetesExecutor", "gpu=/opt/pods/gpu.yaml"
+    )
     admin_token: str = setting("", "bearer token that those replicas ask for on admin routes", "a long random text", secret=True)
     signing_key: str = setting(
         "", "PEM file of the Ed25519 private key that manifests are signed with, and those that are read must be signed with",
@@ -112,7 +124,14 @@ class Settings:
         "openvino",
     )
     embed_runtime: str = setting("onnxruntime", "runtime of the embedding job; torch takes the GPU where there is one", "torch")
+    worker_gb: float = setting(
+        50.0, "GB of fetched versions and decoded pictures that a worker keeps below home; what was used longest ago goes first, but "
+        "nothing of the last day; 0: any", 200,
+    )  # fmt: skip
     spark_master: str = setting("local[2]", "Spark master of the embedding job", "spark://spark:7077")
+    spark_driver_host: str = setting(
+        "", "address at which Spark's executors reach this worker; empty: the one it reaches the master from", "worker-0.lan"
+    )
     spark_gpus: float = setting(0.0, "GPUs an embedding task asks of the cluster: 1 its own, 0.5 one for two tasks, 0 none", 1)
     shards: int = setting(2, "number of shards of a new index; a product is in shard `key mod N`", 8, area="Index")
     recall_target: float = setting(
@@ -257,23 +276,7 @@ def setting_sources(home: Path) -> str:
 
 def as_variables(settings: Settings) -> dict[str, str]:
     """Every setting as an environment variable, for subprocesses that must see the same settings."""
-    return {variable(spec.name): _text(getattr(settings, spec.name)) for spec in fields(Settings)}
-
-
-def write_home_file(settings: Settings, always: tuple[str, ...]) -> Path:
-    """Stores settings below their home, mode 0600: those that differ from the defaults, and those named in `always`.
-
-    Raises SettingsError for a value of more than one line.
-    """
-    chosen = [s for s in fields(Settings) if s.name in always or getattr(settings, s.name) != s.default]
-    lines = ["# Written by make demo and make up, anew each time; settings of your own belong into the environment or .env."]
-    for spec in chosen:
-        text = _text(getattr(settings, spec.name))
-        if len(text.splitlines()) > 1:
-            raise SettingsError(f"{variable(spec.name)} has more than one line; give a value of one line")
-        if spec.name != "home":
-            lines.append(f"{variable(spec.name)}='{text}'")
-    return write_private(settings.home / HOME_FILE, "\n".join(lines) + "\n")
+    return {variable(spec.name): as_text(getattr(settings, spec.name)) for spec in fields(Settings)}
 
 
 def _parse(key: str, text: str, default: Any) -> Any:
@@ -289,7 +292,7 @@ def _parse(key: str, text: str, default: Any) -> Any:
         raise SettingsError(f"{key}={text!r} is not a {type(default).__name__}") from None
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A value as `_parse` reads it."""
     if isinstance(value, bool):
         return "1" if value else "0"

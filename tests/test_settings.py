@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from tasks.cli import app
 from tasks.errors import SettingsError
+from tasks.home_file import write_home_file
 from tasks.masking import mask
-from tasks.settings import HOME_FILE, Settings, as_variables, read_settings, write_home_file
+from tasks.settings import HOME_FILE, Settings, as_variables, read_settings
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`vitrine`: the command line for catalogue, changes, encoders, search, index versions and releases."""
 
 import sys
+from collections.abc import Mapping
 from typing import NoReturn
 
 import typer
@@ -11,7 +12,8 @@ from serving.contract.files import ContractError
 from serving.versions.version_source import limit_mlflow_timeouts
 from tasks.cli import capacity, catalog, changes, encoder, index, release, search, settings, stream, trace, webhook
 from tasks.cli.output import console, print_json
-from tasks.errors import VitrineError
+from tasks.connections import SCHEME, named_connections
+from tasks.errors import SettingsError, VitrineError
 from tasks.masking import public_text
 from tasks.settings import Settings
 
@@ -40,6 +42,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     limit_mlflow_timeouts()
     try:
+        _refuse_connections(os.environ)
         app()
     except (VitrineError, ContractError) as error:
         _fail(public_text(str(error), Settings.load()))
@@ -50,6 +53,14 @@ def main() -> None:
             raise
         uri = without_secrets(Settings.load().mlflow_uri)
         _fail(f"MLflow does not answer at {uri}; start it, or set VITRINE_MLFLOW_URI to where it is")
+
+
+def _refuse_connections(environ: Mapping[str, str]) -> None:
+    """Raises SettingsError for a setting whose value only Airflow can read."""
+    for name, conn_id in named_connections(environ).items():
+        raise SettingsError(
+            f"{name}={SCHEME}{conn_id} names a connection of Airflow, which its tasks and pages alone can read: give the value itself here"
+        )
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -18,7 +18,8 @@ from rich.markup import escape
 from serving.contract.addresses import without_secrets
 from serving.contract.files import ContractError
 from tasks.errors import VitrineError
-from tasks.settings import Settings, write_home_file
+from tasks.home_file import write_home_file
+from tasks.settings import Settings
 
 if TYPE_CHECKING:
     from tasks.demo.supervisor import Supervisor

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tasks.embed.images import fetcher
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
 from tasks.embed.quarantine import quarantine_rows, quarantine_uri, sample_reasons
 from tasks.embed.shard_vectors import POSITION, distinct_pictures, write_shards
-from tasks.embed.spark import for_each_chunk, session
+from tasks.embed.spark import for_each_chunk, send_folder, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, encoder_store, parts_sha256, rejected_images
 from tasks.errors import VitrineError
 from tasks.records import Record
@@ -181,15 +181,15 @@ def embed_snapshot(
         hashed = hash_images(snapshot, chunks_uri, cache_uri, settings, hash_each)
         names, images = _chunks(hashed, store, storage.join(chunks_uri, "embed"), config)
         if names:
-            embed = partial(worker.embed_chunk, config=settings)
             with show_progress(
                 "embed pictures", progress_dir, images, "pictures", partial(_count_stored, store, run_key), report
             ):
                 if images <= config.direct:
                     for name in names:
-                        embed(name)
+                        worker.embed_chunk(name, settings)
                 else:
-                    for_each_chunk(spark(), names, embed, config.gpus)
+                    sent = replace(settings, encoder_folder=send_folder(spark(), encoder_folder, work))
+                    for_each_chunk(spark(), names, partial(worker.embed_chunk, config=sent), config.gpus)
     result = _publish(snapshot, store, hashed, vectors_uri, quarantine_uri(store_uri, run_key), run_key, config)
     update_cache(hashed, cache_uri, snapshot.image_root, run_key)
     storage.write_json(storage.join(vectors_uri, MANIFEST), result.to_json())

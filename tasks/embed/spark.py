@@ -1,12 +1,15 @@
 """The Spark session, and one job shape: a list of chunks, each processed by any free Python worker."""
 
 import os
+import shutil
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -23,6 +26,9 @@ EXECUTOR_GPU = {
     "spark.executor.resource.gpu.discoveryScript": str(PROJECT / "docker" / "gpu-discovery.sh"),
 }
 PINNED = "VITRINE_PINNED_GPU"
+LOOPBACK = "127.0.0.1"
+SENT = "encoder"
+"""What a folder that was sent is called on executors; a session sends one."""
 PANDAS_WARNING = "PySpark does not yet fully support pandas"
 """What pyspark 4.3 says of pandas 3 wherever Arrow is used; no pandas object is made here, so it is not shown."""
 LOGGING = """\
@@ -42,12 +48,14 @@ appender.stderr.layout.pattern = %d{yy/MM/dd HH:mm:ss} %p %c{1}: %m%n%ex
 def session(master: str, work: Path, options: dict[str, str] | None = None, gpus: float = 0.0) -> Iterator["SparkSession"]:
     """A Spark session on `master` (local[n], spark://…) with scratch files below `work`; stopped at the end of the block.
 
-    With `gpus` every executor of a cluster holds one GPU, found by docker/gpu-discovery.sh on its machine.
+    The driver listens on the address from which this machine reaches the master; executors connect to it there, unless `options`
+    give a spark.driver.host. With `gpus` every executor of a cluster holds one GPU, found by docker/gpu-discovery.sh on its machine.
     """
     from pyspark.sql import SparkSession
 
+    address = address_towards(master)
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    os.environ.setdefault("SPARK_LOCAL_IP", address)
     path = os.environ.get("PYTHONPATH", "")
     if str(PROJECT) not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(PROJECT), path) if p)
@@ -59,8 +67,8 @@ def session(master: str, work: Path, options: dict[str, str] | None = None, gpus
     settings = {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": address,
+        "spark.driver.bindAddress": address,
         "spark.driver.memory": "1g",
         # The JVM only hands out chunks: the quick compiler alone starts it sooner.
         "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -Dlog4j2.configurationFile={logging.absolute().as_uri()}",
@@ -85,6 +93,44 @@ def session(master: str, work: Path, options: dict[str, str] | None = None, gpus
         yield spark
     finally:
         spark.stop()
+
+
+def address_towards(master: str) -> str:
+    """The address of this machine from which it reaches `master`; 127.0.0.1 for local[n] and a master on this machine.
+
+    Nothing is sent: connecting a UDP socket asks the routing table alone. Raises VitrineError for a master that has no address.
+    """
+    if master.startswith("local"):
+        return LOOPBACK
+    parts = urlsplit(master.removeprefix("k8s://").partition(",")[0])
+    try:
+        family, _, _, _, where = socket.getaddrinfo(parts.hostname, parts.port or 443, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise VitrineError(f"VITRINE_SPARK_MASTER={master!r}: this machine does not reach {parts.hostname} ({error})") from None
+
+
+def send_folder(spark: "SparkSession", folder: Path, work: Path) -> str:
+    """Sends a folder of files to the executors; gives the name by which `sent_folder` finds it on each of them.
+
+    Spark unpacks it below each executor's own scratch and deletes it with the session. Workers of local[n] read it where it is.
+    """
+    if str(spark.sparkContext.master).startswith("local"):
+        return str(folder.absolute())
+    archive = shutil.make_archive(str(work / "spark" / "sent"), "zip", folder)
+    spark.sparkContext.addArchive(f"{archive}#{SENT}")
+    return SENT
+
+
+def sent_folder(name: str) -> Path:
+    """The folder that `send_folder` named, on this machine; a path is the folder itself."""
+    if os.path.isabs(name):
+        return Path(name)
+    from pyspark import SparkFiles
+
+    return Path(SparkFiles.get(name))
 
 
 def for_each_chunk(spark: "SparkSession", chunks: list[str], work: Callable[[str], None], gpus: float = 0.0) -> int:

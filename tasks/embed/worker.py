@@ -21,6 +21,7 @@ from serving.search.image_fetch import Fetcher
 from tasks import storage
 from tasks.embed.chunk_progress import REJECTED
 from tasks.embed.images import read_image, validator
+from tasks.embed.spark import sent_folder
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, part_name, vector_column
 from tasks.encoder.export.runtimes import runtime
 
@@ -172,7 +173,7 @@ _ENCODERS: dict[tuple[str, str, str], Encoder] = {}
 
 def _folder(config: WorkerConfig) -> EncoderFolder:
     if config.encoder_folder not in _FOLDERS:
-        _FOLDERS[config.encoder_folder] = EncoderFolder(Path(config.encoder_folder))
+        _FOLDERS[config.encoder_folder] = EncoderFolder(sent_folder(config.encoder_folder))
     return _FOLDERS[config.encoder_folder]
 
 

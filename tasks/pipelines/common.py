@@ -18,6 +18,7 @@ from tasks.registry import INDEX_MODEL, Origin, Registry
 from tasks.registry.binding import trust_of
 from tasks.release.promotion.serving_replicas import Replica, urls_of
 from tasks.settings import Settings
+from tasks.worker_disk import clean_now_and_then
 
 if TYPE_CHECKING:
     from tasks.embed.job import EmbedConfig
@@ -69,10 +70,12 @@ def version_links(models: Registry, version: str) -> dict[str, str]:
 def scratch(run_key: str, step: str) -> Iterator[Path]:
     """A folder on this worker's own disk for one step of a run, deleted when the step succeeds.
 
-    What another step needs goes to the store. What a failed or killed attempt left is there for the next one on this worker, and
-    is collected as garbage otherwise.
+    What another step needs goes to the store. What a failed or killed attempt left is there for the next one on this worker; a week
+    later any step on this worker deletes it (tasks/worker_disk.py).
     """
-    folder = settings().home / "work" / f"{run_key}.{step}"
+    chosen = settings()
+    clean_now_and_then(chosen.home, chosen.worker_gb)
+    folder = chosen.home / "work" / f"{run_key}.{step}"
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -98,4 +101,5 @@ def embed_config(chosen: Settings, shards: int) -> "EmbedConfig":
     return EmbedConfig(
         spark_master=chosen.spark_master, shards=shards, runtime=chosen.embed_runtime, gpus=chosen.spark_gpus,
         hosts=chosen.image_hosts, private_hosts=chosen.image_hosts_private, fetch_s=chosen.image_fetch_s,
+        spark=(("spark.driver.host", chosen.spark_driver_host),) if chosen.spark_driver_host else (),
     )  # fmt: skip

@@ -15,10 +15,10 @@ from serving.contract.manifest import IndexManifest
 from serving.contract.palette import PALETTE
 from tasks import storage
 from tasks.catalog.changes.comparison import ComparedCatalogue
-from tasks.catalog.changes.source import ChangeSource, open_changes
+from tasks.catalog.changes.source import ChangeSource, lies_below_home, open_changes
 from tasks.catalog.snapshot import product_table, started_at
 from tasks.catalog.sources.settings import row_limits, source_options
-from tasks.errors import InputMissing
+from tasks.errors import InputMissing, SettingsError
 from tasks.pipelines.common import origin, registry, settings
 from tasks.pipelines.index_records import RefreshPlan
 from tasks.registry import INDEX_MODEL, Registry, Version
@@ -40,7 +40,16 @@ VERSIONS = 2000
 
 @contextmanager
 def change_source(chosen: Settings, baseline: str = "") -> Iterator[ChangeSource]:
-    """Opens the queue that the settings name; `baseline` is the snapshot (uri) that changes found by reading are changes of."""
+    """Opens the queue that the settings name; `baseline` is the snapshot (uri) that changes found by reading are changes of.
+
+    Raises SettingsError where workers share a store on S3 and this queue would be another one on each of them.
+    """
+    if chosen.store_uri.startswith("s3://") and lies_below_home(chosen.changes, chosen.catalog_uri):
+        name = chosen.changes.partition(":")[0]
+        raise SettingsError(
+            f"VITRINE_CHANGES={chosen.changes!r} would keep the queue below {chosen.home}, where workers on other machines do not see "
+            f"it, and VITRINE_STORE is on S3: name a database that all reach, such as {name}:postgresql://…"
+        )
     compared = ComparedCatalogue(chosen.catalog_uri, source_options(chosen), baseline, chosen.most_dropped)
     with open_changes(chosen.changes, chosen.catalog_uri, chosen.home, compared) as source:
         yield source

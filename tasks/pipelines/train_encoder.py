@@ -87,8 +87,7 @@ def distil_student(snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower
 def _train(tower: str, snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedTower | None, run_key: str) -> TrainedTower:
     """Trains one tower and leaves it in the store; losses, learning rate, images/s and system metrics go to MLflow.
 
-    A tower that an earlier attempt stored is returned as it is. Checkpoints within a training are on this worker's disk: an attempt on
-    another one starts that training from its beginning.
+    A tower that an earlier attempt stored is returned as it is; else an attempt on any worker goes on from the last checkpoint.
     """
     from tasks.encoder.train.jobs import Job, train
     from tasks.encoder.train.tower_store import find_trained, store_tower
@@ -98,17 +97,18 @@ def _train(tower: str, snapshot: Snapshot, plan: TrainingPlan, teacher: TrainedT
     stored = find_trained(uri, f"{tower}-{plan.recipe}")
     if stored is not None:
         return stored
-    job = Job.model_validate(
-        {"tower": tower, "snapshot_uri": snapshot.uri, "config": plan.config, "work": str(_work(plan.forced)), "teacher": teacher}
-        | {"cache_bytes": round(chosen.pixel_cache_gb * 2**30), "workers": chosen.decoders}
-        | {"max_unreadable": chosen.max_unreadable, "max_untrainable": chosen.max_untrainable}
-    )
+    job = Job.model_validate({
+        "tower": tower, "snapshot_uri": snapshot.uri, "config": plan.config, "work": str(_work(plan.forced)), "teacher": teacher,
+        "checkpoints": storage.join(uri, "steps"), "cache_bytes": round(chosen.pixel_cache_gb * 2**30), "workers": chosen.decoders,
+        "max_unreadable": chosen.max_unreadable, "max_untrainable": chosen.max_untrainable,
+    })  # fmt: skip
     name, tags = f"{tower} {plan.preset}", {"recipe": plan.recipe}
     with registry().run(EXPERIMENT, f"{run_key}.{tower}", name, tags, system_metrics=True) as run:
         run.params({"snapshot": snapshot.id, "preset": plan.preset, "recipe": plan.recipe} | _flat(plan.config))
         trained = train(job, run.metric)
         run.metrics(_costs(trained))
     stored = store_tower(trained, uri)
+    storage.delete_folder(job.checkpoints)
     shutil.rmtree(storage.local_path(trained.uri))
     return stored
 
@@ -281,7 +281,7 @@ def promote_champion(decision: ChampionDecision, run_key: str) -> ChampionPromot
 
 
 def _work(forced: str = "") -> Path:
-    """The folder of pixel caches and checkpoints on this worker, keyed by content, so runs share it; a forced training has its own."""
+    """The folder of pixel caches on this worker, keyed by content, so runs share it; a forced training has its own."""
     folder = settings().home / "work" / (f"encoder-{forced}" if forced else "encoder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

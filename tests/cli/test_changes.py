@@ -13,7 +13,8 @@ from tasks.catalog.changes.event import read_event
 from tasks.catalog.changes.source import open_changes
 from tasks.cli import app
 from tasks.errors import CatalogError
-from tasks.settings import Settings, write_home_file
+from tasks.home_file import write_home_file
+from tasks.settings import Settings
 from tests.catalogs import small_catalog
 
 

@@ -29,6 +29,16 @@ SHOWN = ("/v1/version", "/readyz", "/healthz", "/metrics", "/v1/search?product_i
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
+def from_connections(settings: Settings) -> dict[str, str]:
+    """Some of the settings as connections of Airflow hold them, which the tasks read."""
+    return {
+        "VITRINE_CATALOG": "airflow://shop", "AIRFLOW_CONN_SHOP": settings.catalog,
+        "VITRINE_REDIS_URL": "airflow://features", "AIRFLOW_CONN_FEATURES": settings.redis_url.removesuffix("/0"),
+        "VITRINE_ADMIN_TOKEN": "airflow://token",
+        "AIRFLOW_CONN_TOKEN": json.dumps({"conn_type": "generic", "password": settings.admin_token}),
+    }  # fmt: skip
+
+
 def test_every_dag_runs_to_its_end_and_tells_no_secret(
     mlflow_uri: str, airflow_tables: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -48,7 +58,7 @@ def test_every_dag_runs_to_its_end_and_tells_no_secret(
         settings = with_canaries(basis, f"{postgres}&image_root={tmp_path / 'shop'}")
         running = stack.enter_context(replicas(settings.mlflow_uri, tmp_path, 2, admin_token=settings.admin_token))
         settings = replace(settings, serving_urls=tuple(r.url for r in running))
-        environ = environment(settings, airflow_tables)
+        environ = environment(settings, airflow_tables) | from_connections(settings)
         runs = [
             ["promote_index", {}], ["promote_index", {}], ["rollback_index", {}], ["promote_index", {"version": "99"}],
             ["refresh_index", {}], ["rebuild_index", {}], ["watch_quality", {}], ["collect_garbage", {}],

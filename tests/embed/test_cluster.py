@@ -1,15 +1,19 @@
 """The same job on a real standalone cluster, one of whose workers is killed in the middle."""
 
 import os
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tasks.embed import job
 from tasks.embed.cluster import running_cluster
 from tasks.embed.job import EmbedConfig, embed_snapshot
+from tasks.embed.spark import send_folder
 from tasks.embed.store import EmbeddingStore
 from tests.embed.shop import encoder, shop, snapshot
 from tests.servers import free_port
@@ -17,7 +21,14 @@ from tests.servers import free_port
 pytestmark = pytest.mark.slow
 
 
-def test_a_worker_killed_in_the_middle_does_not_fail_the_job(tmp_path: Path) -> None:
+def test_a_worker_killed_in_the_middle_does_not_fail_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def send_and_delete(*given: Any) -> str:
+        """Executors on another machine do not see the driver's folder."""
+        sent = send_folder(*given)
+        shutil.rmtree(tmp_path / "encoder")
+        return sent
+
+    monkeypatch.setattr(job, "send_folder", send_and_delete)
     taken = snapshot(shop(tmp_path / "shop", 200), tmp_path / "store")
     encoder(tmp_path / "encoder")
     with running_cluster(tmp_path / "cluster", free_port()) as cluster:

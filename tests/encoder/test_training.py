@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_a_number_stops_the_training_and_says_where(tmp_path:
 
     with pytest.raises(TrainingError, match=r"teacher: the loss is not a number at step 2 .*lower the learning rate"):
         optimise("teacher", module, losses, Recipe(steps=5, checkpoint_every=1), "key", 1, tmp_path, no_log)
-    found = latest(tmp_path)
+    found = latest(str(tmp_path))
     assert found is not None
     assert all(torch.isfinite(v).all() for v in found.tensors.values())
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tasks import storage
 from tasks.pipelines import common, rebuild_index, refresh_index, register_index, train_encoder, tune_index, validate_index
 from tasks.records import call_step, to_json
-from tasks.registry import ENCODER_MODEL, INDEX_MODEL
+from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Run
 from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.encoder.conftest import draw_catalogue
 from tests.servers import s3_server
@@ -92,7 +93,22 @@ def test_a_student_is_distilled_from_a_teacher_that_another_worker_trained(
     monkeypatch.setattr("tasks.registry.runs.SYSTEM_EVERY_S", 0.2)
     snapshot = call(common.take_snapshot)
     plan = to_json(train_encoder.plan(common.Snapshot.from_json(snapshot), {"preset": "tiny"}, "night"))
+    told, metric = [], Run.metric
+
+    def end_in_the_middle(run: Run, name: str, value: float, step: int = 0) -> None:
+        if name == "teacher.loss":
+            told.append(step)
+            if len(told) == 4:
+                raise ConnectionError("this worker is gone")
+        metric(run, name, value, step)
+
+    monkeypatch.setattr(Run, "metric", end_in_the_middle)
+    with pytest.raises(ConnectionError):
+        call(train_encoder.train_teacher, snapshot=snapshot, plan=plan)
+    shutil.rmtree(tmp_path / "worker-b")
     teacher = call(train_encoder.train_teacher, snapshot=snapshot, plan=plan)
+    assert told == [0, 1, 2, 3, 2, 3, 4, 5], "the other worker goes on from the checkpoint of step 2"
+    assert not storage.list_folders(teacher["uri"]), "a finished training leaves no checkpoints"
     assert call(train_encoder.train_teacher, snapshot=snapshot, plan=plan) == teacher, "trained once"
     student = call(train_encoder.distil_student, snapshot=snapshot, plan=plan, teacher=teacher)
     version = call(train_encoder.export_encoder, snapshot=snapshot, plan=plan, teacher=teacher, student=student)

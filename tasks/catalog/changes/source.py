@@ -128,6 +128,13 @@ def _open(uri: str, catalog_uri: str, home: Path, compared: "ComparedCatalogue |
     )
 
 
+def lies_below_home(uri: str, catalog_uri: str) -> bool:
+    """Whether `open_changes` keeps this queue in a file below home, which only this machine sees."""
+    scheme, _, rest = uri.partition(":")
+    own = _database("" if scheme in ("compare", "updated_at") else catalog_uri, Path())
+    return scheme in ("outbox", "compare", "updated_at") and not rest and own != catalog_uri
+
+
 def _database(catalog_uri: str, home: Path) -> str:
     if catalog_uri.startswith(("sqlite:///", "postgresql://", "postgres://")):
         return catalog_uri

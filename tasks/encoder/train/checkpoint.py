@@ -1,7 +1,7 @@
 """Checkpoints: a safetensors file, and a JSON file with metadata and checksum, written last."""
 
 import json
-import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,11 @@ def save_checkpoint(folder: Path, tensors: dict[str, Tensor], values: dict[str, 
         temporary.write_text(json.dumps(record))
 
 
-def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The checkpoint in a folder, checksum verified; None without one. Raises TrainingError when damaged."""
-    return read_checkpoint(str(folder), folder)
-
-
 def read_checkpoint(uri: str, folder: Path) -> Checkpoint | None:
-    """The checkpoint at a URI, like `load_checkpoint`; weights that lie in s3:// are fetched into `folder` first."""
+    """The checkpoint at a URI, checksum verified; None without one. Raises TrainingError when damaged.
+
+    Weights that lie in s3:// are fetched into `folder` first.
+    """
     if not storage.exists(storage.join(uri, RECORD)):
         return None
     try:
@@ -58,20 +56,32 @@ def store_checkpoint(folder: Path, uri: str) -> None:
         storage.put_file(folder / name, storage.join(uri, name))
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint below `folder` (step-<number>), or None."""
-    for candidate in sorted(folder.glob("step-*"), reverse=True):
-        found = load_checkpoint(candidate)
-        if found is not None:
-            return found
+def save_step(uri: str, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Writes the checkpoint of a step below the folder `uri`, local or s3://, then deletes those of other steps."""
+    target = storage.join(uri, step_name(step))
+    if uri.startswith("s3://"):
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder), tensors, values)
+            store_checkpoint(Path(folder), target)
+    else:
+        save_checkpoint(storage.local_path(target), tensors, values)
+    for old in _steps(uri):
+        if not old.endswith(f"/{step_name(step)}"):
+            storage.delete_folder(old)
+
+
+def latest(uri: str) -> Checkpoint | None:
+    """The newest complete checkpoint below the folder `uri` (step-<number>), or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        for candidate in reversed(_steps(uri)):
+            found = read_checkpoint(candidate, Path(folder))
+            if found is not None:
+                return found
     return None
 
 
-def keep_only(folder: Path, step: int) -> None:
-    """Deletes the checkpoints of other steps below `folder`."""
-    for old in folder.glob("step-*"):
-        if old.name != step_name(step):
-            shutil.rmtree(old)
+def _steps(uri: str) -> list[str]:
+    return [folder for folder in storage.list_folders(uri) if folder.rpartition("/")[2].startswith("step-")]
 
 
 def step_name(step: int) -> str:

@@ -32,13 +32,17 @@ log = logging.getLogger(__name__)
 
 
 class Job(FrozenModel):
-    """What to train, on which data, and where to write; `config` is an EncoderConfig as a dict."""
+    """What to train, on which data, and where to write; `config` is an EncoderConfig as a dict.
+
+    `checkpoints`: a folder of the store, for another worker to go on from; empty: below `work`.
+    """
 
     tower: Literal["teacher", "student"]
     snapshot_uri: str
     config: dict[str, Any]
     work: str
     teacher: TrainedTower | None = None
+    checkpoints: str = ""
     cache_bytes: int = Decoding.cache_bytes
     workers: int = Decoding.workers
     max_unreadable: float = Decoding.max_unreadable
@@ -67,9 +71,9 @@ def _train_here(job: Job, metrics: MetricLog) -> TrainedTower:
     config, work = EncoderConfig.from_dict(job.config), Path(job.work)
     decoding = Decoding(job.cache_bytes, job.workers, job.max_unreadable, job.max_untrainable)
     if job.tower == "teacher":
-        return train_teacher(job.snapshot_uri, config, work, metrics, decoding)
+        return train_teacher(job.snapshot_uri, config, work, metrics, decoding, job.checkpoints)
     assert job.teacher is not None, "a student is distilled from a teacher"
-    return distil_student(job.snapshot_uri, job.teacher, config, work, metrics, decoding)
+    return distil_student(job.snapshot_uri, job.teacher, config, work, metrics, decoding, job.checkpoints)
 
 
 def _run_processes(path: Path, count: int, metrics: MetricLog) -> None:

@@ -14,12 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tasks.encoder.config import Recipe
 from tasks.encoder.train.checkpoint import (
-    keep_only,
     latest,
     optimizer_tensors,
     restore_optimizer,
-    save_checkpoint,
-    step_name,
+    save_step,
     with_prefix,
     without_prefix,
 )
@@ -63,23 +61,24 @@ def optimise(
     recipe: Recipe,
     key: str,
     images: int,
-    folder: Path,
+    steps: str | Path,
     log: MetricLog,
     replicas: ProcessGroup | None = None,
     pretrained: Collection[str] = (),
 ) -> tuple[nn.Module, Curve]:
     """Trains `module` in place for `recipe.steps` steps, then loads the averaged (EMA) weights into it.
 
-    Resumes from the newest checkpoint below `folder` whose key is `key`; a resumed training takes the same steps as one that
-    was never stopped. Raises TrainingError on a loss that is not a number, and on a damaged checkpoint. `images` is the number
-    of pictures in a step, for the rate that is logged. Of several `replicas` the first saves and logs; all resume. The parameters
-    named in `pretrained` learn at the recipe's share of the rate.
+    Resumes from the newest checkpoint below the folder `steps` (local or s3://) whose key is `key`; a resumed training takes the
+    same steps as one that was never stopped. Raises TrainingError on a loss that is not a number, and on a damaged checkpoint.
+    `images` is the number of pictures in a step, for the rate that is logged. Of several `replicas` the first saves and logs; all
+    resume. The parameters named in `pretrained` learn at the recipe's share of the rate.
     """
+    steps = str(steps)
     replicas = replicas or ProcessGroup()
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(_groups(module, recipe, pretrained), lr=recipe.learning_rate, fused=True)
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
-    start, loss_curve = _resume(module, optimizer, average, key, folder)
+    start, loss_curve = _resume(module, optimizer, average, key, steps)
     clock, cpu = time.perf_counter(), time.process_time()
     _train_mode(module, recipe)
     with Progress(name, recipe.steps, "steps") as progress:
@@ -105,7 +104,7 @@ def optimise(
             log(f"{name}.images_per_s", images / (time.perf_counter() - began), step)
             progress.set(step + 1, f"loss {seen['loss']:.3f}")
             if (step + 1) % recipe.checkpoint_every == 0 and step + 1 < recipe.steps:
-                _save(module, optimizer, average, key, loss_curve, folder, step + 1)
+                _save(module, optimizer, average, key, loss_curve, steps, step + 1)
     seconds = time.perf_counter() - clock
     module.load_state_dict(average)
     module.eval()
@@ -177,18 +176,17 @@ def _save(
     average: dict[str, Tensor],
     key: str,
     curve: list[float],
-    folder: Path,
+    steps: str,
     step: int,
 ) -> None:
     tensors = with_prefix("model", module) | {f"average.{k}": v for k, v in average.items()} | optimizer_tensors(optimizer)
-    save_checkpoint(folder / step_name(step), tensors, {"key": key, "step": step, "loss": curve})
-    keep_only(folder, step)
+    save_step(steps, step, tensors, {"key": key, "step": step, "loss": curve})
 
 
 def _resume(
-    module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], key: str, folder: Path
+    module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], key: str, steps: str
 ) -> tuple[int, list[float]]:
-    found = latest(folder)
+    found = latest(steps)
     if found is None or found.values["key"] != key:
         return 0, []
     module.load_state_dict(without_prefix("model", found.tensors))

@@ -70,7 +70,13 @@ class BatchCatalogue:
 
 
 def distil_student(
-    snapshot_uri: str, teacher: TrainedTower, config: EncoderConfig, work: Path, log: MetricLog, decoding: Decoding | None = None
+    snapshot_uri: str,
+    teacher: TrainedTower,
+    config: EncoderConfig,
+    work: Path,
+    log: MetricLog,
+    decoding: Decoding | None = None,
+    checkpoints: str = "",
 ) -> TrainedTower:
     """Trains the student on the same photos: alpha * task + (1 - alpha) * KL + cosine_weight * (1 - cosine).
 
@@ -113,7 +119,7 @@ def distil_student(
             return {"loss": loss, "task_loss": task, "kl": kl, "cosine_loss": cosine}
 
         images = batches.count * recipe.pictures * recipe.accumulate
-        _, curve = optimise("student", student, losses, recipe, key, images, folder / "steps", log, replicas)
+        _, curve = optimise("student", student, losses, recipe, key, images, checkpoints or folder / "steps", log, replicas)
     return save_tower(folder, "student", key, student, curve, precision, replicas)
 
 

@@ -35,13 +35,19 @@ class BothTowers(nn.Module):
 
 
 def train_teacher(
-    snapshot_uri: str, config: EncoderConfig, work: Path, log: MetricLog, decoding: Decoding | None = None
+    snapshot_uri: str,
+    config: EncoderConfig,
+    work: Path,
+    log: MetricLog,
+    decoding: Decoding | None = None,
+    checkpoints: str = "",
 ) -> TrainedTower:
     """Trains the teacher on a snapshot's train photos; with 0 steps it is kept as it starts. All output lies below `work`.
 
     Without train photos it learns from views of the catalogue's own pictures: each several times in a batch, augmented otherwise.
 
-    Killed and called again it goes on from its last checkpoint, and a finished training is returned as it is. Called by every
+    Killed and called again it goes on from its last checkpoint, which lies below `checkpoints` (a folder of the store) or, where that
+    is empty, below `work`; a finished training is returned as it is. Called by every
     process of a torchrun, they train it together (tasks/encoder/train/distributed.py). Raises TrainingError (nothing to train
     on, missing weights, a loss that is not a number, a damaged checkpoint).
     """
@@ -87,7 +93,9 @@ def train_teacher(
             return {"loss": pair + config.text_weight * text, "pair_loss": pair, "text_loss": text}
 
         images = batches.count * recipe.pictures * recipe.accumulate
-        _, curve = optimise("teacher", teacher.model, losses, recipe, key, images, folder / "steps", log, replicas, start)
+        _, curve = optimise(
+            "teacher", teacher.model, losses, recipe, key, images, checkpoints or folder / "steps", log, replicas, start
+        )
     with replicas.main_process_first():
         chosen = interpolate(teacher, start, training, config, work) if interpolated else None
     return save_tower(folder, "teacher", key, teacher.model, curve, precision, replicas, origin, chosen)

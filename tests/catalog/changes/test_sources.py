@@ -4,14 +4,17 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tasks.catalog.changes.event import Event, delete, read_event, upsert
-from tasks.catalog.changes.source import ChangeSource, open_changes
+from tasks.catalog.changes.source import ChangeSource, lies_below_home, open_changes
 from tasks.errors import CatalogError, SettingsError
+from tasks.pipelines.drain_changes import change_source
+from tasks.settings import Settings
 from tests.servers import aws_server, free_port, kafka_broker, postgres_server
 
 pytestmark = pytest.mark.slow
@@ -231,3 +234,25 @@ def test_a_broker_that_is_away_is_one_clear_sentence(tmp_path: Path, monkeypatch
         open_changes(f"kafka://127.0.0.1:{free_port()}/t", "", tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "catalog", "below"),
+    [
+        ("outbox:", "postgresql://db/shop?image_root=s3://pictures", False),
+        ("outbox:", "delta:s3://lake/products", True),
+        ("outbox:postgresql://db/queue", "delta:s3://lake/products", False),
+        ("compare:", "postgresql://db/shop", True),
+        ("compare:postgresql://db/queue", "postgresql://db/shop", False),
+        ("updated_at:", "postgresql://db/shop", True),
+        ("sqs://queue", "delta:s3://lake/products", False),
+    ],
+)
+def test_a_queue_below_home_is_refused_where_workers_share_a_store(
+    changes: str, catalog: str, below: bool, tmp_path: Path
+) -> None:
+    assert lies_below_home(changes, catalog) is below
+    if below:
+        shared = replace(Settings(), home=tmp_path, store="s3://shop/store", changes=changes, catalog=catalog)
+        with pytest.raises(SettingsError, match=r"VITRINE_CHANGES=.* name a database that all reach"), change_source(shared):
+            pass

@@ -18,10 +18,11 @@ from serving.settings import ServingSettings
 from serving.versions.version_source import FolderSource
 from tasks.cli import app as cli
 from tasks.errors import SettingsError
+from tasks.home_file import write_home_file
 from tasks.release.promotion.replay import ReplayQueries, collect_samples
 from tasks.release.promotion.serving_replicas import Replica, poll_aliases
 from tasks.release.promotion.shadow import compare
-from tasks.settings import Settings, write_home_file
+from tasks.settings import Settings
 from tests.catalogs import picture
 from tests.running import Served
 from tests.serving.conftest import TOKEN

@@ -1,0 +1,32 @@
+"""Where a task runs: the queue, the pool and the pod template of its kind, as the settings name them.
+
+Airflow takes these when it reads a DAG file, so this is the one place where a setting counts then: in the DAG processor's environment.
+"""
+
+import os
+from typing import Any
+
+from tasks.errors import SettingsError
+
+KINDS = {
+    "small": "a few hundred MB and one core: the registry, queues, other servers",
+    "large": "an index or an encoder in memory, and every core: checks, shards, tuning, gates",
+    "spark": "the driver of the embedding job; of local[n] the job itself",
+    "gpu": "training",
+}
+
+
+def placed(kind: str) -> dict[str, Any]:
+    """The arguments of an operator whose task is of this kind; {} where no setting names its kind. Raises SettingsError."""
+    found: dict[str, Any] = {"queue": _named("VITRINE_QUEUES").get(kind), "pool": _named("VITRINE_POOLS").get(kind)}
+    if template := _named("VITRINE_POD_TEMPLATES").get(kind):
+        found["executor_config"] = {"pod_template_file": template}
+    return {name: value for name, value in found.items() if value}
+
+
+def _named(variable: str) -> dict[str, str]:
+    """Names by kind, of a variable such as "gpu=gpu-machines,small=default"; read here, as `Settings` is no light import."""
+    entries = [entry.strip() for entry in os.environ.get(variable, "").split(",") if entry.strip()]
+    if wrong := [entry for entry in entries if entry.partition("=")[0] not in KINDS or not entry.partition("=")[2]]:
+        raise SettingsError(f"{variable}: {wrong[0]!r} is not <kind>=<name> with a kind of {', '.join(KINDS)}")
+    return {kind: name for kind, _, name in (entry.partition("=") for entry in entries)}
