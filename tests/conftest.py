@@ -10,9 +10,13 @@ from filelock import FileLock
 from xdist.remote import Producer
 
 from tests.airflow_server import make_airflow_tables
+from tests.brief import measure_briefly
 from tests.scheduling import GroupScheduling, place
 from tests.servers import free_port as free_port
 from tests.servers import make_mlflow_tables, mlflow_server
+
+# As several workers share the cores, a thread that waits for others must not spin meanwhile (FAISS and torch read it when loaded).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_configure() -> None:
@@ -35,6 +39,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupSc
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts with the groups that take longest; the rest stays in order."""
     items.sort(key=lambda item: place(item.path))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief() -> Iterator[None]:
+    """Measurements of speed are short."""
+    with pytest.MonkeyPatch.context() as patch:
+        measure_briefly(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from serving.contract.segments import write_index
 from tasks import storage
 from tasks.errors import VitrineError
 from tasks.index.choice import IndexConfig, Requirements, choose_family
-from tasks.index.coarse import fast_training
+from tasks.index.coarse import fast_training, ivf_view
 from tasks.index.families import FAMILIES, Family, least_training, list_count
 from tasks.index.quantizer_codes import choose_codes
 from tasks.index.vectors import sample_vectors, shard_counts
@@ -149,6 +149,9 @@ def make_index(dim: int, factory: str) -> Any:
         transform.niter, transform.max_train_points = OPQ_ROUNDS, OPQ_VECTORS
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efConstruction = EF_CONSTRUCTION
+    lists = ivf_view(index)
+    if isinstance(lists, faiss.IndexIVFPQ):
+        lists.do_polysemous_training = False  # orders codes for a filter that no search here uses, in half of the training's time
     return made
 
 

@@ -14,6 +14,7 @@ from tasks.errors import TrainingError, VitrineError
 from tasks.registry import ENCODER_MODEL, Registry
 from tests.encoder.conftest import draw_catalogue
 from tests.encoder.train.test_open_clip_models import repository
+from tests.graphs import open_all_here, write_once
 
 
 def run(*arguments: str) -> str:
@@ -48,6 +49,8 @@ def test_a_name_of_nothing_is_one_sentence() -> None:
 def test_an_encoder_is_adopted_once_with_and_without_a_student(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    open_all_here(monkeypatch)
+    write_once(monkeypatch, tmp_path / "graphs")
     shop = draw_catalogue(tmp_path / "shop", products=24)
     rows = (shop / "photos.csv").read_text().splitlines()
     (shop / "photos.csv").write_text("\n".join(r for r in rows if not r.endswith(",train")) + "\n")

@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
+from tests.brief import measure_briefly
+
 
 @contextmanager
 def runs_of_type(kind: str) -> Iterator[None]:
@@ -56,5 +60,6 @@ def run(name: str, conf: dict[str, Any], kind: str = "manual") -> dict[str, Any]
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    measure_briefly(pytest.MonkeyPatch())
     for wanted in json.loads(sys.argv[1]):
         print("RUN " + json.dumps(run(*wanted)), flush=True)

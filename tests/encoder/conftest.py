@@ -19,6 +19,7 @@ from tasks.encoder.train.student import distil_student
 from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.tower_record import TrainedTower
 from tasks.encoder.train.weights import PACKAGES
+from tests.graphs import open_here, write_once
 
 PRODUCTS = 12
 torch.set_num_threads(1)  # how many threads a sum is split over, and so its last bit, depends on how busy the machine is
@@ -73,7 +74,9 @@ def exported(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Ex
     config, work, folder = preset("tiny"), place / "work", place / "encoder"
     teacher = train_teacher(snapshot.uri, config, work, no_log)
     student = distil_student(snapshot.uri, teacher, config, work, no_log)
-    manifest = export_encoder(snapshot.uri, teacher, student, config, work, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        write_once(patch, work / "graphs")
+        manifest = export_encoder(snapshot.uri, teacher, student, config, work, folder, check=open_here)
     return Exported(config, teacher, student, manifest, work, folder)
 
 

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError, sha256_file
 from serving.contract.provenance import Origin
-from serving.contract.runtimes import Runtime
 from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.encoder.config import EncoderConfig, Recipe, TowerConfig
 from tasks.encoder.evaluate.baselines import UNTRAINED
@@ -31,6 +30,7 @@ from tasks.encoder.train.teacher import train_teacher
 from tasks.encoder.train.tower_store import restore_teacher
 from tests.encoder.conftest import draw_catalogue
 from tests.encoder.train.test_open_clip_models import SIGLIP_SIGHT, repository
+from tests.graphs import open_here
 
 FEW = Recipe(steps=2, products=4, pictures=2, checkpoint_every=2)
 
@@ -39,11 +39,6 @@ def local_clip(place: Path) -> EncoderConfig:
     """A small CLIP with random weights in a folder of open_clip's, as it is."""
     folder = repository(place / "model", sight=SIGLIP_SIGHT, weights="open_clip_model.safetensors")
     return choose_training(find_encoder(f"local-dir:{folder}"), "none", None)
-
-
-def open_here(name: str, path: Path, runtime: Runtime, inputs: np.ndarray) -> None:
-    """Opens a graph in this process: that a child does it first is tested elsewhere, and takes seconds each."""
-    runtime.open(path, name.partition(".")[2], 1)(inputs)
 
 
 def exported(config: EncoderConfig, snapshot: Snapshot, place: Path) -> Path:
@@ -91,6 +86,7 @@ def test_a_model_as_it_is_is_an_ordinary_version_with_one_image_tower_and_words(
     assert {p.name for p in page.parent.iterdir()} == {"report.html", "recall.png", "report.json", "raw.npz", "card.md"}
 
 
+@pytest.mark.slow
 def test_a_classifier_as_it_is_is_a_version_without_words(snapshot: Snapshot, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = timm.create_model("resnet10t")
@@ -106,6 +102,7 @@ def test_a_classifier_as_it_is_is_a_version_without_words(snapshot: Snapshot, tm
     assert evaluate_encoder(folder, snapshot.uri, tmp_path / "work").pair(manifest.query) is not None
 
 
+@pytest.mark.slow
 def test_a_student_for_queries_needs_no_labels_and_shrinks_its_pictures_in_its_graph(tmp_path: Path) -> None:
     shop = draw_catalogue(tmp_path / "shop")
     rows = (shop / "photos.csv").read_text().splitlines()
@@ -125,6 +122,7 @@ def test_a_student_for_queries_needs_no_labels_and_shrinks_its_pictures_in_its_g
     assert {"student_recall", "student_size", "student_speed"} <= names
 
 
+@pytest.mark.slow
 def test_weights_that_are_too_large_for_a_graph_lie_beside_it_and_are_part_of_the_version(
     snapshot: Snapshot, adopted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

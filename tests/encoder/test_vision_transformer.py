@@ -37,6 +37,9 @@ from tasks.index.choice import IndexConfig
 from tasks.index.template import train_template
 from tasks.index.version_manifest import base_segment, draft_manifest, local_files, with_golden
 from tests.cluster import Serving
+from tests.graphs import open_here
+
+pytestmark = pytest.mark.slow
 
 VIT = {
     "embed_dim": 32,
@@ -82,7 +85,7 @@ def made(request: pytest.FixtureRequest, snapshot: Snapshot, tmp_path_factory: p
         config = choose_training(config, "none", "none")
     teacher = train_teacher(snapshot.uri, config, work, no_log)
     student = distil_student(snapshot.uri, teacher, config, work, no_log) if config.student else None
-    manifest = export_encoder(snapshot.uri, teacher, student, config, work, folder)
+    manifest = export_encoder(snapshot.uri, teacher, student, config, work, folder, check=open_here)
     with np.load(folder / "golden.npz") as golden, torch.no_grad():
         pixels = torch.from_numpy(golden["pixels"])
         expected = {"teacher": ImageGraph(restore_teacher(teacher, config).image)(pixels).numpy()}

@@ -20,6 +20,7 @@ from tasks.release.trace import trace_product
 from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.catalogs import picture, read_table, write_table
 from tests.index.shop import make_shop
+from tests.pipelines.steps import without_spark
 
 pytestmark = [
     pytest.mark.slow,
@@ -199,7 +200,10 @@ def test_an_older_picture_that_is_live_is_traced_with_what_is_wrong_with_the_new
             trace_product(live.registry, product, made.version)
 
 
-def test_a_rebuild_that_cannot_use_a_picture_names_it_and_trace_tells_it_whatever_became_of_the_run(live: LiveShop) -> None:
+def test_a_rebuild_that_cannot_use_a_picture_names_it_and_trace_tells_it_whatever_became_of_the_run(
+    live: LiveShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_spark(monkeypatch)
     rows = read_table(live.home / "shop" / "products.csv")
     write_table(live.home / "shop" / "products.csv", [rows[0] | {"image": "/srv/0.jpg"}, *rows[1:]])
     made = rebuild_index.embed(live.shop.snapshot("nightly"), live.registry.index_manifest(live.base).encoder, "nightly")

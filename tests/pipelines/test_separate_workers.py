@@ -16,6 +16,7 @@ from tasks.records import call_step, to_json
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL, Run
 from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.encoder.conftest import draw_catalogue
+from tests.graphs import open_all_here
 from tests.servers import s3_server
 
 pytestmark = [
@@ -91,6 +92,7 @@ def test_a_student_is_distilled_from_a_teacher_that_another_worker_trained(
     monkeypatch.setenv("VITRINE_MLFLOW_URI", mlflow_uri)
     monkeypatch.setenv("VITRINE_CATALOG", str(draw_catalogue(tmp_path / "shop")))
     monkeypatch.setattr("tasks.registry.runs.SYSTEM_EVERY_S", 0.2)
+    open_all_here(monkeypatch)
     snapshot = call(common.take_snapshot)
     plan = to_json(train_encoder.plan(common.Snapshot.from_json(snapshot), {"preset": "tiny"}, "night"))
     told, metric = [], Run.metric

@@ -24,6 +24,13 @@ from tests.servers import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 LIMIT_S = 180
+STREAM = """
+import pytest
+from tasks.cli import main
+from tests.brief import measure_briefly
+measure_briefly(pytest.MonkeyPatch())
+main()
+"""
 
 
 class Streamed:
@@ -47,7 +54,7 @@ class Streamed:
         self.supervisor.wait(service)
 
     def start(self) -> None:
-        command = [sys.executable, "-W", "ignore", "-m", "tasks.cli", "stream", "--seconds", "1"]
+        command = [sys.executable, "-W", "ignore", "-c", STREAM, "stream", "--seconds", "1"]
         with (self.home / "stream.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=os.environ | self.live.environment, cwd=PROJECT, stdout=log, stderr=log)
 

@@ -20,6 +20,7 @@ from tasks.pipelines import common, train_encoder
 from tasks.pipelines.encoder_records import ChampionDecision, TrainingPlan
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH
 from tests.encoder.conftest import draw_catalogue
+from tests.graphs import open_all_here, write_once
 from tests.tiny import tiny_encoder
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,7 @@ def shop(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sh
     monkeypatch.setenv("VITRINE_MLFLOW_URI", mlflow_uri)
     monkeypatch.setenv("VITRINE_ENOUGH_PHOTOS", "0")
     monkeypatch.setattr("tasks.registry.runs.SYSTEM_EVERY_S", 0.2)
+    open_all_here(monkeypatch)
 
     def snapshot(folder: Path) -> Snapshot:
         monkeypatch.setenv("VITRINE_CATALOG", str(folder))
@@ -172,6 +174,7 @@ def test_a_version_is_an_mlflow_model_that_takes_a_pictures_bytes(
     import mlflow
 
     key = f"model-{tmp_path.name}"
+    write_once(monkeypatch, tmp_path / "graphs")
     snapshot = shop(draw_catalogue(tmp_path / "shop"))
     plan = train_encoder.plan(snapshot, {"preset": "tiny", "force": True}, key)
     teacher = train_encoder.train_teacher(snapshot, plan, key)

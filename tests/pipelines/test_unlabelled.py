@@ -12,6 +12,7 @@ from tasks.watch.cost import Prices
 from tasks.watch.live_metrics import measure_live
 from tests.catalog.changes.refreshed import own_mlflow
 from tests.catalogs import read_table, small_catalog, write_table
+from tests.graphs import open_all_here
 from tests.pipelines.steps import go_live, make_champion, make_version, without_spark
 
 pytestmark = [
@@ -35,6 +36,7 @@ def test_an_unlabelled_folder_becomes_a_live_version_that_says_so_and_photos_rep
     }.items():  # fmt: skip
         monkeypatch.setenv(f"VITRINE_{name}", value)
     without_spark(monkeypatch)
+    open_all_here(monkeypatch)
 
     decision = make_champion("first")
     assert f"on {PRODUCTS} synthetic queries" in decision.summary

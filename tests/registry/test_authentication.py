@@ -1,6 +1,7 @@
 """MLflow with its own authentication (`mlflow[auth]`): the pipeline writes, replicas read, and nobody else does either."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,9 +32,10 @@ AS = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A tracking server that asks who is there; by default a user may read, as docker/ sets it up."""
     home = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(mlflow_tables, home / "mlflow.db")
     settings = (Path(PROJECT) / "docker" / "mlflow" / "auth.ini").read_text()
     assert "/var/lib/vitrine/mlflow/" in settings
     (home / "auth.ini").write_text(settings.replace("/var/lib/vitrine/mlflow/", f"{home}/"))

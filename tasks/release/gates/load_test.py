@@ -28,11 +28,11 @@ class LoadResult:
         return float(np.percentile(self.ms, q)) if len(self.ms) else 0.0
 
 
-def run_load_test(release: Release, photos: Sequence[bytes], clients: int = CLIENTS, seconds: float = SECONDS) -> LoadResult:
-    """Searches for `seconds`, or once per photo and client if that takes longer. Unreadable photos are skipped."""
+def run_load_test(release: Release, photos: Sequence[bytes], clients: int = CLIENTS, seconds: float | None = None) -> LoadResult:
+    """Searches for `seconds` (default: SECONDS), or once per photo and client if that takes longer. Unreadable photos are skipped."""
     times: list[list[float]] = [[] for _ in range(clients)]
     errors: list[BaseException] = []
-    ends = time.perf_counter() + seconds
+    ends = time.perf_counter() + (SECONDS if seconds is None else seconds)
 
     def ask(client: int) -> None:
         try:

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+import pytest
+
 from tasks.pipelines import drain_changes, refresh_index
+from tests.brief import measure_briefly
 
 
 def server() -> ForkServerContext:
@@ -44,6 +47,7 @@ def arm(when: str, place: str, which: int) -> None:
 def refresh_and_die(environ: Mapping[str, str], run_key: str, when: str, place: str, which: int) -> None:
     """Refreshes the index; this process is killed before or after the `which`th call of `place`, "module:attribute"."""
     os.environ.update(environ)
+    measure_briefly(pytest.MonkeyPatch())
     arm(when, place, which)
     plan = drain_changes.drain(run_key, wait_s=5)
     embedded = refresh_index.embed(plan)

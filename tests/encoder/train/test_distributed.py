@@ -53,6 +53,12 @@ def test_two_processes_train_as_one_with_the_same_batch(snapshot: Snapshot, tmp_
     for name, tensor in one.tensors.items():
         torch.testing.assert_close(two.tensors[name], tensor, rtol=1e-2, atol=2e-4)
 
+
+@pytest.mark.kill_drill
+def test_two_processes_distil_as_one_with_the_same_batch(snapshot: Snapshot, tmp_path: Path) -> None:
+    """The loop is the teacher's, whose processes are compared each time; it takes as long."""
+    config = recipe()
+    alone = train(job(snapshot, tmp_path / "one", config), no_log, 1)
     apart = train(job(snapshot, tmp_path / "one", config, alone), no_log, 1)
     shared = train(job(snapshot, tmp_path / "two", config, alone), no_log, 2)
     np.testing.assert_allclose(load_tower(shared).values["loss"], load_tower(apart).values["loss"], rtol=1e-4)

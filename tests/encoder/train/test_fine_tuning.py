@@ -48,6 +48,7 @@ def shop_config(place: Path) -> EncoderConfig:
     return replace(preset("tiny"), name="shop", teacher=teacher, student=student, teacher_recipe=FEW, student_recipe=FEW)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_version_says_how_far_it_went_and_is_compared_with_its_start(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

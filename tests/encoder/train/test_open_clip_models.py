@@ -122,6 +122,7 @@ def test_what_is_saved_and_loaded_by_its_path_gives_the_same_vectors(
         assert (words(loaded) - words(first)).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_the_activation_and_the_preprocessing_are_in_the_fingerprint(tmp_path: Path) -> None:
     prints, seen = set(), []
     for name, model, sight in (
@@ -132,8 +133,9 @@ def test_the_activation_and_the_preprocessing_are_in_the_fingerprint(tmp_path: P
     ):
         folder = repository(tmp_path / name, model, sight, "open_clip_model.safetensors")
         made, config = teacher(TowerConfig(open_clip=f"local-dir:{folder}"))
-        path = tmp_path / f"{name}.onnx"
-        write_onnx(ImageGraph(made.image), torch.zeros((2, 32, 32, 3), dtype=torch.uint8), path)
+        path = tmp_path / f"{'plain' if name == 'squash' else name}.onnx"  # how a picture is made square is in no graph
+        if not path.exists():
+            write_onnx(ImageGraph(made.image), torch.zeros((2, 32, 32, 3), dtype=torch.uint8), path)
         prints.add(fingerprint(sha256_file(path), config.preprocess))
         seen.append(vectors(made))
     assert len(prints) == 4

@@ -11,6 +11,7 @@ from serving.index.code_distance import MAX_QUERIES
 from serving.index.engine import Mask
 from serving.index.faiss_engine import FaissEngine, omp_threads
 from serving.index.refine import BLOCK, StoredVectors, as_bfloat16
+from tasks.index.template import make_index
 from tests.index.shop import clustered
 
 D, N = 32, 3 * BLOCK
@@ -36,7 +37,7 @@ def vectors() -> np.ndarray:
 @pytest.fixture(scope="module")
 def opened(vectors: np.ndarray) -> dict[str, FaissEngine]:
     def filled(kind: str) -> FaissEngine:
-        index = faiss.index_factory(D, kind, faiss.METRIC_INNER_PRODUCT)
+        index = make_index(D, kind)
         index.train(vectors)
         index.add(vectors)
         return FaissEngine(index)
