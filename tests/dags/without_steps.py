@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from tests.dags.in_process import read_dags_once
+
 RECORDS: dict[str, Any] = {"list_shards": [0], "catch_up": {"version": "1", "passed": True}}
 
 
@@ -41,6 +43,7 @@ def run_without_steps(dag: Any, case: dict[str, Any]) -> dict[str, str]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    read_dags_once()
     from dags.rebuild_index import rebuild_index
     from tasks.pipelines import register_index
 
