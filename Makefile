@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 # A uv of the project's own, so that nothing outside this folder is touched.
 UV := $(shell command -v uv 2>/dev/null || echo build/uv/bin/uv)
 STAMP := $(VENV)/.installed-$(HARDWARE)
-PYTEST := $(BIN)/python -m pytest -q
+# Processes share the cores: a thread of FAISS or torch that waits for others must not spin meanwhile.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q
 SHARED := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 export CATALOG
 

@@ -15,9 +15,6 @@ from tests.scheduling import GroupScheduling, place
 from tests.servers import free_port as free_port
 from tests.servers import make_mlflow_tables, mlflow_server
 
-# As several workers share the cores, a thread that waits for others must not spin meanwhile (FAISS and torch read it when loaded).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 
 def pytest_configure() -> None:
     """Forgets how wide a terminal is: GNU readline, which pytest loads, puts 80 columns into the environment of xdist's workers.
