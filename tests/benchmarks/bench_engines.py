@@ -114,8 +114,11 @@ class Scann:
         )
 
     def search(self, xq: np.ndarray, k: int, mask: object, params: dict[str, Scalar], effort: int = 1) -> "Found":
-        rows = np.stack([self.searcher.search(x, k, 2 * k, int(params["leaves"] or 1))[0] for x in xq])
-        return Found(rows.astype(np.int64))
+        rows = np.full((len(xq), k), -1, np.int64)
+        for number, x in enumerate(xq):
+            found = self.searcher.search(x, k, 2 * k, int(params["leaves"] or 1))[0]
+            rows[number, : len(found)] = found  # few leaves may hold fewer
+        return Found(rows)
 
 
 @dataclass(frozen=True)
