@@ -101,6 +101,19 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
     assert named - known == set()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=shown)
+def test_a_page_is_text_alone(page: Path) -> None:
+    assert [hex(ord(c)) for c in page.read_text() if not c.isprintable() and c not in "\n\u00a0"] == []
+
+
+def test_every_dag_has_a_row_in_the_table_of_dags() -> None:
+    dags = {f.stem for f in (PROJECT / "dags").glob("*.py") if "\n@dag(" in f.read_text()}
+    rows = re.findall(
+        r"^\| `(\w+)` \|", (PROJECT / "docs" / "operate" / "pipeline.md").read_text().partition("## ")[0], re.MULTILINE
+    )
+    assert sorted(rows) == sorted(dags)
+
+
 def test_every_decision_is_in_the_index() -> None:
     index = (DECISIONS / "README.md").read_text()
     assert [f.name for f in DECISIONS.glob("[0-9]*.md") if f"]({f.name})" not in index] == []
