@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from serving.index.collection import Endpoint
+from serving.index.collection import MEASURE_S, Endpoint
 from serving.settings import setting
 from tasks.dotenv import read_dotenv
 from tasks.errors import SettingsError
@@ -229,8 +229,8 @@ class Settings:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where the engine is; a call may take ten seconds, as no shopper waits for it."""
-        return Endpoint(self.engine_address, self.engine_token, 10.0)
+        """Where the engine is; a call may take ten seconds and an exact comparison minutes, as no shopper waits for them."""
+        return Endpoint(self.engine_address, self.engine_token, 10.0, MEASURE_S)
 
     @property
     def catalog_uri(self) -> str:

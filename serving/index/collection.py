@@ -1,6 +1,10 @@
 """Collections of other engines: where one is reached, what its module offers, and opening the one that a manifest names."""
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Protocol
@@ -9,7 +13,7 @@ import numpy as np
 
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.engine import Mask
+from serving.index.engine import EngineUnavailable, Mask
 from serving.index.merge import Neighbors, empty
 
 MODULES = {"pgvector": "serving.index.pgvector_engine", "milvus": "serving.index.milvus_engine"}
@@ -20,11 +24,15 @@ MEASURE_S = 600.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where an engine is reached: its address, a token where it asks for one, and the seconds that one call may take."""
+    """Where an engine is reached: its address, a token where it asks for one, and the seconds that one call may take.
+
+    `exact_s`: the seconds that an exact comparison may take; 0: as long as a call.
+    """
 
     address: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
     timeout_s: float = 2.0
+    exact_s: float = 0.0
 
     def patient(self, timeout_s: float = MEASURE_S) -> "Endpoint":
         """The same for calls that may take long."""
@@ -32,6 +40,28 @@ class Endpoint:
 
 
 NOWHERE = Endpoint()
+
+_measuring: ContextVar[bool] = ContextVar("measuring", default=False)
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """Comparisons within are measurements, which no shopper waits for: they may take as long as they need."""
+    token = _measuring.set(True)
+    try:
+        yield
+    finally:
+        _measuring.reset(token)
+
+
+def exact_limit_s(endpoint: Endpoint, measured_s: float = MEASURE_S) -> float:
+    """The seconds that an exact comparison may take now: `measured_s` for a measurement."""
+    return measured_s if _measuring.get() else endpoint.exact_s or endpoint.timeout_s
+
+
+def too_slow(engine: str, rows: int, limit_s: float) -> EngineUnavailable:
+    """The error of a comparison that took too long: of this search, not an outage that the guard counts."""
+    return EngineUnavailable(f"{engine} did not compare the {rows} rows that a filter leaves within {limit_s:g} s")
 
 
 class Collection(Protocol):
@@ -73,11 +103,17 @@ def open_collection(engine: str, endpoint: Endpoint, name: str, dim: int) -> Col
 
 
 def compare_fetched(
-    fetch: Callable[[np.ndarray], np.ndarray], xq: np.ndarray, positions: np.ndarray, k: int, block: int = 4096
-) -> Neighbors:
-    """Exact k nearest of xq (nq, d) among these ids (n,), whose vectors `fetch` gives; one block of them in memory at a time."""
-    found = empty(len(xq), k)
+    fetch: Callable[[np.ndarray], np.ndarray], xq: np.ndarray, positions: np.ndarray, k: int, block: int = 4096,
+    limit_s: float = math.inf,
+) -> Neighbors:  # fmt: skip
+    """Exact k nearest of xq (nq, d) among these ids (n,), whose vectors `fetch` gives; one block of them in memory at a time.
+
+    Raises TimeoutError where that takes more than `limit_s`.
+    """
+    found, until = empty(len(xq), k), time.monotonic() + limit_s
     for start in range(0, len(positions), block):
+        if time.monotonic() > until:
+            raise TimeoutError(f"{start} of {len(positions)} rows were compared in {limit_s:g} s")
         ids = positions[start : start + block]
         similarity = np.concatenate([found.similarity, xq @ fetch(ids).T], axis=1)
         rows = np.concatenate([found.rows, np.broadcast_to(ids, (len(xq), len(ids)))], axis=1)

@@ -31,14 +31,15 @@ class Guard:
         self.last = ""
 
     def __call__(self, call: Callable[[], T]) -> T:
-        """The result of `call`. Raises EngineUnavailable where it fails or is refused; ContractError and ValueError pass."""
+        """The result of `call`. Raises EngineUnavailable where it fails or is refused. ContractError, ValueError and its own
+        EngineUnavailable pass, and are no failure of the engine."""
         if why := self.away():
             raise EngineUnavailable(why)
         if self.failures >= FAILURES:  # the one call that is let through; the others wait for what it meets
             self.closed_until = self.clock() + PAUSE_S
         try:
             result = self._attempts()(call)
-        except (ContractError, ValueError):
+        except (ContractError, ValueError, EngineUnavailable):
             raise
         except Exception as error:  # every client has its own classes
             self._failed(error)

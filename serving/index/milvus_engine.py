@@ -4,6 +4,7 @@ Milvus takes no row masks: more is fetched, up to its limit of 16,384, and few a
 """
 
 import logging
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,7 @@ from pymilvus.exceptions import MilvusException
 
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.collection import MEASURE_S, Endpoint, compare_fetched
+from serving.index.collection import MEASURE_S, Endpoint, compare_fetched, exact_limit_s, too_slow
 from serving.index.engine import Mask
 from serving.index.merge import Neighbors, empty
 
@@ -21,6 +22,8 @@ MOST = 16_384
 """Milvus's greatest k."""
 BLOCK = 4096
 """Vectors of one answer: 8 MB at dimension 512; Milvus gives at most 100 MB."""
+CALLS = 3
+"""As many times a call's limit may all blocks of a comparison take."""
 EF, NPROBE = 64, 16
 """Defaults where a manifest sets none."""
 MAX_EF, MAX_NPROBE = 32_768, 65_536
@@ -34,7 +37,7 @@ class MilvusCollection:
 
     def __init__(self, endpoint: Endpoint, name: str, dim: int) -> None:
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs the traceback of every error that it raises
-        self.name, self.dim, self.timeout_s = name, dim, endpoint.timeout_s
+        self.name, self.dim, self.timeout_s, self.endpoint = name, dim, endpoint.timeout_s, endpoint
         self.client = MilvusClient(uri=endpoint.address, token=endpoint.token, timeout=endpoint.timeout_s, dedicated=True)
         self.rows = self._size()
 
@@ -58,7 +61,11 @@ class MilvusCollection:
         return found
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
-        return compare_fetched(self.vectors, xq, positions, k, BLOCK)
+        limit_s = CALLS * exact_limit_s(self.endpoint, math.inf)
+        try:
+            return compare_fetched(self.vectors, xq, positions, k, BLOCK, limit_s)
+        except TimeoutError as error:
+            raise too_slow("milvus", len(positions), limit_s) from error
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         parts = [np.zeros((0, self.dim), np.float32)]

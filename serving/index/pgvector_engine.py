@@ -4,7 +4,9 @@ Row masks are applied in SQL, as one bit a row, within an iterative scan of the 
 over-fetching. Exact comparisons run there too.
 """
 
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, LifoQueue
 from typing import Any
@@ -17,7 +19,7 @@ from psycopg import sql
 
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.collection import MEASURE_S, Endpoint
+from serving.index.collection import MEASURE_S, Endpoint, exact_limit_s, too_slow
 from serving.index.engine import Mask
 from serving.index.merge import Neighbors, empty, stack
 
@@ -28,24 +30,51 @@ SCANNED = 20_000
 """Rows that an iterative scan visits at most at effort 1 (pgvector's own default)."""
 FEW = 5000
 """Up to so many ids are looked up one by one; more are found by reading the table."""
-MANY = 30_000
-"""From so many rows on, a comparison is a measurement, which may take long (serving/index/searcher.py, EXACT_ROWS)."""
+WIDEST = 64
+"""The greatest effort by which SCANNED grows."""
+GRACE_S = 1.0
+"""How much later than PostgreSQL itself a replica gives a statement up."""
+
+
+class LimitedConnection(psycopg.Connection):
+    """A connection that waits at most `limit_s` for each answer: a server that is frozen, or out of reach, ends no statement."""
+
+    limit_s = math.inf
+
+    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        return super().wait(self._limited(gen), *args, **options)
+
+    def _limited(self, gen: Any) -> Generator[Any, Any, Any]:
+        until, ready = time.monotonic() + self.limit_s, None
+        while True:
+            try:
+                state = gen.send(ready)
+            except StopIteration as end:
+                return end.value
+            ready = yield state
+            if not ready and time.monotonic() > until:
+                self.close()
+                raise psycopg.OperationalError(f"PostgreSQL gives no answer in {self.limit_s:g} s")
 
 
 class Connections:
     """Open connections to one address, as many as are used at once. One that fails takes the idle ones with it: all may be dead."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint, self.idle = endpoint, LifoQueue[psycopg.Connection]()
+        self.endpoint, self.idle = endpoint, LifoQueue[LimitedConnection]()
 
     @contextmanager
-    def use(self) -> Iterator[psycopg.Connection]:
+    def use(self, seconds: float = 0.0) -> Iterator[LimitedConnection]:
+        """A connection whose statements may take `seconds`; 0: as long as a call. Raises TimeoutError where one takes longer."""
         try:
             connection = self.idle.get_nowait()
         except Empty:
             connection = self._connect()
+        connection.limit_s = (seconds or self.endpoint.timeout_s) + GRACE_S
         try:
             yield connection
+        except psycopg.errors.QueryCanceled as error:  # the connection is whole; another attempt would take as long
+            raise TimeoutError(str(error)) from error
         except psycopg.OperationalError:
             connection.close()
             self.close()
@@ -63,12 +92,13 @@ class Connections:
     def __del__(self) -> None:
         self.close()
 
-    def _connect(self) -> psycopg.Connection:
+    def _connect(self) -> LimitedConnection:
         seconds = self.endpoint.timeout_s
-        connection = psycopg.connect(
+        connection = LimitedConnection.connect(
             self.endpoint.address, autocommit=True, connect_timeout=max(2, int(seconds)),
             options=f"-c statement_timeout={int(seconds * 1000)}", tcp_user_timeout=int(seconds * 1000),
         )  # fmt: skip
+        connection.limit_s = seconds + GRACE_S
         register_vector(connection)
         return connection
 
@@ -100,12 +130,16 @@ class PgvectorCollection:
         text = sql.SQL("SELECT id, -(embedding <#> %(x)b) FROM {} {} ORDER BY (embedding <#> %(x)b) + 0 LIMIT %(k)s").format(
             self.table, where
         )
-        with self._settings(self._patience(positions)) as connection:
-            return self._ranked(connection, text, xq, k, arguments)
+        seconds = exact_limit_s(self.connections.endpoint)
+        try:
+            with self._settings({"statement_timeout": str(int(seconds * 1000))}, seconds) as connection:
+                return self._ranked(connection, text, xq, k, arguments)
+        except TimeoutError as error:
+            raise too_slow("pgvector", len(positions), seconds) from error
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         text = sql.SQL("SELECT id, embedding FROM {} WHERE id = ANY(%(ids)s)").format(self.table)
-        with self._settings(self._patience(positions)) as connection:
+        with self._settings({}) as connection:
             found = connection.execute(text, {"ids": np.unique(positions).tolist()}, binary=True).fetchall()
         by_id = dict(found)
         vectors = [by_id[row].to_numpy() for row in positions.tolist()]
@@ -113,7 +147,7 @@ class PgvectorCollection:
 
     def _size(self, name: str) -> int:
         """The number of rows. Raises ContractError where there is no such table, or it has another dimension."""
-        with self.connections.use() as connection:
+        with self.connections.use(MEASURE_S) as connection:
             found = connection.execute(
                 "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'embedding'",
                 (f'"{name}"',),
@@ -140,13 +174,10 @@ class PgvectorCollection:
         allowed[positions] = True
         return sql.SQL("WHERE get_bit(%(bits)b, id) = 1"), {"bits": Mask(allowed).bits.tobytes()}
 
-    def _patience(self, positions: np.ndarray) -> dict[str, str]:
-        return {"statement_timeout": str(int(MEASURE_S * 1000))} if len(positions) > MANY else {}
-
     @contextmanager
-    def _settings(self, values: dict[str, str]) -> Iterator[psycopg.Connection]:
+    def _settings(self, values: dict[str, str], seconds: float = 0.0) -> Iterator[psycopg.Connection]:
         """A connection in a transaction with these settings."""
-        with self.connections.use() as connection, connection.transaction():
+        with self.connections.use(seconds) as connection, connection.transaction():
             if values:
                 chosen = sql.SQL(", ").join(sql.SQL("set_config({}, {}, true)").format(n, v) for n, v in values.items())
                 connection.execute(sql.SQL("SELECT {}").format(chosen))
@@ -171,7 +202,7 @@ def _scan(params: dict[str, Scalar], effort: int) -> dict[str, str]:
     ef, probes = (int(params.get(name) or default) * effort for name, default in (("ef", EF), ("nprobe", PROBES)))
     return {
         "enable_seqscan": "off", "hnsw.ef_search": str(min(ef, MAX_EF)), "hnsw.iterative_scan": "strict_order",
-        "hnsw.max_scan_tuples": str(SCANNED * effort), "ivfflat.probes": str(min(probes, 32_768)),
+        "hnsw.max_scan_tuples": str(SCANNED * min(effort, WIDEST)), "ivfflat.probes": str(min(probes, 32_768)),
         "ivfflat.iterative_scan": "relaxed_order",
     }  # fmt: skip
 

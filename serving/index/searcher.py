@@ -15,7 +15,7 @@ import pyarrow as pa
 from serving.contract.files import ContractError, FileRef
 from serving.contract.manifest import IndexManifest, Scalar, Segment
 from serving.contract.segments import ROW_COLUMNS, read_index, read_pictures, read_rows
-from serving.index.collection import NOWHERE, Endpoint
+from serving.index.collection import NOWHERE, Endpoint, measuring
 from serving.index.engine import Vectors
 from serving.index.faiss_engine import SEARCH_PARAMETERS, FaissEngine, concat_flat, is_flat, omp_threads
 from serving.index.merge import Neighbors, Partition, empty, gather, merge
@@ -80,6 +80,9 @@ class Searcher:
             opened.append(OpenSegment(engine, start, len(table), alive, segment.kind == "base", pictures))
             tables.append(table)
             start += len(table)
+        held = sum(s.vectors for s in opened if s.base)
+        if remote is not None and held != remote.rows:
+            raise ContractError(f"index {manifest.id}: its bases have {held} vectors, and its collection has {remote.rows}")
         return cls(manifest, opened, features_of(manifest, tables), threads, remote)
 
     def away(self) -> str:
@@ -109,7 +112,8 @@ class Searcher:
     def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Neighbors:
         """Exact k nearest live rows: compares every matching row's stored vector. Arguments as in `search`."""
         xq = self._checked(xq, allowed, k)
-        found = [group.exact(group.select(allowed), xq, k) for group in self.groups]
+        with measuring():
+            found = [group.exact(group.select(allowed), xq, k) for group in self.groups]
         return merge(found, k) if found else empty(len(xq), k)
 
     def vector(self, row: int) -> np.ndarray:

@@ -83,7 +83,7 @@ def build_shard(
     What an earlier attempt built whole from the same input is verified and kept; anything else is built again.
     """
     source = source_of(vectors_uri, snapshot_uri, template)
-    kept = _existing_build(folder, source)
+    kept = None if upload else _existing_build(folder, source)  # the collection may have lost since what was uploaded
     if kept is not None:
         return kept
     keys = []

@@ -29,6 +29,8 @@ class PgvectorCollections:
         table = sql.Identifier(name)
         text = "CREATE TABLE IF NOT EXISTS {} (id bigint PRIMARY KEY, embedding vector({}) NOT NULL)"
         with self._connect() as connection:
+            if self._is_there(connection, name):  # replicas may be searching it: an ALTER TABLE would wait for all of them
+                return
             connection.execute(sql.SQL(text).format(table, sql.Literal(dim)))
             if dim <= PLAIN_DIMENSIONS:
                 connection.execute(sql.SQL("ALTER TABLE {} ALTER COLUMN embedding SET STORAGE PLAIN").format(table))
@@ -42,7 +44,7 @@ class PgvectorCollections:
 
     def count(self, name: str, first: int, stop: int) -> int:
         with self._connect() as connection:
-            if connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() == (None,):
+            if not self._is_there(connection, name):
                 return 0
             text = sql.SQL("SELECT count(*) FROM {} WHERE id >= %s AND id < %s").format(sql.Identifier(name))
             found = connection.execute(text, (first, stop)).fetchone()
@@ -69,6 +71,10 @@ class PgvectorCollections:
         with self._connect() as connection:
             connection.execute(sql.SQL("DROP VIEW IF EXISTS {}").format(sql.Identifier(alias)))
             connection.execute(text.format(sql.Identifier(alias), sql.Identifier(name)))
+
+    @staticmethod
+    def _is_there(connection: psycopg.Connection, name: str) -> bool:
+        return connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() != (None,)
 
     def _connect(self, autocommit: bool = False) -> psycopg.Connection:
         return psycopg.connect(self.endpoint.address, connect_timeout=max(2, int(self.endpoint.timeout_s)), autocommit=autocommit)

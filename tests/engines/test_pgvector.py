@@ -1,11 +1,16 @@
+import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import psycopg
 import pytest
 
+from serving.index.engine import EngineUnavailable
+from serving.index.searcher import Searcher
 from tasks.index.collections import ALIAS, recorded_collections
 from tasks.release.retention.garbage import _collections, _drop
 from tasks.release.retention.policy import Reachable, Retention, reachable
@@ -50,3 +55,33 @@ class TestHnsw(EngineContract):
         assert held.count(name, 0, N) == 0
         assert recorded_collections(store) == {}
         assert held.count(made.manifest.engine.collection, 0, N) == N  # type: ignore[union-attr]
+
+    def test_a_frozen_server_ends_a_search_and_leaves_no_thread_waiting(self, made: Made, xq: np.ndarray) -> None:
+        quick = replace(made.settings.endpoint, timeout_s=0.3)
+        searcher = Searcher.open(made.manifest, made.locate, endpoint=quick)
+        connections = searcher.remote.collection.connections  # type: ignore[union-attr]
+        with connections.use() as connection:
+            backend = connection.info.backend_pid
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            assert len(searcher.search(xq[:1], 5).rows[0]) == 5  # another attempt, over a new connection
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        assert connection.closed
+
+    def test_a_comparison_that_takes_too_long_is_no_outage(self, made: Made, xq: np.ndarray) -> None:
+        searcher = made.open()
+        remote = searcher.remote
+        assert remote is not None
+        remote.collection.connections.endpoint = replace(remote.collection.connections.endpoint, exact_s=0.001)  # type: ignore[attr-defined]
+        for _ in range(4):
+            with pytest.raises(EngineUnavailable, match="did not compare"):
+                remote.nearest(np.tile(xq, (100, 1)), np.arange(N - 1), 5)
+        assert searcher.away() == ""
+        assert len(searcher.exact(xq, 5).rows) == len(xq)  # a measurement takes the time it needs
+
+    def test_a_collection_that_is_there_is_not_altered_under_its_searches(self, builder: Builder, made: Made) -> None:
+        assert made.manifest.engine
+        with psycopg.connect(builder.server.endpoint.address) as reading:
+            reading.execute(f"SELECT id FROM {made.manifest.engine.collection} LIMIT 1")
+            builder.collections().create(made.manifest.engine.collection, 24, made.template.factory)  # would wait for ever

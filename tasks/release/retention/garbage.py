@@ -128,14 +128,20 @@ def collect(
     files = [item for item in plan.items if item.kind != "version"]
     with Progress("collect garbage", len(files), "things") as progress:
         for item in files:
-            renewed = item.kind == "view" and now - storage.disk_usage(item.uri)[1] <= retention.grace_s
-            if not renewed:  # by a snapshot in the making, since the plan
+            if not _renewed(item, retention, now):
                 _delete(registry, item)
             progress.add()
     for run_id in plan.finished_runs:
         registry.tag_run(run_id, COLLECTED, str(int(time.time())))
     log.info("%s", plan.summary.replace("to collect", "collected"))
     return plan
+
+
+def _renewed(item: GarbageItem, retention: Retention, now: float) -> bool:
+    """Whether something in the making took an item up since the plan: a snapshot a view, or a build a collection."""
+    if item.kind == "view":
+        return now - storage.disk_usage(item.uri)[1] <= retention.grace_s
+    return item.kind == "collection" and storage.disk_usage(item.uri)[1] >= int(now)
 
 
 def _delete(registry: Registry, item: GarbageItem) -> None:

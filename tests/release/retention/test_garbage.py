@@ -19,6 +19,7 @@ from tasks.catalog.changes.event import delete
 from tasks.catalog.changes.ledger import entries
 from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
+from tasks.index.collections import CollectionRecord, record_collection, recorded_collections
 from tasks.index.delta_version import ArtifactLocation, EmbeddedRows, mark_membership, next_version
 from tasks.index.verify_version import check_index
 from tasks.index.version_manifest import with_golden
@@ -28,7 +29,7 @@ from tasks.queries.view_store import renew_view, view_exists, view_uri, write_vi
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.promotion.blue_green import choose_slot, flip, warm
 from tasks.release.retention import garbage
-from tasks.release.retention.garbage import GarbageLocations, collect, plan_garbage, unreachable_files
+from tasks.release.retention.garbage import GarbageItem, GarbageLocations, _renewed, collect, plan_garbage, unreachable_files
 from tasks.release.retention.policy import Retention, kept_versions
 from tests.catalog.changes.refreshed import own_mlflow
 from tests.registered import Shop, good_gates
@@ -260,3 +261,12 @@ def test_failed_versions_are_kept_for_a_while_and_do_not_push_good_ones_out(shop
     assert set(kept) == {*good, *bad}
     kept = kept_versions(shop.registry.versions(INDEX_MODEL), KEEP, time.time() + 1)
     assert set(kept) == set(good)
+
+
+def test_a_collection_that_a_build_took_up_since_the_plan_stays(tmp_path: Path) -> None:
+    planned = time.time()
+    record_collection(str(tmp_path), CollectionRecord("pgvector", "vitrine_0", "nightly"))
+    (folder,) = recorded_collections(str(tmp_path))
+    item = GarbageItem("collection", "pgvector vitrine_0", folder, 0, "its version goes")
+    assert _renewed(item, Retention(), planned)
+    assert not _renewed(item, Retention(), planned + 60)

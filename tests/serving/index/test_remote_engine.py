@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from serving.contract.files import ContractError
+from serving.index.collection import Endpoint, compare_fetched, exact_limit_s, measuring, too_slow
 from serving.index.engine import EngineUnavailable, Mask
 from serving.index.guard import FAILURES, PAUSE_S, Guard
 from serving.index.merge import Neighbors
@@ -81,3 +82,35 @@ def test_errors_of_the_version_and_of_the_caller_are_no_outage() -> None:
             with pytest.raises(type(error)):
                 guard(lambda error=error: (_ for _ in ()).throw(error))
     assert guard.away() == ""
+
+
+def test_a_comparison_that_takes_too_long_ends_and_is_no_outage() -> None:
+    def slow() -> Neighbors:
+        raise too_slow("made up", 400_000, 2)
+
+    guard = Guard("made up")
+    for _ in range(FAILURES + 1):
+        with pytest.raises(EngineUnavailable, match="did not compare the 400000 rows"):
+            guard(slow)
+    assert guard.away() == ""
+    with pytest.raises(TimeoutError, match="0 of 9 rows"):
+        compare_fetched(
+            lambda ids: np.zeros((len(ids), 2), np.float32), np.zeros((1, 2), np.float32), np.arange(9), 3, limit_s=-1
+        )
+
+
+def test_only_measurements_and_the_pipeline_compare_for_minutes() -> None:
+    replica = Endpoint(timeout_s=2)
+    assert exact_limit_s(replica) == 2
+    assert exact_limit_s(Endpoint(timeout_s=10, exact_s=60)) == 60
+    with measuring():
+        assert exact_limit_s(replica, 600) == 600
+    assert exact_limit_s(replica) == 2
+
+
+def test_rows_that_somebody_else_wrote_meanwhile_are_left_out() -> None:
+    collection = Ranked()
+    engine = RemoteEngine(collection, Guard("made up"))
+    engine.rows = 4
+    collection.search = lambda *_: Neighbors(np.ones((1, 4), np.float32), np.array([[2, 7, 0, 4]]))  # type: ignore[method-assign]
+    assert engine.search(np.zeros((1, 2), np.float32), 3, Mask(np.ones(4, bool)), {}).rows.tolist() == [[0, 2, -1]]
