@@ -84,7 +84,8 @@ class SnapshotWriter:
             self.content.append(_content(table))
         if kind == "part":
             self.last_id = table["product_id"][-1].as_py()
-            record = {"moment": self.moment, "started": self.started, "last_id": self.last_id, "unusable": self.unusable}
+            behind = [row for row in self.unusable if row["product_id"] <= self.last_id]  # the others are read again
+            record = {"moment": self.moment, "started": self.started, "last_id": self.last_id, "unusable": behind}
             storage.write_json(storage.join(self.uri, JOURNAL), record | {"files": self.files, "content": self.content})
 
     def set_aside(self, rows: list[UnusableRow]) -> None:

@@ -76,6 +76,16 @@ def test_a_killed_copy_goes_on_after_its_last_part_with_the_same_bytes(shop: str
     assert not (tmp_path / "a" / "one" / JOURNAL).exists()
 
 
+def test_a_row_set_aside_behind_the_last_part_is_counted_once_after_a_kill(shop: str, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as database:
+        database.execute("UPDATE products SET title = '' WHERE product_id IN ('p0010', 'p0310', 'p0350')")
+    database.close()
+    killed(shop, tmp_path / "a", 300)
+    resumed = take_snapshot(shop, str(tmp_path / "a"), "one")
+    assert (resumed.rows, resumed.quarantined_rows) == (ROWS - 3, 3)
+    assert sorted(row["product_id"] for row in unusable_rows(resumed.uri)) == ["p0010", "p0310", "p0350"]
+
+
 def test_a_catalogue_that_changed_since_the_kill_is_copied_anew(shop: str, tmp_path: Path) -> None:
     killed(shop, tmp_path / "a", 300)
     with sqlite3.connect(tmp_path / "shop.db") as database:

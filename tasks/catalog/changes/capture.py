@@ -10,9 +10,10 @@ from serving.contract import addresses
 from tasks.catalog.changes import capture_postgresql, capture_sqlite
 from tasks.catalog.changes.outbox import Outbox
 from tasks.catalog.changes.outbox_database import Postgres, Sqlite
+from tasks.catalog.changes.touched import sqlite_columns, sqlite_picture_columns, tell_touched, touched_count
 from tasks.catalog.product_pictures import IMAGES, PICTURE_ROWS
 from tasks.catalog.schema import ALIASES, REQUIRED
-from tasks.catalog.sources import postgresql, sqlite
+from tasks.catalog.sources import postgresql
 from tasks.catalog.sources.database import DatabaseColumn, quoted
 from tasks.errors import CatalogError
 
@@ -34,6 +35,7 @@ def install_triggers(catalog_uri: str) -> dict[str, str]:
         pictures = _picture_columns(database)
         columns = _columns(database, bool(pictures))
         with database.transaction():
+            tell_touched(database)
             for command in _removing(database) + _installing(database, [c for c in columns if not c.left_out], pictures):
                 database.execute(command)
         return {c.name: c.left_out for c in columns if c.left_out}
@@ -45,7 +47,10 @@ def remove_triggers(catalog_uri: str) -> None:
     """Removes the triggers; events already in the outbox stay."""
     outbox = _outbox(catalog_uri)
     try:
+        if touched_count(outbox.database):
+            outbox.make_tables()
         with outbox.database.transaction():
+            tell_touched(outbox.database)
             for command in _removing(outbox.database):
                 outbox.database.execute(command)
     finally:
@@ -62,7 +67,7 @@ def _outbox(catalog_uri: str) -> Outbox:
 def _columns(database: object, pictures: bool) -> list[DatabaseColumn]:
     """The columns of products with the expressions of a snapshot."""
     if isinstance(database, Sqlite):
-        found = sqlite.table_columns(database.fetch("SELECT name, upper(type) FROM pragma_table_info('products')"), None)
+        found = sqlite_columns(database)
     else:
         assert isinstance(database, Postgres)
         found = postgresql.table_columns(database.fetch(postgresql.COLUMNS))
@@ -77,9 +82,7 @@ def _columns(database: object, pictures: bool) -> list[DatabaseColumn]:
 def _picture_columns(database: object) -> tuple[tuple[str, str], ...]:
     """The columns of product_images (name, type); none where there is no such table, or it has no product or picture."""
     if isinstance(database, Sqlite):
-        found = (
-            database.fetch(f"SELECT name, type FROM pragma_table_info('{PICTURE_ROWS}')") if database.exists(PICTURE_ROWS) else []
-        )
+        found = sqlite_picture_columns(database)
     else:
         assert isinstance(database, Postgres)
         found = database.fetch(
@@ -100,7 +103,7 @@ def _removing(database: object) -> list[str]:
 
 def _installing(database: object, columns: list[DatabaseColumn], pictures: tuple[tuple[str, str], ...]) -> list[str]:
     if isinstance(database, Sqlite):
-        return capture_sqlite.installing(columns, [name for name, _ in pictures])
+        return capture_sqlite.installing(columns, bool(pictures))
     assert isinstance(database, Postgres)
 
     def qualified(table: str) -> str:

@@ -1,4 +1,9 @@
-"""SQLite's triggers that capture changes of `products` and of its table of pictures."""
+"""SQLite's triggers that capture changes of `products` and of its table of pictures.
+
+A trigger of SQLite cannot catch an error, and fails where a table that it reads is gone: so none reads another table of the shop's than
+its own. Where there are pictures, triggers only note which product was touched, and whoever reads the outbox makes the events
+(`telling`): a shop that drops and fills either table anew is never in our way, nor we in its.
+"""
 
 from collections.abc import Sequence
 
@@ -13,54 +18,84 @@ AT_ONCE = 40
 """Columns of one json_object, which takes at most 100 arguments in older releases."""
 NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 TICK = f"UPDATE {CLOCK} SET at = max(at + 1, CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000)"  # microseconds
-TICKED = f"(SELECT strftime('%Y-%m-%dT%H:%M:%S', at / 1000000, 'unixepoch') || printf('.%06dZ', at % 1000000) FROM {CLOCK})"
-"""The time of a change where pictures are captured: a product's row and its pictures change in one transaction, within one
-millisecond, and of two events the later one must win. A table of one row gives each its own microsecond."""
+TOUCHED = "vitrine_touched"
+"""Table of the products whose row (`of_row` 1) or pictures (0) were changed, each `at` a microsecond of its own: a product's row and its
+pictures change within one millisecond, and of two events the later one must win."""
 
 
 def removing() -> list[str]:
     """Statements that remove what `installing` made."""
     triggers = [f"{NAME}_{operation}" for operation in OPERATIONS]
     triggers += [f"{NAME}_images_{operation}" for operation in OPERATIONS]
-    return [*(f"DROP TRIGGER IF EXISTS {name}" for name in triggers), f"DROP TABLE IF EXISTS {CLOCK}"]
+    return [
+        *(f"DROP TRIGGER IF EXISTS {name}" for name in triggers),
+        *(f"DROP TABLE IF EXISTS {name}" for name in (CLOCK, TOUCHED)),
+    ]
 
 
-def installing(columns: Sequence[DatabaseColumn], pictures: Sequence[str]) -> list[str]:
-    """Statements for the columns of products and those of product_images (none: it is not there)."""
+def installing(columns: Sequence[DatabaseColumn], pictures: bool) -> list[str]:
+    """Statements for the columns of products; with `pictures`, product_images is there."""
+    if pictures:
+        return [
+            f"CREATE TABLE {CLOCK} AS SELECT 0 AS at",
+            f"CREATE TABLE {TOUCHED} (id INTEGER PRIMARY KEY AUTOINCREMENT, product_id, at INTEGER, of_row INTEGER)",
+            *_noting("products", NAME, 1),
+            *_noting(PICTURE_ROWS, f"{NAME}_images", 0),
+        ]
     names = {c.name: c for c in columns}
-    now, tick = (TICKED, f"{TICK}; ") if pictures else (NOW, "")
     dated = "updated_at" in names
-    insert, update = (_at(now, changed, bool(pictures)) if dated else now for changed in (False, True))
+    insert, update = (_at(changed) if dated else NOW for changed in (False, True))
     old = _json(names["product_id"].of("OLD"))
-    gone = f"json_object('kind', 'delete', 'product_id', {old}, 'updated_at', {now})"
-    moved = f"INSERT INTO outbox (event, priority) SELECT {gone}, 1 WHERE OLD.product_id IS NOT NEW.product_id; {tick}"
-
-    def upsert(at: str, row: str = "NEW") -> str:
-        return (
-            f"json_object('kind', 'upsert', 'product_id', {_json(names['product_id'].of(row))}, 'updated_at', {at}, "
-            f"'product', {_row(columns, pictures, row)}), {_priority(names, row)}"
-        )
-
-    made = [
+    gone = f"json_object('kind', 'delete', 'product_id', {old}, 'updated_at', {NOW})"
+    moved = f"INSERT INTO outbox (event, priority) SELECT {gone}, 1 WHERE OLD.product_id IS NOT NEW.product_id; "
+    return [
         *(
-            f"CREATE TRIGGER {NAME}_{operation} AFTER {operation} ON products BEGIN {tick}{moved if operation == 'update' else ''}"
-            f"INSERT INTO outbox (event, priority) SELECT {upsert(at)}{_shown(names, pictures, 'NEW')}; END"
+            f"CREATE TRIGGER {NAME}_{operation} AFTER {operation} ON products BEGIN {moved if operation == 'update' else ''}"
+            f"INSERT INTO outbox (event, priority) SELECT {_upsert(columns, (), at, 'NEW')}; END"
             for operation, at in (("insert", insert), ("update", update))
         ),
-        f"CREATE TRIGGER {NAME}_delete AFTER DELETE ON products BEGIN {tick}"
-        f"INSERT INTO outbox (event, priority) VALUES ({gone}, 1); END",
+        f"CREATE TRIGGER {NAME}_delete AFTER DELETE ON products BEGIN INSERT INTO outbox (event, priority) VALUES ({gone}, 1); END",
     ]
-    if not pictures:
-        return made
-    ahead = "strftime('%Y-%m-%dT%H:%M:%fZ', p.updated_at, '+0.001 seconds')"
-    at = f"CASE WHEN julianday(p.updated_at) > julianday('now') THEN {ahead} ELSE {TICKED} END" if dated else TICKED
-    for operation in OPERATIONS:
-        owners = {"insert": ["NEW"], "update": ["OLD", "NEW"], "delete": ["OLD"]}[operation]
-        shown = _shown(names, pictures, "p")
-        whose = " OR ".join(f"p.product_id = {owner}.product_id" for owner in owners)
-        told = f"INSERT INTO outbox (event, priority) SELECT {upsert(at, 'p')} FROM products AS p{shown} AND ({whose})"
-        made.append(f"CREATE TRIGGER {NAME}_images_{operation} AFTER {operation} ON {PICTURE_ROWS} BEGIN {TICK}; {told}; END")
-    return [f"CREATE TABLE {CLOCK} AS SELECT 0 AS at", *made]
+
+
+def telling(columns: Sequence[DatabaseColumn], pictures: Sequence[str], last: int) -> list[str]:
+    """Statements that make events of what was touched, up to the id `last`: each product as it is now, with the columns that products
+    and product_images (none: it is not there any more) have now. A product without any picture is not told of."""
+    names = {c.name: c for c in columns}
+    touched = (
+        f"(SELECT product_id, max(at) AS at, max(of_row) AS of_row FROM {TOUCHED} WHERE id <= {last} GROUP BY product_id) AS t"
+    )
+    at = "strftime('%Y-%m-%dT%H:%M:%S', t.at / 1000000, 'unixepoch') || printf('.%06dZ', t.at % 1000000)"
+    gone = f"json_object('kind', 'delete', 'product_id', {_json('t.product_id')}, 'updated_at', {at})"
+    if "updated_at" in names:  # an event of a time that is still to come would win
+        ahead = "strftime('%Y-%m-%dT%H:%M:%fZ', p.updated_at, '+0.001 seconds')"
+        at = f"CASE WHEN julianday(p.updated_at) > julianday('now') THEN {ahead} ELSE {at} END"
+    return [
+        f"INSERT INTO outbox (event, priority) SELECT {_upsert(columns, pictures, at, 'p')} FROM {touched} CROSS JOIN products AS p "
+        f"ON p.product_id = t.product_id WHERE {_shown(names, pictures, 'p')} ORDER BY t.at",
+        f"INSERT INTO outbox (event, priority) SELECT {gone}, 1 FROM {touched} WHERE t.of_row AND t.product_id IS NOT NULL "
+        "AND NOT EXISTS (SELECT 1 FROM products AS p WHERE p.product_id = t.product_id) ORDER BY t.at",
+        f"DELETE FROM {TOUCHED} WHERE id <= {last}",
+    ]
+
+
+def _noting(table: str, name: str, of_row: int) -> list[str]:
+    def note(row: str) -> str:
+        return f"{TICK}; INSERT INTO {TOUCHED} (product_id, at, of_row) SELECT {row}.product_id, at, {of_row} FROM {CLOCK};"
+
+    notes = {"insert": note("NEW"), "update": f"{note('OLD')} {note('NEW')}", "delete": note("OLD")}
+    return [
+        f"CREATE TRIGGER {name}_{operation} AFTER {operation} ON {table} BEGIN {notes[operation]} END" for operation in OPERATIONS
+    ]
+
+
+def _upsert(columns: Sequence[DatabaseColumn], pictures: Sequence[str], at: str, row: str) -> str:
+    """Event and priority of a product's row."""
+    names = {c.name: c for c in columns}
+    return (
+        f"json_object('kind', 'upsert', 'product_id', {_json(names['product_id'].of(row))}, 'updated_at', {at}, "
+        f"'product', {_row(columns, pictures, row)}), {_priority(names, row)}"
+    )
 
 
 def _json(value: str) -> str:
@@ -68,14 +103,11 @@ def _json(value: str) -> str:
     return f"CASE typeof({value}) WHEN 'blob' THEN CAST({value} AS TEXT) ELSE {value} END"
 
 
-def _at(now: str, changed: bool, pictures: bool) -> str:
-    """The time of an event: the row's own where it was set anew. With pictures only where that is still to come, since theirs are
-    the times of the changes."""
-    own = f"coalesce(replace(NEW.updated_at, ' ', 'T'), {now})"
-    if pictures:
-        own = f"CASE WHEN julianday(NEW.updated_at) <= julianday('now') THEN {now} ELSE {own} END"
+def _at(changed: bool) -> str:
+    """The time of an event: the row's own where it was set anew."""
+    own = f"coalesce(replace(NEW.updated_at, ' ', 'T'), {NOW})"
     # A time that was not touched is the time of an earlier state.
-    return f"CASE WHEN NEW.updated_at IS NOT OLD.updated_at THEN {own} ELSE {now} END" if changed else own
+    return f"CASE WHEN NEW.updated_at IS NOT OLD.updated_at THEN {own} ELSE {NOW} END" if changed else own
 
 
 def _priority(names: dict[str, DatabaseColumn], row: str) -> str:
@@ -112,7 +144,6 @@ def _rows(columns: Sequence[str], row: str) -> str:
 
 def _shown(names: dict[str, DatabaseColumn], pictures: Sequence[str], row: str) -> str:
     """The condition that a product has a picture: one that gets its first in another table is told of then."""
-    if not pictures:
-        return ""
     own = [f"coalesce({names[n].of(row)}, '') NOT IN ('', '[]')" for n in ("image", "image_uri", IMAGES) if n in names]
-    return f" WHERE ({' OR '.join([*own, f'EXISTS (SELECT 1 FROM {_rows(pictures, row)})'])})"
+    own += [f"EXISTS (SELECT 1 FROM {_rows(pictures, row)})"] if pictures else []
+    return f"({' OR '.join(own) or '0'})"

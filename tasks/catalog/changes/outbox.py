@@ -9,6 +9,7 @@ from serving.contract import addresses
 from tasks.catalog.changes.event import Event, event_time, format_time
 from tasks.catalog.changes.outbox_database import Database, Postgres, Sqlite, as_text
 from tasks.catalog.changes.source import DeadLetter, Message, storable
+from tasks.catalog.changes.touched import tell_some, touched_count, touched_since
 from tasks.catalog.sources.sqlite import NO_DATABASE
 from tasks.errors import CatalogError
 
@@ -63,6 +64,9 @@ class Outbox:
     def receive(self, limit: int, wait_s: float) -> list[Message]:
         until = time.monotonic() + wait_s
         while True:
+            if touched_count(self.database):
+                self.make_tables()
+                tell_some(self.database)
             query = f"SELECT id, event FROM outbox ORDER BY priority DESC, id LIMIT {int(limit)}"
             rows = self.database.fetch(query) if self._there("outbox") else []
             if rows or time.monotonic() >= until:
@@ -94,12 +98,16 @@ class Outbox:
             self._delete("outbox", [m.handle for m, _ in messages])
 
     def count_waiting(self) -> int:
-        return int(self.database.fetch("SELECT count(*) FROM outbox")[0][0]) if self._there("outbox") else 0
+        told = int(self.database.fetch("SELECT count(*) FROM outbox")[0][0]) if self._there("outbox") else 0
+        return told + touched_count(self.database)
 
     def oldest_at(self) -> datetime | None:
         """The event's own time, as the table has no insertion time."""
         rows = self.database.fetch("SELECT event FROM outbox ORDER BY id LIMIT 1") if self._there("outbox") else []
-        return event_time(as_text(rows[0][0])) if rows else None
+        if rows:
+            return event_time(as_text(rows[0][0]))
+        since = touched_since(self.database)
+        return None if since is None else datetime.fromtimestamp(since, UTC)
 
     def count_dead_letters(self) -> int:
         return int(self.database.fetch("SELECT count(*) FROM outbox_dead")[0][0]) if self._there("outbox_dead") else 0

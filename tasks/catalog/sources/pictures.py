@@ -66,9 +66,12 @@ def with_pictures(
             yield batch
             continue
         ids = product_ids(batch)
-        last = pc.max(ids).as_py()
+        ends = pc.min_max(ids).as_py()
+        last = ends["max"]
         while more is not None and (not len(held) or held["product_id"][-1].as_py() <= last):
-            held = pa.concat_tables([held, pa.Table.from_batches([more])])
+            wanted = more.filter(pc.greater_equal(more["product_id"], ends["min"]))  # a copy that goes on passes all earlier ones
+            unused += more.num_rows - wanted.num_rows
+            held = pa.concat_tables([held, pa.Table.from_batches([wanted])])
             more = next(waiting, None)
         due = pc.less_equal(held["product_id"], last)
         now, held = held.filter(due), held.filter(pc.invert(due)).combine_chunks()

@@ -123,6 +123,39 @@ def test_pictures_of_products_with_whole_numbers_are_captured_and_a_statement_is
     assert last_events(uri, tmp_path) == last
 
 
+def test_sqlite_either_table_may_be_dropped_and_made_anew_while_the_other_is_written(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/shop.db"
+    products, pictures = PRODUCTS.format(id="TEXT", time="TEXT"), PICTURES.format(id="TEXT")
+    connection = sqlite3.connect(tmp_path / "shop.db", isolation_level=None)
+    for command in (
+        products, pictures, "INSERT INTO products VALUES ('a', 'A', 'a.jpg', NULL)",
+        "INSERT INTO product_images VALUES ('a', 'x.jpg', 1, NULL)",
+    ):  # fmt: skip
+        connection.execute(command)
+    install_triggers(uri)
+    connection.execute("UPDATE products SET title = 'B'")
+    with open_changes("outbox:", uri, tmp_path) as source:
+        assert source.count_waiting() == 2  # the row before and after
+        assert source.oldest_at() is not None
+    assert last_events(uri, tmp_path)["a"].product[IMAGES] == ["x.jpg"]
+
+    connection.execute("DROP TABLE product_images")
+    connection.execute("UPDATE products SET title = 'C'")
+    assert last_events(uri, tmp_path)["a"].product == {"title": "C", "image_uri": "a.jpg"}
+
+    connection.execute(pictures)
+    install_triggers(uri)
+    connection.execute("DROP TABLE products")
+    connection.execute("INSERT INTO product_images VALUES ('a', 'y.jpg', 1, NULL), ('of no product', 'z.jpg', 1, NULL)")
+    assert last_events(uri, tmp_path)["a"].product["title"] == "C", "the change waits for the table"
+    connection.execute(products)
+    connection.execute("INSERT INTO products VALUES ('a', 'D', 'a.jpg', NULL)")
+    connection.close()
+    last = last_events(uri, tmp_path)
+    assert last["a"].product == {"title": "D", "image_uri": "a.jpg", IMAGES: ["y.jpg"]}
+    assert "of no product" not in last
+
+
 def test_a_truncate_of_the_pictures_is_told(postgres: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     from adbc_driver_postgresql import dbapi
 
