@@ -85,7 +85,9 @@ class Features:
 
     def kind(self, name: str) -> Kind | None:
         """The kind of a column; None when it is missing or cannot be filtered."""
-        if name not in self.table.column_names or name == IMAGES:  # addresses of pictures, as many as there are products
+        if name not in self.table.column_names or (
+            name == IMAGES and self._has_pictures
+        ):  # addresses, as many as there are products
             return None
         kind = self.table.schema.field(name).type
         if _is_text(kind):
@@ -151,10 +153,18 @@ class Features:
         """Where a picture of a row's product lies: 0 the one that is shown of it, i the i-th further one; None where it has none such."""
         if not picture:
             return str(self.take(np.array([row]), ["image_uri"])[0]["image_uri"])
-        if IMAGES not in self.table.column_names:
+        if not self._has_pictures:
             return None
         further: list[str] = self.take(np.array([row]), [IMAGES])[0][IMAGES] or []
         return further[picture - 1] if 0 < picture <= len(further) else None
+
+    @property
+    def _has_pictures(self) -> bool:
+        """Whether the column IMAGES is there and one of pictures; versions of before may have one of the shop's own, such as a count."""
+        if IMAGES not in self.table.column_names:
+            return False
+        kind = self.table.schema.field(IMAGES).type
+        return bool(pa.types.is_list(kind) and _is_text(kind.value_type))
 
     def texts(self, name: str) -> TextColumn:
         """A text column for reading by row. Cached."""

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from serving.contract.addresses import without_secrets
 from serving.contract.keys import product_keys
 from tasks import storage
+from tasks.catalog.product_pictures import IMAGES
 from tasks.catalog.schema import DEFAULT_LIMITS, PHOTO_SCHEMA, RowLimits, read_products, to_photos
 from tasks.catalog.snapshot_writer import FURTHER, JOURNAL, LEFT_OUT, UNUSABLE, UNUSABLE_SCHEMA, SnapshotWriter, part_batches
 from tasks.catalog.sources import Source, SourceOptions, open_source
@@ -133,6 +134,8 @@ def product_batches(uri: str, columns: list[str] | None = None) -> Iterator[pa.R
     """The snapshot's products in order of product_id, batch by batch. Raises VitrineError for a part that is damaged."""
     files = _files(uri, "part-")
     further = any(FURTHER in file for file in files)
+    if columns is not None and not further:  # one of before may have a column of that name, of the shop's own
+        columns = [name for name in columns if name != IMAGES]
     for file in files:
         yield from part_batches(uri, file, columns, further)
 

@@ -80,14 +80,14 @@ def next_version(
     locate: Callable[[FileRef], Path],
     template_of: Callable[[], Template | None] = lambda: None,
     commits: tuple[EmbeddingCommit, ...] = (),
-    unusable_pictures: int = 0,
+    unusable_pictures: int | None = None,
 ) -> tuple[IndexManifest, pa.Table]:
     """The manifest of the next version and its whole ledger; the caller adds id, time, golden answers and gates.
 
     `parent` may have got other weights and rules already. `held` is its ledger, `changed` what is new (from `mark_membership`).
     `template_of` gets the template of the base, where there are so many rows that they are to be coded. `commits` name what was
-    embedded, `unusable_pictures` says how many more pictures of the changed products cannot be used than before (negative: fewer). The
-    same input gives the same bytes.
+    embedded, `unusable_pictures` says how many more pictures of the changed products cannot be used than before (negative: fewer); None
+    where neither they nor the parent have several a product. The same input gives the same bytes.
     """
     indexed = pc.is_in(changed["key"], pa.array(embedded.keys))
     state = pc.if_else(pc.equal(changed["kind"], "delete"), DELETED, pc.if_else(indexed, INDEXED, QUARANTINED))
@@ -112,7 +112,7 @@ def next_version(
     write_rows(place.folder / LEDGER, whole if merged else changed)
     mine = describe(place.folder / LEDGER, f"{place.prefix}/{LEDGER}", place.run_id)
     counted = counts(parent, segments, whole)
-    if embedded.pictures is not None or parent.counts.pictures is not None:
+    if unusable_pictures is not None:
         old, unusable = parent.counts, parent.counts.quarantined_pictures or 0
         pictures = old.servable if old.pictures is None else old.pictures
         pictures += len(embedded.vectors) - live_pictures(parent, changed["key"].to_numpy(), locate)

@@ -200,8 +200,9 @@ def _version(
     embedded_now = _embedded(parent, embedded)
     commits = (embedding_commit(embedded.result, parent.encoder.document_fingerprint),) if embedded.result else ()
     changed = changed_rows(plan)
-    unusable = embedded.result.quarantined_pictures if embedded.result else 0
-    if parent.counts.pictures is not None or embedded_now.pictures is not None:
+    unusable, now = None, embedded.result
+    if parent.counts.pictures is not None or (now is not None and now.catalogue_pictures > now.catalogue):
+        unusable = now.quarantined_pictures if now else 0
         unusable -= quarantined_pictures(parent.embeddings, changed["key"].to_numpy())
     manifest, ledger = next_version(
         parent, ledger_of(models, parent), changed, embedded_now, place, locate, template, commits, unusable

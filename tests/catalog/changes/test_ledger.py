@@ -272,3 +272,18 @@ def test_an_event_reads_as_it_was_written() -> None:
     assert zoned == one
     with pytest.raises(MalformedEvent):
         read_event("nonsense", NOW)
+
+
+@pytest.mark.parametrize(
+    ("columns", "images"),
+    [
+        ({}, ["b.jpg"]),
+        ({"images": pa.list_(pa.string())}, ["b.jpg"]),
+        ({"images": pa.string()}, None),
+        ({"images": pa.int64()}, None),
+    ],
+)
+def test_further_pictures_wait_where_the_base_has_another_column_of_that_name(columns: dict, images: list[str] | None) -> None:
+    changed = ledger.entries([upsert("p", at(3), {"title": "x", "image": "a.jpg", "images": ["b.jpg"]})], NOW)
+    (batch,) = UpsertSource("a test", "", changed, pa.schema(list(columns.items()))).products()
+    assert batch.to_pylist()[0].get("images") == images

@@ -50,3 +50,12 @@ def test_a_refused_filter_names_the_version_that_changed_its_column(after: dict,
     explained = with_change(caught.value, "7", features(**after), "6", features(**other))
     assert str(explained).endswith(words)
     assert explained.status == 422
+
+
+@pytest.mark.parametrize("images", [pa.array([3]), pa.array(['["b.jpg"]'])])
+def test_a_column_images_of_a_version_from_before_is_the_shops_own(images: pa.Array) -> None:
+    own = features(images=images, image_uri=pa.array(["a.jpg"]))
+    assert (own.picture_uri(0), own.picture_uri(0, 1)) == ("a.jpg", None)
+    assert own.kind("images") in ("number", "text")
+    listed = features(images=pa.array([["b.jpg"]]), image_uri=pa.array(["a.jpg"]))
+    assert (listed.picture_uri(0, 1), listed.kind("images")) == ("b.jpg", None)
