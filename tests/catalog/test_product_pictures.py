@@ -1,6 +1,7 @@
 """Several pictures of a product: main and further ones, from every place that a catalogue keeps them in, against brute force."""
 
 import csv
+import hashlib
 import json
 import random
 import sqlite3
@@ -15,12 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.catalog import snapshot as snapshots
+from tasks.catalog.changes.comparison import content_digests
 from tasks.catalog.column_mapping import ColumnMapping
 from tasks.catalog.load import load_folder
 from tasks.catalog.product_pictures import IMAGES, choose_pictures, picture_rows
 from tasks.catalog.schema import RowLimits
 from tasks.catalog.snapshot import product_batches, product_table, take_snapshot
 from tasks.catalog.sources import SourceOptions, open_source, pictures, sorting
+from tasks.embed.image_hash_cache import snapshot_pictures
 from tasks.errors import CatalogError
 from tests.catalog.sources.test_tables import iceberg_catalog, make_iceberg
 from tests.catalogs import write_table
@@ -286,3 +289,20 @@ def test_pictures_are_computed_from_columns(tmp_path: Path) -> None:
     mapping = ColumnMapping.parse('{images = ["second", "third", "https://cdn.example/{product_id}_4.jpg"]}')
     taken = take_snapshot(str(tmp_path), str(tmp_path / "s"), "one", SourceOptions(columns=mapping))
     assert product_table(taken.uri)[IMAGES].to_pylist() == [["b.jpg", "https://cdn.example/p_4.jpg"]]
+
+
+@pytest.mark.parametrize("own", [pa.array([3]), pa.array(["b.jpg"])])
+def test_a_snapshot_from_before_with_a_column_images_of_its_own_is_compared_and_embedded_as_it_was(
+    own: pa.Array, tmp_path: Path
+) -> None:
+    write_table(tmp_path / "products.csv", [{"product_id": "p", "title": "x", "image": "a.jpg"}])
+    taken = take_snapshot(str(tmp_path), str(tmp_path / "s"), "one")
+    plain = product_table(taken.uri)
+    before = plain.append_column(IMAGES, own)
+    assert content_digests(before, []) == content_digests(plain, [])
+    part = Path(taken.uri) / "part-00000.parquet"
+    pq.write_table(before, part)
+    manifest = json.loads((Path(taken.uri) / snapshots.MANIFEST).read_text())
+    manifest["files"][0]["sha256"] = hashlib.sha256(part.read_bytes()).hexdigest()
+    (Path(taken.uri) / snapshots.MANIFEST).write_text(json.dumps(manifest))
+    assert snapshot_pictures(taken)["image_uri"].to_pylist() == ["a.jpg"]

@@ -233,7 +233,7 @@ def content_digests(products: pa.Table, own: Sequence[str]) -> list[str]:
             column = _number_texts(column)
         parts.append(pc.fill_null(column.cast(pa.string()), "\0"))
     lines = pc.binary_join_element_wise(*parts, "\x1e").to_pylist()
-    if IMAGES in products.column_names:
+    if IMAGES in products.column_names and pa.types.is_list(products[IMAGES].type):  # of before it may be one of the shop's own
         further = products[IMAGES].to_pylist()
         lines = [f"{line}\x1d{chr(31).join(uris)}" if uris else line for line, uris in zip(lines, further, strict=True)]
     return [hashlib.blake2b(line.encode(), digest_size=16).hexdigest() for line in lines]
