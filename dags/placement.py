@@ -6,6 +6,8 @@ Airflow takes these when it reads a DAG file, so this is the one place where a s
 import os
 from typing import Any
 
+from airflow.configuration import conf
+
 from tasks.errors import SettingsError
 
 KINDS = {
@@ -17,11 +19,18 @@ KINDS = {
 
 
 def placed(kind: str) -> dict[str, Any]:
-    """The arguments of an operator whose task is of this kind; {} where no setting names its kind. Raises SettingsError."""
-    found: dict[str, Any] = {"queue": _named("VITRINE_QUEUES").get(kind), "pool": _named("VITRINE_POOLS").get(kind)}
-    if template := _named("VITRINE_POD_TEMPLATES").get(kind):
-        found["executor_config"] = {"pod_template_file": template}
-    return {name: value for name, value in found.items() if value}
+    """The arguments of an operator whose task is of this kind; {} where no setting names any kind. Raises SettingsError.
+
+    Where only other kinds are named, Airflow's defaults are given: what a DAG gives all its tasks (`small`) would count otherwise.
+    """
+    found: dict[str, Any] = {}
+    if queues := _named("VITRINE_QUEUES"):
+        found["queue"] = queues.get(kind) or conf.get_mandatory_value("operators", "default_queue")
+    if pools := _named("VITRINE_POOLS"):
+        found["pool"] = pools.get(kind, "default_pool")
+    if templates := _named("VITRINE_POD_TEMPLATES"):
+        found["executor_config"] = {"pod_template_file": templates[kind]} if kind in templates else {}
+    return found
 
 
 def _named(variable: str) -> dict[str, str]:

@@ -11,7 +11,9 @@ from tasks.errors import SettingsError
 from tasks.settings import PREFIX
 
 SCHEME = "airflow://"
-TOKENS = ("VITRINE_ADMIN_TOKEN", "VITRINE_WEBHOOK_SECRET", "VITRINE_AIRFLOW_PASSWORD")
+ENGINE_TOKEN = "VITRINE_ENGINE_TOKEN"
+"""Of a connection that has a login this is login:password."""
+TOKENS = ("VITRINE_ADMIN_TOKEN", "VITRINE_WEBHOOK_SECRET", "VITRINE_AIRFLOW_PASSWORD", ENGINE_TOKEN)
 """Settings that are no addresses: they take the connection's password."""
 SERVICES = {"VITRINE_CATALOG": "postgresql", "VITRINE_REDIS_URL": "redis"}
 """The scheme of an address whose connection is generic, as Airflow makes every connection whose provider it lacks; others: http."""
@@ -53,9 +55,15 @@ def resolve_connections(environ: MutableMapping[str, str], read: Callable[[str],
             environ.update(aws_variables(found))
             environ[name] = ""
         else:
-            environ[name] = (found.password or "") if name in TOKENS else address_of(found, SERVICES.get(name, "http"))
+            environ[name] = token_of(found, name) if name in TOKENS else address_of(found, SERVICES.get(name, "http"))
             if not environ[name]:
                 raise SettingsError(f"{name}={SCHEME}{conn_id}: that connection of Airflow has no password")
+
+
+def token_of(connection: Connection, name: str) -> str:
+    """What the setting `name` of TOKENS takes of a connection; "" where it has no password."""
+    password = connection.password or ""
+    return f"{connection.login}:{password}" if name == ENGINE_TOKEN and connection.login and password else password
 
 
 def address_of(connection: Connection, service: str = "http") -> str:

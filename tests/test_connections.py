@@ -1,13 +1,14 @@
 """Settings that name connections of Airflow become addresses, tokens and AWS variables."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pytest
 
 from tasks.catalog.sources.postgresql import split_image_root
-from tasks.connections import address_of, named_connections, resolve_connections
+from tasks.connections import TOKENS, address_of, named_connections, resolve_connections
 from tasks.errors import SettingsError
+from tasks.settings import Settings, variable
 
 
 @dataclass
@@ -67,3 +68,15 @@ def test_every_setting_that_names_a_connection_is_replaced_and_no_other() -> Non
 def test_a_token_without_a_password_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"VITRINE_ADMIN_TOKEN=airflow://empty: that connection of Airflow has no password"):
         resolve_connections({"VITRINE_ADMIN_TOKEN": "airflow://empty"}, lambda _: Held("generic"))
+
+
+def test_every_secret_setting_that_is_no_address_takes_the_password() -> None:
+    secret = {variable(f.name) for f in fields(Settings) if f.metadata.get("secret")}
+    assert {name for name in secret if not name.endswith("_URL")} == set(TOKENS)
+
+
+@pytest.mark.parametrize(("login", "token"), [(None, "key"), ("root", "root:key")])
+def test_an_engines_token_is_a_key_or_a_user_with_a_password(login: str | None, token: str) -> None:
+    environ = {"VITRINE_ENGINE_TOKEN": "airflow://milvus"}
+    resolve_connections(environ, lambda _: Held("generic", "milvus.shop", login=login, password="key"))
+    assert environ == {"VITRINE_ENGINE_TOKEN": token}
