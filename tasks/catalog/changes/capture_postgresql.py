@@ -15,7 +15,10 @@ from tasks.catalog.sources.postgresql import EXPRESSIONS
 NAME = "vitrine_capture"
 PICTURES = f"{NAME}_images"
 NOW = """to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
-OPTIONS = "RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $vitrine$"
+OPTIONS = "RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp"
+LOCK_TIMEOUT = "500ms"
+"""Shorter than PostgreSQL's deadlock_timeout (1 s): a wait for the product's row ends before a write of the shop's own could become the
+victim of a deadlock with it, and long before a statement_timeout."""
 NUMBERS = ("int2", "int4", "int8", "float4", "float8", "numeric")
 
 
@@ -69,7 +72,7 @@ def _products(columns: Sequence[DatabaseColumn], tables: Tables) -> str:
     fields = ", ".join([*(f"{c.of('NEW')} AS {quoted(c.name)}" for c in columns), *shown])
     gone = f"jsonb_build_object('kind', 'delete', 'product_id', {{}}, 'updated_at', {NOW})::text, TRUE"
     return f"""
-CREATE FUNCTION {NAME}() {OPTIONS}
+CREATE FUNCTION {NAME}() {OPTIONS} AS $vitrine$
 DECLARE new_row jsonb;
 BEGIN
   IF TG_OP = 'TRUNCATE' THEN
@@ -103,14 +106,16 @@ END $vitrine$"""
 
 def _images(columns: Sequence[DatabaseColumn], tables: Tables) -> str:
     """One event for each product whose pictures a statement touched. The product's row is locked before it is read, so that of two
-    transactions the later one tells what both have done."""
+    transactions the later one tells what both have done; a row that another transaction holds for longer is read as it is."""
 
     def told(ids: str, uris: str) -> str:
         fields = ", ".join([*(f"{c.of('p')} AS {quoted(c.name)}" for c in columns), f"{uris} AS {PICTURE_ROWS}"])
         whose = f"FROM {tables.products} AS p WHERE p.product_id IN ({ids})"
         row = f"CROSS JOIN LATERAL (SELECT to_jsonb(r) AS new_row FROM (SELECT {fields}) AS r) AS found"
         return (
-            f"PERFORM 1 {whose} ORDER BY p.product_id FOR NO KEY UPDATE;\n    "
+            f"BEGIN PERFORM 1 {whose} ORDER BY p.product_id FOR NO KEY UPDATE;\n"
+            "    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN\n"
+            "      RAISE WARNING 'a product is being written elsewhere: its pictures are captured as they are seen here';\n    END;\n    "
             f"INSERT INTO {tables.outbox} (event, priority) SELECT {_event(_ahead(columns))} "
             f"{whose.replace(' WHERE', f' {row} WHERE')} AND ({_shown(columns)});"
         )
@@ -118,7 +123,7 @@ def _images(columns: Sequence[DatabaseColumn], tables: Tables) -> str:
     ids = f"SELECT product_id::{tables.id_type} FROM"
     current = _pictures(tables, "p")
     return f"""
-CREATE FUNCTION {PICTURES}() {OPTIONS}
+CREATE FUNCTION {PICTURES}() {OPTIONS} SET lock_timeout = '{LOCK_TIMEOUT}' AS $vitrine$
 BEGIN
   IF TG_OP = 'INSERT' THEN
     {told(f"{ids} new_rows", current)}

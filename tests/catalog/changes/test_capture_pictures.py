@@ -188,6 +188,8 @@ def test_of_two_transactions_at_once_the_last_event_tells_what_both_did(postgres
             one.execute(command)
         first.commit()
         install_triggers(postgres)
+        one.execute("ALTER FUNCTION vitrine_capture_images() SET lock_timeout = '60s'")
+        first.commit()
         one.execute("INSERT INTO product_images VALUES ('a', 'x.jpg', 1, NULL)")
         waiting = threading.Thread(target=two.execute, args=("INSERT INTO product_images VALUES ('a', 'y.jpg', 2, NULL)",))
         waiting.start()
@@ -197,3 +199,21 @@ def test_of_two_transactions_at_once_the_last_event_tells_what_both_did(postgres
         waiting.join()
         second.commit()
     assert last_events(postgres, tmp_path)["a"].product[IMAGES] == ["x.jpg", "y.jpg"]
+
+
+def test_a_picture_is_added_while_another_transaction_holds_its_product(postgres: str, tmp_path: Path) -> None:
+    from adbc_driver_postgresql import dbapi
+
+    with dbapi.connect(postgres) as first, dbapi.connect(postgres) as second, first.cursor() as one, second.cursor() as two:
+        for command in (
+            "DROP TABLE IF EXISTS product_images, products, outbox CASCADE", PRODUCTS.format(id="TEXT", time="TIMESTAMPTZ"),
+            PICTURES.format(id="TEXT"), "INSERT INTO products VALUES ('a', 'A', 'a.jpg', NULL)",
+        ):  # fmt: skip
+            one.execute(command)
+        first.commit()
+        install_triggers(postgres)
+        one.execute("UPDATE products SET title = 'B'")
+        two.execute("INSERT INTO product_images VALUES ('a', 'x.jpg', 1, NULL)")
+        second.commit()
+        first.rollback()
+    assert last_events(postgres, tmp_path)["a"].product == {"title": "A", "image_uri": "a.jpg", IMAGES: ["x.jpg"]}
