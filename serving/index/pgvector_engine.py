@@ -28,8 +28,9 @@ EF = 64
 """Defaults where a manifest sets none; pgvector takes an ef_search of at most 1000 and scans on from there."""
 SCANNED = 20_000
 """Rows that an iterative scan visits at most at effort 1 (pgvector's own default)."""
-FEW = 5000
-"""Up to so many ids are looked up one by one; more are found by reading the table."""
+FEW, SPARSE = 5000, 8
+"""Up to FEW ids, or one row in SPARSE, are looked up by id; more are found by reading the table. Measured: 7 us an id, 0.6 us a row of
+dimension 64, so that a filter that leaves 20,000 of a million rows does not read all of these."""
 WIDEST = 64
 """The greatest effort by which SCANNED grows."""
 GRACE_S = 1.0
@@ -168,7 +169,7 @@ class PgvectorCollection:
         """The condition that a row is at one of these positions, and its arguments."""
         if len(positions) == self.rows:
             return sql.SQL(""), {}
-        if len(positions) <= FEW:
+        if len(positions) <= max(FEW, self.rows // SPARSE):
             return sql.SQL("WHERE id = ANY(%(ids)s)"), {"ids": positions.tolist()}
         allowed = np.zeros(self.rows, bool)
         allowed[positions] = True
