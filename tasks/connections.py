@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 from tasks.errors import SettingsError
-from tasks.settings import PREFIX
+from tasks.settings import PREFIX, Settings, as_variables
 
 SCHEME = "airflow://"
 ENGINE_TOKEN = "VITRINE_ENGINE_TOKEN"
@@ -45,11 +45,12 @@ def named_connections(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def resolve_connections(environ: MutableMapping[str, str], read: Callable[[str], Connection]) -> None:
-    """Puts the addresses, tokens and AWS credentials of the named connections into `environ`. Run again, it does nothing.
+    """Puts the addresses, tokens and AWS credentials of the named connections into `environ`, also of settings in `.env` and the home's
+    file, before which the environment counts. Run again, it does nothing.
 
     Raises SettingsError for a connection without what the setting needs, and what `read` raises.
     """
-    for name, conn_id in named_connections(environ).items():
+    for name, conn_id in named_connections(as_variables(Settings.load(environ)) | dict(environ)).items():
         found = read(conn_id)
         if name == CREDENTIALS:
             environ.update(aws_variables(found))

@@ -1,6 +1,7 @@
 """Settings that name connections of Airflow become addresses, tokens and AWS variables."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tasks.catalog.sources.postgresql import split_image_root
 from tasks.connections import TOKENS, address_of, named_connections, resolve_connections
 from tasks.errors import SettingsError
-from tasks.settings import Settings, variable
+from tasks.settings import HOME_FILE, Settings, variable
 
 
 @dataclass
@@ -63,6 +64,14 @@ def test_every_setting_that_names_a_connection_is_replaced_and_no_other() -> Non
         "AWS_ENDPOINT_URL": "https://s3.shop",
     }  # fmt: skip
     assert named_connections(environ) == {}
+
+
+def test_a_setting_in_the_homes_file_may_name_a_connection_too(tmp_path: Path) -> None:
+    environ = {"VITRINE_HOME": str(tmp_path)}
+    (tmp_path / HOME_FILE).write_text("VITRINE_ADMIN_TOKEN='airflow://token'\n")
+    resolve_connections(environ, lambda _: Held("generic", password="t0ken"))
+    assert environ["VITRINE_ADMIN_TOKEN"] == "t0ken"
+    resolve_connections(environ, lambda _: pytest.fail("it was resolved"))
 
 
 def test_a_token_without_a_password_is_refused() -> None:
