@@ -58,7 +58,7 @@ def _pictures(found: CatalogCheck) -> None:
     say(f"pictures: {looked.reached} of {looked.tried} that were tried can be reached")
     _reasons(looked.reasons)
     if found.labelled_photos is None:
-        say("labelled photos: none; encoders are trained, and recall is measured, on them\n")
+        say("labelled photos: none; views made from the pictures stand in for them (synthetic queries)\n")
     else:
         say("labelled photos: there are some\n")
 
