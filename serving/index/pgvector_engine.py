@@ -122,7 +122,8 @@ class PgvectorCollection:
             self.table, allowed
         )
         bits = None if mask is None else mask.bits.tobytes()
-        with self._settings(_scan(params, effort)) as connection:
+        visited = k if mask is None else math.ceil(k * self.rows / max(mask.count, 1))
+        with self._settings(_scan(params, effort, visited)) as connection:
             return self._ranked(connection, text, xq, k, {"bits": bits})
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
@@ -198,9 +199,13 @@ class PgvectorCollection:
         return stack(results, k)
 
 
-def _scan(params: dict[str, Scalar], effort: int) -> dict[str, str]:
-    """PostgreSQL's settings for a search: how wide it is, and that it goes on until k rows are found."""
+def _scan(params: dict[str, Scalar], effort: int, visited: int) -> dict[str, str]:
+    """PostgreSQL's settings for a search: how wide it is, and that it goes on until k rows are found.
+
+    It is as wide as the rows that it will probably visit: to go on costs three times what a scan of that width does.
+    """
     ef, probes = (int(params.get(name) or default) * effort for name, default in (("ef", EF), ("nprobe", PROBES)))
+    ef = max(ef, visited)
     return {
         "enable_seqscan": "off", "hnsw.ef_search": str(min(ef, MAX_EF)), "hnsw.iterative_scan": "strict_order",
         "hnsw.max_scan_tuples": str(SCANNED * min(effort, WIDEST)), "ivfflat.probes": str(min(probes, 32_768)),
