@@ -15,12 +15,12 @@ STAMP := $(VENV)/.installed-$(HARDWARE)
 # Processes share the cores: a thread of FAISS or torch that waits for others must not spin meanwhile.
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q
 SHARED := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
-export CATALOG
+export CATALOG ENGINE
 
 help: ## this list
 	@grep -hE '^[a-z0-9%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-demo: $(STAMP) java ## from a fresh clone to a running visual search (CATALOG=<folder> takes your own catalogue)
+demo: $(STAMP) java ## from a fresh clone to a running visual search (CATALOG=<folder> takes your own catalogue, ENGINE=pgvector or milvus another engine)
 	@$(BIN)/python -m tasks.demo demo
 
 up: $(STAMP) java ## the same, and stay up until Ctrl-C

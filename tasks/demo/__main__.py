@@ -19,6 +19,7 @@ from serving.contract.addresses import without_secrets
 from serving.contract.files import ContractError
 from tasks.errors import VitrineError
 from tasks.home_file import write_home_file
+from tasks.masking import mask
 from tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
             return down(Settings.load().home, console)
         if command not in ("demo", "up"):
             raise VitrineError(f"{command!r} is not one of demo, up, down")
-        settings = demo_settings(os.environ.get("CATALOG", ""))
+        settings = demo_settings(os.environ.get("CATALOG", ""), os.environ.get("ENGINE", ""))
         succeeded = run(settings, console)
         if command == "up":
             stay(settings, console)
@@ -53,8 +54,8 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def demo_settings(catalog: str) -> Settings:
-    """Settings of this demo: the folder in CATALOG, and this home's secrets, generated once.
+def demo_settings(catalog: str, engine: str = "") -> Settings:
+    """Settings of this demo: the folder in CATALOG, the engine in ENGINE, and this home's secrets, generated once.
 
     Of what the last demo wrote below the home only the secrets are taken over.
     """
@@ -66,6 +67,7 @@ def demo_settings(catalog: str) -> Settings:
         settings = dataclasses.replace(settings, catalog=str(folder))
     return dataclasses.replace(
         settings,
+        engine=engine or settings.engine,
         airflow_password=before.airflow_password or secrets.token_urlsafe(24),
         admin_token=before.admin_token or secrets.token_urlsafe(24),
         webhook_secret=before.webhook_secret or secrets.token_urlsafe(24),
@@ -84,6 +86,7 @@ def run(settings: Settings, console: Console) -> bool:
     console.rule("[bold]Vitrine[/] demo", align="left")
     prepare_catalog(settings, console)
     check(settings, console)
+    settings = with_engine(settings, Supervisor(settings.home), console)
     start_services(settings, Supervisor(settings.home), console)
     try:
         make_live(settings, console)
@@ -97,6 +100,17 @@ def run(settings: Settings, console: Console) -> bool:
     print_access(settings, console, f"done in {time.monotonic() - began:.0f} s. Still running, until `make down`:")
     console.print("  try          .venv/bin/vitrine search <photo.jpg>")
     return True
+
+
+def with_engine(settings: Settings, supervisor: "Supervisor", console: Console) -> Settings:
+    """The settings with the address of their engine, which is started unless they name one."""
+    from tasks.demo.engine import start_engine
+
+    with console.status(f"waiting for {settings.engine}"):
+        address = start_engine(settings, supervisor)
+    if address:
+        console.print(f"  [green]✓[/] {settings.engine:<10} {escape(mask('engine_address', address))}")
+    return dataclasses.replace(settings, engine_address=address)
 
 
 def make_live(settings: Settings, console: Console) -> None:
@@ -160,7 +174,6 @@ def prepare_catalog(settings: Settings, console: Console) -> None:
     """Generates and loads the sample catalogue once, unless the settings name another."""
     from tasks.catalog.load import load_folder
     from tasks.catalog.sample.catalog import SampleConfig, draw_sample
-    from tasks.masking import mask
 
     if settings.catalog:
         console.print(f"catalogue: {mask('catalog', settings.catalog_uri)}")
@@ -208,6 +221,7 @@ def stay(settings: Settings, console: Console) -> None:
 
 def down(home: Path, console: Console) -> int:
     """Stops all services started from this home."""
+    from tasks.demo.engine import stop_engine
     from tasks.demo.supervisor import Supervisor
 
     supervisor = Supervisor(home)
@@ -215,6 +229,9 @@ def down(home: Path, console: Console) -> int:
     for name in names:
         supervisor.stop(name)
         console.print(f"stopped {name}")
+    if stop_engine(home):
+        names.append("pgvector")
+        console.print("stopped pgvector")
     if not names:
         console.print("nothing is running that was started from here")
     return 0

@@ -175,4 +175,7 @@ def _answers(url: str) -> bool:
 
 
 def _setting_of(name: str) -> str:
-    return {"mlflow": "VITRINE_MLFLOW_URI", "airflow": "VITRINE_AIRFLOW_URL", "serving": "VITRINE_SERVING_URLS"}[name]
+    return {
+        "mlflow": "VITRINE_MLFLOW_URI", "airflow": "VITRINE_AIRFLOW_URL", "serving": "VITRINE_SERVING_URLS",
+        "milvus": "VITRINE_ENGINE_ADDRESS",
+    }[name]  # fmt: skip

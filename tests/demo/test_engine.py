@@ -1,0 +1,58 @@
+"""The engine of a demo: started once, found again, stopped; not at all where an address is given."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tasks.demo import engine
+from tasks.demo.engine import start_engine, stop_engine
+from tasks.demo.supervisor import Supervisor
+from tasks.errors import VitrineError
+from tasks.settings import Settings
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home outside pytest's folder, which PostgreSQL's user may not enter."""
+    with tempfile.TemporaryDirectory(prefix="vitrine-demo-", ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+        stop_engine(Path(folder))
+
+
+@pytest.mark.slow
+def test_postgres_is_started_once_found_again_and_stopped(home: Path) -> None:
+    settings = replace(Settings(), home=home, engine="pgvector")
+    address = start_engine(settings, Supervisor(home))
+    with psycopg.connect(address) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        first = connection.execute("SELECT pg_postmaster_start_time()").fetchone()
+    assert start_engine(settings, Supervisor(home)) == address
+    assert start_engine(replace(settings, engine="faiss"), Supervisor(home)) == address, "a version of before may be live"
+    with psycopg.connect(address) as connection:
+        assert connection.execute("SELECT pg_postmaster_start_time()").fetchone() == first
+    assert stop_engine(home)
+    assert not stop_engine(home)
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(address)
+
+
+def test_an_engine_with_an_address_and_faiss_start_nothing(tmp_path: Path) -> None:
+    settings = replace(Settings(), home=tmp_path)
+    assert start_engine(settings, Supervisor(tmp_path)) == ""
+    given = replace(settings, engine="milvus", engine_address="http://milvus:19530")
+    assert start_engine(given, Supervisor(tmp_path)) == "http://milvus:19530"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_started_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(VitrineError, match="VITRINE_ENGINE='faise' is not known"):
+        start_engine(replace(Settings(), home=tmp_path, engine="faise"), Supervisor(tmp_path))
+    monkeypatch.setitem(engine.PACKAGES, "milvus", "no-such-package")
+    with pytest.raises(VitrineError, match="ENGINE=milvus needs the package no-such-package"):
+        start_engine(replace(Settings(), home=tmp_path, engine="milvus"), Supervisor(tmp_path))
