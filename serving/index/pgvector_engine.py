@@ -6,6 +6,7 @@ over-fetching. Exact comparisons run there too.
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, LifoQueue
@@ -63,6 +64,7 @@ class Connections:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.idle = endpoint, LifoQueue[LimitedConnection]()
+        weakref.finalize(self, _close_all, self.idle)
 
     @contextmanager
     def use(self, seconds: float = 0.0) -> Iterator[LimitedConnection]:
@@ -86,12 +88,7 @@ class Connections:
 
     def close(self) -> None:
         """Closes the idle connections."""
-        with suppress(Empty):
-            while True:
-                self.idle.get_nowait().close()
-
-    def __del__(self) -> None:
-        self.close()
+        _close_all(self.idle)
 
     def _connect(self) -> LimitedConnection:
         seconds = self.endpoint.timeout_s
@@ -102,6 +99,12 @@ class Connections:
         connection.limit_s = seconds + GRACE_S
         register_vector(connection)
         return connection
+
+
+def _close_all(idle: LifoQueue[LimitedConnection]) -> None:
+    with suppress(Empty):
+        while True:
+            idle.get_nowait().close()
 
 
 class PgvectorCollection:
@@ -202,7 +205,7 @@ class PgvectorCollection:
 def _scan(params: dict[str, Scalar], effort: int, visited: int) -> dict[str, str]:
     """PostgreSQL's settings for a search: how wide it is, and that it goes on until k rows are found.
 
-    It is as wide as the rows that it will probably visit: to go on costs three times what a scan of that width does.
+    It begins as wide as the rows that it will probably visit: to go on from a narrow scan finds less, and takes no less time.
     """
     ef, probes = (int(params.get(name) or default) * effort for name, default in (("ef", EF), ("nprobe", PROBES)))
     ef = max(ef, visited)
