@@ -44,7 +44,7 @@ def test_without_a_photo_that_can_be_read_the_demo_says_so(twins: Path, tmp_path
     registry = SimpleNamespace(
         require_alias=lambda *_: SimpleNamespace(version="1"), index_manifest=lambda _: manifest, file=None
     )
-    monkeypatch.setattr(show, "Registry", lambda *_: registry)
+    monkeypatch.setattr(show, "Registry", lambda *_, **__: registry)
     monkeypatch.setattr(show, "_wait_until_live", lambda *_: None)
     monkeypatch.setattr(show, "ledger_of", lambda *_: None)
     monkeypatch.setattr(show, "deleted_products", lambda _: ())
