@@ -9,6 +9,7 @@ import pytest
 from serving.contract.files import describe
 from serving.contract.manifest import IndexManifest
 from serving.contract.segments import write_index
+from serving.index.collection import NOWHERE
 from serving.index.faiss_engine import omp_threads
 from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
@@ -83,7 +84,7 @@ def trained(family: str, shop: Shop, folder: Path) -> Template:
 def check(manifest: IndexManifest, folder: Path, live: int) -> Searcher:
     """The version opened, after what `vitrine index check` asks of its segments and vectors."""
     opened: list[Searcher] = []
-    _segments(manifest, lambda ref: folder / ref.path, opened)
+    _segments(manifest, lambda ref: folder / ref.path, opened, NOWHERE)
     _vectors(opened[0])
     assert opened[0].live_rows == live
     return opened[0]
