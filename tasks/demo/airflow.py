@@ -8,6 +8,8 @@ import httpx
 from tasks.errors import SettingsError, VitrineError
 from tasks.settings import Settings, setting_sources
 
+QUESTIONS = 4
+"""How often a question is asked that gets no answer in time: on a busy machine Airflow is slow for minutes, and is not gone."""
 FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 
@@ -34,14 +36,20 @@ class Airflow:
         self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
 
     def call(self, method: str, path: str, **options: Any) -> Any:
-        """The JSON response of an /api/v2 call. Raises VitrineError with Airflow's message on failure."""
-        try:
-            answer = self.client.request(method, f"/api/v2{path}", **options)
-            if answer.status_code == 401:
-                self._log_in()
+        """The JSON response of an /api/v2 call; one that changes nothing is asked again when it takes too long.
+
+        Raises VitrineError with Airflow's message on failure.
+        """
+        for left in reversed(range(QUESTIONS if method == "GET" else 1)):
+            try:
                 answer = self.client.request(method, f"/api/v2{path}", **options)
-        except httpx.HTTPError as error:
-            raise VitrineError(f"Airflow at {self.url} does not answer ({type(error).__name__})") from None
+                if answer.status_code == 401:
+                    self._log_in()
+                    answer = self.client.request(method, f"/api/v2{path}", **options)
+                break
+            except httpx.HTTPError as error:
+                if not left or not isinstance(error, httpx.TimeoutException):
+                    raise VitrineError(f"Airflow at {self.url} does not answer ({type(error).__name__})") from None
         if answer.is_error:
             raise VitrineError(f"Airflow refused {method} {path}: {answer.status_code} {answer.text[:300]}")
         return answer.json() if answer.content else None
