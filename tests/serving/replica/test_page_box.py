@@ -46,6 +46,7 @@ class Asked:
         page.set_input_files("#file", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": data})
         page.wait_for_selector("#results li button")
         page.wait_for_selector("#stage", state="visible")
+        page.wait_for_function("document.querySelector('#sides').ariaBusy === 'false'")  # until then the photo may still move
         self.stage = page.locator("#stage").bounding_box()
         assert self.stage["width"] / self.stage["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.02), "it lies on the picture"
 
