@@ -24,7 +24,9 @@ ROW_COLUMNS = (
 
 IMAGES = "images"
 """Optional column of a row table, list<string>: the further pictures of a product, in order."""
-PICTURES = pa.schema([("product", pa.int64()), ("position", pa.int16()), ("image_sha256", pa.binary(32))])
+POSITION = "position"
+"""Column of which of its product's pictures a vector is of, int16: 0 the main one, i is images[i - 1]. Absent where all are main ones."""
+PICTURES = pa.schema([("product", pa.int64()), (POSITION, pa.int16()), ("image_sha256", pa.binary(32))])
 """The table of a segment's pictures. `product`: the key; `position`: 0 the main picture, i the i-th of `images`, -1 the title embedded
 as text; `image_sha256`: null where it is not known any more."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
 from serving.index.engine import EngineUnavailable, Mask
-from serving.index.merge import Neighbors, empty
+from serving.index.merge import Neighbors, empty, merge
 
 MODULES = {"pgvector": "serving.index.pgvector_engine", "milvus": "serving.index.milvus_engine"}
 """Module of each engine; its function `open_collection(endpoint, name, dim)` gives a `Collection`."""
@@ -115,8 +115,6 @@ def compare_fetched(
         if time.monotonic() > until:
             raise TimeoutError(f"{start} of {len(positions)} rows were compared in {limit_s:g} s")
         ids = positions[start : start + block]
-        similarity = np.concatenate([found.similarity, xq @ fetch(ids).T], axis=1)
-        rows = np.concatenate([found.rows, np.broadcast_to(ids, (len(xq), len(ids)))], axis=1)
-        best = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-        found = Neighbors(np.take_along_axis(similarity, best, 1), np.take_along_axis(rows, best, 1))
+        block_rows = np.broadcast_to(ids, (len(xq), len(ids)))
+        found = merge([found, Neighbors(xq @ fetch(ids).T, block_rows)], k)
     return found

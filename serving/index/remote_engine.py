@@ -10,7 +10,7 @@ from serving.contract.provenance import EngineRef
 from serving.index.collection import Collection, Endpoint, open_collection
 from serving.index.engine import Mask
 from serving.index.guard import Guard
-from serving.index.merge import OVER_FETCH_MIN, OVER_FETCH_SIGMAS, Neighbors, empty
+from serving.index.merge import OVER_FETCH_MIN, OVER_FETCH_SIGMAS, Neighbors, empty, merge
 
 
 class RemoteEngine:
@@ -88,16 +88,7 @@ def over_fetch(rows: int, k: int, allowed: int, effort: int = 1) -> int:
 
 def best_allowed(found: Neighbors, k: int, mask: Mask | None) -> Neighbors:
     """The best k (or as many as there are columns) of each query that the mask allows, best first, -1 where there are fewer."""
-    similarity, rows = found.similarity, found.rows
-    there = rows >= 0
     if mask is not None:
-        there = there & mask.allowed[np.maximum(rows, 0)]
-    similarity = np.where(there, similarity, np.float32(-np.inf)).astype(np.float32)
-    rows = np.where(there, rows, -1)
-    order = np.lexsort((rows, -similarity), axis=1)[:, :k]
-    best = Neighbors(np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1))
-    if best.rows.shape[1] < k:
-        wide = empty(len(rows), k)
-        wide.similarity[:, : best.rows.shape[1]], wide.rows[:, : best.rows.shape[1]] = best.similarity, best.rows
-        return wide
-    return best
+        allowed = (found.rows >= 0) & mask.allowed[np.maximum(found.rows, 0)]
+        found = Neighbors(found.similarity, np.where(allowed, found.rows, -1))
+    return merge([found], k)

@@ -6,11 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serving.contract.segments import IMAGES as IMAGES
 from tasks.catalog.columns import kind_of
 from tasks.catalog.values import TYPES, Kind
 
-IMAGES, PICTURE_ROWS = "images", "product_images"
-"""A column of further pictures of the catalogue's own; and the column in which a source gives those of its table of pictures."""
+PICTURE_ROWS = "product_images"
+"""The column in which a source gives what its table of pictures holds; IMAGES is the catalogue's own column of further pictures."""
 PICTURE_LISTS: dict[str, Kind] = {IMAGES: "uris", PICTURE_ROWS: "uris"}
 NOT_A_LIST = "it is no list of pictures (a list of addresses, or a text that holds a JSON array of them)"
 
@@ -78,19 +79,20 @@ def picture_rows(products: pa.Table | pa.RecordBatch) -> pa.Table:
         position = pa.array(np.zeros(count, np.int16))
         return pa.table({"key": products["key"], "position": position, "image_uri": products["image_uri"]})
     table = pa.table(products) if isinstance(products, pa.RecordBatch) else products
-    further = _whole(table[IMAGES])
+    further = one_array(table[IMAGES])
     lengths = pc.fill_null(pc.list_value_length(further), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     starts = np.cumsum(lengths + 1) - (lengths + 1)
     owner = np.repeat(np.arange(count), lengths + 1)
     position = np.arange(len(owner)) - np.repeat(starts, lengths + 1)
     # The main pictures, then all further ones one after the other: where each row's picture is in that.
     place = np.where(position == 0, owner, count + np.arange(len(owner)) - owner - 1)
-    uris = pa.chunked_array([_whole(table["image_uri"]), further.flatten()], pa.string()).take(pa.array(place))
+    uris = pa.chunked_array([one_array(table["image_uri"]), further.flatten()], pa.string()).take(pa.array(place))
     return pa.table(
         {"key": table["key"].take(pa.array(owner)), "position": pa.array(position.astype(np.int16)), "image_uri": uris}
     )
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array, also where pyarrow's own `combine_chunks` keeps chunks."""
     found = column.combine_chunks()
     return pa.concat_arrays(found.chunks) if isinstance(found, pa.ChunkedArray) else found

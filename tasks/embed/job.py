@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from serving.contract.encoder import EncoderFolder
 from serving.contract.manifest import EncoderManifest
 from serving.contract.provenance import EmbeddingCommit
+from serving.contract.segments import POSITION
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
@@ -24,7 +25,7 @@ from tasks.embed.image_hash_cache import HASH_CACHE, URI, hash_images, update_ca
 from tasks.embed.images import fetcher
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
 from tasks.embed.quarantine import quarantine_rows, quarantine_uri, sample_reasons
-from tasks.embed.shard_vectors import POSITION, distinct_pictures, write_shards
+from tasks.embed.shard_vectors import distinct_pictures, write_shards
 from tasks.embed.spark import for_each_chunk, send_folder, session
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, encoder_store, parts_sha256, rejected_images
 from tasks.errors import VitrineError

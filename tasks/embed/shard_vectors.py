@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from serving.contract.keys import shard_of
 from serving.contract.palette import PALETTE, PALETTE_TYPE
-from serving.contract.segments import fixed_column
+from serving.contract.segments import POSITION, fixed_column
 from tasks import storage
 from tasks.embed.store import PLAIN, SHA_TYPE, Commit, EmbeddingStore, vector_column, vector_type
 from tasks.progress import Progress
@@ -17,8 +17,6 @@ from tasks.progress import Progress
 PASS_BYTES = 5 * 2**29
 """Vectors held at once: 10M x 512 float16 take four passes over the store."""
 GROUP_ROWS = 50_000
-POSITION = "position"
-"""Column of the number of a product's picture: 0 is its main one, i is images[i - 1]."""
 
 
 def write_shards(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import psycopg
+from pgvector.psycopg import register_vector
 from psycopg import sql
 
 from serving.index.collection import Endpoint
@@ -37,10 +38,14 @@ class PgvectorCollections:
 
     def put(self, name: str, first: int, vectors: np.ndarray) -> None:
         table = sql.Identifier(name)
-        with self._connect() as connection, connection.cursor() as cursor:
-            cursor.execute(sql.SQL("DELETE FROM {} WHERE id >= %s AND id < %s").format(table), (first, first + len(vectors)))
-            with cursor.copy(sql.SQL("COPY {} (id, embedding) FROM STDIN WITH (FORMAT BINARY)").format(table)) as copy:
-                copy.write(_copy_rows(first, vectors))
+        copy_in = sql.SQL("COPY {} (id, embedding) FROM STDIN WITH (FORMAT BINARY)").format(table)
+        with self._connect() as connection:
+            register_vector(connection)  # before there is a cursor, which takes over what is registered by then
+            connection.execute(sql.SQL("DELETE FROM {} WHERE id >= %s AND id < %s").format(table), (first, first + len(vectors)))
+            with connection.cursor() as cursor, cursor.copy(copy_in) as copy:
+                copy.set_types(["int8", "vector"])
+                for number, vector in enumerate(vectors, first):
+                    copy.write_row((number, vector))
 
     def count(self, name: str, first: int, stop: int) -> int:
         with self._connect() as connection:
@@ -78,19 +83,6 @@ class PgvectorCollections:
 
     def _connect(self, autocommit: bool = False) -> psycopg.Connection:
         return psycopg.connect(self.endpoint.address, connect_timeout=max(2, int(self.endpoint.timeout_s)), autocommit=autocommit)
-
-
-def _copy_rows(first: int, vectors: np.ndarray) -> bytes:
-    """Rows (id, vector) as PostgreSQL's binary COPY: two fields, int8 and pgvector's own (two int16, then big-endian float4)."""
-    n, d = vectors.shape
-    row = np.dtype([
-        ("fields", ">i2"), ("id_bytes", ">i4"), ("id", ">i8"), ("vector_bytes", ">i4"), ("dim", ">i2"), ("unused", ">i2"),
-        ("vector", ">f4", (d,)),
-    ])  # fmt: skip
-    rows = np.zeros(n, row)
-    rows["fields"], rows["id_bytes"], rows["id"] = 2, 8, np.arange(first, first + n)
-    rows["vector_bytes"], rows["dim"], rows["vector"] = 4 + 4 * d, d, vectors
-    return b"PGCOPY\n\xff\r\n\0" + bytes(8) + rows.tobytes() + b"\xff\xff"
 
 
 def _index_of(factory: str) -> tuple[str, str]:

@@ -9,13 +9,11 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from serving.contract.palette import PALETTE, PALETTE_TYPE
-from serving.contract.segments import PICTURES, unit_float32
+from serving.contract.segments import PICTURES, POSITION, unit_float32
 from tasks import storage
 from tasks.errors import VitrineError
 
 BATCH_ROWS = 50_000
-POSITION = "position"
-"""Optional column of the shard vectors, int16: which of its product's pictures a vector is of. Absent where each is the main one."""
 
 
 def shard_uri(vectors_uri: str, shard: int) -> str:
@@ -56,11 +54,12 @@ def shard_pictures(vectors_uri: str, shards: Iterable[int], columns: Sequence[st
     """Which picture of which product each vector of shards is of (`columns` of PICTURES), in their order; None where each is of a
     main picture."""
     files = [uri for shard in shards for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet")]
-    if not any(POSITION in _schema(uri).names for uri in files):
+    names = {uri: _schema(uri).names for uri in files}
+    if not any(POSITION in there for there in names.values()):
         return None
     parts = []
     for uri in files:
-        there = [n for n in ("key", POSITION, "image_sha256") if n in _schema(uri).names]
+        there = [n for n in ("key", POSITION, "image_sha256") if n in names[uri]]
         part = storage.read_table(uri, there).rename_columns({"key": "product"})
         if POSITION not in part.column_names:
             part = part.append_column(POSITION, pa.array(np.zeros(len(part), np.int16)))

@@ -9,10 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.contract.segments import POSITION
 from tasks import storage
 from tasks.catalog.snapshot import Snapshot, product_batches
 from tasks.embed.job import EmbedResult
-from tasks.embed.shard_vectors import POSITION
 from tasks.index.vectors import matrix, shard_uri
 from tasks.validate.embedding_moments import Moments, MomentsAccumulator, shift
 from tasks.validate.expectations import Check, Validation, run_checks

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.catalog.columns import convert
-from tasks.catalog.product_pictures import PICTURE_ROWS
+from tasks.catalog.product_pictures import PICTURE_ROWS, one_array
 from tasks.catalog.sources.sorting import product_ids, sorted_batches
 from tasks.catalog.sources.source import BATCH_ROWS
 from tasks.catalog.values import TYPES
@@ -124,6 +124,5 @@ def _lists(ids: pa.Array, rows: pa.Table) -> tuple[pa.ListArray, int]:
     counts = ends - starts
     offsets = np.concatenate([[0], np.cumsum(counts)])
     places = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
-    images = rows["image"].take(pa.array(places)).combine_chunks()
-    images = images if isinstance(images, pa.Array) else pa.concat_arrays(images.chunks)
+    images = one_array(rows["image"].take(pa.array(places)))
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), images).cast(TYPES["uris"]), int(offsets[-1])

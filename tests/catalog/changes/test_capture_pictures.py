@@ -4,8 +4,10 @@ import random
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,7 +179,9 @@ def test_a_truncate_of_the_pictures_is_told(postgres: str, tmp_path: Path, reque
     assert {i: e.product.get(IMAGES, []) for i, e in last.items()} == {"a": []}
 
 
-def test_of_two_transactions_at_once_the_last_event_tells_what_both_did(postgres: str, tmp_path: Path) -> None:
+@contextmanager
+def two_transactions(postgres: str) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Two connections, each with a cursor, to a database with one product and no further picture, whose tables are captured."""
     from adbc_driver_postgresql import dbapi
 
     with dbapi.connect(postgres) as first, dbapi.connect(postgres) as second, first.cursor() as one, second.cursor() as two:
@@ -188,6 +192,11 @@ def test_of_two_transactions_at_once_the_last_event_tells_what_both_did(postgres
             one.execute(command)
         first.commit()
         install_triggers(postgres)
+        yield first, one, second, two
+
+
+def test_of_two_transactions_at_once_the_last_event_tells_what_both_did(postgres: str, tmp_path: Path) -> None:
+    with two_transactions(postgres) as (first, one, second, two):
         one.execute("ALTER FUNCTION vitrine_capture_images() SET lock_timeout = '60s'")
         first.commit()
         one.execute("INSERT INTO product_images VALUES ('a', 'x.jpg', 1, NULL)")
@@ -202,16 +211,7 @@ def test_of_two_transactions_at_once_the_last_event_tells_what_both_did(postgres
 
 
 def test_a_picture_is_added_while_another_transaction_holds_its_product(postgres: str, tmp_path: Path) -> None:
-    from adbc_driver_postgresql import dbapi
-
-    with dbapi.connect(postgres) as first, dbapi.connect(postgres) as second, first.cursor() as one, second.cursor() as two:
-        for command in (
-            "DROP TABLE IF EXISTS product_images, products, outbox CASCADE", PRODUCTS.format(id="TEXT", time="TIMESTAMPTZ"),
-            PICTURES.format(id="TEXT"), "INSERT INTO products VALUES ('a', 'A', 'a.jpg', NULL)",
-        ):  # fmt: skip
-            one.execute(command)
-        first.commit()
-        install_triggers(postgres)
+    with two_transactions(postgres) as (first, one, second, two):
         one.execute("UPDATE products SET title = 'B'")
         two.execute("INSERT INTO product_images VALUES ('a', 'x.jpg', 1, NULL)")
         second.commit()
