@@ -86,7 +86,7 @@ class Features:
     def kind(self, name: str) -> Kind | None:
         """The kind of a column; None when it is missing or cannot be filtered."""
         if name not in self.table.column_names or (
-            name == IMAGES and self._has_pictures
+            name == IMAGES and self.has_pictures
         ):  # addresses, as many as there are products
             return None
         kind = self.table.schema.field(name).type
@@ -153,13 +153,13 @@ class Features:
         """Where a picture of a row's product lies: 0 the one that is shown of it, i the i-th further one; None where it has none such."""
         if not picture:
             return str(self.take(np.array([row]), ["image_uri"])[0]["image_uri"])
-        if not self._has_pictures:
+        if not self.has_pictures:
             return None
         further: list[str] = self.take(np.array([row]), [IMAGES])[0][IMAGES] or []
         return further[picture - 1] if 0 < picture <= len(further) else None
 
     @property
-    def _has_pictures(self) -> bool:
+    def has_pictures(self) -> bool:
         """Whether the column IMAGES is there and one of pictures; versions of before may have one of the shop's own, such as a count."""
         if IMAGES not in self.table.column_names:
             return False

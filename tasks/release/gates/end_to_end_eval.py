@@ -16,6 +16,7 @@ from serving.contract.provenance import QuerySet
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.contract.segments import IMAGES
 from serving.index.searcher import Searcher
+from serving.ranking.features import Features
 from serving.versions.release import Release
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.images import read_image
@@ -91,18 +92,20 @@ def of_today(queries: list[Query], snapshot: Snapshot, searcher: Searcher) -> li
     if not len(views):
         return queries
     made_of = dict(zip(views["photo_uri"].to_pylist(), views["image_uri"].to_pylist(), strict=True))
-    asked = pa.array(sorted({q.product_id for q in queries if q.synthetic}), pa.string())
-    table = searcher.features.table
-    rows = table.select([n for n in ("product_id", "image_uri", IMAGES) if n in table.column_names]).filter(
-        pa.array(searcher.live())
-    )
-    found = rows.filter(pc.is_in(rows["product_id"], asked)).to_pylist()
-    shown = {(row["product_id"], row["image_uri"]) for row in found}
-    further = {row["product_id"] for row in found if row["image_uri"] in (row.get(IMAGES) or ())}
+    shown, further = _shown_pictures(searcher.features, searcher.live(), {q.product_id for q in queries if q.synthetic})
     kept = [q for q in queries if not q.synthetic or (q.product_id, made_of[q.photo_uri]) in shown or q.product_id in further]
     if len(kept) < len(queries):
         log.info("%d views are of pictures that changed since snapshot %s: left out", len(queries) - len(kept), snapshot.id)
     return kept
+
+
+def _shown_pictures(features: Features, live: np.ndarray, asked: set[str]) -> tuple[set[tuple[str, str]], set[str]]:
+    """What the live rows (n,) bool of the products `asked` show: (product_id, picture), and the products that show a further picture."""
+    columns = ["product_id", "image_uri", *([IMAGES] if features.has_pictures else [])]
+    rows = features.table.select(columns).filter(pa.array(live))
+    found = rows.filter(pc.is_in(rows["product_id"], pa.array(sorted(asked), pa.string()))).to_pylist()
+    shown = {(row["product_id"], row["image_uri"]) for row in found}
+    return shown, {row["product_id"] for row in found if row["image_uri"] in (row.get(IMAGES) or ())}
 
 
 def held_by(queries: list[Query], searcher: Searcher) -> list[Query]:
