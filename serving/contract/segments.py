@@ -31,6 +31,12 @@ PICTURES = pa.schema([("product", pa.int64()), (POSITION, pa.int16()), ("image_s
 as text; `image_sha256`: null where it is not known any more."""
 
 
+def lists_pictures(schema: pa.Schema) -> bool:
+    """Whether the column IMAGES is there and lists pictures; tables from before may have one of the shop's own, such as a count."""
+    kind = schema.field(IMAGES).type if IMAGES in schema.names else pa.null()
+    return bool(pa.types.is_list(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)))
+
+
 def write_rows(path: Path, table: pa.Table) -> None:
     """Writes a table of a segment: products, pictures, or a tombstone's keys. The same table gives the same bytes."""
     with atomic_write(path) as temporary:

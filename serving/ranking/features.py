@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.contract.palette import PALETTE
-from serving.contract.segments import IMAGES, fixed_bytes
+from serving.contract.segments import IMAGES, fixed_bytes, lists_pictures
 
 Kind = Literal["text", "names", "number", "flag", "time"]
 BETWEEN = "\x1f"
@@ -160,11 +160,8 @@ class Features:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether the column IMAGES is there and one of pictures; versions of before may have one of the shop's own, such as a count."""
-        if IMAGES not in self.table.column_names:
-            return False
-        kind = self.table.schema.field(IMAGES).type
-        return bool(pa.types.is_list(kind) and _is_text(kind.value_type))
+        """Whether the version lists further pictures of products."""
+        return lists_pictures(self.table.schema)
 
     def texts(self, name: str) -> TextColumn:
         """A text column for reading by row. Cached."""

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serving.contract.segments import lists_pictures
 from tasks.catalog.changes.event import Event, MalformedEvent, delete
 from tasks.catalog.changes.ledger import SKEW
 from tasks.catalog.changes.outbox import Outbox
@@ -233,7 +234,7 @@ def content_digests(products: pa.Table, own: Sequence[str]) -> list[str]:
             column = _number_texts(column)
         parts.append(pc.fill_null(column.cast(pa.string()), "\0"))
     lines = pc.binary_join_element_wise(*parts, "\x1e").to_pylist()
-    if IMAGES in products.column_names and pa.types.is_list(products[IMAGES].type):  # of before it may be one of the shop's own
+    if lists_pictures(products.schema):
         further = products[IMAGES].to_pylist()
         lines = [f"{line}\x1d{chr(31).join(uris)}" if uris else line for line, uris in zip(lines, further, strict=True)]
     return [hashlib.blake2b(line.encode(), digest_size=16).hexdigest() for line in lines]

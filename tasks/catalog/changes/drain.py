@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serving.contract.segments import lists_pictures
 from tasks.catalog.changes.event import UPSERT, Event, MalformedEvent, read_event
 from tasks.catalog.changes.ledger import entries, latest_changes, newer
 from tasks.catalog.changes.source import ChangeSource, Message
@@ -107,7 +108,9 @@ class UpsertSource:
         """The products in order of product_id: the snapshot's columns and the base's extra columns."""
         chosen = self.rows.filter(pc.equal(self.rows["kind"], UPSERT)).sort_by("product_id")
         carried = [f for f in self.columns if f.name not in FIXED_COLUMNS]
-        further = [pa.field(IMAGES, TYPES["uris"])] if IMAGES not in self.columns.names or self._lists_pictures else []
+        # A column IMAGES of the shop's own, of a base from before, cannot hold lists as well: they wait for the next rebuild.
+        own_images = IMAGES in self.columns.names and not lists_pictures(self.columns)
+        further = [] if own_images else [pa.field(IMAGES, TYPES["uris"])]
         schema = pa.schema([f for f in PRODUCT_SCHEMA if f.name != "key"] + further + carried)
         records = []
         for row in chosen.to_pylist():
@@ -115,13 +118,6 @@ class UpsertSource:
             own = {f.name: _own_value(event, f) for f in carried}
             records.append(dict(event.product) | own | {"product_id": event.product_id, "updated_at": event.updated_at})
         yield from pa.Table.from_pylist(records, schema).to_batches()
-
-    @property
-    def _lists_pictures(self) -> bool:
-        """Whether the base's column IMAGES is one of pictures. One of the shop's own, of a base from before, cannot hold lists as well:
-        further pictures then wait for the next rebuild."""
-        kind = self.columns.field(IMAGES).type
-        return bool(pa.types.is_list(kind) and pa.types.is_string(kind.value_type))
 
     def photos(self) -> Iterator[pa.RecordBatch]:
         yield from ()
