@@ -32,8 +32,8 @@ down: ## stop everything that demo or up started, and nothing else
 test: $(STAMP) java lint ## lint, types and all tests but those of e2e and kill-drill, in four processes (WORKERS=0: in one)
 	@$(PYTEST) $(SHARED) $(ARGS)
 
-unit: $(STAMP) ## the quick tests: no servers, no Spark, no Airflow
-	@$(PYTEST) $(SHARED) -m "not slow" $(ARGS)
+unit: $(STAMP) ## the quick tests: no servers, no Spark, no Airflow, no training
+	@$(PYTEST) $(SHARED) -m "not slow and not e2e and not kill_drill and not stack" $(ARGS)
 
 lint: $(STAMP) ## style, types and the directions of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -19,6 +19,8 @@ from tasks.validate.snapshot import SnapshotLimits, check_snapshot
 from tests.catalogs import read_table, small_catalog, write_table
 from tests.servers import postgres_server
 
+pytestmark = pytest.mark.slow
+
 TOLD = "labelled photos left out because their product is not in the catalogue: "
 Shop = tuple[str, Callable[[str], None]]
 """A catalogue's uri, and how products whose id is at least so large are deleted from it; their photos stay."""

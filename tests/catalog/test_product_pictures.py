@@ -29,6 +29,8 @@ from tests.catalog.sources.test_tables import iceberg_catalog, make_iceberg
 from tests.catalogs import write_table
 from tests.servers import postgres_server
 
+pytestmark = pytest.mark.slow
+
 ADDRESSES = st.lists(st.sampled_from(["a", "b", "c", "d", "a-long-address", ""]), max_size=6)
 
 

@@ -21,6 +21,8 @@ from tasks.catalog.schema import read_products
 from tasks.catalog.snapshot import product_table, take_snapshot, unusable_rows
 from tests.servers import postgres_server
 
+pytestmark = pytest.mark.slow
+
 NOW = dt.datetime(2026, 12, 1, tzinfo=dt.UTC)
 NOON = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
 SAID = ["title", "category", "price", "in_stock", "popularity", "image_uri"]

@@ -32,6 +32,8 @@ from tests.encoder.conftest import draw_catalogue
 from tests.encoder.train.test_open_clip_models import SIGLIP_SIGHT, repository
 from tests.graphs import open_here
 
+pytestmark = pytest.mark.slow
+
 FEW = Recipe(steps=2, products=4, pictures=2, checkpoint_every=2)
 
 

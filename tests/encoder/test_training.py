@@ -22,6 +22,8 @@ from tasks.encoder.train.tower_store import load_tower, recipe_key
 from tasks.errors import TrainingError
 from tests.encoder.conftest import Exported
 
+pytestmark = pytest.mark.slow
+
 SLOWED = """
 import sys, time
 from pathlib import Path

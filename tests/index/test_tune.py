@@ -17,6 +17,8 @@ from tasks.index.tune import FIRST_PART, TuningRefused, keys_of, stored_truth, t
 from tasks.index.tuning_report import front, tuning_plot, tuning_table
 from tests.index.shop import Shop, brute_force, clustered, open_shop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def xq() -> np.ndarray:

@@ -16,6 +16,8 @@ from tasks.errors import CatalogError
 from tasks.settings import PROJECT
 from tests.servers import postgres_server
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[str], None]
 TABLE = (
     "CREATE TABLE products (product_id TEXT PRIMARY KEY, title TEXT, image TEXT, price REAL, priority {flag}, updated_at {time})"

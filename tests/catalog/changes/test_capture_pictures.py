@@ -18,6 +18,8 @@ from tasks.catalog.product_pictures import IMAGES
 from tasks.catalog.snapshot import product_table, take_snapshot
 from tests.servers import postgres_server
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[[list[str]], None]
 PRODUCTS = "CREATE TABLE products (product_id {id} PRIMARY KEY, title TEXT, image TEXT, updated_at {time})"
 PICTURES = "CREATE TABLE product_images (product_id {id}, image TEXT, position INTEGER, kind TEXT)"

@@ -22,6 +22,8 @@ from tasks.encoder.evaluate.speedup import FASTER, measure_speedup
 from tasks.errors import TrainingError
 from tests.encoder.conftest import PRODUCTS, Exported, draw_catalogue
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report(snapshot: Snapshot, exported: Exported) -> EncoderReport:

@@ -18,6 +18,8 @@ from tests.encoder.conftest import Exported
 from tests.graphs import write_once
 from tests.serving.contract.test_graph_check import CRASHES, HANGS
 
+pytestmark = pytest.mark.slow
+
 
 class Failing:
     """Keeps what was to be checked; the variants of `fates` meet a child that does not end well, the others none."""

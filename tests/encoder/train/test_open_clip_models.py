@@ -23,6 +23,8 @@ from tasks.encoder.train.towers import Teacher, build_teacher, open_teacher
 from tasks.errors import TrainingError
 from tests.encoder.train.test_weights import CLIP, Touch, as_transformers
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 49408
 SMALL = CLIP | {"text_cfg": CLIP["text_cfg"] | {"vocab_size": VOCABULARY}}
 ON_TIMM = SMALL | {

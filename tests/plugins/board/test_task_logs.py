@@ -10,6 +10,8 @@ import pytest
 
 from tasks.settings import PROJECT
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import logging, sys
 from types import SimpleNamespace

@@ -22,6 +22,8 @@ from tests.running import until
 from tests.serving.replica.conftest import open_app
 from tests.serving.replica.storefront import Storefront, draw
 
+pytestmark = pytest.mark.slow
+
 JSON = {"content-type": "application/json"}
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 
