@@ -1,15 +1,17 @@
 """Versions flip under load: ten times in a minute, each with another encoder; and a corrupt candidate is offered.
 
-    python -m tests.benchmarks.bench_flips [--seconds 60] [--flips 10] [--clients 16] [--out build/bench]
+    python -m tests.benchmarks.bench_flips [--seconds 60] [--flips 10] [--clients 16] [--engine pgvector] [--out build/bench]
 
 `vitrine-serve` in a process of its own, the load generator another: clients that search by photo without a pause. Asked for: no
 request fails, no answer mixes versions (each is compared with what the version it names answers when nothing else happens), and
-the p99 during the flips is at most twice the p99 before. Writes flips.json.
+the p99 during the flips is at most twice the p99 before. With `--engine` the vectors of every version lie in a collection of a real
+server of that engine, started here. Writes flips.json.
 """
 
 import argparse
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ import numpy as np
 import psutil
 
 from serving.contract.manifest import SLOTS
+from tests.benchmarks.bench_engines import SERVERS
 from tests.benchmarks.bench_serving import replica
-from tests.benchmarks.editions import CORRUPT, editions, point
+from tests.benchmarks.editions import CORRUPT, editions, in_engine, point
 from tests.benchmarks.market import Market
 from tests.load import MARK, Load, Shots, fire, photo_request
 
@@ -87,10 +90,10 @@ def mixed(shots: Shots, known: dict[tuple[int, str], str]) -> int:
     return sum(version != encoder or known[(request, version)] != digest for request, version, encoder, digest in rows)
 
 
-def run(made: Market, out: Path, seconds: float, flips: int, clients: int, photos: int) -> dict[str, Any]:
+def run(made: Market, out: Path, seconds: float, flips: int, clients: int, photos: int, **settings: str) -> dict[str, Any]:
     asked = [photo_request(p + MARK, {"k": "20"}) for p in made.photos[:photos]]
     versions = [str(n) for n in range(1, flips + 2)]
-    with replica(made.release, out / "flips.log", ADMIN_TOKEN=TOKEN, POLL_S="0.1", QUEUE="256") as (url, _):
+    with replica(made.release, out / "flips.log", ADMIN_TOKEN=TOKEN, POLL_S="0.1", QUEUE="256", **settings) as (url, _):
         watched = Watched(url, made.release)
         known = expected(url, asked, versions[1:], watched) | expected(url, asked, versions[:1], watched)
         before = fire(url, asked, clients, max(5.0, seconds / 3))
@@ -143,12 +146,21 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--photos", type=int, default=40)
+    parser.add_argument("--engine", choices=["faiss", *SERVERS], default="faiss")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     made = editions(args.out, args.flips + 1, args.rows)
-    print(f"{args.rows} x 512 flat, {args.clients} clients, {args.seconds:g} s; load {psutil.getloadavg()[0]:.1f}")
-    found = run(made, args.out, args.seconds, args.flips, args.clients, args.photos)
+    with ExitStack() as stack:
+        settings = {}
+        if args.engine != "faiss":
+            endpoint = stack.enter_context(SERVERS[args.engine]()).endpoint
+            made = in_engine(made, args.engine, endpoint.patient(), args.out / f"editions-{args.engine}")
+            settings = {"ENGINE_ADDRESS": endpoint.address}
+        print(
+            f"{args.rows} x 512 in {args.engine}, {args.clients} clients, {args.seconds:g} s; load {psutil.getloadavg()[0]:.1f}"
+        )
+        found = run(made, args.out, args.seconds, args.flips, args.clients, args.photos, **settings)
     print(
         f"{found['requests']} requests, {found['failed']} failed, {found['mixed']} mixed; versions seen {found['versions_seen']}"
     )

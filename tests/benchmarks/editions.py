@@ -6,6 +6,7 @@ another is nonsense that its digest gives away.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,17 +18,23 @@ from onnx import numpy_helper
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import FileRef, atomic_write, describe
 from serving.contract.manifest import EncoderManifest, IndexManifest, Variant, fingerprint
+from serving.contract.provenance import EngineRef
 from serving.contract.runtimes import ONNXRUNTIME
 from serving.contract.segments import read_index, write_index
+from serving.index.collection import Endpoint
 from serving.index.searcher import Searcher
 from serving.versions.golden import write_golden
+from tasks.index.collections import open_collections
+from tasks.index.engine_families import engine_family
+from tasks.index.families import list_count
+from tasks.index.upload import BLOCK_ROWS
 from tests.benchmarks.market import DIM, Market, market
 
 CORRUPT = "corrupt"
 
 
 def editions(out: Path, count: int, rows: int = 20_000) -> Market:
-    """A release with versions "1" to "count" and "corrupt" (one byte of its index is another); "1" is live in blue."""
+    """A release with versions "1" to "count" and "corrupt" (one bit of a file is another); "1" is live in blue."""
     made = market(out, rows, "flat")
     home = out / f"editions-{rows}-{count}"
     release = home / "release"
@@ -39,6 +46,44 @@ def editions(out: Path, count: int, rows: int = 20_000) -> Market:
         _corrupt(release, str(count))
     point(release, blue="1", green="", live="1")
     return Market(release, made.queries, made.photos[:200])
+
+
+def in_engine(made: Market, name: str, endpoint: Endpoint, home: Path) -> Market:
+    """The same editions in a release below `home`, with the base vectors of each in a collection of another engine."""
+    release = home / "release"
+    shutil.rmtree(home, ignore_errors=True)
+    shutil.copytree(made.release, release, copy_function=os.link)
+    for path in sorted(release.glob("*/manifest.json")):
+        manifest = IndexManifest.model_validate_json(path.read_bytes())
+        if manifest.id != CORRUPT:
+            _write(release, path.parent.name, _uploaded(release, manifest, name, endpoint))
+    _corrupt(release, "1")
+    return Market(release, made.queries, made.photos)
+
+
+def _uploaded(release: Path, manifest: IndexManifest, name: str, endpoint: Endpoint) -> IndexManifest:
+    """The manifest over a collection of its vectors, with golden answers of its own."""
+    collections, family = open_collections(name, endpoint), engine_family(name)
+    collection = f"vitrine_{manifest.id.replace(' ', '_')}"
+    (segment,) = manifest.segments
+    assert segment.index is not None
+    x = read_index(release / "files" / segment.index.sha256, DIM, segment.rows).reconstruct_n(0, segment.rows)
+    factory = family.factory(DIM, list_count(len(x)))
+    collections.create(collection, DIM, factory)
+    for first in range(0, len(x), BLOCK_ROWS):
+        collections.put(collection, first, x[first : first + BLOCK_ROWS])
+    collections.complete(collection, factory, len(x))
+    manifest = manifest.model_copy(
+        update={
+            "engine": EngineRef(name=name, collection=collection, rows=len(x), digest="0" * 64),
+            "segments": (segment.model_copy(update={"index": None, "family": family.name}),),
+            "search": {"family": family.name, "candidates": 500} | family.grid[-1],
+        }
+    )
+    searcher = Searcher.open(manifest, lambda ref: release / "files" / ref.sha256, endpoint=endpoint)
+    path = release / "golden.npz"
+    write_golden(path, searcher, np.ascontiguousarray(x[:: len(x) // 8]))
+    return manifest.model_copy(update={"golden": _keep(release, path)})
 
 
 def point(release: Path, **aliases: str) -> None:
@@ -105,15 +150,15 @@ def _turned_encoder(source: Path, folder: Path, places: np.ndarray, signs: np.nd
 
 
 def _corrupt(release: Path, version: str) -> None:
-    """A version whose index lost one bit on its way: everything else of it is right."""
+    """A version of whose index, or rows where an engine has the index, one bit was lost on the way: everything else is right."""
     manifest = IndexManifest.model_validate_json((release / version / "manifest.json").read_bytes())
     segment = manifest.segments[0]
-    assert segment.index is not None
-    data = bytearray((release / "files" / segment.index.sha256).read_bytes())
+    field, ref = ("table", segment.table) if segment.index is None else ("index", segment.index)
+    data = bytearray((release / "files" / ref.sha256).read_bytes())
     data[len(data) // 2] ^= 1
-    name = "f" * 64
+    name = ("e" if segment.index is None else "f") * 64
     (release / "files" / name).write_bytes(data)
-    damaged = segment.model_copy(update={"index": segment.index.model_copy(update={"sha256": name})})
+    damaged = segment.model_copy(update={field: ref.model_copy(update={"sha256": name})})
     _write(release, CORRUPT, manifest.model_copy(update={"id": CORRUPT, "segments": (damaged, *manifest.segments[1:])}))
 
 
@@ -124,5 +169,7 @@ def _keep(release: Path, path: Path) -> FileRef:
 
 
 def _write(release: Path, version: str, manifest: IndexManifest) -> None:
-    (release / version).mkdir()
-    (release / version / "manifest.json").write_text(manifest.model_dump_json())
+    path = release / version / "manifest.json"
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)  # it may be linked from another release
+    path.write_text(manifest.model_dump_json())

@@ -167,7 +167,8 @@ def _encoder(folder: Path, name: str) -> tuple[EncoderManifest, FileRef]:
     import torch
 
     from tasks.encoder.export.onnx_graph import ImageGraph, write_onnx
-    from tasks.encoder.train.towers import PLAIN_MEAN, PLAIN_STD, ImageEncoder
+    from tasks.encoder.train.timm_models import PLAIN_MEAN, PLAIN_STD
+    from tasks.encoder.train.towers import ImageEncoder
 
     folder.mkdir()
     spec = PreprocessSpec(size=SIZE, fit="crop")
