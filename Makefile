@@ -1,7 +1,7 @@
 # One door for people and for CI. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint unit docs clean e2e kill-drill spark-cluster gpu-check images secrets stack stack-down stack-test venv
+.PHONY: help demo up down test lint unit docs clean e2e e2e-engines kill-drill spark-cluster gpu-check images secrets stack stack-down stack-test venv
 
 PYTHON ?= python3
 HARDWARE ?= cpu
@@ -49,6 +49,9 @@ e2e: $(STAMP) java ## over the real Airflow: tasks are killed, three nights, six
 
 e2e-%: $(STAMP) java ## one of them: make e2e-<name> runs tests/e2e/test_<name>.py
 	@$(PYTEST) -m e2e tests/e2e/test_$*.py
+
+e2e-engines: $(STAMP) ## the contract of the engines that are not in test: ScaNN
+	@$(PYTEST) -m e2e -n0 tests/engines/test_scann.py
 
 KILLED := release/promotion/test_killed_promotions.py catalog/changes/test_kills.py embed/test_job.py encoder/train/test_distributed.py
 kill-drill: $(STAMP) java ## promotions and refreshes killed before and after every one of their writes, jobs in the middle (was: make chaos)

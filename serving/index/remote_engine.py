@@ -1,7 +1,5 @@
 """Engine over a collection of another system: over-fetching where that takes no row masks, and calls under a guard."""
 
-import math
-
 import numpy as np
 
 from serving.contract.files import ContractError
@@ -10,16 +8,12 @@ from serving.contract.provenance import EngineRef
 from serving.index.collection import Collection, Endpoint, open_collection
 from serving.index.engine import Mask
 from serving.index.guard import Guard
-from serving.index.merge import OVER_FETCH_MIN, OVER_FETCH_SIGMAS, Neighbors, empty, merge
+from serving.index.merge import Neighbors, empty
+from serving.index.unmasked import best_allowed, over_fetch
 
 
 class RemoteEngine:
-    """Engine over a collection (serving/index/collection.py). Raises EngineUnavailable while it does not answer.
-
-    Where the collection takes no masks, enough is fetched to hold k allowed rows, and what the mask excludes is dropped. The k that
-    are left are the k nearest allowed of all that the engine ranks, however few were fetched; where fewer are left, the query comes
-    up short and the Searcher asks wider, at last exactly.
-    """
+    """Engine over a collection (serving/index/collection.py). Raises EngineUnavailable while it does not answer."""
 
     def __init__(self, collection: Collection, guard: Guard) -> None:
         self.collection, self.guard, self.rows = collection, guard, collection.rows
@@ -73,22 +67,3 @@ def connect(ref: EngineRef, endpoint: Endpoint, dim: int) -> RemoteEngine:
             f"{ref.name} holds {collection.rows} rows in collection {ref.collection}, where the manifest says {ref.rows}"
         )
     return RemoteEngine(collection, guard)
-
-
-def over_fetch(rows: int, k: int, allowed: int, effort: int = 1) -> int:
-    """How many of `rows` to fetch so that k of the `allowed` ones are most probably among them; `effort` widens it.
-
-    Never more than k and all excluded rows, which hold k allowed ones for certain. The first effort of the Searcher already grows
-    with the share of excluded rows, as this does: only what goes beyond it counts.
-    """
-    share = allowed / rows
-    likely = math.ceil((k + OVER_FETCH_SIGMAS * math.sqrt(k)) / share) + OVER_FETCH_MIN
-    return min(likely * max(1, round(effort * share)), k + rows - allowed)
-
-
-def best_allowed(found: Neighbors, k: int, mask: Mask | None) -> Neighbors:
-    """The best k (or as many as there are columns) of each query that the mask allows, best first, -1 where there are fewer."""
-    if mask is not None:
-        allowed = (found.rows >= 0) & mask.allowed[np.maximum(found.rows, 0)]
-        found = Neighbors(found.similarity, np.where(allowed, found.rows, -1))
-    return merge([found], k)

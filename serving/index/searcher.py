@@ -21,6 +21,8 @@ from serving.index.faiss_engine import SEARCH_PARAMETERS, FaissEngine, concat_fl
 from serving.index.merge import Neighbors, Partition, empty, gather, merge
 from serving.index.pictures import Pictures
 from serving.index.remote_engine import RemoteEngine, connect
+from serving.index.scann_engine import SUFFIX as SCANN
+from serving.index.scann_engine import ScannEngine, open_scann
 from serving.index.segment_group import OpenSegment, SegmentGroup, Selection, concatenated
 from serving.index.sharded_ivf import ShardedIvf, share_training
 from serving.ranking.features import Features
@@ -73,7 +75,7 @@ class Searcher:
                 assert remote is not None
                 engine: Vectors = remote.part(sum(s.vectors for s in opened if s.base))
             else:
-                engine = FaissEngine(read_index(locate(segment.index), manifest.encoder.dim, segment.vectors))
+                engine = open_index(segment.index, locate(segment.index), manifest.encoder.dim, segment.vectors)
             keys = table["key"].to_numpy()
             alive = alive_rows(segment, keys, manifest.segments, locate)
             pictures = open_pictures(segment, keys, locate)
@@ -189,11 +191,19 @@ def _group_segments(segments: list[OpenSegment], remote: RemoteEngine | None) ->
     bases = [(s, engine) for s, engine in coded if s.base]
     same_training = next((group for group in (coded, bases) if len(group) > 1 and share_training([e for _, e in group])), [])
     groups = [SegmentGroup(remote, [s for s in segments if s.base])] if remote is not None and remote.rows else []
+    groups += [SegmentGroup(s.engine, [s]) for s in segments if isinstance(s.engine, ScannEngine)]
     if same_training:
         groups.append(SegmentGroup(ShardedIvf([engine for _, engine in same_training]), [s for s, _ in same_training]))
     if flat:
         groups.append(SegmentGroup(concat_flat([engine for _, engine in flat]), [s for s, _ in flat]))
     return groups + [SegmentGroup(engine, [s]) for s, engine in coded if (s, engine) not in same_training]
+
+
+def open_index(ref: FileRef, path: Path, dim: int, rows: int) -> FaissEngine | ScannEngine:
+    """The engine over an index file: FAISS's or ScaNN's. Raises ContractError for a file that does not fit."""
+    if ref.path.endswith(SCANN):
+        return open_scann(path, dim, rows)
+    return FaissEngine(read_index(path, dim, rows))
 
 
 def open_pictures(segment: Segment, keys: np.ndarray, locate: Callable[[FileRef], Path]) -> Pictures | None:

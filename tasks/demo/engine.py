@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.demo.supervisor import Service, Supervisor
 from tasks.errors import VitrineError
-from tasks.index.engine_families import engine_family
+from tasks.index.engine_families import IN_PROCESS, engine_family
 from tasks.index.families import FAISS
 from tasks.settings import Settings
 
@@ -18,20 +18,22 @@ MILVUS = "http://127.0.0.1:19530"
 
 
 def start_engine(settings: Settings, supervisor: Supervisor) -> str:
-    """Starts the server of the settings' engine unless it runs, and returns its address: theirs if they name one, "" for FAISS.
+    """Starts the server of the settings' engine unless it runs, and returns its address: theirs if they name one, "" in process.
 
-    With FAISS, an engine that earlier versions of this home are in is started all the same, as one of them may be live. Raises
-    VitrineError for an unknown engine, or where the package with its server is missing.
+    In process, an engine that earlier versions of this home are in is started all the same, as one of them may be live. Raises
+    VitrineError for an unknown engine, or where no package carries its server, or that is missing.
     """
     if settings.engine_address:
         return settings.engine_address
     engine = settings.engine
-    if engine == FAISS:
+    if engine != FAISS:
+        engine_family(engine, settings.index_family)
+    if engine in IN_PROCESS:
         engine = next((known for known in PACKAGES if _folder(settings.home, known).exists()), FAISS)
         if engine == FAISS:
             return ""
-    else:
-        engine_family(engine, settings.index_family)
+    if engine not in PACKAGES:
+        raise VitrineError(f"ENGINE={engine} is not started here, as no package carries its server: give VITRINE_ENGINE_ADDRESS")
     package, folder = _server_package(engine), _folder(settings.home, engine)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if engine == "milvus":

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +13,13 @@ from serving.contract.files import ContractError, FileRef, atomic_write, describ
 from serving.contract.keys import shard_of
 from serving.contract.manifest import SegmentPictures
 from serving.contract.palette import PALETTE
-from serving.contract.segments import IMAGES, ROW_COLUMNS, write_index, write_rows
-from serving.index.searcher import omp_threads
+from serving.contract.segments import IMAGES, ROW_COLUMNS, write_rows
 from tasks.catalog.snapshot import product_batches
 from tasks.errors import VitrineError
-from tasks.index.coarse import fast_adding
-from tasks.index.families import FAMILIES
-from tasks.index.graph_reordering import group
-from tasks.index.quantizer_codes import code_adder
-from tasks.index.template import Template, empty_index
+from tasks.index.engine_families import SCANN, buildable
+from tasks.index.faiss_files import FaissShard
+from tasks.index.scann_files import ScannShard
+from tasks.index.template import Template
 from tasks.index.upload import Upload
 from tasks.index.vectors import check_vectors, shard_batches, shard_counts, shard_palettes, shard_pictures
 from tasks.progress import Progress
@@ -88,11 +83,8 @@ def build_shard(
         return kept
     keys = []
     total = shard_counts(vectors_uri, template.shards)[0][shard]
-    index = None if upload else empty_index(template)
-    with (
-        Progress(f"add vectors, shard {shard}", total, "vectors") as progress,
-        upload.adding() if upload else _adding(index, template) as add,
-    ):
+    into = upload or _index_files(template, total)
+    with Progress(f"add vectors, shard {shard}", total, "vectors") as progress, into.adding() as add:
         for block, vectors in shard_batches(vectors_uri, shard):
             check_vectors(vectors, block, template.dim)
             add(vectors)
@@ -102,7 +94,7 @@ def build_shard(
     pictures = shard_pictures(vectors_uri, [shard])
     check_keys(key, pictures, shard, template.shards)
     palettes = shard_palettes(vectors_uri, [shard])
-    order = None if upload else group(index, f", shard {shard}")
+    order = into.rearranged(f", shard {shard}")
     if pictures is not None:
         table = product_rows(snapshot_uri, pictures, palettes, shard, template.shards)
         pictures = pictures if order is None else pictures.take(pa.array(order))
@@ -112,11 +104,9 @@ def build_shard(
         table = with_palettes(rows_of(snapshot_uri, key, shard, template.shards), palettes)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"base-{shard:05d}"
-    if not upload:
-        write_index(folder / f"{name}.faiss", index)
+    index_ref = into.write(folder, name)
     write_rows(folder / f"{name}.parquet", table)
-    index_ref = None if upload else describe(folder / f"{name}.faiss", f"{name}.faiss")
-    table_ref, digest = describe(folder / f"{name}.parquet", f"{name}.parquet"), upload.digest if upload else ""
+    table_ref = describe(folder / f"{name}.parquet", f"{name}.parquet")
     held = None
     if pictures is not None:
         write_rows(folder / f"{name}.pictures.parquet", pictures)
@@ -124,7 +114,7 @@ def build_shard(
             rows=len(pictures), table=describe(folder / f"{name}.pictures.parquet", f"{name}.pictures.parquet")
         )
     built = BuiltShard(
-        shard, len(table), template.family, str(folder), index_ref, table_ref, source, held, digest, template.collection
+        shard, len(table), template.family, str(folder), index_ref, table_ref, source, held, into.digest, template.collection
     )
     with atomic_write(folder / BUILT) as path:
         path.write_text(json.dumps(built.to_json()))
@@ -197,18 +187,9 @@ def _existing_build(folder: Path, source: str) -> BuiltShard | None:
     return kept if kept.source == source else None
 
 
-@contextmanager
-def _adding(index: Any, template: Template) -> Iterator[Any]:
-    """A function that adds vectors to a FAISS index. A graph's links depend on the order in which threads insert: one builds it."""
-    threads = 1 if FAMILIES[template.family].sequential else _all_threads()
-    with omp_threads(threads), code_adder(index) as add, fast_adding(index):
-        yield add
-
-
-def _all_threads() -> int:
-    import faiss
-
-    return faiss.omp_get_max_threads()
+def _index_files(template: Template, rows: int) -> FaissShard | ScannShard:
+    """What takes the vectors of a shard whose index is a file of the version."""
+    return ScannShard(rows, template.dim) if buildable(template.family).engine == SCANN else FaissShard(template)
 
 
 def check_keys(keys: np.ndarray, pictures: pa.Table | None, shard: int, shards: int) -> None:

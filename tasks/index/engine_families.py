@@ -5,8 +5,24 @@ what is measured decides.
 """
 
 from tasks.errors import VitrineError
-from tasks.index.families import ALL_FAMILIES, EFS, EIGHT_BITS, FAMILIES, FINE, Family, graph_cost, probe_grid, scan_cost
+from tasks.index.families import (
+    ALL_FAMILIES,
+    EFS,
+    EIGHT_BITS,
+    FAISS,
+    FAMILIES,
+    FINE,
+    REFINED,
+    USUAL,
+    Family,
+    graph_cost,
+    probe_grid,
+    scan_cost,
+)
 
+SCANN = "scann"
+IN_PROCESS = (FAISS, SCANN)
+"""Engines whose index is a file of the version, which replicas search themselves."""
 NPROBES = (4, 8, 16, 32, 64, 128, 256)
 
 
@@ -30,6 +46,10 @@ ENGINE_FAMILIES = {
     f.name: f for f in (
         _hnsw("pgvector", "hnsw,m=16,ef_construction=100"), _ivf("pgvector", "ivfflat"),
         _hnsw("milvus", "HNSW,M=16,efConstruction=100"), _ivf("milvus", "IVF_FLAT"),
+        Family(
+            "scann_tree_ah", lambda d, n: "tree,ah", REFINED, lambda d: 4.25 * d + 4, scan_cost("fs", "fp16"), trained=False,
+            reach=((EIGHT_BITS, USUAL), (FINE, {"nprobe": 256, "k_factor": 2})), build_s=300.0, engine=SCANN,
+        ),
     )
 }  # fmt: skip
 ENGINES = tuple(dict.fromkeys(f.engine for f in ENGINE_FAMILIES.values()))

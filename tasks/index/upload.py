@@ -5,10 +5,12 @@ import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serving.contract.files import FileRef
 from serving.index.collection import Collection
 from tasks import storage
 from tasks.errors import VitrineError
@@ -43,6 +45,13 @@ class Upload:
         sample = io.BytesIO()
         np.savez(sample, ids=self.wanted + self.first, vectors=np.concatenate(self.kept) if self.kept else np.zeros((0, 0)))
         storage.write_bytes(f"{self.stem}.npz", sample.getvalue())
+
+    def rearranged(self, label: str) -> np.ndarray | None:
+        return None
+
+    def write(self, folder: Path, name: str) -> FileRef | None:
+        """No file: the vectors lie in the engine."""
+        return None
 
     @property
     def digest(self) -> str:

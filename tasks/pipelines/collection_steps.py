@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 from serving.contract.addresses import hide_secrets
 from serving.contract.manifest import EncoderRef
@@ -12,7 +13,7 @@ from tasks.embed.job import EmbedResult, embedding_commit
 from tasks.errors import VitrineError
 from tasks.index.build import BuiltShard
 from tasks.index.collections import ALIAS, PREFIX, CollectionRecord, collection_name, open_collections, record_collection
-from tasks.index.engine_families import buildable, engine_family
+from tasks.index.engine_families import IN_PROCESS, buildable, engine_family
 from tasks.index.families import FAISS
 from tasks.index.template import Template
 from tasks.index.upload import Upload, check_sample, whole_digest
@@ -28,6 +29,10 @@ def check_engine(chosen: Settings) -> None:
     if chosen.engine == FAISS:
         return
     engine_family(chosen.engine, chosen.index_family)
+    if chosen.engine in IN_PROCESS:
+        if find_spec(chosen.engine) is None:
+            raise VitrineError(f"{chosen.engine} needs the package {chosen.engine}: install vitrine[{chosen.engine}]")
+        return
     try:
         open_collections(chosen.engine, chosen.endpoint).count(f"{PREFIX}none", 0, 1)
     except VitrineError:
@@ -38,9 +43,9 @@ def check_engine(chosen: Settings) -> None:
 
 
 def begin_collection(template: Template, encoder: EncoderRef, embedded: EmbedResult, chosen: Settings, run_key: str) -> Template:
-    """Creates the collection for all shards, recorded in the store first; a template of FAISS is given back as it is."""
+    """Creates the collection for all shards, recorded in the store first; a template of index files is given back as it is."""
     engine = buildable(template.family).engine
-    if engine == FAISS:
+    if engine in IN_PROCESS:
         return template
     collections = open_collections(engine, chosen.endpoint)
     name = collection_name(
@@ -53,7 +58,7 @@ def begin_collection(template: Template, encoder: EncoderRef, embedded: EmbedRes
 
 
 def upload_of(template: Template, shard: int, chosen: Settings) -> Upload | None:
-    """The upload of one shard into the template's collection; None where FAISS files are built."""
+    """The upload of one shard into the template's collection; None where index files are built."""
     if not template.collection:
         return None
     collections = open_collections(buildable(template.family).engine, chosen.endpoint)
@@ -63,7 +68,7 @@ def upload_of(template: Template, shard: int, chosen: Settings) -> Upload | None
 
 
 def holds_shard(built: BuiltShard, template: Template, chosen: Settings) -> bool:
-    """Whether the collection still has every row of a shard that an earlier attempt uploaded; of FAISS files always."""
+    """Whether the collection still has every row of a shard that an earlier attempt uploaded; of index files always."""
     if not template.collection:
         return True
     counts, _ = shard_counts(template.vectors_uri, template.shards)
@@ -108,7 +113,7 @@ def show_live(models: Registry, chosen: Settings) -> None:
 
 
 def engine_ref(shards: Sequence[BuiltShard]) -> EngineRef | None:
-    """The manifest's record of the collection that these shards were uploaded to; None for FAISS files."""
+    """The manifest's record of the collection that these shards were uploaded to; None for index files."""
     if not shards or not shards[0].collection:
         return None
     digest = whole_digest([built.digest for built in sorted(shards, key=lambda s: s.shard)])

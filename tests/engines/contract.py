@@ -1,4 +1,5 @@
-"""What every engine must do: the same tests over real servers. A test module subclasses `EngineContract` with its server."""
+"""What every engine must do: the same tests over each. A test module subclasses `EngineContract` with its server, or `SearchContract` for
+an engine in the replica's own process."""
 
 import json
 from dataclasses import dataclass, replace
@@ -113,7 +114,9 @@ def recall(found: np.ndarray, oracle: np.ndarray) -> float:
     return float((found >= oracle[:, -1:] - 1e-5).mean())
 
 
-class EngineContract:
+class SearchContract:
+    """What an engine must do whose index is a file of the version."""
+
     engine: ClassVar[str]
     family: ClassVar[str] = ""
 
@@ -165,18 +168,46 @@ class EngineContract:
     def test_two_versions_answer_side_by_side_and_the_older_one_again(
         self, made: Made, builder: Builder, xq: np.ndarray, tmp_path: Path
     ) -> None:
-        other = make_shop(tmp_path / "shop", n=500, d=D, seed=4)
-        second = builder.make(other, "second")
+        second = builder.make(make_shop(tmp_path / "shop", n=500, d=D, seed=4), "second")
         old, new = made.open(), second.open()
-        assert made.manifest.engine
-        assert second.manifest.engine
-        assert made.manifest.engine.collection != second.manifest.engine.collection
         assert recall(new.search(xq, K).similarity, brute_force(second.rows_of(new), xq, K)) >= RECALL
-        builder.collections().point("vitrine_live", second.manifest.engine.collection)
+        self.show(second, builder)
         again = made.open()  # a rollback opens it anew
         assert recall(again.search(xq, K).similarity, brute_force(made.rows_of(again), xq, K)) >= RECALL
         assert recall(old.search(xq, K).similarity, brute_force(made.rows_of(old), xq, K)) >= RECALL
-        builder.collections().drop(second.manifest.engine.collection)
+
+    def show(self, made: Made, builder: Builder) -> None:
+        """Moves the alias for people, where the engine has one."""
+
+    def test_wrong_dimensions_are_refused(self, made: Made) -> None:
+        wider = made.manifest.model_copy(update={"encoder": made.manifest.encoder.model_copy(update={"dim": D + 1})})
+        with pytest.raises(ContractError, match="dimension"):
+            made.open(wider)
+
+    def test_nan_is_refused_before_anything_is_uploaded(self, builder: Builder, tmp_path: Path) -> None:
+        broken = make_shop(tmp_path / "shop", n=60, d=D)
+        vectors = broken.vectors.copy()
+        vectors[:, 3] = np.nan
+        write_vectors(Path(broken.vectors_uri), broken.keys, vectors, broken.shards)
+        template, chosen = builder.begin(broken, "nan")
+        with pytest.raises(VitrineError, match="NaN"):
+            builder.build(broken, template, chosen, 0)
+        self.nothing_was_uploaded(template, builder)
+
+    def nothing_was_uploaded(self, template: Template, builder: Builder) -> None:
+        """Where the engine holds collections, that of the template is empty."""
+
+
+class EngineContract(SearchContract):
+    """What an engine must do that holds collections, in a process of its own."""
+
+    def show(self, made: Made, builder: Builder) -> None:
+        assert made.manifest.engine
+        builder.collections().point("vitrine_live", made.manifest.engine.collection)
+
+    def nothing_was_uploaded(self, template: Template, builder: Builder) -> None:
+        assert builder.collections().count(template.collection, 0, 60) == 0
+        builder.collections().drop(template.collection)
 
     def test_a_killed_upload_goes_on_where_it_was(self, builder: Builder, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tasks.index.upload.BLOCK_ROWS", 200)
@@ -235,10 +266,7 @@ class EngineContract:
         again = searcher.search(xq, K).rows
         assert np.mean([len(set(a) & set(b)) / K for a, b in zip(before, again, strict=True)]) >= RECALL
 
-    def test_wrong_dimensions_and_counts_are_refused(self, made: Made) -> None:
-        wider = made.manifest.model_copy(update={"encoder": made.manifest.encoder.model_copy(update={"dim": D + 1})})
-        with pytest.raises(ContractError, match="dimension"):
-            made.open(wider)
+    def test_another_number_of_rows_is_refused(self, made: Made) -> None:
         assert made.manifest.engine
         fewer = made.manifest.model_copy(update={"engine": made.manifest.engine.model_copy(update={"rows": N - 1})})
         with pytest.raises(ContractError, match=f"holds {N} rows"):
@@ -255,17 +283,6 @@ class EngineContract:
             lost.open()
         with pytest.raises(VitrineError, match="clear the tasks build_shard"):
             complete_collection(lost.template, [replace_rows(lost, s) for s in range(2)], lost.settings)
-
-    def test_nan_is_refused_before_anything_is_uploaded(self, builder: Builder, tmp_path: Path) -> None:
-        broken = make_shop(tmp_path / "shop", n=60, d=D)
-        vectors = broken.vectors.copy()
-        vectors[:, 3] = np.nan
-        write_vectors(Path(broken.vectors_uri), broken.keys, vectors, broken.shards)
-        template, chosen = builder.begin(broken, "nan")
-        with pytest.raises(VitrineError, match="NaN"):
-            builder.build(broken, template, chosen, 0)
-        assert builder.collections().count(template.collection, 0, 60) == 0
-        builder.collections().drop(template.collection)
 
     def test_the_verifier_reads_the_collection_back(self, made: Made, builder: Builder, xq: np.ndarray) -> None:
         manifest = with_golden(made.manifest, made.open(), xq, made.folder, "", ".")

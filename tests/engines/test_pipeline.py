@@ -11,10 +11,11 @@ import pytest
 from serving.index.searcher import Searcher
 from tasks.errors import VitrineError
 from tasks.index.verify_version import check_index
-from tasks.pipelines import collection_steps, common, rebuild_index, register_index, tune_index
+from tasks.pipelines import collection_steps, common, rebuild_index
 from tasks.registry import ENCODER_MODEL, INDEX_MODEL
 from tasks.settings import Settings
 from tests.catalog.changes.refreshed import LiveShop, own_mlflow
+from tests.engines.rebuilt import rebuilt
 from tests.engines.servers import EngineServer, pgvector_server
 
 pytestmark = [
@@ -49,22 +50,6 @@ def test_an_engine_that_cannot_be_used_is_said_before_anything_is_embedded(wrong
 def test_an_engine_that_answers_is_as_good_as_faiss(server: EngineServer) -> None:
     collection_steps.check_engine(Settings())
     collection_steps.check_engine(replace(Settings(), engine="pgvector", engine_address=server.endpoint.address))
-
-
-def rebuilt(run_key: str) -> str:
-    """The steps of the DAG, in its order; the version that they registered and published."""
-    snapshot, encoder = common.take_snapshot(run_key), rebuild_index.choose_encoder()
-    assert rebuild_index.something_changed(snapshot, encoder)
-    embedded = rebuild_index.embed(snapshot, encoder, run_key)
-    template = rebuild_index.train_template(encoder, embedded, run_key)
-    numbers = rebuild_index.list_shards(template)
-    shards = [rebuild_index.build_shard(n, snapshot, embedded, template, run_key) for n in numbers]
-    assert shards == [rebuild_index.build_shard(n, snapshot, embedded, template, run_key) for n in numbers], "a retry keeps them"
-    tuned = tune_index.tune(snapshot, encoder, template, shards, run_key)
-    made = register_index.register_version(snapshot, encoder, embedded, template, shards, tuned, run_key)
-    assert made.passed, made.summary
-    register_index.publish(made.version)
-    return made.version
 
 
 def test_a_shop_moves_to_pgvector_is_refreshed_there_and_goes_back(

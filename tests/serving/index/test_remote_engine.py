@@ -8,7 +8,8 @@ from serving.index.collection import Endpoint, compare_fetched, exact_limit_s, m
 from serving.index.engine import EngineUnavailable, Mask
 from serving.index.guard import FAILURES, PAUSE_S, Guard
 from serving.index.merge import Neighbors
-from serving.index.remote_engine import RemoteEngine, over_fetch
+from serving.index.remote_engine import RemoteEngine
+from serving.index.unmasked import over_fetch
 
 
 class Ranked:
