@@ -50,8 +50,8 @@ e2e: $(STAMP) java ## over the real Airflow: tasks are killed, three nights, six
 e2e-%: $(STAMP) java ## one of them: make e2e-<name> runs tests/e2e/test_<name>.py
 	@$(PYTEST) -m e2e tests/e2e/test_$*.py
 
-e2e-engines: $(STAMP) ## the contract of the engines that are not in test: ScaNN
-	@$(PYTEST) -m e2e -n0 tests/engines/test_scann.py
+e2e-engines: $(STAMP) ## the contract of the engines that are not in test: ScaNN, Qdrant's client
+	@$(PYTEST) -m e2e -n0 tests/engines/test_scann.py tests/engines/test_qdrant.py
 
 KILLED := release/promotion/test_killed_promotions.py catalog/changes/test_kills.py embed/test_job.py encoder/train/test_distributed.py
 kill-drill: $(STAMP) java ## promotions and refreshes killed before and after every one of their writes, jobs in the middle (was: make chaos)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -16,10 +16,16 @@ from serving.contract.manifest import Scalar
 from serving.index.engine import EngineUnavailable, Mask
 from serving.index.merge import Neighbors, empty, merge
 
-MODULES = {"pgvector": "serving.index.pgvector_engine", "milvus": "serving.index.milvus_engine"}
+MODULES = {
+    "pgvector": "serving.index.pgvector_engine",
+    "milvus": "serving.index.milvus_engine",
+    "qdrant": "serving.index.qdrant_engine",
+}
 """Module of each engine; its function `open_collection(endpoint, name, dim)` gives a `Collection`."""
 MEASURE_S = 600.0
 """Seconds for comparisons with a large part of a collection, which only measurements ask for."""
+CALLS = 3
+"""As many times the limit of an exact comparison may it take where it needs several calls, all of them together."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +116,52 @@ def compare_fetched(
 
     Raises TimeoutError where that takes more than `limit_s`.
     """
-    found, until = empty(len(xq), k), time.monotonic() + limit_s
+    return compare_blocks(lambda ids: dot_products(xq, fetch(ids), ids), len(xq), positions, k, block, limit_s)
+
+
+def compare_blocks(
+    compare: Callable[[np.ndarray], Neighbors], queries: int, positions: np.ndarray, k: int, block: int = 4096,
+    limit_s: float = math.inf,
+) -> Neighbors:  # fmt: skip
+    """Exact k nearest among these ids (n,), block by block; `compare` gives those of each query among the ids of a block.
+
+    Raises TimeoutError where that takes more than `limit_s`.
+    """
+    found, until = empty(queries, k), time.monotonic() + limit_s
     for start in range(0, len(positions), block):
         if time.monotonic() > until:
             raise TimeoutError(f"{start} of {len(positions)} rows were compared in {limit_s:g} s")
-        ids = positions[start : start + block]
-        block_rows = np.broadcast_to(ids, (len(xq), len(ids)))
-        found = merge([found, Neighbors(xq @ fetch(ids).T, block_rows)], k)
+        found = merge([found, compare(positions[start : start + block])], k)
     return found
+
+
+def compare_in_calls(
+    engine: str, endpoint: Endpoint, compare: Callable[[np.ndarray], Neighbors], queries: int, positions: np.ndarray, k: int,
+    block: int,
+) -> Neighbors:  # fmt: skip
+    """As `compare_blocks`, of an engine that is asked once a block. Raises EngineUnavailable where all calls take too long."""
+    limit_s = CALLS * exact_limit_s(endpoint, math.inf)
+    try:
+        return compare_blocks(compare, queries, positions, k, block, limit_s)
+    except TimeoutError as error:
+        raise too_slow(engine, len(positions), limit_s) from error
+
+
+def dot_products(xq: np.ndarray, vectors: np.ndarray, ids: np.ndarray) -> Neighbors:
+    """What each of xq (nq, d) has with the vectors (n, d) of these ids (n,), in any order."""
+    return Neighbors(xq @ vectors.T, np.broadcast_to(ids, (len(xq), len(ids))))
+
+
+def fetch_vectors(
+    fetch: Callable[[list[int]], Mapping[int, Sequence[float]]], positions: np.ndarray, dim: int, block: int
+) -> np.ndarray:
+    """Vectors (n, dim) float32 of these ids (n,), in their order; `fetch` gives those of a block, in any order.
+
+    Raises KeyError for an id that is not there.
+    """
+    parts = [np.zeros((0, dim), np.float32)]
+    for start in range(0, len(positions), block):
+        ids = positions[start : start + block].tolist()
+        by_id = fetch(ids)
+        parts.append(np.array([by_id[n] for n in ids], np.float32).reshape(len(ids), dim))
+    return np.concatenate(parts)

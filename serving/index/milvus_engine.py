@@ -4,8 +4,7 @@ Milvus takes no row masks: more is fetched, up to its limit of 16,384, and few a
 """
 
 import logging
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from grpc import RpcError
@@ -14,7 +13,7 @@ from pymilvus.exceptions import MilvusException
 
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.collection import MEASURE_S, Endpoint, compare_fetched, exact_limit_s, too_slow
+from serving.index.collection import MEASURE_S, Endpoint, compare_in_calls, dot_products, fetch_vectors
 from serving.index.engine import Mask
 from serving.index.merge import Neighbors, empty
 
@@ -22,8 +21,6 @@ MOST = 16_384
 """Milvus's greatest k."""
 BLOCK = 4096
 """Vectors of one answer: 8 MB at dimension 512; Milvus gives at most 100 MB."""
-CALLS = 3
-"""As many times a call's limit may all blocks of a comparison take."""
 EF, NPROBE = 64, 16
 """Defaults where a manifest sets none."""
 MAX_EF, MAX_NPROBE = 32_768, 65_536
@@ -61,26 +58,19 @@ class MilvusCollection:
         return found
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
-        limit_s = CALLS * exact_limit_s(self.endpoint, math.inf)
-        try:
-            return compare_fetched(self.vectors, xq, positions, k, BLOCK, limit_s)
-        except TimeoutError as error:
-            raise too_slow("milvus", len(positions), limit_s) from error
+        def compare(ids: np.ndarray) -> Neighbors:
+            return dot_products(xq, self.vectors(ids), ids)
+
+        return compare_in_calls("milvus", self.endpoint, compare, len(xq), positions, k, BLOCK)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
-        parts = [np.zeros((0, self.dim), np.float32)]
-        for start in range(0, len(positions), BLOCK):
-            ids = positions[start : start + BLOCK]
-            found = self.client.query(
-                self.name,
-                ids=ids.tolist(),
-                output_fields=["id", "embedding"],
-                timeout=self.timeout_s,
-                consistency_level="Eventually",
-            )
-            by_id = {row["id"]: row["embedding"] for row in found}
-            parts.append(np.array([by_id[row] for row in ids.tolist()], np.float32).reshape(len(ids), self.dim))
-        return np.concatenate(parts)
+        return fetch_vectors(self._fetch, positions, self.dim, BLOCK)
+
+    def _fetch(self, ids: list[int]) -> dict[int, Sequence[float]]:
+        found = self.client.query(
+            self.name, ids=ids, output_fields=["id", "embedding"], timeout=self.timeout_s, consistency_level="Eventually"
+        )
+        return {row["id"]: row["embedding"] for row in found}
 
     def _size(self) -> int:
         """The number of rows. Raises ContractError where the collection is gone, not loaded, or has another dimension."""

@@ -19,7 +19,11 @@ from tasks.records import Record
 PREFIX = "vitrine_"
 ALIAS = "vitrine_live"
 """The name under which people find the live version's collection with other tools; nothing of ours reads it."""
-MODULES = {"pgvector": "tasks.index.pgvector_collections", "milvus": "tasks.index.milvus_collections"}
+MODULES = {
+    "pgvector": "tasks.index.pgvector_collections",
+    "milvus": "tasks.index.milvus_collections",
+    "qdrant": "tasks.index.qdrant_collections",
+}
 FOLDER = "collections"
 RECORD = "collection.json"
 
