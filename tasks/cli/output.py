@@ -16,6 +16,8 @@ from tasks.settings import Settings
 console = Console(highlight=False, soft_wrap=True)
 progress = Console(stderr=True, highlight=False)
 """Where waiting is shown, so that standard output holds the answer alone."""
+WORD = 10
+"""A cell's words of up to so many characters (dates, numbers, states) are not broken in a narrow terminal."""
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
 
@@ -24,10 +26,13 @@ def print_table(
 ) -> None:
     """Prints a table as wide as the terminal (80 columns where there is none); longer cells wrap, nothing is cut off."""
     table = Table(show_edge=False, title=title, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    for number, column in enumerate(columns):
+        words = " ".join([column, *(row[number].plain for row in cells)]).split()
+        kept_whole = max((len(word) for word in words if len(word) <= WORD), default=0)
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", min_width=kept_whole)
+    for row in cells:
+        table.add_row(*row)
     console.print(table, soft_wrap=False, width=shutil.get_terminal_size().columns)
 
 

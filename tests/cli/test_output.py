@@ -80,6 +80,16 @@ def test_a_long_table_wraps_and_keeps_every_character(
     assert told.count("[markup]") == 4
 
 
+def test_a_narrow_table_breaks_lines_between_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    columns = ("version", "status", "made", "encoder", "products", "in deltas", "MiB", "gates")
+    print_table(columns, [("2", "live, candidate, green", "2026-12-01 22:53", "1", "10,000,000", "0.0%", "7,812.5", "12 passed")])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = {cell.strip() for line in lines for cell in line.replace("┃", "│").split("│")}
+    assert {"candidate,", "2026-12-01", "22:53", "10,000,000", "7,812.5", "products"} <= cells
+
+
 def test_what_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"mean": float("nan"), "row": np.arange(2), "one": np.float32(0.5), "path": Path("a")})
     assert json.loads(capsys.readouterr().out) == {"mean": None, "row": [0, 1], "one": 0.5, "path": "a"}
