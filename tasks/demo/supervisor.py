@@ -57,7 +57,7 @@ class Supervisor:
                 return False
             self.stop(service.name)
         host, port = address_of(service.health)
-        if _in_use(host, port):
+        if in_use(host, port):
             raise VitrineError(
                 f"port {port} on {host} is in use by another program, so {service.name} cannot start: "
                 f"stop that program, or choose another port with {_setting_of(service.name)}"
@@ -161,7 +161,7 @@ def _clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW_", "MLFLOW_", "VITRINE_"))}
 
 
-def _in_use(host: str, port: int) -> bool:
+def in_use(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0

@@ -1,6 +1,7 @@
 """The engine of a demo: started once, found again, stopped; not at all where an address is given."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -56,3 +57,10 @@ def test_what_cannot_be_started_is_one_sentence(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(engine.PACKAGES, "milvus", "no-such-package")
     with pytest.raises(VitrineError, match="ENGINE=milvus needs the package no-such-package"):
         start_engine(replace(Settings(), home=tmp_path, engine="milvus"), Supervisor(tmp_path))
+
+
+def test_a_second_milvus_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(engine, "ETCD_PEERS", taken.getsockname()[1])
+        with pytest.raises(VitrineError, match=r"port [0-9]+ is taken, probably by another Milvus"):
+            start_engine(replace(Settings(), home=tmp_path, engine="milvus"), Supervisor(tmp_path))
