@@ -53,6 +53,23 @@ e2e-%: $(STAMP) java ## one of them: make e2e-<name> runs tests/e2e/test_<name>.
 e2e-engines: $(STAMP) ## the contract of the engines that are not in test: ScaNN, Qdrant's client
 	@$(PYTEST) -m e2e -n0 tests/engines/test_scann.py tests/engines/test_qdrant.py
 
+# Encoder servers and their clients do not go with the pins: environments whose few packages come before those of .venv.
+ENVS := build/envs
+CLIENTS := $(ENVS)/clients
+e2e-encoder-servers: $(CLIENTS)/.installed $(ENVS)/triton/.installed ## replicas whose photos Triton encodes, over real servers: golden outputs, an outage
+	@$(CLIENTS)/bin/python -m pytest -q -m e2e tests/encoder_servers $(ARGS)
+
+bench-encoder-servers: $(CLIENTS)/.installed $(ENVS)/triton/.installed ## photos encoded in process and by Triton, side by side at 1, 8 and 32 clients
+	@mkdir -p build/bench && $(CLIENTS)/bin/python -m tests.benchmarks.bench_encoder_servers $(ARGS)
+
+$(ENVS)/%/.installed: $(STAMP) tests/encoder_servers/%.txt
+	@echo "installing tests/encoder_servers/$*.txt into $(ENVS)/$*"
+	@$(UV) venv -q --clear --python $(BIN)/python $(ENVS)/$*
+	@VIRTUAL_ENV=$(ENVS)/$* $(UV) pip install -q --no-deps -r tests/encoder_servers/$*.txt
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(ENVS)/$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+	@touch $@
+
 KILLED := release/promotion/test_killed_promotions.py catalog/changes/test_kills.py embed/test_job.py encoder/train/test_distributed.py
 kill-drill: $(STAMP) java ## promotions and refreshes killed before and after every one of their writes, jobs in the middle (was: make chaos)
 	@$(PYTEST) -m "" $(addprefix tests/,$(KILLED))

@@ -55,6 +55,7 @@ class ServingSettings:
     image_root: str = setting(
         "", "folder of the product pictures that it shows; empty: the snapshot's own, if local", "/pictures"
     )
+    notice: str = setting("", "a line on the search page", "Generated test data")
     encoder_runtime: str = setting(
         "onnxruntime", "runtime of the photo encoder: onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt or openvino", "openvino"
     )
@@ -148,7 +149,14 @@ class ServingSettings:
     )  # fmt: skip
     engine_token: str = setting("", "token that this engine asks for, as user:password or an API key", "root:secret", secret=True)
     engine_timeout_s: float = setting(2.0, "seconds for one call of it, of at most three", 0.5, least=0.01, most=DAY_S)
-    notice: str = setting("", "a line on the search page", "Generated test data")
+    encoder_server: str = setting(
+        "", "server that encodes photos instead of `encoder_runtime`: triton (docs/operate/encoder-servers.md)", "triton",
+        area="Encoder servers",
+    )  # fmt: skip
+    encoder_address: str = setting(
+        "", "address of that server, grpc:// or http:// (with TLS grpcs:// or https://)", "grpc://triton:8001"
+    )
+    encoder_timeout_s: float = setting(1.0, "seconds for one call of it, of at most three", 0.3, least=0.01, most=DAY_S)
     role: str = setting(
         "all", "all: holds whole versions; shard: holds some shards for gateways; gateway: asks shard processes", "gateway",
         area="Shards and gateways",

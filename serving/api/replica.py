@@ -23,7 +23,7 @@ from serving.cluster.fleet import RESOLVE_S, Fleet, addresses_of
 from serving.cluster.gateway import GatewayOpener
 from serving.cluster.metrics import GatewayMetrics
 from serving.contract.image_limits import CostlyImage, ImageLimits
-from serving.contract.runtimes import runtime
+from serving.contract.runtimes import Runtime, runtime
 from serving.index.collection import Endpoint
 from serving.ranking.column_changes import with_change
 from serving.ranking.filters import FilterError
@@ -42,6 +42,7 @@ from serving.settings import ServingSettings
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.timing import Deadline, DeadlinePassed, Timings
 from serving.telemetry.tracing import make_tracing
+from serving.versions.encoder_server import EncoderServer
 from serving.versions.metrics import SlotMetrics
 from serving.versions.release import Release
 from serving.versions.repeating_threads import LOADER_POLL_S, Poller
@@ -214,7 +215,7 @@ class Replica:
 
     def _opener(self, source: VersionSource) -> Opener[Release]:
         settings = self.settings
-        encoder_runtime = runtime(settings.encoder_runtime)
+        encoder_runtime = _encoder_runtime(settings)
         if self.fleet is None:
             endpoint = Endpoint(settings.engine_address, settings.engine_token, settings.engine_timeout_s)
             return ReleaseOpener(source, settings.threads, encoder_runtime, endpoint)
@@ -227,6 +228,13 @@ def _timeout_s(timeout_ms: str) -> float:
         if 0 <= (timeout_s := float(timeout_ms) / 1e3) < math.inf:
             return timeout_s
     raise ValueError(f"X-Timeout-Ms: {timeout_ms!r} is no number of milliseconds, such as 250 or 0.5")
+
+
+def _encoder_runtime(settings: ServingSettings) -> Runtime:
+    """What encodes photos: this process, or a server. Raises ValueError for a name or an address that cannot be."""
+    if not settings.encoder_server:
+        return runtime(settings.encoder_runtime)
+    return EncoderServer(settings.encoder_server, settings.encoder_address, settings.encoder_timeout_s)
 
 
 def _fleet(settings: ServingSettings) -> Fleet | None:

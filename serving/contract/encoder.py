@@ -52,7 +52,7 @@ class EncoderFolder:
             raise ContractError(f"{name}: its fingerprint does not follow from its file and preprocessing")
         file = _file(variant, name, runtime)
         path = self._verify_graph(variant, file, open_verified if variant.data is None else verify)
-        session = runtime.open(path, name.partition(".")[2], threads)
+        session = runtime.open(path, name.partition(".")[2], threads, variant.fingerprint)
         encoder = Encoder(session, name, variant.fingerprint, runtime.name, variant.alone)
         self._check_golden(encoder, name)
         return encoder
@@ -68,6 +68,11 @@ class EncoderFolder:
         variant = self.manifest.variant(name)
         inputs, _ = self._golden(name)
         check(name, self._verify_graph(variant, _file(variant, name, runtime), verify), runtime, inputs[:1])
+
+    def verified_graph(self, name: str) -> Path:
+        """The path of the ONNX graph of "tower.variant", it and its weights verified. Raises ContractError."""
+        variant = self.manifest.variant(name)
+        return self._verify_graph(variant, variant.file, verify)
 
     def _verify_graph(self, variant: Variant, file: FileRef, opened: Callable[[Path, FileRef], Path]) -> Path:
         """The path of a variant's file by `opened`, its weights beside it verified, too.
@@ -101,7 +106,7 @@ class EncoderFolder:
 
 
 def _file(variant: Variant, name: str, runtime: Runtime) -> FileRef:
-    if runtime.format == "onnx":
+    if runtime.format != "torchscript":
         return variant.file
     if variant.torchscript is None:
         raise ContractError(f"{name}: this encoder version has no TorchScript file of it; {runtime.name} cannot run it")

@@ -1,7 +1,7 @@
 """Inference runtimes for encoder graphs. A runtime opens a file as a session: a function from a batch to unit vectors.
 
-`EncoderFolder.open` checks every runtime against the same golden outputs. A remote inference server (Triton, TorchServe) would be
-one more class with `name`, `format` and `open`.
+`EncoderFolder.open` checks every runtime against the same golden outputs. Triton and TorchServe are runtimes, too
+(serving/versions/encoder_server.py).
 """
 
 import os
@@ -16,7 +16,8 @@ from serving.contract.files import ContractError
 
 Session = Callable[[np.ndarray], np.ndarray]
 """Pixels (n, size, size, 3) uint8, or tokens (n, context) int64, to unit vectors (n, dim) float32. Threads may share one."""
-Format = Literal["onnx", "torchscript"]
+Format = Literal["onnx", "torchscript", "server"]
+"""What a runtime opens: a file of this process, or a model that a server holds already."""
 DISABLED_OPTIMIZERS = ["FuseFp16InitializerToFp32NodeTransformer"]
 """Optimisers of ORT_ENABLE_ALL that are disabled in every session, at export as in serving.
 
@@ -26,7 +27,7 @@ one that cuts a ViT's patches, is a segmentation fault (docs/decisions/0019). A 
 
 
 class Runtime(Protocol):
-    """Opens model files of one format."""
+    """Opens models of one format."""
 
     @property
     def name(self) -> str: ...
@@ -34,8 +35,11 @@ class Runtime(Protocol):
     @property
     def format(self) -> Format: ...
 
-    def open(self, path: Path, precision: str, threads: int) -> Session:
-        """The graph in `path`, whose variant is `precision` (fp32, fp16 or int8). Raises ContractError in one sentence."""
+    def open(self, path: Path, precision: str, threads: int, fingerprint: str = "") -> Session:
+        """The graph in `path`, whose variant is `precision` (fp32, fp16 or int8). Raises ContractError in one sentence.
+
+        `fingerprint` is the variant's, by which a server knows it.
+        """
         ...
 
 
@@ -47,7 +51,7 @@ class OnnxRuntime:
     provider: str
     format: ClassVar[Format] = "onnx"
 
-    def open(self, path: Path, precision: str, threads: int) -> Session:
+    def open(self, path: Path, precision: str, threads: int, fingerprint: str = "") -> Session:
         import onnxruntime as ort
 
         ort.disable_telemetry_events()
@@ -86,7 +90,7 @@ class OpenVino:
     name: str = "openvino"
     format: ClassVar[Format] = "onnx"
 
-    def open(self, path: Path, precision: str, threads: int) -> Session:
+    def open(self, path: Path, precision: str, threads: int, fingerprint: str = "") -> Session:
         try:
             import openvino
         except ImportError:

@@ -1,4 +1,4 @@
-"""Calls of another engine: retries with backoff, and a circuit breaker while it is away."""
+"""Calls of another engine or an encoder server: retries with backoff, and a circuit breaker while it is away."""
 
 import threading
 import time
@@ -21,10 +21,15 @@ PAUSE_S = 5.0
 
 
 class Guard:
-    """Runs calls of one engine. `transient` are the errors worth another attempt; any other error of the engine fails at once."""
+    """Runs calls of one engine. `transient` are the errors worth another attempt; any other error of the engine fails at once.
 
-    def __init__(self, engine: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self.engine, self.clock = engine, clock
+    `unavailable` is what a call raises that fails or is refused.
+    """
+
+    def __init__(
+        self, engine: str, clock: Callable[[], float] = time.monotonic, unavailable: type[EngineUnavailable] = EngineUnavailable
+    ) -> None:
+        self.engine, self.clock, self.unavailable = engine, clock, unavailable
         self.transient: tuple[type[Exception], ...] = (OSError, TimeoutError)
         self.lock = threading.Lock()
         self.failures, self.closed_until = 0, 0.0
@@ -34,7 +39,7 @@ class Guard:
         """The result of `call`. Raises EngineUnavailable where it fails or is refused. ContractError, ValueError and its own
         EngineUnavailable pass, and are no failure of the engine."""
         if why := self.away():
-            raise EngineUnavailable(why)
+            raise self.unavailable(why)
         if self.failures >= FAILURES:  # the one call that is let through; the others wait for what it meets
             self.closed_until = self.clock() + PAUSE_S
         try:
@@ -43,7 +48,7 @@ class Guard:
             raise
         except Exception as error:  # every client has its own classes
             self._failed(error)
-            raise EngineUnavailable(f"{self.engine} does not answer: {self.last}") from error
+            raise self.unavailable(f"{self.engine} does not answer: {self.last}") from error
         self.failures, self.closed_until = 0, 0.0
         return result
 

@@ -9,8 +9,8 @@ from serving.versions.text_encoder import text_variant
 class EncoderGuard:
     """Checks the encoders of a version before a process opens them. One guard per process.
 
-    Skips encoders that were opened before, and those of the first version, when nothing is served yet and the replica should start
-    soon. An ordinary index version thus costs nothing, one with a new encoder about a second.
+    Skips encoders that were opened before or that a server holds, and those of the first version, when nothing is served yet and the
+    replica should start soon. An ordinary index version thus costs nothing, one with a new encoder about a second.
     """
 
     def __init__(self, check: Check = IN_CHILD) -> None:
@@ -21,7 +21,7 @@ class EncoderGuard:
         """Raises ContractError where the photo or text encoder's graph does not open and run once in a child process."""
         first, words = not self.checked, text_variant(encoders.manifest)
         for name, variant_runtime in ((query, runtime), (words, ONNXRUNTIME)):
-            if not name:
+            if not name or variant_runtime.format == "server":
                 continue
             content = encoders.manifest.variant(name).fingerprint
             if not first and content not in self.checked:

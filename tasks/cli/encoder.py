@@ -1,11 +1,12 @@
-"""`vitrine encoder list`, `show`, `adopt` and `plan`: the encoders there are, one of them as a version, what embedding with it costs."""
+"""`vitrine encoder`: the encoders there are, one of them as a version, what embedding with it costs, and a version for a server."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tasks.cli.output import AsJson, console, print_answer, print_json, print_table, progress
+from tasks.cli.output import AsJson, console, open_registry, print_answer, print_json, print_table, progress
 from tasks.errors import VitrineError
 
 COLUMNS = ("preset", "teacher", "student", "dim", "pixels", "M parameters", "licence", "source")
@@ -109,6 +110,30 @@ def plan(
     snapshot = read_snapshot(uri) if uri else common.take_snapshot(key)
     made = plan_reembedding.reembedding_plan(snapshot, encoder, key)
     print_answer(made.to_json(), made.summary, as_json)
+
+
+@app.command()
+def repository(
+    version: Annotated[str, typer.Argument(help="an encoder version, by number or alias")],
+    folder: Annotated[Path, typer.Argument(help="where model repositories are written; those of other versions stay")],
+    variant: Annotated[str, typer.Option(help="the tower.variant; default: the one that encodes photos")] = "",
+    max_batch: Annotated[int, typer.Option(min=1, help="most pictures in a batch")] = 16,
+    delay_us: Annotated[int, typer.Option(min=0, help="microseconds to wait for a fuller batch")] = 500,
+    instances: Annotated[int, typer.Option(min=1, help="instances of the model")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="threads of ONNX Runtime in an instance (Python backend)")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="on NVIDIA GPUs")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write Triton model repositories of an encoder version, for replicas with VITRINE_ENCODER_SERVER=triton."""
+    from serving.contract.encoder import EncoderFolder
+    from tasks.encoder.servers.triton import Batching, write_repository
+    from tasks.registry import ENCODER_MODEL
+
+    registry = open_registry()
+    encoders = EncoderFolder(registry.encoder_folder(registry.resolve(ENCODER_MODEL, version).version))
+    model = write_repository(encoders, folder, Batching(max_batch, delay_us, instances, threads, gpu), variant)
+    sentence = f"model {model} in {folder}; serve it with tritonserver --model-repository {folder}/onnxruntime"
+    print_answer({"model": model, "folder": folder}, sentence, as_json)
 
 
 def _print_table(name: str, table: dict) -> None:

@@ -20,7 +20,7 @@ class TorchScript:
     name: str = "torch"
     format: ClassVar[Format] = "torchscript"
 
-    def open(self, path: Path, precision: str, threads: int) -> Session:
+    def open(self, path: Path, precision: str, threads: int, fingerprint: str = "") -> Session:
         import torch  # a worker that runs ONNX never pays for it
 
         if precision == "int8":

@@ -93,7 +93,7 @@ class Wrong:
 
     name, format = "wrong", "onnx"
 
-    def open(self, path: Path, precision: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    def open(self, path: Path, precision: str, threads: int, fingerprint: str = "") -> Callable[[np.ndarray], np.ndarray]:
         session = ONNXRUNTIME.open(path, precision, threads)
         return lambda batch: session(np.ascontiguousarray(batch[:, ::-1] if batch.ndim == 4 else batch))
 
@@ -101,7 +101,7 @@ class Wrong:
 class NotANumber(Wrong):
     """A runtime whose arithmetic overflows."""
 
-    def open(self, path: Path, precision: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    def open(self, path: Path, precision: str, threads: int, fingerprint: str = "") -> Callable[[np.ndarray], np.ndarray]:
         session = ONNXRUNTIME.open(path, precision, threads)
         return lambda batch: session(batch) * np.float32(np.nan)
 

@@ -15,6 +15,6 @@ class Hanging:
     name: str = "hanging"
     format: ClassVar[Format] = "onnx"
 
-    def open(self, path: Path, precision: str, threads: int) -> Session:
+    def open(self, path: Path, precision: str, threads: int, fingerprint: str = "") -> Session:
         time.sleep(60)
         raise AssertionError("it was not ended")

@@ -92,7 +92,7 @@ class Recording:
     def __init__(self) -> None:
         self.calls: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def open(self, path: Path, precision: str, threads: int) -> Session:
+    def open(self, path: Path, precision: str, threads: int, fingerprint: str = "") -> Session:
         session = ONNXRUNTIME.open(path, precision, threads)
 
         def run(batch: np.ndarray) -> np.ndarray:
