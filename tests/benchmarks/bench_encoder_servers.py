@@ -115,7 +115,7 @@ def main() -> None:
         encoders = version(Path(scratch, "encoder"), args.model)
         calls: dict[str, Call] = {"in process": in_process(encoders.open(NAME))}
         for name in args.servers:
-            folder = Path(scratch, name)
+            folder = Path(scratch, str(len(calls)))  # tritonserver takes no path with a space
             folder.mkdir()
             server = SERVERS[name](folder, batching)
             server.write(encoders)

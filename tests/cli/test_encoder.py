@@ -1,5 +1,6 @@
 """`vitrine encoder`: what is listed, that what is shown is a recipe, and that adopting registers a version without training."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,9 @@ def test_an_encoder_is_adopted_once_with_and_without_a_student(
     assert tags["verdict"].startswith("failed: beats_colour_histogram")
     assert not [gate for gate in tags["verdict"].split("; ") if gate.startswith("student")]
     assert adopted() == version
+    written = json.loads(run("encoder", "repository", "challenger", str(tmp_path / "models"), "--json"))
+    config = (tmp_path / "models" / "onnxruntime" / written["model"] / "config.pbtxt").read_text()
+    assert manifest.variant(manifest.query).fingerprint in config
     paired = adopted("--student", "vitrine_residual_w8", "--epochs", "1")
     assert paired != version
     assert set(EncoderFolder(registry.encoder_folder(paired)).manifest.towers) == {"teacher", "student", "text"}
