@@ -170,6 +170,7 @@ class Settings:
     max_title_length: int = setting(2000, "most characters of a title; a row beyond it is set aside", 4000)
     max_uri_length: int = setting(4000, "most characters of a picture's address; a row beyond it is set aside", 8000)
     max_pictures: int = setting(16, "most pictures of a product; those beyond, by position, are left out and counted", 8)
+    text_only: bool = setting(False, "a product without any picture is found by words, by its title; no: set aside", "yes")
     max_days_ahead: float = setting(
         1.0, "days a change may lie in the future; one row beyond it, and the catalogue is refused", 2
     )

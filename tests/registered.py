@@ -62,8 +62,8 @@ class Shop:
     They are bound to their manifests unless `bound` is False, and index versions signed with `key` where there is one.
     """
 
-    def __init__(self, home: Path, registry: Registry, products: int = 12) -> None:
-        self.home, self.registry = home, registry
+    def __init__(self, home: Path, registry: Registry, products: int = 12, words: bool = False) -> None:
+        self.home, self.registry, self.words = home, registry, words
         self.bound = True
         self.key: Ed25519PrivateKey | None = None
         self.catalog = small_catalog(home / "shop", products)
@@ -77,7 +77,7 @@ class Shop:
         from tests.tiny import tiny_encoder
 
         folder = self.home / "tiny" / f"{seed}-{dim}"
-        tiny_encoder(folder, dim, seed=seed)
+        tiny_encoder(folder, dim, seed=seed, words=self.words)
         with self.registry.run("encoders", f"{self.home}-tiny-{seed}-{dim}", "tiny") as run:
             run.artifacts(folder, ENCODER_PATH)
             tags = {"preset": "tiny", "verdict": "passed"}
@@ -103,7 +103,7 @@ class Shop:
         name, gates = f"made-{self.built}", good_gates() if gates is None else gates
         taken = snapshot or self.snapshot(name)
         encoder = self.registry.encoder_ref(self.encoder(seed))
-        built = add_version(self.home, taken, name, seed)
+        built = add_version(self.home, taken, name, seed, self.words)
         with self.registry.run("indexes", f"{self.home}-{name}", f"index {taken.id}") as run:
             manifest = self._upload(built, run.run_id).model_copy(update={"encoder": encoder, "gates": gates})
             manifest = manifest.model_copy(update={"embeddings": embeddings})

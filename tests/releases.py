@@ -16,6 +16,7 @@ from serving.contract.keys import shard_of
 from serving.contract.manifest import EncoderRef, IndexManifest, SnapshotRef
 from serving.contract.preprocess import decode
 from serving.index.searcher import Searcher
+from serving.versions.text_encoder import TextEncoder
 from serving.versions.version_source import FolderSource
 from tasks.catalog.snapshot import Snapshot, product_table, take_snapshot
 from tasks.index.build import build_shard
@@ -41,16 +42,24 @@ def set_aliases(home: Path, **aliases: str) -> None:
     (home / "release" / "aliases.json").write_text(json.dumps(aliases))
 
 
-def add_version(home: Path, snapshot: Snapshot, version: str, seed: int = 0) -> IndexManifest:
-    """Builds an index version with the tiny encoder of this seed and adds it to the exported release."""
+def add_version(home: Path, snapshot: Snapshot, version: str, seed: int = 0, words: bool = False) -> IndexManifest:
+    """Builds an index version with the tiny encoder of this seed and adds it to the exported release; with `words` one that answers
+    them, and that holds the products without a picture by their titles."""
     release, work = home / "release", home / "work" / version
-    encoder = tiny_encoder(home / "encoders" / str(seed), seed=seed)
+    encoder = tiny_encoder(home / "encoders" / str(seed), seed=seed, words=words)
     folder = EncoderFolder(home / "encoders" / str(seed))
     manifest_ref = describe(folder.folder / "encoder.json", "encoder/encoder.json")
     shutil.copytree(folder.folder, release / "encoders" / manifest_ref.sha256, dirs_exist_ok=True)
     keys, positions, paths = usable_pictures(snapshot)
     pixels = [decode(path.read_bytes(), encoder.preprocess) for path in paths]
     vectors = folder.open(encoder.document).encode(np.stack(pixels))
+    shown = vectors
+    if words:
+        bare = [row for row in product_table(snapshot.uri).to_pylist() if not row["image_uri"]]
+        text = TextEncoder.open(folder)
+        keys = np.append(keys, np.array([row["key"] for row in bare], np.int64))
+        positions = np.append(positions, np.full(len(bare), -1, np.int16))
+        vectors = np.stack([*vectors, *(text.encode(row["title"]) for row in bare)])
     write_vectors(work / "vectors", keys, positions, vectors)
     template = train_template(str(work / "vectors"), IndexConfig(shards=SHARDS), work)
     built = [build_shard(str(work / "vectors"), snapshot.uri, template, shard, work / str(shard)) for shard in range(SHARDS)]
@@ -70,7 +79,7 @@ def add_version(home: Path, snapshot: Snapshot, version: str, seed: int = 0) -> 
     )  # fmt: skip
     files = {p.name: p for shard in range(SHARDS) for p in (work / str(shard)).iterdir()}
     searcher = Searcher.open(manifest, lambda ref: files[Path(ref.path).name])
-    manifest = with_golden(manifest, searcher, vectors[:6], work, "", "files")
+    manifest = with_golden(manifest, searcher, shown[:6], work, "", "files")
     files["golden.npz"] = work / "golden.npz"
     (release / "files").mkdir(parents=True, exist_ok=True)
     for ref in manifest.files():

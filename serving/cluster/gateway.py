@@ -69,21 +69,23 @@ class RemoteSearcher(Searcher):
         return cls(manifest, segments, features_of(manifest, tables), version, client)
 
     def search(
-        self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None
-    ) -> Neighbors:
+        self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None,
+        words: bool = False,
+    ) -> Neighbors:  # fmt: skip
         """k nearest rows over all shards. Raises ShardsUnavailable; ValueError for masks and parameters, which cannot be sent."""
         if allowed is not None or params is not None:
             raise ValueError("a gateway sends shards filters, not masks or parameters")
-        return self._complete(self.search_shards(xq, k, measure="index"))
+        return self._complete(self.search_shards(xq, k, measure="index", words=words))
 
-    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Neighbors:
+    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, words: bool = False) -> Neighbors:
         if allowed is not None:
             raise ValueError("a gateway sends shards filters, not masks")
-        return self._complete(self.search_shards(xq, k, measure="exact"))
+        return self._complete(self.search_shards(xq, k, measure="exact", words=words))
 
     def search_shards(
-        self, xq: np.ndarray, k: int, query_filter: Filter | None = None, latest: float | None = None, measure: str = ""
-    ) -> Neighbors:
+        self, xq: np.ndarray, k: int, query_filter: Filter | None = None, latest: float | None = None, measure: str = "",
+        words: bool = False,
+    ) -> Neighbors:  # fmt: skip
         """k nearest rows over the shards that answer; `missing` counts the others. Raises ShardsUnavailable when none answers.
 
         `measure`: "index" or "exact" for measurements by either search, ignoring the version's required filter.
@@ -95,6 +97,7 @@ class RemoteSearcher(Searcher):
             "k": k,
             "filter": query_filter.root if query_filter else None,
             "measure": measure,
+            "words": words,
         }
         shapes = dict.fromkeys(("similarity", "row", *(["picture"] if self.manifest.several_pictures else [])), (len(xq), k))
         parts = self._request(SEARCH, self.shards, header, {"query": xq}, shapes, latest, EXACT_S if measure else 0.0)
@@ -180,13 +183,14 @@ class GatewayRelease(Release):
         return self.searcher.vector(row, latest)
 
     def retrieve(
-        self, xq: np.ndarray, candidates: int, query_filter: Filter | None = None, latest: float | None = None
-    ) -> Neighbors:
+        self, xq: np.ndarray, candidates: int, query_filter: Filter | None = None, latest: float | None = None,
+        words: bool = False,
+    ) -> Neighbors:  # fmt: skip
         if query_filter is not None:
             check_filter(
                 self.searcher.features, query_filter
             )  # here all columns are known; a shard may lack one that others have
-        return self.searcher.search_shards(xq, candidates, query_filter, latest)
+        return self.searcher.search_shards(xq, candidates, query_filter, latest, words=words)
 
     def warm(self, rounds: int = 3) -> None:
         """Warms the encoder and the shards; missing shards are only logged, since they warm themselves."""

@@ -103,8 +103,8 @@ class ShardServer:
 
         def work() -> bytes:
             began = time.perf_counter()
-            measure = header.get("measure")
-            found = shard.measure(xq, k, measure == "exact") if measure else shard.search(xq, k, wanted)
+            measure, words = header.get("measure"), bool(header.get("words"))
+            found = shard.measure(xq, k, measure == "exact", words) if measure else shard.search(xq, k, wanted, words)
             took_s = time.perf_counter() - began
             self.shard_metrics.count(str(header["shard"]), shard_set.version, took_s)
             columns = {"similarity": found.similarity, "row": found.rows}

@@ -35,17 +35,18 @@ class ShardSearcher:
         require = config.rules.require
         self.required = filter_mask(searcher.features, require) if require else None
 
-    def search(self, xq: np.ndarray, k: int, query_filter: Filter | None) -> Neighbors:
+    def search(self, xq: np.ndarray, k: int, query_filter: Filter | None, words: bool = False) -> Neighbors:
         """k nearest rows of unit queries xq (nq, d) that pass the filter and the required filter, as in a whole version."""
         mask = self.required
         if query_filter is not None:
             chosen = filter_mask(self.searcher.features, query_filter)
             mask = chosen if mask is None else chosen & mask
-        return self._to_handles(self.searcher.search(xq, k, mask))
+        return self._to_handles(self.searcher.search(xq, k, mask, words=words))
 
-    def measure(self, xq: np.ndarray, k: int, exact: bool) -> Neighbors:
+    def measure(self, xq: np.ndarray, k: int, exact: bool, words: bool = False) -> Neighbors:
         """k nearest live rows without the required filter, by the index or exactly: for measurements."""
-        return self._to_handles(self.searcher.exact(xq, k) if exact else self.searcher.search(xq, k))
+        search = self.searcher.exact if exact else self.searcher.search
+        return self._to_handles(search(xq, k, words=words))
 
     def _to_handles(self, found: Neighbors) -> Neighbors:
         return replace(found, rows=np.where(found.rows < 0, -1, found.rows + self.start))

@@ -8,8 +8,9 @@ class Counts(FrozenModel):
     """Reconciled product counts: catalogue == embedded + quarantined; servable == embedded.
 
     `pictures` are those that can be found, of the servable products, where some have several: one vector each, so that a picture that a
-    product has twice counts once. `quarantined_pictures` are those that cannot be used, `quarantined_rows` rows of the source that the
-    snapshot set aside, so that they never became products: the source had the snapshot's rows and these. None: not counted.
+    product has twice counts once. `titles` are servable products without any picture, found by words alone, where there are some: the one
+    vector of such a product counts among `pictures`. `quarantined_pictures` are those that cannot be used, `quarantined_rows` rows of the
+    source that the snapshot set aside, so that they never became products: the source had the snapshot's rows and these. None: not counted.
     """
 
     catalogue: Count
@@ -19,15 +20,18 @@ class Counts(FrozenModel):
     tombstoned: Count = 0
     servable: Count
     pictures: Count | None = optional()
+    titles: Count | None = optional()
     quarantined_rows: Count | None = optional()
     quarantined_pictures: Count | None = optional()
 
     @property
     def of_pictures(self) -> str:
         """The pictures, as text that continues a sentence about the products; "" where each has one."""
+        titles = f"; {self.titles:,} have no picture and are found by words alone" if self.titles else ""
         if self.pictures is None:
-            return ""
-        return f"; of their pictures {self.pictures:,} can be found and {self.quarantined_pictures or 0:,} are in quarantine"
+            return titles
+        found, lost = self.pictures - (self.titles or 0), self.quarantined_pictures or 0
+        return f"{titles}; of their pictures {found:,} can be found and {lost:,} are in quarantine"
 
     @property
     def set_aside(self) -> str:

@@ -52,6 +52,12 @@ class Pictures:
         return int(np.bincount(self.rows).max(initial=0))
 
     @cached_property
+    def depicted(self) -> np.ndarray | None:
+        """Which rows (m,) bool have a picture: those with a title alone have none. None where every position is a picture's."""
+        shown = self.places >= 0
+        return None if shown.all() else np.bincount(self.rows, shown) > 0
+
+    @cached_property
     def in_order(self) -> bool:
         """Whether a product's pictures lie together, as in every index but a regrouped graph."""
         return bool((self.rows[1:] >= self.rows[:-1]).all())

@@ -31,7 +31,8 @@ from serving.ranking.features import Features
 class Searcher:
     """An index version opened for search. Immutable and thread-safe.
 
-    `rows` counts products in segments, `vectors` their pictures; `live_rows` and `live_vectors` those that no tombstone hides.
+    `rows` counts products in segments, `vectors` their pictures; `live_rows` and `live_vectors` those that no tombstone hides, and
+    `live_titles` how many of these vectors are of a title, as the product has no picture.
     `threads`: OpenMP threads per search; 1 where many requests are answered in parallel. `remote` holds the bases of a version whose
     manifest names an engine; deltas and tombstones are segments as ever.
     """
@@ -48,6 +49,7 @@ class Searcher:
         self.live_rows = self.rows - sum(hidden)
         self.vectors = sum(s.vectors for s in segments)
         self.live_vectors = sum(s.live_vectors for s in segments)
+        self.live_titles = sum(s.live_titles for s in segments if s.has_titles)
         self.remote = remote
         self.groups = _group_segments(segments, remote)
 
@@ -92,16 +94,19 @@ class Searcher:
         return self.remote.guard.away() if self.remote is not None else ""
 
     def search(
-        self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None
-    ) -> Neighbors:
+        self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None,
+        words: bool = False,
+    ) -> Neighbors:  # fmt: skip
         """k nearest live rows of unit queries xq (nq, d) float32, among `allowed` (rows,) bool when given.
+
+        Products without a picture are found where the queries are `words`, and never by a photo.
 
         A product counts by its best picture; the result says which (`Neighbors.pictures`) where some have several. `params` replaces
         the manifest's search parameters (for tuning). Raises ValueError for queries, k or a filter of wrong shape, dtype or value.
         """
         xq = self._checked(xq, allowed, k)
         chosen = params or self.params
-        selections = [group.select(allowed) for group in self.groups]
+        selections = [group.select(allowed, words) for group in self.groups]
         products = sum(s.products for s in selections)
 
         def partition(group: SegmentGroup, selected: Selection) -> Partition:
@@ -111,11 +116,11 @@ class Searcher:
             there = [partition(*one) for one in zip(self.groups, selections, strict=True) if one[1].products]
             return gather(there, len(xq), k) if there and k else empty(len(xq), k)
 
-    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Neighbors:
+    def exact(self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, words: bool = False) -> Neighbors:
         """Exact k nearest live rows: compares every matching row's stored vector. Arguments as in `search`."""
         xq = self._checked(xq, allowed, k)
         with measuring():
-            found = [group.exact(group.select(allowed), xq, k) for group in self.groups]
+            found = [group.exact(group.select(allowed, words), xq, k) for group in self.groups]
         return merge(found, k) if found else empty(len(xq), k)
 
     def vector(self, row: int) -> np.ndarray:

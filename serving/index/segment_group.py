@@ -52,9 +52,27 @@ class OpenSegment:
         """Which rows are live: (rows,) bool."""
         return np.ones(self.rows, bool) if self.alive is None else self.alive
 
-    def expand(self, rows: np.ndarray) -> np.ndarray:
-        """A mask of rows as one of positions."""
-        return rows if self.pictures is None else rows[self.pictures.rows]
+    @property
+    def has_titles(self) -> bool:
+        """Whether some positions are titles, which only words find."""
+        return self.pictures is not None and self.pictures.depicted is not None
+
+    @property
+    def live_titles(self) -> int:
+        """The number of titles that no tombstone hides."""
+        return self.live_vectors - int(self.expand(self.live(), titles=False).sum())
+
+    def depicted(self, rows: np.ndarray) -> np.ndarray:
+        """A mask of rows without those that have no picture."""
+        shown = None if self.pictures is None else self.pictures.depicted
+        return rows if shown is None else rows & shown
+
+    def expand(self, rows: np.ndarray, titles: bool = True) -> np.ndarray:
+        """A mask of rows as one of positions; without `titles`, of pictures alone."""
+        if self.pictures is None:
+            return rows
+        mask = rows[self.pictures.rows]
+        return mask if titles or not self.has_titles else mask & (self.pictures.places >= 0)
 
     def positions_of(self, row: int) -> np.ndarray:
         """Positions (n,) of the pictures of the product with this handle, the main one first."""
@@ -81,6 +99,7 @@ class SegmentGroup:
         self.begins = self.ends - sizes
         self.shifts = np.array([s.start for s in segments]) - self.begins
         self.several = any(s.pictures is not None for s in segments)
+        self.titles = any(s.has_titles for s in segments)
         hidden = any(s.alive is not None for s in segments)
         self.alive = Mask(concatenated([s.expand(s.live()) for s in segments])) if hidden else None
         live = [s.rows if s.alive is None else int(s.alive.sum()) for s in segments]
@@ -91,18 +110,30 @@ class SegmentGroup:
         """The most pictures that one product has."""
         return max(1 if s.pictures is None else s.pictures.most for s in self.segments)
 
-    def select(self, allowed: np.ndarray | None) -> Selection:
-        """What is live and, by the handles' mask `allowed` (n,) bool, allowed; None: all that is live."""
+    @cached_property
+    def depicted(self) -> Selection:
+        """What is live and a picture."""
+        return self._selection([s.live() for s in self.segments], titles=False)
+
+    def select(self, allowed: np.ndarray | None, words: bool = False) -> Selection:
+        """What is live and, by the handles' mask `allowed` (n,) bool, allowed; None: all that is live. Titles only for `words`."""
+        titles = words or not self.titles
         if allowed is None:
-            return self.all
+            return self.all if titles else self.depicted
         rows = [allowed[s.start : s.start + s.rows] for s in self.segments]
         if not self.several:
             mine = concatenated(rows)
             mask = Mask(mine if self.alive is None else mine & self.alive.allowed)
             return Selection(mask, mask.count, mask.count)
         live = [r if s.alive is None else r & s.alive for s, r in zip(self.segments, rows, strict=True)]
-        mask = Mask(concatenated([s.expand(r) for s, r in zip(self.segments, live, strict=True)]))
-        return Selection(mask, sum(int(np.count_nonzero(r)) for r in live), mask.count)
+        return self._selection(live, titles)
+
+    def _selection(self, rows: list[np.ndarray], titles: bool) -> Selection:
+        """The selection of these rows of each segment (n,) bool, of their titles too or of their pictures alone."""
+        if not titles:
+            rows = [s.depicted(r) for s, r in zip(self.segments, rows, strict=True)]
+        mask = Mask(concatenated([s.expand(r, titles) for s, r in zip(self.segments, rows, strict=True)]))
+        return Selection(mask, sum(int(np.count_nonzero(r)) for r in rows), mask.count)
 
     def handles(self, positions: np.ndarray) -> np.ndarray:
         """Converts positions to handles where each is a row; -1 stays."""

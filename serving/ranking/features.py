@@ -150,7 +150,8 @@ class Features:
         ]  # fmt: skip
 
     def picture_uri(self, row: int, picture: int = 0) -> str | None:
-        """Where a picture of a row's product lies: 0 the one that is shown of it, i the i-th further one; None where it has none such."""
+        """Where a picture of a row's product lies: 0 the one that is shown of it, i the i-th further one; None where it has none such,
+        "" for 0 where it has no picture at all."""
         if not picture:
             return str(self.take(np.array([row]), ["image_uri"])[0]["image_uri"])
         if not self.has_pictures:

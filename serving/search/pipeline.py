@@ -64,7 +64,8 @@ def search(
         wanted = max(request.candidates or release.candidates, request.k + (encoded.row is not None))
         found = cache.candidates(encoded, wanted)
         if found is None:
-            found = release.retrieve(encoded.vector[None], wanted, request.filter, timings.deadline.at)
+            words = query.words(release, encoded)
+            found = release.retrieve(encoded.vector[None], wanted, request.filter, timings.deadline.at, words)
             cache.put_candidates(encoded, wanted, found)
     with timings.phase("rank"):
         ranked = release.rank(found, request.k, encoded, user)
@@ -85,9 +86,12 @@ def search(
 
 
 def _add_matched(results: list[Result], pictures: np.ndarray) -> None:
-    """Says of each result which of its product's pictures matched, (n,) by position."""
+    """Says of each result which of its product's pictures matched, (n,) by position; -1, a title: the product has no picture."""
     for result, picture in zip(results, pictures.tolist(), strict=True):
-        result["matched_image"] = result["image_url"] + (f"?picture={picture}" if picture > 0 else "")
+        if picture < 0:
+            result["image_url"] = result["matched_image"] = None
+        else:
+            result["matched_image"] = f"{result['image_url']}?picture={picture}" if picture else result["image_url"]
 
 
 def row_of(searcher: Searcher, product_id: str) -> int:

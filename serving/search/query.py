@@ -8,7 +8,7 @@ import numpy as np
 
 from serving.contract.box import Box
 from serving.search.schemas import SearchRequest
-from serving.versions.release import Release
+from serving.versions.release import EncodedQuery, Release
 from serving.versions.text_encoder import TextEncoder
 
 
@@ -74,6 +74,14 @@ class Query:
     @property
     def personal(self) -> bool:
         return self.request.user is not None
+
+    def words(self, release: Release, encoded: EncodedQuery) -> bool:
+        """Whether products without a picture may answer, where the version has some: to a text, or to such a product itself."""
+        if not release.manifest.several_pictures:
+            return False
+        if encoded.row is not None:
+            return not release.searcher.features.picture_uri(encoded.row)
+        return self.request.text is not None
 
     def photo_bytes(self) -> bytes:
         """The photo's bytes. Raises QueryError(404) where only its sha256 is known."""

@@ -94,7 +94,8 @@ class Result(TypedDict):
 
     `score` orders them: the similarity of the picture, and what the ranker adds. `match` is the score as a share of what a product's
     own picture would score, 0 to 1; absent where the query is words alone. `matched_image`: the address of the product's picture that
-    matched; in every result of a version whose products may have several pictures, and in none of others.
+    matched; in every result of a version whose products may have several pictures, and in none of others. Both addresses are null of a
+    product without a picture, which was found by its title.
 
     A dict, not a model: twenty of them are made for every answer. In the order they are filled in, so that an answer that is
     remembered is the same to the byte.
@@ -110,8 +111,8 @@ class Result(TypedDict):
     score: float
     similarity: float
     match: NotRequired[float]
-    image_url: str
-    matched_image: NotRequired[str]
+    image_url: str | None
+    matched_image: NotRequired[str | None]
     reasons: NotRequired[dict[str, float]]
     notes: NotRequired[list[str]]
 

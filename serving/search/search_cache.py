@@ -74,4 +74,5 @@ class SearchCache:
     def _candidates_key(self, encoded: EncodedQuery, k: int) -> str:
         chosen = self.query.request.filter
         rest = sha256((chosen.canonical() if chosen else "").encode()).hexdigest()[:32]
-        return f"{self.release.identity}|{sha256(encoded.vector.tobytes()).hexdigest()}|{k}|{rest}"
+        words = "|words" if self.query.words(self.release, encoded) else ""
+        return f"{self.release.identity}|{sha256(encoded.vector.tobytes()).hexdigest()}|{k}|{rest}{words}"

@@ -237,7 +237,8 @@ function card(result, slot) {
   const part = (name) => item.querySelector(name);
   part(".card").addEventListener("click", () => takeProduct(result, slot));
   part("img").addEventListener("error", () => part(".picture").classList.add("none"));
-  draw(part("img"), result.matched_image || result.image_url, slot);
+  const source = result.matched_image || result.image_url;
+  if (source) draw(part("img"), source, slot); else part(".picture").classList.add("none"); // found by its title
   part(".title").textContent = result.title;
   const money = result.price === null ? "" : `${result.price.toFixed(2)} ${result.currency}`;
   part(".price").textContent = [money, result.brand].filter(Boolean).join(" · ");

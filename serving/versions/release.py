@@ -175,13 +175,15 @@ class Release:
         return self.searcher.vector(row)
 
     def retrieve(
-        self, xq: np.ndarray, candidates: int, query_filter: Filter | None = None, latest: float | None = None
-    ) -> Neighbors:
-        """First phase: the nearest rows of unit query vectors xq (nq, d) that pass the filters.
+        self, xq: np.ndarray, candidates: int, query_filter: Filter | None = None, latest: float | None = None,
+        words: bool = False,
+    ) -> Neighbors:  # fmt: skip
+        """First phase: the nearest rows of unit query vectors xq (nq, d) that pass the filters; of products without a picture only for
+        `words`.
 
         `latest` (by time.monotonic) is the request's deadline, used where shards are searched over the network.
         """
-        return self.searcher.search(xq, candidates, self.allowed(query_filter))
+        return self.searcher.search(xq, candidates, self.allowed(query_filter), words=words)
 
     def rank(self, found: Neighbors, k: int, query: EncodedQuery, user: User | None = None) -> Ranked:
         """Second phase: the k best of one query's candidates, with the user's preferences."""

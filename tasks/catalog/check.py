@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from serving.contract.image_header import open_image
 from serving.contract.image_limits import DEFAULT_LIMITS, ImageRejected
 from tasks.catalog.check_columns import ColumnUse, column_uses
 from tasks.catalog.product_pictures import IMAGES, PICTURE_ROWS, picture_rows
-from tasks.catalog.schema import ProductRows, read_products, to_photos
+from tasks.catalog.schema import ALIASES, EMPTY, ProductRows, read_products, to_photos
 from tasks.catalog.sources import open_source
 from tasks.catalog.sources.pictures import attach_pictures
 from tasks.catalog.sources.settings import source_options
@@ -59,7 +60,8 @@ class Pictures:
 class CatalogCheck:
     """`rows` is the size of the sample, `whole` whether that is all of them; `wrong` are sentences of what has to be mended.
 
-    `labelled_photos` is how many of the first photos could be read; None where there is no such table.
+    `labelled_photos` is how many of the first photos could be read; None where there is no such table. `title_only` products name no
+    picture: with `text_only` they are found by their titles, without it their rows are set aside.
     """
 
     catalogue: str
@@ -68,6 +70,8 @@ class CatalogCheck:
     columns: list[ColumnUse] = field(default_factory=list)
     set_aside: int = 0
     reasons: list[Reason] = field(default_factory=list)
+    title_only: int = 0
+    text_only: bool = False
     pictures: Pictures | None = None
     labelled_photos: int | None = None
     wrong: list[str] = field(default_factory=list)
@@ -113,14 +117,18 @@ def _check(source: RawSource, shown: str, settings: Settings, rows: int, picture
         return CatalogCheck(shown, sum(b.num_rows for b in sample), whole, uses, wrong=wrong)
     usable = pa.concat_tables([_picture_columns(f.table) for f in found], promote_options="default")
     reasons = _reasons(found, source.rejected)
-    looked = _pictures(usable, source.image_root, settings, pictures)
+    text_only = source.options.limits.text_only
+    bare = sum(r.problem == EMPTY and ALIASES.get(r.column, r.column) == "image_uri" for f in found for r in f.unusable)
+    depicted = usable.filter(pc.not_equal(usable["image_uri"], ""))
+    looked = _pictures(depicted, source.image_root, settings, pictures)
     looked = replace(looked, left_out=sum(sum(f.pictures_left_out.to_pylist()) for f in found if f.pictures_left_out is not None))
     count = sum(b.num_rows for b in sample) + len(source.rejected)
     set_aside = count - len(usable)
     wrong += _twice(usable) + _verdicts(set_aside, count, looked, whole and looked.tried == looked.total, settings)
     photos, problem = _photos(source)
     wrong += [problem] if problem else []
-    return CatalogCheck(shown, count, whole, uses, set_aside, reasons, looked, photos, wrong)
+    title_only = len(usable) - len(depicted) if text_only else bare
+    return CatalogCheck(shown, count, whole, uses, set_aside, reasons, title_only, text_only, looked, photos, wrong)
 
 
 def _sample(source: RawSource, rows: int) -> tuple[list[pa.RecordBatch], bool]:

@@ -37,6 +37,7 @@ PHOTO_SCHEMA = pa.schema([
 
 ALIASES = {"image": "image_uri", "photo": "photo_uri"}
 REQUIRED = ("product_id", "title", "image_uri")
+EMPTY = "is empty; every product needs one"
 SPLITS = ("train", "val", "test")
 DEFAULTS: dict[str, Any] = {
     "description": "", "brand": "", "price": None, "currency": "", "in_stock": True, "popularity": 0.0, "priority": False,
@@ -60,6 +61,13 @@ class RowLimits:
     deepest_category: int = 12
     most_pictures: int = 16
     """Further pictures beyond so many in all are left out; the row stays."""
+    text_only: bool = False
+    """Whether a row that names no picture is a product, found by its title; its `image_uri` is then ""."""
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The columns that no product may be without."""
+        return tuple(n for n in REQUIRED if not (self.text_only and n == "image_uri"))
 
     def problems(self, columns: dict[str, pa.Array]) -> Iterable[tuple[str, pa.Array, str]]:
         """(column, rows out of bounds (n,) bool, what is wrong); a missing value is out of no bounds."""
@@ -144,10 +152,10 @@ def read_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT
         columns["image_uri"], columns[IMAGES], pictures_left_out = merge_pictures(
             columns["image_uri"], [columns.pop(n) for n in lists], limits.longest_uri, limits.most_pictures
         )
-    for name in REQUIRED:
-        note(
-            _rows(pc.or_kleene(pc.is_null(columns[name]), pc.equal(columns[name], ""))), name, "is empty; every product needs one"
-        )
+    for name in limits.required:
+        note(_rows(pc.or_kleene(pc.is_null(columns[name]), pc.equal(columns[name], ""))), name, EMPTY)
+    if limits.text_only:
+        columns["image_uri"] = pc.fill_null(columns["image_uri"], "")
     if "department" in table.column_names:
         columns["category"] = _below(convert(table["department"], "text").values, columns["category"])
     for name, beyond, what in limits.problems(columns):

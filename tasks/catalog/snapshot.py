@@ -14,7 +14,16 @@ from serving.contract.keys import product_keys
 from tasks import storage
 from tasks.catalog.product_pictures import IMAGES
 from tasks.catalog.schema import DEFAULT_LIMITS, PHOTO_SCHEMA, RowLimits, read_products, to_photos
-from tasks.catalog.snapshot_writer import FURTHER, JOURNAL, LEFT_OUT, UNUSABLE, UNUSABLE_SCHEMA, SnapshotWriter, part_batches
+from tasks.catalog.snapshot_writer import (
+    FURTHER,
+    JOURNAL,
+    LEFT_OUT,
+    TITLES,
+    UNUSABLE,
+    UNUSABLE_SCHEMA,
+    SnapshotWriter,
+    part_batches,
+)
 from tasks.catalog.sources import Source, SourceOptions, open_source
 from tasks.errors import CatalogError, CatalogMissing
 from tasks.progress import Progress
@@ -34,7 +43,7 @@ class Snapshot(Record):
     `orphan_photos` were left out because the catalogue does not have the product that they show; `photos` does not count them.
     `quarantined_rows` could not be used (`unusable_rows` has each with its reason); `rows` does not count them. `left_out` says why
     a column of the catalogue is not in the snapshot. `further_pictures` are those in the column images, which is there where there is
-    one; `pictures_left_out` were too many of a product, or had too long an address.
+    one; `pictures_left_out` were too many of a product, or had too long an address. `titles` are products that name no picture.
     """
 
     id: str
@@ -49,17 +58,18 @@ class Snapshot(Record):
     left_out: dict[str, str] = field(default_factory=dict)
     further_pictures: int = 0
     pictures_left_out: int = 0
+    titles: int = 0
 
     @property
     def pictures(self) -> int:
-        """Number of pictures of all products: a main one each, and the further ones."""
+        """Number of pictures of all products: a main one each, or a title in its place, and the further ones."""
         return self.rows + self.further_pictures
 
     @property
     def orphans(self) -> str:
         """The photos left out, as text that continues a sentence; "" when there were none."""
-        count = self.orphan_photos
-        return f"labelled photos left out because their product is not in the catalogue: {count}" if count else ""
+        count, or_bare = self.orphan_photos, " or has no picture" if self.titles else ""
+        return f"labelled photos left out because their product is not in the catalogue{or_bare}: {count}" if count else ""
 
 
 def take_snapshot(source_uri: str, snapshots_uri: str, snapshot_id: str, options: SourceOptions | None = None) -> Snapshot:
@@ -99,11 +109,11 @@ def write_snapshot(
         raise CatalogError(f"{source_uri}: none of its {len(unusable)} rows can be used; the first: {unusable[0]['sentence']}")
     if not len(keys):
         raise CatalogMissing(f"{source_uri}: the catalogue has no products")
-    photos, orphans = _write_photos(source, writer, keys)
+    photos, orphans = _write_photos(source, writer, _depicted(writer, keys))
     root = source.image_root
     snapshot = Snapshot(
         snapshot_id, uri, len(keys), photos, writer.content_sha256(), source_uri, root, orphans, len(unusable), source.left_out,
-        writer.count(FURTHER), writer.count(LEFT_OUT),
+        writer.count(FURTHER), writer.count(LEFT_OUT), writer.count(TITLES),
     )  # fmt: skip
     if snapshot.pictures_left_out:
         log.warning(
@@ -222,12 +232,21 @@ def _checked_keys(writer: SnapshotWriter, source: Source) -> np.ndarray:
     raise CatalogError(f"{source.name}: products {ids[0]!r} and {ids[1]!r} have the same key; rename one")
 
 
+def _depicted(writer: SnapshotWriter, keys: np.ndarray) -> np.ndarray:
+    """Those of the sorted keys (n,) int64 whose product names a picture: no photo finds the others."""
+    if not writer.count(TITLES):
+        return keys
+    bare = [b.filter(pc.equal(b["image_uri"], ""))["key"].to_numpy() for b in writer.batches(["key", "image_uri"])]
+    return np.setdiff1d(keys, np.concatenate(bare), assume_unique=True)
+
+
 def _write_photos(source: Source, writer: SnapshotWriter, keys: np.ndarray) -> tuple[int, int]:
-    """Writes the labelled photos of known products, ordered by uri.
+    """Writes the labelled photos of known products that have a picture, ordered by uri.
 
     Gives how many there are, and how many were left out because their product is not among `keys` (n,) int64, sorted.
     """
     batches, orphans = [PHOTO_SCHEMA.empty_table()], [PHOTO_SCHEMA.empty_table()]
+    keys = keys if len(keys) else np.full(1, -1)  # which is no key
     for batch in source.photos():
         if not batch.num_rows:
             continue

@@ -20,8 +20,9 @@ JOURNAL = "_journal.json"
 UNUSABLE = "unusable-"
 UNUSABLE_SCHEMA = pa.schema([(name, pa.string()) for name in ("product_id", "column", "problem", "sentence")])
 BATCH_ROWS = 50_000
-FURTHER, LEFT_OUT = "further_pictures", "pictures_left_out"
-"""What the entry of a part counts where there are any: further pictures, and those of its products that were left out."""
+FURTHER, LEFT_OUT, TITLES = "further_pictures", "pictures_left_out", "titles"
+"""What the entry of a part counts where there are any: further pictures, those of its products that were left out, and products that
+name no picture."""
 
 
 class SnapshotWriter:
@@ -65,10 +66,11 @@ class SnapshotWriter:
             table = table.drop_columns([LEFT_OUT])
         table = with_further(table, PRODUCT_SCHEMA.names)
         counts[FURTHER] = further_count(table)
+        counts[TITLES] = pc.sum(pc.equal(table["image_uri"], "")).as_py() or 0
         self.write("part", table, {name: count for name, count in counts.items() if count})
 
     def count(self, name: str) -> int:
-        """Sum of FURTHER or LEFT_OUT over the parts written so far."""
+        """Sum of FURTHER, LEFT_OUT or TITLES over the parts written so far."""
         return sum(file.get(name, 0) for file in self.files)
 
     def write(self, kind: str, table: pa.Table, counts: dict[str, int] | None = None) -> None:

@@ -46,6 +46,9 @@ def _columns(found: CatalogCheck) -> None:
 def _rows(found: CatalogCheck) -> None:
     say(f"rows: {found.rows - found.set_aside} of {found.rows} can be used" + ("" if not found.set_aside else "; set aside:"))
     _reasons(found.reasons)
+    if found.title_only:
+        what = "are found by words alone" if found.text_only else "are set aside; with VITRINE_TEXT_ONLY=true words find them"
+        say(f"products without any picture: {found.title_only}; they {what}")
 
 
 def _pictures(found: CatalogCheck) -> None:

@@ -21,20 +21,21 @@ from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed import worker
 from tasks.embed.chunk_progress import Report, no_report, show_progress
-from tasks.embed.image_hash_cache import HASH_CACHE, URI, hash_images, update_cache
+from tasks.embed.chunks import chunks_to_embed
+from tasks.embed.image_hash_cache import HASH_CACHE, hash_images, update_cache
 from tasks.embed.images import fetcher
 from tasks.embed.quarantine import SCHEMA as QUARANTINE
 from tasks.embed.quarantine import quarantine_rows, quarantine_uri, sample_reasons
 from tasks.embed.shard_vectors import distinct_pictures, write_shards
 from tasks.embed.spark import for_each_chunk, send_folder, session
-from tasks.embed.store import SHA_TYPE, EmbeddingStore, encoder_store, parts_sha256, rejected_images
+from tasks.embed.store import EmbeddingStore, encoder_store, parts_sha256, rejected_images
+from tasks.embed.titles import with_titles
 from tasks.errors import VitrineError
 from tasks.records import Record
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "_manifest.json"
-CHUNKS = "_chunks.json"
 
 BATCH = {"cpu": 32, "gpu": 512}
 """On two cores batches of 8 and 32 differ by a tenth or two, small networks liking the larger (measured: docs/benchmarks.md); a GPU
@@ -72,6 +73,8 @@ class EmbedConfig:
     """Up to so many pictures are embedded by this process itself, through the same worker, instead of waiting for Spark."""
     hash_cache: bool = True
     """Whether to use the hash cache; reading a few changed products is faster than reading the cache."""
+    text_only: bool = False
+    """Whether products that name no picture are embedded by their titles (tasks/embed/titles.py)."""
 
     @property
     def batch_rows(self) -> int:
@@ -112,6 +115,8 @@ class EmbedResult(Record):
     """Usable pictures with the content of an earlier one of the same product."""
     picture_reasons: dict[str, int] = field(default_factory=dict)
     """Why pictures of embedded products cannot be used."""
+    titles: int = 0
+    """Embedded products without a picture, by their titles: the one of each counts among `pictures`."""
 
     @property
     def catalogue_pictures(self) -> int:
@@ -125,6 +130,8 @@ class EmbedResult(Record):
         named = self.named and f"; in quarantine: {', '.join(self.named)}"
         if self.catalogue_pictures > self.catalogue:
             named = f"; {self.picture_summary}{named or ''}"
+        if self.titles:
+            named = f"; {self.titles} products have no picture and are embedded by their titles{named or ''}"
         return (
             f"{self.catalogue} products = {self.embedded} embedded + {self.quarantined} in quarantine{why and f' ({why[2:]})'}; "
             f"{self.embedded_now} pictures embedded now, {self.reused} products reused{named or ''}"
@@ -180,7 +187,7 @@ def embed_snapshot(
                 for_each_chunk(spark(), chunks, look)
 
         hashed = hash_images(snapshot, chunks_uri, cache_uri, settings, hash_each)
-        names, images = _chunks(hashed, store, storage.join(chunks_uri, "embed"), config)
+        names, images = chunks_to_embed(hashed, store, storage.join(chunks_uri, "embed"), config)
         if names:
             with show_progress(
                 "embed pictures", progress_dir, images, "pictures", partial(_count_stored, store, run_key), report
@@ -191,6 +198,8 @@ def embed_snapshot(
                 else:
                     sent = replace(settings, encoder_folder=send_folder(spark(), encoder_folder, work))
                     for_each_chunk(spark(), names, partial(worker.embed_chunk, config=sent), config.gpus)
+    if config.text_only:
+        hashed = with_titles(hashed, snapshot, EncoderFolder(encoder_folder), store, run_key)
     result = _publish(snapshot, store, hashed, vectors_uri, quarantine_uri(store_uri, run_key), run_key, config)
     update_cache(hashed, cache_uri, snapshot.image_root, run_key)
     storage.write_json(storage.join(vectors_uri, MANIFEST), result.to_json())
@@ -223,49 +232,8 @@ def embedding_commit(result: EmbedResult, fingerprint: str) -> EmbeddingCommit:
     )  # fmt: skip
 
 
-def _chunks(hashed: pa.Table, store: EmbeddingStore, uri: str, config: EmbedConfig) -> tuple[list[str], int]:
-    """The chunks (image_sha256, image_uri) left to embed, and their number of images.
-
-    They are cut once per run: a run that goes on after a kill meets the same chunks, so its batches and vectors are the same.
-    """
-    listed = storage.join(uri, CHUNKS)
-    if not storage.exists(listed):
-        todo = _todo(hashed, store)
-        rows = _chunk_rows(len(todo), config)
-        chunks = []
-        for number, start in enumerate(range(0, len(todo), rows)):
-            name = storage.join(uri, f"chunk-{number:06d}.parquet")
-            with storage.writer(name) as stream:
-                pq.write_table(todo.slice(start, rows), stream)
-            chunks.append({"name": name, "images": min(rows, len(todo) - start)})
-        storage.write_json(listed, chunks)
-    chunks = storage.read_json(listed)
-    return [c["name"] for c in chunks], sum(c["images"] for c in chunks)
-
-
 def _count_stored(store: EmbeddingStore, run_key: str) -> int:
     return sum(c.rows + len(c.rejected) for c in store.commits_of(run_key))
-
-
-def _todo(hashed: pa.Table, store: EmbeddingStore) -> pa.Table:
-    """(image_sha256, image_uri) of images neither stored nor permanently rejected, deduplicated, ordered by sha256."""
-    readable = hashed.filter(pc.is_valid(hashed["sha256"])).select(["sha256", "image_uri"])
-    readable = readable.set_column(1, "image_uri", readable["image_uri"].cast(URI))
-    each = readable.group_by("sha256", use_threads=False).aggregate([("image_uri", "first")])
-    commits = store.commits()
-    lasting = pa.array(list(rejected_images(commits, lasting=True)), SHA_TYPE)
-    new = each.filter(pc.invert(pc.is_in(each["sha256"], pa.concat_arrays([store.checksums(commits), lasting])))).sort_by(
-        "sha256"
-    )
-    return pa.table({"image_sha256": new["sha256"], "image_uri": new["image_uri_first"]})
-
-
-def _chunk_rows(images: int, config: EmbedConfig) -> int:
-    """Rows per chunk: smaller for small jobs, so that all cores work and a kill costs little; at least one batch."""
-    cores = max(int("".join(c for c in config.spark_master.partition("[")[2] if c.isdigit()) or 4), 1)
-    fair = -(-images // (4 * cores))
-    batch = config.batch_rows
-    return max(batch, min(config.chunk, -(-fair // batch) * batch))
 
 
 def _publish(
@@ -295,4 +263,5 @@ def _publish(
         run_key, vectors_uri, store.uri, quarantine, store.dim, config.shards, snapshot.rows, len(embedded), len(products),
         len(here), len(embedded) - len(now), dict(sorted(reasons.items())), sample_reasons(products), parts_sha256(commits),
         len(usable), len(bad), len(good) - len(usable), dict(sorted(others.items())),
+        titles=pc.sum(pc.less(usable[POSITION], 0)).as_py() or 0,
     )  # fmt: skip

@@ -47,6 +47,11 @@ class EmbeddedRows:
     pictures: pa.Table | None = None
 
     @property
+    def titles(self) -> int:
+        """The number of vectors that are of titles."""
+        return 0 if self.pictures is None else int((self.pictures["position"].to_numpy() < 0).sum())
+
+    @property
     def keys(self) -> np.ndarray:
         return self.rows["key"].to_numpy() if len(self.rows) else np.zeros(0, np.int64)
 
@@ -112,11 +117,14 @@ def next_version(
     write_rows(place.folder / LEDGER, whole if merged else changed)
     mine = describe(place.folder / LEDGER, f"{place.prefix}/{LEDGER}", place.run_id)
     counted = counts(parent, segments, whole)
-    if unusable_pictures is not None:
-        old, unusable = parent.counts, parent.counts.quarantined_pictures or 0
-        pictures = old.servable if old.pictures is None else old.pictures
-        pictures += len(embedded.vectors) - live_pictures(parent, changed["key"].to_numpy(), locate)
-        counted = counted.model_copy(update={"pictures": pictures, "quarantined_pictures": unusable + unusable_pictures})
+    old, bare = parent.counts, embedded.titles
+    if unusable_pictures is not None or old.titles or bare:
+        gone_pictures, gone_titles = live_pictures(parent, changed["key"].to_numpy(), locate)
+        counted = counted.model_copy(update={"titles": (old.titles or 0) + bare - gone_titles or None})
+        if unusable_pictures is not None:
+            pictures = (old.servable if old.pictures is None else old.pictures) + len(embedded.vectors) - gone_pictures
+            unusable = (old.quarantined_pictures or 0) + unusable_pictures
+            counted = counted.model_copy(update={"pictures": pictures, "quarantined_pictures": unusable})
     update = {
         "segments": segments, "counts": counted, "gates": (),
         "changes": (mine,) if merged else (*parent.changes, mine), "content_key": _content_key(parent, changed),

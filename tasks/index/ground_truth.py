@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from serving.contract.segments import POSITION
 from serving.index.merge import Neighbors
 from serving.index.pictures import best_pictures
 from serving.index.recall import DEPTH, recall
 from tasks import storage
-from tasks.index.vectors import most_pictures, shard_batches, shard_counts
+from tasks.index.vectors import most_pictures, shard_batches, shard_counts, shard_pictures
 from tasks.progress import Progress
 
 
@@ -46,10 +47,16 @@ def exact_truth(
     heap = faiss.ResultHeap(len(xq), enough, keep_max=True)
     with Progress("compare exactly", sum(counts), "vectors") as progress:
         for shard in range(shards):
+            pictures, start = shard_pictures(vectors_uri, [shard], [POSITION]), 0
+            titles = None if pictures is None else pictures[POSITION].to_numpy() < 0
             for keys, vectors in shard_batches(vectors_uri, shard):
-                D, I = faiss.knn(xq, vectors, min(enough, len(keys)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
-                heap.add_result(D, keys[I])
                 progress.add(len(keys))
+                if titles is not None:  # no photo finds these
+                    shown = ~titles[start : start + len(keys)]
+                    start, keys, vectors = start + len(keys), keys[shown], vectors[shown]
+                if len(keys):
+                    D, I = faiss.knn(xq, vectors, min(enough, len(keys)), metric=faiss.METRIC_INNER_PRODUCT)  # noqa: E741
+                    heap.add_result(D, keys[I])
     heap.finalize()
     there = np.finfo(np.float32).min < heap.D
     keys, similarity = np.where(there, heap.I, -1), np.where(there, heap.D, -np.inf).astype(np.float32)

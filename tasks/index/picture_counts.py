@@ -15,17 +15,20 @@ from tasks.embed.quarantine import quarantine_uri
 from tasks.index.vectors import shard_uri
 
 
-def live_pictures(manifest: IndexManifest, keys: np.ndarray, locate: Callable[[FileRef], Path]) -> int:
-    """How many vectors of these products (n,) int64 no tombstone hides. Reads the keys of their shards' segments."""
-    count = 0
+def live_pictures(manifest: IndexManifest, keys: np.ndarray, locate: Callable[[FileRef], Path]) -> tuple[int, int]:
+    """How many vectors of these products (n,) int64 no tombstone hides, and how many of them are of titles. Reads the keys of their
+    shards' segments."""
+    count = titles = 0
     for shard in np.unique(shard_of(keys, manifest.shards)):
         mine = [s for s in manifest.segments if s.shard == shard]
         stones = [(s.sequence, read_rows(locate(s.table))["key"].to_numpy()) for s in mine if s.kind == "tombstones"]
         for segment in (s for s in mine if s.holds_rows):
             hidden = [k for sequence, k in stones if sequence > segment.sequence]
             shown = np.setdiff1d(keys, np.concatenate(hidden)) if hidden else keys
-            count += int(np.isin(_products(segment, locate), shown).sum())
-    return count
+            products, position = _products(segment, locate)
+            mine = np.isin(products, shown)
+            count, titles = count + int(mine.sum()), titles + int((position[mine] < 0).sum())
+    return count, titles
 
 
 def quarantined_pictures(commits: Sequence[EmbeddingCommit], keys: np.ndarray) -> int:
@@ -44,11 +47,13 @@ def quarantined_pictures(commits: Sequence[EmbeddingCommit], keys: np.ndarray) -
     return count
 
 
-def _products(segment: Segment, locate: Callable[[FileRef], Path]) -> np.ndarray:
-    """The product of each vector of a segment."""
+def _products(segment: Segment, locate: Callable[[FileRef], Path]) -> tuple[np.ndarray, np.ndarray]:
+    """The product of each vector of a segment, and its position."""
     if segment.pictures is None:
-        return read_rows(locate(segment.table))["key"].to_numpy()
-    return read_pictures(locate(segment.pictures.table), segment.pictures.rows, ["product"])["product"].to_numpy()
+        keys = read_rows(locate(segment.table))["key"].to_numpy()
+        return keys, np.zeros(len(keys), np.int16)
+    table = read_pictures(locate(segment.pictures.table), segment.pictures.rows)
+    return table["product"].to_numpy(), table["position"].to_numpy()
 
 
 def _embedded(vectors_uri: str) -> list[np.ndarray]:

@@ -205,6 +205,10 @@ def _counts(searcher: Searcher) -> str:
         raise ContractError(
             f"the manifest counts {counts.pictures} pictures of servable products and there are {searcher.live_vectors}"
         )
+    if (counts.titles or 0) != searcher.live_titles:
+        raise ContractError(
+            f"the manifest counts {counts.titles or 0} products without a picture and there are {searcher.live_titles}"
+        )
     facts = {
         "indexed": searcher.rows,
         "servable": searcher.live_rows,

@@ -53,7 +53,7 @@ def draft_manifest(
     several = embedded.catalogue_pictures > embedded.catalogue
     counts = Counts(
         catalogue=snapshot.rows, embedded=embedded.embedded, quarantined=embedded.quarantined, indexed=indexed, servable=indexed,
-        pictures=embedded.pictures if several else None,
+        pictures=embedded.pictures if several else None, titles=embedded.titles or None,
         quarantined_pictures=embedded.quarantined_pictures if several else embedded.quarantined,
         quarantined_rows=snapshot.quarantined_rows,
     )  # fmt: skip

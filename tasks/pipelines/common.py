@@ -101,5 +101,5 @@ def embed_config(chosen: Settings, shards: int) -> "EmbedConfig":
     return EmbedConfig(
         spark_master=chosen.spark_master, shards=shards, runtime=chosen.embed_runtime, gpus=chosen.spark_gpus,
         hosts=chosen.image_hosts, private_hosts=chosen.image_hosts_private, fetch_s=chosen.image_fetch_s,
-        spark=(("spark.driver.host", chosen.spark_driver_host),) if chosen.spark_driver_host else (),
+        spark=(("spark.driver.host", chosen.spark_driver_host),) if chosen.spark_driver_host else (), text_only=chosen.text_only,
     )  # fmt: skip

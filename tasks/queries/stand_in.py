@@ -102,8 +102,10 @@ def _candidates(snapshot: Snapshot, shown: set[str], most: int) -> list[Candidat
     keys, strata = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     number: dict[str, int] = {}
     with_photo = pa.array(sorted(shown), pa.string())
-    for batch in product_batches(snapshot.uri, ["key", "product_id", "category"]):
+    columns = ["key", "product_id", "category", *(["image_uri"] if snapshot.titles else [])]
+    for batch in product_batches(snapshot.uri, columns):
         rows = batch.filter(pc.invert(pc.is_in(batch["product_id"], with_photo)))
+        rows = rows.filter(pc.not_equal(rows["image_uri"], "")) if snapshot.titles else rows
         keys.append(rows["key"].to_numpy())
         names = [(c or [""])[0] for c in rows["category"].to_pylist()]
         strata.append(np.asarray([number.setdefault(name, len(number)) for name in names], np.int64))

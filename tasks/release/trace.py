@@ -59,7 +59,7 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
         ("vector", _part(store, encoder, sha, commit) if sha else "(the vectors of that run are no longer kept)"),
         *([("embedding commit", _commit_state(commit))] if commit else []),
         ("image sha256", sha.hex() if sha else "(not kept)"),
-        ("picture", str(row["image_uri"])),
+        ("picture", str(row["image_uri"]) or "none: it is found by its title"),
         *_picture_steps(pictures, store, encoder, row),
         ("snapshot", f"{snapshot.id}, {snapshot.uri}"),
         ("catalogue", _catalogue_row(snapshot.uri, product_id, row)),
@@ -111,7 +111,7 @@ def _picture_steps(
     for position, sha in pictures:
         uri = row["image_uri"] if position <= 0 else (row.get(IMAGES) or [])[position - 1]
         part = f", {sha.hex()[:12]}, {_part(store, encoder, sha, None)}" if sha else ""
-        steps.append((f"picture {position}", f"{uri}{part}"))
+        steps.append(("title", f"{row['title']}{part}") if position < 0 else (f"picture {position}", f"{uri}{part}"))
     return steps
 
 

@@ -112,10 +112,11 @@ def inspect(embedded: EmbedResult, snapshot: Snapshot, fingerprint: str) -> Insp
                     note("norm", key[finite][np.abs(norms - 1) > EmbeddingLimits.norm_error])
                     total += good.sum(axis=0)
                     squares += (good**2).sum(axis=0)
-                    gathering.add(good)
-                    words.append(_words(batch["image_sha256"]))
-                    prints.append(_prints(vectors))
-                    keys.append(key)
+                    shown = position >= 0  # what titles are like says nothing about pictures
+                    gathering.add(good[shown[finite]])
+                    words.append(_words(batch["image_sha256"])[shown])
+                    prints.append(_prints(vectors)[shown])
+                    keys.append(key[shown])
         facts["vectors"] += row["vectors"]
         shards.append(row)
     count = max(facts["vectors"], 1)

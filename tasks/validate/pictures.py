@@ -48,10 +48,10 @@ class PictureCheck:
         error = 0.0 if self.whole else 3 * (found * (1 - found) / self.count) ** 0.5
         return found - error > share
 
-    def first(self, count: int) -> "PictureCheck":
-        """The check of the first `count` pictures alone."""
-        usable, bad = {row for row in self.usable if row < count}, {row: why for row, why in self.bad.items() if row < count}
-        return self if count == self.total else PictureCheck(count, usable, bad)
+    def first(self, rows: int, total: int) -> "PictureCheck":
+        """The check of the first `rows` rows alone, which have `total` pictures."""
+        usable, bad = {row for row in self.usable if row < rows}, {row: why for row, why in self.bad.items() if row < rows}
+        return self if total == self.total else PictureCheck(total, usable, bad)
 
     def shares(self) -> str:
         """Bad of checked pictures, as text."""
@@ -61,9 +61,10 @@ class PictureCheck:
 def check_pictures(
     uris: Sequence[str], root: str, hosts: tuple[str, ...], progress: Callable[[int, int], None], limit_s: float = LIMIT_S
 ) -> PictureCheck:
-    """Checks all pictures, or MOST drawn evenly, for at most `limit_s` seconds; calls `progress(done, total)`."""
-    found = PictureCheck(len(uris))
-    chosen = np.random.default_rng(0).permutation(len(uris))[:MOST].tolist()
+    """Checks all pictures, or MOST drawn evenly, for at most `limit_s` seconds; calls `progress(done, total)`. "" is no picture."""
+    there = [row for row, uri in enumerate(uris) if uri]
+    found = PictureCheck(len(there))
+    chosen = np.random.default_rng(0).permutation(np.array(there, np.int64))[:MOST].tolist()
     end = time.monotonic() + limit_s
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(chosen), BLOCK):

@@ -20,6 +20,11 @@ from tasks.validate.row_values import out_of_bounds, time_of
 from tasks.validate.rows import Row, Table, open_tables
 from tasks.validate.snapshot import SnapshotLimits
 
+NO_TEXT_TOWER = (
+    "has no text tower, so that products without a picture cannot be found by their titles: take an encoder with one, or set "
+    "VITRINE_TEXT_ONLY=false, which sets these products aside"
+)
+
 
 def check_preconditions(
     settings: Settings, progress: Callable[[int, int], None] = lambda *_: None, training: bool = True
@@ -36,7 +41,8 @@ def check_preconditions(
     try:
         with open_tables(settings.catalog_uri, source_options(settings)) as tables:
             products, further = _products(tables.products, settings, found)
-            labels = read_labels(tables.photos, set(products) if products and tables.products.whole else None, found)
+            depicted = {product_id for product_id, (_, uri) in products.items() if uri}
+            labels = read_labels(tables.photos, depicted if products and tables.products.whole else None, found)
             shown = _product_pictures(tables.products, products, further, tables.image_root, settings, found, progress)
             if tables.photos is None or labels is not None:
                 check_photos(labels or Labels(), shown, products, tables.image_root, settings, found, progress, training)
@@ -56,7 +62,10 @@ def _trains(settings: Settings, findings: Findings) -> bool:
     from tasks.encoder.lookup import find_encoder
 
     try:
-        return find_encoder(settings.encoder_preset).teacher_recipe.steps > 0
+        chosen = find_encoder(settings.encoder_preset)
+        if settings.text_only and not chosen.has_text:
+            findings.wrong.append(f"VITRINE_ENCODER_PRESET={settings.encoder_preset} {NO_TEXT_TOWER}")
+        return chosen.teacher_recipe.steps > 0
     except TrainingError as error:
         findings.wrong.append(f"VITRINE_ENCODER_PRESET: {error}")
         return True
@@ -73,7 +82,7 @@ def _products(table: Table, settings: Settings, findings: Findings) -> tuple[dic
     def problems(row: Row) -> Iterator[str]:
         if listed:
             row["image_uri"], row["further"] = _pictures(row, listed, bounds)
-        yield from (f"no {table.as_written(name)}" for name in REQUIRED if row[name] is None or row[name] == "")
+        yield from (f"no {table.as_written(name)}" for name in bounds.required if row[name] is None or row[name] == "")
         yield from out_of_bounds(row, limits, table.as_written("image_uri"))
 
     rows = checked_rows(table, required, problems, findings, settings.most_quarantined)
@@ -125,4 +134,4 @@ def _product_pictures(
         told = "; ".join(shorten(lines)[:5])
         lost = "a product that has no other is left out" if further else "their products are left out"
         findings.notes.append(f"{looked.shares()} pictures unusable, {lost}: {table.name} {told}")
-    return looked.first(len(products))
+    return looked.first(len(products), sum(bool(uri) for _, uri in products.values()))

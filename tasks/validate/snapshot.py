@@ -56,6 +56,8 @@ class SnapshotLimits:
     """How far in the future the newest change may lie: clocks differ, by less than a day."""
     max_age_days: float = 0.0
     """0: any age will do."""
+    text_only: bool = False
+    """Whether a product may have no picture: its address is then ""."""
 
     @classmethod
     def from_settings(cls, chosen: Settings) -> "SnapshotLimits":
@@ -64,15 +66,15 @@ class SnapshotLimits:
             most_dropped=chosen.most_dropped, most_odd_uris=chosen.most_quarantined,
             most_unusable_rows=chosen.most_quarantined, max_price=chosen.max_price,
             deepest_category=chosen.max_category_depth, longest_title=chosen.max_title_length, longest_uri=chosen.max_uri_length,
-            most_days_ahead=chosen.max_days_ahead, max_age_days=chosen.catalog_max_age_days,
+            most_days_ahead=chosen.max_days_ahead, max_age_days=chosen.catalog_max_age_days, text_only=chosen.text_only,
         )  # fmt: skip
 
     @property
     def bounds(self) -> dict[str, tuple[float, float | None]]:
         """Minimum and maximum of each numeric column; a price may be missing."""
         return {
-            "title_length": (1, self.longest_title), "uri_length": (1, self.longest_uri), "price": (0, self.max_price),
-            "category_depth": (0, self.deepest_category), "popularity": (0, None),
+            "title_length": (1, self.longest_title), "uri_length": (0 if self.text_only else 1, self.longest_uri),
+            "price": (0, self.max_price), "category_depth": (0, self.deepest_category), "popularity": (0, None),
         }  # fmt: skip
 
 
@@ -122,6 +124,8 @@ def check_snapshot(
         also.append(f"{snapshot.quarantined_rows} rows of the catalogue cannot be used: {first}")
     if snapshot.pictures_left_out:
         also.append(f"{snapshot.pictures_left_out} pictures are left out: VITRINE_MAX_PICTURES, VITRINE_MAX_URI_LENGTH")
+    if snapshot.titles:
+        also.append(f"{snapshot.titles} products have no picture and are found by words alone: VITRINE_TEXT_ONLY")
     if found.newest is not None:
         facts["newest_change_days_ago"] = ((now or datetime.now(UTC)) - found.newest).total_seconds() / 86400
         setting = "VITRINE_MAX_DAYS_AHEAD" if facts["newest_change_days_ago"] < 0 else "VITRINE_CATALOG_MAX_AGE_DAYS"

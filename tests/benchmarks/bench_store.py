@@ -21,7 +21,7 @@ import pyarrow as pa
 from serving.contract.palette import PALETTE_TYPE
 from serving.contract.segments import fixed_column
 from tasks import storage
-from tasks.embed.job import _todo
+from tasks.embed.chunks import images_to_embed
 from tasks.embed.shard_vectors import write_shards
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, vector_column
 from tests.benchmarks.peak import measured
@@ -70,7 +70,7 @@ def new(folder: str, rows: int, dim: int) -> int:
     uris = pa.array([f"images/{n}.jpg" for n in range(rows)])
     looked = pa.table({"sha256": sha, "image_uri": uris})
     expected = int((order >= rows).sum())
-    found = len(_todo(looked, EmbeddingStore(f"{folder}/store", dim)))
+    found = len(images_to_embed(looked, EmbeddingStore(f"{folder}/store", dim)))
     if found != expected:
         raise ValueError(f"{expected} images are new, {found} were found")
     return found

@@ -159,3 +159,19 @@ def test_several_pictures_of_a_product_are_counted_and_tried(shop: Path, monkeyp
     _, output = run("catalog", "check", str(shop))
     assert "pictures of a product: 1 to 16, 21 in all" in output
     assert "pictures left out: 5" in output
+
+
+def test_products_without_a_picture_are_counted_and_it_says_what_becomes_of_them(
+    shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewritten(shop, lambda n, row: row | {"image": "" if n in (2, 5) else row["image"]})
+    found = check(shop, most_quarantined=0.5)
+    assert (found.title_only, found.text_only, found.set_aside, found.pictures.total) == (2, False, 2, 10)  # type: ignore[union-attr]
+    found = check(shop, text_only=True)
+    assert found.ok
+    assert (found.title_only, found.text_only, found.set_aside) == (2, True, 0)
+    assert (found.pictures.reached, found.pictures.tried, found.pictures.total) == (10, 10, 10)  # type: ignore[union-attr]
+    for chosen, says in (("false", "they are set aside; with"), ("true", "they are found by words alone")):
+        monkeypatch.setenv("VITRINE_TEXT_ONLY", chosen)
+        monkeypatch.setenv("COLUMNS", "200")
+        assert f"products without any picture: 2; {says}" in run("catalog", "check", str(shop))[1]

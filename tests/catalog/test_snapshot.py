@@ -11,7 +11,9 @@ import pytest
 from tasks.catalog import schema
 from tasks.catalog.load import Loaded, load_folder
 from tasks.catalog.snapshot import photo_table, product_batches, product_table, read_snapshot, take_snapshot
+from tasks.catalog.sources.source import SourceOptions
 from tasks.embed.images import read_image
+from tasks.encoder.data.photos import read_training_set
 from tasks.errors import CatalogError, CatalogMissing
 from tests.catalogs import read_table, small_catalog, write_table
 
@@ -177,3 +179,17 @@ def test_a_catalogue_that_is_not_there_yet_is_told_apart_from_a_bad_one(folder: 
     with pytest.raises(CatalogError, match="column image") as bad:
         take_snapshot(str(folder), str(tmp_path / "snapshots"), "bad")
     assert not isinstance(bad.value, CatalogMissing)
+
+
+def test_a_product_without_a_picture_is_one_only_where_words_find_it(folder: Path, tmp_path: Path) -> None:
+    rows = read_table(folder / "products.csv")
+    write_table(folder / "products.csv", [row | {"image": "" if n in (1, 4) else row["image"]} for n, row in enumerate(rows)])
+    without = take_snapshot(str(folder), str(tmp_path / "snapshots"), "without")
+    assert (without.rows, without.titles, without.quarantined_rows) == (10, 0, 2)
+    options = SourceOptions(limits=schema.RowLimits(text_only=True))
+    taken = take_snapshot(str(folder), str(tmp_path / "snapshots"), "with", options)
+    assert (taken.rows, taken.titles, taken.quarantined_rows, taken.pictures) == (12, 2, 0, 12)
+    assert product_table(taken.uri)["image_uri"].to_pylist().count("") == 2
+    assert (taken.photos, taken.orphan_photos) == (without.photos, without.orphan_photos) == (30, 6), "no photo finds them"
+    assert len(read_training_set(taken.uri).product_ids) == 10, "and they teach an encoder of pictures nothing"
+    assert read_training_set(taken.uri).image_uris == read_training_set(without.uri).image_uris

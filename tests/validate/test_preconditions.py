@@ -280,3 +280,23 @@ def test_further_pictures_are_looked_at_and_a_product_may_have_no_other_place_fo
     write_table(shop / "images.csv", rows)
     edit(shop, "products.csv", lambda rows: [row.pop("image") for row in rows] and None)
     assert "1 of 90 pictures" in "\n".join(check_preconditions(chosen(shop, most_quarantined=0.02)))
+
+
+def test_products_without_a_picture_are_no_fault_where_words_find_them(shop: Path) -> None:
+    for line in (3, 5):
+        put("products.csv", line, image="")(shop)
+    put("products.csv", 7, image="", images="[]")(shop)
+    assert "products.csv line 3: no image" in refusal(shop)
+    notes = check_preconditions(chosen(shop, text_only=True, encoder_preset="demo_random"))
+    assert notes == ["9 photos show products that are not in the catalogue: photos.csv line 5, line 6, line 7, line 11, line 12"]
+    put("products.csv", 9, image="lost.jpg")(shop)
+    notes = check_preconditions(chosen(shop, text_only=True, encoder_preset="demo_random", most_quarantined=0.1))
+    assert any(note.startswith("1 of 57 pictures unusable, their products are left out: products.csv line 9") for note in notes)
+
+
+def test_an_encoder_without_a_text_tower_is_refused_where_words_have_to_find_products(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('text_weight = 0.0\n[teacher]\ntimm = "vitrine_residual_w8"\n')
+    assert check_preconditions(chosen(shop, encoder_preset=str(tmp_path / "own.toml"))) == []
+    assert "own.toml has no text tower, so that products without" in refusal(
+        shop, text_only=True, encoder_preset=str(tmp_path / "own.toml")
+    )

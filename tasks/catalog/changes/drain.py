@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 NOTED = 300
 """As much of a reason as stands in a run's note: characters."""
-NO_LIMITS = RowLimits(longest_title=2**31, longest_uri=2**31, max_price=float("inf"), deepest_category=2**31, most_pictures=2**31)
+NO_LIMITS = RowLimits(
+    longest_title=2**31, longest_uri=2**31, max_price=float("inf"), deepest_category=2**31, most_pictures=2**31, text_only=True
+)
 
 
 @dataclass(frozen=True)

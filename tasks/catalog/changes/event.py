@@ -142,8 +142,9 @@ def _product(row: Mapping[str, Any], limits: RowLimits) -> dict[str, Any]:
             product[name] = _column(name, value) if name in KINDS else value
     _take_pictures(product, limits)
     for name in ("title", "image_uri"):
-        if not product.get(name):
+        if not product.get(name) and name in limits.required:
             raise MalformedEvent(f"the product has no {readable(name)}; every product needs title and image")
+    product["image_uri"] = product.get("image_uri") or ""
     _check_bounds(product, limits)
     return product
 
@@ -171,7 +172,7 @@ def _check_bounds(product: Mapping[str, Any], limits: RowLimits) -> None:
         "category": len(product.get("category") or []),
     }
     bounds: dict[str, tuple[float, float]] = {
-        "title": (1, limits.longest_title), "image_uri": (1, limits.longest_uri), "category": (0, limits.deepest_category),
+        "title": (1, limits.longest_title), "image_uri": (0, limits.longest_uri), "category": (0, limits.deepest_category),
         "price": (0, limits.max_price), "popularity": (0, LARGEST_FLOAT32),
     }  # fmt: skip
     for name, (least, most) in bounds.items():

@@ -21,4 +21,5 @@ def row_limits(settings: Settings) -> RowLimits:
     return RowLimits(
         settings.max_title_length, settings.max_uri_length, settings.max_price, settings.max_category_depth,
         min(settings.max_pictures, 2**15),  # positions are int16
+        settings.text_only,
     )  # fmt: skip

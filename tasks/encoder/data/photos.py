@@ -81,6 +81,7 @@ def read_training_set(snapshot_uri: str, photo_days: int = 0) -> TrainingSet:
     """
     snapshot = read_snapshot(snapshot_uri)
     products = product_table(snapshot_uri, ["product_id", "title", "description", "category", "image_uri", IMAGES])
+    products = products.filter(pc.not_equal(products["image_uri"], ""))  # nothing of theirs can be seen
     ids = products["product_id"].to_pylist()
     unseen = np.asarray([is_unseen(product_id) for product_id in ids])
     return TrainingSet(

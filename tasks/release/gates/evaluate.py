@@ -78,6 +78,7 @@ def measure_version(
         rows=searcher.rows,
         hidden=searcher.rows - searcher.live_rows,
         pictures=searcher.live_vectors,
+        titles=searcher.live_titles,
         delta_share=delta_share(release.manifest),
         reconciled=Reconciliation(),
     )

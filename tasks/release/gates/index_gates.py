@@ -56,7 +56,8 @@ class Measurements:
     """Measurements of one version; photos, and the views that stand in for some, are keyed by uri.
 
     `ranks`: where the query's product is in the answer, 0 best, -1 not there. `rows` counts rows of segments, `hidden` those of
-    them that later segments hide, `pictures` the vectors that none hides. `age_h`: how old the catalogue is that it was made from.
+    them that later segments hide, `pictures` the vectors that none hides, `titles` those of them that are of titles. `age_h`: how old
+    the catalogue is that it was made from.
     """
 
     ranks: Mapping[str, int]
@@ -75,6 +76,7 @@ class Measurements:
     reconciled: Reconciliation = field(default_factory=Reconciliation)
     compared: Comparison | None = None
     pictures: int = 0
+    titles: int = 0
 
     @property
     def photos(self) -> int:
@@ -240,6 +242,10 @@ def _reconciled(candidate: Measurements) -> Gate:
     if counts.pictures is not None:
         text = f"the manifest counts {counts.pictures} pictures of searchable products, but there are {candidate.pictures}"
         sums.append((counts.pictures - candidate.pictures, text))
+    titles = counts.titles or 0
+    sums.append(
+        (titles - candidate.titles, f"the manifest counts {titles} products without a picture, but there are {candidate.titles}")
+    )
     mismatches = found.gaps + sum(abs(gap) for gap, _ in sums)
     if not mismatches:
         whole = f"Every one of the catalogue's {counts.catalogue} products is searchable ({counts.servable}) or in quarantine "

@@ -26,7 +26,9 @@ BEGAN = datetime.now(UTC) - timedelta(hours=1)
 class LiveShop:
     """A shop with a live index version below `home`; its settings are in the environment."""
 
-    def __init__(self, home: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, products: int = 60) -> None:
+    def __init__(
+        self, home: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, products: int = 60, words: bool = False
+    ) -> None:
         self.home, self.mlflow_uri = home, mlflow_uri
         self.environment = {
             "VITRINE_HOME": str(home), "VITRINE_CATALOG": str(home / "shop"), "VITRINE_MLFLOW_URI": mlflow_uri,
@@ -35,7 +37,7 @@ class LiveShop:
         self.monkeypatch = monkeypatch
         self.use()
         self.registry = Registry(mlflow_uri, home / "cache")
-        self.shop = Shop(home, self.registry, products)
+        self.shop = Shop(home, self.registry, products, words)
         self.base = self.shop.version()
         self.shop.point(live=self.base, blue=self.base, candidate=self.base)
 

@@ -16,10 +16,10 @@ from serving.contract.manifest import IndexManifest
 from serving.contract.segments import ROW_COLUMNS
 from serving.index.searcher import Searcher
 from tasks.catalog.changes import ledger
-from tasks.catalog.changes.drain import ParentState, UpsertSource, drain
+from tasks.catalog.changes.drain import NO_LIMITS, ParentState, UpsertSource, drain
 from tasks.catalog.changes.event import Event, MalformedEvent, delete, read_event, upsert
 from tasks.catalog.changes.source import Message
-from tasks.catalog.schema import UPDATED_AT, read_products
+from tasks.catalog.schema import UPDATED_AT, RowLimits, read_products
 from tasks.catalog.snapshot import product_table
 from tasks.index.build import build_shard
 from tasks.index.choice import IndexConfig
@@ -287,3 +287,15 @@ def test_further_pictures_wait_where_the_base_has_another_column_of_that_name(co
     changed = ledger.entries([upsert("p", at(3), {"title": "x", "image": "a.jpg", "images": ["b.jpg"]})], NOW)
     (batch,) = UpsertSource("a test", "", changed, pa.schema(list(columns.items()))).products()
     assert batch.to_pylist()[0].get("images") == images
+
+
+def test_an_event_without_a_picture_is_one_only_where_words_find_products() -> None:
+    limits = RowLimits(text_only=True)
+    for product in ({"title": "x"}, {"title": "x", "image": None}, {"title": "x", "image": "", "images": []}):
+        event = upsert("p", NOW, product, limits)
+        assert event.product == {"title": "x", "image_uri": ""}
+        assert read_event(event.text, NOW, NO_LIMITS) == event
+        with pytest.raises(MalformedEvent, match="has no image"):
+            upsert("p", NOW, product)
+    with pytest.raises(MalformedEvent, match="has no title"):
+        upsert("p", NOW, {"image": "a.jpg"}, limits)
