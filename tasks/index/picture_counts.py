@@ -26,8 +26,8 @@ def live_pictures(manifest: IndexManifest, keys: np.ndarray, locate: Callable[[F
             hidden = [k for sequence, k in stones if sequence > segment.sequence]
             shown = np.setdiff1d(keys, np.concatenate(hidden)) if hidden else keys
             products, position = _products(segment, locate)
-            mine = np.isin(products, shown)
-            count, titles = count + int(mine.sum()), titles + int((position[mine] < 0).sum())
+            there = np.isin(products, shown)
+            count, titles = count + int(there.sum()), titles + int((position[there] < 0).sum())
     return count, titles
 
 

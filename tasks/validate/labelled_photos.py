@@ -61,7 +61,9 @@ def read_labels(table: Table | None, known: set[str] | None, findings: Findings)
         labels.places.append(place)
     if orphans:
         first = ", ".join(orphans[:5])
-        findings.notes.append(f"{len(orphans)} photos show products that are not in the catalogue: {table.name} {first}")
+        findings.notes.append(
+            f"{len(orphans)} photos show products that are not in the catalogue, or have no picture: {table.name} {first}"
+        )
     return labels
 
 

@@ -42,6 +42,8 @@ def check_preconditions(
         with open_tables(settings.catalog_uri, source_options(settings)) as tables:
             products, further = _products(tables.products, settings, found)
             depicted = {product_id for product_id, (_, uri) in products.items() if uri}
+            if bare := len(products) - len(depicted):
+                found.notes.append(f"{bare} products have no picture and are found by words alone: VITRINE_TEXT_ONLY")
             labels = read_labels(tables.photos, depicted if products and tables.products.whole else None, found)
             shown = _product_pictures(tables.products, products, further, tables.image_root, settings, found, progress)
             if tables.photos is None or labels is not None:

@@ -372,12 +372,12 @@ def test_pictures_are_counted_by_the_run_that_looked_at_them_last(
 ) -> None:
     (shop, live), (manifest, home) = pictured, flat
     some = np.unique(live.product)[:5]
-    assert live_pictures(manifest, some, lambda ref: home / ref.path) == len(live.of(some).product)
+    assert live_pictures(manifest, some, lambda ref: home / ref.path) == (len(live.of(some).product), 0)
     now = changed("one added", np.random.default_rng(1), live, some[:2])
     segments = add_delta(manifest, changes_of(shop, now, some[2:3], shop.keys), tmp_path / "h", prefix="h")
     later = manifest.model_copy(update={"segments": segments})
     left = len(now.product) + len(live.of(some[3:]).product)
-    assert live_pictures(later, some, lambda ref: (tmp_path if ref.path.startswith("h/") else home) / ref.path) == left
+    assert live_pictures(later, some, lambda ref: (tmp_path if ref.path.startswith("h/") else home) / ref.path) == (left, 0)
 
     def commit(run: str, bad: list[int], good: Pictured) -> EmbeddingCommit:
         write_pictures(tmp_path / "vectors" / run, good, 2)

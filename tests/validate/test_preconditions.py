@@ -189,7 +189,9 @@ def test_each_limit_is_moved_by_the_setting_that_the_message_names(shop: Path) -
 
 def test_orphan_photos_are_counted_and_do_not_count_as_held_out(shop: Path) -> None:
     put("photos.csv", 4, product_id="gone")(shop)
-    assert check_preconditions(chosen(shop)) == ["1 photos show products that are not in the catalogue: photos.csv line 4 (gone)"]
+    assert check_preconditions(chosen(shop)) == [
+        "1 photos show products that are not in the catalogue, or have no picture: photos.csv line 4 (gone)"
+    ]
 
 
 def test_a_bad_row_in_sixty_is_noted_and_does_not_stop_the_shop(shop: Path) -> None:
@@ -288,7 +290,11 @@ def test_products_without_a_picture_are_no_fault_where_words_find_them(shop: Pat
     put("products.csv", 7, image="", images="[]")(shop)
     assert "products.csv line 3: no image" in refusal(shop)
     notes = check_preconditions(chosen(shop, text_only=True, encoder_preset="demo_random"))
-    assert notes == ["9 photos show products that are not in the catalogue: photos.csv line 5, line 6, line 7, line 11, line 12"]
+    assert notes == [
+        "3 products have no picture and are found by words alone: VITRINE_TEXT_ONLY",
+        "9 photos show products that are not in the catalogue, or have no picture: photos.csv line 5 (p001), line 6 (p001), "
+        "line 7 (p001), line 11 (p003), line 12 (p003)",
+    ]
     put("products.csv", 9, image="lost.jpg")(shop)
     notes = check_preconditions(chosen(shop, text_only=True, encoder_preset="demo_random", most_quarantined=0.1))
     assert any(note.startswith("1 of 57 pictures unusable, their products are left out: products.csv line 9") for note in notes)
