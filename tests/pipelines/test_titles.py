@@ -1,4 +1,4 @@
-"""The hourly path of products without a picture: found by words, with exact counts, whatever becomes of them."""
+"""The hourly and the nightly path of products without a picture: found by words, with exact counts, whatever becomes of them."""
 
 from pathlib import Path
 
@@ -9,9 +9,13 @@ from serving.contract.encoder import EncoderFolder
 from serving.versions.text_encoder import TextEncoder
 from tasks.catalog.changes.event import Event, upsert
 from tasks.catalog.schema import RowLimits
-from tasks.registry import INDEX_MODEL
+from tasks.errors import VitrineError
+from tasks.pipelines import common, preconditions, rebuild_index
+from tasks.registry import ENCODER_MODEL, INDEX_MODEL
 from tasks.release.trace import trace_product
 from tests.catalog.changes.refreshed import LiveShop, at, own_mlflow
+from tests.catalogs import read_table, write_table
+from tests.pipelines.steps import make_version, without_spark
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,3 +87,51 @@ def test_titles_come_change_get_a_picture_lose_it_and_go(
             "the product has no image; every product needs title and image"
         ]
     assert np.isfinite(live.searcher(made.version).vector(0)).all()
+
+
+def test_a_night_takes_them_in_and_the_setting_makes_another_version(
+    mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch, words=True)
+    titles = {"p003": "red mug", "p007": "green bag", "p011": "blue lamp"}
+    rows = read_table(live.shop.catalog / "products.csv")
+    bare = {product_id: {"title": title, "image": ""} for product_id, title in titles.items()}
+    bare["p013"] = {"image": "images/lost.jpg"}
+    write_table(live.shop.catalog / "products.csv", [row | bare.get(row["product_id"], {}) for row in rows])
+    live.registry.set_alias(ENCODER_MODEL, "champion", "1")
+    live.environment |= {"VITRINE_TEXT_ONLY": "true", "VITRINE_ENOUGH_PHOTOS": "0", "VITRINE_MOST_QUARANTINED": "0.1"}
+    live.use()
+    without_spark(monkeypatch)
+
+    notes = preconditions.check_preconditions(training=False).notes
+    assert "3 products have no picture and are found by words alone: VITRINE_TEXT_ONLY" in notes
+    made = make_version("night")
+    assert made.passed, made.summary
+    manifest = live.registry.index_manifest(made.version)
+    counts = manifest.counts
+    assert (counts.catalogue, counts.embedded, counts.quarantined, counts.titles, counts.pictures) == (60, 59, 1, 3, None)
+    (reconciled,) = [gate for gate in manifest.gates if gate.name == "reconciled"]
+    assert "; 3 have no picture and are found by words alone" in reconciled.reason
+    found = live.found(made.version)
+    assert set(found) == {row["product_id"] for row in rows} - {"p013"}
+    text = TextEncoder.open(EncoderFolder(tmp_path / "tiny/0-16"))
+    assert text is not None
+    for product, title in titles.items():
+        np.testing.assert_allclose(found[product]["vector"], text.encode(title), atol=1e-2)
+
+    live.shop.point(live=made.version)
+    encoder = rebuild_index.choose_encoder()
+    assert not rebuild_index.something_changed(common.take_snapshot("again"), encoder)
+    monkeypatch.setenv("VITRINE_TEXT_ONLY", "false")
+    without = common.take_snapshot("without")
+    assert (without.rows, without.quarantined_rows) == (57, 3)
+    assert rebuild_index.something_changed(without, encoder)
+
+    live.shop.words = False
+    live.registry.set_alias(ENCODER_MODEL, "champion", live.shop.encoder(seed=1))
+    preconditions.check_preconditions(training=False)
+    monkeypatch.setenv("VITRINE_TEXT_ONLY", "true")
+    with pytest.raises(
+        VitrineError, match="encoder version 2, the champion, has no text tower, so that products without a picture"
+    ):
+        preconditions.check_preconditions(training=False)
