@@ -212,7 +212,7 @@ def _prints(vectors: np.ndarray) -> np.ndarray:
 
 def _duplicates(words: list[np.ndarray], prints: list[np.ndarray], keys: list[np.ndarray]) -> tuple[float, np.ndarray]:
     """The share of images whose vector another image has too, and keys of products with such images."""
-    if not words:
+    if not sum(map(len, words)):
         return 0.0, np.zeros(0, np.int64)
     _, first = np.unique(np.concatenate(words), return_index=True)
     seen, counts = np.unique(np.concatenate(prints)[first], return_counts=True)

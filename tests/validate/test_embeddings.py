@@ -181,3 +181,25 @@ def test_several_pictures_a_product_are_counted_and_ordered_by_position(tmp_path
     assert f"pictures is {ROWS + doubled} and vectors is {ROWS + doubled - 1}" in vectors
     assert "pictures cannot be used, allowed 2 %: VITRINE_MOST_QUARANTINED" in vectors
     assert "unsorted" in inputs
+
+
+@pytest.mark.parametrize("titles", [0.3, 1.0])
+def test_titles_are_no_drift_of_pictures_and_no_doubles_of_them(titles: float, tmp_path: Path, snapshot: Snapshot) -> None:
+    """Words differ from pictures as a whole, and two titles may be the same to a tokenizer: neither says anything about an encoder."""
+    x = unit(ROWS, 0)
+    before = inspect(made(tmp_path / "before", x), snapshot, "print").moments
+    bare = np.arange(ROWS) < titles * ROWS
+    x[bare] = np.eye(1, DIM, dtype=np.float16)
+    embedded = made(tmp_path / "now", x)
+    for shard in range(SHARDS):
+        part = tmp_path / "now" / f"shard={shard}" / "part-00000.parquet"
+        table = pq.read_table(part)
+        mine = np.isin(table["key"].to_numpy(), product_keys(f"p{n:03d}" for n in np.flatnonzero(bare)))
+        table = table.append_column("position", pa.array(np.where(mine, -1, 0).astype(np.int16)))
+        pq.write_table(table, part, row_group_size=100, write_page_checksum=True, **PLAIN)
+    found = inspect(replace(embedded, pictures=ROWS, titles=int(bare.sum())), snapshot, "print")
+    assert (found.facts["vectors"], found.facts["products"], found.facts["duplicate_share"]) == (ROWS, ROWS, 0.0)
+    assert found.moments.count == ROWS - bare.sum()
+    assert not any(found.bad.values())
+    moved = shift(before, replace(found.moments, count=ROWS))
+    assert titles == 1.0 or (moved is not None and moved[0] < EmbeddingLimits().most_mean_shift)
