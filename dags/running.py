@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, ParamSpec
 
 from airflow.sdk import get_current_context, task
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from dags.alerts import alert_failure
 from dags.credentials import mask_secrets, read_connections
@@ -55,7 +55,8 @@ def step(name: str, operator: Any = task, kind: str = "small", **options: Any) -
 
 
 def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
-    """Decorator of a task: errors that need a person (VitrineError, ContractError) fail it without retries; others keep them.
+    """Decorator of a task: errors that need a person (VitrineError, ContractError) fail it without retries; others keep them, and so
+    does a service that does not answer (ServiceAway).
 
     A record that it returns becomes JSON. A scheduled run that lacks its inputs before the first success is skipped
     (tasks/pipelines/first_run.py).
@@ -64,7 +65,7 @@ def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> Any:
         from serving.contract.files import ContractError
-        from tasks.errors import InputMissing, VitrineError
+        from tasks.errors import InputMissing, ServiceAway, VitrineError
         from tasks.masking import public_text
         from tasks.records import to_json
         from tasks.settings import Settings
@@ -80,7 +81,8 @@ def fail_without_retry(function: Callable[P, Any]) -> Callable[P, Any]:
                 _skip_before_first_success(context, error)
             if links := getattr(error, "links", None):  # the buttons of a task show what it returned, also when it failed
                 context["ti"].xcom_push("return_value", {"links": links})
-            raise AirflowFailException(public_text(str(error), Settings.load())) from error
+            failure = AirflowException if isinstance(error, ServiceAway) else AirflowFailException
+            raise failure(public_text(str(error), Settings.load())) from error
 
     return run
 

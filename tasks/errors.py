@@ -17,6 +17,14 @@ class CatalogError(VitrineError):
     """The catalogue, or a snapshot of it, is unusable as it is."""
 
 
+class ServiceAway(VitrineError):
+    """A service that the step needs does not answer. In Airflow the step is tried again, as this may pass."""
+
+
+class CatalogAway(CatalogError, ServiceAway):
+    """The database or queue of the catalogue does not answer."""
+
+
 class CatalogMissing(CatalogError, InputMissing):
     """There is no catalogue, or it has no products."""
 

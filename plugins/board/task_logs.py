@@ -44,27 +44,30 @@ def on_task_instance_failed(previous_state: Any, task_instance: Any, error: Any)
 
 def describe(error: BaseException) -> str:
     """An error as one sentence: our own as it is, any other with its class, which is a bug or something that is away."""
-    from airflow.sdk.exceptions import AirflowFailException
-
     text = " ".join(str(error).split())
-    if not isinstance(error, AirflowFailException):
+    if not is_sentence(error):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
+def is_sentence(error: BaseException | None) -> bool:
+    """Whether dags/running.py raised it: the sentence of a deliberate error, with which the task fails for good or is tried again."""
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+    return isinstance(error, AirflowFailException) or type(error) is AirflowException
+
+
 def leave_out_traceback(logger: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """A structlog processor: a deliberate failure (AirflowFailException) is logged as its sentence.
+    """A structlog processor: a deliberate failure is logged as its sentence.
 
     Its frames are Airflow's and one `raise`; at logging level DEBUG they stay. Errors that nobody foresaw keep theirs.
     """
     import sys
 
-    from airflow.sdk.exceptions import AirflowFailException
-
     if not event.get("exc_info") or logging.getLogger("airflow").isEnabledFor(logging.DEBUG):
         return event
     error = event["exc_info"] if isinstance(event["exc_info"], BaseException) else sys.exc_info()[1]
-    if isinstance(error, AirflowFailException):
+    if is_sentence(error):
         return {name: value for name, value in event.items() if name != "exc_info"} | {"event": f"Task failed: {error}"}
     return event
 

@@ -131,12 +131,15 @@ class Slots(Generic[V]):
         while self.load_next():
             pass
 
-    def follow(self) -> None:
-        """Reads the aliases, marks new versions for loading, and flips when `live` names a ready version. Never raises."""
-        with self.follow_lock:  # what was read of the aliases later is applied later
-            self._follow()
+    def follow(self, again: bool = False) -> None:
+        """Reads the aliases, marks new versions for loading, and flips when `live` names a ready version. Never raises.
 
-    def _follow(self) -> None:
+        A version that failed is loaded again after a while, or with `again` now.
+        """
+        with self.follow_lock:  # what was read of the aliases later is applied later
+            self._follow(again)
+
+    def _follow(self, again: bool) -> None:
         self._count_freed()
         try:
             wanted = {name: self.source.resolve(name) for name in (*SLOTS, "live")}
@@ -148,7 +151,7 @@ class Slots(Generic[V]):
             self.live_alias = wanted["live"]
             for name in SLOTS:
                 slot = self.slots[name]
-                late = slot.state == "failed" and self.clock() - slot.failed_at >= RETRY_S
+                late = slot.state == "failed" and (again or self.clock() - slot.failed_at >= RETRY_S)
                 if wanted[name] != slot.version or late:
                     self.slots[name] = self._begin(wanted[name])
             self._flip()

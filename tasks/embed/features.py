@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from serving.contract.palette import PALETTE
-from tasks.errors import VitrineError
+from tasks.errors import ServiceAway, VitrineError
 from tasks.progress import Progress
 
 PIPELINE = 2_000
@@ -42,7 +42,7 @@ class FeatureStore:
         try:
             client.ping()
         except redis.RedisError as error:
-            raise VitrineError(f"the feature store does not answer: {error}; start Redis or clear VITRINE_REDIS_URL") from None
+            raise ServiceAway(f"the feature store does not answer: {error}; start Redis or clear VITRINE_REDIS_URL") from None
         return cls(client)
 
     def load(self, version: str, batches: Iterable[pa.RecordBatch], total: int, base: str = "", gone: Sequence[int] = ()) -> int:

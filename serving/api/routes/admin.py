@@ -35,8 +35,9 @@ async def samples(replica: ReplicaDep, limit: Limit = 200, fingerprint: Fingerpr
 
 @router.post("/v1/follow", response_model=SlotsState, responses=problems(401), dependencies=[Depends(require_admin)])
 async def follow(replica: ReplicaDep) -> dict[str, Any]:
-    """Looks at the aliases now rather than at the next poll; answers what /v1/version answers of the slots."""
-    await asyncio.to_thread(replica.slots.follow)
+    """Looks at the aliases now rather than at the next poll, and begins to load again what failed; answers what /v1/version answers of
+    the slots."""
+    await asyncio.to_thread(replica.slots.follow, again=True)
     return replica.slots.describe()
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tasks.catalog.changes.event import Event
 from tasks.catalog.changes.source import DeadLetter, Message, cut, product_of, storable
-from tasks.errors import CatalogError
+from tasks.errors import CatalogAway, CatalogError
 
 TIMEOUT_S = 15.0
 SETTLE_S = 2.0
@@ -61,7 +61,7 @@ class KafkaTopic:
             found._partitions(topic)
         except KafkaException as error:
             found.close()
-            raise CatalogError(f"Kafka does not answer at {parts.netloc}: {error.args[0].str()}") from None
+            raise CatalogAway(f"Kafka does not answer at {parts.netloc}: {error.args[0].str()}") from None
         return found
 
     def send(self, events: Sequence[Event]) -> None:

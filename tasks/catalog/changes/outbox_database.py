@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from serving.contract.addresses import hide_secrets
 from tasks.catalog.sources.postgresql import PLAIN_LITERALS, split_image_root
-from tasks.errors import CatalogError
+from tasks.errors import CatalogAway, CatalogError
 
 BUSY_S = 30.0
 """How long SQLite waits for another writer."""
@@ -101,7 +101,7 @@ class Postgres:
         try:
             self.connection = dbapi.connect(split_image_root(uri)[0])
         except dbapi.Error as error:
-            raise CatalogError(f"PostgreSQL does not answer: {hide_secrets(str(error).strip().splitlines()[-1], uri)}") from None
+            raise CatalogAway(f"PostgreSQL does not answer: {hide_secrets(str(error).strip().splitlines()[-1], uri)}") from None
         self.execute(PLAIN_LITERALS)
         self.connection.commit()
 

@@ -12,7 +12,7 @@ from tasks.catalog.product_pictures import PICTURE_ROWS
 from tasks.catalog.schema import KINDS
 from tasks.catalog.sources.database import DatabaseColumn, DatabaseSource, check_names, quoted, raise_unreadable, sql_literal
 from tasks.catalog.sources.source import SourceOptions
-from tasks.errors import CatalogError
+from tasks.errors import CatalogAway
 
 COLUMNS = """
 SELECT a.attname::text, coalesce(b.typname, t.typname)::text, coalesce(b.typtype, t.typtype)::text, coalesce(e.typname, '')::text
@@ -96,7 +96,7 @@ def open_postgresql(uri: str, options: SourceOptions | None = None) -> Iterator[
     try:
         connection = dbapi.connect(address)
     except dbapi.Error as error:
-        raise CatalogError(
+        raise CatalogAway(
             f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1], uri)}"
         ) from None
     with connection:

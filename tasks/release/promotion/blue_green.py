@@ -73,11 +73,14 @@ def choose_slot(registry: Aliases, version: str) -> Plan:
 
 
 def warm(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
-    """Assigns the version to the slot and waits until every replica reports it ready; returns seconds since the first write."""
+    """Assigns the version to the slot and waits until every replica reports it ready; returns seconds since the first write.
+
+    Replicas that failed to load it before are asked to try again.
+    """
     began = time.monotonic()
     if plan.held != plan.version:
         registry.set_alias(INDEX_MODEL, plan.slot, plan.version)
-        poll_aliases(replicas)
+    poll_aliases(replicas)
     wait_for(replicas, f"loading version {plan.version} into {plan.slot}", lambda s: _not_ready(s, plan), limit_s)
     return time.monotonic() - began
 

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 
 from serving.contract.box import Box
-from tasks.errors import SettingsError, VitrineError
+from tasks.errors import ServiceAway, SettingsError
 from tasks.settings import Settings, setting_sources
 
 POLL_S = 0.2
@@ -143,7 +143,7 @@ def wait_for(
     """Waits until `holds` returns "" for every replica's state; returns the seconds it took.
 
     `holds` answers why a state is not there yet; an answer that starts with "failed" ends the wait at once.
-    Raises VitrineError naming every straggler with its reason.
+    Raises ServiceAway naming every straggler with its reason.
     """
     began = time.monotonic()
     while True:
@@ -154,7 +154,7 @@ def wait_for(
         late = time.monotonic() - began > limit_s
         if late or any(why.startswith("failed") for why in waiting.values()):
             named = "; ".join(f"{url}: {why}" for url, why in waiting.items())
-            raise VitrineError(
+            raise ServiceAway(
                 f"{what}: {len(waiting)} of {len(replicas)} replicas did not follow within {limit_s:.0f} s: {named}"
             )
         time.sleep(poll_s)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 CODE = """
 import logging, sys
 from types import SimpleNamespace
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.sdk.log import configure_logging
 configure_logging(json_output=True, output=sys.stdout.buffer, log_level=sys.argv[1])
 import structlog
@@ -29,7 +29,7 @@ task_logs.on_task_instance_running(None, task)
 logging.getLogger("faiss.loader").info("Could not load library due to: ModuleNotFoundError()")
 logging.getLogger("great_expectations._docs_decorators").info("Skipping registering function")
 logging.getLogger("tasks.index").info("ours")
-for error in (AirflowFailException("2 photos are held out"), ValueError("a bug")):
+for error in (AirflowFailException("2 photos are held out"), AirflowException("Redis is away"), ValueError("a bug")):
     try:
         raise error
     except Exception as raised:
@@ -56,15 +56,24 @@ def logged(home: Path, level: str = "INFO", dag: str = "rebuild_index") -> list[
 def test_a_clear_error_is_its_sentence_a_bug_keeps_its_traceback_and_libraries_are_quiet(tmp_path: Path) -> None:
     lines = logged(tmp_path)
     events = [line["event"] for line in lines]
-    assert events == ["begins", "ours", "Task failed: 2 photos are held out", "", "Task failed with exception", ""]
-    clear, bug = lines[2], lines[4]
+    assert events == [
+        "begins",
+        "ours",
+        "Task failed: 2 photos are held out",
+        "",
+        "Task failed: Redis is away",
+        "",
+        "Task failed with exception",
+        "",
+    ]
+    clear, bug = lines[2], lines[6]
     assert (clear["level"], "exception" in clear) == ("error", False)
     assert (bug["exception"][0]["exc_type"], bool(bug["exception"][0]["frames"])) == ("ValueError", True)
 
 
 def test_the_error_is_kept_as_one_sentence_for_the_runs_note(tmp_path: Path) -> None:
     kept = [line["kept"]["error"]["sentence"] for line in logged(tmp_path) if "kept" in line]
-    assert kept == ["2 photos are held out", "ValueError: a bug"]
+    assert kept == ["2 photos are held out", "Redis is away", "ValueError: a bug"]
 
 
 def test_at_debug_level_nothing_is_left_out(tmp_path: Path) -> None:

@@ -149,6 +149,20 @@ def test_a_failed_version_is_tried_again_after_a_while(store: Storefront) -> Non
     assert slots.slots["green"].state == "ready"
 
 
+def test_a_failed_version_is_tried_again_at_once_when_it_is_asked_for(store: Storefront) -> None:
+    slots = Slots(FolderSource(store.release), clock=lambda: 0.0)
+    path = store.release / "files" / store.manifest("2")["segments"][0]["index"]["sha256"]
+    whole = path.read_bytes()
+    path.unlink()
+    store.point(green="2")
+    slots.refresh()
+    path.write_bytes(whole)
+    slots.follow(again=True)
+    assert slots.slots["green"].state == "loading"
+    slots.refresh()
+    assert slots.slots["green"].state == "ready"
+
+
 def test_a_registry_that_is_away_disturbs_nothing(store: Storefront) -> None:
     slots = slots_of(store)
     aliases = store.release / "aliases.json"
