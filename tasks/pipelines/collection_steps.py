@@ -10,7 +10,7 @@ from serving.contract.manifest import EncoderRef
 from serving.contract.provenance import EngineRef
 from serving.index.collection import open_collection
 from tasks.embed.job import EmbedResult, embedding_commit
-from tasks.errors import VitrineError
+from tasks.errors import ServiceAway, VitrineError
 from tasks.index.build import BuiltShard
 from tasks.index.collections import ALIAS, PREFIX, CollectionRecord, collection_name, open_collections, record_collection
 from tasks.index.engine_families import IN_PROCESS, buildable, engine_family
@@ -39,7 +39,7 @@ def check_engine(chosen: Settings) -> None:
         raise
     except Exception as error:  # every client has its own classes
         why = next(iter(hide_secrets(str(error)).strip().splitlines()), type(error).__name__)
-        raise VitrineError(f"VITRINE_ENGINE={chosen.engine} does not answer at VITRINE_ENGINE_ADDRESS: {why}") from error
+        raise ServiceAway(f"VITRINE_ENGINE={chosen.engine} does not answer at VITRINE_ENGINE_ADDRESS: {why}") from error
 
 
 def begin_collection(template: Template, encoder: EncoderRef, embedded: EmbedResult, chosen: Settings, run_key: str) -> Template:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from tasks.errors import VitrineError
+from tasks.errors import ServiceAway
 from tasks.records import Record
 from tasks.release.promotion.replay import ReplayQueries, churn
 from tasks.release.promotion.serving_replicas import Replica, for_each_replica
@@ -37,7 +37,7 @@ def compare(
 ) -> ShadowReport:
     """Whether every replica's `slot` returns the `expected` answers of the version opened from the registry, and the churn.
 
-    Raises VitrineError when a replica does not answer.
+    Raises ServiceAway when a replica does not answer.
     """
     other = live_slot if live_slot and live_slot != slot and queries.live_vectors is not None else ""
 
@@ -46,7 +46,7 @@ def compare(
             found = [replica.search(slot, v.tolist()) for v in queries.vectors]
             before = [replica.search(other, v.tolist()) for v in queries.live_vectors] if other else []  # type: ignore[union-attr]
         except httpx.HTTPError as error:
-            raise VitrineError(f"{replica.url}: the shadow check got no answer from {slot}: {error}") from None
+            raise ServiceAway(f"{replica.url}: the shadow check got no answer from {slot}: {error}") from None
         same = sum(list(f[:10]) == list(e[:10]) for f, e in zip(found, expected, strict=True))
         return same / max(len(expected), 1) if expected else 1.0, churn(found, before) if other else 0.0
 
