@@ -119,6 +119,7 @@ class Slots(Generic[V]):
         self.live_slot = ""
         self.live_alias = ""
         self.error = ""
+        self.registry_read = False
         self.flip_blocked = ""
         self.flips = self.failures = 0
         self.in_memory: list[tuple[str, weakref.ref[V]]] = []
@@ -141,12 +142,8 @@ class Slots(Generic[V]):
 
     def _follow(self, again: bool) -> None:
         self._count_freed()
-        try:
-            wanted = {name: self.source.resolve(name) for name in (*SLOTS, "live")}
-        except Exception as error:  # the registry being away must not disturb what is served
-            self.error = f"the registry does not answer: {_sentence(error)}"
+        if (wanted := self._aliases()) is None:
             return
-        self.error = ""
         with self.lock:
             self.live_alias = wanted["live"]
             for name in SLOTS:
@@ -155,6 +152,18 @@ class Slots(Generic[V]):
                 if wanted[name] != slot.version or late:
                     self.slots[name] = self._begin(wanted[name])
             self._flip()
+
+    def _aliases(self) -> dict[str, str] | None:
+        """The aliases as the registry has them; as last known where it was not read since the start; None where nothing is known."""
+        names = (*SLOTS, "live")
+        try:
+            found = {name: self.source.resolve(name) for name in names}
+        except Exception as error:  # the registry being away must not disturb what is served
+            self.error = f"the registry does not answer: {_sentence(error)}"
+            known = {} if self.registry_read else self.source.last_known()
+            return dict.fromkeys(names, "") | known if known else None
+        self.error, self.registry_read = "", True
+        return found
 
     def load_next(self) -> bool:
         """Advances one loading version, that of `live` first; returns whether anything changed. Never raises."""

@@ -9,13 +9,15 @@ from typing import Protocol
 
 from serving.contract.binding import MANIFEST_SHA256, BindingPolicy, check_verdict
 from serving.contract.files import ContractError, FileRef, sha256_file, verify
-from serving.contract.manifest import EncoderManifest, IndexManifest, parse_manifest, read_manifest, read_manifest_bytes
+from serving.contract.manifest import SLOTS, EncoderManifest, IndexManifest, parse_manifest, read_manifest, read_manifest_bytes
 from serving.versions.disk_cache import DiskCache, make_read_only, touch
+from serving.versions.last_known import LastKnown
 
 log = logging.getLogger(__name__)
 
 MODEL = "product-index"
 ALIASES = "aliases.json"
+MANIFEST = "index/manifest.json"
 MLFLOW_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 """MLflow's defaults are 120 s and 7 retries: an outage would be noticed minutes late."""
 
@@ -45,6 +47,10 @@ class VersionSource(Protocol):
         """The local path of a segment file, which the caller verifies."""
         ...
 
+    def last_known(self) -> dict[str, str]:
+        """The aliases as they were last read, for a start while they cannot be; {} where that is not known."""
+        ...
+
 
 class FolderSource:
     """An exported release: `aliases.json` {alias: version}, `<version>/manifest.json`, `encoders/<sha>/…`, `files/<sha256>`.
@@ -71,6 +77,9 @@ class FolderSource:
     def fetch(self, ref: FileRef) -> Path:
         return self.folder / "files" / ref.sha256
 
+    def last_known(self) -> dict[str, str]:
+        return {}
+
 
 def exported_release(folder: Path, trust: BindingPolicy | None = None) -> FolderSource:
     """Opens an exported release. Raises ValueError where the folder holds none, or where tags are asked for, which it cannot have."""
@@ -89,7 +98,7 @@ class MlflowSource:
     """The MLflow registry at `uri`, through mlflow-skinny; files and encoders are cached on disk in `cache` by sha256.
 
     The cache holds at most `limit_bytes`, evicting the least recently used, never those of versions that the aliases name. Manifests
-    are believed as far as `trust` says.
+    are believed as far as `trust` says. While MLflow does not answer, the manifest of a version is the one that was last read of it.
     """
 
     def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30, trust: BindingPolicy | None = None) -> None:
@@ -97,6 +106,7 @@ class MlflowSource:
 
         self.uri, self.disk_cache, self.trust = uri, DiskCache(cache, limit_bytes), trust or BindingPolicy()
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self.last = LastKnown(cache / "last_known", uri)
         self.aliases: dict[str, str] = {}
         self.files_by_version: dict[str, set[str]] = {}
 
@@ -109,23 +119,44 @@ class MlflowSource:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             version = ""
-        self.aliases[alias] = version
+        if self.aliases.get(alias) != version:
+            self.aliases[alias] = version
+            if len(self.aliases) > len(SLOTS):  # the slots and `live`: a start reads one after the other
+                self.last.keep_aliases(self.aliases)
         return version
 
+    def last_known(self) -> dict[str, str]:
+        return self.last.aliases()
+
     def manifest(self, version: str) -> IndexManifest:
-        registered = self.client.get_model_version(MODEL, version)
-        run, tags, what = str(registered.run_id), dict(registered.tags), f"index version {version}"
+        what = f"index version {version}"
+        data, tags = self._registered(version)
         check_verdict(tags, what)
-        with self.disk_cache.staging() as folder:
-            path = self._download(run, "index/manifest.json", folder)
-            data = read_manifest_bytes(path)
         if not self.trust.check(data, tags, what, f"vitrine release bind {version}"):
             log.warning("%s is of before versions were bound to their manifests (it has no tag %s)", what, MANIFEST_SHA256)
-        manifest = parse_manifest(data, IndexManifest, str(path))
+        manifest = parse_manifest(data, IndexManifest, f"{MANIFEST} of {what}")
         named = set(self.aliases.values())
         self.files_by_version = {v: parts for v, parts in self.files_by_version.items() if v in named}
         self.files_by_version[version] = {manifest.encoder.manifest.sha256, *(f.sha256 for f in manifest.files())}
         return manifest
+
+    def _registered(self, version: str) -> tuple[bytes, dict[str, str]]:
+        """The manifest of a version and its tags: as MLflow has them, or as they were last read where it does not answer."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            registered = self.client.get_model_version(MODEL, version)
+            tags = dict(registered.tags)
+            with self.disk_cache.staging() as folder:
+                data = read_manifest_bytes(self._download(str(registered.run_id), MANIFEST, folder))
+        except (MlflowException, ContractError) as error:
+            kept = self.last.version(version)
+            if kept is None or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                raise
+            log.warning("index version %s is loaded by what was last read of it, as MLflow does not answer: %s", version, error)
+            return kept
+        self.last.keep_version(version, data, tags)
+        return data, tags
 
     def encoder(self, manifest: IndexManifest) -> Path:
         wanted = manifest.encoder

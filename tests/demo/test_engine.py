@@ -64,3 +64,11 @@ def test_a_second_milvus_is_refused_in_one_sentence(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(engine, "ETCD_PEERS", taken.getsockname()[1])
         with pytest.raises(VitrineError, match=r"port [0-9]+ is taken, probably by another Milvus"):
             start_engine(replace(Settings(), home=tmp_path, engine="milvus"), Supervisor(tmp_path))
+
+
+def test_a_port_that_closed_connections_still_hold_is_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(VitrineError, match=f"port {port} is taken"):
+            engine._wait_until_free(port, limit_s=0.2)
+    engine._wait_until_free(port, limit_s=5)

@@ -17,6 +17,7 @@ from serving.versions.slots import Slots
 from serving.versions.version_source import MODEL, MlflowSource
 from tasks.registry import Registry
 from tests.catalog.changes.refreshed import forget_versions
+from tests.engines.servers import Relay
 from tests.serving.replica.storefront import Storefront, corrupt
 
 pytestmark = [
@@ -82,6 +83,38 @@ def test_versions_are_fetched_once_and_mended_when_the_disk_lies(
     mended.refresh()
     assert mended.live is not None, mended.describe()
     assert list((tmp_path / "cache" / "incoming").iterdir()) == []
+
+
+def test_a_replica_starts_by_what_it_last_read_while_mlflow_is_away(
+    registered: MlflowClient, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    registered.set_registered_model_alias(MODEL, "blue", "1")
+    registered.set_registered_model_alias(MODEL, "live", "1")
+    relay = Relay(int(mlflow_uri.rpartition(":")[2]))
+    address = f"http://127.0.0.1:{relay.port}"
+
+    def started(cache: Path) -> Slots:
+        slots: Slots = Slots(MlflowSource(address, cache))
+        slots.refresh()
+        return slots
+
+    assert started(tmp_path / "cache").live is not None
+    relay.cut()
+    slots = started(tmp_path / "cache")
+    assert slots.live is not None, slots.describe()
+    assert slots.live.version == "1"
+    assert slots.error.startswith("the registry does not answer"), "and says that it is away"
+    assert started(tmp_path / "other").live is None, "nothing was ever read there"
+    for kept in (tmp_path / "cache" / "last_known").iterdir():
+        corrupt(kept)
+    assert started(tmp_path / "cache").live is None, "what the disk damaged is not known"
+    relay.start()
+    registered.set_registered_model_alias(MODEL, "blue", "2")
+    registered.set_registered_model_alias(MODEL, "live", "2")
+    slots.refresh()
+    assert (slots.live and slots.live.version, slots.error) == ("2", "")
+    relay.cut()
 
 
 def _fetched(cache: Path) -> set[str]:
