@@ -113,7 +113,7 @@ def configured(home: Path, front: int, port: int) -> Path:
     """nginx in front of MLflow under a path prefix: the Host of the request, port included, is handed on."""
     path = home / "nginx.conf"
     path.write_text(
-        f"""daemon off; pid {home}/nginx.pid; error_log stderr warn; events {{}}
+        f"""daemon off; pid {home}/nginx.pid; error_log stderr crit; events {{}}
 http {{ access_log off; client_max_body_size 1g; client_body_temp_path {home}/body; proxy_temp_path {home}/proxy;
   fastcgi_temp_path {home}/fastcgi; uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi;
   server {{ listen 127.0.0.1:{front};
@@ -148,7 +148,7 @@ def served(mlflow: Mlflow, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shop.point(live=versions[0], blue=versions[0])
     with replicas(mlflow.address, home, 2) as running:
         settings = Settings(home=home, mlflow_uri=mlflow.address, serving_urls=tuple(r.url for r in running), admin_token=TOKEN)
-        until(lambda: all(answers(f"{r.url}/readyz") for r in running), limit_s=60)
+        until(lambda: all(answers(f"{r.url}/readyz") for r in running), limit_s=240)
         yield Served(shop, versions, running, os.environ | process_environment(settings))
 
 
@@ -192,7 +192,7 @@ def test_mlflow_killed_in_the_middle_of_a_promotion_costs_no_answer(served: Serv
         said = again.communicate(timeout=300)[0]
         assert again.returncode == 0, said
     assert served.shop.registry.aliases(INDEX_MODEL)["live"] == new
-    until(lambda: served.live() == {new}, "both replicas follow", limit_s=60)
+    until(lambda: served.live() == {new}, "both replicas follow", limit_s=240)
 
 
 def test_a_replica_starts_from_its_own_copy_while_mlflow_is_away(served: Served, mlflow: Mlflow, tmp_path: Path) -> None:
