@@ -115,7 +115,7 @@ def test_a_killed_replica_costs_no_answer(searching: Searching) -> None:
 
 def test_a_killed_registry_costs_no_answer_and_a_replica_starts_without_it(searching: Searching) -> None:
     stack = searching.stack
-    stack.compose("kill", "mlflow")
+    stack.compose("stop", "-t", "0", "mlflow")  # not "kill": podman would start it again
     stack.compose("restart", "serving-2")
     stack.compose("kill", "serving-1")
     until(lambda: stack.live() == searching.version, "the restarted replica serves its own copy", limit_s=300)
