@@ -56,10 +56,11 @@ e2e-engines: $(STAMP) ## the contract of the engines that are not in test: ScaNN
 # Encoder servers and their clients do not go with the pins: environments whose few packages come before those of .venv.
 ENVS := build/envs
 CLIENTS := $(ENVS)/clients
-e2e-encoder-servers: $(CLIENTS)/.installed $(ENVS)/triton/.installed ## replicas whose photos Triton encodes, over real servers: golden outputs, an outage
+SERVERS := $(addprefix $(ENVS)/,clients/.installed triton/.installed torchserve/.installed)
+e2e-encoder-servers: $(SERVERS) java ## replicas whose photos Triton or TorchServe encodes, over real servers: golden outputs, an outage
 	@$(CLIENTS)/bin/python -m pytest -q -m e2e tests/encoder_servers $(ARGS)
 
-bench-encoder-servers: $(CLIENTS)/.installed $(ENVS)/triton/.installed ## photos encoded in process and by Triton, side by side at 1, 8 and 32 clients
+bench-encoder-servers: $(SERVERS) java ## photos encoded in process, by Triton and by TorchServe, side by side at 1, 8 and 32 clients
 	@mkdir -p build/bench && $(CLIENTS)/bin/python -m tests.benchmarks.bench_encoder_servers $(ARGS)
 
 $(ENVS)/%/.installed: $(STAMP) tests/encoder_servers/%.txt

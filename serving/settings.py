@@ -150,11 +150,11 @@ class ServingSettings:
     engine_token: str = setting("", "token that this engine asks for, as user:password or an API key", "root:secret", secret=True)
     engine_timeout_s: float = setting(2.0, "seconds for one call of it, of at most three", 0.5, least=0.01, most=DAY_S)
     encoder_server: str = setting(
-        "", "server that encodes photos instead of `encoder_runtime`: triton (docs/operate/encoder-servers.md)", "triton",
+        "", "server that encodes photos instead of `encoder_runtime`: triton or torchserve (docs/operate/encoder-servers.md)", "triton",
         area="Encoder servers",
     )  # fmt: skip
     encoder_address: str = setting(
-        "", "address of that server, grpc:// or http:// (with TLS grpcs:// or https://)", "grpc://triton:8001"
+        "", "address of that server: http://, of Triton also grpc:// (with TLS https://, grpcs://)", "grpc://triton:8001"
     )
     encoder_timeout_s: float = setting(1.0, "seconds for one call of it, of at most three", 0.3, least=0.01, most=DAY_S)
     role: str = setting(

@@ -17,7 +17,7 @@ from serving.contract.runtimes import Format, Session, first_line
 from serving.index.engine import EngineUnavailable
 from serving.index.guard import Guard
 
-MODULES = {"triton": "serving.versions.triton"}
+MODULES = {"triton": "serving.versions.triton", "torchserve": "serving.versions.torchserve"}
 """Module of each server; its function `connect(address, timeout_s)` gives an `EncoderClient`."""
 FINGERPRINT = "fingerprint"
 """Under which name a model states the fingerprint of its encoder (tasks/encoder/servers)."""

@@ -1,6 +1,7 @@
 """`vitrine encoder`: the encoders there are, one of them as a version, what embedding with it costs, and a version for a server."""
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,14 @@ import typer
 
 from tasks.cli.output import AsJson, console, open_registry, print_answer, print_json, print_table, progress
 from tasks.errors import VitrineError
+
+
+class Server(StrEnum):
+    """An encoder server, as VITRINE_ENCODER_SERVER names it."""
+
+    TRITON = "triton"
+    TORCHSERVE = "torchserve"
+
 
 COLUMNS = ("preset", "teacher", "student", "dim", "pixels", "M parameters", "licence", "source")
 
@@ -115,24 +124,31 @@ def plan(
 @app.command()
 def repository(
     version: Annotated[str, typer.Argument(help="an encoder version, by number or alias")],
-    folder: Annotated[Path, typer.Argument(help="where model repositories are written; those of other versions stay")],
+    folder: Annotated[Path, typer.Argument(help="where it is written; what is there of other versions stays")],
+    server: Annotated[Server, typer.Option(help="the server that will hold it")] = Server.TRITON,
     variant: Annotated[str, typer.Option(help="the tower.variant; default: the one that encodes photos")] = "",
     max_batch: Annotated[int, typer.Option(min=1, help="most pictures in a batch")] = 16,
     delay_us: Annotated[int, typer.Option(min=0, help="microseconds to wait for a fuller batch")] = 500,
     instances: Annotated[int, typer.Option(min=1, help="instances of the model")] = 1,
-    threads: Annotated[int, typer.Option(min=1, help="threads of ONNX Runtime in an instance (Python backend)")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="threads of ONNX Runtime in an instance, where Python runs it")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="on NVIDIA GPUs")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write Triton model repositories of an encoder version, for replicas with VITRINE_ENCODER_SERVER=triton."""
+    """Write an encoder version for a server: Triton's model repositories, or a model archive for TorchServe's model store."""
     from serving.contract.encoder import EncoderFolder
-    from tasks.encoder.servers.triton import Batching, write_repository
+    from tasks.encoder.servers.model import Batching
+    from tasks.encoder.servers.torchserve import write_archive
+    from tasks.encoder.servers.triton import write_repository
     from tasks.registry import ENCODER_MODEL
 
     registry = open_registry()
     encoders = EncoderFolder(registry.encoder_folder(registry.resolve(ENCODER_MODEL, version).version))
-    model = write_repository(encoders, folder, Batching(max_batch, delay_us, instances, threads, gpu), variant)
-    sentence = f"model {model} in {folder}; serve it with tritonserver --model-repository {folder}/onnxruntime"
+    write, serve = {
+        Server.TRITON: (write_repository, f"tritonserver --model-repository {folder}/onnxruntime"),
+        Server.TORCHSERVE: (write_archive, f"torchserve --start --model-store {folder} --models all"),
+    }[server]
+    model = write(encoders, folder, Batching(max_batch, delay_us, instances, threads, gpu), variant)
+    sentence = f"model {model} in {folder}; serve it with {serve}"
     print_answer({"model": model, "folder": folder}, sentence, as_json)
 
 

@@ -29,9 +29,9 @@ from serving.contract.preprocess import PreprocessSpec
 from serving.contract.runtimes import ONNXRUNTIME
 from serving.versions.encoder_server import EncoderServer
 from tasks.encoder.export.onnx_graph import ImageGraph, write_onnx
-from tasks.encoder.servers.triton import Batching
+from tasks.encoder.servers.model import Batching
 from tests.benchmarks.bench_encoder import image_encoder
-from tests.encoder_servers.servers import ModelServer, TritonServer
+from tests.encoder_servers.servers import ModelServer, TorchServe, TritonServer
 
 CORES = os.cpu_count() or 1
 NAME = "student.fp32"
@@ -39,6 +39,7 @@ Call = Callable[[np.ndarray], np.ndarray]
 SERVERS: dict[str, Callable[[Path, Batching], ModelServer]] = {
     "triton, gRPC": lambda folder, batching: TritonServer(folder, "grpc", batching),
     "triton, HTTP": lambda folder, batching: TritonServer(folder, "http", batching),
+    "torchserve": TorchServe,
 }
 
 
@@ -119,8 +120,8 @@ def main() -> None:
             folder.mkdir()
             server = SERVERS[name](folder, batching)
             server.write(encoders)
-            server.start()
             started.callback(server.kill)
+            server.start()
             calls[name] = encoders.open(NAME, runtime=EncoderServer(server.name, server.address, 60.0)).encode
         size = encoders.manifest.preprocess.size
         pictures = np.random.default_rng(1).integers(0, 256, (32, size, size, 3), dtype=np.uint8)

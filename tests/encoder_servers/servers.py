@@ -1,4 +1,4 @@
-"""Triton on loopback, out of PyPI's nvidia-pytriton, which has the Python backend alone."""
+"""Triton (out of PyPI's nvidia-pytriton, which has the Python backend alone) and TorchServe on loopback."""
 
 import os
 import shutil
@@ -11,9 +11,12 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Protocol
+from zipfile import ZipFile
 
 from serving.contract.encoder import EncoderFolder
-from tasks.encoder.servers.triton import Batching, write_repository
+from tasks.encoder.servers.model import GRAPH, Batching
+from tasks.encoder.servers.torchserve import write_archive
+from tasks.encoder.servers.triton import write_repository
 from tasks.settings import PROJECT
 from tests.servers import free_port
 
@@ -40,6 +43,7 @@ class TritonServer:
     """tritonserver with the Python backend."""
 
     name: ClassVar[str] = "triton"
+    process: subprocess.Popen | None = None
 
     def __init__(self, folder: Path, scheme: str, batching: Batching = Batching()) -> None:  # noqa: B008
         self.folder, self.batching = folder, batching
@@ -69,7 +73,7 @@ class TritonServer:
             "--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--allow-metrics=false", "--exit-on-error=false",
             "--strict-readiness=false", f"--backend-config=python,shm-region-prefix-name={self._memory}",
         ]  # fmt: skip
-        self.process = _start([str(part) for part in command], environ, self.folder / "triton.log")
+        self.process = _start([str(part) for part in command], environ, self.folder / "triton.log", self.folder)
         _wait(f"http://127.0.0.1:{self.http}/v2/health/ready", self.process, self.folder / "triton.log")
 
     def kill(self) -> None:
@@ -92,25 +96,74 @@ class TritonServer:
         return backends
 
 
-def _start(command: list[str], environ: dict[str, str], log: Path) -> subprocess.Popen:
+class TorchServe:
+    """TorchServe, whose files all lie in `folder`."""
+
+    name: ClassVar[str] = "torchserve"
+    process: subprocess.Popen | None = None
+
+    def __init__(self, folder: Path, batching: Batching = Batching()) -> None:  # noqa: B008
+        self.folder, self.batching = folder, batching
+        self.http, *self.others = (free_port() for _ in range(5))
+        self.address = f"http://127.0.0.1:{self.http}"
+
+    def write(self, encoders: EncoderFolder, stated: str = "", graph: Path | None = None) -> None:
+        archive = self.folder / "store" / f"{write_archive(encoders, self.folder / 'store', self.batching)}.mar"
+        with ZipFile(archive) as made:
+            parts = {name: made.read(name) for name in made.namelist()}
+        if stated:
+            own = encoders.manifest.variant(encoders.manifest.query).fingerprint
+            parts["settings.json"] = parts["settings.json"].replace(own.encode(), stated.encode())
+        if graph:
+            parts[GRAPH] = graph.read_bytes()
+        with ZipFile(archive, "w") as made:
+            for name, data in parts.items():
+                made.writestr(name, data)
+
+    def start(self) -> None:
+        management, metrics, grpc, grpc_management = self.others
+        settings = {
+            "inference_address": self.address, "management_address": f"http://127.0.0.1:{management}",
+            "metrics_address": f"http://127.0.0.1:{metrics}", "grpc_inference_port": grpc, "grpc_management_port": grpc_management,
+            "disable_token_authorization": "true", "enable_envvars_config": "false",
+        }  # fmt: skip
+        (self.folder / "config.properties").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+        environ = os.environ | {"TMPDIR": str(self.folder), "TEMP": str(self.folder), "LOG_LOCATION": str(self.folder)}
+        environ |= {"METRICS_LOCATION": str(self.folder)}
+        command = [
+            ENVS / "torchserve" / "bin" / "torchserve", "--start", "--foreground", "--ncs", "--model-store", self.folder / "store",
+            "--models", "all", "--ts-config", self.folder / "config.properties",
+        ]  # fmt: skip
+        log = self.folder / "torchserve.log"
+        self.process = _start([str(part) for part in command], environ, log, self.folder)
+        for archive in (self.folder / "store").iterdir():  # it says that it is healthy before its workers are there
+            _wait(f"{self.address}/predictions/{archive.stem}", self.process, log, b"")
+
+    def kill(self) -> None:
+        _kill(self.process)
+
+
+def _start(command: list[str], environ: dict[str, str], log: Path, folder: Path) -> subprocess.Popen:
     """Starts a server in a process group of its own, which ends as a whole."""
     with log.open("ab") as stream:
-        return subprocess.Popen(command, stdout=stream, stderr=stream, env=environ, start_new_session=True)
+        return subprocess.Popen(command, stdout=stream, stderr=stream, env=environ, cwd=folder, start_new_session=True)
 
 
-def _wait(url: str, process: subprocess.Popen, log: Path, limit_s: float = 120.0) -> None:
+def _wait(url: str, process: subprocess.Popen, log: Path, body: bytes | None = None, limit_s: float = 240.0) -> None:
+    """Until `url` answers, by POST where there is a body."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}: {log.read_text(errors='replace')[-2000:]}")
-        with suppress(OSError), urllib.request.urlopen(url, timeout=2):
+        with suppress(OSError), urllib.request.urlopen(url, body, timeout=10):
             return
         time.sleep(0.2)
-    _kill(process)
     raise TimeoutError(f"{url} did not answer within {limit_s:g} s: {log.read_text(errors='replace')[-2000:]}")
 
 
-def _kill(process: subprocess.Popen) -> None:
+def _kill(process: subprocess.Popen | None) -> None:
+    if process is None:
+        return
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=30)

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from serving.contract.encoder import EncoderFolder
 from serving.versions.encoder_server import EncoderServer, EncoderUnavailable
-from tests.encoder_servers.servers import ModelServer, TritonServer
+from tests.encoder_servers.servers import ModelServer, TorchServe, TritonServer
 from tests.running import until
 from tests.serving.replica.conftest import open_app
 from tests.serving.replica.storefront import Storefront, make_storefront
@@ -37,16 +37,20 @@ def encoder(store: Storefront, seed: int) -> EncoderFolder:
     return EncoderFolder(store.release / "encoders" / store.manifest(str(seed + 1))["encoder"]["manifest"]["sha256"])
 
 
-@pytest.fixture(scope="module", params=["grpc", "http"])
+@pytest.fixture(scope="module", params=["triton-grpc", "triton-http", "torchserve"])
 def server(request: pytest.FixtureRequest, front: Storefront, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    started = TritonServer(tmp_path_factory.mktemp("triton"), request.param)
+    name, _, scheme = request.param.partition("-")
+    folder = tmp_path_factory.mktemp(name)
+    started: ModelServer = TritonServer(folder, scheme) if scheme else TorchServe(folder)
     started.write(encoder(front, GOOD))
     started.write(encoder(front, OTHER_FINGERPRINT), stated="ab" * 32)
     good = encoder(front, GOOD)
     started.write(encoder(front, OTHER_GRAPH), graph=good.verified_graph(good.manifest.query))
-    started.start()
-    yield started
-    started.kill()
+    try:
+        started.start()
+        yield started
+    finally:
+        started.kill()
 
 
 def replica(store: Storefront, server: ModelServer) -> FastAPI:

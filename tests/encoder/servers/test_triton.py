@@ -10,7 +10,8 @@ from serving.contract.files import ContractError, describe
 from serving.contract.manifest import EncoderManifest
 from serving.contract.runtimes import DISABLED_OPTIMIZERS
 from serving.versions.encoder_server import model_name
-from tasks.encoder.servers.triton import Batching, config, write_repository
+from tasks.encoder.servers.model import Batching, ServedModel
+from tasks.encoder.servers.triton import config, write_repository
 from tasks.errors import VitrineError
 from tests.serving.replica.storefront import corrupt
 from tests.tiny import tiny_encoder
@@ -62,7 +63,8 @@ def test_a_variant_whose_scales_depend_on_the_batch_gets_none_and_a_gpu_its_own_
 
     def text(variant: dict, name: str = "student.fp32", batching: Batching = Batching()) -> str:  # noqa: B008
         changed = manifest.variant("student.fp32").model_copy(update=variant)
-        return config(manifest, name, changed, ("input", "vectors"), batching, "onnxruntime")
+        model = ServedModel("vitrine_0", manifest, name, changed, tmp_path / "graph.onnx", "input", "vectors")
+        return config(model, batching, "onnxruntime")
 
     alone = text({"alone": True})
     assert field(alone, r"max_batch_size: (\d+)") == "1"
