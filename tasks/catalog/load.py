@@ -106,6 +106,6 @@ def _prefix(folder: Path, base: Path) -> str:
 
 def _below(table: pa.Table, column: str, prefix: str) -> pa.Table:
     texts: Iterator[str] = (
-        t if "://" in t or t.startswith("/") or prefix == "." else f"{prefix}/{t}" for t in table[column].to_pylist()
+        t if not t or "://" in t or t.startswith("/") or prefix == "." else f"{prefix}/{t}" for t in table[column].to_pylist()
     )
     return table.set_column(table.column_names.index(column), column, pa.array(list(texts), pa.string()))

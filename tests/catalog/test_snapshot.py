@@ -190,6 +190,9 @@ def test_a_product_without_a_picture_is_one_only_where_words_find_it(folder: Pat
     taken = take_snapshot(str(folder), str(tmp_path / "snapshots"), "with", options)
     assert (taken.rows, taken.titles, taken.quarantined_rows, taken.pictures) == (12, 2, 0, 12)
     assert product_table(taken.uri)["image_uri"].to_pylist().count("") == 2
+    load_folder(folder, f"sqlite:///{tmp_path / 'shop.db'}", options)
+    loaded = take_snapshot(f"sqlite:///{tmp_path / 'shop.db'}", str(tmp_path / "snapshots"), "loaded", options)
+    assert (loaded.rows, loaded.titles) == (12, 2)
     assert (taken.photos, taken.orphan_photos) == (without.photos, without.orphan_photos) == (30, 6), "no photo finds them"
     assert len(read_training_set(taken.uri).product_ids) == 10, "and they teach an encoder of pictures nothing"
     assert read_training_set(taken.uri).image_uris == read_training_set(without.uri).image_uris
