@@ -18,10 +18,8 @@ from tests.running import Served, until
 TITLES = {"p001": "red mug", "p002": "blue lamp"}
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve products, two of them without a picture."""
-    home = tmp_path_factory.mktemp("home")
+def titled_release(home: Path) -> Path:
+    """A release of twelve products, two of them without a picture, below `home`."""
     shop = small_catalog(home / "shop")
     bare = {product_id: {"title": title, "image": ""} for product_id, title in TITLES.items()}
     rows = read_table(shop / "products.csv")
@@ -33,6 +31,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_version(home, taken, "1", words=True)
     set_aliases(home, live="1", blue="1")
     return home
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return titled_release(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
