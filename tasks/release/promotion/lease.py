@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from tasks.errors import VitrineError
+from tasks.errors import ServiceAway, VitrineError
 from tasks.registry import INDEX_MODEL
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ class LeaseBusy(VitrineError):
 
 class LeaseLost(VitrineError):
     """The lease expired, or a rollback cancelled this promotion."""
+
+
+class LeaseExpired(LeaseLost, ServiceAway):
+    """The holder, or the registry, was held up for so long that the lease ran out. Nobody cancelled it: the step may be tried again."""
 
 
 class Tags(Protocol):
@@ -72,11 +76,13 @@ class Lease:
         self.epoch = ""
         self.until = 0.0
         self.void = ""
+        self.expired = False
         self.lock = threading.Lock()
 
     def check(self) -> None:
         """Raises LeaseLost unless the lease is valid. Reads the registry; call it right before each write."""
         if not self.void and self.clock() > self.until - MARGIN_S:
+            self.expired = True
             self.void = f"the lease of {self.holder} ran out before it was renewed; run it again"
         if not self.void and not self.urgent:
             found = self.tags.model_tags(INDEX_MODEL)
@@ -85,7 +91,7 @@ class Lease:
                 by = rivals[0].holder if rivals else "somebody"
                 self.void = f"{self.holder} was cancelled by a rollback ({by}); check which version is live, then run it again"
         if self.void:
-            raise LeaseLost(self.void)
+            raise (LeaseExpired if self.expired else LeaseLost)(self.void)
 
     def renew(self, lasts_s: float = 0.0) -> None:
         """Extends the lease. Raises LeaseLost when it is no longer valid."""

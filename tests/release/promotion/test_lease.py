@@ -13,6 +13,7 @@ from tasks.release.promotion.lease import (
     LASTS_S,
     Lease,
     LeaseBusy,
+    LeaseExpired,
     LeaseLost,
     acquire,
     hold_lease,
@@ -88,9 +89,9 @@ def test_who_slept_too_long_knows_it_by_their_own_clock() -> None:
     sleepy = taken(tags, clock, "sleepy")
     clock.now += LASTS_S + 1
     second = taken(tags, clock, "second")
-    with pytest.raises(LeaseLost, match="ran out"):
+    with pytest.raises(LeaseExpired, match="ran out"):
         sleepy.check()
-    with pytest.raises(LeaseLost, match="ran out"):
+    with pytest.raises(LeaseExpired, match="ran out"):
         sleepy.renew()
     second.check()
 
@@ -108,8 +109,9 @@ def test_a_rollback_waits_for_no_promotion_and_makes_it_void() -> None:
     tags, clock = Tags(), Clock()
     promotion = taken(tags, clock, "promotion")
     rollback = taken(tags, clock, "rollback", urgent=True)
-    with pytest.raises(LeaseLost, match="promotion was cancelled by a rollback"):
+    with pytest.raises(LeaseLost, match="promotion was cancelled by a rollback") as cancelled:
         promotion.check()
+    assert not isinstance(cancelled.value, LeaseExpired), "nothing tries it again by itself"
     rollback.check()
     with pytest.raises(LeaseBusy, match="rollback rolls back right now"):
         taken(tags, clock, "another", urgent=True)
