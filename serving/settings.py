@@ -154,7 +154,7 @@ class ServingSettings:
         area="Encoder servers",
     )  # fmt: skip
     encoder_address: str = setting(
-        "", "address of that server: http://, of Triton also grpc:// (with TLS https://, grpcs://)", "grpc://triton:8001"
+        "", "address of that server: http://, of Triton also grpc:// (with TLS https://, grpcs://)", "http://triton:8000"
     )
     encoder_timeout_s: float = setting(1.0, "seconds for one call of it, of at most three", 0.3, least=0.01, most=DAY_S)
     role: str = setting(

@@ -1,4 +1,4 @@
-"""Client of the Triton Inference Server, over gRPC or HTTP (tritonclient, extra triton)."""
+"""Client of the Triton Inference Server, over HTTP or gRPC (tritonclient, extras triton and triton-grpc)."""
 
 import threading
 from importlib import import_module
@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
+from serving.contract.runtimes import first_line
 from serving.versions.encoder_server import FINGERPRINT
 
 RECONNECT_MS = 1000
@@ -23,7 +24,7 @@ class TritonClient:
     def __init__(self, scheme: str, address: str, timeout_s: float) -> None:
         self.grpc, self.tls = scheme.startswith("grpc"), scheme.endswith("s")
         self.address, self.timeout_s = address, timeout_s
-        self.api = import_module("tritonclient.grpc" if self.grpc else "tritonclient.http")
+        self.api = _api("grpc" if self.grpc else "http")
         self.threads = threading.local()
         self.tensors: dict[str, tuple[str, str]] = {}
 
@@ -67,6 +68,15 @@ class TritonClient:
         return self.api.InferenceServerClient(
             self.address, ssl=self.tls, connection_timeout=self.timeout_s, network_timeout=self.timeout_s
         )
+
+
+def _api(protocol: str) -> Any:
+    """tritonclient's module for a protocol. Raises ValueError where it is not installed."""
+    try:
+        return import_module(f"tritonclient.{protocol}")
+    except RuntimeError as error:  # its own, where a part of it is missing
+        extra = "triton-grpc" if protocol == "grpc" else "triton"
+        raise ValueError(f"VITRINE_ENCODER_ADDRESS is {protocol}://: install vitrine[{extra}] ({first_line(error)})") from None
 
 
 def connect(address: str, timeout_s: float) -> TritonClient:

@@ -123,6 +123,12 @@ def test_a_killed_server_is_a_503_until_it_is_back(store: Storefront, server: Mo
         until(lambda: client.post("/v1/search", files={"image": ("p.jpg", photos[1])}).status_code == 200, limit_s=60)
 
 
+@pytest.mark.parametrize("address", ["", "triton:8001", "tcp://host:1", "grpc://"])
+def test_what_is_no_address_of_triton_stops_the_start_with_one_sentence(address: str) -> None:
+    with pytest.raises(ValueError, match=r"VITRINE_ENCODER_ADDRESS='.*': Triton's is like grpc://host:8001 or http://host:8000"):
+        EncoderServer("triton", address, 1.0)
+
+
 def test_a_server_that_is_not_there_fails_the_version_and_not_the_replica(store: Storefront, server: ModelServer) -> None:
     address = server.address.rpartition(":")[0] + ":9"
     app = open_app(store, encoder_server=server.name, encoder_address=address, encoder_timeout_s=1.0)
