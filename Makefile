@@ -50,8 +50,9 @@ e2e: $(STAMP) java ## over the real Airflow: tasks are killed, three nights, six
 e2e-%: $(STAMP) java ## one of them: make e2e-<name> runs tests/e2e/test_<name>.py
 	@$(PYTEST) -m e2e tests/e2e/test_$*.py
 
-e2e-engines: $(STAMP) ## the contract of the engines that are not in test: ScaNN, Qdrant's client
+e2e-engines: $(STAMP) build/envs/engines/.installed ## the contract of the engines that are not in test: ScaNN, and the clients of Qdrant, Weaviate, Pinecone
 	@$(PYTEST) -m e2e -n0 tests/engines/test_scann.py tests/engines/test_qdrant.py
+	@$(PYTEST:$(BIN)/%=$(ENVS)/engines/bin/%) -m e2e -n0 tests/engines/test_weaviate.py tests/engines/test_pinecone.py
 
 # Encoder servers and their clients do not go with the pins: environments whose few packages come before those of .venv.
 ENVS := build/envs
@@ -64,12 +65,20 @@ bench-encoder-servers: $(SERVERS) java ## photos encoded in process, by Triton a
 	@mkdir -p build/bench && $(CLIENTS)/bin/python -m tests.benchmarks.bench_encoder_servers $(ARGS)
 
 $(ENVS)/%/.installed: $(STAMP) tests/encoder_servers/%.txt
-	@echo "installing tests/encoder_servers/$*.txt into $(ENVS)/$*"
-	@$(UV) venv -q --clear --python $(BIN)/python $(ENVS)/$*
-	@VIRTUAL_ENV=$(ENVS)/$* $(UV) pip install -q --no-deps -r tests/encoder_servers/$*.txt
-	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-	  > $$($(ENVS)/$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
-	@touch $@
+	$(call environment,$(ENVS)/$*,tests/encoder_servers/$*.txt)
+
+$(ENVS)/engines/.installed: $(STAMP) tests/engines/clients.txt
+	$(call environment,$(ENVS)/engines,tests/engines/clients.txt)
+
+# $(call environment,FOLDER,LIST): the packages of LIST before those of .venv.
+define environment
+@echo "installing $(2) into $(1)"
+@$(UV) venv -q --clear --python $(BIN)/python $(1)
+@VIRTUAL_ENV=$(1) $(UV) pip install -q --no-deps -r $(2)
+@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+  > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+@touch $(1)/.installed
+endef
 
 KILLED := release/promotion/test_killed_promotions.py catalog/changes/test_kills.py embed/test_job.py encoder/train/test_distributed.py
 kill-drill: $(STAMP) java ## promotions and refreshes killed before and after every one of their writes, jobs in the middle (was: make chaos)

@@ -20,6 +20,8 @@ MODULES = {
     "pgvector": "serving.index.pgvector_engine",
     "milvus": "serving.index.milvus_engine",
     "qdrant": "serving.index.qdrant_engine",
+    "weaviate": "serving.index.weaviate_engine",
+    "pinecone": "serving.index.pinecone_engine",
 }
 """Module of each engine; its function `open_collection(endpoint, name, dim)` gives a `Collection`."""
 MEASURE_S = 600.0

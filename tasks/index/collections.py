@@ -23,6 +23,8 @@ MODULES = {
     "pgvector": "tasks.index.pgvector_collections",
     "milvus": "tasks.index.milvus_collections",
     "qdrant": "tasks.index.qdrant_collections",
+    "weaviate": "tasks.index.weaviate_collections",
+    "pinecone": "tasks.index.pinecone_collections",
 }
 FOLDER = "collections"
 RECORD = "collection.json"

@@ -46,7 +46,10 @@ ENGINE_FAMILIES = {
     f.name: f for f in (
         _hnsw("pgvector", "hnsw,m=16,ef_construction=100"), _ivf("pgvector", "ivfflat"),
         _hnsw("milvus", "HNSW,M=16,efConstruction=100"), _ivf("milvus", "IVF_FLAT"),
-        _hnsw("qdrant", "HNSW,m=16,ef_construct=100"),
+        _hnsw("qdrant", "HNSW,m=16,ef_construct=100"), _hnsw("weaviate", "HNSW,max_connections=32,ef_construction=100"),
+        Family(
+            "pinecone", lambda d, n: "pinecone", ({},), lambda d: 4 * d, lambda p, c, r: 0.0, trained=False, engine="pinecone",
+        ),
         Family(
             "scann_tree_ah", lambda d, n: "tree,ah", REFINED, lambda d: 4.25 * d + 4, scan_cost("fs", "fp16"), trained=False,
             reach=((EIGHT_BITS, USUAL), (FINE, {"nprobe": 256, "k_factor": 2})), build_s=300.0, engine=SCANN,

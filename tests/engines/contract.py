@@ -14,6 +14,7 @@ import pytest
 from serving.contract.files import ContractError, FileRef
 from serving.contract.keys import shard_of
 from serving.contract.manifest import IndexManifest
+from serving.index.collection import Endpoint
 from serving.index.engine import EngineUnavailable
 from serving.index.guard import PAUSE_S
 from serving.index.searcher import Searcher
@@ -44,12 +45,13 @@ class Made:
     settings: Settings
     template: Template
     manifest: IndexManifest
+    endpoint: Endpoint
 
     def locate(self, ref: FileRef) -> Path:
         return self.folder / ref.path
 
     def open(self, manifest: IndexManifest | None = None) -> Searcher:
-        return Searcher.open(manifest or self.manifest, self.locate, endpoint=self.settings.endpoint)
+        return Searcher.open(manifest or self.manifest, self.locate, endpoint=self.endpoint)
 
     def rows_of(self, searcher: Searcher) -> np.ndarray:
         """The shop's vectors in the order of the searcher's rows."""
@@ -90,7 +92,9 @@ class Builder:
         built = [self.build(shop, template, chosen, shard) for shard in range(shop.shards)]
         complete_collection(template, built, chosen)
         manifest = manifest_of(shop, built, {"family": template.family, "ef": 256, "nprobe": 64})
-        return Made(shop, chosen.home, chosen, template, manifest.model_copy(update={"engine": engine_ref(built)}))
+        manifest = manifest.model_copy(update={"engine": engine_ref(built)})
+        endpoint = replace(chosen.endpoint, timeout_s=self.server.endpoint.timeout_s)
+        return Made(shop, chosen.home, chosen, template, manifest, endpoint)
 
 
 class CountingCollections:
