@@ -17,6 +17,7 @@ from serving.contract.manifest import IndexManifest
 from serving.index.collection import Endpoint
 from serving.index.engine import EngineUnavailable
 from serving.index.guard import PAUSE_S
+from serving.index.pictures import Pictures
 from serving.index.searcher import Searcher
 from tasks.embed.job import EmbedResult
 from tasks.errors import VitrineError
@@ -151,6 +152,22 @@ class SearchContract:
         assert recall(np.where(there, found.similarity, 2), np.where(np.isfinite(oracle), oracle, -2)) >= (
             RECALL if share == 0.5 else 1
         )
+
+    def test_titles_in_the_base_answer_words_and_no_photo(self, made: Made, xq: np.ndarray) -> None:
+        opened = made.open()
+        places = np.where(np.random.default_rng(6).random(N) < 0.3, -1, 0).astype(np.int16)
+        segments = [
+            replace(s, pictures=Pictures(np.arange(s.rows, dtype=np.int32), places[s.start : s.start + s.rows]))
+            for s in opened.segments
+        ]
+        searcher = Searcher(opened.manifest, segments, opened.features, 1, opened.remote)
+        x = made.rows_of(searcher)
+        for words, shown in ((False, places >= 0), (True, None)):
+            found = searcher.search(xq, K, words=words)
+            assert (found.rows >= 0).all()
+            assert shown is None or shown[found.rows].all()
+            assert recall(found.similarity, brute_force(x, xq, K, shown)) >= RECALL
+            np.testing.assert_allclose(searcher.exact(xq, K, words=words).similarity, brute_force(x, xq, K, shown), atol=1e-5)
 
     def test_deltas_and_deletes_lie_over_the_engines_base(self, made: Made, xq: np.ndarray) -> None:
         nearest = made.open().exact(xq[:1], 3)
