@@ -1,4 +1,4 @@
-"""The families of other engines: what each builds in a collection, and the search parameters that are tuned.
+"""The families of other engines: what each builds in a collection or file, and the search parameters that are tuned.
 
 `factory` gives what the engine's module in tasks/index makes the index from. Costs are for the order of trials alone; as everywhere,
 what is measured decides.
@@ -13,7 +13,6 @@ from tasks.index.families import (
     FAMILIES,
     FINE,
     REFINED,
-    USUAL,
     Family,
     graph_cost,
     probe_grid,
@@ -52,7 +51,7 @@ ENGINE_FAMILIES = {
         ),
         Family(
             "scann_tree_ah", lambda d, n: "tree,ah", REFINED, lambda d: 4.25 * d + 4, scan_cost("fs", "fp16"), trained=False,
-            reach=((EIGHT_BITS, USUAL), (FINE, {"nprobe": 256, "k_factor": 2})), build_s=300.0, engine=SCANN,
+            reach=((0.96, {"nprobe": 128, "k_factor": 2}),), build_s=245.0, engine=SCANN,
         ),
     )
 }  # fmt: skip

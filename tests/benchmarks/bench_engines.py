@@ -24,9 +24,11 @@ from serving.contract.provenance import EngineRef
 from serving.index.engine import Engine
 from serving.index.faiss_engine import FaissEngine, omp_threads
 from serving.index.remote_engine import connect
+from serving.index.scann_engine import ScannEngine
 from tasks.index.collections import open_collections
 from tasks.index.engine_families import engine_family
 from tasks.index.families import FAMILIES, list_count
+from tasks.index.scann_files import make_searcher
 from tasks.index.template import make_index
 from tests.benchmarks.vectors import Vectors
 from tests.engines.servers import milvus_server, pgvector_server
@@ -97,39 +99,10 @@ def built_faiss(family: str, x: np.ndarray) -> Built:
     return FaissEngine(index), FAMILIES[family].grid, rss_mb() - before
 
 
-class Scann:
-    """ScaNN in process, with the arguments of serving's protocol: a tree, anisotropic hashing, and reordering."""
-
-    def __init__(self, x: np.ndarray) -> None:
-        import scann
-
-        self.rows = len(x)
-        leaves = int(len(x) ** 0.5)
-        builder = scann.scann_ops_pybind.builder(x, CANDIDATES, "dot_product")
-        self.searcher = (
-            builder.tree(leaves, max(1, leaves // 10), len(x))
-            .score_ah(2, anisotropic_quantization_threshold=0.2)
-            .reorder(CANDIDATES)
-            .build()
-        )
-
-    def search(self, xq: np.ndarray, k: int, mask: object, params: dict[str, Scalar], effort: int = 1) -> "Found":
-        rows = np.full((len(xq), k), -1, np.int64)
-        for number, x in enumerate(xq):
-            found = self.searcher.search(x, k, 2 * k, int(params["leaves"] or 1))[0]
-            rows[number, : len(found)] = found  # few leaves may hold fewer
-        return Found(rows)
-
-
-@dataclass(frozen=True)
-class Found:
-    rows: np.ndarray
-
-
 def built_scann(x: np.ndarray) -> Built:
     before = rss_mb()
-    made = Scann(x)
-    return made, tuple({"leaves": n} for n in (5, 10, 20, 40, 80, 160)), rss_mb() - before  # type: ignore[return-value]
+    made = ScannEngine(make_searcher(x), x, tree=True)
+    return made, tuple({"nprobe": n, "k_factor": 2} for n in (4, 8, 16, 32, 64, 128, 256)), rss_mb() - before
 
 
 def built_remote(name: str, x: np.ndarray, stack: ExitStack) -> Built:
