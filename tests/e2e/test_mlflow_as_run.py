@@ -146,7 +146,7 @@ def served(mlflow: Mlflow, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shop = Shop(home, Registry(mlflow.address, home / "cache"))
     versions = [shop.version(seed=seed) for seed in range(3)]
     shop.point(live=versions[0], blue=versions[0])
-    with replicas(mlflow.address, home, 2) as running:
+    with replicas(mlflow.address, home, 2, poll_s=5.0) as running:  # its authentication costs 0.13 s of processor a request
         settings = Settings(home=home, mlflow_uri=mlflow.address, serving_urls=tuple(r.url for r in running), admin_token=TOKEN)
         until(lambda: all(answers(f"{r.url}/readyz") for r in running), limit_s=240)
         yield Served(shop, versions, running, os.environ | process_environment(settings))
