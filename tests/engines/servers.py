@@ -2,9 +2,7 @@
 
 import os
 import signal
-import socket
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from serving.index.collection import Endpoint
+from tests.relay import Relay
 from tests.servers import free_port
 
 
@@ -57,46 +56,6 @@ def pgvector_server() -> Iterator[EngineServer]:
             yield engine
         finally:
             engine.server.cleanup()
-
-
-class Relay:
-    """Forwards a loopback port to a server's, until it is cut: then connections break off and new ones are refused."""
-
-    def __init__(self, target: int) -> None:
-        self.target, self.port = target, free_port()
-        self.open: list[socket.socket] = []
-        self.start()
-
-    def start(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
-
-    def cut(self) -> None:
-        for one in [self.listener, *self.open]:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        self.open.clear()
-
-    def _accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = listener.accept()
-                try:
-                    far = socket.create_connection(("127.0.0.1", self.target))
-                except OSError:  # the server is not up yet
-                    near.close()
-                    continue
-                self.open += [near, far]
-                for one, other in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
-
-    @staticmethod
-    def _pass(one: socket.socket, other: socket.socket) -> None:
-        with suppress(OSError):
-            while data := one.recv(1 << 16):
-                other.sendall(data)
-            other.shutdown(socket.SHUT_WR)
 
 
 class MilvusEngine:

