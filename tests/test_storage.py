@@ -1,17 +1,20 @@
 """Files by uri: whole or not at all, on a local folder and on a real S3 server over HTTP."""
 
+import hashlib
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tasks import storage
+from tasks.errors import VitrineError
 from tests.servers import s3_server
 
 
@@ -117,3 +120,13 @@ def test_threads_that_write_the_same_file_at_once_all_succeed(tmp_path: Path) ->
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: storage.write_bytes(uri, b"the same bytes"), range(64)))
     assert storage.list_files(str(tmp_path / "folder")) == [uri], "and no temporary file is left"
+
+
+def test_a_verified_read_that_broke_off_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [b"wh", b"whole", b"wh", b"wh"]
+    torn = SimpleNamespace(open_input_file=lambda path: pa.BufferReader(answers.pop(0)))
+    monkeypatch.setattr(storage, "filesystem", lambda uri: (torn, uri))
+    checksum = hashlib.sha256(b"whole").hexdigest()
+    assert storage.read_verified("s3://shop/part", checksum).to_pybytes() == b"whole"
+    with pytest.raises(VitrineError, match="it is corrupt"):
+        storage.read_verified("s3://shop/part", checksum)
