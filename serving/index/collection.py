@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from serving.contract.addresses import scheme, without_secrets
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
 from serving.index.engine import EngineUnavailable, Mask
@@ -24,6 +25,8 @@ MODULES = {
     "pinecone": "serving.index.pinecone_engine",
 }
 """Module of each engine; its function `open_collection(endpoint, name, dim)` gives a `Collection`."""
+HTTP_ENGINES = ("qdrant", "weaviate", "pinecone")
+"""Engines whose clients take addresses of HTTP alone, and refuse others in their own words."""
 MEASURE_S = 600.0
 """Seconds for comparisons with a large part of a collection, which only measurements ask for."""
 CALLS = 3
@@ -41,6 +44,11 @@ class Endpoint:
     token: str = field(default="", repr=False)
     timeout_s: float = 2.0
     exact_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Strips both: the newline that ends a file of secrets is refused by clients in a sentence that shows the secret."""
+        for name in ("address", "token"):
+            object.__setattr__(self, name, getattr(self, name).strip())
 
     def patient(self, timeout_s: float = MEASURE_S) -> "Endpoint":
         """The same for calls that may take long."""
@@ -97,12 +105,22 @@ class Collection(Protocol):
         ...
 
 
+def address_fault(engine: str, address: str) -> str:
+    """What is wrong with the address of an engine, as a sentence; "" where nothing is."""
+    if engine not in HTTP_ENGINES or scheme(address) in ("http", "https"):
+        return ""
+    return f"VITRINE_ENGINE_ADDRESS={without_secrets(address)!r}: {engine} is reached at http://host:port, or https://host"
+
+
 def open_collection(engine: str, endpoint: Endpoint, name: str, dim: int) -> Collection:
-    """Opens a collection of `engine`. Raises ContractError for an unknown engine, one that is not installed, or no address."""
+    """Opens a collection of `engine`. Raises ContractError for an unknown engine, one that is not installed, or a missing or wrong
+    address."""
     if engine not in MODULES:
         raise ContractError(f"there is no engine {engine!r}; faiss, {', '.join(MODULES)} are known")
     if not endpoint.address:
         raise ContractError(f"the vectors lie in {engine}, and no address of it is set (VITRINE_ENGINE_ADDRESS)")
+    if fault := address_fault(engine, endpoint.address):
+        raise ContractError(fault)
     try:
         opened: Collection = import_module(MODULES[engine]).open_collection(endpoint, name, dim)
     except ModuleNotFoundError as error:
@@ -159,11 +177,13 @@ def fetch_vectors(
 ) -> np.ndarray:
     """Vectors (n, dim) float32 of these ids (n,), in their order; `fetch` gives those of a block, in any order.
 
-    Raises KeyError for an id that is not there.
+    Raises LookupError for an id that is not there.
     """
     parts = [np.zeros((0, dim), np.float32)]
     for start in range(0, len(positions), block):
         ids = positions[start : start + block].tolist()
         by_id = fetch(ids)
+        if absent := [n for n in ids if n not in by_id]:
+            raise LookupError(f"it holds no vector under id {absent[0]}")
         parts.append(np.array([by_id[n] for n in ids], np.float32).reshape(len(ids), dim))
     return np.concatenate(parts)

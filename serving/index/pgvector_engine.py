@@ -20,7 +20,7 @@ from psycopg import sql
 
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.collection import MEASURE_S, Endpoint, exact_limit_s, too_slow
+from serving.index.collection import MEASURE_S, Endpoint, exact_limit_s, fetch_vectors, too_slow
 from serving.index.engine import Mask
 from serving.index.merge import Neighbors, empty, stack
 
@@ -144,11 +144,13 @@ class PgvectorCollection:
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         text = sql.SQL("SELECT id, embedding FROM {} WHERE id = ANY(%(ids)s)").format(self.table)
-        with self._settings({}) as connection:
-            found = connection.execute(text, {"ids": np.unique(positions).tolist()}, binary=True).fetchall()
-        by_id = dict(found)
-        vectors = [by_id[row].to_numpy() for row in positions.tolist()]
-        return np.stack(vectors).astype(np.float32) if vectors else np.zeros((0, self.dim), np.float32)
+
+        def fetch(ids: list[int]) -> dict[int, Any]:
+            with self._settings({}) as connection:
+                found = connection.execute(text, {"ids": sorted(set(ids))}, binary=True).fetchall()
+            return {row: vector.to_numpy() for row, vector in found}
+
+        return fetch_vectors(fetch, positions, self.dim, max(len(positions), 1))
 
     def _size(self, name: str) -> int:
         """The number of rows. Raises ContractError where there is no such table, or it has another dimension."""

@@ -21,6 +21,7 @@ MOST = 10_000
 """Pinecone's greatest top_k."""
 BLOCK = 200
 """Ids of one request, which are part of its URL."""
+DIGITS = 10
 
 
 class PineconeCollection:
@@ -42,7 +43,7 @@ class PineconeCollection:
         found, wide = empty(len(xq), k), min(k * effort, MOST)
         for number, x in enumerate(xq.tolist()):
             matches = self.index.query(top_k=wide, vector=x, namespace=self.name).matches[:k]
-            found.rows[number, : len(matches)] = [int(match.id) for match in matches]
+            found.rows[number, : len(matches)] = [row_of(match.id) for match in matches]
             found.similarity[number, : len(matches)] = [match.score for match in matches]
         return found
 
@@ -57,7 +58,7 @@ class PineconeCollection:
 
     def _fetch(self, ids: list[int]) -> dict[int, Any]:
         found = self.index.fetch(ids=ids_of(ids), namespace=self.name).vectors
-        return {int(name): held.values for name, held in found.items()}
+        return {row_of(name): held.values for name, held in found.items()}
 
     def _size(self) -> int:
         """The number of rows. Raises ContractError where the namespace is gone, lacks ids, or has another dimension."""
@@ -87,7 +88,12 @@ def rows_of(index: Index, name: str) -> int | None:
 
 def ids_of(rows: Iterable[int]) -> list[str]:
     """Pinecone's ids of rows: ten digits, so that a thousand rows share a prefix."""
-    return [f"{n:010d}" for n in rows]
+    return [f"{n:0{DIGITS}d}" for n in rows]
+
+
+def row_of(name: str) -> int:
+    """The row of an id; -1 for one that is none of ours."""
+    return int(name) if len(name) == DIGITS and name.isdecimal() else -1
 
 
 open_collection: Callable[[Endpoint, str, int], PineconeCollection] = PineconeCollection

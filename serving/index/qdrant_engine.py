@@ -6,6 +6,7 @@ Qdrant takes no row masks: more is fetched, and few allowed rows are compared th
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from qdrant_client import QdrantClient, models
@@ -22,7 +23,11 @@ MOST = 16_384
 """The greatest k: an answer of 1 MB. Qdrant itself sets no limit."""
 BLOCK = 4096
 """Ids of one request."""
+NUMBERS = 1_000_000
+"""Numbers of one request, at most 22 bytes each as JSON; by default Qdrant takes requests of up to 32 MB."""
 EF, MAX_EF = 64, 32_768
+MAX_ID = 2**63 - 1
+"""Qdrant's ids go beyond what a row can be."""
 
 
 class QdrantCollection:
@@ -45,7 +50,7 @@ class QdrantCollection:
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
         def compare(ids: np.ndarray) -> Neighbors:
-            return self._ranked(xq, min(k, len(ids)), models.SearchParams(exact=True), among(ids))
+            return self._ranked(xq, min(k, len(ids)), models.SearchParams(exact=True), ids)
 
         return compare_in_calls("qdrant", self.endpoint, compare, len(xq), positions, k, BLOCK)
 
@@ -56,12 +61,18 @@ class QdrantCollection:
         found = self.client.retrieve(self.name, ids, with_payload=False, with_vectors=True)
         return {int(point.id): point.vector for point in found}
 
-    def _ranked(self, xq: np.ndarray, k: int, params: models.SearchParams, condition: models.Filter | None = None) -> Neighbors:
-        asked = [models.QueryRequest(query=x, limit=k, params=params, filter=condition) for x in xq.tolist()]
+    def _ranked(self, xq: np.ndarray, k: int, params: models.SearchParams, ids: np.ndarray | None = None) -> Neighbors:
+        """The k best of each query, among these ids (n,) where they are given; each query of a request names them again."""
+        condition = None if ids is None else among(ids)
+        step = queries_of_request(self.dim, 0 if ids is None else len(ids))
         found = empty(len(xq), k)
-        for number, answer in enumerate(self.client.query_batch_points(self.name, asked)):
-            found.rows[number, : len(answer.points)] = [point.id for point in answer.points]
-            found.similarity[number, : len(answer.points)] = [point.score for point in answer.points]
+        for start in range(0, len(xq), step):
+            asked = [
+                models.QueryRequest(query=x, limit=k, params=params, filter=condition) for x in xq[start : start + step].tolist()
+            ]
+            for number, answer in enumerate(self.client.query_batch_points(self.name, asked), start):
+                found.rows[number, : len(answer.points)] = [row_of(point.id) for point in answer.points]
+                found.similarity[number, : len(answer.points)] = [point.score for point in answer.points]
         return found
 
     def _size(self) -> int:
@@ -83,6 +94,16 @@ def connect(endpoint: Endpoint) -> QdrantClient:
     return QdrantClient(
         url=endpoint.address, api_key=endpoint.token or None, timeout=math.ceil(endpoint.timeout_s), check_compatibility=False
     )
+
+
+def queries_of_request(dim: int, ids: int) -> int:
+    """How many queries, each with so many ids, one request takes."""
+    return max(1, NUMBERS // (dim + ids))
+
+
+def row_of(point_id: int | str | UUID) -> int:
+    """The row of an id; -1 for one that is none of ours, such as a UUID."""
+    return point_id if isinstance(point_id, int) and point_id <= MAX_ID else -1
 
 
 def among(ids: Sequence[int] | np.ndarray | range) -> models.Filter:

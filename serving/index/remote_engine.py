@@ -25,7 +25,7 @@ class RemoteEngine:
         )
         wanted = min(wanted, self.collection.most)
         found = self.guard(lambda: self.collection.search(xq, wanted, mask, params, effort))
-        found.rows[found.rows >= self.rows] = -1  # written into the collection by somebody else since it was opened
+        found.rows[(found.rows < 0) | (found.rows >= self.rows)] = -1  # written into it by somebody else since it was opened
         return best_allowed(found, k, mask)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:

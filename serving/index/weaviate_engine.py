@@ -29,6 +29,8 @@ BLOCK, EF = 2000, 64
 VECTOR = "embedding"
 FIRST_ID = 0x76697472_696E_4000_8000_000000000000
 """The id of row 0: ids of Weaviate are UUIDs."""
+MAX_ROWS = 2**48
+"""What the last group of a UUID counts up to."""
 CHANNEL = {"methodConfig": [{"name": [{}], "waitForReady": True}]}
 """Where Weaviate is away a call ends with its time limit; else the client itself would repeat it for a minute."""
 
@@ -107,8 +109,9 @@ def ids_of(rows: Iterable[int]) -> list[UUID]:
 
 
 def row_of(uuid: UUID) -> int:
-    """The row of an id."""
-    return uuid.int - FIRST_ID
+    """The row of an id; -1 for one that is none of ours."""
+    row = uuid.int - FIRST_ID
+    return row if 0 <= row < MAX_ROWS else -1
 
 
 open_collection: Callable[[Endpoint, str, int], WeaviateCollection] = WeaviateCollection

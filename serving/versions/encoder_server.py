@@ -8,10 +8,11 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, Protocol
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
-from serving.contract.addresses import hide_secrets
+from serving.contract.addresses import hide_secrets, without_secrets
 from serving.contract.files import ContractError
 from serving.contract.runtimes import Format, Session, first_line
 from serving.index.engine import EngineUnavailable
@@ -94,6 +95,18 @@ class EncoderServer:
             return vector
 
         return np.concatenate([self.guard(partial(one, batch[i : i + 1])) for i in range(len(batch))])
+
+
+def split_address(address: str, schemes: tuple[str, ...], like: str) -> SplitResult:
+    """The parts of VITRINE_ENCODER_ADDRESS. Raises ValueError, which says what one is `like`, where it is none, or names a user."""
+    parts = urlsplit(address)
+    if parts.scheme not in schemes or not parts.hostname:
+        raise ValueError(f"VITRINE_ENCODER_ADDRESS={without_secrets(address)!r}: {like}")
+    if parts.username is not None:
+        raise ValueError(
+            f"VITRINE_ENCODER_ADDRESS={without_secrets(address)!r}: no user is sent to encoder servers; leave it out"
+        )
+    return parts
 
 
 def model_name(fingerprint: str) -> str:

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import urllib3
 
+from serving.versions.encoder_server import split_address
+
 CONNECTIONS = 64
 """Connections that are kept; more callers at a time open connections of their own."""
 AWAY = (502, 503, 504)
@@ -38,7 +40,7 @@ class TorchServeClient:
                 "POST", f"{self.path}/predictions/{model}", body=body, headers={"Content-Type": "application/octet-stream"}
             )
         except urllib3.exceptions.HTTPError as error:
-            raise ConnectionError(str(error)) from None
+            raise ConnectionError(str(error.args[-1])) from None  # before it may stand the repr of a connection
         if answer.status == 200:
             return answer.data
         why = f"status {answer.status}: {answer.data[:200].decode(errors='replace')}"
@@ -49,7 +51,5 @@ class TorchServeClient:
 
 def connect(address: str, timeout_s: float) -> TorchServeClient:
     """A client of the server at `address`, each of whose calls takes at most `timeout_s`. Raises ValueError where it is no address."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"VITRINE_ENCODER_ADDRESS={address!r}: TorchServe's is like http://host:8080")
+    split_address(address, ("http", "https"), "TorchServe's is like http://host:8080")
     return TorchServeClient(address, timeout_s)

@@ -3,13 +3,12 @@
 import threading
 from importlib import import_module
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
 from serving.contract.runtimes import first_line
-from serving.versions.encoder_server import FINGERPRINT
+from serving.versions.encoder_server import FINGERPRINT, split_address
 
 RECONNECT_MS = 1000
 """Longest pause between two attempts of gRPC to connect again; its own are up to two minutes."""
@@ -35,11 +34,11 @@ class TritonClient:
         return str(config.get("parameters", {}).get(FINGERPRINT, {}).get("string_value", ""))
 
     def encode(self, model: str, pixels: np.ndarray) -> np.ndarray:
-        taken, given = self.tensors[model]
-        tensor = self.api.InferInput(taken, list(pixels.shape), "UINT8")
+        input_name, output_name = self.tensors[model]
+        tensor = self.api.InferInput(input_name, list(pixels.shape), "UINT8")
         tensor.set_data_from_numpy(np.ascontiguousarray(pixels))
-        answer = self._call("infer", model, [tensor], outputs=[self.api.InferRequestedOutput(given)])
-        return np.array(answer.as_numpy(given))
+        answer = self._call("infer", model, [tensor], outputs=[self.api.InferRequestedOutput(output_name)])
+        return np.array(answer.as_numpy(output_name))
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Raises LookupError where there is no such model, OSError where the server is away, RuntimeError where it refuses."""
@@ -81,7 +80,7 @@ def _api(protocol: str) -> Any:
 
 def connect(address: str, timeout_s: float) -> TritonClient:
     """A client of the server at `address`, each of whose calls takes at most `timeout_s`. Raises ValueError where it is no address."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("grpc", "grpcs", "http", "https") or not parts.netloc:
-        raise ValueError(f"VITRINE_ENCODER_ADDRESS={address!r}: Triton's is like grpc://host:8001 or http://host:8000")
-    return TritonClient(parts.scheme, parts.netloc, timeout_s)
+    parts = split_address(address, ("grpc", "grpcs", "http", "https"), "Triton's is like grpc://host:8001 or http://host:8000")
+    if parts.scheme.startswith("grpc"):
+        return TritonClient(parts.scheme, parts.netloc, timeout_s)
+    return TritonClient(parts.scheme, parts.netloc + parts.path.rstrip("/"), timeout_s)

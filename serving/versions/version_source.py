@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
+from serving.contract.addresses import hide_secrets
 from serving.contract.binding import MANIFEST_SHA256, BindingPolicy, check_verdict
 from serving.contract.files import ContractError, FileRef, sha256_file, verify
 from serving.contract.manifest import SLOTS, EncoderManifest, IndexManifest, parse_manifest, read_manifest, read_manifest_bytes
+from serving.contract.runtimes import first_line
 from serving.versions.disk_cache import DiskCache, make_read_only, touch
 from serving.versions.last_known import LastKnown
 
@@ -98,7 +100,7 @@ class MlflowSource:
     """The MLflow registry at `uri`, through mlflow-skinny; files and encoders are cached on disk in `cache` by sha256.
 
     The cache holds at most `limit_bytes`, evicting the least recently used, never those of versions that the aliases name. Manifests
-    are believed as far as `trust` says. While MLflow does not answer, the manifest of a version is the one that was last read of it.
+    are believed as far as `trust` says. While MLflow does not answer, a version's manifest and tags are those last read of it.
     """
 
     def __init__(self, uri: str, cache: Path, limit_bytes: int = 20 * 2**30, trust: BindingPolicy | None = None) -> None:
@@ -107,7 +109,7 @@ class MlflowSource:
         self.uri, self.disk_cache, self.trust = uri, DiskCache(cache, limit_bytes), trust or BindingPolicy()
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.last = LastKnown(cache / "last_known", uri)
-        self.aliases: dict[str, str] = {}
+        self.aliases = self.last.aliases()
         self.files_by_version: dict[str, set[str]] = {}
 
     def resolve(self, alias: str) -> str:
@@ -141,20 +143,28 @@ class MlflowSource:
         return manifest
 
     def _registered(self, version: str) -> tuple[bytes, dict[str, str]]:
-        """The manifest of a version and its tags: as MLflow has them, or as they were last read where it does not answer."""
+        """The manifest of a version and its tags, each as MLflow has it now, or as it was last read where that cannot be read.
+
+        A version that MLflow does not have (any more) is an error, and tags that it says now count, whatever they were.
+        """
         from mlflow.exceptions import MlflowException
 
+        kept = self.last.version(version)
         try:
             registered = self.client.get_model_version(MODEL, version)
-            tags = dict(registered.tags)
+        except MlflowException as error:
+            if kept is None or error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise
+            _log_last_known(version, error)
+            return kept
+        data, tags = b"" if kept is None else kept[0], dict(registered.tags)
+        try:
             with self.disk_cache.staging() as folder:
                 data = read_manifest_bytes(self._download(str(registered.run_id), MANIFEST, folder))
-        except (MlflowException, ContractError) as error:
-            kept = self.last.version(version)
-            if kept is None or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        except ContractError as error:
+            if kept is None:
                 raise
-            log.warning("index version %s is loaded by what was last read of it, as MLflow does not answer: %s", version, error)
-            return kept
+            _log_last_known(version, error)
         self.last.keep_version(version, data, tags)
         return data, tags
 
@@ -192,6 +202,10 @@ class MlflowSource:
             return Path(download_artifacts(run_id=run, artifact_path=artifact, dst_path=str(into), tracking_uri=self.uri))
         except Exception as error:  # MLflow raises many unrelated classes when an artifact is not there
             raise ContractError(f"{artifact} of run {run} cannot be fetched: {str(error).splitlines()[0]}") from None
+
+
+def _log_last_known(version: str, error: Exception) -> None:
+    log.warning("index version %s is loaded by what was last read of it: %s", version, hide_secrets(first_line(error)))
 
 
 def _whole(folder: Path, manifest: FileRef) -> bool:

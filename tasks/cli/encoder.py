@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -143,9 +144,10 @@ def repository(
 
     registry = open_registry()
     encoders = EncoderFolder(registry.encoder_folder(registry.resolve(ENCODER_MODEL, version).version))
+    triton, store = quote(f"{folder}/onnxruntime"), quote(str(folder))
     write, serve = {
-        Server.TRITON: (write_repository, f"tritonserver --model-repository {folder}/onnxruntime"),
-        Server.TORCHSERVE: (write_archive, f"torchserve --start --model-store {folder} --models all"),
+        Server.TRITON: (write_repository, f"tritonserver --model-repository {triton}"),
+        Server.TORCHSERVE: (write_archive, f"torchserve --start --ncs --model-store {store} --models all --disable-token-auth"),
     }[server]
     model = write(encoders, folder, Batching(max_batch, delay_us, instances, threads, gpu), variant)
     sentence = f"model {model} in {folder}; serve it with {serve}"

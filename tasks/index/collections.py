@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from serving.index.collection import Endpoint
+from serving.index.collection import Endpoint, address_fault
 from tasks import storage
 from tasks.errors import VitrineError
 from tasks.records import Record
@@ -68,11 +68,13 @@ class CollectionRecord(Record):
 
 
 def open_collections(engine: str, endpoint: Endpoint) -> Collections:
-    """The collections of an engine. Raises VitrineError where it is unknown, not installed, or has no address."""
+    """The collections of an engine. Raises VitrineError where it is unknown, not installed, or has no address or a wrong one."""
     if engine not in MODULES:
         raise VitrineError(f"VITRINE_ENGINE={engine!r} is not known; faiss, {', '.join(MODULES)} are")
     if not endpoint.address:
         raise VitrineError(f"VITRINE_ENGINE={engine} needs VITRINE_ENGINE_ADDRESS, the address where it is reached")
+    if fault := address_fault(engine, endpoint.address):
+        raise VitrineError(fault)
     try:
         opened: Collections = import_module(MODULES[engine]).open_collections(endpoint)
     except ModuleNotFoundError as error:

@@ -8,8 +8,8 @@ from serving.index.collection import Endpoint
 from serving.index.pinecone_engine import connect, ids_of, rows_of
 from tasks.errors import VitrineError
 
-NUMBERS, MOST_ROWS = 100_000, 1000
-"""Numbers and rows of one request; Pinecone takes 2 MB and 1000 rows."""
+NUMBERS, MOST_ROWS = 80_000, 1000
+"""Numbers and rows of one request; Pinecone takes 2 MB and 1000 rows, and a number of a unit vector is 21 bytes of JSON on average."""
 PREFIX_ROWS, PAGE = 1000, 100
 BUILD_LIMIT_S, LOOK_S = 3600.0, 1.0
 TOLERANCE = 1e-3
@@ -36,7 +36,7 @@ class PineconeCollections:
             self.index.create_namespace(name=name)
 
     def put(self, name: str, first: int, vectors: np.ndarray) -> None:
-        step = max(1, min(MOST_ROWS, NUMBERS // vectors.shape[1]))
+        step = rows_of_request(vectors.shape[1])
         for start in range(0, len(vectors), step):
             block = vectors[start : start + step].tolist()
             ids = ids_of(range(first + start, first + start + len(block)))
@@ -75,6 +75,11 @@ class PineconeCollections:
             for match in self.index.query(top_k=3, vector=held.values, namespace=name, include_values=True).matches:
                 if abs(match.score - float(x @ np.array(match.values, np.float32))) > TOLERANCE:
                     raise VitrineError("the scores of the index of Pinecone are no dot products: make one of metric dotproduct")
+
+
+def rows_of_request(dim: int) -> int:
+    """How many vectors of this dimension one request takes."""
+    return max(1, min(MOST_ROWS, NUMBERS // dim))
 
 
 open_collections = PineconeCollections

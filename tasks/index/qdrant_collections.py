@@ -6,12 +6,10 @@ import numpy as np
 from qdrant_client import models
 
 from serving.index.collection import Endpoint
-from serving.index.qdrant_engine import BLOCK, among, connect
+from serving.index.qdrant_engine import BLOCK, NUMBERS, among, connect
 from tasks.errors import VitrineError
 
 MAX_DIMENSIONS = 65_536
-NUMBERS = 1_000_000
-"""Numbers of one request, at most 22 bytes each as JSON; by default Qdrant takes requests of up to 32 MB."""
 INDEXED_KB = 1000
 """A segment with more vectors than this is indexed; smaller ones are compared one by one."""
 BUILD_LIMIT_S = 6 * 3600.0

@@ -129,6 +129,10 @@ def test_what_is_no_address_of_triton_stops_the_start_with_one_sentence(address:
         EncoderServer("triton", address, 1.0)
 
 
+def test_a_path_before_tritons_own_is_kept() -> None:
+    assert EncoderServer("triton", "http://host:8000/models/", 1.0).client.address == "host:8000/models"  # type: ignore[attr-defined]
+
+
 def test_a_server_that_is_not_there_fails_the_version_and_not_the_replica(store: Storefront, server: ModelServer) -> None:
     address = server.address.rpartition(":")[0] + ":9"
     app = open_app(store, encoder_server=server.name, encoder_address=address, encoder_timeout_s=1.0)

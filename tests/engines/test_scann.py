@@ -3,16 +3,19 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from serving.cluster.shard_set import offsets
 from serving.index.collection import NOWHERE, Endpoint
+from serving.index.merge import Neighbors, merge
 from serving.index.scann_engine import ScannEngine
 from serving.index.searcher import Searcher
 from tasks.index.verify_version import check_index
 from tasks.pipelines import collection_steps, common, rebuild_index
 from tasks.registry import ENCODER_MODEL
 from tests.catalog.changes.refreshed import LiveShop, own_mlflow
-from tests.engines.contract import Made, SearchContract
+from tests.engines.contract import K, Made, SearchContract
 from tests.engines.rebuilt import rebuilt
 from tests.engines.servers import EngineServer
 
@@ -46,6 +49,13 @@ class TestTree(SearchContract):
             "shard-1/base-00001.scann",
         ]
         assert all(isinstance(s.engine, ScannEngine) and s.engine.tree for s in made.open().segments)
+
+    def test_shard_processes_find_what_a_whole_replica_finds_or_better(self, made: Made, xq: np.ndarray) -> None:
+        parts: list[Neighbors] = []
+        for shard, start in offsets(made.manifest).items():
+            found = Searcher.open(made.manifest, made.locate, shard=shard).search(xq, K)
+            parts.append(Neighbors(found.similarity, np.where(found.rows < 0, -1, found.rows + start)))
+        assert (merge(parts, K).similarity >= made.open().search(xq, K).similarity - 1e-5).all()
 
 
 def test_a_shop_moves_to_scann_and_is_refreshed_there(

@@ -4,11 +4,16 @@ make e2e-engines runs it in an environment of its own, with that client.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
-from tests.engines.contract import Builder, EngineContract, Made
+from tests.engines.contract import Builder, EngineContract, K, Made
 from tests.engines.servers import EngineServer
+
+if TYPE_CHECKING:
+    from tests.engines.weaviate_stand_in import WeaviateStandIn
 
 pytestmark = [
     pytest.mark.e2e,
@@ -35,3 +40,14 @@ class TestAgainstAStandInNotARealWeaviate(EngineContract):
             held.point("vitrine_live", name)
         (alias,) = held.client.alias.list_all().values()  # type: ignore[attr-defined]
         assert (alias.alias, alias.collection) == ("Vitrine_live", name.capitalize())
+
+    def test_an_object_of_somebody_else_is_no_answer(self, made: Made, server: "WeaviateStandIn", xq: np.ndarray) -> None:
+        assert made.manifest.engine
+        searcher, held = made.open(), server.classes[made.manifest.engine.collection.capitalize()]
+        before, foreign = searcher.search(xq[:1], K), "ffffffff-0000-4000-8000-000000000007"
+        held[foreign] = 2 * xq[0]
+        try:
+            found = searcher.search(xq[:1], K)
+        finally:
+            del held[foreign]
+        np.testing.assert_array_equal(found.rows, before.rows)

@@ -27,15 +27,15 @@ class Batching:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One variant of an image tower. `taken` and `given` are the names of its graph's input and output."""
+    """One variant of an image tower; `input_name` and `output_name` are those of its graph."""
 
     name: str
     manifest: EncoderManifest
     variant_name: str
     variant: Variant
     graph: Path
-    taken: str
-    given: str
+    input_name: str
+    output_name: str
 
     def batch(self, batching: Batching) -> int:
         """Most pictures at a time: one where the scales of the variant depend on its batch (dynamic int8)."""

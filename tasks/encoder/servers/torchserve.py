@@ -35,7 +35,7 @@ def write_archive(encoders: EncoderFolder, folder: Path, batching: Batching, var
 def _settings(model: ServedModel, batching: Batching) -> dict[str, object]:
     """What the handler reads."""
     return {
-        FINGERPRINT: model.variant.fingerprint, "graph": GRAPH, "taken": model.taken, "given": model.given,
+        FINGERPRINT: model.variant.fingerprint, "graph": GRAPH, "input": model.input_name, "output": model.output_name,
         "threads": batching.threads, "gpu": batching.gpu, "disabled_optimizers": DISABLED_OPTIMIZERS,
     }  # fmt: skip
 

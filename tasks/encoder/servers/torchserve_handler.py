@@ -36,7 +36,7 @@ class EncoderHandler:
         return [_npy(next(vectors)[None]) if body else self.settings["fingerprint"].encode() for body in bodies]
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
-        vectors: np.ndarray = self.session.run([self.settings["given"]], {self.settings["taken"]: pixels})[0]
+        vectors: np.ndarray = self.session.run([self.settings["output"]], {self.settings["input"]: pixels})[0]
         return vectors
 
 

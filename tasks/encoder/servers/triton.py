@@ -15,13 +15,13 @@ CONFIG = """\
 name: "{model}"
 backend: "{backend}"
 max_batch_size: {max_batch}
-input [ {{ name: "{taken}" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }} ]
-output [ {{ name: "{given}" data_type: TYPE_FP32 dims: [ {dim} ] }} ]
+input [ {{ name: "{input}" data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] }} ]
+output [ {{ name: "{output}" data_type: TYPE_FP32 dims: [ {dim} ] }} ]
 instance_group [ {{ count: {instances} kind: {kind} }} ]
 model_warmup [
   {{
     name: "one picture" batch_size: 1
-    inputs {{ key: "{taken}" value {{ data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] zero_data: true }} }}
+    inputs {{ key: "{input}" value {{ data_type: TYPE_UINT8 dims: [ {size}, {size}, 3 ] zero_data: true }} }}
   }}
 ]
 parameters {{ key: "{parameter}" value {{ string_value: "{fingerprint}" }} }}
@@ -58,8 +58,8 @@ def write_repository(encoders: EncoderFolder, folder: Path, batching: Batching, 
 def config(model: ServedModel, batching: Batching, backend: str) -> str:
     """The text of config.pbtxt. A variant that runs alone gets no batches."""
     text = CONFIG.format(
-        encoder=model.manifest.name, variant=model.variant_name, model=model.name, backend=backend, taken=model.taken,
-        given=model.given, size=model.manifest.preprocess.size, dim=model.manifest.dim, max_batch=model.batch(batching),
+        encoder=model.manifest.name, variant=model.variant_name, model=model.name, backend=backend, input=model.input_name,
+        output=model.output_name, size=model.manifest.preprocess.size, dim=model.manifest.dim, max_batch=model.batch(batching),
         instances=batching.instances, kind="KIND_GPU" if batching.gpu else "KIND_CPU", parameter=FINGERPRINT,
         fingerprint=model.variant.fingerprint,
     )  # fmt: skip
@@ -71,7 +71,8 @@ def config(model: ServedModel, batching: Batching, backend: str) -> str:
 
 
 def _put(made: Path, target: Path) -> None:
-    """Moves a whole model into the repository, where a server that polls it may be looking."""
+    """Moves a whole model into the repository, where a server that polls it may be looking; what was there goes with the staging folder."""
     target.parent.mkdir(exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
+    if target.exists():
+        target.replace(made.parent / "replaced")
     made.replace(target)

@@ -18,7 +18,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         settings = {key: value["string_value"] for key, value in config["parameters"].items()}
-        self.taken, self.given = config["input"][0]["name"], config["output"][0]["name"]
+        self.input_name, self.output_name = config["input"][0]["name"], config["output"][0]["name"]
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = int(settings["threads"]), 1
         provider = "CUDAExecutionProvider" if args["model_instance_kind"] == "GPU" else "CPUExecutionProvider"
@@ -31,8 +31,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """All requests of a batch in one run; each gets its own vectors."""
-        pixels = [pb_utils.get_input_tensor_by_name(r, self.taken).as_numpy() for r in requests]
-        vectors = self.session.run([self.given], {self.taken: np.concatenate(pixels)})[0]
+        pixels = [pb_utils.get_input_tensor_by_name(r, self.input_name).as_numpy() for r in requests]
+        vectors = self.session.run([self.output_name], {self.input_name: np.concatenate(pixels)})[0]
         ends = np.cumsum([len(p) for p in pixels])
         parts = [np.ascontiguousarray(part) for part in np.split(vectors, ends[:-1])]
-        return [pb_utils.InferenceResponse([pb_utils.Tensor(self.given, part)]) for part in parts]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor(self.output_name, part)]) for part in parts]

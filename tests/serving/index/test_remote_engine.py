@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from serving.contract.files import ContractError
-from serving.index.collection import Endpoint, compare_fetched, exact_limit_s, measuring, too_slow
+from serving.index.collection import (
+    Endpoint,
+    compare_fetched,
+    exact_limit_s,
+    fetch_vectors,
+    measuring,
+    open_collection,
+    too_slow,
+)
 from serving.index.engine import EngineUnavailable, Mask
 from serving.index.guard import FAILURES, PAUSE_S, Guard
 from serving.index.merge import Neighbors
@@ -115,3 +123,33 @@ def test_rows_that_somebody_else_wrote_meanwhile_are_left_out() -> None:
     engine.rows = 4
     collection.search = lambda *_: Neighbors(np.ones((1, 4), np.float32), np.array([[2, 7, 0, 4]]))  # type: ignore[method-assign]
     assert engine.search(np.zeros((1, 2), np.float32), 3, Mask(np.ones(4, bool)), {}).rows.tolist() == [[0, 2, -1]]
+
+
+def test_rows_that_are_none_of_the_versions_are_no_rows() -> None:
+    class Foreign(Ranked):
+        def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict, effort: int) -> Neighbors:
+            return Neighbors(np.array([[0.9, 0.8, 0.7]], np.float32), np.array([[-1, 5, 1000]]))
+
+    found = RemoteEngine(Foreign(), Guard("made up")).search(np.zeros((1, 2), np.float32), 3, None, {})
+    assert found.rows.tolist() == [[5, -1, -1]]
+    assert found.similarity[0].tolist() == [np.float32(0.8), -np.inf, -np.inf]
+
+
+def test_the_newline_that_ends_a_file_of_secrets_is_no_part_of_them() -> None:
+    assert Endpoint("http://host:1\n", " key\n") == Endpoint("http://host:1", "key")
+
+
+@pytest.mark.parametrize("engine", ["qdrant", "weaviate", "pinecone"])
+@pytest.mark.parametrize("address", ["host:8080", "grpc://shop:hidden@host"])
+def test_an_address_that_is_none_is_one_sentence_without_secrets(engine: str, address: str) -> None:
+    with pytest.raises(ContractError, match=f"VITRINE_ENGINE_ADDRESS='.*': {engine} is reached at http") as raised:
+        open_collection(engine, Endpoint(address), "vitrine_0", 4)
+    assert "hidden" not in str(raised.value)
+
+
+def test_vectors_come_in_the_order_of_their_ids_and_one_that_is_missing_is_named() -> None:
+    held = {n: [float(n)] for n in range(9)}
+    found = fetch_vectors(lambda ids: {n: held[n] for n in sorted(ids) if n in held}, np.array([7, 1, 7, 3, 0]), 1, 2)
+    assert found[:, 0].tolist() == [7, 1, 7, 3, 0]
+    with pytest.raises(LookupError, match="it holds no vector under id 9"):
+        fetch_vectors(lambda ids: {n: held[n] for n in ids if n in held}, np.array([3, 9]), 1, 2)

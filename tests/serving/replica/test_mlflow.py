@@ -89,8 +89,8 @@ def test_a_replica_starts_by_what_it_last_read_while_mlflow_is_away(
     registered: MlflowClient, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    registered.set_registered_model_alias(MODEL, "blue", "1")
-    registered.set_registered_model_alias(MODEL, "live", "1")
+    for alias, version in (("blue", "1"), ("green", "2"), ("live", "1")):
+        registered.set_registered_model_alias(MODEL, alias, version)
     relay = Relay(int(mlflow_uri.rpartition(":")[2]))
     address = f"http://127.0.0.1:{relay.port}"
 
@@ -105,6 +105,7 @@ def test_a_replica_starts_by_what_it_last_read_while_mlflow_is_away(
     assert slots.live is not None, slots.describe()
     assert slots.live.version == "1"
     assert slots.error.startswith("the registry does not answer"), "and says that it is away"
+    assert set(slots.source.files_by_version) == {"1", "2"}, "what evictions spare"  # type: ignore[attr-defined]
     assert started(tmp_path / "other").live is None, "nothing was ever read there"
     for kept in (tmp_path / "cache" / "last_known").iterdir():
         corrupt(kept)

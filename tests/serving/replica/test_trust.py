@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.contract.binding import GATES_VERDICT, MANIFEST_SHA256, SIGNATURE_TAG, BindingPolicy
+from serving.contract.files import ContractError
 from serving.versions.slots import Slots
 from serving.versions.version_source import MlflowSource
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
@@ -102,6 +103,24 @@ def test_a_version_whose_gates_failed_is_not_served_though_an_alias_names_it(sto
     slots = store.slots(BindingPolicy())
     assert slots.live is None
     assert f"index version {bad} did not pass its gates (gates.verdict: failed: p99_ms)" in slots.slots["green"].reason
+
+
+def test_a_verdict_of_now_counts_though_the_manifest_cannot_be_fetched_any_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.shop.point(green=store.second)
+    assert store.slots(BindingPolicy()).slots["green"].state == "ready"
+    store.tag(store.second, GATES_VERDICT, "failed: p99_ms")
+
+    def away(source: MlflowSource, run: str, artifact: str, into: Path) -> Path:
+        raise ContractError("http://shop:hidden@store/ does not answer\nat all")
+
+    monkeypatch.setattr(MlflowSource, "_download", away)
+    again = store.slots(BindingPolicy())
+    assert again.live.version == store.first, "its manifest is the one last read, its tags are those of now"
+    assert "did not pass its gates" in again.slots["green"].reason
+    assert f"index version {store.first} is loaded by what was last read of it" in caplog.text
+    assert "hidden" not in caplog.text
 
 
 def unbind(store: Store) -> None:

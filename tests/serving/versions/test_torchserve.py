@@ -77,8 +77,12 @@ def test_what_the_server_refuses_is_told_apart(address: str, model: str, error: 
 
 
 def test_nobody_there_is_a_connection_error_and_a_wrong_address_a_value_error() -> None:
-    with pytest.raises(ConnectionError):
+    with pytest.raises(ConnectionError, match="Failed to establish a new connection"):
         connect("http://127.0.0.1:9", 0.5).fingerprint("model")
-    for wrong in ("", "grpc://host:7070", "http://"):
-        with pytest.raises(ValueError, match=r"VITRINE_ENCODER_ADDRESS=.*: TorchServe's is like http://host:8080"):
+    for wrong in ("", "grpc://host:7070", "http://", "ftp://shop:hidden@host"):
+        with pytest.raises(ValueError, match=r"VITRINE_ENCODER_ADDRESS=.*: TorchServe's is like http://host:8080") as raised:
             connect(wrong, 1.0)
+        assert "hidden" not in str(raised.value)
+    with pytest.raises(ValueError, match="no user is sent to encoder servers") as raised:
+        connect("http://shop:hidden@host:8080", 1.0)
+    assert "hidden" not in str(raised.value)
