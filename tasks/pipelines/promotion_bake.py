@@ -1,13 +1,18 @@
-"""The bake of a promotion: metrics from before the flip, the decision after it, and the rollback when the version fails."""
+"""The bake of a promotion: metrics from before the flip, the decision after it, and the rollback when the version fails.
+
+The step may be tried again after any write (a replica, or MLflow, that does not answer): the version's tags say what was decided, and
+a decision is carried out, never made twice.
+"""
 
 import logging
 from collections.abc import Sequence
 
+from tasks.errors import VitrineError
 from tasks.pipelines.common import replicas_of
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.gates.index_gates import Decision
 from tasks.release.promotion.bake import BakePolicy, Reading, bake, take_reading
-from tasks.release.promotion.blue_green import LeasedAliases, choose_slot, flip, settle_previous, warm
+from tasks.release.promotion.blue_green import LeasedAliases, choose_slot, flip, settle_previous, warm_for_rollback
 from tasks.release.promotion.lease import Lease
 from tasks.release.promotion.serving_replicas import Replica, for_each_replica
 from tasks.settings import Settings
@@ -16,6 +21,8 @@ log = logging.getLogger(__name__)
 
 BAKE, KEPT, UNDER_WAY = "bake", "kept", "under way"
 """The tag of a version that states its bake, and how the tag of a version that was kept, or is not decided yet, begins."""
+LIVE_FAILED = "failed: after it went live, "
+"""How the verdict of a version begins that its bake rejected."""
 WARM_LIMIT_S = 600.0
 """How long replicas may take to load a version."""
 FLIP_LIMIT_S = 60.0
@@ -28,24 +35,44 @@ def metrics_before(replicas: list[Replica], version: str) -> list[Reading]:
 
 
 def run_bake(models: Registry, aliases: LeasedAliases, chosen: Settings, version: str, before: Sequence[Reading]) -> Decision:
-    """Monitors the live version, then keeps it or rolls it back, and tags it with the decision; without `before`, from now on."""
+    """Monitors the live version, then keeps it or rolls it back, and tags it with the decision; without `before`, from now on.
+
+    What an earlier call decided is carried out. Raises VitrineError for a version without a decision that is not live any more: what is
+    live now is another promotion's to judge.
+    """
     replicas = replicas_of(chosen)
+    tags, live = models.version(INDEX_MODEL, version).tags, models.alias(INDEX_MODEL, "live")
+    if tags.get("verdict", "").startswith(LIVE_FAILED):
+        return _roll_back(models, aliases, replicas, version, tags["verdict"].removeprefix(LIVE_FAILED))
+    if tags.get(BAKE, "").startswith(f"{KEPT}: "):
+        return Decision(True, (f"version {version} stays live: {tags[BAKE].removeprefix(f'{KEPT}: ')}",))
+    if live is None or live.version != version:
+        raise VitrineError(
+            f"version {version} is not live any more ({f'version {live.version}' if live else 'nothing'} is): its bake is over"
+        )
     policy = BakePolicy(p99_ms=chosen.p99_ms, recall=chosen.recall_target - 0.05)
     start = before or metrics_before(replicas, version)
     decision = bake(replicas, version, start, chosen.bake_s, policy, aliases.lease.check)
     if decision.passed:
         aliases.tag_version(INDEX_MODEL, version, BAKE, f"{KEPT}: {decision.summary}")
         return Decision(True, (f"version {version} stays live: {decision.summary}",))
-    back = settle_previous(aliases)
-    verdict = f"failed: after it went live, {decision.summary}"
-    aliases.tag_version(INDEX_MODEL, version, "verdict", verdict)
-    aliases.tag_version(INDEX_MODEL, version, BAKE, f"rolled back: {decision.summary}")
+    return _roll_back(models, aliases, replicas, version, decision.summary)
+
+
+def _roll_back(models: Registry, aliases: LeasedAliases, replicas: list[Replica], version: str, why: str) -> Decision:
+    """Makes live again what the version replaced, and waits for the replicas; where another is live already, only waits."""
+    live = models.alias(INDEX_MODEL, "live")
+    away = live is not None and live.version != version  # an earlier call moved it: going back once more would lead forth again
+    back = live.version if live is not None and away else settle_previous(aliases)
+    aliases.tag_version(INDEX_MODEL, version, "verdict", f"{LIVE_FAILED}{why}")
+    aliases.tag_version(INDEX_MODEL, version, BAKE, f"rolled back: {why}")
     if not back:
-        return Decision(False, (f"version {version} {verdict}; there is nothing to go back to, so it stays",))
+        return Decision(False, (f"version {version} {LIVE_FAILED}{why}; there is nothing to go back to, so it stays",))
     plan = choose_slot(models, back)
-    warm(aliases, replicas, plan, WARM_LIMIT_S)
+    if not away:
+        warm_for_rollback(aliases, replicas, plan, WARM_LIMIT_S)
     flip(aliases, replicas, plan, FLIP_LIMIT_S)
-    return Decision(False, (f"version {version} was rolled back and version {back} is live again: {decision.summary}",))
+    return Decision(False, (f"version {version} was rolled back and version {back} is live again: {why}",))
 
 
 def finish_bake(models: Registry, lease: Lease, chosen: Settings, version: str) -> None:

@@ -13,7 +13,7 @@ from serving.contract.manifest import SLOTS
 from tasks.errors import VitrineError
 from tasks.registry import INDEX_MODEL, Version
 from tasks.release.promotion.lease import Lease
-from tasks.release.promotion.serving_replicas import Replica, poll_aliases, wait_for
+from tasks.release.promotion.serving_replicas import Replica, answering, poll_aliases, wait_for
 
 REPLACED = "replaced"
 """The tag of a version that names what was live before it."""
@@ -85,6 +85,11 @@ def warm(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float)
     return time.monotonic() - began
 
 
+def warm_for_rollback(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
+    """As `warm`, for the replicas that answer: one that does not keeps no other on a version that has to go."""
+    return warm(registry, answering(replicas), plan, limit_s)
+
+
 def flip(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
     """Moves `live`, then `previous`, and waits until every replica serves it; returns seconds since the first write.
 
@@ -104,14 +109,15 @@ def flip(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float)
 def rollback(registry: Aliases, replicas: list[Replica], limit_s: float, to: str = "") -> tuple[Plan, float]:
     """Moves `live` to the previous version (or `to`): immediately if a slot still holds it, else after loading.
 
-    Raises VitrineError when there is none, when it did not pass its gates or its bake (unless it is named), or naming stragglers.
+    A replica that does not answer delays nothing: `live` moves, and then it is waited for. Raises VitrineError when there is no
+    previous version, when it did not pass its gates or its bake (unless it is named), or naming stragglers.
     """
     target = to or _before_live(registry)
     plan = choose_slot(registry, target)
     if plan.live == plan.version:
         settle_previous(registry)
         return plan, wait_for(replicas, f"serving version {target}", lambda s: _not_live(s, target), limit_s)
-    took = warm(registry, replicas, plan, limit_s)
+    took = warm_for_rollback(registry, replicas, plan, limit_s)
     took += flip(registry, replicas, plan, limit_s)
     for _ in range(3):  # a promotion that this made void may have had one write on its way
         now = registry.alias(INDEX_MODEL, "live")

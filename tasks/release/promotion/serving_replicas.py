@@ -137,6 +137,19 @@ def poll_aliases(replicas: Sequence[Replica]) -> None:
     for_each_replica(replicas, tell)
 
 
+def answering(replicas: Sequence[Replica]) -> list[Replica]:
+    """The replicas that answer now; all of them where none does."""
+
+    def answers(replica: Replica) -> bool:
+        with suppress(httpx.HTTPError):
+            replica.version()
+            return True
+        return False
+
+    found = [r for r, there in zip(replicas, for_each_replica(replicas, answers), strict=True) if there]
+    return found or list(replicas)
+
+
 def wait_for(
     replicas: Sequence[Replica], what: str, holds: Callable[[dict[str, Any]], str], limit_s: float, poll_s: float = POLL_S
 ) -> float:
@@ -151,11 +164,12 @@ def wait_for(
         waiting = {r.url: why for r, why in zip(replicas, reasons, strict=True) if why}
         if not waiting:
             return time.monotonic() - began
-        late = time.monotonic() - began > limit_s
+        took = time.monotonic() - began
+        late = took > limit_s
         if late or any(why.startswith("failed") for why in waiting.values()):
             named = "; ".join(f"{url}: {why}" for url, why in waiting.items())
             raise ServiceAway(
-                f"{what}: {len(waiting)} of {len(replicas)} replicas did not follow within {limit_s:.0f} s: {named}"
+                f"{what}: {len(waiting)} of {len(replicas)} replicas did not follow within {min(took, limit_s):.0f} s: {named}"
             )
         time.sleep(poll_s)
 

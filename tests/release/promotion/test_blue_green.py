@@ -3,9 +3,10 @@
 import contextlib
 from dataclasses import dataclass, field
 
+import httpx
 import pytest
 
-from tasks.errors import VitrineError
+from tasks.errors import ServiceAway, VitrineError
 from tasks.registry import Version
 from tasks.release.promotion.blue_green import Plan, choose_slot, flip, refill_idle_slot, rollback, warm
 from tasks.release.promotion.serving_replicas import Replica
@@ -104,6 +105,19 @@ def test_a_straggler_is_named() -> None:
     replicas: list[Replica] = [Following(aliases), Following(aliases, "http://slow", stuck=True)]
     with pytest.raises(VitrineError, match="1 of 2 replicas did not follow within 0 s: http://slow: blue holds version none"):
         warm(aliases, replicas, choose_slot(aliases, "1"), 0)
+
+
+def test_a_replica_that_is_dead_keeps_no_other_on_a_version_that_has_to_go() -> None:
+    class Dead(Following):
+        def version(self) -> dict:
+            raise httpx.ConnectError("refused")
+
+    aliases = Aliases()
+    for version in ("1", "2"):
+        promote(aliases, [Following(aliases)], version)
+    with pytest.raises(ServiceAway, match="serving version 1: 1 of 2 replicas did not follow within 0 s: http://dead: no answer"):
+        rollback(aliases, [Following(aliases), Dead(aliases, "http://dead")], 0)
+    assert aliases.held["live"] == "1"
 
 
 @pytest.mark.parametrize("steps", range(5))

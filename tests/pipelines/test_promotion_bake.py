@@ -1,0 +1,97 @@
+"""A bake that is tried again carries out what was decided: it neither judges twice nor goes back twice."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tasks.errors import ServiceAway, VitrineError
+from tasks.pipelines import promotion_bake
+from tasks.pipelines.promotion_bake import BAKE, KEPT, UNDER_WAY, run_bake
+from tasks.registry import Version
+from tasks.release.gates.index_gates import Decision
+from tasks.release.promotion.bake import Reading
+from tasks.release.promotion.blue_green import LeasedAliases
+from tasks.settings import Settings
+from tests.release.promotion.test_blue_green import Aliases, Following, promote
+
+
+@dataclass
+class Registry(Aliases):
+    def version(self, model: str, version: str) -> Version:
+        return Version(model, version, "run", dict(self.tags.get(version, {})), (), "", 0)
+
+
+class Lease:
+    def check(self) -> None:
+        """It is held."""
+
+
+class Lagging(Following):
+    """A replica that serves version 2 as long as it lags."""
+
+    lags = False
+
+    def poll_aliases(self) -> None:
+        """It follows by itself."""
+
+    def version(self) -> dict:
+        return super().version() | ({"live": {"version": "2"}} if Lagging.lags else {})
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """Version 2 went live after version 1, and its bake is under way; a bake finds it too slow."""
+    made = Registry()
+    for version in ("1", "2"):
+        promote(made, [Lagging(made)], version)
+    made.tags["2"][BAKE] = f"{UNDER_WAY}, by a test"
+    monkeypatch.setattr(promotion_bake, "replicas_of", lambda chosen: [Lagging(made)])
+    monkeypatch.setattr(promotion_bake, "bake", lambda *_: Decision(False, ("p99 900 ms",)))
+    monkeypatch.setattr(promotion_bake, "FLIP_LIMIT_S", 0.0)
+    return made
+
+
+def decide(registry: Any) -> Decision:
+    return run_bake(registry, LeasedAliases(registry, Lease()), Settings(), "2", [Reading()])  # type: ignore[arg-type]
+
+
+def test_a_rollback_that_a_replica_did_not_follow_is_not_undone_by_the_next_try(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Lagging, "lags", True)
+        with pytest.raises(ServiceAway, match="still serves version 2"):
+            decide(registry)
+        assert registry.held["live"] == "1"
+    monkeypatch.setattr(promotion_bake, "bake", lambda *_: pytest.fail("it was judged already"))
+    decision = decide(registry)
+    assert not decision.passed
+    assert decision.summary == "version 2 was rolled back and version 1 is live again: p99 900 ms"
+    assert (registry.held["live"], registry.held["previous"]) == ("1", "2")
+
+
+@pytest.mark.parametrize("writes", range(8))
+def test_a_bake_killed_at_any_write_ends_the_same_when_it_is_tried_again(registry: Registry, writes: int) -> None:
+    registry.dies_after = registry.sets + writes
+    with contextlib.suppress(KeyboardInterrupt):
+        decide(registry)
+    registry.dies_after = 10**9
+    decision = decide(registry)
+    assert not decision.passed
+    assert (registry.held["live"], registry.held["previous"]) == ("1", "2")
+    assert registry.tags["2"]["verdict"] == "failed: after it went live, p99 900 ms"
+    assert registry.tags["2"][BAKE] == "rolled back: p99 900 ms"
+
+
+def test_a_version_that_was_kept_is_not_judged_again(registry: Registry) -> None:
+    registry.tags["2"][BAKE] = f"{KEPT}: p99 20 ms"
+    assert decide(registry) == Decision(True, ("version 2 stays live: p99 20 ms",))
+
+
+def test_a_bake_of_what_is_not_live_any_more_leaves_what_is(registry: Registry) -> None:
+    promote(registry, [Lagging(registry)], "3")
+    with pytest.raises(VitrineError, match=r"version 2 is not live any more \(version 3 is\): its bake is over"):
+        decide(registry)
+    assert registry.held["live"] == "3"
