@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic_core import to_json
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,23 +18,49 @@ console = Console(highlight=False, soft_wrap=True)
 progress = Console(stderr=True, highlight=False)
 """Where waiting is shown, so that standard output holds the answer alone."""
 WORD = 10
-"""A cell's words of up to so many characters (dates, numbers, states) are not broken in a narrow terminal."""
+"""A cell's words of up to this width (dates, numbers, states) are broken last in a narrow terminal."""
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of text")]
 
 
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str | Text]], right: Collection[str] = (), title: str | None = None
 ) -> None:
-    """Prints a table as wide as the terminal (80 columns where there is none); longer cells wrap, nothing is cut off."""
-    table = Table(show_edge=False, title=title, pad_edge=False)
+    """Prints a table as wide as the terminal (80 columns where there is none); longer cells wrap, nothing is cut off.
+
+    Where words would have to be broken, the columns stand closer first. Where not even two characters a column fit, the table is
+    wider than the terminal.
+    """
     cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-    for number, column in enumerate(columns):
-        words = " ".join([column, *(row[number].plain for row in cells)]).split()
-        kept_whole = max((len(word) for word in words if len(word) <= WORD), default=0)
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", min_width=kept_whole)
+    each = [[column, *(row[number].plain for row in cells)] for number, column in enumerate(columns)]
+    room = shutil.get_terminal_size().columns - len(columns) + 1  # without the lines between columns
+    padding = 1 if sum(map(_kept_whole, each)) + 2 * len(columns) <= room else 0
+    widths = _column_widths(each, room - 2 * padding * len(columns))
+    table = Table(show_edge=False, title=title, padding=(0, padding), pad_edge=False)
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", width=width)
     for row in cells:
         table.add_row(*row)
-    console.print(table, soft_wrap=False, width=shutil.get_terminal_size().columns)
+    whole = sum(widths) + 2 * padding * len(columns) + len(columns) - 1
+    Console(highlight=False, width=max(whole, 1)).print(table)  # a console's own width would cut what is wider
+
+
+def _column_widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Widths of columns of cells: what their longest lines take; or, so that the sum is within `room`, less for the longest columns,
+    and as a last resort less than their words take."""
+    longest = [max((cell_len(line) for cell in column for line in cell.splitlines()), default=0) for column in columns]
+    kept = [_kept_whole(column) for column in columns]
+    least = 2  # a character may take two places
+    limits = [(limit, WORD) for limit in range(min(max(longest, default=0), room), least, -1)]
+    for limit, word in [*limits, *((least, word) for word in range(WORD, least, -1))]:
+        widths = [max(min(line, limit), min(words, word), 1) for line, words in zip(longest, kept, strict=True)]
+        if sum(widths) <= room:
+            return widths
+    return [max(min(line, least), 1) for line in longest]
+
+
+def _kept_whole(column: Sequence[str]) -> int:
+    """The width that a column's words of up to WORD need, so that none is broken."""
+    return max((width for cell in column for word in cell.split() if (width := cell_len(word)) <= WORD), default=0)
 
 
 def print_json(value: Any, indent: int | None = 1) -> None:

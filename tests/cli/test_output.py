@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from tasks.capacity.service_times import write_times
@@ -80,6 +81,21 @@ def test_a_long_table_wraps_and_keeps_every_character(
     assert told.count("[markup]") == 4
 
 
+@pytest.mark.parametrize("width", [100, 80, 60, 40, 20, 5])
+def test_a_table_of_many_columns_loses_no_character_in_any_terminal(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = ("version", "status", "made", "encoder", "products", "in deltas", "MiB", "gates")
+    row = ("2", "live, candidate, green", "2026-12-01 22:53", "1", "10,000,000", "0.0%", "商品商品商品", "12 passed")
+    print_table(columns, [row])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(cell_len, lines)) <= max(width, 3 * len(columns) - 1)
+    split = [line.replace("┃", "│").split("│") for line in lines if "━" not in line]
+    told = ["".join(cells).replace(" ", "") for cells in zip(*split, strict=True)]
+    assert told == [f"{column}{cell}".replace(" ", "") for column, cell in zip(columns, row, strict=True)]
+
+
 def test_a_narrow_table_breaks_lines_between_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     columns = ("version", "status", "made", "encoder", "products", "in deltas", "MiB", "gates")
@@ -87,7 +103,13 @@ def test_a_narrow_table_breaks_lines_between_words(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     cells = {cell.strip() for line in lines for cell in line.replace("┃", "│").split("│")}
-    assert {"candidate,", "2026-12-01", "22:53", "10,000,000", "7,812.5", "products"} <= cells
+    assert {"candidate,", "2026-12-01", "22:53", "10,000,000", "7,812.5", "products", "12 passed"} <= cells
+
+
+def test_a_column_without_a_character_and_no_column_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("", "a"), [("", "b")])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()][::2] == [["┃", "a"], ["│", "b"]]
+    print_table((), [])
 
 
 def test_what_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
