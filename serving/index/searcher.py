@@ -145,6 +145,10 @@ class Searcher:
         """Which rows are live: (rows,) bool."""
         return concatenated([s.live() for s in self.segments])
 
+    def depicted(self) -> np.ndarray:
+        """Which rows are live and have a picture, so that a photo may find them: (rows,) bool."""
+        return concatenated([s.depicted(s.live()) for s in self.segments])
+
     def _segment(self, row: int) -> OpenSegment:
         return next(s for s in self.segments if s.start <= row < s.start + s.rows)
 

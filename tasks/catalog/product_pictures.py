@@ -16,6 +16,9 @@ PICTURE_LISTS: dict[str, Kind] = {IMAGES: "uris", PICTURE_ROWS: "uris"}
 NOT_A_LIST = "it is no list of pictures (a list of addresses, or a text that holds a JSON array of them)"
 
 
+TOO_LONG = "every address is longer than {}: VITRINE_MAX_URI_LENGTH"
+
+
 def fits(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold lists of addresses."""
     return pa.types.is_null(kind) or kind_of(kind) in ("text", "names")

@@ -11,7 +11,7 @@ from serving.contract.keys import product_keys
 from serving.contract.palette import PALETTE
 from tasks.catalog.columns import Column, convert, empty, kind_of
 from tasks.catalog.photo_box import BOX_COLUMNS, box_of, with_box
-from tasks.catalog.product_pictures import IMAGES, NOT_A_LIST, PICTURE_LISTS, fits, merge_pictures
+from tasks.catalog.product_pictures import IMAGES, NOT_A_LIST, PICTURE_LISTS, TOO_LONG, fits, merge_pictures
 from tasks.catalog.splits import photo_split
 from tasks.catalog.values import UPDATED_AT, Kind
 from tasks.errors import CatalogError
@@ -152,6 +152,8 @@ def read_products(batch: pa.RecordBatch, where: str, limits: RowLimits = DEFAULT
         columns["image_uri"], columns[IMAGES], pictures_left_out = merge_pictures(
             columns["image_uri"], [columns.pop(n) for n in lists], limits.longest_uri, limits.most_pictures
         )
+        named = pc.and_(pc.equal(pc.fill_null(columns["image_uri"], ""), ""), pc.greater(pictures_left_out, 0))
+        note(_rows(named), "image_uri", TOO_LONG.format(limits.longest_uri))
     for name in limits.required:
         note(_rows(pc.or_kleene(pc.is_null(columns[name]), pc.equal(columns[name], ""))), name, EMPTY)
     if limits.text_only:

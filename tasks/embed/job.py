@@ -257,11 +257,13 @@ def _publish(
         )
     write_shards(usable, store, commits, vectors_uri, config.shards)
     here = store.checksums([c for c in commits if c.run == run_key])
+    titles = usable.filter(pc.less(usable[POSITION], 0))  # no pictures: what a picture takes is measured without them
+    pictures_now = len(here) - (pc.sum(pc.is_in(pc.unique(titles["sha256"]), here)).as_py() or 0)
     now = pc.unique(usable["key"].filter(pc.is_in(usable["sha256"], here)))
     reasons, others = Counter(row["reason"] for row in products), Counter(row["reason"] for row in bad if row["found"])
     return EmbedResult(
         run_key, vectors_uri, store.uri, quarantine, store.dim, config.shards, snapshot.rows, len(embedded), len(products),
-        len(here), len(embedded) - len(now), dict(sorted(reasons.items())), sample_reasons(products), parts_sha256(commits),
+        pictures_now, len(embedded) - len(now), dict(sorted(reasons.items())), sample_reasons(products), parts_sha256(commits),
         len(usable), len(bad), len(good) - len(usable), dict(sorted(others.items())),
-        titles=pc.sum(pc.less(usable[POSITION], 0)).as_py() or 0,
+        titles=len(titles),
     )  # fmt: skip

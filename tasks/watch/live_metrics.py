@@ -113,7 +113,7 @@ def _drifts(release: Release, sampled: np.ndarray, uri: str) -> tuple[dict[str, 
     drifts: dict[str, tuple[Drift, Reference]] = {}
     notes: list[str] = []
     searcher = release.searcher
-    rows = np.flatnonzero(searcher.live())
+    rows = np.flatnonzero(searcher.depicted())  # what titles are like says nothing about pictures
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int))] if len(rows) else rows
     vectors = np.stack([searcher.vector(int(r)) for r in chosen]) if len(chosen) else np.zeros((0, searcher.dim), np.float32)
     for name, found in (("embedding", vectors), ("query", sampled)):

@@ -181,6 +181,18 @@ def test_a_catalogue_that_is_not_there_yet_is_told_apart_from_a_bad_one(folder: 
     assert not isinstance(bad.value, CatalogMissing)
 
 
+def test_pictures_whose_addresses_are_too_long_are_named_all_the_same() -> None:
+    images = pa.array([["a-long-address"], [], ["a-long-address", "c.jpg"]])
+    batch = pa.record_batch({"product_id": ["a", "b", "c"], "title": ["A", "B", "C"], "image": ["", "", ""], "images": images})
+    found = schema.read_products(batch, "shop", schema.RowLimits(longest_uri=10, text_only=True))
+    assert found.table.select(["product_id", "image_uri"]).to_pylist() == [
+        {"product_id": "b", "image_uri": ""}, {"product_id": "c", "image_uri": "c.jpg"},
+    ]  # fmt: skip
+    assert [row.sentence for row in found.unusable] == [
+        "product 'a': image: every address is longer than 10: VITRINE_MAX_URI_LENGTH"
+    ]
+
+
 def test_a_product_without_a_picture_is_one_only_where_words_find_it(folder: Path, tmp_path: Path) -> None:
     rows = read_table(folder / "products.csv")
     write_table(folder / "products.csv", [row | {"image": "" if n in (1, 4) else row["image"]} for n, row in enumerate(rows)])

@@ -69,6 +69,8 @@ def assert_like_oracle(searcher: Searcher, live: Pictured, rng: np.random.Genera
     mask = np.isin(searcher.features.key, allowed) if share < 1 else None
     assert searcher.live_titles == int((live.position < 0).sum())
     assert searcher.live_vectors == len(live.product)
+    shown = searcher.live() & np.isin(searcher.features.key, of_photos(live).product)
+    assert searcher.depicted().tolist() == shown.tolist()
     for words, seen in ((False, of_photos(live)), (True, live)):
         truth, matched = best_products(seen, xq, k, allowed)
         for found in (searcher.search(xq, k, mask, words=words), searcher.exact(xq, k, mask, words=words)):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tasks.catalog.product_pictures import IMAGES, PICTURE_LISTS, choose_pictures
+from tasks.catalog.product_pictures import IMAGES, PICTURE_LISTS, TOO_LONG, choose_pictures
 from tasks.catalog.schema import ALIASES, DEFAULT_LIMITS, KINDS, LARGEST_FLOAT32, RowLimits, readable
 from tasks.catalog.values import ValueProblem, named, read, shown, text, time
 
@@ -153,7 +153,11 @@ def _take_pictures(product: dict[str, Any], limits: RowLimits) -> None:
     """Main and further pictures as a snapshot has them; without further ones there is no IMAGES."""
     listed = [uri for name in PICTURE_LISTS for uri in product.pop(name, ())]
     if listed:
-        main, further, _ = choose_pictures(product.get("image_uri") or "", listed, limits.longest_uri, limits.most_pictures)
+        main, further, left_out = choose_pictures(
+            product.get("image_uri") or "", listed, limits.longest_uri, limits.most_pictures
+        )
+        if left_out and not main:
+            raise MalformedEvent(f"image: {TOO_LONG.format(limits.longest_uri)}")
         product |= {"image_uri": main} | ({IMAGES: further} if further else {})
 
 

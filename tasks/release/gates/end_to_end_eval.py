@@ -84,10 +84,14 @@ def query_set_of(queries: list[Query]) -> QuerySet | None:
 
 
 def of_today(queries: list[Query], snapshot: Snapshot, searcher: Searcher) -> list[Query]:
-    """The queries without views of pictures that are not their product's any more in the version that `searcher` holds.
+    """The queries that the version in `searcher` may answer: without those of products that have no picture any more, which no photo
+    finds, and without views of pictures that are not their product's any more.
 
     A view goes by its product's main picture; a product that shows a further one, as its main one cannot be used, keeps its view.
     """
+    if bare := _without_picture(searcher, {q.product_id for q in queries}):
+        log.info("%d products of queries lost their picture since snapshot %s: left out", len(bare), snapshot.id)
+        queries = [q for q in queries if q.product_id not in bare]
     views = view_table(snapshot.uri)
     if not len(views):
         return queries
@@ -97,6 +101,15 @@ def of_today(queries: list[Query], snapshot: Snapshot, searcher: Searcher) -> li
     if len(kept) < len(queries):
         log.info("%d views are of pictures that changed since snapshot %s: left out", len(queries) - len(kept), snapshot.id)
     return kept
+
+
+def _without_picture(searcher: Searcher, asked: set[str]) -> set[str]:
+    """Those of the products `asked` that are live in the version by their title alone."""
+    if not searcher.live_titles:
+        return set()
+    bare = searcher.live() & ~searcher.depicted()
+    ids = searcher.features.table["product_id"].filter(pa.array(bare))
+    return set(ids.filter(pc.is_in(ids, pa.array(sorted(asked), pa.string()))).to_pylist())
 
 
 def _shown_pictures(features: Features, live: np.ndarray, asked: set[str]) -> tuple[set[tuple[str, str]], set[str]]:

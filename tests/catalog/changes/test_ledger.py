@@ -299,3 +299,5 @@ def test_an_event_without_a_picture_is_one_only_where_words_find_products() -> N
             upsert("p", NOW, product)
     with pytest.raises(MalformedEvent, match="has no title"):
         upsert("p", NOW, {"image": "a.jpg"}, limits)
+    with pytest.raises(MalformedEvent, match="every address is longer than 4000: VITRINE_MAX_URI_LENGTH"):
+        upsert("p", NOW, {"title": "x", "images": ["a" * 4001]}, limits)
