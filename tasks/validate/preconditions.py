@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 
-from tasks.catalog.product_pictures import PICTURE_LISTS, choose_pictures
+from tasks.catalog.product_pictures import PICTURE_LISTS, TOO_LONG, choose_pictures
 from tasks.catalog.schema import REQUIRED, RowLimits
 from tasks.catalog.sources.settings import row_limits, source_options
 from tasks.catalog.values import ValueProblem, read
-from tasks.errors import CatalogError, CatalogMissing, SettingsError, TrainingError
+from tasks.errors import CatalogError, CatalogMissing, ServiceAway, SettingsError, TrainingError
 from tasks.masking import mask
 from tasks.settings import Settings
 from tasks.validate.findings import Findings, checked_rows, shorten
@@ -33,7 +33,7 @@ def check_preconditions(
 
     `progress` is told how many pictures of how many were looked at.
     Of a folder all rows are read (up to a million) and up to 5,000 pictures each are looked at; of a database the first 20,000
-    rows. Raises CatalogError with everything that is wrong.
+    rows. Raises CatalogError with everything that is wrong; ServiceAway where the catalogue does not answer.
     """
     found = Findings()
     if training:
@@ -48,7 +48,7 @@ def check_preconditions(
             shown = _product_pictures(tables.products, products, further, tables.image_root, settings, found, progress)
             if tables.photos is None or labels is not None:
                 check_photos(labels or Labels(), shown, products, tables.image_root, settings, found, progress, training)
-    except CatalogMissing:  # nothing to look at yet: scheduled runs wait for it
+    except (CatalogMissing, ServiceAway):  # nothing to look at yet: scheduled runs wait for it, or ask again
         raise
     except (CatalogError, SettingsError, pa.ArrowException) as error:
         found.wrong.append(str(error))
@@ -83,7 +83,10 @@ def _products(table: Table, settings: Settings, findings: Findings) -> tuple[dic
 
     def problems(row: Row) -> Iterator[str]:
         if listed:
-            row["image_uri"], row["further"] = _pictures(row, listed, bounds)
+            row["image_uri"], row["further"], left_out = _pictures(row, listed, bounds)
+            if left_out and not row["image_uri"]:
+                yield f"{table.as_written('image_uri')}: {TOO_LONG.format(bounds.longest_uri)}"
+                return
         yield from (f"no {table.as_written(name)}" for name in bounds.required if row[name] is None or row[name] == "")
         yield from out_of_bounds(row, limits, table.as_written("image_uri"))
 
@@ -105,14 +108,14 @@ def _products(table: Table, settings: Settings, findings: Findings) -> tuple[dic
     return {str(row["product_id"]): (place, str(row["image_uri"] or "")) for place, row in rows}, further
 
 
-def _pictures(row: Row, listed: list[str], limits: RowLimits) -> tuple[str, list[str]]:
-    """Main and further pictures of a row as a snapshot has them; a list that cannot be read is told of elsewhere."""
+def _pictures(row: Row, listed: list[str], limits: RowLimits) -> tuple[str, list[str], int]:
+    """Main and further pictures of a row as a snapshot has them, and how many it leaves out; a list that cannot be read is told of
+    elsewhere."""
     uris: list[str] = []
     for name in listed:
         with suppress(ValueProblem):
             uris += read(row.get(name), "uris")
-    main, further, _ = choose_pictures(str(row.get("image_uri") or ""), uris, limits.longest_uri, limits.most_pictures)
-    return main, further
+    return choose_pictures(str(row.get("image_uri") or ""), uris, limits.longest_uri, limits.most_pictures)
 
 
 def _product_pictures(

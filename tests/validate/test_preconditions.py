@@ -12,7 +12,7 @@ import pytest
 
 from tasks.catalog.load import load_folder
 from tasks.catalog.snapshot import take_snapshot, unusable_rows
-from tasks.errors import CatalogError, VitrineError
+from tasks.errors import CatalogAway, CatalogError, VitrineError
 from tasks.settings import Settings
 from tasks.validate import pictures
 from tasks.validate.pictures import PictureCheck, check_pictures
@@ -298,6 +298,10 @@ def test_products_without_a_picture_are_no_fault_where_words_find_them(shop: Pat
     put("products.csv", 9, image="lost.jpg")(shop)
     notes = check_preconditions(chosen(shop, text_only=True, encoder_preset="demo_random", most_quarantined=0.1))
     assert any(note.startswith("1 of 57 pictures unusable, their products are left out: products.csv line 9") for note in notes)
+    put("products.csv", 11, image="", images=f'["{"a" * 4001}"]')(shop)
+    assert "products.csv line 11: image: every address is longer than 4000" in refusal(
+        shop, text_only=True, encoder_preset="demo_random"
+    )
 
 
 def test_an_encoder_without_a_text_tower_is_refused_where_words_have_to_find_products(shop: Path, tmp_path: Path) -> None:
@@ -306,3 +310,8 @@ def test_an_encoder_without_a_text_tower_is_refused_where_words_have_to_find_pro
     assert "own.toml has no text tower, so that products without" in refusal(
         shop, text_only=True, encoder_preset=str(tmp_path / "own.toml")
     )
+
+
+def test_a_catalogue_that_does_not_answer_is_no_list_of_faults() -> None:
+    with pytest.raises(CatalogAway, match=r"^PostgreSQL does not answer: "):
+        check_preconditions(chosen("postgresql://shop:hush@127.0.0.1:1/db"))

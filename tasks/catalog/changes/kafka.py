@@ -217,7 +217,7 @@ class KafkaTopic:
                 if message is None:
                     continue
                 if message.error() is not None:
-                    raise CatalogError(f"Kafka: {message.error().str()}")
+                    raise CatalogAway(f"Kafka: {message.error().str()}")
                 heard = time.monotonic()
                 partition, offset = message.partition(), message.offset()
                 reasons = [v for k, v in message.headers() or [] if k == "reason" and v]
@@ -260,9 +260,7 @@ class KafkaTopic:
             self._producer.poll(0)
         left = self._producer.flush(TIMEOUT_S)
         if failed or left:
-            raise CatalogError(
-                f"Kafka did not take {len(failed) + left} messages: {failed[0] if failed else 'no answer in time'}"
-            )
+            raise CatalogAway(f"Kafka did not take {len(failed) + left} messages: {failed[0] if failed else 'no answer in time'}")
 
 
 @contextmanager
@@ -273,4 +271,4 @@ def _clear() -> Iterator[None]:
     try:
         yield
     except KafkaException as error:
-        raise CatalogError(f"Kafka: {error.args[0].str()}") from None
+        raise CatalogAway(f"Kafka: {error.args[0].str()}") from None

@@ -2,12 +2,12 @@
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from serving.contract.addresses import hide_secrets
-from tasks.catalog.sources.postgresql import PLAIN_LITERALS, split_image_root
+from tasks.catalog.sources.postgresql import PLAIN_LITERALS, lost_connection, split_image_root
 from tasks.errors import CatalogAway, CatalogError
 
 BUSY_S = 30.0
@@ -132,8 +132,10 @@ class Postgres:
         try:
             yield
         except dbapi.Error as error:
-            self.connection.rollback()
-            raise CatalogError(f"the outbox cannot be written: {str(error).strip().splitlines()[0]}") from None
+            with suppress(dbapi.Error):  # without a connection there is nothing to take back
+                self.connection.rollback()
+            failure = CatalogAway if lost_connection(error) else CatalogError
+            raise failure(f"the outbox cannot be written: {hide_secrets(str(error).strip().splitlines()[0])}") from None
         except BaseException:
             self.connection.rollback()
             raise

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tasks.catalog.changes.event import Event
 from tasks.catalog.changes.source import CountUnavailable, DeadLetter, Message, cut, storable
-from tasks.errors import CatalogError
+from tasks.errors import CatalogAway, CatalogError
 
 BATCH = 10
 """SQS's own limit of a batch."""
@@ -47,7 +47,8 @@ class SqsQueue:
         try:
             return cls(boto3.client("sqs"), parts.netloc, dead)
         except (BotoCoreError, ClientError) as error:
-            raise CatalogError(f"{uri}: SQS cannot be used: {error}") from None
+            failure = CatalogError if isinstance(error, ClientError) else CatalogAway
+            raise failure(f"{uri}: SQS cannot be used: {error}") from None
 
     def send(self, events: Sequence[Event]) -> None:
         self._send(self.url, [{"MessageBody": e.text} for e in events])

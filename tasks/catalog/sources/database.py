@@ -14,7 +14,7 @@ from tasks.catalog.sources.pictures import with_pictures
 from tasks.catalog.sources.query import SETTING
 from tasks.catalog.sources.sorting import beyond, sorted_batches
 from tasks.catalog.sources.source import BATCH_ROWS, SourceOptions
-from tasks.errors import CatalogError, CatalogMissing
+from tasks.errors import CatalogAway, CatalogError, CatalogMissing
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,10 @@ class DatabaseSource(ABC):
     @abstractmethod
     def picture_select(self, columns: dict[str, str], where: str) -> str:
         """The SELECT of these columns (our name and the table's own) of product_images, as texts."""
+
+    def lost(self, error: Exception) -> bool:
+        """Whether the error is that of a server that went away, which files do not."""
+        return False
 
     @abstractmethod
     def columns(self) -> list[DatabaseColumn]:
@@ -147,6 +151,8 @@ class DatabaseSource(ABC):
                 cursor.execute(query)
                 yield from cursor.fetch_record_batch()
             except Exception as error:  # each ADBC driver has its own error classes
+                if self.lost(error):
+                    raise CatalogAway(f"{self.name} does not answer any more: {first_line(error)}") from None
                 raise_unreadable(error, self.name, table, self.options.query)
 
 
@@ -160,8 +166,13 @@ def raise_unreadable(error: Exception, name: str, table: str, query: str) -> Non
     asked = table == "products" and bool(query)
     if missing and not asked:
         raise CatalogMissing(f"{name}: there is no table {table} in it; make one with: vitrine catalog load") from None
-    what = hide_secrets(str(error).strip().splitlines()[0])
-    raise CatalogError(f"{name}: {f'{SETTING} cannot be run' if asked else f'cannot read the table {table}'}: {what}") from None
+    what = f"{SETTING} cannot be run" if asked else f"cannot read the table {table}"
+    raise CatalogError(f"{name}: {what}: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What a driver says, without secrets."""
+    return next(iter(hide_secrets(str(error)).strip().splitlines()), type(error).__name__)
 
 
 def check_names(names: list[str], where: str) -> None:

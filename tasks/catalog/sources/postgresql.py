@@ -10,7 +10,15 @@ import pyarrow as pa
 from serving.contract import addresses
 from tasks.catalog.product_pictures import PICTURE_ROWS
 from tasks.catalog.schema import KINDS
-from tasks.catalog.sources.database import DatabaseColumn, DatabaseSource, check_names, quoted, raise_unreadable, sql_literal
+from tasks.catalog.sources.database import (
+    DatabaseColumn,
+    DatabaseSource,
+    check_names,
+    first_line,
+    quoted,
+    raise_unreadable,
+    sql_literal,
+)
 from tasks.catalog.sources.source import SourceOptions
 from tasks.errors import CatalogAway
 
@@ -103,6 +111,17 @@ def open_postgresql(uri: str, options: SourceOptions | None = None) -> Iterator[
         yield PostgresSource(address.rpartition("@")[2], root, connection, options)
 
 
+def lost_connection(error: BaseException) -> bool:
+    """Whether an error of the driver is about the connection rather than the statement: the server sent no SQLSTATE, or one of
+    connections (class 08) or of its own end (57P)."""
+    from adbc_driver_manager import AdbcStatusCode
+    from adbc_driver_postgresql import dbapi
+
+    if not isinstance(error, dbapi.Error):
+        return False
+    return error.sqlstate.startswith(("08", "57P")) if error.sqlstate else error.status_code == AdbcStatusCode.IO
+
+
 def split_image_root(uri: str) -> tuple[str, str]:
     """Splits a PostgreSQL uri into the uri without `image_root`, and that parameter, percent-decoded (default ".")."""
     address, _, query = uri.partition("?")
@@ -152,8 +171,13 @@ class PostgresSource(DatabaseSource):
             cursor.execute(TYPES_OF_QUERY.format(columns=columns))
             return list(cursor.fetchall())
         except Exception as error:
+            if self.lost(error):
+                raise CatalogAway(f"{self.name} does not answer any more: {first_line(error)}") from None
             raise_unreadable(error, self.name, "products", self.options.query)
             raise
+
+    def lost(self, error: Exception) -> bool:
+        return lost_connection(error)
 
     def select(self, columns: list[DatabaseColumn], where: str, order: str) -> Iterator[pa.RecordBatch]:
         """COLLATE "C" orders by bytes as SQLite does, so both give the same snapshot."""
