@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -13,7 +15,7 @@ from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.promotion.serving_replicas import Replica, wait_for
 from tasks.watch.checks import Limits, checks
 from tasks.watch.cost import Prices
-from tasks.watch.live_metrics import measure_live
+from tasks.watch.live_metrics import _drifts, measure_live
 from tasks.watch.watch_report import write_report
 from tests.catalog.changes.refreshed import forget_versions
 from tests.registered import TOKEN, Running, Shop, replicas
@@ -110,3 +112,16 @@ def test_the_step_keeps_a_curve_in_mlflow(live: Live, monkeypatch: pytest.Monkey
     kept = live.shop.registry.client.get_run(run_id)
     assert kept.data.metrics["recall"] == 1.0
     assert live.shop.registry.version(INDEX_MODEL, live.version).version == live.version
+
+
+def test_titles_are_no_drift_of_pictures(tmp_path: Path) -> None:
+    shown = np.arange(150) < 120
+
+    def vector(row: int) -> np.ndarray:
+        assert shown[row]
+        return np.eye(8, dtype=np.float32)[row % 8]
+
+    searcher = SimpleNamespace(depicted=lambda: shown, vector=vector, dim=8)
+    release: Any = SimpleNamespace(searcher=searcher, manifest=SimpleNamespace(encoder=SimpleNamespace(version="1")))
+    drifts, _ = _drifts(release, np.zeros((0, 8), np.float32), str(tmp_path))
+    assert set(drifts) == {"embedding"}
