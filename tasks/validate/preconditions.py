@@ -10,7 +10,7 @@ from tasks.catalog.product_pictures import PICTURE_LISTS, TOO_LONG, choose_pictu
 from tasks.catalog.schema import REQUIRED, RowLimits
 from tasks.catalog.sources.settings import row_limits, source_options
 from tasks.catalog.values import ValueProblem, read
-from tasks.errors import CatalogError, CatalogMissing, ServiceAway, SettingsError, TrainingError
+from tasks.errors import CatalogAway, CatalogError, CatalogMissing, ServiceAway, SettingsError, TrainingError
 from tasks.masking import mask
 from tasks.settings import Settings
 from tasks.validate.findings import Findings, checked_rows, shorten
@@ -33,7 +33,7 @@ def check_preconditions(
 
     `progress` is told how many pictures of how many were looked at.
     Of a folder all rows are read (up to a million) and up to 5,000 pictures each are looked at; of a database the first 20,000
-    rows. Raises CatalogError with everything that is wrong; ServiceAway where the catalogue does not answer.
+    rows. Raises CatalogError with everything that is wrong; CatalogAway where it does not answer.
     """
     found = Findings()
     if training:
@@ -48,8 +48,10 @@ def check_preconditions(
             shown = _product_pictures(tables.products, products, further, tables.image_root, settings, found, progress)
             if tables.photos is None or labels is not None:
                 check_photos(labels or Labels(), shown, products, tables.image_root, settings, found, progress, training)
-    except (CatalogMissing, ServiceAway):  # nothing to look at yet: scheduled runs wait for it, or ask again
+    except CatalogMissing:  # nothing to look at yet: scheduled runs wait for it
         raise
+    except ServiceAway as error:  # no fault of the catalogue: the step is tried again
+        raise CatalogAway(f"{mask('catalog', settings.catalog_uri)}: {error}") from None
     except (CatalogError, SettingsError, pa.ArrowException) as error:
         found.wrong.append(str(error))
     if found.wrong:

@@ -313,5 +313,5 @@ def test_an_encoder_without_a_text_tower_is_refused_where_words_have_to_find_pro
 
 
 def test_a_catalogue_that_does_not_answer_is_no_list_of_faults() -> None:
-    with pytest.raises(CatalogAway, match=r"^PostgreSQL does not answer: "):
+    with pytest.raises(CatalogAway, match=r"^postgresql://\*+@127.0.0.1:1/db: PostgreSQL does not answer: \S"):
         check_preconditions(chosen("postgresql://shop:hush@127.0.0.1:1/db"))

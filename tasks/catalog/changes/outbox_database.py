@@ -101,7 +101,9 @@ class Postgres:
         try:
             self.connection = dbapi.connect(split_image_root(uri)[0])
         except dbapi.Error as error:
-            raise CatalogAway(f"PostgreSQL does not answer: {hide_secrets(str(error).strip().splitlines()[-1], uri)}") from None
+            raise CatalogAway(
+                f"PostgreSQL does not answer: {hide_secrets(str(error).strip().splitlines()[-1].strip(), uri)}"
+            ) from None
         self.execute(PLAIN_LITERALS)
         self.connection.commit()
 

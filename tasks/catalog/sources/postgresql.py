@@ -105,7 +105,7 @@ def open_postgresql(uri: str, options: SourceOptions | None = None) -> Iterator[
         connection = dbapi.connect(address)
     except dbapi.Error as error:
         raise CatalogAway(
-            f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1], uri)}"
+            f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1].strip(), uri)}"
         ) from None
     with connection:
         yield PostgresSource(address.rpartition("@")[2], root, connection, options)

@@ -1,6 +1,7 @@
 """A PostgreSQL server that goes away in the middle: its step is tried again, which an unreadable catalogue's is not."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from adbc_driver_postgresql import dbapi
@@ -48,7 +49,11 @@ def test_a_connection_that_is_lost_while_the_catalogue_is_read(server: str) -> N
 
 
 def test_a_connection_that_is_lost_while_the_outbox_is_written(server: str) -> None:
-    database = Postgres(server)
+    with closing(Postgres(server)) as database:
+        lose_while_writing(server, database)
+
+
+def lose_while_writing(server: str, database: Postgres) -> None:
     with pytest.raises(CatalogError, match="the outbox cannot be written") as raised, database.transaction():
         database.execute("INSERT INTO nowhere VALUES (1)")
     assert not isinstance(raised.value, CatalogAway)
