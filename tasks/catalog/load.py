@@ -12,7 +12,7 @@ from serving.contract import addresses
 from tasks.catalog.product_pictures import IMAGES, PICTURE_ROWS, picture_rows
 from tasks.catalog.schema import read_products, to_photos
 from tasks.catalog.sources.folder import FolderSource
-from tasks.catalog.sources.postgresql import split_image_root
+from tasks.catalog.sources.postgresql import connect as connect_postgres
 from tasks.catalog.sources.source import SourceOptions
 from tasks.errors import CatalogError, CatalogMissing
 
@@ -55,9 +55,7 @@ def load_folder(folder: Path, database_uri: str, options: SourceOptions | None =
 
         connect = dbapi.connect(addresses.sqlite_uri(path))
     elif database_uri.startswith(("postgresql://", "postgres://")):
-        from adbc_driver_postgresql import dbapi as postgres
-
-        connect = postgres.connect(split_image_root(database_uri)[0])
+        connect = connect_postgres(database_uri)
     else:
         raise CatalogError(f"{addresses.without_secrets(database_uri)}: not a database; give sqlite:///file or postgresql://…")
     with connect as connection:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serving.contract.addresses import hide_secrets
-from tasks.catalog.sources.postgresql import PLAIN_LITERALS, lost_connection, split_image_root
+from tasks.catalog.sources.postgresql import PLAIN_LITERALS, connect, lost_connection
 from tasks.errors import CatalogAway, CatalogError
 
 BUSY_S = 30.0
@@ -99,7 +99,7 @@ class Postgres:
         from adbc_driver_postgresql import dbapi
 
         try:
-            self.connection = dbapi.connect(split_image_root(uri)[0])
+            self.connection = connect(uri)
         except dbapi.Error as error:
             raise CatalogAway(
                 f"PostgreSQL does not answer: {hide_secrets(str(error).strip().splitlines()[-1].strip(), uri)}"

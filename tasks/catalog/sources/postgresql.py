@@ -95,6 +95,11 @@ PLAIN_LITERALS = "SET standard_conforming_strings = on"
 """A backslash in `sql_literal` is one, whatever the server, database or role says (on by default since PostgreSQL 9.1)."""
 
 
+LIMITS = {"connect_timeout": 10, "tcp_user_timeout": 60_000}
+"""libpq's parameters where the address has none of its own: seconds until a server must have answered, milliseconds until what it was
+sent must have arrived. Without them a server that is silent holds a step until its execution timeout."""
+
+
 @contextmanager
 def open_postgresql(uri: str, options: SourceOptions | None = None) -> Iterator["PostgresSource"]:
     """The catalogue at postgresql://…[?image_root=<folder>]. Raises CatalogError when the server does not respond."""
@@ -102,7 +107,7 @@ def open_postgresql(uri: str, options: SourceOptions | None = None) -> Iterator[
 
     address, root = split_image_root(uri)
     try:
-        connection = dbapi.connect(address)
+        connection = connect(uri)
     except dbapi.Error as error:
         raise CatalogAway(
             f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1].strip(), uri)}"
@@ -120,6 +125,15 @@ def lost_connection(error: BaseException) -> bool:
     if not isinstance(error, dbapi.Error):
         return False
     return error.sqlstate.startswith(("08", "57P")) if error.sqlstate else error.status_code == AdbcStatusCode.IO
+
+
+def connect(uri: str) -> Any:
+    """A connection (ADBC) to the database of an address, `image_root` left out, within LIMITS. Raises the driver's Error."""
+    from adbc_driver_postgresql import dbapi
+
+    address, _ = split_image_root(uri)
+    missing = [f"{name}={value}" for name, value in LIMITS.items() if f"{name}=" not in address]
+    return dbapi.connect(address + ("&" if "?" in address else "?") + "&".join(missing) if missing else address)
 
 
 def split_image_root(uri: str) -> tuple[str, str]:
