@@ -23,7 +23,7 @@ from tests.servers import postgres_server
 
 pytestmark = pytest.mark.slow
 
-NOW = dt.datetime(2026, 12, 1, tzinfo=dt.UTC)
+NOW = dt.datetime.now(dt.UTC)
 NOON = dt.datetime(2026, 11, 25, 12, tzinfo=dt.UTC)
 SAID = ["title", "category", "price", "in_stock", "popularity", "image_uri"]
 
