@@ -62,7 +62,8 @@ def save_tower(
         origin=origin,
         interpolation=interpolation,
     )
-    values: dict[str, Any] = {"record": record.to_json(), "loss": list(curve.loss)}
+    kept = {name: value for name, value in record.to_json().items() if name != "uri"}  # it lies where its weights lie
+    values: dict[str, Any] = {"record": kept, "loss": list(curve.loss)}
     if replicas.first:
         save_checkpoint(folder, dict(module.state_dict()), values)
     replicas.wait()
