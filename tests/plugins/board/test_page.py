@@ -63,6 +63,7 @@ def end(client: httpx.Client, dag: str, run: str, state: str) -> None:
 def visit(browser: "Browser", stack: Stack, user: str, **options: Any) -> "Page":
     """The board alone, as this user; a script error fails the test."""
     context = browser.new_context(viewport=options.pop("viewport", {"width": 1280, "height": 900}), **options)
+    context.set_default_timeout(120_000)
     context.add_cookies([{"name": "_token", "value": stack.server.token(user), "url": stack.server.url}])
     page = context.new_page()
     page.on("pageerror", lambda error: pytest.fail(f"the page's script failed: {error}"))
@@ -74,6 +75,7 @@ def visit(browser: "Browser", stack: Stack, user: str, **options: Any) -> "Page"
 def test_it_is_a_page_of_airflow_and_its_links_leave_the_frame(browser: "Browser", settled: Stack) -> None:
     _, _, _, live, _ = settled.versions
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(120_000)
     context.add_cookies([{"name": "_token", "value": settled.server.token("operator"), "url": settled.server.url}])
     page = context.new_page()
     page.goto(settled.server.url)
