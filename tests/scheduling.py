@@ -15,11 +15,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 HERE = Path(__file__).parent
 LONGEST = (
-    "encoder", "dags/test_in_process", "pipelines/test_refresh_index", "index", "compatibility", "plugins/board",
-    "pipelines/test_train_encoder", "pipelines/test_stream", "release/promotion/test_killed_promotions",
-    "registry/test_authentication", "milvus", "embed/test_gpu", "embed/test_cluster", "pipelines/test_unlabelled",
-    "pipelines/test_first_run", "serving/replica", "airflow", "cli", "embed/test_job", "catalog/changes/test_kills",
-    "pipelines/test_separate_workers", "serving", "serving/cluster", "pipelines/test_reembedding",
+    "encoder", "dags/test_in_process", "pipelines/test_refresh_index", "index", "pipelines/test_train_encoder", "plugins/board",
+    "pipelines/test_stream", "compatibility", "pipelines/test_unlabelled", "serving/replica", "catalog/changes/test_kills",
+    "embed/test_job", "airflow", "cli", "pipelines/test_separate_workers", "release/promotion/test_killed_promotions",
+    "serving", "serving/cluster", "registry/test_authentication", "pipelines/test_reembedding",
 )  # fmt: skip
 """The groups that take longest, the longest first, so that no worker is left with one while the others idle."""
 MARK = re.compile(r"mark\.xdist_group\(\"([\w.]+)\"\)")
