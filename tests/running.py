@@ -1,14 +1,19 @@
-"""An application behind a real port, in a thread of this process, stopped at the end; and waiting for what comes about."""
+"""Applications behind real ports, in threads of this process, stopped at the end; and waiting for what comes about."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from serving.api.connection_limits import LimitedHttpProtocol
+from serving.app import create_app
+from serving.settings import ServingSettings
 from tests.servers import free_port
 
 
@@ -43,3 +48,15 @@ class Served:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.server.should_exit = True
         self.thread.join(20)
+
+
+@contextmanager
+def gateway_over_shards(release: Path, count: int = 2) -> Iterator[TestClient]:
+    """A gateway that is ready over so many shard processes of a release, each of one shard."""
+    with ExitStack() as stack:
+        settings = [ServingSettings(role="shard", shards=(str(n),), release=str(release), poll_s=0.05) for n in range(count)]
+        urls = tuple(stack.enter_context(Served(create_app(one))).url for one in settings)
+        app = create_app(ServingSettings(role="gateway", shard_urls=urls, release=str(release), probe_s=0.05, poll_s=0.05))
+        gateway = stack.enter_context(TestClient(app))
+        until(lambda: gateway.get("/readyz").status_code == 200)
+        yield gateway

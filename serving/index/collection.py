@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -80,6 +80,31 @@ def too_slow(engine: str, rows: int, limit_s: float) -> EngineUnavailable:
     return EngineUnavailable(f"{engine} did not compare the {rows} rows that a filter leaves within {limit_s:g} s")
 
 
+def no_collection(engine: str, name: str) -> ContractError:
+    """The error of a collection that is gone."""
+    return ContractError(f"{engine} has no collection {name} (any more)")
+
+
+def other_dimension(name: str, held: int | None, dim: int) -> ContractError:
+    """The error of a collection that has the dimension `held`."""
+    return ContractError(f"collection {name} has dimension {held}, where the encoder gives {dim}")
+
+
+def ids_missing(name: str, rows: int) -> ContractError:
+    """The error of a collection whose ids are not 0..rows-1."""
+    return ContractError(f"collection {name} holds {rows} rows, some of them beyond id {rows}: ids are missing")
+
+
+class OwnsClient:
+    """Has a `client` of its own, which is closed when nobody refers to this any more."""
+
+    client: Any
+
+    def __del__(self) -> None:
+        if (client := getattr(self, "client", None)) is not None:  # None where connecting failed
+            client.close()
+
+
 class Collection(Protocol):
     """Vectors under the ids 0..rows-1 of one collection in an engine. Thread-safe; raises the engine's own errors.
 
@@ -136,7 +161,7 @@ def compare_fetched(
 
     Raises TimeoutError where that takes more than `limit_s`.
     """
-    return compare_blocks(lambda ids: dot_products(xq, fetch(ids), ids), len(xq), positions, k, block, limit_s)
+    return compare_blocks(by_vectors(xq, fetch), len(xq), positions, k, block, limit_s)
 
 
 def compare_blocks(
@@ -167,9 +192,9 @@ def compare_in_calls(
         raise too_slow(engine, len(positions), limit_s) from error
 
 
-def dot_products(xq: np.ndarray, vectors: np.ndarray, ids: np.ndarray) -> Neighbors:
-    """What each of xq (nq, d) has with the vectors (n, d) of these ids (n,), in any order."""
-    return Neighbors(xq @ vectors.T, np.broadcast_to(ids, (len(xq), len(ids))))
+def by_vectors(xq: np.ndarray, fetch: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], Neighbors]:
+    """A function that compares xq (nq, d) with all of these ids (n,), whose vectors (n, d) `fetch` gives."""
+    return lambda ids: Neighbors(xq @ fetch(ids).T, np.broadcast_to(ids, (len(xq), len(ids))))
 
 
 def fetch_vectors(

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from serving.contract.addresses import hide_secrets
+from serving.contract.addresses import error_line
 from serving.contract.files import ContractError
 from serving.index.engine import EngineUnavailable
 
@@ -64,8 +64,7 @@ class Guard:
         )  # fmt: skip
 
     def _failed(self, error: Exception) -> None:
-        lines = hide_secrets(str(error)).strip().splitlines()
-        self.last = lines[0][:200] if lines else type(error).__name__
+        self.last = error_line(error)[:200]
         with self.lock:
             self.failures += 1
             if self.failures >= FAILURES:

@@ -13,7 +13,16 @@ from pymilvus.exceptions import MilvusException
 
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.collection import MEASURE_S, Endpoint, compare_in_calls, dot_products, fetch_vectors
+from serving.index.collection import (
+    MEASURE_S,
+    Endpoint,
+    OwnsClient,
+    by_vectors,
+    compare_in_calls,
+    fetch_vectors,
+    no_collection,
+    other_dimension,
+)  # fmt: skip
 from serving.index.engine import Mask
 from serving.index.merge import Neighbors, empty
 
@@ -26,7 +35,7 @@ EF, NPROBE = 64, 16
 MAX_EF, MAX_NPROBE = 32_768, 65_536
 
 
-class MilvusCollection:
+class MilvusCollection(OwnsClient):
     """A loaded collection, read-only. Searches see whatever was there when it was opened, as nothing is written any more."""
 
     takes_masks, most = False, MOST
@@ -37,10 +46,6 @@ class MilvusCollection:
         self.name, self.dim, self.timeout_s, self.endpoint = name, dim, endpoint.timeout_s, endpoint
         self.client = MilvusClient(uri=endpoint.address, token=endpoint.token, timeout=endpoint.timeout_s, dedicated=True)
         self.rows = self._size()
-
-    def __del__(self) -> None:
-        if (client := getattr(self, "client", None)) is not None:
-            client.close()
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int) -> Neighbors:
         wide = {
@@ -58,10 +63,7 @@ class MilvusCollection:
         return found
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
-        def compare(ids: np.ndarray) -> Neighbors:
-            return dot_products(xq, self.vectors(ids), ids)
-
-        return compare_in_calls("milvus", self.endpoint, compare, len(xq), positions, k, BLOCK)
+        return compare_in_calls("milvus", self.endpoint, by_vectors(xq, self.vectors), len(xq), positions, k, BLOCK)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         return fetch_vectors(self._fetch, positions, self.dim, BLOCK)
@@ -75,11 +77,11 @@ class MilvusCollection:
     def _size(self) -> int:
         """The number of rows. Raises ContractError where the collection is gone, not loaded, or has another dimension."""
         if not self.client.has_collection(self.name, timeout=self.timeout_s):
-            raise ContractError(f"milvus has no collection {self.name} (any more)")
+            raise no_collection("milvus", self.name)
         fields = {f["name"]: f for f in self.client.describe_collection(self.name, timeout=self.timeout_s)["fields"]}
         dim = int(fields["embedding"]["params"]["dim"])
         if dim != self.dim:
-            raise ContractError(f"collection {self.name} has dimension {dim}, where the encoder gives {self.dim}")
+            raise other_dimension(self.name, dim, self.dim)
         rows = count(self.client, self.name, "id >= 0", MEASURE_S)
         if beyond := count(self.client, self.name, f"id >= {rows}", MEASURE_S):
             raise ContractError(f"collection {self.name} holds {rows} rows, {beyond} of them beyond id {rows}: ids are missing")

@@ -20,7 +20,15 @@ from psycopg import sql
 
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.collection import MEASURE_S, Endpoint, exact_limit_s, fetch_vectors, too_slow
+from serving.index.collection import (
+    MEASURE_S,
+    Endpoint,
+    exact_limit_s,
+    fetch_vectors,
+    no_collection,
+    other_dimension,
+    too_slow,
+)  # fmt: skip
 from serving.index.engine import Mask
 from serving.index.merge import Neighbors, empty, stack
 
@@ -160,9 +168,9 @@ class PgvectorCollection:
                 (f'"{name}"',),
             ).fetchone()
             if found is None:
-                raise ContractError(f"pgvector has no collection {name} (any more)")
+                raise no_collection("pgvector", name)
             if found[0] != self.dim:
-                raise ContractError(f"collection {name} has dimension {found[0]}, where the encoder gives {self.dim}")
+                raise other_dimension(name, found[0], self.dim)
             connection.execute("SELECT set_config('statement_timeout', %s, false)", (str(int(MEASURE_S * 1000)),))
             counted = connection.execute(sql.SQL("SELECT count(*), max(id) FROM {}").format(self.table)).fetchone()
             connection.execute("RESET statement_timeout")

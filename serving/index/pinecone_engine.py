@@ -11,9 +11,17 @@ import numpy as np
 from pinecone import NotFoundError
 from pinecone.index import Index
 
-from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.collection import Endpoint, compare_in_calls, dot_products, fetch_vectors
+from serving.index.collection import (
+    Endpoint,
+    OwnsClient,
+    by_vectors,
+    compare_in_calls,
+    fetch_vectors,
+    ids_missing,
+    no_collection,
+    other_dimension,
+)  # fmt: skip
 from serving.index.engine import Mask
 from serving.index.merge import Neighbors, empty
 
@@ -24,7 +32,7 @@ BLOCK = 200
 DIGITS = 10
 
 
-class PineconeCollection:
+class PineconeCollection(OwnsClient):
     """A namespace, read-only."""
 
     takes_masks, most = False, MOST
@@ -32,44 +40,37 @@ class PineconeCollection:
     """Its client makes three more attempts by itself, and cannot be told not to."""
 
     def __init__(self, endpoint: Endpoint, name: str, dim: int) -> None:
-        self.name, self.dim, self.endpoint, self.index = name, dim, endpoint, connect(endpoint)
+        self.name, self.dim, self.endpoint, self.client = name, dim, endpoint, connect(endpoint)
         self.rows = self._size()
-
-    def __del__(self) -> None:
-        if (index := getattr(self, "index", None)) is not None:
-            index.close()
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int) -> Neighbors:
         found, wide = empty(len(xq), k), min(k * effort, MOST)
         for number, x in enumerate(xq.tolist()):
-            matches = self.index.query(top_k=wide, vector=x, namespace=self.name).matches[:k]
+            matches = self.client.query(top_k=wide, vector=x, namespace=self.name).matches[:k]
             found.rows[number, : len(matches)] = [row_of(match.id) for match in matches]
             found.similarity[number, : len(matches)] = [match.score for match in matches]
         return found
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
-        def compare(ids: np.ndarray) -> Neighbors:
-            return dot_products(xq, self.vectors(ids), ids)
-
-        return compare_in_calls("pinecone", self.endpoint, compare, len(xq), positions, k, BLOCK)
+        return compare_in_calls("pinecone", self.endpoint, by_vectors(xq, self.vectors), len(xq), positions, k, BLOCK)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         return fetch_vectors(self._fetch, positions, self.dim, BLOCK)
 
     def _fetch(self, ids: list[int]) -> dict[int, Any]:
-        found = self.index.fetch(ids=ids_of(ids), namespace=self.name).vectors
+        found = self.client.fetch(ids=ids_of(ids), namespace=self.name).vectors
         return {row_of(name): held.values for name, held in found.items()}
 
     def _size(self) -> int:
         """The number of rows. Raises ContractError where the namespace is gone, lacks ids, or has another dimension."""
-        rows = rows_of(self.index, self.name)
+        rows = rows_of(self.client, self.name)
         if rows is None:
-            raise ContractError(f"pinecone has no collection {self.name} (any more)")
-        dim = self.index.describe_index_stats().dimension
+            raise no_collection("pinecone", self.name)
+        dim = self.client.describe_index_stats().dimension
         if dim != self.dim:
-            raise ContractError(f"collection {self.name} has dimension {dim}, where the encoder gives {self.dim}")
+            raise other_dimension(self.name, dim, self.dim)
         if set(self._fetch([0, max(rows - 1, 0), rows])) != ({0, rows - 1} if rows else set()):
-            raise ContractError(f"collection {self.name} holds {rows} rows, some of them beyond id {rows}: ids are missing")
+            raise ids_missing(self.name, rows)
         return rows
 
 

@@ -13,9 +13,16 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException
 
-from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.collection import Endpoint, compare_in_calls, fetch_vectors
+from serving.index.collection import (
+    Endpoint,
+    OwnsClient,
+    compare_in_calls,
+    fetch_vectors,
+    ids_missing,
+    no_collection,
+    other_dimension,
+)  # fmt: skip
 from serving.index.engine import Mask
 from serving.index.merge import Neighbors, empty
 
@@ -30,7 +37,7 @@ MAX_ID = 2**63 - 1
 """Qdrant's ids go beyond what a row can be."""
 
 
-class QdrantCollection:
+class QdrantCollection(OwnsClient):
     """A collection, read-only."""
 
     takes_masks, most = False, MOST
@@ -39,10 +46,6 @@ class QdrantCollection:
     def __init__(self, endpoint: Endpoint, name: str, dim: int) -> None:
         self.name, self.dim, self.endpoint, self.client = name, dim, endpoint, connect(endpoint)
         self.rows = self._size()
-
-    def __del__(self) -> None:
-        if (client := getattr(self, "client", None)) is not None:
-            client.close()
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int) -> Neighbors:
         ef = min(max(int(params.get("ef") or EF) * effort, k), MAX_EF)
@@ -78,14 +81,14 @@ class QdrantCollection:
     def _size(self) -> int:
         """The number of rows. Raises ContractError where the collection is gone, or has another dimension."""
         if not self.client.collection_exists(self.name):
-            raise ContractError(f"qdrant has no collection {self.name} (any more)")
+            raise no_collection("qdrant", self.name)
         held = self.client.get_collection(self.name).config.params.vectors
         dim = held.size if isinstance(held, models.VectorParams) else 0
         if dim != self.dim:
-            raise ContractError(f"collection {self.name} has dimension {dim}, where the encoder gives {self.dim}")
+            raise other_dimension(self.name, dim, self.dim)
         rows = self.client.count(self.name, exact=True).count
         if self.client.scroll(self.name, offset=rows, limit=1, with_payload=False)[0]:
-            raise ContractError(f"collection {self.name} holds {rows} rows, some of them beyond id {rows}: ids are missing")
+            raise ids_missing(self.name, rows)
         return rows
 
 

@@ -17,9 +17,17 @@ from weaviate.classes.query import MetadataQuery
 from weaviate.config import GrpcConfig
 from weaviate.exceptions import WeaviateBaseError
 
-from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.collection import Endpoint, compare_in_calls, dot_products, fetch_vectors
+from serving.index.collection import (
+    Endpoint,
+    OwnsClient,
+    by_vectors,
+    compare_in_calls,
+    fetch_vectors,
+    ids_missing,
+    no_collection,
+    other_dimension,
+)  # fmt: skip
 from serving.index.engine import Mask
 from serving.index.merge import Neighbors, empty
 
@@ -35,7 +43,7 @@ CHANNEL = {"methodConfig": [{"name": [{}], "waitForReady": True}]}
 """Where Weaviate is away a call ends with its time limit; else the client itself would repeat it for a minute."""
 
 
-class WeaviateCollection:
+class WeaviateCollection(OwnsClient):
     """A collection, read-only."""
 
     takes_masks, most = False, MOST
@@ -45,10 +53,6 @@ class WeaviateCollection:
         self.name, self.dim, self.endpoint, self.client = name, dim, endpoint, connect(endpoint)
         self.held = self.client.collections.use(name)
         self.rows = self._size()
-
-    def __del__(self) -> None:
-        if (client := getattr(self, "client", None)) is not None:
-            client.close()
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int) -> Neighbors:
         found = empty(len(xq), k)
@@ -62,10 +66,7 @@ class WeaviateCollection:
         return found
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
-        def compare(ids: np.ndarray) -> Neighbors:
-            return dot_products(xq, self.vectors(ids), ids)
-
-        return compare_in_calls("weaviate", self.endpoint, compare, len(xq), positions, k, BLOCK)
+        return compare_in_calls("weaviate", self.endpoint, by_vectors(xq, self.vectors), len(xq), positions, k, BLOCK)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         return fetch_vectors(self._fetch, positions, self.dim, BLOCK)
@@ -77,13 +78,13 @@ class WeaviateCollection:
     def _size(self) -> int:
         """The number of rows. Raises ContractError where the collection is gone, lacks ids, or has another dimension."""
         if not self.client.collections.exists(self.name):
-            raise ContractError(f"weaviate has no collection {self.name} (any more)")
+            raise no_collection("weaviate", self.name)
         rows = self.held.aggregate.over_all(total_count=True).total_count or 0
         ends = self._fetch([0, max(rows - 1, 0), rows])
         if set(ends) != ({0, rows - 1} if rows else set()):
-            raise ContractError(f"collection {self.name} holds {rows} rows, some of them beyond id {rows}: ids are missing")
+            raise ids_missing(self.name, rows)
         if dims := {len(vector) for vector in ends.values()} - {self.dim}:
-            raise ContractError(f"collection {self.name} has dimension {dims.pop()}, where the encoder gives {self.dim}")
+            raise other_dimension(self.name, dims.pop(), self.dim)
         return rows
 
 

@@ -43,14 +43,9 @@ def start_engine(settings: Settings, supervisor: Supervisor) -> str:
     package, folder = _server_package(engine), _folder(settings.home, engine)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if engine == "milvus":
-        if "milvus" not in supervisor.running() and in_use("127.0.0.1", ETCD_PEERS):
-            raise VitrineError(
-                f"Milvus cannot start here: port {ETCD_PEERS} is taken, probably by another Milvus or an etcd; stop that, or give the "
-                "address of a Milvus that runs: VITRINE_ENGINE_ADDRESS"
-            )
         service = _milvus(folder)
-        if "milvus" not in supervisor.running():
-            _wait_until_free(MILVUS_PORT)
+        if service.name not in supervisor.running():
+            _check_ports()
         supervisor.start(service)
         supervisor.wait(service)
         return MILVUS
@@ -75,6 +70,16 @@ def _milvus(folder: Path) -> Service:
     command = (str(Path(sys.executable).parent / "milvus-server"), "--data", str(folder), "--proxy-port", str(MILVUS_PORT))
     # Not /healthz, whose port is another one whenever 9091 is not free yet.
     return Service("milvus", command, {}, f"{MILVUS}/v1/vector/collections")
+
+
+def _check_ports() -> None:
+    """Raises VitrineError where Milvus cannot have its ports."""
+    if in_use("127.0.0.1", ETCD_PEERS):
+        raise VitrineError(
+            f"Milvus cannot start here: port {ETCD_PEERS} is taken, probably by another Milvus or an etcd; stop that, or give the "
+            "address of a Milvus that runs: VITRINE_ENGINE_ADDRESS"
+        )
+    _wait_until_free(MILVUS_PORT)
 
 
 def _wait_until_free(port: int, limit_s: float = 90) -> None:

@@ -5,6 +5,7 @@ shard 1, and so on. Its name follows from the vectors and the index that it hold
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -65,6 +66,13 @@ class CollectionRecord(Record):
     engine: str
     name: str
     run_key: str
+
+
+def requests(first: int, vectors: np.ndarray, rows: int) -> Iterator[tuple[range, list[list[float]]]]:
+    """Vectors (n, d) under the ids from `first` on, cut into requests of at most so many `rows`: their ids, and the vectors as numbers."""
+    for start in range(0, len(vectors), rows):
+        block = vectors[start : start + rows].tolist()
+        yield range(first + start, first + start + len(block)), block
 
 
 def open_collections(engine: str, endpoint: Endpoint) -> Collections:

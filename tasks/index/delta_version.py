@@ -14,7 +14,7 @@ from serving.contract.counts import Counts
 from serving.contract.files import FileRef, describe
 from serving.contract.manifest import FORMAT, IndexManifest, Segment
 from serving.contract.provenance import EmbeddingCommit
-from serving.contract.segments import write_rows
+from serving.contract.segments import POSITION, write_rows
 from tasks.catalog.changes.ledger import DELETED, INDEXED, QUARANTINED, latest_changes
 from tasks.index.build import product_rows, rows_of, with_palettes
 from tasks.index.delta import CODED_ROWS, Changes, add_delta, code_deltas, delta_rows, flat_rows, merge_deltas
@@ -49,7 +49,7 @@ class EmbeddedRows:
     @property
     def titles(self) -> int:
         """The number of vectors that are of titles."""
-        return 0 if self.pictures is None else int((self.pictures["position"].to_numpy() < 0).sum())
+        return 0 if self.pictures is None else int((self.pictures[POSITION].to_numpy() < 0).sum())
 
     @property
     def keys(self) -> np.ndarray:

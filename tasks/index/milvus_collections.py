@@ -7,7 +7,7 @@ import numpy as np
 from pymilvus import DataType, MilvusClient
 from pymilvus.client.types import SegmentState
 
-from serving.index.collection import MEASURE_S, Endpoint
+from serving.index.collection import MEASURE_S, Endpoint, OwnsClient
 from serving.index.milvus_engine import count
 from tasks.errors import VitrineError
 
@@ -20,15 +20,11 @@ INDEXED_ROWS = 1024
 """By default Milvus makes no index of a segment of fewer rows."""
 
 
-class MilvusCollections:
+class MilvusCollections(OwnsClient):
     """Collections of the Milvus at the endpoint's address."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.client = MilvusClient(uri=endpoint.address, token=endpoint.token, timeout=endpoint.timeout_s, dedicated=True)
-
-    def __del__(self) -> None:
-        if (client := getattr(self, "client", None)) is not None:
-            client.close()
 
     def create(self, name: str, dim: int, factory: str) -> None:
         if dim > MAX_DIMENSIONS:

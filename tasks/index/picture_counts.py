@@ -9,7 +9,7 @@ from serving.contract.files import FileRef
 from serving.contract.keys import shard_of
 from serving.contract.manifest import IndexManifest, Segment
 from serving.contract.provenance import EmbeddingCommit
-from serving.contract.segments import read_pictures, read_rows
+from serving.contract.segments import POSITION, read_pictures, read_rows
 from tasks import storage
 from tasks.embed.quarantine import quarantine_uri
 from tasks.index.vectors import shard_uri
@@ -53,7 +53,7 @@ def _products(segment: Segment, locate: Callable[[FileRef], Path]) -> tuple[np.n
         keys = read_rows(locate(segment.table))["key"].to_numpy()
         return keys, np.zeros(len(keys), np.int16)
     table = read_pictures(locate(segment.pictures.table), segment.pictures.rows)
-    return table["product"].to_numpy(), table["position"].to_numpy()
+    return table["product"].to_numpy(), table[POSITION].to_numpy()
 
 
 def _embedded(vectors_uri: str) -> list[np.ndarray]:

@@ -5,9 +5,10 @@ import time
 import numpy as np
 from qdrant_client import models
 
-from serving.index.collection import Endpoint
+from serving.index.collection import Endpoint, OwnsClient
 from serving.index.qdrant_engine import BLOCK, NUMBERS, among, connect
 from tasks.errors import VitrineError
+from tasks.index.collections import requests
 
 MAX_DIMENSIONS = 65_536
 INDEXED_KB = 1000
@@ -17,15 +18,11 @@ LOOK_S, LOOKS = 0.5, 3
 """A collection is finished when it says so in as many looks: right after the change of its settings it has not begun yet."""
 
 
-class QdrantCollections:
+class QdrantCollections(OwnsClient):
     """Collections of the Qdrant at the endpoint's address."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.client = connect(endpoint)
-
-    def __del__(self) -> None:
-        if (client := getattr(self, "client", None)) is not None:
-            client.close()
 
     def create(self, name: str, dim: int, factory: str) -> None:
         if dim > MAX_DIMENSIONS:
@@ -37,11 +34,8 @@ class QdrantCollections:
             )  # fmt: skip
 
     def put(self, name: str, first: int, vectors: np.ndarray) -> None:
-        step = max(1, NUMBERS // vectors.shape[1])
-        for start in range(0, len(vectors), step):
-            block = vectors[start : start + step]
-            ids = range(first + start, first + start + len(block))
-            self.client.upsert(name, models.Batch(ids=[*ids], vectors=block.tolist()), wait=True)
+        for rows, block in requests(first, vectors, max(1, NUMBERS // vectors.shape[1])):
+            self.client.upsert(name, models.Batch(ids=[*rows], vectors=block), wait=True)
 
     def count(self, name: str, first: int, stop: int) -> int:
         if not self.client.collection_exists(name):

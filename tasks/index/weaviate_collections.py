@@ -7,24 +7,21 @@ from weaviate.classes.config import Configure, VectorDistances
 from weaviate.classes.data import DataObject
 from weaviate.classes.query import Filter
 
-from serving.index.collection import Endpoint
+from serving.index.collection import Endpoint, OwnsClient
 from serving.index.weaviate_engine import BLOCK, MOST, VECTOR, connect, ids_of
 from tasks.errors import VitrineError
+from tasks.index.collections import requests
 
 NUMBERS = 1_000_000
 """Numbers of one request: 4 MB."""
 BUILD_LIMIT_S, LOOK_S = 6 * 3600.0, 1.0
 
 
-class WeaviateCollections:
+class WeaviateCollections(OwnsClient):
     """Collections of the Weaviate at the endpoint's address."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.client = connect(endpoint)
-
-    def __del__(self) -> None:
-        if (client := getattr(self, "client", None)) is not None:
-            client.close()
 
     def create(self, name: str, dim: int, factory: str) -> None:
         if not self.client.collections.exists(name):
@@ -36,11 +33,10 @@ class WeaviateCollections:
             self.client.collections.create(name, vector_config=made)
 
     def put(self, name: str, first: int, vectors: np.ndarray) -> None:
-        held, step = self.client.collections.use(name), max(1, NUMBERS // vectors.shape[1])
-        for start in range(0, len(vectors), step):
-            block = vectors[start : start + step].tolist()
-            ids = ids_of(range(first + start, first + start + len(block)))
-            done = held.data.insert_many([DataObject({}, uuid=n, vector={VECTOR: x}) for n, x in zip(ids, block, strict=True)])
+        held = self.client.collections.use(name)
+        for rows, block in requests(first, vectors, max(1, NUMBERS // vectors.shape[1])):
+            objects = [DataObject({}, uuid=n, vector={VECTOR: x}) for n, x in zip(ids_of(rows), block, strict=True)]
+            done = held.data.insert_many(objects)
             if done.has_errors:
                 raise VitrineError(f"Weaviate took {len(block) - len(done.errors)} of {len(block)} vectors: {done.errors}"[:500])
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
-from serving.contract.addresses import hide_secrets
+from serving.contract.addresses import error_line, hide_secrets
 from serving.contract.manifest import EncoderRef
 from serving.contract.provenance import EngineRef
 from serving.index.collection import open_collection
@@ -38,8 +38,9 @@ def check_engine(chosen: Settings) -> None:
     except VitrineError:
         raise
     except Exception as error:  # every client has its own classes
-        why = next(iter(hide_secrets(str(error)).strip().splitlines()), type(error).__name__)
-        raise ServiceAway(f"VITRINE_ENGINE={chosen.engine} does not answer at VITRINE_ENGINE_ADDRESS: {why}") from error
+        raise ServiceAway(
+            f"VITRINE_ENGINE={chosen.engine} does not answer at VITRINE_ENGINE_ADDRESS: {error_line(error)}"
+        ) from error
 
 
 def begin_collection(template: Template, encoder: EncoderRef, embedded: EmbedResult, chosen: Settings, run_key: str) -> Template:

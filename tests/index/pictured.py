@@ -7,9 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.cluster.shard_set import ShardSearcher, offsets
 from serving.contract.files import sha256_file
 from serving.contract.keys import product_keys, shard_of
+from serving.contract.manifest import IndexManifest
 from serving.contract.segments import PICTURES
+from serving.index.searcher import Searcher
+from serving.ranking.ranker import RankerConfig
 from tasks.catalog.snapshot import MANIFEST
 from tests.index.shop import SHARDS, Shop, make_shop
 
@@ -121,3 +125,12 @@ def best_products(
 
 def product_ids(numbers: range) -> np.ndarray:
     return product_keys(f"P{n:05d}" for n in numbers)
+
+
+def shards_apart(manifest: IndexManifest, folder: Path) -> list[ShardSearcher]:
+    """Each of the two shards of a version as a shard process searches it."""
+    starts = offsets(manifest)
+    return [
+        ShardSearcher(Searcher.open(manifest, lambda ref: folder / ref.path, shard=shard), starts[shard], RankerConfig())
+        for shard in range(2)
+    ]

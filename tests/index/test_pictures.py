@@ -10,7 +10,6 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from serving.cluster.shard_set import ShardSearcher, offsets
 from serving.contract.files import ContractError, describe
 from serving.contract.manifest import IndexManifest, SegmentPictures
 from serving.contract.provenance import EmbeddingCommit
@@ -18,7 +17,6 @@ from serving.contract.segments import PICTURES, ROW_COLUMNS, read_pictures, writ
 from serving.index.merge import merge
 from serving.index.recall import DEPTH
 from serving.index.searcher import Searcher
-from serving.ranking.ranker import RankerConfig
 from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
 from tasks.index.build import BUILT, build_shard
@@ -30,7 +28,7 @@ from tasks.index.template import Template
 from tasks.index.tune import stored_truth
 from tasks.index.vectors import shard_pictures
 from tasks.index.verify_version import check_index
-from tests.index.pictured import Pictured, best_products, draw, join, make_pictured, write_pictures
+from tests.index.pictured import Pictured, best_products, draw, join, make_pictured, shards_apart, write_pictures
 from tests.index.shop import Shop, build_all, manifest_of
 
 D = 32
@@ -161,11 +159,7 @@ APPROXIMATE = {"ivf_flat": {"nprobe": 96}, "hnsw_sq8": {"ef": 512}}
 def test_shards_apart_find_what_the_whole_finds(pictured: tuple[Shop, Pictured], flat: tuple[IndexManifest, Path]) -> None:
     """Over the wire too: rows are the whole version's, and the matched pictures travel along."""
     manifest, folder = flat
-    whole, starts = Searcher.open(manifest, lambda ref: folder / ref.path), offsets(manifest)
-    apart = [
-        ShardSearcher(Searcher.open(manifest, lambda ref: folder / ref.path, shard=s), starts[s], RankerConfig())
-        for s in range(2)
-    ]
+    whole, apart = Searcher.open(manifest, lambda ref: folder / ref.path), shards_apart(manifest, folder)
     xq = queries(np.random.default_rng(4), pictured[1])
     for exact in (False, True):
         found = merge([s.measure(xq, 20, exact) for s in apart], 20)
@@ -174,7 +168,7 @@ def test_shards_apart_find_what_the_whole_finds(pictured: tuple[Shop, Pictured],
         assert found.pictures is not None
         np.testing.assert_array_equal(found.pictures, expected.pictures)
     row = int(expected.rows[0, 0])
-    shard = max(s for s in range(2) if starts[s] <= row)
+    shard = max(s for s in range(2) if apart[s].start <= row)
     np.testing.assert_array_equal(apart[shard].vectors(np.array([row]))[0], whole.vector(row))
 
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from serving.cluster.shard_set import ShardSearcher, offsets
 from serving.contract.manifest import IndexManifest
 from serving.index.guard import Guard
 from serving.index.merge import Neighbors, merge
@@ -16,14 +15,13 @@ from serving.index.recall import DEPTH
 from serving.index.remote_engine import RemoteEngine
 from serving.index.searcher import Searcher
 from serving.index.segment_group import OpenSegment, SegmentGroup
-from serving.ranking.ranker import RankerConfig
 from tasks.index.delta import add_delta, merge_deltas
 from tasks.index.ground_truth import exact_truth
 from tasks.index.picture_counts import live_pictures
 from tasks.index.tune import stored_truth
 from tasks.index.verify_version import check_index
 from tasks.index.version_manifest import with_golden
-from tests.index.pictured import Pictured, best_products, draw, join, make_pictured, write_pictures
+from tests.index.pictured import Pictured, best_products, draw, join, make_pictured, shards_apart, write_pictures
 from tests.index.shop import Shop, build_all, manifest_of
 from tests.index.test_pictures import changes_of, queries
 
@@ -116,11 +114,7 @@ def test_versions_without_titles_are_searched_as_ever(tmp_path: Path) -> None:
 
 def test_shards_apart_find_what_the_whole_finds(shop: tuple[Shop, Pictured], flat: tuple[IndexManifest, Path]) -> None:
     manifest, folder = flat
-    whole, starts = Searcher.open(manifest, lambda ref: folder / ref.path), offsets(manifest)
-    apart = [
-        ShardSearcher(Searcher.open(manifest, lambda ref: folder / ref.path, shard=s), starts[s], RankerConfig())
-        for s in range(2)
-    ]
+    whole, apart = Searcher.open(manifest, lambda ref: folder / ref.path), shards_apart(manifest, folder)
     xq = queries(np.random.default_rng(4), shop[1])
     for words in (False, True):
         expected = whole.exact(xq, K, words=words)

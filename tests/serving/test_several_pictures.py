@@ -1,7 +1,6 @@
 """Several pictures a product, over HTTP: which one matched, and each of them to be seen."""
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from serving.settings import ServingSettings
 from tasks.catalog.snapshot import take_snapshot
 from tests.catalogs import picture, read_table, small_catalog, write_table
 from tests.releases import add_version, make_release, set_aliases
-from tests.running import Served, until
+from tests.running import gateway_over_shards
 
 FURTHER = {"p001": ["images/1b.jpg", "images/1c.jpg"], "p002": ["images/2b.jpg", "images/2c.jpg"]}
 
@@ -75,16 +74,7 @@ def test_a_product_without_its_main_picture_shows_its_first_usable_one(client: T
 
 
 def test_a_gateway_over_shards_says_the_same(client: TestClient, shop: Path) -> None:
-    release = str(shop / "release")
-    with ExitStack() as stack:
-        shards = [
-            stack.enter_context(Served(create_app(ServingSettings(role="shard", shards=(str(n),), release=release, poll_s=0.05))))
-            for n in range(2)
-        ]
-        urls = tuple(s.url for s in shards)
-        app = create_app(ServingSettings(role="gateway", shard_urls=urls, release=release, probe_s=0.05, poll_s=0.05))
-        gateway = stack.enter_context(TestClient(app))
-        until(lambda: gateway.get("/readyz").status_code == 200)
+    with gateway_over_shards(shop / "release") as gateway:
         for query in ({"product_id": "p001", "k": 12}, {"product_id": "p003", "k": 12, "filter": {"in_stock": True}}):
             one, other = (c.post("/v1/search", json=query).json()["results"] for c in (client, gateway))
             assert [r["product_id"] for r in one] == [r["product_id"] for r in other]

@@ -1,6 +1,5 @@
 """Products without a picture, over HTTP: words find them, photos do not, and nobody is sent to a picture that is not there."""
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tasks.catalog.snapshot import take_snapshot
 from tasks.catalog.sources.source import SourceOptions
 from tests.catalogs import read_table, small_catalog, write_table
 from tests.releases import add_version, set_aliases
-from tests.running import Served, until
+from tests.running import gateway_over_shards
 
 TITLES = {"p001": "red mug", "p002": "blue lamp"}
 
@@ -93,16 +92,7 @@ def test_what_is_like_a_product_without_a_picture_is_what_its_title_finds(client
 
 
 def test_a_gateway_over_shards_says_the_same(client: TestClient, shop: Path) -> None:
-    release = str(shop / "release")
-    with ExitStack() as stack:
-        shards = [
-            stack.enter_context(Served(create_app(ServingSettings(role="shard", shards=(str(n),), release=release, poll_s=0.05))))
-            for n in range(2)
-        ]
-        urls = tuple(s.url for s in shards)
-        app = create_app(ServingSettings(role="gateway", shard_urls=urls, release=release, probe_s=0.05, poll_s=0.05))
-        gateway = stack.enter_context(TestClient(app))
-        until(lambda: gateway.get("/readyz").status_code == 200)
+    with gateway_over_shards(shop / "release") as gateway:
         for query in ({"text": "blue lamp"}, {"product_id": "p001"}, {"product_id": "p004"}):
             one, other = (results(c, **query) for c in (client, gateway))
             assert [(r["product_id"], r["matched_image"]) for r in one] == [(r["product_id"], r["matched_image"]) for r in other]

@@ -96,14 +96,7 @@ class Postgres:
     serial = "BIGSERIAL PRIMARY KEY"
 
     def __init__(self, uri: str) -> None:
-        from adbc_driver_postgresql import dbapi
-
-        try:
-            self.connection = connect(uri)
-        except dbapi.Error as error:
-            raise CatalogAway(
-                f"PostgreSQL does not answer: {hide_secrets(str(error).strip().splitlines()[-1].strip(), uri)}"
-            ) from None
+        self.connection = connect(uri)
         self.execute(PLAIN_LITERALS)
         self.connection.commit()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from serving.contract.addresses import hide_secrets
+from serving.contract.addresses import error_line
 from tasks.catalog.product_pictures import PICTURE_ROWS
 from tasks.catalog.sources.pictures import with_pictures
 from tasks.catalog.sources.query import SETTING
@@ -152,7 +152,7 @@ class DatabaseSource(ABC):
                 yield from cursor.fetch_record_batch()
             except Exception as error:  # each ADBC driver has its own error classes
                 if self.lost(error):
-                    raise CatalogAway(f"{self.name} does not answer any more: {first_line(error)}") from None
+                    raise CatalogAway(f"{self.name} does not answer any more: {error_line(error)}") from None
                 raise_unreadable(error, self.name, table, self.options.query)
 
 
@@ -167,12 +167,7 @@ def raise_unreadable(error: Exception, name: str, table: str, query: str) -> Non
     if missing and not asked:
         raise CatalogMissing(f"{name}: there is no table {table} in it; make one with: vitrine catalog load") from None
     what = f"{SETTING} cannot be run" if asked else f"cannot read the table {table}"
-    raise CatalogError(f"{name}: {what}: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """What a driver says, without secrets."""
-    return next(iter(hide_secrets(str(error)).strip().splitlines()), type(error).__name__)
+    raise CatalogError(f"{name}: {what}: {error_line(error)}") from None
 
 
 def check_names(names: list[str], where: str) -> None:

@@ -14,7 +14,6 @@ from tasks.catalog.sources.database import (
     DatabaseColumn,
     DatabaseSource,
     check_names,
-    first_line,
     quoted,
     raise_unreadable,
     sql_literal,
@@ -102,17 +101,9 @@ sent must have arrived. Without them a server that is silent holds a step until 
 
 @contextmanager
 def open_postgresql(uri: str, options: SourceOptions | None = None) -> Iterator["PostgresSource"]:
-    """The catalogue at postgresql://…[?image_root=<folder>]. Raises CatalogError when the server does not respond."""
-    from adbc_driver_postgresql import dbapi
-
+    """The catalogue at postgresql://…[?image_root=<folder>]. Raises CatalogAway when the server does not respond."""
     address, root = split_image_root(uri)
-    try:
-        connection = connect(uri)
-    except dbapi.Error as error:
-        raise CatalogAway(
-            f"PostgreSQL does not answer: {addresses.hide_secrets(str(error).strip().splitlines()[-1].strip(), uri)}"
-        ) from None
-    with connection:
+    with connect(uri) as connection:
         yield PostgresSource(address.rpartition("@")[2], root, connection, options)
 
 
@@ -128,12 +119,16 @@ def lost_connection(error: BaseException) -> bool:
 
 
 def connect(uri: str) -> Any:
-    """A connection (ADBC) to the database of an address, `image_root` left out, within LIMITS. Raises the driver's Error."""
+    """A connection (ADBC) to the database of an address, `image_root` left out, within LIMITS. Raises CatalogAway."""
     from adbc_driver_postgresql import dbapi
 
     address, _ = split_image_root(uri)
     missing = [f"{name}={value}" for name, value in LIMITS.items() if f"{name}=" not in address]
-    return dbapi.connect(address + ("&" if "?" in address else "?") + "&".join(missing) if missing else address)
+    try:
+        return dbapi.connect(address + ("&" if "?" in address else "?") + "&".join(missing) if missing else address)
+    except dbapi.Error as error:
+        why = str(error).strip().splitlines()[-1].strip()
+        raise CatalogAway(f"PostgreSQL does not answer: {addresses.hide_secrets(why, uri)}") from None
 
 
 def split_image_root(uri: str) -> tuple[str, str]:
@@ -186,7 +181,7 @@ class PostgresSource(DatabaseSource):
             return list(cursor.fetchall())
         except Exception as error:
             if self.lost(error):
-                raise CatalogAway(f"{self.name} does not answer any more: {first_line(error)}") from None
+                raise CatalogAway(f"{self.name} does not answer any more: {addresses.error_line(error)}") from None
             raise_unreadable(error, self.name, "products", self.options.query)
             raise
 

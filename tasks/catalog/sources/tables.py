@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from serving.contract.addresses import hide_secrets
+from serving.contract.addresses import error_line
 from tasks.catalog.sources.folder import without_views
 from tasks.catalog.sources.pictures import with_pictures
 from tasks.catalog.sources.sorting import beyond, sorted_batches
@@ -101,8 +101,7 @@ class TableSource(ABC):
 
 def unreadable(name: str, error: Exception) -> CatalogError:
     """What a library says of a table, in one sentence."""
-    what = hide_secrets((str(error).strip() or type(error).__name__).splitlines()[0])
-    return CatalogError(f"{name}: the table cannot be read: {what}")
+    return CatalogError(f"{name}: the table cannot be read: {error_line(error)}")
 
 
 def dataset_batches(dataset: pads.Dataset) -> Iterator[pa.RecordBatch]:

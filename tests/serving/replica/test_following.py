@@ -133,15 +133,21 @@ def test_live_goes_on_when_its_own_slot_is_given_a_damaged_version(store: Storef
     assert (live(slots), slots.slots["blue"].state) == ("1", "failed")
 
 
-def test_a_failed_version_is_tried_again_after_a_while(store: Storefront) -> None:
-    now = [0.0]
-    slots = Slots(FolderSource(store.release), clock=lambda: now[0])
+def mended(store: Storefront, clock: Callable[[], float]) -> Slots:
+    """A replica in whose slot green version 2 failed, for a file that is there again now."""
+    slots = Slots(FolderSource(store.release), clock=clock)
     path = store.release / "files" / store.manifest("2")["segments"][0]["index"]["sha256"]
     whole = path.read_bytes()
     path.unlink()
     store.point(green="2")
     slots.refresh()
     path.write_bytes(whole)
+    return slots
+
+
+def test_a_failed_version_is_tried_again_after_a_while(store: Storefront) -> None:
+    now = [0.0]
+    slots = mended(store, lambda: now[0])
     slots.refresh()
     assert slots.slots["green"].state == "failed"
     now[0] = RETRY_S
@@ -150,13 +156,7 @@ def test_a_failed_version_is_tried_again_after_a_while(store: Storefront) -> Non
 
 
 def test_a_failed_version_is_tried_again_at_once_when_it_is_asked_for(store: Storefront) -> None:
-    slots = Slots(FolderSource(store.release), clock=lambda: 0.0)
-    path = store.release / "files" / store.manifest("2")["segments"][0]["index"]["sha256"]
-    whole = path.read_bytes()
-    path.unlink()
-    store.point(green="2")
-    slots.refresh()
-    path.write_bytes(whole)
+    slots = mended(store, lambda: 0.0)
     slots.follow(again=True)
     assert slots.slots["green"].state == "loading"
     slots.refresh()
