@@ -1,13 +1,15 @@
 """Engines side by side on the same vectors, through the code that serves: recall@10 of 500 candidates, latency, build time, memory.
 
-python -m tests.benchmarks.bench_engines [--rows 20000] [--dim 512] [--queries 200] [--engines faiss,scann,pgvector,milvus]
+python -m tests.benchmarks.bench_engines [--rows 20000] [--dim 512] [--preset hard] [--queries 200] [--engines faiss,scann,…]
 
-The full form is --rows 200000. Servers run on this machine beside their clients and share its cores with them. Memory is what the
-process, or the engine's processes, grew by.
+The full form is --rows 200000; --preset takes a file of tests.benchmarks.photo_vectors as well. Qdrant is its engine in this process
+(qdrant-edge-py), without a server and its network. Other servers run on this machine beside their clients and share its cores with
+them. Memory is what the process, or the engine's processes, grew by.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +32,8 @@ from tasks.index.engine_families import engine_family
 from tasks.index.families import FAMILIES, list_count
 from tasks.index.scann_files import make_searcher
 from tasks.index.template import make_index
-from tests.benchmarks.vectors import Vectors
+from tests.benchmarks.made_shop import world_of
+from tests.benchmarks.qdrant_edge import QdrantEdge
 from tests.engines.servers import milvus_server, pgvector_server
 
 K, CANDIDATES, TARGET = 10, 500, 0.95
@@ -105,6 +108,12 @@ def built_scann(x: np.ndarray) -> Built:
     return made, tuple({"nprobe": n, "k_factor": 2} for n in (4, 8, 16, 32, 64, 128, 256)), rss_mb() - before
 
 
+def built_qdrant(x: np.ndarray, stack: ExitStack) -> Built:
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vitrine-qdrant-"))
+    before = rss_mb()
+    return QdrantEdge(x, Path(folder)), engine_family("qdrant").grid, rss_mb() - before
+
+
 def built_remote(name: str, x: np.ndarray, stack: ExitStack) -> Built:
     server = stack.enter_context(SERVERS[name]())
     family, collections = engine_family(name), open_collections(name, server.endpoint)
@@ -133,13 +142,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--preset", default="hard", help="easy, hard, or a file of tests.benchmarks.photo_vectors")
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--engines", default="faiss,scann,pgvector,milvus")
+    parser.add_argument("--engines", default="faiss,scann,pgvector,milvus,qdrant")
     asked = parser.parse_args()
-    world = Vectors(asked.dim, "hard")
+    world = world_of(asked.dim, asked.preset)
     x, xq = world.seeded(1).base(asked.rows), world.seeded(2).queries(asked.queries)
     truth = faiss.knn(xq, x, K, metric=faiss.METRIC_INNER_PRODUCT)[1]
-    print(f"{asked.rows} x {asked.dim}, HARD, {asked.queries} queries, {CANDIDATES} candidates, recall@10 of {TARGET} asked for")
+    print(
+        f"{asked.rows} x {asked.dim}, {asked.preset}, {len(xq)} queries, {CANDIDATES} candidates, recall@10 of {TARGET} asked for"
+    )
     print("engine | params | recall@10 | p50/p99 ms, 1 client | p50/p99 ms, 8 clients | QPS 1 / 8 | build s | MiB")
     done: list[Measured] = []
     with ExitStack() as stack:
@@ -147,6 +159,7 @@ def main() -> None:
             "faiss flat": lambda: built_faiss("flat", x), "faiss ivf_fs_sq8": lambda: built_faiss("ivf_fs_sq8", x),
             "faiss hnsw_sq8": lambda: built_faiss("hnsw_sq8", x), "scann": lambda: built_scann(x),
             "pgvector hnsw": lambda: built_remote("pgvector", x, stack), "milvus hnsw": lambda: built_remote("milvus", x, stack),
+            "qdrant hnsw, in process": lambda: built_qdrant(x, stack),
         }  # fmt: skip
         for name, build in builds.items():
             if name.split()[0] not in asked.engines.split(","):
