@@ -16,8 +16,10 @@ from tasks.pipelines.promotion_bake import (
     UNDER_WAY,
     WARM_LIMIT_S,
     finish_bake,
-    metrics_before,
+    keep_metrics,
+    kept_metrics,
     run_bake,
+    take_metrics,
 )
 from tasks.pipelines.promotion_records import Bake, Cleanup, Flip, Promotion, PromotionPlan, WarmedSlot
 from tasks.pipelines.publish_features import switch_features
@@ -134,7 +136,11 @@ def flip(plan: PromotionPlan, run_key: str) -> Flip:
             )
         # At once, unless another promotion took the slot while a person was asked.
         blue_green.warm(aliases, replicas, now, WARM_LIMIT_S)
-        before = metrics_before(replicas, plan.version)
+        if now.live == plan.version:  # an attempt that died has moved it
+            before = kept_metrics(models.version(INDEX_MODEL, plan.version), plan.epoch)
+        else:
+            before = take_metrics(replicas, plan.version)
+            keep_metrics(aliases, plan.version, plan.epoch, before)
         aliases.tag_version(INDEX_MODEL, plan.version, BAKE, f"{UNDER_WAY}, by {run_key}")
         took = blue_green.flip(aliases, replicas, now, FLIP_LIMIT_S)
     found = models.version(INDEX_MODEL, plan.version)
@@ -145,6 +151,8 @@ def flip(plan: PromotionPlan, run_key: str) -> Flip:
         f"index version {plan.version} is live in {now.slot} ({f'version {plan.live}' if plan.live else 'nothing'} before); "
         f"the flip took {took:.1f} s on {len(replicas)} replicas"
     )
+    if replicas and not before:
+        summary += "; the replicas' metrics of before the flip are unknown, so its bake counts from its own start"
     log.info("%s", summary)
     return Flip(plan.version, now.slot, took, summary, before, version_links(models, plan.version))
 

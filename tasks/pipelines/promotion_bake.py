@@ -4,12 +4,16 @@ The step may be tried again after any write (a replica, or MLflow, that does not
 a decision is carried out, never made twice.
 """
 
+import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 
 from tasks.errors import VitrineError
 from tasks.pipelines.common import replicas_of
-from tasks.registry import INDEX_MODEL, Registry
+from tasks.pipelines.promotion_records import BeforeFlip
+from tasks.records import RecordError
+from tasks.registry import INDEX_MODEL, Registry, Version
 from tasks.release.gates.index_gates import Decision
 from tasks.release.promotion.bake import BakePolicy, Reading, bake, take_reading
 from tasks.release.promotion.blue_green import LeasedAliases, choose_slot, flip, settle_previous, warm_for_rollback
@@ -21,6 +25,8 @@ log = logging.getLogger(__name__)
 
 BAKE, KEPT, UNDER_WAY = "bake", "kept", "under way"
 """The tag of a version that states its bake, and how the tag of a version that was kept, or is not decided yet, begins."""
+BEFORE = "metrics_before"
+"""The tag of a version that keeps the replicas' metrics of the moment before it went live: an attempt that died knew them."""
 LIVE_FAILED = "failed: after it went live, "
 """How the verdict of a version begins that its bake rejected."""
 WARM_LIMIT_S = 600.0
@@ -29,16 +35,34 @@ FLIP_LIMIT_S = 60.0
 """How long replicas may take to serve a version that they hold."""
 
 
-def metrics_before(replicas: list[Replica], version: str) -> list[Reading]:
-    """Each replica's metrics of the moment; empty ones of a replica that does not answer."""
-    return [found or Reading() for found in for_each_replica(replicas, lambda replica: take_reading(replica, version))]
+def take_metrics(replicas: Sequence[Replica], version: str) -> list[Reading]:
+    """The metrics of the moment, of those replicas that answer."""
+    return [found for found in for_each_replica(replicas, lambda replica: take_reading(replica, version)) if found]
+
+
+def keep_metrics(aliases: LeasedAliases, version: str, epoch: str, readings: Sequence[Reading]) -> None:
+    """Writes the metrics of before the flip on the version that is about to go live."""
+    counted = [dataclasses.replace(r, buckets={le: n for le, n in r.buckets.items() if n}) for r in readings]
+    aliases.tag_version(INDEX_MODEL, version, BEFORE, json.dumps(BeforeFlip(epoch, counted).to_json()))
+
+
+def kept_metrics(found: Version, epoch: str) -> list[Reading]:
+    """The metrics of before the version went live, as `keep_metrics` wrote them; [] where they are unknown.
+
+    Those of another epoch are: a rollback has moved `live` since.
+    """
+    try:
+        kept = BeforeFlip.from_json(json.loads(found.tags.get(BEFORE, "null")))
+    except (ValueError, RecordError):
+        return []
+    return kept.readings if kept.epoch == epoch else []
 
 
 def run_bake(models: Registry, aliases: LeasedAliases, chosen: Settings, version: str, before: Sequence[Reading]) -> Decision:
-    """Monitors the live version, then keeps it or rolls it back, and tags it with the decision; without `before`, from now on.
+    """Monitors the live version, then keeps it or rolls it back, and tags it with the decision.
 
-    What an earlier call decided is carried out. Raises VitrineError for a version without a decision that is not live any more: what is
-    live now is another promotion's to judge.
+    A replica without a reading in `before` is counted from now on. What an earlier call decided is carried out. Raises VitrineError
+    for a version without a decision that is not live any more: what is live now is another promotion's to judge.
     """
     replicas = replicas_of(chosen)
     tags, live = models.version(INDEX_MODEL, version).tags, models.alias(INDEX_MODEL, "live")
@@ -51,7 +75,8 @@ def run_bake(models: Registry, aliases: LeasedAliases, chosen: Settings, version
             f"version {version} is not live any more ({f'version {live.version}' if live else 'nothing'} is): its bake is over"
         )
     policy = BakePolicy(p99_ms=chosen.p99_ms, recall=chosen.recall_target - 0.05)
-    start = before or metrics_before(replicas, version)
+    known = {reading.url: reading for reading in [*take_metrics(replicas, version), *before]}
+    start = [known.get(replica.url, Reading()) for replica in replicas]
     decision = bake(replicas, version, start, chosen.bake_s, policy, aliases.lease.check)
     if decision.passed:
         aliases.tag_version(INDEX_MODEL, version, BAKE, f"{KEPT}: {decision.summary}")
@@ -81,4 +106,4 @@ def finish_bake(models: Registry, lease: Lease, chosen: Settings, version: str) 
     if live is None or live.version == version or not live.tags.get(BAKE, "").startswith(UNDER_WAY):
         return
     log.info("version %s is live with an unfinished bake, which is finished first", live.version)
-    log.info("%s", run_bake(models, LeasedAliases(models, lease), chosen, live.version, []).summary)
+    log.info("%s", run_bake(models, LeasedAliases(models, lease), chosen, live.version, kept_metrics(live, lease.epoch)).summary)

@@ -39,8 +39,19 @@ class WarmedSlot(Record):
 
 
 @dataclass(frozen=True)
+class BeforeFlip(Record):
+    """Each replica's metrics of the moment before `live` moved, of a promotion planned under the lease's `epoch`."""
+
+    epoch: str
+    readings: list[Reading]
+
+
+@dataclass(frozen=True)
 class Flip(Record):
-    """The version is live; `before` holds each replica's metrics of the moment before, which the bake compares with."""
+    """The version is live; `before` holds each replica's metrics of the moment before, which the bake compares with.
+
+    It is empty where they are unknown, since an earlier attempt moved `live` and kept none.
+    """
 
     version: str
     slot: str

@@ -1,6 +1,7 @@
 """A bake that is tried again carries out what was decided: it neither judges twice nor goes back twice."""
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,3 +96,28 @@ def test_a_bake_of_what_is_not_live_any_more_leaves_what_is(registry: Registry) 
     with pytest.raises(VitrineError, match=r"version 2 is not live any more \(version 3 is\): its bake is over"):
         decide(registry)
     assert registry.held["live"] == "3"
+
+
+def test_metrics_of_before_the_flip_outlive_the_attempt_that_read_them(registry: Registry) -> None:
+    read = [Reading(100.0, 2.0, {0.1: 90.0, 0.2: 0.0}, 5.0, 4.5, "1", "http://a"), Reading(url="http://b")]
+    promotion_bake.keep_metrics(LeasedAliases(registry, Lease()), "2", "epoch", read)  # type: ignore[arg-type]
+    found = registry.version("product-index", "2")
+    assert promotion_bake.kept_metrics(found, "epoch") == [dataclasses.replace(read[0], buckets={0.1: 90.0}), read[1]]
+    assert promotion_bake.kept_metrics(found, "of a rollback since") == []
+    assert promotion_bake.kept_metrics(registry.version("product-index", "1"), "") == []
+
+
+def test_a_replica_is_compared_with_its_own_reading_however_many_there_are_by_now(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a name of several addresses there may be other replicas at the bake than there were at the flip."""
+    starts: list[list[float]] = []
+    replicas = [Lagging(registry, "http://new"), Lagging(registry, "http://a"), Lagging(registry, "http://silent")]
+    monkeypatch.setattr(promotion_bake, "replicas_of", lambda chosen: replicas)
+    now = {"http://new": Reading(7.0, url="http://new"), "http://a": Reading(900.0, url="http://a")}
+    monkeypatch.setattr(promotion_bake, "take_reading", lambda replica, version: now.get(replica.url))
+    keep = Decision(True, ("fine",))
+    monkeypatch.setattr(promotion_bake, "bake", lambda *given: starts.append([r.searches for r in given[2]]) or keep)
+    before = [Reading(100.0, url="http://a"), Reading(50.0, url="http://gone")]
+    run_bake(registry, LeasedAliases(registry, Lease()), Settings(), "2", before)  # type: ignore[arg-type]
+    assert starts == [[7.0, 100.0, 0.0]]

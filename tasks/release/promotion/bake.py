@@ -1,5 +1,6 @@
 """The bake: after the flip, replica metrics are monitored for a while, and decide whether the version stays."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ class Reading(Record):
     samples: float = 0.0
     recall_sum: float = 0.0
     serves: str = ""
+    url: str = ""
+    """Whose reading it is."""
 
     def since(self, before: "Reading") -> "Reading":
         """The difference to an earlier reading; a restarted replica counts from zero."""
@@ -48,7 +51,7 @@ class Reading(Record):
         buckets = {le: n - before.buckets.get(le, 0.0) for le, n in self.buckets.items()}
         return Reading(
             self.searches - before.searches, self.errors - before.errors, buckets, self.samples - before.samples,
-            self.recall_sum - before.recall_sum, self.serves,
+            self.recall_sum - before.recall_sum, self.serves, self.url,
         )  # fmt: skip
 
 
@@ -160,6 +163,6 @@ def bake(
 def take_reading(replica: Replica, version: str) -> Reading | None:
     """A replica's current reading; None when it does not respond."""
     try:
-        return read_metrics(replica.metrics(), version)
+        return dataclasses.replace(read_metrics(replica.metrics(), version), url=replica.url)
     except (httpx.HTTPError, ValueError):
         return None
