@@ -18,7 +18,7 @@ from tasks.release.gates.index_gates import Decision
 from tasks.release.promotion.bake import BakePolicy, Reading, bake, take_reading
 from tasks.release.promotion.blue_green import LeasedAliases, choose_slot, flip, settle_previous, warm_for_rollback
 from tasks.release.promotion.lease import Lease
-from tasks.release.promotion.serving_replicas import Replica, for_each_replica
+from tasks.release.promotion.serving_replicas import SILENT_S, Replica, for_each_replica
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def _roll_back(models: Registry, aliases: LeasedAliases, replicas: list[Replica]
     plan = choose_slot(models, back)
     if not away:
         warm_for_rollback(aliases, replicas, plan, WARM_LIMIT_S)
-    flip(aliases, replicas, plan, FLIP_LIMIT_S)
+    flip(aliases, replicas, plan, FLIP_LIMIT_S, SILENT_S)
     return Decision(False, (f"version {version} was rolled back and version {back} is live again: {why}",))
 
 

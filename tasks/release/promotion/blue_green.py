@@ -5,6 +5,7 @@ that `previous` can always be told from what is live: a promotion that was kille
 or undone by `refill_idle_slot`.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +14,16 @@ from serving.contract.manifest import SLOTS
 from tasks.errors import VitrineError
 from tasks.registry import INDEX_MODEL, Version
 from tasks.release.promotion.lease import Lease
-from tasks.release.promotion.serving_replicas import Replica, answering, poll_aliases, wait_for
+from tasks.release.promotion.serving_replicas import (
+    NO_ANSWER,
+    SILENT_S,
+    Replica,
+    answering,
+    not_followed,
+    poll_aliases,
+    stragglers,
+    wait_for,
+)
 
 REPLACED = "replaced"
 """The tag of a version that names what was live before it."""
@@ -78,22 +88,38 @@ def warm(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float)
     Replicas that failed to load it before are asked to try again.
     """
     began = time.monotonic()
-    if plan.held != plan.version:
-        registry.set_alias(INDEX_MODEL, plan.slot, plan.version)
-    poll_aliases(replicas)
-    wait_for(replicas, f"loading version {plan.version} into {plan.slot}", lambda s: _not_ready(s, plan), limit_s)
+    _assign(registry, replicas, plan)
+    wait_for(replicas, _loading(plan), lambda s: _not_ready(s, plan), limit_s)
     return time.monotonic() - began
 
 
 def warm_for_rollback(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
-    """As `warm`, for the replicas that answer: one that does not keeps no other on a version that has to go."""
-    return warm(registry, answering(replicas), plan, limit_s)
+    """As `warm`, for the replicas that answer: one that does not, or no longer, keeps no other on a version that has to go."""
+    began = time.monotonic()
+    there = answering(replicas)
+    _assign(registry, there, plan)
+    took, late = stragglers(there, lambda s: _not_ready(s, plan), limit_s, SILENT_S)
+    hindering = {url: why for url, why in late.items() if not why.startswith(NO_ANSWER)}
+    if hindering:
+        raise not_followed(_loading(plan), there, took, hindering)
+    return time.monotonic() - began
 
 
-def flip(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float) -> float:
+def _assign(registry: Aliases, replicas: list[Replica], plan: Plan) -> None:
+    if plan.held != plan.version:
+        registry.set_alias(INDEX_MODEL, plan.slot, plan.version)
+    poll_aliases(replicas)
+
+
+def _loading(plan: Plan) -> str:
+    return f"loading version {plan.version} into {plan.slot}"
+
+
+def flip(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float, silent_s: float = math.inf) -> float:
     """Moves `live`, then `previous`, and waits until every replica serves it; returns seconds since the first write.
 
-    Raises VitrineError naming the replicas that did not follow. `live` has moved then: the others serve it.
+    Raises ServiceAway naming the replicas that did not follow, those that do not answer after `silent_s` seconds. `live` has moved
+    then: the others serve it.
     """
     began = time.monotonic()
     if plan.live != plan.version:
@@ -102,28 +128,28 @@ def flip(registry: Aliases, replicas: list[Replica], plan: Plan, limit_s: float)
         registry.set_alias(INDEX_MODEL, "live", plan.version)
         poll_aliases(replicas)
     settle_previous(registry)
-    wait_for(replicas, f"serving version {plan.version}", lambda s: _not_live(s, plan.version), limit_s)
+    wait_for(replicas, f"version {plan.version} is live", lambda s: _not_live(s, plan.version), limit_s, silent_s)
     return time.monotonic() - began
 
 
-def rollback(registry: Aliases, replicas: list[Replica], limit_s: float, to: str = "") -> tuple[Plan, float]:
-    """Moves `live` to the previous version (or `to`): immediately if a slot still holds it, else after loading.
+def rollback(registry: Aliases, replicas: list[Replica], warm_s: float, flip_s: float, to: str = "") -> tuple[Plan, float]:
+    """Moves `live` to the previous version (or `to`): immediately if a slot still holds it, else after loading it, at most `warm_s`.
 
-    A replica that does not answer delays nothing: `live` moves, and then it is waited for. Raises VitrineError when there is no
-    previous version, when it did not pass its gates or its bake (unless it is named), or naming stragglers.
+    A replica that does not answer delays nothing: `live` moves, and then it is waited for SILENT_S, one that answers for `flip_s`.
+    Raises VitrineError when there is no previous version, when it did not pass its gates or its bake (unless it is named), and
+    ServiceAway naming stragglers: the others serve the version then.
     """
     target = to or _before_live(registry)
     plan = choose_slot(registry, target)
     if plan.live == plan.version:
-        settle_previous(registry)
-        return plan, wait_for(replicas, f"serving version {target}", lambda s: _not_live(s, target), limit_s)
-    took = warm_for_rollback(registry, replicas, plan, limit_s)
-    took += flip(registry, replicas, plan, limit_s)
+        return plan, flip(registry, replicas, plan, flip_s, SILENT_S)
+    took = warm_for_rollback(registry, replicas, plan, warm_s)
+    took += flip(registry, replicas, plan, flip_s, SILENT_S)
     for _ in range(3):  # a promotion that this made void may have had one write on its way
         now = registry.alias(INDEX_MODEL, "live")
         if now is not None and now.version == target:
             break
-        took += flip(registry, replicas, choose_slot(registry, target), limit_s)
+        took += flip(registry, replicas, choose_slot(registry, target), flip_s, SILENT_S)
     return plan, took
 
 

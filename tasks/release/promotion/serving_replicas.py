@@ -1,10 +1,11 @@
 """HTTP client of the serving replicas, for promotion and monitoring."""
 
 import base64
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from tasks.settings import Settings, setting_sources
 
 POLL_S = 0.2
 AT_ONCE = 32
+SILENT_S = 10.0
+"""How long a rollback waits for replicas that do not answer at all, once the others have followed."""
+NO_ANSWER = "no answer"
 
 T = TypeVar("T")
 
@@ -138,44 +142,52 @@ def poll_aliases(replicas: Sequence[Replica]) -> None:
 
 
 def answering(replicas: Sequence[Replica]) -> list[Replica]:
-    """The replicas that answer now; all of them where none does."""
-
-    def answers(replica: Replica) -> bool:
-        with suppress(httpx.HTTPError):
-            replica.version()
-            return True
-        return False
-
-    found = [r for r, there in zip(replicas, for_each_replica(replicas, answers), strict=True) if there]
-    return found or list(replicas)
+    """The replicas that answer now."""
+    found = for_each_replica(replicas, lambda r: _reason(r, lambda state: ""))
+    return [replica for replica, why in zip(replicas, found, strict=True) if not why]
 
 
 def wait_for(
-    replicas: Sequence[Replica], what: str, holds: Callable[[dict[str, Any]], str], limit_s: float, poll_s: float = POLL_S
+    replicas: Sequence[Replica], what: str, holds: Callable[[dict[str, Any]], str], limit_s: float, silent_s: float = math.inf
 ) -> float:
     """Waits until `holds` returns "" for every replica's state; returns the seconds it took.
 
-    `holds` answers why a state is not there yet; an answer that starts with "failed" ends the wait at once.
-    Raises ServiceAway naming every straggler with its reason.
+    `holds` answers why a state is not there yet. Raises ServiceAway naming every straggler with its reason (`stragglers`).
+    """
+    took, late = stragglers(replicas, holds, limit_s, silent_s)
+    if late:
+        raise not_followed(what, replicas, took, late)
+    return took
+
+
+def not_followed(what: str, replicas: Sequence[Replica], took_s: float, late: Mapping[str, str]) -> ServiceAway:
+    """The error that names the replicas that did not follow, with their reasons."""
+    named = "; ".join(f"{url}: {why}" for url, why in late.items())
+    return ServiceAway(f"{what}: {len(late)} of {len(replicas)} replicas did not follow within {took_s:.0f} s: {named}")
+
+
+def stragglers(
+    replicas: Sequence[Replica], holds: Callable[[dict[str, Any]], str], limit_s: float, silent_s: float = math.inf
+) -> tuple[float, dict[str, str]]:
+    """Waits until `holds` returns "" for every replica's state; gives the seconds it took, and by url why a replica did not follow.
+
+    The wait ends early when a reason starts with "failed", and when all that is left has not answered for `silent_s` seconds.
     """
     began = time.monotonic()
+    heard = {replica.url: began for replica in replicas}
     while True:
         reasons = for_each_replica(replicas, lambda r: _reason(r, holds))
         waiting = {r.url: why for r, why in zip(replicas, reasons, strict=True) if why}
-        if not waiting:
-            return time.monotonic() - began
-        took = time.monotonic() - began
-        late = took > limit_s
-        if late or any(why.startswith("failed") for why in waiting.values()):
-            named = "; ".join(f"{url}: {why}" for url, why in waiting.items())
-            raise ServiceAway(
-                f"{what}: {len(waiting)} of {len(replicas)} replicas did not follow within {min(took, limit_s):.0f} s: {named}"
-            )
-        time.sleep(poll_s)
+        now = time.monotonic()
+        heard |= {url: now for url in heard if not waiting.get(url, "").startswith(NO_ANSWER)}
+        given_up = all(why.startswith(NO_ANSWER) and now - heard[url] >= silent_s for url, why in waiting.items())
+        if given_up or now - began > limit_s or any(why.startswith("failed") for why in waiting.values()):
+            return min(now - began, limit_s), waiting
+        time.sleep(POLL_S)
 
 
 def _reason(replica: Replica, holds: Callable[[dict[str, Any]], str]) -> str:
     try:
         return holds(replica.version())
     except httpx.HTTPError as error:
-        return f"no answer ({type(error).__name__})"
+        return f"{NO_ANSWER} ({type(error).__name__})"

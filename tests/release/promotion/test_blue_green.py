@@ -8,6 +8,7 @@ import pytest
 
 from tasks.errors import ServiceAway, VitrineError
 from tasks.registry import Version
+from tasks.release.promotion import blue_green
 from tasks.release.promotion.blue_green import Plan, choose_slot, flip, refill_idle_slot, rollback, warm
 from tasks.release.promotion.serving_replicas import Replica
 
@@ -84,10 +85,10 @@ def test_rolling_back_and_forth() -> None:
     aliases = Aliases()
     replicas: list[Replica] = [Following(aliases)]
     with pytest.raises(VitrineError, match="no previous version"):
-        rollback(aliases, replicas, 1)
+        rollback(aliases, replicas, 1, 1)
     promote(aliases, replicas, "1")
     promote(aliases, replicas, "2")
-    plan, _ = rollback(aliases, replicas, 1)
+    plan, _ = rollback(aliases, replicas, 1, 1)
     assert (plan.version, aliases.held["live"], aliases.held["previous"]) == ("1", "1", "2")
 
 
@@ -107,17 +108,56 @@ def test_a_straggler_is_named() -> None:
         warm(aliases, replicas, choose_slot(aliases, "1"), 0)
 
 
-def test_a_replica_that_is_dead_keeps_no_other_on_a_version_that_has_to_go() -> None:
-    class Dead(Following):
-        def version(self) -> dict:
-            raise httpx.ConnectError("refused")
+class Dead(Following):
+    """A replica that answers as often as `answers` says, and then no more."""
 
+    def __init__(self, aliases: Aliases, url: str, answers: int = 0) -> None:
+        super().__init__(aliases, url)
+        object.__setattr__(self, "left", [None] * answers)
+
+    def version(self) -> dict:
+        left: list[None] = self.left  # type: ignore[attr-defined]
+        if not left:
+            raise httpx.ConnectError("refused")
+        left.pop()
+        return super().version()
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_replica_that_is_dead_keeps_no_other_on_a_version_that_has_to_go(answers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named as soon as the others have followed, long before the limits end; dead before the rollback or during it."""
+    aliases = Aliases()
+    for version in ("1", "2", "3"):
+        promote(aliases, [Following(aliases)], version)
+    monkeypatch.setattr(blue_green, "SILENT_S", 0.0)
+    hours = 10 * 3600.0
+    named = "version 1 is live: 1 of 2 replicas did not follow within 0 s: http://dead: no answer"
+    with pytest.raises(ServiceAway, match=named):
+        rollback(aliases, [Following(aliases), Dead(aliases, "http://dead", answers)], hours, hours, to="1")
+    assert aliases.held["live"] == "1"
+
+
+def test_a_rollback_of_which_no_replica_knows_moves_live_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes back then does not come back with the version that has to go."""
     aliases = Aliases()
     for version in ("1", "2"):
         promote(aliases, [Following(aliases)], version)
-    with pytest.raises(ServiceAway, match="serving version 1: 1 of 2 replicas did not follow within 0 s: http://dead: no answer"):
-        rollback(aliases, [Following(aliases), Dead(aliases, "http://dead")], 0)
-    assert aliases.held["live"] == "1"
+    monkeypatch.setattr(blue_green, "SILENT_S", 0.0)
+    with pytest.raises(ServiceAway, match="version 1 is live: 1 of 1 replicas did not follow"):
+        rollback(aliases, [Dead(aliases, "http://dead")], 3600, 3600)
+    assert (aliases.held["live"], aliases.held["previous"]) == ("1", "2")
+
+
+def test_a_rollback_to_a_version_that_a_replica_cannot_load_moves_nothing() -> None:
+    aliases = Aliases()
+    for version in ("1", "2", "3"):
+        promote(aliases, [Following(aliases)], version)
+    replicas: list[Replica] = [Following(aliases), Following(aliases, "http://b", broken="1")]
+    with pytest.raises(
+        ServiceAway, match="loading version 1 into green: 1 of 2 replicas did not follow within 0 s: http://b: failed"
+    ):
+        rollback(aliases, replicas, 3600, 3600, to="1")
+    assert aliases.held["live"] == "3"
 
 
 @pytest.mark.parametrize("steps", range(5))
@@ -140,7 +180,7 @@ def test_a_promotion_killed_anywhere_is_undone_where_the_next_run_does_not_go_on
 @pytest.mark.parametrize("steps", range(5))
 def test_rolling_back_is_possible_wherever_a_promotion_was_killed(steps: int) -> None:
     aliases = killed_in_the_third(steps)
-    plan, _ = rollback(aliases, [Following(aliases)], 1)
+    plan, _ = rollback(aliases, [Following(aliases)], 1, 1)
     assert aliases.held["live"] == plan.version == ("2" if steps >= 3 else "1")
 
 
@@ -151,10 +191,10 @@ def test_a_killed_rollback_is_finished_when_its_version_is_named(steps: int) -> 
         promote(aliases, [Following(aliases)], version)
     aliases.dies_after = aliases.sets + steps
     with contextlib.suppress(KeyboardInterrupt):
-        rollback(aliases, [Following(aliases)], 1, to="1")
+        rollback(aliases, [Following(aliases)], 1, 1, to="1")
     aliases.dies_after = 10**9
     for _ in range(2):  # a second press of the button changes nothing
-        rollback(aliases, [Following(aliases)], 1, to="1")
+        rollback(aliases, [Following(aliases)], 1, 1, to="1")
         refill_idle_slot(aliases, [Following(aliases)])
         assert (aliases.held["live"], aliases.held["previous"]) == ("1", "2")
 
@@ -175,11 +215,11 @@ def test_a_version_that_failed_while_it_was_live_is_only_gone_back_to_by_name() 
     aliases = Aliases()
     for version in ("1", "2"):
         promote(aliases, [Following(aliases)], version)
-    rollback(aliases, [Following(aliases)], 1)
+    rollback(aliases, [Following(aliases)], 1, 1)
     aliases.tags["2"]["verdict"] = "failed: after it went live, 5 of 20 searches failed"
     with pytest.raises(VitrineError, match="the previous version 2 failed: after it went live, 5 of 20"):
-        rollback(aliases, [Following(aliases)], 1)
-    rollback(aliases, [Following(aliases)], 1, to="2")
+        rollback(aliases, [Following(aliases)], 1, 1)
+    rollback(aliases, [Following(aliases)], 1, 1, to="2")
     assert aliases.held["live"] == "2"
 
 
