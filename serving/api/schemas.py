@@ -13,8 +13,18 @@ GREEN: JsonDict = {
     "reason": "files/5d0c…: corrupt",
     "since": "2026-11-24T02:31:07+00:00",
     "products": 0,
+    "retry_s": 52,
+    "failures": 2,
 }
-BLUE: JsonDict = {"version": "7", "state": "ready", "reason": "", "since": "2026-11-23T02:30:12+00:00", "products": 1_000_000}
+BLUE: JsonDict = {
+    "version": "7",
+    "state": "ready",
+    "reason": "",
+    "since": "2026-11-23T02:30:12+00:00",
+    "products": 1_000_000,
+    "retry_s": None,
+    "failures": 0,
+}
 NOW: JsonDict = {"live": {"version": "7", "slot": "blue"}, "slots": {"blue": BLUE, "green": GREEN}, "error": "", "flips": 3}
 
 
@@ -26,6 +36,8 @@ class SlotState(BaseModel):
     reason: str = Field(description="why it failed, or what it waits for")
     since: str = Field(description="when it began to hold this version")
     products: int
+    retry_s: int | None = Field(description="in how many seconds a failed version is loaded again; null: it did not fail")
+    failures: int = Field(description="how often this version failed here; each doubles the pause, up to ten minutes")
 
 
 class Live(BaseModel):

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 STATES = ("empty", "loading", "ready", "failed")
 RETRY_S = 30.0
-"""A failed version is retried after this long: the failure may have been the network's."""
+"""A failed version is loaded again after this long, as the failure may have been the network's; twice as long after
+each further failure, unless it is what `live` names and the replica serves nothing."""
+MOST_RETRY_S = 600.0
 
 
 class Version(Protocol):
@@ -86,7 +88,8 @@ class ReleaseOpener:
 class Slot(Generic[V]):
     """One slot's state. `version` is what its alias names, `release` that version once it is ready.
 
-    `pending`: the version while it is open but not ready yet, for the `reason` given.
+    `pending`: the version while it is open but not ready yet, for the `reason` given. `failures` counts how often this version failed
+    here, and `retry_at` is the moment when it is loaded again.
     """
 
     version: str = ""
@@ -94,12 +97,15 @@ class Slot(Generic[V]):
     reason: str = ""
     since: str = ""
     release: V | None = field(default=None, repr=False)
-    failed_at: float = 0.0
+    retry_at: float = 0.0
+    failures: int = 0
     pending: V | None = field(default=None, repr=False)
 
-    def describe(self) -> dict[str, str | int]:
+    def describe(self, now: float) -> dict[str, str | int | None]:
         rows = self.release.products if self.release else 0
-        return {"version": self.version, "state": self.state, "reason": self.reason, "since": self.since, "products": rows}
+        retry_s = max(0, round(self.retry_at - now)) if self.state == "failed" else None
+        state: dict[str, str | int | None] = {"version": self.version, "state": self.state, "reason": self.reason}
+        return state | {"since": self.since, "products": rows, "retry_s": retry_s, "failures": self.failures}
 
 
 class Slots(Generic[V]):
@@ -132,15 +138,15 @@ class Slots(Generic[V]):
         while self.load_next():
             pass
 
-    def follow(self, again: bool = False) -> None:
+    def follow(self, again: str = "") -> None:
         """Reads the aliases, marks new versions for loading, and flips when `live` names a ready version. Never raises.
 
-        A version that failed is loaded again after a while, or with `again` now.
+        A version that failed is loaded again after a pause that grows, and now where it is the version `again`.
         """
         with self.follow_lock:  # what was read of the aliases later is applied later
             self._follow(again)
 
-    def _follow(self, again: bool) -> None:
+    def _follow(self, again: str) -> None:
         self._count_freed()
         if (wanted := self._aliases()) is None:
             return
@@ -148,9 +154,10 @@ class Slots(Generic[V]):
             self.live_alias = wanted["live"]
             for name in SLOTS:
                 slot = self.slots[name]
-                late = slot.state == "failed" and (again or self.clock() - slot.failed_at >= RETRY_S)
-                if wanted[name] != slot.version or late:
+                if wanted[name] != slot.version:
                     self.slots[name] = self._begin(wanted[name])
+                elif slot.state == "failed" and (slot.version == again or self.clock() >= slot.retry_at):
+                    self.slots[name] = replace(self._begin(slot.version), failures=slot.failures)
             self._flip()
 
     def _aliases(self) -> dict[str, str] | None:
@@ -195,7 +202,7 @@ class Slots(Generic[V]):
         live = self.live
         return {
             "live": {"version": live.version, "slot": self.live_slot} if live else None,
-            "slots": {n: s.describe() for n, s in self.slots.items()},
+            "slots": {n: s.describe(self.clock()) for n, s in self.slots.items()},
             "error": self.error or self.flip_blocked,
             "flips": self.flips,
         }
@@ -261,14 +268,19 @@ class Slots(Generic[V]):
                 self.in_memory.append((version, weakref.ref(opened)))
             waits = self.opener.pending_reason(opened, self.live is None)
             if waits:
-                return Slot(version, "loading", waits, slot.since, pending=opened)
+                return replace(slot, reason=waits, pending=opened)
             opened.warm()
         except Exception as error:  # whatever is wrong with a candidate, the live version goes on
             log.error("%s: version %s failed: %s", name, version, _sentence(error))
             self.failures += 1
-            return Slot(version, "failed", _sentence(error), _now(), failed_at=self.clock())
+            return self._failed(slot, _sentence(error))
         log.info("%s: version %s is ready (%d products)", name, version, opened.products)
         return Slot(version, "ready", "", _now(), opened)
+
+    def _failed(self, slot: Slot[V], reason: str) -> Slot[V]:
+        needed = slot.version == self.live_alias and self.live is None
+        pause_s = RETRY_S if needed else min(RETRY_S * 2.0**slot.failures, MOST_RETRY_S)
+        return Slot(slot.version, "failed", reason, _now(), retry_at=self.clock() + pause_s, failures=slot.failures + 1)
 
     def _count_freed(self) -> None:
         """Counts retired versions whose last request has ended: nothing refers to them any more."""

@@ -73,7 +73,7 @@ class Counting(Replica):
         super().__init__("http://a")  # the dataclass is frozen
         object.__setattr__(self, "of", (registry, []))
 
-    def poll_aliases(self) -> None:
+    def poll_aliases(self, again: str = "") -> None:
         """It follows by itself."""
 
     def version(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Lagging(Following):
 
     lags = False
 
-    def poll_aliases(self) -> None:
+    def poll_aliases(self, again: str = "") -> None:
         """It follows by itself."""
 
     def version(self) -> dict:

@@ -25,6 +25,7 @@ MESSAGE = request_body(
 router = APIRouter()
 Limit = Annotated[int, Query(ge=1, le=2000, description="at most so many, the newest first")]
 Fingerprint = Annotated[str, Query(pattern="^[0-9a-f]{64}$|^$", description="only vectors of this query encoder")]
+Again = Annotated[str, Query(max_length=100, description="a version that is loaded again at once if it failed; empty: none")]
 
 
 @router.get("/v1/samples", response_model=KeptSamples, responses=problems(401, 422), dependencies=[Depends(require_admin)])
@@ -34,10 +35,10 @@ async def samples(replica: ReplicaDep, limit: Limit = 200, fingerprint: Fingerpr
 
 
 @router.post("/v1/follow", response_model=SlotsState, responses=problems(401), dependencies=[Depends(require_admin)])
-async def follow(replica: ReplicaDep) -> dict[str, Any]:
-    """Looks at the aliases now rather than at the next poll, and begins to load again what failed; answers what /v1/version answers of
-    the slots."""
-    await asyncio.to_thread(replica.slots.follow, again=True)
+async def follow(replica: ReplicaDep, again: Again = "") -> dict[str, Any]:
+    """Looks at the aliases now rather than at the next poll; answers what /v1/version answers of the slots. A version that failed is
+    loaded again after its pause (`retry_s`), or now where it is named."""
+    await asyncio.to_thread(replica.slots.follow, again)
     return replica.slots.describe()
 
 

@@ -108,7 +108,7 @@ def warm_for_rollback(registry: Aliases, replicas: list[Replica], plan: Plan, li
 def _assign(registry: Aliases, replicas: list[Replica], plan: Plan) -> None:
     if plan.held != plan.version:
         registry.set_alias(INDEX_MODEL, plan.slot, plan.version)
-    poll_aliases(replicas)
+    poll_aliases(replicas, again=plan.version)
 
 
 def _loading(plan: Plan) -> str:

@@ -77,9 +77,10 @@ class Replica:
         answer = client().post(f"{self.url}/v1/search", params={"slot": slot}, json=body, timeout=30, headers=self._headers())
         return [r["product_id"] for r in self._admitted(answer).json()["results"]]
 
-    def poll_aliases(self) -> None:
-        """Makes the replica poll the aliases now. Raises httpx.HTTPError on failure."""
-        self._admitted(client().post(f"{self.url}/v1/follow", timeout=10, headers=self._headers()))
+    def poll_aliases(self, again: str = "") -> None:
+        """Makes the replica poll the aliases now, and load version `again` if it failed to. Raises httpx.HTTPError on failure."""
+        asked = {"again": again} if again else {}
+        self._admitted(client().post(f"{self.url}/v1/follow", params=asked, timeout=10, headers=self._headers()))
 
     def samples(self, limit: int) -> list[SampledQuery]:
         """The newest sampled queries. Raises httpx.HTTPError on failure."""
@@ -131,12 +132,12 @@ def for_each_replica(replicas: Sequence[Replica], ask: Callable[[Replica], T]) -
         return list(pool.map(ask, replicas))
 
 
-def poll_aliases(replicas: Sequence[Replica]) -> None:
-    """Makes every replica poll the aliases now. Unreachable ones notice at their next regular poll."""
+def poll_aliases(replicas: Sequence[Replica], again: str = "") -> None:
+    """Makes every replica poll the aliases now, and load version `again` if it failed to. Unreachable ones do at a later poll."""
 
     def tell(replica: Replica) -> None:
         with suppress(httpx.HTTPError, SettingsError):
-            replica.poll_aliases()
+            replica.poll_aliases(again)
 
     for_each_replica(replicas, tell)
 

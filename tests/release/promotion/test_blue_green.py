@@ -47,7 +47,7 @@ class Following(Replica):
         super().__init__(url)  # the dataclass is frozen
         object.__setattr__(self, "parts", (aliases, broken, stuck))
 
-    def follow(self) -> None:
+    def poll_aliases(self, again: str = "") -> None:
         """It follows at once anyway."""
 
     def version(self) -> dict:

@@ -155,9 +155,45 @@ def test_a_failed_version_is_tried_again_after_a_while(store: Storefront) -> Non
     assert slots.slots["green"].state == "ready"
 
 
+def failures(store: Storefront, slots: Slots, now: list[float], until_s: int) -> list[int]:
+    """When slot green failed, polled each second."""
+    at: list[int] = []
+    for now[0] in range(until_s + 1):
+        before = slots.failures
+        slots.refresh()
+        at += [int(now[0])] if slots.failures > before else []
+    return at
+
+
+def test_the_pause_grows_with_each_failure_and_the_answer_says_it(store: Storefront) -> None:
+    """A version that is broken for good is not fetched all day; asking for the aliases alone does not load it either."""
+    now = [0.0]
+    slots = Slots(FolderSource(store.release), clock=lambda: now[0])
+    damage_index(store)
+    store.point(green="2")
+    assert failures(store, slots, now, 2000) == [0, 30, 90, 210, 450, 930, 1530]
+    green = slots.describe()["slots"]["green"]  # type: ignore[index]
+    assert (green["failures"], green["retry_s"]) == (7, 130)
+    store.point(green="1")
+    slots.refresh()
+    green = slots.describe()["slots"]["green"]  # type: ignore[index]
+    assert (green["state"], green["failures"], green["retry_s"]) == ("ready", 0, None)
+
+
+def test_a_replica_that_serves_nothing_tries_what_live_names_all_the_time(store: Storefront) -> None:
+    now = [0.0]
+    slots = Slots(FolderSource(store.release), clock=lambda: now[0])
+    damage_index(store)
+    store.point(blue="2", live="2")
+    assert failures(store, slots, now, 150) == [0, 30, 60, 90, 120, 150]
+
+
 def test_a_failed_version_is_tried_again_at_once_when_it_is_asked_for(store: Storefront) -> None:
     slots = mended(store, lambda: 0.0)
-    slots.follow(again=True)
+    for other in ("", "1"):
+        slots.follow(again=other)
+        assert slots.slots["green"].state == "failed"
+    slots.follow(again="2")
     assert slots.slots["green"].state == "loading"
     slots.refresh()
     assert slots.slots["green"].state == "ready"
