@@ -14,6 +14,8 @@ GATEWAY_WORKERS, GATEWAY_QUEUE = 16, 176
 REMOVED = ("together", "encode_batch")
 """Settings of earlier versions: still accepted, and ignored with a warning."""
 DAY_S = 86_400
+HEADER_VARIABLES = ("MLFLOW_TRACKING_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")
+"""Secrets that libraries read by themselves and put into headers: their own errors would show the value."""
 
 
 def setting(
@@ -23,16 +25,37 @@ def setting(
     *,
     area: str = "",
     secret: bool = False,
+    header: bool = False,
     least: float | None = None,
     most: float = float("inf"),
 ) -> Any:
     """A setting with what it means and an example value; `vitrine settings` and docs/operate/settings.md show both.
 
-    `area` is the heading of this setting and of those that follow without one. `secret` values are never shown. `least` and
-    `most` are inclusive bounds of a number.
+    `area` is the heading of this setting and of those that follow without one. `secret` values are never shown; a
+    `header` is a secret that is sent in one. `least` and `most` are inclusive bounds of a number.
     """
-    metadata = {"means": means, "example": str(example), "area": area, "secret": secret}
+    metadata = {"means": means, "example": str(example), "area": area, "secret": secret or header, "header": header}
     return field(default=default, metadata=metadata | ({"bounds": (least, most)} if least is not None else {}))
+
+
+def header_value(variable: str, text: str) -> str:
+    """A secret as it is sent in an HTTP header: without the line break that ends a file of secrets. Raises ValueError, which names the
+    variable and does not show the value, where no header can carry it."""
+    value = text.strip()
+    for place, char in enumerate(value, 1):
+        if not " " <= char <= "~":
+            what = "a line break" if char in "\r\n" else "no ASCII character" if char > "~" else "a control character"
+            raise ValueError(
+                f"{variable}: character {place} of it is {what}, which no HTTP header can carry (the value is not shown)"
+            )
+    return value
+
+
+def check_header_variables(environ: Mapping[str, str]) -> None:
+    """Raises ValueError where one of HEADER_VARIABLES is no `header_value` as it is."""
+    for name in HEADER_VARIABLES:
+        if (text := environ.get(name, "")) != header_value(name, text):
+            raise ValueError(f"{name} begins or ends with a line break or a space, which no HTTP header can carry")
 
 
 @dataclass(frozen=True)
@@ -61,7 +84,7 @@ class ServingSettings:
     )
     admin_token: str = setting(
         "", "bearer token of the admin routes and of promotions; empty: those routes are closed (401)", "a long random text",
-        area="Access", secret=True,
+        area="Access", header=True,
     )  # fmt: skip
     verify_key: str = setting(
         "", "PEM file of the Ed25519 public key that manifests must be signed with; empty: no signature is asked for",
@@ -147,7 +170,7 @@ class ServingSettings:
         "", "address of the engine that a version's manifest names, where its base vectors are no FAISS files (docs/operate/engines.md)",
         "postgresql://vitrine@db/vectors", area="Other engines",
     )  # fmt: skip
-    engine_token: str = setting("", "token that this engine asks for, as user:password or an API key", "root:secret", secret=True)
+    engine_token: str = setting("", "token that this engine asks for, as user:password or an API key", "root:secret", header=True)
     engine_timeout_s: float = setting(2.0, "seconds for one call of it, of at most three", 0.5, least=0.01, most=DAY_S)
     encoder_server: str = setting(
         "", "server that encodes photos instead of `encoder_runtime`: triton or torchserve (docs/operate/encoder-servers.md)", "triton",
@@ -182,8 +205,10 @@ class ServingSettings:
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> "ServingSettings":
-        """Reads settings from the environment. Raises ValueError naming the variable that does not parse or is out of bounds."""
+        """Reads settings from the environment. Raises ValueError naming the variable that does not parse, is out of bounds, or should
+        go into a header that cannot carry it."""
         values: dict[str, Any] = {}
+        check_header_variables(environ)
         for name in (PREFIX + removed.upper() for removed in REMOVED):
             if name in environ:
                 log.warning("%s is ignored: searches are no longer worked on together; take it out of the environment", name)
@@ -197,6 +222,8 @@ class ServingSettings:
                 value = values[spec.name] = _parse(text, kind)
             except (ValueError, KeyError):
                 raise ValueError(f"{given} is not a {kind.__name__}") from None
+            if spec.metadata["header"]:
+                values[spec.name] = header_value(PREFIX + spec.name.upper(), text)
             if "bounds" in spec.metadata:
                 least, most = spec.metadata["bounds"]
                 if not least <= value <= most:  # also what is no number (nan)

@@ -60,6 +60,14 @@ def test_a_value_that_makes_no_sense_is_named(tmp_path: Path, name: str, text: s
         Settings.load({f"VITRINE_{name}": text}, tmp_path / "none")
 
 
+@pytest.mark.parametrize("name", ["VITRINE_ADMIN_TOKEN", "VITRINE_ENGINE_TOKEN", "MLFLOW_TRACKING_TOKEN"])
+def test_a_secret_that_no_header_can_carry_is_named_and_not_shown(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}: character 7 of it is a line break, which no HTTP header") as raised:
+        Settings.load({name: "hidden\nhidden"}, tmp_path / "none")
+    assert "hidden" not in str(raised.value)
+    assert Settings.load({"VITRINE_ADMIN_TOKEN": "a token\n"}, tmp_path / "none").admin_token == "a token"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "shown"),
     [
@@ -86,7 +94,7 @@ def strange(home: Path) -> Settings:
     values = {}
     for n, spec in enumerate(dataclasses.fields(Settings)):
         kind = type(spec.default).__name__
-        values[spec.name] = odd[kind](spec.default) if kind in odd else texts[n % len(texts)]
+        values[spec.name] = odd[kind](spec.default) if kind in odd else texts[0 if spec.metadata["header"] else n % len(texts)]
     return Settings(**values | {"home": home})
 
 

@@ -34,6 +34,26 @@ def test_a_number_that_makes_no_sense_is_one_sentence(name: str, text: str, word
         ServingSettings.load({f"VITRINE_{name}": text})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("VITRINE_ADMIN_TOKEN", "hidden\nhidden", "character 7 of it is a line break"),
+        ("VITRINE_ENGINE_TOKEN", "root:hidden\x00", "character 12 of it is a control character"),
+        ("VITRINE_ADMIN_TOKEN", "hiddén", "character 5 of it is no ASCII character"),
+        ("MLFLOW_TRACKING_TOKEN", "hidden\nhidden", "character 7 of it is a line break"),
+        ("AWS_SESSION_TOKEN", "hidden\n", "begins or ends with a line break or a space"),
+    ],
+)
+def test_a_secret_that_no_header_can_carry_is_one_sentence_without_it(name: str, value: str, says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}:? {says}, which no HTTP header can carry") as raised:
+        ServingSettings.load({name: value})
+    assert "hidd" not in str(raised.value)
+
+
+def test_the_line_break_that_ends_a_file_of_secrets_is_no_part_of_them() -> None:
+    assert ServingSettings.load({"VITRINE_ADMIN_TOKEN": "a token\r\n"}).admin_token == "a token"
+
+
 @pytest.mark.parametrize("name", REMOVED)
 def test_a_setting_of_an_earlier_version_is_ignored_with_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert ServingSettings.load({f"VITRINE_{name.upper()}": "8"}) == ServingSettings()
