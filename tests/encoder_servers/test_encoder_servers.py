@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from serving.contract.encoder import EncoderFolder
-from serving.versions.encoder_server import EncoderServer, EncoderUnavailable
+from serving.versions.encoder_server import EncoderServer, EncoderUnavailable, model_name
 from tests.encoder_servers.servers import ModelServer, TorchServe, TritonServer
 from tests.running import until
 from tests.serving.replica.conftest import open_app
@@ -83,6 +83,25 @@ def test_pictures_of_many_callers_keep_their_vectors(store: Storefront, server: 
     with ThreadPoolExecutor(16) as pool:
         vectors = list(pool.map(there.encode, pictures))
     assert max(np.abs(v - here.encode(p)).max() for v, p in zip(vectors, pictures, strict=True)) < 1e-5
+
+
+def test_a_bad_picture_fails_alone_among_those_of_other_callers(store: Storefront, server: ModelServer) -> None:
+    """The server makes batches of what it is asked at a time; a refusal is no outage, which callers would try again."""
+    folder = encoder(store, GOOD)
+    here, client = folder.open("student.fp32"), remote(server).client
+    model = model_name(here.fingerprint)
+    client.fingerprint(model)
+    pictures = np.random.default_rng(0).integers(0, 256, (100, 1, 32, 32, 3), dtype=np.uint8)
+
+    def ask(place: int) -> bool:
+        if place % 5:
+            return bool(np.abs(client.encode(model, pictures[place]) - here.encode(pictures[place])).max() < 1e-5)
+        with pytest.raises(RuntimeError):
+            client.encode(model, pictures[place][:, :31])
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(len(pictures))))
 
 
 @pytest.mark.parametrize(

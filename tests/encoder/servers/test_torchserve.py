@@ -76,6 +76,36 @@ def test_the_handler_gives_each_picture_of_a_batch_its_own_vector_and_states_the
     assert served.handle([{}], None) == [encoder.fingerprint.encode()]
 
 
+class Context:
+    """Of TorchServe's, what a handler sets by request."""
+
+    def __init__(self) -> None:
+        self.status: dict[int, int] = {}
+
+    def set_response_status(self, code: int, phrase: str, idx: int) -> None:
+        self.status[idx] = code
+
+
+def test_one_bad_picture_of_a_batch_fails_alone(tmp_path: Path) -> None:
+    served, context = handler(unpacked(tmp_path)), Context()
+    pixels = np.random.default_rng(4).integers(0, 256, (2, 1, 32, 32, 3), dtype=np.uint8)
+    archive = io.BytesIO()
+    np.savez(archive, pixels[0])
+    bad = [
+        b"no array", npy(pixels[0])[:-1], archive.getvalue(), npy(np.array([{}])[:0].astype(object)), npy(pixels[0].astype(np.float32)),
+        npy(pixels[0][:, :31]), npy(np.concatenate(pixels)), npy(pixels[:0]),
+    ]  # fmt: skip
+    bodies = [npy(pixels[0]), *bad, b"", npy(pixels[1])]
+    answers = served.handle([{"body": body} for body in bodies], context)
+    assert context.status == dict.fromkeys(range(1, len(bad) + 1), 400)
+    assert all(answer.startswith(b"not a picture: ") for answer in answers[1 : len(bad) + 1])
+    assert b"uint8 of shape (1, 31, 32, 3), where uint8 of shape (1, 32, 32, 3) is taken" in answers[6]
+    vectors = np.concatenate([np.load(io.BytesIO(answers[place])) for place in (0, -1)])
+    expected = EncoderFolder(tmp_path / "encoder").open("student.fp32").encode(np.concatenate(pixels))
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert served.handle([{"body": b"no array"}], Context())[0].startswith(b"not a picture")
+
+
 def test_the_handler_needs_nothing_of_ours(tmp_path: Path) -> None:
     text = (unpacked(tmp_path) / "torchserve_handler.py").read_text()
     names = {line.split()[1].partition(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
