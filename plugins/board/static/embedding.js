@@ -12,6 +12,7 @@ export function embedding(e) {
     h("div", { class: "headline" }, `encoder version ${e.encoder}`, chip(STATES[e.state], KINDS[e.state])),
     h("dl", { class: "figures" },
       fact("pictures to embed", count(e.to_embed)), fact("have a vector", count(e.stored)),
+      e.titles?.titles > 0 && fact("titles to embed", count(e.titles.to_embed)),
       e.to_embed > 0 && [
         fact("pictures/s", known ? e.pace.images_per_s.toFixed(1) : "not known"), fact("time", known ? lasting(3600 * e.hours) : "not known"),
         fact("cost", known ? e.cost.toFixed(2) : "not known"), fact("in the store", size(e.bytes))]),
