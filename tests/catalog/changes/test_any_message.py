@@ -17,7 +17,7 @@ from tasks.catalog.changes.drain import NO_LIMITS, DrainResult, ParentState, Ups
 from tasks.catalog.changes.event import MalformedEvent, read_event, upsert
 from tasks.catalog.changes.sending import events_of_file
 from tasks.catalog.changes.source import ChangeSource, Message, open_changes, storable
-from tasks.catalog.schema import read_products
+from tasks.catalog.schema import RowLimits, read_products
 from tasks.catalog.snapshot import take_snapshot, write_snapshot
 from tasks.catalog.sources.settings import source_options
 from tasks.errors import CatalogError
@@ -225,3 +225,13 @@ def test_limits_moved_by_settings_hold_for_snapshots_and_changes_alike(tmp_path:
     assert (copied.rows, copied.quarantined_rows) == (1, 0), "what was taken is built, whatever the limits are by then"
     with pytest.raises(CatalogError, match="VITRINE_MAX_PRICE"):
         events_of_file(tmp_path / "products.csv", NOW)
+
+
+def test_a_product_of_whom_the_table_of_pictures_has_none_is_no_product_where_each_needs_one() -> None:
+    """As in a snapshot, which sets its row aside; what does not speak of that table is a mistake, and a dead letter."""
+    bare = event("p1", image=None, product_images=[])
+    assert read_event(bare, LATER).kind == "delete"
+    assert read_event(bare, LATER, RowLimits(text_only=True)).product == {"title": "T", "image_uri": ""}
+    for product in ({}, {"product_images": None}, {"product_images": [], "title": ""}):
+        with pytest.raises(MalformedEvent):
+            read_event(event("p1", **{"image": None} | product), LATER)

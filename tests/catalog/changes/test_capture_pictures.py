@@ -15,7 +15,9 @@ from tasks.catalog.changes.capture import install_triggers, remove_triggers
 from tasks.catalog.changes.event import Event, read_event
 from tasks.catalog.changes.source import open_changes
 from tasks.catalog.product_pictures import IMAGES
+from tasks.catalog.schema import DEFAULT_LIMITS, RowLimits
 from tasks.catalog.snapshot import product_table, take_snapshot
+from tasks.catalog.sources.source import SourceOptions
 from tests.servers import postgres_server
 
 pytestmark = pytest.mark.slow
@@ -67,9 +69,9 @@ def make_tables(run: Run, uri: str, kind: str = "TEXT") -> None:
     install_triggers(uri)  # again changes nothing
 
 
-def last_events(uri: str, home: Path) -> dict[str, Event]:
+def last_events(uri: str, home: Path, limits: RowLimits = DEFAULT_LIMITS) -> dict[str, Event]:
     with open_changes("outbox:", uri, home) as source:
-        events = [read_event(m.text, datetime.now(UTC)) for m in source.receive(10_000, 0)]
+        events = [read_event(m.text, datetime.now(UTC), limits) for m in source.receive(10_000, 0)]
     return {e.product_id: e for e in sorted(events, key=lambda e: e.order)}
 
 
@@ -77,9 +79,11 @@ def drawn(rng: random.Random) -> list[str]:
     """One transaction of a shop's program."""
     product, picture = rng.randrange(6), rng.randrange(8)
     own = rng.choice(["NULL", "CURRENT_TIMESTAMP", "'2026-11-25 10:00:00'"])
+    image = rng.choice(["NULL", "''", f"'{picture}.jpg'"])
     changes = [
-        f"INSERT INTO products VALUES ('{product}', 'T', '{picture}.jpg', {own}) ON CONFLICT (product_id) DO UPDATE SET title = 'new'",
+        f"INSERT INTO products VALUES ('{product}', 'T', {image}, {own}) ON CONFLICT (product_id) DO UPDATE SET title = 'new'",
         f"UPDATE products SET title = 'T{rng.random()}', updated_at = {own} WHERE product_id = '{product}'",
+        f"UPDATE products SET image = {image} WHERE product_id = '{product}'",
         f"DELETE FROM products WHERE product_id = '{product}'",
         f"DELETE FROM product_images WHERE product_id = '{product}'",
         f"DELETE FROM product_images WHERE product_id = '{product}' AND image = '{picture}.jpg'",
@@ -93,23 +97,49 @@ def drawn(rng: random.Random) -> list[str]:
     return rng.sample(changes, rng.randint(1, 3)) + adds
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_last_event_of_a_product_says_what_a_snapshot_says(shop: tuple[str, Run], tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "text_only"), [(0, False), (1, True)])
+def test_the_last_event_of_a_product_says_what_a_snapshot_says(
+    shop: tuple[str, Run], tmp_path: Path, seed: int, text_only: bool
+) -> None:
+    """A product without any picture too: one that words find, or none."""
     uri, run = shop
+    limits = RowLimits(text_only=text_only)
     make_tables(run, uri)
     rng = random.Random(seed)
     for _ in range(40):
         run(drawn(rng))
     run([f"INSERT INTO products VALUES ('{n}', 'T', 'a.jpg', NULL) ON CONFLICT (product_id) DO NOTHING" for n in range(3)])
     run(["INSERT INTO product_images VALUES ('0', 'last.jpg', 9, 'front')"])
-    taken = take_snapshot(uri, str(tmp_path / "snapshots"), "one")
+    run(["INSERT INTO products VALUES ('bare', 'T', NULL, NULL)"])
+    taken = take_snapshot(uri, str(tmp_path / "snapshots"), "one", SourceOptions(limits=limits))
     table = product_table(taken.uri, ["product_id", "title", "image_uri", IMAGES])
     expected = {r["product_id"]: (r["title"], r["image_uri"], r[IMAGES]) for r in table.to_pylist()}
-    last = last_events(uri, tmp_path)
+    last = last_events(uri, tmp_path, limits)
     told = {i: (e.product["title"], e.product["image_uri"], e.product.get(IMAGES, [])) for i, e in last.items() if e.product}
     assert told == expected
+    assert (last["bare"].kind, "bare" in expected) == (("upsert", True) if text_only else ("delete", False))
     assert "last.jpg" in expected["0"][2]
     assert "product_images" not in str(told)
+
+
+def test_what_is_done_to_a_product_without_any_picture_is_told_each_time(shop: tuple[str, Run], tmp_path: Path) -> None:
+    uri, run = shop
+    make_tables(run, uri)
+    words = RowLimits(text_only=True)
+    kinds = []
+    for command in (
+        "INSERT INTO products VALUES ('a', 'A', NULL, NULL)", "UPDATE products SET title = 'B'", "DELETE FROM products",
+        "INSERT INTO products VALUES ('a', 'C', 'a.jpg', NULL)", "UPDATE products SET image = NULL",
+        "INSERT INTO product_images VALUES ('a', 'x.jpg', 1, NULL)", "DELETE FROM product_images",
+    ):  # fmt: skip
+        run([command])
+        last, plain = last_events(uri, tmp_path, words)["a"], last_events(uri, tmp_path)["a"]
+        assert last.updated_at == plain.updated_at
+        kinds.append((last.product.get("title"), last.product.get("image_uri"), plain.kind))
+    assert kinds == [
+        ("A", "", "delete"), ("B", "", "delete"), (None, None, "delete"), ("C", "a.jpg", "upsert"), ("C", "", "delete"),
+        ("C", "x.jpg", "upsert"), ("C", "", "delete"),
+    ]  # fmt: skip
 
 
 def test_pictures_of_products_with_whole_numbers_are_captured_and_a_statement_is_one_event(
