@@ -15,6 +15,7 @@ from tasks.demo.engine import start_engine, stop_engine
 from tasks.demo.supervisor import Supervisor
 from tasks.errors import VitrineError
 from tasks.settings import Settings
+from tests.servers import free_port
 
 
 @pytest.fixture
@@ -59,16 +60,23 @@ def test_what_cannot_be_started_is_one_sentence(tmp_path: Path, monkeypatch: pyt
         start_engine(replace(Settings(), home=tmp_path, engine="milvus"), Supervisor(tmp_path))
 
 
-def test_a_second_milvus_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("port", ["ETCD_PEERS", "MILVUS_PORT"])
+def test_a_second_milvus_is_refused_at_once_in_one_sentence(port: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of its ports the first one shows; nothing that listens is waited for."""
+    monkeypatch.setattr(engine, "_wait_until_free", lambda *_: pytest.fail("it waits"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setattr(engine, "ETCD_PEERS", taken.getsockname()[1])
-        with pytest.raises(VitrineError, match=r"port [0-9]+ is taken, probably by another Milvus"):
+        monkeypatch.setattr(engine, "ETCD_PEERS", free_port())
+        monkeypatch.setattr(engine, port, taken.getsockname()[1])
+        with pytest.raises(VitrineError, match=f"port {taken.getsockname()[1]} is taken, probably by another Milvus"):
             start_engine(replace(Settings(), home=tmp_path, engine="milvus"), Supervisor(tmp_path))
 
 
-def test_a_port_that_closed_connections_still_hold_is_waited_for() -> None:
+def test_a_port_that_closed_connections_still_hold_is_waited_for_and_that_is_told() -> None:
+    told: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(VitrineError, match=f"port {port} is taken"):
-            engine._wait_until_free(port, limit_s=0.2)
-    engine._wait_until_free(port, limit_s=5)
+            engine._wait_until_free(port, told.append, limit_s=0.2)
+    assert told == [f"port {port} is still held by connections of a Milvus before; it is waited for, at most 0 s"]
+    engine._wait_until_free(port, told.append, limit_s=5)
+    assert len(told) == 1
