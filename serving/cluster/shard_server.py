@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from serving.cluster.metrics import ShardMetrics
 from serving.cluster.shard_set import ShardSearcher, ShardSet, ShardSetOpener
 from serving.cluster.wire import pack, unpack
+from serving.contract.addresses import error_line
 from serving.ranking.filters import Filter
 from serving.settings import ServingSettings
 from serving.telemetry.metrics import Metrics
@@ -95,7 +96,7 @@ class ShardServer:
             wanted = Filter.model_validate(header["filter"]) if header.get("filter") is not None else None
             k = int(header["k"])
         except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ShardError(422, f"the question is not one: {str(error).splitlines()[0]}") from None
+            raise ShardError(422, f"the question is not one: {error_line(error)}") from None
         if not (1 <= k <= MAX_K and xq.ndim == 2 and 1 <= len(xq) <= MAX_QUERIES and _are_numbers(xq)):
             raise ShardError(
                 422, f"{xq.shape} queries and k {k}, where at most {MAX_QUERIES} of numbers and 1 to {MAX_K} are expected"

@@ -67,9 +67,9 @@ def hide_secrets(text: str, *addresses: str) -> str:
     return ADDRESS.sub(lambda found: without_secrets(found[0]), text)
 
 
-def error_line(error: BaseException) -> str:
-    """The first line of a library's error, to be shown: secrets of the addresses in it are masked."""
-    return next(iter(hide_secrets(str(error)).strip().splitlines()), type(error).__name__)
+def error_line(error: BaseException, most: int = 500) -> str:
+    """The first line of a library's error, at most `most` characters, to be shown: secrets of the addresses in it are masked."""
+    return next(iter(hide_secrets(str(error)).strip().splitlines()), type(error).__name__)[:most]
 
 
 def _userinfo(rest: str) -> str:

@@ -16,9 +16,10 @@ from typing import Protocol
 
 import numpy as np
 
+from serving.contract.addresses import error_line
 from serving.contract.child_environment import child_environment
 from serving.contract.files import ContractError
-from serving.contract.runtimes import Runtime, first_line
+from serving.contract.runtimes import Runtime
 
 REFUSED = 3
 """Exit status of a child whose runtime rejected the graph; the reason is the last line it printed."""
@@ -88,7 +89,7 @@ def main() -> int:
         print(error)
         return REFUSED
     except Exception as error:  # what a session raises while it runs is the runtime's own class
-        print(f"it opens but does not run: {first_line(error)}")
+        print(f"it opens but does not run: {error_line(error)}")
         return REFUSED
     return 0
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
+from serving.contract.addresses import error_line
 from serving.contract.files import ContractError
 
 Session = Callable[[np.ndarray], np.ndarray]
@@ -67,7 +68,7 @@ class OnnxRuntime:
             providers = [(self.provider, self._settings(precision))]
             session = ort.InferenceSession(str(path), options, providers, disabled_optimizers=DISABLED_OPTIMIZERS)
         except Exception as error:  # ONNX Runtime raises its own unrelated classes for every bad file
-            raise ContractError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from None
+            raise ContractError(f"{path.name}: ONNX Runtime cannot load it: {error_line(error)}") from None
         if session.get_providers()[0] != self.provider:
             raise ContractError(f"{self.name}: {self.provider} did not start (no GPU, or its libraries are missing)")
         taken, given = session.get_inputs()[0].name, [session.get_outputs()[0].name]
@@ -144,11 +145,6 @@ def runtime(name: str, available: dict[str, Runtime] = RUNTIMES) -> Runtime:
         return available[name]
     except KeyError:
         raise ValueError(f"there is no encoder runtime {name!r}; choose one of {', '.join(sorted(available))}") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def last_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from serving.contract.addresses import error_line
 from serving.contract.files import ContractError, atomic_write
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def read_index(path: Path, dim: int, rows: int) -> "faiss.Index":
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # owns its memory: what downcast_index gives does not
     except RuntimeError as error:
-        raise ContractError(f"{path.name}: FAISS cannot read it: {str(error).splitlines()[0]}") from None
+        raise ContractError(f"{path.name}: FAISS cannot read it: {error_line(error)}") from None
     if index.d != dim:
         raise ContractError(f"{path.name}: vectors of dimension {index.d}, where the encoder gives {dim}")
     if index.ntotal != rows:

@@ -64,7 +64,7 @@ class Guard:
         )  # fmt: skip
 
     def _failed(self, error: Exception) -> None:
-        self.last = error_line(error)[:200]
+        self.last = error_line(error, 200)
         with self.lock:
             self.failures += 1
             if self.failures >= FAILURES:

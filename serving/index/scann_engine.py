@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from serving.contract.addresses import error_line
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.contract.runtimes import first_line
 from serving.index.collection import compare_fetched
 from serving.index.engine import Mask
 from serving.index.faiss_engine import NPROBE, k_factor
@@ -74,7 +74,7 @@ def open_scann(path: Path, dim: int, rows: int) -> ScannEngine:
     except ModuleNotFoundError as error:
         raise ContractError(f"{path.name}: it needs the package {error.name}: install vitrine[scann]") from None
     except (tarfile.TarError, KeyError, ValueError, RuntimeError) as error:
-        raise ContractError(f"{path.name}: ScaNN cannot read it: {first_line(error)}") from None
+        raise ContractError(f"{path.name}: ScaNN cannot read it: {error_line(error)}") from None
     except OSError as error:
         raise ContractError(f"{path.name}: it cannot be unpacked below {tempfile.gettempdir()} (TMPDIR): {error}") from None
 

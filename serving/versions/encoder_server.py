@@ -12,9 +12,9 @@ from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
-from serving.contract.addresses import hide_secrets, without_secrets
+from serving.contract.addresses import error_line, without_secrets
 from serving.contract.files import ContractError
-from serving.contract.runtimes import Format, Session, first_line
+from serving.contract.runtimes import Format, Session
 from serving.index.engine import EngineUnavailable
 from serving.index.guard import Guard
 
@@ -83,7 +83,7 @@ class EncoderServer:
             return self.client.fingerprint(model)
         except LookupError as error:
             raise ContractError(
-                f"{self.name} holds no model {model}, this version's encoder ({hide_secrets(first_line(error))}); load what `vitrine "
+                f"{self.name} holds no model {model}, this version's encoder ({error_line(error)}); load what `vitrine "
                 "encoder repository` writes of it"
             ) from None
 

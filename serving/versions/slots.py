@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
-from serving.contract.addresses import hide_secrets
+from serving.contract.addresses import error_line
 from serving.contract.manifest import SLOTS
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.index.collection import NOWHERE, Endpoint
@@ -166,7 +166,7 @@ class Slots(Generic[V]):
         try:
             found = {name: self.source.resolve(name) for name in names}
         except Exception as error:  # the registry being away must not disturb what is served
-            self.error = f"the registry does not answer: {_sentence(error)}"
+            self.error = f"the registry does not answer: {error_line(error, 2000)}"
             known = {} if self.registry_read else self.source.last_known()
             return dict.fromkeys(names, "") | known if known else None
         self.error, self.registry_read = "", True
@@ -271,9 +271,9 @@ class Slots(Generic[V]):
                 return replace(slot, reason=waits, pending=opened)
             opened.warm()
         except Exception as error:  # whatever is wrong with a candidate, the live version goes on
-            log.error("%s: version %s failed: %s", name, version, _sentence(error))
+            log.error("%s: version %s failed: %s", name, version, error_line(error, 2000))
             self.failures += 1
-            return self._failed(slot, _sentence(error))
+            return self._failed(slot, error_line(error, 2000))
         log.info("%s: version %s is ready (%d products)", name, version, opened.products)
         return Slot(version, "ready", "", _now(), opened)
 
@@ -293,8 +293,3 @@ class Slots(Generic[V]):
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return hide_secrets(text[0]) if text else type(error).__name__

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from serving.contract.runtimes import first_line
+from serving.contract.addresses import error_line
 from serving.versions.encoder_server import FINGERPRINT, split_address
 
 RECONNECT_MS = 1000
@@ -75,7 +75,7 @@ def _api(protocol: str) -> Any:
         return import_module(f"tritonclient.{protocol}")
     except RuntimeError as error:  # its own, where a part of it is missing
         extra = "triton-grpc" if protocol == "grpc" else "triton"
-        raise ValueError(f"VITRINE_ENCODER_ADDRESS is {protocol}://: install vitrine[{extra}] ({first_line(error)})") from None
+        raise ValueError(f"VITRINE_ENCODER_ADDRESS is {protocol}://: install vitrine[{extra}] ({error_line(error)})") from None
 
 
 def connect(address: str, timeout_s: float) -> TritonClient:

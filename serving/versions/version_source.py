@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from serving.contract.addresses import hide_secrets
+from serving.contract.addresses import error_line
 from serving.contract.binding import MANIFEST_SHA256, BindingPolicy, check_verdict
 from serving.contract.files import ContractError, FileRef, sha256_file, verify
 from serving.contract.manifest import SLOTS, EncoderManifest, IndexManifest, parse_manifest, read_manifest, read_manifest_bytes
-from serving.contract.runtimes import first_line
 from serving.versions.disk_cache import DiskCache, make_read_only, touch
 from serving.versions.last_known import LastKnown
 
@@ -201,11 +200,11 @@ class MlflowSource:
         try:
             return Path(download_artifacts(run_id=run, artifact_path=artifact, dst_path=str(into), tracking_uri=self.uri))
         except Exception as error:  # MLflow raises many unrelated classes when an artifact is not there
-            raise ContractError(f"{artifact} of run {run} cannot be fetched: {str(error).splitlines()[0]}") from None
+            raise ContractError(f"{artifact} of run {run} cannot be fetched: {error_line(error)}") from None
 
 
 def _log_last_known(version: str, error: Exception) -> None:
-    log.warning("index version %s is loaded by what was last read of it: %s", version, hide_secrets(first_line(error)))
+    log.warning("index version %s is loaded by what was last read of it: %s", version, error_line(error))
 
 
 def _whole(folder: Path, manifest: FileRef) -> bool:

@@ -5,9 +5,9 @@ import logging
 import os
 from datetime import UTC, datetime
 
+from serving.contract.addresses import error_line
 from serving.contract.encoder import EncoderFolder
 from serving.contract.manifest import EncoderRef
-from serving.contract.runtimes import first_line
 from serving.versions.text_encoder import text_variant
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import ON_GPU, EmbedConfig, worker_config
@@ -116,7 +116,7 @@ def sampled_pace(
             job = worker_config(snapshot, folder, manifest, "", run_key, "", config)
             rate, pictures = sample_pace(uris, job, workers, work)
     except Exception as error:  # such as a runtime for GPUs on a worker without one; the workers that embed may be others
-        return Pace(0.0, f"no run with this encoder has been measured, and no sample here: {first_line(error)}")
+        return Pace(0.0, f"no run with this encoder has been measured, and no sample here: {error_line(error)}")
     source = f"a sample of {pictures} pictures by {workers} workers on this machine"
     if config.spark_master.startswith("spark://"):
         source += "; a cluster is as many times faster as it has workers"

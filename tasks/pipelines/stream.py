@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Event
 
+from serving.contract.addresses import error_line
 from serving.contract.files import ContractError, atomic_write
 from tasks import storage
 from tasks.errors import GateFailed, VitrineError
@@ -149,7 +150,7 @@ class Stream:
         state.failures += 1
         pause = min(2.0**state.failures, LONGEST_PAUSE_S)
         expected = isinstance(error, VitrineError | ContractError)
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        words = error_line(error, 10_000)
         self.say(
             f"{words if expected else f'{type(error).__name__}: {words[:MAX_MESSAGE_LENGTH]}'}; trying again in {pause:.0f} s"
         )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.contract.addresses import (
+    error_line,
     hide_secrets,
     local_path,
     scheme,
@@ -131,3 +132,16 @@ def test_an_address_behind_its_kind_and_one_in_a_parameter_are_shown_without_sec
 def test_the_shells_working_folders_are_no_passwords() -> None:
     given = {"PWD": "/shop", "OLDPWD": "/", "DB_PWD": "s3cret"}
     assert child_environment(given) == {"PWD": "/shop", "OLDPWD": "/"}
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n  no postgresql://shop:pw@db/shop \nHINT: none"), "no postgresql://********@db/shop "),
+        (TimeoutError(), "TimeoutError"),
+        (ValueError("x" * 501), "x" * 500),
+    ],
+)
+def test_an_error_is_shown_by_its_first_line_without_secrets(error: Exception, line: str) -> None:
+    assert error_line(error) == line
+    assert error_line(error, 3) == line[:3]
