@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 STATES = ("empty", "loading", "ready", "failed")
 RETRY_S = 30.0
 """A failed version is loaded again after this long, as the failure may have been the network's; twice as long after
-each further failure, unless it is what `live` names and the replica serves nothing."""
+each further failure, unless it is what `live` names."""
 MOST_RETRY_S = 600.0
 
 
@@ -278,8 +278,7 @@ class Slots(Generic[V]):
         return Slot(version, "ready", "", _now(), opened)
 
     def _failed(self, slot: Slot[V], reason: str) -> Slot[V]:
-        needed = slot.version == self.live_alias and self.live is None
-        pause_s = RETRY_S if needed else min(RETRY_S * 2.0**slot.failures, MOST_RETRY_S)
+        pause_s = RETRY_S if slot.version == self.live_alias else min(RETRY_S * 2 ** min(slot.failures, 10), MOST_RETRY_S)
         return Slot(slot.version, "failed", reason, _now(), retry_at=self.clock() + pause_s, failures=slot.failures + 1)
 
     def _count_freed(self) -> None:

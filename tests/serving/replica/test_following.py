@@ -180,7 +180,7 @@ def test_the_pause_grows_with_each_failure_and_the_answer_says_it(store: Storefr
     assert (green["state"], green["failures"], green["retry_s"]) == ("ready", 0, None)
 
 
-def test_a_replica_that_serves_nothing_tries_what_live_names_all_the_time(store: Storefront) -> None:
+def test_what_live_names_is_tried_all_the_time(store: Storefront) -> None:
     now = [0.0]
     slots = Slots(FolderSource(store.release), clock=lambda: now[0])
     damage_index(store)
