@@ -148,7 +148,7 @@ class Stream:
     def _handle_error(self, state: Round, error: Exception) -> None:
         """Reports an error and backs off exponentially; gives a round up after ATTEMPTS."""
         state.failures += 1
-        pause = min(2.0**state.failures, LONGEST_PAUSE_S)
+        pause = min(2.0 ** min(state.failures, 10), LONGEST_PAUSE_S)  # an outage of days is no number too large
         expected = isinstance(error, VitrineError | ContractError)
         words = error_line(error, 10_000)
         self.say(
