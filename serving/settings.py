@@ -38,6 +38,10 @@ def setting(
     return field(default=default, metadata=metadata | ({"bounds": (least, most)} if least is not None else {}))
 
 
+KIND_NAMES = {bool: "yes or no", int: "a whole number", float: "a number", str: "a text", tuple: "a list", type(Path()): "a path"}
+"""What a setting of a type has to be, for people."""
+
+
 def header_value(variable: str, text: str) -> str:
     """A secret as it is sent in an HTTP header: without the line break that ends a file of secrets. Raises ValueError, which names the
     variable and does not show the value, where no header can carry it."""
@@ -221,7 +225,7 @@ class ServingSettings:
             try:
                 value = values[spec.name] = _parse(text, kind)
             except (ValueError, KeyError):
-                raise ValueError(f"{given} is not a {kind.__name__}") from None
+                raise ValueError(f"{given} is not {KIND_NAMES[kind]}") from None
             if spec.metadata["header"]:
                 values[spec.name] = header_value(PREFIX + spec.name.upper(), text)
             if "bounds" in spec.metadata:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.index.collection import MEASURE_S, Endpoint
-from serving.settings import check_header_variables, header_value, setting
+from serving.settings import KIND_NAMES, check_header_variables, header_value, setting
 from tasks.dotenv import read_dotenv
 from tasks.errors import SettingsError
 
@@ -290,7 +290,7 @@ def _parse(key: str, text: str, default: Any) -> Any:
             return Path(text).expanduser().resolve()
         return type(default)(text)
     except (KeyError, ValueError):
-        raise SettingsError(f"{key}={text!r} is not a {type(default).__name__}") from None
+        raise SettingsError(f"{key}={text!r} is not {KIND_NAMES[type(default)]}") from None
 
 
 def as_text(value: Any) -> str:

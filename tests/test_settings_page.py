@@ -72,4 +72,4 @@ def test_a_word_chooses_settings_and_one_that_chooses_none_is_an_error() -> None
 
 def test_a_replicas_setting_that_stops_its_start_is_an_error_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITRINE_PORT", "many")
-    assert "VITRINE_PORT='many' is not a int" in str(CliRunner().invoke(app, ["settings", "--serving"]).exception)
+    assert "VITRINE_PORT='many' is not a whole number" in str(CliRunner().invoke(app, ["settings", "--serving"]).exception)

@@ -42,7 +42,7 @@ def test_the_least_recently_used_goes_first_and_nothing_outlives_its_time() -> N
 def test_settings_come_from_the_environment() -> None:
     found = ServingSettings.load({"VITRINE_PORT": "9", "VITRINE_CACHE": "somewhere", "VITRINE_POLL_S": "0.5", "PORT": "1"})
     assert (found.port, found.cache, found.poll_s) == (9, Path("somewhere"), 0.5)
-    with pytest.raises(ValueError, match="VITRINE_PORT='many' is not a int"):
+    with pytest.raises(ValueError, match="VITRINE_PORT='many' is not a whole number"):
         ServingSettings.load({"VITRINE_PORT": "many"})
 
 

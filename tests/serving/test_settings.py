@@ -26,7 +26,7 @@ def test_numbers_at_their_bounds_are_taken() -> None:
         ("BODY_S", "inf", "is out of bounds"),
         ("HEDGES", "5", "at least 0 and at most 1 is needed"),
         ("QUEUE", "-1", "at least 0 is needed"),
-        ("THREADS", "two", "is not a int"),
+        ("THREADS", "two", "is not a whole number"),
     ],
 )
 def test_a_number_that_makes_no_sense_is_one_sentence(name: str, text: str, words: str) -> None:

@@ -23,7 +23,7 @@ from tests.running import until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 POINTS = ("alias blue or green", "tag replaced", "alias live")
-WRITES_OF_A_PROMOTION = 34
+WRITES_OF_A_PROMOTION = 35
 EVERY = [
     pytest.param(f"{when} {n}", marks=pytest.mark.kill_drill)
     for n in range(1, WRITES_OF_A_PROMOTION + 1)

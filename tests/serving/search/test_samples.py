@@ -78,5 +78,5 @@ def test_a_sample_is_its_own_copy_and_threads_lose_none() -> None:
 def test_the_settings_are_read() -> None:
     loaded = ServingSettings.load({"VITRINE_SAMPLE_RATE": "0.5", "VITRINE_SAMPLE_KEPT": "7", "VITRINE_SAMPLE_PHOTOS": "true"})
     assert (loaded.sample_rate, loaded.sample_kept, loaded.sample_photos) == (0.5, 7, True)
-    with pytest.raises(ValueError, match="VITRINE_SAMPLE_PHOTOS='perhaps' is not a bool"):
+    with pytest.raises(ValueError, match="VITRINE_SAMPLE_PHOTOS='perhaps' is not yes or no"):
         ServingSettings.load({"VITRINE_SAMPLE_PHOTOS": "perhaps"})
