@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from tasks.cli.failure import sentence_of
 from tasks.errors import VitrineError
@@ -32,7 +33,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             "AWS Error ACCESS_DENIED during HeadObject operation",
         ),
         (
-            MlflowException("Permission denied", error_code=7),
+            MlflowException("Permission denied", error_code=PERMISSION_DENIED),
             "MLflow at http://********@mlflow:5000 does not let this user do that: set MLFLOW_TRACKING_USERNAME and ",
         ),
         (
