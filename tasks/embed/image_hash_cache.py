@@ -73,7 +73,7 @@ def update_cache(hashed: pa.Table, cache_uri: str, root: str, run_key: str) -> N
     merged = pa.concat_tables([old.filter(pc.invert(pc.is_in(old["image_uri"], good["image_uri"]))), good])
     name = storage.join(place, f"looks-{run_key}.parquet")
     with storage.writer(name) as stream:
-        pq.write_table(merged, stream)
+        pq.write_table(merged, stream, store_schema=False)  # read as pa.string(): releases of before concatenate it with theirs
     for file in before:
         if file != name:
             storage.delete(file)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from serving.contract.files import ContractError
 from serving.contract.manifest import IndexManifest
 from serving.contract.palette import PALETTE
 from tasks import storage
@@ -18,7 +19,7 @@ from tasks.catalog.changes.comparison import ComparedCatalogue
 from tasks.catalog.changes.source import ChangeSource, lies_below_home, open_changes
 from tasks.catalog.snapshot import product_table, started_at
 from tasks.catalog.sources.settings import row_limits, source_options
-from tasks.errors import InputMissing, SettingsError
+from tasks.errors import InputMissing, SettingsError, VitrineError
 from tasks.pipelines.common import origin, registry, settings
 from tasks.pipelines.index_records import RefreshPlan
 from tasks.registry import INDEX_MODEL, Registry, Version
@@ -108,7 +109,7 @@ def plan_on(
     held = ParentState(ledger_of(models, manifest), products, columns)
     others = uncovered_versions(parent.version, versions)
     begun = started_at(manifest.snapshot.uri)
-    ledgers = (ledger_of(models, models.manifest_of(v)) for v in others)
+    ledgers = (_ledger_to_carry_over(models, v) for v in others)
     carried = ledger.newer(ledger.carry_over(ledger.latest_changes(ledgers), products, begun, now), held.ledger, products)
     drained, waiting = DrainResult(carried, [], 0, 0, 0), 0
     if source is not None:
@@ -150,6 +151,17 @@ def _persist(plan: RefreshPlan, rows: pa.Table, handles: list[Any]) -> None:
         pq.write_table(rows, stream)
     storage.write_json(storage.join(plan.uri, "handles.json"), handles)
     storage.write_json(storage.join(plan.uri, PLAN), plan.to_json())
+
+
+def _ledger_to_carry_over(models: Registry, version: Version) -> pa.Table:
+    """Another version's ledger. Raises VitrineError naming the version where it cannot be read: skipping it would lose its changes."""
+    try:
+        return ledger_of(models, models.manifest_of(version))
+    except ContractError as error:
+        raise VitrineError(
+            f"index version {version.version} holds changes that this run has to carry over, and cannot be read: {error}; where a "
+            "newer release made it, delete it in MLflow and start rebuild_index (docs/operate/upgrade.md)"
+        ) from None
 
 
 def _bound(parent: Version, limit: int, minutes: float) -> int:

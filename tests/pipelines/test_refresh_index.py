@@ -1,5 +1,6 @@
 """The hourly path over a real registry: what changed is what can be found, whatever else happens meanwhile."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from serving.contract.binding import MANIFEST_SHA256
 from tasks.errors import VitrineError
 from tasks.index.choice import IndexConfig
 from tasks.index.delta import flat_rows
@@ -291,6 +293,22 @@ def test_what_another_maker_acknowledged_meanwhile_is_carried_over(live: LiveSho
     assert [found[f"p00{n}"]["title"] for n in (3, 4, 5, 8)] == [f"product {n} at 1" for n in (3, 4, 5, 8)]
     assert registered.passed
     assert live.refresh("r4").changes == 0, "nothing is carried over twice"
+
+
+def test_a_newer_releases_version_whose_changes_would_be_carried_over_is_named(live: LiveShop) -> None:
+    live.send(live.upsert(3, 1))
+    newer = live.registry.version(INDEX_MODEL, live.refresh("r1").version)
+    live.shop.point(live=live.base, candidate=live.base, blue=live.base)
+    (manifest,) = (live.home / "artifacts").rglob(f"{newer.run_id}/**/manifest.json")
+    data = manifest.read_bytes().replace(b'"format": 2', b'"format": 3', 1)
+    manifest.write_bytes(data)
+    live.registry.tag_version(INDEX_MODEL, newer.version, MANIFEST_SHA256, hashlib.sha256(data).hexdigest())
+    live.send(live.upsert(4, 1))
+    named = f"index version {newer.version} holds changes .* format of a newer Vitrine.*; .* delete it in MLflow and start rebuild_index"
+    with pytest.raises(VitrineError, match=named):
+        live.refresh("r2")
+    live.registry.delete_version(INDEX_MODEL, newer.version)
+    assert live.refresh("r2").passed
 
 
 def test_a_rebuild_takes_along_what_hourly_versions_took_in_meanwhile(live: LiveShop) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from serving.contract.addresses import error_line
 from serving.contract.segments import lists_pictures
 from tasks.catalog.changes.event import UPSERT, Event, MalformedEvent, read_event
 from tasks.catalog.changes.ledger import entries, latest_changes, newer
@@ -164,7 +163,7 @@ def _own_value(event: Event, column: pa.Field) -> Any:
         found = read(value, kind)
         return None if found is None else pa.scalar(found, TYPES[kind]).cast(column.type).as_py()
     except (ValueProblem, pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as problem:
-        reason = error_line(problem)
+        reason = str(problem).splitlines()[0]
         raise MalformedEvent(f"column {column.name}: {reason}; the index has {column.type} there") from None
 
 
