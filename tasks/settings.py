@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.index.collection import MEASURE_S, Endpoint
-from serving.settings import setting
+from serving.settings import KIND_NAMES, check_header_variables, header_value, setting
 from tasks.dotenv import read_dotenv
 from tasks.errors import SettingsError
 
@@ -59,7 +59,7 @@ class Settings:
     pod_templates: tuple[str, ...] = setting(
         (), "the same of pod templates (paths on the scheduler's machine), for KubernetesExecutor", "gpu=/opt/pods/gpu.yaml"
     )
-    admin_token: str = setting("", "bearer token that those replicas ask for on admin routes", "a long random text", secret=True)
+    admin_token: str = setting("", "bearer token that those replicas ask for on admin routes", "a long random text", header=True)
     signing_key: str = setting(
         "", "PEM file of the Ed25519 private key that manifests are signed with, and those that are read must be signed with",
         "/run/secrets/signing.pem",
@@ -150,7 +150,7 @@ class Settings:
         "faiss", "what holds the base vectors of a new index: faiss, or another engine (docs/operate/engines.md)", "pgvector"
     )
     engine_address: str = setting("", "address of that engine, for pipeline and replicas", "postgresql://vitrine@db/vectors")
-    engine_token: str = setting("", "token that it asks for: user:password, or an API key", "root:secret", secret=True)
+    engine_token: str = setting("", "token that it asks for: user:password, or an API key", "root:secret", header=True)
     ranker: str = setting(
         "", "JSON file, local or s3://, of the ranker's weights and business rules; empty: the defaults", "s3://shop/ranker.json"
     )
@@ -241,19 +241,19 @@ class Settings:
 def read_settings(
     environ: Mapping[str, str] | None = None, dotenv: Path | None = None, home_file: bool = True
 ) -> dict[str, tuple[Any, str]]:
-    """Each setting's value and source: "environment", ".env", the path of the home's file, or "default"."""
+    """Each setting's value and source: "environment", ".env", the path of the home's file, or "default". Raises SettingsError."""
     environ = os.environ if environ is None else environ
-    sources: list[tuple[str, Mapping[str, str]]] = [
-        ("environment", environ), (".env", read_dotenv(PROJECT / ".env" if dotenv is None else dotenv)),
-    ]  # fmt: skip
-    home, source = _setting("home", Settings.home, sources)
-    result: dict[str, tuple[Any, str]] = {"home": (home, source)}
+    in_file = read_dotenv(PROJECT / ".env" if dotenv is None else dotenv)
+    sources: list[tuple[str, Mapping[str, str]]] = [("environment", environ), (".env", in_file)]
+    result: dict[str, tuple[Any, str]] = {"home": _setting("home", Settings.home, sources)}
     if home_file:
-        sources.append((str(home / HOME_FILE), read_dotenv(home / HOME_FILE)))
-    for spec in fields(Settings):
-        if spec.name != "home":
-            result[spec.name] = _setting(spec.name, spec.default, sources)
-    return result
+        sources.append((str(result["home"][0] / HOME_FILE), read_dotenv(result["home"][0] / HOME_FILE)))
+    result |= {spec.name: _setting(spec.name, spec.default, sources) for spec in fields(Settings) if spec.name != "home"}
+    try:
+        check_header_variables(environ)
+        return result | {n: (header_value(variable(n), result[n][0]), result[n][1]) for n in ("admin_token", "engine_token")}
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _setting(name: str, default: Any, sources: list[tuple[str, Mapping[str, str]]]) -> tuple[Any, str]:
@@ -290,7 +290,7 @@ def _parse(key: str, text: str, default: Any) -> Any:
             return Path(text).expanduser().resolve()
         return type(default)(text)
     except (KeyError, ValueError):
-        raise SettingsError(f"{key}={text!r} is not a {type(default).__name__}") from None
+        raise SettingsError(f"{key}={text!r} is not {KIND_NAMES[type(default)]}") from None
 
 
 def as_text(value: Any) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from serving.contract.addresses import without_secrets
+from serving.contract.addresses import error_line, without_secrets
 from serving.contract.files import ContractError
 from serving.contract.manifest import SLOTS
 from tasks.board.embedding import embedding_entry
@@ -56,7 +56,7 @@ class Board:
                 aliases = registry.aliases(INDEX_MODEL)
                 champion = registry.aliases(ENCODER_MODEL).get("champion", "")
             except Exception as error:  # MLflow raises many unrelated classes when its server is away
-                raise VitrineError(f"MLflow at {without_secrets(registry.uri)} does not answer: {_first_line(error)}") from None
+                raise VitrineError(f"MLflow at {without_secrets(registry.uri)} does not answer: {error_line(error)}") from None
             made = list(pool.map(self._made, versions))
         live = aliases.get("live", "")
         entries = timeline(made, registry)
@@ -91,15 +91,10 @@ class Board:
         except ContractError as error:
             return LoadedVersion(version, None, str(error))
         except Exception as error:  # the artifact store may have lost it; the board says so and shows the others
-            return LoadedVersion(version, None, f"its manifest cannot be fetched: {_first_line(error)}")
+            return LoadedVersion(version, None, f"its manifest cannot be fetched: {error_line(error)}")
 
 
 def chart_title(gate: str, title: str, made: Sequence[LoadedVersion]) -> str:
     """The title, which says where some of the recall was measured on synthetic queries."""
     synthetic = any(m.manifest and m.manifest.queries and m.manifest.queries.synthetic for m in made)
     return f"{title}; synthetic queries: Recall@{VIEW_DEPTH}" if synthetic and gate == "photo_recall" else title
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]

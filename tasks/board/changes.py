@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from serving.contract.addresses import hide_secrets
+from serving.contract.addresses import error_line
 from tasks import storage
 from tasks.board.quarantine import from_lists, latest_list, quarantine_lines
 from tasks.catalog.changes.drain import truncate
@@ -172,8 +172,7 @@ def as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def public_message(error: Exception) -> str:
     """The first line of an error with secrets in addresses masked, safe to show to all users."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return truncate(hide_secrets(lines[0]), SENTENCE)
+    return truncate(error_line(error, 10 * SENTENCE), SENTENCE)
 
 
 def _iso(at: datetime | None) -> str:

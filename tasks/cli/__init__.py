@@ -7,15 +7,12 @@ from typing import NoReturn
 import typer
 from rich.markup import escape
 
-from serving.contract.addresses import without_secrets
-from serving.contract.files import ContractError
 from serving.versions.version_source import limit_mlflow_timeouts
 from tasks.cli import capacity, catalog, changes, encoder, index, release, search, settings, stream, trace, webhook
+from tasks.cli.failure import sentence_of
 from tasks.cli.output import console, print_json
 from tasks.connections import SCHEME, named_connections
-from tasks.errors import SettingsError, VitrineError
-from tasks.masking import public_text
-from tasks.settings import Settings
+from tasks.errors import SettingsError
 
 app = typer.Typer(help="Visual product search: catalogue, index versions, releases.", no_args_is_help=True, add_completion=False)
 app.command()(search.search)
@@ -44,15 +41,10 @@ def main() -> None:
     try:
         _refuse_connections(os.environ)
         app()
-    except (VitrineError, ContractError) as error:
-        _fail(public_text(str(error), Settings.load()))
     except Exception as error:
-        from tasks.registry import unreachable
-
-        if not unreachable(error):
+        if not (sentence := sentence_of(error)):
             raise
-        uri = without_secrets(Settings.load().mlflow_uri)
-        _fail(f"MLflow does not answer at {uri}; start it, or set VITRINE_MLFLOW_URI to where it is")
+        _fail(sentence)
 
 
 def _refuse_connections(environ: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from serving.contract.addresses import error_line
 from tasks.cli.output import AsJson, console, print_json, print_table
 from tasks.errors import SettingsError, VitrineError
 from tasks.settings import Settings
@@ -27,6 +28,8 @@ def search(
 
     chosen = Settings.load()
     url = next(iter(chosen.serving_urls), "")
+    if not url:
+        raise SettingsError("VITRINE_SERVING_URLS names no replica that could be asked")
     if not photo.is_file():
         raise VitrineError(f"{photo}: there is no such file")
     try:
@@ -34,13 +37,16 @@ def search(
         headers = {"Authorization": f"Bearer {chosen.admin_token}"} if chosen.admin_token else {}  # where API keys are asked for
         files = {"image": photo.read_bytes()}
         answer = httpx.post(f"{url}/v1/search", files=files, data=fields, headers=headers, timeout=30, trust_env=False)
-    except httpx.HTTPError:
-        raise VitrineError(f"no replica answers at {url}; start one with: make up") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise VitrineError(f"no replica answers at {url} ({error_line(error, 160)}); start one with: make up") from None
     if answer.status_code == httpx.codes.UNAUTHORIZED:
         raise SettingsError(token_error(url, chosen.admin_token))
-    body = answer.json()
+    try:
+        body = answer.json()
+    except ValueError:
+        raise VitrineError(f"what answers at {url} is no replica: status {answer.status_code}, no JSON") from None
     if answer.is_error:
-        raise VitrineError(body["detail"])
+        raise VitrineError(str(body.get("detail") or f"{url} answers {answer.status_code}"))
     if as_json:
         print_json(body)
         return

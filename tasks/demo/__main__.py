@@ -107,7 +107,7 @@ def with_engine(settings: Settings, supervisor: "Supervisor", console: Console) 
     from tasks.demo.engine import start_engine
 
     with console.status(f"waiting for {settings.engine}"):
-        address = start_engine(settings, supervisor)
+        address = start_engine(settings, supervisor, console.print)
     if address:
         console.print(f"  [green]✓[/] {settings.engine:<10} {escape(mask('engine_address', address))}")
     return dataclasses.replace(settings, engine_address=address)

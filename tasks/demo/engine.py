@@ -4,6 +4,7 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -23,11 +24,12 @@ ETCD_PEERS = 2380
 """The port that the etcd inside of the package's Milvus listens at; no option of the package changes it."""
 
 
-def start_engine(settings: Settings, supervisor: Supervisor) -> str:
+def start_engine(settings: Settings, supervisor: Supervisor, tell: Callable[[str], None] = lambda text: None) -> str:
     """Starts the server of the settings' engine unless it runs, and returns its address: theirs if they name one, "" in process.
 
-    In process, an engine that earlier versions of this home are in is started all the same, as one of them may be live. Raises
-    VitrineError for an unknown engine, or where no package carries its server, or that is missing.
+    `tell` is called with a sentence where that takes a while. In process, an engine that earlier versions of this home are in is started
+    all the same, as one of them may be live. Raises VitrineError for an unknown engine, or where no package carries its server, or that
+    is missing.
     """
     if settings.engine_address:
         return settings.engine_address
@@ -45,7 +47,7 @@ def start_engine(settings: Settings, supervisor: Supervisor) -> str:
     if engine == "milvus":
         service = _milvus(folder)
         if service.name not in supervisor.running():
-            _check_ports()
+            _check_ports(tell)
         supervisor.start(service)
         supervisor.wait(service)
         return MILVUS
@@ -72,24 +74,29 @@ def _milvus(folder: Path) -> Service:
     return Service("milvus", command, {}, f"{MILVUS}/v1/vector/collections")
 
 
-def _check_ports() -> None:
-    """Raises VitrineError where Milvus cannot have its ports."""
-    if in_use("127.0.0.1", ETCD_PEERS):
-        raise VitrineError(
-            f"Milvus cannot start here: port {ETCD_PEERS} is taken, probably by another Milvus or an etcd; stop that, or give the "
-            "address of a Milvus that runs: VITRINE_ENGINE_ADDRESS"
-        )
-    _wait_until_free(MILVUS_PORT)
+def _check_ports(tell: Callable[[str], None]) -> None:
+    """Raises VitrineError where something listens at Milvus' ports; waits until closed connections have left them."""
+    for port in (ETCD_PEERS, MILVUS_PORT):
+        if in_use("127.0.0.1", port):
+            raise VitrineError(
+                f"Milvus cannot start here: port {port} is taken, probably by another Milvus or an etcd; stop that, or give the "
+                "address of a Milvus that runs: VITRINE_ENGINE_ADDRESS"
+            )
+    _wait_until_free(MILVUS_PORT, tell)
 
 
-def _wait_until_free(port: int, limit_s: float = 90) -> None:
+def _wait_until_free(port: int, tell: Callable[[str], None], limit_s: float = 90) -> None:
     """Waits until a port can be bound: the closed connections of a server before hold it for a minute (TIME_WAIT), and the package
     would take the next port without a word."""
     end = time.monotonic() + limit_s
+    told = False
     while time.monotonic() < end:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return
+        if not told:
+            tell(f"port {port} is still held by connections of a Milvus before; it is waited for, at most {limit_s:.0f} s")
+            told = True
         time.sleep(0.5)
     raise VitrineError(f"Milvus cannot start here: port {port} is taken; stop what listens there, or set VITRINE_ENGINE_ADDRESS")
 

@@ -1,4 +1,4 @@
-"""What an embedding run will cost, before it starts: pictures, hours, money and bytes."""
+"""What an embedding run will cost, before it starts: pictures, titles, hours, money and bytes."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.image_hash_cache import HASH_CACHE, read_cache, snapshot_pictures
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, rejected_images
+from tasks.embed.titles import bare_titles, title_sha256
 from tasks.records import Record
 from tasks.watch.cost import Prices, Work, cost
 
@@ -48,10 +49,22 @@ class PictureCount:
 
 
 @dataclass(frozen=True)
+class TitlePlan(Record):
+    """Distinct titles of products without a picture, how many of them have no vector, and how many a second this machine embeds (0: not
+    measured) on its cores."""
+
+    titles: int = 0
+    to_embed: int = 0
+    per_s: float = 0.0
+    cores: float = 1.0
+
+
+@dataclass(frozen=True)
 class EmbeddingPlan(Record):
     """What the embedding step of a run has to do; `hours` and `cost` are 0 where there is nothing to do or no pace is known.
 
-    `cost` is in the currency of the price settings, `bytes` what the store grows by. `text` is the request for approval in Markdown.
+    `cost` is in the currency of the price settings, `bytes` what the store grows by. All three are of pictures and `titles`. `text` is
+    the request for approval in Markdown.
     """
 
     encoder: str
@@ -66,6 +79,14 @@ class EmbeddingPlan(Record):
     needs_approval: bool
     summary: str
     text: str
+    titles: TitlePlan = TitlePlan()
+
+
+def titles_to_embed(snapshot: Snapshot, store: EmbeddingStore) -> tuple[int, list[str]]:
+    """The number of distinct titles of products without a picture, and those without a vector in the store, in order of their hashes."""
+    by_sha = {title_sha256(title): title for title in bare_titles(snapshot).values()}
+    missing = sorted(by_sha.keys() - set(store.checksums().to_pylist())) if by_sha else []
+    return len(by_sha), [by_sha[sha] for sha in missing]
 
 
 def count_pictures(snapshot: Snapshot, store_uri: str, store: EmbeddingStore) -> PictureCount:
@@ -96,34 +117,44 @@ def stored_bytes(pictures: int, to_embed: int, dim: int) -> int:
 
 
 def make_plan(
-    encoder: str, dim: int, products: int, count: PictureCount, pace: Pace, prices: Prices, approve_hours: float
-) -> EmbeddingPlan:
+    encoder: str, dim: int, products: int, count: PictureCount, pace: Pace, prices: Prices, approve_hours: float,
+    titles: TitlePlan = TitlePlan(),
+) -> EmbeddingPlan:  # fmt: skip
     """The plan from counts and measurements. Above `approve_hours` (0: never), or where no pace is known, a person is asked."""
     todo = count.to_embed
-    hours = todo / pace.images_per_s / 3600 if pace.images_per_s else 0.0
-    work = Work(pace.images_per_s, 1.0, pace.cores, pace.gpus)
-    price, size = cost(work, todo, prices), stored_bytes(max(products, count.rows), todo, dim)
-    unknown = todo > 0 and not pace.images_per_s
+    hours = _hours(todo, pace.images_per_s) + _hours(titles.to_embed, titles.per_s)
+    price = cost(Work(pace.images_per_s, 1.0, pace.cores, pace.gpus), todo, prices)
+    price += cost(Work(titles.per_s, 1.0, titles.cores), titles.to_embed, prices)
+    size = stored_bytes(max(products, count.rows), todo + titles.to_embed, dim)
+    unknown = (todo > 0 and not pace.images_per_s) or (titles.to_embed > 0 and not titles.per_s)
     ask = approve_hours > 0 and (unknown or hours > approve_hours)
     counts = f"{todo} of {count.pictures} pictures to embed with encoder version {encoder}, {count.stored} have a vector"
     if count.rejected:
         counts += f", {count.rejected} cannot be used"
-    if not todo:
+    if titles.titles:
+        counts += f", and {titles.to_embed} of {titles.titles} titles of products without a picture"
+    if not todo + titles.to_embed:
         summary = f"{counts}: nothing to embed"
     elif unknown:
         summary = f"{counts}; how long that takes is not known ({pace.source})"
     else:
         speed = f"{pace.images_per_s:.1f} pictures/s ({pace.source})"
+        speed += f" and {titles.per_s:.1f} titles/s" if titles.to_embed else ""
         summary = f"{counts}: {duration(hours)} at {speed}, at a cost of {price:.2f}, {size / 2**30:.2f} GiB in the store"
-    text = approval_text(encoder, products, count, pace, (hours, price, size), approve_hours)
+    text = approval_text(encoder, products, count, pace, (hours, price, size), approve_hours, titles)
     return EmbeddingPlan(
-        encoder, products, count.pictures, count.stored, todo, pace, hours, price, size, ask, summary, text
+        encoder, products, count.pictures, count.stored, todo, pace, hours, price, size, ask, summary, text, titles
     )  # fmt: skip
 
 
+def _hours(things: int, per_s: float) -> float:
+    return things / per_s / 3600 if per_s else 0.0
+
+
 def approval_text(
-    encoder: str, products: int, count: PictureCount, pace: Pace, price: tuple[float, float, int], approve_hours: float
-) -> str:
+    encoder: str, products: int, count: PictureCount, pace: Pace, price: tuple[float, float, int], approve_hours: float,
+    titles: TitlePlan,
+) -> str:  # fmt: skip
     """The request for approval in Markdown; `price` is hours, cost and bytes."""
     hours, money, size = price
     measured = f"{pace.images_per_s:.1f}" if pace.images_per_s else "not known"
@@ -133,6 +164,7 @@ def approval_text(
         ("of these never seen before", f"{count.unhashed:,}"),
         ("Pictures that have a vector", f"{count.stored:,}"),
         ("Pictures a second", f"{measured} ({pace.source})"),
+        *_title_rows(titles),
         ("Time", duration(hours) if hours else "not known"),
         ("Cost", f"{money:.2f} (VITRINE_PRICE_CORE_HOUR, VITRINE_PRICE_GPU_HOUR; {pace.cores:g} cores, {pace.gpus:g} GPUs)"),
         ("Bytes in the store", f"{size / 2**30:.2f} GiB"),
@@ -144,6 +176,13 @@ def approval_text(
         "changes go on reaching them through it. Reject, and nothing is embedded; point the alias `champion` back to the former version "
         "if it is to stay."
     )
+
+
+def _title_rows(titles: TitlePlan) -> list[tuple[str, str]]:
+    if not titles.titles:
+        return []
+    speed = f", {titles.per_s:.1f} a second by {titles.cores:g} cores" if titles.per_s else ""
+    return [("Titles to embed, of products without a picture", f"{titles.to_embed:,} of {titles.titles:,}{speed}")]
 
 
 def duration(hours: float) -> str:

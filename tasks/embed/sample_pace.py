@@ -1,4 +1,4 @@
-"""Measures how fast an encoder embeds here, on a few pictures of the catalogue, through the worker of the embedding job."""
+"""Measures how fast an encoder embeds here, on a few pictures and titles of the catalogue, as the embedding job does it."""
 
 import hashlib
 import logging
@@ -14,7 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.contract.encoder import EncoderFolder
 from serving.contract.preprocess import ImageRejected
+from serving.versions.text_encoder import TextEncoder
 from tasks.embed import worker
 from tasks.embed.images import read_image
 from tasks.embed.store import SHA_TYPE
@@ -58,6 +60,19 @@ def sample_pace(uris: Sequence[str], config: worker.WorkerConfig, workers: int, 
     took = time.monotonic() - began
     log.info("%d pictures in %.2f s by %d workers", workers * rows, took, workers)
     return workers * rows / took, workers * rows
+
+
+def sample_titles(titles: Sequence[str], encoders: EncoderFolder) -> float:
+    """Titles a second of this process, as the job embeds them: one at a time, in as many threads as there are processors."""
+    text = TextEncoder.open(encoders)
+    if text is None:
+        raise VitrineError("the encoder version has no text tower, so it embeds no titles")
+    text.encode(titles[0])  # opens what is opened at the first
+    some = titles[:: max(-(-len(titles) // DISTINCT), 1)]
+    began = time.monotonic()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(text.encode, some))
+    return len(some) / (time.monotonic() - began)
 
 
 def local_workers(master: str) -> int:

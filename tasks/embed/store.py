@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serving.contract.addresses import error_line
 from serving.contract.palette import PALETTE, PALETTE_TYPE
 from serving.contract.segments import fixed_bytes
 from tasks import storage
@@ -115,7 +116,7 @@ class EmbeddingStore:
             try:
                 return storage.read_table(uri, columns)
             except (OSError, pa.ArrowInvalid) as error:
-                raise VitrineError(f"{uri}: the file is corrupt ({str(error).splitlines()[0]}); {again}") from None
+                raise VitrineError(f"{uri}: the file is corrupt ({error_line(error)}); {again}") from None
         data = storage.read_bytes(uri)
         if hashlib.sha256(data).hexdigest() != commit.sha256:
             raise VitrineError(f"{uri}: its sha256 is not {commit.sha256[:12]}…, the committed one: the file is corrupt; {again}")

@@ -31,7 +31,7 @@ def with_titles(hashed: pa.Table, snapshot: Snapshot, encoders: EncoderFolder, s
     Products whose pictures are named stay as they are, and so does one whose title is blank. A title that is the same as another's is
     embedded once, and so is one that an earlier run embedded with this encoder version.
     """
-    titles = _titles(snapshot)
+    titles = bare_titles(snapshot)
     bare = pc.and_(pc.equal(hashed["image_uri"], ""), pc.is_in(hashed["key"], pa.array(list(titles), pa.int64())))
     if not pc.any(bare).as_py():
         return hashed
@@ -68,7 +68,7 @@ def embed_titles(titles: set[str], encoders: EncoderFolder, store: EmbeddingStor
             progress.add(len(shas))
 
 
-def _titles(snapshot: Snapshot) -> dict[int, str]:
+def bare_titles(snapshot: Snapshot) -> dict[int, str]:
     """The titles that are not blank of the products that name no picture, by key."""
     found: dict[int, str] = {}
     for batch in product_batches(snapshot.uri, ["key", "title", "image_uri"]) if snapshot.titles else ():

@@ -2,16 +2,26 @@
 
 import json
 import logging
+import os
 from datetime import UTC, datetime
 
+from serving.contract.addresses import error_line
 from serving.contract.encoder import EncoderFolder
 from serving.contract.manifest import EncoderRef
-from serving.contract.runtimes import first_line
+from serving.versions.text_encoder import text_variant
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import ON_GPU, EmbedConfig, worker_config
-from tasks.embed.reembedding_plan import EmbeddingPlan, Pace, PictureCount, count_pictures, make_plan
+from tasks.embed.reembedding_plan import (
+    EmbeddingPlan,
+    Pace,
+    PictureCount,
+    TitlePlan,
+    count_pictures,
+    make_plan,
+    titles_to_embed,
+)
 from tasks.embed.run_record import CORES, ENCODER, HOW, IMAGES, PLAN, SECONDS
-from tasks.embed.store import encoder_store
+from tasks.embed.store import EmbeddingStore, encoder_store
 from tasks.pipelines.common import embed_config, registry, scratch, settings
 from tasks.pipelines.index_draft import EXPERIMENT
 from tasks.registry import ENCODER_MODEL, Registry
@@ -57,7 +67,21 @@ def reembedding_plan(snapshot: Snapshot, encoder: EncoderRef, run_key: str) -> E
     else:
         pace = Pace(0.0, "nothing to embed")
     prices = Prices(chosen.price_core_hour, chosen.price_gpu_hour)
-    return make_plan(encoder.version, encoder.dim, snapshot.rows, count, pace, prices, chosen.approve_hours)
+    titles = plan_titles(models, snapshot, encoder, store) if chosen.text_only else TitlePlan()
+    return make_plan(encoder.version, encoder.dim, snapshot.rows, count, pace, prices, chosen.approve_hours, titles)
+
+
+def plan_titles(models: Registry, snapshot: Snapshot, encoder: EncoderRef, store: EmbeddingStore) -> TitlePlan:
+    """Counts the titles that the text tower has to embed, and measures it on some of them; none without a text tower."""
+    from tasks.embed.sample_pace import sample_titles
+
+    titles, missing = titles_to_embed(snapshot, store)
+    if not missing:
+        return TitlePlan(titles)
+    encoders = EncoderFolder(models.encoder_folder(encoder.version))
+    if not text_variant(encoders.manifest):  # they will be in quarantine
+        return TitlePlan()
+    return TitlePlan(titles, len(missing), sample_titles(missing, encoders), float(os.cpu_count() or 1))
 
 
 def how_embedded(config: EmbedConfig) -> str:
@@ -92,7 +116,7 @@ def sampled_pace(
             job = worker_config(snapshot, folder, manifest, "", run_key, "", config)
             rate, pictures = sample_pace(uris, job, workers, work)
     except Exception as error:  # such as a runtime for GPUs on a worker without one; the workers that embed may be others
-        return Pace(0.0, f"no run with this encoder has been measured, and no sample here: {first_line(error)}")
+        return Pace(0.0, f"no run with this encoder has been measured, and no sample here: {error_line(error)}")
     source = f"a sample of {pictures} pictures by {workers} workers on this machine"
     if config.spark_master.startswith("spark://"):
         source += "; a cluster is as many times faster as it has workers"

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Event
 
+from serving.contract.addresses import error_line
 from serving.contract.files import ContractError, atomic_write
 from tasks import storage
 from tasks.errors import GateFailed, VitrineError
@@ -147,9 +148,9 @@ class Stream:
     def _handle_error(self, state: Round, error: Exception) -> None:
         """Reports an error and backs off exponentially; gives a round up after ATTEMPTS."""
         state.failures += 1
-        pause = min(2.0**state.failures, LONGEST_PAUSE_S)
+        pause = min(2.0 ** min(state.failures, 10), LONGEST_PAUSE_S)  # an outage of days is no number too large
         expected = isinstance(error, VitrineError | ContractError)
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        words = error_line(error, 10_000)
         self.say(
             f"{words if expected else f'{type(error).__name__}: {words[:MAX_MESSAGE_LENGTH]}'}; trying again in {pause:.0f} s"
         )

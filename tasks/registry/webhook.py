@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serving.contract.addresses import without_secrets
+from serving.contract.addresses import error_line, without_secrets
 from serving.contract.webhook_signature import InvalidSignature, verify_signature
 from tasks.errors import VitrineError
 from tasks.registry import ENCODER_MODEL, Registry
@@ -96,7 +96,7 @@ def register_webhook(registry: Registry, address: str, secret: str, receiver: Re
         return True
     except MlflowException as error:
         raise VitrineError(
-            f"MLflow at {without_secrets(registry.uri)} does not take the webhook {without_secrets(url)}: {str(error).splitlines()[0]}; "
+            f"MLflow at {without_secrets(registry.uri)} does not take the webhook {without_secrets(url)}: {error_line(error)}; "
             "for an address that is not public https, start its server with MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,https and "
             "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true"
         ) from None

@@ -58,7 +58,7 @@ def trace_product(registry: Registry, product_id: str, version: str = "") -> lis
         ("encoder version", f"{encoder.version}, {encoder.document} {encoder.document_fingerprint[:12]}, run {encoder.run_id}"),
         ("vector", _part(store, encoder, sha, commit) if sha else "(the vectors of that run are no longer kept)"),
         *([("embedding commit", _commit_state(commit))] if commit else []),
-        ("image sha256", sha.hex() if sha else "(not kept)"),
+        ("image sha256" if row["image_uri"] else "title sha256", sha.hex() if sha else "(not kept)"),
         ("picture", str(row["image_uri"]) or "none: it is found by its title"),
         *_picture_steps(pictures, store, encoder, row),
         ("snapshot", f"{snapshot.id}, {snapshot.uri}"),
@@ -166,7 +166,7 @@ def _absence(
 
 
 def _committed(manifest: IndexManifest, shard: int, key: int) -> tuple[EmbeddingCommit | None, bytes | None]:
-    """The newest of the version's embedding commits that has a vector of the key, and the sha256 of its image."""
+    """The newest of the version's embedding commits that has a vector of the key, and the sha256 of its image, or of its title."""
     for commit in reversed(manifest.embeddings):
         if (sha := _image_sha(shard_uri(commit.uri, shard), key)) is not None:
             return commit, sha
@@ -207,7 +207,7 @@ def _snapshot_row(uri: str, product_id: str) -> dict[str, Any] | None:
 
 
 def _image_sha(uri: str, key: int) -> bytes | None:
-    """The sha256 of the image behind a key's vector, from the shard's parts."""
+    """The sha256 of the image, or the title, behind a key's vector, from the shard's parts."""
     for part in storage.list_files(uri, ".parquet"):
         table = storage.read_table(part, ["key", "image_sha256"])
         place = pc.index(table["key"], key).as_py()

@@ -23,7 +23,7 @@ def send(text: str, link: str = "") -> bool:
         return False
     try:
         httpx.post(url, json={"text": message}, timeout=TIMEOUT_S, trust_env=False).raise_for_status()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         log.error("the alert could not be delivered: %s", type(error).__name__)
         return False
     return True

@@ -8,7 +8,16 @@ import pytest
 from serving.contract.encoder import EncoderFolder
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import EmbedConfig, embed_snapshot, worker_config
-from tasks.embed.reembedding_plan import EmbeddingPlan, Pace, PictureCount, count_pictures, duration, make_plan, stored_bytes
+from tasks.embed.reembedding_plan import (
+    EmbeddingPlan,
+    Pace,
+    PictureCount,
+    TitlePlan,
+    count_pictures,
+    duration,
+    make_plan,
+    stored_bytes,
+)
 from tasks.embed.sample_pace import local_workers, sample_pace
 from tasks.embed.store import EmbeddingStore, encoder_store
 from tasks.errors import VitrineError
@@ -70,6 +79,22 @@ def test_hours_cost_and_bytes_follow_from_the_pace_and_the_price_table() -> None
     assert "| Pictures to embed | 720,000 of 1,000,000 |" in made.text
     on_gpu = plan(720_000, Pace(1000.0, "measured", cores=8.0, gpus=1.0))
     assert on_gpu.cost == pytest.approx(0.2 * (8 * 0.05 + 2.0))
+
+
+def test_titles_count_in_hours_cost_and_bytes() -> None:
+    count = PictureCount(1_000_000, 1_000_000, 0, 0, pa.array([], pa.string()))
+    nothing = Pace(0.0, "nothing to embed")
+    made = make_plan("7", 512, 1_000_000, count, nothing, PRICES, 8.0, TitlePlan(900_000, 720_000, 50.0, 2.0))
+    assert made.hours == pytest.approx(4.0)
+    assert made.cost == pytest.approx(4 * 2 * 0.05)
+    assert made.bytes == stored_bytes(10**6, 720_000, 512)
+    assert not made.needs_approval
+    assert "and 720000 of 900000 titles of products without a picture: 4.0 hours" in made.summary
+    assert "| Titles to embed, of products without a picture | 720,000 of 900,000, 50.0 a second by 2 cores |" in made.text
+    assert EmbeddingPlan.from_json(made.to_json()) == made
+    assert make_plan("7", 512, 10, count, nothing, PRICES, 8.0, TitlePlan(9, 9)).needs_approval, "no pace is known"
+    none = make_plan("7", 512, 10, count, nothing, PRICES, 8.0, TitlePlan(9))
+    assert none.summary.endswith("and 0 of 9 titles of products without a picture: nothing to embed")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ from tasks.catalog.snapshot import Snapshot, take_snapshot
 from tasks.catalog.sources.source import SourceOptions
 from tasks.embed.job import EmbedConfig, EmbedResult, embed_snapshot
 from tasks.embed.quarantine import read_quarantine
+from tasks.embed.reembedding_plan import titles_to_embed
+from tasks.embed.sample_pace import sample_titles
+from tasks.embed.store import EmbeddingStore
 from tasks.embed.titles import title_sha256
 from tasks.index.vectors import shard_batches, shard_pictures
 from tests.catalogs import write_table
@@ -80,6 +83,16 @@ def test_a_title_is_embedded_once_per_encoder_version(tmp_path: Path) -> None:
     for key, (position, content, vector) in rows(first).items():
         assert rows(again)[key][:2] == (position, content)
         np.testing.assert_array_equal(rows(again)[key][2], vector)
+
+
+def test_a_plan_counts_each_title_once_and_measures_them(tmp_path: Path) -> None:
+    taken, result = run(tmp_path, "one")
+    encoders = EncoderFolder(tmp_path / "encoder")
+    empty = EmbeddingStore(str(tmp_path / "empty"), encoders.manifest.dim)
+    titles, missing = titles_to_embed(taken, empty)
+    assert (titles, sorted(missing)) == (2, ["blue lamp", "red mug"])
+    assert titles_to_embed(taken, EmbeddingStore(result.store_uri, encoders.manifest.dim)) == (2, [])
+    assert sample_titles(missing, encoders) > 0
 
 
 @pytest.mark.parametrize(("words", "text_only", "reason"), [(False, True, "no_text_tower"), (True, False, "missing")])

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
 
 from tasks.demo.services import mlflow_service
 from tasks.demo.supervisor import Supervisor
+from tasks.pipelines.stream import Round, Stream
 from tasks.registry import INDEX_MODEL
 from tasks.settings import PROJECT, Settings
 from tests.catalog.changes.refreshed import LiveShop
@@ -158,3 +160,12 @@ def test_rounds_that_fail_are_told_and_leave_the_live_version_alone(streamed: St
     streamed.until(lambda: streamed.titles().get("p012") == "product 12 at 10", "good pictures go live")
     assert streamed.end(signal.SIGTERM) == 0
     assert live.count_waiting() == 0
+
+
+def test_an_outage_of_any_length_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand failures in a row are a day, and twice that many no reason to end."""
+    said: list[str] = []
+    made = Stream(1.0, Event(), said.append)
+    monkeypatch.setattr(made.stop, "wait", lambda pause: pause)
+    made._handle_error(Round(failures=2000), ConnectionError("refused"))
+    assert said == ["ConnectionError: refused; trying again in 60 s"]

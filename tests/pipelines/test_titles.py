@@ -62,6 +62,7 @@ def test_titles_come_change_get_a_picture_lose_it_and_go(
     chain = dict(trace_product(live.registry, "p030", live.registry.aliases(INDEX_MODEL)["candidate"]))
     assert chain["picture"] == "none: it is found by its title"
     assert chain["title"].startswith("red mug, ")
+    assert (len(chain["title sha256"]), "image sha256" in chain) == (64, False)
 
     counts, changed = after("r2", bare(30, 2, "blue lamp"), bare(3, 2, "green bag"))
     assert counts == (21, 21, 0, 2), "the picture of p003 is gone"

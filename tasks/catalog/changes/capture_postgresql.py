@@ -7,7 +7,7 @@ error into a warning: the next rebuild sees what was missed.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.catalog.product_pictures import IMAGES, PICTURE_ROWS
+from tasks.catalog.product_pictures import PICTURE_ROWS
 from tasks.catalog.sources.database import DatabaseColumn, quoted, sql_literal
 from tasks.catalog.sources.pictures import NO_PICTURES
 from tasks.catalog.sources.postgresql import EXPRESSIONS
@@ -88,14 +88,7 @@ BEGIN
       INSERT INTO {tables.outbox} (event, priority) VALUES ({gone.format(product_id.of("OLD"))});
     END IF;
   END IF;
-  SELECT to_jsonb(r) INTO new_row FROM (SELECT {fields}) r;{
-        f'''
-  IF NOT ({_shown(columns)}) THEN
-    RETURN NULL;
-  END IF;'''
-        if tables.pictures
-        else ""
-    }
+  SELECT to_jsonb(r) INTO new_row FROM (SELECT {fields}) r;
   INSERT INTO {tables.outbox} (event, priority) VALUES ({_event(_at(columns, tables))});
   RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
@@ -117,7 +110,7 @@ def _images(columns: Sequence[DatabaseColumn], tables: Tables) -> str:
             "    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN\n"
             "      RAISE WARNING 'a product is being written elsewhere: its pictures are captured as they are seen here';\n    END;\n    "
             f"INSERT INTO {tables.outbox} (event, priority) SELECT {_event(_ahead(columns))} "
-            f"{whose.replace(' WHERE', f' {row} WHERE')} AND ({_shown(columns)});"
+            f"{whose.replace(' WHERE', f' {row} WHERE')};"
         )
 
     ids = f"SELECT product_id::{tables.id_type} FROM"
@@ -139,13 +132,6 @@ EXCEPTION WHEN OTHERS THEN
   RAISE WARNING 'a change of pictures was not captured, the next rebuild will see it: %', SQLERRM;
   RETURN NULL;
 END $vitrine$"""
-
-
-def _shown(columns: Sequence[DatabaseColumn]) -> str:
-    """The condition that the product `new_row` has a picture: one that gets its first in another table is told of then."""
-    names = [c.name for c in columns if c.name in ("image", "image_uri", IMAGES)]
-    own = [f"coalesce(new_row ->> {sql_literal(n)}, '') NOT IN ('', '[]')" for n in names]
-    return " OR ".join([*own, f"new_row -> '{PICTURE_ROWS}' <> '[]'::jsonb"])
 
 
 def _event(at: str) -> str:

@@ -7,7 +7,7 @@ its own. Where there are pictures, triggers only note which product was touched,
 
 from collections.abc import Sequence
 
-from tasks.catalog.product_pictures import IMAGES, PICTURE_ROWS
+from tasks.catalog.product_pictures import PICTURE_ROWS
 from tasks.catalog.sources.database import DatabaseColumn, quoted, sql_literal
 from tasks.catalog.sources.pictures import NO_PICTURES
 
@@ -60,7 +60,7 @@ def installing(columns: Sequence[DatabaseColumn], pictures: bool) -> list[str]:
 
 def telling(columns: Sequence[DatabaseColumn], pictures: Sequence[str], last: int) -> list[str]:
     """Statements that make events of what was touched, up to the id `last`: each product as it is now, with the columns that products
-    and product_images (none: it is not there any more) have now. A product without any picture is not told of."""
+    and product_images (none: it is not there any more) have now."""
     names = {c.name: c for c in columns}
     touched = (
         f"(SELECT product_id, max(at) AS at, max(of_row) AS of_row FROM {TOUCHED} WHERE id <= {last} GROUP BY product_id) AS t"
@@ -72,7 +72,7 @@ def telling(columns: Sequence[DatabaseColumn], pictures: Sequence[str], last: in
         at = f"CASE WHEN julianday(p.updated_at) > julianday('now') THEN {ahead} ELSE {at} END"
     return [
         f"INSERT INTO outbox (event, priority) SELECT {_upsert(columns, pictures, at, 'p')} FROM {touched} CROSS JOIN products AS p "
-        f"ON p.product_id = t.product_id WHERE {_shown(names, pictures, 'p')} ORDER BY t.at",
+        "ON p.product_id = t.product_id ORDER BY t.at",
         f"INSERT INTO outbox (event, priority) SELECT {gone}, 1 FROM {touched} WHERE t.of_row AND t.product_id IS NOT NULL "
         "AND NOT EXISTS (SELECT 1 FROM products AS p WHERE p.product_id = t.product_id) ORDER BY t.at",
         f"DELETE FROM {TOUCHED} WHERE id <= {last}",
@@ -140,10 +140,3 @@ def _rows(columns: Sequence[str], row: str) -> str:
     kinds = ", ".join(map(sql_literal, NO_PICTURES))
     shown = f" AND lower(trim(coalesce(i.kind, ''))) NOT IN ({kinds})" if "kind" in columns else ""
     return f"{PICTURE_ROWS} AS i WHERE i.product_id = {row}.product_id AND {_uri(columns)} <> ''{shown}"
-
-
-def _shown(names: dict[str, DatabaseColumn], pictures: Sequence[str], row: str) -> str:
-    """The condition that a product has a picture: one that gets its first in another table is told of then."""
-    own = [f"coalesce({names[n].of(row)}, '') NOT IN ('', '[]')" for n in ("image", "image_uri", IMAGES) if n in names]
-    own += [f"EXISTS (SELECT 1 FROM {_rows(pictures, row)})"] if pictures else []
-    return f"({' OR '.join(own) or '0'})"

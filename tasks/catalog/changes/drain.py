@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from serving.contract.addresses import error_line
 from serving.contract.segments import lists_pictures
 from tasks.catalog.changes.event import UPSERT, Event, MalformedEvent, read_event
 from tasks.catalog.changes.ledger import entries, latest_changes, newer
@@ -163,7 +164,7 @@ def _own_value(event: Event, column: pa.Field) -> Any:
         found = read(value, kind)
         return None if found is None else pa.scalar(found, TYPES[kind]).cast(column.type).as_py()
     except (ValueProblem, pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as problem:
-        reason = str(problem).splitlines()[0]
+        reason = error_line(problem)
         raise MalformedEvent(f"column {column.name}: {reason}; the index has {column.type} there") from None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tasks.catalog.product_pictures import IMAGES, PICTURE_LISTS, TOO_LONG, choose_pictures
+from tasks.catalog.product_pictures import IMAGES, PICTURE_LISTS, PICTURE_ROWS, TOO_LONG, choose_pictures
 from tasks.catalog.schema import ALIASES, DEFAULT_LIMITS, KINDS, LARGEST_FLOAT32, RowLimits, readable
 from tasks.catalog.values import ValueProblem, named, read, shown, text, time
 
@@ -25,6 +25,10 @@ LONGEST_ID = 1000
 
 class MalformedEvent(Exception):
     """A message that is not a valid event; the reason goes to the dead letters with it."""
+
+
+class PictureMissing(MalformedEvent):
+    """A product that names no picture, where every product needs one."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,13 @@ def _read_event(message: str, now: datetime, limits: RowLimits) -> Event:
         return delete(product_id, updated_at)
     if not isinstance(record.get("product"), dict):
         raise MalformedEvent("an upsert carries the whole product as an object `product`; there is none")
-    event = upsert(product_id, updated_at, record["product"], limits)
+    try:
+        event = upsert(product_id, updated_at, record["product"], limits)
+    except PictureMissing:
+        if record["product"].get(PICTURE_ROWS) != []:
+            raise
+        # Its table of pictures was asked and has none: a snapshot sets such a row aside, so the product is none until one comes.
+        return delete(product_id, updated_at)
     try:
         event.text.encode()
     except UnicodeEncodeError:
@@ -143,7 +153,8 @@ def _product(row: Mapping[str, Any], limits: RowLimits) -> dict[str, Any]:
     _take_pictures(product, limits)
     for name in ("title", "image_uri"):
         if not product.get(name) and name in limits.required:
-            raise MalformedEvent(f"the product has no {readable(name)}; every product needs title and image")
+            error = PictureMissing if name == "image_uri" else MalformedEvent
+            raise error(f"the product has no {readable(name)}; every product needs title and image")
     product["image_uri"] = product.get("image_uri") or ""
     _check_bounds(product, limits)
     return product

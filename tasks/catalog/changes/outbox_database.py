@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from serving.contract.addresses import hide_secrets
+from serving.contract.addresses import error_line
 from tasks.catalog.sources.postgresql import PLAIN_LITERALS, connect, lost_connection
 from tasks.errors import CatalogAway, CatalogError
 
@@ -130,7 +130,7 @@ class Postgres:
             with suppress(dbapi.Error):  # without a connection there is nothing to take back
                 self.connection.rollback()
             failure = CatalogAway if lost_connection(error) else CatalogError
-            raise failure(f"the outbox cannot be written: {hide_secrets(str(error).strip().splitlines()[0])}") from None
+            raise failure(f"the outbox cannot be written: {error_line(error)}") from None
         except BaseException:
             self.connection.rollback()
             raise

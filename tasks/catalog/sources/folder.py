@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from serving.contract.addresses import error_line
 from tasks.catalog.sources.csv_format import CsvFormat
 from tasks.catalog.sources.pictures import with_pictures
 from tasks.catalog.sources.sorting import beyond, sorted_batches
@@ -79,7 +80,7 @@ def parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
             for batch in file.iter_batches(BATCH_ROWS):
                 yield without_views(batch)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise CatalogError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+        raise CatalogError(f"{path}: not a readable Parquet file: {error_line(error)}") from None
 
 
 def csv_batches(
@@ -113,7 +114,7 @@ def csv_batches(
     except StopIteration:
         return
     except pa.ArrowInvalid as error:
-        what = f"a row is longer than {BLOCK_BYTES >> 20} MiB" if "straddling" in str(error) else str(error).splitlines()[0]
+        what = f"a row is longer than {BLOCK_BYTES >> 20} MiB" if "straddling" in str(error) else error_line(error)
         raise CatalogError(f"{path}: not a readable CSV file: {what}") from None
     except UnicodeDecodeError as error:
         raise CatalogError(f"{path}: it does not read as {form.encoding}: {error}") from None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from serving.contract.addresses import error_line
 from tasks import storage
 from tasks.catalog.sources.source import SourceOptions
 from tasks.catalog.sources.tables import TableAddress, TableSource, dataset_batches, unreadable
@@ -50,7 +51,7 @@ class ParquetSource(TableSource):
                 )  # fmt: skip
                 found.append(pa.schema([_plain(field) for field in file.inspect()]))
             except (pa.ArrowInvalid, OSError) as error:
-                raise CatalogError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+                raise CatalogError(f"{path}: not a readable Parquet file: {error_line(error)}") from None
         try:
             return pa.unify_schemas(found, promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

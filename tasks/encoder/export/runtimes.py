@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from serving.contract.addresses import error_line
 from serving.contract.files import ContractError
-from serving.contract.runtimes import RUNTIMES, Format, Runtime, Session, first_line
+from serving.contract.runtimes import RUNTIMES, Format, Runtime, Session
 from serving.contract.runtimes import runtime as named
 from tasks.errors import SettingsError
 
@@ -34,7 +35,7 @@ class TorchScript:
                 warnings.simplefilter("ignore", FutureWarning)  # PyTorch announces that TorchScript will go
                 module = torch.jit.load(str(path), map_location=device)
         except Exception as error:  # a damaged archive arrives as various classes
-            raise ContractError(f"{path.name}: PyTorch cannot load it: {first_line(error)}") from None
+            raise ContractError(f"{path.name}: PyTorch cannot load it: {error_line(error)}") from None
 
         def run(batch: np.ndarray) -> np.ndarray:
             inputs = torch.from_numpy(np.array(batch)).to(device)

@@ -1,6 +1,7 @@
 """Triton's Python backend around ONNX Runtime: `vitrine encoder repository` copies this file into a model repository.
 
-It runs in the server, with numpy and onnxruntime and nothing of ours.
+It runs in the server, with numpy and onnxruntime and nothing of ours. What is no picture never comes here: Triton holds each request
+against config.pbtxt before it makes a batch, and refuses it alone.
 """
 
 import json

@@ -12,6 +12,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
+from serving.contract.addresses import error_line
 from serving.contract.files import atomic_write
 from serving.contract.preprocess import PreprocessSpec
 from tasks.encoder.config import FOLDER, HUB, TowerConfig
@@ -124,7 +125,7 @@ def create_model(architecture: Architecture, size: int) -> Any:
             return open_clip.create_model(f"{FOLDER}{folder}", load_weights=False, force_image_size=size, pretrained_text=False)
         except Exception as error:  # a config of one's own fails in as many ways as there are fields
             raise TrainingError(
-                f"open_clip cannot build the model for pictures of {size} pixels ({first_line(error)}); mend its config, or take its "
+                f"open_clip cannot build the model for pictures of {size} pixels ({error_line(error, 160)}); mend its config, or take its "
                 f"own size, {architecture.size}"
             ) from None
 
@@ -183,10 +184,4 @@ def _downloaded(name: str, what: str, download: Callable[[], str], remedy: str) 
     try:
         return Path(download())
     except Exception as error:  # a download fails in as many ways as there are networks; all mean the same to the reader
-        raise TrainingError(f"{name}: {what} could not be downloaded ({first_line(error)}); {remedy}") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, at most 160 characters."""
-    text = str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__
+        raise TrainingError(f"{name}: {what} could not be downloaded ({error_line(error, 160)}); {remedy}") from None

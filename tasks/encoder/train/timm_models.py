@@ -7,10 +7,11 @@ import timm
 from open_clip.timm_model import TimmModel
 from torch import nn
 
+from serving.contract.addresses import error_line
 from serving.contract.preprocess import PreprocessSpec
 from tasks.encoder.config import TEACHER, EncoderConfig, TowerConfig
 from tasks.encoder.train import residual_net, short_lite  # noqa: F401  they register our own towers with timm
-from tasks.encoder.train.open_clip_models import FITS, first_line
+from tasks.encoder.train.open_clip_models import FITS
 from tasks.encoder.train.weights import PACKAGES, load_into, read_package, read_state_dict
 from tasks.errors import TrainingError
 
@@ -73,7 +74,7 @@ def fit_tower(network: TimmModel, tower: TowerConfig, dim: int, size: int, load_
         except Exception as error:
             own = input_size(trunk)
             raise TrainingError(
-                f"{tower.timm} does not take pictures of {size} pixels ({first_line(error)}); take its own size, {own}"
+                f"{tower.timm} does not take pictures of {size} pixels ({error_line(error, 160)}); take its own size, {own}"
             ) from None
     return network
 
@@ -82,10 +83,10 @@ def no_tower(tower: TowerConfig, error: Exception) -> TrainingError:
     """What to say of a network that timm does not build, or whose weights cannot be downloaded."""
     if tower.pretrained == TIMM and tower.timm.partition(".")[0] in timm.list_models():
         return TrainingError(
-            f"{tower.timm}: the weights could not be downloaded ({first_line(error)}); set `pretrained` to a local checkpoint file, "
+            f"{tower.timm}: the weights could not be downloaded ({error_line(error, 160)}); set `pretrained` to a local checkpoint file, "
             "or to '' to start from random weights"
         )
-    return TrainingError(f"the image tower {tower.timm!r} cannot be built: {first_line(error)}; name a timm model")
+    return TrainingError(f"the image tower {tower.timm!r} cannot be built: {error_line(error, 160)}; name a timm model")
 
 
 def statistics(tower: TowerConfig, trunk: Any) -> Statistics:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.contract.addresses import hide_secrets
+from serving.contract.addresses import error_line, hide_secrets
 from serving.contract.files import ContractError
 from tasks import storage
 from tasks.errors import VitrineError
@@ -85,7 +85,7 @@ def plan_garbage(registry: Registry, places: GarbageLocations, retention: Retent
             except Exception as error:  # whatever MLflow raises: without this manifest nobody knows what the version needs
                 raise VitrineError(
                     f"the manifest of index version {version.version}, which {kept[version.version]}, cannot be read "
-                    f"({str(error).splitlines()[0]}): nothing is deleted, since it may need any of it; repair or delete that version"
+                    f"({error_line(error)}): nothing is deleted, since it may need any of it; repair or delete that version"
                 ) from None
     needed = reachable(manifests)
     items = [
