@@ -69,9 +69,9 @@ def synthetic_photos(count: int, seed: int) -> list[bytes]:
 def _products(client: httpx.Client, url: str) -> int:
     try:
         state = client.get("/v1/version").raise_for_status().json()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: it answers, but no JSON
         raise VitrineError(
-            f"{url} does not answer ({type(error).__name__}); start a replica or name another with --url"
+            f"{url!r} does not answer as a replica ({type(error).__name__}); start one, or name another with --url"
         ) from None
     if not state["live"]:
         raise VitrineError(f"{url} serves no index version yet")

@@ -32,6 +32,8 @@ def _of_mlflow(error: Exception) -> str:
     if not isinstance(error, MlflowException):
         return ""
     uri = without_secrets(Settings.load().mlflow_uri)
+    if "://" not in uri:
+        return f"VITRINE_MLFLOW_URI={uri!r} is no address of an MLflow server, which is like http://127.0.0.1:5000"
     if unreachable(error):
         return f"MLflow does not answer at {uri}; start it, or set VITRINE_MLFLOW_URI to where it is"
     if error.get_http_status_code() in REFUSALS:
@@ -39,7 +41,7 @@ def _of_mlflow(error: Exception) -> str:
             f"MLflow at {uri} does not let this user do that: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to one who "
             f"may ({error_line(error, 160)})"
         )
-    return f"MLflow at {uri} refuses: {error_line(error, 300)}"
+    return f"MLflow at {uri} does not answer as it should: {error_line(error, 300)}"
 
 
 def _of_http(error: Exception) -> str:

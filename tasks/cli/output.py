@@ -14,8 +14,8 @@ from rich.text import Text
 
 from tasks.settings import Settings
 
-console = Console(highlight=False, soft_wrap=True)
-progress = Console(stderr=True, highlight=False)
+console = Console(highlight=False, soft_wrap=True, emoji=False)  # a path may hold :x:
+progress = Console(stderr=True, highlight=False, emoji=False)
 """Where waiting is shown, so that standard output holds the answer alone."""
 WORD = 10
 """A cell's words of up to this width (dates, numbers, states) are broken last in a narrow terminal."""

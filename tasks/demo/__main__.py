@@ -34,7 +34,7 @@ WRITTEN = (
 def main(arguments: list[str]) -> int:
     """Runs one of the three commands; returns its exit status."""
     warnings.simplefilter("ignore")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     command = arguments[0] if arguments else "demo"
     try:
         if command == "down":

@@ -9,7 +9,7 @@ from typing import Any
 from serving.contract.addresses import error_line, without_secrets
 from serving.contract.webhook_signature import InvalidSignature, verify_signature
 from tasks.errors import VitrineError
-from tasks.registry import ENCODER_MODEL, Registry
+from tasks.registry import ENCODER_MODEL, Registry, unreachable
 
 EVENT = "model_version_alias.created"
 
@@ -95,6 +95,8 @@ def register_webhook(registry: Registry, address: str, secret: str, receiver: Re
         client.create_webhook(name, description=receiver.about, **wanted)
         return True
     except MlflowException as error:
+        if unreachable(error):
+            raise
         raise VitrineError(
             f"MLflow at {without_secrets(registry.uri)} does not take the webhook {without_secrets(url)}: {error_line(error)}; "
             "for an address that is not public https, start its server with MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,https and "

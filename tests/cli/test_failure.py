@@ -1,6 +1,5 @@
 """What the command line says where a command cannot do its work: a sentence that names the cause, never a traceback or a secret."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
+from serving.versions.version_source import MLFLOW_TIMEOUTS
+from tasks.cli import main
 from tasks.cli.failure import sentence_of
 from tasks.errors import VitrineError
 
@@ -38,7 +39,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ),
         (
             MlflowException("API request failed with error code 502 != 200"),
-            "MLflow at http://********@mlflow:5000 refuses: API request failed",
+            "MLflow at http://********@mlflow:5000 does not answer as it should: API request failed",
         ),
         (httpx.ReadTimeout("timed out"), "a server does not answer as it should: ReadTimeout, timed out"),
         (KeyError("a bug"), ""),
@@ -52,10 +53,47 @@ def test_what_is_expected_to_go_wrong_is_one_sentence_and_a_bug_is_none(error: E
     assert "hidden" not in said
 
 
-def test_a_setting_that_cannot_be_read_is_a_sentence_although_all_others_are_read_for_masking(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("words", "environ", "says"),
+    [
+        (
+            ("catalog", "check", "s3://bucket/shop"),
+            {},
+            "s3://bucket/shop is no catalogue: expected sqlite:///file, postgresql://…",
+        ),
+        (("catalog", "check", "no:x:y"), {}, "no:x:y: there is no such catalogue folder"),
+        (("catalog", "check", "postgresql://u:hidden@127.0.0.1:9/x"), {}, "port 9 failed: Connection refused"),
+        (("search", __file__), {"SERVING_URLS": ""}, "VITRINE_SERVING_URLS names no replica that could be asked"),
+        (
+            ("capacity",),
+            {"SERVING_URLS": ""},
+            "'' does not answer as a replica (UnsupportedProtocol); start one, or name another",
+        ),
+        (("release", "list"), {"MLFLOW_URI": "mlruns"}, "VITRINE_MLFLOW_URI='mlruns' is no address of an MLflow server"),
+        (("settings",), {"SHARDS": "two"}, "VITRINE_SHARDS='two' is not a whole number"),
+    ],
+    ids=lambda value: " ".join(value)[:20] if isinstance(value, tuple) else "",
+)
+def test_wrong_input_is_answered_by_its_cause(
+    words: tuple[str, ...],
+    environ: dict[str, str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("VITRINE_SHARDS", "two")
-    done = subprocess.run([sys.executable, "-m", "tasks.cli", "settings"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout == "vitrine: VITRINE_SHARDS='two' is not a whole number\n"
+    """Through `main`, which says it; names with colons are shown as they are."""
+    for name, value in environ.items():
+        monkeypatch.setenv(f"VITRINE_{name}", value)
+    for name, value in {
+        **MLFLOW_TIMEOUTS,
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+    }.items():
+        monkeypatch.setenv(name, value)  # what `main` sets is taken back
+    monkeypatch.setattr(sys, "argv", ["vitrine", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    assert says in shown.out
+    assert "hidden" not in shown.out + shown.err

@@ -10,7 +10,7 @@ from tasks.catalog.sources.query import SETTING
 from tasks.catalog.sources.source import Source, SourceOptions
 from tasks.catalog.sources.sqlite import open_sqlite
 from tasks.catalog.sources.tables import TableAddress, TableSource
-from tasks.errors import SettingsError
+from tasks.errors import CatalogError, SettingsError
 
 TABLES = ("parquet", "delta", "iceberg")
 """What stands before the colon of a table's address."""
@@ -46,6 +46,11 @@ def _open(uri: str, options: SourceOptions) -> Iterator[Source]:
     if uri.partition(":")[0] in TABLES:
         yield open_table(uri, options)
         return
+    if "://" in uri and not uri.startswith("file://"):
+        raise CatalogError(
+            f"{addresses.without_secrets(uri)} is no catalogue: expected sqlite:///file, postgresql://…, parquet:, delta: or iceberg: and "
+            "a table's address, or a folder"
+        )
     yield FolderSource(addresses.local_path(uri), options)
 
 

@@ -97,6 +97,8 @@ PLAIN_LITERALS = "SET standard_conforming_strings = on"
 LIMITS = {"connect_timeout": 10, "tcp_user_timeout": 60_000}
 """libpq's parameters where the address has none of its own: seconds until a server must have answered, milliseconds until what it was
 sent must have arrived. Without them a server that is silent holds a step until its execution timeout."""
+HINT = "Is the server running"
+"""How the line of libpq's begins that asks instead of saying what was refused."""
 
 
 @contextmanager
@@ -127,8 +129,9 @@ def connect(uri: str) -> Any:
     try:
         return dbapi.connect(address + ("&" if "?" in address else "?") + "&".join(missing) if missing else address)
     except dbapi.Error as error:
-        why = str(error).strip().splitlines()[-1].strip()
-        raise CatalogAway(f"PostgreSQL does not answer: {addresses.hide_secrets(why, uri)}") from None
+        lines = [line.strip() for line in addresses.hide_secrets(str(error), uri).strip().splitlines()]
+        why = [line for line in lines if not line.startswith(HINT)] or lines
+        raise CatalogAway(f"PostgreSQL does not answer: {why[-1]}") from None
 
 
 def split_image_root(uri: str) -> tuple[str, str]:
