@@ -1,7 +1,7 @@
 # One door for people and for CI. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint unit docs clean e2e e2e-engines chaos kill-drill spark-cluster gpu-check images secrets stack stack-down stack-test venv
+.PHONY: help demo up down test lint unit docs clean e2e e2e-celery e2e-engines chaos kill-drill spark-cluster gpu-check images secrets stack stack-down stack-test venv
 
 PYTHON ?= python3
 HARDWARE ?= cpu
@@ -80,6 +80,11 @@ define environment
 @touch $(1)/.installed
 endef
 
+CELERY := build/celery
+e2e-celery: java ## the chain on two Celery workers that share no file system, with PostgreSQL, Redis and S3, in an environment of its own
+	@$(MAKE) --no-print-directory VENV=$(CELERY) EXTRAS=,postgres,celery,s3-logs,statsd $(CELERY)/.installed-$(HARDWARE)
+	@OMP_WAIT_POLICY=PASSIVE $(CELERY)/bin/python -m pytest -q -n0 -m e2e tests/e2e/test_celery.py
+
 KILLED := release/promotion/test_killed_promotions.py catalog/changes/test_kills.py embed/test_job.py encoder/train/test_distributed.py
 kill-drill: $(STAMP) java ## promotions and refreshes killed before and after every one of their writes, jobs in the middle (was: make chaos)
 	@$(PYTEST) -m "" $(addprefix tests/,$(KILLED))
@@ -128,7 +133,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ "$(UV)" = build/uv/bin/uv ] && [ ! -x $(UV) ]; then echo "installing uv into build/uv"; $(PYTHON) -m venv build/uv && build/uv/bin/pip install -q uv; fi
 	@[ -x $(BIN)/python ] || $(UV) venv -q --python $(PYTHON) $(VENV)
 	@echo "installing the packages of constraints.txt into $(VENV) (1-3 minutes the first time)"
-	@VIRTUAL_ENV=$(VENV) $(UV) pip install -q --compile-bytecode -c constraints.txt -e '.[$(HARDWARE),serving,pipeline,dev]'
+	@VIRTUAL_ENV=$(VENV) $(UV) pip install -q --compile-bytecode -c constraints.txt -e '.[$(HARDWARE),serving,pipeline,dev$(EXTRAS)]'
 	@touch $@
 
 .PHONY: java
