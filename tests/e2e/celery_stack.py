@@ -38,7 +38,8 @@ SECRET = "not-for-logs"
 OWN_DISK = """
 mount -t tmpfs tmpfs "$1"; mount -t tmpfs tmpfs "$2"; mount -t tmpfs tmpfs /dev/shm
 mount --bind "$3" "$3"; mount -o remount,bind,ro "$3"
-mkdir -p "$2/$4"; hostname "$4"; shift 4; exec "$@"
+mkdir -p "$2/$4"; hostname "$4"; echo "127.0.0.1 localhost $4" >"$2/$4/hosts"; mount --bind "$2/$4/hosts" /etc/hosts
+shift 4; exec "$@"
 """
 """Runs a command with "$1" (the stack's folder), "$2" (temporary files) and shared memory empty and its own, "$3" read-only."""
 
@@ -119,7 +120,10 @@ class CeleryStack:
         """Starts a DAG and waits for its end; its run id, the states of its tasks, and the machines that they ran on."""
         run_id = self.airflow.trigger(dag, dict(conf))
         self.wait(dag, run_id)
-        return run_id, *self.done(dag, run_id)
+        states, machines = self.done(dag, run_id)
+        for task in (name for name, state in states.items() if state == "failed"):
+            print(f"{dag}.{task}:\n{self.airflow.log(dag, run_id, task)[-4000:]}")
+        return run_id, states, machines
 
     def wait(self, dag: str, run_id: str) -> None:
         running.until(lambda: self.airflow.run(dag, run_id)["state"] in ("success", "failed"), f"{dag} {run_id} ends", 2400)
