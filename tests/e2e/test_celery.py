@@ -100,7 +100,7 @@ def test_a_new_worker_with_an_empty_disk_does_the_next_hour(stack: CeleryStack) 
     manifest = stack.registry.index_manifest(stack.registry.aliases(INDEX_MODEL)["live"])
     similar = httpx.get(f"{stack.settings.serving_urls[0]}/v1/products/p900/similar", timeout=30, trust_env=False)
     assert (similar.status_code, similar.json()["version"]["index"]) == (200, made)
-    assert manifest.counts.products == PRODUCTS + 1
+    assert manifest.counts.servable == PRODUCTS + 1
 
 
 def test_logs_of_dead_workers_are_read_from_the_store_and_hold_no_secret(stack: CeleryStack) -> None:
