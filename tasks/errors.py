@@ -21,6 +21,10 @@ class ServiceAway(VitrineError):
     """A service that the step needs does not answer. In Airflow the step is tried again, as this may pass."""
 
 
+class StoreAway(ServiceAway):
+    """The object store does not answer, refuses for now, or its answers break off."""
+
+
 class CatalogAway(CatalogError, ServiceAway):
     """The database or queue of the catalogue does not answer."""
 

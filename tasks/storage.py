@@ -1,4 +1,7 @@
-"""File access by uri, the same for local folders and s3://. Writes are atomic.
+"""File access by uri, the same for local folders and s3://. Writes are atomic, and what is read is whole.
+
+An object store that is away, overloaded, or whose answer breaks off, is asked again (PAUSES_S); then StoreAway is raised, which is no
+OSError: what is wrong with the store must not be taken for what is wrong with a file.
 
 S3 settings come from the environment as for every AWS tool (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …); an endpoint implies
 path-style addresses, as MinIO and moto want, unless AWS_S3_ADDRESSING_STYLE is "virtual".
@@ -7,23 +10,72 @@ path-style addresses, as MinIO and moto want, unless AWS_S3_ADDRESSING_STYLE is 
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from serving.contract import addresses
-from tasks.errors import VitrineError
+from tasks.errors import StoreAway, VitrineError
 
 CHUNK_BYTES = 1 << 20
+PAUSES_S = (0.2, 1.0, 3.0)
+"""Before an object store is asked again. Arrow's client has tried three times by then, but for answers that tell it too little."""
+AWAY = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT"
+    r"|UNKNOWN \(HTTP status (5\d\d|429|408)\))[^:]*"
+)
+"""What Arrow says of a store that may answer in a moment."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _BrokenOff(OSError):
+    """An object store's answer that ended before its end."""
+
+
+def _patient(ask: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+    """Asks an object store again that does not answer, or not to the end. Raises StoreAway when it never does."""
+
+    @wraps(ask)
+    def asked(uri: str, *args: P.args, **kwargs: P.kwargs) -> T:
+        pauses_s = list(PAUSES_S)
+        while True:
+            try:
+                return ask(uri, *args, **kwargs)
+            except OSError as error:
+                if not pauses_s:
+                    raise_if_away(uri, error)
+                if not pauses_s or not _away(uri, error):
+                    raise
+            time.sleep(pauses_s.pop(0))
+
+    return asked
+
+
+def _away(uri: str, error: OSError) -> str:
+    """Why an error is the object store's and may pass; "" for any other error."""
+    if not uri.startswith("s3://"):
+        return ""
+    found = AWAY.search(str(error))
+    return str(error) if isinstance(error, _BrokenOff) else found[0].strip() if found else ""
+
+
+def raise_if_away(uri: str, error: Exception) -> None:
+    """Raises StoreAway when an error of Arrow's, met while it read `uri` by itself, is the object store's and may pass."""
+    if isinstance(error, OSError) and (why := _away(uri, error)):
+        raise StoreAway(f"{uri}: the object store does not answer as it should ({why}); try again later") from error
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -61,11 +113,13 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+@_patient
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     return fs.get_file_info(path).type == pafs.FileType.File
 
 
+@_patient
 def list_files(uri: str, suffix: str = "", recursive: bool = False) -> list[str]:
     """Uris of the files below a folder, sorted; [] when the folder does not exist."""
     fs, path = filesystem(uri)
@@ -74,6 +128,7 @@ def list_files(uri: str, suffix: str = "", recursive: bool = False) -> list[str]
     return sorted(scheme + f.path for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
 
 
+@_patient
 def list_folders(uri: str) -> list[str]:
     """Uris of a folder's direct subfolders, sorted; [] when the folder does not exist."""
     fs, path = filesystem(uri)
@@ -82,6 +137,7 @@ def list_folders(uri: str) -> list[str]:
     return sorted(scheme + f.path for f in found if f.type == pafs.FileType.Directory)
 
 
+@_patient
 def disk_usage(uri: str) -> tuple[int, float]:
     """Bytes of a file or folder, and the modification time (epoch seconds) of its newest file."""
     fs, path = filesystem(uri)
@@ -91,6 +147,7 @@ def disk_usage(uri: str) -> tuple[int, float]:
     return sum(f.size for f in files), max((f.mtime_ns / 1e9 for f in files), default=0.0)
 
 
+@_patient
 def size(uri: str) -> int:
     fs, path = filesystem(uri)
     return fs.get_file_info(path).size
@@ -101,45 +158,58 @@ def validator(uri: str) -> str | None:
     fs, path = filesystem(uri)
     try:
         if isinstance(fs, pafs.S3FileSystem):
-            with fs.open_input_stream(path) as stream:  # asks for the object's head, reads nothing
-                told = stream.metadata()
-            return f"{told['Content-Length'].decode()}-{told['ETag'].decode()}"
+            with _opened(uri) as stream:  # asks for the object's head, reads nothing
+                return f"{stream.size()}-{stream.metadata()['ETag'].decode()}"
         info = fs.get_file_info(path)
     except OSError:
         return None
     return f"{info.size}-{info.mtime_ns}" if info.type == pafs.FileType.File else None
 
 
+@_patient
 def read_bytes(uri: str) -> bytes:
+    with _opened(uri) as stream:
+        data = stream.read()
+        _check_whole(len(data), stream)
+        return data
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[pa.NativeFile]:
+    """A file to be read. Raises _BrokenOff when the object's head came without its end, so that its length is not known."""
     fs, path = filesystem(uri)
-    with fs.open_input_stream(path) as stream:
-        return stream.read()
+    with fs.open_input_file(path) as stream:
+        if isinstance(fs, pafs.S3FileSystem) and "ETag" not in stream.metadata():
+            raise _BrokenOff("its answer broke off in the head")
+        yield stream
+
+
+def _check_whole(length: int, stream: pa.NativeFile) -> None:
+    """Raises _BrokenOff when `length` bytes are not all of a stream."""
+    if length < stream.size():
+        raise _BrokenOff(f"its answer broke off after {length} of {stream.size()} bytes")
 
 
 def read_verified(uri: str, checksum: str, remedy: str = "take it from a copy, or run the step that made it again") -> pa.Buffer:
     """A file's bytes, verified against `checksum` (hex sha256). Raises VitrineError naming the file and the remedy."""
-    fs, path = filesystem(uri)
-    found = ""
-    for _ in range(2):  # an answer of the store that broke off looks like a damaged file
-        try:
-            with fs.open_input_file(path) as stream:
-                data = stream.read_buffer()
-        except FileNotFoundError:
-            raise VitrineError(f"{uri}: the file is missing; {remedy}") from None
-        found = hashlib.sha256(data).hexdigest()
-        if found == checksum:
-            return data
-    raise VitrineError(f"{uri}: its sha256 is {found[:12]}… where {checksum[:12]}… was written: it is corrupt; {remedy}")
+    try:
+        data = read_bytes(uri)
+    except FileNotFoundError:
+        raise VitrineError(f"{uri}: the file is missing; {remedy}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != checksum:
+        raise VitrineError(f"{uri}: its sha256 is {found[:12]}… where {checksum[:12]}… was written: it is corrupt; {remedy}")
+    return pa.py_buffer(data)
 
 
 def read_json(uri: str) -> Any:
     return json.loads(read_bytes(uri))
 
 
+@_patient
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """A whole Parquet file as a table."""
-    fs, path = filesystem(uri)
-    with fs.open_input_file(path) as stream:
+    with _opened(uri) as stream:
         return pq.read_table(stream, columns=columns)
 
 
@@ -152,9 +222,7 @@ def writer(uri: str) -> Iterator[pa.NativeFile]:
         with tempfile.NamedTemporaryFile() as spool:
             with pa.OSFile(spool.name, "wb") as stream:
                 yield stream
-            with pa.OSFile(spool.name, "rb") as source, fs.open_output_stream(path) as target:
-                while chunk := source.read(CHUNK_BYTES):
-                    target.write(chunk)
+            _upload(uri, spool.name)
         return
     target_path = Path(path)
     target_path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +236,14 @@ def writer(uri: str) -> Iterator[pa.NativeFile]:
         temporary.replace(target_path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@_patient
+def _upload(uri: str, file: str) -> None:
+    fs, path = filesystem(uri)
+    with pa.OSFile(file, "rb") as source, fs.open_output_stream(path) as target:
+        while chunk := source.read(CHUNK_BYTES):
+            target.write(chunk)
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
@@ -185,24 +261,27 @@ def put_file(path: Path, uri: str) -> None:
         shutil.copyfileobj(source, target, CHUNK_BYTES)
 
 
+@_patient
 def local_copy(uri: str, folder: Path) -> Path:
     """A file as a path of this machine: where it is, or fetched into `folder` when it is an object of s3://."""
     if not uri.startswith("s3://"):
         return local_path(uri)
-    fs, source = filesystem(uri)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / uri.rsplit("/", 1)[1]
-    with fs.open_input_stream(source) as stream, path.open("wb") as target:
+    with _opened(uri) as stream, path.open("wb") as target:
         shutil.copyfileobj(stream, target, CHUNK_BYTES)
+        _check_whole(target.tell(), stream)
     return path
 
 
+@_patient
 def delete(uri: str) -> None:
     fs, path = filesystem(uri)
-    if exists(uri):
+    if fs.get_file_info(path).type == pafs.FileType.File:
         fs.delete_file(path)
 
 
+@_patient
 def delete_folder(uri: str) -> None:
     """Removes a folder recursively; no error when it does not exist."""
     fs, path = filesystem(uri)
@@ -210,11 +289,12 @@ def delete_folder(uri: str) -> None:
         fs.delete_dir(path)
 
 
+@_patient
 def sha256(uri: str) -> str:
     """Hex sha256 of a file's bytes, streamed."""
-    fs, path = filesystem(uri)
     digest = hashlib.sha256()
-    with fs.open_input_stream(path) as stream:
+    with _opened(uri) as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
+        _check_whole(stream.tell(), stream)
     return digest.hexdigest()

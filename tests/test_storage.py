@@ -4,17 +4,21 @@ import hashlib
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
 from tasks import storage
-from tasks.errors import VitrineError
+from tasks.errors import StoreAway, VitrineError
+from tests.relay import Relay
 from tests.servers import s3_server
 
 
@@ -122,11 +126,71 @@ def test_threads_that_write_the_same_file_at_once_all_succeed(tmp_path: Path) ->
     assert storage.list_files(str(tmp_path / "folder")) == [uri], "and no temporary file is left"
 
 
-def test_a_verified_read_that_broke_off_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [b"wh", b"whole", b"wh", b"wh"]
-    torn = SimpleNamespace(open_input_file=lambda path: pa.BufferReader(answers.pop(0)))
-    monkeypatch.setattr(storage, "filesystem", lambda uri: (torn, uri))
-    checksum = hashlib.sha256(b"whole").hexdigest()
-    assert storage.read_verified("s3://shop/part", checksum).to_pybytes() == b"whole"
+@pytest.fixture
+def relayed(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    """s3://shop by way of a relay, asked again without pauses."""
+    relay = Relay(int(server.rpartition(":")[2]))
+    for name, value in {"ENDPOINT_URL": server, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    storage.write_bytes(WHOLE, DATA)
+    with storage.writer(TABLE) as stream:
+        pq.write_table(pa.table({"n": range(1000)}), stream)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{relay.port}")
+    monkeypatch.setattr(storage, "PAUSES_S", (0.0, 0.0))
+    once = pafs.AwsStandardS3RetryStrategy(max_attempts=1)  # Arrow's client waits for seconds in between
+    monkeypatch.setattr(storage, "_object_store", cache(lambda _, **options: pafs.S3FileSystem(retry_strategy=once, **options)))
+    yield relay
+    relay.cut()
+
+
+WHOLE, TABLE = "s3://shop/relayed/whole.bin", "s3://shop/relayed/table.parquet"
+DATA = bytes(range(256)) * 300
+ASKED: dict[str, Callable[[Path], Any]] = {
+    "exists": lambda folder: storage.exists(WHOLE),
+    "list_files": lambda folder: storage.list_files("s3://shop/relayed"),
+    "disk_usage": lambda folder: storage.disk_usage(WHOLE)[0],
+    "size": lambda folder: storage.size(WHOLE),
+    "read_bytes": lambda folder: storage.read_bytes(WHOLE),
+    "read_verified": lambda folder: storage.read_verified(WHOLE, hashlib.sha256(DATA).hexdigest()).to_pybytes(),
+    "read_table": lambda folder: storage.read_table(TABLE).num_rows,
+    "local_copy": lambda folder: storage.local_copy(WHOLE, folder).read_bytes(),
+    "sha256": lambda folder: storage.sha256(WHOLE),
+    "write_bytes": lambda folder: storage.write_bytes(WHOLE, DATA),
+    "delete": lambda folder: storage.delete("s3://shop/relayed/none"),
+}
+BROKEN_OFF = ("read_bytes", "read_verified", "read_table", "local_copy", "sha256")
+"""What asks for bytes, of which half may come."""
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_store_that_errs_is_asked_again_and_never_taken_for_a_bad_file(
+    relayed: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ask = ASKED[name]
+    expected = ask(tmp_path)
+    relayed.share = 1.0
+    for kind in ("503", "reset", *(["truncated"] if name in BROKEN_OFF else [])):
+        relayed.faults = (kind,)
+        with pytest.raises(
+            StoreAway, match=r"relayed/?.*: the object store does not answer as it should \(.+\); try again later"
+        ):
+            ask(tmp_path)
+    relayed.share, relayed.faults = 0.3, ("503", "reset")
+    monkeypatch.setattr(storage, "PAUSES_S", (0.0,) * 20)
+    assert [ask(tmp_path) for _ in range(4)] == [expected] * 4
+
+
+def test_a_store_that_is_cut_off_for_a_moment_is_waited_for(relayed: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAUSES_S", (0.1,) * 50)
+    relayed.cut()
+    threading.Timer(0.5, relayed.start).start()
+    assert storage.read_bytes(WHOLE) == DATA
+
+
+def test_what_is_wrong_with_a_file_is_told_at_once(relayed: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAUSES_S", ("no pause",))
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes("s3://shop/relayed/none")
     with pytest.raises(VitrineError, match="it is corrupt"):
-        storage.read_verified("s3://shop/part", checksum)
+        storage.read_verified(WHOLE, "0" * 64)
+    assert storage.validator("s3://shop/relayed/none") is None

@@ -26,7 +26,8 @@ def read_image(uri: str, root: str, web: Fetcher = NOWHERE, limits: ImageLimits 
     comes what lies in it. A relative uri is relative to `root` (a folder or s3://
     prefix); an absolute path or a file:// uri must lie below it. s3:// is read with the process's own credentials; https:// as `web`
     allows. Raises ImageRejected with a reason: outside_root, missing, too_many_bytes, forbidden_host, forbidden_address,
-    forbidden_scheme, redirects, timeout, unreachable, unreadable.
+    forbidden_scheme, redirects, timeout, unreachable, unreadable. Raises StoreAway where s3:// itself does not answer: no picture is at
+    fault then, and none is left out for it.
     """
     whole, box = split_box(uri)
     if box is not None:

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 
 from serving.api.product_pictures import picture_path
 from serving.contract.preprocess import ImageLimits, ImageRejected
+from tasks import storage
 from tasks.embed.images import fetcher, read_image, validator
+from tasks.errors import StoreAway
+from tasks.queries import view_store
+from tests.servers import free_port
 
 
 @pytest.fixture
@@ -158,6 +163,58 @@ def test_what_a_host_does_not_give_has_its_reason(host: str, root: Path, name: s
     with pytest.raises(ImageRejected) as caught:
         read_image(f"http://{host}/{name}", str(root), fetcher((host,), private=True, timeout_s=0.5))
     assert caught.value.reason == reason
+
+
+class ObjectStore(BaseHTTPRequestHandler):
+    """Answers every request with the status that the object's name is."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(int(self.path.rpartition("/")[2]))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of an object store; a picture there is asked for once."""
+    once = pafs.AwsStandardS3RetryStrategy(max_attempts=1)
+    monkeypatch.setattr(storage, "_object_store", lambda _, **options: pafs.S3FileSystem(retry_strategy=once, **options))
+    monkeypatch.setattr(storage, "PAUSES_S", ())
+    with ThreadingHTTPServer(("127.0.0.1", 0), ObjectStore) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        for name, value in {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "ACCESS_KEY_ID": "test"}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 429])
+def test_an_object_store_that_is_away_is_no_fault_of_a_picture(object_store: int, status: int) -> None:
+    with pytest.raises(StoreAway, match="the object store does not answer as it should"):
+        read_image(str(status), "s3://shop/pictures")
+    assert validator(str(status), "s3://shop/pictures") is None, "only reading can tell"
+
+
+def test_an_object_store_that_is_down_is_no_fault_of_a_picture(object_store: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    for uri in ("1.jpg", view_store.view_uri("s3://shop/store", "a" * 64, 1)):
+        with pytest.raises(StoreAway, match="NETWORK_CONNECTION"):
+            read_image(uri, "s3://shop/pictures")
+
+
+def test_an_object_that_is_kept_from_us_is_a_fault_of_the_picture(object_store: int) -> None:
+    with pytest.raises(ImageRejected) as caught:
+        read_image("403", "s3://shop/pictures")
+    assert caught.value.reason == "unreadable"
 
 
 def test_what_is_no_file_is_refused_at_once(root: Path) -> None:

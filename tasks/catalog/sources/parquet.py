@@ -51,6 +51,7 @@ class ParquetSource(TableSource):
                 )  # fmt: skip
                 found.append(pa.schema([_plain(field) for field in file.inspect()]))
             except (pa.ArrowInvalid, OSError) as error:
+                storage.raise_if_away(self.address.place, error)
                 raise CatalogError(f"{path}: not a readable Parquet file: {error_line(error)}") from None
         try:
             return pa.unify_schemas(found, promote_options="permissive")

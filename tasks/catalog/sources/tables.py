@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from serving.contract.addresses import error_line
+from tasks import storage
 from tasks.catalog.sources.folder import without_views
 from tasks.catalog.sources.pictures import with_pictures
 from tasks.catalog.sources.sorting import beyond, sorted_batches
@@ -96,6 +97,7 @@ class TableSource(ABC):
         except VitrineError:
             raise
         except Exception as error:  # each library has its own error classes
+            storage.raise_if_away(self.address.place, error)
             raise unreadable(self.name, error) from None
 
 
