@@ -20,11 +20,11 @@ AT_ONCE = struct.pack("ii", 1, 0)
 
 @dataclass
 class _Pair:
-    """The two ends of one connection; `truncate`: half of the next answer goes through, and nothing more."""
+    """The two ends of one connection; `breaks`: the next answer breaks off in its "body" or its "head", and nothing more comes."""
 
     near: socket.socket
     far: socket.socket
-    truncate: bool = False
+    breaks: str = ""
 
     def close(self, reset: bool = False) -> None:
         for one in (self.near, self.far):
@@ -40,7 +40,7 @@ class Relay:
     """Forwards a loopback port to a server's, until it is cut: then connections break off and new ones are refused.
 
     `delay_s` is waited for before each piece, either way. `share` of HTTP requests meet one of `faults` in turn: "503", "reset"
-    (before the server has it) or "truncated" (half of the answer). `met` counts them.
+    (before the server has it), "truncated" (half of the answer's body) or "torn" (half of its head). `met` counts them.
     """
 
     def __init__(self, target: int) -> None:
@@ -88,7 +88,7 @@ class Relay:
                 if fault == "503":
                     self._refuse(pair.near)
                     return pair.close()
-                pair.truncate = fault == "truncated"
+                pair.breaks = fault or pair.breaks
                 pair.far.sendall(data)
             pair.far.shutdown(socket.SHUT_WR)
 
@@ -96,9 +96,10 @@ class Relay:
         with suppress(OSError):
             while data := pair.far.recv(1 << 16):
                 time.sleep(self.delay_s)
-                pair.near.sendall(data[: len(data) // 2] if pair.truncate else data)
-                if pair.truncate:
+                if pair.breaks:
+                    pair.near.sendall(data[: _half(data, pair.breaks)])
                     return pair.close()
+                pair.near.sendall(data)
             pair.near.shutdown(socket.SHUT_WR)
 
     def _draw(self, data: bytes) -> str:
@@ -117,3 +118,9 @@ class Relay:
             while near.recv(1 << 16):
                 pass
         near.sendall(UNAVAILABLE % len(SLOW_DOWN) + SLOW_DOWN)
+
+
+def _half(answer: bytes, breaks: str) -> int:
+    """So many bytes go through of an answer's first piece: half of the head ("torn"), or the head and half of what follows it."""
+    head = answer.find(b"\r\n\r\n") + 4
+    return head // 2 if breaks == "torn" else head + (len(answer) - head) // 2

@@ -42,15 +42,17 @@ def ask(relay: Relay) -> httpx.Response:
 
 def test_a_share_of_requests_meets_each_fault_in_turn_and_the_others_pass(relay: Relay) -> None:
     assert ask(relay).content == BODY
-    relay.faults, relay.share = ("503", "reset", "truncated"), 1.0
+    relay.faults, relay.share = ("503", "reset", "truncated", "torn"), 1.0
     assert (ask(relay).status_code, relay.met["503"]) == (503, 1)
     with pytest.raises(httpx.NetworkError):
         ask(relay)
-    with pytest.raises(httpx.RemoteProtocolError):
+    with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
+        ask(relay)
+    with pytest.raises(httpx.RemoteProtocolError, match="without sending a response"):
         ask(relay)
     relay.share = 0.0
     assert ask(relay).content == BODY
-    assert relay.met == {"503": 1, "reset": 1, "truncated": 1}
+    assert relay.met == {"503": 1, "reset": 1, "truncated": 1, "torn": 1}
 
 
 def test_a_relay_that_is_cut_refuses_until_it_is_started_again(relay: Relay) -> None:

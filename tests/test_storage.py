@@ -169,7 +169,7 @@ def test_a_store_that_errs_is_asked_again_and_never_taken_for_a_bad_file(
     ask = ASKED[name]
     expected = ask(tmp_path)
     relayed.share = 1.0
-    for kind in ("503", "reset", *(["truncated"] if name in BROKEN_OFF else [])):
+    for kind in ("503", "reset", *(("truncated", "torn") if name in BROKEN_OFF else ())):
         relayed.faults = (kind,)
         with pytest.raises(
             StoreAway, match=r"relayed/?.*: the object store does not answer as it should \(.+\); try again later"

