@@ -137,14 +137,14 @@ def of_services() -> list[Fault]:
 
 
 def of_serving() -> list[Fault]:
-    """What answers searches."""
+    """What answers searches, at fault while a promotion waits for it."""
     found = []
     for part, service in (("one replica", "serving-1"), ("gateway", "gateway")):
-        for fault in four(part, service, f"{CALM}, by the other; {SAME}", paused_s=PAUSED_S):
+        for fault in four(part, service, f"{CALM}, by the other; {SAME}", paused_s=PAUSED_S, step="acknowledge"):
             most_ms = NGINX_WAITS_MS + DEADLINE_MS if "paused" in fault.what else DEADLINE_MS
             found.append(replace(fault, slowest_ms=most_ms))
     shard = kill("shard"), start("shard")
-    found.append(Fault("shard", "killed for 5 s", *shard, f"{CALM}, by the replica; {SAME}"))
+    found.append(Fault("shard", "killed for 5 s", *shard, f"{CALM}, by the replica; {SAME}", step="acknowledge"))
     for fault in four("load balancer", "nginx", "", paused_s=4):
         away = "killed" in fault.what or "cut" in fault.what
         told = "none while it is away, every one after" if away else f"{CALM}, late"
