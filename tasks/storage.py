@@ -1,5 +1,4 @@
 """File access by uri, the same for local folders and s3://. Writes are atomic, and what is read is whole.
-
 An object store that is away, overloaded, or whose answer breaks off, is asked again (PAUSES_S); then StoreAway is raised, which is no
 OSError: what is wrong with the store must not be taken for what is wrong with a file.
 
@@ -42,7 +41,7 @@ T = TypeVar("T")
 
 
 class _BrokenOff(OSError):
-    """An object store's answer that ended before its end."""
+    """An answer that ended before its end."""
 
 
 def _patient(ask: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
@@ -109,7 +108,6 @@ def local_path(uri: str) -> Path:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Joins path segments to a uri."""
     return "/".join([uri.rstrip("/"), *parts])
 
 
@@ -158,7 +156,7 @@ def validator(uri: str) -> str | None:
     fs, path = filesystem(uri)
     try:
         if isinstance(fs, pafs.S3FileSystem):
-            with _opened(uri) as stream:  # asks for the object's head, reads nothing
+            with _open(uri) as stream:  # asks for the object's head, reads nothing
                 return f"{stream.size()}-{stream.metadata()['ETag'].decode()}"
         info = fs.get_file_info(path)
     except OSError:
@@ -168,20 +166,25 @@ def validator(uri: str) -> str | None:
 
 @_patient
 def read_bytes(uri: str) -> bytes:
-    with _opened(uri) as stream:
+    with _open(uri) as stream:
         data = stream.read()
         _check_whole(len(data), stream)
         return data
 
 
-@contextmanager
-def _opened(uri: str) -> Iterator[pa.NativeFile]:
-    """A file to be read. Raises _BrokenOff when the object's head came without its end, so that its length is not known."""
+@_patient
+def open_input(uri: str) -> pa.NativeFile:
+    """A file to be read in any order."""
+    return _open(uri)
+
+
+def _open(uri: str) -> pa.NativeFile:
+    """The same, asked for once. Raises _BrokenOff when an object's head came without its end, so that its length is not known."""
     fs, path = filesystem(uri)
-    with fs.open_input_file(path) as stream:
-        if isinstance(fs, pafs.S3FileSystem) and "ETag" not in stream.metadata():
-            raise _BrokenOff("its answer broke off in the head")
-        yield stream
+    stream = fs.open_input_file(path)
+    if isinstance(fs, pafs.S3FileSystem) and "ETag" not in stream.metadata():
+        raise _BrokenOff("its answer broke off in the head")
+    return stream
 
 
 def _check_whole(length: int, stream: pa.NativeFile) -> None:
@@ -209,7 +212,7 @@ def read_json(uri: str) -> Any:
 @_patient
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     """A whole Parquet file as a table."""
-    with _opened(uri) as stream:
+    with _open(uri) as stream:
         return pq.read_table(stream, columns=columns)
 
 
@@ -242,8 +245,7 @@ def writer(uri: str) -> Iterator[pa.NativeFile]:
 def _upload(uri: str, file: str) -> None:
     fs, path = filesystem(uri)
     with pa.OSFile(file, "rb") as source, fs.open_output_stream(path) as target:
-        while chunk := source.read(CHUNK_BYTES):
-            target.write(chunk)
+        shutil.copyfileobj(source, target, CHUNK_BYTES)
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
@@ -268,7 +270,7 @@ def local_copy(uri: str, folder: Path) -> Path:
         return local_path(uri)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / uri.rsplit("/", 1)[1]
-    with _opened(uri) as stream, path.open("wb") as target:
+    with _open(uri) as stream, path.open("wb") as target:
         shutil.copyfileobj(stream, target, CHUNK_BYTES)
         _check_whole(target.tell(), stream)
     return path
@@ -292,9 +294,7 @@ def delete_folder(uri: str) -> None:
 @_patient
 def sha256(uri: str) -> str:
     """Hex sha256 of a file's bytes, streamed."""
-    digest = hashlib.sha256()
-    with _opened(uri) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
+    with _open(uri) as stream:
+        digest = hashlib.file_digest(stream, "sha256")
         _check_whole(stream.tell(), stream)
     return digest.hexdigest()

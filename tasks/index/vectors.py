@@ -41,8 +41,7 @@ def shard_palettes(vectors_uri: str, shards: Iterable[int]) -> pa.ChunkedArray |
     """Palettes of shards, concatenated, each in order of key; None when written without palettes."""
     parts: list[pa.ChunkedArray] = []
     for uri in (uri for shard in shards for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet")):
-        fs, path = storage.filesystem(uri)
-        with fs.open_input_file(path) as stream:
+        with storage.open_input(uri) as stream:
             file = pq.ParquetFile(stream)
             if PALETTE not in file.schema_arrow.names:
                 return None
@@ -69,8 +68,7 @@ def shard_pictures(vectors_uri: str, shards: Iterable[int], columns: Sequence[st
 
 
 def _schema(uri: str) -> pa.Schema:
-    fs, path = storage.filesystem(uri)
-    with fs.open_input_file(path) as stream:
+    with storage.open_input(uri) as stream:
         return pq.read_schema(stream)
 
 
@@ -90,8 +88,7 @@ def shard_counts(vectors_uri: str, shards: int) -> tuple[list[int], int]:
     for shard in range(shards):
         total = 0
         for uri in storage.list_files(shard_uri(vectors_uri, shard), ".parquet"):
-            fs, path = storage.filesystem(uri)
-            with fs.open_input_file(path) as stream:
+            with storage.open_input(uri) as stream:
                 file = pq.ParquetFile(stream)
                 total += file.metadata.num_rows
                 dim = file.schema_arrow.field("vector").type.list_size

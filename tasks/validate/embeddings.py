@@ -80,8 +80,7 @@ def inspect(embedded: EmbedResult, snapshot: Snapshot, fingerprint: str) -> Insp
         row = {"shard": shard, "vectors": 0, "unsorted": 0, "misplaced": 0, "unknown": 0}
         last = (-1, 0)
         for uri in storage.list_files(shard_uri(embedded.vectors_uri, shard), ".parquet"):
-            fs, path = storage.filesystem(uri)
-            with fs.open_input_file(path) as stream:
+            with storage.open_input(uri) as stream:
                 file = pq.ParquetFile(stream, page_checksum_verification=True)
                 dim = file.schema_arrow.field("vector").type.list_size
                 facts["least_dimension"] = min(facts["least_dimension"], dim)
