@@ -25,11 +25,22 @@ class _Pair:
     near: socket.socket
     far: socket.socket
     breaks: str = ""
+    ended: int = 0
+
+    def end(self, to: socket.socket) -> None:
+        """Nothing more goes to one end; once nothing goes to either, both are closed."""
+        self.ended += 1
+        if self.ended == 2:
+            return self.close()
+        try:
+            to.shutdown(socket.SHUT_WR)
+        except OSError:  # it is gone
+            self.close()
 
     def close(self, reset: bool = False) -> None:
         for one in (self.near, self.far):
             with suppress(OSError):
-                if reset:
+                if reset and one is self.near:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
                 else:
                     one.shutdown(socket.SHUT_RDWR)
@@ -79,7 +90,7 @@ class Relay:
                     threading.Thread(target=passing, args=(pair,), daemon=True).start()
 
     def _ask(self, pair: _Pair) -> None:
-        with suppress(OSError):
+        try:
             while data := pair.near.recv(1 << 16):
                 time.sleep(self.delay_s)
                 fault = self._draw(data)
@@ -90,17 +101,21 @@ class Relay:
                     return pair.close()
                 pair.breaks = fault or pair.breaks
                 pair.far.sendall(data)
-            pair.far.shutdown(socket.SHUT_WR)
+            pair.end(pair.far)
+        except OSError:
+            pair.close()
 
     def _answer(self, pair: _Pair) -> None:
-        with suppress(OSError):
+        try:
             while data := pair.far.recv(1 << 16):
                 time.sleep(self.delay_s)
                 if pair.breaks:
                     pair.near.sendall(data[: _half(data, pair.breaks)])
                     return pair.close()
                 pair.near.sendall(data)
-            pair.near.shutdown(socket.SHUT_WR)
+            pair.end(pair.near)
+        except OSError:
+            pair.close()
 
     def _draw(self, data: bytes) -> str:
         """The fault that a piece meets; "" for none. A request begins with a method, and comes when the last was answered."""

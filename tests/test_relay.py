@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.relay import Relay
+from tests.running import until
 
 BODY = b"x" * 1000
 
@@ -61,3 +62,13 @@ def test_a_relay_that_is_cut_refuses_until_it_is_started_again(relay: Relay) -> 
         ask(relay)
     relay.start()
     assert ask(relay).content == BODY
+
+
+def test_a_connection_that_is_over_is_closed_whichever_end_closed_it(relay: Relay) -> None:
+    for _ in range(50):
+        assert ask(relay).content == BODY
+    relay.faults, relay.share = ("reset",), 1.0
+    for _ in range(10):
+        with pytest.raises(httpx.NetworkError):
+            ask(relay)
+    until(lambda: all(p.near.fileno() < 0 and p.far.fileno() < 0 for p in relay.open))
