@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 
 import typer
@@ -16,8 +17,10 @@ KEEP_ALIVE_S = 75
 def serve() -> None:
     """Serves the live index version over HTTP. Settings are VITRINE_… variables; see docs/operate/serving.md."""
     import uvicorn
+    from uvicorn.main import STARTUP_FAILURE
 
     from serving.api.connection_limits import LimitedHttpProtocol
+    from serving.api.draining_server import DrainingServer
     from serving.api.open_connections import OpenConnections
     from serving.app import create_app
     from serving.versions.version_source import limit_mlflow_timeouts
@@ -29,7 +32,7 @@ def serve() -> None:
     except ValueError as error:
         sys.exit(str(error))
     logs.set_up(settings.log)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -49,6 +52,11 @@ def serve() -> None:
         timeout_graceful_shutdown=10,
         timeout_keep_alive=KEEP_ALIVE_S,
     )
+    server = DrainingServer(config, app.state.process, settings.drain_s)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 def main() -> None:

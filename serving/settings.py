@@ -114,6 +114,13 @@ class ServingSettings:
     deadline_s: float = setting(
         5.0, "seconds from the whole body to the answer; past it 504, and no further phase starts", 2, least=0.01, most=DAY_S
     )
+    drain_s: float = setting(
+        0.0,
+        "seconds for which a process that is told to end still answers, and sends its clients elsewhere",
+        8,
+        least=0,
+        most=DAY_S,
+    )
     connections: int = setting(
         1000, "open connections; beyond, the one that is silent longest is closed, or the new one; `ulimit -n` must allow them",
         4000, least=1,

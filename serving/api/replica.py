@@ -61,7 +61,7 @@ class Replica:
     """The state of a serving process. Between `start` and `close` it follows the aliases and answers searches."""
 
     def __init__(self, settings: ServingSettings, source: VersionSource, fetcher: Fetcher | None = None) -> None:
-        self.settings = settings
+        self.settings, self.draining = settings, False
         self.metrics = Metrics()
         self.request_metrics = RequestMetrics(self.metrics)
         self.fleet = _fleet(settings)

@@ -43,7 +43,7 @@ class ShardServer:
     """Serves its shards of the versions in both slots, between `start` and `close`."""
 
     def __init__(self, settings: ServingSettings, source: VersionSource, clock: Callable[[], float] = time.monotonic) -> None:
-        self.settings, self.clock = settings, clock
+        self.settings, self.clock, self.draining = settings, clock, False
         self.shards = settings.shard_numbers()
         self.slots: Slots[ShardSet] = Slots(source, opener=ShardSetOpener(source, self.shards, settings.threads))
         self.metrics = Metrics()

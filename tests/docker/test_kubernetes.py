@@ -62,13 +62,15 @@ def test_every_scaler_scales_what_is_there_and_nobody_else_sets_the_number_of_po
 @pytest.mark.parametrize("overlay", OVERLAYS[:2])
 def test_every_serving_deployment_has_a_budget_and_is_spread_over_nodes_and_zones(overlay: str) -> None:
     budgets = of_kind(overlay, "PodDisruptionBudget")
+    (shared,) = (d["data"] for d in rendered(overlay) if d["kind"] == "ConfigMap" and "VITRINE_DRAIN_S" in d["data"])
+    drain_s = int(shared["VITRINE_DRAIN_S"])
     for name, spec in of_kind(overlay, "Deployment").items():
         assert budgets[name]["selector"] == spec["selector"]
         keys = [s["topologyKey"] for s in spec["template"]["spec"]["topologySpreadConstraints"]]
         assert keys == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
         pod = spec["template"]["spec"]
-        wait = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-        assert wait + 10 < pod["terminationGracePeriodSeconds"], "a replica ends its requests within ten seconds of the signal"
+        assert drain_s > 0
+        assert drain_s + 10 < pod["terminationGracePeriodSeconds"], "a replica ends its requests within ten seconds of the drain"
 
 
 def test_scalers_ask_for_metrics_that_exist_and_by_the_documented_targets() -> None:
@@ -84,8 +86,9 @@ def test_scalers_ask_for_metrics_that_exist_and_by_the_documented_targets() -> N
     assert "GPU_UTIL" in gpu["query"]
     assert gpu["threshold"] == "70"
     for name, spec in of_kind("overlays/cpu", "ScaledObject").items():
-        if name.startswith("vitrine-shards"):
-            assert spec["triggers"][0]["metadata"]["query"].startswith("histogram_quantile(0.99")
+        waiting, *slow = (t["metadata"]["query"] for t in spec["triggers"])
+        assert "vitrine_busy" in waiting
+        assert [q.startswith("clamp_max(histogram_quantile(0.99") for q in slow] == [True] * name.startswith("vitrine-shards")
 
 
 def test_gateways_of_the_gpu_overlay_encode_on_a_gpu_and_shards_do_not() -> None:

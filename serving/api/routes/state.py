@@ -19,6 +19,8 @@ class Process(Protocol):
 
     slots: Slots[Any]
     metrics: Metrics
+    draining: bool
+    """Told to end: it still answers, and is not ready."""
 
     def describe(self) -> dict[str, Any]: ...
 
@@ -62,8 +64,10 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", responses=example({"status": "ready", "version": "7"}) | problems(503))
 async def readyz(process: ProcessDep) -> dict[str, str]:
-    """A version is loaded, verified, and has reproduced its golden answers."""
+    """A version is loaded, verified, and has reproduced its golden answers; the process was not told to end."""
     live = process.slots.live
+    if process.draining:
+        raise ApiError(503, "this process was told to end", "not_ready", {"Retry-After": "5"})
     why = process.slots.not_live_reason() if live is None else live.away()
     if live is None or why:
         raise ApiError(503, why, "not_ready", {"Retry-After": "5"})
