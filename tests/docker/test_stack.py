@@ -17,6 +17,7 @@ import pytest
 
 from tasks.catalog.sample.catalog import SampleConfig, draw_sample
 from tasks.demo.airflow import Airflow
+from tasks.errors import VitrineError
 from tests.docker.compose_stack import ComposeStack, until
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(7200)]
@@ -65,7 +66,7 @@ class PipelineStack(ComposeStack):
 
     def quietly(self, ask: Any) -> Any:
         """None while the API server is away."""
-        with contextlib.suppress(httpx.HTTPError):
+        with contextlib.suppress(httpx.HTTPError, VitrineError):
             return ask()
         return None
 
