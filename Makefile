@@ -1,7 +1,7 @@
 # One door for people and for CI. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint unit docs clean e2e e2e-celery e2e-engines chaos kill-drill spark-cluster gpu-check images secrets stack stack-down stack-test venv
+.PHONY: help demo up down test lint unit docs clean e2e e2e-celery e2e-engines e2e-autoscaling chaos kill-drill spark-cluster gpu-check images secrets stack stack-down stack-test venv
 
 PYTHON ?= python3
 HARDWARE ?= cpu
@@ -53,6 +53,10 @@ e2e-%: $(STAMP) java ## one of them: make e2e-<name> runs tests/e2e/test_<name>.
 e2e-engines: $(STAMP) build/envs/engines/.installed ## the contract of the engines that are not in test: ScaNN, and the clients of Qdrant, Weaviate, Pinecone
 	@$(PYTEST) -m e2e -n0 tests/engines/test_scann.py tests/engines/test_qdrant.py
 	@$(PYTEST:$(BIN)/%=$(ENVS)/engines/bin/%) -m e2e -n0 tests/engines/test_weaviate.py tests/engines/test_pinecone.py
+
+e2e-autoscaling: $(STAMP) ## replicas of a quarter of a core come and go with the load as Kubernetes' scalers say, behind HAProxy (root, Linux)
+	@.ci/need-haproxy
+	@$(PYTEST) -n0 -m e2e tests/e2e/test_autoscaling.py
 
 # Encoder servers and their clients do not go with the pins: environments whose few packages come before those of .venv.
 ENVS := build/envs

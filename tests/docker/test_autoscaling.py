@@ -1,4 +1,7 @@
-"""The scalers of docker/kubernetes over a simulated fleet: a load that rises threefold within minutes, and falls."""
+"""The scalers of docker/kubernetes over a simulated fleet: a load that rises threefold within minutes, and falls.
+
+`make e2e-autoscaling` does the same with real processes, HAProxy and Prometheus.
+"""
 
 import re
 from collections import deque
