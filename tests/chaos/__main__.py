@@ -21,7 +21,7 @@ from tests.chaos.faults import all_faults
 from tests.chaos.stack import nginx, started
 
 MOUNTS = "VITRINE_CHAOS_MOUNTS"
-COLUMNS = "{:>7} {:<42} {:>8} {:>6} {:>6} {:>9} {:>8} {:>7}  {}"
+COLUMNS = "{:>7} {:<42} {:>8} {:>7} {:>6} {:>6} {:>9} {:>8} {:>7}  {}"
 
 
 def in_a_namespace_of_its_own() -> None:
@@ -34,7 +34,7 @@ def in_a_namespace_of_its_own() -> None:
 
 def show(place: str, seen: Seen) -> None:
     told = "; ".join(seen.broken) or "as promised"
-    cells = seen.searches, seen.failed, seen.failed_after, round(seen.slowest_ms), seen.attempts, seen.live_after_s
+    cells = seen.searches, seen.partial, seen.failed, seen.failed_after, round(seen.slowest_ms), seen.attempts, seen.live_after_s
     print(COLUMNS.format(place, seen.fault, *cells, told), flush=True)
     for error in seen.errors:
         print(f"    an attempt: {error}", flush=True)
@@ -62,7 +62,10 @@ def main() -> int:
         drill = Drill(stack)
         drill.open()
         print(f"everything runs after {time.monotonic() - began:.0f} s; {len(faults)} faults", flush=True)
-        print(COLUMNS.format("", "fault", "searches", "failed", "after", "worst ms", "attempts", "live s", "bounds"), flush=True)
+        print(
+            COLUMNS.format("", "fault", "searches", "partial", "failed", "after", "worst ms", "attempts", "live s", "bounds"),
+            flush=True,
+        )
         found = []
         for number, fault in enumerate(faults, 1):
             found.append(drill.meet(fault))

@@ -56,12 +56,14 @@ class Fault:
 
 @dataclass
 class Seen:
-    """What came of a fault. `failed` searches while it lasted, `failed_after` before or after it; `broken` says which bounds did not hold.
-    `anew`: attempts that ended with an error which Airflow does not try again by itself, so that the next hour's run, or a person, does."""
+    """What came of a fault. `partial`: answers of fewer shards than there are. `failed` searches while it lasted, `failed_after` before or
+    after it. `anew`: attempts that ended with an error which Airflow does not try again by itself, so that the next hour's run, or a
+    person, does. `broken` says which bounds did not hold."""
 
     fault: str
     promised: str
     searches: int = 0
+    partial: int = 0
     failed: int = 0
     failed_after: int = 0
     slowest_ms: float = 0.0
@@ -204,6 +206,7 @@ class Drill:
         during = (shots.at_s + shots.took_ms / 1e3 >= begun) & (shots.at_s <= ended + AWAY_S)
         seen.searches, seen.failed = len(shots.status), int((~shots.ok & during).sum())
         seen.failed_after = int((~shots.ok & ~during).sum())
+        seen.partial = int((shots.ok & (shots.shards < shots.shards.max())).sum())
         seen.slowest_ms = round(shots.ms(100), 0)
         if seen.failed and fault.answers:
             seen.broken.append(f"{seen.failed} searches failed: {sorted(set(shots.status[~shots.ok].tolist()))}")
@@ -230,10 +233,9 @@ class Drill:
 
 
 def mixed_answers(shots: Shots) -> int:
-    """How many pairs of a request and a version had more than one answer."""
-    told = {
-        *zip(shots.request[shots.ok].tolist(), shots.version[shots.ok].tolist(), shots.digest[shots.ok].tolist(), strict=True)
-    }
+    """How many pairs of a request and a version had more than one answer, among those of all shards: an answer of fewer says so."""
+    whole = shots.ok & (shots.shards == shots.shards.max())
+    told = {*zip(shots.request[whole].tolist(), shots.version[whole].tolist(), shots.digest[whole].tolist(), strict=True)}
     pairs = [(request, version) for request, version, _ in told]
     return len(pairs) - len(set(pairs))
 
