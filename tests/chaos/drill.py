@@ -109,6 +109,12 @@ class Happening(threading.Thread):
                 fault.end(self.drill)
             self.times.append(time.time())
 
+    def end(self) -> None:
+        """Waits for the end of the fault, or of what it waits for, once all attempts are over."""
+        self.attempted.set()
+        self.over.set()
+        self.join()
+
     def wait_out(self) -> None:
         """Waits for the end of a fault that has begun."""
         self.attempted.set()
@@ -147,8 +153,7 @@ class Drill:
             happening.start()
             self._until_done(fault.story, key, seen, happening)
             seen.live_after_s = round(time.time() - began, 1)
-            happening.over.set()
-            happening.join()
+            happening.end()
             if fault.story == "night":
                 self._forget_changes(key)
             time.sleep(BEFORE_S)
