@@ -154,6 +154,8 @@ class Slots(Generic[V]):
             self.live_alias = wanted["live"]
             for name in SLOTS:
                 slot = self.slots[name]
+                if slot.version == self.live_alias:  # whatever pause it had before live named it
+                    slot.retry_at = min(slot.retry_at, self.clock() + RETRY_S)
                 if wanted[name] != slot.version:
                     self.slots[name] = self._begin(wanted[name])
                 elif slot.state == "failed" and (slot.version == again or self.clock() >= slot.retry_at):

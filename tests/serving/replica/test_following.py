@@ -188,6 +188,20 @@ def test_what_live_names_is_tried_all_the_time(store: Storefront) -> None:
     assert failures(store, slots, now, 150) == [0, 30, 60, 90, 120, 150]
 
 
+def test_a_long_pause_ends_when_live_names_the_version(store: Storefront) -> None:
+    now = [0.0]
+    slots = Slots(FolderSource(store.release), clock=lambda: now[0])
+    damage_index(store)
+    store.point(green="2")
+    failures(store, slots, now, 930)  # the next would be at 1530
+    store.point(live="2")
+    slots.refresh()
+    assert slots.describe()["slots"]["green"]["retry_s"] == RETRY_S  # type: ignore[index]
+    now[0] += RETRY_S
+    slots.refresh()
+    assert slots.failures == 7
+
+
 def test_a_failed_version_is_tried_again_at_once_when_it_is_asked_for(store: Storefront) -> None:
     slots = mended(store, lambda: 0.0)
     for other in ("", "1"):
