@@ -44,7 +44,9 @@ def search(
     try:
         body = answer.json()
     except ValueError:
-        raise VitrineError(f"what answers at {url} is no replica: status {answer.status_code}, no JSON") from None
+        body = None
+    if not isinstance(body, dict) or not (answer.is_error or "results" in body):
+        raise VitrineError(f"what answers at {url} is no replica: status {answer.status_code}, no answer of a search")
     if answer.is_error:
         raise VitrineError(str(body.get("detail") or f"{url} answers {answer.status_code}"))
     if as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serving.contract.manifest import IndexManifest
 from tasks import storage
-from tasks.errors import VitrineError
+from tasks.errors import StoreAway, VitrineError
 from tasks.index.template import Template
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 
@@ -46,7 +46,7 @@ def live_template(registry: Registry, fingerprint: str) -> tuple[Template | None
 
 
 def template_of(registry: Registry, manifest: IndexManifest) -> tuple[Template | None, str]:
-    """The template of a version's bases, whose file is whole; or None and the reason."""
+    """The template of a version's bases, whose file is whole; or None and the reason. Raises StoreAway."""
     run_id = next(s.table.run_id for s in manifest.segments if s.kind == "base")
     path = f"{INDEX_PATH}/{TEMPLATE_FILE}"
     if path not in dict(registry.artifacts(run_id, INDEX_PATH)):
@@ -60,6 +60,8 @@ def template_of(registry: Registry, manifest: IndexManifest) -> tuple[Template |
         return None, "the file of its template is gone"
     try:
         storage.read_verified(template.file, template.sha256)
+    except StoreAway:
+        raise
     except VitrineError as error:
         return None, str(error)
     return template, ""

@@ -22,7 +22,7 @@ from serving.versions.golden import check_golden
 from tasks import storage
 from tasks.catalog.changes.ledger import SCHEMA, latest_changes
 from tasks.catalog.snapshot import MANIFEST, product_table, read_snapshot
-from tasks.errors import VitrineError
+from tasks.errors import StoreAway, VitrineError
 from tasks.index.delta_version import quarantined_keys
 from tasks.index.engine_families import KNOWN_FAMILIES
 from tasks.index.index_type import family_index_type, index_type
@@ -231,7 +231,7 @@ def _snapshot(searcher: Searcher, locate: Callable[[FileRef], Path]) -> str:
     manifest, wanted = searcher.manifest, searcher.manifest.snapshot
     try:
         there = storage.exists(storage.join(wanted.uri, MANIFEST))
-    except OSError as error:
+    except (OSError, StoreAway) as error:
         raise CheckSkipped(f"{wanted.uri} cannot be read ({error}), so lost products would not be noticed") from None
     if not there:
         raise CheckSkipped(f"{wanted.uri} is not there (any more), so lost products would not be noticed")

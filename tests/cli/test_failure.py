@@ -1,6 +1,8 @@
 """What the command line says where a command cannot do its work: a sentence that names the cause, never a traceback or a secret."""
 
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -11,6 +13,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from serving.versions.version_source import MLFLOW_TIMEOUTS
 from tasks.cli import main
 from tasks.cli.failure import sentence_of
+from tasks.cli.search import search
 from tasks.errors import VitrineError
 
 
@@ -97,3 +100,22 @@ def test_wrong_input_is_answered_by_its_cause(
     shown = capsys.readouterr()
     assert says in shown.out
     assert "hidden" not in shown.out + shown.err
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"{}", b"<html>"])
+def test_a_server_that_is_no_replica_is_named(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        monkeypatch.setenv("VITRINE_SERVING_URLS", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(VitrineError, match="is no replica: status 200"):
+            search(Path(__file__))

@@ -3,12 +3,16 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tasks import storage
+from tasks.errors import StoreAway
 from tasks.index.choice import IndexConfig
-from tasks.index.template import train_template
-from tasks.index.template_store import TEMPLATE_FILE, live_template, store_template, template_json
+from tasks.index.template import Template, train_template
+from tasks.index.template_store import TEMPLATE_FILE, live_template, store_template, template_json, template_of
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tests.index.shop import Shop
 from tests.registered import Shop as RegisteredShop
@@ -54,3 +58,21 @@ def test_a_family_without_training_keeps_a_record_and_no_file(wide_shop: Shop, t
     stored = store_template(flat, str(tmp_path / "kept"))
     assert json.loads(template_json(stored, "f" * 64))["kept"] == ""
     assert not (tmp_path / "kept").exists()
+
+
+def test_a_store_that_is_away_is_no_reason_to_train_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(uri: str, checksum: str) -> None:
+        raise StoreAway(f"{uri}: the object store does not answer as it should")
+
+    kept = tmp_path / "kept.faiss"
+    kept.write_bytes(b"template")
+    record = tmp_path / TEMPLATE_FILE
+    record.write_text(template_json(Template("ivf_flat", "IVF4,Flat", 4, 1, 8, str(kept), "0" * 64), "fingerprint"))
+    path = f"{INDEX_PATH}/{TEMPLATE_FILE}"
+    registry: Any = SimpleNamespace(artifacts=lambda run, folder: [(path, 1)], fetch=lambda run, name, into: record)
+    base = SimpleNamespace(kind="base", table=SimpleNamespace(run_id="1"))
+    manifest: Any = SimpleNamespace(segments=[base])
+    assert "it is corrupt" in template_of(registry, manifest)[1]
+    monkeypatch.setattr(storage, "read_verified", away)
+    with pytest.raises(StoreAway):
+        template_of(registry, manifest)
