@@ -49,7 +49,7 @@ def test_two_gateways_are_promoted_and_rolled_back(store: Storefront, tmp_path: 
         assert [g.version()["live"]["version"] for g in gateways] == ["2", "2"]
         vector = store.vectors["2"][3].tolist()
         assert gateways[0].search(plan.slot, vector) == gateways[1].search(plan.slot, vector)
-        rollback(aliases, gateways, 30)
+        rollback(aliases, gateways, 30, 30)
         assert [g.version()["live"]["version"] for g in gateways] == ["1", "1"]
         held = shutil.move(store.release / "2", tmp_path / "held")
         (store.release / "3").symlink_to(held)
