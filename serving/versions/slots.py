@@ -89,7 +89,7 @@ class Slot(Generic[V]):
     """One slot's state. `version` is what its alias names, `release` that version once it is ready.
 
     `pending`: the version while it is open but not ready yet, for the `reason` given. `failures` counts how often this version failed
-    here, and `retry_at` is the moment when it is loaded again.
+    here, the last time at `failed_at`.
     """
 
     version: str = ""
@@ -97,13 +97,12 @@ class Slot(Generic[V]):
     reason: str = ""
     since: str = ""
     release: V | None = field(default=None, repr=False)
-    retry_at: float = 0.0
+    failed_at: float = 0.0
     failures: int = 0
     pending: V | None = field(default=None, repr=False)
 
-    def describe(self, now: float) -> dict[str, str | int | None]:
+    def describe(self, retry_s: int | None) -> dict[str, str | int | None]:
         rows = self.release.products if self.release else 0
-        retry_s = max(0, round(self.retry_at - now)) if self.state == "failed" else None
         state: dict[str, str | int | None] = {"version": self.version, "state": self.state, "reason": self.reason}
         return state | {"since": self.since, "products": rows, "retry_s": retry_s, "failures": self.failures}
 
@@ -154,11 +153,9 @@ class Slots(Generic[V]):
             self.live_alias = wanted["live"]
             for name in SLOTS:
                 slot = self.slots[name]
-                if slot.version == self.live_alias:  # whatever pause it had before live named it
-                    slot.retry_at = min(slot.retry_at, self.clock() + RETRY_S)
                 if wanted[name] != slot.version:
                     self.slots[name] = self._begin(wanted[name])
-                elif slot.state == "failed" and (slot.version == again or self.clock() >= slot.retry_at):
+                elif slot.state == "failed" and (slot.version == again or self._retry_s(slot) <= 0):
                     self.slots[name] = replace(self._begin(slot.version), failures=slot.failures)
             self._flip()
 
@@ -204,7 +201,9 @@ class Slots(Generic[V]):
         live = self.live
         return {
             "live": {"version": live.version, "slot": self.live_slot} if live else None,
-            "slots": {n: s.describe(self.clock()) for n, s in self.slots.items()},
+            "slots": {
+                n: s.describe(max(0, round(self._retry_s(s))) if s.state == "failed" else None) for n, s in self.slots.items()
+            },
             "error": self.error or self.flip_blocked,
             "flips": self.flips,
         }
@@ -275,13 +274,14 @@ class Slots(Generic[V]):
         except Exception as error:  # whatever is wrong with a candidate, the live version goes on
             log.error("%s: version %s failed: %s", name, version, error_line(error, 2000))
             self.failures += 1
-            return self._failed(slot, error_line(error, 2000))
+            return Slot(version, "failed", error_line(error, 2000), _now(), failed_at=self.clock(), failures=slot.failures + 1)
         log.info("%s: version %s is ready (%d products)", name, version, opened.products)
         return Slot(version, "ready", "", _now(), opened)
 
-    def _failed(self, slot: Slot[V], reason: str) -> Slot[V]:
-        pause_s = RETRY_S if slot.version == self.live_alias else min(RETRY_S * 2 ** min(slot.failures, 10), MOST_RETRY_S)
-        return Slot(slot.version, "failed", reason, _now(), retry_at=self.clock() + pause_s, failures=slot.failures + 1)
+    def _retry_s(self, slot: Slot[V]) -> float:
+        """In how many seconds a version that failed is loaded again."""
+        pause_s = RETRY_S if slot.version == self.live_alias else min(RETRY_S * 2 ** min(slot.failures - 1, 10), MOST_RETRY_S)
+        return slot.failed_at + pause_s - self.clock()
 
     def _count_freed(self) -> None:
         """Counts retired versions whose last request has ended: nothing refers to them any more."""

@@ -65,6 +65,6 @@ def test_a_version_whose_encoder_crashes_or_hangs_does_not_disturb_what_is_live(
         assert answer["version"]["index"] == "1"
         assert product in [r["product_id"] for r in answer["results"]]
     slots.opener.guard.check = GraphCheck()
-    slots.slots["green"].retry_at = float("-inf")
+    slots.slots["green"].failed_at = float("-inf")
     slots.refresh()
     assert slots.live.version == "2", "once it opens, it goes live"

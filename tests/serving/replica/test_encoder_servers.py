@@ -53,6 +53,6 @@ def test_while_its_server_is_away_a_replica_answers_what_needs_no_encoder_and_it
         assert state["live"]["version"] == "1"
         server.away = False
         assert client.post("/v1/search", files=other).status_code == 200
-        app.state.replica.slots.slots["green"].retry_at = float("-inf")
+        app.state.replica.slots.slots["green"].failed_at = float("-inf")
         app.state.replica.slots.refresh()
         assert client.post("/v1/search", files=other).json()["version"]["index"] == "2"
