@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -47,33 +47,31 @@ class _BrokenOff(OSError):
 def _patient(ask: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
     """Asks an object store again that does not answer, or not to the end. Raises StoreAway when it never does."""
 
+    def ask_once(uri: str, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return ask(uri, *args, **kwargs)
+        except OSError as error:
+            raise_if_away(uri, error)
+            raise
+
     @wraps(ask)
     def asked(uri: str, *args: P.args, **kwargs: P.kwargs) -> T:
-        pauses_s = list(PAUSES_S)
-        while True:
-            try:
-                return ask(uri, *args, **kwargs)
-            except OSError as error:
-                if not pauses_s:
-                    raise_if_away(uri, error)
-                if not pauses_s or not _away(uri, error):
-                    raise
-            time.sleep(pauses_s.pop(0))
+        for pause_s in PAUSES_S:
+            with suppress(StoreAway):
+                return ask_once(uri, *args, **kwargs)
+            time.sleep(pause_s)
+        return ask_once(uri, *args, **kwargs)
 
     return asked
 
 
-def _away(uri: str, error: OSError) -> str:
-    """Why an error is the object store's and may pass; "" for any other error."""
-    if not uri.startswith("s3://"):
-        return ""
-    found = AWAY.search(str(error))
-    return str(error) if isinstance(error, _BrokenOff) else found[0].strip() if found else ""
-
-
 def raise_if_away(uri: str, error: Exception) -> None:
-    """Raises StoreAway when an error of Arrow's, met while it read `uri` by itself, is the object store's and may pass."""
-    if isinstance(error, OSError) and (why := _away(uri, error)):
+    """Raises StoreAway when an error of Arrow's, met while it read `uri`, is the object store's and may pass."""
+    if not (isinstance(error, OSError) and uri.startswith("s3://")):
+        return
+    found = AWAY.search(str(error))
+    if found or isinstance(error, _BrokenOff):
+        why = found[0].strip() if found else str(error)
         raise StoreAway(f"{uri}: the object store does not answer as it should ({why}); try again later") from error
 
 
