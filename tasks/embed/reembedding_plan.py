@@ -10,7 +10,7 @@ from tasks import storage
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.image_hash_cache import HASH_CACHE, read_cache, snapshot_pictures
 from tasks.embed.store import SHA_TYPE, EmbeddingStore, rejected_images
-from tasks.embed.titles import bare_titles, title_sha256
+from tasks.embed.titles import bare_titles, missing_titles
 from tasks.records import Record
 from tasks.watch.cost import Prices, Work, cost
 
@@ -84,9 +84,8 @@ class EmbeddingPlan(Record):
 
 def titles_to_embed(snapshot: Snapshot, store: EmbeddingStore) -> tuple[int, list[str]]:
     """The number of distinct titles of products without a picture, and those without a vector in the store, in order of their hashes."""
-    by_sha = {title_sha256(title): title for title in bare_titles(snapshot).values()}
-    missing = sorted(by_sha.keys() - set(store.checksums().to_pylist())) if by_sha else []
-    return len(by_sha), [by_sha[sha] for sha in missing]
+    titles = set(bare_titles(snapshot).values())
+    return len(titles), list(missing_titles(titles, store).values())
 
 
 def count_pictures(snapshot: Snapshot, store_uri: str, store: EmbeddingStore) -> PictureCount:

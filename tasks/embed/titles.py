@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -41,7 +42,7 @@ def with_titles(hashed: pa.Table, snapshot: Snapshot, encoders: EncoderFolder, s
         rows = [row | {"reason": NO_TOWER, "detail": detail} for row in rows]
     else:
         found = {row["key"]: titles[row["key"]] for row in rows}
-        embed_titles(set(found.values()), encoders, store, run_key)
+        embed_titles(found.values(), encoders, store, run_key)
         rows = [
             row | {"position": TITLE, "sha256": title_sha256(found[row["key"]]), "reason": None, "detail": None} for row in rows
         ]
@@ -53,17 +54,25 @@ def title_sha256(title: str) -> bytes:
     return hashlib.sha256(b"title\0" + title.encode()).digest()
 
 
-def embed_titles(titles: set[str], encoders: EncoderFolder, store: EmbeddingStore, run_key: str) -> None:
-    """Writes the vectors of the titles that the store lacks, in order of their hashes. Each is embedded alone, as a query's words are."""
+def missing_titles(titles: Collection[str], store: EmbeddingStore) -> dict[bytes, str]:
+    """The titles that the store has no vector of, by their hashes and in order of them."""
     by_sha = {title_sha256(title): title for title in titles}
-    todo = sorted(by_sha.keys() - set(store.checksums().to_pylist()))
-    text = TextEncoder.open(encoders) if todo else None
+    shas = pa.array(sorted(by_sha), SHA_TYPE)
+    absent = shas.filter(pc.invert(pc.is_in(shas, store.checksums()))) if by_sha else shas
+    return {sha: by_sha[sha] for sha in absent.to_pylist()}
+
+
+def embed_titles(titles: Collection[str], encoders: EncoderFolder, store: EmbeddingStore, run_key: str) -> None:
+    """Writes the vectors of the titles that the store lacks, in order of their hashes. Each is embedded alone, as a query's words are."""
+    missing = missing_titles(titles, store)
+    text = TextEncoder.open(encoders) if missing else None
     if text is None:
         return
+    todo = list(missing)
     with ThreadPoolExecutor(os.cpu_count()) as pool, Progress("embed titles", len(todo), "titles") as progress:
         for start in range(0, len(todo), CHUNK):
             shas = todo[start : start + CHUNK]
-            vectors = list(pool.map(text.encode, [by_sha[sha] for sha in shas]))
+            vectors = list(pool.map(text.encode, [missing[sha] for sha in shas]))
             store.write(_table(shas, np.stack(vectors).astype(np.float16), store.schema), [], run_key)
             progress.add(len(shas))
 
