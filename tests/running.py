@@ -3,10 +3,11 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
+import httpx
 import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -24,6 +25,13 @@ def until(holds: Callable[[], bool], what: str = "it comes about", limit_s: floa
         assert time.monotonic() < end, f"waited {limit_s:g} s in vain: {what}"
         time.sleep(pause)
         pause = min(0.3, 1.5 * pause)
+
+
+def answers(url: str, timeout_s: float = 2.0) -> bool:
+    """Whether a server answers 200 there."""
+    with suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=timeout_s, trust_env=False).status_code == 200
+    return False
 
 
 class Served:

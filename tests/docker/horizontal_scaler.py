@@ -46,7 +46,7 @@ class Policy:
 
 @dataclass
 class HorizontalScaler:
-    """The HPA of one ScaledObject; `now` is any clock in seconds. `faster` divides every time it waits."""
+    """The HPA of one ScaledObject; `now` is any clock in seconds."""
 
     least: int
     most: int
@@ -60,7 +60,10 @@ class HorizontalScaler:
 
     @classmethod
     def read(cls, spec: dict[str, Any], faster: float = 1.0) -> "HorizontalScaler":
-        """From the `spec` of a ScaledObject. Raises AssertionError where it waits before it scales out, which this does not know."""
+        """From the `spec` of a ScaledObject; `faster` divides every time it waits.
+
+        Raises AssertionError where it waits before it scales out, which this does not know.
+        """
         behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
         up, down = behavior["scaleUp"], behavior["scaleDown"]
         assert up["stabilizationWindowSeconds"] == 0

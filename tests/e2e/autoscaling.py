@@ -22,7 +22,7 @@ import httpx
 from tests.cluster import Serving
 from tests.docker.horizontal_scaler import SYNC_S, HorizontalScaler
 from tests.docker.test_autoscaling import CORES, scaled_object
-from tests.running import until
+from tests.running import answers, until
 from tests.servers import free_port
 
 FASTER = 10
@@ -88,11 +88,11 @@ class Quota:
     """A control group whose processes together get QUOTA of a core."""
 
     def __init__(self, name: str) -> None:
-        first = quota_file() == "cpu.max"
-        self.folder = (CGROUPS if first else CGROUPS / "cpu") / f"vitrine-{os.getpid()}-{name}"
+        version_2 = quota_file() == "cpu.max"
+        self.folder = (CGROUPS if version_2 else CGROUPS / "cpu") / f"vitrine-{os.getpid()}-{name}"
         self.folder.mkdir()
         quota_us = int(QUOTA * PERIOD_US)
-        if first:
+        if version_2:
             (self.folder / "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
         else:
             (self.folder / "cpu.cfs_period_us").write_text(str(PERIOD_US))
@@ -238,16 +238,12 @@ def running(release: Path, folder: Path) -> Iterator[tuple[str, Loop]]:
         with (folder / "others.log").open("w") as log:
             others += [subprocess.Popen(command, stdout=log, stderr=log) for command in commands]
         fleet.scale(1)
-        until(lambda: _answers(f"{url}/readyz") and _answers(f"{prometheus}/-/ready"), "a replica answers through HAProxy", 120)
+        until(
+            lambda: answers(f"{url}/readyz", 5) and answers(f"{prometheus}/-/ready", 5), "a replica answers through HAProxy", 120
+        )
         yield url, Loop(fleet, prometheus, scaler())
     finally:
         fleet.close()
         for process in others:
             process.terminate()
             process.wait(30)
-
-
-def _answers(url: str) -> bool:
-    with suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=5, trust_env=False).status_code == 200
-    return False

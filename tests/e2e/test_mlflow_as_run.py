@@ -23,7 +23,7 @@ from tasks.demo.services import process_environment
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.settings import PROJECT, Settings
 from tests.registered import TOKEN, Running, Shop, replicas
-from tests.running import until
+from tests.running import answers, until
 from tests.servers import free_port, postgres_server, s3_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -54,12 +54,6 @@ class Mlflow:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(20)
-
-
-def answers(url: str) -> bool:
-    with suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
-    return False
 
 
 @pytest.fixture(scope="module")

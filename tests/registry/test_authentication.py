@@ -18,6 +18,7 @@ from serving.versions.version_source import MlflowSource
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tasks.settings import PROJECT
 from tests.registered import Shop
+from tests.running import answers
 from tests.servers import free_port
 
 pytestmark = [
@@ -51,7 +52,7 @@ def address(mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=home)
     try:
         end = time.monotonic() + START_S
-        while not _answers(f"http://127.0.0.1:{port}/health"):
+        while not answers(f"http://127.0.0.1:{port}/health"):
             assert time.monotonic() < end, (home / "log").read_text()[-2000:]
             assert server.poll() is None, (home / "log").read_text()[-2000:]
             time.sleep(0.3)
@@ -59,13 +60,6 @@ def address(mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     finally:
         os.killpg(server.pid, 15)
         server.wait(20)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @dataclass
