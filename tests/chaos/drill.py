@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tests.chaos import pipeline
 from tests.chaos.shop import Shop
-from tests.chaos.stack import PRODUCTS, Stack
-from tests.load import Load, Shots, json_request, photo_request
+from tests.chaos.stack import Stack
+from tests.load import Load, Shots
 
 RATE = 10.0
 """Searches a second."""
@@ -147,7 +147,7 @@ class Drill:
         self.shop.change()
         key = f"{fault.story}-{self.shop.hour}"
         happening = Happening(self, fault, self._log(key), seen)
-        with Load(self.stack.url, self._requests(), CLIENTS, 3600.0, RATE, seed=self.shop.hour) as load:
+        with Load(self.stack.url, self.shop.searches(), CLIENTS, 3600.0, RATE, seed=self.shop.hour) as load:
             time.sleep(BEFORE_S)
             began = time.time()
             happening.start()
@@ -228,13 +228,6 @@ class Drill:
 
     def _newest(self) -> str:
         return self.stack.direct.versions("product-index")[0].version
-
-    def _requests(self) -> list[bytes]:
-        """Searches by photo, for as many results as three pages ask for, and by product."""
-        folder = self.stack.folder / "shop" / "photos"
-        photos = [(folder / f"{n}-2.jpg").read_bytes() for n in range(PRODUCTS)]
-        by_photo = [photo_request(photo, {"k": str(k)}) for photo in photos for k in (3, 10, 20)]
-        return by_photo + [json_request({"product_id": f"p{n:03d}"}) for n in range(PRODUCTS)]
 
 
 def mixed_answers(shots: Shots) -> int:

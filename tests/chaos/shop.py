@@ -14,14 +14,15 @@ from tasks.catalog.changes.outbox import Outbox
 from tasks.index.verify_version import check_index
 from tasks.registry import INDEX_MODEL
 from tests.catalogs import picture
-from tests.chaos.stack import Stack
+from tests.chaos.stack import PRODUCTS, Stack
+from tests.load import json_request, photo_request
 
 BROKEN = "p-broken"
 """A product whose picture is no picture: it is in quarantine all the time."""
 CHANGED = "p-changed"
 """A product that shows another picture each hour."""
 COLUMNS = "product_id, title, brand, category, price, currency, in_stock, image_uri, updated_at"
-NOW = "clock_timestamp()::text"
+NOW = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
 
 
 @dataclass
@@ -62,6 +63,13 @@ class Shop:
             cursor.execute(command)
             connection.commit()
 
+    def searches(self) -> list[bytes]:
+        """Searches by photo, for as many results as three pages ask for, and by product."""
+        folder = self.stack.folder / "shop" / "photos"
+        photos = [(folder / f"{n}-2.jpg").read_bytes() for n in range(PRODUCTS)]
+        by_photo = [photo_request(photo, {"k": str(k)}) for photo in photos for k in (3, 10, 20)]
+        return by_photo + [json_request({"product_id": f"p{n:03d}"}) for n in range(PRODUCTS)]
+
     def products(self) -> set[str]:
         with dbapi.connect(self.stack.database.uris["shop"]) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT product_id FROM products")
@@ -84,7 +92,7 @@ class Shop:
         versions = models.versions(INDEX_MODEL)
         keys = [v.tags["run_key"] for v in versions]
         found += [f"run {key} made {keys.count(key)} versions" for key in sorted(set(keys)) if keys.count(key) > 1]
-        passed = {v.version for v in versions if v.tags.get("gates.verdict") == "passed"}
+        passed = {v.version for v in versions if v.tags.get("gates.verdict", v.tags["verdict"]) == "passed"}
         found += [f"{alias} names version {v}, which has not passed" for alias, v in aliases.items() if v not in passed]
         if features:
             with Redis.from_url(f"redis://127.0.0.1:{self.stack.relays['redis'].target}/0") as redis:
