@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Literal
 
 from tests.chaos import pipeline
 from tests.chaos.shop import Shop
@@ -26,17 +27,24 @@ AWAY_S = 1.0
 DEADLINE_MS = 5000.0
 """A replica's own deadline (VITRINE_DEADLINE_S): what is answered 200 took no longer."""
 
+Kind = Literal["none", "kill", "pause", "cut", "slow", "damage", "fill"]
+"""What a fault does: to a process, to its connections (cut, slow, damage) or to its disk (fill)."""
 
-@dataclass
+
+@dataclass(frozen=True)
 class Fault:
-    """`begin` `after_s` after the step `step` of the hour was done ("": after its start), `end` after another `lasts_s` (None: once the
+    """`begin` `after_s` after the step `step` of the story was done ("": after its start), `end` after another `lasts_s` (None: once the
     first attempt is over).
+
+    `kind` decides the bounds and the order, `what` is only for people. `story`: "hour" is the DAG refresh_index, "night" rebuild_index,
+    each followed by promote_index (tests/chaos/pipeline.py).
 
     `answers`: whether searches must all be answered while it lasts. `slowest_ms`: for any answer. `attempts`: with how many the hour
     must be done; Airflow makes two of every step, after 20 s, and four of `embed` and `acknowledge`.
     """
 
     part: str
+    kind: Kind
     what: str
     begin: Callable[["Drill"], None]
     end: Callable[["Drill"], None]
@@ -44,7 +52,7 @@ class Fault:
     answers: bool = True
     slowest_ms: float = DEADLINE_MS
     attempts: int = 2
-    story: str = "hour"
+    story: Literal["hour", "night"] = "hour"
     step: str = "drain_changes"
     after_s: float = 0.1
     lasts_s: float | None = 5.0

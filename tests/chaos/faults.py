@@ -2,12 +2,13 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
-from tests.chaos.drill import DEADLINE_MS, Drill, Fault
+from tests.chaos.drill import DEADLINE_MS, Drill, Fault, Kind
 
 Act = Callable[[Drill], None]
 NGINX_WAITS_MS = 10_000.0
@@ -15,9 +16,10 @@ NGINX_WAITS_MS = 10_000.0
 PAUSED_S = 12.0
 """Longer than that, so that what a paused replica holds is asked again."""
 SERVICES = ("mlflow", "postgres", "redis", "s3")
-CALM = "every search is answered"
-SAME = "the same run, tried again, is done; what was live goes on"
-AGAIN = f"{CALM}; {SAME}"
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ANSWERED = "every search is answered"
+RETRIED = "the same run, tried again, is done; what was live goes on"
+ANSWERED_AND_RETRIED = f"{ANSWERED}; {RETRIED}"
 
 
 def nothing(drill: Drill) -> None:
@@ -105,69 +107,88 @@ def mend_everything(drill: Drill) -> None:
         drill.stack.relays[service].start()
 
 
-def four(
-    part: str, service: str, promised: str, delay_s: float = 0.2, paused_s: float = 8, step: str = "drain_changes"
+def server_faults(
+    part: str,
+    service: str,
+    promised: str,
+    kinds: Collection[Kind] = KINDS,
+    delay_s: float = 0.2,
+    paused_s: float = 8,
+    step: str = "drain_changes",
 ) -> list[Fault]:
-    """A server killed and started again, paused, cut off, slowed, once `step` is done."""
+    """A server killed and started again, paused, cut off, slowed, those of `kinds`, once `step` is done."""
     stop, go_on = send(service, signal.SIGSTOP), send(service, signal.SIGCONT)
+    slower, as_before = slow(service, delay_s), slow(service, 0)
     found = [
-        Fault(part, "killed for 5 s", kill(service), start(service), promised),
-        Fault(part, f"paused for {paused_s:g} s", stop, go_on, promised, lasts_s=paused_s),
-        Fault(part, "cut off for 5 s", cut(service), mend(service), promised),
-        Fault(part, f"{delay_s:g} s slower each way", slow(service, delay_s), slow(service, 0), promised, lasts_s=10),
+        Fault(part, "kill", "killed for 5 s", kill(service), start(service), promised),
+        Fault(part, "pause", f"paused for {paused_s:g} s", stop, go_on, promised, lasts_s=paused_s),
+        Fault(part, "cut", "cut off for 5 s", cut(service), mend(service), promised),
+        Fault(part, "slow", f"{delay_s:g} s slower each way", slower, as_before, promised, lasts_s=10),
     ]
-    return [replace(fault, step=step) for fault in found]
+    return [replace(fault, step=step) for fault in found if fault.kind in kinds]
 
 
 def of_services() -> list[Fault]:
-    """What the pipeline and the replicas need."""
+    """What the pipeline and the replicas need. S3 is not killed: it would come back empty."""
+    redis = f"{ANSWERED}: a cache that is away or slow is a miss; the hour waits for nothing"
     found = [
-        *four("MLflow", "mlflow", f"{CALM}, from what replicas hold; {SAME}"),
-        *four("PostgreSQL", "postgres", f"{CALM}; {SAME}; no change is lost or taken twice", step=""),
-        *four(
-            "Redis", "redis", f"{CALM}: a cache that is away or slow is a miss; the hour waits for nothing", step="embed_changes"
-        ),
-        *four("S3", "s3", AGAIN, delay_s=0.05, step="")[1:],
-        Fault("all four", "cut off for 5 s", cut_everything, mend_everything, AGAIN),
+        *server_faults("MLflow", "mlflow", f"{ANSWERED}, from what replicas hold; {RETRIED}"),
+        *server_faults("PostgreSQL", "postgres", f"{ANSWERED}; {RETRIED}; no change is lost or taken twice", step=""),
+        *server_faults("Redis", "redis", redis, step="embed_changes"),
+        *server_faults("S3", "s3", ANSWERED_AND_RETRIED, ("pause", "cut", "slow"), delay_s=0.05, step=""),
+        Fault("all four", "cut", "cut off for 5 s", cut_everything, mend_everything, ANSWERED_AND_RETRIED),
     ]
-    for what, kind in (("503 to a tenth", "503"), ("resets for a tenth", "reset"), ("half of a tenth of answers", "truncated")):
-        found.append(Fault("S3", what, damage("s3", 0.1, kind), damage("s3", 0.0), AGAIN, lasts_s=None, step=""))
-    every = damage("s3", 0.1, "503", "reset", "truncated")
-    return [*found, Fault("S3", "all three in a night", every, damage("s3", 0.0), AGAIN, lasts_s=None, step="", story="night")]
+    for what, errors in (("503 to a tenth", "503"), ("resets for a tenth", "reset"), ("half of a tenth of answers", "truncated")):
+        found.append(s3_errors(what, errors))
+    return [*found, replace(s3_errors("all three in a night", "503", "reset", "truncated"), story="night")]
+
+
+def s3_errors(what: str, *errors: str) -> Fault:
+    """A tenth of the requests to S3 fail until the first attempt is over."""
+    begin, end = damage("s3", 0.1, *errors), damage("s3", 0.0)
+    return Fault("S3", "damage", what, begin, end, ANSWERED_AND_RETRIED, lasts_s=None, step="")
 
 
 def of_serving() -> list[Fault]:
     """What answers searches, at fault while a promotion waits for it."""
-    found = []
+    found: list[Fault] = []
     for part, service in (("one replica", "serving-1"), ("gateway", "gateway")):
-        for fault in four(part, service, f"{CALM}, by the other; {SAME}", paused_s=PAUSED_S, step="acknowledge"):
-            most_ms = NGINX_WAITS_MS + DEADLINE_MS if "paused" in fault.what else DEADLINE_MS
+        for fault in server_faults(part, service, f"{ANSWERED}, by the other; {RETRIED}", paused_s=PAUSED_S, step="acknowledge"):
+            most_ms = NGINX_WAITS_MS + DEADLINE_MS if fault.kind == "pause" else DEADLINE_MS
             found.append(replace(fault, slowest_ms=most_ms))
-    shard = kill("shard"), start("shard")
-    found.append(Fault("shard", "killed for 5 s", *shard, f"{CALM}, by the replica; {SAME}", step="acknowledge"))
-    for fault in four("load balancer", "nginx", "", paused_s=4):
-        away = "killed" in fault.what or "cut" in fault.what
-        told = "none while it is away, every one after" if away else f"{CALM}, late"
+    found.extend(server_faults("shard", "shard", f"{ANSWERED}, by the replica; {RETRIED}", ("kill",), step="acknowledge"))
+    for fault in server_faults("load balancer", "nginx", "", paused_s=4):
+        away = fault.kind in ("kill", "cut")
+        told = "none while it is away, every one after" if away else f"{ANSWERED}, late"
         found.append(replace(fault, promised=told, answers=not away, attempts=1, slowest_ms=2 * DEADLINE_MS))
     return found
 
 
-def all_faults(disks: bool) -> list[Fault]:
-    """Every fault, by kind, those that last longest at the end; those of full disks only where there are such disks."""
-    pause = signal_worker(signal.SIGSTOP), signal_worker(signal.SIGCONT), AGAIN
-    found = [
-        Fault("nothing", "an hour", nothing, nothing, f"{CALM}; one attempt", attempts=1, lasts_s=0),
-        Fault("worker", "killed in an hour", kill_worker, nothing, AGAIN, lasts_s=0, step="embed_changes"),
-        Fault("worker", "killed in a promotion", kill_worker, nothing, AGAIN, lasts_s=0, step="publish_candidate", after_s=1.0),
-        Fault("worker", "killed in a night", kill_worker, nothing, AGAIN, lasts_s=0, step="embed", story="night"),
-        Fault("worker", "paused for 15 s in a promotion", *pause, lasts_s=15, step="publish_candidate", after_s=1.0),
-        *of_services(),
-        *of_serving(),
+def of_worker() -> list[Fault]:
+    """The process that runs the steps, in the middle of one."""
+    hour = Fault(
+        "worker", "kill", "killed in an hour", kill_worker, nothing, ANSWERED_AND_RETRIED, lasts_s=0, step="embed_changes"
+    )
+    stop, go_on = signal_worker(signal.SIGSTOP), signal_worker(signal.SIGCONT)
+    promotion = replace(hour, what="killed in a promotion", step="publish_candidate", after_s=1.0)
+    return [
+        hour,
+        promotion,
+        replace(hour, what="killed in a night", step="embed", story="night"),
+        replace(promotion, kind="pause", what="paused for 15 s in a promotion", begin=stop, end=go_on, lasts_s=15),
     ]
-    if disks:
-        found += [
-            Fault("worker", "disk full", fill("worker"), empty("worker"), AGAIN, lasts_s=None, step=""),
-            Fault("one replica", "disk full", fill("serving-1"), empty("serving-1"), AGAIN, lasts_s=None, step="acknowledge"),
-        ]
-    kinds = [fault.what.split()[0] for fault in found]
-    return sorted(found, key=lambda fault: (fault.what[0].isdigit(), kinds.index(fault.what.split()[0])))
+
+
+def of_disks() -> list[Fault]:
+    """Disks that are full until the first attempt is over."""
+    worker = Fault("worker", "fill", "disk full", fill("worker"), empty("worker"), ANSWERED_AND_RETRIED, lasts_s=None, step="")
+    replica = replace(worker, part="one replica", begin=fill("serving-1"), end=empty("serving-1"), step="acknowledge")
+    return [worker, replica]
+
+
+def all_faults(disks: bool) -> list[Fault]:
+    """Every fault, in the order of KINDS, so that those that last the whole first attempt (damage, fill) are at the end; those of full
+    disks only where there are such disks."""
+    none = Fault("nothing", "none", "an hour", nothing, nothing, f"{ANSWERED}; one attempt", attempts=1, lasts_s=0)
+    found = [none, *of_worker(), *of_services(), *of_serving(), *(of_disks() if disks else [])]
+    return sorted(found, key=lambda fault: KINDS.index(fault.kind))

@@ -27,7 +27,9 @@ def test_one_answer_for_each_request_and_version_but_for_those_of_fewer_shards()
 def test_a_fault_that_lasts_as_long_as_the_first_attempt_ends_with_one_that_succeeds(tmp_path: Path) -> None:
     told: list[str] = []
     drill: Any = None
-    fault = Fault("store", "errs", lambda _: told.append("begun"), lambda _: told.append("ended"), "", lasts_s=None, step="")
+    fault = Fault(
+        "store", "damage", "errs", lambda _: told.append("begun"), lambda _: told.append("ended"), "", lasts_s=None, step=""
+    )
     happening = Happening(drill, fault, tmp_path / "log", Seen("", ""))
     happening.start()
     until(lambda: told == ["begun"])
@@ -37,7 +39,7 @@ def test_a_fault_that_lasts_as_long_as_the_first_attempt_ends_with_one_that_succ
 
 
 def test_a_fault_whose_step_is_never_done_does_not_begin(tmp_path: Path) -> None:
-    fault = Fault("store", "errs", lambda _: None, lambda _: None, "", step="embed")
+    fault = Fault("store", "damage", "errs", lambda _: None, lambda _: None, "", step="embed")
     drill: Any = None
     happening = Happening(drill, fault, tmp_path / "log", Seen("", ""))
     happening.start()
