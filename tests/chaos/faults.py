@@ -156,7 +156,7 @@ def of_serving() -> list[Fault]:
         for fault in server_faults(part, service, f"{ANSWERED}, by the other; {RETRIED}", paused_s=PAUSED_S, step="acknowledge"):
             most_ms = NGINX_WAITS_MS + DEADLINE_MS if fault.kind == "pause" else DEADLINE_MS
             found.append(replace(fault, slowest_ms=most_ms))
-    found.extend(server_faults("shard", "shard", f"{ANSWERED}, by the replica; {RETRIED}", ("kill",), step="acknowledge"))
+    found += server_faults("shard", "shard", f"{ANSWERED}, by the replica; {RETRIED}", ["kill"], step="acknowledge")
     for fault in server_faults("load balancer", "nginx", "", paused_s=4):
         away = fault.kind in ("kill", "cut")
         told = "none while it is away, every one after" if away else f"{ANSWERED}, late"
