@@ -142,7 +142,7 @@ def garbage(
     as_json: AsJson = False,
 ) -> None:
     """List what no kept index version needs, or, with --delete, remove it."""
-    from tasks.pipelines.collect_garbage import collect_with_lease, places_of, retention_of
+    from tasks.pipelines.collect_garbage import collect_with_lease, retention_of
     from tasks.release.retention.garbage import plan_garbage
 
     chosen = Settings.load()
@@ -150,7 +150,7 @@ def garbage(
         done = collect_with_lease(chosen, open_registry(), "vitrine release garbage", versions)
         print_answer(done, done.summary.replace("to collect", "collected"), as_json)
         return
-    plan = plan_garbage(open_registry(), places_of(chosen), retention_of(chosen, versions))
+    plan = plan_garbage(open_registry(), chosen.store_uri, retention_of(chosen, versions))
     if plan.items and not as_json:
         rows = [(item.kind, item.name, f"{item.bytes / MIB:.1f}", item.reason) for item in plan.items]
         print_table(("what", "name", "MiB", "why"), rows, right=("MiB",))

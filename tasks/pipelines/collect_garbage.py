@@ -11,7 +11,7 @@ from tasks.pipelines.common import registry, scratch, settings
 from tasks.records import Record
 from tasks.registry import Registry
 from tasks.release.promotion.lease import hold_lease
-from tasks.release.retention.garbage import GarbageLocations, GarbagePlan, collect, plan_garbage
+from tasks.release.retention.garbage import GarbagePlan, collect, plan_garbage
 from tasks.release.retention.policy import Retention
 from tasks.settings import Settings
 
@@ -34,7 +34,7 @@ class Garbage(Record):
 def plan(run_key: str, versions: int = 0) -> Garbage:
     """Dry run: logs what a collection would delete and records it in MLflow. `versions` 0: the setting's value."""
     chosen = settings()
-    found = plan_garbage(registry(chosen), places_of(chosen), retention_of(chosen, versions))
+    found = plan_garbage(registry(chosen), chosen.store_uri, retention_of(chosen, versions))
     for item in found.items:
         log.info("%s %s (%d bytes): %s", item.kind, item.name, item.bytes, item.reason)
     log.info("%s", found.summary)
@@ -58,11 +58,7 @@ def collect_with_lease(chosen: Settings, models: Registry, holder: str, versions
         with hold_lease(models, holder, patience_s=PATIENCE_S) as lease:
             yield lease.check
 
-    return collect(models, places_of(chosen), retention_of(chosen, versions), alone)
-
-
-def places_of(chosen: Settings) -> GarbageLocations:
-    return GarbageLocations(chosen.store_uri, chosen.home)
+    return collect(models, chosen.store_uri, retention_of(chosen, versions), alone)
 
 
 def retention_of(chosen: Settings, versions: int = 0) -> Retention:

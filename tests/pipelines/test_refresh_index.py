@@ -344,7 +344,7 @@ def test_one_run_is_made_once(live: LiveShop) -> None:
 def test_many_small_versions_are_merged_and_garbage_takes_nothing_that_is_needed(
     live: LiveShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.release.retention.garbage import GarbageLocations, collect, unreachable_files
+    from tasks.release.retention.garbage import collect, unreachable_files
     from tasks.release.retention.policy import Retention
     from tests.release.retention.test_garbage import alone_here
 
@@ -355,9 +355,7 @@ def test_many_small_versions_are_merged_and_garbage_takes_nothing_that_is_needed
         made = live.refresh(f"r{n}")
     assert max(np.bincount([s.shard for s in live.registry.index_manifest(made.version).segments])) <= 6
     live.shop.point(live=made.version, blue=made.version)
-    plan = collect(
-        live.registry, GarbageLocations(str(live.home / "data"), live.home), Retention(versions=1, grace_s=0.0), alone_here
-    )
+    plan = collect(live.registry, str(live.home / "data"), Retention(versions=1, grace_s=0.0), alone_here)
     assert plan.items
     assert unreachable_files(live.registry) == []
     live.send(live.upsert(2, 0), live.upsert(7, 1))

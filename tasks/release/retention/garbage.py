@@ -2,7 +2,7 @@
 
 The registry decides: a version leaves it first, its files follow, so that nothing that can still be asked for ever misses a file.
 Killed in between, the next collection finds the files by their run. One that cannot read a kept version's manifest deletes
-nothing, since it cannot know what that version reaches.
+nothing, since it cannot know what that version reaches. A worker's own disk is not looked at here: tasks/worker_disk.py bounds it.
 """
 
 import logging
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 from serving.contract.addresses import error_line, hide_secrets
 from serving.contract.files import ContractError
@@ -20,16 +19,14 @@ from tasks.index.collections import open_collections, recorded_collection, recor
 from tasks.progress import Progress
 from tasks.queries.view_store import view_table
 from tasks.registry import ENCODER_MODEL, INDEX_EXPERIMENT, INDEX_MODEL, INDEX_PATH, Registry
-from tasks.release.retention.policy import DAY_S, Reachable, Retention, kept_encoders, kept_versions, reachable
+from tasks.release.retention.policy import Reachable, Retention, kept_encoders, kept_versions, reachable
 
 log = logging.getLogger(__name__)
 
 COLLECTED = "vitrine.collected"
 """Marks a run whose artifacts were collected, so that it is not listed again every day."""
-CACHE_AGE_S = DAY_S
 KINDS = (
-    "version", "artifact", "snapshot", "vectors", "changes", "quarantine", "embeddings", "view", "shards", "towers", "work", "cache",
-    "collection",
+    "version", "artifact", "snapshot", "vectors", "changes", "quarantine", "embeddings", "view", "shards", "towers", "work", "collection",
 )  # fmt: skip
 
 
@@ -42,14 +39,6 @@ class GarbageItem:
     uri: str
     bytes: int
     reason: str
-
-
-@dataclass(frozen=True)
-class GarbageLocations:
-    """Where garbage is looked for: the store of snapshots and vectors, and this machine's home."""
-
-    store: str
-    home: Path
 
 
 @dataclass(frozen=True)
@@ -72,8 +61,11 @@ class GarbagePlan:
         return f"{parts} ({self.bytes / 2**20:.1f} MiB) to collect; {len(self.kept)} index versions are kept"
 
 
-def plan_garbage(registry: Registry, places: GarbageLocations, retention: Retention, now_s: float | None = None) -> GarbagePlan:
-    """Dry run; reads only. Raises VitrineError when the manifest of a kept version cannot be read."""
+def plan_garbage(registry: Registry, store: str, retention: Retention, now_s: float | None = None) -> GarbagePlan:
+    """Dry run over `registry` and `store` (VITRINE_STORE); reads only.
+
+    Raises VitrineError when the manifest of a kept version cannot be read.
+    """
     now = time.time() if now_s is None else now_s
     versions = registry.versions(INDEX_MODEL)
     kept = kept_versions(versions, retention, now)
@@ -96,16 +88,15 @@ def plan_garbage(registry: Registry, places: GarbageLocations, retention: Retent
     dropped = {v.run_id for v in versions if v.version not in kept}
     artifacts, finished = _artifacts(registry, needed, dropped, {v.run_id for v in versions}, retention, now)
     items += artifacts
-    items += _store(registry, places.store, needed, retention, now)
+    items += _store(registry, store, needed, retention, now)
     gone = {v.tags.get("run_key", "") for v in versions if v.version not in kept}
-    items += _collections(places.store, needed, gone, retention, now)
-    items += _local(places.home, needed, retention, now)
+    items += _collections(store, needed, gone, retention, now)
     return GarbagePlan(tuple(items), kept, tuple(finished))
 
 
 def collect(
     registry: Registry,
-    places: GarbageLocations,
+    store: str,
     retention: Retention,
     alone: Callable[[], AbstractContextManager[Callable[[], None]]],
     now_s: float | None = None,
@@ -117,7 +108,7 @@ def collect(
     """
     now = time.time() if now_s is None else now_s
     with alone() as check:
-        plan = plan_garbage(registry, places, retention, now)
+        plan = plan_garbage(registry, store, retention, now)
         for item in plan.items:
             if item.kind == "version":
                 check()
@@ -151,7 +142,7 @@ def _delete(registry: Registry, item: GarbageItem) -> None:
         registry.delete_artifact(run_id, path)
     elif item.kind == "collection":
         _drop(registry, item.uri)
-    elif item.kind in ("quarantine", "cache", "view"):
+    elif item.kind in ("quarantine", "view"):
         storage.delete(item.uri)
     else:
         storage.delete_folder(item.uri)
@@ -238,16 +229,6 @@ def _views(store: str, retention: Retention, now: float) -> Iterator[GarbageItem
     for uri in storage.list_files(storage.join(store, "views"), ".jpg"):
         if (name := uri.rsplit("/", 1)[1]) not in asked:
             yield from _old("view", name, uri, "no snapshot asks it any more", retention.grace_s, now)
-
-
-def _local(home: Path, needed: Reachable, retention: Retention, now: float) -> Iterator[GarbageItem]:
-    """This machine's folders of finished runs (named "<dag>.<run>"), and caches of deleted versions."""
-    for folder in sorted((home / "work").glob("*.*")):
-        if folder.is_dir():
-            yield from _old("work", folder.name, str(folder), "its run ended long ago", retention.grace_s, now)
-    for path in sorted((home / "cache" / "files").glob("*")):
-        if path.is_file() and path.name not in needed.checksums:
-            yield from _old("cache", path.name, str(path), "no kept version has this file", CACHE_AGE_S, now)
 
 
 def _old(kind: str, name: str, uri: str, reason: str, age_s: float, now: float) -> Iterator[GarbageItem]:

@@ -25,10 +25,9 @@ class Retention:
 
 @dataclass(frozen=True)
 class Reachable:
-    """Everything reachable from kept versions: artifacts as (run, path), snapshots, encoder versions, and file checksums."""
+    """Everything reachable from kept versions: artifacts as (run, path), snapshots and encoder versions."""
 
     artifacts: frozenset[tuple[str, str]] = frozenset()
-    checksums: frozenset[str] = frozenset()
     runs: frozenset[str] = frozenset()
     snapshots: frozenset[str] = frozenset()
     encoders: frozenset[tuple[str, str, str]] = field(default_factory=frozenset)
@@ -65,7 +64,6 @@ def reachable(manifests: Mapping[str, IndexManifest]) -> Reachable:
     whole = [(run, name) for run in manifests for name in ("manifest.json", "gates.json", "tuning.json")]
     return Reachable(
         artifacts=frozenset([(f.run_id, f.path) for f in files] + [(run, f"index/{name}") for run, name in whole]),
-        checksums=frozenset(f.sha256 for f in files),
         runs=frozenset([f.run_id for f in files] + list(manifests)),
         snapshots=frozenset(m.snapshot.uri.rstrip("/") for m in manifests.values()),
         encoders=frozenset((m.encoder.name, m.encoder.version, m.encoder.document_fingerprint) for m in manifests.values()),

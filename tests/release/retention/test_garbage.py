@@ -29,7 +29,7 @@ from tasks.queries.view_store import renew_view, view_exists, view_uri, write_vi
 from tasks.registry import INDEX_MODEL, INDEX_PATH, Registry
 from tasks.release.promotion.blue_green import choose_slot, flip, warm
 from tasks.release.retention import garbage
-from tasks.release.retention.garbage import GarbageItem, GarbageLocations, _renewed, collect, plan_garbage, unreachable_files
+from tasks.release.retention.garbage import GarbageItem, _renewed, collect, plan_garbage, unreachable_files
 from tasks.release.retention.policy import Retention, kept_versions
 from tests.catalog.changes.refreshed import own_mlflow
 from tests.registered import Shop, good_gates
@@ -90,8 +90,8 @@ def whole(shop: Shop, version: str) -> list[str]:
     return [f"{check.name}: {check.detail}" for check in check_index(manifest, fresh.file) if check.passed is False]
 
 
-def places(shop: Shop) -> GarbageLocations:
-    return GarbageLocations(str(shop.home / "data"), shop.home / "machine")
+def store_of(shop: Shop) -> str:
+    return str(shop.home / "data")
 
 
 def test_what_a_kept_version_reaches_stays_and_all_else_goes(shop: Shop) -> None:
@@ -103,9 +103,9 @@ def test_what_a_kept_version_reaches_stays_and_all_else_goes(shop: Shop) -> None
     lost = delta(shop, other, 0)
     newest = delta(shop, chain[-1], 4)
     shop.point(live=chain[-1], blue=chain[-1], previous=chain[2], green=chain[2])
-    plan = plan_garbage(shop.registry, places(shop), KEEP)
+    plan = plan_garbage(shop.registry, store_of(shop), KEEP)
     assert [v.version for v in shop.registry.versions(INDEX_MODEL)] == [newest, lost, other, *reversed(chain)]
-    collect(shop.registry, places(shop), KEEP, alone_here)
+    collect(shop.registry, store_of(shop), KEEP, alone_here)
     left = [v.version for v in shop.registry.versions(INDEX_MODEL)]
     assert left == [newest, lost, chain[-1], chain[2]]
     assert set(plan.kept) == set(left)
@@ -113,7 +113,7 @@ def test_what_a_kept_version_reaches_stays_and_all_else_goes(shop: Shop) -> None
     assert unreachable_files(shop.registry) == []
     held = {item.name for item in plan.items if item.kind == "artifact"}
     assert any("delta-2" in name for name in held)
-    assert plan_garbage(shop.registry, places(shop), KEEP).items == ()
+    assert plan_garbage(shop.registry, store_of(shop), KEEP).items == ()
 
 
 def test_embeddings_that_a_kept_manifest_names_stay_whatever_their_folders_are_called(shop: Shop) -> None:
@@ -128,7 +128,7 @@ def test_embeddings_that_a_kept_manifest_names_stay_whatever_their_folders_are_c
     )
     version = shop.version(embeddings=(commit,))
     shop.point(live=version, blue=version)
-    collect(shop.registry, places(shop), KEEP, alone_here)
+    collect(shop.registry, store_of(shop), KEEP, alone_here)
     assert [folder.exists() for folder in (*named, *others)] == [True, True, False, False]
     tags = shop.registry.version(INDEX_MODEL, version).tags
     assert (tags["embeddings.uri"], tags["embeddings.counts"]) == (str(named[0]), "12 embedded, 0 quarantined")
@@ -145,7 +145,7 @@ def test_a_view_that_is_asked_again_between_plan_and_deletion_stays(shop: Shop, 
         return Progress("collect garbage", 1, "things")
 
     monkeypatch.setattr(garbage, "Progress", progress)
-    collect(shop.registry, places(shop), replace(KEEP, grace_s=3600.0), alone_here)
+    collect(shop.registry, store_of(shop), replace(KEEP, grace_s=3600.0), alone_here)
     assert [view_exists(view) for view in views] == [True, False]
 
 
@@ -165,21 +165,16 @@ def test_snapshots_vectors_and_work_of_runs_that_nothing_names_go(shop: Shop) ->
         write_view(view, b"x")
     spelled = asked.replace("view://", "view://file://")  # as a store that is set as file:// spells it
     write_view_table(str(named), [{"photo_uri": spelled, "product_id": "p000", "image_uri": "images/0.jpg"}])
-    for path in (shop.home / "machine/work/rebuild_index.old/a", shop.home / "machine/work/encoder/a"):
-        path.parent.mkdir(parents=True)
-        path.write_bytes(b"x")
     later = time.time() + 60
     patient = replace(KEEP, grace_s=3600.0)
-    assert plan_garbage(shop.registry, places(shop), patient, later).items == ()
-    plan = collect(shop.registry, places(shop), KEEP, alone_here, later)
-    kinds = ["embeddings", "quarantine", "shards", "snapshot", "towers", "vectors", "view", "work", "work"]
+    assert plan_garbage(shop.registry, store_of(shop), patient, later).items == ()
+    plan = collect(shop.registry, store_of(shop), KEEP, alone_here, later)
+    kinds = ["embeddings", "quarantine", "shards", "snapshot", "towers", "vectors", "view", "work"]
     assert sorted(item.kind for item in plan.items) == kinds
-    assert plan.bytes == 603
+    assert plan.bytes == 602
     assert (view_exists(asked), view_exists(unasked)) == (True, False)
     assert named.is_dir()
     assert not [folder for folder in left if folder.exists()]
-    assert not (shop.home / "machine/work/rebuild_index.old").exists()
-    assert (shop.home / "machine/work/encoder/a").exists()
 
 
 def test_a_version_whose_manifest_is_lost_stops_every_deletion(shop: Shop) -> None:
@@ -190,7 +185,7 @@ def test_a_version_whose_manifest_is_lost_stops_every_deletion(shop: Shop) -> No
     with pytest.raises(
         VitrineError, match=rf"index version {second}, which is among the newest 2 versions, cannot be read.*nothing is deleted"
     ):
-        collect(shop.registry, places(shop), KEEP, alone_here)
+        collect(shop.registry, store_of(shop), KEEP, alone_here)
     assert whole(shop, first) == []
 
 
@@ -206,10 +201,10 @@ def test_a_killed_collection_is_finished_by_the_next(shop: Shop, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(shop.registry, "delete_artifact", killed)
         with pytest.raises(KeyboardInterrupt):
-            collect(shop.registry, places(shop), few, alone_here)
+            collect(shop.registry, store_of(shop), few, alone_here)
     assert [v.version for v in shop.registry.versions(INDEX_MODEL)] == [second]
     assert shop.registry.artifacts(run, INDEX_PATH) != []
-    collect(shop.registry, places(shop), few, alone_here)
+    collect(shop.registry, store_of(shop), few, alone_here)
     assert shop.registry.artifacts(run, INDEX_PATH) == []
     assert whole(shop, second) == []
 
@@ -244,7 +239,7 @@ def test_no_reachable_segment_goes_while_promotions_run(shop: Shop) -> None:
     try:
         for n in range(5):
             version = delta(shop, version, n)
-            collect(shop.registry, places(shop), replace(KEEP, versions=1), alone)
+            collect(shop.registry, store_of(shop), replace(KEEP, versions=1), alone)
             problems += unreachable_files(shop.registry)
     finally:
         stop.set()
