@@ -4,6 +4,7 @@ import zlib
 
 from serving.api.errors import ApiError
 from serving.contract.image_limits import ImageRejected
+from serving.invalid_request import InvalidRequest
 
 GZIP = 16 + zlib.MAX_WBITS
 FREE_BYTES, MOST_TIMES = 1 << 20, 20
@@ -20,21 +21,21 @@ class GzipBody:
     def decode(self, piece: bytes, last: bool) -> bytes:
         """The decoded bytes of a piece.
 
-        Raises ImageRejected where they grow too many, ValueError where this is not gzip, not whole, or goes on behind its end.
+        Raises ImageRejected where they grow too many, InvalidRequest where this is not gzip, not whole, or goes on behind its end.
         """
         self.received += len(piece)
         left = max(FREE_BYTES, MOST_TIMES * self.received) - self.decoded
         try:
             found = self.decoder.decompress(piece, left + 1)
         except zlib.error:
-            raise ValueError("the body is not gzip, as its Content-Encoding says") from None
+            raise InvalidRequest("the body is not gzip, as its Content-Encoding says") from None
         if self.decoder.unused_data:  # zlib would keep, and copy again with every piece, all that follows
-            raise ValueError("the gzip body goes on behind its end; send it as one member")
+            raise InvalidRequest("the gzip body goes on behind its end; send it as one member")
         self.decoded += len(found)
         if len(found) > left:
             raise ImageRejected("too_many_bytes", f"the gzip body grows more than {MOST_TIMES} times; send it as it is")
         if last and not self.decoder.eof:
-            raise ValueError("the gzip body is not whole")
+            raise InvalidRequest("the gzip body is not whole")
         return found
 
 

@@ -24,7 +24,7 @@ class BodyLimits:
     """Limits bodies to `max_bytes` (`by_path`: other limits by path), `limit_s` seconds, and `places` at once; decodes gzip.
 
     Raises from `receive`, that is, where the body is read: ImageRejected("too_many_bytes") by the announced or the received
-    length, ApiError: 408, 415 for its encoding, 503; ValueError where it is not gzip. A body that nobody reads is not admitted.
+    length, ApiError: 408, 415 for its encoding, 503; InvalidRequest where it is not gzip. A body that nobody reads is not admitted.
     """
 
     def __init__(

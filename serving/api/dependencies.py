@@ -11,8 +11,9 @@ from pydantic import WithJsonSchema
 from serving.api import openapi
 from serving.api.client_address import client_address
 from serving.api.replica import Replica
-from serving.api.uploads import json_object
+from serving.api.uploads import json_object, validated
 from serving.contract.manifest import SLOTS
+from serving.invalid_request import InvalidRequest
 from serving.ranking.filters import Filter, FilterError
 from serving.search import query as queries
 from serving.search.schemas import SearchAnswer, SearchRequest
@@ -96,7 +97,7 @@ class SearchCall:
 
 
 def search_call(request: Request, slot: str, timeout_ms: str | None) -> SearchCall:
-    """The search call of a request whose body is read. Its deadline starts here. Raises ApiError, or ValueError for `timeout_ms`."""
+    """The search call of a request whose body is read. Its deadline starts here. Raises ApiError, or InvalidRequest for `timeout_ms`."""
     replica: Replica = request.app.state.replica
     return SearchCall(request, replica, chosen_release(request, slot), slot, replica.deadline(timeout_ms))
 
@@ -107,10 +108,10 @@ async def get_search_call(request: Request, slot: Slot = "", timeout_ms: Timeout
 
 
 def slot_parameter(request: Request) -> str:
-    """`slot` of a route that reads its request itself. Raises ValueError with the sentence of a declared parameter."""
+    """`slot` of a route that reads its request itself. Raises InvalidRequest with the sentence of a declared parameter."""
     slot = request.query_params.get("slot", "")
     if slot not in ("", *SLOTS):
-        raise ValueError(f"slot: Input should be '', {' or '.join(repr(name) for name in SLOTS)}")
+        raise InvalidRequest(f"slot: Input should be '', {' or '.join(repr(name) for name in SLOTS)}")
     return slot
 
 
@@ -118,7 +119,7 @@ SearchCallDep = Annotated[SearchCall, Depends(get_search_call)]
 
 
 async def query_of(search: SearchRequest, photo: bytes | None = None) -> queries.Query:
-    """The query of a request; large photos are read in a thread. Raises ValueError when the photo is not base64."""
+    """The query of a request; large photos are read in a thread. Raises InvalidRequest when the photo is not base64."""
     if len(photo if photo is not None else search.image or "") < LARGE:
         return queries.Query.of(search, photo)
     return await asyncio.to_thread(queries.Query.of, search, photo)
@@ -140,7 +141,7 @@ async def search_fields(
     explain: Annotated[bool, Query(description="with each term of each result's score")] = False,
 ) -> dict[str, Any]:
     """SearchRequest fields that every GET route takes as query parameters."""
-    conditions = Filter.model_validate(json_object(filter.encode(), "filter")) if filter else None
+    conditions = validated(Filter, json_object(filter.encode(), "filter")) if filter else None
     return {"k": k, "candidates": candidates, "filter": conditions, "explain": explain}
 
 

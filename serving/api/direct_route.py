@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.api.errors import CLIENT_ERRORS, error_response
+from serving.api.errors import EXPECTED_ERRORS, error_response
 from serving.api.metrics import RequestMetrics
 
 
@@ -29,6 +29,6 @@ class DirectRoute:
         scope["route"] = self.route
         try:
             response = await self.route.endpoint(Request(scope, receive, send))
-        except CLIENT_ERRORS as error:
+        except EXPECTED_ERRORS as error:
             response = error_response(error, scope["state"]["request_id"], self.metrics)
         await response(scope, receive, send)

@@ -6,14 +6,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from serving.api.metrics import RequestMetrics
 from serving.contract.preprocess import ImageRejected
 from serving.index.engine import EngineUnavailable
-from serving.ranking.filters import FilterError
+from serving.invalid_request import InvalidRequest
 from serving.search.query import QueryError
 from serving.search.schemas import Problem
 from serving.telemetry.timing import DeadlinePassed
@@ -35,12 +34,14 @@ class ApiError(Exception):
         self.status, self.reason, self.headers = status, reason, headers or {}
 
 
-CLIENT_ERRORS = (ApiError, QueryError, DeadlinePassed, ImageRejected, RequestValidationError, EngineUnavailable, ValueError)
-"""Errors of the client, and an engine that is away, answered with a problem. Anything else is a bug and becomes a 500."""
+EXPECTED_ERRORS = (
+    ApiError, InvalidRequest, QueryError, DeadlinePassed, ImageRejected, RequestValidationError, EngineUnavailable,
+)  # fmt: skip
+"""Errors that are answered with a problem of their own. Anything else, a plain ValueError too, is a bug and becomes a 500."""
 
 
 def problem_of(error: Exception, request_id: str, metrics: RequestMetrics) -> Problem:
-    """The problem of one of CLIENT_ERRORS. Counts rejected images."""
+    """The problem of one of EXPECTED_ERRORS. Counts rejected images."""
     if isinstance(error, ImageRejected):
         metrics.rejected.labels(error.reason).inc()
     status, detail, reason = _status_detail_reason(error)
@@ -48,19 +49,17 @@ def problem_of(error: Exception, request_id: str, metrics: RequestMetrics) -> Pr
 
 
 def _status_detail_reason(error: Exception) -> tuple[int, str, str]:
-    """HTTP status, detail and reason code of a client error."""
+    """HTTP status, detail and reason code of one of EXPECTED_ERRORS."""
     match error:
-        case ApiError() | QueryError() | FilterError() | EngineUnavailable():
+        case ApiError() | InvalidRequest() | QueryError() | EngineUnavailable():
             return error.status, str(error), error.reason
         case DeadlinePassed():
             return 504, str(error), "deadline"
         case ImageRejected():
             return IMAGE_STATUS.get(error.reason, 422), str(error), error.reason
-        case RequestValidationError() | ValidationError():
+        case RequestValidationError():
             return 422, validation_message(error.errors()), "request"
-        case UnicodeError():
-            return 422, "the request holds half of a character (a lone surrogate)", "request"
-    return 422, str(error), "request"
+    raise TypeError(f"{type(error).__name__} is none of the expected errors")
 
 
 def problem(status: int, detail: str, reason: str, request_id: str) -> Problem:
@@ -80,18 +79,18 @@ def validation_message(errors: Any) -> str:
 
 
 def error_response(error: Exception, request_id: str, metrics: RequestMetrics) -> JSONResponse:
-    """The problem+json response of one of CLIENT_ERRORS."""
+    """The problem+json response of one of EXPECTED_ERRORS."""
     return problem_response(problem_of(error, request_id, metrics), getattr(error, "headers", None))
 
 
 def handle_errors(app: FastAPI, metrics: RequestMetrics) -> None:
     """Registers exception handlers that answer problem+json."""
 
-    async def on_client_error(request: Request, error: Exception) -> JSONResponse:
+    async def on_expected_error(request: Request, error: Exception) -> JSONResponse:
         return error_response(error, request.state.request_id, metrics)
 
-    for kind in CLIENT_ERRORS:
-        app.add_exception_handler(kind, on_client_error)
+    for kind in EXPECTED_ERRORS:
+        app.add_exception_handler(kind, on_expected_error)
 
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:

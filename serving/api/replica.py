@@ -25,6 +25,7 @@ from serving.cluster.metrics import GatewayMetrics
 from serving.contract.image_limits import CostlyImage, ImageLimits
 from serving.contract.runtimes import Runtime, runtime
 from serving.index.collection import Endpoint
+from serving.invalid_request import InvalidRequest
 from serving.ranking.column_changes import with_change
 from serving.ranking.filters import FilterError
 from serving.ranking.profiles import NoProfiles, Profiles, RedisProfiles
@@ -120,7 +121,7 @@ class Replica:
     def deadline(self, timeout_ms: str | None = None) -> Deadline:
         """The deadline of a request that starts now; `timeout_ms` may shorten the setting's, never extend it.
 
-        Raises ValueError where `timeout_ms` is not a number of milliseconds.
+        Raises InvalidRequest where `timeout_ms` is not a number of milliseconds.
         """
         limit_s = self.settings.deadline_s
         return Deadline.after(limit_s if timeout_ms is None else min(limit_s, _timeout_s(timeout_ms)))
@@ -227,7 +228,7 @@ def _timeout_s(timeout_ms: str) -> float:
     with suppress(ValueError):
         if 0 <= (timeout_s := float(timeout_ms) / 1e3) < math.inf:
             return timeout_s
-    raise ValueError(f"X-Timeout-Ms: {timeout_ms!r} is no number of milliseconds, such as 250 or 0.5")
+    raise InvalidRequest(f"X-Timeout-Ms: {timeout_ms!r} is no number of milliseconds, such as 250 or 0.5")
 
 
 def _encoder_runtime(settings: ServingSettings) -> Runtime:

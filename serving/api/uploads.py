@@ -1,14 +1,19 @@
 """Parses search requests: multipart forms with a photo, and JSON. serving/api/body_limits.py limits the bytes read."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from serving.api.errors import ApiError
+from serving.api.errors import ApiError, validation_message
 from serving.contract.preprocess import ImageRejected
+from serving.invalid_request import InvalidRequest
+
+M = TypeVar("M", bound=BaseModel)
 
 JSON = "application/json"
 
@@ -27,7 +32,7 @@ def body_limit(max_image_bytes: int) -> int:
 
 
 async def read_upload(request: Request) -> tuple[bytes | None, dict[str, Any]]:
-    """Reads the photo's bytes (None when the body is JSON) and the other fields. Raises ImageRejected or ValueError."""
+    """Reads the photo's bytes (None when the body is JSON) and the other fields. Raises ImageRejected or InvalidRequest."""
     kind = _media_type(request)
     if kind == JSON:
         return None, json_object(await request.body())
@@ -38,13 +43,15 @@ async def read_upload(request: Request) -> tuple[bytes | None, dict[str, Any]]:
             image = form.get("image")
             photo = await image.read() if isinstance(image, UploadFile) else None
     except HTTPException as error:
-        raise ValueError(f"the multipart body cannot be read: {error.detail}") from None
+        raise InvalidRequest(f"the multipart body cannot be read: {error.detail}") from None
+    except UnicodeError:
+        raise InvalidRequest("the multipart body cannot be read: its text is not in the charset that it names") from None
     if photo is None:
-        raise ValueError("the field image is missing: send the photo's bytes as a file")
+        raise InvalidRequest("the field image is missing: send the photo's bytes as a file")
     if unknown := form.keys() - KNOWN_FIELDS - {"image"}:
-        raise ValueError(f"the field {min(unknown)!r} is none of those beside a photo: {', '.join(sorted(KNOWN_FIELDS))}")
+        raise InvalidRequest(f"the field {min(unknown)!r} is none of those beside a photo: {', '.join(sorted(KNOWN_FIELDS))}")
     fields: dict[str, Any] = {n: form[n] for n in FORM_FIELDS if n in form}
-    fields |= {n: json_object(str(form[n]).encode(), f"the field {n}") for n in JSON_FIELDS if form.get(n)}
+    fields |= {n: json_object(str(form[n]).encode(errors="surrogatepass"), f"the field {n}") for n in JSON_FIELDS if form.get(n)}
     return photo, fields
 
 
@@ -60,13 +67,21 @@ def _media_type(request: Request) -> str:
 
 
 def json_object(data: bytes, what: str = "the body", most: int = MAX_VALUES) -> dict[str, Any]:
-    """Parses a JSON object. Raises ValueError saying that `what` is not one, or holds more than `most` values."""
+    """Parses a JSON object. Raises InvalidRequest saying that `what` is not one, or holds more than `most` values."""
     if data.count(b",") > most:
-        raise ValueError(f"{what} holds more than {most:,} values")
+        raise InvalidRequest(f"{what} holds more than {most:,} values")
     try:
         value = from_json(data, allow_inf_nan=False)
     except ValueError:
-        raise ValueError(f"{what} is not JSON") from None
+        raise InvalidRequest(f"{what} is not JSON") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is not a JSON object")
+        raise InvalidRequest(f"{what} is not a JSON object")
     return value
+
+
+def validated(model: type[M], fields: Mapping[str, Any]) -> M:
+    """The model of a request's fields. Raises InvalidRequest naming the first that is not as it has to be."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidRequest(validation_message(error.errors())) from None

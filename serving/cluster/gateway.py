@@ -22,6 +22,7 @@ from serving.contract.manifest import IndexManifest, Scalar
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.contract.segments import read_rows
 from serving.index.searcher import Neighbors, OpenSegment, Searcher, alive_rows, features_of, merge, ordered
+from serving.invalid_request import InvalidRequest
 from serving.ranking.features import Features
 from serving.ranking.filters import Filter, check_filter
 from serving.search.query import QueryError
@@ -148,7 +149,7 @@ class RemoteSearcher(Searcher):
         try:
             return self.client.fan_out(path, self.version_key, shards, request, read, latest, slow_s)
         except InvalidShardRequest as error:
-            raise ValueError(str(error)) from None
+            raise InvalidRequest(str(error)) from None
 
 
 def _check_numbers(columns: Mapping[str, np.ndarray], rows: int) -> None:

@@ -15,6 +15,7 @@ from serving.cluster.metrics import ShardMetrics
 from serving.cluster.shard_set import ShardSearcher, ShardSet, ShardSetOpener
 from serving.cluster.wire import pack, unpack
 from serving.contract.addresses import error_line
+from serving.invalid_request import InvalidRequest
 from serving.ranking.filters import Filter
 from serving.settings import ServingSettings
 from serving.telemetry.metrics import Metrics
@@ -97,9 +98,11 @@ class ShardServer:
             k = int(header["k"])
         except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ShardError(422, f"the question is not one: {error_line(error)}") from None
-        if not (1 <= k <= MAX_K and xq.ndim == 2 and 1 <= len(xq) <= MAX_QUERIES and _are_numbers(xq)):
+        dim = shard.searcher.dim
+        if not (1 <= k <= MAX_K and xq.shape[1:] == (dim,) and 1 <= len(xq) <= MAX_QUERIES and _are_numbers(xq)):
             raise ShardError(
-                422, f"{xq.shape} queries and k {k}, where at most {MAX_QUERIES} of numbers and 1 to {MAX_K} are expected"
+                422,
+                f"{xq.shape} queries and k {k}, where at most {MAX_QUERIES} of {dim} numbers and 1 to {MAX_K} are expected",
             )
 
         def work() -> bytes:
@@ -154,7 +157,7 @@ class ShardServer:
         self.waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.pool, in_time)
-        except ValueError as error:
+        except InvalidRequest as error:
             raise ShardError(422, str(error)) from None
         finally:
             self.waiting -= 1

@@ -9,6 +9,7 @@ import numpy as np
 from serving.contract.files import ContractError, FileRef, open_verified
 from serving.contract.manifest import IndexManifest
 from serving.index.searcher import Neighbors, Searcher, ordered
+from serving.invalid_request import InvalidRequest
 from serving.ranking.filters import Filter, filter_mask
 from serving.ranking.ranker import RankerConfig
 from serving.versions.golden import check_golden_shard
@@ -52,10 +53,10 @@ class ShardSearcher:
         return replace(found, rows=np.where(found.rows < 0, -1, found.rows + self.start))
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Stored vectors (n, d) float32 of handles (n,). Raises ValueError for rows of other shards."""
+        """Stored vectors (n, d) float32 of handles (n,). Raises InvalidRequest for rows of other shards."""
         local = rows - self.start
         if len(local) and not (local.min() >= 0 and local.max() < self.searcher.rows):
-            raise ValueError(f"rows {rows.min()}..{rows.max()} are not of this shard")
+            raise InvalidRequest(f"rows {rows.min()}..{rows.max()} are not of this shard")
         return np.stack([self.searcher.vector(int(row)) for row in local])
 
 

@@ -36,7 +36,7 @@ class Guard:
         self.last = ""
 
     def __call__(self, call: Callable[[], T]) -> T:
-        """The result of `call`. Raises EngineUnavailable where it fails or is refused. ContractError, ValueError and its own
+        """The result of `call`. Raises EngineUnavailable where it fails or is refused. ContractError and its own
         EngineUnavailable pass, and are no failure of the engine."""
         if why := self.away():
             raise self.unavailable(why)
@@ -44,7 +44,7 @@ class Guard:
             self.closed_until = self.clock() + PAUSE_S
         try:
             result = self._attempts()(call)
-        except (ContractError, ValueError, EngineUnavailable):
+        except (ContractError, EngineUnavailable):
             raise
         except Exception as error:  # every client has its own classes
             self._failed(error)

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from pydantic import ConfigDict, RootModel, model_validator
 
 from serving.contract.keys import product_keys
+from serving.invalid_request import InvalidRequest
 from serving.ranking.features import Features, Kind
 
 LANGUAGE = 1
@@ -45,10 +46,10 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 Scalar = str | int | float | bool
 
 
-class FilterError(ValueError):
+class FilterError(InvalidRequest):
     """A filter that does not fit this index version; the message names the column."""
 
-    status, reason = 422, "query"
+    reason = "query"
 
     def __init__(self, message: str, column: str = "") -> None:
         super().__init__(message)

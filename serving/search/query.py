@@ -7,6 +7,7 @@ from hashlib import sha256
 import numpy as np
 
 from serving.contract.box import Box
+from serving.invalid_request import InvalidRequest
 from serving.search.schemas import SearchRequest
 from serving.versions.release import EncodedQuery, Release
 from serving.versions.text_encoder import TextEncoder
@@ -41,7 +42,7 @@ class Query:
 
     @classmethod
     def of(cls, request: SearchRequest, photo: bytes | None = None, photo_sha256: str = "") -> "Query":
-        """The query of a request. Raises ValueError when its photo is not base64, or its box does not lie in a photo."""
+        """The query of a request. Raises InvalidRequest when its photo is not base64, or its box does not lie in a photo."""
         box = _box_of(request)
         if photo is None and request.image is not None and not photo_sha256:
             photo = request.image_bytes()
@@ -91,13 +92,13 @@ class Query:
 
 
 def _box_of(request: SearchRequest) -> Box | None:
-    """The box of a request, None where it is the whole photo. Raises ValueError."""
+    """The box of a request, None where it is the whole photo. Raises InvalidRequest."""
     if request.box is None:
         return None
     if request.image is None and request.image_url is None:
-        raise ValueError("box: it is a part of a photo, and there is no photo in this request")
+        raise InvalidRequest("box: it is a part of a photo, and there is no photo in this request")
     if outside := request.box.outside():
-        raise ValueError(f"box: {outside}")
+        raise InvalidRequest(f"box: {outside}")
     return None if request.box.whole else request.box
 
 

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from serving.contract.box import Box
+from serving.invalid_request import InvalidRequest
 from serving.ranking.filters import Filter
 from serving.ranking.ranker import User
 from serving.versions.version_info import ApiModel, VersionInfo
@@ -82,11 +83,11 @@ class SearchRequest(ApiModel):
         return self
 
     def image_bytes(self) -> bytes:
-        """The photo's bytes. Raises ValueError when `image` is not base64."""
+        """The photo's bytes. Raises InvalidRequest when `image` is not base64."""
         try:
             return base64.b64decode(self.image or "", validate=True)
         except (binascii.Error, ValueError):
-            raise ValueError("image is not base64") from None
+            raise InvalidRequest("image is not base64") from None
 
 
 class Result(TypedDict):

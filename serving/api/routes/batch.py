@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
 from serving.api.dependencies import Bearer, Key, SearchCallDep, query_of
-from serving.api.errors import CLIENT_ERRORS, problem_of
+from serving.api.errors import EXPECTED_ERRORS, problem_of
 from serving.api.openapi import BATCH_RESPONSES, KEY_OPTIONAL
 from serving.api.routes.search import PRIVATE
 from serving.api.uploads import MAX_VALUES, json_object, require_json
@@ -22,7 +22,7 @@ class StrictJsonRequest(Request):
     """A request whose JSON is an object of at most BATCH_VALUES values, without NaN and lone surrogates."""
 
     async def json(self) -> Any:
-        """Raises ValueError with one sentence where the body is not such an object."""
+        """Raises InvalidRequest with one sentence where the body is not such an object."""
         if not hasattr(self, "_object"):
             self._object = json_object(await self.body(), most=MAX_BATCH_VALUES)
         return self._object
@@ -57,7 +57,7 @@ async def batch(body: BatchRequest, call: SearchCallDep, response: Response, _: 
         async with places:
             try:
                 return await call.answer(await query_of(search), f".{number}")
-            except CLIENT_ERRORS as error:
+            except EXPECTED_ERRORS as error:
                 return problem_of(error, f"{call.request.state.request_id}.{number}", call.replica.request_metrics)
 
     response.headers["Cache-Control"] = PRIVATE

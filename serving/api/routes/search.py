@@ -17,8 +17,9 @@ from serving.api.dependencies import (
     slot_parameter,
 )
 from serving.api.openapi import CACHEABLE_RESPONSES, KEY_OPTIONAL, SEARCH_OPERATION, SEARCH_RESPONSES
-from serving.api.uploads import json_object, read_upload
+from serving.api.uploads import json_object, read_upload, validated
 from serving.contract.box import Box
+from serving.invalid_request import InvalidRequest
 from serving.search import query as queries
 from serving.search.schemas import MAX_TEXT_LENGTH, PHOTO_SHA256, SearchAnswer, SearchRequest
 
@@ -35,9 +36,9 @@ IfNoneMatch = Annotated[str, Header(alias="If-None-Match", description="the ETag
 
 
 async def posted_query(request: Request) -> queries.Query:
-    """The query of a multipart or JSON body, by content type. Raises ImageRejected or ValueError."""
+    """The query of a multipart or JSON body, by content type. Raises ImageRejected or InvalidRequest."""
     photo, fields = await read_upload(request)
-    return await query_of(SearchRequest.model_validate(fields | ({"image": ""} if photo is not None else {})), photo)
+    return await query_of(validated(SearchRequest, fields | ({"image": ""} if photo is not None else {})), photo)
 
 
 @posted.post("/v1/search", response_model=SearchAnswer, responses=SEARCH_RESPONSES, openapi_extra=SEARCH_OPERATION)
@@ -72,9 +73,10 @@ async def search_by_address(
 ) -> SearchAnswer | Response:
     """The form of a search that caches and CDNs may keep: by words, a product, or the sha256 of a photo that is known here."""
     if sum((bool(photo), text is not None, product_id is not None)) != 1:
-        raise ValueError("give exactly one of photo (its sha256), text, product_id")
-    cut = Box.model_validate(json_object(box.encode(), "box")) if box else None
-    wanted = SearchRequest(image="" if photo else None, text=text, product_id=product_id, box=cut, **fields)
+        raise InvalidRequest("give exactly one of photo (its sha256), text, product_id")
+    cut = validated(Box, json_object(box.encode(), "box")) if box else None
+    asked = {"image": "" if photo else None, "text": text, "product_id": product_id, "box": cut}
+    wanted = validated(SearchRequest, fields | asked)
     return await _cacheable(call, queries.Query.of(wanted, photo_sha256=photo), response, if_none_match)
 
 
@@ -88,7 +90,8 @@ async def similar(
     product_id: ProductId, call: SearchCallDep, fields: SearchFields, response: Response, if_none_match: IfNoneMatch = ""
 ) -> SearchAnswer | Response:
     """Products that look like one of the catalogue."""
-    return await _cacheable(call, queries.Query.of(SearchRequest(product_id=product_id, **fields)), response, if_none_match)
+    wanted = validated(SearchRequest, fields | {"product_id": product_id})
+    return await _cacheable(call, queries.Query.of(wanted), response, if_none_match)
 
 
 async def _cacheable(call: SearchCall, query: queries.Query, response: Response, if_none_match: str) -> SearchAnswer | Response:

@@ -13,11 +13,13 @@ from serving.api.errors import ApiError, handle_errors
 from serving.api.metrics import RequestMetrics
 from serving.api.middleware import RequestMiddleware
 from serving.contract.preprocess import ImageRejected
+from serving.invalid_request import InvalidRequest
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import NoTracing
 
 ERRORS = {
-    "value": ValueError("k is no number"),
+    "request": InvalidRequest("k is no number"),
+    "shape": ValueError("operands could not be broadcast together with shapes (3,) (4,)"),
     "image": ImageRejected("format", "that is not a picture"),
     "busy": ApiError(503, "too many searches", "overloaded", {"Retry-After": "1"}),
     "bug": KeyError("a mistake of ours"),
@@ -65,3 +67,16 @@ def test_status_headers_body_and_counts_are_those_of_fastapi(method: str, path: 
     assert answers[0] == answers[1]
     assert counts[0] == counts[1]
     assert counts[0]
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_value_error_of_ours_is_no_mistake_of_the_caller(direct: bool) -> None:
+    metrics = Metrics()
+    client = open_client(direct, metrics)
+    refused, failed = (client.post("/echo", content=name) for name in ("request", "shape"))
+    assert (refused.status_code, refused.json()["detail"], refused.json()["reason"]) == (422, "k is no number", "request")
+    assert (failed.status_code, failed.json()["reason"]) == (500, "internal")
+    assert failed.headers["content-type"] == "application/problem+json"
+    assert "shapes" not in failed.text
+    counted = [line for line in metrics.text().decode().splitlines() if line.startswith("vitrine_requests_total")]
+    assert any('status="500"' in line for line in counted), counted

@@ -1,5 +1,7 @@
 """Over-fetching and the guard, without an engine; whole engines: tests/engines."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -84,13 +86,20 @@ def test_a_call_is_repeated_where_that_may_help_and_refused_while_the_engine_is_
     assert guard.away() == ""
 
 
-def test_errors_of_the_version_and_of_the_caller_are_no_outage() -> None:
+def test_errors_of_the_version_are_no_outage() -> None:
     guard = Guard("made up")
-    for error in (ContractError("the collection is gone"), ValueError("k")):
-        for _ in range(FAILURES + 1):
-            with pytest.raises(type(error)):
-                guard(lambda error=error: (_ for _ in ()).throw(error))
+    for _ in range(FAILURES + 1):
+        with pytest.raises(ContractError, match="gone"):
+            guard(lambda: (_ for _ in ()).throw(ContractError("the collection is gone")))
     assert guard.away() == ""
+
+
+def test_an_answer_that_makes_no_sense_is_a_failure_of_the_engine() -> None:
+    guard = Guard("made up")
+    for _ in range(FAILURES):
+        with pytest.raises(EngineUnavailable, match="does not answer: Expecting value"):
+            guard(lambda: json.loads("<html>"))
+    assert "Expecting value" in guard.away()
 
 
 def test_a_comparison_that_takes_too_long_ends_and_is_no_outage() -> None:

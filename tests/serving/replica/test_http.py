@@ -26,6 +26,15 @@ pytestmark = pytest.mark.slow
 
 JSON = {"content-type": "application/json"}
 FORM = {"content-type": "multipart/form-data; boundary=x"}
+PART = (
+    b'--x\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\nx\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="filter"\r\n\r\n{"1": 1}\r\n--x--\r\n'
+)
+
+
+def form(charset: str) -> dict[str, str]:
+    """Headers of a form whose text is in this charset."""
+    return {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
 
 
 def test_photos_find_their_products(asked: TestClient, front: Storefront) -> None:
@@ -201,6 +210,8 @@ def test_a_batch_answers_each_search_and_a_bad_one_fails_alone(asked: TestClient
         ({"files": {"image": ("p.jpg", draw(0, 1))}, "data": {"filter": "{"}}, 422, "not JSON"),
         ({"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 422, "multipart"),
         ({"content": b"--x\r\nq\r\n", "headers": FORM}, 422, "multipart"),
+        ({"content": PART, "headers": form("undefined")}, 422, "not in the charset that it names"),
+        ({"content": PART.replace(b"1", b"\\ud800"), "headers": form("unicode_escape")}, 422, "the field filter is not JSON"),
         ({"files": {"image": ("p.jpg", draw(0, 1)), "other": ("p.jpg", draw(0, 1))}}, 422, "multipart body cannot be read: Too many files"),
         ({"files": {"image": ("p.jpg", draw(0, 1))}, "data": {f"f{n}": "1" for n in range(11)}}, 422, "Too many fields"),
         ({"data": {"image": "text"}, "files": {"k": (None, "5")}}, 422, "field image is missing"),
