@@ -109,7 +109,7 @@ BASE ?= docker.io/library/python:3.11-slim-bookworm
 TAG ?= $(if $(filter gpu,$(HARDWARE)),gpu,latest)
 PROFILE ?= minimal
 IMAGES := serving airflow spark mlflow standins
-COMPOSE = $(if $(STANDINS),env $(shell cat docker/standins/images.env)) $(CONTAINER) compose --env-file docker/.env -f docker/compose.yaml --profile $(PROFILE)
+COMPOSE = $(if $(STANDINS),env $(shell cat docker/standins/images.env)) $(CONTAINER) compose --env-file docker/.env -f docker/compose.yaml
 
 images: $(addprefix image-,$(IMAGES)) ## all images of docker/, and their sizes (BASE=…@sha256:…, HARDWARE=gpu, CONTAINER=podman)
 	@docker/image-sizes "$(CONTAINER)" $(BASE) $(addprefix vitrine-,$(addsuffix :$(TAG),$(IMAGES)))
@@ -121,11 +121,11 @@ image-%: ## one of them
 secrets: ## draw every secret of docker/compose.yaml into docker/.env (kept where it is there)
 	@docker/make-secrets
 
-stack: secrets ## docker/compose.yaml up (PROFILE=minimal, full or gpu)
-	@$(COMPOSE) up -d
+stack: secrets ## docker/compose.yaml up (PROFILE=minimal, full or gpu; WITHOUT="postgres s3 s3-buckets": those are your own)
+	@$(COMPOSE) --profile $(PROFILE) up -d $(if $(WITHOUT),$(filter-out $(WITHOUT),$(shell $(COMPOSE) --profile $(PROFILE) config --services)))
 
-stack-down: ## and down; its volumes stay
-	@$(COMPOSE) down
+stack-down: ## and down, whatever its profile was; its volumes stay
+	@$(COMPOSE) $(addprefix --profile ,minimal full gpu) down
 
 stack-test: $(STAMP) ## the images as a stack: nightly and hourly, a photo, killed parts, a restart, a restore (PART=test_stack_search.py: without Airflow)
 	@CONTAINER="$(CONTAINER)" STANDINS="$(STANDINS)" PROFILE="$(PROFILE)" $(PYTEST) -m stack -s -n0 tests/docker/$(or $(PART),)

@@ -64,6 +64,7 @@ def test_profiles_hold_what_they_say() -> None:
         assert all(needs <= of[p] for p in service["profiles"]), name
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
 
 
 def test_the_settings_that_it_names_exist() -> None:
@@ -72,6 +73,81 @@ def test_the_settings_that_it_names_exist() -> None:
     for name, service in SERVICES.items():
         named = {v for v in service.get("environment", {}) if v.startswith("VITRINE_")}
         assert named <= (replica if name.startswith("serving") else pipeline), name
+
+
+@pytest.mark.parametrize(("name", "file"), [("worker-1", "settings.env"), ("serving-1", "serving/settings.env")])
+def test_a_setting_that_its_file_cannot_change_is_a_variable_which_the_file_names(name: str, file: str) -> None:
+    """`environment` comes before `env_file`: what stands in both would silently be ignored in the file."""
+    assert SERVICES[name]["env_file"][0].endswith(f":-{file}}}")
+    settings = (DOCKER / file).read_text()
+    for variable, value in SERVICES[name]["environment"].items():
+        if variable.startswith("VITRINE_"):
+            assert value.startswith("${") or variable == "VITRINE_PROXIES", variable
+            assert f" {variable}" in settings, f"{file} does not say who sets {variable}"
+            assert not re.search(rf"^#? ?{variable}=", settings, re.MULTILINE)
+
+
+def test_a_service_of_ones_own_takes_the_place_of_each_that_keeps_state() -> None:
+    """None depends on it, so that it can be left out, and its address is a variable."""
+    own = {"postgres", "redis", "s3", "s3-buckets", "mlflow"}
+    for name, service in SERVICES.items():
+        assert not own & set(service.get("depends_on", ())), name
+        for variable, value in service.get("environment", {}).items():
+            if re.search(r"[@/](postgres|redis|s3|mlflow|airflow-api-server):", str(value)) and "EXECUTION_API" not in variable:
+                assert re.match(r"(db\+)?\$\{\w+:-", value), f"{name}: {variable}"
+
+
+def test_nothing_is_left_in_a_volume_without_a_name() -> None:
+    """What an image declares as VOLUME is mounted by name, or in memory."""
+    declared = {"airflow": "/var/lib/vitrine", "spark": "/var/lib/vitrine", "serving": "/var/lib/vitrine", "redis": "/data"}
+    named = yaml.safe_load(COMPOSE)["volumes"]
+    for name, service in SERVICES.items():
+        mounted = [v.split(":")[:2] for v in service.get("volumes", ()) if not v.startswith("./")]
+        assert all(source in named for source, _ in mounted), name
+        for image, folder in declared.items():
+            if image in service["image"]:
+                assert folder in [target for _, target in mounted] + service.get("tmpfs", []), name
+    sources = [v.split(":")[0] for s in SERVICES.values() for v in s.get("volumes", ()) if not v.startswith("./")]
+    assert sorted(sources) == sorted(named), "one each"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("redis", "requirepass drawn\nappendonly yes\ndir /data\nbind 0.0.0.0\n"),
+        ("redis-cache", 'requirepass drawn\nmaxmemory 1gb\nmaxmemory-policy allkeys-lru\nsave ""\ndir /tmp\nbind 0.0.0.0\n'),
+    ],
+)
+def test_redis_is_the_process_that_is_told_to_end_and_its_password_is_in_a_file(name: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "redis-server").write_text('#!/bin/sh\necho $$\nstat -c %a "$1"\ncat "$1"\n')
+    (tmp_path / "redis-server").chmod(0o755)
+    *shell, script = SERVICES[name]["entrypoint"]
+    script = script.replace("$$", "$").replace("/tmp/", f"{tmp_path}/")
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REDIS_PASSWORD": "drawn", "MAXMEMORY": "1gb"}
+    with subprocess.Popen([*shell, script], stdout=subprocess.PIPE, text=True, env=environment) as ran:
+        out, _ = ran.communicate()
+    assert out.split("\n", 2) == [str(ran.pid), "600", expected]
+
+
+def test_replicas_reach_no_redis_but_that_of_their_caches() -> None:
+    assert SERVICES["redis"]["networks"] == ["data"]
+    assert SERVICES["redis-cache"]["networks"] == ["edge"]
+    for name in ("serving-1", "serving-2"):
+        assert list(SERVICES[name]["networks"]) == ["edge"]
+        assert "CACHE_PASSWORD" in SERVICES[name]["environment"]["VITRINE_CACHE_URL"]
+        assert "REDIS_PASSWORD" not in yaml.safe_dump(SERVICES[name])
+
+
+def test_the_search_alone_can_be_published() -> None:
+    for name, service in SERVICES.items():
+        for port in service.get("ports", ()):
+            assert port.startswith(
+                "${SEARCH_PUBLISH:-${PUBLISH:-127.0.0.1}}:" if name == "nginx" else "${PUBLISH:-127.0.0.1}:"
+            ), name
+
+
+def test_replicas_have_longer_to_end_than_they_take() -> None:
+    assert SERVICES["serving-1"]["stop_grace_period"] == "30s"
 
 
 def test_every_file_that_is_mounted_is_there() -> None:
@@ -90,7 +166,7 @@ def test_replicas_know_their_proxy_and_their_addresses_stay() -> None:
         assert SERVICES[name]["networks"]["edge"]["ipv4_address"]
         assert SERVICES[name]["read_only"]
     urls = SERVICES["worker-1"]["environment"]["VITRINE_SERVING_URLS"]
-    assert urls == ",".join(f"http://{n}:8000" for n in replicas)
+    assert urls == "${SERVING_URLS:-" + ",".join(f"http://{n}:8000" for n in replicas) + "}"
 
 
 def test_the_proxys_limits_are_those_of_a_replica() -> None:
