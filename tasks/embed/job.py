@@ -118,6 +118,14 @@ class EmbedResult(Record):
     titles: int = 0
     """Embedded products without a picture, by their titles: the one of each counts among `pictures`."""
 
+    @classmethod
+    def all_embedded(cls, run_key: str, products: int) -> "EmbedResult":
+        """The counts of a run that embedded each of its products, where its own record is not at hand; it names no vectors."""
+        return cls(
+            run_key=run_key, vectors_uri="", store_uri="", quarantine_uri="", dim=0, shards=0, catalogue=products, embedded=products,
+            quarantined=0, embedded_now=0, reused=0, reasons={},
+        )  # fmt: skip
+
     @property
     def catalogue_pictures(self) -> int:
         """Pictures of the snapshot."""

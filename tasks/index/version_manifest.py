@@ -10,7 +10,7 @@ import numpy as np
 
 from serving.contract.counts import Counts
 from serving.contract.files import FileRef, describe
-from serving.contract.manifest import EncoderRef, IndexManifest, Scalar, Segment, SegmentPictures, SnapshotRef
+from serving.contract.manifest import EncoderRef, EngineRef, IndexManifest, Scalar, Segment, SegmentPictures, SnapshotRef
 from serving.contract.provenance import EmbeddingCommit
 from serving.index.searcher import Searcher
 from serving.versions.golden import write_golden
@@ -45,10 +45,12 @@ def base_segment(built: BuiltShard, run_id: str, path: str) -> Segment:
 
 
 def draft_manifest(
-    name: str, created_at: str, encoder: EncoderRef, snapshot: Snapshot, segments: list[Segment], search: dict[str, Scalar],
+    *, name: str, created_at: str, encoder: EncoderRef, snapshot: Snapshot, segments: list[Segment], search: dict[str, Scalar],
     ranker: dict[str, Any], embedded: EmbedResult, shards: int, key: str, embeddings: tuple[EmbeddingCommit, ...] = (),
+    engine: EngineRef | None = None,
 ) -> IndexManifest:  # fmt: skip
-    """The manifest before golden answers, gates, and the number of queries behind them."""
+    """The manifest before golden answers, gates, and the number of queries behind them. `key`: its content key. `engine`: the
+    collection that holds the base rows; None: files of the segments."""
     indexed = sum(s.rows for s in segments)
     several = embedded.catalogue_pictures > embedded.catalogue
     counts = Counts(
@@ -67,7 +69,7 @@ def draft_manifest(
     return IndexManifest(
         id=name, created_at=created_at, encoder=encoder, snapshot=reference, shards=shards, segments=tuple(segments), search=search,
         ranker=ranker, counts=counts, golden=FileRef(path="golden.npz", sha256=EMPTY_SHA, bytes=0), content_key=key,
-        embeddings=embeddings,
+        embeddings=embeddings, engine=engine,
     )  # fmt: skip
 
 

@@ -53,13 +53,13 @@ def draft(
 
     segments = [base_segment(built, run_id, INDEX_PATH) for built in shards]
     rows = sum(s.rows for s in segments)
-    counted = embedded or EmbedResult(run_key, "", "", "", 0, 0, rows, rows, 0, 0, 0, {})
-    created = datetime.now(UTC).isoformat(timespec="seconds")
     ranker = read_ranker(settings().ranker)
-    key = content_key_of(snapshot, encoder, ranker)
-    commits = (embedding_commit(embedded, encoder.document_fingerprint),) if embedded else ()
-    made = draft_manifest(run_key, created, encoder, snapshot, segments, search, ranker, counted, len(shards), key, commits)
-    return made.model_copy(update={"engine": engine_ref(shards)})
+    return draft_manifest(
+        name=run_key, created_at=datetime.now(UTC).isoformat(timespec="seconds"), encoder=encoder, snapshot=snapshot,
+        segments=segments, search=search, ranker=ranker, embedded=embedded or EmbedResult.all_embedded(run_key, rows),
+        shards=len(shards), key=content_key_of(snapshot, encoder, ranker),
+        embeddings=(embedding_commit(embedded, encoder.document_fingerprint),) if embedded else (), engine=engine_ref(shards),
+    )  # fmt: skip
 
 
 def truth_of(snapshot: Snapshot, encoder: EncoderRef, vectors_uri: str, shards: int) -> "GroundTruthOf":

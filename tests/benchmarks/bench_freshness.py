@@ -109,10 +109,11 @@ class Bench:
         built = [build_shard(str(work / "vectors"), snapshot.uri, template, s, work / str(s)) for s in range(SHARDS)]
         with self.registry.run("indexes", "base", "base") as run:
             segments = [base_segment(b, run.run_id, INDEX_PATH) for b in built]
-            whole = EmbedResult("base", "", "", "", DIM, SHARDS, self.products, self.products, 0, 0, 0, {})
-            created = datetime.now(UTC).isoformat()
-            search = {"family": template.family, "candidates": 500}
-            manifest = draft_manifest("base", created, reference, snapshot, segments, search, {}, whole, SHARDS, "base")
+            manifest = draft_manifest(
+                name="base", created_at=datetime.now(UTC).isoformat(), encoder=reference, snapshot=snapshot, segments=segments,
+                search={"family": template.family, "candidates": 500}, ranker={},
+                embedded=EmbedResult.all_embedded("base", self.products), shards=SHARDS, key="base",
+            )  # fmt: skip
             files = {p.name: p for s in range(SHARDS) for p in (work / str(s)).iterdir()}
             searcher = Searcher.open(manifest, lambda ref: files[Path(ref.path).name])
             manifest = with_golden(manifest, searcher, x[:PHOTOS], work, run.run_id, INDEX_PATH)

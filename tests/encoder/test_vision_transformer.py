@@ -109,7 +109,10 @@ def _release(place: Path, snapshot: Snapshot, folder: Path, embedded: EmbedResul
     files = {p.name: work / str(s) for s in range(SHARDS) for p in (work / str(s)).iterdir()} | {"golden.npz": work}
     segments = [base_segment(b, "", "index") for b in built]
     search = {"family": "flat", "candidates": 40}
-    manifest = draft_manifest("vit", "2026-12-01T00:00:00+00:00", encoder, snapshot, segments, search, {}, embedded, SHARDS, "")
+    manifest = draft_manifest(
+        name="vit", created_at="2026-12-01T00:00:00+00:00", encoder=encoder, snapshot=snapshot, segments=segments, search=search,
+        ranker={}, embedded=embedded, shards=SHARDS, key="",
+    )  # fmt: skip
     with np.load(folder / "golden.npz") as golden:
         vectors = golden[made.query]
     locate = {name: where / name for name, where in files.items()}

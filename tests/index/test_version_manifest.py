@@ -18,7 +18,10 @@ ENCODER = EncoderRef(
 def test_the_catalogues_rows_are_its_products_and_those_set_aside_also_in_later_versions() -> None:
     snapshot = Snapshot("s", "/snapshots/s", 97, 0, "c" * 64, "shop", "", quarantined_rows=3)
     embedded = EmbedResult("r", "/v", "/e", "/q", 16, 1, 97, 0, 97, 0, 0, {"missing": 97})
-    made = draft_manifest("r", "2026-11-24T00:00:00+00:00", ENCODER, snapshot, [], {"family": "flat"}, {}, embedded, 1, "k")
+    made = draft_manifest(
+        name="r", created_at="2026-11-24T00:00:00+00:00", encoder=ENCODER, snapshot=snapshot, segments=[], search={"family": "flat"},
+        ranker={}, embedded=embedded, shards=1, key="k",
+    )  # fmt: skip
     hour = counts(made, made.segments, ledger.SCHEMA.empty_table())
     for found in (made.counts, hour):
         assert found.catalogue + (found.quarantined_rows or 0) == 100
