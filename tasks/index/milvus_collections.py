@@ -1,8 +1,5 @@
 """Collections of Milvus: loaded from the start, since only what is loaded can be counted; sealed and indexed at the end."""
 
-import logging
-import time
-
 import numpy as np
 from pymilvus import DataType, MilvusClient
 from pymilvus.client.types import SegmentState
@@ -10,11 +7,8 @@ from pymilvus.client.types import SegmentState
 from serving.index.collection import MEASURE_S, Endpoint, OwnsClient
 from serving.index.milvus_engine import count
 from tasks.errors import VitrineError
+from tasks.index.engine_collections import wait_while
 
-log = logging.getLogger(__name__)
-
-BUILD_LIMIT_S = 6 * 3600.0
-SETTLE_LIMIT_S = 600.0
 MAX_DIMENSIONS = 32_768
 INDEXED_ROWS = 1024
 """By default Milvus makes no index of a segment of fewer rows."""
@@ -54,25 +48,24 @@ class MilvusCollections(OwnsClient):
 
     def complete(self, name: str, factory: str, rows: int) -> None:
         self.client.flush(name, timeout=MEASURE_S)
-        limit = time.monotonic() + BUILD_LIMIT_S
-        while left := int(self.client.describe_index(name, self.client.list_indexes(name)[0]).get("pending_index_rows", 0)):
-            if time.monotonic() > limit:
-                raise VitrineError(f"Milvus has not indexed {left} rows of collection {name} after {BUILD_LIMIT_S:.0f} s")
-            time.sleep(1)
+        wait_while(lambda: self._not_indexed(name))
         self.client.load_collection(name, timeout=MEASURE_S)
-        limit = time.monotonic() + SETTLE_LIMIT_S
-        while not self._settled(name, rows):
-            if time.monotonic() > limit:
-                log.warning("Milvus has not loaded the whole index of collection %s after %.0f s", name, SETTLE_LIMIT_S)
-                break
-            time.sleep(0.2)
+        wait_while(lambda: self._not_loaded(name, rows), look_s=0.2)
 
-    def _settled(self, name: str, rows: int) -> bool:
-        """Whether searches go over the finished index. Until then they scan segments that are still to be loaded with theirs, many
-        times slower and with another recall, which is not what a tuning is to measure."""
+    def _not_indexed(self, name: str) -> str:
+        left = int(self.client.describe_index(name, self.client.list_indexes(name)[0]).get("pending_index_rows", 0))
+        return f"Milvus has not indexed {left} rows of collection {name}" if left else ""
+
+    def _not_loaded(self, name: str, rows: int) -> str:
+        """Why searches do not go over the finished index yet. They scan segments that are still to be loaded with theirs, many times
+        slower and with another recall, which is not what a tuning is to measure."""
         loaded = self.client.list_loaded_segments(name, timeout=MEASURE_S)
         sealed = [s for s in loaded if s.state == SegmentState.Sealed and (s.index_id or s.num_rows < INDEXED_ROWS)]
-        return len(sealed) == len(loaded) and sum(s.num_rows for s in sealed) >= rows
+        there = sum(s.num_rows for s in sealed)
+        if len(sealed) == len(loaded) and there >= rows:
+            return ""
+        scanned = sum(s.num_rows for s in loaded) - there
+        return f"Milvus has loaded {there} of {rows} rows of collection {name} with their index, and {scanned} without"
 
     def drop(self, name: str) -> None:
         if self.client.has_collection(name):

@@ -1,18 +1,17 @@
 """Collections in Pinecone: namespaces of one index. Pinecone counts late: what must be exact is counted by listing ids."""
 
-import time
-
 import numpy as np
 
 from serving.index.collection import Endpoint, OwnsClient
 from serving.index.pinecone_engine import connect, ids_of, rows_of
 from tasks.errors import VitrineError
-from tasks.index.collections import requests
+from tasks.index.engine_collections import requests, wait_while
 
 NUMBERS, MOST_ROWS = 80_000, 1000
 """Numbers and rows of one request; Pinecone takes 2 MB and 1000 rows, and a number of a unit vector is 21 bytes of JSON on average."""
 PREFIX_ROWS, PAGE = 1000, 100
-BUILD_LIMIT_S, LOOK_S = 3600.0, 1.0
+COUNT_LIMIT_S = 3600.0
+"""How long its count may lag behind what was written."""
 TOLERANCE = 1e-3
 """By how much a score may differ from the dot product of float32."""
 
@@ -47,11 +46,7 @@ class PineconeCollections(OwnsClient):
         return total
 
     def complete(self, name: str, factory: str, rows: int) -> None:
-        limit = time.monotonic() + BUILD_LIMIT_S
-        while (seen := rows_of(self.client, name)) != rows:
-            if time.monotonic() > limit:
-                raise VitrineError(f"Pinecone counts {seen} of {rows} rows of namespace {name} after {BUILD_LIMIT_S:.0f} s")
-            time.sleep(LOOK_S)
+        wait_while(lambda: self._not_counted(name, rows), COUNT_LIMIT_S)
         self._check_metric(name)
 
     def drop(self, name: str) -> None:
@@ -60,6 +55,10 @@ class PineconeCollections(OwnsClient):
 
     def point(self, alias: str, name: str) -> None:
         """Nothing: Pinecone has no aliases of namespaces."""
+
+    def _not_counted(self, name: str, rows: int) -> str:
+        counted = rows_of(self.client, name)
+        return "" if counted == rows else f"Pinecone counts {counted} of {rows} rows of namespace {name}"
 
     def _check_metric(self, name: str) -> None:
         """Raises VitrineError unless a score is the dot product."""

@@ -1,20 +1,17 @@
 """Collections of Qdrant: filled without an index, which is built at the end. (VITRINE_ENGINE=qdrant)"""
 
-import time
-
 import numpy as np
 from qdrant_client import models
 
 from serving.index.collection import Endpoint, OwnsClient
 from serving.index.qdrant_engine import BLOCK, NUMBERS, among, connect
 from tasks.errors import VitrineError
-from tasks.index.collections import requests
+from tasks.index.engine_collections import requests, wait_while
 
 MAX_DIMENSIONS = 65_536
 INDEXED_KB = 1000
 """A segment with more vectors than this is indexed; smaller ones are compared one by one."""
-BUILD_LIMIT_S = 6 * 3600.0
-LOOK_S, LOOKS = 0.5, 3
+LOOK_S, LOOKS = 0.5, 4
 """A collection is finished when it says so in as many looks: right after the change of its settings it has not begun yet."""
 
 
@@ -45,15 +42,14 @@ class QdrantCollections(OwnsClient):
 
     def complete(self, name: str, factory: str, rows: int) -> None:
         self.client.update_collection(name, optimizers_config=models.OptimizersConfigDiff(indexing_threshold=INDEXED_KB))
-        limit, finished = time.monotonic() + BUILD_LIMIT_S, 0
-        while finished < LOOKS:
-            time.sleep(LOOK_S)
-            held = self.client.get_collection(name)
-            if held.status == models.CollectionStatus.RED or time.monotonic() > limit:
-                raise VitrineError(
-                    f"Qdrant has not indexed collection {name}: it is {held.status.value}, {held.optimizer_status}"
-                )
-            finished = finished + 1 if held.status == models.CollectionStatus.GREEN else 0
+        wait_while(lambda: self._not_indexed(name), look_s=LOOK_S, looks=LOOKS)
+
+    def _not_indexed(self, name: str) -> str:
+        held = self.client.get_collection(name)
+        why = f"Qdrant has not indexed collection {name}: it is {held.status.value}, {held.optimizer_status},"
+        if held.status == models.CollectionStatus.RED:
+            raise VitrineError(f"{why} and does not go on")
+        return "" if held.status == models.CollectionStatus.GREEN else why
 
     def drop(self, name: str) -> None:
         if self.client.collection_exists(name):

@@ -14,7 +14,7 @@ from serving.contract.files import FileRef
 from serving.index.collection import Collection
 from tasks import storage
 from tasks.errors import VitrineError
-from tasks.index.collections import Collections, folder_of
+from tasks.index.engine_collections import Collections, folder_of
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,5 @@
 """Collections of Weaviate. Their names begin with a capital letter there: Vitrine_…"""
 
-import time
-
 import numpy as np
 from weaviate.classes.config import Configure, VectorDistances
 from weaviate.classes.data import DataObject
@@ -10,11 +8,10 @@ from weaviate.classes.query import Filter
 from serving.index.collection import Endpoint, OwnsClient
 from serving.index.weaviate_engine import BLOCK, MOST, VECTOR, connect, ids_of
 from tasks.errors import VitrineError
-from tasks.index.collections import requests
+from tasks.index.engine_collections import requests, wait_while
 
 NUMBERS = 1_000_000
 """Numbers of one request: 4 MB."""
-BUILD_LIMIT_S, LOOK_S = 6 * 3600.0, 1.0
 
 
 class WeaviateCollections(OwnsClient):
@@ -50,11 +47,7 @@ class WeaviateCollections(OwnsClient):
         return total
 
     def complete(self, name: str, factory: str, rows: int) -> None:
-        limit = time.monotonic() + BUILD_LIMIT_S
-        while queued := self._queued(name):
-            if time.monotonic() > limit:
-                raise VitrineError(f"Weaviate has not indexed {queued} vectors of collection {name} after {BUILD_LIMIT_S:.0f} s")
-            time.sleep(LOOK_S)
+        wait_while(lambda: self._not_indexed(name))
 
     def drop(self, name: str) -> None:
         if self.client.collections.exists(name):
@@ -69,10 +62,11 @@ class WeaviateCollections(OwnsClient):
         else:
             self.client.alias.create(alias_name=alias, target_collection=name)
 
-    def _queued(self, name: str) -> int:
-        """Vectors that wait to be indexed, where Weaviate does so in the background (ASYNC_INDEXING)."""
+    def _not_indexed(self, name: str) -> str:
+        """What waits to be indexed, where Weaviate does so in the background (ASYNC_INDEXING)."""
         nodes = self.client.cluster.nodes(collection=name, output="verbose")
-        return sum(shard.vector_queue_length for node in nodes for shard in node.shards or [])
+        queued = sum(shard.vector_queue_length for node in nodes for shard in node.shards or [])
+        return f"Weaviate has not indexed {queued} vectors of collection {name}" if queued else ""
 
 
 open_collections = WeaviateCollections

@@ -12,7 +12,7 @@ from serving.index.collection import open_collection
 from tasks.embed.job import EmbedResult, embedding_commit
 from tasks.errors import ServiceAway, VitrineError
 from tasks.index.build import BuiltShard
-from tasks.index.collections import ALIAS, PREFIX, CollectionRecord, collection_name, open_collections, record_collection
+from tasks.index.engine_collections import ALIAS, PREFIX, CollectionRecord, collection_name, open_collections, record_collection
 from tasks.index.engine_families import IN_PROCESS, buildable, engine_family
 from tasks.index.families import FAISS
 from tasks.index.template import Template

@@ -27,7 +27,7 @@ from serving.index.engine import Engine
 from serving.index.faiss_engine import FaissEngine, omp_threads
 from serving.index.remote_engine import connect
 from serving.index.scann_engine import ScannEngine
-from tasks.index.collections import open_collections
+from tasks.index.engine_collections import open_collections
 from tasks.index.engine_families import engine_family
 from tasks.index.families import FAMILIES, list_count
 from tasks.index.scann_files import make_searcher

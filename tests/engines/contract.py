@@ -23,8 +23,8 @@ from tasks.embed.job import EmbedResult
 from tasks.errors import VitrineError
 from tasks.index.build import BuiltShard, build_shard
 from tasks.index.choice import IndexConfig
-from tasks.index.collections import Collections, open_collections
 from tasks.index.delta import Changes, add_delta
+from tasks.index.engine_collections import Collections, open_collections
 from tasks.index.template import Template, train_template
 from tasks.index.verify_version import check_index
 from tasks.index.version_manifest import with_golden

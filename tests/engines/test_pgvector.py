@@ -11,7 +11,7 @@ import pytest
 
 from serving.index.engine import EngineUnavailable
 from serving.index.searcher import Searcher
-from tasks.index.collections import ALIAS, recorded_collections
+from tasks.index.engine_collections import ALIAS, recorded_collections
 from tasks.release.retention.garbage import _collections, _drop
 from tasks.release.retention.policy import Reachable, Retention, reachable
 from tests.engines.contract import Builder, EngineContract, Made, N

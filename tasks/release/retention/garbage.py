@@ -15,7 +15,7 @@ from serving.contract.addresses import error_line, hide_secrets
 from serving.contract.files import ContractError
 from tasks import storage
 from tasks.errors import VitrineError
-from tasks.index.collections import open_collections, recorded_collection, recorded_collections
+from tasks.index.engine_collections import open_collections, recorded_collection, recorded_collections
 from tasks.progress import Progress
 from tasks.queries.view_store import view_table
 from tasks.registry import ENCODER_MODEL, INDEX_EXPERIMENT, INDEX_MODEL, INDEX_PATH, Registry

@@ -19,8 +19,8 @@ from tasks.catalog.changes.event import delete
 from tasks.catalog.changes.ledger import entries
 from tasks.catalog.snapshot import product_table
 from tasks.errors import VitrineError
-from tasks.index.collections import CollectionRecord, record_collection, recorded_collections
 from tasks.index.delta_version import ArtifactLocation, EmbeddedRows, mark_membership, next_version
+from tasks.index.engine_collections import CollectionRecord, record_collection, recorded_collections
 from tasks.index.verify_version import check_index
 from tasks.index.version_manifest import with_golden
 from tasks.pipelines.drain_changes import ledger_of

@@ -5,7 +5,8 @@ shard 1, and so on. Its name follows from the vectors and the index that it hold
 """
 
 import hashlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -29,6 +30,8 @@ MODULES = {
 }
 FOLDER = "collections"
 RECORD = "collection.json"
+BUILD_LIMIT_S = 6 * 3600.0
+"""How long an engine may take to build or load the index of one collection."""
 
 
 class Collections(Protocol):
@@ -73,6 +76,22 @@ def requests(first: int, vectors: np.ndarray, rows: int) -> Iterator[tuple[range
     for start in range(0, len(vectors), rows):
         block = vectors[start : start + rows].tolist()
         yield range(first + start, first + start + len(block)), block
+
+
+def wait_while(pending: Callable[[], str], limit_s: float = BUILD_LIMIT_S, look_s: float = 1.0, looks: int = 1) -> None:
+    """Asks `pending` every `look_s` seconds until it says "" `looks` times in a row.
+
+    Raises VitrineError with the sentence that it says instead once `limit_s` are over.
+    """
+    limit, done = time.monotonic() + limit_s, 0
+    while True:
+        why = pending()
+        done = 0 if why else done + 1
+        if done == looks:
+            return
+        if why and time.monotonic() > limit:
+            raise VitrineError(f"{why} after {limit_s:.0f} s")
+        time.sleep(look_s)
 
 
 def open_collections(engine: str, endpoint: Endpoint) -> Collections:
