@@ -103,7 +103,7 @@ gpu-check: ## what an NVIDIA GPU does with our encoders: training, embedding, la
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.benchmarks.gpu_check $(ARGS)
 
 # Images and the stack of docker/compose.yaml. CONTAINER: docker, podman or a command that takes their arguments; BASE may name a
-# digest; STANDINS=1 takes PostgreSQL, Redis, nginx and Prometheus from Debian, where their own images cannot be pulled.
+# digest; TAG names what is built, and in docker/.env what runs; STANDINS=1 takes PostgreSQL, Redis, nginx and Prometheus from Debian, where their own images cannot be pulled.
 CONTAINER ?= $(shell command -v docker >/dev/null && echo docker || echo podman)
 BASE ?= docker.io/library/python:3.11-slim-bookworm
 TAG ?= $(if $(filter gpu,$(HARDWARE)),gpu,latest)
@@ -111,12 +111,12 @@ PROFILE ?= minimal
 IMAGES := serving airflow spark mlflow standins
 COMPOSE = $(if $(STANDINS),env $(shell cat docker/standins/images.env)) $(CONTAINER) compose --env-file docker/.env -f docker/compose.yaml
 
-images: $(addprefix image-,$(IMAGES)) ## all images of docker/, and their sizes (BASE=…@sha256:…, HARDWARE=gpu, CONTAINER=podman)
+images: $(addprefix image-,$(IMAGES)) ## all images of docker/, and their sizes (TAG=0.2.0, BASE=…@sha256:…, HARDWARE=gpu, CONTAINER=podman)
 	@docker/image-sizes "$(CONTAINER)" $(BASE) $(addprefix vitrine-,$(addsuffix :$(TAG),$(IMAGES)))
 
-image-%: ## one of them
+image-%: ## one of them (image-serving and image-airflow also with EXTRAS=,pgvector)
 	@$(CONTAINER) build -q -f docker/Dockerfile.$* --build-arg BASE=$(BASE) --build-arg HARDWARE=$(HARDWARE) \
-	  --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) -t vitrine-$*:$(TAG) .
+	  $(if $(EXTRAS),--build-arg EXTRAS=$(EXTRAS)) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) -t vitrine-$*:$(TAG) .
 
 secrets: ## draw every secret of docker/compose.yaml into docker/.env (kept where it is there)
 	@docker/make-secrets

@@ -1,5 +1,6 @@
 """docker/compose.yaml: its secrets, its profiles, and the limits of the proxy in front of replicas."""
 
+import ipaddress
 import re
 import shutil
 import stat
@@ -184,12 +185,41 @@ def test_the_proxys_limits_are_those_of_a_replica() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed (Debian: nginx-light)")
-def test_nginx_takes_the_file(tmp_path: Path) -> None:
-    (tmp_path / "nginx.conf").write_text(
-        NGINX.replace("/tmp/", f"{tmp_path}/").replace("serving-1:", "127.0.0.1:").replace("serving-2:", "127.0.0.2:")
-    )
+@pytest.mark.parametrize("behind_tls", [False, True])
+def test_nginx_takes_the_file(behind_tls: bool, tmp_path: Path) -> None:
+    text = NGINX.replace("/tmp/", f"{tmp_path}/").replace("serving-1:", "127.0.0.1:").replace("serving-2:", "127.0.0.2:")
+    if behind_tls:
+        text, named = re.subn(r"# (set_real_ip_from|real_ip_header) ", r"\1 ", text)
+        assert named == 2
+    (tmp_path / "nginx.conf").write_text(text)
     ran = subprocess.run(["nginx", "-t", "-e", "stderr", "-c", str(tmp_path / "nginx.conf")], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_what_ends_tls_on_the_machine_comes_from_the_networks_gateway() -> None:
+    network = ipaddress.ip_network(yaml.safe_load(COMPOSE)["networks"]["edge"]["ipam"]["config"][0]["subnet"])
+    assert f"set_real_ip_from {next(network.hosts())};" in NGINX
+
+
+def test_the_proxy_logs_whom_it_refused_and_no_shoppers_words() -> None:
+    (logged,) = re.findall(r"log_format refused '(.*)';", NGINX)
+    assert "access_log /dev/stdout refused if=$refused;" in NGINX
+    assert set(re.findall(r"\$(\w+)", logged)).isdisjoint({"request", "args", "query_string", "request_uri", "http_referer"})
+    assert {"remote_addr", "status", "upstream_addr"} <= set(re.findall(r"\$(\w+)", logged))
+
+
+def test_our_images_are_those_of_one_tag() -> None:
+    for name, service in SERVICES.items():
+        if "vitrine-" in service["image"] and service["profiles"] != ["gpu"]:
+            assert service["image"].endswith(":${TAG:-latest}}"), name
+
+
+@pytest.mark.parametrize("extras", ["", ",pgvector"])
+def test_make_hands_the_extras_on_to_an_image(extras: str) -> None:
+    words = ["make", "-n", "image-serving", "CONTAINER=docker", "TAG=0.2.0", f"EXTRAS={extras}"]
+    command = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert ("--build-arg EXTRAS=,pgvector" in command) == bool(extras)
+    assert "-t vitrine-serving:0.2.0" in command
 
 
 @pytest.mark.parametrize("file", sorted(DOCKER.glob("Dockerfile.*")), ids=lambda f: f.name)
