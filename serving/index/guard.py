@@ -37,19 +37,17 @@ class Guard:
 
     def __call__(self, call: Callable[[], T]) -> T:
         """The result of `call`. Raises EngineUnavailable where it fails or is refused. ContractError and its own
-        EngineUnavailable pass, and are no failure of the engine."""
-        if why := self.away():
-            raise self.unavailable(why)
-        if self.failures >= FAILURES:  # the one call that is let through; the others wait for what it meets
-            self.closed_until = self.clock() + PAUSE_S
+        EngineUnavailable pass: the engine answered."""
+        self._admit()
         try:
             result = self._attempts()(call)
         except (ContractError, EngineUnavailable):
+            self._answered()
             raise
         except Exception as error:  # every client has its own classes
             self._failed(error)
             raise self.unavailable(f"{self.engine} does not answer: {self.last}") from error
-        self.failures, self.closed_until = 0, 0.0
+        self._answered()
         return result
 
     def away(self) -> str:
@@ -62,6 +60,18 @@ class Guard:
             stop=stop_after_attempt(ATTEMPTS), wait=wait_exponential_jitter(multiplier=0.05, max=0.5, jitter=0.05), reraise=True,
             retry=retry_if_exception_type(self.transient),
         )  # fmt: skip
+
+    def _admit(self) -> None:
+        """Lets one call a pause through while the breaker is open. Raises EngineUnavailable for the others."""
+        with self.lock:
+            if why := self.away():
+                raise self.unavailable(why)
+            if self.failures >= FAILURES:
+                self.closed_until = self.clock() + PAUSE_S
+
+    def _answered(self) -> None:
+        with self.lock:
+            self.failures, self.closed_until = 0, 0.0
 
     def _failed(self, error: Exception) -> None:
         self.last = error_line(error, 200)

@@ -1,6 +1,7 @@
 """Over-fetching and the guard, without an engine; whole engines: tests/engines."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -83,6 +84,54 @@ def test_a_call_is_repeated_where_that_may_help_and_refused_while_the_engine_is_
     now[0] += PAUSE_S
     assert guard.away() == ""
     assert guard(lambda: 7) == 7
+    assert guard.away() == ""
+
+
+def opened(now: list[float]) -> Guard:
+    """A guard with an open breaker; `now` is its clock."""
+    guard = Guard("made up", lambda: now[0])
+    for _ in range(FAILURES):
+        with pytest.raises(EngineUnavailable):
+            guard(lambda: (_ for _ in ()).throw(RuntimeError("away")))
+    assert guard.away()
+    return guard
+
+
+@pytest.mark.parametrize("answer", [ContractError("the collection is gone"), too_slow("made up", 400_000, 2)])
+def test_an_engine_that_answers_the_probe_is_there_again_whatever_it_says(answer: Exception) -> None:
+    now = [0.0]
+    guard = opened(now)
+    now[0] += PAUSE_S
+    with pytest.raises(type(answer), match=str(answer)):
+        guard(lambda: (_ for _ in ()).throw(answer))
+    assert guard.away() == ""
+
+
+def test_of_many_calls_at_the_end_of_a_pause_one_goes() -> None:
+    now, calls, refused = [0.0], [], []
+    guard = opened(now)
+    now[0] += PAUSE_S
+    together, answered = threading.Barrier(8), threading.Event()
+
+    def probe() -> None:
+        calls.append(1)
+        answered.wait(10)
+
+    def ask() -> None:
+        together.wait(10)
+        try:
+            guard(probe)
+        except EngineUnavailable:
+            refused.append(1)
+            if len(refused) == 7:
+                answered.set()
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(calls), len(refused)) == (1, 7)
     assert guard.away() == ""
 
 
