@@ -10,8 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
 from serving.api.metrics import RequestMetrics
+from serving.circuit_breaker import RemoteUnavailable
 from serving.contract.preprocess import ImageRejected
-from serving.index.engine import EngineUnavailable
+from serving.index.engine import FilterTooSlow
 from serving.invalid_request import InvalidRequest
 from serving.search.query import QueryError
 from serving.search.schemas import Problem
@@ -35,7 +36,7 @@ class ApiError(Exception):
 
 
 EXPECTED_ERRORS = (
-    ApiError, InvalidRequest, QueryError, DeadlinePassed, ImageRejected, RequestValidationError, EngineUnavailable,
+    ApiError, InvalidRequest, QueryError, DeadlinePassed, ImageRejected, RequestValidationError, RemoteUnavailable, FilterTooSlow,
 )  # fmt: skip
 """Errors that are answered with a problem of their own. Anything else, a plain ValueError too, is a bug and becomes a 500."""
 
@@ -51,7 +52,7 @@ def problem_of(error: Exception, request_id: str, metrics: RequestMetrics) -> Pr
 def _status_detail_reason(error: Exception) -> tuple[int, str, str]:
     """HTTP status, detail and reason code of one of EXPECTED_ERRORS."""
     match error:
-        case ApiError() | InvalidRequest() | QueryError() | EngineUnavailable():
+        case ApiError() | InvalidRequest() | QueryError() | RemoteUnavailable() | FilterTooSlow():
             return error.status, str(error), error.reason
         case DeadlinePassed():
             return 504, str(error), "deadline"

@@ -26,7 +26,7 @@ from serving.invalid_request import InvalidRequest
 from serving.ranking.features import Features
 from serving.ranking.filters import Filter, check_filter
 from serving.search.query import QueryError
-from serving.versions.encoder_guard import EncoderGuard
+from serving.versions.encoder_trial import EncoderTrial
 from serving.versions.golden import check_golden_over_shards
 from serving.versions.release import Release
 from serving.versions.version_source import VersionSource
@@ -214,7 +214,7 @@ class GatewayOpener:
         self.source, self.fleet, self.client, self.threads = source, fleet, client, threads
         self.patience_s, self.runtime, self.clock = patience_s, runtime, clock
         self.since: dict[str, float] = {}
-        self.guard = EncoderGuard()
+        self.trial = EncoderTrial()
 
     def open(self, version: str) -> GatewayRelease:
         manifest = self.source.manifest(version)
@@ -225,7 +225,7 @@ class GatewayOpener:
         searcher = RemoteSearcher.connect(version, manifest, locate, self.client)
         locate(manifest.golden)
         encoder = self.source.encoder(manifest)
-        return GatewayRelease.from_searcher(searcher, version, manifest, encoder, self.threads, self.runtime, self.guard)
+        return GatewayRelease.from_searcher(searcher, version, manifest, encoder, self.threads, self.runtime, self.trial)
 
     def pending_reason(self, opened: Release, first: bool) -> str:
         manifest, searcher = opened.manifest, opened.searcher

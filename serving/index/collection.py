@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
+from serving.circuit_breaker import Errors
 from serving.contract.addresses import scheme, without_secrets
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
-from serving.index.engine import EngineUnavailable, Mask
+from serving.index.engine import FilterTooSlow, Mask
 from serving.index.merge import Neighbors, empty, merge
 
 MODULES = {
@@ -24,7 +25,7 @@ MODULES = {
     "weaviate": "serving.index.weaviate_engine",
     "pinecone": "serving.index.pinecone_engine",
 }
-"""Module of each engine; its function `open_collection(endpoint, name, dim)` gives a `Collection`."""
+"""Where each engine's `EngineModule` lies."""
 HTTP_ENGINES = ("qdrant", "weaviate", "pinecone")
 """Engines whose clients take addresses of HTTP alone, and refuse others in their own words."""
 MEASURE_S = 600.0
@@ -75,9 +76,9 @@ def exact_limit_s(endpoint: Endpoint, measured_s: float = MEASURE_S) -> float:
     return measured_s if _measuring.get() else endpoint.exact_s or endpoint.timeout_s
 
 
-def too_slow(engine: str, rows: int, limit_s: float) -> EngineUnavailable:
-    """The error of a comparison that took too long: of this search, not an outage that the guard counts."""
-    return EngineUnavailable(f"{engine} did not compare the {rows} rows that a filter leaves within {limit_s:g} s")
+def too_slow(engine: str, rows: int, limit_s: float) -> FilterTooSlow:
+    """The error of a comparison that took too long."""
+    return FilterTooSlow(f"{engine} did not compare the {rows} rows that a filter leaves within {limit_s:g} s")
 
 
 def no_collection(engine: str, name: str) -> ContractError:
@@ -109,13 +110,12 @@ class Collection(Protocol):
     """Vectors under the ids 0..rows-1 of one collection in an engine. Thread-safe; raises the engine's own errors.
 
     `most`: the greatest k of a search. `takes_masks`: a search returns no row that its mask excludes; else the mask is ignored
-    and more is fetched (serving/index/remote_engine.py). `transient`: errors that another attempt may not meet.
+    and more is fetched (serving/index/remote_engine.py).
     """
 
     rows: int
     most: int
     takes_masks: bool
-    transient: tuple[type[Exception], ...]
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int) -> Neighbors:
         """Approximate k nearest ids of xq (nq, d) by inner product, in any order."""
@@ -130,6 +130,24 @@ class Collection(Protocol):
         ...
 
 
+class EngineModule(Protocol):
+    """What the module of an engine offers. `TRANSIENT`: errors that another attempt may not meet."""
+
+    TRANSIENT: Errors
+
+    def open_collection(self, endpoint: Endpoint, name: str, dim: int) -> Collection: ...
+
+
+def engine_module(engine: str) -> EngineModule:
+    """The module of an engine. Raises ContractError for an unknown one, or one that is not installed."""
+    if engine not in MODULES:
+        raise ContractError(f"there is no engine {engine!r}; faiss, {', '.join(MODULES)} are known")
+    try:
+        return cast(EngineModule, import_module(MODULES[engine]))
+    except ModuleNotFoundError as error:
+        raise ContractError(f"{engine} needs the package {error.name}: install vitrine[{engine}]") from None
+
+
 def address_fault(engine: str, address: str) -> str:
     """What is wrong with the address of an engine, as a sentence; "" where nothing is."""
     if engine not in HTTP_ENGINES or scheme(address) in ("http", "https"):
@@ -140,17 +158,11 @@ def address_fault(engine: str, address: str) -> str:
 def open_collection(engine: str, endpoint: Endpoint, name: str, dim: int) -> Collection:
     """Opens a collection of `engine`. Raises ContractError for an unknown engine, one that is not installed, or a missing or wrong
     address."""
-    if engine not in MODULES:
-        raise ContractError(f"there is no engine {engine!r}; faiss, {', '.join(MODULES)} are known")
     if not endpoint.address:
         raise ContractError(f"the vectors lie in {engine}, and no address of it is set (VITRINE_ENGINE_ADDRESS)")
     if fault := address_fault(engine, endpoint.address):
         raise ContractError(fault)
-    try:
-        opened: Collection = import_module(MODULES[engine]).open_collection(endpoint, name, dim)
-    except ModuleNotFoundError as error:
-        raise ContractError(f"{engine} needs the package {error.name}: install vitrine[{engine}]") from None
-    return opened
+    return engine_module(engine).open_collection(endpoint, name, dim)
 
 
 def compare_fetched(
@@ -184,7 +196,7 @@ def compare_in_calls(
     engine: str, endpoint: Endpoint, compare: Callable[[np.ndarray], Neighbors], queries: int, positions: np.ndarray, k: int,
     block: int,
 ) -> Neighbors:  # fmt: skip
-    """As `compare_blocks`, of an engine that is asked once a block. Raises EngineUnavailable where all calls take too long."""
+    """As `compare_blocks`, of an engine that is asked once a block. Raises FilterTooSlow where all calls take too long."""
     limit_s = CALLS * exact_limit_s(endpoint, math.inf)
     try:
         return compare_blocks(compare, queries, positions, k, block, limit_s)

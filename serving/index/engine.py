@@ -10,15 +10,21 @@ from typing import Protocol
 
 import numpy as np
 
+from serving.circuit_breaker import RemoteUnavailable
 from serving.contract.manifest import Scalar
 from serving.index.merge import Neighbors
 
 
-class EngineUnavailable(Exception):
-    """An engine in another process does not answer; the message says which and why."""
+class EngineUnavailable(RemoteUnavailable):
+    """An engine in another process does not answer."""
 
-    status, reason = 503, "engine_away"
-    headers = {"Retry-After": "5"}
+    reason = "engine_away"
+
+
+class FilterTooSlow(Exception):
+    """The rows that a filter leaves were not compared in time: of this search alone, the engine is there."""
+
+    status, reason = 504, "filter_too_slow"
 
 
 class Mask:

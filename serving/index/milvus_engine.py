@@ -11,6 +11,7 @@ from grpc import RpcError
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
+from serving.circuit_breaker import Errors
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
 from serving.index.collection import (
@@ -33,13 +34,13 @@ BLOCK = 4096
 EF, NPROBE = 64, 16
 """Defaults where a manifest sets none."""
 MAX_EF, MAX_NPROBE = 32_768, 65_536
+TRANSIENT: Errors = (MilvusException, RpcError, OSError)
 
 
 class MilvusCollection(OwnsClient):
     """A loaded collection, read-only. Searches see whatever was there when it was opened, as nothing is written any more."""
 
     takes_masks, most = False, MOST
-    transient: tuple[type[Exception], ...] = (MilvusException, RpcError, OSError)
 
     def __init__(self, endpoint: Endpoint, name: str, dim: int) -> None:
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs the traceback of every error that it raises

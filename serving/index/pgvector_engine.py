@@ -18,6 +18,7 @@ from pgvector import Vector
 from pgvector.psycopg import register_vector
 from psycopg import sql
 
+from serving.circuit_breaker import Errors
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
 from serving.index.collection import (
@@ -44,6 +45,7 @@ WIDEST = 64
 """The greatest effort by which SCANNED grows."""
 GRACE_S = 1.0
 """How much later than PostgreSQL itself a replica gives a statement up."""
+TRANSIENT: Errors = (psycopg.OperationalError,)
 
 
 class LimitedConnection(psycopg.Connection):
@@ -119,7 +121,6 @@ class PgvectorCollection:
     """A table, read-only. `most`: PostgreSQL sets no limit to k."""
 
     takes_masks = True
-    transient: tuple[type[Exception], ...] = (psycopg.OperationalError,)
 
     def __init__(self, endpoint: Endpoint, name: str, dim: int) -> None:
         self.table, self.dim = sql.Identifier(name), dim

@@ -11,6 +11,7 @@ import numpy as np
 from pinecone import NotFoundError
 from pinecone.index import Index
 
+from serving.circuit_breaker import Errors
 from serving.contract.manifest import Scalar
 from serving.index.collection import (
     Endpoint,
@@ -30,14 +31,14 @@ MOST = 10_000
 BLOCK = 200
 """Ids of one request, which are part of its URL."""
 DIGITS = 10
+TRANSIENT: Errors = ()
+"""Its client makes three more attempts by itself, and cannot be told not to."""
 
 
 class PineconeCollection(OwnsClient):
     """A namespace, read-only."""
 
     takes_masks, most = False, MOST
-    transient: tuple[type[Exception], ...] = ()
-    """Its client makes three more attempts by itself, and cannot be told not to."""
 
     def __init__(self, endpoint: Endpoint, name: str, dim: int) -> None:
         self.name, self.dim, self.endpoint, self.client = name, dim, endpoint, connect(endpoint)

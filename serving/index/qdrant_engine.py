@@ -13,6 +13,7 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException
 
+from serving.circuit_breaker import Errors
 from serving.contract.manifest import Scalar
 from serving.index.collection import (
     Endpoint,
@@ -35,13 +36,13 @@ NUMBERS = 1_000_000
 EF, MAX_EF = 64, 32_768
 MAX_ID = 2**63 - 1
 """Qdrant's ids go beyond what a row can be."""
+TRANSIENT: Errors = (ApiException, QdrantException, OSError)
 
 
 class QdrantCollection(OwnsClient):
     """A collection, read-only."""
 
     takes_masks, most = False, MOST
-    transient: tuple[type[Exception], ...] = (ApiException, QdrantException, OSError)
 
     def __init__(self, endpoint: Endpoint, name: str, dim: int) -> None:
         self.name, self.dim, self.endpoint, self.client = name, dim, endpoint, connect(endpoint)

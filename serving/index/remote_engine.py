@@ -1,42 +1,41 @@
-"""Engine over a collection of another system: over-fetching where that takes no row masks, and calls under a guard."""
+"""Engine over a collection of another system: over-fetching where that takes no row masks, and calls through a circuit breaker."""
 
 import numpy as np
 
+from serving.circuit_breaker import CircuitBreaker
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
 from serving.contract.provenance import EngineRef
-from serving.index.collection import Collection, Endpoint, open_collection
-from serving.index.engine import Mask
-from serving.index.guard import Guard
+from serving.index.collection import Collection, Endpoint, engine_module, open_collection
+from serving.index.engine import EngineUnavailable, FilterTooSlow, Mask
 from serving.index.merge import Neighbors, empty
 from serving.index.unmasked import best_allowed, over_fetch
 
 
 class RemoteEngine:
-    """Engine over a collection (serving/index/collection.py). Raises EngineUnavailable while it does not answer."""
+    """Engine over a collection (serving/index/collection.py). Raises EngineUnavailable while it does not answer; FilterTooSlow."""
 
-    def __init__(self, collection: Collection, guard: Guard) -> None:
-        self.collection, self.guard, self.rows = collection, guard, collection.rows
-        guard.transient = collection.transient
+    def __init__(self, collection: Collection, breaker: CircuitBreaker) -> None:
+        self.collection, self.breaker, self.rows = collection, breaker, collection.rows
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Neighbors:
         wanted = min(
             k if mask is None or self.collection.takes_masks else over_fetch(self.rows, k, mask.count, effort), self.rows
         )
         wanted = min(wanted, self.collection.most)
-        found = self.guard(lambda: self.collection.search(xq, wanted, mask, params, effort))
+        found = self.breaker(lambda: self.collection.search(xq, wanted, mask, params, effort))
         found.rows[(found.rows < 0) | (found.rows >= self.rows)] = -1  # written into it by somebody else since it was opened
         return best_allowed(found, k, mask)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
         if not len(positions):
             return empty(len(xq), 0)
-        found = self.guard(lambda: self.collection.nearest(xq, positions, min(k, len(positions))))
+        found = self.breaker(lambda: self.collection.nearest(xq, positions, min(k, len(positions))))
         return best_allowed(found, min(k, len(positions)), None)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """Stored vectors (n, d) float32 at these positions."""
-        return self.guard(lambda: self.collection.vectors(positions))
+        return self.breaker(lambda: self.collection.vectors(positions))
 
     def part(self, first: int) -> "EngineRows":
         """The rows of one segment, from position `first` on."""
@@ -60,10 +59,11 @@ def connect(ref: EngineRef, endpoint: Endpoint, dim: int) -> RemoteEngine:
     Raises ContractError where it is gone, or holds another number of rows or another dimension; EngineUnavailable where the engine
     does not answer.
     """
-    guard = Guard(ref.name)
-    collection = guard(lambda: open_collection(ref.name, endpoint, ref.collection, dim))
+    transient, answers = engine_module(ref.name).TRANSIENT, (ContractError, FilterTooSlow)
+    breaker = CircuitBreaker(ref.name, EngineUnavailable, transient, answers)
+    collection = breaker(lambda: open_collection(ref.name, endpoint, ref.collection, dim))
     if collection.rows != ref.rows:
         raise ContractError(
             f"{ref.name} holds {collection.rows} rows in collection {ref.collection}, where the manifest says {ref.rows}"
         )
-    return RemoteEngine(collection, guard)
+    return RemoteEngine(collection, breaker)

@@ -91,7 +91,7 @@ class Searcher:
 
     def away(self) -> str:
         """Why the engine that holds the bases is not asked at the moment; "" where it is, or there is none."""
-        return self.remote.guard.away() if self.remote is not None else ""
+        return self.remote.breaker.away() if self.remote is not None else ""
 
     def search(
         self, xq: np.ndarray, k: int, allowed: np.ndarray | None = None, params: dict[str, Scalar] | None = None,

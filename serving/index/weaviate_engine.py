@@ -17,6 +17,7 @@ from weaviate.classes.query import MetadataQuery
 from weaviate.config import GrpcConfig
 from weaviate.exceptions import WeaviateBaseError
 
+from serving.circuit_breaker import Errors
 from serving.contract.manifest import Scalar
 from serving.index.collection import (
     Endpoint,
@@ -41,13 +42,13 @@ MAX_ROWS = 2**48
 """What the last group of a UUID counts up to."""
 CHANNEL = {"methodConfig": [{"name": [{}], "waitForReady": True}]}
 """Where Weaviate is away a call ends with its time limit; else the client itself would repeat it for a minute."""
+TRANSIENT: Errors = (WeaviateBaseError, RpcError, OSError)
 
 
 class WeaviateCollection(OwnsClient):
     """A collection, read-only."""
 
     takes_masks, most = False, MOST
-    transient: tuple[type[Exception], ...] = (WeaviateBaseError, RpcError, OSError)
 
     def __init__(self, endpoint: Endpoint, name: str, dim: int) -> None:
         self.name, self.dim, self.endpoint, self.client = name, dim, endpoint, connect(endpoint)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.index.engine import EngineUnavailable
+from serving.index.engine import EngineUnavailable, FilterTooSlow
 from serving.index.recall import DEPTH, recall
 from serving.search.query import QueryError
 from serving.search.samples import Samples
@@ -64,7 +64,7 @@ class LiveRecall:
         began = self.clock()
         try:
             recall = measure_recall(release, sample.vector)
-        except (QueryError, EngineUnavailable):  # a gateway whose shards are not all there measures another time
+        except (QueryError, EngineUnavailable, FilterTooSlow):  # a gateway whose shards are not all there measures another time
             return AWAY_S
         with self.lock:
             self.measured[release.version] = sample.number

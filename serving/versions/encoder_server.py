@@ -12,11 +12,10 @@ from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
+from serving.circuit_breaker import CircuitBreaker, RemoteUnavailable
 from serving.contract.addresses import error_line, without_secrets
 from serving.contract.files import ContractError
 from serving.contract.runtimes import Format, Session
-from serving.index.engine import EngineUnavailable
-from serving.index.guard import Guard
 
 MODULES = {"triton": "serving.versions.triton", "torchserve": "serving.versions.torchserve"}
 """Module of each server; its function `connect(address, timeout_s)` gives an `EncoderClient`."""
@@ -26,8 +25,8 @@ LENGTH_TOLERANCE = 1e-2
 """Largest difference of a vector's length from 1 that is still an answer."""
 
 
-class EncoderUnavailable(EngineUnavailable):
-    """An encoder server does not answer; the message says which and why."""
+class EncoderUnavailable(RemoteUnavailable):
+    """An encoder server does not answer."""
 
     reason = "encoder_away"
 
@@ -62,7 +61,7 @@ class EncoderServer:
             self.client: EncoderClient = import_module(MODULES[name]).connect(address, timeout_s)
         except ModuleNotFoundError as error:
             raise ValueError(f"VITRINE_ENCODER_SERVER={name} needs the package {error.name}: install vitrine[{name}]") from None
-        self.name, self.guard = name, Guard(name, unavailable=EncoderUnavailable)
+        self.name, self.breaker = name, CircuitBreaker(name, EncoderUnavailable, (OSError,))
 
     def open(self, path: Path, precision: str, threads: int, fingerprint: str = "") -> Session:
         """The session of the model that has this fingerprint.
@@ -70,7 +69,7 @@ class EncoderServer:
         Raises ContractError where the server has no such model, or one that states another fingerprint; EncoderUnavailable.
         """
         model = model_name(fingerprint)
-        stated = self.guard(lambda: self._stated(model))
+        stated = self.breaker(lambda: self._stated(model))
         if stated != fingerprint:
             what = f"the encoder with fingerprint {stated[:12]}…" if stated else "no fingerprint"
             raise ContractError(
@@ -94,7 +93,7 @@ class EncoderServer:
                 raise TypeError(f"what it gives is no unit vector but {vector.dtype} of shape {vector.shape}")
             return vector
 
-        return np.concatenate([self.guard(partial(one, batch[i : i + 1])) for i in range(len(batch))])
+        return np.concatenate([self.breaker(partial(one, batch[i : i + 1])) for i in range(len(batch))])
 
 
 def split_address(address: str, schemes: tuple[str, ...], like: str) -> SplitResult:

@@ -22,7 +22,7 @@ from serving.index.collection import NOWHERE, Endpoint
 from serving.index.searcher import Neighbors, Searcher
 from serving.ranking.filters import Filter, FilterError, filter_mask
 from serving.ranking.ranker import Ranked, RankerConfig, User, rank
-from serving.versions.encoder_guard import EncoderGuard
+from serving.versions.encoder_trial import EncoderTrial
 from serving.versions.golden import check_golden
 from serving.versions.text_encoder import TextEncoder
 from serving.versions.version_info import VersionInfo
@@ -78,12 +78,12 @@ class Release:
         locate: Callable[[FileRef], Path],
         threads: int = 1,
         runtime: Runtime = ONNXRUNTIME,
-        guard: EncoderGuard | None = None,
+        trial: EncoderTrial | None = None,
         endpoint: Endpoint = NOWHERE,
     ) -> "Release":
         """Opens and verifies a version; `encoder` is its encoder's folder, `locate` gives the path of a segment file.
 
-        `runtime` runs the photo encoder; texts are short and run in ONNX Runtime. `guard` opens both in a child process first.
+        `runtime` runs the photo encoder; texts are short and run in ONNX Runtime. `trial` opens both in a child process first.
         `endpoint` is that of the engine that holds the base vectors, where the manifest names one.
 
         Verifies every file's checksum, the encoder's fingerprint against that of the index, and the golden answers of encoder and
@@ -91,7 +91,7 @@ class Release:
         """
         searcher = Searcher.open(manifest, lambda ref: open_verified(locate(ref), ref), endpoint=endpoint)
         check_golden(open_verified(locate(manifest.golden), manifest.golden), searcher)
-        return cls.from_searcher(searcher, version, manifest, encoder, threads, runtime, guard)
+        return cls.from_searcher(searcher, version, manifest, encoder, threads, runtime, trial)
 
     @classmethod
     def from_searcher(
@@ -102,15 +102,15 @@ class Release:
         encoder: Path,
         threads: int = 1,
         runtime: Runtime = ONNXRUNTIME,
-        guard: EncoderGuard | None = None,
+        trial: EncoderTrial | None = None,
     ) -> Self:
         """A release over an open searcher; verifies its encoder. Raises ContractError."""
         wanted = manifest.encoder
         encoders = EncoderFolder(encoder, wanted.manifest)
         if encoders.manifest.variant(wanted.document).fingerprint != wanted.document_fingerprint:
             raise ContractError(f"encoder version {wanted.version} is not the one that embedded this index (fingerprint differs)")
-        if guard is not None:
-            guard(encoders, wanted.query, runtime)
+        if trial is not None:
+            trial(encoders, wanted.query, runtime)
         query = encoders.open(wanted.query, threads, runtime)
         if query.fingerprint != wanted.query_fingerprint:
             raise ContractError(

@@ -17,7 +17,7 @@ from serving.contract.addresses import error_line
 from serving.contract.manifest import SLOTS
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.index.collection import NOWHERE, Endpoint
-from serving.versions.encoder_guard import EncoderGuard
+from serving.versions.encoder_trial import EncoderTrial
 from serving.versions.release import Release
 from serving.versions.version_source import VersionSource
 
@@ -70,12 +70,12 @@ class ReleaseOpener:
         self, source: VersionSource, threads: int = 1, runtime: Runtime = ONNXRUNTIME, endpoint: Endpoint = NOWHERE
     ) -> None:
         self.source, self.threads, self.runtime, self.endpoint = source, threads, runtime, endpoint
-        self.guard = EncoderGuard()
+        self.trial = EncoderTrial()
 
     def open(self, version: str) -> Release:
         manifest = self.source.manifest(version)
         encoder = self.source.encoder(manifest)
-        return Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime, self.guard, self.endpoint)
+        return Release.open(version, manifest, encoder, self.source.fetch, self.threads, self.runtime, self.trial, self.endpoint)
 
     def pending_reason(self, opened: Release, first: bool) -> str:
         return ""

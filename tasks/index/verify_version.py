@@ -15,7 +15,7 @@ from serving.contract.manifest import EncoderRef, IndexManifest, Segment
 from serving.contract.provenance import EngineRef
 from serving.contract.segments import IMAGES, read_rows
 from serving.index.collection import NOWHERE, Endpoint
-from serving.index.engine import EngineUnavailable
+from serving.index.engine import EngineUnavailable, FilterTooSlow
 from serving.index.faiss_engine import FaissEngine
 from serving.index.searcher import OpenSegment, Searcher, ordered
 from serving.versions.golden import check_golden
@@ -69,7 +69,7 @@ def check_index(
             detail = check()
         except CheckSkipped as why:
             passed, detail = None, str(why)
-        except (ContractError, VitrineError, EngineUnavailable, pa.ArrowException) as error:
+        except (ContractError, VitrineError, EngineUnavailable, FilterTooSlow, pa.ArrowException) as error:
             passed, detail = False, str(error)
         done.append(Check(name=name, passed=passed, detail=detail))
         if passed is False and name in ("checksums", "segments"):

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from serving.circuit_breaker import PAUSE_S
 from serving.contract.files import ContractError, FileRef
 from serving.contract.keys import shard_of
 from serving.contract.manifest import IndexManifest
 from serving.index.collection import Endpoint
 from serving.index.engine import EngineUnavailable
-from serving.index.guard import PAUSE_S
 from serving.index.pictures import Pictures
 from serving.index.searcher import Searcher
 from tasks.embed.job import EmbedResult
@@ -268,9 +268,9 @@ class EngineContract(SearchContract):
 
     def test_an_engine_killed_under_search_is_away_and_then_back(self, made: Made, server: EngineServer, xq: np.ndarray) -> None:
         searcher = made.open()
-        guard = searcher.remote.guard  # type: ignore[union-attr]
+        breaker = searcher.remote.breaker  # type: ignore[union-attr]
         now = [0.0]
-        guard.clock = lambda: now[0]
+        breaker.clock = lambda: now[0]
         before = searcher.search(xq, K).rows
         server.kill()
         try:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from serving.circuit_breaker import CircuitBreaker
 from serving.contract.manifest import IndexManifest
-from serving.index.guard import Guard
+from serving.index.engine import EngineUnavailable
 from serving.index.merge import Neighbors, merge
 from serving.index.recall import DEPTH
 from serving.index.remote_engine import RemoteEngine
@@ -179,7 +180,7 @@ def test_the_truth_that_photos_are_measured_by_has_no_titles(
 class Collection:
     """A collection of another engine that compares all rows and takes no masks, as pgvector's indexes."""
 
-    takes_masks, most, transient = False, 10_000, ()
+    takes_masks, most = False, 10_000
 
     def __init__(self, vectors: np.ndarray) -> None:
         self.x, self.rows = vectors, len(vectors)
@@ -202,7 +203,7 @@ def test_an_engine_that_takes_no_masks_gives_no_titles_to_photos(
     manifest, folder = flat
     opened, live = Searcher.open(manifest, lambda ref: folder / ref.path), shop[1]
     stored = np.concatenate([s.engine.vectors(np.arange(s.vectors)) for s in opened.segments if s.engine is not None])
-    engine = RemoteEngine(Collection(stored), Guard("made up"))
+    engine = RemoteEngine(Collection(stored), CircuitBreaker("made up", EngineUnavailable, ()))
     group = SegmentGroup(engine, [OpenSegment(None, s.start, s.rows, None, True, s.pictures) for s in opened.segments])
     xq = queries(np.random.default_rng(6), live)
     for words, seen in ((False, of_photos(live)), (True, live)):

@@ -12,7 +12,10 @@ from serving.api.direct_route import DirectRoute
 from serving.api.errors import ApiError, handle_errors
 from serving.api.metrics import RequestMetrics
 from serving.api.middleware import RequestMiddleware
+from serving.circuit_breaker import PAUSE_S
 from serving.contract.preprocess import ImageRejected
+from serving.index.collection import too_slow
+from serving.index.engine import EngineUnavailable
 from serving.invalid_request import InvalidRequest
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import NoTracing
@@ -22,6 +25,8 @@ ERRORS = {
     "shape": ValueError("operands could not be broadcast together with shapes (3,) (4,)"),
     "image": ImageRejected("format", "that is not a picture"),
     "busy": ApiError(503, "too many searches", "overloaded", {"Retry-After": "1"}),
+    "away": EngineUnavailable("pgvector does not answer"),
+    "slow": too_slow("pgvector", 400_000, 2),
     "bug": KeyError("a mistake of ours"),
 }
 
@@ -80,3 +85,10 @@ def test_a_value_error_of_ours_is_no_mistake_of_the_caller(direct: bool) -> None
     assert "shapes" not in failed.text
     counted = [line for line in metrics.text().decode().splitlines() if line.startswith("vitrine_requests_total")]
     assert any('status="500"' in line for line in counted), counted
+
+
+def test_an_engine_that_is_away_is_worth_asking_again_and_a_filter_that_is_too_slow_is_not() -> None:
+    client = open_client(True, Metrics())
+    away, slow = (client.post("/echo", content=name) for name in ("away", "slow"))
+    assert (away.status_code, away.json()["reason"], away.headers["Retry-After"]) == (503, "engine_away", f"{PAUSE_S:.0f}")
+    assert (slow.status_code, slow.json()["reason"], "Retry-After" in slow.headers) == (504, "filter_too_slow", False)

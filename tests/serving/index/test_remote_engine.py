@@ -1,11 +1,9 @@
-"""Over-fetching and the guard, without an engine; whole engines: tests/engines."""
-
-import json
-import threading
+"""Over-fetching and comparisons, without an engine; whole engines: tests/engines."""
 
 import numpy as np
 import pytest
 
+from serving.circuit_breaker import FAILURES, CircuitBreaker
 from serving.contract.files import ContractError
 from serving.index.collection import (
     Endpoint,
@@ -16,8 +14,7 @@ from serving.index.collection import (
     open_collection,
     too_slow,
 )
-from serving.index.engine import EngineUnavailable, Mask
-from serving.index.guard import FAILURES, PAUSE_S, Guard
+from serving.index.engine import EngineUnavailable, FilterTooSlow, Mask
 from serving.index.merge import Neighbors
 from serving.index.remote_engine import RemoteEngine
 from serving.index.unmasked import over_fetch
@@ -26,7 +23,7 @@ from serving.index.unmasked import over_fetch
 class Ranked:
     """A collection whose rows are ranked by their position, that takes no masks and counts what is fetched."""
 
-    rows, most, takes_masks, transient = 1000, 400, False, (ConnectionError,)
+    rows, most, takes_masks = 1000, 400, False
 
     def __init__(self) -> None:
         self.fetched: list[int] = []
@@ -44,6 +41,10 @@ class Ranked:
         return np.zeros((len(positions), 2), np.float32)
 
 
+def made_up() -> CircuitBreaker:
+    return CircuitBreaker("made up", EngineUnavailable, (ConnectionError,), (ContractError, FilterTooSlow))
+
+
 def test_enough_is_fetched_for_k_allowed_rows_and_never_more_than_all_excluded_ones() -> None:
     assert over_fetch(1000, 10, 1000) == 10
     assert over_fetch(1000, 10, 999) == 11
@@ -52,7 +53,7 @@ def test_enough_is_fetched_for_k_allowed_rows_and_never_more_than_all_excluded_o
 
 
 def test_what_the_mask_excludes_is_dropped_and_a_short_result_says_so() -> None:
-    engine = RemoteEngine(Ranked(), Guard("made up"))
+    engine = RemoteEngine(Ranked(), made_up())
     allowed = np.zeros(1000, bool)
     allowed[1::2] = True
     found = engine.search(np.zeros((2, 2), np.float32), 5, Mask(allowed), {})
@@ -64,102 +65,15 @@ def test_what_the_mask_excludes_is_dropped_and_a_short_result_says_so() -> None:
     assert engine.collection.fetched[-1] == Ranked.most  # type: ignore[attr-defined]
 
 
-def test_a_call_is_repeated_where_that_may_help_and_refused_while_the_engine_is_away() -> None:
-    now, calls = [0.0], []
-    guard = Guard("made up", lambda: now[0])
-    guard.transient = (ConnectionError,)
-
-    def failing() -> None:
-        calls.append(1)
-        raise ConnectionError("postgresql://shop:secret@db/x: no route")
-
-    for _ in range(FAILURES):
-        with pytest.raises(EngineUnavailable, match="does not answer") as raised:
-            guard(failing)
-        assert "secret" not in str(raised.value)
-    assert len(calls) == 3 * FAILURES
-    with pytest.raises(EngineUnavailable, match="tried again"):
-        guard(failing)
-    assert len(calls) == 3 * FAILURES
-    now[0] += PAUSE_S
-    assert guard.away() == ""
-    assert guard(lambda: 7) == 7
-    assert guard.away() == ""
-
-
-def opened(now: list[float]) -> Guard:
-    """A guard with an open breaker; `now` is its clock."""
-    guard = Guard("made up", lambda: now[0])
-    for _ in range(FAILURES):
-        with pytest.raises(EngineUnavailable):
-            guard(lambda: (_ for _ in ()).throw(RuntimeError("away")))
-    assert guard.away()
-    return guard
-
-
-@pytest.mark.parametrize("answer", [ContractError("the collection is gone"), too_slow("made up", 400_000, 2)])
-def test_an_engine_that_answers_the_probe_is_there_again_whatever_it_says(answer: Exception) -> None:
-    now = [0.0]
-    guard = opened(now)
-    now[0] += PAUSE_S
-    with pytest.raises(type(answer), match=str(answer)):
-        guard(lambda: (_ for _ in ()).throw(answer))
-    assert guard.away() == ""
-
-
-def test_of_many_calls_at_the_end_of_a_pause_one_goes() -> None:
-    now, calls, refused = [0.0], [], []
-    guard = opened(now)
-    now[0] += PAUSE_S
-    together, answered = threading.Barrier(8), threading.Event()
-
-    def probe() -> None:
-        calls.append(1)
-        answered.wait(10)
-
-    def ask() -> None:
-        together.wait(10)
-        try:
-            guard(probe)
-        except EngineUnavailable:
-            refused.append(1)
-            if len(refused) == 7:
-                answered.set()
-
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(calls), len(refused)) == (1, 7)
-    assert guard.away() == ""
-
-
-def test_errors_of_the_version_are_no_outage() -> None:
-    guard = Guard("made up")
-    for _ in range(FAILURES + 1):
-        with pytest.raises(ContractError, match="gone"):
-            guard(lambda: (_ for _ in ()).throw(ContractError("the collection is gone")))
-    assert guard.away() == ""
-
-
-def test_an_answer_that_makes_no_sense_is_a_failure_of_the_engine() -> None:
-    guard = Guard("made up")
-    for _ in range(FAILURES):
-        with pytest.raises(EngineUnavailable, match="does not answer: Expecting value"):
-            guard(lambda: json.loads("<html>"))
-    assert "Expecting value" in guard.away()
-
-
 def test_a_comparison_that_takes_too_long_ends_and_is_no_outage() -> None:
     def slow() -> Neighbors:
         raise too_slow("made up", 400_000, 2)
 
-    guard = Guard("made up")
+    breaker = made_up()
     for _ in range(FAILURES + 1):
-        with pytest.raises(EngineUnavailable, match="did not compare the 400000 rows"):
-            guard(slow)
-    assert guard.away() == ""
+        with pytest.raises(FilterTooSlow, match="did not compare the 400000 rows"):
+            breaker(slow)
+    assert breaker.away() == ""
     with pytest.raises(TimeoutError, match="0 of 9 rows"):
         compare_fetched(
             lambda ids: np.zeros((len(ids), 2), np.float32), np.zeros((1, 2), np.float32), np.arange(9), 3, limit_s=-1
@@ -177,7 +91,7 @@ def test_only_measurements_and_the_pipeline_compare_for_minutes() -> None:
 
 def test_rows_that_somebody_else_wrote_meanwhile_are_left_out() -> None:
     collection = Ranked()
-    engine = RemoteEngine(collection, Guard("made up"))
+    engine = RemoteEngine(collection, made_up())
     engine.rows = 4
     collection.search = lambda *_: Neighbors(np.ones((1, 4), np.float32), np.array([[2, 7, 0, 4]]))  # type: ignore[method-assign]
     assert engine.search(np.zeros((1, 2), np.float32), 3, Mask(np.ones(4, bool)), {}).rows.tolist() == [[0, 2, -1]]
@@ -188,7 +102,7 @@ def test_rows_that_are_none_of_the_versions_are_no_rows() -> None:
         def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict, effort: int) -> Neighbors:
             return Neighbors(np.array([[0.9, 0.8, 0.7]], np.float32), np.array([[-1, 5, 1000]]))
 
-    found = RemoteEngine(Foreign(), Guard("made up")).search(np.zeros((1, 2), np.float32), 3, None, {})
+    found = RemoteEngine(Foreign(), made_up()).search(np.zeros((1, 2), np.float32), 3, None, {})
     assert found.rows.tolist() == [[5, -1, -1]]
     assert found.similarity[0].tolist() == [np.float32(0.8), -np.inf, -np.inf]
 

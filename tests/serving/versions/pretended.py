@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving import circuit_breaker
 from serving.contract.encoder import EncoderFolder
 from serving.contract.runtimes import ONNXRUNTIME, Session
-from serving.index import guard
 from serving.versions import encoder_server
 from serving.versions.encoder_server import model_name
 
@@ -49,5 +49,5 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretended:
     client.connect = lambda address, timeout_s: client
     monkeypatch.setitem(sys.modules, "pretended", client)
     monkeypatch.setitem(encoder_server.MODULES, "pretended", "pretended")
-    monkeypatch.setattr(guard, "PAUSE_S", 0.0)
+    monkeypatch.setattr(circuit_breaker, "PAUSE_S", 0.0)
     return client

@@ -8,8 +8,8 @@ import pytest
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError
 from serving.settings import ServingSettings
-from serving.versions.encoder_guard import EncoderGuard
 from serving.versions.encoder_server import EncoderServer, EncoderUnavailable
+from serving.versions.encoder_trial import EncoderTrial
 from tests.serving.versions.pretended import Pretended, pretend
 from tests.tiny import tiny_encoder
 
@@ -63,7 +63,7 @@ def test_what_is_no_unit_vector_is_no_answer(tmp_path: Path, server: Pretended, 
 
 def test_the_graph_of_a_server_is_opened_in_no_child_process(tmp_path: Path, server: Pretended) -> None:
     checked = []
-    check = EncoderGuard(lambda name, *_: checked.append(name))
+    check = EncoderTrial(lambda name, *_: checked.append(name))
     for seed in (0, 1):
         tiny_encoder(tmp_path / str(seed), seed=seed, words=True)
         check(EncoderFolder(tmp_path / str(seed)), "student.fp32", EncoderServer("pretended", "", 1.0))

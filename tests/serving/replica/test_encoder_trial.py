@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from serving.contract.encoder import EncoderFolder
 from serving.contract.graph_check import GraphCheck
 from serving.contract.runtimes import ONNXRUNTIME, Runtime
-from serving.versions.encoder_guard import EncoderGuard
+from serving.versions.encoder_trial import EncoderTrial
 from tests.serving.contract.test_graph_check import CRASHES, HANGS
 from tests.serving.replica.conftest import open_app
 from tests.serving.replica.storefront import Storefront
@@ -33,13 +33,13 @@ def test_only_encoders_that_are_new_to_a_serving_process_are_checked(tmp_path: P
         tiny_encoder(tmp_path / f"seed-{seed}", seed=seed, words=True)
         folders.append(EncoderFolder(tmp_path / f"seed-{seed}"))
     check = Recorded()
-    guard = EncoderGuard(check)
+    trial = EncoderTrial(check)
     for seed in (0, 0, 1, 0, 1):
-        guard(folders[seed], "student.fp32", ONNXRUNTIME)
+        trial(folders[seed], "student.fp32", ONNXRUNTIME)
     assert check.names == ["seed-1/student.fp32", "seed-1/text.fp32"]
     (tmp_path / "seed-2" / "text.fp32.onnx").unlink()
     with pytest.raises(Exception, match=r"text.fp32.onnx"):
-        guard(folders[2], "student.fp32", ONNXRUNTIME)
+        trial(folders[2], "student.fp32", ONNXRUNTIME)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_version_whose_encoder_crashes_or_hangs_does_not_disturb_what_is_live(
 ) -> None:
     app = open_app(store)
     slots = app.state.replica.slots
-    slots.opener.guard.check = GraphCheck(seconds, command=command)
+    slots.opener.trial.check = GraphCheck(seconds, command=command)
     store.point(green="2", live="2")
     slots.refresh()
     green = slots.describe()["slots"]["green"]
@@ -64,7 +64,7 @@ def test_a_version_whose_encoder_crashes_or_hangs_does_not_disturb_what_is_live(
         answer = client.post("/v1/search", files={"image": ("p.jpg", photo)}).json()
         assert answer["version"]["index"] == "1"
         assert product in [r["product_id"] for r in answer["results"]]
-    slots.opener.guard.check = GraphCheck()
+    slots.opener.trial.check = GraphCheck()
     slots.slots["green"].failed_at = float("-inf")
     slots.refresh()
     assert slots.live.version == "2", "once it opens, it goes live"

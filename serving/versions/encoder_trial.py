@@ -6,8 +6,8 @@ from serving.contract.runtimes import ONNXRUNTIME, Runtime
 from serving.versions.text_encoder import text_variant
 
 
-class EncoderGuard:
-    """Checks the encoders of a version before a process opens them. One guard per process.
+class EncoderTrial:
+    """Checks the encoders of a version before a process opens them. One trial per process.
 
     Skips encoders that were opened before or that a server holds, and those of the first version, when nothing is served yet and the
     replica should start soon. An ordinary index version thus costs nothing, one with a new encoder about a second.
