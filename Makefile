@@ -90,7 +90,7 @@ e2e-celery: java ## the chain on two Celery workers that share no file system, w
 	@OMP_WAIT_POLICY=PASSIVE $(CELERY)/bin/python -m pytest -q -n0 -m e2e tests/e2e/test_celery.py
 
 KILLED := release/promotion/test_killed_promotions.py catalog/changes/test_kills.py embed/test_job.py encoder/train/test_distributed.py
-kill-drill: $(STAMP) java ## promotions and refreshes killed before and after every one of their writes, jobs in the middle (was: make chaos)
+kill-drill: $(STAMP) java ## promotions and refreshes killed before and after every one of their writes, jobs in the middle
 	@$(PYTEST) -m "" $(addprefix tests/,$(KILLED))
 
 chaos: $(STAMP) ## every part killed, paused, cut off and slowed under searches and refreshes: a table of what was promised and what was seen

@@ -1,6 +1,7 @@
 """Where a task runs: the queue, the pool and the pod template of its kind, as the settings name them.
 
-Airflow takes these when it reads a DAG file, so this is the one place where a setting counts then: in the DAG processor's environment.
+Airflow stores them with the task when it parses a DAG file. So these settings are read from the DAG processor's environment; in a
+worker's they change nothing.
 """
 
 import os

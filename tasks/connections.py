@@ -1,6 +1,6 @@
 """Settings that name a connection of Airflow, as airflow://conn_id: where Airflow's own connections or its secret backend hold them.
 
-Only a process of Airflow can read a connection, so it gives the function that does (dags/running.py, plugins/vitrine.py).
+Only a process of Airflow can read a connection, so it gives the function that does (dags/credentials.py, plugins/vitrine.py).
 """
 
 from collections.abc import Callable, Mapping, MutableMapping

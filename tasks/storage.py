@@ -29,7 +29,8 @@ from tasks.errors import StoreAway, VitrineError
 
 CHUNK_BYTES = 1 << 20
 PAUSES_S = (0.2, 1.0, 3.0)
-"""Before an object store is asked again. Arrow's client has tried three times by then, but for answers that tell it too little."""
+"""Pauses before an object store is asked again. Arrow's client has made three attempts of its own by then, unless an answer broke off or
+had a status without an error that it knows."""
 AWAY = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|REQUEST_TIMEOUT"
     r"|UNKNOWN \(HTTP status (5\d\d|429|408)\))[^:]*"
@@ -177,7 +178,7 @@ def open_input(uri: str) -> pa.NativeFile:
 
 
 def _open(uri: str) -> pa.NativeFile:
-    """The same, asked for once. Raises _BrokenOff when an object's head came without its end, so that its length is not known."""
+    """One attempt of `open_input`. Raises _BrokenOff when an object's head came without its end, so that its length is not known."""
     fs, path = filesystem(uri)
     stream = fs.open_input_file(path)
     if isinstance(fs, pafs.S3FileSystem) and "ETag" not in stream.metadata():

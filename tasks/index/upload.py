@@ -1,4 +1,4 @@
-"""Uploads the vectors of one shard into a collection, block by block, and proves what arrived."""
+"""Uploads the vectors of one shard into a collection, in blocks, and verifies a sample of what arrived."""
 
 import hashlib
 import io
@@ -25,25 +25,26 @@ SAMPLES = 256
 
 
 class Upload:
-    """Uploads one shard's vectors, which follow each other from id `first` on, in order.
+    """Uploads one shard's `rows` vectors under the ids from `first` on, in order.
 
-    An upload that was killed goes on after the last block that it noted in the store; what the engine lost since is uploaded again.
+    A killed upload resumes after the last block recorded in the store; where the engine lost any of them, it begins anew.
     """
 
     def __init__(self, collections: Collections, store: str, name: str, shard: int, first: int, rows: int) -> None:
         self.collections, self.name, self.first = collections, name, first
         self.stem = storage.join(folder_of(store, name), f"shard-{shard:05d}")
-        self.hash, self.place = hashlib.sha256(), 0
-        self.wanted = np.unique(np.linspace(0, max(rows - 1, 0), min(SAMPLES, rows)).astype(int))
-        self.kept: list[np.ndarray] = []
-        self.done = self._done_before()
+        self.hash, self.rows_added = hashlib.sha256(), 0
+        self.sample_rows = np.unique(np.linspace(0, max(rows - 1, 0), min(SAMPLES, rows)).astype(int))
+        self.samples: list[np.ndarray] = []
+        self.rows_uploaded = self._resume_from()
 
     @contextmanager
     def adding(self) -> Iterator[Any]:
-        """A function that takes the next vectors (n, d) float32; at the end the sample of them lies in the store."""
+        """A function that takes the next vectors (n, d) float32; at the end their sample is written to the store."""
         yield self._add
         sample = io.BytesIO()
-        np.savez(sample, ids=self.wanted + self.first, vectors=np.concatenate(self.kept) if self.kept else np.zeros((0, 0)))
+        vectors = np.concatenate(self.samples) if self.samples else np.zeros((0, 0))
+        np.savez(sample, ids=self.sample_rows + self.first, vectors=vectors)
         storage.write_bytes(f"{self.stem}.npz", sample.getvalue())
 
     def rearranged(self, label: str) -> np.ndarray | None:
@@ -61,19 +62,19 @@ class Upload:
     def _add(self, vectors: np.ndarray) -> None:
         for start in range(0, len(vectors), BLOCK_ROWS):
             block = np.ascontiguousarray(vectors[start : start + BLOCK_ROWS], "<f4")
-            stop = self.place + len(block)
-            if stop > self.done:
-                self.collections.put(self.name, self.first + self.place, block)
+            stop = self.rows_added + len(block)
+            if stop > self.rows_uploaded:
+                self.collections.put(self.name, self.first + self.rows_added, block)
                 storage.write_json(f"{self.stem}.json", {"rows": stop})
             self.hash.update(block.tobytes())
-            mine = self.wanted[(self.wanted >= self.place) & (self.wanted < stop)]
-            self.kept.append(block[mine - self.place])
-            self.place = stop
+            sampled = self.sample_rows[(self.sample_rows >= self.rows_added) & (self.sample_rows < stop)]
+            self.samples.append(block[sampled - self.rows_added])
+            self.rows_added = stop
 
-    def _done_before(self) -> int:
-        """The rows of an earlier attempt that the engine still holds, all of them or none."""
-        noted = f"{self.stem}.json"
-        rows = int(storage.read_json(noted)["rows"]) if storage.exists(noted) else 0
+    def _resume_from(self) -> int:
+        """The number of rows uploaded by an earlier attempt, where the engine still holds all of them; else 0."""
+        progress = f"{self.stem}.json"
+        rows = int(storage.read_json(progress)["rows"]) if storage.exists(progress) else 0
         if rows and self.collections.count(self.name, self.first, self.first + rows) != rows:
             log.warning(
                 "%s: the engine no longer holds the %d rows of an earlier attempt; they are uploaded again", self.name, rows
