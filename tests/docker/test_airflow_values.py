@@ -51,6 +51,13 @@ def test_airflows_users_come_from_a_secret_and_its_pods_hold_no_token() -> None:
         assert values[name]["serviceAccount"] == {"automountServiceAccountToken": False}, name
 
 
+def test_airflows_pods_have_no_more_rights_than_search() -> None:
+    contexts = airflow_values()["securityContexts"]
+    assert contexts["pod"]["runAsNonRoot"]
+    assert contexts["pod"]["runAsUser"] == airflow_values()["uid"]
+    assert contexts["containers"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
 def test_tasks_and_people_reach_airflows_api_server() -> None:
     values = airflow_values()
     assert values["networkPolicies"]["enabled"]

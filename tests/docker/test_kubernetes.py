@@ -165,6 +165,17 @@ def test_spark_and_its_driver_reach_each_other_and_keda_reaches_the_master() -> 
     assert trigger["metadata"]["url"] == f"http://vitrine-spark.{space}:8080/json/", "KEDA asks from a namespace of its own"
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS[:2])
+def test_all_but_the_gateways_can_be_applied_first(overlay: str) -> None:
+    """docs/operate/upgrade.md: `-l 'role!=gateway'`, since shards are replaced before gateways."""
+    roles = {(d["kind"], d["metadata"]["name"]): d["metadata"].get("labels", {}).get("role") for d in rendered(overlay)}
+    gateways = {("Deployment", "vitrine-gateway"), ("Service", "vitrine"), ("Service", "vitrine-gateways")}
+    assert {what for what, role in roles.items() if role == "gateway"} == gateways
+    assert {name for (kind, name), role in roles.items() if (kind, role) == ("Deployment", "shard")} == {
+        "vitrine-shards-0-1", "vitrine-shards-2-3",
+    }  # fmt: skip
+
+
 def test_spark_and_airflows_workers_run_on_the_same_spot_nodes() -> None:
     pod, workers = of_kind("batch", "Deployment")["vitrine-spark-worker"]["template"]["spec"], airflow_values()["workers"]
     for key in ("tolerations", "nodeSelector"):
