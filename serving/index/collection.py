@@ -93,7 +93,7 @@ def other_dimension(name: str, held: int | None, dim: int) -> ContractError:
 
 def ids_missing(name: str, rows: int) -> ContractError:
     """The error of a collection whose ids are not 0..rows-1."""
-    return ContractError(f"collection {name} holds {rows} rows, some of them beyond id {rows}: ids are missing")
+    return ContractError(f"the ids of the {rows} rows of collection {name} do not count up from 0: ids are missing")
 
 
 class OwnsClient:

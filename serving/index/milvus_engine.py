@@ -12,7 +12,6 @@ from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from serving.circuit_breaker import Errors
-from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
 from serving.index.collection import (
     MEASURE_S,
@@ -21,6 +20,7 @@ from serving.index.collection import (
     by_vectors,
     compare_in_calls,
     fetch_vectors,
+    ids_missing,
     no_collection,
     other_dimension,
 )  # fmt: skip
@@ -84,8 +84,8 @@ class MilvusCollection(OwnsClient):
         if dim != self.dim:
             raise other_dimension(self.name, dim, self.dim)
         rows = count(self.client, self.name, "id >= 0", MEASURE_S)
-        if beyond := count(self.client, self.name, f"id >= {rows}", MEASURE_S):
-            raise ContractError(f"collection {self.name} holds {rows} rows, {beyond} of them beyond id {rows}: ids are missing")
+        if count(self.client, self.name, f"id >= {rows}", MEASURE_S):
+            raise ids_missing(self.name, rows)
         return rows
 
 

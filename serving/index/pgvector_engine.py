@@ -19,13 +19,13 @@ from pgvector.psycopg import register_vector
 from psycopg import sql
 
 from serving.circuit_breaker import Errors
-from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
 from serving.index.collection import (
     MEASURE_S,
     Endpoint,
     exact_limit_s,
     fetch_vectors,
+    ids_missing,
     no_collection,
     other_dimension,
     too_slow,
@@ -49,7 +49,12 @@ TRANSIENT: Errors = (psycopg.OperationalError,)
 
 
 class LimitedConnection(psycopg.Connection):
-    """A connection that waits at most `limit_s` for each answer: a server that is frozen, or out of reach, ends no statement."""
+    """A connection that waits at most `limit_s` for each answer: a server that is frozen, or out of reach, ends no statement.
+
+    Overrides `psycopg.Connection.wait(gen, interval)`, by which psycopg runs every statement: `gen` yields what it waits for, and is
+    sent what is ready, nothing after each `interval`. PostgreSQL keeps `statement_timeout` itself, and `tcp_user_timeout` misses a
+    frozen server whose kernel acknowledges; psycopg limits no statement itself.
+    """
 
     limit_s = math.inf
 
@@ -129,6 +134,7 @@ class PgvectorCollection:
         self.most = max(self.rows, 1)
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int) -> Neighbors:
+        # get_bit of a bytea counts from the lowest bit of each byte, as Mask.bits does.
         allowed = sql.SQL("" if mask is None else "WHERE get_bit(%(bits)b, id) = 1")
         text = sql.SQL("SELECT id, -(embedding <#> %(x)b) FROM {} {} ORDER BY embedding <#> %(x)b LIMIT %(k)s").format(
             self.table, allowed
@@ -177,7 +183,7 @@ class PgvectorCollection:
             connection.execute("RESET statement_timeout")
         assert counted is not None
         if counted[0] and counted[1] != counted[0] - 1:
-            raise ContractError(f"collection {name} holds {counted[0]} rows up to id {counted[1]}: ids are missing")
+            raise ids_missing(name, counted[0])
         return int(counted[0])
 
     def _among(self, positions: np.ndarray) -> tuple[sql.SQL, dict[str, Any]]:

@@ -19,11 +19,9 @@ class RemoteEngine:
         self.collection, self.breaker, self.rows = collection, breaker, collection.rows
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int = 1) -> Neighbors:
-        wanted = min(
-            k if mask is None or self.collection.takes_masks else over_fetch(self.rows, k, mask.count, effort), self.rows
-        )
-        wanted = min(wanted, self.collection.most)
-        found = self.breaker(lambda: self.collection.search(xq, wanted, mask, params, effort))
+        wanted = k if mask is None or self.collection.takes_masks else over_fetch(self.rows, k, mask.count, effort)
+        fetched = min(wanted, self.rows, self.collection.most)
+        found = self.breaker(lambda: self.collection.search(xq, fetched, mask, params, effort))
         found.rows[(found.rows < 0) | (found.rows >= self.rows)] = -1  # written into it by somebody else since it was opened
         return best_allowed(found, k, mask)
 
