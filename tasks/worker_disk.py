@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.registry.artifacts import CACHE_FOLDERS
+
 log = logging.getLogger(__name__)
 
 EVERY_S = 3600.0
@@ -18,6 +20,8 @@ ABANDONED_S = 7 * 86_400.0
 IN_USE_S = 86_400.0
 """What was used within the last day is kept, whatever the bound: a running step may still open it."""
 STAMP = ".cleaned"
+WORK, CACHE, ENCODER = "work", "cache", "encoder"
+"""Below VITRINE_HOME: scratch, of each step in a folder "<run key>.<step>"; the registry's cache; below `work` the caches of trainings."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,16 @@ class Kept:
     used: float
 
 
+def encoder_work(home: Path, forced: str = "") -> Path:
+    """The folder of what trainings cache on this worker, keyed by content, so runs share it; a forced training has its own. Made."""
+    folder = home / WORK / (f"{ENCODER}-{forced}" if forced else ENCODER)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def clean_now_and_then(home: Path, most_gb: float) -> None:
     """`clean`, unless this worker did within the last hour. Two steps that do so at once do no harm."""
-    stamp = home / "work" / STAMP
+    stamp = home / WORK / STAMP
     if stamp.exists() and time.time() - stamp.stat().st_mtime < EVERY_S:
         return
     stamp.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +55,7 @@ def clean(home: Path, most_gb: float, now: float) -> list[Path]:
 
     Everything here can be fetched or made again.
     """
-    gone = [k for k in _entries(home / "work", "*.*") if now - k.used > ABANDONED_S]
+    gone = [k for k in _entries(home / WORK, "*.*") if now - k.used > ABANDONED_S]
     caches = sorted(_caches(home), key=lambda kept: kept.used)
     excess = sum(kept.bytes for kept in caches) - most_gb * 1e9 if most_gb else 0.0
     for kept in caches:
@@ -62,12 +73,11 @@ def clean(home: Path, most_gb: float, now: float) -> list[Path]:
 
 
 def _caches(home: Path) -> Iterator[Kept]:
-    """Fetched files, encoders and manifests; decoded pictures and checkpoints of trainings."""
-    for name in ("files", "encoders", "manifests"):
-        yield from _entries(home / "cache" / name, "*")
-    for work in sorted((home / "work").glob("encoder*")):
-        for name in ("pixels", "teacher", "student"):
-            yield from _entries(work / name, "*")
+    """Fetched files, encoders and manifests; of trainings decoded pictures, checkpoints, trials of int8 and raw results."""
+    for name in CACHE_FOLDERS:
+        yield from _entries(home / CACHE / name, "*")
+    for work in sorted((home / WORK).glob(f"{ENCODER}*")):
+        yield from _entries(work, "*/*")
 
 
 def _entries(folder: Path, pattern: str) -> Iterator[Kept]:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from tasks import worker_disk
-from tasks.worker_disk import clean, clean_now_and_then
+from tasks.worker_disk import clean, clean_now_and_then, encoder_work
 
 DAY_S = 86_400.0
 NOW = 1_000 * DAY_S
@@ -29,10 +29,12 @@ def test_scratch_that_nobody_wrote_to_for_a_week_is_deleted(tmp_path: Path) -> N
 
 
 def test_of_the_caches_what_was_used_longest_ago_goes_until_they_fit(tmp_path: Path) -> None:
-    pixels = put(tmp_path / "work" / "encoder" / "pixels" / "train-1.npy", 9)
+    pixels = put(encoder_work(tmp_path) / "pixels" / "train-1.npy", 9)
+    raw = put(encoder_work(tmp_path) / "raw" / "evaluated.npz", 10)
     file = put(tmp_path / "cache" / "files" / "ab12", 5)
     encoder = put(tmp_path / "cache" / "encoders" / "run1" / "student.fp32.onnx", 3).parent
-    assert clean(tmp_path, 3e-6, NOW) == [], "3000 bytes are allowed"
+    assert clean(tmp_path, 4e-6, NOW) == [], "4000 bytes are allowed"
+    assert clean(tmp_path, 3e-6, NOW) == [raw]
     at = NOW - DAY_S * 4
     os.utime(pixels, (NOW - 2 * DAY_S, at))  # was read two days ago
     assert clean(tmp_path, 2e-6, NOW) == [file]

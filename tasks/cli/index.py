@@ -14,6 +14,7 @@ from serving.contract.files import ContractError, FileRef
 from tasks.cli.output import AsJson, console, find_version, open_registry, print_json, print_table, progress
 from tasks.errors import VitrineError
 from tasks.settings import Settings
+from tasks.worker_disk import WORK
 
 if TYPE_CHECKING:
     from serving.contract.manifest import IndexManifest
@@ -43,7 +44,7 @@ def check(version: Chosen = "", as_json: AsJson = False) -> None:
     """Download a version anew and verify all of it: files, segments, keys, counts, products, encoder, answers."""
     from tasks.index.verify_version import check_index
 
-    work = Settings.load().home / "work"
+    work = Settings.load().home / WORK
     work.mkdir(parents=True, exist_ok=True)
     # Nothing that this machine fetched before: what is checked is what the registry has. A dot: garbage of a killed check.
     with tempfile.TemporaryDirectory(prefix="check.", dir=work) as folder, progress.status("fetching the manifest") as status:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.settings import Settings
+from tasks.worker_disk import CACHE
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)  # a path may hold :x:
 progress = Console(stderr=True, highlight=False, emoji=False)
@@ -88,7 +89,7 @@ def open_registry(cache: Path | None = None) -> Any:
 
     chosen = Settings.load()
     return Registry(
-        chosen.mlflow_uri, cache or chosen.home / "cache", chosen.mlflow_page, trust=trust_of(chosen), endpoint=chosen.endpoint
+        chosen.mlflow_uri, cache or chosen.home / CACHE, chosen.mlflow_page, trust=trust_of(chosen), endpoint=chosen.endpoint
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from tasks.cli import trace, versions
 from tasks.cli.output import AsJson, find_version, open_registry, print_answer, version_number
 from tasks.settings import Settings
+from tasks.worker_disk import CACHE
 
 app = typer.Typer(help="Promote, roll back and inspect releases.", no_args_is_help=True)
 app.command("list")(versions.list_versions)
@@ -52,7 +53,7 @@ def bind(
 
     chosen = Settings.load()
     key = signing_key(chosen)
-    registry = Registry(chosen.mlflow_uri, chosen.home / "cache", chosen.mlflow_page)  # reads what is not bound yet
+    registry = Registry(chosen.mlflow_uri, chosen.home / CACHE, chosen.mlflow_page)  # reads what is not bound yet
     if version:
         found = find_version(registry, version)
         versions = [registry.version(ENCODER_MODEL, registry.manifest_of(found).encoder.version), found]

@@ -21,6 +21,7 @@ from tasks.errors import VitrineError
 from tasks.home_file import write_home_file
 from tasks.masking import mask
 from tasks.settings import Settings
+from tasks.worker_disk import CACHE
 
 if TYPE_CHECKING:
     from tasks.demo.supervisor import Supervisor
@@ -120,7 +121,7 @@ def make_live(settings: Settings, console: Console) -> None:
     from tasks.registry import Registry
     from tasks.registry.webhook import register_webhook
 
-    register_webhook(Registry(settings.mlflow_uri, settings.home / "cache"), settings.airflow_url, settings.webhook_secret)
+    register_webhook(Registry(settings.mlflow_uri, settings.home / CACHE), settings.airflow_url, settings.webhook_secret)
     run_chain(settings, console)
     show_answers(settings, console)
 

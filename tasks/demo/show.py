@@ -23,6 +23,7 @@ from tasks.queries.query_words import describe
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.release.gates.end_to_end_eval import Query, held_out_queries, query_set_of
 from tasks.settings import Settings
+from tasks.worker_disk import CACHE
 
 PHOTOS = 400
 SHOWN = 8
@@ -47,7 +48,7 @@ class Line:
 
 def show_answers(settings: Settings, console: Console) -> list[Line]:
     """Searches the replica and prints tables of answers and recall; returns the recall rows."""
-    registry = Registry(settings.mlflow_uri, settings.home / "cache", endpoint=settings.endpoint)
+    registry = Registry(settings.mlflow_uri, settings.home / CACHE, endpoint=settings.endpoint)
     live = registry.require_alias(INDEX_MODEL, "live")
     manifest = registry.index_manifest(live.version)
     url = settings.serving_urls[0]

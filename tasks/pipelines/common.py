@@ -18,7 +18,7 @@ from tasks.registry import INDEX_MODEL, Origin, Registry
 from tasks.registry.binding import trust_of
 from tasks.release.promotion.serving_replicas import Replica, urls_of
 from tasks.settings import Settings
-from tasks.worker_disk import clean_now_and_then
+from tasks.worker_disk import CACHE, WORK, clean_now_and_then
 
 if TYPE_CHECKING:
     from tasks.embed.job import EmbedConfig
@@ -31,7 +31,7 @@ def settings() -> Settings:
 def registry(chosen: Settings | None = None) -> Registry:
     chosen = chosen or settings()
     made_by = origin(chosen, os.environ)
-    return Registry(chosen.mlflow_uri, chosen.home / "cache", chosen.mlflow_page, made_by, trust_of(chosen), chosen.endpoint)
+    return Registry(chosen.mlflow_uri, chosen.home / CACHE, chosen.mlflow_page, made_by, trust_of(chosen), chosen.endpoint)
 
 
 def origin(chosen: Settings, environ: Mapping[str, str]) -> Origin | None:
@@ -75,7 +75,7 @@ def scratch(run_key: str, step: str) -> Iterator[Path]:
     """
     chosen = settings()
     clean_now_and_then(chosen.home, chosen.worker_gb)
-    folder = chosen.home / "work" / f"{run_key}.{step}"
+    folder = chosen.home / WORK / f"{run_key}.{step}"
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

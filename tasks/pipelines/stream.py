@@ -22,6 +22,7 @@ from tasks.errors import GateFailed, VitrineError
 from tasks.pipelines import drain_changes, promote_index, publish_features, refresh_index
 from tasks.pipelines.common import settings
 from tasks.pipelines.index_records import RefreshPlan
+from tasks.worker_disk import WORK
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class Stream:
 
     def _clear(self, plan: RefreshPlan) -> None:
         """Deletes the round's intermediate files."""
-        for folder in (settings().home / "work").glob(f"{plan.run_key}.*"):
+        for folder in (settings().home / WORK).glob(f"{plan.run_key}.*"):
             shutil.rmtree(folder, ignore_errors=True)
         for uri in reversed(storage.list_files(plan.uri)):
             storage.delete(uri)
@@ -181,4 +182,4 @@ class Stream:
 
 
 def _place() -> Path:
-    return settings().home / "work" / "stream" / "round.json"
+    return settings().home / WORK / "stream" / "round.json"

@@ -18,6 +18,7 @@ from tasks.queries.query_words import describe
 from tasks.registry import ENCODER_MODEL, ENCODER_PATH, Registry, Version
 from tasks.registry.binding import binding_tags, signed, signing_key
 from tasks.settings import Settings
+from tasks.worker_disk import encoder_work
 
 if TYPE_CHECKING:
     from serving.contract.manifest import Gate
@@ -281,10 +282,7 @@ def promote_champion(decision: ChampionDecision, run_key: str) -> ChampionPromot
 
 
 def _work(forced: str = "") -> Path:
-    """The folder of pixel caches on this worker, keyed by content, so runs share it; a forced training has its own."""
-    folder = settings().home / "work" / (f"encoder-{forced}" if forced else "encoder")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return encoder_work(settings().home, forced)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,8 @@ from tasks.registry.versions import ENCODER_MODEL, INDEX_MODEL, Version, Version
 
 ENCODER_PATH = "encoder"
 INDEX_PATH = "index"
+FILES, ENCODERS, MANIFESTS = CACHE_FOLDERS = "files", "encoders", "manifests"
+"""Folders below `Registry.cache`: files of index versions by sha256, encoder folders and manifests by run."""
 Opened = TypeVar("Opened")
 
 
@@ -59,7 +61,7 @@ class Registry(Versions):
 
         Raises ContractError when the registry's own is damaged or gone.
         """
-        path = self.cache / "files" / ref.sha256
+        path = self.cache / FILES / ref.sha256
         if path not in self.verified or self.verified[path] != _written(path):
             self._cached(path, ref.run_id, ref.path, lambda found: verify(found, ref))
             self.verified[path] = _written(path)
@@ -104,7 +106,7 @@ class Registry(Versions):
     def encoder_folder(self, version: str) -> Path:
         """The folder of an encoder version, fetched once and verified every time."""
         found = self.version(ENCODER_MODEL, version)
-        folder = self.cache / "encoders" / found.run_id
+        folder = self.cache / ENCODERS / found.run_id
         self._cached(folder, found.run_id, ENCODER_PATH, lambda kept: self._verify_encoder(kept, found))
         return folder
 
@@ -152,7 +154,7 @@ class Registry(Versions):
             self.trust.check(data, found.tags, f"index version {found.version}", f"vitrine release bind {found.version}")
             return data, parse_manifest(data, IndexManifest, str(path))
 
-        path = self.cache / "manifests" / found.run_id / "manifest.json"
+        path = self.cache / MANIFESTS / found.run_id / "manifest.json"
         return self._cached(path, found.run_id, f"{INDEX_PATH}/manifest.json", read)
 
 
