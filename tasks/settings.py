@@ -125,7 +125,7 @@ class Settings:
     )
     embed_runtime: str = setting("onnxruntime", "runtime of the embedding job; torch takes the GPU where there is one", "torch")
     worker_gb: float = setting(
-        50.0, "GB of fetched versions and decoded pictures that a worker keeps below home; what was used longest ago goes first, but "
+        50.0, "GB of fetched versions and caches of trainings that a worker keeps below home; what was used longest ago goes first, but "
         "nothing of the last day; 0: any", 200,
     )  # fmt: skip
     spark_master: str = setting("local[2]", "Spark master of the embedding job", "spark://spark:7077")
