@@ -133,17 +133,27 @@ class FanOut:
             future.cancel()
         return self.answers
 
-    def _try(self, shard: int, hedge: bool = False) -> None:
+    def _try(self, shard: int) -> None:
         """Sends the request to one more process; gives the shard up when none is left and none is in flight."""
+        self.pending[shard].hedge_at = float("inf")
+        if (backend := self._another(shard)) is not None:
+            self._send(shard, backend)
+        elif not self.pending[shard].under_way:
+            self._lose(shard)
+
+    def _hedge(self, shard: int) -> None:
+        """Sends the request to one more process where there is one and the budget has a hedge left."""
+        self.pending[shard].hedge_at = float("inf")
+        if (backend := self._another(shard)) is not None and self.client.budget.spend():
+            self._send(shard, backend, hedge=True)
+
+    def _another(self, shard: int) -> Backend | None:
+        """A process of this shard that was not tried yet; None after MAX_TRIES."""
+        tried = self.pending[shard].tried
+        return self.client.fleet.choose(shard, self.request.version, tried) if len(tried) < MAX_TRIES else None
+
+    def _send(self, shard: int, backend: Backend, hedge: bool = False) -> None:
         state, request = self.pending[shard], self.request
-        state.hedge_at = float("inf")
-        backend = None
-        if len(state.tried) < MAX_TRIES:
-            backend = self.client.fleet.choose(shard, request.version, state.tried)
-        if backend is None:
-            if not state.under_way:
-                self._lose(shard)
-            return
         state.tried.add(backend.name)
         state.under_way += 1
         now = self.clock()
@@ -155,13 +165,6 @@ class FanOut:
         self.calls[future] = Call(shard, backend, now, hedge)
         if request.hedgeable and not hedge:
             state.hedge_at = now + self.client.hedge_after_s(request.path, shard)
-
-    def _hedge(self, shard: int) -> None:
-        state = self.pending[shard]
-        state.hedge_at = float("inf")
-        another = self.client.fleet.choose(shard, self.request.version, state.tried)
-        if another is not None and self.client.budget.spend():
-            self._try(shard, hedge=True)
 
     def _receive(self, future: Future[tuple[int, bytes]], call: Call) -> None:
         try:

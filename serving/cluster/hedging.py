@@ -8,9 +8,12 @@ from collections import deque
 
 import numpy as np
 
+RENEW_EVERY = 16
+"""Latencies from one computation of the percentile to the next."""
+
 
 class Latencies:
-    """A sliding window of a shard's latencies and their 95th percentile `p95_s` (infinity until `least` are known)."""
+    """A sliding window of a shard's latencies and their 95th percentile `p95_s` (infinity until `min_samples` are known)."""
 
     def __init__(self, window: int = 256, min_samples: int = 20) -> None:
         self.recent: deque[float] = deque(maxlen=window)
@@ -19,7 +22,7 @@ class Latencies:
     def add(self, took_s: float) -> None:
         self.recent.append(took_s)
         self.since += 1
-        if self.since >= 16 and len(self.recent) >= self.min_samples:
+        if self.since >= RENEW_EVERY and len(self.recent) >= self.min_samples:
             self.since = 0
             self.p95_s = float(np.percentile(list(self.recent), 95))
 

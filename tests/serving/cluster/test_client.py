@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.app import create_app
-from serving.cluster.client import InvalidShardRequest, ShardClient
+from serving.cluster.client import MAX_TRIES, FanOut, InvalidShardRequest, PendingShard, ShardClient, ShardRequest
 from serving.cluster.fleet import Fleet, addresses_of
 from serving.cluster.metrics import GatewayMetrics
 from serving.cluster.wire import HEADER, SEARCH, pack, unpack
@@ -123,6 +123,22 @@ def test_without_a_budget_nothing_is_asked_twice() -> None:
         for _ in range(40):
             ask(client)
         assert one.asked + two.asked == 40
+
+
+def test_a_hedge_that_is_not_sent_is_not_paid() -> None:
+    with fleet(Scripted()) as found:
+        client = ShardClient(found, GatewayMetrics(Metrics(), found), timeout_s=5.0, hedges=1.0)
+        client.budget.left = 2.0
+        until_s = client.clock() + 5
+        request = ShardRequest(SEARCH, "1|d", lambda shard, left_s: b"?", url_in, client.clock(), until_s, 5.0, True, {})
+        fan_out = FanOut(client, request)
+        fan_out.pending[0] = PendingShard({f"tried:{n}" for n in range(MAX_TRIES)}, under_way=1)
+        fan_out._hedge(0)
+        assert (client.budget.left, fan_out.calls) == (2.0, {})
+        fan_out.pending[0] = PendingShard({"tried:0"}, under_way=1)
+        fan_out._hedge(0)
+        assert (client.budget.left, len(fan_out.calls)) == (1.0, 1)
+        assert [future.result(5)[0] for future in fan_out.calls] == [200]
 
 
 def test_a_silent_shard_costs_its_timeout_once_and_the_others_answer() -> None:
