@@ -172,7 +172,7 @@ class Slots(Generic[V]):
         return found
 
     def load_next(self) -> bool:
-        """Advances one loading version, that of `live` first; returns whether anything changed. Never raises."""
+        """Advances one loading version, that of `live` first; returns whether another call now may go on. Never raises."""
         with self.lock:
             waiting = [n for n in SLOTS if self.slots[n].state == "loading"]
             if not waiting:
@@ -185,7 +185,9 @@ class Slots(Generic[V]):
                 if self.slots[other].state == "loading" and self.slots[other].version == slot.version:
                     self.slots[other] = loaded
             self._flip()
-        return loaded.state != "loading" or (slot.pending is None and len(waiting) > 1)
+        settled = loaded.state != "loading"  # it became ready, or failed
+        another_is_next = slot.pending is None and len(waiting) > 1  # this one was opened just now, and waits for its shards
+        return settled or another_is_next
 
     def get(self, slot: str = "") -> V | None:
         """The live release, or a slot's ready one."""

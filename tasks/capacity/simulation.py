@@ -94,7 +94,7 @@ def simulate(path: Sequence[Stage], qps: float, queries: int = 20_000, seed: int
     rng, choice = np.random.default_rng(seed), random.Random(seed)
     arrived = np.cumsum(rng.exponential(1e3 / qps, queries))
     drawn = [[times[rng.integers(0, len(times), queries)].tolist() for _, times in stage.visits] for stage in path]
-    pods = {id(s): [Pod() for _ in range(s.pods)] for stage in path for s, _ in stage.visits}
+    pods = {s: [Pod() for _ in range(s.pods)] for stage in path for s, _ in stage.visits}
     used: dict[str, float] = {}
     left = [0] * queries
     ended = np.zeros(queries)
@@ -114,7 +114,7 @@ def simulate(path: Sequence[Stage], qps: float, queries: int = 20_000, seed: int
         if station is None:  # the query enters the stage
             left[query] = len(stage.visits)
             for (where, _), times in zip(stage.visits, drawn[place], strict=True):
-                found, took = _choose(pods[id(where)], choice), times[query]
+                found, took = _choose(pods[where], choice), times[query]
                 used[where.name] = used.get(where.name, 0.0) + took
                 if found.busy < where.cores:
                     found.busy += 1
