@@ -27,7 +27,7 @@ from serving.ranking.features import Features
 from serving.ranking.filters import Filter, check_filter
 from serving.search.query import QueryError
 from serving.versions.encoder_trial import EncoderTrial
-from serving.versions.golden import check_golden_over_shards
+from serving.versions.golden_answers import check_golden_over_shards
 from serving.versions.release import Release
 from serving.versions.version_source import VersionSource
 

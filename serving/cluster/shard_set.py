@@ -12,7 +12,7 @@ from serving.index.searcher import Neighbors, Searcher, ordered
 from serving.invalid_request import InvalidRequest
 from serving.ranking.filters import Filter, filter_mask
 from serving.ranking.ranker import RankerConfig
-from serving.versions.golden import check_golden_shard
+from serving.versions.golden_answers import check_golden_shard
 from serving.versions.version_source import VersionSource
 
 

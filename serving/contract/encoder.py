@@ -1,27 +1,15 @@
 """Opens an encoder version; a session is used only after it reproduces its golden outputs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from serving.contract.files import ContractError, FileRef, open_verified, verify
+from serving.contract.golden_outputs import check_golden_outputs, read_golden_outputs
 from serving.contract.graph_check import Check
 from serving.contract.manifest import EncoderManifest, Variant, fingerprint, parse_manifest, read_manifest_bytes
 from serving.contract.runtimes import ONNXRUNTIME, Runtime, Session
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far a runtime's golden outputs may differ from the recorded ones."""
-
-    min_cosine: float
-    max_difference: float = 1.0
-
-
-GOLDEN = {"fp32": Tolerance(0.99999, 1e-4), "fp16": Tolerance(0.999), "int8": Tolerance(0.995)}
-"""CPUs and runtimes round differently: fp32 by about 1e-6, bfloat16 to a cosine of 0.9999, int8 kernels to 0.9995."""
 
 
 class Encoder:
@@ -54,7 +42,8 @@ class EncoderFolder:
         path = self._verify_graph(variant, file, open_verified if variant.data is None else verify)
         session = runtime.open(path, name.partition(".")[2], threads, variant.fingerprint)
         encoder = Encoder(session, name, variant.fingerprint, runtime.name, variant.alone)
-        self._check_golden(encoder, name)
+        inputs, expected = self._golden(name)
+        check_golden_outputs(name, encoder.encode(inputs), expected, encoder.runtime)
         return encoder
 
     def self_similarity(self, query: str, document: str) -> float:
@@ -85,24 +74,8 @@ class EncoderFolder:
 
     def _golden(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The golden inputs of "tower.variant" and its outputs."""
-        path = open_verified(self.folder / self.manifest.golden.path, self.manifest.golden)
-        with np.load(path, allow_pickle=False) as golden:
-            if name not in golden:
-                raise ContractError(f"{name}: {self.manifest.golden.path} holds no golden outputs of it")
-            return golden["tokens" if name.startswith("text.") else "pixels"], golden[name]
-
-    def _check_golden(self, encoder: Encoder, name: str) -> None:
-        inputs, expected = self._golden(name)
-        found = encoder.encode(inputs)
-        if found.shape != expected.shape:
-            raise ContractError(f"{name}: golden outputs have shape {expected.shape}, the model gives {found.shape}")
-        cosine, difference = float((found * expected).sum(axis=1).min()), float(np.abs(found - expected).max())
-        allowed = GOLDEN[name.partition(".")[2]]
-        if not (cosine >= allowed.min_cosine and difference <= allowed.max_difference):
-            raise ContractError(
-                f"{name}: golden outputs are not reproduced by {encoder.runtime} (least cosine {cosine:.5f}, allowed "
-                f"{allowed.min_cosine}; largest difference {difference:.2g}, allowed {allowed.max_difference:g})"
-            )
+        golden = self.manifest.golden
+        return read_golden_outputs(open_verified(self.folder / golden.path, golden), name)
 
 
 def _file(variant: Variant, name: str, runtime: Runtime) -> FileRef:

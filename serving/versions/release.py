@@ -23,7 +23,7 @@ from serving.index.searcher import Neighbors, Searcher
 from serving.ranking.filters import Filter, FilterError, filter_mask
 from serving.ranking.ranker import Ranked, RankerConfig, User, rank
 from serving.versions.encoder_trial import EncoderTrial
-from serving.versions.golden import check_golden
+from serving.versions.golden_answers import check_golden
 from serving.versions.text_encoder import TextEncoder
 from serving.versions.version_info import VersionInfo
 

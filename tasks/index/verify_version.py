@@ -18,7 +18,7 @@ from serving.index.collection import NOWHERE, Endpoint
 from serving.index.engine import EngineUnavailable, FilterTooSlow
 from serving.index.faiss_engine import FaissEngine
 from serving.index.searcher import OpenSegment, Searcher, ordered
-from serving.versions.golden import check_golden
+from serving.versions.golden_answers import check_golden
 from tasks import storage
 from tasks.catalog.changes.ledger import SCHEMA, latest_changes
 from tasks.catalog.snapshot import MANIFEST, product_table, read_snapshot

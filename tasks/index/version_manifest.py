@@ -13,7 +13,7 @@ from serving.contract.files import FileRef, describe
 from serving.contract.manifest import EncoderRef, EngineRef, IndexManifest, Scalar, Segment, SegmentPictures, SnapshotRef
 from serving.contract.provenance import EmbeddingCommit
 from serving.index.searcher import Searcher
-from serving.versions.golden import write_golden
+from serving.versions.golden_answers import write_golden
 from tasks.catalog.snapshot import Snapshot
 from tasks.embed.job import EmbedResult
 from tasks.index.build import BuiltShard

@@ -23,7 +23,7 @@ from serving.contract.runtimes import ONNXRUNTIME
 from serving.contract.segments import read_index, write_index
 from serving.index.collection import Endpoint
 from serving.index.searcher import Searcher
-from serving.versions.golden import write_golden
+from serving.versions.golden_answers import write_golden
 from tasks.index.engine_collections import open_collections
 from tasks.index.engine_families import engine_family
 from tasks.index.families import list_count

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serving.contract.encoder import GOLDEN, EncoderFolder
+from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError, atomic_write, describe
+from serving.contract.golden_outputs import TOLERANCES
 from serving.contract.graph_check import IN_CHILD, Check
 from serving.contract.manifest import EncoderManifest, Variant, fingerprint
 from serving.contract.provenance import Training
@@ -169,7 +170,7 @@ def _write_tower(
 
 def _write_half(tower: str, full: Path, inputs: np.ndarray, expected: np.ndarray, written: ExportState, check: Check) -> None:
     """fp16 beside the fp32 graph `full`, or a note why there is none."""
-    name, least = f"{tower}.fp16", GOLDEN["fp16"].min_cosine
+    name, least = f"{tower}.fp16", TOLERANCES["fp16"].min_cosine
     half = full.with_name(f"{name}.onnx")
     write_half(full, half)
     try:

@@ -11,8 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from serving.contract.encoder import GOLDEN, EncoderFolder
+from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError, describe
+from serving.contract.golden_outputs import TOLERANCES
 from serving.contract.manifest import EncoderManifest, fingerprint
 from serving.contract.runtimes import ONNXRUNTIME, RUNTIMES, Runtime
 from tasks.encoder.export.export import check_folder
@@ -57,7 +58,7 @@ def test_every_runtime_reproduces_the_golden_outputs_of_every_variant_it_runs(ex
         together = encoder.encode(inputs)
         assert together.flags.owndata or name == "torch", "a remembered vector would keep the memory of a freed session alive"
         assert together.dtype == np.float32
-        least = GOLDEN[variant.partition(".")[2]].min_cosine
+        least = TOLERANCES[variant.partition(".")[2]].min_cosine
         assert (together * golden[variant]).sum(axis=1).min() >= least
         alone = np.concatenate([encoder.encode(inputs[i : i + 1]) for i in range(len(inputs))])
         tolerance = 1e-5 if variant.endswith("fp32") else 5e-3

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from serving.contract.manifest import IndexManifest
 from serving.index.searcher import Searcher
-from serving.versions.golden import write_golden
+from serving.versions.golden_answers import write_golden
 from serving.versions.version_source import FolderSource
 from tests.serving.cluster.conftest import TOKEN, running
 from tests.serving.replica.conftest import open_app

@@ -16,7 +16,7 @@ from serving.index.searcher import Searcher
 from serving.ranking.filters import Filter
 from serving.ranking.ranker import RankerConfig
 from serving.settings import ServingSettings
-from serving.versions.golden import check_golden_shard, write_golden
+from serving.versions.golden_answers import check_golden_shard, write_golden
 from serving.versions.version_source import FolderSource
 from tests.index.shop import build_all, clustered, make_shop, manifest_of
 from tests.running import until

@@ -14,7 +14,7 @@ from serving.contract.manifest import IndexManifest
 from serving.index.searcher import Searcher
 from serving.search.pipeline import row_of
 from serving.search.query import QueryError
-from serving.versions.golden import write_golden
+from serving.versions.golden_answers import write_golden
 from serving.versions.release import Release
 from serving.versions.slots import RETRY_S, ReleaseOpener, Slots
 from serving.versions.version_source import FolderSource

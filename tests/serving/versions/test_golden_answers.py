@@ -8,7 +8,7 @@ import pytest
 from serving.contract.files import ContractError
 from serving.contract.manifest import CANDIDATES
 from serving.index.searcher import Searcher
-from serving.versions.golden import check_golden, write_golden
+from serving.versions.golden_answers import check_golden, write_golden
 from tests.index.shop import clustered, make_shop, open_shop
 
 
