@@ -98,6 +98,31 @@ def test_a_service_of_ones_own_takes_the_place_of_each_that_keeps_state() -> Non
                 assert re.match(r"(db\+)?\$\{\w+:-", value), f"{name}: {variable}"
 
 
+def test_what_the_page_says_of_services_of_ones_own_is_there() -> None:
+    page = (PROJECT / "docs" / "operate" / "install.md").read_text()
+    table = page.split("| yours |")[1].split("\n\n")[0].splitlines()[2:]
+    for row in table:
+        _, _, variables, services, _ = row.split("|")
+        named = re.findall(r"`([A-Z][A-Z0-9_]+)`", variables)
+        assert named
+        assert all(f"${{{v}:" in COMPOSE for v in named), row
+        assert set(services.strip(" `").split()) <= set(SERVICES), row
+
+
+def made(tmp_path: Path, *words: str) -> str:
+    """What `make -n` would run, with a command in the place of docker that knows three services."""
+    (tmp_path / "docker").write_text('#!/bin/sh\ncase "$*" in *"config --services"*) echo one two three;; esac\n')
+    (tmp_path / "docker").chmod(0o755)
+    command = ["make", "-n", f"CONTAINER={tmp_path}/docker", *words]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_make_leaves_services_out_and_takes_every_profile_down(tmp_path: Path) -> None:
+    assert made(tmp_path, "stack", "PROFILE=full").endswith("--profile full up -d")
+    assert made(tmp_path, "stack", "WITHOUT=two").endswith("--profile minimal up -d one three")
+    assert made(tmp_path, "stack-down").endswith("--profile minimal --profile full --profile gpu down")
+
+
 def test_nothing_is_left_in_a_volume_without_a_name() -> None:
     """What an image declares as VOLUME is mounted by name, or in memory."""
     declared = {"airflow": "/var/lib/vitrine", "spark": "/var/lib/vitrine", "serving": "/var/lib/vitrine", "redis": "/data"}
@@ -215,9 +240,8 @@ def test_our_images_are_those_of_one_tag() -> None:
 
 
 @pytest.mark.parametrize("extras", ["", ",pgvector"])
-def test_make_hands_the_extras_on_to_an_image(extras: str) -> None:
-    words = ["make", "-n", "image-serving", "CONTAINER=docker", "TAG=0.2.0", f"EXTRAS={extras}"]
-    command = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+def test_make_hands_the_extras_on_to_an_image(extras: str, tmp_path: Path) -> None:
+    command = made(tmp_path, "image-serving", "TAG=0.2.0", f"EXTRAS={extras}")
     assert ("--build-arg EXTRAS=,pgvector" in command) == bool(extras)
     assert "-t vitrine-serving:0.2.0" in command
 

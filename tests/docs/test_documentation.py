@@ -114,6 +114,18 @@ def test_every_dag_has_a_row_in_the_table_of_dags() -> None:
     assert sorted(rows) == sorted(dags)
 
 
+def test_the_first_run_in_ones_own_airflow_unpauses_every_dag_but_the_training() -> None:
+    page = (PROJECT / "docs" / "operate" / "into-your-airflow.md").read_text()
+    dags = {f.stem for f in (PROJECT / "dags").glob("*.py") if "\n@dag(" in f.read_text()}
+    (named,) = re.findall(r"for dag in ([\w ]+);", page)
+    assert set(named.split()) == dags - {"train_encoder"}
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=shown)
+def test_an_image_is_built_by_a_whole_command(page: Path) -> None:
+    assert "--build-arg" not in page.read_text()
+
+
 def test_every_decision_is_in_the_index() -> None:
     index = (DECISIONS / "README.md").read_text()
     assert [f.name for f in DECISIONS.glob("[0-9]*.md") if f"]({f.name})" not in index] == []
