@@ -49,6 +49,9 @@ class EmbeddingLimits:
     """float16 rounds a unit vector of 512 dimensions by less than 0.001."""
     most_duplicates: float = 0.05
     """Share of images whose vector is that of another image, bit by bit: an encoder that collapsed gives nothing else."""
+    most_constant: float = 0.5
+    """Share of dimensions with one value in all vectors. Features behind a ReLU have some, of a catalogue that is small or of one kind
+    of product, and nothing is lost by them; with more than half of them the encoder's output is hardly used."""
     most_mean_shift: float = 0.1
     most_covariance_shift: float = 0.5
 
@@ -144,7 +147,7 @@ def check_embeddings(
         _equal("catalogue", "accounted"), *_all_vectors(several),
         _between("least_dimension", embedded.dim, embedded.dim), _between("greatest_dimension", embedded.dim, embedded.dim),
         _between("not_finite", 0, 0), _between("least_norm", 1 - limits.norm_error, None),
-        _between("greatest_norm", None, 1 + limits.norm_error), _between("constant_dimensions", 0, 0),
+        _between("greatest_norm", None, 1 + limits.norm_error), _between("constant_dimensions", 0, int(embedded.dim * limits.most_constant)),
         _between("duplicate_share", 0, limits.most_duplicates, "VITRINE_MAX_DUPLICATES"),
         _between(
             "quarantined_share", 0, limits.most_quarantined, "VITRINE_MOST_QUARANTINED",

@@ -87,10 +87,20 @@ def test_each_fault_of_vectors_is_named_with_products(tmp_path: Path, snapshot: 
     assert inputs == "index inputs: 5 expectations hold"
 
 
-def test_a_dead_dimension_and_products_unaccounted_for_are_seen(tmp_path: Path, snapshot: Snapshot) -> None:
-    flat = unit(ROWS, 0)
-    flat[:, 3] = 0
-    flat = (flat / np.linalg.norm(flat.astype(np.float32), axis=1, keepdims=True)).astype(np.float16)
+def flat_in(dimensions: int) -> np.ndarray:
+    """(ROWS, DIM) unit vectors float16 whose first dimensions are the same in all."""
+    flat = unit(ROWS, 0).astype(np.float32)
+    flat[:, :dimensions] = 0
+    return (flat / np.linalg.norm(flat, axis=1, keepdims=True)).astype(np.float16)
+
+
+def test_some_dimensions_that_a_small_catalogue_never_uses_are_no_fault(tmp_path: Path, snapshot: Snapshot) -> None:
+    vectors = said(made(tmp_path / "v", flat_in(DIM // 2)), snapshot, tmp_path)[0]
+    assert vectors == "embeddings: 10 expectations hold"
+
+
+def test_dead_dimensions_and_products_unaccounted_for_are_seen(tmp_path: Path, snapshot: Snapshot) -> None:
+    flat = flat_in(DIM // 2 + 1)
     embedded = made(tmp_path / "v", flat)
     lost = EmbedResult(**{**vars(embedded), "embedded": ROWS - 7, "quarantined": 3, "reasons": {"missing": 3}})
     vectors, inputs = said(lost, snapshot, tmp_path)
