@@ -147,7 +147,8 @@ def check_embeddings(
         _equal("catalogue", "accounted"), *_all_vectors(several),
         _between("least_dimension", embedded.dim, embedded.dim), _between("greatest_dimension", embedded.dim, embedded.dim),
         _between("not_finite", 0, 0), _between("least_norm", 1 - limits.norm_error, None),
-        _between("greatest_norm", None, 1 + limits.norm_error), _between("constant_dimensions", 0, int(embedded.dim * limits.most_constant)),
+        _between("greatest_norm", None, 1 + limits.norm_error),
+        _between("constant_dimensions", 0, int(embedded.dim * limits.most_constant)),
         _between("duplicate_share", 0, limits.most_duplicates, "VITRINE_MAX_DUPLICATES"),
         _between(
             "quarantined_share", 0, limits.most_quarantined, "VITRINE_MOST_QUARANTINED",
