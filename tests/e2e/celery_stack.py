@@ -109,10 +109,13 @@ class CeleryStack:
 
     def kill_worker(self, name: str) -> None:
         """SIGKILL to all of a worker's processes; its disk goes with them."""
-        root = psutil.Process(self.supervisor.children[name].pid)
-        family = [root, *root.children(recursive=True)]
+        worker = self.supervisor.children[name]
+        family = psutil.Process(worker.pid).children(recursive=True)
+        worker.kill()
         for process in family:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        worker.wait(20)
         psutil.wait_procs(family, timeout=20)
         self.supervisor.stop(name)
 
