@@ -1,5 +1,6 @@
 """Error handling: every error becomes problem+json (RFC 9457) with one useful sentence."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from serving.invalid_request import InvalidRequest
 from serving.search.query import QueryError
 from serving.search.schemas import Problem
 from serving.telemetry.timing import DeadlinePassed
+
+log = logging.getLogger(__name__)
 
 TITLES = {
     401: "Unauthorized", 404: "Not found", 405: "Not allowed", 408: "Too slow", 413: "Too large", 415: "Not supported",
@@ -61,6 +64,12 @@ def _status_detail_reason(error: Exception) -> tuple[int, str, str]:
         case RequestValidationError():
             return 422, validation_message(error.errors()), "request"
     raise TypeError(f"{type(error).__name__} is none of the expected errors")
+
+
+def internal_problem(error: Exception, request_id: str) -> Problem:
+    """The problem of an error that nobody foresaw, which is ours: the caller gets a sentence, the log the rest."""
+    log.error("request %s failed", request_id, exc_info=error)
+    return problem(500, "the search failed for a reason of ours; the log has it under this request id", "internal", request_id)
 
 
 def problem(status: int, detail: str, reason: str, request_id: str) -> Problem:

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api.errors import problem, problem_response
+from serving.api.errors import internal_problem, problem_response
 from serving.api.metrics import RequestMetrics
 from serving.telemetry import logs
 from serving.telemetry.tracing import RequestTrace, Tracing
@@ -54,12 +54,11 @@ class RequestMiddleware:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:  # nobody is there to be answered, and nothing of ours is wrong
             status = status or CLIENT_CLOSED_REQUEST
-        except Exception as error:  # what nobody foresaw is ours; the caller gets a sentence, the log the rest
-            log.error("request %s failed", request_id, exc_info=error)
+        except Exception as error:
+            found = internal_problem(error, request_id)
             if status:
                 raise
-            detail = "the search failed for a reason of ours; the log has it under this request id"
-            await problem_response(problem(500, detail, "internal", request_id))(scope, receive, send_with_id)
+            await problem_response(found)(scope, receive, send_with_id)
         finally:
             self._record(scope, trace, status, time.perf_counter() - began)
 

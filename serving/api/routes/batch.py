@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
 from serving.api.dependencies import Bearer, Key, SearchCallDep, query_of
-from serving.api.errors import EXPECTED_ERRORS, problem_of
+from serving.api.errors import EXPECTED_ERRORS, internal_problem, problem_of
 from serving.api.openapi import BATCH_RESPONSES, KEY_OPTIONAL
 from serving.api.routes.search import PRIVATE
 from serving.api.uploads import MAX_VALUES, json_object, require_json
@@ -51,14 +51,19 @@ router = APIRouter(route_class=StrictJsonRoute)
 async def batch(body: BatchRequest, call: SearchCallDep, response: Response, _: Key, __: Bearer) -> BatchAnswer:
     """Up to 32 searches at once, all answered by one version. A search that cannot be answered does not fail the others."""
     call.replica.access.admit(call.request.headers, len(body.searches))
+    metrics = call.replica.request_metrics
     places = asyncio.Semaphore(call.replica.settings.workers)
 
     async def answer(number: int, search: SearchRequest) -> SearchAnswer | Problem:
+        request_id = f"{call.request.state.request_id}.{number}"
         async with places:
             try:
                 return await call.answer(await query_of(search), f".{number}")
             except EXPECTED_ERRORS as error:
-                return problem_of(error, f"{call.request.state.request_id}.{number}", call.replica.request_metrics)
+                return problem_of(error, request_id, metrics)
+            except Exception as error:  # the batch is a 200, so each fault of ours is counted beside it
+                metrics.requests.labels("/v1/search/batch", "500").inc()
+                return internal_problem(error, request_id)
 
     response.headers["Cache-Control"] = PRIVATE
     return BatchAnswer(answers=list(await asyncio.gather(*(answer(n, s) for n, s in enumerate(body.searches)))))

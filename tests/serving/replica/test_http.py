@@ -8,6 +8,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from serving.api.dependencies import LARGE
+from serving.search import pipeline
 from serving.search.caches import Caches
 from serving.search.query import Query
 from serving.telemetry.timing import Timings
+from serving.versions.release import Release
 from tests.running import until
 from tests.serving.replica.conftest import open_app
 from tests.serving.replica.storefront import Storefront, draw
@@ -304,6 +307,33 @@ def test_a_problem_in_a_batch_is_the_one_of_a_search_by_itself(store: Storefront
         assert [a["request_id"] for a in answers] == [f"mine.{n}" for n in range(len(wrong))]
         assert [a["reason"] for a in answers] == ["query", "query", "request", "not_an_image", "not_enabled", "query"]
         assert 'vitrine_rejected_total{reason="not_an_image"} 2.0' in client.get("/metrics").text
+
+
+def test_a_search_of_a_batch_that_fails_for_a_reason_of_ours_fails_alone_and_is_logged_and_counted(
+    store: Storefront, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    search = pipeline.search
+
+    def broken(release: Release, query: Query, *rest: Any) -> Any:
+        if query.request.product_id == store.ids[1]:
+            raise ValueError("a secret shape")
+        return search(release, query, *rest)
+
+    monkeypatch.setattr("serving.search.pipeline.search", broken)
+    with TestClient(open_app(store)) as client:
+        asked = {"searches": [{"product_id": p} for p in store.ids[:2]]}
+        answer = client.post("/v1/search/batch", json=asked, headers={"X-Request-Id": "mine"})
+        counted = client.get("/metrics").text
+    fine, failed = answer.json()["answers"]
+    assert (answer.status_code, len(fine["results"])) == (200, 20)
+    assert (failed["status"], failed["reason"], failed["request_id"]) == (500, "internal", "mine.1")
+    assert "secret" not in answer.text
+    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert told.getMessage() == "request mine.1 failed"
+    assert told.exc_info is not None
+    assert "a secret shape" in str(told.exc_info[1])
+    for status in ("200", "500"):
+        assert f'vitrine_requests_total{{route="/v1/search/batch",status="{status}"}} 1.0' in counted
 
 
 @pytest.mark.parametrize("path", ["/v1/search", "/v1/search/batch"])
