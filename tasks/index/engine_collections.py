@@ -30,8 +30,8 @@ MODULES = {
 }
 FOLDER = "collections"
 RECORD = "collection.json"
-BUILD_LIMIT_S = 6 * 3600.0
-"""How long an engine may take to build or load the index of one collection."""
+BUILD_LIMIT_S, LOAD_LIMIT_S = 4 * 3600.0, 3600.0
+"""How long an engine may take to build the index of one collection, and then to load it: together less than the task `tune` may."""
 
 
 class Collections(Protocol):

@@ -7,7 +7,7 @@ from pymilvus.client.types import SegmentState
 from serving.index.collection import MEASURE_S, Endpoint, OwnsClient
 from serving.index.milvus_engine import count
 from tasks.errors import VitrineError
-from tasks.index.engine_collections import wait_while
+from tasks.index.engine_collections import LOAD_LIMIT_S, wait_while
 
 MAX_DIMENSIONS = 32_768
 INDEXED_ROWS = 1024
@@ -50,7 +50,7 @@ class MilvusCollections(OwnsClient):
         self.client.flush(name, timeout=MEASURE_S)
         wait_while(lambda: self._not_indexed(name))
         self.client.load_collection(name, timeout=MEASURE_S)
-        wait_while(lambda: self._not_loaded(name, rows), look_s=0.2)
+        wait_while(lambda: self._not_loaded(name, rows), LOAD_LIMIT_S, look_s=0.2)
 
     def _not_indexed(self, name: str) -> str:
         left = int(self.client.describe_index(name, self.client.list_indexes(name)[0]).get("pending_index_rows", 0))

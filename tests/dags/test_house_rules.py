@@ -12,6 +12,7 @@ from typing import get_type_hints
 
 import pytest
 
+from tasks.index.engine_collections import BUILD_LIMIT_S, LOAD_LIMIT_S
 from tasks.settings import PROJECT
 
 DAGS = (
@@ -71,6 +72,7 @@ for name in %r:
         "schemas": {n: p.schema | {"description": p.description} for n, p in dag.params.items()},
         "tasks": {t.task_id: {"owner": t.owner, "retries": t.retries,
                               "timeout": bool(t.execution_timeout or getattr(t, "response_timeout", 0)),
+                              "seconds": t.execution_timeout.total_seconds() if t.execution_timeout else 0,
                               "upstream": sorted(t.upstream_task_ids), "doc": t.doc_md or "", "arguments": arguments(t)}
                   for t in dag.tasks},
         "groups": {g: sorted(n.children) for g, n in dag.task_group.get_task_group_dict().items() if g},
@@ -140,6 +142,10 @@ def test_the_order_of_rebuild_index_is_its_story(dags: dict) -> None:
     assert {"build_shard"} <= set(tasks["tune"]["upstream"])
     assert tasks["catch_up"]["upstream"] == ["register_version"]
     assert tasks["publish_candidate"]["upstream"] == ["catch_up"]
+
+
+def test_the_waits_for_an_engine_end_before_airflow_ends_their_task(dags: dict) -> None:
+    assert dags["rebuild_index"]["tasks"]["tune"]["seconds"] > BUILD_LIMIT_S + LOAD_LIMIT_S
 
 
 def test_changes_are_acknowledged_once_their_version_is_registered_and_before_it_is_published(dags: dict) -> None:
