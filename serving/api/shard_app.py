@@ -80,5 +80,6 @@ async def _refuse(request: Request, error: Exception) -> Response:
     """Answers a ShardError in plain text and logs it: the gateway only reports that a shard is missing."""
     assert isinstance(error, ShardError)
     fields = {"method": request.method, "route": request.url.path, "status": error.status}
-    log.info("%s %s %d: %s", request.method, request.url.path, error.status, error, extra={"fields": fields})
-    return Response(str(error), error.status, media_type="text/plain")
+    detail = str(error).encode(errors="replace")  # it may quote a lone surrogate of the request
+    log.info("%s %s %d: %s", request.method, request.url.path, error.status, detail.decode(), extra={"fields": fields})
+    return Response(detail, error.status, media_type="text/plain")

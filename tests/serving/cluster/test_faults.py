@@ -186,6 +186,7 @@ def test_a_shard_holds_its_own_segments_and_answers_for_no_other_version(store: 
         assert {ask(xq, left_ms=value).status_code for value in huge if value} == {422}
         assert {ask(xq, shard=value).status_code for value in (*huge, -1, 0.5)} == {409}
         assert {ask(xq, version=value).status_code for value in huge} == {409}
+        assert {ask(xq, **{name: "\ud800"}).status_code for name in ("version", "digest", "shard")} == {409}
         assert {ask(np.full_like(xq, value)).status_code for value in (np.nan, np.inf)} == {422}
         assert ask(np.zeros(xq.shape, np.int64) + 2**62).status_code == 422
         assert client.post(SEARCH, content=b"junk").status_code == 422
