@@ -4,6 +4,7 @@ import contextlib
 import os
 import shlex
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,39 @@ from tests import running
 
 DOCKER = PROJECT / "docker"
 NAME = "vitrine-test"
+# Run in the container of moto's server, which takes any credentials.
+S3 = """
+import boto3, io, sys, tarfile
+s3 = boto3.client("s3", "us-east-1", endpoint_url="http://127.0.0.1:9000", aws_access_key_id="any", aws_secret_access_key="any")
+"""
+COPY_OUT = f"""{S3}
+with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=sys.argv[1]):
+        for one in page.get("Contents", ()):
+            data = s3.get_object(Bucket=sys.argv[1], Key=one["Key"])["Body"].read()
+            entry = tarfile.TarInfo(one["Key"])
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+"""
+COPY_IN = f"""{S3}
+with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
+    for entry in tar:
+        s3.put_object(Bucket=sys.argv[1], Key=entry.name, Body=tar.extractfile(entry).read())
+"""
+DUMP = "PGPASSWORD=$POSTGRES_PASSWORD pg_dumpall -h 127.0.0.1 -U postgres --clean --if-exists"
+LOAD = "PGPASSWORD=$POSTGRES_PASSWORD psql -q -h 127.0.0.1 -U postgres -d postgres"
 
 
 def until(condition: Any, what: str, limit_s: float = 1800) -> None:
     running.until(condition, what, limit_s=limit_s)
+
+
+@dataclass(frozen=True)
+class Backup:
+    """What docs/operate/backup.md has saved: a dump of all databases, and a tar of the objects of each bucket, by its name."""
+
+    databases: bytes
+    buckets: dict[str, bytes]
 
 
 class ComposeStack:
@@ -55,3 +85,26 @@ class ComposeStack:
         with contextlib.suppress(httpx.HTTPError, KeyError, TypeError, ValueError):
             return str(httpx.get(f"{self.urls['SEARCH']}/v1/version", timeout=5, trust_env=False).json()["live"]["version"])
         return ""
+
+    def backup(self, *buckets: str) -> Backup:
+        """The databases first, then the objects."""
+        databases = self.compose("exec", "-T", "postgres", "sh", "-c", DUMP)
+        return Backup(
+            databases, {b: self.compose("exec", "-T", "s3", "/opt/moto/bin/python", "-c", COPY_OUT, b) for b in buckets}
+        )
+
+    def delete_and_restore(self, backup: Backup, *services: str) -> None:
+        """Deletes every volume, brings back the databases and the objects, then starts the services that are named, or all."""
+        self.compose("down", "-v")
+        self.compose("up", "-d", "postgres", "s3", "s3-buckets")
+        until(self.postgres_answers, "PostgreSQL answers", limit_s=300)
+        self.compose("exec", "-T", "postgres", "sh", "-c", LOAD, given=backup.databases)
+        for bucket, objects in backup.buckets.items():
+            self.compose("exec", "-T", "s3", "/opt/moto/bin/python", "-c", COPY_IN, bucket, given=objects)
+        self.compose("up", "-d", *services)
+
+    def postgres_answers(self) -> bool:
+        try:
+            return b"1 row" in self.compose("exec", "-T", "postgres", "sh", "-c", f"{LOAD} -c 'SELECT 1'")
+        except AssertionError:
+            return False

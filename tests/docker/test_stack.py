@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tasks.catalog.sample.catalog import SampleConfig, draw_sample
-from tasks.demo.airflow import Airflow
+from tasks.demo.airflow import Airflow, TaskState
 from tasks.errors import VitrineError
 from tests.docker.compose_stack import ComposeStack, until
 
@@ -51,6 +51,12 @@ class PipelineStack(ComposeStack):
     def photo(self) -> bytes:
         return next((self.folder / "shop" / "photos").glob("*.jpg")).read_bytes()
 
+    def products(self) -> list[str]:
+        """What the load balancer answers to the photo."""
+        answer = self.search(self.photo())
+        assert answer.status_code == 200, answer.text
+        return [r["product_id"] for r in answer.json()["results"]]
+
     def change(self, product_id: str) -> None:
         self.compose("exec", "-T", "worker-1", "vitrine", "changes", "send", product_id)
 
@@ -58,8 +64,15 @@ class PipelineStack(ComposeStack):
         """The state that a run ends with."""
         until(lambda: self.quietly(lambda: self.airflow.run(dag, run_id)["state"]) in ENDED, f"{dag} ends")
         state = str(self.airflow.run(dag, run_id)["state"])
-        print(f"{dag}: {state}; " + ", ".join(f"{t.task} {t.state}" for t in self.airflow.tasks(dag, run_id)))
+        print(f"{dag}: {state}; " + ", ".join(f"{t.task} {t.state}" for t in self.tasks(dag, run_id)))
         return state
+
+    def tasks(self, dag: str, run_id: str) -> list[TaskState]:
+        return self.quietly(lambda: self.airflow.tasks(dag, run_id)) or []
+
+    def garbage(self, verb: str) -> None:
+        """Pauses or unpauses collect_garbage."""
+        self.compose("exec", "-T", "airflow-scheduler", "airflow", "dags", verb, "collect_garbage")
 
     def run(self, dag: str) -> str:
         return self.finished(dag, self.airflow.trigger(dag))
@@ -89,9 +102,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PipelineStack]:
 def test_a_night_goes_live_and_a_photo_is_answered_through_the_load_balancer(stack: PipelineStack) -> None:
     assert stack.run("train_encoder") == "success"
     until(lambda: stack.live() != "", "the first version is live")
-    answer = stack.search(stack.photo())
-    assert answer.status_code == 200, answer.text
-    assert len(answer.json()["results"]) == 20
+    assert len(stack.products()) == 20
 
 
 def test_an_hour_goes_live(stack: PipelineStack) -> None:
@@ -105,7 +116,7 @@ def test_a_killed_scheduler_and_worker_finish_what_they_began(stack: PipelineSta
     before = stack.live()
     stack.change("p00002")
     run_id = stack.airflow.trigger("refresh_index")
-    until(lambda: any(t.state == "running" for t in stack.airflow.tasks("refresh_index", run_id)), "a task runs")
+    until(lambda: any(t.state == "running" for t in stack.tasks("refresh_index", run_id)), "a task runs")
     for service in ("airflow-scheduler", "worker-1"):
         stack.compose("kill", service)
     for service in ("airflow-scheduler", "worker-1"):
@@ -121,5 +132,18 @@ def test_a_restart_of_everything_keeps_its_state(stack: PipelineStack) -> None:
     until(lambda: stack.live() == before, "the same version is live")
     until(lambda: stack.quietly(stack.airflow.dags), "Airflow answers")
     stack.change("p00003")
+    assert stack.run("refresh_index") == "success"
+    until(lambda: stack.live() not in ("", before), "the next hour is live")
+
+
+def test_everything_is_deleted_and_restored_and_the_next_hour_goes_on(stack: PipelineStack) -> None:
+    before, products = stack.live(), stack.products()
+    stack.garbage("pause")
+    stack.delete_and_restore(stack.backup("mlflow", "vitrine", "pictures"))
+    until(lambda: stack.live() == before, "the version of the backup is live")
+    assert stack.products() == products
+    until(lambda: stack.quietly(stack.airflow.dags), "Airflow answers")
+    stack.garbage("unpause")
+    stack.change("p00004")
     assert stack.run("refresh_index") == "success"
     until(lambda: stack.live() not in ("", before), "the next hour is live")

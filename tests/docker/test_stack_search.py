@@ -23,26 +23,6 @@ pytestmark = [
 ]
 
 SERVICES = ("postgres", "redis", "s3", "s3-buckets", "mlflow", "serving-1", "serving-2", "nginx")
-COPY_OUT = """
-import boto3, io, sys, tarfile
-s3 = boto3.client("s3")
-with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket="mlflow"):
-        for one in page.get("Contents", ()):
-            data = s3.get_object(Bucket="mlflow", Key=one["Key"])["Body"].read()
-            entry = tarfile.TarInfo(one["Key"])
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-"""
-COPY_IN = """
-import boto3, sys, tarfile
-s3 = boto3.client("s3")
-with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
-    for entry in tar:
-        s3.put_object(Bucket="mlflow", Key=entry.name, Body=tar.extractfile(entry).read())
-"""
-DUMP = "PGPASSWORD=$POSTGRES_PASSWORD pg_dumpall -h 127.0.0.1 -U postgres --clean --if-exists"
-LOAD = "PGPASSWORD=$POSTGRES_PASSWORD psql -q -h 127.0.0.1 -U postgres -d postgres"
 
 
 @dataclass
@@ -136,21 +116,7 @@ def test_a_restart_of_everything_keeps_its_state(searching: Searching) -> None:
 
 def test_everything_is_deleted_and_restored_from_a_backup(searching: Searching) -> None:
     stack = searching.stack
-    databases = stack.compose("exec", "-T", "postgres", "sh", "-c", DUMP)
-    objects = stack.compose("exec", "-T", "mlflow", "python", "-c", COPY_OUT)
-    stack.compose("down", "-v")
-    stack.compose("up", "-d", "postgres", "s3", "s3-buckets")
-    until(lambda: b"1 row" in ask_postgres(stack), "PostgreSQL answers", limit_s=300)
-    stack.compose("exec", "-T", "postgres", "sh", "-c", LOAD, given=databases)
-    stack.compose("up", "-d", *SERVICES)
+    stack.delete_and_restore(stack.backup("mlflow"), *SERVICES)
     wait_for_mlflow(stack)
-    stack.compose("exec", "-T", "mlflow", "python", "-c", COPY_IN, given=objects)
     until(lambda: stack.live() == searching.version, "the version of the backup is live", limit_s=600)
     assert searching.answers() == searching.expected
-
-
-def ask_postgres(stack: ComposeStack) -> bytes:
-    try:
-        return stack.compose("exec", "-T", "postgres", "sh", "-c", f"{LOAD} -c 'SELECT 1'")
-    except AssertionError:
-        return b""
