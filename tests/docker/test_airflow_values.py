@@ -33,6 +33,7 @@ def test_the_image_of_airflow_has_what_the_charts_pods_ask_of_it() -> None:
     ran = subprocess.run([entrypoint, "sh", "-c", "exit 3"])
     assert ran.returncode == 3, "probes run through it"
     assert "COPY docker/airflow-entrypoint /entrypoint" in dockerfile
+    assert 'ENTRYPOINT ["/entrypoint"]' in dockerfile
     assert f"install -d -o vitrine {values['airflowHome']}" in dockerfile, "the chart mounts files into it; pods write to it"
     assert "statsd" not in re.findall(r"ARG EXTRAS=(.*)", dockerfile)[0]
     assert values["statsd"] == {"enabled": False}

@@ -155,6 +155,17 @@ def test_redis_is_the_process_that_is_told_to_end_and_its_password_is_in_a_file(
     assert out.split("\n", 2) == [str(ran.pid), "600", expected]
 
 
+def test_tini_is_the_first_process_where_java_is_started() -> None:
+    for service in SERVICES.values():
+        if "AIRFLOW_IMAGE" in service["image"] or "SPARK_IMAGE" in service["image"]:
+            assert "command" in service
+            assert "entrypoint" not in service
+    for name in ("airflow", "spark"):
+        assert "ENTRYPOINT [" in (PROJECT / "docker" / f"Dockerfile.{name}").read_text()
+        assert "install-java" in (PROJECT / "docker" / f"Dockerfile.{name}").read_text()
+    assert " tini " in (PROJECT / "docker" / "install-java").read_text()
+
+
 def test_replicas_reach_no_redis_but_that_of_their_caches() -> None:
     assert SERVICES["redis"]["networks"] == ["data"]
     assert SERVICES["redis-cache"]["networks"] == ["edge"]
