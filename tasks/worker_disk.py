@@ -5,7 +5,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 EVERY_S = 3600.0
 """A worker cleans up at most so often."""
 ABANDONED_S = 7 * 86_400.0
-"""Scratch of a step that was written this long ago is nobody's: no step runs longer (execution_timeout in dags/)."""
+"""Scratch of a step, or a file half written, of this long ago is nobody's: no step runs longer (execution_timeout in dags/)."""
 IN_USE_S = 86_400.0
 """What was used within the last day is kept, whatever the bound: a running step may still open it."""
 STAMP = ".cleaned"
@@ -55,7 +55,7 @@ def clean(home: Path, most_gb: float, now: float) -> list[Path]:
 
     Everything here can be fetched or made again.
     """
-    gone = [k for k in _entries(home / WORK, "*.*") if now - k.used > ABANDONED_S]
+    gone = [k for k in _scratch(home) if now - k.used > ABANDONED_S]
     caches = sorted(_caches(home), key=lambda kept: kept.used)
     excess = sum(kept.bytes for kept in caches) - most_gb * 1e9 if most_gb else 0.0
     for kept in caches:
@@ -72,19 +72,29 @@ def clean(home: Path, most_gb: float, now: float) -> list[Path]:
     return [kept.path for kept in gone]
 
 
+def _scratch(home: Path) -> Iterator[Kept]:
+    """Scratch of steps, and what belongs to no cache: half written, under a name that begins with a dot, or a file beside the caches."""
+    yield from _kept(path for path in (home / WORK).glob("*.*") if path.name != STAMP)
+    for name in CACHE_FOLDERS:
+        yield from _kept((home / CACHE / name).glob(".*"))
+    for work in sorted((home / WORK).glob(f"{ENCODER}*")):
+        yield from _kept(work.glob("*/.*"))
+        yield from _kept(path for path in work.glob("*") if path.is_file())
+
+
 def _caches(home: Path) -> Iterator[Kept]:
     """Fetched files, encoders and manifests; of trainings decoded pictures, checkpoints, trials of int8 and raw results."""
     for name in CACHE_FOLDERS:
-        yield from _entries(home / CACHE / name, "*")
+        yield from _kept((home / CACHE / name).glob("[!.]*"))
     for work in sorted((home / WORK).glob(f"{ENCODER}*")):
-        yield from _entries(work, "*/*")
+        yield from _kept(work.glob("*/[!.]*"))
 
 
-def _entries(folder: Path, pattern: str) -> Iterator[Kept]:
-    for path in sorted(folder.glob(pattern)):
+def _kept(paths: Iterable[Path]) -> Iterator[Kept]:
+    for path in sorted(paths):
         stats = [_stat(file) for file in ([path, *path.rglob("*")] if path.is_dir() else [path])]
         found = [s for s in stats if s is not None]
-        if found and not path.name.startswith("."):
+        if found:
             yield Kept(path, sum(s.st_size for s in found if not stat.S_ISDIR(s.st_mode)), max(_last_use(s) for s in found))
 
 

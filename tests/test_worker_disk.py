@@ -28,6 +28,21 @@ def test_scratch_that_nobody_wrote_to_for_a_week_is_deleted(tmp_path: Path) -> N
     assert (old.exists(), new.exists(), state.exists()) == (False, True, True)
 
 
+def test_what_a_killed_process_left_half_written_is_deleted_after_a_week(tmp_path: Path) -> None:
+    places = (
+        "work/.stream.json.ab12.tmp", "work/encoder/trial.json", "work/encoder/pixels/.train-1.npy.ab12.tmp",
+        "cache/files/.ab12.cd34.tmp", "cache/encoders/.incoming-1/student.fp32.onnx",
+    )  # fmt: skip
+    old = [put(tmp_path / f"{place}.old", 8) for place in places[:4]]
+    old.append(put(tmp_path / places[4], 8).parent)
+    new = [put(tmp_path / place, 6) for place in places[:4]]
+    new.append(put(tmp_path / "cache/encoders/.incoming-2/student.fp32.onnx", 6))
+    stamp = put(tmp_path / "work" / worker_disk.STAMP, 100)
+    assert set(clean(tmp_path, 0, NOW)) == set(old)
+    assert not any(path.exists() for path in old)
+    assert all(path.exists() for path in [*new, stamp])
+
+
 def test_of_the_caches_what_was_used_longest_ago_goes_until_they_fit(tmp_path: Path) -> None:
     pixels = put(encoder_work(tmp_path) / "pixels" / "train-1.npy", 9)
     raw = put(encoder_work(tmp_path) / "raw" / "evaluated.npz", 10)
