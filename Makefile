@@ -103,26 +103,37 @@ gpu-check: ## what an NVIDIA GPU does with our encoders: training, embedding, la
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m tests.benchmarks.gpu_check $(ARGS)
 
 # Images and the stack of docker/compose.yaml. CONTAINER: docker, podman or a command that takes their arguments; BASE may name a
-# digest; TAG names what is built, and in docker/.env what runs; STANDINS=1 takes PostgreSQL, Redis, nginx and Prometheus from Debian, where their own images cannot be pulled.
+# digest; TAG names what is built (with HARDWARE=gpu: TAG-gpu), and in docker/.env what runs; STANDINS=1 takes PostgreSQL, Redis, nginx and
+# Prometheus from Debian, where their own images cannot be pulled.
 CONTAINER ?= $(shell command -v docker >/dev/null && echo docker || echo podman)
 BASE ?= docker.io/library/python:3.11-slim-bookworm
-TAG ?= $(if $(filter gpu,$(HARDWARE)),gpu,latest)
+TAG ?= latest
 PROFILE ?= minimal
 IMAGES := serving airflow spark mlflow standins
-COMPOSE = $(if $(STANDINS),env $(shell cat docker/standins/images.env)) $(CONTAINER) compose --env-file docker/.env -f docker/compose.yaml
+TAGGED = $(TAG)$(if $(filter gpu,$(HARDWARE)),-gpu)
+# Stand-ins are of the tag that compose takes: the environment's, else that of docker/.env.
+STANDING_IN = set -a; TAG=$${TAG:-$$(sed -n 's/^TAG=//p' docker/.env 2>/dev/null)}; . docker/standins/images.env; set +a;
+COMPOSE = $(if $(STANDINS),$(STANDING_IN)) $(CONTAINER) compose --env-file docker/.env -f docker/compose.yaml
 
 images: $(addprefix image-,$(IMAGES)) ## all images of docker/, and their sizes (TAG=0.2.0, BASE=…@sha256:…, HARDWARE=gpu, CONTAINER=podman)
-	@docker/image-sizes "$(CONTAINER)" $(BASE) $(addprefix vitrine-,$(addsuffix :$(TAG),$(IMAGES)))
+	@docker/image-sizes "$(CONTAINER)" $(BASE) $(addprefix vitrine-,$(addsuffix :$(TAGGED),$(IMAGES)))
 
 image-%: ## one of them (image-serving and image-airflow also with EXTRAS=,pgvector)
 	@$(CONTAINER) build -q -f docker/Dockerfile.$* --build-arg BASE=$(BASE) --build-arg HARDWARE=$(HARDWARE) \
-	  $(if $(EXTRAS),--build-arg EXTRAS=$(EXTRAS)) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) -t vitrine-$*:$(TAG) .
+	  $(if $(EXTRAS),--build-arg EXTRAS=$(EXTRAS)) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) -t vitrine-$*:$(TAGGED) .
 
 secrets: ## draw every secret of docker/compose.yaml into docker/.env (kept where it is there)
 	@docker/make-secrets
 
 stack: secrets ## docker/compose.yaml up (PROFILE=minimal, full or gpu; WITHOUT="postgres s3 s3-buckets": those are your own)
-	@$(COMPOSE) --profile $(PROFILE) up -d $(if $(WITHOUT),$(filter-out $(WITHOUT),$(shell $(COMPOSE) --profile $(PROFILE) config --services)))
+ifeq ($(WITHOUT),)
+	@$(COMPOSE) --profile $(PROFILE) up -d
+else
+	@all=$$($(COMPOSE) --profile $(PROFILE) config --services) && [ "$$all" ] || { echo "compose names no services: nothing was started" >&2; exit 1; }; \
+	  for name in $(WITHOUT); do grep -qxF "$$name" <<<"$$all" || { echo "the profile $(PROFILE) has no service $$name: nothing was started" >&2; exit 1; }; done; \
+	  kept=$$(grep -vxF "$$(printf '%s\n' $(WITHOUT))" <<<"$$all") || { echo "no service is left: nothing was started" >&2; exit 1; }; \
+	  $(COMPOSE) --profile $(PROFILE) up -d $$kept
+endif
 
 stack-down: ## and down, whatever its profile was; its volumes stay
 	@$(COMPOSE) $(addprefix --profile ,minimal full gpu) down

@@ -60,7 +60,8 @@ class ComposeStack:
         self.folder = folder
         subprocess.run([str(DOCKER / "make-secrets"), str(folder / "env")], check=True)
         self.secrets = dict(line.split("=", 1) for line in (folder / "env").read_text().splitlines())
-        stand_ins = (DOCKER / "standins" / "images.env").read_text().split() if os.environ.get("STANDINS") else []
+        images = (DOCKER / "standins" / "images.env").read_text().replace("${TAG:-latest}", os.environ.get("TAG") or "latest")
+        stand_ins = images.split() if os.environ.get("STANDINS") else []
         (folder / "settings.env").write_text("".join(f"{k}={v}\n" for k, v in (settings or {}).items()))
         self.environment = os.environ | dict(s.split("=", 1) for s in stand_ins) | {"SETTINGS": str(folder / "settings.env")}
         self.container = shlex.split(os.environ.get("CONTAINER") or "docker")

@@ -109,18 +109,44 @@ def test_what_the_page_says_of_services_of_ones_own_is_there() -> None:
         assert set(services.strip(" `").split()) <= set(SERVICES), row
 
 
-def made(tmp_path: Path, *words: str) -> str:
-    """What `make -n` would run, with a command in the place of docker that knows three services."""
-    (tmp_path / "docker").write_text('#!/bin/sh\ncase "$*" in *"config --services"*) echo one two three;; esac\n')
+def made(tmp_path: Path, *words: str, services: str = "one two three") -> subprocess.CompletedProcess[str]:
+    """What `make` runs, but `make secrets`, with a command in the place of docker that knows three services and prints what it is told."""
+    listed = f"[ '{services}' ] && printf '%s\\n' {services}"
+    (tmp_path / "docker").write_text(
+        f'#!/bin/sh\ncase "$*" in *"config --services") {listed};; *) echo "$REDIS_IMAGE" "$@";; esac\n'
+    )
     (tmp_path / "docker").chmod(0o755)
-    command = ["make", "-n", f"CONTAINER={tmp_path}/docker", *words]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.strip()
+    command = ["make", "-o", "secrets", f"CONTAINER={tmp_path}/docker", *words]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
 
 
 def test_make_leaves_services_out_and_takes_every_profile_down(tmp_path: Path) -> None:
-    assert made(tmp_path, "stack", "PROFILE=full").endswith("--profile full up -d")
-    assert made(tmp_path, "stack", "WITHOUT=two").endswith("--profile minimal up -d one three")
-    assert made(tmp_path, "stack-down").endswith("--profile minimal --profile full --profile gpu down")
+    assert made(tmp_path, "stack", "PROFILE=full").stdout.endswith("--profile full up -d\n")
+    assert made(tmp_path, "stack", "WITHOUT=two").stdout.endswith("--profile minimal up -d one three\n")
+    assert made(tmp_path, "stack-down").stdout.endswith("--profile minimal --profile full --profile gpu down\n")
+
+
+@pytest.mark.parametrize(
+    ("without", "services", "said"),
+    [
+        ("two", "", "compose names no services"),
+        ("twoo", "one two three", "the profile minimal has no service twoo"),
+        ("one two", "one two", "no service is left"),
+    ],
+)
+def test_make_starts_nothing_where_it_cannot_leave_out_what_it_is_told(
+    without: str, services: str, said: str, tmp_path: Path
+) -> None:
+    ran = made(tmp_path, "stack", f"WITHOUT={without}", services=services)
+    assert ran.returncode != 0
+    assert ran.stdout == ""
+    assert f"{said}: nothing was started" in ran.stderr
+
+
+def test_stand_ins_are_of_the_tag_that_runs(tmp_path: Path) -> None:
+    assert made(tmp_path, "stack", "STANDINS=1", "TAG=0.2.0").stdout.startswith("vitrine-standins:0.2.0 compose")
+    named = dict(line.split("=", 1) for line in (DOCKER / "standins" / "images.env").read_text().splitlines())
+    assert {v for k, v in named.items() if k.endswith("_IMAGE")} == {"vitrine-standins:${TAG:-latest}"}
 
 
 def test_nothing_is_left_in_a_volume_without_a_name() -> None:
@@ -246,15 +272,22 @@ def test_the_proxy_logs_whom_it_refused_and_no_shoppers_words() -> None:
 
 def test_our_images_are_those_of_one_tag() -> None:
     for name, service in SERVICES.items():
-        if "vitrine-" in service["image"] and service["profiles"] != ["gpu"]:
-            assert service["image"].endswith(":${TAG:-latest}}"), name
+        if "vitrine-" in service["image"]:
+            assert service["image"].endswith(":${TAG:-latest}-gpu}" if service["profiles"] == ["gpu"] else ":${TAG:-latest}}"), (
+                name
+            )
 
 
 @pytest.mark.parametrize("extras", ["", ",pgvector"])
 def test_make_hands_the_extras_on_to_an_image(extras: str, tmp_path: Path) -> None:
-    command = made(tmp_path, "image-serving", "TAG=0.2.0", f"EXTRAS={extras}")
+    command = made(tmp_path, "image-serving", "TAG=0.2.0", f"EXTRAS={extras}").stdout
     assert ("--build-arg EXTRAS=,pgvector" in command) == bool(extras)
-    assert "-t vitrine-serving:0.2.0" in command
+    assert "-t vitrine-serving:0.2.0 ." in command
+
+
+def test_an_image_for_gpus_takes_no_other_ones_tag(tmp_path: Path) -> None:
+    assert "-t vitrine-airflow:0.2.0-gpu ." in made(tmp_path, "image-airflow", "TAG=0.2.0", "HARDWARE=gpu").stdout
+    assert "-t vitrine-airflow:latest-gpu ." in made(tmp_path, "image-airflow", "HARDWARE=gpu").stdout
 
 
 @pytest.mark.parametrize("file", sorted(DOCKER.glob("Dockerfile.*")), ids=lambda f: f.name)
