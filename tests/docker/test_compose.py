@@ -90,11 +90,14 @@ def test_a_setting_that_its_file_cannot_change_is_a_variable_which_the_file_name
 
 def test_a_service_of_ones_own_takes_the_place_of_each_that_keeps_state() -> None:
     """None depends on it, so that it can be left out, and its address is a variable."""
-    own = {"postgres", "redis", "s3", "s3-buckets", "mlflow"}
+    own = {"postgres", "redis", "redis-cache", "s3", "s3-buckets", "mlflow"}
     for name, service in SERVICES.items():
         assert not own & set(service.get("depends_on", ())), name
         for variable, value in service.get("environment", {}).items():
-            if re.search(r"[@/](postgres|redis|s3|mlflow|airflow-api-server):", str(value)) and "EXECUTION_API" not in variable:
+            if (
+                re.search(r"[@/](postgres|redis(-cache)?|s3|mlflow|airflow-api-server):", str(value))
+                and "EXECUTION_API" not in variable
+            ):
                 assert re.match(r"(db\+)?\$\{\w+:-", value), f"{name}: {variable}"
 
 
@@ -244,6 +247,15 @@ def test_the_proxys_limits_are_those_of_a_replica() -> None:
     assert "limit_conn connections" in NGINX
     for private in ("metrics", "v1/samples", "v1/follow", "shard", "v1/hooks"):
         assert private in re.findall(r"location ~ \^/\(([^)]*)\)", NGINX)[0].split("|")
+
+
+@pytest.mark.parametrize("file", [".gitignore", ".dockerignore"])
+def test_files_that_hold_secrets_get_into_no_repository_and_no_image(file: str) -> None:
+    """Keys and settings of one's own lie beside those that are tracked, as the pages say."""
+    ignored = [line.removeprefix("/") for line in (PROJECT / file).read_text().splitlines()]
+    for pattern, kept in (("docker/*.env*", "docker/settings.env"), ("docker/serving/*", "docker/serving/settings.env")):
+        assert ignored.index(pattern) < ignored.index(f"!{kept}")
+        assert (PROJECT / kept).exists()
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed (Debian: nginx-light)")

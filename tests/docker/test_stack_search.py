@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
 ]
 
-SERVICES = ("postgres", "redis", "s3", "s3-buckets", "mlflow", "serving-1", "serving-2", "nginx")
+SERVICES = ("postgres", "redis", "redis-cache", "s3", "s3-buckets", "mlflow", "serving-1", "serving-2", "nginx")
 
 
 @dataclass
