@@ -33,7 +33,10 @@ MAX_LEFT_MS = 1e9
 
 
 class ShardError(Exception):
-    """An error answered to a gateway: HTTP status and one sentence."""
+    """An error answered to a gateway: HTTP status and one sentence.
+
+    422 is for what the shopper asked, who is told; anything else is between the two processes, and the gateway asks another one.
+    """
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -96,12 +99,14 @@ class ShardServer:
         try:
             wanted = Filter.model_validate(header["filter"]) if header.get("filter") is not None else None
             k = int(header["k"])
-        except (ValidationError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ShardError(422, f"the question is not one: {error_line(error)}") from None
+        except ValidationError as error:
+            raise ShardError(422, f"filter: {error_line(error)}") from None
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ShardError(400, f"the question is not one: {error_line(error)}") from None
         dim = shard.searcher.dim
         if not (1 <= k <= MAX_K and xq.shape[1:] == (dim,) and 1 <= len(xq) <= MAX_QUERIES and _are_numbers(xq)):
             raise ShardError(
-                422,
+                400,
                 f"{xq.shape} queries and k {k}, where at most {MAX_QUERIES} of {dim} numbers and 1 to {MAX_K} are expected",
             )
 
@@ -123,7 +128,7 @@ class ShardServer:
         header, rows = _unpacked(body, "row")
         shard_set, shard = self._lookup(header)
         if rows.dtype.kind != "i" or rows.ndim != 1 or not 1 <= len(rows) <= MAX_QUERIES:
-            raise ShardError(422, f"1 to {MAX_QUERIES} rows are expected")
+            raise ShardError(400, f"1 to {MAX_QUERIES} rows are expected")
         return await self._work(lambda: pack({"digest": shard_set.digest}, vector=shard.vectors(rows)), header)
 
     def _lookup(self, header: dict[str, Any]) -> tuple[ShardSet, ShardSearcher]:
@@ -141,12 +146,12 @@ class ShardServer:
         return shard_set, shard_set.shards[shard]
 
     async def _work(self, call: Callable[[], bytes], header: dict[str, Any]) -> bytes:
-        """Runs a call in the pool. Raises ShardError: 503 when too many wait, 504 when its time is over before it starts, 422."""
+        """Runs a call in the pool. Raises ShardError: 503 when too many wait, 504 when its time is over before it starts, 400, 422."""
         if self.waiting >= self.pool._max_workers + self.settings.queue:
             raise ShardError(503, "too many questions are waiting at this shard")
         left_ms = header.get("left_ms") or 1e3 * self.settings.deadline_s
         if not isinstance(left_ms, int | float) or not abs(left_ms) < MAX_LEFT_MS:
-            raise ShardError(422, "left_ms is no number of milliseconds")
+            raise ShardError(400, "left_ms is no number of milliseconds")
         latest = time.monotonic() + left_ms / 1e3
 
         def in_time() -> bytes:
@@ -173,7 +178,7 @@ def _unpacked(body: bytes, name: str) -> tuple[dict[str, Any], np.ndarray]:
     try:
         header, arrays = unpack(body)
     except ValueError as error:
-        raise ShardError(422, str(error)) from None
+        raise ShardError(400, str(error)) from None
     if list(arrays) != [name]:
-        raise ShardError(422, f"the arrays {sorted(arrays)}, where {name!r} alone is expected")
+        raise ShardError(400, f"the arrays {sorted(arrays)}, where {name!r} alone is expected")
     return header, arrays[name]

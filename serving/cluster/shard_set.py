@@ -9,7 +9,6 @@ import numpy as np
 from serving.contract.files import ContractError, FileRef, open_verified
 from serving.contract.manifest import IndexManifest
 from serving.index.searcher import Neighbors, Searcher, ordered
-from serving.invalid_request import InvalidRequest
 from serving.ranking.filters import Filter, filter_mask
 from serving.ranking.ranker import RankerConfig
 from serving.versions.golden_answers import check_golden_shard
@@ -53,10 +52,10 @@ class ShardSearcher:
         return replace(found, rows=np.where(found.rows < 0, -1, found.rows + self.start))
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Stored vectors (n, d) float32 of handles (n,). Raises InvalidRequest for rows of other shards."""
+        """Stored vectors (n, d) float32 of handles (n,). Raises ValueError for rows of other shards: a gateway's fault."""
         local = rows - self.start
         if len(local) and not (local.min() >= 0 and local.max() < self.searcher.rows):
-            raise InvalidRequest(f"rows {rows.min()}..{rows.max()} are not of this shard")
+            raise ValueError(f"rows {rows.min()}..{rows.max()} are not of this shard")
         return np.stack([self.searcher.vector(int(row)) for row in local])
 
 

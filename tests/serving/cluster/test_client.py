@@ -160,8 +160,8 @@ def test_a_request_that_has_less_time_than_a_shard_gets_tells_nothing_of_the_sha
         assert next(iter(found.backends.values())).up
 
 
-@pytest.mark.parametrize("status", [503, 504, 409])
-def test_who_is_too_busy_or_lacks_the_version_is_passed_over(status: int) -> None:
+@pytest.mark.parametrize("status", [400, 409, 500, 503, 504])
+def test_who_is_too_busy_lacks_the_version_or_fails_is_passed_over(status: int) -> None:
     busy, free = Scripted(status=status), Scripted()
     with fleet(busy, free) as found:
         client = ShardClient(found, GatewayMetrics(Metrics(), found), timeout_s=5.0, hedges=0.0)

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.cluster.shard_set import ShardSearcher
-from serving.cluster.wire import SEARCH, pack, unpack
+from serving.cluster.wire import SEARCH, VECTORS, pack, unpack
 from serving.contract.keys import product_key
 from tests.running import Served, until
 from tests.serving.cluster.conftest import gateway_app, running, shard_app
@@ -176,20 +176,22 @@ def test_a_shard_holds_its_own_segments_and_answers_for_no_other_version(store: 
         assert (ask(xq, version="2").status_code, ask(xq, digest="0" * 16).status_code, ask(xq, shard=1).status_code) == (
             409,
         ) * 3
-        assert ask(xq[:, :4]).status_code == 422
-        assert ask().status_code == 422
-        assert ask(xq, k=0).status_code == 422
+        assert ask(xq[:, :4]).status_code == 400
+        assert ask().status_code == 400
+        assert ask(xq, k=0).status_code == 400
         assert ask(xq, filter={"price": {"near": 3}}).status_code == 422
         assert ask(xq, left_ms=-1).status_code == 504
         huge = (10**400, float("inf"), float("nan"), -(10**400), "soon", [], {})
-        assert {ask(xq, k=value).status_code for value in huge} == {422}
-        assert {ask(xq, left_ms=value).status_code for value in huge if value} == {422}
+        assert {ask(xq, k=value).status_code for value in huge} == {400}
+        assert {ask(xq, left_ms=value).status_code for value in huge if value} == {400}
         assert {ask(xq, shard=value).status_code for value in (*huge, -1, 0.5)} == {409}
         assert {ask(xq, version=value).status_code for value in huge} == {409}
         assert {ask(xq, **{name: "\ud800"}).status_code for name in ("version", "digest", "shard")} == {409}
-        assert {ask(np.full_like(xq, value)).status_code for value in (np.nan, np.inf)} == {422}
-        assert ask(np.zeros(xq.shape, np.int64) + 2**62).status_code == 422
-        assert client.post(SEARCH, content=b"junk").status_code == 422
+        assert {ask(np.full_like(xq, value)).status_code for value in (np.nan, np.inf)} == {400}
+        assert ask(np.zeros(xq.shape, np.int64) + 2**62).status_code == 400
+        assert client.post(SEARCH, content=b"junk").status_code == 400
+        rows = pack({"version": "1", "digest": digest, "shard": 0}, row=np.array([len(store.ids)]))
+        assert client.post(VECTORS, content=rows).status_code == 500
         with pytest.MonkeyPatch.context() as patch:  # a bug of ours, which the gateway asks another process about
             patch.setattr(ShardSearcher, "search", lambda *_: np.zeros(3) + np.zeros(4))
             assert ask(xq).status_code == 500
