@@ -39,8 +39,9 @@ def files_with_canaries(folders: Iterable[Path]) -> list[str]:
     return sorted(str(path) for path in files if found_in(str(path)) or found_in(path.read_bytes()))
 
 
-OWN = ("tests.dags.in_process", "redis-server", "multiprocessing.resource_tracker")
-"""Processes that may hold secrets: those that run Airflow's tasks with Python's own helper, and the server that asks for one."""
+OWN = ("tests.dags.in_process", "redis-server", "multiprocessing.resource_tracker", "file\0-b\0")
+"""Processes that may hold secrets: those that run Airflow's tasks with Python's own helpers (`platform.architecture` asks `file` what
+kind of program Python is, where that is installed), and the server that asks for one."""
 
 
 class ChildWatch:
