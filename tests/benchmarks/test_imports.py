@@ -6,8 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("tests", "tasks", "serving", "dags", "plugins")
-OF_AN_OLD_TREE = "tests/compatibility/make_fixture.py"
-"""It runs in the tree of the version whose fixture it makes."""
+OF_AN_OLD_TREE = ("tests/compatibility/make_fixture.py", "tests/e2e/pipeline_8710f00.py")
+"""They run in the tree of an earlier version."""
 
 
 @cache
@@ -34,7 +34,7 @@ def test_every_name_that_is_imported_is_there() -> None:
             if (
                 not isinstance(node, ast.ImportFrom)
                 or (node.module or "").partition(".")[0] not in ROOMS
-                or place == OF_AN_OLD_TREE
+                or place in OF_AN_OLD_TREE
             ):
                 continue
             missing += [

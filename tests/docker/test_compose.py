@@ -4,6 +4,7 @@ import ipaddress
 import re
 import shutil
 import stat
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -119,8 +120,9 @@ def made(tmp_path: Path, *words: str, services: str = "one two three") -> subpro
         f'#!/bin/sh\ncase "$*" in *"config --services") {listed};; *) echo "$REDIS_IMAGE" "$@";; esac\n'
     )
     (tmp_path / "docker").chmod(0o755)
-    command = ["make", "-o", "secrets", f"CONTAINER={tmp_path}/docker", *words]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    command = ["make", "--no-print-directory", "-o", "secrets", f"CONTAINER={tmp_path}/docker", *words]
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}  # tests run below make
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=own)
 
 
 def test_make_leaves_services_out_and_takes_every_profile_down(tmp_path: Path) -> None:
