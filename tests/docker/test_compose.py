@@ -1,10 +1,10 @@
 """docker/compose.yaml: its secrets, its profiles, and the limits of the proxy in front of replicas."""
 
 import ipaddress
+import os
 import re
 import shutil
 import stat
-import os
 import subprocess
 import sys
 from dataclasses import fields
