@@ -6,16 +6,23 @@ import sys
 from dataclasses import dataclass, field
 
 import httpx
+import pytest
 
 from tasks.registry import INDEX_MODEL
 from tasks.settings import PROJECT
 from tests.chaos import pipeline
+from tests.chaos.drill import HOUR_S
 from tests.chaos.shop import Shop
-from tests.chaos.stack import PRODUCTS, Stack
+from tests.chaos.stack import PRODUCTS, Stack, nginx
 
-HOUR_S = 600.0
-RATE, CLIENTS = 10.0, 24
-"""Searches a second, and connections."""
+MARKS = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not nginx(), reason="nginx is not installed"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
+]
 Answers = list[list[tuple[str, float]]]
 """Products and scores of each query, best first."""
 

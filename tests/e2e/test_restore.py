@@ -9,20 +9,14 @@ import pytest
 
 from tasks.catalog.changes.outbox import Outbox
 from tasks.registry import INDEX_MODEL
+from tests.chaos.drill import CLIENTS, RATE
 from tests.chaos.shop import Shop
-from tests.chaos.stack import DISK_MB, Stack, Variant, nginx, started, wait_for_mlflow
-from tests.e2e.rehearsing import CLIENTS, RATE, Rehearsal
+from tests.chaos.stack import DISK_MB, Stack, Variant, started, wait_for_mlflow
+from tests.e2e.rehearsing import MARKS, Rehearsal
 from tests.load import Load
 from tests.running import until
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(not nginx(), reason="nginx is not installed"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture

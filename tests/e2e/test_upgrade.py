@@ -15,20 +15,14 @@ import pytest
 
 from tasks.registry import INDEX_MODEL
 from tasks.settings import PROJECT
+from tests.chaos.drill import CLIENTS, HOUR_S, RATE
 from tests.chaos.shop import Shop
-from tests.chaos.stack import Stack, Variant, nginx, replica, started, upload_pictures, wait_for_mlflow
-from tests.e2e.rehearsing import CLIENTS, HOUR_S, RATE, Rehearsal
+from tests.chaos.stack import Stack, Variant, replica, started, upload_pictures, wait_for_mlflow
+from tests.e2e.rehearsing import MARKS, Rehearsal
 from tests.load import Load
 from tests.running import until
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(not nginx(), reason="nginx is not installed"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
-]
+pytestmark = MARKS
 
 EARLIER = "8710f008eb62107b90a0d5b533e8eab00e0396d7"
 
