@@ -28,6 +28,7 @@ def serve() -> None:
     limit_mlflow_timeouts()
     try:
         settings = ServingSettings.load(os.environ)
+        open_connections = OpenConnections(settings.connections, settings.address_share, settings.proxies)
         app = create_app(settings)
     except ValueError as error:
         sys.exit(str(error))
@@ -40,7 +41,7 @@ def serve() -> None:
             LimitedHttpProtocol,
             head_s=settings.head_s,
             max_head_bytes=settings.head_bytes,
-            open_connections=OpenConnections(settings.connections, settings.address_share, settings.proxies),
+            open_connections=open_connections,
         ),
         log_level="warning",
         log_config=None,

@@ -141,8 +141,9 @@ class ServingSettings:
         0.3, least=0.01, most=1,
     )  # fmt: skip
     proxies: tuple[str, ...] = setting(
-        (), "addresses of proxies in front, whose X-Forwarded-For names the caller; they may hold all connections", "10.0.0.5"
-    )
+        (), "addresses and networks of proxies in front, whose X-Forwarded-For names the caller; they may hold all connections",
+        "10.0.0.5,10.4.0.0/16",
+    )  # fmt: skip
     max_image_bytes: int = setting(
         10 * 2**20, "bytes of a photo; more is answered 413; the whole body may be 1.4 times as large", 5 * 2**20, least=1
     )

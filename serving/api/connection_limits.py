@@ -49,7 +49,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         host = (self.client or ("",))[0]
-        self.address = host if host in self.open_connections.proxies else client_address(host)
+        self.address = host if self.open_connections.is_proxy(host) else client_address(host)
         if not self.open_connections.admit(self):
             transport.close()
             return

@@ -4,6 +4,8 @@ import math
 from collections import Counter, defaultdict
 from typing import Protocol
 
+from serving.api.client_address import lies_in, read_networks
+
 HEALTH_RESERVE = 16
 """Connections beyond the most, for health alone: what watches a replica is answered while every other connection is at work."""
 
@@ -18,7 +20,7 @@ class Connection(Protocol):
 
 
 class OpenConnections:
-    """At most `limit` connections, `share` of them from one address, except from `proxies`.
+    """At most `limit` connections, `share` of them from one address, except from `proxies` (addresses and networks).
 
     Beyond, the connection that has been silent longest, of the same address where that has its share, is closed in favour of the new
     one; where none is silent, the new one is of the reserve, where again the longest silent one makes room. `turned_away` counts the
@@ -28,7 +30,7 @@ class OpenConnections:
     turned_away = 0
 
     def __init__(self, limit: int = 1000, share: float = 1.0, proxies: tuple[str, ...] = ()) -> None:
-        self.limit, self.most_of_one, self.proxies = limit, share_of(limit, share), proxies
+        self.limit, self.most_of_one, self.proxies = limit, share_of(limit, share), read_networks(proxies)
         self.ordinary: set[Connection] = set()
         self.reserve: set[Connection] = set()
         self.by_address: Counter[str] = Counter()
@@ -36,9 +38,12 @@ class OpenConnections:
         self.silent_by_address: defaultdict[str, dict[Connection, None]] = defaultdict(dict)
         self.silent_reserve: dict[Connection, None] = {}
 
+    def is_proxy(self, address: str) -> bool:
+        return lies_in(address, self.proxies)
+
     def admit(self, new: Connection) -> bool:
         """Whether a new connection may stay; it is silent until `at_work`."""
-        if self.by_address[new.address] >= self.most_of_one and new.address not in self.proxies:
+        if self.by_address[new.address] >= self.most_of_one and not self.is_proxy(new.address):
             new.only_health = not self._close_first(self.silent_by_address.get(new.address, {}))
         elif len(self.ordinary) >= self.limit:
             new.only_health = not self._close_first(self.silent)

@@ -8,9 +8,10 @@ import httpx
 import pytest
 
 from serving.api.admission import AdmissionLimit
-from serving.api.client_address import client_address
+from serving.api.client_address import client_address, lies_in, read_networks
 from serving.api.errors import ApiError
 from serving.app import create_app
+from serving.main import serve
 from serving.search.image_fetch import Fetcher
 from serving.settings import ServingSettings
 from tests.running import Served
@@ -53,6 +54,21 @@ def test_one_address_holds_its_share_and_leaves_the_rest_to_others() -> None:
 )
 def test_all_addresses_of_an_ipv6_network_are_one_client(host: str, client: str) -> None:
     assert client_address(host) == client
+
+
+def test_proxies_are_addresses_and_networks() -> None:
+    networks = read_networks(("10.0.0.5", "10.4.3.2/16", "2001:db8::/32"))
+    inside = ["10.0.0.5", "10.4.255.255", "2001:db8::1", "2001:db8:ffff::1"]
+    outside = ["10.0.0.6", "10.5.0.0", "2001:db9::1", "2001:db8::/64", "::ffff:10.0.0.5", "testclient", ""]
+    assert [host for host in inside + outside if lies_in(host, networks)] == inside
+
+
+@pytest.mark.parametrize("odd", ["*", "proxy", "10.0.0.0/33", "10.0.0"])
+def test_a_proxy_that_is_neither_stops_the_start_with_one_sentence(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITRINE_PROXIES", f"10.0.0.5,{odd}")
+    with pytest.raises(SystemExit) as ended:
+        serve()
+    assert ended.value.code == f"VITRINE_PROXIES holds {odd!r}, which is neither an address nor a network such as 10.0.0.0/8"
 
 
 def test_photos_of_a_slow_host_are_refused_beyond_those_that_may_wait(home: Path) -> None:

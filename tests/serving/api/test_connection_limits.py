@@ -288,8 +288,9 @@ def test_one_address_holds_its_share_of_connections_and_a_trusted_proxy_all() ->
         elsewhere = opened.enter_context(socket.create_connection(("127.0.0.1", port), 20, source_address=("127.0.0.2", 0)))
         ask(elsewhere)
         assert answered(elsewhere)
-    with serving(open_connections=OpenConnections(4, 0.5, ("127.0.0.1",))) as port, ExitStack() as opened:
-        assert busy(port, 5, opened) == [200, 200, 200, 200, 503]
+    for proxies in ("127.0.0.1", "127.0.0.0/24"):
+        with serving(open_connections=OpenConnections(4, 0.5, (proxies,))) as port, ExitStack() as opened:
+            assert busy(port, 5, opened) == [200, 200, 200, 200, 503]
 
 
 def test_who_does_not_read_its_answers_makes_room_and_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

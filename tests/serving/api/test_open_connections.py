@@ -17,12 +17,12 @@ class Connection:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_whatever_comes_and_goes_limits_hold_and_none_at_work_is_closed(seed: int) -> None:
-    chance, here, busy = random.Random(seed), OpenConnections(12, 0.5, ("proxy",)), set[Connection]()
+    chance, here, busy = random.Random(seed), OpenConnections(12, 0.5, ("10.0.0.0/30",)), set[Connection]()
     known: list[Connection] = []
     for _ in range(4000):
         one = chance.choice(known) if known and chance.random() < 0.6 else None
         if one is None:
-            one = Connection(chance.choice(["a", "b", "c", "proxy"]))
+            one = Connection(chance.choice(["a", "b", "c", "10.0.0.1", "10.0.0.2"]))
             if here.admit(one):
                 known.append(one)
         elif one in busy:
