@@ -10,6 +10,8 @@ SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 PREFIXED = re.compile(rf"(?:[a-z_]+:)?{SCHEME.pattern}")
 """An address, or one behind the kind of what is there: outbox:postgresql://…, delta:s3://…."""
 ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
+ENCODED = re.compile(r"(?:[^\s@/%]|%[0-9a-fA-F]{2})*")
+"""A user and password that every client reads alike."""
 SECRET_PARAMETER = re.compile(r"pass|pwd|secret|token|credential|signature|^sig$|key(_?id)?$", re.IGNORECASE)
 
 
@@ -41,8 +43,8 @@ def without_secrets(address: str) -> str:
     found = PREFIXED.match(address)
     if not found:
         return address
-    start, rest = found[0], address[found.end() :]
-    rest, mark, query = rest.partition("?")
+    start = found[0]
+    rest, mark, query = _parameters_apart(address[found.end() :])
     userinfo = _userinfo(rest)
     if userinfo:
         rest = f"{MASK}@{rest[len(userinfo) + 1 :]}"
@@ -55,9 +57,20 @@ def without_userinfo(address: str) -> str:
     found = SCHEME.match(address)
     if not found:
         return address
-    rest, mark, query = address[found.end() :].partition("?")
+    rest, mark, query = _parameters_apart(address[found.end() :])
     userinfo = _userinfo(rest)
     return found[0] + (rest[len(userinfo) + 1 :] if userinfo else rest) + mark + query
+
+
+def userinfo_encoded(address: str) -> bool:
+    """Whether an address's user and password are percent-encoded where they must be. Where not, clients show parts of them in errors."""
+    found = SCHEME.match(address)
+    userinfo = _userinfo(_parameters_apart(address[found.end() :])[0]) if found else ""
+    try:
+        unquote(userinfo, errors="strict")
+    except UnicodeDecodeError:
+        return False
+    return ENCODED.fullmatch(userinfo) is not None
 
 
 def hide_secrets(text: str, *addresses: str) -> str:
@@ -81,9 +94,24 @@ def _userinfo(rest: str) -> str:
     if rest.startswith("/"):
         return ""
     authority = rest.partition("/")[0]
-    unfinished = "@" not in authority and ":" in authority and not authority.rpartition(":")[2].isdecimal()
-    within = rest if unfinished or _continues(rest) else authority
+    within = rest if _unfinished(authority) or _continues(rest) else authority
     return within.rpartition("@")[0]
+
+
+def _parameters_apart(rest: str) -> tuple[str, str, str]:
+    """Splits an address without its scheme at the ? before its parameters; one in a password that is not percent-encoded is none."""
+    before, mark, query = rest.partition("?")
+    authority = before.partition("/")[0]
+    password, at, after = query.partition("@")
+    if at and (_unfinished(authority) or (before.endswith("@") and "=" not in password)):
+        after, mark, query = after.partition("?")
+        before = f"{before}?{password}{at}{after}"
+    return before, mark, query
+
+
+def _unfinished(authority: str) -> bool:
+    """Whether what stands before the first slash is the beginning of a user and password: a colon, and no port behind it."""
+    return "@" not in authority and ":" in authority and not authority.rpartition(":")[2].isdecimal()
 
 
 def _continues(rest: str) -> bool:
@@ -105,7 +133,7 @@ def secret_texts(address: str) -> Iterator[str]:
     found = PREFIXED.match(address)
     if not found:
         return
-    rest, _, query = address[found.end() :].partition("?")
+    rest, _, query = _parameters_apart(address[found.end() :])
     user, colon, password = _userinfo(rest).partition(":")
     if not colon and found[1].lower() in ("http", "https"):
         password = user  # a token alone

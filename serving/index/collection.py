@@ -8,11 +8,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Protocol, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from serving.circuit_breaker import Errors
-from serving.contract.addresses import scheme, without_secrets
+from serving.contract.addresses import MASK, scheme, userinfo_encoded, without_secrets
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
 from serving.index.engine import FilterTooSlow, Mask
@@ -26,8 +27,9 @@ MODULES = {
     "pinecone": "serving.index.pinecone_engine",
 }
 """Where each engine's `EngineModule` lies."""
-HTTP_ENGINES = ("qdrant", "weaviate", "pinecone")
-"""Engines whose clients take addresses of HTTP alone, and refuse others in their own words."""
+SCHEMES = {"pgvector": ("postgresql", "postgres"), "milvus": ("http", "https", "tcp")}
+LIKE = {"pgvector": "postgresql://user@host/database", "milvus": "http://host:19530"}
+"""What addresses of these engines begin with and are like; those of others are http://host:port, or https://host."""
 MEASURE_S = 600.0
 """Seconds for comparisons with a large part of a collection, which only measurements ask for."""
 CALLS = 3
@@ -149,10 +151,30 @@ def engine_module(engine: str) -> EngineModule:
 
 
 def address_fault(engine: str, address: str) -> str:
-    """What is wrong with the address of an engine, as a sentence; "" where nothing is."""
-    if engine not in HTTP_ENGINES or scheme(address) in ("http", "https"):
+    """What is wrong with the address of an engine, as a sentence; "" where nothing is. Clients' own sentences may show passwords."""
+    if engine not in MODULES:
         return ""
-    return f"VITRINE_ENGINE_ADDRESS={without_secrets(address)!r}: {engine} is reached at http://host:port, or https://host"
+    like = f"{engine} is reached at {LIKE.get(engine, 'http://host:port, or https://host')}"
+    if scheme(address) not in SCHEMES.get(engine, ("http", "https")):
+        shown = without_secrets(address) if scheme(address) or not {"@", "="} & set(address) else MASK
+        return f"VITRINE_ENGINE_ADDRESS={shown!r}: {like}"
+    if not userinfo_encoded(address):
+        return (
+            f"VITRINE_ENGINE_ADDRESS={without_secrets(address)!r}: its user and password must be percent-encoded, as %40 for @, %2F for /, "
+            "%25 for %"
+        )
+    if engine != "pgvector" and not _is_url(address):
+        return f"VITRINE_ENGINE_ADDRESS={without_secrets(address)!r}: {like}"
+    return ""
+
+
+def _is_url(address: str) -> bool:
+    """Whether an address has a host, and a number for a port if it has one."""
+    try:
+        parts = urlsplit(address)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def open_collection(engine: str, endpoint: Endpoint, name: str, dim: int) -> Collection:

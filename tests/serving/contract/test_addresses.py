@@ -46,6 +46,11 @@ def test_a_local_path_is_decoded_only_in_a_file_uri(address: str, path: str) -> 
         ("postgresql://shop:pa/ss@db/shop", "postgresql://********@db/shop"),
         ("postgresql://shop:pa@ss@db/shop", "postgresql://********@db/shop"),
         ("postgresql://shop:p@a/ss@db/shop", "postgresql://********@db/shop"),
+        ("postgresql://shop:pa?ss@db/shop", "postgresql://********@db/shop"),
+        ("postgresql://shop:pa?s=s@db/shop?sslmode=require", "postgresql://********@db/shop?sslmode=require"),
+        ("redis://:pa/s?s@host:6379/0", "redis://********@host:6379/0"),
+        ("https://cdn.example:8080/a.jpg?by=me@work", "https://cdn.example:8080/a.jpg?by=me@work"),
+        ("https://user:pw@cdn.example?by=me@work", "https://********@cdn.example?by=me@work"),
         ("https://token@host/path", "https://********@host/path"),
         ("redis://:pw@host:6379/0", "redis://********@host:6379/0"),
         ("s3://bucket/key?X-Amz-Signature=abc&X-Amz-Date=1", "s3://bucket/key?X-Amz-Signature=********&X-Amz-Date=1"),
@@ -89,6 +94,15 @@ def test_a_library_s_words_about_an_address_hide_its_password_in_either_form() -
     assert set(secret_texts(address)) == {"p%40ss%25word", "p@ss%word"}
     assert hide_secrets('invalid token: "p@ss%word" (p%40ss%25word)', address) == 'invalid token: "********" (********)'
     assert hide_secrets("database shop is not there", "postgresql://shop@db/shop") == "database shop is not there"
+
+
+@settings(deadline=None)
+@given(st.text("/?#@:[]%&=\\;!$*+a", max_size=4))
+def test_no_character_of_a_password_shows_a_part_of_it(between: str) -> None:
+    address = f"postgresql://shop:hid{between}den@db:5432/shop?sslmode=require"
+    for shown in (without_secrets(address), hide_secrets(f"no {address}, is it up?"), without_userinfo(address)):
+        assert "hid" not in shown
+    assert "hid" not in hide_secrets(f'no token: "hid{between}den"', address)
 
 
 @settings(deadline=None)

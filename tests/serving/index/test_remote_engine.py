@@ -1,5 +1,7 @@
 """Over-fetching and comparisons, without an engine; whole engines: tests/engines."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from serving.circuit_breaker import FAILURES, CircuitBreaker
 from serving.contract.files import ContractError
 from serving.index.collection import (
     Endpoint,
+    address_fault,
     compare_fetched,
     exact_limit_s,
     fetch_vectors,
@@ -111,12 +114,55 @@ def test_the_newline_that_ends_a_file_of_secrets_is_no_part_of_them() -> None:
     assert Endpoint("http://host:1\n", " key\n") == Endpoint("http://host:1", "key")
 
 
-@pytest.mark.parametrize("engine", ["qdrant", "weaviate", "pinecone"])
-@pytest.mark.parametrize("address", ["host:8080", "grpc://shop:hidden@host"])
+ADDRESSES = {"pgvector": "postgresql://{}@db:5432/x", "milvus": "http://{}@db:19530"} | dict.fromkeys(
+    ("qdrant", "weaviate", "pinecone"), "https://{}@db:6333"
+)
+
+
+@pytest.mark.parametrize("engine", ADDRESSES)
+@pytest.mark.parametrize(
+    "address", ["host:8080", "grpc://shop:hidden@host", "shop:hidden@host:1/x", "host=db password=hidden", "", "hidden@host"]
+)
 def test_an_address_that_is_none_is_one_sentence_without_secrets(engine: str, address: str) -> None:
-    with pytest.raises(ContractError, match=f"VITRINE_ENGINE_ADDRESS='.*': {engine} is reached at http") as raised:
+    fault = address_fault(engine, address)
+    assert re.fullmatch(f"VITRINE_ENGINE_ADDRESS='.*': {engine} is reached at .*", fault)
+    assert "hidden" not in fault
+    with pytest.raises(ContractError, match="VITRINE_ENGINE_ADDRESS"):
         open_collection(engine, Endpoint(address), "vitrine_0", 4)
-    assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize("engine", ADDRESSES)
+@pytest.mark.parametrize("between", ["@", "/", "%", "%zz", "%de", " ", "@/", "/@", "\t", "a/b@c"])
+def test_a_password_that_is_not_percent_encoded_is_told_before_a_client_shows_it(engine: str, between: str) -> None:
+    fault = address_fault(engine, ADDRESSES[engine].format(f"shop:hid{between}den"))
+    assert "must be percent-encoded" in fault
+    assert "hid" not in fault
+    assert "den" not in fault
+
+
+@pytest.mark.parametrize("engine", ADDRESSES)
+def test_addresses_that_a_client_reads_are_no_fault(engine: str) -> None:
+    for userinfo in ("shop:p%40ss%2Fw%25rd%C3%BC", "shop", "shop:pa:ss"):
+        assert address_fault(engine, ADDRESSES[engine].format(userinfo)) == ""
+    assert address_fault(engine, ADDRESSES[engine].replace("{}@", "")) == ""
+    port = ADDRESSES[engine].rpartition(":")[0] + ":hidden"
+    assert (address_fault(engine, port.replace("{}@", "")) == "") == (engine == "pgvector")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://shop:pw@one:5432,two:5433/x?target_session_attrs=read-write", "postgres://shop@db", "postgresql:///x?host=/run/pg",
+        "postgresql://shop:@/x?host=/tmp/a%20b", "postgresql://%2Frun%2Fpg/x", "postgresql://shop:pa?s#s[@db/x",
+    ],
+)  # fmt: skip
+def test_whatever_libpq_reads_is_an_address_of_postgresql(address: str) -> None:
+    assert address_fault("pgvector", address) == ""
+
+
+def test_an_engine_that_is_none_is_named_whatever_its_address() -> None:
+    with pytest.raises(ContractError, match="there is no engine 'pgvectro'"):
+        open_collection("pgvectro", Endpoint("postgresql://db/x"), "vitrine_0", 4)
 
 
 def test_vectors_come_in_the_order_of_their_ids_and_one_that_is_missing_is_named() -> None:
