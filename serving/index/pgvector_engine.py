@@ -5,6 +5,7 @@ over-fetching. Exact comparisons run there too.
 """
 
 import math
+import os
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -17,6 +18,7 @@ import psycopg
 from pgvector import Vector
 from pgvector.psycopg import register_vector
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from serving.circuit_breaker import Errors
 from serving.contract.manifest import Scalar
@@ -43,6 +45,8 @@ FEW, SPARSE = 5000, 8
 dimension 64, so that a filter that leaves 20,000 of a million rows does not read all of these."""
 WIDEST = 64
 """The greatest effort by which SCANNED grows."""
+ALLOWED = "CASE WHEN id >= 0 AND id < %(rows)s THEN get_bit(%(bits)b, id) ELSE 0 END = 1"
+"""That a mask allows a row: get_bit of a bytea counts from the lowest bit of each byte, as Mask.bits does, and fails beyond the last."""
 GRACE_S = 1.0
 """How much later than PostgreSQL itself a replica gives a statement up."""
 TRANSIENT: Errors = (psycopg.OperationalError,)
@@ -107,9 +111,12 @@ class Connections:
 
     def _connect(self) -> LimitedConnection:
         seconds = self.endpoint.timeout_s
+        given = (
+            conninfo_to_dict(self.endpoint.address).get("options") or os.environ.get("PGOPTIONS") or ""
+        )  # such as a search_path
         connection = LimitedConnection.connect(
             self.endpoint.address, autocommit=True, connect_timeout=max(2, int(seconds)),
-            options=f"-c statement_timeout={int(seconds * 1000)}", tcp_user_timeout=int(seconds * 1000),
+            options=f"{given} -c statement_timeout={int(seconds * 1000)}", tcp_user_timeout=int(seconds * 1000),
         )  # fmt: skip
         connection.limit_s = seconds + GRACE_S
         register_vector(connection)
@@ -134,15 +141,14 @@ class PgvectorCollection:
         self.most = max(self.rows, 1)
 
     def search(self, xq: np.ndarray, k: int, mask: Mask | None, params: dict[str, Scalar], effort: int) -> Neighbors:
-        # get_bit of a bytea counts from the lowest bit of each byte, as Mask.bits does.
-        allowed = sql.SQL("" if mask is None else "WHERE get_bit(%(bits)b, id) = 1")
+        allowed = sql.SQL("" if mask is None else f"WHERE {ALLOWED}")
         text = sql.SQL("SELECT id, -(embedding <#> %(x)b) FROM {} {} ORDER BY embedding <#> %(x)b LIMIT %(k)s").format(
             self.table, allowed
         )
         bits = None if mask is None else mask.bits.tobytes()
         visited = k if mask is None else math.ceil(k * self.rows / max(mask.count, 1))
         with self._settings(_scan(params, effort, visited)) as connection:
-            return self._ranked(connection, text, xq, k, {"bits": bits})
+            return self._ranked(connection, text, xq, k, {"bits": bits, "rows": self.rows})
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
         where, arguments = self._among(positions)
@@ -189,12 +195,12 @@ class PgvectorCollection:
     def _among(self, positions: np.ndarray) -> tuple[sql.SQL, dict[str, Any]]:
         """The condition that a row is at one of these positions, and its arguments."""
         if len(positions) == self.rows:
-            return sql.SQL(""), {}
+            return sql.SQL("WHERE id >= 0 AND id < %(rows)s"), {"rows": self.rows}
         if len(positions) <= max(FEW, self.rows // SPARSE):
             return sql.SQL("WHERE id = ANY(%(ids)s)"), {"ids": positions.tolist()}
         allowed = np.zeros(self.rows, bool)
         allowed[positions] = True
-        return sql.SQL("WHERE get_bit(%(bits)b, id) = 1"), {"bits": Mask(allowed).bits.tobytes()}
+        return sql.SQL(f"WHERE {ALLOWED}"), {"bits": Mask(allowed).bits.tobytes(), "rows": self.rows}
 
     @contextmanager
     def _settings(self, values: dict[str, str], seconds: float = 0.0) -> Iterator[psycopg.Connection]:

@@ -22,18 +22,22 @@ class RemoteEngine:
         wanted = k if mask is None or self.collection.takes_masks else over_fetch(self.rows, k, mask.count, effort)
         fetched = min(wanted, self.rows, self.collection.most)
         found = self.breaker(lambda: self.collection.search(xq, fetched, mask, params, effort))
-        found.rows[(found.rows < 0) | (found.rows >= self.rows)] = -1  # written into it by somebody else since it was opened
-        return best_allowed(found, k, mask)
+        return best_allowed(self._own(found), k, mask)
 
     def nearest(self, xq: np.ndarray, positions: np.ndarray, k: int) -> Neighbors:
         if not len(positions):
             return empty(len(xq), 0)
         found = self.breaker(lambda: self.collection.nearest(xq, positions, min(k, len(positions))))
-        return best_allowed(found, min(k, len(positions)), None)
+        return best_allowed(self._own(found), min(k, len(positions)), None)
 
     def vectors(self, positions: np.ndarray) -> np.ndarray:
         """Stored vectors (n, d) float32 at these positions."""
         return self.breaker(lambda: self.collection.vectors(positions))
+
+    def _own(self, found: Neighbors) -> Neighbors:
+        """What was found, without rows that somebody else wrote into the collection since it was opened."""
+        foreign = (found.rows < 0) | (found.rows >= self.rows)
+        return Neighbors(found.similarity, np.where(foreign, -1, found.rows)) if foreign.any() else found
 
     def part(self, first: int) -> "EngineRows":
         """The rows of one segment, from position `first` on."""

@@ -5,9 +5,12 @@ import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import sql
 
+from serving.contract.addresses import error_line
 from serving.index.collection import Endpoint
 from tasks.errors import VitrineError
 
+LEAST_VERSION = (0, 8)
+"""pgvector's iterative scans."""
 HNSW_DIMENSIONS = 2000
 """Most dimensions of pgvector's indexes over float32."""
 PLAIN_DIMENSIONS = 1900
@@ -21,8 +24,33 @@ class PgvectorCollections:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        with self._connect() as connection:
-            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        try:
+            with self._connect() as connection:
+                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+                self._check(connection)
+        except psycopg.ProgrammingError as error:  # it is not installed, or only a superuser may create it
+            raise VitrineError(
+                f"PostgreSQL has no extension vector (pgvector), and does not create it: {error_line(error)}"
+            ) from None
+
+    @staticmethod
+    def _check(connection: psycopg.Connection) -> None:
+        """Raises VitrineError where tables with vectors cannot be made: before hours of embedding."""
+        text = (
+            "SELECT extversion, to_regtype('vector') IS NOT NULL, current_schema(), has_schema_privilege(current_schema(), 'CREATE') "
+            "FROM pg_extension WHERE extname = 'vector'"
+        )
+        found = connection.execute(text).fetchone()
+        assert found is not None
+        version, in_path, schema, may_create = found
+        if tuple(int(part) for part in version.split(".")[:2]) < LEAST_VERSION:
+            raise VitrineError(f"PostgreSQL has pgvector {version}, and 0.8 or newer is needed: ALTER EXTENSION vector UPDATE")
+        if not in_path:
+            raise VitrineError(
+                "PostgreSQL has pgvector in a schema that is not on the search_path of the user of VITRINE_ENGINE_ADDRESS"
+            )
+        if not may_create:
+            raise VitrineError(f"the user of VITRINE_ENGINE_ADDRESS may not create tables in PostgreSQL (schema {schema})")
 
     def create(self, name: str, dim: int, factory: str) -> None:
         if dim > HNSW_DIMENSIONS:

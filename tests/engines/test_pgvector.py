@@ -2,18 +2,25 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import psycopg
 import pytest
 
-from serving.index.engine import FilterTooSlow
+from serving.contract.provenance import EngineRef
+from serving.index.engine import FilterTooSlow, Mask
+from serving.index.remote_engine import connect
 from serving.index.searcher import Searcher
-from tasks.index.engine_collections import ALIAS, recorded_collections
+from tasks.errors import ServiceAway, VitrineError
+from tasks.index.engine_collections import ALIAS, open_collections, recorded_collections
+from tasks.pipelines.collection_steps import check_engine
 from tasks.release.retention.garbage import _collections, _drop
 from tasks.release.retention.policy import Reachable, Retention, reachable
+from tasks.settings import Settings
 from tests.engines.contract import Builder, EngineContract, Made, N
 from tests.engines.servers import EngineServer, pgvector_server
 from tests.index.shop import Shop
@@ -85,3 +92,116 @@ class TestHnsw(EngineContract):
         with psycopg.connect(builder.server.endpoint.address) as reading:
             reading.execute(f"SELECT id FROM {made.manifest.engine.collection} LIMIT 1")
             builder.collections().create(made.manifest.engine.collection, 24, made.template.factory)  # would wait for ever
+
+    def test_rows_that_somebody_else_writes_into_a_table_change_no_answer(
+        self, builder: Builder, shop: Shop, xq: np.ndarray
+    ) -> None:
+        mine = builder.make(shop, "foreign")
+        assert mine.manifest.engine
+        searcher, name = mine.open(), mine.manifest.engine.collection
+        allowed = np.random.default_rng(5).random(N) < 0.5
+        few = np.arange(N) < 40
+
+        def answers() -> list[list[list[int]]]:
+            found = (
+                searcher.search(xq, 20),
+                searcher.search(xq, 20, allowed),
+                searcher.search(xq, 20, few),
+                searcher.exact(xq, 20),
+            )
+            return [f.rows.tolist() for f in found]
+
+        before = answers()
+        with psycopg.connect(builder.server.endpoint.address) as connection:
+            for foreign in (-3, N, 8 * N, 2**62):
+                connection.execute(f"INSERT INTO {name} VALUES (%s, %s::vector)", (foreign, str(xq[0].tolist())))
+        after = answers()
+        assert after[1:] == before[1:]
+        assert np.mean([len(set(a) & set(b)) / 20 for a, b in zip(before[0], after[0], strict=True)]) >= 0.95
+        assert searcher.away() == ""
+        builder.collections().drop(name)
+
+
+@contextmanager
+def database(server: EngineServer, name: str, *statements: str) -> Iterator[str]:
+    """The address of a new database in which these statements were run."""
+    with psycopg.connect(server.endpoint.address, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+    address = server.endpoint.address.replace("/postgres?", f"/{name}?")
+    try:
+        with psycopg.connect(address, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)  # type: ignore[arg-type]
+        yield address
+    finally:
+        with psycopg.connect(server.endpoint.address, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+
+
+def as_role(address: str, role: str) -> str:
+    return address.replace("postgres:@", f"{role}:x@")
+
+
+PLAIN = "CREATE EXTENSION vector"
+VECTORS = np.eye(8, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("statements", "options", "role", "fault"),
+    [
+        (["CREATE SCHEMA ext", "CREATE EXTENSION vector SCHEMA ext"], "", "postgres", "schema that is not on the search_path"),
+        (["CREATE SCHEMA ext", "CREATE EXTENSION vector SCHEMA ext"], "public,ext", "postgres", ""),
+        (["CREATE SCHEMA shop", PLAIN], "shop,public", "postgres", ""),
+        ([PLAIN, "UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'"], "", "postgres", "0.7.4, and 0.8 or newer"),
+        ([], "", "pipeline", "has no extension vector .*permission denied"),
+        ([PLAIN, "REVOKE CREATE ON SCHEMA public FROM public"], "", "pipeline", "may not create tables"),
+        ([PLAIN], "nowhere,pg_catalog", "postgres", "not on the search_path"),
+    ],
+)  # fmt: skip
+def test_what_a_database_lacks_is_told_before_anything_is_embedded_and_a_search_path_holds_for_all(
+    server: EngineServer, statements: list[str], options: str, role: str, fault: str
+) -> None:
+    with database(
+        server, "other", "DROP ROLE IF EXISTS pipeline", "CREATE ROLE pipeline LOGIN PASSWORD 'x'", *statements
+    ) as address:
+        there = as_role(address, role) + (f"&options=-csearch_path%3D{options.replace(',', '%2C')}" if options else "")
+        chosen = replace(Settings(), engine="pgvector", engine_address=there)
+        if fault:
+            with pytest.raises(VitrineError, match=fault) as raised:
+                check_engine(chosen)
+            assert not isinstance(raised.value, ServiceAway)  # no other attempt would find it otherwise
+            return
+        check_engine(chosen)
+        held = open_collections("pgvector", chosen.endpoint)
+        held.create("vitrine_a", 8, "hnsw,m=16,ef_construction=100")
+        held.put("vitrine_a", 0, VECTORS)
+        held.complete("vitrine_a", "hnsw,m=16,ef_construction=100", 8)
+        opened = connect(EngineRef(name="pgvector", collection="vitrine_a", rows=8, digest="0" * 64), chosen.endpoint, 8)
+        assert opened.search(VECTORS, 1, None, {}).rows.tolist() == [[n] for n in range(8)]
+
+
+def test_the_users_of_the_documentation_may_do_what_each_has_to(server: EngineServer) -> None:
+    page = (Path(__file__).parents[2] / "docs/operate/engines.md").read_text()
+    statements = [line for line in page.split("```")[1].splitlines() if line.strip()]
+    roles = "DROP ROLE IF EXISTS vitrine", "DROP ROLE IF EXISTS vitrine_replica"
+    with database(server, "users", *roles, "REVOKE CREATE ON SCHEMA public FROM public", *statements) as address:
+        with psycopg.connect(address, autocommit=True) as connection:
+            for role in ("vitrine", "vitrine_replica"):
+                connection.execute(f"ALTER ROLE {role} PASSWORD 'x'")  # type: ignore[arg-type]
+        chosen = replace(Settings(), engine="pgvector", engine_address=as_role(address, "vitrine"))
+        check_engine(chosen)
+        held = open_collections("pgvector", chosen.endpoint)
+        for name in ("vitrine_a", "vitrine_b"):
+            held.create(name, 8, "ivfflat,lists=1")
+            held.put(name, 0, VECTORS)
+            held.complete(name, "ivfflat,lists=1", 8)
+            held.point(ALIAS, name)
+        reader = replace(chosen.endpoint, address=as_role(address, "vitrine_replica"))
+        opened = connect(EngineRef(name="pgvector", collection="vitrine_b", rows=8, digest="0" * 64), reader, 8)
+        assert opened.search(VECTORS, 1, Mask(np.arange(8) > 3), {}).rows[4:].tolist() == [[n] for n in range(4, 8)]
+        assert opened.nearest(VECTORS, np.arange(5), 1).rows[:5].tolist() == [[n] for n in range(5)]
+        with psycopg.connect(reader.address) as connection:
+            assert connection.execute(f"SELECT count(*) FROM {ALIAS}").fetchone() == (8,)
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("DELETE FROM vitrine_b")
+        held.drop("vitrine_b")

@@ -98,6 +98,7 @@ def test_rows_that_somebody_else_wrote_meanwhile_are_left_out() -> None:
     engine.rows = 4
     collection.search = lambda *_: Neighbors(np.ones((1, 4), np.float32), np.array([[2, 7, 0, 4]]))  # type: ignore[method-assign]
     assert engine.search(np.zeros((1, 2), np.float32), 3, Mask(np.ones(4, bool)), {}).rows.tolist() == [[0, 2, -1]]
+    assert engine.nearest(np.zeros((1, 2), np.float32), np.array([1, 5, 9]), 3).rows.tolist() == [[1, -1, -1]]
 
 
 def test_rows_that_are_none_of_the_versions_are_no_rows() -> None:
