@@ -224,10 +224,10 @@ def _evaluate(condition: Condition, features: Features, rows: np.ndarray | None)
     if condition.operator == "exists":
         return known_ == condition.value
     if condition.operator == "in":
-        return _is_in(values, {_operand(condition, kind, v) for v in condition.value}) & known_
+        return _is_in(values, {_operand(condition, kind, v, values.dtype) for v in condition.value}) & known_
     if kind == "flag" and condition.operator != "eq":
         raise FilterError(f"filter: {condition.column} is true or false; it can be asked with eq, in and exists")
-    return COMPARE[condition.operator](values, _operand(condition, kind, condition.value)) & known_
+    return COMPARE[condition.operator](values, _operand(condition, kind, condition.value, values.dtype)) & known_
 
 
 def _is_in(values: np.ndarray, choices: set[Any]) -> np.ndarray:
@@ -277,8 +277,11 @@ def _evaluate_text(condition: Condition, kind: Kind, features: Features, rows: n
     return through[categorical.codes if rows is None else categorical.codes[rows]]
 
 
-def _operand(condition: Condition, kind: str, value: Scalar) -> Any:
-    """Converts a condition's value to its column's type: bool, number, or microseconds. Raises FilterError."""
+def _operand(condition: Condition, kind: str, value: Scalar, dtype: np.dtype) -> Any:
+    """Converts a condition's value to its column's type: bool, number, or microseconds. Raises FilterError.
+
+    Whole numbers are compared with a column of such as they are, however large; only what is compared with floats has to be one.
+    """
     if kind == "flag":
         if not isinstance(value, bool):
             raise FilterError(f"filter: {condition.column} is true or false, and {value!r} is neither")
@@ -293,7 +296,9 @@ def _operand(condition: Condition, kind: str, value: Scalar) -> Any:
         return round(moment.timestamp() * 1e6)
     if isinstance(value, bool | str):
         raise FilterError(f"filter: {condition.column} is a number, and {value!r} is none")
+    if dtype.kind != "f":
+        return value
     try:
-        return value if abs(value) < 2**62 else float(value)
+        return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf

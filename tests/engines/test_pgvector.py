@@ -126,16 +126,16 @@ class TestHnsw(EngineContract):
 def database(server: EngineServer, name: str, *statements: str) -> Iterator[str]:
     """The address of a new database in which these statements were run."""
     with psycopg.connect(server.endpoint.address, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+        connection.execute(f"CREATE DATABASE {name}")
     address = server.endpoint.address.replace("/postgres?", f"/{name}?")
     try:
         with psycopg.connect(address, autocommit=True) as connection:
             for statement in statements:
-                connection.execute(statement)  # type: ignore[arg-type]
+                connection.execute(statement)
         yield address
     finally:
         with psycopg.connect(server.endpoint.address, autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def as_role(address: str, role: str) -> str:
@@ -187,7 +187,7 @@ def test_the_users_of_the_documentation_may_do_what_each_has_to(server: EngineSe
     with database(server, "users", *roles, "REVOKE CREATE ON SCHEMA public FROM public", *statements) as address:
         with psycopg.connect(address, autocommit=True) as connection:
             for role in ("vitrine", "vitrine_replica"):
-                connection.execute(f"ALTER ROLE {role} PASSWORD 'x'")  # type: ignore[arg-type]
+                connection.execute(f"ALTER ROLE {role} PASSWORD 'x'")
         chosen = replace(Settings(), engine="pgvector", engine_address=as_role(address, "vitrine"))
         check_engine(chosen)
         held = open_collections("pgvector", chosen.endpoint)

@@ -270,3 +270,17 @@ def test_codes_are_as_short_as_their_column_allows(names: int, width: int) -> No
     assert features.brand.codes.dtype.itemsize == width
     assert [features.brand.values[code] for code in features.brand.codes] == [b or "" for b in brands]
     assert filter_mask(features, Filter({"brand": f"brand {names - 1}"})).nonzero()[0].tolist() == [names - 1]
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint8(), pa.uint64()], ids=str)
+def test_whole_numbers_are_compared_exactly_whatever_their_size(kind: pa.DataType) -> None:
+    limits = np.iinfo(kind.to_pandas_dtype())
+    held = sorted(
+        {n for n in (limits.min, limits.min + 1, 0, 1, 2**62, 2**62 + 1, limits.max - 1, limits.max) if n <= limits.max}
+    )
+    features = Features(TABLE.slice(0, len(held)).append_column("number", pa.array(held, kind)))
+    for asked in (*held, limits.max + 1, limits.min - 1, 2**62 - 1, 2**63, 10**400, -(10**400)):
+        for operator in ("eq", "lt", "lte", "gt", "gte"):
+            expected = [holds(number, operator, asked) for number in held]
+            assert filter_mask(features, Filter({"number": {operator: asked}})).tolist() == expected, (operator, asked)
+        assert filter_mask(features, Filter({"number": [asked]})).tolist() == [number == asked for number in held]
