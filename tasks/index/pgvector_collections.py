@@ -1,5 +1,7 @@
 """Collections as tables of PostgreSQL with pgvector: filled by COPY, a block per transaction; the index is built at the end."""
 
+import logging
+
 import numpy as np
 import psycopg
 from pgvector.psycopg import register_vector
@@ -9,6 +11,8 @@ from serving.contract.addresses import error_line
 from serving.index.collection import Endpoint
 from tasks.errors import VitrineError
 
+log = logging.getLogger(__name__)
+
 LEAST_VERSION = (0, 8)
 """pgvector's iterative scans."""
 HNSW_DIMENSIONS = 2000
@@ -16,7 +20,8 @@ HNSW_DIMENSIONS = 2000
 PLAIN_DIMENSIONS = 1900
 """Up to so many, a vector fits into its row's page and need not be fetched from a second table."""
 BUILD_MEMORY = "1GB"
-"""maintenance_work_mem of an index build: a graph that does not fit into it is built many times slower."""
+"""maintenance_work_mem of an index build: a graph that does not fit into it is built many times slower. Several processes build it in
+shared memory, of which containers have 64 MB unless they are given more."""
 
 
 class PgvectorCollections:
@@ -89,11 +94,21 @@ class PgvectorCollections:
         index = sql.SQL(text).format(
             sql.Identifier(f"{name}_index"), sql.Identifier(name), sql.SQL(kind), sql.SQL(options)
         )  # fmt: skip
-        with self._connect() as connection:
-            connection.execute(sql.SQL("SET LOCAL maintenance_work_mem = {}").format(sql.Literal(BUILD_MEMORY)))
-            connection.execute(index)
+        try:
+            self._build(index, {"maintenance_work_mem": BUILD_MEMORY})
+        except psycopg.errors.DiskFull as error:  # or a disk that is full indeed, which the second build meets again
+            log.warning(
+                "collection %s: %s; its index is built by one process, which needs no shared memory", name, error_line(error)
+            )
+            self._build(index, {"maintenance_work_mem": BUILD_MEMORY, "max_parallel_maintenance_workers": "0"})
         with self._connect(autocommit=True) as connection:
             connection.execute(sql.SQL("VACUUM ANALYZE {}").format(sql.Identifier(name)))
+
+    def _build(self, index: sql.Composed, values: dict[str, str]) -> None:
+        with self._connect() as connection:
+            for setting, value in values.items():
+                connection.execute("SELECT set_config(%s, %s, true)", (setting, value))
+            connection.execute(index)
 
     def drop(self, name: str) -> None:
         with self._connect() as connection:

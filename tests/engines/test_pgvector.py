@@ -205,3 +205,22 @@ def test_the_users_of_the_documentation_may_do_what_each_has_to(server: EngineSe
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute("DELETE FROM vitrine_b")
         held.drop("vitrine_b")
+
+
+def test_an_index_is_built_by_one_process_where_shared_memory_does_not_hold_it(
+    server: EngineServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tasks.index.pgvector_collections.BUILD_MEMORY", "1TB")  # more than any /dev/shm has
+    with database(server, "small", PLAIN) as address:
+        held = open_collections("pgvector", replace(server.endpoint, address=address))
+        held.create("vitrine_a", 8, "hnsw,m=16,ef_construction=100")
+        held.put("vitrine_a", 0, VECTORS)
+        with psycopg.connect(address) as connection:
+            connection.execute("ALTER TABLE vitrine_a SET (parallel_workers = 2)")
+        held.complete("vitrine_a", "hnsw,m=16,ef_construction=100", 8)
+        with psycopg.connect(address) as connection:
+            (built,) = connection.execute("SELECT indexdef FROM pg_indexes WHERE indexname = 'vitrine_a_index'").fetchone() or (
+                "",
+            )
+    assert "USING hnsw" in built
+    assert "its index is built by one process" in caplog.text
