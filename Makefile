@@ -138,8 +138,8 @@ endif
 stack-down: ## and down, whatever its profile was; its volumes stay
 	@$(COMPOSE) $(addprefix --profile ,minimal full gpu) down
 
-stack-test: $(STAMP) ## the images as a stack: nightly and hourly, a photo, killed parts, a restart, a restore (PART=test_stack_search.py: without Airflow)
-	@CONTAINER="$(CONTAINER)" STANDINS="$(STANDINS)" PROFILE="$(PROFILE)" $(PYTEST) -m stack -s -n0 tests/docker/$(or $(PART),)
+stack-test: $(STAMP) ## the images as a stack: nightly and hourly, a photo, killed parts, a restart, a restore (PART=test_stack_search.py: without Airflow; PROFILE=full WITHOUT=grafana: on its Spark)
+	@CONTAINER="$(CONTAINER)" STANDINS="$(STANDINS)" PROFILE="$(PROFILE)" WITHOUT="$(WITHOUT)" $(PYTEST) -m stack -s -n0 tests/docker/$(or $(PART),)
 
 venv: $(STAMP) ## only the virtual environment
 

@@ -51,9 +51,10 @@ class Backup:
 
 
 class ComposeStack:
-    """`CONTAINER compose` (docker, podman, or a command that takes their arguments) with the ports SEARCH_PORT, MLFLOW_PORT, AIRFLOW_PORT.
+    """`CONTAINER compose` (docker, podman, or a command that takes their arguments) with the ports SEARCH_PORT, MLFLOW_PORT, AIRFLOW_PORT,
+    PROMETHEUS_PORT.
 
-    STANDINS: the images out of Debian's packages. PROFILE: minimal, full or gpu.
+    STANDINS: the images out of Debian's packages. PROFILE: minimal, full (embeds on its Spark) or gpu. WITHOUT: services to leave out.
     """
 
     def __init__(self, folder: Path, settings: dict[str, str] | None = None) -> None:
@@ -66,7 +67,11 @@ class ComposeStack:
         self.environment = os.environ | dict(s.split("=", 1) for s in stand_ins) | {"SETTINGS": str(folder / "settings.env")}
         self.container = shlex.split(os.environ.get("CONTAINER") or "docker")
         self.profile = os.environ.get("PROFILE") or "minimal"
-        ports = {n: os.environ.get(f"{n}_PORT", p) for n, p in (("SEARCH", "8000"), ("MLFLOW", "5000"), ("AIRFLOW", "8080"))}
+        self.without = os.environ.get("WITHOUT", "").split()
+        if self.profile == "full":
+            self.environment["SPARK_MASTER"] = "spark://spark:7077"
+        usual = {"SEARCH": "8000", "MLFLOW": "5000", "AIRFLOW": "8080", "PROMETHEUS": "9090"}
+        ports = {name: os.environ.get(f"{name}_PORT", port) for name, port in usual.items()}
         self.urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
 
     def compose(self, *words: str, given: bytes = b"") -> bytes:
@@ -76,6 +81,12 @@ class ComposeStack:
         ran = subprocess.run(command, env=self.environment, capture_output=True, input=given, cwd=PROJECT)
         assert ran.returncode == 0, f"{words}\n{ran.stdout[-3000:]!r}\n{ran.stderr.decode()[-3000:]}"
         return ran.stdout
+
+    def up(self, *services: str) -> None:
+        """Starts the services that are named, or all but those of WITHOUT."""
+        if self.without and not services:
+            services = tuple(s for s in self.compose("config", "--services").decode().split() if s not in self.without)
+        self.compose("up", "-d", *services)
 
     def search(self, photo: bytes) -> httpx.Response:
         """A photo asked through the load balancer."""
@@ -97,12 +108,12 @@ class ComposeStack:
     def delete_and_restore(self, backup: Backup, *services: str) -> None:
         """Deletes every volume, brings back the databases and the objects, then starts the services that are named, or all."""
         self.compose("down", "-v")
-        self.compose("up", "-d", "postgres", "s3", "s3-buckets")
+        self.up("postgres", "s3", "s3-buckets")
         until(self.postgres_answers, "PostgreSQL answers", limit_s=300)
         self.compose("exec", "-T", "postgres", "sh", "-c", LOAD, given=backup.databases)
         for bucket, objects in backup.buckets.items():
             self.compose("exec", "-T", "s3", "/opt/moto/bin/python", "-c", COPY_IN, bucket, given=objects)
-        self.compose("up", "-d", *services)
+        self.up(*services)
 
     def postgres_answers(self) -> bool:
         try:

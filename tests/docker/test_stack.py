@@ -6,6 +6,8 @@ Everything lies in volumes of its own project, which are deleted at the end.
 
 import contextlib
 import io
+import json
+import os
 import tarfile
 import time
 from collections.abc import Iterator
@@ -47,6 +49,16 @@ class PipelineStack(ComposeStack):
         self.compose("exec", "-T", "worker-1", "tar", "-x", "-C", "/tmp", given=archive.getvalue())
         load = (Path(__file__).parent / "load_shop.py").read_text()
         self.compose("exec", "-T", "worker-1", "python", "-c", load)
+
+    def spark_jobs(self) -> list[dict[str, Any]]:
+        """The applications that Spark's master has seen the end of."""
+        ask = "import urllib.request as r; print(r.urlopen('http://spark:8080/json/').read().decode())"
+        return json.loads(self.compose("exec", "-T", "spark", "python", "-c", ask))["completedapps"]
+
+    def watched(self) -> dict[str, str]:
+        """What Prometheus says of each of its targets."""
+        answer = httpx.get(f"{self.urls['PROMETHEUS']}/api/v1/query", params={"query": "up"}, timeout=10, trust_env=False)
+        return {one["metric"]["instance"]: one["value"][1] for one in answer.json()["data"]["result"]}
 
     def photo(self) -> bytes:
         return next((self.folder / "shop" / "photos").glob("*.jpg")).read_bytes()
@@ -93,7 +105,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PipelineStack]:
     stack = PipelineStack(tmp_path_factory.mktemp("stack"))
     began = time.monotonic()
     try:
-        stack.compose("up", "-d")
+        stack.up()
         wanted = {"train_encoder", "rebuild_index", "refresh_index", "promote_index"}
         until(lambda: wanted <= (stack.quietly(stack.airflow.dags) or set()), "the DAGs are parsed")
         print(f"\nup from nothing in {time.monotonic() - began:.0f} s")
@@ -109,6 +121,14 @@ def test_a_night_goes_live_and_a_photo_is_answered_through_the_load_balancer(sta
     assert stack.run("rebuild_index") == "success"  # watch_champion would start it within a quarter of an hour
     until(lambda: stack.live() != "", "the first version is live")
     assert len(stack.products()) == 20
+
+
+@pytest.mark.skipif(os.environ.get("PROFILE") != "full", reason="Spark and Prometheus are in the profile full alone")
+def test_spark_embedded_the_pictures_and_prometheus_watches_the_replicas(stack: PipelineStack) -> None:
+    jobs = stack.spark_jobs()
+    assert jobs
+    assert {job["state"] for job in jobs} == {"FINISHED"}
+    until(lambda: stack.watched() == {"serving-1:8000": "1", "serving-2:8000": "1"}, "both replicas are watched")
 
 
 def test_an_hour_goes_live(stack: PipelineStack) -> None:
@@ -134,7 +154,7 @@ def test_a_killed_scheduler_and_worker_finish_what_they_began(stack: PipelineSta
 def test_a_restart_of_everything_keeps_its_state(stack: PipelineStack) -> None:
     before = stack.live()
     stack.compose("down")
-    stack.compose("up", "-d")
+    stack.up()
     until(lambda: stack.live() == before, "the same version is live")
     until(lambda: stack.quietly(stack.airflow.dags), "Airflow answers")
     stack.change("p00003")

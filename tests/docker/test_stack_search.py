@@ -49,7 +49,7 @@ def searching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searching]:
     environment.setenv("MLFLOW_TRACKING_USERNAME", "pipeline")
     environment.setenv("MLFLOW_TRACKING_PASSWORD", stack.secrets["MLFLOW_ADMIN_PASSWORD"])
     try:
-        stack.compose("up", "-d", *SERVICES)
+        stack.up(*SERVICES)
         wait_for_mlflow(stack)
         print(f"\nup from nothing in {time.monotonic() - began:.0f} s")
         shop = Shop(home, Registry(stack.urls["MLFLOW"], home / "cache"))
@@ -108,7 +108,7 @@ def test_a_killed_registry_costs_no_answer_and_a_replica_starts_without_it(searc
 def test_a_restart_of_everything_keeps_its_state(searching: Searching) -> None:
     stack = searching.stack
     stack.compose("down")
-    stack.compose("up", "-d", *SERVICES)
+    stack.up(*SERVICES)
     until(lambda: stack.live() == searching.version, "the same version is live", limit_s=900)
     assert searching.answers() == searching.expected
     wait_for_mlflow(stack)
