@@ -37,8 +37,7 @@ MAX_DEPTH, MAX_CONDITIONS, MAX_VALUES = 8, 64, 1000
 MAX_OBJECTS = 4 * MAX_CONDITIONS
 """Most objects of a filter, empty ones among them, which are no conditions."""
 MAX_COMPARISONS = 200
-"""Most numbers of an `in` list compared one by one; beyond, binary search is faster (a million rows on one core: 0.2 ms each,
-against 50 to 80 ms)."""
+"""Most numbers of an `in` list compared one by one (0.2 ms each for a million rows); beyond, binary search is faster (50 to 80 ms)."""
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "eq": np.equal, "lt": np.less, "lte": np.less_equal, "gt": np.greater, "gte": np.greater_equal,
 }  # fmt: skip
@@ -278,10 +277,7 @@ def _evaluate_text(condition: Condition, kind: Kind, features: Features, rows: n
 
 
 def _operand(condition: Condition, kind: str, value: Scalar, dtype: np.dtype) -> Any:
-    """Converts a condition's value to its column's type: bool, number, or microseconds. Raises FilterError.
-
-    Whole numbers are compared with a column of such as they are, however large; only what is compared with floats has to be one.
-    """
+    """A condition's value as its column's type: bool, microseconds, float, or a whole number of any size. Raises FilterError."""
     if kind == "flag":
         if not isinstance(value, bool):
             raise FilterError(f"filter: {condition.column} is true or false, and {value!r} is neither")
