@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 MASK = "********"
 SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
@@ -38,6 +38,15 @@ def sqlite_uri(file: Path, mode: str = "rwc") -> str:
     return f"file:{quote(str(file))}?mode={mode}"
 
 
+def is_url(address: str) -> bool:
+    """Whether an address has a host, a number for a port if it has one, and no white space."""
+    try:
+        parts = urlsplit(address)
+        return bool(parts.hostname) and parts.port != 0 and not any(c.isspace() for c in address)
+    except ValueError:  # a port that is no number, half an address of IPv6
+        return False
+
+
 def without_secrets(address: str) -> str:
     """An address to be shown: the user and password before its host, and the values of password-like parameters, are masked."""
     found = PREFIXED.match(address)
@@ -50,6 +59,11 @@ def without_secrets(address: str) -> str:
         rest = f"{MASK}@{rest[len(userinfo) + 1 :]}"
     parts = [_shown_parameter(part) for part in query.split("&")]
     return start + rest + mark + "&".join(parts)
+
+
+def shown_setting(address: str) -> str:
+    """What was set as an address, to be shown although it may be none: whatever has no scheme and may hold a password is masked."""
+    return without_secrets(address) if scheme(address) or not {"@", "="} & set(address) else MASK
 
 
 def without_userinfo(address: str) -> str:

@@ -8,12 +8,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Protocol, cast
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from serving.circuit_breaker import Errors
-from serving.contract.addresses import MASK, scheme, userinfo_encoded, without_secrets
+from serving.contract.addresses import is_url, scheme, shown_setting, userinfo_encoded, without_secrets
 from serving.contract.files import ContractError
 from serving.contract.manifest import Scalar
 from serving.index.engine import FilterTooSlow, Mask
@@ -156,25 +155,15 @@ def address_fault(engine: str, address: str) -> str:
         return ""
     like = f"{engine} is reached at {LIKE.get(engine, 'http://host:port, or https://host')}"
     if scheme(address) not in SCHEMES.get(engine, ("http", "https")):
-        shown = without_secrets(address) if scheme(address) or not {"@", "="} & set(address) else MASK
-        return f"VITRINE_ENGINE_ADDRESS={shown!r}: {like}"
+        return f"VITRINE_ENGINE_ADDRESS={shown_setting(address)!r}: {like}"
     if not userinfo_encoded(address):
         return (
             f"VITRINE_ENGINE_ADDRESS={without_secrets(address)!r}: its user and password must be percent-encoded, as %40 for @, %2F for /, "
             "%25 for %"
         )
-    if engine != "pgvector" and not _is_url(address):
+    if engine != "pgvector" and not is_url(address):
         return f"VITRINE_ENGINE_ADDRESS={without_secrets(address)!r}: {like}"
     return ""
-
-
-def _is_url(address: str) -> bool:
-    """Whether an address has a host, and a number for a port if it has one."""
-    try:
-        parts = urlsplit(address)
-        return bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
 
 
 def open_collection(engine: str, endpoint: Endpoint, name: str, dim: int) -> Collection:

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 import numpy as np
 
 from serving.circuit_breaker import CircuitBreaker, RemoteUnavailable
-from serving.contract.addresses import error_line, without_secrets
+from serving.contract.addresses import error_line, is_url, scheme, shown_setting, without_userinfo
 from serving.contract.files import ContractError
 from serving.contract.runtimes import Format, Session
 
@@ -98,14 +98,13 @@ class EncoderServer:
 
 def split_address(address: str, schemes: tuple[str, ...], like: str) -> SplitResult:
     """The parts of VITRINE_ENCODER_ADDRESS. Raises ValueError, which says what one is `like`, where it is none, or names a user."""
-    parts = urlsplit(address)
-    if parts.scheme not in schemes or not parts.hostname:
-        raise ValueError(f"VITRINE_ENCODER_ADDRESS={without_secrets(address)!r}: {like}")
-    if parts.username is not None:
-        raise ValueError(
-            f"VITRINE_ENCODER_ADDRESS={without_secrets(address)!r}: no user is sent to encoder servers; leave it out"
-        )
-    return parts
+    address = address.strip()
+    shown = f"VITRINE_ENCODER_ADDRESS={shown_setting(address)!r}"
+    if scheme(address) in schemes and without_userinfo(address) != address:  # clients' own sentences may show passwords
+        raise ValueError(f"{shown}: no user is sent to encoder servers; leave it out")
+    if scheme(address) not in schemes or not is_url(address):
+        raise ValueError(f"{shown}: {like}")
+    return urlsplit(address)
 
 
 def model_name(fingerprint: str) -> str:

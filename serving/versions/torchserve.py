@@ -51,5 +51,5 @@ class TorchServeClient:
 
 def connect(address: str, timeout_s: float) -> TorchServeClient:
     """A client of the server at `address`, each of whose calls takes at most `timeout_s`. Raises ValueError where it is no address."""
-    split_address(address, ("http", "https"), "TorchServe's is like http://host:8080")
-    return TorchServeClient(address, timeout_s)
+    parts = split_address(address, ("http", "https"), "TorchServe's is like http://host:8080")
+    return TorchServeClient(parts.geturl(), timeout_s)

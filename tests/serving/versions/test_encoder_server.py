@@ -1,5 +1,6 @@
 """A server as a runtime: golden outputs, fingerprints, answers that are none."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from serving.contract.encoder import EncoderFolder
 from serving.contract.files import ContractError
 from serving.settings import ServingSettings
-from serving.versions.encoder_server import EncoderServer, EncoderUnavailable
+from serving.versions.encoder_server import EncoderServer, EncoderUnavailable, split_address
 from serving.versions.encoder_trial import EncoderTrial
 from tests.serving.versions.pretended import Pretended, pretend
 from tests.tiny import tiny_encoder
@@ -73,3 +74,29 @@ def test_the_graph_of_a_server_is_opened_in_no_child_process(tmp_path: Path, ser
 def test_its_settings_are_read() -> None:
     found = ServingSettings.load({"VITRINE_ENCODER_SERVER": "triton", "VITRINE_ENCODER_ADDRESS": "grpc://t:8001"})
     assert (found.encoder_server, found.encoder_address, found.encoder_timeout_s) == ("triton", "grpc://t:8001", 1.0)
+
+
+LIKE = "such are like http://host:1"
+
+
+@pytest.mark.parametrize("between", ["", "@", "/", "?", "%", "/@", "@/", "#", " "])
+def test_a_user_in_the_address_of_an_encoder_server_is_told_without_its_password(between: str) -> None:
+    with pytest.raises(ValueError, match=r"VITRINE_ENCODER_ADDRESS='http://.*': no user is sent to encoder servers") as raised:
+        split_address(f"http://shop:hid{between}den@host:8080", ("http",), LIKE)
+    assert not {"hid", "den"} & set(re.findall("hid|den", str(raised.value)))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "http://", "http://:1", "http://host:port", "http://host:0", "http://host:99999", "http://[::1:1", "http://ho st:1", "host:1",
+     "shop:hidden@host:1", "ftp://shop:hidden@host"],
+)  # fmt: skip
+def test_an_address_that_no_client_reads_is_one_sentence(address: str) -> None:
+    with pytest.raises(ValueError, match=f"^VITRINE_ENCODER_ADDRESS='.*': {LIKE}$") as raised:
+        split_address(address, ("http",), LIKE)
+    assert "hidden" not in str(raised.value)
+
+
+def test_an_address_may_have_a_path_and_the_newline_of_a_file() -> None:
+    assert split_address("HTTP://host:1/a/\n", ("http",), LIKE).geturl() == "http://host:1/a/"
+    assert split_address("http://[::1]:8000", ("http",), LIKE).port == 8000
