@@ -111,9 +111,8 @@ class Connections:
 
     def _connect(self) -> LimitedConnection:
         seconds = self.endpoint.timeout_s
-        given = (
-            conninfo_to_dict(self.endpoint.address).get("options") or os.environ.get("PGOPTIONS") or ""
-        )  # such as a search_path
+        # Options of the address, such as a search_path, would be replaced by ours.
+        given = conninfo_to_dict(self.endpoint.address).get("options") or os.environ.get("PGOPTIONS", "")
         connection = LimitedConnection.connect(
             self.endpoint.address, autocommit=True, connect_timeout=max(2, int(seconds)),
             options=f"{given} -c statement_timeout={int(seconds * 1000)}", tcp_user_timeout=int(seconds * 1000),

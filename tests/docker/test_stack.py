@@ -94,7 +94,7 @@ class PipelineStack(ComposeStack):
         return self.finished(dag, self.airflow.trigger(dag))
 
     def quietly(self, ask: Any) -> Any:
-        """None while the API server is away."""
+        """None while what is asked is away."""
         with contextlib.suppress(httpx.HTTPError, VitrineError):
             return ask()
         return None
@@ -128,7 +128,7 @@ def test_spark_embedded_the_pictures_and_prometheus_watches_the_replicas(stack: 
     jobs = stack.spark_jobs()
     assert jobs
     assert {job["state"] for job in jobs} == {"FINISHED"}
-    until(lambda: stack.watched() == {"serving-1:8000": "1", "serving-2:8000": "1"}, "both replicas are watched")
+    until(lambda: stack.quietly(stack.watched) == {"serving-1:8000": "1", "serving-2:8000": "1"}, "both replicas are watched")
 
 
 def test_an_hour_goes_live(stack: PipelineStack) -> None:
