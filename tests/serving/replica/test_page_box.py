@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from shutil import which
+from time import monotonic
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
@@ -15,7 +16,7 @@ from tests.serving.replica.conftest import open_app
 from tests.serving.replica.storefront import Storefront
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Response
+    from playwright.sync_api import Browser, Page, Request
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not which("chromium"), reason="needs Debian's chromium")]
 WIDTH, HEIGHT = 1200, 900
@@ -38,11 +39,11 @@ def photo(turned: bool = False) -> bytes:
 
 
 class Asked:
-    """A page with a photo on it, and the boxes of the searches that were answered: None for the whole photo."""
+    """A page with a photo on it, and the searches that it asked for, in the order in which it asked: answers may overtake each other."""
 
     def __init__(self, page: "Page", data: bytes) -> None:
-        self.page, self.boxes = page, []  # type: ignore[var-annotated]
-        page.on("response", self._note)
+        self.page, self.searches = page, []  # type: ignore[var-annotated]
+        page.on("request", self._note)
         page.set_input_files("#file", {"name": "p.jpg", "mimeType": "image/jpeg", "buffer": data})
         page.wait_for_selector("#results li button")
         page.wait_for_selector("#stage", state="visible")
@@ -50,11 +51,9 @@ class Asked:
         self.stage = page.locator("#stage").bounding_box()
         assert self.stage["width"] / self.stage["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.02), "it lies on the picture"
 
-    def _note(self, response: "Response") -> None:
-        """What the server took the box for is in the address that it gives the answer."""
-        if response.url.endswith("/v1/search"):
-            box = parse_qs(response.headers["content-location"]).get("box")
-            self.boxes.append(json.loads(box[0]) if box else None)
+    def _note(self, request: "Request") -> None:
+        if request.url.endswith("/v1/search"):
+            self.searches.append(request)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Where a place in the photo lies on the page."""
@@ -69,10 +68,14 @@ class Asked:
         mouse.up()
 
     def newest(self, count: int) -> dict | None:
-        """The box of the newest search, once there are `count` of them."""
+        """What the server took the box of the newest of `count` searches for, as the address of its answer says; None: the whole photo."""
+        deadline = monotonic() + 60
+        while len(self.searches) < count and monotonic() < deadline:
+            self.page.wait_for_timeout(20)
         self.page.wait_for_function("document.querySelector('#sides').ariaBusy === 'false'")
-        assert len(self.boxes) == count
-        return self.boxes[-1]
+        assert len(self.searches) == count
+        box = parse_qs(self.searches[-1].response().headers["content-location"]).get("box")
+        return json.loads(box[0]) if box else None
 
 
 def near(box: dict | None, x: float, y: float, width: float, height: float) -> bool:
@@ -146,12 +149,28 @@ def test_with_the_keyboard_alone(page: "Page") -> None:
     page.keyboard.down("ArrowLeft")
     for _ in range(40):
         page.keyboard.down("ArrowLeft")
-    assert len(asked.boxes) == 6, "while the key is held nothing is asked"
+    assert len(asked.searches) == 6, "while the key is held nothing is asked"
     page.keyboard.up("ArrowLeft")
     assert near(asked.newest(7), 0, 0.2, 0.6, 0.58)
     page.keyboard.press("Delete")
     assert asked.newest(8) is None
     assert page.evaluate("document.activeElement.textContent") == "Box"
+
+
+def test_an_answer_that_was_overtaken_is_not_shown(page: "Page") -> None:
+    asked, held = Asked(page, photo()), []  # type: ignore[var-annotated]
+    page.get_by_role("button", name="Box", exact=True).press("Enter")
+    assert near(asked.newest(2), 0.2, 0.2, 0.6, 0.6)
+    page.route("**/v1/search", lambda route: route.continue_() if held else held.append(route))
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    assert near(asked.newest(4), 0.24, 0.2, 0.6, 0.6)
+    shown = page.locator("#message").text_content()
+    with page.expect_response(lambda response: response.status == 503):
+        held[0].fulfill(status=503, json={"detail": "this one was overtaken"})
+    page.wait_for_timeout(200)
+    assert page.locator("#message").text_content() == shown
+    assert page.locator("#results li button").count() > 0
 
 
 def test_with_fingers_it_is_drawn_pinched_and_tapped_away(browser: "Browser", url: str) -> None:
@@ -175,7 +194,7 @@ def test_with_fingers_it_is_drawn_pinched_and_tapped_away(browser: "Browser", ur
     for spread in (0.12, 0.15):
         touch("touchMove", (0.5 - spread, 0.5), (0.5 + spread, 0.5))
     touch("touchMove", (0.35, 0.5))
-    assert len(asked.boxes) == 2, "one finger is still there"
+    assert len(asked.searches) == 2, "one finger is still there"
     touch("touchEnd")
     assert near(asked.newest(3), 0.2, 0.2, 0.6, 0.6), "pinched open by half"
     touch("touchStart", (0.9, 0.9))
