@@ -52,6 +52,14 @@ def test_airflows_users_come_from_a_secret_and_its_pods_hold_no_token() -> None:
         assert values[name]["serviceAccount"] == {"automountServiceAccountToken": False}, name
 
 
+def test_workers_and_board_have_the_files_that_settings_name_where_there_are_any() -> None:
+    for name in ("workers", "apiServer"):
+        pod = airflow_values()[name]
+        volume, mount = pod["extraVolumes"][-1], pod["extraVolumeMounts"][-1]
+        assert volume["secret"] == {"secretName": "vitrine-files", "optional": True}, name
+        assert mount == {"name": volume["name"], "mountPath": "/etc/vitrine", "readOnly": True}, name
+
+
 def test_airflows_pods_have_no_more_rights_than_search() -> None:
     contexts = airflow_values()["securityContexts"]
     assert contexts["pod"]["runAsNonRoot"]

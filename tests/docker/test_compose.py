@@ -225,6 +225,14 @@ def test_every_file_that_is_mounted_is_there() -> None:
                 assert (DOCKER / volume.split(":")[0]).exists(), volume
 
 
+def test_whoever_opens_the_registry_has_the_files_that_settings_name() -> None:
+    """The board of the API server checks signatures by the same key as the workers."""
+    for name, service in SERVICES.items():
+        if "AIRFLOW_" in service["image"]:
+            opens = name.startswith("worker") or name == "airflow-api-server"
+            assert ("./pipeline:/etc/vitrine:ro" in service["volumes"]) == opens, name
+
+
 def test_replicas_know_their_proxy_and_their_addresses_stay() -> None:
     proxy = SERVICES["nginx"]["networks"]["edge"]["ipv4_address"]
     replicas = [n for n in SERVICES if n.startswith("serving-")]
@@ -255,7 +263,11 @@ def test_the_proxys_limits_are_those_of_a_replica() -> None:
 def test_files_that_hold_secrets_get_into_no_repository_and_no_image(file: str) -> None:
     """Keys and settings of one's own lie beside those that are tracked, as the pages say."""
     ignored = [re.sub("^(!?)/", r"\1", line) for line in (PROJECT / file).read_text().splitlines()]
-    for pattern, kept in (("docker/*.env*", "docker/settings.env"), ("docker/serving/*", "docker/serving/settings.env")):
+    for pattern, kept in (
+        ("docker/*.env*", "docker/settings.env"),
+        ("docker/serving/*", "docker/serving/settings.env"),
+        ("docker/pipeline/*", "docker/pipeline/README.md"),
+    ):
         assert ignored.index(pattern) < ignored.index(f"!{kept}")
         assert (PROJECT / kept).exists()
 
