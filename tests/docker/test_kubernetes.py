@@ -93,6 +93,12 @@ def test_every_serving_deployment_has_a_budget_and_is_spread_over_nodes_and_zone
         assert drain_s + 10 < pod["terminationGracePeriodSeconds"], "a replica ends its requests within ten seconds of the drain"
 
 
+def test_gateways_may_be_as_many_as_sizing_says() -> None:
+    page = (PROJECT / "docs" / "operate" / "sizing.md").read_text()
+    most = max(int(n) for n in re.findall(r"(\d+) gateways", page))
+    assert of_kind("overlays/cpu", "ScaledObject")["vitrine-gateway"]["maxReplicaCount"] > most
+
+
 def test_scalers_ask_for_metrics_that_exist_and_by_the_documented_targets() -> None:
     gateway = create_app(ServingSettings(role="gateway", shard_urls=("http://127.0.0.1:1",))).state.replica.metrics
     shard = create_app(ServingSettings(role="shard", shards=("0",))).state.server.metrics
@@ -152,7 +158,7 @@ def test_what_else_replicas_may_ask_is_a_patch_that_renders(tmp_path: Path) -> N
     objects = rendered("overlays/cpu", tmp_path / "kubernetes")
     (out,) = (d["spec"]["egress"] for d in objects if d["metadata"]["name"] == "vitrine-out")
     assert out[:-1] == of_kind("overlays/cpu", "NetworkPolicy")["vitrine-out"]["egress"]
-    assert {p["port"] for p in out[-1]["ports"]} == {443, 5432, 19530, 8001}
+    assert {p["port"] for p in out[-1]["ports"]} == {443, 5432, 8000}
 
 
 def test_spark_and_its_driver_reach_each_other_and_keda_reaches_the_master() -> None:
