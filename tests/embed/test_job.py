@@ -159,6 +159,16 @@ folder = Path(sys.argv[1])
 run(read_snapshot(sys.argv[2]), folder, "k1", KILLED)
 """
 KILLED = EmbedConfig(chunk=16, batch=4)
+STAYS = DRIVER.replace(
+    "run(read", "from tests.embed import test_job\ntest_job.worker.embed_chunk = test_job.embed_some\nrun(read"
+)
+
+
+def embed_some(chunk: str, config: worker.WorkerConfig) -> None:
+    """Embeds a chunk where fewer than eight are done; else it stays until it is killed."""
+    if len(list(Path(config.store_uri).rglob("part-*.json"))) >= 8:
+        time.sleep(600)
+    worker.embed_chunk(chunk, config)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +185,7 @@ def test_a_killed_driver_goes_on_where_it_was(undisturbed: tuple[Path, Snapshot,
     folder, taken, calm = undisturbed
     commits = folder / "store" / "embeddings" / "tiny"
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(folder), taken.uri], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", STAYS, str(folder), taken.uri], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     family = [psutil.Process(process.pid)]
     try:
@@ -184,10 +194,10 @@ def test_a_killed_driver_goes_on_where_it_was(undisturbed: tuple[Path, Snapshot,
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    _, left = psutil.wait_procs(family, timeout=30)
+    _, left = psutil.wait_procs(family, timeout=90)
     assert not left, "Spark outlived its driver"
     before = {f: f.stat().st_mtime_ns for f in commits.rglob("*.json")}
-    assert done <= len(before) < 25, "the kill came too late to prove anything"
+    assert done <= len(before) <= 9, "some chunks are left to do"
     result = run(taken, folder, "k1", KILLED)
     assert all(f.stat().st_mtime_ns == stamp for f, stamp in before.items()), "a finished chunk was embedded again"
     assert _counts(result) == _counts(calm)
@@ -204,14 +214,14 @@ def _counts(result: EmbedResult) -> EmbedResult:
 
 
 def _wait_for_commits(folder: Path, least: int, process: subprocess.Popen) -> int:
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while time.monotonic() < limit:
         count = len(list(folder.rglob("part-*.json")))
         if count >= least:
             return count
         assert process.poll() is None, f"the driver ended by itself with {process.returncode}"
         time.sleep(0.005)
-    raise AssertionError("the driver did not get going in two minutes")
+    raise AssertionError("the driver did not get going in five minutes")
 
 
 def test_a_killed_python_worker_costs_its_chunk_only(tmp_path: Path) -> None:

@@ -54,17 +54,17 @@ def test_a_second_build_keeps_what_is_whole_and_mends_what_is_not(shop: Shop, tm
 
 
 KILLED = """
-import json, sys
+import itertools, json, sys, time
 from pathlib import Path
 from tasks.index import build
 from tasks.index.template import Template
 vectors, snapshot, template, folder = sys.argv[1:]
-slow = build.shard_batches
+whole, pieces = build.shard_batches, itertools.count()
 def one_by_one(uri, shard):
-    import time
-    for keys, vectors in slow(uri, shard):
+    for keys, vectors in whole(uri, shard):
         for start in range(0, len(keys), 20):
-            time.sleep(0.02)
+            if next(pieces) == 5:
+                time.sleep(600)
             print("added", flush=True)
             yield keys[start:start + 20], vectors[start:start + 20]
 build.shard_batches = one_by_one
@@ -86,7 +86,7 @@ def test_a_killed_build_run_again_gives_the_same_segment(family: str, shop: Shop
             assert process.stdout.readline() == "added\n"
         os.kill(process.pid, signal.SIGKILL)
         assert "done\n" not in process.stdout.readlines()
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait(60) == -signal.SIGKILL
     assert not (folder / "built.json").exists()
     again = build_shard(shop.vectors_uri, shop.snapshot.uri, template, 0, folder)
     assert sums([again]) == sums(whole[:1])

@@ -23,7 +23,7 @@ from tests.encoder.conftest import Exported
 from tests.graphs import open_here
 
 EXPORT = """
-import sys
+import sys, time
 from pathlib import Path
 from tasks.encoder.export.export import export_encoder
 from tasks.encoder.presets import preset
@@ -33,7 +33,11 @@ from tasks.encoder.train.loop import no_log
 from tests.graphs import open_here
 uri, work, config = sys.argv[1], Path(sys.argv[2]), preset("tiny")
 teacher = train_teacher(uri, config, work, no_log)
-export_encoder(uri, teacher, distil_student(uri, teacher, config, work, no_log), config, work, Path(sys.argv[3]), check=open_here)
+def stay(name, *given):
+    open_here(name, *given)
+    if name.startswith("student"):
+        time.sleep(600)
+export_encoder(uri, teacher, distil_student(uri, teacher, config, work, no_log), config, work, Path(sys.argv[3]), check=stay)
 """
 
 
