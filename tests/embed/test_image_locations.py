@@ -22,7 +22,7 @@ from tests.servers import free_port, s3_server
 
 pytestmark = pytest.mark.slow
 
-CONFIG = EmbedConfig(batch=8, chunk=16, direct=10_000, hosts=(f"127.0.0.1:{free_port()}",), private_hosts=True, fetch_s=0.5)
+CONFIG = EmbedConfig(batch=8, chunk=16, direct=10_000, hosts=(f"127.0.0.1:{free_port()}",), private_hosts=True)
 
 
 def bomb() -> bytes:
