@@ -1,9 +1,5 @@
 """The terminal's client of Airflow: a slow answer is asked for again, unless the call changes something."""
 
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import httpx
 import pytest
 
@@ -12,35 +8,19 @@ from tasks.errors import VitrineError
 
 
 @pytest.fixture
-def slow() -> Iterator[tuple[Airflow, list[str]]]:
-    """A server that answers a path's third call only, and what it was asked."""
+def slow() -> tuple[Airflow, list[str]]:
+    """A client whose server answers a path's third call only, and what was asked of it."""
     asked: list[str] = []
-    done = threading.Event()
 
-    class Slow(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(f"{self.command} {self.path}")
-            if len(asked) < 3 or self.path.endswith("never"):
-                done.wait(30)
-                return
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b'{"state": "success"}')
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        if len(asked) < 3 or request.url.path.endswith("never"):
+            raise httpx.ReadTimeout("timed out", request=request)
+        return httpx.Response(200, json={"state": "success"})
 
-        def do_POST(self) -> None:
-            self.do_GET()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    client = Airflow(f"http://127.0.0.1:{server.server_port}", "admin", "secret")
-    client.client.timeout = httpx.Timeout(0.2)
-    yield client, asked
-    done.set()
-    server.shutdown()
-    server.server_close()
+    client = Airflow("http://airflow", "admin", "secret")
+    client.client = httpx.Client(base_url=client.url, transport=httpx.MockTransport(answer))
+    return client, asked
 
 
 def test_a_question_is_asked_again_until_it_is_answered(slow: tuple[Airflow, list[str]]) -> None:
