@@ -11,6 +11,7 @@ import pytest
 from tasks.demo.services import secret
 from tasks.demo.supervisor import Service, Supervisor
 from tasks.errors import VitrineError
+from tests.servers import free_port
 
 PARENT = """
 import subprocess, sys, http.server
@@ -24,9 +25,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_port()
 
 
 def service(port: int, flavour: str = "") -> Service:
