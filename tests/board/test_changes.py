@@ -2,7 +2,7 @@
 
 import csv
 import io
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +40,7 @@ def live(mlflow_tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def read(live: LiveShop) -> dict[str, Any]:
     """What a board that was opened just now says."""
-    return ChangesBoard(lambda: change_source(settings()), lambda: live.registry, settings().store_uri).read()
+    return ChangesBoard(lambda: change_source(settings()), lambda: live.registry, settings().store_uri, patience_s=60).read()
 
 
 def test_with_nothing_wrong_it_says_so(live: LiveShop) -> None:
@@ -149,18 +149,20 @@ def test_dead_letters_that_cannot_be_read_do_not_hide_what_waits(live: LiveShop)
     assert "the dead letters cannot be read: no such table: outbox_dead" in found["dead_note"]
 
 
-def test_one_look_serves_everybody_and_a_slow_one_is_waited_for_once(tmp_path: Path) -> None:
-    looks = []
+def test_one_look_serves_everybody_and_a_slow_one_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "FRESH_S", 60.0)
+    looks, answers = [], threading.Event()
 
     def slow() -> dict[str, Any]:
-        looks.append(time.monotonic())
+        looks.append("look")
         with open_changes("outbox:", str(tmp_path / "folder"), tmp_path) as source:
-            time.sleep(1)
+            assert answers.wait(60)
             return {"waiting": source.count_waiting()}
 
     look = SingleFlight(slow, "the queue", 0.2)
     assert [look.start()(), look.start()()] == [{"problem": "the queue did not answer within 0.2 s"}] * 2
-    time.sleep(1)
+    look.patience_s = 60
+    answers.set()
     assert look.start()() == {"waiting": 0}
     assert len(looks) == 1
 
