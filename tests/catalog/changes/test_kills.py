@@ -11,7 +11,7 @@ import pytest
 
 from tasks.embed.store import EmbeddingStore
 from tasks.registry import INDEX_MODEL
-from tests.catalog.changes.killed import refresh_and_die, server
+from tests.catalog.changes.killed import SETTLE_S, refresh_and_die, server
 from tests.catalog.changes.refreshed import LiveShop, own_mlflow
 from tests.catalog.changes.test_sources import use_aws
 from tests.servers import aws_server, kafka_broker
@@ -121,6 +121,7 @@ def test_a_consumer_killed_before_it_acknowledges_loses_nothing(
         name = f"changes-{uuid.uuid4().hex[:8]}"
         if kind == "sqs":
             use_aws(monkeypatch, address)
+        monkeypatch.setattr("tasks.catalog.changes.kafka.SETTLE_S", SETTLE_S)
         live = LiveShop(tmp_path, own_mlflow(tmp_path, mlflow_tables), monkeypatch)
         live.environment["VITRINE_CHANGES"] = f"sqs://{name}" if kind == "sqs" else f"kafka://{address}/{name}"
         live.send(*(live.upsert(n, 1) for n in range(12)), live.delete(20, 1))

@@ -31,6 +31,12 @@ def servers() -> Iterator[dict[str, str]]:
         yield {"aws": aws, "kafka": kafka, "postgres": database}
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker of a busy machine may be silent for longer than one that has no more to give."""
+    monkeypatch.setattr("tasks.catalog.changes.kafka.SETTLE_S", 60.0)
+
+
 @pytest.fixture(params=KINDS)
 def opened(request: pytest.FixtureRequest, servers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Opens one and the same new queue, as often as it is called."""
