@@ -52,7 +52,7 @@ def test_every_dag_runs_to_its_end_and_tells_no_secret(
         postgres = stack.enter_context(postgres_server())
         load_folder(tmp_path / "shop", postgres)
         basis = replace(
-            Settings(), home=tmp_path, mlflow_uri=mlflow_uri, airflow_url=f"http://127.0.0.1:{free_port()}", bake_s=0.5, p99_ms=5000.0,
+            Settings(), home=tmp_path, mlflow_uri=mlflow_uri, airflow_url=f"http://127.0.0.1:{free_port()}", bake_s=0.5, p99_ms=60_000.0,
             encoder_preset="tiny", redis_url=stack.enter_context(redis_server(tmp_path, f"{CANARY}redis")),
         )  # fmt: skip
         settings = with_canaries(basis, f"{postgres}&image_root={tmp_path / 'shop'}")
@@ -78,8 +78,8 @@ def test_every_dag_runs_to_its_end_and_tells_no_secret(
                 source.database.execute("INSERT INTO outbox (event) VALUES ('nonsense')")  # type: ignore[attr-defined]
         children = stack.enter_context(ChildWatch())
         told = airflow(environ, "tests.dags.in_process", json.dumps(runs), errors=tmp_path / "stderr.log")
-        answers = [httpx.get(f"{r.url}{path}", trust_env=False).text for r in running for path in SHOWN]
-        serving = [httpx.get(f"{r.url}/v1/version", trust_env=False).json()["live"]["version"] for r in running]
+        answers = [httpx.get(f"{r.url}{path}", timeout=60, trust_env=False).text for r in running for path in SHOWN]
+        serving = [httpx.get(f"{r.url}/v1/version", timeout=60, trust_env=False).json()["live"]["version"] for r in running]
     done = [json.loads(line[4:]) for line in told.splitlines() if line.startswith("RUN ")]
     first, again, back, missing, hour, night, watch, garbage, champion, training = done
     assert first["state"] == "success"
