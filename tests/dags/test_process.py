@@ -19,7 +19,7 @@ if os.fork() == 0:
     end_with_supervisor()
     end_with_supervisor()
     print(os.getpid(), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -31,7 +31,7 @@ def test_a_task_is_killed_with_its_supervisor_and_with_nobody_else(title: str, e
     task = psutil.Process(int(supervisor.stdout.readline()))
     os.kill(supervisor.pid, signal.SIGKILL)
     supervisor.wait()
-    _, alive = psutil.wait_procs([task], timeout=20 if ends else 1)
+    _, alive = psutil.wait_procs([task], timeout=60 if ends else 1)
     for process in alive:
         process.kill()
     supervisor.stdout.close()

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -28,6 +27,7 @@ from tasks.errors import TrainingError
 from tasks.settings import PROJECT
 from tests.catalogs import read_table, write_table
 from tests.encoder.conftest import draw_catalogue
+from tests.running import until
 
 
 def pixels(n: int, first: int) -> Pixels:
@@ -114,7 +114,7 @@ def test_a_killed_training_leaves_no_decoders_behind(snapshot: Snapshot, tmp_pat
         "    with Decoders(sys.argv[1], PreprocessSpec(size=24), 2) as d:\n"
         "        d(0, lambda step: [sys.argv[2]] * 8)\n"
         "        print(*[p.pid for p in multiprocessing.active_children()], flush=True)\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(600)\n"
     )
     training = read_training_set(snapshot.uri)
     script = tmp_path / "decode.py"
@@ -127,10 +127,14 @@ def test_a_killed_training_leaves_no_decoders_behind(snapshot: Snapshot, tmp_pat
         workers = [int(pid) for pid in process.stdout.readline().split()]
         assert len(workers) == 2
         process.kill()
-    end = time.monotonic() + 20
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in workers):
-        assert time.monotonic() < end, "the decoders outlived their training"
-        time.sleep(0.1)
+    until(lambda: not any(map(runs, workers)), "no decoder outlives its training")
+
+
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_copy_of_a_held_out_photo_is_not_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
