@@ -1,12 +1,10 @@
 """The capacity model against queueing theory, its own invariants, and a replica that it measures."""
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
@@ -16,7 +14,7 @@ from tasks.capacity.service_times import measure_times, read_times, synthetic_ph
 from tasks.capacity.simulation import LoadTarget, Stage, Station, Times, plans, simulate
 from tasks.errors import VitrineError
 from tests.releases import make_release
-from tests.running import Served
+from tests.running import Served, answers, until
 
 N = 60_000
 
@@ -129,8 +127,7 @@ def asked_url(tmp_path: Path) -> Iterator[str]:
     """A replica of 12 products that is ready."""
     make_release(tmp_path)
     with Served(create_app(ServingSettings(release=str(tmp_path / "release"), poll_s=0.05))) as served:
-        while httpx.get(f"{served.url}/readyz", trust_env=False).status_code != 200:
-            time.sleep(0.05)
+        until(lambda: answers(f"{served.url}/readyz"), "the replica is ready")
         yield served.url
 
 

@@ -29,12 +29,12 @@ from tasks.pipelines import drain_changes, refresh_index
 from tasks.registry import INDEX_MODEL, Registry
 from tasks.settings import PROJECT
 from tests.catalogs import picture
-from tests.running import Served, until
+from tests.running import Served, answers, until
 from tests.servers import free_port
 
 ROOT = "@fixture@"
 TOKEN = "token-for-a-test"
-START_S = 60.0
+START_S = 180.0
 
 
 def relocate(folder: Path, before: str, after: str) -> None:
@@ -68,14 +68,14 @@ def replica(folder: Path, **settings: str) -> Iterator[str]:
             yield url
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 @contextmanager
 def replica_here(release: Path) -> Iterator[str]:
     """The same of an exported release, in this process: without the seconds that another one takes to start."""
     with Served(create_app(ServingSettings(release=str(release)))) as served:
-        until(lambda: httpx.get(f"{served.url}/readyz", trust_env=False).status_code == 200, "the replica is ready", START_S)
+        until(lambda: answers(f"{served.url}/readyz"), "the replica is ready", START_S)
         yield served.url
 
 
