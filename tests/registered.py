@@ -149,7 +149,7 @@ class Running:
         self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", ws="none"))
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not self.server.started and time.monotonic() < until:
             time.sleep(0.02)
 

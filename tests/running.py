@@ -18,7 +18,7 @@ from serving.settings import ServingSettings
 from tests.servers import free_port
 
 
-def until(holds: Callable[[], bool], what: str = "it comes about", limit_s: float = 20.0) -> None:
+def until(holds: Callable[[], bool], what: str = "it comes about", limit_s: float = 60.0) -> None:
     """Waits until something holds, looking often at first and every 0.3 s in the end. Fails after `limit_s`."""
     end, pause = time.monotonic() + limit_s, 0.002
     while not holds():
@@ -46,7 +46,7 @@ class Served:
 
     def __enter__(self) -> "Served":
         self.thread.start()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not self.server.started:
             if not self.thread.is_alive() or time.monotonic() > until:
                 raise RuntimeError("the server did not start")

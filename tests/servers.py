@@ -32,7 +32,7 @@ def free_port() -> int:
             return port
 
 
-def _wait(port: int, process: subprocess.Popen, limit_s: float = 60) -> None:
+def _wait(port: int, process: subprocess.Popen, limit_s: float = 180) -> None:
     limit = time.monotonic() + limit_s
     while time.monotonic() < limit:
         if process.poll() is not None:
@@ -53,7 +53,7 @@ def _running(command: list[str], port: int) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
 
 
 def make_mlflow_tables(path: Path) -> None:
@@ -206,7 +206,7 @@ BROKER = """
 import sys
 from confluent_kafka import Producer
 broker = Producer({"test.mock.num.brokers": 1})
-print(next(iter(broker.list_topics(timeout=30).brokers.values())), flush=True)
+print(next(iter(broker.list_topics(timeout=120).brokers.values())), flush=True)
 sys.stdin.read()
 """
 
@@ -221,4 +221,4 @@ def kafka_broker() -> Iterator[str]:
         assert ":" in address, "the broker did not start"
         yield address
     finally:
-        process.communicate("", timeout=30)
+        process.communicate("", timeout=60)
