@@ -144,7 +144,7 @@ class Running:
     def __init__(self, mlflow_uri: str, cache: Path, port: int = 0, **settings: Any) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        given: dict[str, Any] = {"poll_s": 0.2, "admin_token": TOKEN} | settings
+        given: dict[str, Any] = {"poll_s": 0.2, "admin_token": TOKEN, "deadline_s": 60.0} | settings
         app = create_app(ServingSettings(mlflow_uri=mlflow_uri, cache=cache, **given))
         self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", ws="none"))
         self.thread = threading.Thread(target=self.server.run)

@@ -126,7 +126,7 @@ def test_times_are_kept_and_read_again(times: Times, tmp_path: Path) -> None:
 def asked_url(tmp_path: Path) -> Iterator[str]:
     """A replica of 12 products that is ready."""
     make_release(tmp_path)
-    with Served(create_app(ServingSettings(release=str(tmp_path / "release"), poll_s=0.05))) as served:
+    with Served(create_app(ServingSettings(release=str(tmp_path / "release"), poll_s=0.05, deadline_s=60))) as served:
         until(lambda: answers(f"{served.url}/readyz"), "the replica is ready")
         yield served.url
 

@@ -57,7 +57,8 @@ def unpack(archive: Path, folder: Path) -> Path:
 def replica(folder: Path, **settings: str) -> Iterator[str]:
     """The address of a replica in a process of its own that is ready; `settings` without their prefix, its log in `folder`."""
     port = free_port()
-    environment = {"VITRINE_PORT": str(port), "VITRINE_CACHE": str(folder / "cache"), "VITRINE_POLL_S": "0.2"}
+    environment = {"VITRINE_PORT": str(port), "VITRINE_CACHE": str(folder / "cache")}
+    environment |= {"VITRINE_POLL_S": "0.2", "VITRINE_DEADLINE_S": "60"}
     environment |= {f"VITRINE_{name.upper()}": value for name, value in settings.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log").open("wb") as log:
@@ -74,7 +75,7 @@ def replica(folder: Path, **settings: str) -> Iterator[str]:
 @contextmanager
 def replica_here(release: Path) -> Iterator[str]:
     """The same of an exported release, in this process: without the seconds that another one takes to start."""
-    with Served(create_app(ServingSettings(release=str(release)))) as served:
+    with Served(create_app(ServingSettings(release=str(release), deadline_s=60))) as served:
         until(lambda: answers(f"{served.url}/readyz"), "the replica is ready", START_S)
         yield served.url
 
@@ -84,9 +85,9 @@ def search(url: str, query: dict[str, Any], home: Path) -> list[tuple[str, float
     asked = f"{url}/v1/search"
     if "photo" in query:
         photo = (home / "shop" / query["photo"]).read_bytes()
-        answer = httpx.post(asked, files={"image": photo}, data={"k": "10"}, timeout=30, trust_env=False)
+        answer = httpx.post(asked, files={"image": photo}, data={"k": "10"}, timeout=60, trust_env=False)
     else:
-        answer = httpx.post(asked, json=query["json"], timeout=30, trust_env=False)
+        answer = httpx.post(asked, json=query["json"], timeout=60, trust_env=False)
     assert answer.status_code == 200, answer.text
     return [(r["product_id"], r["score"]) for r in answer.json()["results"]]
 

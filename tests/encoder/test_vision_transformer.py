@@ -132,7 +132,7 @@ def _release(place: Path, snapshot: Snapshot, folder: Path, embedded: EmbedResul
 @pytest.fixture(scope="module")
 def url(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A replica in a process of its own, as its container runs it."""
-    with Serving(made.release, tmp_path_factory.mktemp("replica") / "replica.log") as replica:
+    with Serving(made.release, tmp_path_factory.mktemp("replica") / "replica.log", deadline_s="60") as replica:
         replica.until_ready()
         yield replica.url
 
@@ -188,7 +188,7 @@ def test_a_photo_and_words_are_answered_by_the_replica(made: Made, snapshot: Sna
     query, words = version.open(made.manifest.query), TextEncoder.open(version)
     assert words is not None
     photo = (Path(snapshot.image_root) / "images" / "p003-photo2.jpg").read_bytes()
-    with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
         by_photo = client.post("/v1/search", files={"image": ("p.jpg", photo)}, data={"k": "12"}).json()
         by_words = client.post("/v1/search", json={"text": "shoe number 5", "k": 12}).json()
     assert f"{by_photo['version']['tower']}.{by_photo['version']['variant']}" == made.manifest.query
