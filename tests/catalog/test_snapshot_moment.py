@@ -157,7 +157,12 @@ def test_ids_of_a_file_in_any_encoding_come_in_the_same_order(tmp_path: Path, en
 
 @pytest.fixture
 def postgres() -> Iterator[str]:
+    from adbc_driver_postgresql import dbapi
+
     with postgres_server() as uri:
+        with dbapi.connect(uri, autocommit=True) as connection, connection.cursor() as cursor:
+            cursor.execute("ALTER SYSTEM SET autovacuum = off")  # which commits now and then, and every commit is another moment
+            cursor.execute("SELECT pg_reload_conf()")
         yield uri
 
 
