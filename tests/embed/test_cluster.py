@@ -28,6 +28,7 @@ def test_a_worker_killed_in_the_middle_does_not_fail_the_job(tmp_path: Path, mon
         shutil.rmtree(tmp_path / "encoder")
         return sent
 
+    monkeypatch.setattr("tasks.embed.cluster.START_S", 300.0)
     monkeypatch.setattr(job, "send_folder", send_and_delete)
     taken = snapshot(shop(tmp_path / "shop", 200), tmp_path / "store")
     encoder(tmp_path / "encoder")

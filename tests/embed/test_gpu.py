@@ -60,6 +60,7 @@ def test_a_gpu_takes_larger_batches() -> None:
 @pytest.mark.slow
 def test_each_task_of_the_stage_sees_the_gpu_it_was_given_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = play(tmp_path / "bin", "0\\n1\\n")
+    monkeypatch.setattr("tasks.embed.cluster.START_S", 300.0)
     monkeypatch.setenv("PATH", f"{devices}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     seen = tmp_path / "seen"
