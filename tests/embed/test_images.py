@@ -188,7 +188,8 @@ class ObjectStore(BaseHTTPRequestHandler):
 def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of an object store; a picture there is asked for once."""
     once = pafs.AwsStandardS3RetryStrategy(max_attempts=1)
-    monkeypatch.setattr(storage, "_object_store", lambda _, **options: pafs.S3FileSystem(retry_strategy=once, **options))
+    alone = {"retry_strategy": once, "connect_timeout": 60, "request_timeout": 60}
+    monkeypatch.setattr(storage, "_object_store", lambda _, **options: pafs.S3FileSystem(**alone, **options))
     monkeypatch.setattr(storage, "PAUSES_S", ())
     with ThreadingHTTPServer(("127.0.0.1", 0), ObjectStore) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
