@@ -15,7 +15,11 @@ import httpx
 import psutil
 
 from tests.image import allocator_settings
+from tests.patience import PROBE_S, SETTINGS
 from tests.servers import free_port
+
+PATIENT = {name: str(value) for name, value in SETTINGS.items()}
+PATIENTLY = ("-c", f"from serving.cluster import fleet; from serving.main import main; fleet.PROBE_TIMEOUT_S = {PROBE_S}; main()")
 
 
 class Serving:
@@ -26,18 +30,19 @@ class Serving:
         self.url, self.log = f"http://127.0.0.1:{port}", log
         chosen = {"RELEASE": str(release), "PORT": str(port), **settings}
         self.environ = os.environ | allocator_settings() | {f"VITRINE_{n.upper()}": str(v) for n, v in chosen.items()}
+        self.command: tuple[str, ...] = ("-m", "serving.main")
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
         with self.log.open("a") as stream:
-            self.process = subprocess.Popen([sys.executable, "-m", "serving.main"], env=self.environ, stderr=stream)
+            self.process = subprocess.Popen([sys.executable, *self.command], env=self.environ, stderr=stream)
 
     def ready(self) -> bool:
         """Whether it says so. Raises RuntimeError when the process has ended."""
         if self.process is None or self.process.poll() is not None:
             raise RuntimeError(f"{self.log.stem} has ended; see {self.log}")
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False).status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=30, trust_env=False).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -54,7 +59,7 @@ class Serving:
         """SIGKILL: it has no time for anything."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(20)
+        self.process.wait(60)
 
     def resident_bytes(self) -> int:
         assert self.process is not None
@@ -72,7 +77,7 @@ class Serving:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -86,19 +91,27 @@ class Cluster:
 
     def coverage(self) -> tuple[int, int]:
         """Shards that have a process which is up, and all there are, as the gateway sees it."""
-        told = httpx.get(f"{self.gateway.url}/v1/version", timeout=5, trust_env=False).json()["shards"]
+        told = httpx.get(f"{self.gateway.url}/v1/version", timeout=30, trust_env=False).json()["shards"]
         return len({s for b in told if b["up"] for s in b["shards"]}), len(self.shards)
 
 
 @contextmanager
-def cluster(release: Path, folder: Path, shards: int, shard: dict[str, str] | None = None, **gateway: str) -> Iterator[Cluster]:
-    """One process for each shard and a gateway, all ready; `shard` and `gateway` are further settings."""
+def cluster(
+    release: Path, folder: Path, shards: int, shard: dict[str, str] | None = None, patient: bool = False, **gateway: str
+) -> Iterator[Cluster]:
+    """One process for each shard and a gateway, all ready; `shard` and `gateway` are further settings.
+
+    A `patient` gateway does not lose a shard that stands still for some seconds; one whose port is closed it loses at once.
+    """
+    gateway = PATIENT | gateway if patient else gateway
     with ExitStack() as stack:
         held = [
             stack.enter_context(Serving(release, folder / f"shard-{s}.log", role="shard", shards=str(s), **(shard or {})))
             for s in range(shards)
         ]
         urls = ",".join(s.url for s in held)
-        front = stack.enter_context(Serving(release, folder / "gateway.log", role="gateway", shard_urls=urls, **gateway))
+        front = Serving(release, folder / "gateway.log", role="gateway", shard_urls=urls, **gateway)
+        front.command = PATIENTLY if patient else front.command
+        stack.enter_context(front)
         front.until_ready()
         yield Cluster(front, held)

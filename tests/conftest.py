@@ -11,6 +11,7 @@ from xdist.remote import Producer
 
 from tests.airflow_server import make_airflow_tables
 from tests.brief import measure_briefly
+from tests.patience import wait_patiently
 from tests.scheduling import GroupScheduling, place
 from tests.servers import free_port as free_port
 from tests.servers import make_mlflow_tables, mlflow_server
@@ -43,6 +44,14 @@ def brief() -> Iterator[None]:
     """Measurements of speed are short."""
     with pytest.MonkeyPatch.context() as patch:
         measure_briefly(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """No search fails because the machine stood still for some seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        wait_patiently(patch)
         yield
 
 

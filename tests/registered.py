@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from tasks.registry import ENCODER_MODEL, ENCODER_PATH, INDEX_MODEL, INDEX_PATH,
 from tasks.registry.binding import binding_tags, index_tags, signed
 from tests.catalogs import small_catalog
 from tests.releases import add_version
+from tests.running import until
 from tests.servers import free_port
 
 TOKEN = "token-for-a-test"
@@ -146,16 +146,15 @@ class Running:
         self.url = f"http://127.0.0.1:{self.port}"
         given: dict[str, Any] = {"poll_s": 0.2, "admin_token": TOKEN, "deadline_s": 60.0} | settings
         app = create_app(ServingSettings(mlflow_uri=mlflow_uri, cache=cache, **given))
-        self.server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", ws="none"))
+        config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", ws="none", timeout_keep_alive=75)
+        self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
-        until = time.monotonic() + 60
-        while not self.server.started and time.monotonic() < until:
-            time.sleep(0.02)
+        until(lambda: self.server.started, "the replica listens")
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(60)
 
 
 @contextmanager

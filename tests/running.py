@@ -40,7 +40,10 @@ class Served:
     def __init__(self, app: FastAPI, port: int = 0) -> None:
         port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
-        config = uvicorn.Config(app, host="127.0.0.1", port=port, http=LimitedHttpProtocol, log_level="warning", ws="none")
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=port, http=LimitedHttpProtocol, log_level="warning", ws="none",
+            timeout_keep_alive=75,
+        )  # fmt: skip
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run)
 
@@ -55,7 +58,7 @@ class Served:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(60)
 
 
 @contextmanager

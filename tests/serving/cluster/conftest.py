@@ -34,7 +34,7 @@ def shard_app(store: Storefront, *shards: int) -> FastAPI:
 
 
 def gateway_app(store: Storefront, urls: list[str], **settings: object) -> FastAPI:
-    pace = {"probe_s": 0.05, "poll_s": 0.05, "shard_timeout_s": 5.0}  # a busy machine stands still for a second now and then
+    pace = {"probe_s": 0.05, "poll_s": 0.05}
     chosen = {"shard_urls": tuple(urls), "admin_token": TOKEN, "workers": 8} | pace | settings
     return create_app(ServingSettings(role="gateway", release=str(store.release), **chosen))  # type: ignore[arg-type]
 
