@@ -69,10 +69,10 @@ def test_of_many_calls_at_the_end_of_a_pause_one_goes() -> None:
 
     def probe() -> None:
         calls.append(1)
-        answered.wait(10)
+        answered.wait(60)
 
     def ask() -> None:
-        together.wait(10)
+        together.wait(60)
         try:
             breaker(probe)
         except Away:

@@ -44,12 +44,12 @@ def test_two_gateways_are_promoted_and_rolled_back(store: Storefront, tmp_path: 
         until(lambda: all(g.version()["live"] for g in gateways))
         aliases = FolderAliases(store)
         plan = choose_slot(aliases, "2")
-        warm(aliases, gateways, plan, 30)
-        flip(aliases, gateways, plan, 30)
+        warm(aliases, gateways, plan, 120)
+        flip(aliases, gateways, plan, 120)
         assert [g.version()["live"]["version"] for g in gateways] == ["2", "2"]
         vector = store.vectors["2"][3].tolist()
         assert gateways[0].search(plan.slot, vector) == gateways[1].search(plan.slot, vector)
-        rollback(aliases, gateways, 30, 30)
+        rollback(aliases, gateways, 120, 120)
         assert [g.version()["live"]["version"] for g in gateways] == ["1", "1"]
         held = shutil.move(store.release / "2", tmp_path / "held")
         (store.release / "3").symlink_to(held)
@@ -59,7 +59,7 @@ def test_two_gateways_are_promoted_and_rolled_back(store: Storefront, tmp_path: 
         (Path(held) / "manifest.json").write_text(json.dumps(manifest))
         broken = choose_slot(aliases, "3")
         with pytest.raises(VitrineError, match="failed: shard 1 could not load version 3"):
-            warm(aliases, gateways, broken, 30)
+            warm(aliases, gateways, broken, 120)
         assert [g.version()["live"]["version"] for g in gateways] == ["1", "1"]
 
 
@@ -70,6 +70,9 @@ def test_a_promotion_that_waits_names_the_shard_it_waits_for(store: Storefront) 
         until(lambda: bool(gateway.version()["live"]))
         shards[1].__exit__(None, None, None)
         aliases = FolderAliases(store)
+        plan = choose_slot(aliases, "2")
+        store.point(green="2")
+        until(lambda: "no process that holds shard 1" in gateway.version()["slots"]["green"]["reason"])
         with pytest.raises(VitrineError, match="green is loading: no process that holds shard 1 answers"):
-            warm(aliases, [gateway], choose_slot(aliases, "2"), 3)
-        assert httpx.get(f"{gateway.url}/readyz", trust_env=False).json() == {"status": "ready", "version": "1"}
+            warm(aliases, [gateway], plan, 3)
+        assert httpx.get(f"{gateway.url}/readyz", timeout=60, trust_env=False).json() == {"status": "ready", "version": "1"}
