@@ -14,7 +14,7 @@ from serving.app import create_app
 from serving.main import serve
 from serving.search.image_fetch import Fetcher
 from serving.settings import ServingSettings
-from tests.running import Served
+from tests.running import Served, until
 
 
 def test_a_place_is_free_again_however_it_was_left() -> None:
@@ -75,22 +75,24 @@ def test_photos_of_a_slow_host_are_refused_beyond_those_that_may_wait(home: Path
     """Four are fetched and two wait; a host that takes connections and says nothing keeps all of them until their time is over."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as slow:
         shop = f"shop:{slow.getsockname()[1]}"
-        fetcher = Fetcher((shop,), timeout_s=2.0, schemes=("http",), private=True, resolve=lambda host, port: ["127.0.0.1"])
-        app = create_app(
-            ServingSettings(release=str(home / "release"), queue=2, deadline_s=2.0, address_share=1.0), fetcher=fetcher
-        )
-        app.state.replica.slots.refresh()
+        fetcher = Fetcher((shop,), timeout_s=9.0, schemes=("http",), private=True, resolve=lambda host, port: ["127.0.0.1"])
+        app = create_app(ServingSettings(release=str(home / "release"), queue=2, address_share=1.0), fetcher=fetcher)
+        replica = app.state.replica
+        replica.slots.refresh()
 
-        async def ask(url: str) -> list[httpx.Response]:
-            async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
-                wanted = [{"image_url": f"http://{shop}/{n}.jpg"} for n in range(12)] + [{"product_id": "p001"}]
-                return await asyncio.gather(*(client.post(f"{url}/v1/search", json=body) for body in wanted))
+        async def ask(url: str) -> tuple[httpx.Response, list[httpx.Response], list[httpx.Response]]:
+            photos = [{"image_url": f"http://{shop}/{n}.jpg"} for n in range(12)]
+            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=90) as client:
+                short = {"X-Timeout-Ms": "8000"}
+                late = [asyncio.create_task(client.post("/v1/search", json=body, headers=short)) for body in photos[:6]]
+                await asyncio.to_thread(until, lambda: replica.fetches.in_use == 6)
+                refused = await asyncio.gather(*(client.post("/v1/search", json=body) for body in photos[6:]))
+                product = await client.post("/v1/search", json={"product_id": "p001"})
+                return product, refused, await asyncio.gather(*late)
 
         with Served(app) as served:
-            *photos, product = asyncio.run(ask(served.url))
+            product, refused, late = asyncio.run(ask(served.url))
         assert product.status_code == 200
-        refused = [answer for answer in photos if answer.status_code == 503]
-        assert sorted({answer.status_code for answer in photos}) == [503, 504]
-        assert len(refused) <= 6
-        assert all((a.json()["reason"], a.headers["retry-after"]) == ("overloaded", "1") for a in refused)
-        assert app.state.replica.fetches.in_use == 0
+        assert {answer.status_code for answer in late} == {504}
+        assert {(a.status_code, a.json()["reason"], a.headers["retry-after"]) for a in refused} == {(503, "overloaded", "1")}
+        assert replica.fetches.in_use == 0

@@ -133,11 +133,13 @@ def test_an_admin_needs_no_key_and_uses_none_up(home: Path, tmp_path: Path) -> N
             assert len(Replica(served.url, TOKEN).search("green", vector, 5)) == 5
         admin = {"Authorization": f"Bearer {TOKEN}"}
         searches = {"searches": [{"product_id": "p001"}] * 3}
-        batch = httpx.post(f"{served.url}/v1/search/batch", json=searches, headers=admin, trust_env=False)
+        batch = httpx.post(f"{served.url}/v1/search/batch", json=searches, headers=admin, timeout=60, trust_env=False)
         assert batch.status_code == 200
         assert (
             "public"
-            not in httpx.get(f"{served.url}/v1/products/p001/similar", headers=admin, trust_env=False).headers["cache-control"]
+            not in httpx.get(f"{served.url}/v1/products/p001/similar", headers=admin, timeout=60, trust_env=False).headers[
+                "cache-control"
+            ]
         )
 
 

@@ -24,7 +24,7 @@ async def read_within(
     most: int = 100,
     headers: dict[str, str] | None = None,
     places: UploadPlaces | None = None,
-    limit_s: float = 0.05,
+    limit_s: float = 60,
 ) -> bytes:
     """The body that an application behind the limits reads; nothing comes after the messages."""
     left, read = list(messages), []
@@ -71,20 +71,22 @@ def test_a_caller_who_leaves_is_not_waited_for() -> None:
 
 def test_a_body_that_does_not_come_whole_is_given_up() -> None:
     with pytest.raises(ApiError, match=r"the body did not arrive whole within 0\.05 s") as refused:
-        read([PIECE])
+        read([PIECE], limit_s=0.05)
     assert refused.value.status == 408
 
 
 def test_a_body_beyond_those_that_may_arrive_at_once_is_refused_and_a_place_is_free_again_however_it_ended() -> None:
     async def several() -> None:
         places = UploadPlaces(1)
-        first = asyncio.create_task(read_within([PIECE], places=places))
-        await asyncio.sleep(0.01)
-        with pytest.raises(ApiError, match="too many photos are on their way in") as refused:
-            await read_within([END], places=places)
-        assert refused.value.status == 503
+        loop = asyncio.get_running_loop()
+        with places.admit(Upload("a", loop.time() + 60, loop.time() + 120)):
+            with pytest.raises(ApiError, match="too many photos are on their way in") as refused:
+                await read_within([END], places=places)
+            assert refused.value.status == 503
         with pytest.raises(ApiError):
-            await first
+            await read_within([PIECE], places=places, limit_s=0.05)
+        with pytest.raises(ClientDisconnect):
+            await read_within([GONE], places=places)
         assert await read_within([END], places=places) == b"67"
         assert places.in_use == 0
 
@@ -94,11 +96,9 @@ def test_a_body_beyond_those_that_may_arrive_at_once_is_refused_and_a_place_is_f
 def test_a_small_body_needs_no_place() -> None:
     async def several() -> None:
         places = UploadPlaces(1)
-        first = asyncio.create_task(read_within([PIECE], places=places))
-        await asyncio.sleep(0.01)
-        assert await read_within([END], places=places, headers={"content-length": "2"}) == b"67"
-        with pytest.raises(ApiError):
-            await first
+        loop = asyncio.get_running_loop()
+        with places.admit(Upload("a", loop.time() + 60, loop.time() + 120)):
+            assert await read_within([END], places=places, headers={"content-length": "2"}) == b"67"
 
     asyncio.run(several())
 
@@ -108,17 +108,17 @@ def test_where_all_places_are_taken_the_slowest_of_the_old_ones_gives_up_its_own
     async def several() -> None:
         loop = asyncio.get_running_loop()
         places, now = UploadPlaces(limit, share), loop.time()
-        old = [Upload("a", now - 2 * GRACE_S, now + 20, received) for received in (500, 3, 900)]
+        old = [Upload("a", now - 2 * GRACE_S, now + 120, received) for received in (500, 3, 900)]
         with ExitStack() as held:
             for upload in old:
                 held.enter_context(places.admit(upload))
-            new = Upload("a", now, now + 20)
+            new = Upload("a", now + 60, now + 120)
             held.enter_context(places.admit(new))
             assert places.uploads == {old[0], old[2], new}
             assert [u.deadline <= loop.time() for u in old] == [False, True, False]
-            with places.admit(Upload("b", now, now + 20)) if share < 1 else nullcontext():
-                held.enter_context(places.admit(Upload("a", now, now + 20)))
-                held.enter_context(places.admit(Upload("a", now, now + 20)))
+            with places.admit(Upload("b", now + 60, now + 120)) if share < 1 else nullcontext():
+                held.enter_context(places.admit(Upload("a", now + 60, now + 120)))
+                held.enter_context(places.admit(Upload("a", now + 60, now + 120)))
                 with pytest.raises(ApiError, match="too many photos are on their way in"), places.admit(Upload("a", now, now)):
                     pass
         assert places.in_use == 0
@@ -129,8 +129,9 @@ def test_where_all_places_are_taken_the_slowest_of_the_old_ones_gives_up_its_own
 def test_who_gave_up_a_place_is_told_so_at_once() -> None:
     async def several() -> None:
         places = UploadPlaces(1)
-        first = asyncio.create_task(read_within([PIECE], places=places, limit_s=20))
-        await asyncio.sleep(0.01)
+        first = asyncio.create_task(read_within([PIECE], places=places))
+        while not places.in_use:
+            await asyncio.sleep(0.01)
         next(iter(places.uploads)).began -= 2 * GRACE_S
         assert await read_within([END], places=places) == b"67"
         with pytest.raises(ApiError, match="too slowly while many others were waiting") as refused:
@@ -190,7 +191,7 @@ def test_nothing_may_follow_a_gzip_body_and_what_is_received_counts_too() -> Non
 def test_a_small_gzip_body_needs_a_place() -> None:
     async def second() -> None:
         places = UploadPlaces(1)
-        with places.admit(Upload("a", asyncio.get_running_loop().time(), 1e9)):
+        with places.admit(Upload("a", asyncio.get_running_loop().time() + 60, 1e9)):
             await read_within([END], headers={"content-length": "2"}, places=places)
             with pytest.raises(ApiError, match="photos are on their way"):
                 await read_within([END], headers=GZIP | {"content-length": "2"}, places=places)

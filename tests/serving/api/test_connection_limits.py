@@ -44,7 +44,7 @@ async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send
     headers = [(b"content-length", str(sum(len(b) for b in bodies)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     if path == "/slow":
-        await asyncio.to_thread(later.wait, 20)
+        await asyncio.to_thread(later.wait, 120)
     for n, body in enumerate(bodies):
         await send({"type": "http.response.body", "body": body, "more_body": n + 1 < len(bodies)})
 
@@ -61,18 +61,18 @@ def serving(keep_alive_s: int = 75, **limits: Any) -> Iterator[int]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        assert thread.is_alive()
+    until(lambda: server.started or not thread.is_alive())
+    assert server.started
     try:
         yield port
     finally:
         later.set()
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
 
 
 def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=20)
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def ask(connection: socket.socket, path: str = "/whole", more: bytes = b"") -> None:
@@ -92,12 +92,12 @@ def answered(connection: socket.socket, end: bytes = b"w" * 5000) -> bool:
 
 def dribbled(connection: socket.socket) -> bool:
     """Sends a head that never ends, byte by byte: whether the other side closes in the end."""
-    connection.sendall(b"GET /whole HTTP/1.1\r\nx: ")
     connection.settimeout(0.05)
-    end = time.monotonic() + 20
+    end, sent = time.monotonic() + 60, b"GET /whole HTTP/1.1\r\nx: "
     while time.monotonic() < end:
         try:
-            connection.sendall(b"x")
+            connection.sendall(sent)
+            sent = b"x"
             return connection.recv(65536) == b""
         except TimeoutError:
             continue
@@ -119,29 +119,29 @@ def test_a_later_head_has_the_time_of_an_idle_connection() -> None:
             assert answered(one)
         blank.sendall(b"\r\n")
         assert dribbled(slow)
-        assert blank.recv(65536) == b""
+        with suppress(ConnectionError):  # the empty line may have come after the close
+            assert blank.recv(65536) == b""
 
 
 def test_neither_a_slow_answer_nor_a_kept_connection_is_cut_by_the_time_for_a_head() -> None:
-    with serving(head_s=0.3) as port, connect(port) as opened:
+    with serving(head_s=6) as port, connect(port) as slow, connect(port) as kept:
         for piece in (b"GET /slow HTTP/1.1\r\n", b"host: x\r\n", b"\r\n"):
-            opened.sendall(piece)
+            slow.sendall(piece)
             time.sleep(0.01)
-        time.sleep(0.6)
+        ask(kept)
+        assert answered(kept)
+        time.sleep(7)
         later.set()
-        assert answered(opened, b"b" * 10)
-        time.sleep(0.6)
-        ask(opened)
-        assert answered(opened)
+        assert answered(slow, b"b" * 10)
+        ask(kept)
+        assert answered(kept)
 
 
-def refused_head(connection: socket.socket, sent: Iterator[bytes]) -> tuple[bool, int]:
-    """Sends pieces until an answer comes: whether that is 431 with a problem, before the other side closes; and how many bytes went."""
-    count = 0
+def refused_head(connection: socket.socket, sent: Iterator[bytes]) -> bool:
+    """Sends pieces until an answer comes or none is left: whether the answer is 431 with a problem, before the other side closes."""
     with suppress(ConnectionError):
         for piece in sent:
             connection.sendall(piece)
-            count += len(piece)
             if select.select([connection], [], [], 0.02)[0]:
                 break
     answer = b""
@@ -149,9 +149,7 @@ def refused_head(connection: socket.socket, sent: Iterator[bytes]) -> tuple[bool
         answer += piece
     head, _, body = answer.partition(b"\r\n\r\n")
     problem = json.loads(body or b"{}")
-    return head.startswith(b"HTTP/1.1 431 ") and problem["detail"].startswith(
-        "the request line and headers have more than"
-    ), count
+    return head.startswith(b"HTTP/1.1 431 ") and problem["detail"].startswith("the request line and headers have more than")
 
 
 LINE = b"GET /whole HTTP/1.1\r\nhost: x\r\n"
@@ -170,27 +168,20 @@ LINE = b"GET /whole HTTP/1.1\r\nhost: x\r\n"
 def test_a_head_that_is_too_large_is_told_so_and_the_connection_closed(head: bytes) -> None:
     with serving(max_head_bytes=4096) as port:
         with connect(port) as opened:
-            assert refused_head(opened, iter([head]))[0]
+            assert refused_head(opened, iter([head]))
         with connect(port) as opened:
-            assert refused_head(opened, (head[n : n + 700] for n in range(0, len(head), 700)))[0], "in pieces"
+            assert refused_head(opened, (head[n : n + 700] for n in range(0, len(head), 700))), "in pieces"
         with connect(port) as opened:
             for _ in range(3):  # what fits is answered, again and again
                 ask(opened, more=b"a: b\r\n" * 400)
                 assert answered(opened)
-            assert refused_head(opened, iter([head]))[0]
+            assert refused_head(opened, iter([head]))
 
 
 @pytest.mark.parametrize("start", [LINE + b"x: ", LINE, LINE[:4] + b"/"], ids=["value", "name", "address"])
 def test_a_head_that_never_ends_is_cut_though_the_parser_keeps_it_to_itself(start: bytes) -> None:
-    def endless() -> Iterator[bytes]:
-        yield start
-        while True:
-            yield b"y" * 1000
-
     with serving(max_head_bytes=4096) as port, connect(port) as opened:
-        refused, sent = refused_head(opened, endless())
-        assert refused
-        assert sent < 10_000
+        assert refused_head(opened, iter([start, *[b"y" * 1000] * 9]))
 
 
 def test_trailers_are_bounded_as_headers_are() -> None:
@@ -285,7 +276,7 @@ def test_one_address_holds_its_share_of_connections_and_a_trusted_proxy_all() ->
 
     with serving(open_connections=OpenConnections(4, 0.5)) as port, ExitStack() as opened:
         assert busy(port, 3, opened) == [200, 200, 503]
-        elsewhere = opened.enter_context(socket.create_connection(("127.0.0.1", port), 20, source_address=("127.0.0.2", 0)))
+        elsewhere = opened.enter_context(socket.create_connection(("127.0.0.1", port), 60, source_address=("127.0.0.2", 0)))
         ask(elsewhere)
         assert answered(elsewhere)
     for proxies in ("127.0.0.1", "127.0.0.0/24"):
@@ -304,7 +295,7 @@ def test_who_does_not_read_its_answers_makes_room_and_is_cut(monkeypatch: pytest
         with connect(port) as other:
             ask(other)
             assert answered(other)
-        deaf.settimeout(20)
+        deaf.settimeout(60)
         with suppress(ConnectionError):
             while deaf.recv(65536):
                 pass

@@ -21,7 +21,9 @@ from tests.servers import free_port
 @contextmanager
 def serving(folder: Path, drain_s: float, role: str = "all") -> Iterator[tuple[DrainingServer, threading.Thread]]:
     app = create_app(ServingSettings(role=role, shards=("0",)), FolderSource(folder))
-    config = uvicorn.Config(app, port=free_port(), http=LimitedHttpProtocol, log_level="warning", ws="none")
+    config = uvicorn.Config(
+        app, port=free_port(), http=LimitedHttpProtocol, log_level="warning", ws="none", timeout_keep_alive=75
+    )
     server = DrainingServer(config, app.state.process, drain_s)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -30,7 +32,7 @@ def serving(folder: Path, drain_s: float, role: str = "all") -> Iterator[tuple[D
         yield server, thread
     finally:
         server.should_exit = server.force_exit = True
-        thread.join(20)
+        thread.join(60)
 
 
 def ask(connection: HTTPConnection, path: str = "/healthz") -> HTTPResponse:
@@ -65,11 +67,11 @@ def test_load_balancers_see_it_go(tmp_path: Path) -> None:
 def test_it_ends_when_the_time_is_over_and_at_a_second_interrupt(tmp_path: Path) -> None:
     with serving(tmp_path, drain_s=0.3) as (server, thread):
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
     with serving(tmp_path, drain_s=60) as (server, thread):
         server.should_exit = True
         until(lambda: server.process.draining)
         server.force_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
