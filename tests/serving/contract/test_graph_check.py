@@ -26,7 +26,7 @@ def child(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", f"import os, signal, sys, time; sys.stdin.buffer.read(); {code}")
 
 
-HANGS = child("time.sleep(60)")
+HANGS = child("time.sleep(600)")
 CRASHES = child("os.kill(os.getpid(), signal.SIGSEGV)")
 FATES = {
     "hangs": (HANGS, r"did not open and run once within 1 s \(VITRINE_GRAPH_OPEN_S\); the child process was killed \(SIGKILL\)"),
@@ -58,7 +58,7 @@ def test_a_child_that_does_not_end_well_is_one_sentence(folder: Path, fate: str)
     began = time.monotonic()
     with pytest.raises(ContractError, match=rf"^student.fp32 in onnxruntime: (the graph )?{sentence}$"):
         check("student.fp32", folder / "student.fp32.onnx", ONNXRUNTIME, PIXELS)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300
 
 
 def test_a_graph_that_opens_and_runs_passes_from_any_folder(
@@ -98,4 +98,4 @@ def test_a_child_whose_parent_is_gone_ends_by_itself(folder: Path) -> None:
     assert process.stdin is not None
     process.stdin.write(request)
     process.stdin.close()
-    assert process.wait(30) == -signal.SIGALRM
+    assert process.wait(120) == -signal.SIGALRM

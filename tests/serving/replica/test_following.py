@@ -235,7 +235,7 @@ class SlowSource(FolderSource):
     def fetch(self, ref: FileRef) -> Path:
         if threading.current_thread().name == "loader":
             self.asked.set()
-            assert self.let.wait(10)
+            assert self.let.wait(60)
         return super().fetch(ref)
 
 
@@ -250,12 +250,12 @@ def test_a_flip_back_does_not_wait_for_a_candidate_that_loads(store: Storefront)
     slots.follow()
     loader = threading.Thread(target=slots.load_next, name="loader")
     loader.start()
-    assert source.asked.wait(10)
+    assert source.asked.wait(60)
     store.point(live="1")
     slots.follow()
     assert (live(slots), slots.slots["green"].state) == ("1", "loading")
     source.let.set()
-    loader.join(10)
+    loader.join(60)
     assert slots.slots["green"].state == "ready"
 
 

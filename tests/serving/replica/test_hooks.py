@@ -29,7 +29,7 @@ def test_a_moved_alias_reaches_a_replica_that_never_polls(mlflow_uri: str, tmp_p
     first, second = shop.version(), shop.version(seed=1)
     shop.point(blue=first, green=second, live=first)
     settings = ServingSettings(mlflow_uri=mlflow_uri, cache=tmp_path / "cache", poll_s=HOUR_S, webhook_secret=SECRET)
-    with Served(create_app(settings)) as served, httpx.Client(base_url=served.url, trust_env=False) as client:
+    with Served(create_app(settings)) as served, httpx.Client(base_url=served.url, timeout=60, trust_env=False) as client:
 
         def until(live: str) -> None:
             limit = time.monotonic() + 60
@@ -40,7 +40,9 @@ def test_a_moved_alias_reaches_a_replica_that_never_polls(mlflow_uri: str, tmp_p
         until(first)
         assert register_webhook(registry, served.url, SECRET, REPLICA)
         assert not register_webhook(registry, served.url, SECRET, REPLICA)
-        while client.get("/v1/version").json()["slots"]["green"]["state"] != "ready":
+        limit = time.monotonic() + 60
+        while (state := client.get("/v1/version").json())["slots"]["green"]["state"] != "ready":
+            assert time.monotonic() < limit, state
             time.sleep(0.1)
         time.sleep(WEBHOOK_CACHE_S + 1)  # MLflow still has the list of webhooks that it read when `live` was first pointed
         shop.point(live=second)

@@ -6,6 +6,7 @@ import gc
 import gzip
 import io
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from serving.api.dependencies import LARGE
 from serving.search import pipeline
 from serving.search.caches import Caches
 from serving.search.query import Query
-from serving.telemetry.timing import Timings
+from serving.telemetry.timing import Deadline, Timings
 from serving.versions.release import Release
 from tests.running import until
 from tests.serving.replica.conftest import open_app
@@ -270,9 +271,7 @@ def test_without_a_version_it_is_alive_but_not_ready(store: Storefront) -> None:
         refused = client.post("/v1/search", json={"product_id": "x"})
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
         store.point(blue="1", live="1")
-        until = time.monotonic() + 10
-        while client.get("/readyz").status_code != 200 and time.monotonic() < until:
-            time.sleep(0.05)
+        until(lambda: client.get("/readyz").status_code == 200)
         assert client.get("/readyz").json() == {"status": "ready", "version": "1"}
 
 
@@ -287,10 +286,11 @@ def test_too_many_waiting_are_refused_at_once(store: Storefront) -> None:
 
 
 def test_a_search_that_waited_too_long_is_not_worked_on(store: Storefront) -> None:
-    app = open_app(store, workers=1, deadline_s=0.1)
+    app, over = open_app(store, workers=1, deadline_s=0.1), threading.Event()
     with TestClient(app) as client:
-        app.state.replica.workers.submit(time.sleep, 0.4)
+        app.state.replica.workers.submit(over.wait, 60)
         late = client.post("/v1/search", json={"product_id": store.ids[0]})
+        over.set()
         assert (late.status_code, late.json()["reason"]) == (504, "deadline")
 
 
@@ -401,11 +401,20 @@ def test_a_caller_may_give_less_time_in_milliseconds(asked: TestClient, front: S
     assert found == status
 
 
-def test_a_batch_has_one_deadline_for_all_its_searches(store: Storefront) -> None:
+def test_a_batch_has_one_deadline_for_all_its_searches(store: Storefront, monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker, busy for five deadlines: the last of twelve searches one after the other would find it free."""
-    app = open_app(store, workers=1, deadline_s=0.2)
+    app, begun = open_app(store, workers=1, deadline_s=0.2), threading.Event()
+    replica = app.state.replica
+    deadline = replica.deadline
+
+    def beginning(*given: str | None) -> Deadline:
+        found: Deadline = deadline(*given)
+        begun.set()
+        return found
+
+    monkeypatch.setattr(replica, "deadline", beginning)
     with TestClient(app) as client:
-        app.state.replica.workers.submit(time.sleep, 1.0)
+        replica.workers.submit(lambda: begun.wait(60) and time.sleep(1.0))
         late = client.post("/v1/search/batch", json={"searches": [{"product_id": p} for p in store.ids[:12]]})
         assert late.status_code == 200
         assert [a.get("status") for a in late.json()["answers"]] == [504] * 12

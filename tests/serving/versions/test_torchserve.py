@@ -52,7 +52,7 @@ def address() -> Iterator[str]:
 
 
 def test_pictures_and_the_fingerprint_go_over_kept_connections(address: str) -> None:
-    client = connect(address, 5.0)
+    client = connect(address, 60.0)
     assert client.fingerprint("model") == "ab" * 32
     pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4, 3), dtype=np.uint8)
     NotTorchServe.connections.clear()
@@ -73,7 +73,7 @@ def test_pictures_and_the_fingerprint_go_over_kept_connections(address: str) -> 
 )
 def test_what_the_server_refuses_is_told_apart(address: str, model: str, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
-        connect(address, 5.0).encode(model, np.zeros((1, 4, 4, 3), np.uint8))
+        connect(address, 60.0).encode(model, np.zeros((1, 4, 4, 3), np.uint8))
 
 
 def test_nobody_there_is_a_connection_error_and_a_wrong_address_a_value_error() -> None:
