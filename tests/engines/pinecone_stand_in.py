@@ -22,7 +22,7 @@ class PineconeStandIn:
     def __init__(self, dim: int) -> None:
         self.dim, self.metric, port = dim, "dotproduct", free_port()
         self.spaces: dict[str, dict[str, list[float]]] = {}
-        self.endpoint = Endpoint(f"http://127.0.0.1:{port}", "key", timeout_s=5)
+        self.endpoint = Endpoint(f"http://127.0.0.1:{port}", "key", timeout_s=20)
         self.server = JsonServer(port, self.answer)
         self.start, self.kill = self.server.start, self.server.kill
 

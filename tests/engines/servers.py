@@ -30,14 +30,14 @@ class PostgresEngine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # where it would put its socket by default is not ours to mend
             self.server: Any = postgres_package().get_server(folder, cleanup_mode="stop")
-        self.endpoint = Endpoint(self.server.get_uri(), timeout_s=5.0)
+        self.endpoint = Endpoint(self.server.get_uri(), timeout_s=20.0)
 
     def kill(self) -> None:
         pid = self.server.get_pid()
         os.kill(pid, signal.SIGQUIT)  # PostgreSQL's immediate shutdown: no goodbye, recovery at the next start
         with suppress(ChildProcessError):
             os.waitpid(pid, 0)
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 60
         while os.path.exists(f"/proc/{pid}") and time.monotonic() < limit:
             time.sleep(0.02)
 
@@ -76,7 +76,7 @@ class MilvusEngine:
         limit = time.monotonic() + limit_s
         while True:
             try:
-                client = MilvusClient(uri=self.endpoint.address, timeout=5)
+                client = MilvusClient(uri=self.endpoint.address, timeout=20)
                 client.list_collections()
                 client.close()
                 return

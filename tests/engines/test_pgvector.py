@@ -64,7 +64,7 @@ class TestHnsw(EngineContract):
         assert held.count(made.manifest.engine.collection, 0, N) == N  # type: ignore[union-attr]
 
     def test_a_frozen_server_ends_a_search_and_leaves_no_thread_waiting(self, made: Made, xq: np.ndarray) -> None:
-        quick = replace(made.settings.endpoint, timeout_s=0.3)
+        quick = replace(made.settings.endpoint, timeout_s=3.0)
         searcher = Searcher.open(made.manifest, made.locate, endpoint=quick)
         connections = searcher.remote.collection.connections  # type: ignore[union-attr]
         with connections.use() as connection:

@@ -29,7 +29,7 @@ class WeaviateStandIn(weaviate_pb2_grpc.WeaviateServicer):
         self.classes: dict[str, Held] = {}
         self.aliases: dict[str, str] = {}
         self.rest, self.port = free_port(), free_port()
-        self.endpoint = Endpoint(f"http://127.0.0.1:{self.rest}?grpc=127.0.0.1:{self.port}", timeout_s=2)
+        self.endpoint = Endpoint(f"http://127.0.0.1:{self.rest}?grpc=127.0.0.1:{self.port}", timeout_s=20)
         self.server = JsonServer(self.rest, self.answer)
         self.rpc = self.listening()
 

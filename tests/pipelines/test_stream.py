@@ -102,13 +102,13 @@ def streamed(mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def test_changes_are_served_and_the_process_ends_when_it_is_asked_to(streamed: Streamed) -> None:
     live = streamed.live
-    streamed.start()
     live.send(live.upsert(3, 1), live.delete(4, 1), live.upsert(80, 1, seed=80))
+    streamed.start()
     streamed.until(lambda: streamed.titles().get("p003") == "product 3 at 1", "the change is served")
     shown = streamed.titles()
     assert "p004" not in shown
     assert shown["p080"] == "product 80 at 1"
-    assert live.count_waiting() == 0
+    streamed.until(lambda: live.count_waiting() == 0, "the changes are acknowledged")
     assert streamed.end(signal.SIGTERM) == 0
     assert "is live: 2 upserts and 1 deletes" in streamed.said()
     assert "stopped" in streamed.said()
@@ -159,7 +159,7 @@ def test_rounds_that_fail_are_told_and_leave_the_live_version_alone(streamed: St
     streamed.start()
     streamed.until(lambda: streamed.titles().get("p012") == "product 12 at 10", "good pictures go live")
     assert streamed.end(signal.SIGTERM) == 0
-    assert live.count_waiting() == 0
+    streamed.until(lambda: live.count_waiting() == 0, "the changes are acknowledged")
 
 
 def test_an_outage_of_any_length_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def address(mlflow_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, 15)
-        server.wait(20)
+        server.wait(60)
 
 
 @dataclass
@@ -83,7 +83,7 @@ def served(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     log_in("pipeline")
     made = httpx.post(
         f"{address}/api/2.0/mlflow/users/create", json={"username": "replica", "password": PASSWORD}, auth=("pipeline", PASSWORD),
-        trust_env=False,
+        timeout=60, trust_env=False,
     )  # fmt: skip
     assert made.status_code == 200, made.text
     shop = Shop(home, Registry(address, home / "cache"))

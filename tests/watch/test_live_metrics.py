@@ -69,7 +69,7 @@ def test_real_queries_are_measured_and_drift_shows(live: Live, tmp_path: Path) -
         for i in range(n):
             vector = rng.standard_normal(dim) + towards * np.eye(dim)[0]
             body = {"vector": (vector / np.linalg.norm(vector)).tolist(), "k": 3}
-            httpx.post(f"{live.running[i % 2].url}/v1/search", json=body, trust_env=False).raise_for_status()
+            httpx.post(f"{live.running[i % 2].url}/v1/search", json=body, timeout=60, trust_env=False).raise_for_status()
 
     ask(150, 0.0)
     first = looked(live).figures

@@ -34,7 +34,7 @@ def events(stack: Stack) -> list[dict]:
 
 
 def wait_for(stack: Stack, count: int) -> list[dict]:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while len(found := events(stack)) < count and time.monotonic() < until:
         time.sleep(0.2)
     return found

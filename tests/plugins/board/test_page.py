@@ -260,7 +260,7 @@ def test_a_replica_that_is_down_is_seen_and_so_is_its_return(browser: "Browser",
     page.context.close()
     settled.replicas[1] = Running(settled.server.settings.mlflow_uri, settled.shop.home / "replica-1", lost.port)
     page = visit(browser, settled, "viewer")
-    page.get_by_text("on all 2 replicas").wait_for(timeout=20_000)
+    page.get_by_text("on all 2 replicas").wait_for(timeout=60_000)
     page.context.close()
 
 

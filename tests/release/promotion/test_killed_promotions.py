@@ -42,7 +42,7 @@ class Shoppers:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        with httpx.Client(trust_env=False, timeout=30) as client:
+        with httpx.Client(trust_env=False, timeout=90) as client:
             while not self.stop.is_set():
                 for url in self.urls:
                     answer = client.post(f"{url}/v1/search", files={"image": self.photo}, data={"k": "3"})
@@ -79,11 +79,11 @@ class Stack:
         return self.registry.aliases(INDEX_MODEL)
 
     def serving(self) -> set[str]:
-        return {httpx.get(f"{r.url}/v1/version", trust_env=False).json()["live"]["version"] for r in self.running}
+        return {httpx.get(f"{r.url}/v1/version", timeout=60, trust_env=False).json()["live"]["version"] for r in self.running}
 
     def loaded(self, version: str) -> list[str]:
         """Since when each replica holds a version ready."""
-        states = [httpx.get(f"{r.url}/v1/version", trust_env=False).json()["slots"] for r in self.running]
+        states = [httpx.get(f"{r.url}/v1/version", timeout=60, trust_env=False).json()["slots"] for r in self.running]
         return [s["since"] for state in states for s in state.values() if (s["version"], s["state"]) == (version, "ready")]
 
     def other(self) -> str:
@@ -111,7 +111,9 @@ def stack(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             home=home, mlflow_uri=mlflow_uri, serving_urls=tuple(r.url for r in running), admin_token=TOKEN, bake_s=0.5
         )
         shoppers = Shoppers([r.url for r in running], (home / "shop" / "photos" / "7-2.jpg").read_bytes())
-        until(lambda: all(httpx.get(f"{r.url}/readyz", trust_env=False).status_code == 200 for r in running), limit_s=60)
+        until(
+            lambda: all(httpx.get(f"{r.url}/readyz", timeout=60, trust_env=False).status_code == 200 for r in running), limit_s=60
+        )
         asking = threading.Thread(target=shoppers.run)
         asking.start()
         made = Stack(registry, versions, running, process_environment(settings), promoter.server(), shoppers)
@@ -121,7 +123,7 @@ def stack(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             yield made
         finally:
             shoppers.stop.set()
-            asking.join(30)
+            asking.join(90)
 
 
 def point_of(stack: Stack, point: str) -> str:

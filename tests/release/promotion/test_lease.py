@@ -151,7 +151,7 @@ def test_the_lease_is_kept_for_the_next_step_only_when_the_block_ended_well() ->
     with hold_lease(tags, "run", keep_s=HANDOVER_S) as lease:
         lease.check()
     (flag,) = read_intents(tags.held).values()
-    assert flag.until > time.time() + HANDOVER_S - 5
+    assert flag.until > time.time() + LASTS_S
     with pytest.raises(ValueError, match="a step fails"), hold_lease(tags, "run", keep_s=HANDOVER_S):
         raise ValueError("a step fails")
     assert read_intents(tags.held) == {}
@@ -163,7 +163,7 @@ def test_of_many_at_once_never_two_hold_it() -> None:
     inside: list[str] = []
     most: list[int] = []
     done: list[str] = []
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 300
 
     def work(name: str) -> None:
         for _ in range(4):

@@ -33,6 +33,7 @@ from tasks.release.retention.garbage import GarbageItem, _renewed, collect, plan
 from tasks.release.retention.policy import Retention, kept_versions
 from tests.catalog.changes.refreshed import own_mlflow
 from tests.registered import Shop, good_gates
+from tests.running import until
 
 pytestmark = [
     pytest.mark.slow,
@@ -241,6 +242,7 @@ def test_no_reachable_segment_goes_while_promotions_run(shop: Shop) -> None:
             version = delta(shop, version, n)
             collect(shop.registry, store_of(shop), replace(KEEP, versions=1), alone)
             problems += unreachable_files(shop.registry)
+        until(lambda: bool(promoted) or not thread.is_alive(), "something is promoted")
     finally:
         stop.set()
         thread.join()
