@@ -42,7 +42,7 @@ class Shop(BaseHTTPRequestHandler):
         elif self.path == "/slow":
             self.send_response(200)
             self.end_headers()
-            for _ in range(200):
+            for _ in range(50):
                 self._write(b"x")
                 time.sleep(0.05)
         else:
