@@ -1,6 +1,10 @@
-"""Collections as tables of PostgreSQL with pgvector: filled by COPY, a block per transaction; the index is built at the end."""
+"""Collections as tables of PostgreSQL with pgvector: filled by COPY, a block per transaction; the index is built at the end.
+
+Where a killed upload goes on is in upload.py.
+"""
 
 import logging
+import math
 
 import numpy as np
 import psycopg
@@ -19,9 +23,12 @@ HNSW_DIMENSIONS = 2000
 """Most dimensions of pgvector's indexes over float32."""
 PLAIN_DIMENSIONS = 1900
 """Up to so many, a vector fits into its row's page and need not be fetched from a second table."""
-BUILD_MEMORY = "1GB"
-"""maintenance_work_mem of an index build: a graph that does not fit into it is built many times slower. Several processes build it in
-shared memory, of which containers have 64 MB unless they are given more."""
+GRAPH_BYTES = 720
+"""Bytes of a row in the graph of M 16 that HNSW builds in memory, besides its vector; measured: 715 to 724 at 8 to 1536 dimensions."""
+MOST_BUILD_MB = 2048
+"""Most MiB of maintenance_work_mem that a build asks for, unless PostgreSQL gives its user more by itself. A graph that does not fit
+is built many times slower. Several processes build it in shared memory, of which containers have 64 MB unless they are given more."""
+MORE_MEMORY = "ALTER ROLE … SET maintenance_work_mem gives the pipeline's user more"
 
 
 class PgvectorCollections:
@@ -94,21 +101,42 @@ class PgvectorCollections:
         index = sql.SQL(text).format(
             sql.Identifier(f"{name}_index"), sql.Identifier(name), sql.SQL(kind), sql.SQL(options)
         )  # fmt: skip
+        memory = {"maintenance_work_mem": f"{self._memory_mb(name, factory, rows)}MB"}
         try:
-            self._build(index, {"maintenance_work_mem": BUILD_MEMORY})
+            self._build(name, index, memory)
         except psycopg.errors.DiskFull as error:  # or a disk that is full indeed, which the second build meets again
             log.warning(
                 "collection %s: %s; its index is built by one process, which needs no shared memory", name, error_line(error)
             )
-            self._build(index, {"maintenance_work_mem": BUILD_MEMORY, "max_parallel_maintenance_workers": "0"})
+            self._build(name, index, memory | {"max_parallel_maintenance_workers": "0"})
         with self._connect(autocommit=True) as connection:
             connection.execute(sql.SQL("VACUUM ANALYZE {}").format(sql.Identifier(name)))
 
-    def _build(self, index: sql.Composed, values: dict[str, str]) -> None:
+    def _memory_mb(self, name: str, factory: str, rows: int) -> int:
+        """What the index of a collection needs, up to MOST_BUILD_MB, or the user's own maintenance_work_mem where that is more."""
+        text = (
+            "SELECT atttypmod, setting::int / 1024 FROM pg_attribute, pg_settings "
+            "WHERE attrelid = to_regclass(%s) AND attname = 'embedding' AND pg_settings.name = 'maintenance_work_mem'"
+        )
         with self._connect() as connection:
+            found = connection.execute(text, (f'"{name}"',)).fetchone()
+        assert found is not None
+        dim, own_mb = found
+        return min(build_memory_mb(factory, rows, dim), max(own_mb, MOST_BUILD_MB))
+
+    def _build(self, name: str, index: sql.Composed, values: dict[str, str]) -> None:
+        def warn(notice: psycopg.errors.Diagnostic) -> None:
+            if "maintenance_work_mem" in (notice.message_primary or ""):
+                log.warning("collection %s: %s; %s", name, notice.message_primary, MORE_MEMORY)
+
+        with self._connect() as connection:
+            connection.add_notice_handler(warn)
             for setting, value in values.items():
                 connection.execute("SELECT set_config(%s, %s, true)", (setting, value))
-            connection.execute(index)
+            try:
+                connection.execute(index)
+            except psycopg.errors.ProgramLimitExceeded as error:  # the lists of ivfflat do not fit into the memory
+                raise VitrineError(f"PostgreSQL does not build the index of {name}: {error_line(error)}; {MORE_MEMORY}") from None
 
     def drop(self, name: str) -> None:
         with self._connect() as connection:
@@ -126,6 +154,19 @@ class PgvectorCollections:
 
     def _connect(self, autocommit: bool = False) -> psycopg.Connection:
         return psycopg.connect(self.endpoint.address, connect_timeout=max(2, int(self.endpoint.timeout_s)), autocommit=autocommit)
+
+
+def build_memory_mb(factory: str, rows: int, dim: int) -> int:
+    """MiB in which pgvector (0.8.5) builds an index of so many vectors: the graph of hnsw; of ivfflat 50 samples a list, at least
+    10,000, and their bounds to every list (Elkan's k-means)."""
+    kind, options = _index_of(factory)
+    if kind == "hnsw":
+        needed = rows * (4 * dim + GRAPH_BYTES)
+    else:
+        lists, vector = int(options.removeprefix("lists=")), 4 * dim + 8
+        samples = max(50 * lists, 10_000)
+        needed = samples * vector + min(samples, rows) * 4 * lists + 4 * lists * (vector + lists)
+    return math.ceil(1.05 * needed / 2**20) + 8
 
 
 def _index_of(factory: str) -> tuple[str, str]:

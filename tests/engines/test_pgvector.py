@@ -17,6 +17,7 @@ from serving.index.remote_engine import connect
 from serving.index.searcher import Searcher
 from tasks.errors import ServiceAway, VitrineError
 from tasks.index.engine_collections import ALIAS, open_collections, recorded_collections
+from tasks.index.pgvector_collections import build_memory_mb
 from tasks.pipelines.collection_steps import check_engine
 from tasks.release.retention.garbage import _collections, _drop
 from tasks.release.retention.policy import Reachable, Retention, reachable
@@ -182,13 +183,17 @@ def test_what_a_database_lacks_is_told_before_anything_is_embedded_and_a_search_
 
 def test_the_users_of_the_documentation_may_do_what_each_has_to(server: EngineServer) -> None:
     page = (Path(__file__).parents[2] / "docs/operate/engines.md").read_text()
-    statements = [line for line in page.split("```")[1].splitlines() if line.strip()]
-    roles = "DROP ROLE IF EXISTS vitrine", "DROP ROLE IF EXISTS vitrine_replica"
-    with database(server, "users", *roles, "REVOKE CREATE ON SCHEMA public FROM public", *statements) as address:
+    block = next(part for part in page.split("```")[1::2] if "CREATE EXTENSION" in part)
+    of_server, of_database = ([line for line in part.splitlines() if line] for part in block.split("\\c vectors\n"))
+    roles, made = ("vitrine_vectors", "vitrine_replica"), "CREATE DATABASE vectors;"
+    begin = "REVOKE CREATE ON SCHEMA public FROM public"
+    after = [line for line in of_server if line != made]  # `database` makes it
+    assert made in of_server
+    with database(server, "vectors", *after, begin, *of_database) as address:
         with psycopg.connect(address, autocommit=True) as connection:
-            for role in ("vitrine", "vitrine_replica"):
+            for role in roles:
                 connection.execute(f"ALTER ROLE {role} PASSWORD 'x'")
-        chosen = replace(Settings(), engine="pgvector", engine_address=as_role(address, "vitrine"))
+        chosen = replace(Settings(), engine="pgvector", engine_address=as_role(address, "vitrine_vectors"))
         check_engine(chosen)
         held = open_collections("pgvector", chosen.endpoint)
         for name in ("vitrine_a", "vitrine_b"):
@@ -210,7 +215,8 @@ def test_the_users_of_the_documentation_may_do_what_each_has_to(server: EngineSe
 def test_an_index_is_built_by_one_process_where_shared_memory_does_not_hold_it(
     server: EngineServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tasks.index.pgvector_collections.BUILD_MEMORY", "1TB")  # more than any /dev/shm has
+    monkeypatch.setattr("tasks.index.pgvector_collections.MOST_BUILD_MB", 2**20)  # a TiB: more than any /dev/shm has
+    monkeypatch.setattr("tasks.index.pgvector_collections.build_memory_mb", lambda *_: 2**20)
     with database(server, "small", PLAIN) as address:
         held = open_collections("pgvector", replace(server.endpoint, address=address))
         held.create("vitrine_a", 8, "hnsw,m=16,ef_construction=100")
@@ -223,3 +229,55 @@ def test_an_index_is_built_by_one_process_where_shared_memory_does_not_hold_it(
     assert built
     assert "USING hnsw" in built[0]
     assert "its index is built by one process" in caplog.text
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_build_gets_the_memory_that_its_index_needs_up_to_a_limit_and_says_where_that_was_too_little(
+    server: EngineServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, processes: int
+) -> None:
+    rows, factory = 12_000, "hnsw,m=16,ef_construction=32"
+    x = np.random.default_rng(7).standard_normal((rows, 8)).astype(np.float32)
+    with database(server, "memory", PLAIN) as address:
+        little = f"{address}&options=-cmaintenance_work_mem%3D8MB"
+        held = open_collections("pgvector", replace(server.endpoint, address=little))
+        held.create("vitrine_a", 8, factory)
+        held.put("vitrine_a", 0, x)
+        with psycopg.connect(address) as connection:
+            connection.execute(f"ALTER TABLE vitrine_a SET (parallel_workers = {processes})")
+        held.complete("vitrine_a", factory, rows)
+        assert caplog.text == ""
+        with psycopg.connect(address) as connection:
+            connection.execute("DROP INDEX vitrine_a_index")
+        monkeypatch.setattr("tasks.index.pgvector_collections.MOST_BUILD_MB", 1)
+        held.complete("vitrine_a", factory, rows)
+        assert "no longer fits into maintenance_work_mem" in caplog.text
+        assert "ALTER ROLE" in caplog.text
+
+
+def test_lists_get_the_memory_that_they_need_or_the_build_says_how_they_get_it(
+    server: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, factory = 12_000, "ivfflat,lists=256"
+    with database(server, "lists", PLAIN) as address:
+        little = f"{address}&options=-cmaintenance_work_mem%3D8MB"
+        held = open_collections("pgvector", replace(server.endpoint, address=little))
+        held.create("vitrine_a", 8, factory)
+        held.put("vitrine_a", 0, np.random.default_rng(7).standard_normal((rows, 8)).astype(np.float32))
+        with monkeypatch.context() as patched:
+            patched.setattr("tasks.index.pgvector_collections.MOST_BUILD_MB", 1)
+            with pytest.raises(VitrineError, match=r"memory required is .* ALTER ROLE"):
+                held.complete("vitrine_a", factory, rows)
+        held.complete("vitrine_a", factory, rows)
+
+
+@pytest.mark.parametrize(
+    ("factory", "rows", "dim", "measured_mb"),
+    [
+        ("hnsw,m=16,ef_construction=100", 4555, 512, 12),
+        ("hnsw,m=16,ef_construction=100", 1832, 1536, 12),
+        ("ivfflat,lists=300", 30_000, 128, 26),
+        ("ivfflat,lists=1000", 30_000, 128, 145),
+    ],
+)
+def test_the_memory_of_a_build_is_a_little_more_than_was_measured(factory: str, rows: int, dim: int, measured_mb: int) -> None:
+    assert measured_mb <= build_memory_mb(factory, rows, dim) <= 1.1 * measured_mb + 9
