@@ -108,7 +108,7 @@ class ServingSettings:
     workers: int = setting(2, "searches at once, one thread each; a gateway: 16", 4, area="Load", least=1)
     threads: int = setting(1, "threads of ONNX Runtime within one search", 2, least=1)
     queue: int = setting(
-        78, "searches that wait beyond `workers`, and photos waiting to be fetched; more are answered 503; a gateway: 176",
+        78, "searches that wait beyond `VITRINE_WORKERS`, and photos waiting to be fetched; more are answered 503; a gateway: 176",
         40, least=0,
     )  # fmt: skip
     deadline_s: float = setting(
@@ -185,8 +185,8 @@ class ServingSettings:
     engine_token: str = setting("", "token that this engine asks for, as user:password or an API key", "root:secret", header=True)
     engine_timeout_s: float = setting(2.0, "seconds for one call of it, of at most three", 0.5, least=0.01, most=DAY_S)
     encoder_server: str = setting(
-        "", "server that encodes photos instead of `encoder_runtime`: triton or torchserve (docs/operate/encoder-servers.md)", "triton",
-        area="Encoder servers",
+        "", "server that encodes photos instead of `VITRINE_ENCODER_RUNTIME`: triton or torchserve (docs/operate/encoder-servers.md)",
+        "triton", area="Encoder servers",
     )  # fmt: skip
     encoder_address: str = setting(
         "", "address of that server: http://, of Triton also grpc:// (with TLS https://, grpcs://)", "http://triton:8000"
@@ -202,7 +202,9 @@ class ServingSettings:
         "http://shard-0:8100,http://shard-1:8100",
     )  # fmt: skip
     shard_map: str = setting(
-        "", "role gateway, instead of `shard_urls`: a file with an address a line, read again every two seconds", "/etc/shards"
+        "",
+        "role gateway, instead of `VITRINE_SHARD_URLS`: a file with an address a line, read again every two seconds",
+        "/etc/shards",
     )
     shard_timeout_s: float = setting(
         1.0, "seconds a gateway waits for a shard before it answers without it", 0.2, least=0.01, most=DAY_S

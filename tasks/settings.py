@@ -37,11 +37,11 @@ class Settings:
         "http://127.0.0.1:5000", "MLflow server of encoder and index versions", "https://mlflow.shop.example"
     )
     mlflow_page: str = setting(
-        "", "where a person's browser reaches MLflow, for links; empty: mlflow_uri", "https://mlflow.shop.example"
+        "", "where a person's browser reaches MLflow, for links; empty: VITRINE_MLFLOW_URI", "https://mlflow.shop.example"
     )
     airflow_url: str = setting("http://127.0.0.1:8080", "Airflow's API server", "https://airflow.shop.example")
     airflow_page: str = setting(
-        "", "where a person's browser reaches Airflow, for links; empty: airflow_url", "https://airflow.shop.example"
+        "", "where a person's browser reaches Airflow, for links; empty: VITRINE_AIRFLOW_URL", "https://airflow.shop.example"
     )
     airflow_user: str = setting("admin", "Airflow user that `make demo` starts runs as", "operator")
     airflow_password: str = setting("", "password of that user; `make demo` draws one", "a long random text", secret=True)
