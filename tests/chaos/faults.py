@@ -136,11 +136,16 @@ def of_services() -> list[Fault]:
         *server_faults("PostgreSQL", "postgres", f"{ANSWERED}; {RETRIED}; no change is lost or taken twice", step=""),
         *server_faults("Redis", "redis", redis, step="embed_changes"),
         *server_faults("S3", "s3", ANSWERED_AND_RETRIED, ("pause", "cut", "slow"), delay_s=0.05, step=""),
-        Fault("all four", "cut", "cut off for 5 s", cut_everything, mend_everything, ANSWERED_AND_RETRIED),
+        Fault(
+            "MLflow, PostgreSQL, Redis and S3", "cut", "cut off for 5 s", cut_everything, mend_everything, ANSWERED_AND_RETRIED
+        ),
     ]
     for what, errors in (("503 to a tenth", "503"), ("resets for a tenth", "reset"), ("half of a tenth of answers", "truncated")):
         found.append(s3_errors(what, errors))
-    return [*found, replace(s3_errors("all three in a night", "503", "reset", "truncated"), story="night")]
+    return [
+        *found,
+        replace(s3_errors("503, resets and half answers together, in a night", "503", "reset", "truncated"), story="night"),
+    ]
 
 
 def s3_errors(what: str, *errors: str) -> Fault:
