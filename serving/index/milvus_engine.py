@@ -1,6 +1,7 @@
 """A collection of Milvus: `id` int64 and `embedding` float32 (d), under an index by inner product.
 
 Milvus takes no row masks: more is fetched, up to its limit of 16,384, and few allowed rows are fetched by id and compared here.
+Which rows a filter allows is in serving/ranking/filters.py, how much more is fetched in unmasked.py.
 """
 
 import logging

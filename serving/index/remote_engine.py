@@ -1,4 +1,7 @@
-"""Engine over a collection of another system: over-fetching where that takes no row masks, and calls through a circuit breaker."""
+"""Engine over a collection of another system: over-fetching where that takes no row masks, and calls through a circuit breaker.
+
+Deltas and tombstones are merged with it in searcher.py.
+"""
 
 import numpy as np
 

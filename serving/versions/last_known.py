@@ -1,4 +1,7 @@
-"""What a replica last read of the registry, kept on its disk: with it and the cached files it starts while MLflow is away."""
+"""What a replica last read of the registry, kept on its disk: with it and the cached files it starts while MLflow is away.
+
+When it is read instead of MLflow is in version_source.py (manifests, tags) and slots.py (aliases).
+"""
 
 import logging
 from contextlib import suppress
