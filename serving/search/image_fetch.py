@@ -172,18 +172,20 @@ class _PinnedConnection(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, address: str, secure: bool, timeout_s: float) -> None:
         super().__init__(host, port, timeout=timeout_s)
         self.address, self.secure = address, secure
+        self.opened: socket.socket | None = None
+        """Outlives `sock`, which is None while the body of an answer comes that ends with its connection."""
 
     def connect(self) -> None:
         self.sock = socket.create_connection((self.address, self.port), self.timeout)
         if self.secure:
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+        self.opened = self.sock
 
     def cut(self) -> None:
         """Shuts the connection down from another thread."""
-        sock = self.sock
-        if sock is not None:
+        if self.opened is not None:
             try:
-                sock.shutdown(socket.SHUT_RDWR)
+                self.opened.shutdown(socket.SHUT_RDWR)
             except OSError:
                 return  # it is closed already
 

@@ -1,8 +1,10 @@
 """Photos by address: allowed hosts, the very address that was checked, no private networks, caps; over real connections."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -40,11 +42,13 @@ class Shop(BaseHTTPRequestHandler):
             for _ in range(100):
                 self._write(bytes(2**20))
         elif self.path == "/slow":
+            # With no length: the body ends with the connection, which http.client calls closed from the head on.
             self.send_response(200)
             self.end_headers()
-            for _ in range(50):
-                self._write(b"x")
-                time.sleep(0.05)
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
         else:
             self.send_error(404)
 
@@ -119,6 +123,26 @@ def test_only_listed_hosts_are_asked(port: int, url: str) -> None:
 def test_letters_beyond_ascii_are_encoded_and_what_is_encoded_stays(port: int) -> None:
     for path in ("café %2F?a=é", "caf%C3%A9%20%2F?a=%C3%A9", "bytes"):
         assert fetcher(port).fetch(f"http://shop:{port}/{path}") == PHOTO
+
+
+def test_a_handshake_that_never_ends_is_a_timeout() -> None:
+    """Byte by byte a TLS record comes, so that no single read waits for long."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def dribble() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"\x16\x03\x03\x40\x00")  # a handshake record of 16,384 bytes
+                while True:
+                    connection.sendall(b"\x02")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=dribble)
+        thread.start()
+        port = server.getsockname()[1]
+        assert refused(lambda: fetcher(port, timeout_s=1.0, schemes=("https",)).fetch(f"https://shop:{port}/photo")) == "timeout"
+        thread.join(60)
+        assert not thread.is_alive(), "the connection was cut"
 
 
 def test_a_name_that_is_looked_up_for_too_long_is_a_timeout(port: int) -> None:
