@@ -86,6 +86,9 @@ class PipelineStack(ComposeStack):
     def tasks(self, dag: str, run_id: str) -> list[TaskState]:
         return self.quietly(lambda: self.airflow.tasks(dag, run_id)) or []
 
+    def promotes(self) -> bool:
+        return any(run["state"] not in ENDED for run in self.airflow.runs("promote_index"))
+
     def garbage(self, verb: str) -> None:
         """Pauses or unpauses collect_garbage."""
         self.compose("exec", "-T", "airflow-scheduler", "airflow", "dags", verb, "collect_garbage")
@@ -163,6 +166,8 @@ def test_a_restart_of_everything_keeps_its_state(stack: PipelineStack) -> None:
 
 
 def test_everything_is_deleted_and_restored_and_the_next_hour_goes_on(stack: PipelineStack) -> None:
+    # A bake that goes on in the restored stack finds replicas that still load, and takes its version back.
+    until(lambda: stack.quietly(stack.promotes) is False, "the hour's promotion has ended")
     before, products = stack.live(), stack.products()
     stack.garbage("pause")
     stack.delete_and_restore(stack.backup("mlflow", "vitrine", "pictures"))
